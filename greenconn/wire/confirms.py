@@ -54,13 +54,13 @@ class ConfirmSequencer(Generic[P]):
         self.outstanding: dict[int, P] = {}
 
     def expect(self, publish: P) -> int:
-        """Number a publish whose confirm is awaited."""
+        """Assign the next number to a publish whose confirm is awaited."""
         self.last = tag = self.last + 1
         self.outstanding[tag] = publish
         return tag
 
     def skip(self) -> None:
-        """Number a publish whose confirm is not awaited."""
+        """Assign the next number to a publish whose confirm is not awaited."""
         self._skipped = self.last = self.last + 1
 
     @property

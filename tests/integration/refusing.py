@@ -53,8 +53,8 @@ def _mongodb(
 
 def _sqs(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> Callable[[], object]:
     """SQS takes no messages as large as that."""
-    sending = channel.connection.store._sending
-    patch.setattr(sending, "_options", sending._options.replace(max_message_size=10))
+    sender = channel.connection.store._sender
+    patch.setattr(sender, "_options", sender._options.replace(max_message_size=10))
     return patch.undo
 
 
