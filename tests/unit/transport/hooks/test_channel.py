@@ -127,14 +127,6 @@ def opened(link: HookLink) -> ShelfChannel:
     return made
 
 
-@pytest.fixture
-def channel(link: HookLink) -> ShelfChannel:
-    """A channel with a queue ``q``."""
-    made = opened(link)
-    made.queue_declare("q")
-    return made
-
-
 def send(channel: ShelfChannel, *bodies: str, queue: str = "q", exchange: str = "") -> None:
     for body in bodies:
         message = channel.prepare_message(body, 3, "text/plain", "utf-8", {"h": 1}, {"cid": "c"})

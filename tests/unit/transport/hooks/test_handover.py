@@ -83,14 +83,6 @@ def link(transport: ShelfTransport, shelf: BrokenShelf) -> Iterator[HookLink]:
     link.close()
 
 
-@pytest.fixture
-def channel(link: HookLink) -> ShelfChannel:
-    """A channel with a queue ``q``."""
-    made = opened(link)
-    made.queue_declare("q")
-    return made
-
-
 def came_back(shelf: Shelf, channel: ShelfChannel, *wanted: str) -> None:
     until(lambda: sorted(bodies(shelf, channel)) == sorted(wanted))
     assert all(json.loads(each)["redelivered"] for each in shelf.queues["q"])

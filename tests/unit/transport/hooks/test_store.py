@@ -67,14 +67,6 @@ def link(shelf: Shelf) -> Iterator[HookLink]:
     link.close()
 
 
-@pytest.fixture
-def channel(link: HookLink) -> ShelfChannel:
-    """A channel with a queue ``q``."""
-    made = opened(link)
-    made.queue_declare("q")
-    return made
-
-
 def test_it_is_a_store(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     store = link.store
     declared = Declaration(durable=True)

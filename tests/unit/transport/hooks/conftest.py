@@ -1,0 +1,16 @@
+"""What the tests of kombu's hooks share."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenconn.transport.hooks.link import HookLink
+from tests.unit.transport.hooks.test_channel import ShelfChannel, opened
+
+
+@pytest.fixture
+def channel(link: HookLink) -> ShelfChannel:
+    """A channel with a queue ``q``."""
+    made = opened(link)
+    made.queue_declare("q")
+    return made
