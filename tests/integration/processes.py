@@ -13,6 +13,8 @@ from typing import IO, Any
 import gevent
 from gevent.socket import wait_read, wait_write
 
+from tests.integration.stacks import SIGNAL
+
 __all__ = ["ROOT", "Outcome", "Running", "run", "start"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,18 +70,43 @@ class Running:
         self.process.send_signal(number)
 
     def outcome(self, input: bytes | None = None, timeout: float = TIMEOUT) -> Outcome:
-        """Wait for its end.  May switch."""
+        """Wait for its end.  May switch.
+
+        Raises:
+            AssertionError: it did not end within *timeout* seconds; the text has what it printed.
+        """
         process = self.process
-        with gevent.Timeout(timeout, AssertionError("the program did not end")):
-            writer = gevent.spawn(_write_all, self.input, input or b"")
-            output = gevent.spawn(_read_all, self.output)
-            errors = gevent.spawn(_read_all, self.errors)
-            for each in (writer, output, errors):
-                each.get()
-            while process.poll() is None:
-                gevent.sleep(0.01)
-        said = HELD_UP.sub("", errors.get().decode())
-        return Outcome(process.returncode, output.get().decode(), said)
+        output, errors = bytearray(), bytearray()
+        greenlets: list[gevent.Greenlet[..., None]] = [
+            gevent.spawn(_write_all, self.input, input or b""),
+            gevent.spawn(_read_all, self.output, output),
+            gevent.spawn(_read_all, self.errors, errors),
+        ]
+        try:
+            with gevent.Timeout(timeout):
+                gevent.joinall(greenlets, raise_error=True)
+                while process.poll() is None:
+                    gevent.sleep(0.01)
+        except gevent.Timeout:
+            gevent.killall(greenlets)
+            texts = f"{output.decode()}\n{errors.decode()}\n{self.stacks()}"
+            raise AssertionError(f"the program did not end; it printed:\n{texts}") from None
+        return Outcome(process.returncode, output.decode(), HELD_UP.sub("", errors.decode()))
+
+    def stacks(self, timeout: float = 5.0) -> str:
+        """Return what is in its standard error, and the stacks of its greenlets.  May switch.
+
+        The stacks are there if it called :func:`~tests.integration.stacks.print_on_signal`.
+        """
+        if self.process.poll() is None and _handles(self.pid, SIGNAL):
+            self.signal(SIGNAL)
+        else:
+            timeout = 0.1
+        texts = bytearray()
+        reader = gevent.spawn(_read_all, self.errors, texts)
+        reader.join(timeout)
+        reader.kill()
+        return texts.decode(errors="replace")
 
     def line(self, timeout: float = TIMEOUT) -> str:
         """Wait for the next line of its output.  May switch.
@@ -107,14 +134,21 @@ class Running:
                 pipe.close()
 
 
-def _read_all(pipe: IO[bytes]) -> bytes:
-    parts: list[bytes] = []
+def _read_all(pipe: IO[bytes], read: bytearray) -> None:
     while True:
         wait_read(pipe.fileno())
         part = os.read(pipe.fileno(), 65536)
         if not part:
-            return b"".join(parts)
-        parts.append(part)
+            return
+        read += part
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal; others would end by it."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def _write_all(pipe: IO[bytes], data: bytes) -> None:

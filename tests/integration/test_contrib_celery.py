@@ -110,7 +110,10 @@ def outcomes(
         worker.wait_for("ready")
         outcome = run("-m", "tests.integration.celery.client", MANY[long], env=worker.env)
         assert outcome.output, outcome.errors
-        yield json.loads(outcome.output.splitlines()[-1])
+        outcomes = json.loads(outcome.output.splitlines()[-1])
+        if any(outcomes[step] != expected for step, expected in EXPECTED.items()):
+            print("The client:", outcome.errors, "The worker:", worker.running.stacks(), sep="\n")
+        yield outcomes
     finally:
         worker.end()
 

@@ -10,6 +10,9 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutdown
 from kombu.entity import Queue
 
+from tests.integration import stacks
+
+stacks.print_on_signal()
 broker = os.environ["BROKER"]
 scheme = os.environ.get("SCHEME")
 if scheme:
