@@ -1,4 +1,4 @@
-"""Receiving messages."""
+"""The consumer of kombu's API, whose callbacks run in the greenlet that drains the connection."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ __all__ = ["Consumer"]
 
 
 class Consumer:
-    """Receives messages and calls callbacks, in the greenlet that drains the connection.
+    """A consumer of one or more queues.
 
-    Any greenlet may consume, cancel, add queues or drain; each message goes to one that drains.
-    After the connection was lost its session restores the consumer with the same tags; where there
-    is no session, :meth:`revive` does.
+    Its callbacks are called in the greenlets that call ``drain_events``.  Any greenlet may consume,
+    cancel, add queues or drain, and each message goes to one of those that drain.  When the connection
+    was lost, its session restores the consumer with the same tags; without a session call
+    :meth:`revive`.
 
     Arguments:
-        channel: a connection (its default channel is used) or a channel.
+        channel: a channel, or a connection, whose default channel is used.
         queues: a Queue or several.
-        no_ack: messages need no answer; None is what each queue says.
-        auto_declare: declare the queues at once.
+        no_ack: whether messages are delivered without the need of an ack; None: as each queue says.
+        auto_declare: whether to declare the queues at once.
         callbacks: called in order as ``callback(body, message)``.
         on_decode_error: called as ``on_decode_error(message, exc)`` when a body cannot be decoded;
-            without it the error is raised in who drains.
-        on_message: called as ``on_message(message)`` instead of the callbacks; nothing is decoded.
+            without it ``drain_events`` raises the error.
+        on_message: called as ``on_message(message)`` instead of the callbacks, without decoding.
         accept: names of serializers or content types; None accepts all that are not disabled.
-        prefetch_count: unanswered messages that the broker sends ahead, for each queue.
-        tag_prefix: begins the consumer tags.
+        prefetch_count: unacknowledged messages that the broker delivers at most, for each queue.
+        tag_prefix: the beginning of the consumer tags.
 
     Attributes:
-        sink: takes the messages instead of the callbacks, without ``drain_events``.
+        sink: gets the messages instead of the callbacks, without ``drain_events``.
     """
 
     ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed
@@ -71,10 +72,10 @@ class Consumer:
 
     _channel: Any = None
     _connection: Any = None
-    #: The channel on which the queues were declared.  (With its consumers a channel may take queues
-    #: along that delete themselves, so the next one declares them again.)
+    #: The channel on which the queues were declared.  (Auto-delete queues may go with the consumers of
+    #: a channel, so the next channel declares them again.)
     _declared_on: Any = None
-    #: The last ``qos()`` of the user, for another life.
+    #: The arguments of the last :meth:`qos`, to repeat it on the next link.
     _asked_qos: tuple[int, int, bool] | None = None
 
     def __init__(
@@ -130,7 +131,7 @@ class Consumer:
 
     @property
     def channel(self) -> Any:
-        """The channel to use now, None if there is none.  May switch."""
+        """The open channel to use; None without one.  May switch."""
         channel = self._channel
         if channel is None or is_open(channel):
             return channel
@@ -143,7 +144,7 @@ class Consumer:
 
     @property
     def connection(self) -> Any:
-        """The connection, None if there is none."""
+        """The connection; None without one."""
         return getattr(getattr(self._channel, "connection", None), "client", None)
 
     # Where
@@ -151,11 +152,11 @@ class Consumer:
     def revive(self, channel: ChannelOrConnection) -> None:
         """Move to *channel*, a channel or a connection.  May switch.
 
-        The queues are declared there, and what was consumed is consumed there with the same tags.
-        If recovery has done all that already, this changes nothing.
+        The queues are declared there, and those that were consumed are consumed with the same tags.
+        This does nothing if recovery has done it already.
 
         Raises:
-            ChannelError, ConnectionError: the broker or the network refused.
+            ChannelError, ConnectionError: the broker refused, or the connection was lost.
         """
         connection = channel if is_connection(channel) else None
         channel = maybe_channel(channel)
@@ -176,10 +177,10 @@ class Consumer:
                 queue.revive(channel)
 
     def _settle(self, channel: Channel, declare: Callable[[], Any] | None = None) -> None:
-        """Be whole on *channel*: declare, set the prefetch, consume.  May switch.
+        """Declare the queues on *channel*, set the prefetch and consume.  May switch.
 
         Arguments:
-            declare: instead of declaring the queues there.
+            declare: called instead of declaring the queues.
         """
         self._adopt(channel)
         if self._declared_on is not channel:
@@ -198,7 +199,7 @@ class Consumer:
         self._start(channel)
 
     def _start(self, channel: Channel) -> None:
-        """Ask *channel* for what is wanted and was not asked for.  May switch."""
+        """Consume on *channel* the queues that are to be consumed and are not yet.  May switch."""
         subscriptions = self._subscriptions
         lacking = [queue for queue in self.queues if subscriptions.lacks(queue.name, channel)]
         if not lacking:
@@ -213,7 +214,7 @@ class Consumer:
 
     def _start_all(self, queues: list[Any], channel: Channel) -> None:
         for queue in queues:
-            # Asked again each time: another greenlet may have been quicker, or moved the consumer.
+            # Checked each time: another greenlet may have consumed it, or moved the consumer.
             if self._channel is channel and self._subscriptions.lacks(queue.name, channel):
                 # Only the last one waits: replies come in order, and a refusal ends the channel.
                 self._start_one(queue, channel, nowait=queue is not queues[-1])
@@ -251,7 +252,7 @@ class Consumer:
     def _declare_through(self, channel: Channel | None) -> None:
         """Declare the queues on another channel; on their own if that is None.  May switch."""
         for key, queue in list(self._queues.items()):
-            # One that was used meanwhile may have its new name already.
+            # A queue that another greenlet has declared meanwhile may have its new name already.
             name = key if isinstance(key, str) else queue.name
             queue.declare(channel=channel)
             if queue.name != name and key in self._queues:
@@ -260,10 +261,10 @@ class Consumer:
                 self.queues = self.queues
 
     def add_queue(self, queue: Queue) -> Queue:
-        """Add a queue, to be consumed from after the next :meth:`consume`.  May switch.
+        """Add a queue, which the next :meth:`consume` consumes.  May switch.
 
         Returns:
-            A copy that is bound to the channel.
+            A copy of the queue that is bound to the channel.
         """
         bound = queue(self.channel)
         if self.auto_declare:
@@ -272,15 +273,16 @@ class Consumer:
         return bound
 
     def consume(self, no_ack: bool | None = None) -> None:
-        """Start consuming from all queues from which it does not consume yet.  May switch.
+        """Consume all queues that are not consumed yet.  May switch.
 
         Arguments:
-            no_ack: messages need no answer; None is what the consumer or the queue says.
+            no_ack: whether messages are delivered without the need of an ack; None: as the consumer
+                says, else as each queue says.
 
         Raises:
-            NotBoundError: it has no channel.
-            ChannelError, ConnectionError: the broker or the network refused.
-            TypeError: a callback is ``async def`` or a generator, so that its call would run nothing.
+            NotBoundError: the consumer has no channel.
+            ChannelError, ConnectionError: the broker refused, or the connection was lost.
+            TypeError: a callback is ``async def`` or a generator: a call would not run its body.
         """
         self.check_callbacks()
         check_hub(self._channel)
@@ -309,22 +311,22 @@ class Consumer:
             raise
 
     def consuming_from(self, queue: Queue | str) -> bool:
-        """Return whether it consumes from *queue*, a Queue or a name."""
+        """Return whether *queue*, a Queue or a name, is consumed."""
         return _name_of(queue) in self._subscriptions.tags
 
     # Receiving
 
     def register_callback(self, callback: Callable[..., Any]) -> None:
-        """Call ``callback(body, message)`` too.
+        """Append *callback*, called as ``callback(body, message)``.
 
         Raises:
-            TypeError: a call of it would run nothing, since it is ``async def`` or a generator.
+            TypeError: it is ``async def`` or a generator: a call would not run its body.
         """
         check_runs("callback", callback)
         self.callbacks.append(callback)
 
     def check_callbacks(self) -> None:
-        """Refuse to consume for functions of which a call runs nothing.
+        """Check that a call of each callback runs its body.
 
         Raises:
             TypeError: one is ``async def`` or a generator.
@@ -357,13 +359,13 @@ class Consumer:
         body = None
         try:
             is_ours = isinstance(message, Message)
-            if not is_ours:  # the raw one of a channel of another library
+            if not is_ours:  # a raw message, from a channel of another library
                 to_python = getattr(self._channel, "message_to_python", None)
                 if to_python is not None:
                     message = to_python(message)
             if self.accept is not None:
                 message.accept = self.accept
-            # Decoding ours raises its errors; to look at them first would cost more than to decode.
+            # Decoding a Message raises its errors; a check before would cost more than decoding.
             if (on_message is not None or not is_ours) and message.errors:
                 message._reraise_error()
             if on_message is None:
@@ -378,7 +380,7 @@ class Consumer:
             if result is not None:
                 check_has_run("receive", result)
             return result
-        if HANDLERS.handler != on_message:  # perhaps a method, which is another object each time
+        if HANDLERS.handler != on_message:  # a bound method is a new object each time
             HANDLERS.change(on_message)
         result = on_message(message)
         if result is not None:
@@ -388,12 +390,12 @@ class Consumer:
     # Ending
 
     def cancel(self) -> None:
-        """End consuming from all queues.  May switch.
+        """Cancel the consumption of all queues.  May switch.
 
-        Messages that were delivered can still be answered.
+        Messages that were delivered can still be acknowledged.
 
         Raises:
-            WrongHub: called from another thread.
+            WrongHub: the channel belongs to another thread.
         """
         check_hub(self._channel)
         self._end()
@@ -403,11 +405,11 @@ class Consumer:
         self._subscriptions.cancel(list(self._subscriptions.tags))
 
     def close(self) -> None:
-        """Same as :meth:`cancel`."""
+        """Call :meth:`cancel`."""
         self.cancel()
 
     def cancel_by_queue(self, queue: Queue | str) -> None:
-        """End consuming from *queue*, a Queue or a name, and forget it.  May switch."""
+        """Cancel the consumption of *queue*, a Queue or a name, and remove it.  May switch."""
         check_hub(self._channel)
         name = _name_of(queue)
         self._queues.pop(name, None)
@@ -427,11 +429,11 @@ class Consumer:
     ) -> None:
         connection = self.connection
         errors = getattr(connection, "connection_errors", ())
-        # After a lost connection too, but not by way of an overridden cancel(), which kombu spares:
-        # recovery may have brought the consumer back already.
+        # Also after the loss of the connection, since recovery may have restored the consumer; but
+        # without an overridden cancel(), which kombu does not call then.
         end = self._end if exc is not None and isinstance(exc, errors) else self.cancel
-        # What broker and network have to say does not matter any more.  What was thrown in does: it
-        # may be a timeout of the program's own.
+        # Errors of the broker and the network do not matter any more.  Those that were thrown in do:
+        # one may be a timeout of the program's.
         channel_errors = getattr(connection, "channel_errors", ())
         with suppress(*errors, *channel_errors, AMQPError, OSError, OperationalError):
             end()
@@ -439,7 +441,7 @@ class Consumer:
     # Requests to the channel
 
     def purge(self) -> int:
-        """Delete all messages that nobody has taken; return how many.  May switch."""
+        """Purge all queues and return the number of messages that were deleted.  May switch."""
         self.channel  # noqa: B018 - the queues follow it
         return sum(queue.purge() for queue in self.queues)
 
@@ -450,21 +452,21 @@ class Consumer:
     def qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> Any:
-        """Bound the unanswered messages on this channel.  May switch.
+        """Limit the unacknowledged messages on this channel.  May switch.
 
         Arguments:
-            prefetch_size: bytes; 0 is no bound (RabbitMQ knows no other).
-            prefetch_count: messages; 0 is no bound.
-            apply_global: for the whole channel; else for consumers that are started from now on.
+            prefetch_size: bytes; 0 is no limit (RabbitMQ supports no other value).
+            prefetch_count: messages; 0 is no limit.
+            apply_global: whether for the whole channel; else for each consumer that starts from now on.
         """
         self._asked_qos = (prefetch_size, prefetch_count, apply_global)
         return self.channel.basic_qos(prefetch_size, prefetch_count, apply_global)
 
     def recover(self, requeue: bool = False) -> Any:
-        """Have the broker deliver all unanswered messages of this channel again.  May switch.
+        """Have the broker redeliver all unacknowledged messages of this channel.  May switch.
 
         Arguments:
-            requeue: to whoever consumes; else to the same consumers (RabbitMQ refuses that).
+            requeue: to any consumer; else to the same consumers (RabbitMQ refuses that).
         """
         return self.channel.basic_recover(requeue=requeue)
 
