@@ -1,8 +1,8 @@
 """Remote procedure calls over queues: ``call`` waits for the reply of a ``spawn_server``.
 
-All callers of one connection share one channel and one reader of replies.  On RabbitMQ that is its
-direct reply-to, which needs no queue but demands that requests leave on the channel that consumes the
-replies; elsewhere it is an exclusive queue.  A reply that comes when its caller has left is dropped.
+All callers of one connection share one channel and one consumer of replies.  On RabbitMQ they use direct
+reply-to, which needs no queue but requires that requests are published on the channel that consumes the
+replies; elsewhere replies go to an exclusive queue.  A reply whose caller has left is dropped.
 
 A request carries ``reply_to`` and ``correlation_id``; a reply that is an error carries the name of the
 exception's class in the header ``greenconn-error`` and its text as body.
@@ -72,25 +72,25 @@ def call(
 ) -> Any:
     """Send *body* to the server of *queue* and return its reply.  May switch.
 
-    Any number of greenlets may call at once.  The queue is not declared: that is the server's part,
-    for which a call waits if that server is about to begin in this thread.
+    Any number of greenlets may call at once.  The server declares the queue, not the caller; a call
+    waits for a server in this thread that is about to declare it.
 
     Arguments:
-        queue: where the server consumes.
+        queue: the queue of the server.
         connection: a ``Connection``, of which one clone is used; a URL; None is the default one.
-        timeout: seconds for all of it.  None waits.
+        timeout: seconds for the whole call; None waits for ever.
         accept: serializers or content types that the reply may have; None: JSON, text and bytes.
         options: as for :func:`greenconn.publish`; ``delivery_mode`` is transient unless it is given.
-            With ``expiration`` a server that was away leaves calls alone that nobody waits for.
+            With ``expiration`` a server that was down does not execute calls whose callers have left.
 
     Raises:
         RemoteError: the server's function raised; has the name of the class and the text.
-        ReplyTimeout: no reply in time; the call may have been executed.  (The request itself is not
-            confirmed: also when a full queue refused it.)
+        ReplyTimeout: no reply in time; the call may have been executed.  (Requests are not confirmed,
+            so this is also raised when a full queue refused it.)
         Unroutable: the queue does not exist.
         PublishTimeout, ConnectionBlocked: the request was not sent.
         OperationalError: the connection was lost before the reply came; it may have been executed.
-        ContentDisallowed: the reply is of another content type than *accept* has.
+        ContentDisallowed: the content type of the reply is not in *accept*.
 
     Example::
 
@@ -121,16 +121,16 @@ def spawn_server(
     serializer: str | None = None,
     **options: Any,
 ) -> ConsumerGreenlet:
-    """Serve calls: ``function(body)`` for each, its result is the reply.  Returns at once.
+    """Serve calls: reply to each with the result of ``function(body)``.  Returns at once.
 
-    What it raises becomes the caller's ``RemoteError``, and is logged here.
+    An exception of the function is logged here, and raised in the caller as ``RemoteError``.
 
     Arguments:
-        queue: where calls come in: a name (declared as a durable queue if it does not exist), a
+        queue: the queue of the calls: a name (declared as a durable queue if it does not exist), a
             ``Queue``, or a list of them.
-        function: takes the body.  Its result must be something that the serializer can encode.
+        function: called with the body.  The serializer must be able to encode its result.
         connection: as for :func:`greenconn.spawn_consumer`.
-        serializer: of the replies; None: JSON, or what text and bytes are.
+        serializer: of the replies; None: JSON, or for text and bytes their own content types.
         options: as for :func:`greenconn.spawn_consumer`, e.g. ``concurrency``, ``prefetch_count``,
             ``name``, ``handler_timeout``.
 
@@ -157,7 +157,7 @@ def spawn_server(
 
 
 class _Server:
-    """Calls the function and sends what becomes of it."""
+    """A server: it calls the function and sends the replies."""
 
     def __init__(
         self, function: Callable[[Any], Any], publisher: Publisher, serializer: str | None
@@ -167,7 +167,7 @@ class _Server:
         self._serializer = serializer
 
     def serve(self, body: Any, message: Message) -> None:
-        """Handle one request: the reply is at the broker before the request is acknowledged."""
+        """Handle one request; the broker has the reply before the request is acknowledged."""
         try:
             result = self._function(body)
             check_has_run("the function", result)
@@ -191,7 +191,7 @@ class _Server:
         return name_of(self._function), message.delivery_info.get("routing_key")
 
     def refuse(self, message: Message, exc: Exception) -> None:
-        """Answer a request that cannot be decoded."""
+        """Reply with an error to a request that cannot be decoded."""
         self._reply_error(message, exc)
 
     def _reply_error(self, message: Message, exc: BaseException) -> None:
@@ -200,7 +200,7 @@ class _Server:
     def _reply(
         self, message: Message, result: Any, headers: dict[str, str] | None, serializer: str | None
     ) -> None:
-        """Send a reply to where the caller wants it.  May switch."""
+        """Send a reply to the queue that the caller named.  May switch."""
         reply_to = message.properties.get("reply_to")
         if not reply_to:
             return
@@ -210,7 +210,7 @@ class _Server:
             "delivery_mode": "transient",
             "headers": headers,
             "serializer": serializer,
-            # A caller that has gone takes no reply.
+            # The caller may have left.
             "mandatory": False,
         }
         answer = PublishOptions(Exchange(""), options).message(result)
@@ -224,7 +224,7 @@ def _name_of(kind: type[BaseException]) -> str:
 
 
 class _Replies:
-    """The sink of one channel's replies: one life, no longer."""
+    """The sink of the replies on one channel, until that is lost."""
 
     __slots__ = ("taken", "waiting")
 
@@ -235,7 +235,7 @@ class _Replies:
     # In the reader.
 
     def deliver(self, message: Message) -> None:
-        """Hand a reply to its caller; one that nobody waits for is dropped."""
+        """Pass a reply to its caller, or drop it if that has left."""
         if self.taken is not None:
             self.taken(message)
         slot = self._slot_of(message)
@@ -243,22 +243,22 @@ class _Replies:
             slot.offer(message)
 
     def returned(self, exc: Exception, exchange: str, routing_key: str, message: Message) -> None:
-        """Tell a caller that no queue took its request."""
+        """Fail a call whose request was returned."""
         slot = self._slot_of(message)
         if slot is not None:
             text = f"{exc}: a call with routing key {routing_key!r} reached no queue"
             slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
 
     def _slot_of(self, message: Message) -> Slot[Any] | None:
-        # Whoever may publish to the queue may write anything there.
+        # Other programs may publish anything to the queue.
         correlation_id = message.properties.get("correlation_id")
         return self.waiting.get(correlation_id) if isinstance(correlation_id, str) else None
 
     def give_back(self) -> None:
-        """Do nothing: replies need no answer."""
+        """Do nothing: replies need no ack."""
 
     def cancelled(self, exc: BaseException) -> None:
-        """Fail those who wait: no more replies will come."""
+        """Fail all calls, as no more replies will come."""
         waiting, self.waiting = self.waiting, {}
         error = OperationalError(f"the reply is lost, the call may have been executed: {exc}")
         error.__cause__ = exc
@@ -293,12 +293,12 @@ class _RpcClient:
         self._publisher = publisher
         self._flight = SingleFlight("rpc-channel")
         self._reply_channel: _ReplyChannel | None = None
-        #: Correlation ids: a name that nobody else has, and a number.
+        #: Correlation ids: a unique name, and a number.
         self._name = uuid()
         self._numbers = count(1)
 
     def call(self, message: OutgoingMessage, deadline: Deadline) -> Any:
-        """Send the request to a server that may be about to begin, and return the reply.  May switch."""
+        """Send the request, to a server that may be about to start, and return the reply.  May switch."""
         session, name = self._session, message.options.routing_key
         while True:
             is_awaited = is_expected(session, name)
@@ -316,8 +316,8 @@ class _RpcClient:
     def ask(self, message: OutgoingMessage, deadline: Deadline) -> Any:
         """Send the request and return the reply.  May switch.
 
-        The reply tells that the request arrived, so it needs no confirm (which would wake us once more
-        for each call); the return of one that no queue takes ends the wait for the reply.
+        The reply shows that the request arrived, so no confirm is waited for (which would wake the
+        caller once more); the return of an unroutable request ends the wait.
         """
         reply_channel = self._reply_channel
         if reply_channel is None or not reply_channel.channel.is_open or deadline.has_ended:
@@ -350,7 +350,7 @@ class _RpcClient:
         return (*broker.connection_errors, *broker.channel_errors, TimeoutError)
 
     def _open_channel(self, message: OutgoingMessage, deadline: Deadline) -> _ReplyChannel:
-        """Return the channel, opened anew if it is not open.  Nothing is sent, so it is retried."""
+        """Return the channel, opened if it is not open.  Nothing is sent yet, so failures are retried."""
         try:
             return self._publisher.retry(lambda: self._ready_channel(deadline), deadline)
         except NEVER_REPEATED:
@@ -380,7 +380,7 @@ class _RpcClient:
 
 
 def _client_of(connection: Connection) -> _RpcClient:
-    """Return what calls over a connection; one for as long as its session lives.  Never switches."""
+    """Return the RPC client of a connection, which lives as long as its session.  Never switches."""
     session = connection.session
     client = session.services.rpc_client
     if not isinstance(client, _RpcClient):
