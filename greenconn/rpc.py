@@ -298,7 +298,7 @@ class _RpcClient:
         self._numbers = count(1)
 
     def call(self, message: OutgoingMessage, deadline: Deadline) -> Any:
-        """Send the request, to a server that may be about to start, and return the reply.  May switch."""
+        """Send the request to a server, which may be about to start; return the reply.  May switch."""
         session, name = self._session, message.options.routing_key
         while True:
             is_awaited = is_expected(session, name)
@@ -350,7 +350,7 @@ class _RpcClient:
         return (*broker.connection_errors, *broker.channel_errors, TimeoutError)
 
     def _open_channel(self, message: OutgoingMessage, deadline: Deadline) -> _ReplyChannel:
-        """Return the channel, opened if it is not open.  Nothing is sent yet, so failures are retried."""
+        """Return the open channel.  Nothing is sent yet, so failures to open it are retried."""
         try:
             return self._publisher.retry(lambda: self._ready_channel(deadline), deadline)
         except NEVER_REPEATED:
