@@ -1,7 +1,7 @@
-"""The channel of every broker that holds a message until it is answered.
+"""The channel of every broker but AMQP's, composed of parts.
 
-It is made of parts.  Its deliveries and its publisher are its own; consumers and answers are parts of
-the link, which all its channels share.
+Each channel has its own deliveries and publisher.  Consumers and answers are parts of the link, shared
+by all its channels.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel"]
 
-#: Asked for with each call, and to look up a member of an Enum costs more than all else in check_open.
+#: Used by each call: looking up a member of an Enum would cost more than the rest of check_open.
 _OPEN: Final = ChannelState.OPEN
 _TURN: Final = attrgetter("turn")
 
 
 class PublishResult(Protocol):
-    """A publish that was begun."""
+    """The outcome of a publish that was begun."""
 
     def wait(self, deadline: DeadlineLike | None = None) -> object:
         """Return when the broker has the message.  May switch.
 
         Raises:
             Unroutable: it was mandatory, and reached no queue.
-            PublishNacked: a queue is full and refuses more.
-            PublishTimeout: nothing was heard before the deadline; the broker may have it.
-            RecoverableConnectionError: the connection went first; the broker may have it.
+            PublishNacked: a queue is full and refuses it.
+            PublishTimeout: no reply came before the deadline; the broker may have it.
+            RecoverableConnectionError: the connection was lost before; the broker may have it.
         """
 
 
@@ -83,7 +83,7 @@ class Publisher(Protocol[M]):
         headers: Mapping[str, Any] | None,
         properties: MutableMapping[str, Any] | None,
     ) -> M:
-        """Return a message to publish: a snapshot of what may be changed later.  Never switches."""
+        """Return a message to publish, a snapshot of the arguments.  Never switches."""
 
     def publish(
         self,
@@ -105,20 +105,20 @@ class Publisher(Protocol[M]):
         immediate: bool,
         deadline: DeadlineLike | None,
     ) -> PublishResult:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
+        """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch."""
 
     def flush(self, timeout: float | None) -> None:
-        """Return when the broker has all that was published and answered.  May switch."""
+        """Return when the broker has all publishes and answers.  May switch."""
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
 
 
 class BrokerLink(SharingLink):
-    """A link to such a broker.
+    """The link of such channels.
 
     Attributes:
-        answers: take the answers of its channels.
+        answers: gets the answers of its channels.
         subscriptions: the queues that its channels consume from.
     """
 
@@ -126,14 +126,14 @@ class BrokerLink(SharingLink):
     subscriptions: Subscriptions
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
-        """Return what *channel* publishes with."""
+        """Return the publisher of *channel*."""
         raise NotImplementedError
 
     def tell_answers(self, deadline: Deadline) -> None:
         """Return when the broker has all answers up to now, or they are on their way.  May switch.
 
         Raises:
-            TimeoutError: it was not before the deadline, or within ``reply_timeout``.
+            TimeoutError: not before the deadline, or within ``reply_timeout``.
             RecoverableConnectionError: the link is lost.
         """
         raise NotImplementedError
@@ -141,10 +141,10 @@ class BrokerLink(SharingLink):
     def flush_answers(self) -> None:
         """Return when all answers are on their way.  May switch.
 
-        Where the connection is lost it does nothing: the next one tells them.
+        After the loss of the connection this does nothing: the next life sends them.
 
         Raises:
-            TimeoutError: the broker took too little within ``reply_timeout``.
+            TimeoutError: the broker read too little within ``reply_timeout``.
         """
         if self.lost is None:
             self.home.check(self)
@@ -164,24 +164,24 @@ class StoreChannel(StdChannel, Generic[L]):
 
     Arguments:
         connection: the link.
-        channel_id: its number on the link; None takes a free one.
+        channel_id: its number on the link; None for a free one.
 
     Attributes:
         connection: the link.
-        deliveries: what is not answered.
+        deliveries: its unacknowledged deliveries.
         events: event name (``basic_return``, ``basic_ack``) -> handlers.
-        no_ack_consumers: tags of the consumers whose messages need no answer.
-        prefetch: the bounds of its deliveries.
+        no_ack_consumers: tags of the consumers whose messages need no ack.
+        prefetch: the limits of its unacknowledged deliveries.
         entities: its exchanges, queues and bindings.
     """
 
     connection: L
-    #: What declares, binds and deletes.
+    #: The class of ``entities``.
     entities_class: ClassVar[type[Entities]] = SharedEntities
-    #: What stands for a consumer.
+    #: The class of its consumers.
     consumer_class: ClassVar[type[Consumer]] = StoreConsumer
-    #: The arguments that this transport implements; the log warns of others.  These the channels do,
-    #: whatever the store is.
+    #: The arguments that this transport implements; the log warns of others.  These are implemented by
+    #: the channel, whatever the store.
     supported_arguments: SupportedArguments = SupportedArguments(
         queue=frozenset(
             {
@@ -202,12 +202,12 @@ class StoreChannel(StdChannel, Generic[L]):
         self.channel_id = connection.admit(self, channel_id)
         self.events: defaultdict[str, set[Callable[..., Any]]] = defaultdict(set)
         self.no_ack_consumers: set[str] = set()
-        #: Active consumers by tag, in the order in which they were started.
+        #: Active consumers by tag, in the order of their start.
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = Prefetch()
         self.entities = self.entities_class(self)
         self.state_of_life: ChannelState = _OPEN
-        #: Why it is closed.
+        #: The error that closed it; None while it is open.
         self.cause: BaseException | None = None
         self.deliveries = Deliveries(self, connection.answers)
         self._publisher = connection.publisher(self)
@@ -228,7 +228,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     @property
     def virtual_host(self) -> str:
-        """For messages."""
+        """The virtual host, for messages."""
         return getattr(self.connection.client, "virtual_host", None) or "/"
 
     def check_hub(self) -> None:
@@ -240,11 +240,11 @@ class StoreChannel(StdChannel, Generic[L]):
         self.connection.home.check(self.connection)
 
     def check_open(self) -> None:
-        """Raise unless it can be used here and now.
+        """Raise unless it can be used.
 
         Raises:
             RecoverableConnectionError: its link is closed or lost.
-            RecoverableChannelError: it was closed; ``__cause__`` is why.
+            RecoverableChannelError: it was closed; the error that closed it is ``__cause__``.
             WrongHub: called from another thread.
         """
         home = self.connection.home
@@ -262,16 +262,16 @@ class StoreChannel(StdChannel, Generic[L]):
         """Log those of *arguments* that this transport does not implement.  Never switches.
 
         Arguments:
-            name: of the queue or exchange, or what messages go to.
+            name: the name of the queue or exchange, or of the target of a message.
         """
         if arguments:
             client = self.connection.client
             warn_of_unsupported(self.supported_arguments, client, kind, name, arguments)
 
     def close(self) -> None:
-        """Close it: consumers end, and what was not answered goes back to its queues.
+        """Close it: cancel its consumers and requeue its unacknowledged messages.
 
-        Again: does nothing.
+        A second call does nothing.
 
         Raises:
             WrongHub: called from another thread.
@@ -281,24 +281,24 @@ class StoreChannel(StdChannel, Generic[L]):
             self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
 
     def fail(self, exc: BaseException) -> None:
-        """Close it because the broker refused something.
+        """Close it, as the broker refused an operation.
 
-        Consumers of callbacks have no other way to learn of it than the connection's events.
+        If callbacks consume, ``drain_events`` raises the error, since nothing else would.
         """
         if self.state_of_life is not _OPEN:
             return
         is_drained = any(each.sink is None for each in self.consumers.values())
         self.end(exc)
         if is_drained:
-            told = RecoverableChannelError(f"channel {self.channel_id} is closed ({exc})")
-            told.__cause__ = exc
-            self.connection.events.put((raise_error, told))
+            error = RecoverableChannelError(f"channel {self.channel_id} is closed ({exc})")
+            error.__cause__ = exc
+            self.connection.events.put((raise_error, error))
 
     def _move(self, state: ChannelState) -> None:
         self.state_of_life = moved(self.state_of_life, state, CHANNEL_MOVES, "a channel")
 
     def forget(self, exc: BaseException) -> None:
-        """Forget it in the child of a fork: the parent owns it.  Tells nobody; never switches."""
+        """Forget it in the child of a fork, as the parent owns it.  Never switches."""
         self._move(ChannelState.CLOSED)
         self.cause = exc
         for consumer in self.consumers.values():
@@ -306,7 +306,7 @@ class StoreChannel(StdChannel, Generic[L]):
         self.consumers.clear()
 
     def end(self, exc: BaseException) -> None:
-        """End its life for the reason *exc*.  Never switches.  Again: does nothing."""
+        """End its life with the error *exc*, once.  Never switches."""
         if self.state_of_life is not _OPEN:
             return
         self._move(ChannelState.CLOSED)
@@ -338,10 +338,10 @@ class StoreChannel(StdChannel, Generic[L]):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Make an exchange, or check that the existing one is the same.  May switch.
+        """Declare an exchange; an existing one must be the same.  May switch.
 
         Arguments:
-            exchange: its name; empty means the ready-made one of that type, ``amq.<type>``.
+            exchange: its name; empty is the predeclared one of the type, ``amq.<type>``.
             passive: only check that it exists.
 
         Raises:
@@ -360,7 +360,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     @closes_channel
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Delete an exchange and its bindings; one that is not there is no error.  May switch.
+        """Delete an exchange and its bindings; a missing exchange is no error.  May switch.
 
         Raises:
             PreconditionFailed: *if_unused*, and something is bound to it.
@@ -377,7 +377,7 @@ class StoreChannel(StdChannel, Generic[L]):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Bind exchange *destination* to exchange *source*; again: changes nothing.
+        """Bind exchange *destination* to exchange *source*; an existing binding is no error.
 
         Raises:
             NotFound: one of the exchanges does not exist.
@@ -396,7 +396,7 @@ class StoreChannel(StdChannel, Generic[L]):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Remove a binding between exchanges; one that is not there is no error."""
+        """Remove a binding between exchanges; a missing binding is no error."""
         self.entities.unbind_exchange(
             plain_text(destination), plain_text(source), plain_text(routing_key), arguments
         )
@@ -410,7 +410,7 @@ class StoreChannel(StdChannel, Generic[L]):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Bind a queue to an exchange; again: changes nothing.
+        """Bind a queue to an exchange; an existing binding is no error.
 
         Raises:
             NotFound: the queue or the exchange does not exist.
@@ -429,17 +429,17 @@ class StoreChannel(StdChannel, Generic[L]):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        """Remove a binding of a queue; one that is not there is no error."""
+        """Remove a binding of a queue; a missing binding is no error."""
         self.entities.unbind_queue(
             plain_text(queue), plain_text(exchange), plain_text(routing_key), arguments
         )
 
     def list_bindings(self) -> Iterator[tuple[str, str, str]]:
-        """``(queue, exchange, routing key)`` of every binding to a queue."""
+        """Yield ``(queue, exchange, routing key)`` for each binding of a queue."""
         return self.entities.list_bindings()
 
     def get_bindings(self) -> list[dict[str, str]]:
-        """Every binding to a queue: ``destination``, ``source``, ``routing_key``."""
+        """Return ``destination``, ``source`` and ``routing_key`` of each binding of a queue."""
         return [
             {"destination": queue, "source": exchange, "routing_key": key}
             for queue, exchange, key in self.list_bindings()
@@ -456,22 +456,22 @@ class StoreChannel(StdChannel, Generic[L]):
         nowait: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> queue_declare_ok_t:
-        """Make a queue, or check that the existing one is the same.  May switch.
+        """Declare a queue; an existing one must be the same.  May switch.
 
         Arguments:
-            queue: its name; empty makes one up.
+            queue: its name; empty for a generated one.
             passive: only check that it exists.
-            exclusive: for this connection only, and deleted with it.
-            auto_delete: deleted when its last consumer leaves.
-            arguments: ``x-message-ttl`` and the like; the page of the transport lists those that
-                count there.
+            exclusive: only this connection may use it, and it is deleted with the connection.
+            auto_delete: it is deleted when its last consumer leaves.
+            arguments: ``x-message-ttl`` and the like; the page of the transport lists those that are
+                supported.
 
         Returns:
-            its name, how many messages wait, how many consumers it has.
+            its name and its numbers of waiting messages and of consumers.
 
         Raises:
             NotFound: passive, and it does not exist.
-            PreconditionFailed: it differs from the existing one, or an argument cannot be.
+            PreconditionFailed: it differs from the existing one, or an argument is not allowed.
             ResourceLocked: it is exclusive to another connection.
             AccessRefused: the name is reserved.
         """
@@ -486,7 +486,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     @closes_channel
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
-        """Drop the messages that wait in a queue and return how many there were.  May switch."""
+        """Purge a queue and return the number of messages that were deleted.  May switch."""
         return self.entities.purge_queue(plain_text(queue))
 
     @closes_channel
@@ -497,10 +497,10 @@ class StoreChannel(StdChannel, Generic[L]):
         if_empty: bool = False,
         nowait: bool = False,
     ) -> int:
-        """Delete a queue and its bindings; return how many messages it had.  May switch.
+        """Delete a queue and its bindings; return its number of messages.  May switch.
 
         Raises:
-            PreconditionFailed: *if_unused*, and somebody consumes from it; *if_empty*, and it is not.
+            PreconditionFailed: *if_unused*, and it has consumers; *if_empty*, and it has messages.
             ResourceLocked: it is exclusive to another connection.
         """
         return self.entities.delete_queue(plain_text(queue), if_unused, if_empty)
@@ -516,14 +516,14 @@ class StoreChannel(StdChannel, Generic[L]):
         headers: Mapping[str, Any] | None = None,
         properties: MutableMapping[str, Any] | None = None,
     ) -> Any:
-        """Return what ``basic_publish`` takes: a snapshot of what may be changed later.
+        """Return a message for ``basic_publish``, a snapshot of the arguments.
 
         Arguments:
             body: text or bytes, which are not copied.
             priority: 0 is the lowest.
 
         Raises:
-            TypeError: the body is something else.
+            TypeError: the body is of another type.
         """
         return self._publisher.prepare(
             body, priority, content_type, content_encoding, headers, properties
@@ -531,7 +531,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     @closes_channel
     def confirm_select(self, nowait: bool = False) -> None:
-        """Ask for confirms.  A publish returns when the broker has it, so nothing changes."""
+        """Do nothing: a publish always returns when the broker has the message."""
 
     def basic_publish(
         self,
@@ -546,15 +546,15 @@ class StoreChannel(StdChannel, Generic[L]):
         """Publish *message*, and return when the broker has it.  May switch.
 
         Arguments:
-            message: of ``prepare_message``.
-            mandatory: one that reaches no queue comes back: an event calls the handlers in
+            message: the result of ``prepare_message``.
+            mandatory: a message that reaches no queue is returned: an event calls the handlers in
                 ``events['basic_return']`` with ``(exc, exchange, routing_key, message)``.
-            timeout: seconds for all of it; None is the connection's ``reply_timeout``.
-            confirm_timeout: seconds for the broker's answer, within *timeout*.
+            timeout: seconds for the whole call; None is the connection's ``reply_timeout``.
+            confirm_timeout: seconds for the broker's reply, within *timeout*.
 
         Raises:
             NotFound: there is no such exchange; the channel is closed.
-            PublishTimeout: nothing was heard in time; the broker may have it.
+            PublishTimeout: no reply came in time; the broker may have the message.
         """
         if exchange.__class__ is not str:
             exchange = plain_text(exchange)
@@ -587,7 +587,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
         Raises:
             Unroutable: *mandatory*, and it reached no queue.
-            PublishNacked: a queue is full and refuses more.
+            PublishNacked: a queue is full and refuses it.
             NotFound: there is no such exchange; the channel is closed.
             Exception: otherwise as :meth:`basic_publish`.
         """
@@ -605,7 +605,7 @@ class StoreChannel(StdChannel, Generic[L]):
         immediate: bool = False,
         deadline: DeadlineLike | None = None,
     ) -> PublishResult:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch.
+        """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch.
 
         Raises:
             NotFound: there is no such exchange; the channel is closed.
@@ -618,22 +618,22 @@ class StoreChannel(StdChannel, Generic[L]):
         return self._publisher.begin(message, exchange, routing_key, mandatory, immediate, deadline)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when the broker has what was published and answered.  May switch.
+        """Return when the broker has all publishes and answers.  May switch.
 
         Raises:
-            TimeoutError: it was not within *timeout* seconds; None is ``reply_timeout``.
-            RecoverableConnectionError, RecoverableChannelError: the channel is gone.
-            Exception: what became of a publish that nobody has waited for.
+            TimeoutError: not within *timeout* seconds; None is ``reply_timeout``.
+            RecoverableConnectionError, RecoverableChannelError: the channel was closed.
+            Exception: the error of a publish that no caller has waited for.
         """
         self._publisher.flush(timeout)
 
     def flush_answers(self) -> None:
         """Return when all answers to deliveries are on their way.  May switch.
 
-        Where the connection is lost it does nothing.
+        After the loss of the connection this does nothing.
 
         Raises:
-            TimeoutError: the broker took too little within ``reply_timeout``.
+            TimeoutError: the broker read too little within ``reply_timeout``.
         """
         self.connection.flush_answers()
 
@@ -641,7 +641,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     @closes_channel
     def basic_get(self, queue: str = "", no_ack: bool = False) -> DeliveredMessage | None:
-        """Take the next message of a queue; None when none waits.  May switch.
+        """Return the next message of a queue; None if it is empty.  May switch.
 
         Raises:
             NotFound: there is no such queue.
@@ -663,7 +663,7 @@ class StoreChannel(StdChannel, Generic[L]):
         return delivery
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Return *raw_message*: messages come ready."""
+        """Return *raw_message*, which is a message already."""
         return raw_message
 
     # -- answers
@@ -671,11 +671,11 @@ class StoreChannel(StdChannel, Generic[L]):
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Acknowledge a delivery.  Never switches: the answer leaves when this turn ends.
 
-        For a delivery of a connection that is gone it counts until the connection is there again,
-        and does nothing afterwards: the message is back in its queue.
+        An ack of a delivery of a lost connection is sent by the next one.  Once that is open, such an
+        ack does nothing, since the message was requeued.
 
         Arguments:
-            multiple: all deliveries of this channel up to this one; with tag 0 all there are.
+            multiple: all deliveries of this channel up to this one; with tag 0 all.
 
         Raises:
             PreconditionFailed: this channel has no unanswered delivery of that tag.
@@ -684,7 +684,7 @@ class StoreChannel(StdChannel, Generic[L]):
         self.deliveries.ack(delivery_tag, multiple)
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
-        """Refuse a delivery: it goes back to its queue, or is a dead letter.
+        """Reject a delivery: requeue it, or dead-letter or drop it.
 
         Raises:
             PreconditionFailed: this channel has no unanswered delivery of that tag.
@@ -693,15 +693,15 @@ class StoreChannel(StdChannel, Generic[L]):
         self.deliveries.reject(delivery_tag, requeue)
 
     def basic_nack(self, delivery_tag: Any, multiple: bool = False, requeue: bool = True) -> None:
-        """Refuse a delivery, or all up to it."""
+        """Reject a delivery, or all up to it."""
         self.deliveries.reject(delivery_tag, requeue, multiple=multiple)
 
     @closes_channel
     def basic_recover(self, requeue: bool = False) -> None:
-        """Give everything that was delivered and not answered back to its queues.
+        """Requeue all unacknowledged messages.
 
         Raises:
-            AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not know either.
+            AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not support either.
         """
         self.deliveries.recover(requeue)
 
@@ -709,20 +709,20 @@ class StoreChannel(StdChannel, Generic[L]):
 
     @property
     def qos(self) -> Any:
-        """The prefetch and what is unanswered, as kombu's programs read them."""
+        """The prefetch and the unacknowledged deliveries, under kombu's names."""
         return PrefetchView(self.prefetch)
 
     @closes_channel
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Bound the deliveries that may be unanswered at once (RabbitMQ's meaning).
+        """Limit the unacknowledged deliveries (with RabbitMQ's meaning of *apply_global*).
 
         Arguments:
             prefetch_size: bytes; must be 0.
             prefetch_count: messages; 0 is no limit.
-            apply_global: for all consumers of this channel together, from now on; else for each
-                consumer that is started from now on by itself.
+            apply_global: whether for all consumers of this channel together, from now on; else for
+                each consumer that starts from now on.
 
         Raises:
             AMQPNotImplementedError: a limit in bytes.
