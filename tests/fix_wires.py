@@ -14,12 +14,16 @@ import pytest
 __all__ = ["Wire", "until"]
 
 
-def until(is_so: Callable[[], object], timeout: float = 60.0) -> None:
-    """Let others run until *is_so()*; fail after *timeout* seconds.  May switch."""
-    end = monotonic() + timeout
+def until(is_so: Callable[[], object], timeout: float = 60.0, what: str = "that") -> None:
+    """Let others run until *is_so()*; fail after *timeout* seconds and say *what* did not come.
+
+    It looks often at first, then each 10 ms.  May switch.
+    """
+    end, pause = monotonic() + timeout, 0.001
     while not is_so():
-        assert monotonic() < end, "it did not come to that in time"
-        gevent.sleep(0.001)
+        assert monotonic() < end, f"in {timeout} s there never was {what}"
+        gevent.sleep(pause)
+        pause = min(pause * 1.1, 0.01)
 
 
 class Wire:

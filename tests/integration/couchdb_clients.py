@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,18 +17,10 @@ from greenconn.transport.couchdb import Transport
 from greenconn.transport.couchdb.store import CouchStore
 from tests.tiny_client import TinyClient
 
-__all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at", "until"]
+__all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at"]
 
 #: Seconds that a test waits for something that must come.
 SOON = 10.0
-
-
-def until(condition: Callable[[], Any], timeout: float = 3 * SOON) -> None:
-    """Wait until *condition* holds."""
-    end = monotonic() + timeout
-    while not condition():
-        assert monotonic() < end, "it did not come to that"
-        gevent.sleep(0.01)
 
 
 @contextmanager

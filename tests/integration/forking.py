@@ -37,6 +37,7 @@ from greenconn.pools import producers
 from greenconn.simple import SimpleQueue
 from greenconn.worker import spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQHandle
+from tests.fix_wires import until
 
 #: Seconds that anything here may take.
 SOON = 15.0
@@ -81,13 +82,6 @@ def guarded(child: Callable[[], Any]) -> None:
         os._exit(1)
     gc.collect()
     gevent.sleep(0.01)
-
-
-def until(is_so: Callable[[], object]) -> None:
-    """Let others run until *is_so()*."""
-    with gevent.Timeout(SOON):
-        while not is_so():
-            gevent.sleep(0.001)
 
 
 def take(connection: Connection, queue: str, count: int) -> list[Any]:

@@ -9,7 +9,7 @@ import signal
 import subprocess  # gevent's would take the end of every child, the brokers' tools' too
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,10 @@ from gevent import socket
 from gevent.pool import Pool
 
 from tests.brokers.ports import free_ports
+from tests.fix_wires import until
 from tests.integration.processes import HELD_UP
 
-__all__ = ["ROOT", "SOON", "Load", "Server", "serving", "until"]
+__all__ = ["ROOT", "SOON", "Load", "Server", "serving"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that anything here may take.
@@ -39,13 +40,6 @@ _KNOWN = re.compile(
     re.MULTILINE,
 )
 _BOOTED = re.compile(r"Booting worker with pid: (\d+)")
-
-
-def until(is_so: Callable[[], object], what: str, timeout: float = SOON) -> None:
-    """Wait until *is_so()*.  May switch."""
-    with gevent.Timeout(timeout, AssertionError(f"it never came to be: {what}")):
-        while not is_so():
-            gevent.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ class Server:
             except OSError:
                 return False
 
-        until(is_ready, "ready")
+        until(is_ready, what="ready")
 
     def signal(self, number: int, pid: int | None = None) -> None:
         """Send a signal to the arbiter, or to one worker."""
@@ -154,7 +148,7 @@ class Server:
 
     def wait(self) -> int:
         """Wait for its end, and return its code.  May switch."""
-        until(lambda: self.process.poll() is not None, "the end of gunicorn")
+        until(lambda: self.process.poll() is not None, what="the end of gunicorn")
         assert self.process.returncode is not None
         return self.process.returncode
 
@@ -225,7 +219,7 @@ class Load:
     def wait_more(self, count: int) -> None:
         """Wait until *count* more orders were taken.  May switch."""
         goal = len(self.taken) + count
-        until(lambda: len(self.taken) >= goal, "more answers")
+        until(lambda: len(self.taken) >= goal, what="more answers")
 
     def _run(self, client: int) -> None:
         number = 0

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import gevent
-from gevent import Timeout
-
 from greenconn import Connection
 from greenconn.wire.resp import pack
-from tests.integration.contract import SOON
 
-__all__ = ["Control", "control", "wait_until"]
-
-
-def wait_until(is_so: Callable[[], Any], timeout: float = SOON) -> None:
-    """Wait until something is so.  May switch."""
-    with Timeout(timeout):
-        while not is_so():
-            gevent.sleep(0.01)
+__all__ = ["Control", "control"]
 
 
 class Control:

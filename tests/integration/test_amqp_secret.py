@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import gevent
 import pytest
 from amqp import spec
@@ -19,6 +17,7 @@ from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links
 from tests.fix_interrupts import interruptions
+from tests.fix_wires import until
 
 CAME = 20.0
 UPDATE, UPDATE_OK = (10, 70), (10, 71)
@@ -41,13 +40,6 @@ def said(end: BrokerEnd) -> tuple[str, str]:
     """The next secret that the server was told, and the reason."""
     secret, reason = loads("Ss", end.expect(UPDATE)[2], 0)[0]
     return secret if isinstance(secret, str) else secret.decode(), reason
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = Deadline(CAME)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.01)
 
 
 def test_rabbitmq_takes_a_new_secret(rabbitmq: RabbitMQHandle, amqp_url: str, unique: str) -> None:

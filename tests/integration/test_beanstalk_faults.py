@@ -18,9 +18,9 @@ from greenconn.exceptions import PublishTimeout, RecoverableConnectionError
 from tests.brokers.beanstalk import Beanstalkd
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_relay import RelayFactory
+from tests.fix_wires import until
 from tests.integration.beanstalk_clients import SOON, raw_to
 from tests.integration.processes import start
-from tests.integration.redis_clients import wait_until
 
 pytestmark = pytest.mark.full
 
@@ -91,13 +91,13 @@ def test_restarts_under_load_lose_nothing(
             gevent.sleep(random.uniform(0.1, 0.5))
             own_beanstalk.start()
             before = len(sent)
-            wait_until(lambda before=before: len(sent) > before + senders, 20)  # type: ignore[misc]
+            until(lambda before=before: len(sent) > before + senders, 20)  # type: ignore[misc]
         is_over = True
         gevent.joinall(greenlets, raise_error=True)
-        wait_until(lambda: all(each in got for each in sent), 30)
+        until(lambda: all(each in got for each in sent), 30)
         assert all(each.stop(SOON) for each in consumers)
     with raw_to(own_beanstalk.url) as raw:
-        wait_until(lambda: b"current-jobs-reserved: 0" in raw("stats").body)
+        until(lambda: b"current-jobs-reserved: 0" in raw("stats").body)
         assert all(raw.counts(name).get("current-jobs-ready", "0") == "0" for name in names)
     print(f"{len(sent)} messages, {sum(got.values()) - len(got)} of them twice")
 
@@ -136,7 +136,7 @@ def test_cuts_anywhere_lose_nothing(
             relay.budget = None
             relay.cut()
         gevent.joinall(greenlets, raise_error=True)
-        wait_until(lambda: len(got) == number, 60)
+        until(lambda: len(got) == number, 60)
         assert consumer.stop(SOON)
     assert set(got) == set(range(number))
 
@@ -160,7 +160,7 @@ def test_replies_cut_and_in_fragments(
         # The replies with these bodies are under way for most of a second: one is cut.
         gevent.sleep(0.1)
         relay.cut()
-        wait_until(lambda: set(got) == set("abc"), 30)
+        until(lambda: set(got) == set("abc"), 30)
         assert consumer.stop(SOON)
 
 
@@ -178,10 +178,10 @@ def test_messages_of_the_killed_are_back_at_once(beanstalk_url: str, unique: str
                 got[body] = message.delivery_info["redelivered"]
 
             consumer = greenconn.spawn_consumer(unique, handle, connection=connection)
-            wait_until(lambda: len(got) == 2)
+            until(lambda: len(got) == 2)
             holder.signal(signal.SIGKILL)
             killed_at = monotonic()
-            wait_until(lambda: len(got) == 7)
+            until(lambda: len(got) == 7)
             print(f"back after {monotonic() - killed_at:.3f} s")
             assert got == {body: body in held for body in range(7)}
             assert consumer.stop(SOON)
@@ -209,7 +209,7 @@ def test_messages_of_the_frozen_come_back(beanstalk_url: str, unique: str) -> No
             gevent.sleep(3.0)
             print(f"{len(got)} of 5 were back after the lease")
             holder.signal(signal.SIGKILL)
-            wait_until(lambda: sorted(got) == list(range(5)))
+            until(lambda: sorted(got) == list(range(5)))
             assert consumer.stop(SOON)
     finally:
         holder.end()
@@ -223,7 +223,7 @@ def test_frozen_server_keeps_nobody_for_ever(own_beanstalk: Beanstalkd, unique: 
             unique, lambda body, message: got.append(body), connection=connection
         )
         greenconn.publish(unique, 0, connection=connection)
-        wait_until(lambda: got == [0])
+        until(lambda: got == [0])
         own_beanstalk.pause()
         with pytest.raises(PublishTimeout):
             greenconn.publish(unique, 1, connection=connection, timeout=0.2)
@@ -236,7 +236,7 @@ def test_frozen_server_keeps_nobody_for_ever(own_beanstalk: Beanstalkd, unique: 
         gevent.sleep(1.0)
         own_beanstalk.resume()
         late.get(timeout=20)
-        wait_until(lambda: 2 in got, 20)
+        until(lambda: 2 in got, 20)
         assert consumer.stop(SOON)
 
 
@@ -263,9 +263,9 @@ def test_rejected_messages_stay_as_long_as_the_server_drains(
             message.reject()
 
         consumer = greenconn.spawn_consumer(queue, refuse, connection=connection)
-        wait_until(lambda: set(seen) == numbers)
+        until(lambda: set(seen) == numbers)
         told = f"a dead letter for queue {dead.name!r} could not be stored"
-        wait_until(lambda: caplog.text.count(told) >= len(numbers))
+        until(lambda: caplog.text.count(told) >= len(numbers))
         assert "drain mode" in caplog.text
         server.stop()  # which ends that mode
         server.start()
@@ -273,7 +273,7 @@ def test_rejected_messages_stay_as_long_as_the_server_drains(
         graves = greenconn.spawn_consumer(
             dead, lambda body, message: got.add(body), connection=connection
         )
-        wait_until(lambda: got == numbers, SOON)
+        until(lambda: got == numbers, SOON)
         assert consumer.stop(SOON)
         assert graves.stop(SOON)
 
@@ -294,7 +294,7 @@ def test_server_that_is_away_at_first(beanstalk_with: BeanstalkFactory, unique: 
         gevent.sleep(0.2)
         server.start()
         gevent.joinall(publishes, raise_error=True, timeout=30)
-        wait_until(lambda: sorted(set(got)) == list(range(200)), 20)
+        until(lambda: sorted(set(got)) == list(range(200)), 20)
         assert consumer.stop(SOON)
 
 
@@ -305,7 +305,7 @@ def test_idle_connection_notices_that_its_server_is_gone(
     with Connection(server.url) as connection:
         connection.ensure_connection()
         server.kill()
-        wait_until(lambda: not connection.connected)
+        until(lambda: not connection.connected)
 
 
 @pytest.mark.programs
@@ -357,7 +357,7 @@ def test_hundred_consumers_share_two_sockets(
         for _ in range(3):
             for name in random.sample(names, 100):
                 greenconn.publish(name, name, connection=sending)
-        wait_until(lambda: got == dict.fromkeys(names, 3), 20)
+        until(lambda: got == dict.fromkeys(names, 3), 20)
         assert relay.accepted == 2
         stops = [gevent.spawn(each.stop, SOON) for each in consumers]
         assert all(each.get() for each in stops)
@@ -374,7 +374,7 @@ def test_forks(beanstalk_url: str, unique: str) -> None:
             unique, lambda body, message: got.append(body), connection=connection
         )
         greenconn.publish(unique, "parent", connection=connection)
-        wait_until(lambda: got == ["parent"])
+        until(lambda: got == ["parent"])
         child = os.fork()
         if not child:
             try:
@@ -391,9 +391,9 @@ def test_forks(beanstalk_url: str, unique: str) -> None:
                     break
                 gevent.sleep(0.02)
         assert status == 0
-        wait_until(lambda: sorted(got) == ["child", "parent"])
+        until(lambda: sorted(got) == ["child", "parent"])
         greenconn.publish(unique, "again", connection=connection)
-        wait_until(lambda: len(got) == 3)
+        until(lambda: len(got) == 3)
         assert consumer.stop(SOON)
 
 
@@ -428,7 +428,7 @@ def test_nothing_is_taken_for_a_consumer_that_left(beanstalk_url: str, unique: s
 
             consumer = greenconn.spawn_consumer(unique, handle, connection=connection)
             greenconn.publish(unique, number, connection=connection)
-            wait_until(lambda got=got, number=number: got == [number])  # type: ignore[misc]
+            until(lambda got=got, number=number: got == [number])  # type: ignore[misc]
             assert consumer.stop(SOON)
             greenconn.publish(unique, "later", connection=connection)
             message = queue.get()

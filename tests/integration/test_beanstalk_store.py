@@ -20,6 +20,7 @@ from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
 from tests.fix_beanstalk import BeanstalkFactory
+from tests.fix_wires import until
 from tests.integration.beanstalk_clients import (
     SOON,
     bodies,
@@ -28,7 +29,6 @@ from tests.integration.beanstalk_clients import (
     store_at,
     stores_at,
 )
-from tests.integration.redis_clients import wait_until
 
 PLAIN = Declaration()
 
@@ -330,18 +330,18 @@ def test_answers_reach_a_connection_that_waits(beanstalk_url: str, unique: str) 
 
         store.make_queue(unique, PLAIN)
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
-        wait_until(waits)
+        until(waits)
         store.put([entry(unique, "a")])
         (claimed,) = waiter.get(timeout=SOON)
         for _ in range(20):
             waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
-            wait_until(waits)
+            until(waits)
             began_at = monotonic()
             assert store.renew([claimed.handle]) == []
             assert monotonic() - began_at < SOON
             assert waiter.get(timeout=SOON) == []
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
-        wait_until(waits)
+        until(waits)
         store.settle([done(claimed.handle)])
         assert waiter.get(timeout=SOON) == []
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
@@ -374,7 +374,7 @@ def test_without_a_wakeup_job_waits_are_short(beanstalk_url: str, unique: str) -
         raw(f"use $wakeup.{unique}0")
         assert raw(f"delete {raw('peek-buried').number}").word == b"DELETED"
         waiter = gevent.spawn(store.claim, {unique: 5}, 1.0)
-        wait_until(lambda: raw.counts(unique)["current-waiting"] == "1")
+        until(lambda: raw.counts(unique)["current-waiting"] == "1")
         store.settle([done(claimed.handle)])
         assert waiter.get(timeout=SOON) == []
         began_at = monotonic()
@@ -390,7 +390,7 @@ def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: st
         store.make_queue(unique, PLAIN)
         store.put([entry(unique, body) for body in "abc"])
         server.drain()
-        wait_until(lambda: b"draining: true" in raw("stats").body)
+        until(lambda: b"draining: true" in raw("stats").body)
         (error,) = store.put([entry(unique, "d")])
         assert isinstance(error, ServerRefuses)
         assert "is in drain mode" in str(error)

@@ -15,7 +15,8 @@ from gevent.pool import Pool
 
 from greenconn.connection import Connection
 from tests.brokers.ports import free_ports
-from tests.integration.gunicorn import SOON, serving, until
+from tests.fix_wires import until
+from tests.integration.gunicorn import SOON, serving
 from tests.integration.processes import start
 
 pytest.importorskip("celery")
@@ -90,9 +91,9 @@ def test_threads_of_gunicorn(env: dict[str, str], long: bool) -> None:
     count = MANY[long]
     arguments = ("--worker-class=gthread", "--workers=1", "--threads=8")
     with serving(*arguments, "tests.integration.celery.web:application", env=env) as server:
-        until(is_answering(server.port), "an answer")
+        until(is_answering(server.port), what="an answer")
         send_many(count, server.port)
-        until(lambda: sent(env) == count + 1, "all tasks")
+        until(lambda: sent(env) == count + 1, what="all tasks")
         server.stop()
 
 
@@ -103,9 +104,9 @@ def test_a_thread_for_each_request(env: dict[str, str], long: bool) -> None:
     program = ("-W", "ignore", "-m", "tests.integration.celery.web", "runserver", "--noreload")
     running = start(*program, f"127.0.0.1:{port}", env=env)
     try:
-        until(is_answering(port), "an answer")
+        until(is_answering(port), what="an answer")
         send_many(count, port)
-        until(lambda: sent(env) == count + 1, "all tasks")
+        until(lambda: sent(env) == count + 1, what="all tasks")
         running.signal(signal.SIGINT)
         outcome = running.outcome(timeout=SOON)
         assert outcome.code == 0, outcome.errors

@@ -14,10 +14,10 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
+from tests.fix_wires import until
 from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.contract import Side
 from tests.integration.processes import Running, start
-from tests.integration.redis_clients import wait_until
 
 SOON = 30.0
 LARGE = 256 * 1024
@@ -139,7 +139,7 @@ def test_hundred_consumers(
             for name in names * (10 if long else 1)
         ]
         gevent.joinall(senders, raise_error=True)
-        wait_until(lambda: len(got) == count and sum(got.values()) >= len(senders), SOON)
+        until(lambda: len(got) == count and sum(got.values()) >= len(senders), SOON)
         stops = [gevent.spawn(each.stop, SOON) for each in consumers]
         assert all(each.get() for each in stops)
         with connection.channel() as channel:
@@ -168,7 +168,7 @@ def test_server_is_killed_and_comes_back(
         greenconn.publish(Queue(kept), "kept", connection=connection)
         consumer = greenconn.spawn_consumer(Queue(first), handle, connection=connection)
         greenconn.publish(Queue(first), "before", connection=connection)
-        wait_until(lambda: "before" in got, SOON)
+        until(lambda: "before" in got, SOON)
         server.kill()
         publishing = gevent.spawn(
             greenconn.publish, Queue(second), "while away", connection=connection, timeout=60
@@ -179,7 +179,7 @@ def test_server_is_killed_and_comes_back(
         # One that keeps nothing has no queue for the consumer that was there: another begins.
         other = None if keeps else greenconn.spawn_consumer(second, handle, connection=connection)
         greenconn.publish(Queue(second), "after", connection=connection, timeout=60)
-        wait_until(lambda: {"while away", "after"} <= got, 60)
+        until(lambda: {"while away", "after"} <= got, 60)
         for each in (consumer, other):
             assert each is None or each.stop(SOON)
         if keeps:
@@ -216,10 +216,10 @@ def test_killed_consumer_loses_nothing(
                 got[body] = bool(message.delivery_info["redelivered"])
 
             consumer = greenconn.spawn_consumer(unique, handle, connection=connection)
-            wait_until(lambda: len(got) == 2, SOON)
+            until(lambda: len(got) == 2, SOON)
             assert not held & set(got)
             holder.signal(signal.SIGKILL)
-            wait_until(lambda: len(got) == 5, SOON)
+            until(lambda: len(got) == 5, SOON)
             assert all(got[body] for body in held)
             assert consumer.stop(SOON)
             connection.default_channel.queue_delete(unique)
@@ -271,7 +271,7 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
     lines: list[str] = []
     reader = gevent.spawn(_read_into_end, program, lines)
     try:
-        wait_until(lambda: lines == ["ready"], SOON)
+        until(lambda: lines == ["ready"], SOON)
         with connect() as connection:
             program.signal(signal.SIGSTOP)
             suspended_at = monotonic()
@@ -296,12 +296,12 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
                 gevent.sleep(0.1)
                 return {f"{name} {PROBE}" for name in names} <= set(lines)
 
-            wait_until(is_probed, SOON)
+            until(is_probed, SOON)
             for number in range(10):
                 for name in names:
                     publish(name, number)
             expected = {f"{name} {number}" for name in names for number in range(10)}
-            wait_until(lambda: expected <= set(lines), SOON)
+            until(lambda: expected <= set(lines), SOON)
     finally:
         reader.kill()
         program.end()
@@ -366,7 +366,7 @@ def test_what_a_killed_process_owned_is_free_after_its_lease(
             return True
 
         with connect() as connection:
-            wait_until(is_free, SOON)
+            until(is_free, SOON)
             connection.default_channel.queue_delete(name)
             connection.default_channel.queue_delete(f"{unique}-auto")
             connection.default_channel.exchange_delete(f"{unique}-x")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -18,6 +18,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.session.state import SessionState
 from greenconn.transport.amqp.message import DELIVERY_OVERHEAD
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_wires import until
 
 CAME = 20.0
 
@@ -27,14 +28,6 @@ def connection(own_rabbitmq: RabbitMQ) -> Iterator[Connection]:
     """A connection to a broker of one's own."""
     with Connection(own_rabbitmq.url) as connection:
         yield connection
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Let others run until *condition* holds."""
-    deadline = Deadline(CAME)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.01)
 
 
 def test_consumers_producers_and_waiting_callers_survive_a_restart(

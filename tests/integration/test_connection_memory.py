@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -12,9 +12,9 @@ import pytest
 from greenconn.connection import BrokerConnection, Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import NotFound, RecoverableConnectionError
-from greenconn.green.deadline import Deadline
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
+from tests.fix_wires import until
 
 CAME = 5.0
 
@@ -32,14 +32,6 @@ def connection(url: str) -> Iterator[Connection]:
     with Connection(url) as connection:
         yield connection
     gevent.sleep(0)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Let others run until *condition* holds."""
-    deadline = Deadline(CAME)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.002)
 
 
 def test_a_program_of_kombus_guide(connection: Connection) -> None:

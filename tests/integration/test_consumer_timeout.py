@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -10,22 +10,15 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.exceptions import RecoverableChannelError
-from greenconn.green.deadline import Deadline
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_wires import until
 
 pytestmark = pytest.mark.full
 
 CAME = 30.0
 #: Milliseconds.
 TIMEOUT = 500
-
-
-def until(condition: Callable[[], object], timeout: float = CAME) -> None:
-    deadline = Deadline(timeout)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.01)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from greenconn import Connection
 from greenconn.exceptions import PublishTimeout
 from tests.brokers.pouchdb import PouchDB
 from tests.fix_relay import RelayFactory
-from tests.integration.couchdb_clients import SOON, raw_to, until
+from tests.fix_wires import until
+from tests.integration.couchdb_clients import SOON, raw_to
 from tests.integration.processes import Running, start
 
 pytestmark = pytest.mark.full

@@ -16,7 +16,8 @@ from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.documents import Document, released
 from greenconn.transport.couchdb.store import CouchStore
 from greenconn.transport.virtual.declaration import Declaration
-from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at, until
+from tests.fix_wires import until
+from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at
 from tests.tiny_client import TinyClient
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import publish

@@ -22,7 +22,8 @@ from tests.fix_couchdb import PouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
 from tests.fix_tls import CERTS, TlsFront
-from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at, until
+from tests.fix_wires import until
+from tests.integration.couchdb_clients import SOON, bodies, entry, raw_to, store_at
 
 PLAIN = Declaration()
 

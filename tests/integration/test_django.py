@@ -12,7 +12,8 @@ import pytest
 from gevent.pool import Pool
 
 from greenconn.connection import Connection
-from tests.integration.gunicorn import ROOT, SOON, serving, until
+from tests.fix_wires import until
+from tests.integration.gunicorn import ROOT, SOON, serving
 from tests.integration.processes import run
 
 pytest.importorskip("gunicorn")
@@ -60,7 +61,7 @@ def test_a_project(env: dict[str, str], settings: str, amqp_url: str) -> None:
         # One that is rolled back is never published: else it would come again and again.
         assert post("a mistake").status == 400
         all_sent = [f"letter {number:02}" for number in range(LETTERS)]
-        until(lambda: server.request("/letters").json["sent"] == all_sent, "all sent")
+        until(lambda: server.request("/letters").json["sent"] == all_sent, what="all sent")
 
         broker = Connection(amqp_url)
         fetched = gevent.spawn(server.request, "/carrot?text=hello").get(timeout=SOON)

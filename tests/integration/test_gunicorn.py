@@ -16,7 +16,8 @@ import pytest
 import greenconn
 from greenconn.connection import Connection
 from greenconn.exceptions import NotFound
-from tests.integration.gunicorn import ROOT, SOON, Load, Server, serving, until
+from tests.fix_wires import until
+from tests.integration.gunicorn import ROOT, SOON, Load, Server, serving
 
 pytest.importorskip("gunicorn")
 pytest.importorskip("flask")
@@ -99,7 +100,7 @@ def replace_workers(server: Server) -> None:
     """HUP, and wait until the old workers have ended.  May switch."""
     old = set(server.living())
     server.signal(signal.SIGHUP)
-    until(lambda: not old & set(server.living()), "the end of the old ones")
+    until(lambda: not old & set(server.living()), what="the end of the old ones")
 
 
 def test_reload_and_stop_under_load(ledger: Ledger, long: bool) -> None:
@@ -107,13 +108,13 @@ def test_reload_and_stop_under_load(ledger: Ledger, long: bool) -> None:
     with serving(*HOOKED, "shop:application", env=ledger.env) as server:
         server.wait_ready()
         with Load(server, clients=200) as load:
-            until(lambda: len(load.taken) >= 200, "200 answers")
+            until(lambda: len(load.taken) >= 200, what="200 answers")
             assert load.refused == {}
             assert load.unanswered == 0
             for _ in range(5 if long else 1):
                 replace_workers(server)
                 load.wait_more(100)
-                until(lambda: load.workers >= set(server.living()), "answers of both new ones")
+                until(lambda: load.workers >= set(server.living()), what="answers of both new ones")
             assert load.refused == {}, server.log
             before = len(load.taken)
             server.signal(signal.SIGTERM)
@@ -130,7 +131,7 @@ def test_reload_and_stop_under_load(ledger: Ledger, long: bool) -> None:
 def test_a_worker_told_to_go_takes_nothing_more_while_its_requests_publish(ledger: Ledger) -> None:
     with serving(*HOOKED, "troubled:application", cwd=APPS, env=ledger.env) as server:
         server.wait_ready()
-        until(lambda: ledger.consumers() == 2, "consumers in both workers")
+        until(lambda: ledger.consumers() == 2, what="consumers in both workers")
         assert server.request("/health/live").json == {"live": True}
         order = server.request("/orders", {"id": "first", "item": "teapot"})
         assert order.json["price"] == 18
@@ -138,11 +139,11 @@ def test_a_worker_told_to_go_takes_nothing_more_while_its_requests_publish(ledge
         assert page.status == 200
         for text in (f"{ledger.prefix}-orders", "running", "://", "which is ready"):
             assert text in page.body.decode()
-        until(lambda: b"first" in server.request("/").body, "the news on the page")
+        until(lambda: b"first" in server.request("/").body, what="the news on the page")
         request = gevent.spawn(server.request, "/late")
-        until(lambda: "begun" in ledger.read(), "the request")
+        until(lambda: "begun" in ledger.read(), what="the request")
         server.signal(signal.SIGTERM)
-        until(lambda: ledger.consumers() == 0, "consumers that stop")
+        until(lambda: ledger.consumers() == 0, what="consumers that stop")
         assert not request.ready()
         ledger.publish("orders", {"id": "for another", "item": "teapot"})
         ledger.publish("go", "on")
@@ -160,10 +161,12 @@ def test_preloading_and_restarts_after_so_many_requests(ledger: Ledger, long: bo
     with serving(*arguments, cwd=APPS, env=ledger.env) as server:
         server.wait_ready()
         with Load(server, clients=20) as load:
-            until(lambda: len(server.booted) > (20 if long else 3), "workers that replace others")
-            until(lambda: len(load.workers) > 2, "answers of the new ones")
+            until(
+                lambda: len(server.booted) > (20 if long else 3), what="workers that replace others"
+            )
+            until(lambda: len(load.workers) > 2, what="answers of the new ones")
         assert load.refused == {}, server.log
-        until(lambda: ledger.has_all(load.taken), "all shipped")
+        until(lambda: ledger.has_all(load.taken), what="all shipped")
         assert "from-the-arbiter" in ledger.shipped
         assert ledger.repeated == 0
         warnings = [line for line in server.log.splitlines() if "before the fork" in line]
@@ -171,7 +174,9 @@ def test_preloading_and_restarts_after_so_many_requests(ledger: Ledger, long: bo
         assert "never-in-the-workers" in warnings[0]
         assert server.complaints == warnings, server.log
         # gunicorn loses a TERM that comes while a worker begins.
-        until(lambda: ledger.consumers() == 2 == len(server.living()), "workers that are whole")
+        until(
+            lambda: ledger.consumers() == 2 == len(server.living()), what="workers that are whole"
+        )
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert ledger.hands <= {*server.booted}
@@ -183,17 +188,19 @@ def test_workers_that_hang_or_are_killed(ledger: Ledger) -> None:
     with serving(*HOOKED, "--timeout=2", "troubled:application", cwd=APPS, env=env) as server:
         server.wait_ready()
         with Load(server, clients=50) as load:
-            until(lambda: len(load.taken) >= 200, "answers")
+            until(lambda: len(load.taken) >= 200, what="answers")
             killed = server.living()[0]
             server.signal(signal.SIGKILL, killed)
-            until(lambda: killed not in server.living(), "its end")
-            until(lambda: len(server.living()) == 2, "its successor")
+            until(lambda: killed not in server.living(), what="its end")
+            until(lambda: len(server.living()) == 2, what="its successor")
             hanging = gevent.spawn(server.knock, "/forever")
-            until(lambda: "WORKER TIMEOUT" in server.log, "a worker that hangs")
-            until(lambda: len(server.booted) >= 4 and len(server.living()) == 2, "its successor")
+            until(lambda: "WORKER TIMEOUT" in server.log, what="a worker that hangs")
+            until(
+                lambda: len(server.booted) >= 4 and len(server.living()) == 2, what="its successor"
+            )
             hanging.join(timeout=SOON)
-            until(lambda: ledger.consumers() == 2, "consumers in both workers")
-        until(lambda: ledger.has_all(load.taken), "all shipped")
+            until(lambda: ledger.consumers() == 2, what="consumers in both workers")
+        until(lambda: ledger.has_all(load.taken), what="all shipped")
         assert {*load.refused} <= {500, 503}
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
@@ -205,12 +212,12 @@ def test_the_hook_at_fork_is_enough(ledger: Ledger, long: bool) -> None:
     with serving(*arguments, cwd=APPS, env=ledger.env) as server:
         server.wait_ready()
         with Load(server, clients=50) as load:
-            until(lambda: len(load.taken) >= 200, "answers")
+            until(lambda: len(load.taken) >= 200, what="answers")
             if long:
                 replace_workers(server)
                 load.wait_more(50)
             assert load.refused == {}, server.log
-            until(lambda: ledger.consumers() == 2, "consumers in both workers")
+            until(lambda: ledger.consumers() == 2, what="consumers in both workers")
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
         assert not load.taken - ledger.read() - ledger.waiting()
@@ -222,7 +229,7 @@ def test_stop_at_once_under_load(ledger: Ledger) -> None:
     with serving(*HOOKED, "shop:application", env=ledger.env) as server:
         server.wait_ready()
         with Load(server, clients=50) as load:
-            until(lambda: len(load.taken) >= 200, "answers")
+            until(lambda: len(load.taken) >= 200, what="answers")
             server.signal(signal.SIGINT)
             assert server.wait() == 0
         assert not load.taken - ledger.read() - ledger.waiting()

@@ -8,8 +8,8 @@ import gevent
 import pytest
 
 from greenconn.exceptions import AccessRefused, ResourceLocked
+from tests.fix_wires import until
 from tests.integration.contract import SOON, Side, Store
-from tests.integration.redis_clients import wait_until
 
 
 def at_once(side: Side, link: Any, method: str, *args: Any, **options: Any) -> Any:
@@ -54,4 +54,4 @@ def test_exclusive_consumer_of_a_lost_link_is_in_nobodys_way(side: Side) -> None
     if side.kind == "sqs":
         return  # the server may still give a message to the question of the lost link
     side.send(channel, "x", "", queue)
-    wait_until(lambda: [each.body for each in store] == ["x"])
+    until(lambda: [each.body for each in store] == ["x"])

@@ -19,20 +19,13 @@ from greenconn.exceptions import (
     PublishNacked,
     Unroutable,
 )
-from greenconn.green.deadline import Deadline
 from greenconn.transport import memory
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_wires import until
 
 CAME = 30.0
 QUORUM = {"x-queue-type": "quorum"}
-
-
-def until(condition: Callable[[], object], timeout: float = CAME) -> None:
-    deadline = Deadline(timeout)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.01)
 
 
 @pytest.fixture

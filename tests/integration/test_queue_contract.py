@@ -11,9 +11,9 @@ import pytest
 
 from greenconn.exceptions import NotFound, PreconditionFailed, PublishNacked
 from greenconn.message import Message
+from tests.fix_wires import until
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
-from tests.integration.redis_clients import wait_until
 from tests.integration.refusing import FULL, refusing
 
 
@@ -117,7 +117,7 @@ def test_message_that_dies_in_a_circle_is_dropped(side: Side) -> None:
         },
     )
     side.send(channel, "x", "", queue)
-    wait_until(lambda: channel.queue_declare(queue, passive=True).message_count == 0)
+    until(lambda: channel.queue_declare(queue, passive=True).message_count == 0)
 
 
 @needs(Can.EXPIRY)
@@ -191,7 +191,7 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
     store = Store()
     channel.basic_consume(queue, sink=store)
     side.send(channel, "taken", "", queue)
-    wait_until(lambda: len(store) == 1)
+    until(lambda: len(store) == 1)
     assert [each.body for each in store] == ["taken"]
 
 
@@ -278,11 +278,11 @@ def test_single_active_consumer(side: Side) -> None:
     channel.basic_consume(queue, "second", sink=second)
     for n in range(3):
         side.send(channel, str(n), "", queue)
-    wait_until(lambda: len(first) + len(second) == 3)
+    until(lambda: len(first) + len(second) == 3)
     assert ([each.body for each in first], len(second)) == (["0", "1", "2"], 0)
     channel.basic_cancel("first")
     side.send(channel, "3", "", queue)
-    wait_until(lambda: len(second) == 1)
+    until(lambda: len(second) == 1)
     assert [each.body for each in second] == ["3"]
 
 
@@ -335,7 +335,7 @@ def test_dead_letter_that_cannot_be_stored_leaves_the_original(
         message.reject()
         # Redis keeps the answer, and says again what was refused.
         words = "1 acks or rejects are sent again later" if side.kind == "redis" else dead
-        wait_until(lambda: any(words in each for each in errors_of(caplog)))
+        until(lambda: any(words in each for each in errors_of(caplog)))
     if side.kind == "memory":
         return  # as RabbitMQ, it drops what a full queue refuses; but not without a word
     # It comes again after its lease, and is rejected again.

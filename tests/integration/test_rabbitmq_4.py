@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,25 +12,18 @@ from amqp import spec
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import InternalError, NotAllowed, OperationalError, PublishTimeout
-from greenconn.green.deadline import Deadline
 from greenconn.publishing import publish
 from greenconn.transport.amqp.errors import with_remedy
 from greenconn.transport.amqp.transport import Transport
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Method
+from tests.fix_wires import until
 
 CAME = 20.0
 DENIED = (
     "INTERNAL_ERROR - Feature `{}` is deprecated.\n"
     "By default, this feature is not permitted anymore."
 )
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = Deadline(CAME)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.01)
 
 
 def refusing(peer: AmqpPeer, method: Method, text: str) -> None:

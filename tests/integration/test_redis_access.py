@@ -14,8 +14,9 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import OperationalError
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, wait_until
+from tests.integration.redis_clients import Control
 from tests.unit.test_docs import ROOT
 
 pytestmark = pytest.mark.full
@@ -79,7 +80,7 @@ def program(url: str) -> list[Any]:
             topic = Exchange("x", "topic")
             greenconn.publish(topic, 2, routing_key="a.b", connection=connection)
             greenconn.publish(Exchange("f", "fanout"), 3, connection=connection)
-            wait_until(lambda: set(got) >= {1, 2, 3} or consumer.ready(), 3.0)
+            until(lambda: set(got) >= {1, 2, 3} or consumer.ready(), 3.0)
             if consumer.ready():
                 consumer.get(timeout=SOON)
         finally:
@@ -174,5 +175,5 @@ def test_flushed_scripts_that_may_not_be_loaded(
         assert at_server.calls("evalsha") < 20
         assert "script|load" in caplog.text
         at_server("ACL", "SETUSER", "app", "+script|load")
-        wait_until(lambda: got == [1])
+        until(lambda: got == [1])
         assert consumer.stop(SOON)

@@ -15,8 +15,9 @@ from greenconn import Connection
 from greenconn.exceptions import RecoverableConnectionError, WrongHub
 from tests.brokers.redis_server import RedisServer
 from tests.fix_tls import CERTS, TlsFront
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import control, wait_until
+from tests.integration.redis_clients import control
 
 Opened = Callable[..., Any]
 
@@ -50,7 +51,7 @@ def test_over_tls(opened: Opened, own_redis: RedisServer, tls_front: TlsFront) -
     with Connection(f"rediss://localhost:{front}/0", ssl=ssl) as connection:
         client = connection.default_channel.client
         waiters = [gevent.spawn(client.blpop, f"list-{number}", 9) for number in range(5)]
-        wait_until(lambda: client.info("clients")["blocked_clients"] == 5)
+        until(lambda: client.info("clients")["blocked_clients"] == 5)
         large = b"x" * 3_000_000
         pipe = client.pipeline()
         for number in range(5):
@@ -60,7 +61,7 @@ def test_over_tls(opened: Opened, own_redis: RedisServer, tls_front: TlsFront) -
         with client.pubsub(ignore_subscribe_messages=True) as listener:
             listener.subscribe("news")
             assert listener.get_message(timeout=0.1) is None
-            wait_until(lambda: client.publish("news", large) == 1)
+            until(lambda: client.publish("news", large) == 1)
             got = None
             with gevent.Timeout(SOON):
                 while got is None:
@@ -105,7 +106,7 @@ def test_what_programs_use_of_it(opened: Opened, prefix: str) -> None:
 def test_it_blocks_one_greenlet_only(opened: Opened) -> None:
     client = opened(global_keyprefix="app:").client
     waiters = [gevent.spawn(client.blpop, ["first", f"list-{number}"], 9) for number in range(5)]
-    wait_until(lambda: client.info("clients")["blocked_clients"] == 5)
+    until(lambda: client.info("clients")["blocked_clients"] == 5)
     for number in range(5):
         client.rpush(f"list-{number}", number)
     found = [each.get(timeout=SOON) for each in waiters]
@@ -146,7 +147,7 @@ def test_subscriptions(opened: Opened) -> None:
         listener.subscribe("news")
         listener.psubscribe("w*")
         assert listener.get_message(timeout=0) is None  # or what is not shown
-        wait_until(lambda: client.publish("news", 1) and client.publish("weather", "rain"))
+        until(lambda: client.publish("news", 1) and client.publish("weather", "rain"))
         got: dict[bytes, bytes] = {}
         with gevent.Timeout(SOON):
             while len(got) < 2:
@@ -161,7 +162,7 @@ def test_a_connection_that_the_server_has_closed_is_opened_anew(opened: Opened) 
     with redis.Redis.from_url(channel.connection.client.as_uri(include_password=True)) as admin:
         client_id = client.client_id()
         admin.client_kill_filter(_id=str(client_id))
-        wait_until(lambda: all(each["id"] != str(client_id) for each in admin.client_list()))
+        until(lambda: all(each["id"] != str(client_id) for each in admin.client_list()))
     assert client.ping()
     assert client.client_id() != client_id
 
@@ -170,7 +171,7 @@ def test_it_ends_with_its_connection(opened: Opened) -> None:
     channel = opened()
     client = channel.client
     waiter = gevent.spawn(client.blpop, "empty", 9)
-    wait_until(lambda: client.info("clients")["blocked_clients"] == 1)
+    until(lambda: client.info("clients")["blocked_clients"] == 1)
     channel.connection.collect()
     with pytest.raises(redis.ConnectionError):
         waiter.get(timeout=SOON)

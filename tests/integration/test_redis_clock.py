@@ -14,9 +14,10 @@ import greenconn
 from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import SteppedRedis
+from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import start
-from tests.integration.redis_clients import control, wait_until
+from tests.integration.redis_clients import control
 from tests.integration.test_redis_kills import HOLDER
 
 pytestmark = pytest.mark.full
@@ -54,7 +55,7 @@ def test_living_consumers_keep_what_they_hold(
         ]
         for body in range(10):
             greenconn.publish("q", body, connection=connection, declare=True)
-        wait_until(lambda: len(got) == 10)
+        until(lambda: len(got) == 10)
         stepped_redis.set_clock(step)
         sweepers = [each.connection.sweeper for each in (connection, rival)]
         with control(stepped_redis.url) as at_server:
@@ -62,9 +63,7 @@ def test_living_consumers_keep_what_they_hold(
             server = connection.connection
             began = float(server.commands.call(time) or 0)
             # They look again and again, for three leases of the time that they count.
-            wait_until(
-                lambda: float(server.commands.call(time) or 0) > began + 3000 * LEASE, 30 * LEASE
-            )
+            until(lambda: float(server.commands.call(time) or 0) > began + 3000 * LEASE, 30 * LEASE)
             assert at_server("ZCARD", "unacked_index") == 10
         assert got == dict.fromkeys(range(10), 1)
         assert [each.restored for each in sweepers] == [0, 0]
@@ -89,7 +88,7 @@ def test_what_the_killed_held_comes_back_at_once(
         assert consumer.wait_ready(SOON)
         stepped_redis.set_clock(step)
         holder.signal(signal.SIGKILL)
-        wait_until(lambda: len(got) == 10, 15 * LEASE)
+        until(lambda: len(got) == 10, 15 * LEASE)
         assert sorted(got) == list(range(10))
         assert consumer.stop(SOON)
     finally:

@@ -13,8 +13,9 @@ import greenconn
 from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, wait_until
+from tests.integration.redis_clients import Control
 
 pytestmark = pytest.mark.full
 
@@ -51,7 +52,7 @@ def test_crowd_on_one_queue_does_not_stampede(
             greenconn.publish("q", sent, connection=sender)
             sent += 1
             gevent.sleep(0.002)
-        wait_until(lambda: len(got) == sent)
+        until(lambda: len(got) == sent)
         claims = at_server.calls("evalsha")
         assert all(each.stop(SOON) for each in consumers)
     assert sorted(got) == list(range(sent))
@@ -104,9 +105,9 @@ def test_claims_are_fair_between_queues(own_redis: RedisServer, at_server: Contr
         consumers = [
             greenconn.spawn_consumer(each, handle, connection=connection) for each in queues
         ]
-        wait_until(lambda: got.count("quiet") == 20)
+        until(lambda: got.count("quiet") == 20)
         assert got.count("busy") < 3000
-        wait_until(lambda: len(got) == 3020, 30)
+        until(lambda: len(got) == 3020, 30)
         assert all(each.stop(SOON) for each in consumers)
 
 
@@ -131,11 +132,11 @@ def test_foreign_blocking_consumer_gets_its_share(
                 theirs.append(foreign.connection.commands.call(pack("BRPOP", "q", 10)))
 
         popping = gevent.spawn(pop)
-        wait_until(lambda: int(at_server.stat("blocked_clients", "clients")) == 1)
+        until(lambda: int(at_server.stat("blocked_clients", "clients")) == 1)
         for number in range(200):
             greenconn.publish("q", number, connection=sender)
             gevent.sleep(0.001)
-        wait_until(lambda: len(ours) + len(theirs) == 200)
+        until(lambda: len(ours) + len(theirs) == 200)
         popping.kill()
         assert consumer.stop(SOON)
     assert len(theirs) >= 50
@@ -161,6 +162,6 @@ def test_burst_is_shared_by_a_crowd(own_redis: RedisServer, at_server: Control) 
         channel = sender.default_channel
         for number in range(1000):
             channel.begin_publish(channel.prepare_message(str(number)), "", "q")
-        wait_until(lambda: sum(map(len, shares)) == 1000, 20)
+        until(lambda: sum(map(len, shares)) == 1000, 20)
         assert all(each.stop(SOON) for each in consumers)
     assert min(map(len, shares)) >= 30

@@ -12,9 +12,10 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import start
-from tests.integration.redis_clients import Control, wait_until
+from tests.integration.redis_clients import Control
 
 #: Without types.
 kombu: Any = pytest.importorskip("kombu")
@@ -69,11 +70,11 @@ def test_a_delay_keeps_the_order_and_is_not_too_short(
     for body in range(250):
         sent[body] = monotonic()
         greenconn.publish("delay", body, connection=connection)
-    wait_until(lambda: len(got) == 250)
+    until(lambda: len(got) == 250)
     assert list(got) == list(range(250))
     assert min(got[each] - sent[each] for each in got) >= TTL
     assert consumer.stop(SOON)
-    wait_until(at_server.is_settled)
+    until(at_server.is_settled)
 
 
 def test_messages_of_kombu_expire_too(connection: Connection, own_redis: RedisServer) -> None:
@@ -81,7 +82,7 @@ def test_messages_of_kombu_expire_too(connection: Connection, own_redis: RedisSe
     with kombu.Connection(own_redis.url) as theirs:
         theirs.Producer().publish("theirs", routing_key="delay")
     channel = connection.default_channel
-    wait_until(lambda: (found := channel.basic_get("work", no_ack=True)) is not None and found)
+    until(lambda: (found := channel.basic_get("work", no_ack=True)) is not None and found)
 
 
 def test_without_a_dead_letter_exchange_they_are_dropped(
@@ -93,8 +94,8 @@ def test_without_a_dead_letter_exchange_they_are_dropped(
     for priority in (0, 3, 9):
         producer.publish("x", routing_key="a", priority=priority)
     assert queue(connection.default_channel).queue_declare(passive=True).message_count == 3
-    wait_until(lambda: not at_server("KEYS", "brief*"))
-    wait_until(at_server.is_settled)
+    until(lambda: not at_server("KEYS", "brief*"))
+    until(at_server.is_settled)
 
 
 def test_others_go_on_where_a_program_was_killed(
@@ -109,7 +110,7 @@ def test_others_go_on_where_a_program_was_killed(
             consumer = greenconn.spawn_consumer(
                 "work", lambda body, message: got.append(body), connection=connection
             )
-            wait_until(lambda: got == ["from the dead"])
+            until(lambda: got == ["from the dead"])
             assert consumer.stop(SOON)
     finally:
         declarer.end()
@@ -136,10 +137,10 @@ def test_a_lost_link_leaves_nothing_half_done(connection: Connection, at_server:
     consumer = greenconn.spawn_consumer(
         "work", lambda body, message: got.append(body), connection=connection
     )
-    wait_until(lambda: len(got) > 50)
+    until(lambda: len(got) > 50)
     for _ in range(3):
         at_server("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         seen = len(got)
-        wait_until(lambda seen=seen: len(got) > seen or len(set(got)) == number)  # type: ignore[misc]
-    wait_until(lambda: set(got) == set(range(number)), 60)
+        until(lambda seen=seen: len(got) > seen or len(set(got)) == number)  # type: ignore[misc]
+    until(lambda: set(got) == set(range(number)), 60)
     assert consumer.stop(SOON)

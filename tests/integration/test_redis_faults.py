@@ -27,8 +27,8 @@ from greenconn.wire.resp import pack
 from tests.faults.kinds import Direction, Fault, Kind
 from tests.faults.proxied import ProxyProcess
 from tests.fix_brokers import RedisFactory
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import wait_until
 
 CERTS = Path(__file__).resolve().parents[1] / "certs"
 
@@ -43,7 +43,7 @@ def there_and_back(url: str, **options: Any) -> None:
         assert consumer.wait_ready(SOON)
         for number in range(3):
             greenconn.publish("q", number, connection=c)
-            wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+            until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert consumer.stop(SOON)
     assert got == [0, 1, 2]
 
@@ -122,7 +122,7 @@ def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
         )
         assert consumer.wait_ready(SOON)
         Producer(connection, greenconn.Exchange("fx", "fanout")).publish("x")
-        wait_until(lambda: got)
+        until(lambda: got)
         assert consumer.stop(SOON)
 
 
@@ -206,14 +206,14 @@ def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
         control.commands.call(pack("CONFIG", "SET", "dir", str(gone)))
         gone.rmdir()
         control.commands.call(pack("BGSAVE"))
-        wait_until(lambda: b"rdb_last_bgsave_status:err" in info(control))
+        until(lambda: b"rdb_last_bgsave_status:err" in info(control))
         with pytest.raises(exceptions.ResponseError, match="free disk space"):
             Producer(connection).publish("x", routing_key="q")
         with pytest.raises(OperationalError, match="free disk space"):
             greenconn.publish("q", "x", connection=connection)
         control.commands.call(pack("CONFIG", "SET", "stop-writes-on-bgsave-error", "no"))
         greenconn.publish("other", "late", connection=connection)
-        wait_until(lambda: got == ["late"])
+        until(lambda: got == ["late"])
         assert consumer.stop(SOON)
         assert connection.default_channel.basic_get("q", no_ack=True).payload == "kept"
     server.kill()  # else it would try to save for seconds
@@ -239,7 +239,7 @@ def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
         gevent.spawn_later(0.5, control.commands.call, pack("REPLICAOF", "NO", "ONE"))
         # It waits until there is a master again.
         greenconn.publish("q", "x", connection=connection)
-        wait_until(lambda: got == ["x"])
+        until(lambda: got == ["x"])
         assert consumer.stop(SOON)
 
 
@@ -272,7 +272,7 @@ def test_restart(redis_with: RedisFactory) -> None:
             gevent.sleep(0.3)
             server.start()
         gevent.joinall(senders, raise_error=True)
-        wait_until(lambda: set(got) >= set(sent), 30)
+        until(lambda: set(got) >= set(sent), 30)
         assert all(each.stop(SOON) for each in consumers)
 
 
@@ -289,7 +289,7 @@ def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -
         gevent.sleep(4.0)
         server.start()
         greenconn.publish("q", "x", connection=sending)
-        wait_until(lambda: got)
+        until(lambda: got)
         assert consumer.stop(SOON)
 
 
@@ -328,11 +328,11 @@ def test_cuts_under_load_lose_nothing(redis_with: RedisFactory, prefetch: int, l
                 pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             )
         gevent.joinall(senders, raise_error=True)
-        wait_until(lambda: len(set(got)) == number, 60)
+        until(lambda: len(set(got)) == number, 60)
         # What was given back by a connection that was cut comes twice, perhaps after all the others;
         # and what a consumer has and did not begin goes back when it stops.
         left = pack("EVAL", "return redis.call('LLEN', 'q') + redis.call('HLEN', 'unacked')", "0")
-        wait_until(lambda: control.connection.commands.call(left) == 0, 60)
+        until(lambda: control.connection.commands.call(left) == 0, 60)
         assert consumer.stop(SOON)
         assert control.connection.commands.call(left) == 0
 
@@ -397,7 +397,7 @@ def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, re
         assert connection.connection.fanout.socket.pipeline is listening
         Producer(connection, exchange).publish("told")
         greenconn.publish("plain", "queued", connection=connection)
-        wait_until(lambda: len(got) == 2)
+        until(lambda: len(got) == 2)
         assert all(consumer.stop(SOON) for consumer in consumers)
     assert sorted(got) == ["queued", "told"]
 
@@ -415,9 +415,9 @@ def test_what_no_push_tells_of_is_found(
         assert consumer.wait_ready(SOON)
         feed = connection.connection.feeds[unique]
         for number in range(3):
-            wait_until(lambda: feed.source.state is WatchState.ARMED)
+            until(lambda: feed.source.state is WatchState.ARMED)
             greenconn.publish(unique, number, connection=other)
-            wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+            until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert connection.connection.waking.found >= 3
         assert consumer.stop(SOON)
         other.default_channel.queue_delete(unique)
@@ -479,12 +479,12 @@ def test_bindings_after_a_reconnect(redis_with: RedisFactory, empties: bool) -> 
         if empties:
             control.connection.commands.call(pack("FLUSHALL"))
         control.connection.commands.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
-        wait_until(lambda: connection.session.generation == 2)
+        until(lambda: connection.session.generation == 2)
         assert consumer.wait_ready(SOON)
-        wait_until(lambda: control.connection.commands.call(pack("PUBSUB", "NUMPAT")) == 2)
+        until(lambda: control.connection.commands.call(pack("PUBSUB", "NUMPAT")) == 2)
         Producer(control, fanout).publish("x")
         Producer(control, topic).publish("y", "a.b")
-        wait_until(lambda: len(got) == 2)
+        until(lambda: len(got) == 2)
         assert sorted(got) == ["x", "y"]
         assert consumer.stop(SOON)
 
@@ -532,5 +532,5 @@ def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> Non
                 greenconn.publish(queue, number, connection=sending)
             with suppress(TimeoutError, *draining.connection_errors):
                 draining.drain_events(timeout=0.01)
-        wait_until(lambda: set(got) == set(range(20)))
+        until(lambda: set(got) == set(range(20)))
         assert consumer.stop(SOON)

@@ -14,8 +14,9 @@ from greenconn.transport.redis import eviction
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, wait_until
+from tests.integration.redis_clients import Control
 
 RESERVED = [
     "unacked",
@@ -103,7 +104,7 @@ def test_a_server_that_evicts_is_named_once(
     for _ in range(3):
         with Connection(own_redis.url) as connection:
             greenconn.publish("q", 1, connection=connection, declare=True)
-    wait_until(lambda: caplog.text.count("set maxmemory-policy to noeviction") == 1, SOON)
+    until(lambda: caplog.text.count("set maxmemory-policy to noeviction") == 1, SOON)
     assert f"its maxmemory-policy is {policy}" in caplog.text
     assert what in caplog.text
 

@@ -14,9 +14,10 @@ import pytest
 import greenconn
 from greenconn import Connection
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
-from tests.integration.redis_clients import Control, wait_until
+from tests.integration.redis_clients import Control
 
 pytestmark = pytest.mark.full
 
@@ -83,9 +84,9 @@ def test_messages_of_the_killed_are_back_after_their_lease(
             assert not got.keys() & set(bodies)
             each.signal(signal.SIGKILL)
             killed_at = monotonic()
-            wait_until(lambda bodies=bodies: got.keys() >= set(bodies), 15 * LEASE)  # type: ignore[misc]
+            until(lambda bodies=bodies: got.keys() >= set(bodies), 15 * LEASE)  # type: ignore[misc]
             took.append(max(got[body] for body in bodies) - killed_at)
-        wait_until(lambda: at_server.is_settled(), 10 * LEASE)
+        until(lambda: at_server.is_settled(), 10 * LEASE)
         assert slow == dict.fromkeys(range(5), 1)
         assert consumer.stop(SOON)
         assert slow_one.stop(SOON)
@@ -107,7 +108,7 @@ def test_stopped_consumer_gives_back_to_the_head_at_once(
         consumer = greenconn.spawn_consumer(
             "q", hold, connection=first, prefetch_count=4, concurrency=2
         )
-        wait_until(lambda: at_server("HLEN", "unacked") == 4 and len(taken) == 2)
+        until(lambda: at_server("HLEN", "unacked") == 4 and len(taken) == 2)
         consumer.kill()
         first.close()
         channel = second.default_channel
@@ -149,7 +150,7 @@ gevent.sleep(0.5)
                 gevent.sleep(2 * LEASE)
 
             consumer = greenconn.spawn_consumer("q", keep, connection=connection)
-            wait_until(lambda: got == [1], 15 * LEASE)
+            until(lambda: got == [1], 15 * LEASE)
             frozen.signal(signal.SIGCONT)
             outcome = frozen.outcome(b"\n")
         finally:
@@ -157,6 +158,6 @@ gevent.sleep(0.5)
         assert "lost 1" in outcome.output
         assert "lease_lost" in outcome.output
         assert at_server("HLEN", "unacked") == 1  # it is still ours
-        wait_until(at_server.is_settled)
+        until(at_server.is_settled)
         assert got == [1]
         assert consumer.stop(SOON)

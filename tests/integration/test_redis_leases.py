@@ -18,8 +18,8 @@ from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.source import WatchState
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import RespParser, pack
+from tests.fix_wires import until
 from tests.integration.contract import Store
-from tests.integration.redis_clients import wait_until
 from tests.tiny_client import TinyClient
 
 #: Seconds: short, so that the tests are.
@@ -62,17 +62,17 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     store = Store()
     channel.basic_qos(0, 3, False)
     channel.basic_consume("q", sink=store)
-    wait_until(lambda: len(store) == 3)
+    until(lambda: len(store) == 3)
     dead.commands.pipeline.stream.close()  # as if it had been killed
     dead.collect()
     taken = Store()
     other = Channel(alive)
     other.basic_consume("q", sink=taken)
-    wait_until(lambda: len(taken) == 5, 10 * LEASE)
+    until(lambda: len(taken) == 5, 10 * LEASE)
     assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
     assert [each.redelivered for each in taken] == [False, False, True, True, True]
     assert [each.headers.get("x-delivery-count") for each in taken][2:] == [1, 1, 1]
-    wait_until(lambda: alive.sweeper.restored == 3)
+    until(lambda: alive.sweeper.restored == 3)
 
 
 @pytest.mark.full
@@ -83,7 +83,7 @@ def test_messages_of_a_dead_consumer_come_back_to_one_that_is_never_idle(
     channel = filled(dead, 1)
     store = Store()
     channel.basic_consume("q", sink=store)
-    wait_until(lambda: store)
+    until(lambda: store)
     dead.commands.pipeline.stream.close()  # as if it had been killed
     dead.collect()
     busy = Channel(alive)
@@ -109,7 +109,7 @@ def test_slow_handler_keeps_its_message(opened: Callable[..., RedisLink]) -> Non
     channel = filled(slow, 1)
     store, thief = Store(), Store()
     channel.basic_consume("q", sink=store)
-    wait_until(lambda: store)
+    until(lambda: store)
     Channel(other).basic_consume("q", sink=thief)
     gevent.sleep(3 * LEASE)
     assert not thief
@@ -129,9 +129,9 @@ def test_late_ack_changes_nothing_and_is_reported(
     late.leases.stop()  # as if its hub were blocked
     taken = Store()
     Channel(other).basic_consume("q", sink=taken)
-    wait_until(lambda: taken, 10 * LEASE)
+    until(lambda: taken, 10 * LEASE)
     message.ack()
-    wait_until(lambda: told)
+    until(lambda: told)
     assert told == [1]
     assert late.leases.lost == 1
     assert "lease_lost" in caplog.text
@@ -146,7 +146,7 @@ def test_clean_stop_gives_back_at_once(opened: Callable[..., RedisLink]) -> None
     channel = filled(first, 3)
     store = Store()
     channel.basic_consume("q", sink=store)
-    wait_until(lambda: len(store) == 3)
+    until(lambda: len(store) == 3)
     first.close()
     other = Channel(second)
     found = [other.basic_get("q") for _ in range(3)]
@@ -161,7 +161,7 @@ def test_clean_stop_gives_back_what_a_claim_takes_meanwhile(
     store = Store()
     channel.basic_consume("q", sink=store)
     feed = first.feeds["q"]
-    wait_until(lambda: feed.source.state is WatchState.ARMED)
+    until(lambda: feed.source.state is WatchState.ARMED)
     other = Channel(second)
     first.waking.stop()  # nothing is told of what comes now
     for number in range(3):
@@ -218,17 +218,17 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     store = Store()
     for channel, queue in zip(channels, ("spoiled", "sound"), strict=True):
         channel.basic_consume(queue, sink=store)
-    wait_until(lambda: len(store) == 4)
+    until(lambda: len(store) == 4)
     dead.leases.stop()  # as if its process were killed
     dead.commands.pipeline.close()
     dead.sweeper.stop()
     alive.commands.call(pack("SET", alive.commands.keys.plain("spoiled"), "something else"))
     found = Store()
     Channel(alive).basic_consume("sound", sink=found)
-    wait_until(lambda: len(found) == 2, 30 * LEASE)
-    wait_until(lambda: caplog.text.count("is left where it is") == 2, 30 * LEASE)
+    until(lambda: len(found) == 2, 30 * LEASE)
+    until(lambda: caplog.text.count("is left where it is") == 2, 30 * LEASE)
     alive.commands.call(pack("DEL", alive.commands.keys.plain("spoiled")))
-    wait_until(
+    until(
         lambda: alive.commands.call(pack("LLEN", alive.commands.keys.plain("spoiled"))) == 2,
         30 * LEASE,
     )
@@ -240,7 +240,7 @@ def test_exclusive_queue_of_a_dead_owner_is_deleted(opened: Callable[..., RedisL
     filled(alive, 0).basic_consume("q", sink=Store())
     dead.collect()
     key = alive.commands.keys.queue("own")
-    wait_until(lambda: not alive.commands.call(pack("EXISTS", key)), 10 * LEASE)
+    until(lambda: not alive.commands.call(pack("EXISTS", key)), 10 * LEASE)
 
 
 def test_who_was_slower_to_declare_takes_no_queue_along(opened: Callable[..., RedisLink]) -> None:
@@ -252,7 +252,7 @@ def test_who_was_slower_to_declare_takes_no_queue_along(opened: Callable[..., Re
     slower.collect()
     named = pack("HGET", alive.commands.keys.exclusive, "own")
     filled(alive, 0).basic_consume("q", sink=Store())
-    wait_until(lambda: alive.commands.call(named) == owner.owner.encode(), 10 * LEASE)
+    until(lambda: alive.commands.call(named) == owner.owner.encode(), 10 * LEASE)
     assert Channel(owner).queue_declare("own", passive=True).queue == "own"
 
 
@@ -297,7 +297,7 @@ def test_what_a_killed_process_owned_alone_is_free_at_once(
     assert alive.owners.is_alive(killed.owner)
     killed.collect()
     client_id = killed.owner.rpartition("-")[2]
-    wait_until(lambda: not alive.commands.call(pack("CLIENT", "LIST", "ID", client_id)))
+    until(lambda: not alive.commands.call(pack("CLIENT", "LIST", "ID", client_id)))
     if what == "queue":
         assert ours.queue_declare("own", exclusive=True).queue == "own"
     else:

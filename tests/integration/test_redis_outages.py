@@ -14,8 +14,9 @@ import greenconn
 from greenconn import Connection
 from tests.fix_brokers import RedisFactory
 from tests.fix_relay import RelayFactory
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import control, wait_until
+from tests.integration.redis_clients import control
 
 pytestmark = pytest.mark.full
 
@@ -61,7 +62,7 @@ def test_restarts_under_load_lose_nothing(redis_with: RedisFactory, long: bool) 
             with Connection(server.url) as fresh:
                 for number in range(queues):
                     greenconn.publish(f"q{number}", mark, connection=fresh)
-            wait_until(lambda mark=mark: got[mark] >= queues, 20)  # type: ignore[misc]
+            until(lambda mark=mark: got[mark] >= queues, 20)  # type: ignore[misc]
             resumed.append(monotonic() - back_at)
             with control(server.url) as at_server:
                 opened = int(at_server.stat("total_connections_received"))
@@ -69,10 +70,10 @@ def test_restarts_under_load_lose_nothing(redis_with: RedisFactory, long: bool) 
             assert opened <= 12
         is_over = True
         gevent.joinall(greenlets, raise_error=True)
-        wait_until(lambda: all(each in got for each in sent), 30)
+        until(lambda: all(each in got for each in sent), 30)
         assert all(each.stop(SOON) for each in consumers)
         with control(server.url) as at_server:
-            wait_until(at_server.is_settled)
+            until(at_server.is_settled)
     print(f"{len(sent)} messages, all queues consumed again after {max(resumed):.2f} s at most")
 
 
@@ -113,9 +114,9 @@ def test_cuts_anywhere_lose_nothing(
             relay.budget = None
             relay.cut()
         gevent.joinall(greenlets, raise_error=True)
-        wait_until(lambda: len(got) == number, 60)
+        until(lambda: len(got) == number, 60)
         with control(server.url) as at_server:
-            wait_until(at_server.is_settled)
+            until(at_server.is_settled)
             assert at_server("LLEN", "q") == 0
         assert consumer.stop(SOON)
     # One connection for each life, however many greenlets noticed its end.

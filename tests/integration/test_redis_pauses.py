@@ -19,8 +19,9 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
 from tests.fix_peer import PeerFactory
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, control
 
 LEASE = {"lease": 0.6}
 
@@ -76,13 +77,13 @@ def test_a_server_that_runs_a_script_is_waited_for(slow_server: RedisServer) -> 
                 assert isinstance(caught.value, exceptions.BusyLoadingError)
             publish = gevent.spawn(greenconn.publish, "q", 1, connection=publishing)
             later = greenconn.spawn_consumer("r", handle, connection=consuming)
-            wait_until(lambda: not publishing.connected and not consuming.connected)
+            until(lambda: not publishing.connected and not consuming.connected)
             assert not publish.ready()
             assert not later.ready()
         publish.get(timeout=SOON)
         assert later.wait_ready(SOON)
         greenconn.publish("r", 2, connection=publishing)
-        wait_until(lambda: sorted(done) == [1, 2])
+        until(lambda: sorted(done) == [1, 2])
         assert earlier.stop(SOON)
         assert later.stop(SOON)
 
@@ -134,12 +135,12 @@ def test_answers_to_a_server_that_runs_a_script_count(slow_server: RedisServer) 
             acked.ack()
             requeued.requeue()
             rejected.reject()
-            wait_until(lambda: not connection.connected)
+            until(lambda: not connection.connected)
         message = queue.get()
         assert (message.payload, message.redelivered) == (1, True)
         message.ack()
         assert queue.get() is None
-        wait_until(at_server.is_settled)
+        until(at_server.is_settled)
 
 
 def test_refused_answers_are_said_again(redis_with: RedisFactory) -> None:
@@ -156,13 +157,13 @@ def test_refused_answers_are_said_again(redis_with: RedisFactory) -> None:
         requeued.requeue()
         rejected.reject()
         answers = connection.connection.answers
-        wait_until(lambda: answers.refused == 3)
+        until(lambda: answers.refused == 3)
         at_server("ACL", "SETUSER", "mailer", "+hdel")
-        wait_until(lambda: at_server("LLEN", "q") == 1)
+        until(lambda: at_server("LLEN", "q") == 1)
         message = queue.get()
         assert message.payload == 1
         message.ack()
-        wait_until(at_server.is_settled)
+        until(at_server.is_settled)
 
 
 def dead_consumer_holds(at_server: Control, body: Any) -> None:
@@ -188,7 +189,7 @@ def test_full_memory_keeps_nobody_from_giving_back(redis_with: RedisFactory) -> 
         dead_consumer_holds(at_server, "all there is")
         at_server("CONFIG", "SET", "maxmemory", 1)
         consumer.resume()
-        wait_until(lambda: done == ["all there is"])
+        until(lambda: done == ["all there is"])
         assert consumer.stop(SOON)
 
 
@@ -203,7 +204,7 @@ def test_auto_delete_queue_goes_though_scripts_were_flushed(redis_with: RedisFac
             assert consumer.wait_ready(SOON)
             assert consumer.stop(SOON)
             at_server("SCRIPT", "FLUSH")
-        wait_until(lambda: not at_server("EXISTS", "greenconn.queue.told the digest"))
+        until(lambda: not at_server("EXISTS", "greenconn.queue.told the digest"))
 
 
 def test_server_that_has_no_place_says_so(redis_with: RedisFactory) -> None:

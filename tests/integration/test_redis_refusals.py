@@ -24,8 +24,9 @@ from greenconn.exceptions import (
 from greenconn.messaging import Consumer, Producer
 from tests.fix_brokers import RedisFactory
 from tests.fix_peer import PeerFactory
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, control
 
 #: Seconds: far below all timeouts.
 AT_ONCE = 5.0
@@ -84,12 +85,12 @@ def test_a_consumer_that_is_refused_later_is_there_when_it_may(
         assert consumer.wait_ready(SOON)
         admin(*taken)
         admin("CLIENT", "KILL", "USER", "mailer")
-        wait_until(lambda: f"trying again: {told}" in caplog.text)
+        until(lambda: f"trying again: {told}" in caplog.text)
         assert not consumer.ready()
         admin(*given)
         assert consumer.wait_ready(SOON)
         greenconn.publish("q", 1, connection=connection)
-        wait_until(lambda: done == [1])
+        until(lambda: done == [1])
         assert consumer.stop(SOON)
 
 
@@ -268,9 +269,9 @@ def test_loading_is_waited_for(redis_with: RedisFactory) -> None:
             at_server("SAVE")
         server.kill()
         server.begin()
-        wait_until(lambda: loading_error(server.url), 20)
+        until(lambda: loading_error(server.url), 20)
         greenconn.publish("q", "x", connection=connection, timeout=60)
-        wait_until(lambda: got == ["x"])
+        until(lambda: got == ["x"])
         assert consumer.stop(SOON)
 
 
@@ -306,9 +307,9 @@ def test_memory_that_is_full_loses_nothing(redis_with: RedisFactory) -> None:
         consumer = greenconn.spawn_consumer(
             "q", lambda body, message: got.append(body), connection=connection
         )
-        wait_until(lambda: len(got) == 50)
+        until(lambda: len(got) == 50)
         assert consumer.stop(SOON)
-        wait_until(at_server.is_settled)
+        until(at_server.is_settled)
     assert sorted(got) == list(range(50))
     assert isinstance(refused[0], Connection(server.url).channel_errors)
 
@@ -329,7 +330,7 @@ def test_disk_that_cannot_be_written_loses_nothing(redis_with: RedisFactory, tmp
         at_server("CONFIG", "SET", "dir", str(gone))
         gone.rmdir()
         at_server("BGSAVE")
-        wait_until(lambda: at_server.stat("rdb_last_bgsave_status", "persistence") == "err")
+        until(lambda: at_server.stat("rdb_last_bgsave_status", "persistence") == "err")
         began = monotonic()
         with pytest.raises(exceptions.ResponseError, match="stop-writes-on-bgsave-error"):
             producer.publish(99, routing_key="q")
@@ -343,7 +344,7 @@ def test_disk_that_cannot_be_written_loses_nothing(redis_with: RedisFactory, tmp
         while (message := queue.get()) is not None:
             handled.append(message.payload)
             message.ack()
-        wait_until(at_server.is_settled)
+        until(at_server.is_settled)
     assert sorted(handled) == list(range(20))
 
 
@@ -368,6 +369,6 @@ def test_leaving_a_fanout_exchange_is_no_silence(
         assert consumers[0].stop(SOON)
         gevent.sleep(1.0)
         greenconn.publish(exchanges[1], "x", connection=connection)
-        wait_until(lambda: got == ["x"])
+        until(lambda: got == ["x"])
         assert consumers[1].stop(SOON)
     assert "gap" not in caplog.text

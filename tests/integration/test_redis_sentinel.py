@@ -16,8 +16,8 @@ from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisSentinel, RedisServer
 from tests.fix_brokers import Brokers
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import wait_until
 
 #: Seconds for what sentinels need to agree.
 LATE = 40.0
@@ -38,10 +38,10 @@ class Group:
         self.master.start()
         self.replica.start()
         # A sentinel looks for replicas when it begins, and then every 10 s.
-        wait_until(lambda: b"state=online" in info(self.master))
+        until(lambda: b"state=online" in info(self.master))
         for each in self.sentinels:
             each.start()
-        wait_until(self.is_whole, LATE)
+        until(self.is_whole, LATE)
 
     @property
     def url(self) -> str:
@@ -104,21 +104,21 @@ def test_failovers(group: Group) -> None:
         )
         assert consumer.wait_ready(SOON)
         greenconn.publish("q", "before", connection=sending)
-        wait_until(lambda: got == ["before"])
+        until(lambda: got == ["before"])
         assert master_of(connection) == group.master.port
         # Planned: the old master lives on, and would go on taking messages.
         ask(group.sentinels[0], "FAILOVER", "mymaster")
-        wait_until(lambda: master_of(connection) == group.replica.port, LATE)
-        wait_until(lambda: not sending.connected, LATE)
+        until(lambda: master_of(connection) == group.replica.port, LATE)
+        until(lambda: not sending.connected, LATE)
         greenconn.publish("q", "planned", connection=sending, timeout=LATE)
         assert master_of(sending) == group.replica.port
-        wait_until(lambda: got == ["before", "planned"], LATE)
+        until(lambda: got == ["before", "planned"], LATE)
         # Not planned.
-        wait_until(lambda: replicas_of(group.sentinels[0]) == b"1", LATE)
+        until(lambda: replicas_of(group.sentinels[0]) == b"1", LATE)
         gevent.sleep(2.5)  # the sentinels' own pause between two failovers
         group.replica.kill()
         greenconn.publish("q", "killed", connection=sending, timeout=LATE)
-        wait_until(lambda: got == ["before", "planned", "killed"], LATE)
+        until(lambda: got == ["before", "planned", "killed"], LATE)
         assert master_of(connection) == group.master.port
         assert consumer.stop(SOON)
 
@@ -130,7 +130,7 @@ def test_channel_client_goes_where_its_link_goes(group: Group) -> None:
         client.set("place", "before")
         assert client.info("replication")["role"] == "master"
         ask(group.sentinels[0], "FAILOVER", "mymaster")
-        wait_until(lambda: not connection.connected, LATE)
+        until(lambda: not connection.connected, LATE)
         with pytest.raises(RecoverableConnectionError):
             client.ping()
         connection.ensure_connection(timeout=LATE)

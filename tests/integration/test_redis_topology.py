@@ -17,9 +17,10 @@ from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.transport import Transport
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON, Store
 from tests.integration.processes import start
-from tests.integration.redis_clients import Control, control, wait_until
+from tests.integration.redis_clients import Control, control
 from tests.tiny_client import TinyClient
 
 Open = Callable[..., RedisLink]
@@ -123,7 +124,7 @@ def test_queues_of_the_killed_end(
     for each in dead:
         killed(each)
     # Nobody consumes any more; who publishes finds it out by itself.
-    wait_until(lambda: send(sender), 60 * LEASE)
+    until(lambda: send(sender), 60 * LEASE)
     lists = [sender.commands.keys.plain(each) for each in queues]
     assert sender.commands.call(pack("EXISTS", *lists)) == 0 or "arguments" in options
     other = opened()
@@ -136,7 +137,7 @@ def test_queues_of_the_killed_end(
             each for each in rows(at_server) if each not in left and not each.startswith(b"_kombu")
         } - {b"unacked", b"unacked_index", *lists}
 
-    wait_until(is_clean, 60 * LEASE)
+    until(is_clean, 60 * LEASE)
     assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
 
 
@@ -177,9 +178,9 @@ def test_what_came_to_a_queue_after_its_end_expires(opened: Open, at_server: Con
     other = opened()
     subscribed(other, "steady")
     link.close()
-    wait_until(lambda: at_server("ZSCORE", "greenconn.ended", queue) is not None)
+    until(lambda: at_server("ZSCORE", "greenconn.ended", queue) is not None)
     at_server("LPUSH", queue, "late")
-    wait_until(lambda: not at_server("EXISTS", "greenconn.ended"), 120)
+    until(lambda: not at_server("EXISTS", "greenconn.ended"), 120)
     assert 0 < at_server("PTTL", queue) <= 60_000
 
 
@@ -197,7 +198,7 @@ def test_processes_that_are_killed_leave_nothing(
         with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
             consumer = greenconn.spawn_consumer("q", print, connection=connection)
             assert consumer.wait_ready(SOON)
-            wait_until(lambda: not at_server("EXISTS", "_kombu.binding.news"), 60 * LEASE)
+            until(lambda: not at_server("EXISTS", "_kombu.binding.news"), 60 * LEASE)
             assert consumer.stop(SOON)
     finally:
         for each in running:
@@ -265,7 +266,7 @@ def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: C
     channel = channel_of(other)
     channel.queue_declare("q", arguments={"x-expires": 300})
     channel.queue_bind("q", "news", "#")
-    wait_until(lambda: send(sender))
+    until(lambda: send(sender))
     assert not at_server("EXISTS", "greenconn.queue.q")
 
 
@@ -285,10 +286,10 @@ def test_nothing_stays_of_many_clients(opened: Open, at_server: Control, long: b
             link.close()
     assert not send(steady)
     known = {*before, b"unacked", b"unacked_index", b"_kombu.binding_deadlines"}
-    wait_until(lambda: set(rows(at_server)) <= known, 120)
-    wait_until(lambda: not at_server("EXISTS", "greenconn.ended"), 120)
+    until(lambda: set(rows(at_server)) <= known, 120)
+    until(lambda: not at_server("EXISTS", "greenconn.ended"), 120)
     assert len(at_server("SMEMBERS", "_kombu.binding.news")) == 1
-    wait_until(lambda: at_server("ZCARD", "greenconn.owners") <= 2)
+    until(lambda: at_server("ZCARD", "greenconn.owners") <= 2)
 
 
 @pytest.mark.full
@@ -308,7 +309,7 @@ def test_queues_of_programs_of_kombu_get_their_messages(
         channel = channel_of(ours)
         channel.queue_declare("theirs", arguments={"x-expires": 200})
         channel.queue_bind("theirs", "news", "a.*")
-        wait_until(lambda: not at_server("EXISTS", "greenconn.queue.theirs"))
+        until(lambda: not at_server("EXISTS", "greenconn.queue.theirs"))
         assert send(sender) == []
         assert queue.get(no_ack=True).payload == "x"
         # They get what ours bound, too.

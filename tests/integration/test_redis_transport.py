@@ -21,8 +21,8 @@ from greenconn.messaging import Producer
 from greenconn.transport.redis import topology
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON, Store
-from tests.integration.redis_clients import wait_until
 
 Connect = Callable[..., Connection]
 
@@ -65,7 +65,7 @@ def test_large_bodies_keep_their_place(connect: Connect) -> None:
     consumer = greenconn.spawn_consumer(
         "q", lambda body, message: got.append(len(body)), connection=connection
     )
-    wait_until(lambda: len(got) == 5)
+    until(lambda: len(got) == 5)
     assert got == [1, len(big), 1, len(big), 1]
     assert consumer.stop(SOON)
 
@@ -167,10 +167,10 @@ def test_message_that_is_no_envelope(connect: Connect) -> None:
         connection=connection,
         on_decode_error=refuse,
     )
-    wait_until(lambda: got)
+    until(lambda: got)
     assert (got, len(bad)) == (["good"], 2)
     assert all(isinstance(each, (DecodeError, ValueError, KeyError)) for each in bad)
-    wait_until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
+    until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
     assert consumer.stop(SOON)
 
 
@@ -342,7 +342,7 @@ def test_use_keeps_a_queue_that_expires_and_its_bindings(
         assert is_kept()
     link.commands.call(pack("SCRIPT", "FLUSH"))
     shorten()
-    wait_until(lambda: channel.basic_get("q") is None and is_kept())
+    until(lambda: channel.basic_get("q") is None and is_kept())
     channel.basic_consume("q", sink=Store())
     shorten()
     link.queues.renew()  # as a clock does while it is consumed
@@ -369,7 +369,7 @@ def test_foreign_messages_are_found_by_a_push(connect: Connect) -> None:
     producer = Producer(other)
     for number in range(20):
         producer.publish(number, routing_key="q")
-        wait_until(lambda number=number: len(store) > number, 2.0)  # type: ignore[misc]
+        until(lambda number=number: len(store) > number, 2.0)  # type: ignore[misc]
 
 
 def test_unknown_options(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -397,7 +397,7 @@ def test_without_acks(connect: Connect) -> None:
         Producer(connection).publish(number, routing_key="q")
     first, second = channel.basic_get("q"), channel.basic_get("q")
     link = connection.connection
-    wait_until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
+    until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
     first.ack()
     second.requeue()
     assert [channel.basic_get("q").payload for _ in range(2)] == [1, 2]
@@ -414,14 +414,14 @@ def test_flushed_scripts(connect: Connect) -> None:
     for number in range(3):
         other.connection.commands.call(pack("SCRIPT", "FLUSH"))
         Producer(other).publish(number, routing_key="q")
-        wait_until(lambda number=number: len(got) > number)  # type: ignore[misc]
+        until(lambda number=number: len(got) > number)  # type: ignore[misc]
         held = connection.default_channel
         other.default_channel.queue_declare("r")
         Producer(other).publish(number, routing_key="r")
         message = held.basic_get("r")
         other.connection.commands.call(pack("SCRIPT", "FLUSH"))
         message.requeue()
-        wait_until(lambda: other.default_channel.basic_get("r", no_ack=True))
+        until(lambda: other.default_channel.basic_get("r", no_ack=True))
     assert consumer.stop(SOON)
 
 
@@ -442,7 +442,7 @@ def test_new_credentials_on_the_open_connection(own_redis: RedisServer) -> None:
         ) as connection:
             link = connection.connection
             provider.token = "two"
-            wait_until(lambda: link.secret._told == ("app", "two"))
+            until(lambda: link.secret._told == ("app", "two"))
             assert connection.connection is link
             connection.update_secret("three")
             with pytest.raises(exceptions.ResponseError, match="WRONGPASS"):
@@ -496,7 +496,7 @@ def test_dead_letters_without_an_exchange(
     Producer(connection).publish("x", routing_key="q")
     channel.basic_get("q").reject()
     link = connection.connection
-    wait_until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
+    until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
     assert "exchange 'absent' does not exist" in caplog.text
 
 

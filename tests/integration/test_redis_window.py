@@ -13,8 +13,9 @@ from redis import exceptions
 from greenconn import Connection
 from greenconn.exceptions import PublishTimeout, RecoverableConnectionError
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.redis_clients import Control, wait_until
+from tests.integration.redis_clients import Control
 
 WINDOW = 20
 
@@ -43,7 +44,7 @@ def test_a_lost_server_is_told_of_by_the_next_channel(
     old = publish(connection, WINDOW)
     own_redis.kill()
     own_redis.start()
-    wait_until(lambda: not old.is_open)
+    until(lambda: not old.is_open)
     fresh: Any = connection.channel()
     with pytest.raises(PublishTimeout, match=f"{WINDOW} publishes .* were not answered") as caught:
         fresh.flush()

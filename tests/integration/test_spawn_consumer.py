@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
@@ -22,7 +22,6 @@ from greenlet import gettrace, settrace
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
-from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.options import Retry
 from greenconn.publishing import publish, publish_many
@@ -31,16 +30,9 @@ from greenconn.transport import memory
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_leaks import native_threads, open_sockets
+from tests.fix_wires import until
 
 CAME = 20.0
-
-
-def until(condition: Callable[[], object], timeout: float = CAME) -> None:
-    """Let others run until *condition* holds."""
-    deadline = Deadline(timeout)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.005)
 
 
 class Broker:

@@ -17,10 +17,10 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import NotFound
 from greenconn.transport.sqlite.database import Database
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import SOON
 from tests.integration.processes import Running, start
-from tests.integration.redis_clients import wait_until
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
 
@@ -93,9 +93,9 @@ def test_consumer_of_another_process_is_woken(url: str, programs: list[Running])
         readers = [gevent.spawn(_read_into_end, each, got) for each in consumers]
         for number in range(20):
             # In less than the ten minutes until a look.
-            wait_until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
+            until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
             greenconn.publish("q", number, connection=connection, declare=True)
-        wait_until(lambda: len(got) == 21)
+        until(lambda: len(got) == 21)
         gevent.killall(readers)
         assert got == ["made", *map(str, range(20))]
 
@@ -187,7 +187,7 @@ def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: 
             if number % (count // 3) == count // 6:
                 victim = victims.pop()
                 victim.signal(signal.SIGKILL)
-        wait_until(lambda: not victims or all(each.process.poll() is not None for each in victims))
+        until(lambda: not victims or all(each.process.poll() is not None for each in victims))
         killed_at = monotonic()
         gevent.joinall(readers, timeout=SOON)
         done = {int(each) for each in handled}
@@ -200,7 +200,7 @@ def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: 
                 redelivered.append(body)
 
         consumer = greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count=50)
-        wait_until(lambda: done | set(seen) == set(range(count)), 30 * LEASE)
+        until(lambda: done | set(seen) == set(range(count)), 30 * LEASE)
         took = monotonic() - killed_at
         # What a victim had finished and not yet told is handled once more; nothing else is.
         assert all(seen[body] == 1 for body in seen)
@@ -221,7 +221,7 @@ def test_killed_publisher_loses_nothing_confirmed(
             programs.append(publisher)
             lines: list[str] = []
             reader = gevent.spawn(_read_into_end, publisher, lines)
-            wait_until(lambda lines=lines: len(lines) > 300)  # type: ignore[misc]
+            until(lambda lines=lines: len(lines) > 300)  # type: ignore[misc]
             publisher.signal(signal.SIGKILL)
             reader.join(SOON)
             confirmed.update(map(int, lines))
@@ -261,7 +261,7 @@ gevent.sleep(1000)
         assert consumer.wait_ready(SOON)
         assert len(glob.glob(f"{path}-*.wake")) == 2
         victim.signal(signal.SIGKILL)
-        wait_until(lambda: len(glob.glob(f"{path}-*.wake")) == 1, 20 * LEASE)
+        until(lambda: len(glob.glob(f"{path}-*.wake")) == 1, 20 * LEASE)
         for name in ("own", "used"):
             with pytest.raises(NotFound):
                 connection.channel().queue_declare(name, passive=True)
@@ -298,13 +298,13 @@ gevent.sleep(0.5)
             may_end.wait()
 
         consumer = greenconn.spawn_consumer("q", keep, connection=connection)
-        wait_until(lambda: got == [1], 15 * LEASE)
+        until(lambda: got == [1], 15 * LEASE)
         frozen.signal(signal.SIGCONT)
         outcome = frozen.outcome(b"\n")
         assert "lost 1" in outcome.output
         assert "lease_lost" in outcome.output
         may_end.set()
-        wait_until(lambda: consumer.stats()["handled"] == 1)
+        until(lambda: consumer.stats()["handled"] == 1)
         assert got == [1]
         assert consumer.stop(SOON)
 

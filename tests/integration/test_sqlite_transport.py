@@ -35,9 +35,9 @@ from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 from greenconn.transport.virtual.declaration import Declaration
+from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import run
-from tests.integration.redis_clients import wait_until
 from tests.tiny_client import TinyClient
 from tests.unit.broker.sink import Sink
 
@@ -201,13 +201,13 @@ def test_link_that_was_taken_for_dead_begins_anew(sqlite_url: str, path: str) ->
             rows = rows_in(path, "SELECT owner FROM consumers")
             return bool(rows) and rows[0][0] in owners_in(path)
 
-        wait_until(is_registered_anew)
+        until(is_registered_anew)
         with Connection(sqlite_url) as other:
             channel = other.default_channel
             for number in range(10):
                 message = channel.prepare_message(str(number))
                 channel.basic_publish_confirm(message, "", "own", mandatory=True)
-            wait_until(lambda: len(got) == 10)
+            until(lambda: len(got) == 10)
         assert consumer.stop(SOON)
 
 
@@ -238,7 +238,7 @@ def test_clock_that_jumped_kills_nobody(sqlite_url: str, path: str) -> None:
         shared.write(lambda db: db.execute("UPDATE owners SET until = 1.0").rowcount)
         with Connection(f"{sqlite_url}?lease=599") as other:
             other.ensure_connection()  # it looks for the dead
-            wait_until(lambda: owners_in(path).get(owner, 0.0) > 1.0)
+            until(lambda: owners_in(path).get(owner, 0.0) > 1.0)
         assert connection.default_channel.queue_declare("own", passive=True).queue == "own"
 
 
@@ -249,7 +249,7 @@ def test_link_that_died_a_moment_ago_is_found_by_its_pipe(sqlite_url: str, path:
         shared.write(lambda db: db.execute("INSERT INTO owners VALUES ('dead', 1.0)").rowcount)
         with Connection(f"{sqlite_url}?lease=599") as other:
             other.ensure_connection()
-            wait_until(lambda: owners_in(path) == {})
+            until(lambda: owners_in(path) == {})
 
 
 def test_exclusive_queue_of_the_dead_can_be_declared_again(sqlite_url: str, path: str) -> None:
@@ -493,7 +493,7 @@ def test_delayed_message_comes_in_time(sqlite_url: str) -> None:
         began = gevent.get_hub().loop.now()
         greenconn.publish("q", "later", connection=connection, headers={"x-delay": 200})
         greenconn.publish("q", "now", connection=connection)
-        wait_until(lambda: got == ["now", "later"])
+        until(lambda: got == ["now", "later"])
         gevent.get_hub().loop.update_now()
         assert gevent.get_hub().loop.now() - began >= 0.2
         assert consumer.stop(SOON)
@@ -587,7 +587,7 @@ def test_unreadable_message_is_rejected(sqlite_url: str, path: str, envelope: st
         consumer = greenconn.spawn_consumer(
             "q", lambda body, message: got.append(body), connection=connection
         )
-        wait_until(lambda: got == ["good"])
+        until(lambda: got == ["good"])
         assert consumer.stats()["rejected"] == 1
         assert consumer.stop(SOON)
 
@@ -645,14 +645,14 @@ def test_what_a_lost_link_claims_is_given_back_at_once(path: str, how: str) -> N
         # The thread does nothing else meanwhile; what comes is done in one transaction afterwards.
         worker.post(Job(wait, (), False), lambda value: None)
         try:
-            wait_until(lambda: begun)
+            until(lambda: begun)
             publishing = gevent.spawn(greenconn.publish, "q", "x", connection=other, declare=True)
-            wait_until(lambda: len(worker._pending) == 1)
+            until(lambda: len(worker._pending) == 1)
             if how == "consume":
                 link.ripen("q")
             else:
                 getting = gevent.spawn(raises, lambda: channel.basic_get("q"))
-            wait_until(lambda: len(worker._pending) == 2)
+            until(lambda: len(worker._pending) == 2)
             link.end(RecoverableConnectionError("it is gone"))
             gevent.sleep(0)
         finally:

@@ -22,10 +22,10 @@ from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
 from tests.fix_relay import RelayFactory
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import SOON
 from tests.integration.processes import start
-from tests.integration.redis_clients import wait_until
 from tests.integration.sqs_peer import Asked, Scripted, error
 
 pytestmark = pytest.mark.full
@@ -173,7 +173,7 @@ def test_polls_take_turns(peer: PeerFactory) -> None:
     with connect(server, poll_connections=1) as connection:
         for name in ("a", "b", "c"):
             connection.default_channel.basic_consume(name, callback=lambda message: None)
-        wait_until(lambda: min((polled[name] for name in "abc"), default=0) > 2)
+        until(lambda: min((polled[name] for name in "abc"), default=0) > 2)
         waits = [each.parameters["WaitTimeSeconds"] for each in server.actions("ReceiveMessage")]
     assert 1 in waits
     assert max(waits) <= 10
@@ -262,7 +262,7 @@ def test_cuts_anywhere_lose_nothing(
             gevent.sleep(0.05)
             relay.cut()
         gevent.joinall(senders, raise_error=True)
-        wait_until(lambda: len(got) == number, 60)
+        until(lambda: len(got) == number, 60)
         assert consumer.stop(SOON)
     print(f"{number} messages, {sum(got.values()) - len(got)} of them twice")
 
@@ -286,7 +286,7 @@ def test_messages_of_a_killed_process_come_back(sqs_url: str, unique: str) -> No
             lambda body, message: got.append((body, message.delivery_info["redelivered"])),
             connection=connection,
         )
-        wait_until(lambda: got == [("kept", True)])
+        until(lambda: got == [("kept", True)])
         assert consumer.stop(SOON)
         connection.default_channel.queue_delete(unique)
 
@@ -301,12 +301,12 @@ def test_server_that_was_restarted(own_moto: MotoServer, unique: str) -> None:
         )
         assert consumer.wait_ready(SOON)
         greenconn.publish(unique, "before", connection=connection)
-        wait_until(lambda: got == ["before"])
+        until(lambda: got == ["before"])
         own_moto.kill()
-        wait_until(lambda: not connection.connected)
+        until(lambda: not connection.connected)
         own_moto.start()
         greenconn.publish(unique, "after", connection=connection, timeout=30)
-        wait_until(lambda: got == ["before", "after"], 30)
+        until(lambda: got == ["before", "after"], 30)
         assert consumer.stop(SOON)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -12,21 +12,14 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
-from greenconn.green.deadline import Deadline
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_relay import Relay
+from tests.fix_wires import until
 
 CAME = 30.0
 STREAM = {"x-queue-type": "stream"}
-
-
-def until(condition: Callable[[], object], timeout: float = CAME) -> None:
-    deadline = Deadline(timeout)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.01)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenconn.connection import Connection
-from tests.integration.gunicorn import until
+from tests.fix_wires import until
 from tests.integration.processes import run
 
 #: One thread after the other publishes a message and ends; of their descriptors and native threads
@@ -61,6 +61,6 @@ def test_what_a_thread_has_opened_ends_with_it(
         # Half of them were published without confirms.
         until(
             lambda: channel.queue_declare(unique, passive=True).message_count == threads,
-            "all messages",
+            what="all messages",
         )
         channel.queue_delete(unique)

@@ -25,9 +25,9 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.message import Message
+from tests.fix_wires import until
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
-from tests.integration.redis_clients import wait_until
 
 # -- messages
 
@@ -111,7 +111,7 @@ def test_the_text_of_an_enum_is_what_goes_out(side: Side) -> None:
             got.append(message)
         return bool(got)
 
-    wait_until(has_got)
+    until(has_got)
     channel.basic_consume(name, consumer_tag=Title.CREATED, callback=got.append)
     side.drain(channel.connection, lambda: len(got) == 2)
     channel.basic_cancel(Title.CREATED)
@@ -323,7 +323,7 @@ def test_sink_takes_what_drain_never_sees(side: Side) -> None:
     channel.basic_consume(queue, "tag", sink=store)
     for n in range(3):
         side.send(channel, str(n), "", queue)
-    wait_until(lambda: len(store) == 3)
+    until(lambda: len(store) == 3)
     with pytest.raises(TimeoutError):
         side.transport.drain_events(channel.connection, timeout=0.05)
     assert [store.take().body for _ in range(3)] == ["0", "1", "2"]
@@ -413,7 +413,7 @@ def test_what_was_taken_without_acks_does_not_come_again(side: Side) -> None:
         side.send(keeper, str(n), "", queue)
     store = Store()
     channel.basic_consume(queue, consumer_tag="tag", no_ack=True, sink=store)
-    wait_until(lambda: len(store) == 3)
+    until(lambda: len(store) == 3)
     store.take()
     channel.basic_cancel("tag")
     assert [store.take().body, store.take().body] == ["1", "2"]
@@ -475,11 +475,11 @@ def test_prefetch_bounds_each_consumer(side: Side) -> None:
     for store in stores:
         channel.basic_consume(queue, sink=store)
     channel.basic_qos(0, 0, False)  # for those that are started from now on
-    wait_until(lambda: [len(each) for each in stores] == [2, 2])
+    until(lambda: [len(each) for each in stores] == [2, 2])
     side.drain_all(channel.connection, 0.2)
     assert [len(each) for each in stores] == [2, 2]
     stores[0].take().ack()
-    wait_until(lambda: [len(each) for each in stores] == [2, 2])
+    until(lambda: [len(each) for each in stores] == [2, 2])
     side.drain_all(channel.connection, 0.2)
     assert [len(each) for each in stores] == [2, 2]
     channel.basic_consume(queue, callback=got.append)
@@ -553,7 +553,7 @@ def test_consumer_of_higher_priority_comes_first(side: Side) -> None:
     channel.basic_consume(queue, arguments={"x-priority": 5}, sink=high)
     for n in range(3):
         side.send(channel, str(n), "", queue)
-    wait_until(lambda: len(high) + len(low) == 3)
+    until(lambda: len(high) + len(low) == 3)
     assert [each.body for each in high] == ["0", "1"]
     assert [each.body for each in low] == ["2"]
 

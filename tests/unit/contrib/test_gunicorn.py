@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
@@ -22,6 +22,7 @@ from greenconn.session import session as module
 from greenconn.session.session import sessions_in_use
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
+from tests.fix_wires import until
 
 SOON = 30.0
 
@@ -65,12 +66,6 @@ def connection(unique: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect
 def worker_with(graceful_timeout: float = SOON, timeout: float = SOON) -> Any:
     cfg = SimpleNamespace(graceful_timeout=graceful_timeout, timeout=timeout)
     return SimpleNamespace(pid=os.getpid(), cfg=cfg)
-
-
-def until(is_so: Callable[[], object]) -> None:
-    with gevent.Timeout(SOON):
-        while not is_so():
-            gevent.sleep(0.005)
 
 
 class Handler:

@@ -26,20 +26,13 @@ from greenconn.green.deadline import Deadline
 from greenconn.session.channels import UTILITY_LIMIT, UtilityChannels
 from greenconn.transport import memory
 from tests.fix_amqp import AmqpPeer, BrokerEnd
+from tests.fix_wires import until
 from tests.scripted import Channel, Script
 
 Connect = Callable[..., Connection]
 
 CAME = 30.0
 DECLARE = spec.Queue.Declare
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Let others run until *condition* holds."""
-    deadline = Deadline(CAME)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.002)
 
 
 def test_all_share_one_default_channel(connection: Connection, script: Script) -> None:

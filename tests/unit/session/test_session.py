@@ -26,20 +26,13 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.session.session import Session
 from greenconn.session.state import SessionState
+from tests.fix_wires import until
 from tests.scripted import Script
 
 Connect = Callable[..., Connection]
 
 REFUSED = ConnectionRefusedError(111, "nobody listens")
 CAME = 5.0
-
-
-def until(condition: Callable[[], object], timeout: float = CAME) -> None:
-    """Let others run until *condition* holds."""
-    deadline = Deadline(timeout)
-    while not condition():
-        assert not deadline.has_ended, "it did not come"
-        gevent.sleep(0.002)
 
 
 def until_life(session: Session, number: int) -> None:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import gevent
 import pytest
 from gevent.event import Event
 
 from greenconn import defaults
 from greenconn.connection import Connection
-from greenconn.green.deadline import Deadline
 from greenconn.transport import memory
 from greenconn.worker import stop_consumers
+from tests.fix_wires import until
 
 __all__ = ["CAME", "Broker", "RecordingHandler", "until"]
 
 #: Seconds in which what must come comes.
 CAME = 5.0
-
-
-def until(condition: Callable[[], object], timeout: float = CAME) -> None:
-    """Let others run until *condition* holds."""
-    deadline = Deadline(timeout)
-    while not condition():
-        assert not deadline.has_ended, "it did not happen in time"
-        gevent.sleep(0.002)
 
 
 class Broker:

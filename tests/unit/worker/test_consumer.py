@@ -20,7 +20,8 @@ from greenconn.exceptions import (
 )
 from greenconn.publishing import publish
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
+from tests.fix_wires import until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
 
 def test_a_message_is_handled_and_acked(

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from greenconn.green.hub import turn
 from greenconn.worker.dispatch import KEPT, Dispatcher, Worker, WorkerPool
-from tests.unit.worker.conftest import until
+from tests.fix_wires import until
 
 #: Dispatchers that get a message in one turn of the hub.
 MANY = 100

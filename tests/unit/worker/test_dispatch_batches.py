@@ -12,7 +12,8 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
-from tests.unit.worker.conftest import CAME, Broker, until
+from tests.fix_wires import until
+from tests.unit.worker.conftest import CAME, Broker
 
 
 @pytest.fixture(autouse=True)

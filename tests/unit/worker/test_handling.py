@@ -17,7 +17,8 @@ from greenconn.exceptions import ContentDisallowed, DecodeError
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, spawn_consumer
 from tests.fix_leaks import HubErrors
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
+from tests.fix_wires import until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
 
 class Boom(Exception):

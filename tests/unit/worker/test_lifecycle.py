@@ -15,7 +15,8 @@ from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, st
 from greenconn.worker.lifecycle import ENDS, MOVES
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
+from tests.fix_wires import until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
 
 def test_the_table_of_moves_is_whole() -> None:

@@ -15,7 +15,7 @@ from greenconn.worker.lifecycle import (
     BackgroundTasks,
     TaskState,
 )
-from tests.unit.worker.conftest import until
+from tests.fix_wires import until
 
 
 class Log(list[str]):

@@ -20,7 +20,8 @@ from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 from greenconn.worker.channels import Subscription
-from tests.unit.worker.conftest import CAME, Broker, RecordingHandler, until
+from tests.fix_wires import until
+from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
 
 def channels_of(connection: Connection) -> dict[int, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -32,6 +32,7 @@ from greenconn.transport.hooks import link as hooks_link
 from greenconn.transport.hooks.link import HookLink
 from greenconn.transport.virtual import base
 from greenconn.transport.virtual.consumer import WINDOW
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
@@ -136,13 +137,6 @@ def send(channel: ShelfChannel, *bodies: str, queue: str = "q", exchange: str = 
 def bodies(shelf: Shelf, channel: ShelfChannel, queue: str = "q") -> list[str]:
     raws = [json.loads(each) for each in shelf.queues[queue]]
     return [virtual.Message(raw, channel=channel).body.decode() for raw in raws]
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Let the link look until *condition* holds."""
-    with gevent.Timeout(SOON):
-        while not condition():
-            gevent.sleep(0.001)
 
 
 def drain(link: HookLink, got: list[Any], count: int) -> None:

@@ -15,6 +15,7 @@ from greenconn.broker.port import Answer, Settlement
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookLink
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.tiny_client import TinyClient
 from tests.unit.transport.hooks.test_channel import (
@@ -25,7 +26,6 @@ from tests.unit.transport.hooks.test_channel import (
     drain,
     opened,
     send,
-    until,
 )
 
 

@@ -14,6 +14,7 @@ from greenconn.broker.port import Answer, Entry, Settlement
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookLink
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from tests.fix_wires import until
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
 from tests.unit.transport.hooks.test_channel import (
@@ -26,7 +27,6 @@ from tests.unit.transport.hooks.test_channel import (
     fail,
     opened,
     send,
-    until,
 )
 
 
