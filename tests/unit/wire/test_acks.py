@@ -309,3 +309,59 @@ def test_what_was_put_back_needs_no_answer_when_all_is_cleared() -> None:
     assert ledger.ack(2)
     ledger.clear()
     assert (ledger.take(), ledger.take_returns(9)) == ([], [])
+
+
+def test_acks_are_not_merged_over_what_is_outstanding_below_what_is_put_back() -> None:
+    ledger = AckLedger()
+    for tag in range(1, 7):
+        ledger.delivered(tag)
+    assert ledger.put_back(5)
+    for tag in (1, 3, 4):
+        assert ledger.ack(tag)
+    assert ledger.take() == [(1, False), (3, False), (4, False)]
+    for tag in (2, 6):
+        assert ledger.ack(tag)
+    assert ledger.take() == [
+        (2, False),
+        (6, False),
+    ]  # nothing is outstanding, but 5 is not answered
+
+
+def test_nothing_is_put_back_while_the_broker_recovers() -> None:
+    ledger = AckLedger()
+    assert not ledger.is_recovering
+    ledger.delivered(1)
+    assert ledger.put_back(1)
+    ledger.begin_recover()
+    assert ledger.take_returns(9) == []
+    ledger.end_recover()
+    assert not ledger.is_recovering
+    assert ledger.take_returns(9) == []  # the broker has put it back by itself
+
+
+def test_a_transaction_goes_on_with_what_was_put_back_before() -> None:
+    before = AckLedger()
+    before.delivered(1)
+    assert before.put_back(1)
+    before.begin_recover()
+    ledger = TransactionLedger(before)
+    assert ledger.is_recovering
+    assert ledger.take_returns(9) == []
+    ledger = TransactionLedger(AckLedger())
+    assert not ledger.is_recovering
+    before = AckLedger()
+    before.delivered(2)
+    assert before.put_back(2)
+    assert TransactionLedger(before).take_returns(9) == [(2, False)]
+
+
+def test_a_transaction_answers_only_what_is_outstanding() -> None:
+    ledger = transactional(1, 2)
+    assert ledger.settle(1)
+    assert not ledger.settle(1)
+    assert not ledger.ack_up_to(1)
+    assert not ledger.ack(1)
+    assert ledger.end_transaction() == [1]
+    assert ledger.ack(2)
+    ledger.begin_recover()
+    assert ledger.take() == []
