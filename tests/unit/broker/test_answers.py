@@ -9,6 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.holding import Disposition
 from greenconn.broker.port import Settlement
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
@@ -172,8 +173,80 @@ def test_who_waits_for_dead_letters_is_not_told_before_the_last(link: Link) -> N
         link.answers.dead_letter([Held(name)], "rejected")
     waiting = gevent.spawn(link.answers.wait_routed, Deadline(SOON))
     until(lambda: link.answers._routed == 1)
-    gevent.sleep(0)
+    for _ in range(5):
+        gevent.sleep(0)
     assert not waiting.ready()
     may_go.set()
     waiting.get(timeout=SOON)
     assert link.answers._routed == 2
+
+
+def test_what_nobody_has_seen_goes_back_as_such(link: Link) -> None:
+    link.answers.return_unseen(Held("a"))
+    link.holding.end_turn()
+    (([disposition], _),) = link.holding.settled
+    assert (disposition.settlement, disposition.is_unseen) == (Settlement.BACK, True)
+
+
+def test_what_former_lives_have_left_is_told(link: Link) -> None:
+    link.answers.take_over(["a"], [Disposition(Held("b"), Settlement.BACK)])
+    link.answers.take_over(["c"], [])
+    assert len(link.holding.turn_end) == 1
+    link.holding.end_turn()
+    assert [handles for handles, _ in link.holding.acks] == [["a", "c"]]
+    (([disposition], _),) = link.holding.settled
+    assert disposition.message.handle == "b"
+
+
+def test_an_interruption_while_answers_leave_is_noted_and_goes_on(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(handles: Any, done: Any) -> None:
+        raise KeyboardInterrupt
+
+    noted: list[BaseException] = []
+    monkeypatch.setattr(link.holding, "ack", interrupt)
+    monkeypatch.setattr(link.holding, "interrupted", noted.append)
+    link.answers.done(Held("a"))
+    with pytest.raises(KeyboardInterrupt):
+        link.answers.flush()
+    assert [type(each) for each in noted] == [KeyboardInterrupt]
+    assert link.answers.unsettled() == (["a"], [])
+
+
+def test_each_turn_asks_for_its_end_once(link: Link) -> None:
+    for name in "ab":
+        link.answers.done(Held(name))
+        link.answers.return_unseen(Held(name))
+        assert len(link.holding.turn_end) == 1
+        link.holding.end_turn()
+    link.answers.return_unseen(Held("c"))
+    link.answers.before_call()
+    assert len(link.holding.settled) == 3
+
+
+def test_a_refusal_of_a_lost_link_is_the_next_lifes(
+    link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    link.answers.done(Held("a"))
+    link.answers.return_unseen(Held("b"))
+    link.holding.end_turn()
+    link.lost = ConnectionError("cut by the test")
+    for _, done in (*link.holding.acks, *link.holding.settled):
+        done(link.lost)
+    gevent.sleep(0)
+    assert link.answers.refused == 0
+    acks, dispositions = link.answers.unsettled()
+    assert (acks, [each.message.handle for each in dispositions]) == (["a"], ["b"])
+    assert caplog.text == ""
+
+
+def test_refused_acks_are_told_again_in_calls_of_the_limit(link: Link) -> None:
+    for name in "abc":
+        link.answers.done(Held(name))
+    link.holding.end_turn()
+    for _, done in list(link.holding.acks):
+        done(ValueError("no room"))
+    link.holding.acks.clear()
+    link.answers.repeat()
+    assert [handles for handles, _ in link.holding.acks] == [["a", "b"], ["c"]]

@@ -382,3 +382,85 @@ def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker)
 def test_an_error_stays_what_it_is(connect: Opener) -> None:
     exc = ValueError("refused")
     assert connect().holding.error(exc, "answering") is exc
+
+
+def test_of_two_that_are_refused_together_each_is_told_alone(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
+    channel, got = taken(connect, 2)
+    bad = fake_broker.items["q"][0].number
+
+    def refuse(method: str, argument: Any) -> None:
+        if method == "settle" and any(answer.handle[1] == bad for answer in argument):
+            raise ChannelError("not this one")
+
+    fake_broker.before = refuse
+    for each in got:
+        each.ack()
+    channel.connection.catch_up()
+    assert [len(each) for each in settled(fake_broker)] == [2, 1, 1]
+    assert fake_broker.bodies("q") == [b"0"]
+
+
+def test_leases_are_renewed_again_and_again(connect: Opener, fake_broker: FakeBroker) -> None:
+    channel, got = taken(connect, 1)
+    holding = channel.connection.holding
+    outcomes: list[Any] = []
+    for count in (1, 2):
+        holding.renew([got[0].handle], outcomes.append)
+        until(lambda: len(outcomes) == count)  # noqa: B023 - it is called before the next one
+        gevent.sleep(0)
+    assert fake_broker.count("renew") == 2
+
+
+def test_what_former_lives_held_goes_back(connect: Opener, fake_broker: FakeBroker) -> None:
+    channel, got = taken(connect, 2)
+    holding = channel.connection.holding
+    holding.reclaim(got[:1], got[1:])
+    channel.connection.catch_up()
+    assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 1), (0, 0)]
+    (answers,) = settled(fake_broker)
+    assert [(each.settlement, each.is_unseen) for each in answers] == [
+        (Settlement.BACK, False),
+        (Settlement.BACK, True),
+    ]
+    for each in got:
+        each.is_held = False
+
+
+def test_answers_that_are_interrupted_end_the_link(connect: Opener) -> None:
+    link = connect()
+    link.holding.interrupted(KeyboardInterrupt())
+    assert link.lost is not None
+    assert "answering failed: KeyboardInterrupt()" in str(link.lost)
+
+
+def test_what_claims_may_have_taken_is_told(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = connect()
+    monkeypatch.setattr(link.store, "doubtful", lambda: [("q", "handle")])
+    (claimed,) = link.holding.doubtful()
+    assert (claimed.queue, claimed.envelope, claimed.handle) == ("q", None, "handle")
+
+
+def test_a_store_without_leases_gets_back_at_once_what_cannot_be_told(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, got = taken(connect, 1)
+    holding = channel.connection.holding
+    assert holding.put_off(got[0]).delay == 30.0
+    monkeypatch.setattr(channel.connection.store, "lease", None)
+    assert holding.put_off(got[0]).delay == 0.0
+    assert holding.put_off(got[0]).settlement is Settlement.BACK
+
+
+def test_a_renewal_after_the_end_is_not_made(connect: Opener, fake_broker: FakeBroker) -> None:
+    channel, got = taken(connect, 1)
+    link = channel.connection
+    outcomes: list[Any] = []
+    link.holding.renew([got[0].handle], outcomes.append)
+    link.end(RecoverableConnectionError("cut"))
+    for _ in range(3):
+        gevent.sleep(0)
+    assert (outcomes, fake_broker.count("renew")) == ([], 0)
