@@ -21,14 +21,18 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from tests.brokers import newer
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import (
     AMQP_CTL,
     AMQP_URL,
     COUCHDB_URL,
     FULL,
+    NEWER_AMQP_URL,
+    REDIS_SERVER,
     REDIS_URL,
     REQUIRE,
+    SERVERS,
     are_required,
     is_full,
 )
@@ -68,6 +72,8 @@ COMMANDS = {
     # Programs that a test starts are the same in all; another -m of the user's comes later and wins.
     "patched": ("-m", "gevent.monkey", "--module", "pytest", "-m", "not programs"),
 }
+#: Which of the newer servers that speak Redis' protocol the processes of each kind have.
+NEWER_REDIS = {"plain": "redis", "patched": "valkey"}
 #: Exit code of pytest when all of the chosen paths were for other processes.
 NOTHING_TO_RUN = 5
 
@@ -78,8 +84,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     raise_limit()
+    if options.servers:
+        os.environ[SERVERS] = options.servers
     try:
         with Keeper() as keeper:
+            if newer.is_wanted() and not has_newer(keeper):
+                return 0
             return Run(options, rest, keeper).code()
     except NoBroker as error:
         print(f"error: a broker is required, and there is none: {error}", file=sys.stderr)
@@ -87,6 +97,18 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def has_newer(keeper: Keeper) -> bool:
+    """Say which newer servers there are, or why there are none."""
+    try:
+        versions = newer.versions(keeper.directory)
+        newer.find("redis-server", keeper.directory)
+    except NoBroker as error:
+        print(f"skipped: newer servers cannot be had here: {error}")
+        return False
+    print("newer servers:", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    return True
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -112,6 +134,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--core",
         action="store_true",
         help="only what may depend on the version of Python or on whether the process is patched",
+    )
+    add(
+        "--servers",
+        choices=["newer"],
+        help="only what talks to RabbitMQ, Redis or beanstalkd, on newer ones than this system's;"
+        " the patched processes have Valkey instead of Redis",
     )
     add("--long", action="store_true", help="the full sizes of the requirements")
     add("--seed", type=int, help="the order of the tests; printed by each run")
@@ -283,14 +311,21 @@ class Run:
         for part, environment in self._environments.items():
             environment[AMQP_URL] = broker.url_of(part.name)
             environment[AMQP_CTL] = str(broker.handle)
+            if newer.is_wanted():
+                environment[NEWER_AMQP_URL] = environment[AMQP_URL]
 
     def _begin_redis(self) -> None:
-        broker = RedisServer(self._keeper)
-        broker.start()
-        print(f"Redis: {broker.server} at port {broker.port}")
-        # The first and the last one stay empty.
-        for number, environment in enumerate(self._environments.values(), 1):
-            environment[REDIS_URL] = broker.url_of(number)
+        brokers: dict[str, RedisServer] = {}
+        # The first and the last database stay empty.
+        for number, (part, environment) in enumerate(self._environments.items(), 1):
+            if newer.is_wanted():
+                environment[REDIS_SERVER] = NEWER_REDIS[part.kind]
+            program = environment.get(REDIS_SERVER, "redis")
+            if program not in brokers:
+                broker = brokers[program] = RedisServer(self._keeper, program=program)
+                broker.start()
+                print(f"Redis: {broker.server} at port {broker.port}")
+            environment[REDIS_URL] = brokers[program].url_of(number)
 
     def _fetch_pouchdb(self) -> None:
         """Fetch it, the first time, while other tests run; those that need it wait for it."""

@@ -15,6 +15,7 @@ import pytest
 from gevent import monkey
 from hypothesis import HealthCheck, settings
 
+from tests.brokers import newer
 from tests.quarantine import PREFIX, quarantine
 from tests.shares import Share
 
@@ -38,6 +39,14 @@ pytest_plugins = [
 LONG_TIMEOUT = 600.0
 #: Where the runner wants the outcomes, as JSON.
 SUMMARY = "GREENCONN_TEST_SUMMARY"
+#: Fixtures of the tests that talk to a server of which there is a newer one.
+NEWER_FIXTURES = frozenset(
+    {
+        *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
+        *("redis_url", "own_redis", "redis_with", "beanstalk_servers"),
+    }
+)
+NEWER_KINDS = frozenset({"amqp", "redis", "beanstalk"})
 summary = pytest.StashKey["str | None"]()
 share = pytest.StashKey["Share | None"]()
 #: Seconds that the tests of each file took.
@@ -88,6 +97,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if mine.has(item.path)]
     quarantine(items)
+    if newer.is_wanted():
+        others = [item for item in items if not _uses_newer_server(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if _uses_newer_server(item)]
     if not config.getoption("--full"):
         left = [item for item in items if item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left)
@@ -99,6 +112,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         has_short_size = "long" in getattr(item, "fixturenames", ())
         if item.get_closest_marker("long") and not has_short_size:
             item.add_marker(skip)
+
+
+def _uses_newer_server(item: pytest.Item) -> bool:
+    """Return whether a test talks to one of the servers that there are newer ones of."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    kind = params.get("side") or params.get("broker_kind")
+    if kind is not None:
+        return kind in NEWER_KINDS
+    return not NEWER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_finish() -> None:

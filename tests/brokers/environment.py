@@ -12,8 +12,10 @@ __all__ = [
     "FULL",
     "MONGODB_URL",
     "NEWER_AMQP_URL",
+    "REDIS_SERVER",
     "REDIS_URL",
     "REQUIRE",
+    "SERVERS",
     "SQS_URL",
     "are_required",
     "is_full",
@@ -27,6 +29,10 @@ AMQP_CTL = "GREENCONN_TEST_AMQP_CTL"
 NEWER_AMQP_URL = "GREENCONN_TEST_NEWER_AMQP_URL"
 #: The address of a Redis.  Given by the user: use it, and start none.
 REDIS_URL = "GREENCONN_TEST_REDIS_URL"
+#: Which servers are private brokers: the system's own (empty), or ``newer`` ones.
+SERVERS = "GREENCONN_TEST_SERVERS"
+#: Which of the newer servers that speak Redis' protocol it is: ``redis`` or ``valkey``.
+REDIS_SERVER = "GREENCONN_TEST_REDIS_SERVER"
 #: The address of a beanstalkd that takes jobs of 1 MiB.  Given by the user: use it, and start none.
 BEANSTALK_URL = "GREENCONN_TEST_BEANSTALK_URL"
 #: The address of a CouchDB, with its login: ``couchdb://user:password@host:5984``.

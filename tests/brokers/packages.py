@@ -6,19 +6,13 @@ no script of a package.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from gevent import sleep
+from tests.brokers import newer
+from tests.brokers.fetching import NoBroker, Programs, cache_folder, locked, make, run
 
 __all__ = [
     "NoBroker",
@@ -42,38 +36,6 @@ REDIS_PROGRAMS = ("redis-server", "valkey-server")
 POUCHDB = "pouchdb-server@4.2.0"
 #: Where Debian has the modules of Node, npm among them.
 NODE_MODULES = "usr/share/nodejs"
-#: Seconds for one command, and for somebody else who fetches the same.
-FETCH_TIMEOUT = 300.0
-STEP = 0.1
-
-
-class NoBroker(Exception):
-    """A broker cannot be had here; the text says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Programs:
-    """The programs of one broker.
-
-    Arguments:
-        server: the program that serves.
-        root: the folder that stands for ``/``, when they were unpacked and not installed.
-    """
-
-    server: Path
-    root: Path | None = None
-
-    def libraries(self) -> dict[str, str]:
-        """The environment that makes unpacked programs find their libraries."""
-        if self.root is None:
-            return {}
-        folders = [
-            folder
-            for part in ("lib", "usr/lib")
-            for folder in (self.root / part, *sorted((self.root / part).glob("*-linux-*")))
-            if folder.is_dir()
-        ]
-        return {"LD_LIBRARY_PATH": os.pathsep.join(map(str, folders))}
 
 
 def find_rabbitmq(scratch: Path) -> Programs:
@@ -85,6 +47,8 @@ def find_rabbitmq(scratch: Path) -> Programs:
     Raises:
         NoBroker: it is neither installed nor to be had.
     """
+    if newer.is_wanted():
+        return newer.find("rabbitmq-server", scratch)
     if shutil.which("erl"):
         for folder in RABBITMQ_FOLDERS:
             server = Path(folder, "rabbitmq-server")
@@ -94,12 +58,17 @@ def find_rabbitmq(scratch: Path) -> Programs:
     return Programs(server=root / "usr/lib/rabbitmq/bin/rabbitmq-server", root=root)
 
 
-def find_redis(scratch: Path) -> Programs:
+def find_redis(scratch: Path, program: str | None = None) -> Programs:
     """Find Redis (or Valkey), and unpack it if it is not installed.
+
+    Arguments:
+        program: which of the newer servers, where those are wanted; the environment says it else.
 
     Raises:
         NoBroker: it is neither installed nor to be had.
     """
+    if newer.is_wanted():
+        return newer.find(f"{program or newer.redis_server()}-server", scratch)
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
     for name in REDIS_PROGRAMS:
         server = shutil.which(name, path=path)
@@ -115,6 +84,8 @@ def find_beanstalkd(scratch: Path) -> Programs:
     Raises:
         NoBroker: it is neither installed nor to be had.
     """
+    if newer.is_wanted():
+        return newer.find("beanstalkd", scratch)
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
     server = shutil.which("beanstalkd", path=path)
     if server:
@@ -129,6 +100,8 @@ def find_faketime(scratch: Path) -> Path:
     Raises:
         NoBroker: it is neither installed nor to be had.
     """
+    if newer.is_wanted():
+        raise NoBroker("the newer servers' allocator does not start under libfaketime")
     for root in (Path("/"), _unpacked("libfaketime", scratch)):
         found = sorted(root.glob("usr/lib/*/faketime/libfaketime.so.1"))
         if found:
@@ -154,12 +127,12 @@ def find_pouchdb(scratch: Path) -> tuple[Programs, Path]:
         options = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
         command = [*npm, "install", "--prefix", str(folder), *options, POUCHDB]
         modules = {} if node.root is None else {"NODE_PATH": str(node.root / NODE_MODULES)}
-        _run(command, cwd=folder, env={**node.libraries(), **modules})
+        run(command, cwd=folder, env={**node.libraries(), **modules})
 
     if not root.is_dir():
-        with _alone(root):
+        with locked(root):
             if not root.is_dir():
-                _make(root, install)
+                make(root, install)
     return node, root / "node_modules/pouchdb-server/bin/pouchdb-server"
 
 
@@ -172,39 +145,6 @@ def _node(scratch: Path) -> tuple[Programs, list[str]]:
     program = Path(node) if node else root / "usr/bin/node"
     npm = str(root / NODE_MODULES / "npm/bin/npm-cli.js")
     return Programs(server=program, root=root), [str(program), npm]
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time makes *root*; the lock goes with the process.  May switch."""
-    end = time.monotonic() + FETCH_TIMEOUT
-    with open(root.with_name(f".{root.name}.lock"), "w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() >= end:
-                    raise NoBroker(f"another process does not come to an end with {root}") from None
-                sleep(STEP)
-            else:
-                yield
-                return
-
-
-def cache_folder(scratch: Path) -> Path:
-    """The user's folder for unpacked packages, or one in *scratch* if there can be none."""
-    release = platform.freedesktop_os_release() if os.path.exists("/etc/os-release") else {}
-    system = "-".join(
-        (release.get("ID", "unknown"), release.get("VERSION_ID", "0"), platform.machine())
-    )
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(base, "greenconn", "brokers", system)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = scratch / "cache"
-        folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _unpacked(package: str, scratch: Path) -> Path:
@@ -221,43 +161,30 @@ def _unpacked(package: str, scratch: Path) -> Path:
             os.chmod(work, 0o755)  # apt's own user may look into it
             _download(package, Path(work))
             for file in sorted(Path(work).glob("*.deb")):
-                _run(["dpkg", "-x", str(file), str(folder)])
+                run(["dpkg", "-x", str(file), str(folder)])
 
-    _make(root, unpack)
+    make(root, unpack)
     return root
-
-
-def _make(root: Path, fill: Callable[[Path], None]) -> None:
-    """Make a folder of the cache at once: another run finds all of it or nothing."""
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=root.parent) as work:
-        made = Path(work, "root")
-        made.mkdir()
-        fill(made)
-        try:
-            os.rename(made, root)
-        except OSError:
-            if not root.is_dir():  # else another run was quicker
-                raise
 
 
 def _download(package: str, folder: Path) -> None:
     """Fetch *package* and those of its dependencies that this system lacks."""
     try:
-        _run(["apt-get", "download", *_missing(package)], cwd=folder)
+        run(["apt-get", "download", *_missing(package)], cwd=folder)
     except NoBroker as error:
         if os.geteuid() != 0:
             raise
         # A fresh container has no package lists, an old one stale ones.
         try:
-            _run(["apt-get", "update"])
-            _run(["apt-get", "download", *_missing(package)], cwd=folder)
+            run(["apt-get", "update"])
+            run(["apt-get", "download", *_missing(package)], cwd=folder)
         except NoBroker as second:
             raise NoBroker(f"{error}; {second}") from second
 
 
 def _missing(package: str) -> list[str]:
     """The packages that installing *package* would install: a simulation, which needs no root."""
-    plan = _run(
+    plan = run(
         ["apt-get", "install", "--simulate", "--no-install-recommends", package],
     )
     lines = [line.split() for line in plan.splitlines()]
@@ -265,30 +192,3 @@ def _missing(package: str) -> list[str]:
     if not names:
         raise NoBroker(f"{package} is installed, but its program is not where it should be")
     return names
-
-
-def _run(
-    command: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> str:
-    """Run a program of a package system and return its output.
-
-    Raises:
-        NoBroker: it failed; the text has its last lines.
-    """
-    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **(env or {})}
-    try:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=FETCH_TIMEOUT,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoBroker(f"{' '.join(command[:2])} failed: {error}") from error
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split("\n")[-4:]).strip()
-        raise NoBroker(f"{' '.join(command[:3])} failed with code {done.returncode}: {said}")
-    return done.stdout

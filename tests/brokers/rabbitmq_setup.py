@@ -106,6 +106,8 @@ def environment(
 def _path(directory: Path, programs: Programs) -> str:
     """The folders with ``erl``, ``epmd`` and the shell's tools."""
     system = ["/usr/local/bin", "/usr/bin", "/bin", "/opt/homebrew/bin"]
+    if programs.folder is not None:
+        return os.pathsep.join([str(programs.folder), *system])
     if programs.root is None:
         erl = shutil.which("erl")
         return os.pathsep.join([*_erlang_folders(Path(erl)), *system] if erl else system)

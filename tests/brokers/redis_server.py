@@ -16,6 +16,7 @@ class RedisServer(Server):
 
     Arguments:
         options: further options of ``redis-server``, such as ``("--requirepass", "x")``.
+        program: which of the newer servers it is, where those are wanted: ``redis`` or ``valkey``.
 
     Raises:
         NoBroker: the program is not to be had.
@@ -24,8 +25,10 @@ class RedisServer(Server):
     name = "redis"
     ready = b"Ready to accept connections"
 
-    def __init__(self, keeper: Keeper, options: tuple[str, ...] = ()) -> None:
-        self._programs = find_redis(keeper.directory)
+    def __init__(
+        self, keeper: Keeper, options: tuple[str, ...] = (), program: str | None = None
+    ) -> None:
+        self._programs = find_redis(keeper.directory, program)
         super().__init__(keeper)
         self.server = self._programs.server
         self._options = options

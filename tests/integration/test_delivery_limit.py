@@ -319,7 +319,7 @@ def test_a_consumer_timeout_costs_nobody_else_anything(
         f"{unique}-other", lambda body, message: others.append(body), connection=slow.connection
     )
     until(lambda: "longer than the broker's consumer timeout" in caplog.text)
-    (record,) = [each for each in caplog.records if "its consumer timeout" in each.msg]
+    (record,) = [each for each in caplog.records if "the broker's consumer timeout" in each.msg]
     assert unique in record.getMessage()
     assert "in its handler Slow.handle" in record.getMessage()
     assert consumer.wait_ready(CAME)
