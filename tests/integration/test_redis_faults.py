@@ -22,7 +22,7 @@ from greenconn.exceptions import (
 )
 from greenconn.messaging import Producer
 from greenconn.transport.redis import waking
-from greenconn.transport.redis.source import WatchState
+from greenconn.transport.redis.claiming import WatchState
 from greenconn.wire.resp import pack
 from tests.faults.kinds import Direction, Fault, Kind
 from tests.faults.proxied import ProxyProcess

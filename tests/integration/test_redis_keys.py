@@ -10,7 +10,7 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange
 from greenconn.exceptions import AccessRefused
-from greenconn.transport.redis import eviction
+from greenconn.transport.redis import server as server_module
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
 from tests.brokers.redis_server import RedisServer
@@ -99,7 +99,7 @@ def test_a_server_that_evicts_is_named_once(
     policy: str,
     what: str,
 ) -> None:
-    monkeypatch.setattr(eviction, "_warned", set())
+    monkeypatch.setattr(server_module, "_warned", set())
     at_server("CONFIG", "SET", "maxmemory-policy", policy)
     for _ in range(3):
         with Connection(own_redis.url) as connection:

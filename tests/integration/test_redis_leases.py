@@ -13,10 +13,9 @@ from redis.exceptions import ResponseError
 from greenconn.broker.feed import FeedState
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import owners, pipeline
-from greenconn.transport.redis.channel import Channel
+from greenconn.transport.redis.claiming import WatchState
 from greenconn.transport.redis.link import RedisLink
-from greenconn.transport.redis.source import WatchState
-from greenconn.transport.redis.transport import Transport
+from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.wire.resp import RespParser, pack
 from tests.fix_wires import until
 from tests.integration.contract import Store

@@ -12,9 +12,8 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.topology_port import Row
-from greenconn.transport.redis.channel import Channel
 from greenconn.transport.redis.link import RedisLink
-from greenconn.transport.redis.transport import Transport
+from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until

@@ -1,7 +1,6 @@
 """The Redis transport: kombu's keys, one multiplexed connection."""
 
-from greenconn.transport.redis.channel import Channel
 from greenconn.transport.redis.sentinel import SentinelTransport
-from greenconn.transport.redis.transport import Transport
+from greenconn.transport.redis.transport import Channel, Transport
 
 __all__ = ["Channel", "SentinelTransport", "Transport"]

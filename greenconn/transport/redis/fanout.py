@@ -18,18 +18,17 @@ from typing import Any, Final
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.login import Server, Welcome
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.sockets import ExtraSocket
-from greenconn.transport.redis.source import RedisFeed
+from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
 from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_name", "topic_of"]
+__all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_of"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 

@@ -27,31 +27,25 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.claims import Claims
+from greenconn.transport.redis.claiming import Claims, RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
-from greenconn.transport.redis.consuming import RedisConsuming
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.eviction import ask_for_policy
-from greenconn.transport.redis.expiry import Expiry
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
-from greenconn.transport.redis.holding import RedisHolding
 from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.login import Server
+from greenconn.transport.redis.maintenance import Expiry, Sweeper
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.owners import FormerOwners, Owners, owner_of
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.publishing import RedisPublisher, WindowPublisher
+from greenconn.transport.redis.publishing import LargeBodies, RedisPublisher
 from greenconn.transport.redis.queues import RedisQueues
-from greenconn.transport.redis.restoring import Restorer
-from greenconn.transport.redis.secret import Secret
-from greenconn.transport.redis.sent import Unasked
-from greenconn.transport.redis.sockets import LargeBodies
-from greenconn.transport.redis.source import RedisFeed, RedisSource
-from greenconn.transport.redis.sweeper import Sweeper
+from greenconn.transport.redis.server import Secret, Server, ask_for_policy
+from greenconn.transport.redis.settling import Restorer
+from greenconn.transport.redis.store import RedisConsuming, RedisHolding
 from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
+from greenconn.transport.redis.window import Unasked, WindowPublisher
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.names import note_lost
@@ -59,7 +53,7 @@ from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = ["LinkTransport", "MasterWatch", "RedisLink"]
+__all__ = ["MasterWatch", "RedisLink"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -186,7 +180,7 @@ class RedisLink(BrokerLink):
         """Connect and log in.  May switch.  Whatever goes wrong, nothing stays open.
 
         Raises:
-            Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
+            Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
         """
         transport, commands = self.transport, self.commands
         pipeline, welcome = transport.server.open(deadline, self._on_push, self._on_pipeline_lost)

@@ -1,20 +1,199 @@
-"""A message that came out of Redis."""
+"""Messages: kombu's envelope, written from cached parts, and parsed when it is first read.
+
+``{"body": ..., "content-encoding": ..., "content-type": ..., "headers": {...}, "properties":
+{..., "delivery_info": {...}, "priority": n, "body_encoding": "base64", "delivery_tag": "..."}}``
+
+Published messages of one kind differ in body and tag only, so the rest is kept: by what
+``prepare_message`` knows, and by where the message goes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from binascii import b2a_base64
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
-from greenconn.jsoncodec import loads
+from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual import envelope
-from greenconn.transport.virtual.envelope import Contents, contents_of
-from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.envelope import UNSENDABLE, Contents, contents_of, unsendable
+from greenconn.transport.virtual.publishing import Envelope, copied, encoded
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.channel import ChannelPort
 
-__all__ = ["Delivery"]
+__all__ = ["LARGE", "Delivery", "Outgoing", "marked_redelivered"]
+
+#: Bytes above which a message goes over a connection of its own.
+LARGE: Final = 1024 * 1024
+#: Kinds of messages, and places they go to, that are remembered.
+KEPT: Final = 1024
+
+_NO_HEADERS: Final[dict[str, Any]] = {}
+#: (content encoding, content type, delivery mode) -> the middle of the envelope.
+_middles: dict[tuple[Any, Any, Any], bytes] = {}
+
+
+class Outgoing(Prepared):
+    """A message that is ready to be sent anywhere: a snapshot of what may be changed later.
+
+    Attributes:
+        body: as it was given, text or bytes.
+        raw: the same as bytes.
+        priority: as it was given.
+        headers, properties: as they were given, copied; for messages that come back.
+        is_plain: it goes to the one queue that its routing key names, over the common connection.
+        ignored: what RabbitMQ would obey and a list of Redis cannot (expiration, ``x-delay``).
+    """
+
+    __slots__ = (
+        "body",
+        "content_encoding",
+        "content_type",
+        "delivery_info",
+        "headers",
+        "ignored",
+        "is_plain",
+        "middle",
+        "priority",
+        "properties",
+        "raw",
+    )
+
+    def __init__(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        if body.__class__ is str:
+            content_encoding = content_encoding or "utf-8"
+            self.raw = encoded(body, content_encoding)
+        elif body.__class__ is bytes:
+            self.raw = body
+        elif isinstance(body, (bytearray, memoryview)):
+            self.raw = body = bytes(body)
+        else:
+            raise TypeError(f"a body must be text or bytes, got {type(body).__name__}")
+        self.body = body
+        self.content_type = content_type
+        self.content_encoding = content_encoding
+        self.headers = copied(headers) if headers else _NO_HEADERS
+        self.delivery_info: dict[str, Any] | None = None
+        self.ignored = _NO_HEADERS
+        self.is_plain = len(self.raw) <= LARGE
+        properties = properties or _NO_HEADERS
+        if not headers and len(properties) == 1 and "delivery_mode" in properties:
+            mode = properties["delivery_mode"]
+            self.priority: Any = priority or 0
+            self.properties: dict[str, Any] = {"delivery_mode": mode}
+            key = (content_encoding, content_type, mode)
+            middle = _middles.get(key)
+            if middle is None:
+                middle = self._middle()
+                if len(_middles) >= KEPT:
+                    _middles.clear()
+                _middles[key] = middle
+            self.middle = middle
+            return
+        own = self.properties = copied(properties)
+        if "expiration" in own or "x-delay" in self.headers:
+            self.ignored = {
+                "expiration": own.get("expiration"),
+                "x-delay": self.headers.get("x-delay"),
+            }
+            self.is_plain = False
+        if "CC" in self.headers or "BCC" in self.headers:
+            self.is_plain = False
+        self.priority = own.pop("priority", priority or 0)
+        self.delivery_info = own.pop("delivery_info", None)
+        for name in ("body_encoding", "delivery_tag"):
+            own.pop(name, None)  # of a message that is sent on
+        self.middle = self._middle()
+
+    @classmethod
+    def of(cls, message: Outgoing | dict[str, Any]) -> Outgoing:
+        """Take kombu's dict too, for programs that make their own."""
+        if isinstance(message, Outgoing):
+            return message
+        return cls(
+            message["body"],
+            None,
+            message.get("content-type"),
+            message.get("content-encoding"),
+            message.get("headers"),
+            message.get("properties"),
+        )
+
+    def _middle(self) -> bytes:
+        """From behind the body up to the value of ``delivery_info``."""
+        return self.with_headers(self.headers)
+
+    def with_headers(self, headers: Mapping[str, Any]) -> bytes:
+        """Return the same with other headers.
+
+        Raises:
+            ValueError: one of them, or a property, is nothing for JSON.
+        """
+        try:
+            properties, shown = dumps(self.properties)[1:-1], dumps(headers)
+        except UNSENDABLE:
+            raise unsendable(headers, self.properties) from None
+        return (
+            f', "content-encoding": {dumps(self.content_encoding)}, "content-type": '
+            f'{dumps(self.content_type)}, "headers": {shown}, "properties": '
+            f'{{{properties}{", " if properties else ""}"delivery_info": '
+        ).encode()
+
+    def body_json(self, encoding: str | None) -> bytes:
+        """Return the body as it stands in the envelope."""
+        if encoding:
+            return b'"%b"' % b2a_base64(self.raw, newline=False)
+        return dumps(self.body).encode()
+
+    def route_json(self, exchange: str, routing_key: str, encoding: str | None) -> bytes:
+        """From the value of ``delivery_info`` up to the delivery tag."""
+        info = {**(self.delivery_info or {}), "exchange": exchange, "routing_key": routing_key}
+        return (
+            f'{dumps(info)}, "priority": {dumps(self.priority)}, "body_encoding": '
+            f'{dumps(encoding)}, "delivery_tag": "'
+        ).encode()
+
+    def as_envelope(self) -> dict[str, Any]:
+        """Kombu's dict, for events."""
+        return {
+            "body": self.body,
+            "content-encoding": self.content_encoding,
+            "content-type": self.content_type,
+            "headers": copied(self.headers),
+            "properties": {**self.properties, "priority": self.priority},
+        }
+
+
+def marked_redelivered(raw: bytes) -> tuple[bytes, int, dict[str, Any] | None]:
+    """Mark a message as delivered before.
+
+    Returns:
+        the message, how often it was delivered, and its envelope; one that cannot be read stays as
+        it is, with 0 and None.
+    """
+    try:
+        envelope = loads(raw)
+        headers = envelope.setdefault("headers", {})
+        known = headers.get(DELIVERY_COUNT)
+        deliveries = (known if isinstance(known, int) and known > 0 else 0) + 1
+        headers[DELIVERY_COUNT] = deliveries
+        # Where kombu marks it.
+        headers["redelivered"] = True
+        envelope["properties"]["delivery_info"]["redelivered"] = True
+        return dumps(envelope).encode(), deliveries, envelope
+    except Exception:
+        return raw, 0, None
 
 
 class Delivery(envelope.Delivery):

@@ -29,7 +29,7 @@ from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_e
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
 
-__all__ = ["ENDLESS", "Pipeline", "ReplyCallback"]
+__all__ = ["ENDLESS", "Pipeline"]
 
 #: Called with a reply, or with an exception instead of it.
 ReplyCallback = Callable[[Any], Any]

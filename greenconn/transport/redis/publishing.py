@@ -22,16 +22,16 @@ from greenconn.broker.publisher import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.redis.commands import PING, Commands
-from greenconn.transport.redis.envelope import LARGE, Outgoing
+from greenconn.transport.redis.claiming import RedisFeed
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import topic_of
-from greenconn.transport.redis.moves import HIGHEST
+from greenconn.transport.redis.message import LARGE, Outgoing
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import PUSH
-from greenconn.transport.redis.sent import Unasked, Window
-from greenconn.transport.redis.sockets import LargeBodies
-from greenconn.transport.redis.source import RedisFeed
+from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
+from greenconn.transport.redis.settling import HIGHEST
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.channel import ChannelPort
@@ -39,7 +39,7 @@ from greenconn.transport.virtual.names import TagMaker
 from greenconn.transport.virtual.publishing import level_of
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
-__all__ = ["RedisPublisher", "WindowPublisher"]
+__all__ = ["LargeBodies", "RedisPublisher", "RedisPublishingLink"]
 
 #: Heads of commands that a channel keeps.
 KEPT: Final = 1024
@@ -106,6 +106,43 @@ class LargeOutcome:
             value = self._pipeline.error(value, "publishing")
         self.arrived.offer(None)
         return self._done.offer(value)
+
+
+class LargeBodies:
+    """The way of bodies above 1 MiB, so that they do not hold up the small ones.
+
+    Attributes:
+        socket: opened when the first one comes.
+    """
+
+    def __init__(self, commands: Commands, server: Server) -> None:
+        self._server = server
+        self.socket = ExtraSocket(commands, "redis-large")
+
+    def pipeline(self) -> Pipeline:
+        """Return the socket, opened now if it is not.  May switch.
+
+        Raises:
+            Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
+        """
+        pipeline = self.socket.pipeline
+        if pipeline is None or pipeline.lost is not None:
+            pipeline = self.socket.open(self._connect)
+        if pipeline.writer.gate:
+            pipeline.pass_gate(ENDLESS)
+        return pipeline
+
+    def _connect(self) -> tuple[Pipeline, Welcome]:
+        server = self._server
+        return server.open(Deadline(server.connect_timeout), _ignore, _ignore_loss)
+
+
+def _ignore(push: list[Any]) -> None:
+    pass
+
+
+def _ignore_loss(exc: LinkLost) -> None:
+    """Ignore the loss: all waiters have the error, and the next call opens it again."""
 
 
 class RedisPublishingLink(PublishingLink, Protocol):
@@ -293,75 +330,3 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
                 b'"}}',
             )
         )
-
-
-class WindowPublisher(RedisPublisher):
-    """The same with ``publish_window``: some of its publishes may be unanswered.
-
-    Arguments:
-        size: how many.
-        unasked: takes what becomes of those that nobody waits for.
-    """
-
-    def __init__(
-        self, channel: ChannelPort, link: RedisPublishingLink, size: int, unasked: Unasked
-    ) -> None:
-        super().__init__(channel, link)
-        self._unasked = unasked
-        self._window = Window(size, unasked)
-
-    def publish(
-        self,
-        message: Outgoing | dict[str, Any],
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
-        deadline: Deadline | None,
-    ) -> None:
-        """Publish *message*, and return when there is room for it in the window.  May switch.
-
-        Raises:
-            redis.exceptions.ResponseError: the server refused an earlier one of this channel.
-        """
-        window = self._window
-        window.wait(deadline or ENDLESS)
-        if window.failures:
-            raise window.failures.take().error(self._pipeline)
-        message = Outgoing.of(message)
-        if exchange or not routing_key or mandatory or not message.is_plain:
-            super().publish(message, exchange, routing_key, mandatory, immediate, deadline)
-            return
-        self.begin(message, "", routing_key, False, immediate, deadline, window)
-        window.unanswered += 1
-
-    def end(self) -> None:
-        """Note that the channel has ended.  Never switches."""
-        self._window.end()
-
-    def flush(self, timeout: float | None) -> None:
-        """Return when acks have left, and publishes are answered.  May switch.
-
-        What became of publishes of earlier channels of this connection, which nobody has asked for, is
-        raised, too.
-
-        Raises:
-            TimeoutError: the server took or answered too little within *timeout* seconds.
-            PublishTimeout: some were not answered before the connection was lost; says how many.
-            redis.exceptions.ResponseError: the server refused some; says how many.
-        """
-        self.link.tell_answers(Deadline(timeout))
-        window, unasked = self._window, self._unasked
-        lost: Exception | None = None
-        if window.unanswered or unasked.awaited:
-            # Answers keep their order: behind this one's all are there.
-            try:
-                self._pipeline.call(PING, Deadline(timeout))
-            except Exception as exc:
-                lost = exc
-        failures = window.failures.take()
-        failures.add(unasked.failures.take())
-        if failures:
-            raise failures.error(self._pipeline) from lost
-        if lost is not None:
-            raise lost

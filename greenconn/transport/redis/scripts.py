@@ -9,7 +9,7 @@ Rules for scripts:
   first write alone: whoever consumes makes room, so it must be able to.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
 - No script reads the server's clock, which may be set: leases end by the time that the sweepers count
-  (see ``sweeper``), and marks for kombu's consumers are the clients' time, as kombu's own are.
+  (see ``maintenance``), and marks for kombu's consumers are the clients' time, as kombu's own are.
 - At most :data:`CLAIM_COUNT` messages or about :data:`CLAIM_BYTES` bytes in one call, since nobody
   else is served meanwhile.
 

@@ -19,20 +19,20 @@ from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost, ServerNotReady
-from greenconn.transport.redis.login import (
+from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.server import (
     Address,
     Credentials,
+    ExtraSocket,
     Login,
     Welcome,
     open_pipeline,
 )
-from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.sockets import ExtraSocket
 from greenconn.transport.redis.transport import Transport
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["SentinelTransport", "SwitchWatch"]
+__all__ = ["SentinelTransport"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 

@@ -1,14 +1,17 @@
-"""The native Redis transport."""
+"""The native Redis transport, and its channel."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import redis
 from redis import exceptions
 
+from greenconn.broker.channel import StoreChannel
+from greenconn.broker.entities import SharedEntities
 from greenconn.broker.handover import Handover
 from greenconn.exceptions import (
     ChannelError,
@@ -27,22 +30,131 @@ from greenconn.options import (
     typed_query,
 )
 from greenconn.transport import base
-from greenconn.transport.redis import channel
+from greenconn.transport.redis.client import LinkedRedis
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.fanout import router_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import MasterWatch, RedisLink
-from greenconn.transport.redis.login import Address, Credentials, Login, Server
+from greenconn.transport.redis.maintenance import Sweeper
 from greenconn.transport.redis.options import RedisOptions, is_client_name
 from greenconn.transport.redis.owners import FormerOwners
-from greenconn.transport.redis.sent import Unasked
+from greenconn.transport.redis.server import Address, Credentials, Login, Server
+from greenconn.transport.redis.window import Unasked
+from greenconn.transport.refusal import Method
+from greenconn.transport.virtual.arguments import SupportedArguments
+from greenconn.transport.virtual.consumer import Consumer, Prefetch, PrefetchView
 from greenconn.transport.virtual.entities import PREDECLARED, Management
-from greenconn.transport.virtual.state import BrokerState
+from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.url import BrokerURL
 
-__all__ = ["Transport"]
+__all__ = ["Channel", "Transport"]
 
 logger = logging.getLogger("greenconn.transport.redis")
+
+
+class RedisPrefetchView(PrefetchView):
+    """The ``qos`` of a channel to Redis, as kombu's programs use it."""
+
+    def __init__(self, prefetch: Prefetch, sweeper: Sweeper) -> None:
+        super().__init__(prefetch)
+        self._sweeper = sweeper
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Give back now what dead consumers left; sweepers do it anyway.  May switch."""
+        self._sweeper.look()
+
+
+class RedisEntities(SharedEntities):
+    """Exchanges, queues and bindings of a channel to a Redis."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._redis = channel.connection
+
+    def _bind(self, binding: Binding, method: Method) -> None:
+        super()._bind(binding, method)
+        if self._is_heard(binding):
+            self._redis.fanout.bound(binding.destination)
+
+    def _unbind(self, binding: Binding) -> None:
+        if self._is_heard(binding):
+            fanout = self._redis.fanout
+            fanout.unbound(binding.destination, binding.source, binding.routing_key)
+        super()._unbind(binding)
+
+    def _is_heard(self, binding: Binding) -> bool:
+        """Return whether the destination listens for what the source gets."""
+        return not binding.to_exchange and self._redis.is_broadcast(binding.source)
+
+
+class Channel(StoreChannel[RedisLink]):
+    """A channel.  Any greenlet of its connection's hub may call any method at any time.
+
+    Arguments:
+        connection: the link.
+    """
+
+    entities_class = RedisEntities
+    supported_arguments = SupportedArguments(
+        queue=frozenset(
+            {
+                "x-dead-letter-exchange",
+                "x-dead-letter-routing-key",
+                "x-delivery-limit",
+                "x-expires",
+                "x-message-ttl",
+            }
+        ),
+        exchange=frozenset({"alternate-exchange"}),
+        consumer=frozenset({"x-priority"}),
+        message=frozenset({"priority", "CC", "BCC"}),
+    )
+
+    def __init__(self, connection: RedisLink, channel_id: int | None = None) -> None:
+        super().__init__(connection, channel_id)
+        self._order = connection.options.queue_order_strategy
+        self.prefetch.is_divided = self._order == "round_robin"
+
+    @property
+    def qos(self) -> RedisPrefetchView:
+        """The prefetch and what is unanswered, as kombu's programs read them."""
+        return RedisPrefetchView(self.prefetch, self.connection.sweeper)
+
+    @property
+    def visibility_timeout(self) -> float:
+        """Seconds after which what a dead consumer of kombu's held is given back to its queue."""
+        return self.connection.options.visibility_timeout
+
+    @property
+    def client(self) -> LinkedRedis:
+        """A redis-py client of this connection's server and database.  Never switches.
+
+        Its commands may switch.  Keys get the ``global_keyprefix``.  It ends with the connection.
+
+        Raises:
+            RecoverableConnectionError, RecoverableChannelError: the channel is closed.
+            WrongHub: called from another thread.
+        """
+        self.check_open()
+        return self.connection.clients.client()
+
+    @contextmanager
+    def conn_or_acquire(self, client: LinkedRedis | None = None) -> Iterator[LinkedRedis]:
+        """Yield *client*, or :attr:`client` (kombu's name)."""
+        yield client or self.client
+
+    def _in_order(self) -> list[Consumer]:
+        if self._order == "round_robin":
+            return super()._in_order()
+        consumers = list(self.consumers.values())
+        if self._order == "sorted":
+            consumers.sort(key=_queue_of)
+        return consumers
+
+
+def _queue_of(consumer: Consumer) -> str:
+    return consumer.queue
+
 
 #: Transport options that the connection reads itself.
 _COMMON = frozenset(ConnectOptions.fields)
@@ -54,7 +166,7 @@ class Transport(base.Transport[RedisLink]):
     ``transport_options`` are those of :class:`~greenconn.transport.redis.options.RedisOptions`.
     """
 
-    Channel = channel.Channel
+    Channel = Channel
     #: The class of its connections.
     link_cls: ClassVar[type[RedisLink]] = RedisLink
     Management = Management
@@ -166,7 +278,7 @@ class Transport(base.Transport[RedisLink]):
             deadline: of the caller; ``connect_timeout`` bounds it too.
 
         Raises:
-            Exception: see :func:`~greenconn.transport.redis.login.open_pipeline`.
+            Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
         """
         deadline = (deadline or Deadline()).within(self.connect_timeout)
         address = self._resolve(deadline)
@@ -299,7 +411,7 @@ class Transport(base.Transport[RedisLink]):
         user, _ = self._credentials()
         connection.secret.tell((user, secret), deadline or Deadline())
 
-    def create_channel(self, connection: RedisLink) -> channel.Channel:
+    def create_channel(self, connection: RedisLink) -> StoreChannel[RedisLink]:
         """Open a channel."""
         return self.Channel(connection)
 

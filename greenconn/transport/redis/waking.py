@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.claiming import RedisSource, WatchState
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.source import RedisSource, WatchState
 from greenconn.wire.resp import pack
 
 __all__ = ["Waking"]

@@ -18,8 +18,8 @@ from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.base import Link
 from greenconn.transport.memory.link import Channel as MemoryChannel
-from greenconn.transport.redis.channel import Channel as RedisChannel
 from greenconn.transport.redis.message import Delivery as RedisDelivery
+from greenconn.transport.redis.transport import Channel as RedisChannel
 from greenconn.wire.confirms import Outstanding
 from tests.faults.interruptions.scene import Call, Scene
 from tests.faults.interruptions.targets import Target

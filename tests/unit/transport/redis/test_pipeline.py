@@ -19,8 +19,8 @@ from greenconn.transport.redis.errors import (
     ReplyLate,
     ServerNotReady,
 )
-from greenconn.transport.redis.login import Address, Login, open_pipeline
 from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.server import Address, Login, open_pipeline
 from greenconn.wire.resp import RespParser, pack
 from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory

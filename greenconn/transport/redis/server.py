@@ -1,17 +1,28 @@
-"""Opening a socket to a Redis server and logging in: HELLO, AUTH, SELECT, ROLE.
+"""A server: its address, logging in (HELLO, AUTH, SELECT, ROLE), and the sockets to it.
 
-All commands leave in one send.  A server that does not know HELLO (Redis before 6, or one where it was
-renamed) is asked again in its own way, and then speaks RESP2.
+All commands of a login leave in one send.  A server that does not know HELLO (Redis before 6, or one
+where it was renamed) is asked again in its own way, and then speaks RESP2.  A password that is a
+function, and a credential provider, are asked again every ``reauth_check_interval``: tokens expire, and
+a server cuts a connection whose token has.
+
+Queues are keys: a server with a ``maxmemory-policy`` other than ``noeviction`` deletes whole queues,
+with what consumers hold and how queues were declared, and says nothing.  So that is asked, too.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from greenconn.green.connect import connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
+from greenconn.green.renewal import Renewal
+from greenconn.green.single_flight import SingleFlight
+from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import (
     ENDS_THE_LINK,
     LinkLost,
@@ -21,11 +32,23 @@ from greenconn.transport.redis.errors import (
     ServerNotReady,
     as_error,
 )
-from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.wire.resp import ErrorReply, pack
 from greenconn.wire.tls import tls_session
 
-__all__ = ["Address", "Credentials", "Login", "Server", "Welcome", "open_pipeline"]
+__all__ = [
+    "Address",
+    "Credentials",
+    "ExtraSocket",
+    "Login",
+    "Secret",
+    "Server",
+    "Welcome",
+    "ask_for_policy",
+    "open_pipeline",
+]
+
+logger = logging.getLogger("greenconn.transport.redis")
 
 #: User name and password; either may be None.
 Credentials = tuple[str | None, str | None]
@@ -260,3 +283,167 @@ def _check_role(role: Any, where: str, must_be_master: bool) -> None:
         raise ServerNotReady(
             f"{where} is a {kind.decode('utf-8', 'replace')} and no master: nothing can be written"
         )
+
+
+class Secret:
+    """The credentials that one link has logged in with.
+
+    Arguments:
+        commands: of the link.
+        credentials: returns the login as it is now.
+        other_pipelines: returns the open sockets beside that for commands.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        credentials: Callable[[], Credentials],
+        other_pipelines: Callable[[], list[Pipeline]],
+    ) -> None:
+        self._commands = commands
+        self._credentials = credentials
+        self._other_pipelines = other_pipelines
+        self._told: Credentials | None = None
+        self._renewal: Renewal | None = None
+
+    def watch(self) -> None:
+        """Ask again every ``reauth_check_interval``, unless that is 0.  Never switches."""
+        interval = self._commands.options.reauth_check_interval
+        if interval:
+            self._renewal = Renewal(self._renew, logger, self._commands.where, interval)
+            self._renewal.begin_in(0.0)
+
+    def stop(self) -> None:
+        """Stop, as the link has ended.  Never switches."""
+        if self._renewal is not None:
+            self._renewal.stop()
+
+    def _renew(self) -> object:
+        current = self._credentials()
+        if self._told is None:
+            self._told = current  # that of the opening
+        elif current != self._told:
+            self.tell(current, ENDLESS)
+        return current[1]
+
+    def tell(self, credentials: Credentials, deadline: Deadline) -> None:
+        """Log in anew on the open sockets.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server does not take it; the former login stays.
+        """
+        user, password = credentials
+        command = pack("AUTH", user or "default", password or "")
+        self._commands.call(command, deadline, "logging in again")
+        self._told = credentials
+        for pipeline in self._other_pipelines():
+            if pipeline.takes_arrays:
+                # A subscriber of RESP2 cannot: it reconnects with the new login.
+                pipeline.end(LinkLost(f"{pipeline.where}: logging in again"))
+            else:
+                pipeline.post(command)
+
+
+class ExtraSocket:
+    """One such socket, which ends with its link.
+
+    Arguments:
+        commands: of the link.
+        name: of the greenlet that opens it.
+
+    Attributes:
+        pipeline: the socket that was opened last; None: there is none.
+    """
+
+    def __init__(self, commands: Commands, name: str) -> None:
+        self._commands = commands
+        self._flight = SingleFlight(name)
+        self.pipeline: Pipeline | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether commands can be sent on it."""
+        return self.pipeline is not None and self.pipeline.lost is None
+
+    def open(
+        self,
+        connect: Callable[[], tuple[Pipeline, Welcome]],
+        begin: Callable[[Pipeline, Welcome], None] | None = None,
+    ) -> Pipeline:
+        """Open it, once for all who ask meanwhile.  May switch.
+
+        Arguments:
+            connect: returns an open socket.  May switch.
+            begin: prepares the socket before anybody has it.  May switch.
+
+        Raises:
+            LinkLost: the link has ended meanwhile.
+            Exception: of *connect* or *begin*; then nothing stays open.
+        """
+        return self._flight.run("open", partial(self._open, connect, begin), ENDLESS)
+
+    def _open(
+        self,
+        connect: Callable[[], tuple[Pipeline, Welcome]],
+        begin: Callable[[Pipeline, Welcome], None] | None,
+    ) -> Pipeline:
+        pipeline, welcome = connect()
+        try:
+            self._commands.watch(pipeline)
+            if begin is not None:
+                begin(pipeline, welcome)
+            self._commands.check_open()
+        except BaseException:
+            pipeline.close()
+            raise
+        self.stop()
+        self.pipeline = pipeline
+        return pipeline
+
+    def stop(self) -> None:
+        """Close it: the link is gone.  Never switches."""
+        pipeline, self.pipeline = self.pipeline, None
+        if pipeline is not None:
+            pipeline.close()
+
+    def forget(self) -> None:
+        """Leave it to the parent process, in the child of a fork."""
+        if self.pipeline is not None:
+            self.pipeline.forget()
+            self.pipeline = None
+
+
+_ASK: Final = pack(b"INFO", b"memory")
+_FIELD: Final = b"maxmemory_policy:"
+#: What deletes nothing.
+_SAFE: Final = frozenset({"", "noeviction"})
+#: Servers that this process has warned of, with their policies.
+_warned: set[tuple[str, str]] = set()
+
+
+def ask_for_policy(pipeline: Pipeline) -> None:
+    """Ask the server, and log a warning where it evicts keys.  Never switches.
+
+    A server that does not say so, or not to this user, is taken for one that evicts nothing.
+    """
+    pipeline.post(_ASK, lambda reply: _told(pipeline.where, reply))
+
+
+def _told(where: str, reply: Any) -> None:
+    # In the reader.
+    if not isinstance(reply, bytes):
+        return
+    policy = reply.partition(_FIELD)[2].partition(b"\r\n")[0].decode("utf-8", "replace")
+    if policy in _SAFE or (where, policy) in _warned:
+        return
+    _warned.add((where, policy))
+    what = "queues that have x-expires" if policy.startswith("volatile") else "queues"
+    spawn(
+        "log",
+        logger.warning,
+        "%s: its maxmemory-policy is %s: when its memory is full it silently deletes %s with "
+        "their messages; set maxmemory-policy to noeviction",
+        where,
+        policy,
+        what,
+    )

@@ -1,4 +1,4 @@
-"""Publishes that no caller waits for (``publish_window``)."""
+"""Publishing without waiting for each answer (``publish_window``)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from greenconn.exceptions import PublishTimeout
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.commands import PING
+from greenconn.transport.redis.message import Outgoing
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink
+from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.wire.resp import ErrorReply
 
-__all__ = ["Unasked", "Window"]
+__all__ = ["Unasked", "WindowPublisher"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -184,3 +188,75 @@ class Window:
         """
         while self.unanswered >= self._size:
             self._has_room.wait(deadline)
+
+
+class WindowPublisher(RedisPublisher):
+    """The same with ``publish_window``: some of its publishes may be unanswered.
+
+    Arguments:
+        size: how many.
+        unasked: takes what becomes of those that nobody waits for.
+    """
+
+    def __init__(
+        self, channel: ChannelPort, link: RedisPublishingLink, size: int, unasked: Unasked
+    ) -> None:
+        super().__init__(channel, link)
+        self._unasked = unasked
+        self._window = Window(size, unasked)
+
+    def publish(
+        self,
+        message: Outgoing | dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: Deadline | None,
+    ) -> None:
+        """Publish *message*, and return when there is room for it in the window.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refused an earlier one of this channel.
+        """
+        window = self._window
+        window.wait(deadline or ENDLESS)
+        if window.failures:
+            raise window.failures.take().error(self._pipeline)
+        message = Outgoing.of(message)
+        if exchange or not routing_key or mandatory or not message.is_plain:
+            super().publish(message, exchange, routing_key, mandatory, immediate, deadline)
+            return
+        self.begin(message, "", routing_key, False, immediate, deadline, window)
+        window.unanswered += 1
+
+    def end(self) -> None:
+        """Note that the channel has ended.  Never switches."""
+        self._window.end()
+
+    def flush(self, timeout: float | None) -> None:
+        """Return when acks have left, and publishes are answered.  May switch.
+
+        What became of publishes of earlier channels of this connection, which nobody has asked for, is
+        raised, too.
+
+        Raises:
+            TimeoutError: the server took or answered too little within *timeout* seconds.
+            PublishTimeout: some were not answered before the connection was lost; says how many.
+            redis.exceptions.ResponseError: the server refused some; says how many.
+        """
+        self.link.tell_answers(Deadline(timeout))
+        window, unasked = self._window, self._unasked
+        lost: Exception | None = None
+        if window.unanswered or unasked.awaited:
+            # Answers keep their order: behind this one's all are there.
+            try:
+                self._pipeline.call(PING, Deadline(timeout))
+            except Exception as exc:
+                lost = exc
+        failures = window.failures.take()
+        failures.add(unasked.failures.take())
+        if failures:
+            raise failures.error(self._pipeline) from lost
+        if lost is not None:
+            raise lost

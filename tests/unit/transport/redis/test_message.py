@@ -1,4 +1,4 @@
-"""Kombu's envelope and keys, as bytes."""
+"""Kombu's envelope as bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.envelope import Outgoing, marked_redelivered
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.message import Delivery
-from greenconn.transport.redis.moves import HEAD, Move, parted
-from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.restoring import read_held
-from greenconn.transport.redis.scripts import entry_suffix
+from greenconn.transport.redis.message import Delivery, Outgoing, marked_redelivered
 from greenconn.transport.virtual.names import TagMaker
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -123,47 +117,6 @@ def test_tags() -> None:
     made = {tags.next() for _ in range(100)}
     assert len(made) == 100
     assert all(len(each) == 36 and each.count(b"-") == 4 for each in made)
-
-
-@given(queue=names, raw=st.binary(max_size=50))
-def test_entries_come_apart_as_they_were_put_together(queue: str, raw: bytes) -> None:
-    held = read_held("gc.owner.12", b"[" + raw + entry_suffix(queue))
-    assert held is not None
-    assert (held.raw, held.exchange, held.routing_key, held.number) == (raw, "", queue, 12)
-
-
-def test_entries_of_kombu() -> None:
-    held = read_held("a-tag", b'[{"body": "a, b", "properties": {}}, "ex, x", "key"]')
-    assert held is not None
-    assert (held.exchange, held.routing_key) == ("ex, x", "key")
-    assert loads(held.raw) == {"body": "a, b", "properties": {}}
-    assert read_held("a-tag", b"nothing") is None
-
-
-def test_keys() -> None:
-    keys = Keys(RedisOptions(), 3)
-    assert keys.lists("q") == (b"q", b"q\x06\x163", b"q\x06\x166", b"q\x06\x169")
-    assert [keys.list_for("q", each) for each in (0, 2, 3, 9)] == [
-        b"q", b"q", b"q\x06\x163", b"q\x06\x169",
-    ]  # fmt: skip
-    assert keys.topic("x") == "/3.x"
-    assert keys.topic("x", "a.b") == "/3.x/a.b"
-    assert keys.row(keys.member("a.#", "^a$", "queue")) == ("a.#", "^a$", "queue")
-    assert keys.row(b"alone") == ("", "", "alone")
-    prefixed = Keys(RedisOptions(global_keyprefix="p:", fanout_prefix=False), 0)
-    assert prefixed.unacked == b"p:unacked"
-    assert prefixed.topic("x") == "p:x"
-    assert Keys(RedisOptions(fanout_prefix="/mine.", fanout_patterns=False)).topic("x", "a") == (
-        "/mine.x"
-    )
-
-
-def test_moves_are_cut_by_number_and_size() -> None:
-    small = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x")]) for n in range(120)]
-    assert [len(each) for each in parted(small)] == [50, 50, 20]
-    big = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x" * 200_000)]) for n in range(3)]
-    assert [len(each) for each in parted(big)] == [1, 1, 1]
-    assert parted([]) == []
 
 
 @pytest.mark.parametrize("count", [-5, "many", [], None, 1e999, 2.5])
