@@ -33,9 +33,7 @@ def main(url: str = "memory://") -> None:
         print(f"{GREENLETS} greenlets published in {monotonic() - began:.1f} s")
         print(f"the pool: {pool.stats()}")
         pool.force_close_all()
-        found = 0
-        while bound.get(no_ack=True) is not None:
-            found += 1
+        found = bound.purge()
         bound.delete()
     print(f"{found} messages over {CONNECTIONS} connections of {connection.as_uri()}")
     if found != GREENLETS:

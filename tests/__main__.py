@@ -69,8 +69,9 @@ PROCESSES = 3
 WORTH = 60.0
 COMMANDS = {
     "plain": ("-m", "pytest"),
-    # Programs that a test starts are the same in all; another -m of the user's comes later and wins.
-    "patched": ("-m", "gevent.monkey", "--module", "pytest", "-m", "not programs"),
+    # Programs that a test starts, and functions without a socket, are the same in all; another -m of
+    # the user's comes later and wins.
+    "patched": ("-m", "gevent.monkey", "--module", "pytest", "-m", "not programs and not pure"),
 }
 #: Which of the newer servers that speak Redis' protocol the processes of each kind have.
 NEWER_REDIS = {"plain": "redis", "patched": "valkey"}
@@ -146,7 +147,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--processes",
         type=int,
-        choices=range(1, DATABASES // len(COMMANDS)),
+        choices=range(1, DATABASES // len(COMMANDS) - 1),  # there may be one more of them all
         default=PROCESSES,
         help=f"processes of each kind; {PROCESSES}, or fewer for few tests, and more of the busier kind",
     )

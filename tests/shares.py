@@ -58,6 +58,8 @@ SHORT = ", short"
 UNKNOWN = 1.0
 #: The least that is noted.
 LEAST = 1.0
+#: One process more is worth it where at most this part of the longest time is left.
+GAIN = 0.85
 
 #: Files with their seconds, or with the number of their share, as paths from the root.
 Costs = dict[str, float]
@@ -89,16 +91,21 @@ def known_costs(kind: str, is_full: bool) -> Costs:
 
 
 def note_costs(costs: Mapping[str, Costs], is_full: bool) -> None:
-    """Note what all files took in each kind of process."""
+    """Note what the files of a run took in each kind of process; others keep what was noted."""
     noted: dict[str, Costs] = json.loads(COSTS.read_text())
     for kind, files in costs.items():
         # Of a run that was not full: also what took less than in one that was.
         in_full = {} if is_full else noted.get(kind, {})
-        noted[kind if is_full else f"{kind}{SHORT}"] = {
-            file: round(took, 1)
-            for file, took in sorted(files.items())
-            if took >= LEAST or file in in_full
+        name = kind if is_full else f"{kind}{SHORT}"
+        others = {
+            file: took
+            for file, took in noted.get(name, {}).items()
+            if file not in files and (ROOT / file).exists()
         }
+        learned = {
+            file: round(took, 1) for file, took in files.items() if took >= LEAST or file in in_full
+        }
+        noted[name] = dict(sorted((others | learned).items()))
     COSTS.write_text(json.dumps(noted, indent=1) + "\n")
 
 
@@ -114,10 +121,22 @@ def divide(files: Iterable[str], costs: Costs, count: int) -> Numbers:
 
 
 def apportion(seconds: Mapping[str, float], each: int) -> dict[str, int]:
-    """Give each kind of process its part of *each* times as many processes, by what its files take."""
+    """Give each kind its part of *each* times as many processes, or of one more, by what its files take.
+
+    One more where the busiest is then done much sooner: a process of one kind cannot run the other's.
+    """
     total = max(sum(seconds.values()), 1.0)
+
+    def parts(count: int) -> dict[str, int]:
+        return {kind: max(1, round(count * took / total)) for kind, took in seconds.items()}
+
+    def longest(counts: dict[str, int]) -> float:
+        return max(took / counts[kind] for kind, took in seconds.items())
+
     count = each * len(seconds)
-    return {kind: max(1, round(count * took / total)) for kind, took in seconds.items()}
+    few, more = parts(count), parts(count + 1)
+    is_worth_it = len(seconds) > 1 and sum(more.values()) == count + 1
+    return more if is_worth_it and longest(more) < GAIN * longest(few) else few
 
 
 def seconds_of(files: Iterable[str], costs: Costs) -> float:

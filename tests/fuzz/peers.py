@@ -29,6 +29,8 @@ DOCUMENTED = (AMQPError, KombuError, OSError, RedisError)
 LIMIT = 30.0
 #: Seconds that a Redis may be silent.
 SILENCE = 0.1
+#: Seconds for a login to a Redis, whose answers may be no answers.
+LOGIN = 1.0
 TUNE = (2047, 131072, 0)
 
 
@@ -50,14 +52,12 @@ def peer_of(handler: Callable[[socket.socket], object]) -> Iterator[Peer]:
     logger = logging.getLogger("greenconn.green")
     note = _Note(failed)
     logger.addHandler(note)
-    level, logger.level = logger.level, logging.ERROR
     peer = Peer(handler)
     try:
         with gevent.Timeout(LIMIT, AssertionError("it hangs")):
             yield peer
     finally:
         peer.stop()
-        logger.level = level
         logger.removeHandler(note)
     assert not failed, failed[0].getMessage()
 
@@ -183,7 +183,8 @@ def converse(replies: list[bytes]) -> None:
 
     with peer_of(serve) as peer:
         url = f"redis://127.0.0.1:{peer.port}/0"
-        connection = Connection(url, transport_options={"reply_timeout": SILENCE})
+        options = {"reply_timeout": SILENCE}
+        connection = Connection(url, connect_timeout=LOGIN, transport_options=options)
         for act in (_declare, _publish, _get, _consume, _bind, _spawn):
             if not left:
                 break

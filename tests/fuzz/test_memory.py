@@ -20,6 +20,8 @@ from greenconn.wire.amqp import FrameParser
 from greenconn.wire.resp import ProtocolError, RespParser
 from tests.fuzz import corpus
 
+pytestmark = pytest.mark.pure
+
 MIB = 1024 * 1024
 
 

@@ -50,6 +50,16 @@ def test_what_was_noted_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert known_costs("patched", is_full=False) == {"kept": 3.0}
 
 
+def test_a_run_of_some_files_leaves_what_was_noted_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "costs.json"
+    table.write_text('{"plain": {"gone": 9.0, "tests/conftest.py": 3.0, "tests/shares.py": 4.0}}')
+    monkeypatch.setattr(shares, "COSTS", table)
+    shares.note_costs({"plain": {"tests/shares.py": 0.1, "a": 2.0}}, is_full=True)
+    assert known_costs("plain", is_full=True) == {"a": 2.0, "tests/conftest.py": 3.0}
+
+
 def test_each_pattern_of_the_core_names_files() -> None:
     files = chosen_files([])
     for pattern in CORE:
@@ -104,7 +114,13 @@ def test_the_first_share_has_what_nobody_knew(
 
 @pytest.mark.parametrize(
     ("plain", "patched", "wanted"),
-    [(300.0, 300.0, (3, 3)), (400.0, 200.0, (4, 2)), (600.0, 1.0, (6, 1)), (0.0, 0.0, (1, 1))],
+    [
+        (300.0, 300.0, (3, 3)),
+        (400.0, 200.0, (4, 2)),
+        (600.0, 1.0, (6, 1)),
+        (0.0, 0.0, (1, 1)),
+        (350.0, 250.0, (4, 3)),  # three of each would take 117 and 83 seconds, these 88 and 83
+    ],
 )
 def test_the_busier_kind_has_more_processes(
     plain: float, patched: float, wanted: tuple[int, int]
