@@ -175,8 +175,8 @@ class Message:
             self._state = state
             raise
         # A channel may be the program's own, or stand in for one in its tests.
-        if flush or (flush is None and getattr(channel, "answers_at_once", False) is True):
-            channel.flush_answers()
+        if flush or (flush is None and getattr(channel, "flushes_acks", False) is True):
+            channel.flush_acks()
 
     def reject(self, requeue: bool = False, *, flush: bool | None = None) -> None:
         """Refuse this message: it is dropped, or goes to the dead-letter exchange.  May switch.
@@ -216,8 +216,8 @@ class Message:
         except BaseException:
             self._state = state
             raise
-        if flush or (flush is None and getattr(channel, "answers_at_once", False) is True):
-            channel.flush_answers()
+        if flush or (flush is None and getattr(channel, "flushes_acks", False) is True):
+            channel.flush_acks()
 
     def put_back(self) -> None:
         """Put this message back into its queue, since nobody has begun with it.  May switch.

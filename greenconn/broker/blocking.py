@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greenconn.broker.holding import Disposition, Done, HeldMessage, LinkAnswers
+from greenconn.broker.holding import Disposition, Done, HeldMessage, LinkSettlements
 from greenconn.broker.port import Answer, Claimed, Settlement, Store
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
@@ -30,7 +30,7 @@ class BlockingLink(Protocol):
     @property
     def store(self) -> Store: ...
     @property
-    def answers(self) -> LinkAnswers: ...
+    def settlements(self) -> LinkSettlements: ...
 
     def failed(self, exc: BaseException, what: str) -> object:
         """Log that a call to the store failed, and end the link if that ends it.  Never switches."""
@@ -40,7 +40,7 @@ class BlockingLink(Protocol):
 
 
 class _Part:
-    """Answers that leave together: how many the store has not got yet, and the callbacks for then."""
+    """Settlements of one call: the number that the store has not got yet, and its callback."""
 
     __slots__ = ("done", "late", "left")
 
@@ -73,7 +73,7 @@ class StoreHolding:
         self._store = link.store
         #: To be called when the turn ends.
         self._due: list[Callable[[], None]] = []
-        #: Answers, the queues that may have messages then, and their group, in order;
+        #: Settlements, the queues that may have messages then, and their group, in order;
         #: what is on its way stays in front until it has arrived.
         self._pending: deque[tuple[Answer, Iterable[str], _Part]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
@@ -156,7 +156,7 @@ class StoreHolding:
         """Give back what former lives held, and what they may have.  Never switches."""
         dispositions = [Disposition(each, Settlement.BACK) for each in held]
         dispositions += [Disposition(each, Settlement.BACK, is_unseen=True) for each in doubtful]
-        self._link.answers.take_over((), dispositions)
+        self._link.settlements.take_over((), dispositions)
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
         """Call *callback* when all that can run now has run.  Never switches."""

@@ -118,18 +118,18 @@ class BrokerLink(SharingLink):
     """The link of such channels.
 
     Attributes:
-        answers: gets the answers of its channels.
+        settlements: sends the acks, requeues and rejects of its channels.
         subscriptions: the queues that its channels consume from.
     """
 
-    answers: Acknowledger
+    settlements: Acknowledger
     subscriptions: Subscriptions
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return the publisher of *channel*."""
         raise NotImplementedError
 
-    def tell_answers(self, deadline: Deadline) -> None:
+    def wait_settled(self, deadline: Deadline) -> None:
         """Return when the broker has all answers up to now, or they are on their way.  May switch.
 
         Raises:
@@ -138,7 +138,7 @@ class BrokerLink(SharingLink):
         """
         raise NotImplementedError
 
-    def flush_answers(self) -> None:
+    def flush_acks(self) -> None:
         """Return when all answers are on their way.  May switch.
 
         After the loss of the connection this does nothing: the next life sends them.
@@ -149,7 +149,7 @@ class BrokerLink(SharingLink):
         if self.lost is None:
             self.home.check(self)
             try:
-                self.tell_answers(NEVER)
+                self.wait_settled(NEVER)
             except RecoverableConnectionError:
                 pass
 
@@ -209,7 +209,7 @@ class StoreChannel(StdChannel, Generic[L]):
         self.state_of_life: ChannelState = _OPEN
         #: The error that closed it; None while it is open.
         self.cause: BaseException | None = None
-        self.deliveries = Deliveries(self, connection.answers)
+        self.deliveries = Deliveries(self, connection.settlements)
         self._publisher = connection.publisher(self)
 
     def __repr__(self) -> str:
@@ -627,7 +627,7 @@ class StoreChannel(StdChannel, Generic[L]):
         """
         self._publisher.flush(timeout)
 
-    def flush_answers(self) -> None:
+    def flush_acks(self) -> None:
         """Return when all answers to deliveries are on their way.  May switch.
 
         After the loss of the connection this does nothing.
@@ -635,7 +635,7 @@ class StoreChannel(StdChannel, Generic[L]):
         Raises:
             TimeoutError: the broker read too little within ``reply_timeout``.
         """
-        self.connection.flush_answers()
+        self.connection.flush_acks()
 
     # -- getting
 
@@ -654,11 +654,11 @@ class StoreChannel(StdChannel, Generic[L]):
             return None
         if no_ack:
             if delivery.is_held:
-                self.connection.answers.done(delivery)
+                self.connection.settlements.ack(delivery)
         elif self.state_of_life is _OPEN:
-            self.deliveries.unanswered[delivery.delivery_tag] = delivery
+            self.deliveries.unacked[delivery.delivery_tag] = delivery
         else:
-            self.connection.answers.return_unseen(delivery)
+            self.connection.settlements.requeue_unseen(delivery)
             self.check_open()
         return delivery
 
@@ -678,7 +678,7 @@ class StoreChannel(StdChannel, Generic[L]):
             multiple: all deliveries of this channel up to this one; with tag 0 all.
 
         Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
+            PreconditionFailed: this channel has no unacked delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         self.deliveries.ack(delivery_tag, multiple)
@@ -687,7 +687,7 @@ class StoreChannel(StdChannel, Generic[L]):
         """Reject a delivery: requeue it, or dead-letter or drop it.
 
         Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
+            PreconditionFailed: this channel has no unacked delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         self.deliveries.reject(delivery_tag, requeue)

@@ -152,7 +152,7 @@ class Claimer:
         self._asked = {}
         if link.lost is not None:
             for each in claimed:
-                link.answers.return_unseen(each)
+                link.settlements.requeue_unseen(each)
             return
         self._hand_over(claimed)
         for feed in feeds:
@@ -172,7 +172,7 @@ class Claimer:
             feed = link.feeds.get(each.queue)
             if feed is None or not feed.offer(each):
                 # Its consumer was cancelled meanwhile, and nobody has seen this.
-                link.answers.return_unseen(each)
+                link.settlements.requeue_unseen(each)
 
     def _failed(self, exc: BaseException, feeds: list[StoreFeed]) -> None:
         link = self._link
@@ -257,7 +257,7 @@ class StoreConsuming:
 
     def _give_unseen_back(self, found: Sequence[Claimed]) -> None:
         for each in found:
-            self._link.answers.return_unseen(each)
+            self._link.settlements.requeue_unseen(each)
 
 
 def _leave(link: StoreLink, queue: str) -> None:

@@ -1,4 +1,4 @@
-"""The unanswered deliveries of one channel, and the answers to them.
+"""The unacked deliveries of one channel, and the answers to them.
 
 The broker holds a message until it is answered.  What a channel holds takes room under its prefetch; an
 answer frees it, and lets the channel's consumers have more.
@@ -41,16 +41,16 @@ class DeliveredMessage(Message, Protocol):
 class Acknowledger(Protocol):
     """The sender of one link's answers.  Nothing here switches, unless it says so."""
 
-    def done(self, delivery: Any) -> None:
+    def ack(self, delivery: Any) -> None:
         """Tell the broker that a delivery was handled."""
 
-    def done_late(self, tag: Any) -> None:
+    def ack_late(self, tag: Any) -> None:
         """Note that a delivery was handled whose link is gone."""
 
-    def give_back(self, deliveries: Iterable[Any]) -> None:
+    def requeue(self, deliveries: Iterable[Any]) -> None:
         """Put *deliveries* back to the heads of their queues."""
 
-    def return_unseen(self, delivery: Any) -> None:
+    def requeue_unseen(self, delivery: Any) -> None:
         """Put a delivery back that nobody has seen."""
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
@@ -65,10 +65,10 @@ class Deliveries:
         acknowledger: of its link.
 
     Attributes:
-        unanswered: delivery tag -> delivery, in the order of delivery.
+        unacked: delivery tag -> delivery, in the order of delivery.
     """
 
-    __slots__ = ("_acknowledger", "_channel", "_hub", "_link", "_prefetch", "unanswered")
+    __slots__ = ("_acknowledger", "_channel", "_hub", "_link", "_prefetch", "unacked")
 
     def __init__(self, channel: ChannelPort, acknowledger: Acknowledger) -> None:
         self._channel = channel
@@ -76,11 +76,11 @@ class Deliveries:
         self._hub = channel.connection.home.hub
         self._prefetch = channel.prefetch
         self._acknowledger = acknowledger
-        self.unanswered: dict[Any, Any] = {}
+        self.unacked: dict[Any, Any] = {}
 
     def hold(self, consumer: Consumer, delivery: Any) -> None:
         """Note *delivery* for a consumer of this channel.  Never switches."""
-        self.unanswered[delivery.delivery_tag] = delivery
+        self.unacked[delivery.delivery_tag] = delivery
         if not consumer.no_ack:
             consumer.unacked += 1
             prefetch = self._prefetch
@@ -94,22 +94,22 @@ class Deliveries:
         """Answer a delivery, or all up to it: handled.  Never switches.
 
         Raises:
-            PreconditionFailed: there is no unanswered delivery of that tag.
+            PreconditionFailed: there is no unacked delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         if self._link.lost is not None:
-            self._acknowledger.done_late(tag)
+            self._acknowledger.ack_late(tag)
             return
         if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
             self._channel.check_open()
         if multiple:
             self._free(self._acked_each(self._up_to(tag)))
             return
-        delivery = self.unanswered.pop(tag, None)
+        delivery = self.unacked.pop(tag, None)
         if delivery is None:
             raise unknown_delivery_tag(tag, Method.BASIC_ACK)
         if delivery.is_held:
-            self._acknowledger.done(delivery)
+            self._acknowledger.ack(delivery)
         consumer = delivery.consumer
         if consumer is not None and not consumer.no_ack:
             consumer.unacked -= 1
@@ -124,7 +124,7 @@ class Deliveries:
         """Refuse a delivery, or all up to it: back to the queue, or dead letters.  May switch.
 
         Raises:
-            PreconditionFailed: there is no unanswered delivery of that tag.
+            PreconditionFailed: there is no unacked delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         if self._link.lost is not None:
@@ -133,7 +133,7 @@ class Deliveries:
         if multiple:
             self._refuse(self._up_to(tag), requeue)
             return
-        delivery = self.unanswered.pop(tag, None)
+        delivery = self.unacked.pop(tag, None)
         if delivery is None:
             raise unknown_delivery_tag(tag, Method.BASIC_REJECT)
         self._refuse([delivery], requeue)
@@ -153,23 +153,23 @@ class Deliveries:
 
     def taken(self, tag: Any) -> None:
         """Note that a delivery without an ack was taken, which settles it.  Never switches."""
-        delivery = self.unanswered.pop(tag, None)
+        delivery = self.unacked.pop(tag, None)
         if delivery is not None and delivery.is_held and self._link.lost is None:
-            self._acknowledger.done(delivery)
+            self._acknowledger.ack(delivery)
 
     def settled(self, tag: Any) -> None:
         """Free the room of a delivery that was settled elsewhere, once.  Never switches."""
-        delivery = self.unanswered.pop(tag, None)
+        delivery = self.unacked.pop(tag, None)
         if delivery is not None:
             self._free([delivery])
 
     def _acked(self, delivery: Any) -> Any:
         if delivery.is_held and self._link.lost is None:
-            self._acknowledger.done(delivery)
+            self._acknowledger.ack(delivery)
         return delivery
 
     def _acked_each(self, deliveries: Iterable[Any]) -> Iterator[Any]:
-        """Ack each, and yield it then; where one fails, it and the rest stay unanswered."""
+        """Ack each, and yield it then; where one fails, it and the rest stay unacked."""
         left = deque(deliveries)
         try:
             while left:
@@ -177,17 +177,17 @@ class Deliveries:
                 yield left.popleft()
         finally:
             for each in left:
-                self.unanswered[each.delivery_tag] = each
+                self.unacked[each.delivery_tag] = each
 
     def _refuse(self, deliveries: list[Any], requeue: bool) -> None:
         try:
             if requeue:
-                self._acknowledger.give_back(deliveries)
+                self._acknowledger.requeue(deliveries)
             else:
                 self._acknowledger.dead_letter(deliveries, "rejected")
         except BaseException:
             # What was not told is held again; the rest takes no room any more.
-            self._free([each for each in deliveries if each.delivery_tag not in self.unanswered])
+            self._free([each for each in deliveries if each.delivery_tag not in self.unacked])
             raise
         self._free(deliveries)
 
@@ -209,17 +209,17 @@ class Deliveries:
 
     def _up_to(self, tag: Any) -> list[Any]:
         """Take out all deliveries up to *tag*, or all for tag 0; not those that need no answer."""
-        unanswered = self.unanswered
+        unacked = self.unacked
         tags = [
             name
-            for name, each in unanswered.items()
+            for name, each in unacked.items()
             if each.consumer is None or not each.consumer.no_ack
         ]
         if tag:
             if tag not in tags:
                 raise unknown_delivery_tag(tag, Method.BASIC_ACK)
             del tags[tags.index(tag) + 1 :]
-        return [unanswered.pop(each) for each in tags]
+        return [unacked.pop(each) for each in tags]
 
     # -- the end of consumers
 
@@ -233,12 +233,12 @@ class Deliveries:
 
     def _unseen(self, consumer: Consumer) -> list[Any]:
         """Stop a consumer, and take back what became events that nobody has drained."""
-        found = (self.unanswered.pop(each.delivery_tag, None) for each in consumer.stop())
+        found = (self.unacked.pop(each.delivery_tag, None) for each in consumer.stop())
         return [each for each in found if each is not None]
 
     def release(self) -> None:
         """Give back everything, since the channel ends.  Never switches."""
         if self._link.lost is None:
-            deliveries = list(self.unanswered.values())
-            self.unanswered.clear()
-            self._acknowledger.give_back(deliveries)
+            deliveries = list(self.unacked.values())
+            self.unacked.clear()
+            self._acknowledger.requeue(deliveries)

@@ -38,7 +38,7 @@ class Handover:
             self._successor = None
         if not link.holding.outlives_link:
             return
-        acks, dispositions = link.answers.unsettled()
+        acks, dispositions = link.settlements.unsettled()
         self._acks += acks
         self._dispositions += dispositions
         self._doubtful += link.holding.doubtful()
@@ -60,7 +60,7 @@ class Handover:
             return
         successor = self._successor
         if successor is not None:
-            successor.answers.take_over(acks, dispositions)
+            successor.settlements.take_over(acks, dispositions)
         else:
             self._acks += acks
             self._dispositions += dispositions
@@ -79,7 +79,7 @@ class Handover:
         acks, self._acks = self._acks, []
         dispositions, self._dispositions = self._dispositions, []
         if acks or dispositions:
-            link.answers.take_over(acks, dispositions)
+            link.settlements.take_over(acks, dispositions)
         held, doubtful = dict(self._held), list(self._doubtful)
         if held or doubtful:
             link.holding.reclaim(list(held.values()), doubtful)

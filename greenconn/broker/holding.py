@@ -22,7 +22,7 @@ __all__ = [
     "HeldMessage",
     "Holding",
     "HoldingLink",
-    "LinkAnswers",
+    "LinkSettlements",
     "Successor",
 ]
 
@@ -198,7 +198,7 @@ class DeadLetterOptions(Protocol):
     def dead_letter_queue(self) -> str | None: ...
 
 
-class LinkAnswers(Protocol):
+class LinkSettlements(Protocol):
     """The answers to one link.  Nothing here switches."""
 
     def unsettled(self) -> tuple[list[Any], list[Disposition]]:
@@ -235,7 +235,7 @@ class HoldingLink(Protocol):
     @property
     def holding(self) -> Holding: ...
     @property
-    def answers(self) -> LinkAnswers: ...
+    def settlements(self) -> LinkSettlements: ...
     @property
     def channels(self) -> Mapping[int, EventfulChannel]: ...
     @property

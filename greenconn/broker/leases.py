@@ -64,7 +64,7 @@ class Leases:
             log_blocked(logger, link.where, lag, interval)
         if not self._under_way:
             self.renew()
-        link.answers.repeat()
+        link.settlements.repeat()
 
     def renew(self) -> None:
         """Tell the broker what is held.  Never switches."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import gevent
 from gevent import Greenlet
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.blocking import StoreHolding
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreFeed, StoreSource
@@ -28,6 +27,7 @@ from greenconn.broker.publishing import Putting
 from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.queues import StoredQueues
 from greenconn.broker.routing import Routing
+from greenconn.broker.settlements import Settlements
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -68,7 +68,7 @@ class StoreLink(BrokerLink):
         where: the broker's URL, password masked.
     """
 
-    answers: Answers
+    settlements: Settlements
     subscriptions: StoreSubscriptions[Claimed, StoreSource]
 
     def __init__(self, transport: StoreTransport) -> None:
@@ -94,7 +94,7 @@ class StoreLink(BrokerLink):
         self.routing: Routing = Routing(self)
         self.putting = Putting(self)
         self.holding = StoreHolding(self)
-        self.answers = Answers(self)
+        self.settlements = Settlements(self)
         self.subscriptions = StoreSubscriptions(StoreConsuming(self))
         self.leases = Leases(self)
         self.feeds: dict[str, StoreFeed] = {}
@@ -156,7 +156,7 @@ class StoreLink(BrokerLink):
             if not slot.has_left:
                 raise  # the store's own
             if deadline is None:
-                raise self.no_answer(what) from exc
+                raise self.no_reply(what) from exc
             seconds = "the given time" if deadline.timeout is None else f"{deadline.timeout:g} s"
             raise TimeoutError(f"{self.where}: no answer within {seconds} ({what})") from exc
         except BaseException:
@@ -199,11 +199,11 @@ class StoreLink(BrokerLink):
             if slot is None:
                 greenlet.join(deadline.left())
         try:
-            self.tell_answers(deadline)
+            self.wait_settled(deadline)
         except TimeoutError as exc:
-            raise self.no_answer("answering") from exc
+            raise self.no_reply("answering") from exc
 
-    def tell_answers(self, deadline: Deadline) -> None:
+    def wait_settled(self, deadline: Deadline) -> None:
         """Return when the store has all answers up to now.  May switch.
 
         Raises:
@@ -212,8 +212,8 @@ class StoreLink(BrokerLink):
         """
         deadline = deadline.within(self.options.reply_timeout)
         try:
-            self.answers.wait_routed(deadline)
-            self.answers.flush()
+            self.settlements.wait_routed(deadline)
+            self.settlements.flush()
             self.holding.wait(deadline)
         except TimeoutError as exc:
             raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
@@ -222,11 +222,11 @@ class StoreLink(BrokerLink):
         """Return when the store has the answers.  May switch.
 
         Raises:
-            As :meth:`tell_answers`.
+            As :meth:`wait_settled`.
         """
         self.home.check(self)
         self.check_open()
-        self.tell_answers(deadline)
+        self.wait_settled(deadline)
 
     @property
     def handover(self) -> Handover:
@@ -266,7 +266,7 @@ class StoreLink(BrokerLink):
         self.end(lost)
         return lost
 
-    def no_answer(self, what: str) -> RecoverableConnectionError:
+    def no_reply(self, what: str) -> RecoverableConnectionError:
         """End the link, as the store did not answer, and return the error.  Never switches."""
         lost = RecoverableConnectionError(
             f"{self.where}: {what}: no answer within {self.options.reply_timeout:g} s"
@@ -300,7 +300,7 @@ class StoreLink(BrokerLink):
             each
             for channel in list(self.channels.values())
             if isinstance(channel, StoreChannel)
-            for each in list(channel.deliveries.unanswered.values())
+            for each in list(channel.deliveries.unacked.values())
         ]
 
     def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
@@ -322,11 +322,11 @@ class StoreLink(BrokerLink):
     def is_alive(self, claimed: Claimed) -> bool:
         """Return whether a message is to be delivered; what is not is given up.  Never switches."""
         if claimed.dead is not None:
-            self.answers.give_up(claimed, claimed.dead)
+            self.settlements.give_up(claimed, claimed.dead)
             return False
         limit = self.directory.delivery_limit(claimed.queue)
         if limit is not None and claimed.deliveries >= limit:
-            self.answers.give_up(claimed, "delivery_limit")
+            self.settlements.give_up(claimed, "delivery_limit")
             return False
         return True
 
@@ -376,7 +376,7 @@ class StoreLink(BrokerLink):
 
     def _died(self, messages: Sequence[Claimed]) -> None:
         for each in messages:
-            self.answers.give_up(each, each.dead or "expired")
+            self.settlements.give_up(each, each.dead or "expired")
 
     # -- ending
 
@@ -438,7 +438,7 @@ class StoreLink(BrokerLink):
         gone = self._gone_error(exc)
         self.leases.stop()
         self.putting.stop(gone)
-        self.answers.stop(gone)
+        self.settlements.stop(gone)
         self.holding.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()

@@ -169,7 +169,7 @@ class Store(ABC):
     put_bytes: ClassVar[int] = 256 * 1024
     #: Calls that may store at the same time; more than one gives up their order.
     put_calls: ClassVar[int] = 1
-    #: Answers that one call may settle.
+    #: Settlements that one call may settle.
     settle_limit: ClassVar[int] = 100
     #: How bodies are stored; None: the store takes bytes.
     body_encoding: str | None = "base64"

@@ -75,7 +75,7 @@ class PublishingLink(Protocol):
     @property
     def lost(self) -> BaseException | None: ...
 
-    def tell_answers(self, deadline: Deadline) -> None:
+    def wait_settled(self, deadline: Deadline) -> None:
         """Return when the broker has all answers up to now, or they are on their way.  May switch."""
 
 
@@ -158,7 +158,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             TimeoutError: it was not within *timeout* seconds, or ``reply_timeout``.
         """
         self._channel.check_open()
-        self.link.tell_answers(Deadline(timeout))
+        self.link.wait_settled(Deadline(timeout))
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""

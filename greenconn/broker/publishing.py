@@ -60,7 +60,7 @@ class StorePublishingLink(PublishingLink, Protocol):
     def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
         """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""
 
-    def no_answer(self, what: str) -> BaseException:
+    def no_reply(self, what: str) -> BaseException:
         """End the link, since the store did not answer.  Never switches."""
 
     def ripen(self, queue: str) -> None:
@@ -244,5 +244,5 @@ class Putting:
         if seconds is None:
             return None
         timer = get_hub().loop.timer(seconds)
-        timer.start(self._link.no_answer, "storing messages", update=True)
+        timer.start(self._link.no_reply, "storing messages", update=True)
         return timer

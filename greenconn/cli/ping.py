@@ -40,9 +40,9 @@ def command(url: str, count: int, timeout: float) -> None:
     from greenconn.cli.interrupt import interruptible
 
     connection = connection_to(url, timeout)
-    no_answer = TimeoutError(f"{connection.as_uri()}: no answer")
+    no_reply = TimeoutError(f"{connection.as_uri()}: no answer")
     try:
-        with interruptible(), gevent.Timeout(2 * timeout, no_answer):
+        with interruptible(), gevent.Timeout(2 * timeout, no_reply):
             began = perf_counter()
             connection.connect()
             opened = perf_counter() - began

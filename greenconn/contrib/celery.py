@@ -89,7 +89,7 @@ def _sent_at_once(method: M) -> M:
     def answer(each: channel.Channel | redis.Channel, /, *args: Any, **kwargs: Any) -> None:
         if _is_here(each.connection):
             method(each, *args, **kwargs)
-            each.flush_answers()
+            each.flush_acks()
         else:
             _elsewhere(each.connection, partial(answer, each, *args, **kwargs))
 

@@ -134,7 +134,7 @@ class StdChannel:
     #: Tags of consumers that need no acknowledgement; None where a channel does not keep them.
     no_ack_consumers: set[str] | None = None
     #: Whether a program that answers a delivery wants the answer on its way when the call returns.
-    answers_at_once: bool = False
+    flushes_acks: bool = False
 
     def Consumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         """Return a ``messaging.Consumer`` on this channel (``greenconn.messaging`` must be imported)."""
@@ -172,7 +172,7 @@ class StdChannel:
             RecoverableConnectionError, RecoverableChannelError: the channel is gone.
         """
 
-    def flush_answers(self) -> None:
+    def flush_acks(self) -> None:
         """Return when all answers to deliveries are on their way.  May switch.
 
         Where the connection is gone it does nothing: the broker delivers again what it has not heard of.

@@ -76,7 +76,7 @@ class SharedChannel:
         if self._channel is None:
             self._channel = transport.create_channel(self._link)
             # What a handler answers itself must not wait for the end of its work.
-            self._channel.answers_at_once = True
+            self._channel.flushes_acks = True
         return self._channel
 
 

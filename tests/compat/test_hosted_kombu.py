@@ -307,7 +307,7 @@ def test_what_no_handler_saw_and_cannot_be_put_back_goes_back_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(raw), "_put", fail)
-        link.answers.return_unseen(message.claimed)
+        link.settlements.requeue_unseen(message.claimed)
         with gevent.Timeout(30):
             while link.is_open:
                 gevent.sleep(0.01)

@@ -156,8 +156,8 @@ def test_refused_answers_are_said_again(redis_with: RedisFactory) -> None:
         acked.ack()
         requeued.requeue()
         rejected.reject()
-        answers = connection.connection.answers
-        until(lambda: answers.refused == 3)
+        settlements = connection.connection.settlements
+        until(lambda: settlements.refused == 3)
         at_server("ACL", "SETUSER", "mailer", "+hdel")
         until(lambda: at_server("LLEN", "q") == 1)
         message = queue.get()

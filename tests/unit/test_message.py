@@ -19,11 +19,11 @@ class ScriptedChannel:
     def __init__(self, error: BaseException | None = None) -> None:
         self.no_ack_consumers: set[str] | None = set()
         self.answers: list[tuple[Any, ...]] = []
-        self.answers_at_once = False
+        self.flushes_acks = False
         self.flushes = 0
         self.error = error
 
-    def flush_answers(self) -> None:
+    def flush_acks(self) -> None:
         assert self.answers
         self.flushes += 1
 
@@ -138,7 +138,7 @@ def test_answer_counts_while_it_is_sent(channel: ScriptedChannel) -> None:
 def test_answer_is_flushed_where_that_is_asked_for(
     channel: ScriptedChannel, answer: str, at_once: bool, flush: bool | None
 ) -> None:
-    channel.answers_at_once = at_once
+    channel.flushes_acks = at_once
     message = Message(delivery_tag=7, channel=channel)
     getattr(message, answer)(flush=flush)
     assert message.acknowledged

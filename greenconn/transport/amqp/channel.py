@@ -750,7 +750,7 @@ class Channel(DeclaringChannel):
             abandons=abandons,
         )
 
-    def flush_answers(self) -> None:
+    def flush_acks(self) -> None:
         """Return when all answers to deliveries have been given to the socket.  May switch.
 
         Where the connection is gone it does nothing: the broker delivers again what it has not heard of.

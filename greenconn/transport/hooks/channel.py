@@ -503,7 +503,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             return None
         if not no_ack:
             self.receive_message(message, None)
-            self.deliveries.unanswered[message.delivery_tag] = message
+            self.deliveries.unacked[message.delivery_tag] = message
         return message
 
     def message_of(self, raw: Envelope, queue: str) -> StoredMessage:
@@ -525,7 +525,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         if consumer is not None:
             message.delivery_info["consumer_tag"] = consumer.tag
         # One message that went to two queues has one tag in both.
-        if message.delivery_tag is None or message.delivery_tag in self.deliveries.unanswered:
+        if message.delivery_tag is None or message.delivery_tag in self.deliveries.unacked:
             message.delivery_tag = uuid()
         if consumer is None or not consumer.no_ack:
             message.is_noted = True
@@ -547,7 +547,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         self.qos.restore_unacked()
         self.connection.store.wake(None)
 
-    def note_answered(self, delivery_tag: Any) -> None:
+    def note_settled(self, delivery_tag: Any) -> None:
         """Free the room of a delivery that its ``QoS`` has settled.  Never switches."""
         self.deliveries.settled(delivery_tag)
 
@@ -567,8 +567,8 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     def _release(self, consumers: list[Consumer]) -> None:
         for consumer in consumers:
             consumer.stop()
-        held = list(self.deliveries.unanswered.values())
-        self.deliveries.unanswered.clear()
+        held = list(self.deliveries.unacked.values())
+        self.deliveries.unacked.clear()
         # This may be the reader, or the hub: what talks to the broker has a greenlet of its own.
         if self.connection.lost is None and held:
             spawn("restore", self._restore_all, [each for each in held if not each.is_noted])

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import StoreFeed
 from greenconn.broker.holding import Disposition, HoldingLink
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.limit import Limit
@@ -35,7 +35,7 @@ from greenconn.transport.virtual.publishing import (
 if TYPE_CHECKING:
     from greenconn.transport.hooks.transport import HookedTransport, Transport
 
-__all__ = ["HookAnswers", "HookLink", "HookPublisher", "HookedLink"]
+__all__ = ["HookLink", "HookPublisher", "HookSettlements", "HookedLink"]
 
 
 _DONE: Final = Settlement.DONE
@@ -48,7 +48,7 @@ class WakingLink(HoldingLink, Protocol):
         """Note that a queue may have messages.  Never switches."""
 
 
-class HookAnswers(Answers):
+class HookSettlements(Settlements):
     """The answers of one link's channels.
 
     It may switch, as the hooks may, and raises what they raise: the delivery is unanswered then.  Only
@@ -61,7 +61,7 @@ class HookAnswers(Answers):
         super().__init__(link)
         self._waking = link
 
-    def done(self, delivery: Any) -> None:
+    def ack(self, delivery: Any) -> None:
         """Tell that a delivery was handled."""
         try:
             delivery.settle(_DONE)
@@ -69,7 +69,7 @@ class HookAnswers(Answers):
             self._hold(delivery)
             raise
 
-    def give_back(self, deliveries: Iterable[Any]) -> None:
+    def requeue(self, deliveries: Iterable[Any]) -> None:
         """Put *deliveries* back into their queues."""
         for delivery in self._told(deliveries, Settlement.BACK):
             self._waking.ripen(delivery.queue)
@@ -94,7 +94,7 @@ class HookAnswers(Answers):
         """Hold a delivery again whose answer was not told."""
         link = self._waking
         if link.lost is None:
-            delivery.channel.deliveries.unanswered[delivery.delivery_tag] = delivery
+            delivery.channel.deliveries.unacked[delivery.delivery_tag] = delivery
         else:
             back = Disposition(delivery.claimed, Settlement.BACK)
             link.handover.add(link, (), [back])
@@ -140,7 +140,7 @@ class HookedLink(StoreLink):
     def __init__(self, transport: HookedTransport) -> None:
         super().__init__(transport)
         self.store.link = self
-        self.answers = HookAnswers(self)
+        self.settlements = HookSettlements(self)
 
     def hooks(self, queue: str) -> Any:
         """Return a channel whose hooks are called for a queue.

@@ -119,7 +119,7 @@ class QoS:
         self._flush()
         if delivery_tag in self._delivered:
             self._dirty.add(delivery_tag)
-        self.channel.note_answered(delivery_tag)
+        self.channel.note_settled(delivery_tag)
 
     def _flush(self) -> None:
         """Let go of what was answered."""
@@ -138,7 +138,7 @@ class QoS:
             message = self._delivered.pop(tag, None)
             if message is None or tag in self._dirty:
                 continue
-            self.channel.note_answered(tag)
+            self.channel.note_settled(tag)
             try:
                 self.channel._restore(message)
             except Exception as exc:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.feed import Feed, Source
 from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
@@ -81,7 +81,7 @@ class LookingLink(Protocol):
     @property
     def feeds(self) -> Mapping[str, Feed[Claimed, Source[Claimed]]]: ...
     @property
-    def answers(self) -> Answers: ...
+    def settlements(self) -> Settlements: ...
 
     def hooks(self, queue: str) -> Any:
         """Return a channel whose hooks are called for a queue.
@@ -252,7 +252,7 @@ class HookStore(Store):
         feed = self.link.feeds.get(queue)
         if feed is None:
             # Its consumer was cancelled while the broker was asked.
-            self.link.answers.return_unseen(message.claimed)
+            self.link.settlements.requeue_unseen(message.claimed)
         elif queue in self._arrived or not feed.offer(message.claimed):
             self._arrived.setdefault(queue, deque()).append(message)
             self.wake(queue)
@@ -275,7 +275,7 @@ class HookStore(Store):
     def retire(self, queue: str) -> None:
         """Give back what was taken out for consumers that are gone.  Never switches."""
         for message in self._arrived.pop(queue, ()):
-            self.link.answers.return_unseen(message.claimed)
+            self.link.settlements.requeue_unseen(message.claimed)
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:
         """Return queue and message of what was taken out when no consumer had room."""

@@ -107,20 +107,20 @@ class HostedChannel(StoreChannel[StoreLink]):
         if not self.is_open:
             return
         super().close()
-        self.connection.flush_answers()
+        self.connection.flush_acks()
         with self.lock:
             self.raw.close()
 
     def _release(self, consumers: list[Consumer]) -> None:
         for consumer in consumers:
             consumer.stop()
-        held = list(self.deliveries.unanswered.values())
-        self.deliveries.unanswered.clear()
+        held = list(self.deliveries.unacked.values())
+        self.deliveries.unacked.clear()
         # Else the broker itself gives back what is not answered, or the next life does.
         if self.raw.do_restore and self.connection.lost is None:
             for message in held:
                 back = Disposition(message.claimed, Settlement.BACK)
-                self.connection.answers.settle(back)
+                self.connection.settlements.settle(back)
         for consumer in consumers:
             self.connection.subscriptions.left(consumer)
 
@@ -246,7 +246,7 @@ class HostedChannel(StoreChannel[StoreLink]):
         message = HostedMessage(taken, queue, self)
         self.receive_message(message)
         if not no_ack:
-            self.deliveries.unanswered[message.delivery_tag] = message
+            self.deliveries.unacked[message.delivery_tag] = message
         return message
 
     def note_settled(self, queue: str) -> None:
@@ -256,7 +256,7 @@ class HostedChannel(StoreChannel[StoreLink]):
     def receive_message(self, message: HostedMessage) -> None:
         """Take *message* as this channel's.  Never switches."""
         message.channel = self
-        if message.delivery_tag is None or message.delivery_tag in self.deliveries.unanswered:
+        if message.delivery_tag is None or message.delivery_tag in self.deliveries.unacked:
             message.delivery_tag = uuid()  # it went to two queues, with one tag in both
 
     def after_reply_message_received(self, queue: str) -> None:

@@ -23,7 +23,7 @@ from greenconn.transport.virtual.names import new_owner
 if TYPE_CHECKING:
     from greenconn.transport.virtual.channel import ChannelPort
 
-__all__ = ["Answers", "Channel", "MemoryLink", "MemoryQueues", "MemorySubscriptions"]
+__all__ = ["Channel", "MemoryLink", "MemoryQueues", "MemorySubscriptions", "Settlements"]
 
 
 class MemoryQueues(QueueStore):
@@ -57,7 +57,7 @@ class MemoryQueues(QueueStore):
         return self._broker.delete_queue(name)
 
 
-class Answers:
+class Settlements:
     """See :class:`~greenconn.broker.deliveries.Acknowledger`.
 
     Only its channel has a message that was delivered, so that one which was handled is of no interest
@@ -69,13 +69,13 @@ class Answers:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    def done(self, delivery: Message) -> None:
+    def ack(self, delivery: Message) -> None:
         """Do nothing: the message is gone with its delivery."""
 
-    def done_late(self, tag: Any) -> None:
+    def ack_late(self, tag: Any) -> None:
         """Do nothing: the message went back to its queue when the link ended."""
 
-    def give_back(self, deliveries: Iterable[Message]) -> None:
+    def requeue(self, deliveries: Iterable[Message]) -> None:
         """Put *deliveries* back to their places in their queues."""
         by_queue: dict[Queue, list[Entry]] = {}
         for each in deliveries:
@@ -85,9 +85,9 @@ class Answers:
         for queue in by_queue:
             queue.settle()
 
-    def return_unseen(self, delivery: Message) -> None:
+    def requeue_unseen(self, delivery: Message) -> None:
         """Put a delivery back that nobody has seen."""
-        self.give_back([delivery])
+        self.requeue([delivery])
 
     def dead_letter(self, deliveries: Iterable[Message], reason: str) -> None:
         """Make dead letters of *deliveries*, or drop them."""
@@ -179,7 +179,7 @@ class MemoryLink(BrokerLink):
         self.topology = None
         self.directory = Directory(self, MemoryQueues(broker), KnownQueues())
         self.routing = Routing(self)
-        self.answers = Answers(broker)
+        self.settlements = Settlements(broker)
         self.subscriptions = MemorySubscriptions(broker, self.directory)
         self.feeds = {}  # queues serve their consumers themselves
         broker.links[self] = None
@@ -192,7 +192,7 @@ class MemoryLink(BrokerLink):
         """Return what *channel* publishes with."""
         return MemoryPublisher(channel, self.broker, self.options)
 
-    def flush_answers(self) -> None:
+    def flush_acks(self) -> None:
         """Do nothing: an answer takes effect at once."""
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:

@@ -39,9 +39,9 @@ from typing import Any, Final, Protocol
 
 from gevent import get_hub
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.due import DueFeeds
 from greenconn.broker.feed import Feed
+from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.state import moved
@@ -202,7 +202,7 @@ class RedisSource:
         commands: of the link.
         claims: give numbers to the fields under which messages are held.
         due: claims that leave when the turn ends.
-        answers: give back what nobody takes.
+        settlements: requeue messages that no consumer takes.
         waking: counts and logs.
         retire: forgets a feed if nobody uses it any more.  Never switches.
         feed: has the consumers.
@@ -212,7 +212,6 @@ class RedisSource:
     """
 
     __slots__ = (
-        "_answers",
         "_claims",
         "_commands",
         "_count",
@@ -225,6 +224,7 @@ class RedisSource:
         "_poll",
         "_rest",
         "_retire",
+        "_settlements",
         "_timer",
         "_waking",
         "lists",
@@ -238,7 +238,7 @@ class RedisSource:
         commands: Commands,
         claims: Claims,
         due: DueClaims,
-        answers: Answers,
+        settlements: Settlements,
         waking: SourceWaking,
         retire: Callable[[RedisFeed], None],
         feed: RedisFeed,
@@ -246,7 +246,7 @@ class RedisSource:
         self._commands = commands
         self._claims = claims
         self._due = due
-        self._answers = answers
+        self._settlements = settlements
         self._waking = waking
         self._retire = retire
         self._feed = feed
@@ -293,7 +293,7 @@ class RedisSource:
         message.channel = consumer.channel
         message.consumer = consumer
         if not self._commands.options.ack_emulation:
-            self._answers.forget(message)  # nobody holds what was delivered
+            self._settlements.forget(message)  # nobody holds what was delivered
         return message
 
     # -- watching
@@ -398,7 +398,7 @@ class RedisSource:
             message = Delivery(None, f"{commands.prefix}{number}", number, raw, feed.queue)
             if not feed.offer(message):
                 # It was cancelled meanwhile: back to where it was, and nobody has seen it.
-                self._answers.return_unseen(message)
+                self._settlements.requeue_unseen(message)
             number += 1
         found = len(reply)
         if found:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.directory import Directory
@@ -21,6 +20,7 @@ from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
 from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.routing import Routing
+from greenconn.broker.settlements import Settlements
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import RecoverableConnectionError
@@ -121,7 +121,7 @@ class RedisLink(BrokerLink):
         records: the exchanges and bindings in the server.
     """
 
-    answers: Answers
+    settlements: Settlements
     subscriptions: StoreSubscriptions[Delivery, RedisSource]
 
     def __init__(self, transport: LinkTransport) -> None:
@@ -154,13 +154,13 @@ class RedisLink(BrokerLink):
         self.holding = RedisHolding(
             commands, owners, self.claims, self.directory, queues, restorer, feeds
         )
-        self.answers = Answers(self)
+        self.settlements = Settlements(self)
         self.leases = Leases(self)
         self.waking = Waking(commands, queues.changed)
         consuming = RedisConsuming(
             commands,
             self.claims,
-            self.answers,
+            self.settlements,
             self.directory,
             queues,
             self.fanout,
@@ -201,7 +201,7 @@ class RedisLink(BrokerLink):
     # What its parts ask of it
 
     def _before_call(self) -> None:
-        self.answers.before_call()
+        self.settlements.before_call()
 
     def _count_time(self) -> None:
         self.sweeper.start()
@@ -211,9 +211,9 @@ class RedisLink(BrokerLink):
         found = (self.fanout.socket.pipeline, self.large.socket.pipeline)
         return [each for each in found if each is not None and each.lost is None]
 
-    def settle_answers(self, deadline: Deadline) -> None:
+    def wait_dead_letters(self, deadline: Deadline) -> None:
         """Wait until dead letters are stored.  May switch."""
-        self.answers.wait_routed(deadline)
+        self.settlements.wait_routed(deadline)
 
     def queue_expires_messages(self, name: str, seconds: float) -> None:
         """See that messages of a queue expire after so long.  Never switches."""
@@ -292,7 +292,7 @@ class RedisLink(BrokerLink):
         """Yield all that its channels hold."""
         for channel in list(self.channels.values()):
             if isinstance(channel, StoreChannel):
-                yield from list(channel.deliveries.unanswered.values())
+                yield from list(channel.deliveries.unacked.values())
 
     @property
     def handover(self) -> Handover:
@@ -326,7 +326,7 @@ class RedisLink(BrokerLink):
             return WindowPublisher(channel, self, size, self.transport.unasked)
         return RedisPublisher(channel, self)
 
-    def tell_answers(self, deadline: Deadline) -> None:
+    def wait_settled(self, deadline: Deadline) -> None:
         """Return when all answers have been given to the socket, if it is there.  May switch.
 
         Raises:
@@ -334,8 +334,8 @@ class RedisLink(BrokerLink):
         """
         if self.lost is None:
             deadline = deadline.within(self.options.reply_timeout)
-            self.answers.wait_routed(deadline)
-            self.answers.flush()
+            self.settlements.wait_routed(deadline)
+            self.settlements.flush()
             self.commands.pipeline.drain(deadline)
 
     def flush(self, deadline: Deadline) -> None:
@@ -349,7 +349,7 @@ class RedisLink(BrokerLink):
         self.check_open()
         for channel in list(self.channels.values()):
             channel.flush(deadline.left())
-        self.tell_answers(deadline)
+        self.wait_settled(deadline)
         for pipeline in self.other_pipelines():
             pipeline.drain(deadline)
         unasked = self.transport.unasked
@@ -373,9 +373,9 @@ class RedisLink(BrokerLink):
                 for channel in list(self.channels.values()):
                     channel.close()
                 self.directory.close()
-                self.answers.repeat()
-                self.answers.wait_routed()
-                self.answers.flush()
+                self.settlements.repeat()
+                self.settlements.wait_routed()
+                self.settlements.flush()
                 if self.leases.is_renewing:
                     self.leases.stop()
                     owners_key = self.commands.keys.owners
@@ -398,9 +398,9 @@ class RedisLink(BrokerLink):
         self.commands.lost = exc
         super().end(exc, closed=closed)
         self._stop()
-        self.answers.stop(LinkLost(f"connection is closed ({exc})"))
+        self.settlements.stop(LinkLost(f"connection is closed ({exc})"))
         if hasattr(self.commands, "pipeline"):
-            self.answers.flush()
+            self.settlements.flush()
             self.commands.pipeline.close()
 
     def forget(self, exc: BaseException) -> None:
@@ -408,7 +408,7 @@ class RedisLink(BrokerLink):
         self.commands.lost = exc
         super().forget(exc)
         self.is_parents = True
-        self.answers.stop(exc)
+        self.settlements.stop(exc)
         self.commands.pipeline.forget()
         self.fanout.socket.forget()
         self.large.socket.forget()

@@ -45,7 +45,7 @@ class QueueLink(Protocol):
     def keep_alive(self) -> None:
         """See that others know this owner as living from now on.  Never switches."""
 
-    def settle_answers(self, deadline: Deadline) -> None:
+    def wait_dead_letters(self, deadline: Deadline) -> None:
         """Wait until dead letters are stored.  May switch."""
 
     def queue_expires_messages(self, name: str, seconds: float) -> None:
@@ -415,7 +415,7 @@ class RedisQueues(QueueStore):
         Or the bindings of a queue of the same name, or an exchange that goes with them, would go too.
         """
         timeout = self._commands.options.reply_timeout
-        self._link.settle_answers(Deadline(timeout))
+        self._link.wait_dead_letters(Deadline(timeout))
         if self._going:
             self._none_goes.wait(timeout)
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
 from greenconn.broker.holding import Disposition, Done, HeldMessage
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.settlements import Settlements
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import Claims, DueClaims, RedisFeed, RedisSource
 from greenconn.transport.redis.commands import Commands
@@ -59,7 +59,7 @@ class RedisConsuming:
     Arguments:
         commands: of the link.
         claims: take messages.
-        answers: give back what nobody takes.
+        settlements: requeue messages that no consumer takes.
         directory: says which queues may be used.
         queues: the queues in the server.
         fanout: has what is published to fan-out exchanges.
@@ -68,7 +68,6 @@ class RedisConsuming:
     """
 
     __slots__ = (
-        "_answers",
         "_claims",
         "_commands",
         "_directory",
@@ -76,6 +75,7 @@ class RedisConsuming:
         "_fanout",
         "_feeds",
         "_queues",
+        "_settlements",
         "_waking",
     )
 
@@ -83,7 +83,7 @@ class RedisConsuming:
         self,
         commands: Commands,
         claims: Claims,
-        answers: Answers,
+        settlements: Settlements,
         directory: Directory,
         queues: RedisQueues,
         fanout: Fanout,
@@ -93,7 +93,7 @@ class RedisConsuming:
         self._commands = commands
         self._claims = claims
         self._due = DueClaims(commands)
-        self._answers = answers
+        self._settlements = settlements
         self._directory = directory
         self._queues = queues
         self._fanout = fanout
@@ -121,7 +121,7 @@ class RedisConsuming:
             self._commands,
             self._claims,
             self._due,
-            self._answers,
+            self._settlements,
             self._waking,
             self._retire,
             feed,
@@ -161,7 +161,7 @@ class RedisConsuming:
         Raises:
             NotFound: there is no such queue.
         """
-        self._answers.wait_routed()
+        self._settlements.wait_routed()
         self._directory.check(queue, Method.BASIC_GET)
         self._claims.check(ENDLESS)
         number = self._claims.take_numbers(1)
@@ -179,7 +179,7 @@ class RedisConsuming:
             return None
         delivery = Delivery(channel, field, number, raw, queue, waiting=waiting)
         if not self._commands.options.ack_emulation:
-            self._answers.forget(delivery)
+            self._settlements.forget(delivery)
         return delivery
 
     def _take(self, queue: str, number: int, field: str) -> tuple[bytes | None, int]:
@@ -187,13 +187,13 @@ class RedisConsuming:
         pipeline = self._commands.pipeline
         if pipeline.writer.gate:
             pipeline.pass_gate(ENDLESS)
-        self._answers.before_call()
+        self._settlements.before_call()
         lists = self._commands.keys.lists(queue)
         slot: Slot[Any] = Slot()
 
         def put(reply: Any) -> None:
             if not slot.offer(reply) and not isinstance(reply, Exception) and reply:
-                self._answers.return_unseen(Delivery(None, field, number, reply[0], queue))
+                self._settlements.requeue_unseen(Delivery(None, field, number, reply[0], queue))
 
         keys = (self._commands.keys.unacked, self._commands.keys.unacked_index, *lists)
         args = (self._commands.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
@@ -209,7 +209,9 @@ class RedisConsuming:
             reply = slot.wait(ENDLESS)
         except BaseException:
             if slot.has_value and isinstance(slot.value, list) and slot.value:
-                self._answers.return_unseen(Delivery(None, field, number, slot.value[0], queue))
+                self._settlements.requeue_unseen(
+                    Delivery(None, field, number, slot.value[0], queue)
+                )
             elif not slot.is_filled:
                 slot.fail(TimeoutError("nobody waits"))
             raise

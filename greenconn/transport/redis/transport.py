@@ -294,7 +294,7 @@ class Transport(base.Transport[RedisLink]):
         link.open(deadline)
         try:
             self.handover.pass_on(link)
-            link.answers.flush()
+            link.settlements.flush()
             self.former.end_leases(link.commands)
         except exceptions.ResponseError as exc:
             # The server refuses to write just now; the lease gives back what is held.

@@ -245,11 +245,11 @@ class WindowPublisher(RedisPublisher):
             PublishTimeout: some were not answered before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        self.link.tell_answers(Deadline(timeout))
+        self.link.wait_settled(Deadline(timeout))
         window, unasked = self._window, self._unasked
         lost: Exception | None = None
         if window.unanswered or unasked.awaited:
-            # Answers keep their order: behind this one's all are there.
+            # Settlements keep their order: behind this one's all are there.
             try:
                 self._pipeline.call(PING, Deadline(timeout))
             except Exception as exc:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from greenconn.broker.answers import Answers
 from greenconn.broker.holding import Disposition, Done
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
+from greenconn.broker.settlements import Settlements
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -121,7 +121,7 @@ class Link:
         self.options = Options()
         self.failures: list[BaseException] = []
         self.route: Callable[[], list[str]] = lambda: ["dead"]
-        self.answers = Answers(self)
+        self.settlements = Settlements(self)
         self.leases = Leases(self)
 
     def held(self) -> Iterable[Any]:

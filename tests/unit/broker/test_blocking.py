@@ -1,4 +1,4 @@
-"""Answers to a store whose calls wait: they leave together, and who waits for them is told."""
+"""Settlements to a store whose calls wait: they leave together, and who waits for them is told."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_who_waits_is_told_when_his_are(connect: Opener, fake_broker: FakeBroker
     first = gevent.spawn(link.holding.wait, Deadline(10))
     gevent.sleep(0)
     got[1].ack()
-    link.answers.flush()
+    link.settlements.flush()
     second = gevent.spawn(link.holding.wait, Deadline(10))
     gevent.sleep(0)
     with pytest.raises(TimeoutError):

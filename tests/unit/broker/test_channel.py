@@ -164,7 +164,7 @@ def test_get_with_and_without_answer(
     channel.connection.catch_up()
     assert fake_broker.bodies("q") == [b"1"]
     message = get(channel)
-    assert list(channel.deliveries.unanswered) == [message.delivery_tag]
+    assert list(channel.deliveries.unacked) == [message.delivery_tag]
     channel.basic_ack(message.delivery_tag)
     channel.flush(10)
     assert fake_broker.bodies("q") == []
@@ -187,7 +187,7 @@ def test_what_is_got_while_the_channel_closes_goes_back(
     assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 0)]
 
 
-def test_answers(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
+def test_settlements(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     for number in range(6):
         publish(channel, f"{number}")
     tags = [get(channel).delivery_tag for _ in range(6)]
@@ -195,13 +195,13 @@ def test_answers(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> N
     channel.basic_reject(tags[2])
     channel.basic_reject(tags[3], requeue=True)
     channel.basic_nack(tags[5], multiple=True)
-    channel.flush_answers()
+    channel.flush_acks()
     assert [item.claim for item in fake_broker.items["q"]] == [0, 0, 0]
     assert fake_broker.bodies("q") == [b"3", b"4", b"5"]
     channel.basic_nack(get(channel).delivery_tag, requeue=False)
     get(channel)
     channel.basic_recover(requeue=True)
-    channel.flush_answers()
+    channel.flush_acks()
     assert fake_broker.bodies("q") == [b"4", b"5"]
     assert not any(item.claim for item in fake_broker.items["q"])
     with pytest.raises(PreconditionFailed):
@@ -276,7 +276,7 @@ def test_a_closed_channel(channel: StoreChannel[StoreLink], fake_broker: FakeBro
     ):
         with pytest.raises(RecoverableChannelError, match="was closed"):
             call()
-    channel.flush_answers()
+    channel.flush_acks()
     assert channel.connection.channels == {}
     assert repr(channel).startswith(f"<StoreChannel {channel.channel_id}: closed")
 
@@ -288,7 +288,7 @@ def test_a_channel_whose_link_is_lost(channel: StoreChannel[StoreLink]) -> None:
         channel.flush()
     with pytest.raises(RecoverableConnectionError):
         publish(channel, "x")
-    channel.flush_answers()
+    channel.flush_acks()
 
 
 def test_refusing_a_consumer_that_has_left_does_nothing(
@@ -322,7 +322,7 @@ def test_by_default_a_consumer_answers(channel: StoreChannel[StoreLink]) -> None
     channel.basic_publish(channel.prepare_message("x"), "", "q")
     channel.basic_consume("q", callback=lambda message: None, sink=(sink := Sink()))
     sink.wait_for(1)
-    assert list(channel.deliveries.unanswered) == [sink[0].delivery_tag]
+    assert list(channel.deliveries.unacked) == [sink[0].delivery_tag]
 
 
 def test_the_consumers_of_a_closed_channel_have_left(channel: StoreChannel[StoreLink]) -> None:

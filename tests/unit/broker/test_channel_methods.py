@@ -117,7 +117,7 @@ def test_what_is_deleted_is_counted(channel: Channel, fake_broker: FakeBroker) -
     publish(channel, "y")
     sink.wait_for(2)
     channel.basic_reject(sink[0].delivery_tag, requeue=True)
-    channel.flush_answers()
+    channel.flush_acks()
     channel.queue_delete("q")  # neither empty nor unused
     assert fake_broker.queues == {}
     channel.queue_declare("p")
@@ -239,8 +239,8 @@ def test_messages_that_need_no_answer(channel: Channel, fake_broker: FakeBroker)
     channel.basic_cancel(other)
     publish(channel, "x")
     channel.connection.drain(10)
-    channel.flush_answers()
-    assert (fake_broker.bodies("q"), channel.deliveries.unanswered) == ([], {})
+    channel.flush_acks()
+    assert (fake_broker.bodies("q"), channel.deliveries.unacked) == ([], {})
     channel.close()
     assert channel.no_ack_consumers == set()
 
@@ -273,10 +273,10 @@ def test_what_nobody_has_seen_goes_back_with_its_consumer(
     for number in range(3):
         publish(channel, f"{number}")
     channel.connection.drain(10)
-    until(lambda: len(channel.deliveries.unanswered) == 3)
+    until(lambda: len(channel.deliveries.unacked) == 3)
     channel.basic_cancel(tag)
-    assert list(channel.deliveries.unanswered) == [seen[0].delivery_tag]
-    channel.flush_answers()
+    assert list(channel.deliveries.unacked) == [seen[0].delivery_tag]
+    channel.flush_acks()
     assert [bool(item.claim) for item in fake_broker.items["q"]] == [True, False, False]
 
 
@@ -286,9 +286,9 @@ def test_a_deleted_queue_takes_along_what_nobody_has_seen(channel: Channel) -> N
     for number in range(2):
         publish(channel, f"{number}")
     channel.connection.drain(10)
-    until(lambda: len(channel.deliveries.unanswered) == 2)
+    until(lambda: len(channel.deliveries.unacked) == 2)
     channel.queue_delete("q")
-    assert list(channel.deliveries.unanswered) == [seen[0].delivery_tag]
+    assert list(channel.deliveries.unacked) == [seen[0].delivery_tag]
     assert channel.prefetch.in_flight == 1
 
 
@@ -370,7 +370,7 @@ def test_other_threads_are_refused(channel: Channel) -> None:
         channel.check_hub,
         channel.check_open,
         channel.close,
-        channel.flush_answers,
+        channel.flush_acks,
         lambda: channel.queue_declare("q"),
     ]
 

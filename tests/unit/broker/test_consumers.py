@@ -74,7 +74,7 @@ def test_an_event_that_was_drained(connect: Opener, fake_broker: FakeBroker, no_
     link.catch_up()
     assert [each.body for each in got] == ["x"]
     assert fake_broker.bodies("q") == ([] if no_ack else [b"x"])
-    assert len(channel.deliveries.unanswered) == (not no_ack)
+    assert len(channel.deliveries.unacked) == (not no_ack)
 
 
 def test_an_event_of_a_consumer_that_left(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -119,4 +119,4 @@ def test_a_sink_that_is_not_bound_gets_so_many(connect: Opener, fake_broker: Fak
     assert sink.taken is not None
     sink.taken(sink[0])
     sink.wait_for(257)
-    assert len(channel.deliveries.unanswered) == 257
+    assert len(channel.deliveries.unacked) == 257

@@ -38,16 +38,16 @@ class Told:
     def __init__(self) -> None:
         self.answers: list[tuple[str, list[str]]] = []
 
-    def done(self, delivery: Any) -> None:
+    def ack(self, delivery: Any) -> None:
         self.answers.append(("done", [delivery.delivery_tag]))
 
-    def done_late(self, tag: Any) -> None:
+    def ack_late(self, tag: Any) -> None:
         self.answers.append(("late", [tag]))
 
-    def give_back(self, deliveries: Iterable[Any]) -> None:
+    def requeue(self, deliveries: Iterable[Any]) -> None:
         self.answers.append(("back", [each.delivery_tag for each in deliveries]))
 
-    def return_unseen(self, delivery: Any) -> None:
+    def requeue_unseen(self, delivery: Any) -> None:
         self.answers.append(("unseen", [delivery.delivery_tag]))
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
@@ -78,7 +78,7 @@ class Bench:
     @property
     def held(self) -> str:
         """The tags that are not answered."""
-        return "".join(self.deliveries.unanswered)
+        return "".join(self.deliveries.unacked)
 
     @property
     def in_flight(self) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def test_reject(bench: Bench, requeue: bool, what: str) -> None:
 
 
 def test_what_the_broker_does_not_hold_is_not_acked(bench: Bench) -> None:
-    bench.deliveries.unanswered["a"].is_held = False
+    bench.deliveries.unacked["a"].is_held = False
     bench.deliveries.ack("b", True)
     assert bench.told.answers == [("done", ["b"])]
     assert bench.in_flight == (1, 1)
@@ -173,7 +173,7 @@ def test_an_answer_to_all_leaves_alone_what_needs_none(bench: Bench, how: str) -
 
 
 def test_what_nobody_has_drained_goes_back_with_its_consumer(bench: Bench) -> None:
-    held = bench.deliveries.unanswered
+    held = bench.deliveries.unacked
     bench.consumer.backlog.extend([held["b"], held["c"]])
     bench.deliveries.ack("b", False)  # by its tag, before its event was drained
     bench.deliveries.stop(bench.consumer)
@@ -182,7 +182,7 @@ def test_what_nobody_has_drained_goes_back_with_its_consumer(bench: Bench) -> No
 
 
 def test_with_its_queue_what_nobody_has_drained_is_done(bench: Bench) -> None:
-    bench.consumer.backlog.append(bench.deliveries.unanswered["c"])
+    bench.consumer.backlog.append(bench.deliveries.unacked["c"])
     bench.deliveries.drop(bench.consumer)
     assert (bench.told.answers, bench.held) == ([("done", ["c"])], "ab")
 

@@ -111,7 +111,7 @@ def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
     following = succeed(link)
-    link.answers.return_unseen(claimed)
+    link.settlements.requeue_unseen(claimed)
     following.catch_up()
     assert got(following) == [("x", False)]
 
@@ -120,7 +120,7 @@ def test_what_would_be_buried_is_given_back(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
-    link.answers.give_up(claimed, "expired")
+    link.settlements.give_up(claimed, "expired")
     assert got(succeed(link)) == [("x", True)]
 
 
@@ -134,7 +134,7 @@ def test_the_child_of_a_fork_gives_nothing_back(
     (claimed,) = link.store.claim({"q": 1}, 0.0)
 
     def gives_nothing() -> bool:
-        link.answers.return_unseen(claimed)
+        link.settlements.requeue_unseen(claimed)
         return not link.transport.handover._dispositions
 
     assert holds_in_child(gives_nothing)
@@ -226,7 +226,7 @@ def test_claims_that_end_with_the_connection_are_nobodys(
     link = channel.connection
     link.end(RecoverableConnectionError("it is gone"))
     held[0].ack()
-    link.answers.give_back([held[0]])
+    link.settlements.requeue([held[0]])
     fake_broker.calls.clear()
     succeed(link).catch_up()
     assert fake_broker.count("settle") == 0

@@ -30,7 +30,7 @@ def settle(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     link = channel.connection
     with gevent.Timeout(10):
         while any(
-            (link.putting.is_busy, link._calls, link.answers.is_routing, link.holding.is_busy)
+            (link.putting.is_busy, link._calls, link.settlements.is_routing, link.holding.is_busy)
         ):
             turn()
     link.catch_up()
@@ -40,7 +40,7 @@ def check_whole(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> No
     """The link is open and works, and holds nothing."""
     assert channel.connection.lost is None
     settle(channel, fake_broker)
-    assert channel.deliveries.unanswered == {}
+    assert channel.deliveries.unacked == {}
     other = channel.connection.transport.create_channel(channel.connection)
     other.queue_declare("whole")
     publish(other, "works", "whole")
@@ -83,7 +83,7 @@ def test_get_loses_nothing(connect: Opener, fake_broker: FakeBroker, kind: type[
         else:
             assert run.raised is run.error
         settle(channel, fake_broker)
-        assert channel.deliveries.unanswered == {}
+        assert channel.deliveries.unacked == {}
         assert [item.claim for item in fake_broker.items["q"]] == [0]
     check_whole(channel, fake_broker)
 

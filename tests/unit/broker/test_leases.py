@@ -10,9 +10,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker import leases
-from greenconn.broker.answers import Answers
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
+from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
@@ -112,7 +112,7 @@ def test_what_was_refused_is_told_again_with_each_renewal(
 ) -> None:
     link = connect()
     repeated: list[int] = []
-    monkeypatch.setattr(Answers, "repeat", lambda self: repeated.append(1))
+    monkeypatch.setattr(Settlements, "repeat", lambda self: repeated.append(1))
     link.leases._tick(0.0)
     link.leases._tick(0.0)
     assert len(repeated) == 2

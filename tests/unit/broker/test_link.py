@@ -187,14 +187,14 @@ def test_flushing(
         link.flush(Deadline(0.01))
     impatient(link)
     with pytest.raises(TimeoutError, match="did not accept all acks and rejects in time"):
-        link.flush_answers()
+        link.flush_acks()
     assert link.is_open
     monkeypatch.undo()
     may_go.set()
     link.flush(Deadline(10))
     assert fake_broker.bodies("q") == []
     link.end(RecoverableConnectionError("cut"))
-    link.flush_answers()
+    link.flush_acks()
     with pytest.raises(RecoverableConnectionError):
         link.flush(Deadline(10))
 

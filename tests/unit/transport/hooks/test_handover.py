@@ -121,7 +121,7 @@ def test_a_rejected_message_that_cannot_be_put_back(
     for message in got[-1:] if multiple else got:
         with pytest.raises(OSError, match="cut"):
             channel.basic_nack(message.delivery_tag, multiple=multiple, requeue=True)
-    assert len(channel.deliveries.unanswered) == channel.prefetch.in_flight == 3
+    assert len(channel.deliveries.unacked) == channel.prefetch.in_flight == 3
     link.end(RecoverableConnectionError("lost"))
     shelf.put_error = None
     successor = link.transport.establish_connection()
@@ -147,7 +147,7 @@ def test_what_went_back_before_the_failure_takes_no_room(
     with pytest.raises(OSError, match="cut"):
         channel.basic_nack(got[2].delivery_tag, multiple=True, requeue=True)
     assert bodies(shelf, channel) == ["a"]
-    assert set(channel.deliveries.unanswered) == {each.delivery_tag for each in got[1:]}
+    assert set(channel.deliveries.unacked) == {each.delivery_tag for each in got[1:]}
     assert channel.prefetch.in_flight == 2
 
 
@@ -167,7 +167,7 @@ def test_an_ack_that_fails_leaves_the_later_ones_unanswered(
     channel.qos.ack = ack  # type: ignore[method-assign, assignment]
     with pytest.raises(OSError, match="cut"):
         channel.basic_ack(got[2].delivery_tag, multiple=True)
-    assert set(channel.deliveries.unanswered) == {each.delivery_tag for each in got[1:]}
+    assert set(channel.deliveries.unacked) == {each.delivery_tag for each in got[1:]}
     assert channel.prefetch.in_flight == 2
 
 
@@ -211,7 +211,7 @@ def test_what_no_connection_puts_back_is_dumped_in_the_end(
     assert channel.basic_get("q") is not None
     (message,) = [channel.message_of(json.loads(shelf.queues["q"].popleft()), "q")]
     link.end(RecoverableConnectionError("lost"))
-    link.answers.return_unseen(message.claimed)
+    link.settlements.requeue_unseen(message.claimed)
 
     def ends() -> bool:
         transport.kept_state._kept.clear()  # type: ignore[attr-defined]

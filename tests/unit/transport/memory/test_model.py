@@ -230,7 +230,7 @@ class Model:
             found = {int(each.envelope["body"]): each.redelivered for each in store}
             assert list(found) == sorted(numbers, key=lambda number: self.place[name, number])
             assert found == numbers
-        assert sum(len(each.deliveries.unanswered) for each in self.channels) == len(self.held)
+        assert sum(len(each.deliveries.unacked) for each in self.channels) == len(self.held)
         for taker in self.active:
             mine = [each for each in self.held if each.owner is taker]
             if not taker.limit or len(mine) < taker.limit:

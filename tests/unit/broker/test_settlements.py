@@ -1,4 +1,4 @@
-"""Answers: what a broker is told, when, and what becomes of what it refuses."""
+"""Settlements: what a broker is told, when, and what becomes of what it refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def link() -> Link:
 
 def test_answers_of_a_turn_are_told_together(link: Link) -> None:
     for name in "abc":
-        link.answers.done(Held(name))
+        link.settlements.ack(Held(name))
     assert link.holding.acks == []
     assert len(link.holding.turn_end) == 1
     link.holding.end_turn()
@@ -33,27 +33,27 @@ def test_answers_of_a_turn_are_told_together(link: Link) -> None:
 
 def test_what_was_not_answered_is_the_next_lifes(link: Link) -> None:
     for name in "abc":
-        link.answers.done(Held(name))
-    link.answers.give_back([Held("back")])
+        link.settlements.ack(Held(name))
+    link.settlements.requeue([Held("back")])
     link.holding.end_turn()
-    link.answers.done(Held("d"))
+    link.settlements.ack(Held("d"))
     (_, first), _ = link.holding.acks
     first(None)
-    acks, dispositions = link.answers.unsettled()
+    acks, dispositions = link.settlements.unsettled()
     assert acks == ["c", "d"]
     assert [each.message.handle for each in dispositions] == ["back"]
     (_, settled) = link.holding.settled[0]
     settled(None)
-    assert link.answers.unsettled() == (["c", "d"], [])
+    assert link.settlements.unsettled() == (["c", "d"], [])
 
 
 def test_what_is_answered_when_the_link_is_gone_is_the_next_lifes(link: Link) -> None:
-    link.answers.done(Held("a"))
+    link.settlements.ack(Held("a"))
     link.lost = ConnectionError("cut by the test")
-    link.answers.stop(link.lost)
-    link.answers.done(Held("b"))
-    link.answers.give_back([Held("back")])
-    link.answers.dead_letter([Held("dead")], "rejected")
+    link.settlements.stop(link.lost)
+    link.settlements.ack(Held("b"))
+    link.settlements.requeue([Held("back")])
+    link.settlements.dead_letter([Held("dead")], "rejected")
     assert link.handover.acks == ["a", "b"]
     given_back = [each.message.handle for each in link.handover.dispositions]
     assert given_back == ["back", "dead"]
@@ -61,37 +61,37 @@ def test_what_is_answered_when_the_link_is_gone_is_the_next_lifes(link: Link) ->
 
 
 def test_what_is_refused_is_told_again(link: Link, caplog: pytest.LogCaptureFixture) -> None:
-    link.answers.done(Held("a"))
-    link.answers.give_back([Held("b"), Held("c")])
+    link.settlements.ack(Held("a"))
+    link.settlements.requeue([Held("b"), Held("c")])
     link.holding.end_turn()
     for _, done in (*link.holding.acks, *link.holding.settled):
         done(ValueError("no room"))
-    assert link.answers.refused == 3
+    assert link.settlements.refused == 3
     gevent.sleep(0)
     assert "2 acks or rejects are sent again later: no room" in caplog.text
     link.holding.acks.clear()
     link.holding.settled.clear()
-    link.answers.repeat()
+    link.settlements.repeat()
     assert [handles for handles, _ in link.holding.acks] == [["a"]]
     # Each by itself: it may be another one's fault.
     assert [len(part) for part, _ in link.holding.settled] == [1, 1]
     for _, done in (*link.holding.acks, *link.holding.settled):
         done(None)
-    assert (link.answers.refused, link.answers.unsettled()) == (0, ([], []))
+    assert (link.settlements.refused, link.settlements.unsettled()) == (0, ([], []))
 
 
 def test_what_came_too_late_is_counted(link: Link) -> None:
-    link.answers.done(Held("a"))
+    link.settlements.ack(Held("a"))
     link.holding.end_turn()
     link.holding.acks[0][1](1)
-    assert (link.leases.lost, link.answers.unsettled()) == (1, ([], []))
+    assert (link.leases.lost, link.settlements.unsettled()) == (1, ([], []))
 
 
 def test_nobody_holds_what_goes_back(link: Link) -> None:
     delivery = Held("a")
-    link.answers.forget(delivery)
-    link.answers.give_back([delivery])
-    link.answers.dead_letter([delivery], "rejected")
+    link.settlements.forget(delivery)
+    link.settlements.requeue([delivery])
+    link.settlements.dead_letter([delivery], "rejected")
     link.holding.end_turn()
     assert (link.holding.unheld, link.holding.settled) == ([delivery], [])
     assert link.holding.acks[0][0] == ["a"]
@@ -102,22 +102,22 @@ def test_what_was_delivered_too_often_is_given_up(
     link: Link, deliveries: int, settlement: str
 ) -> None:
     link.directory.limit = 3
-    link.answers.give_back([Held("a", deliveries)])
-    link.answers.wait_routed(Deadline(SOON))
-    link.answers.flush()
+    link.settlements.requeue([Held("a", deliveries)])
+    link.settlements.wait_routed(Deadline(SOON))
+    link.settlements.flush()
     ((disposition,), _) = link.holding.settled[0]
     assert disposition.settlement is Settlement[settlement]
 
 
 def test_dead_letters_have_copies_or_are_dropped(link: Link) -> None:
-    link.answers.dead_letter([Held("a")], "rejected")
-    link.answers.wait_routed(Deadline(SOON))
+    link.settlements.dead_letter([Held("a")], "rejected")
+    link.settlements.wait_routed(Deadline(SOON))
     link.route = list
-    link.answers.dead_letter([Held("b")], "rejected")
+    link.settlements.dead_letter([Held("b")], "rejected")
     unreadable = Held("c")
     unreadable.envelope = None
-    link.answers.dead_letter([unreadable], "rejected")
-    link.answers.wait_routed(Deadline(SOON))
+    link.settlements.dead_letter([unreadable], "rejected")
+    link.settlements.wait_routed(Deadline(SOON))
     first, dropped, unread = (each for part, _ in link.holding.settled for each in part)
     (entry,) = first.entries
     assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
@@ -131,14 +131,14 @@ def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
         raise ValueError("you may not look at it")
 
     link.route = refuse
-    link.answers.dead_letter([Held("a")], "rejected")
-    link.answers.wait_routed(Deadline(SOON))
+    link.settlements.dead_letter([Held("a")], "rejected")
+    link.settlements.wait_routed(Deadline(SOON))
     assert [str(each) for each in link.failures] == ["you may not look at it"]
-    assert (link.answers.refused, link.holding.settled) == (1, [])
-    assert [each.settlement for each in link.answers.unsettled()[1]] == [Settlement.BACK]
+    assert (link.settlements.refused, link.holding.settled) == (1, [])
+    assert [each.settlement for each in link.settlements.unsettled()[1]] == [Settlement.BACK]
     link.route = lambda: ["dead"]
-    link.answers.repeat()
-    link.answers.wait_routed(Deadline(SOON))
+    link.settlements.repeat()
+    link.settlements.wait_routed(Deadline(SOON))
     ((disposition,), _) = link.holding.settled[0]
     assert disposition.settlement is Settlement.DONE
 
@@ -149,19 +149,19 @@ def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) ->
         return []
 
     link.route = route
-    link.answers.dead_letter([Held("a")], "rejected")
-    waiting = gevent.spawn(link.answers.wait_routed, Deadline(SOON))
+    link.settlements.dead_letter([Held("a")], "rejected")
+    waiting = gevent.spawn(link.settlements.wait_routed, Deadline(SOON))
     gevent.sleep(0)
-    assert [each.message.handle for each in link.answers.unsettled()[1]] == ["a"]
+    assert [each.message.handle for each in link.settlements.unsettled()[1]] == ["a"]
     link.lost = ConnectionError("cut by the test")
-    link.answers.stop(link.lost)
+    link.settlements.stop(link.lost)
     with pytest.raises(ConnectionError, match="cut"):
         waiting.get(timeout=SOON)
-    assert not link.answers.is_routing
+    assert not link.settlements.is_routing
 
 
 def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:
-    link.answers.done_late("tag")
+    link.settlements.ack_late("tag")
     assert (link.handover.acks, link.holding.acks) == (["tag"], [])
 
 
@@ -170,27 +170,27 @@ def test_who_waits_for_dead_letters_is_not_told_before_the_last(link: Link) -> N
     routes: list[Callable[[], Any]] = [may_go.wait, list]
     link.route = lambda: routes.pop()() or ["dead"]
     for name in "ab":
-        link.answers.dead_letter([Held(name)], "rejected")
-    waiting = gevent.spawn(link.answers.wait_routed, Deadline(SOON))
-    until(lambda: link.answers._routed == 1)
+        link.settlements.dead_letter([Held(name)], "rejected")
+    waiting = gevent.spawn(link.settlements.wait_routed, Deadline(SOON))
+    until(lambda: link.settlements._routed == 1)
     for _ in range(5):
         gevent.sleep(0)
     assert not waiting.ready()
     may_go.set()
     waiting.get(timeout=SOON)
-    assert link.answers._routed == 2
+    assert link.settlements._routed == 2
 
 
 def test_what_nobody_has_seen_goes_back_as_such(link: Link) -> None:
-    link.answers.return_unseen(Held("a"))
+    link.settlements.requeue_unseen(Held("a"))
     link.holding.end_turn()
     (([disposition], _),) = link.holding.settled
     assert (disposition.settlement, disposition.is_unseen) == (Settlement.BACK, True)
 
 
 def test_what_former_lives_have_left_is_told(link: Link) -> None:
-    link.answers.take_over(["a"], [Disposition(Held("b"), Settlement.BACK)])
-    link.answers.take_over(["c"], [])
+    link.settlements.take_over(["a"], [Disposition(Held("b"), Settlement.BACK)])
+    link.settlements.take_over(["c"], [])
     assert len(link.holding.turn_end) == 1
     link.holding.end_turn()
     assert [handles for handles, _ in link.holding.acks] == [["a", "c"]]
@@ -207,46 +207,46 @@ def test_an_interruption_while_answers_leave_is_noted_and_goes_on(
     noted: list[BaseException] = []
     monkeypatch.setattr(link.holding, "ack", interrupt)
     monkeypatch.setattr(link.holding, "interrupted", noted.append)
-    link.answers.done(Held("a"))
+    link.settlements.ack(Held("a"))
     with pytest.raises(KeyboardInterrupt):
-        link.answers.flush()
+        link.settlements.flush()
     assert [type(each) for each in noted] == [KeyboardInterrupt]
-    assert link.answers.unsettled() == (["a"], [])
+    assert link.settlements.unsettled() == (["a"], [])
 
 
 def test_each_turn_asks_for_its_end_once(link: Link) -> None:
     for name in "ab":
-        link.answers.done(Held(name))
-        link.answers.return_unseen(Held(name))
+        link.settlements.ack(Held(name))
+        link.settlements.requeue_unseen(Held(name))
         assert len(link.holding.turn_end) == 1
         link.holding.end_turn()
-    link.answers.return_unseen(Held("c"))
-    link.answers.before_call()
+    link.settlements.requeue_unseen(Held("c"))
+    link.settlements.before_call()
     assert len(link.holding.settled) == 3
 
 
 def test_a_refusal_of_a_lost_link_is_the_next_lifes(
     link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link.answers.done(Held("a"))
-    link.answers.return_unseen(Held("b"))
+    link.settlements.ack(Held("a"))
+    link.settlements.requeue_unseen(Held("b"))
     link.holding.end_turn()
     link.lost = ConnectionError("cut by the test")
     for _, done in (*link.holding.acks, *link.holding.settled):
         done(link.lost)
     gevent.sleep(0)
-    assert link.answers.refused == 0
-    acks, dispositions = link.answers.unsettled()
+    assert link.settlements.refused == 0
+    acks, dispositions = link.settlements.unsettled()
     assert (acks, [each.message.handle for each in dispositions]) == (["a"], ["b"])
     assert caplog.text == ""
 
 
 def test_refused_acks_are_told_again_in_calls_of_the_limit(link: Link) -> None:
     for name in "abc":
-        link.answers.done(Held(name))
+        link.settlements.ack(Held(name))
     link.holding.end_turn()
     for _, done in list(link.holding.acks):
         done(ValueError("no room"))
     link.holding.acks.clear()
-    link.answers.repeat()
+    link.settlements.repeat()
     assert [handles for handles, _ in link.holding.acks] == [["a", "b"], ["c"]]

@@ -25,12 +25,12 @@ from greenconn.green.supervisor import current, end_all, spawn
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["Answers"]
+__all__ = ["Settlements"]
 
 logger = logging.getLogger("greenconn.broker")
 
 
-class Answers:
+class Settlements:
     """The answers of one link's channels that the broker has not been sent yet.
 
     Arguments:
@@ -88,17 +88,17 @@ class Answers:
 
     # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
 
-    def done(self, delivery: HeldDelivery) -> None:
+    def ack(self, delivery: HeldDelivery) -> None:
         """Tell the broker that a delivery was handled.  Never switches."""
         self._acks.append(delivery.handle)
         if not self._is_due:
             self._schedule()
 
-    def done_late(self, tag: Any) -> None:
+    def ack_late(self, tag: Any) -> None:
         """Note that a delivery was handled whose link is gone.  Never switches."""
         self._link.handover.ack(tag)
 
-    def give_back(self, deliveries: Iterable[HeldDelivery]) -> None:
+    def requeue(self, deliveries: Iterable[HeldDelivery]) -> None:
         """Put *deliveries* back to the heads of their queues.  Never switches."""
         for delivery in deliveries:
             if not delivery.is_held:
@@ -110,7 +110,7 @@ class Answers:
             else:
                 self.settle(Disposition(delivery, Settlement.BACK))
 
-    def return_unseen(self, message: HeldMessage) -> None:
+    def requeue_unseen(self, message: HeldMessage) -> None:
         """Put a message back that nobody has seen.  Never switches."""
         self.settle(Disposition(message, Settlement.BACK, is_unseen=True))
 
@@ -124,7 +124,7 @@ class Answers:
         """Let nobody hold a delivery from now on.  Never switches."""
         if delivery.is_held:
             delivery.is_held = False
-            self.done(delivery)
+            self.ack(delivery)
 
     # -- what leaves
 
