@@ -253,3 +253,64 @@ def test_turns_count_messages_under_the_limit_of_a_channel() -> None:
     # Its queue was empty meanwhile.
     assert prefetch.next_turn(1) == 48
     assert prefetch.next_turn(50) == 51
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+def test_a_refusal_that_is_interrupted_frees_what_was_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, requeue: bool
+) -> None:
+    def interrupt(deliveries: Iterable[Any], *reason: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.told, "give_back" if requeue else "dead_letter", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench.deliveries.reject("b", requeue, multiple=True)
+    assert (bench.held, bench.in_flight) == ("c", (1, 1))
+
+
+def test_a_multiple_ack_that_is_interrupted_keeps_the_rest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def done(delivery: Any) -> None:
+        if delivery.delivery_tag == "b":
+            raise KeyboardInterrupt
+        told.append(delivery.delivery_tag)
+
+    monkeypatch.setattr(bench.told, "done", done)
+    with pytest.raises(KeyboardInterrupt):
+        bench.deliveries.ack("c", True)
+    assert (told, sorted(bench.held), bench.in_flight) == (["a"], ["b", "c"], (2, 2))
+
+
+def test_room_of_many_answers_wakes_the_consumer(bench: Bench) -> None:
+    bench.deliveries.ack("b", True)
+    assert bench.feed.resumed == 1
+    bench.deliveries.reject("c", True)
+    assert bench.feed.resumed == 2
+
+
+def test_consumers_have_turns_under_the_limit_of_a_channel(bench: Bench) -> None:
+    assert bench.consumer.turn == 0  # without a limit nobody needs one
+    bench.channel.prefetch.limit = 10
+    for tag in "de":
+        bench.deliveries.hold(bench.consumer, Delivered(tag, bench.consumer))
+    assert bench.consumer.turn == 2
+
+
+def test_what_was_settled_elsewhere_frees_its_place_once(bench: Bench) -> None:
+    for _ in range(2):
+        bench.deliveries.settled("a")
+    assert (bench.told.answers, bench.held, bench.in_flight) == ([], "bc", (2, 2))
+    assert bench.feed.resumed == 1
+
+
+def test_answers_to_what_was_got_take_no_room(bench: Bench) -> None:
+    for tag in "xyz":
+        bench.deliveries.unanswered[tag] = Delivered(tag, None)
+    bench.deliveries.ack("x", False)
+    bench.deliveries.reject("y", True)
+    assert bench.in_flight == (3, 3)
+    bench.deliveries.ack("z", True)
+    assert (bench.held, bench.in_flight) == ("", (0, 0))

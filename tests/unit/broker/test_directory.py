@@ -373,3 +373,74 @@ def test_what_was_done_before_counts(connect: Opener, fake_broker: FakeBroker) -
     message.requeue()
     channel.connection.directory.settle()
     assert channel.connection.directory.counts("q")[0] == 1
+
+
+def test_arguments_that_cannot_be_are_refused() -> None:
+    shelf = Shelf()
+    with pytest.raises(PreconditionFailed, match=r"'x-message-ttl': -1 .*queue 'q' in vhost '/'"):
+        shelf.declare("q", Declaration(arguments={"x-message-ttl": -1}))
+    assert shelf.queues.calls == []
+
+
+def test_names_of_the_broker_are_not_declared() -> None:
+    shelf = Shelf()
+    with pytest.raises(AccessRefused, match=r"amq\.mine"):
+        shelf.declare("amq.mine", Declaration())
+    assert shelf.queues.queues == {}
+    shelf.declare("amq.gen-1", Declaration())  # a name that a broker has made up
+    shelf.queues.queues["amq.mine"] = Declaration()
+    shelf.declare("amq.mine", Declaration())  # it is there
+    assert "make amq.mine" not in shelf.queues.calls
+
+
+def test_names_are_checked_and_writes_settled_by_the_broker_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shelf = Shelf()
+    with pytest.raises(AccessRefused):
+        shelf.check_name("reserved", Method.BASIC_PUBLISH)
+    shelf.check_name("q", Method.BASIC_PUBLISH)
+    monkeypatch.setattr(shelf.queues, "settle", lambda: shelf.queues.calls.append("settle"))
+    shelf.settle()
+    assert shelf.queues.calls == ["settle"]
+
+
+def test_a_check_returns_the_declaration() -> None:
+    shelf = Shelf()
+    declared = Declaration(durable=True)
+    shelf.declare("q", declared)
+    assert shelf.check("q", Method.BASIC_CONSUME) == declared
+    shelf.queues.is_believed = True
+    assert shelf.check("q", Method.BASIC_CONSUME) == declared
+
+
+def test_errors_name_the_virtual_host() -> None:
+    known = KnownQueues()
+    client = SimpleNamespace(virtual_host="prod")
+    directory = Directory(SimpleNamespace(client=client, owner="us"), Queues(known), known)
+    with pytest.raises(NotFound, match="no queue 'q' in vhost 'prod'"):
+        directory.check("q", Method.BASIC_CONSUME)
+
+
+@pytest.mark.parametrize("theirs", [Declaration(durable=True), Declaration(auto_delete=True)])
+def test_a_queue_that_differs_is_refused(theirs: Declaration) -> None:
+    shelf = Shelf()
+    shelf.queues.queues["q"] = theirs
+    with pytest.raises(PreconditionFailed, match="inequivalent arg"):
+        shelf.declare("q", Declaration())
+    assert "touch q" not in shelf.queues.calls
+
+
+def test_a_queue_that_is_deleted_is_asked_for_while_it_goes() -> None:
+    shelf = Shelf()
+    shelf.declare("q", Declaration())
+    seen: list[bool] = []
+    drop = shelf.queues.drop
+
+    def look(name: str) -> int:
+        seen.append(shelf.is_known(name))
+        return drop(name)
+
+    shelf.queues.drop = look  # type: ignore[method-assign]
+    assert shelf.drop("q") == 3
+    assert (seen, shelf.is_known("q")) == ([False], False)

@@ -12,9 +12,22 @@ from greenconn.abc import DeadlineLike
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import NoQueue, QueueFull
 from greenconn.broker.publisher import ChannelPublisher, Completion, CopyOutcomes, StoredResult
-from greenconn.exceptions import PublishNacked, PublishTimeout, Unroutable
+from greenconn.broker.publishing import StorePublisher
+from greenconn.broker.routing import Routing
+from greenconn.exceptions import (
+    AMQPNotImplementedError,
+    ContentTooLarge,
+    NotFound,
+    PublishNacked,
+    PublishTimeout,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+    Unroutable,
+    WrongHub,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.transport.virtual.channel import ChannelState
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.test_publishing import channel_to
 
@@ -171,3 +184,159 @@ def test_a_message_is_stored_when_some_queue_has_it_and_none_refuses(
         assert not slot.is_filled
         outcomes.note(each)
     assert slot.value is outcome
+
+
+class Refusing(Publisher):
+    """Is refused where it asks for a target, and sends ``routed`` messages as the base class does."""
+
+    refusal: Exception | None = None
+
+    def _target(
+        self,
+        message: str | dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        deadline: DeadlineLike | None,
+    ) -> str | None:
+        if self.refusal is not None:
+            raise self.refusal
+        text = str(message)
+        return self._routed(text, len(text), {}, exchange, routing_key, mandatory, deadline)
+
+    def _put(
+        self, target: str, queue: str, done: Completion, deadline: DeadlineLike | None
+    ) -> None:
+        self.put = target
+        super()._put(target, queue, done, deadline)
+
+    def _begin_last_resort(self, queue: str) -> None:
+        self.last_resort = queue
+
+
+def refusing(connect: Opener, **options: Any) -> Refusing:
+    channel = channel_to(connect, **options)
+    return Refusing(channel, channel.connection)
+
+
+def test_a_refused_publish_closes_the_channel(connect: Opener) -> None:
+    publisher = refusing(connect)
+    channel: Any = publisher._channel
+    publisher.refusal = ContentTooLarge("nobody was asked")
+    with pytest.raises(ContentTooLarge):
+        begin(publisher)
+    assert channel.is_open
+    publisher.refusal = NotFound("no such exchange")
+    with pytest.raises(NotFound):
+        begin(publisher)
+    assert (channel.is_open, channel.cause) == (False, publisher.refusal)
+
+
+def test_a_channel_that_cannot_publish(publisher: Publisher) -> None:
+    with pytest.raises(AMQPNotImplementedError):
+        publisher.begin("x", "", "key", False, True, None)
+    channel: Any = publisher._channel
+
+    def elsewhere() -> type[BaseException] | None:
+        try:
+            begin(publisher)
+        except WrongHub as exc:
+            return type(exc)
+        return None
+
+    assert gevent.get_hub().threadpool.apply(elsewhere) is WrongHub
+    channel.close()
+    with pytest.raises(RecoverableChannelError, match="was closed"):
+        begin(publisher)
+    channel.connection.end(RecoverableConnectionError("cut"))
+    with pytest.raises(RecoverableConnectionError):
+        begin(publisher)
+
+
+def test_a_body_has_a_limit(connect: Opener) -> None:
+    publisher = refusing(connect, max_message_size=10)
+    begin(publisher, "x" * 10).wait()
+    with pytest.raises(ContentTooLarge, match="11 bytes"):
+        begin(publisher, "x" * 11)
+    assert publisher._channel.state_of_life is ChannelState.OPEN
+
+
+def test_what_is_routed_goes_to_its_queues(connect: Opener) -> None:
+    publisher = refusing(connect)
+    channel: Any = publisher._channel
+    channel.exchange_declare("e")
+    for name in ("p", "q"):
+        channel.queue_declare(name)
+        channel.queue_bind(name, "e", "key")
+    begin(publisher, "m", "e").wait()
+    assert publisher.put in ("m:e:p,q", "m:e:q,p")
+    begin(publisher, "m").wait()  # by the default exchange, to a queue that nobody has asked for
+    assert publisher.put == "m::key"
+
+
+def test_a_channel_that_closes_while_a_message_is_routed(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = refusing(connect)
+    channel: Any = publisher._channel
+
+    def routes(*args: Any) -> list[str]:
+        channel.close()
+        return ["q"]
+
+    monkeypatch.setattr(Routing, "routes", routes)
+    with pytest.raises(RecoverableChannelError):
+        begin(publisher)
+    assert not hasattr(publisher, "put")
+
+
+def test_a_message_without_a_queue_has_a_last_resort(connect: Opener) -> None:
+    publisher = refusing(connect, deadletter_queue="lost")
+    channel: Any = publisher._channel
+    channel.exchange_declare("e")
+    with pytest.raises(Unroutable):
+        begin(publisher, "m", "e", mandatory=True).wait()
+    assert not hasattr(publisher, "last_resort")
+    with pytest.warns(match="lost"):
+        begin(publisher, "m", "e").wait()
+    assert (publisher.last_resort, publisher.put) == ("lost", "m:e:lost")
+    publisher = refusing(connect)
+    publisher._channel.exchange_declare("e")  # type: ignore[attr-defined]
+    begin(publisher, "m", "e").wait()
+    assert not hasattr(publisher, "put")
+
+
+def test_a_timeout_of_the_broker_is_its_own(publisher: Publisher) -> None:
+    def wait(slot: Slot[Any], deadline: Deadline | None) -> None:
+        StoredResult(publisher, slot, "", "key", False, None).wait(deadline)
+
+    for deadline in (None, Deadline(60), Deadline()):
+        slot: Slot[Any] = Slot()
+        slot.fail(TimeoutError("the broker's own"))
+        with pytest.raises(TimeoutError, match="the broker's own") as caught:
+            wait(slot, deadline)
+        assert type(caught.value) is TimeoutError
+    with pytest.raises(PublishTimeout, match=r"within 0 s"):
+        wait(Slot(), Deadline(0))
+
+
+def test_an_outcome_is_the_error_where_nothing_else_is_said(connect: Opener) -> None:
+    channel = channel_to(connect)
+    publisher = StorePublisher(channel, channel.connection)
+    exc = ValueError("no")
+    assert publisher.error(exc, "publishing") is exc
+
+
+def test_no_copy_is_on_its_way_at_first() -> None:
+    assert CopyOutcomes(1, Slot()).is_begun is False
+
+
+def test_the_option_limits_what_has_no_end(publisher: Publisher) -> None:
+    assert publisher.limited(None) is None
+    publisher.confirm_timeout = 5.0
+    for endless in (None, Deadline()):
+        limited = publisher.limited(endless)
+        assert limited is not None
+        assert limited.timeout == 5.0
+    deadline = Deadline(7.0)
+    assert publisher.limited(deadline) is deadline

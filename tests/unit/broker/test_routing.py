@@ -189,3 +189,73 @@ def test_unbinding_learns_what_the_exchange_is_now(one: Process, other: Process)
     one.unbind("x", "q")
     assert one.state.exchanges["x"].type == "headers"
     assert other.routes("x") == []
+
+
+def test_what_is_found_is_as_it_was_declared(one: Process, other: Process) -> None:
+    arguments = {"alternate-exchange": "x"}
+    one.declare("top", "topic", durable=True, auto_delete=True, arguments=arguments)
+    found = other.routing.find("top")
+    assert found is not None
+    assert (found.type, found.durable, found.auto_delete) == ("topic", True, True)
+    assert (found.arguments, found.is_guess) == (arguments, False)
+    other.routing.drop("top")
+    assert one.routing.find("top") is None
+    assert "top" not in one.state.exchanges
+
+
+def test_what_is_used_is_known_to_all(one: Process, other: Process) -> None:
+    assert other.routing.is_used("x")
+    other.unbind("x", "q")
+    assert not one.routing.is_used("x")
+    assert not one.routing.is_used("none")
+
+
+def test_use_as_one_process_knows_it(fake_broker: FakeBroker) -> None:
+    alone = Process(fake_broker)
+    alone.topology = None  # type: ignore[assignment]
+    assert not alone.routing.is_used("none")
+    alone.state.declare("x", "direct")
+    assert not alone.routing.is_used("x")
+    alone.bind("x", "q")
+    assert alone.routing.is_used("x")
+    assert [each.queue for each in alone.routing.own_rows("x")] == ["q"]
+    alone.unbind("x", "q")
+    assert (alone.routing.is_used("x"), alone.routes("x")) == (False, [])
+
+
+def test_an_own_unbinding_counts_at_once(one: Process) -> None:
+    assert one.routes("x") == ["q"]
+    one.unbind("x", "q")
+    assert (list(one.state.exchanges["x"].bindings), one.routes("x")) == ([], [])
+
+
+def test_queue_behind_two_other_exchanges(one: Process, other: Process) -> None:
+    for name in ("y", "z"):
+        other.declare(name, "fanout")
+    other.bind("x", "y", to_exchange=True)
+    other.bind("y", "z", to_exchange=True)
+    other.bind("z", "far")
+    other.bind("z", "x", to_exchange=True)  # a circle
+    assert one.routes("x") == ["far", "q"]
+
+
+def test_by_default_a_binding_is_believed(one: Process) -> None:
+    one.gone = {"q"}
+    assert one.routing.routes("x", "key", {}) == ["q"]
+    assert one.routing.routes("x", "key", {}, mandatory=True) == []
+
+
+def test_of_several_queues_only_those_that_are_gone_are_left_out(
+    one: Process, fake_broker: FakeBroker
+) -> None:
+    one.bind("x", "p")
+    process = Process(fake_broker, checks_queues=True)
+    asked: list[list[str]] = []
+
+    def existing(queues: Sequence[str]) -> list[str]:
+        asked.append(sorted(queues))
+        return [each for each in queues if each != "p"]  # and its binding stays
+
+    process.existing = existing  # type: ignore[method-assign]
+    assert process.routes("x") == ["q"]
+    assert asked == [["p", "q"], ["q"]]
