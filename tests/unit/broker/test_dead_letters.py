@@ -17,6 +17,7 @@ from greenconn.broker.dead_letters import (
     target_of,
     visible_headers,
 )
+from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from tests.unit.broker.fake_holding import Held, Link
 
@@ -145,3 +146,75 @@ def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None
     assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
     link.directory.look = lambda name: Declaration()  # type: ignore[method-assign]
     assert dead_letter_entries(link, given_up, "rejected") == ()
+
+
+def stranger() -> Any:
+    """Return a message whose envelope nobody can read."""
+    held: Any = Held("a")
+    held.envelope = None
+    return held
+
+
+@pytest.mark.parametrize("reason", ["expired", "maxlen", "delivery_limit", "rejected"])
+def test_a_message_that_would_circle_for_ever_is_dropped(reason: str) -> None:
+    link = Link()
+    link.route = lambda: ["q", "dead"]
+    found = dead_letter_entries(link, Held("a"), reason)
+    assert [each.queue for each in found] == (["q", "dead"] if reason == "rejected" else ["dead"])
+
+
+def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = Link()
+    asked: list[tuple[str, Any]] = []
+
+    def routes(exchange: str, routing_key: str, headers: Any) -> list[str]:
+        asked.append((routing_key, headers))
+        return ["dead"]
+
+    monkeypatch.setattr(link, "routes", routes)
+    assert dead_letter_entries(link, stranger(), "rejected") == ()
+    assert asked == []
+    link.holding.keeps_unreadable = True
+    (entry,) = dead_letter_entries(link, stranger(), "expired")
+    assert (entry.queue, entry.envelope) == ("dead", {})
+    assert asked == [("q", {})]  # with the name of its queue, as no key is known
+    arguments = {"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "key"}
+    link.directory.look = lambda name: Declaration(arguments=arguments)  # type: ignore[method-assign]
+    dead_letter_entries(link, stranger(), "expired")
+    assert asked[1:] == [("key", {})]
+
+
+def test_the_log_tells_of_an_exchange_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    link = Link()
+
+    def route() -> list[str]:
+        raise NotFound("no exchange 'dlx'")
+
+    link.route = route
+    assert dead_letter_entries(link, Held("a"), "rejected") == ()
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("greenconn.broker", "ERROR")
+    assert record.getMessage() == (
+        "fake://: dead letters of queue 'q' are dropped: exchange 'dlx' does not exist"
+    )
+
+
+def test_a_message_that_no_queue_takes_is_dropped() -> None:
+    link = Link()
+    link.route = list
+    assert dead_letter_entries(link, Held("a"), "rejected") == ()
+
+
+@pytest.mark.parametrize(
+    "strange", [7, {"count": 1}, {"queue": "p"}, {"queue": "p", "count": "many"}, None]
+)
+def test_what_is_no_death_is_left_out(strange: Any) -> None:
+    death = {"queue": "p", "count": 3}
+    letter = dead_letter(envelope({"x-death": [strange, death]}), "q", "x", None, "rejected")
+    deaths = letter["headers"]["x-death"]
+    assert [(each["queue"], each["count"]) for each in deaths] == [("q", 1), ("p", 3)]
+    assert deaths[1]["reason"] is None
+    letter = dead_letter(envelope({"x-death": strange}), "q", "x", None, "rejected")
+    assert len(letter["headers"]["x-death"]) == 1

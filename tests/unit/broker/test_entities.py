@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gevent
 import pytest
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
+from greenconn.broker.queue_port import QueueStore
+from greenconn.exceptions import (
+    AccessRefused,
+    ConsumerCancelled,
+    NotFound,
+    PreconditionFailed,
+    ResourceLocked,
+)
+from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import Declaration
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
@@ -219,3 +228,63 @@ def test_the_bindings_of_a_queue_that_is_gone_go(
     assert channel.queue_delete("q") == 0
     assert fake_broker.rows["x"] == ()
     assert list(channel.list_bindings()) == []
+
+
+def test_what_was_answered_counts_also_where_the_store_is_slow(
+    channel: StoreChannel[StoreLink], fake_broker: FakeBroker
+) -> None:
+    channel.queue_declare("q")
+
+    def before(method: str, argument: Any) -> None:
+        if method == "settle":
+            for _ in range(10):
+                gevent.sleep(0)
+
+    fake_broker.before = before
+    calls: list[tuple[Callable[[], Any], Any]] = [
+        (lambda: channel.queue_declare("q", passive=True).message_count, 1),
+        (lambda: channel.queue_purge("q"), 1),
+        (lambda: channel.queue_delete("q"), 1),
+    ]
+    for call, count in calls:
+        publish(channel, "x")
+        message = channel.basic_get("q")
+        assert message is not None
+        channel.basic_reject(message.delivery_tag, requeue=True)
+        assert call() == count
+        channel.queue_declare("q")
+        channel.queue_purge("q")
+
+
+def test_a_deleted_queue_takes_its_consumers_along(channel: StoreChannel[StoreLink]) -> None:
+    channel.queue_declare("q")
+    channel.basic_consume("q", sink=(sink := Sink()))
+    assert channel.queue_delete("q") == 0
+    assert isinstance(sink.lost[0], ConsumerCancelled)
+    assert channel.consumers == {}
+
+
+def test_the_log_warns_of_arguments_of_a_queue_that_do_nothing(
+    channel: StoreChannel[StoreLink], caplog: pytest.LogCaptureFixture
+) -> None:
+    channel.queue_declare("q", arguments={"x-max-age": "1D", "x-message-ttl": 5})
+    (record,) = (each for each in caplog.records if "x-max-age" in each.getMessage())
+    assert "queue 'q'" in record.getMessage()
+    assert "x-message-ttl" not in record.getMessage()
+
+
+def test_queues_that_exist(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
+    channel.queue_declare("q")
+    fake_broker.queues["p"] = Declaration()
+    assert channel.connection.existing(["p", "none", "q"]) == ["p", "q"]
+
+
+def test_a_reserved_name_is_not_deleted(
+    channel: StoreChannel[StoreLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_name(self: Any, name: str, method: Method) -> None:
+        raise refused(f"queue name {name!r} is reserved", method)
+
+    monkeypatch.setattr(QueueStore, "check_name", check_name)
+    with pytest.raises(AccessRefused, match="'mine' is reserved"):
+        channel.queue_delete("mine")

@@ -240,3 +240,40 @@ def test_what_comes_without_a_claim_waits_for_room(feed: Feed[Any, Source]) -> N
     feed.arrive_again(-1)
     ack(consumer, 2)
     assert (got(consumer), list(feed.arrived)) == ([0, 1, -1, 2], [])
+
+
+def test_a_channel_with_one_consumer_has_no_rivals(feed: Feed[Any, Source]) -> None:
+    consumer = join(feed)
+    consumer.prefetch.limit = 6
+    assert feed.begin(100, 5) == 6  # the other queues have no consumer of this channel
+    assert not feed.has_rivals
+    feed.free()
+    assert consumer.prefetch.reserved == 0
+
+
+def test_a_claim_that_is_none_reserves_nothing(feed: Feed[Any, Source]) -> None:
+    channel, other = Channel(), Feed("p", Source)
+    channel.prefetch.limit = 2
+    join(feed, channel)
+    join(other, channel)
+    assert (feed.begin(100), other.begin(100)) == (2, 0)
+    assert (feed.has_rivals, other.has_rivals) == (True, False)
+
+
+def test_a_claim_that_is_full_leaves_further_channels_alone(feed: Feed[Any, Source]) -> None:
+    first, second = Channel(), Channel()
+    for channel in (first, second):
+        channel.prefetch.limit = 5
+        join(feed, channel)
+    join(Feed("p", Source), second)
+    assert feed.begin(5) == 5
+    assert (first.prefetch.reserved, second.prefetch.reserved) == (5, 0)
+    assert not feed.has_rivals
+
+
+def test_a_feed_shows_what_it_does(feed: Feed[Any, Source]) -> None:
+    assert repr(feed) == "<Feed 'q': idle, 0 consumers>"
+    join(feed)
+    assert repr(feed) == "<Feed 'q': due, 1 consumers>"
+    assert feed.is_used
+    assert feed.has_room

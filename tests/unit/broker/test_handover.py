@@ -10,8 +10,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.handover import Handover
+from greenconn.broker.holding import Disposition
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed
+from greenconn.broker.port import Claimed, Settlement
 from greenconn.exceptions import RecoverableConnectionError
 from tests.fix_wires import until
 from tests.forked import holds_in_child
@@ -271,3 +273,59 @@ def test_only_what_was_held_is_given_back(
     fake_broker.calls.clear()
     succeed(following).catch_up()
     assert fake_broker.count("settle") == 0
+
+
+def test_what_was_answered_before_and_after_the_end_is_told_by_the_next(
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    for number in range(4):
+        publish(channel, f"{number}")
+    taken: list[Any] = [channel.basic_get("q") for _ in range(4)]
+    link = channel.connection
+    taken[0].ack()
+    taken[1].requeue()
+    link.end(RecoverableConnectionError("it is gone"))
+    link.answers.done(taken[2])
+    handover = link.transport.handover
+    assert taken[1].handle in [each.handle for each in handover.left()]
+    assert taken[3].handle in [each.handle for each in handover.left()]
+    fake_broker.calls.clear()
+    following = succeed(link)
+    following.catch_up()
+    assert handover.left() == []
+    assert fake_broker.bodies("q") == [b"1", b"3"]
+    assert not any(item.claim for item in fake_broker.items["q"])
+
+
+def test_what_is_doubtful_is_given_back_once(
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, claimed = lost_with_a_claim(connect)
+    handover = link.transport.handover
+    monkeypatch.setattr(link.store, "doubtful", lambda: [("q", claimed.handle)])
+    handover.take(link)
+    assert [each.handle for each in handover.left()] == [claimed.handle]
+    following = succeed(link)
+    following.catch_up()
+    assert handover.left() == []
+
+
+def test_only_what_goes_back_is_left(connect: Opener, succeed: Successor) -> None:
+    link, claimed = lost_with_a_claim(connect)
+    handover = link.transport.handover
+    assert handover.left() == []
+    done = Disposition(claimed, Settlement.DONE)
+    handover.add(link, ["ack"], [done])
+    assert handover.left() == []
+    handover.add(link, [], [Disposition(claimed, Settlement.BACK)])
+    assert handover.left() == [claimed]
+
+
+def test_a_life_that_is_over_before_any_other_leaves_what_it_has(connect: Opener) -> None:
+    link = connect()
+    handover = Handover()
+    handover.take(link)  # it was never told of a life
+    handover.add(link, ["ack"], [])
+    assert handover.left() == []

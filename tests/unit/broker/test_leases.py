@@ -16,6 +16,7 @@ from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
+from tests.unit.broker.fake_holding import Held, Link
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -237,3 +238,43 @@ def test_a_hub_that_was_blocked_is_told(connect: Opener, caplog: pytest.LogCaptu
     link.leases._tick(10.5)
     until(lambda: any(each.levelno == logging.WARNING for each in caplog.records))
     assert "the hub was blocked for 10.5 s" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_error_of_a_renewal_is_logged_unless_the_link_is_lost(
+    caplog: pytest.LogCaptureFixture, is_lost: bool
+) -> None:
+    link = Link()
+    link.unanswered = [Held("a")]
+    link.leases.renew()
+    ((handles, done),) = link.holding.renewed
+    assert handles == ["a"]
+    if is_lost:
+        link.lost = ConnectionError("cut by the test")
+    done(ValueError("no room"))
+    gevent.sleep(0)
+    logged = [(each.levelname, each.getMessage()) for each in caplog.records]
+    assert logged == ([] if is_lost else [("ERROR", "no room")])
+
+
+def test_the_lease_that_was_lost_may_be_the_connections(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Link()
+    monkeypatch.setattr(link.holding, "lease", None)
+    link.leases.note_late(1)
+    gevent.sleep(0)
+    assert "the lease (0 s) of 1 messages expired" in caplog.text
+
+
+def test_one_more_than_a_page_takes_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEWALS", 2)
+    link = Link()
+    link.unanswered = [Held(name) for name in "abc"]
+    link.leases.renew()
+    assert [handles for handles, _ in link.holding.renewed] == [["a", "b"], ["c"]]
+    link.holding.renewed.clear()
+    monkeypatch.setattr(leases, "RENEWALS", 1)
+    link.unanswered = []
+    link.leases.renew()
+    assert [handles for handles, _ in link.holding.renewed] == [[]]

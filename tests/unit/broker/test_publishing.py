@@ -12,7 +12,7 @@ from gevent.event import Event
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
-from greenconn.broker.publishing import OVERHEAD
+from greenconn.broker.publishing import OVERHEAD, Putting
 from greenconn.exceptions import (
     ChannelError,
     NotFound,
@@ -457,3 +457,52 @@ def test_flushing_tells_the_store_what_was_answered(
     assert fake_broker.count("settle") == 0
     channel.flush()
     assert fake_broker.count("settle") == 1
+
+
+def test_a_copy_of_a_message_that_has_begun_to_leave_leaves(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeStore, "put_limit", 1)
+    channel = channel_to(connect)
+    channel.exchange_declare("x", "fanout")
+    for name in ("a", "b"):
+        channel.queue_declare(name)
+        channel.queue_bind(name, "x")
+    may_go = Event()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
+    message = channel.prepare_message("m")
+    publisher = gevent.spawn(channel.basic_publish, message, "x")
+    until(lambda: fake_broker.count("put"))
+    assert channel.connection.putting.is_busy is True
+    publisher.kill()
+    may_go.set()
+    until(lambda: not channel.connection.putting.is_busy)
+    assert (fake_broker.bodies("a"), fake_broker.bodies("b")) == ([b"m"], [b"m"])
+    assert channel.connection.putting.is_busy is False
+
+
+def test_a_store_may_take_its_time_where_no_limit_is_set(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
+    channel = channel_to(connect, reply_timeout=None)
+    channel.queue_declare("q")
+    publish(channel, "x")
+    assert fake_broker.bodies("q") == [b"x"]
+
+
+def test_a_store_that_has_answered_is_watched_no_more(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    watches: list[Any] = []
+    watch = Putting._watch
+
+    def noted(self: Putting) -> Any:
+        watches.append(watch(self))
+        return watches[-1]
+
+    monkeypatch.setattr(Putting, "_watch", noted)
+    publish(channel, "x")
+    (timer,) = watches
+    assert (timer.active, timer.callback) == (False, None)
