@@ -262,7 +262,7 @@ def test_a_refusal_that_is_interrupted_frees_what_was_told(
     def interrupt(deliveries: Iterable[Any], *reason: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.told, "give_back" if requeue else "dead_letter", interrupt)
+    monkeypatch.setattr(bench.told, "requeue" if requeue else "dead_letter", interrupt)
     with pytest.raises(KeyboardInterrupt):
         bench.deliveries.reject("b", requeue, multiple=True)
     assert (bench.held, bench.in_flight) == ("c", (1, 1))
@@ -273,12 +273,12 @@ def test_a_multiple_ack_that_is_interrupted_keeps_the_rest(
 ) -> None:
     told: list[str] = []
 
-    def done(delivery: Any) -> None:
+    def ack(delivery: Any) -> None:
         if delivery.delivery_tag == "b":
             raise KeyboardInterrupt
         told.append(delivery.delivery_tag)
 
-    monkeypatch.setattr(bench.told, "done", done)
+    monkeypatch.setattr(bench.told, "ack", ack)
     with pytest.raises(KeyboardInterrupt):
         bench.deliveries.ack("c", True)
     assert (told, sorted(bench.held), bench.in_flight) == (["a"], ["b", "c"], (2, 2))
@@ -308,7 +308,7 @@ def test_what_was_settled_elsewhere_frees_its_place_once(bench: Bench) -> None:
 
 def test_answers_to_what_was_got_take_no_room(bench: Bench) -> None:
     for tag in "xyz":
-        bench.deliveries.unanswered[tag] = Delivered(tag, None)
+        bench.deliveries.unacked[tag] = Delivered(tag, None)
     bench.deliveries.ack("x", False)
     bench.deliveries.reject("y", True)
     assert bench.in_flight == (3, 3)

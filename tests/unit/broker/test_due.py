@@ -74,3 +74,23 @@ def test_feed_without_room_is_left_out(due: DueFeeds[AnyFeed]) -> None:
     assert not due.feeds
     feeds[0].free()
     assert feeds[2].state is FeedState.DUE
+
+
+def test_a_claim_that_is_not_full_goes_on_with_the_next(due: DueFeeds[AnyFeed]) -> None:
+    assert due.is_left_out is False
+    for each in feeds_of(None, "abc"):
+        due.add(each)
+    assert begun(due, 11, together=True) == [("a", 10), ("b", 1)]
+    assert [each.queue for each in due.feeds] == ["c"]
+
+
+def test_whether_a_feed_is_left_out_is_found_anew_each_time(due: DueFeeds[AnyFeed]) -> None:
+    channel = Channel()
+    channel.prefetch.limit = 1
+    feeds = feeds_of(channel, "ab")
+    for each in feeds:
+        due.add(each)
+    begun(due, 100, together=False)
+    assert due.is_left_out
+    begun(due, 100, together=False)
+    assert not due.is_left_out

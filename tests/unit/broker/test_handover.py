@@ -287,7 +287,7 @@ def test_what_was_answered_before_and_after_the_end_is_told_by_the_next(
     taken[0].ack()
     taken[1].requeue()
     link.end(RecoverableConnectionError("it is gone"))
-    link.answers.done(taken[2])
+    link.settlements.ack(taken[2])
     handover = link.transport.handover
     assert taken[1].handle in [each.handle for each in handover.left()]
     assert taken[3].handle in [each.handle for each in handover.left()]

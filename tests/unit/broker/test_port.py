@@ -88,3 +88,38 @@ def test_who_was_taken_for_dead_may_begin_anew() -> None:
     error = TakenForDead()
     assert isinstance(error, RecoverableConnectionError)
     assert "no sign of life for longer than its lease" in str(error)
+
+
+class SmallStore(FakeStore):
+    """A store that leaves all as it is by default."""
+
+    body_encoding = Store.body_encoding  # type: ignore[assignment]
+    topology = Store.topology  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        Store.__init__(self, None, lambda queue: None)
+
+
+def test_limits_that_a_store_has_by_default() -> None:
+    store = SmallStore()
+    assert (store.lease, store.outlives_link, store.claim_wait) == (30.0, True, 0.0)
+    assert (store.claim_limit, store.settle_limit) == (100, 100)
+    assert (store.put_limit, store.put_bytes, store.put_calls) == (100, 262_144, 1)
+    assert (store.body_encoding, store.claims_each_queue, store.topology) == ("base64", False, None)
+    assert store.owner == ""
+
+
+def test_a_plain_message_and_a_plain_answer() -> None:
+    assert (ENTRY.priority, ENTRY.delay, ENTRY.lifetime) == (0, 0.0, None)
+    claimed = Claimed("q", None, "handle")
+    assert (claimed.deliveries, claimed.raw, claimed.dead, claimed.waiting) == (0, b"", None, None)
+    answer = Answer("handle", Settlement.DONE)
+    assert (answer.delay, answer.entries, answer.is_unseen) == (0.0, (), False)
+
+
+def test_without_leases_a_refused_copy_is_tried_again_at_once(
+    store: FakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.lease = None
+    store.tell_of_refusal("dead", QueueFull("dead"))
+    assert "is tried again in 0 s: the queue is full" in caplog.text

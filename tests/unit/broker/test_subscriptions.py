@@ -8,11 +8,16 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.feed import Feed
+from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import AccessRefused, NotFound, RecoverableChannelError
+from greenconn.transport.refusal import Method
+from greenconn.transport.virtual.consumer import Consumer
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeBroker
 from tests.unit.broker.sink import Sink
+from tests.unit.broker.test_feed import Channel, Source
 from tests.unit.broker.test_publishing import channel_to, publish
 
 
@@ -210,3 +215,59 @@ def test_a_higher_limit_of_the_channel_is_used_at_once(connect: Opener) -> None:
     assert len(sink) == 1
     channel.basic_qos(0, 3, True)
     sink.wait_for(3)
+
+
+class Consuming:
+    """Asks nobody, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.feeds: dict[str, Feed[Any, Source]] = {}
+
+    def check(self, queue: str, method: Method) -> None:
+        self.calls.append(f"check {queue}")
+
+    def feed(self, queue: str) -> Feed[Any, Source]:
+        return self.feeds.setdefault(queue, Feed(queue, Source))
+
+    def enrol(self, feed: Feed[Any, Source], *, exclusive: bool) -> bool:
+        self.calls.append(f"enrol {exclusive}")
+        return True
+
+    def left(self, feed: Feed[Any, Source]) -> None:
+        self.calls.append("left")
+
+    def ended(self, feed: Feed[Any, Source]) -> None:
+        self.calls.append("ended")
+
+    def take(self, channel: Any, queue: str) -> Any:
+        return f"of {queue}"
+
+
+def test_what_is_asked_of_a_broker() -> None:
+    consuming = Consuming()
+    subscriptions: StoreSubscriptions[Any, Any] = StoreSubscriptions(consuming)
+    feed = subscriptions.feed("q", Method.BASIC_CONSUME)
+    assert (feed.queue, consuming.calls) == ("q", ["check q"])
+    other = subscriptions.feed("p", Method.BASIC_CONSUME)
+    channel = Channel()
+    channel.check_open = lambda: None  # type: ignore[attr-defined]
+    one, two = (
+        Consumer(channel, feed, tag, "q", sink=Sink(), limit=1, exclusive=False) for tag in "ab"
+    )
+    for each in (one, two):
+        subscriptions.start(each)
+    assert consuming.calls[2:] == ["enrol False"] * 2
+    assert (list(feed.consumers), feed.coming) == ([one, two], 0)
+    subscriptions.left(one)
+    subscriptions.left(one)  # again: does nothing
+    assert (consuming.calls[4:], feed.source.calls) == (["left"], ["schedule"])
+    feed.begin(0)
+    subscriptions.serve(two)
+    assert feed.source.calls == ["schedule"] * 2
+    subscriptions.ended(two)
+    subscriptions.ended(two)
+    assert consuming.calls[5:] == ["ended"]
+    assert feed.source.calls == ["schedule", "schedule", "retire"]
+    assert subscriptions.get(channel, "q") == "of q"  # type: ignore[arg-type, comparison-overlap]
+    assert not other.is_used

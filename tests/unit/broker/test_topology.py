@@ -120,3 +120,21 @@ def test_circle_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: F
     topology.bind("y", to_exchange("x"))
     topology.delete("x")
     assert not fake_broker.exchanges
+
+
+def test_an_exchange_with_a_binding_is_used(topology: Topology) -> None:
+    declare(topology, "x")
+    assert topology.is_used("x") is False
+    topology.bind("x", to_queue("q"))
+    assert topology.is_used("x") is True
+    assert topology.is_used("none") is False
+
+
+def test_of_some_exchanges_those_without_bindings_go(topology: Topology) -> None:
+    for name in ("bound", "free"):
+        declare(topology, name, auto_delete=True)
+    declare(topology, "kept")
+    topology.bind("bound", to_queue("q"))
+    topology.delete_unbound(["bound", "free", "kept", "none", "free"])
+    found = [name for name in ("bound", "free", "kept") if topology.find(name) is not None]
+    assert found == ["bound", "kept"]
