@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import gevent
 import pytest
@@ -78,6 +79,15 @@ class Relay:
     def cut(self) -> None:
         """End all connections.  May switch."""
         self.server.drop()
+
+    def cut_after(self, budget: int) -> None:
+        """Cut them when *budget* more bytes have come from clients, or after a second.  May switch."""
+        self.budget = budget
+        end = monotonic() + 1.0
+        while self.budget and self.open and monotonic() < end:
+            gevent.sleep(0.005)
+        self.budget = None
+        self.cut()
 
     def _serve(self, client: socket.socket) -> None:
         self.most = max(self.most, self.ends())

@@ -442,24 +442,6 @@ def test_channels_opened_and_closed_by_many_at_once(amqp_links: Links, unique: s
 # Answers.
 
 
-def test_a_delivery_is_answered_once(amqp_channel: Channel, queue: str) -> None:
-    fill(amqp_channel, queue, 2)
-    first, second = amqp_channel.basic_get(queue), amqp_channel.basic_get(queue)
-    amqp_channel.basic_ack(first.delivery_tag)
-    again = [
-        (amqp_channel.basic_ack, (first.delivery_tag,)),
-        (amqp_channel.basic_ack, (first.delivery_tag, True)),
-        (amqp_channel.basic_reject, (first.delivery_tag, True)),
-        (amqp_channel.basic_ack, (second.delivery_tag + 1,)),
-    ]
-    for answer, arguments in again:
-        with pytest.raises(PreconditionFailed, match="unknown delivery tag"):
-            answer(*arguments)
-    amqp_channel.basic_reject(second.delivery_tag, True)
-    until(lambda: counts(amqp_channel, queue) == (1, 0))
-    assert amqp_channel.is_open
-
-
 def test_an_ack_is_never_merged_over_what_is_rejected_in_the_same_turn(
     amqp_channel: Channel, queue: str
 ) -> None:

@@ -95,7 +95,11 @@ def test_simple_queue(connection: Connection, unique: str) -> None:
 
 
 def test_channel_error_costs_only_the_channel(connection: Connection, unique: str) -> None:
-    channel = connection.default_channel
+    channel, other = connection.default_channel, connection.channel()
+    with pytest.raises(NotFound):
+        other.queue_declare(unique, passive=True)
+    assert not other.is_open
+    assert connection.default_channel is channel
     with pytest.raises(NotFound) as caught:
         Queue(unique, passive=True)(channel).queue_declare(passive=True)
     assert isinstance(caught.value, connection.channel_errors)

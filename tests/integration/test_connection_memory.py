@@ -9,9 +9,9 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.connection import BrokerConnection, Connection
-from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import NotFound, RecoverableConnectionError
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from tests.fix_wires import until
@@ -34,40 +34,6 @@ def connection(url: str) -> Iterator[Connection]:
     gevent.sleep(0)
 
 
-def test_a_program_of_kombus_guide(connection: Connection) -> None:
-    exchange = Exchange("media", "direct", durable=True)
-    queue = Queue("video", exchange=exchange, routing_key="video")
-    received: list[Any] = []
-
-    def process(body: Any, message: Any) -> None:
-        received.append(body)
-        message.ack()
-
-    producer = connection.Producer(serializer="json")
-    producer.publish(
-        {"name": "/tmp/lolcat1.avi"}, exchange=exchange, routing_key="video", declare=[queue]
-    )
-    with connection.Consumer(queue, callbacks=[process]):
-        connection.drain_events(timeout=CAME)
-        with pytest.raises(TimeoutError):
-            connection.drain_events(timeout=0.01)
-    assert received == [{"name": "/tmp/lolcat1.avi"}]
-
-
-def test_a_program_of_carrots_time(url: str) -> None:
-    connection = BrokerConnection(url)
-    assert not connection.connected()
-    connection.connect()
-    assert connection.connected()
-    with connection.SimpleQueue("mails") as queue:
-        queue.put("hello")
-        message = queue.get(timeout=CAME)
-        assert message.payload == "hello"
-        message.ack()
-    connection.release()
-    assert not connection.connected()
-
-
 def test_one_connection_for_a_thousand_greenlets(connection: Connection, url: str) -> None:
     queue = Queue("many")
     producer = connection.Producer()
@@ -88,34 +54,6 @@ def test_one_connection_for_a_thousand_greenlets(connection: Connection, url: st
             connection.drain_events(timeout=CAME)
     assert sorted(received) == list(range(1000))
     assert connection.session.generation == 1
-
-
-def test_consumers_and_producers_survive_a_restart(connection: Connection, unique: str) -> None:
-    queue = Queue("durable", durable=True)
-    received: list[str] = []
-
-    def take(body: str, message: Any) -> None:
-        received.append(body)
-        message.ack()
-
-    producer = connection.Producer()
-    consumer = connection.Consumer(queue, callbacks=[take])
-    consumer.consume()
-    for life in range(1, 4):
-        producer.publish(f"in life {life}", routing_key="durable")
-        connection.drain_events(timeout=CAME)
-        memory.restart(unique)
-        until(
-            lambda expected=life + 1: (
-                connection.session.generation == expected  # type: ignore[misc]
-                and connection.session.state is SessionState.OPEN
-            )
-        )
-    assert received == ["in life 1", "in life 2", "in life 3"]
-    # One consumer at the broker, not one for each life.
-    _, _, consumers = queue(connection.default_channel).queue_declare(passive=True)
-    assert consumers == 1
-    consumer.cancel()
 
 
 def test_the_loss_is_raised_once_then_draining_goes_on(connection: Connection, unique: str) -> None:
@@ -142,19 +80,6 @@ def test_the_loss_is_raised_once_then_draining_goes_on(connection: Connection, u
     draining.join(timeout=CAME)
     assert received == ["before", "after"]
     assert len(errors) == 1
-
-
-def test_a_channel_error_costs_only_its_channel(connection: Connection) -> None:
-    default, other = connection.default_channel, connection.channel()
-    with pytest.raises(NotFound):
-        other.queue_declare(queue="absent", passive=True)
-    assert not other.is_open
-    assert connection.default_channel is default
-    with pytest.raises(NotFound):
-        default.queue_declare(queue="absent", passive=True)
-    fresh = connection.default_channel
-    assert fresh is not default
-    fresh.queue_declare(queue="present")
 
 
 def test_pools_share_and_give_back(url: str) -> None:

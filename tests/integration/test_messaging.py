@@ -1,8 +1,9 @@
-"""Producers, consumers and simple queues on RabbitMQ, over the loss of their connection."""
+"""Producers, consumers and simple queues, over the loss of their connection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gevent
@@ -14,15 +15,36 @@ from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
 from greenconn.messaging import Consumer, Producer
 from greenconn.simple import SimpleBuffer, SimpleQueue
+from greenconn.transport import memory
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_wires import until
 from tests.unit.fake_channel import outcome
 
 Name = Callable[[str], str]
 
 
+@dataclass(frozen=True)
+class Broker:
+    """A broker that the test may have close all connections."""
+
+    url: str
+    cut: Callable[[], object]
+
+
+@pytest.fixture(params=["memory", "amqp"])
+def broker(request: pytest.FixtureRequest, unique: str) -> Iterator[Broker]:
+    """The memory broker and a RabbitMQ, in turn."""
+    if request.param == "memory":
+        yield Broker(f"memory://localhost/{unique}", lambda: memory.restart(unique))
+        memory.reset(unique)
+        return
+    rabbitmq: RabbitMQ = request.getfixturevalue("own_rabbitmq")
+    yield Broker(rabbitmq.url, lambda: rabbitmq.close_connections("by the test"))
+
+
 @pytest.fixture
-def connection(own_rabbitmq: RabbitMQ) -> Iterator[Connection]:
-    with Connection(own_rabbitmq.url) as made:
+def connection(broker: Broker) -> Iterator[Connection]:
+    with Connection(broker.url) as made:
         yield made
 
 
@@ -32,16 +54,11 @@ def name(unique: str) -> Name:
     return lambda text: f"{unique}.{text}"
 
 
-def cut(broker: RabbitMQ) -> None:
-    """Have the broker close all connections."""
-    broker.close_connections("by the test")
-
-
-def cut_and_wait(broker: RabbitMQ, connection: Connection) -> None:
-    """The same, and wait until *connection* is whole again."""
+def cut_and_wait(broker: Broker, connection: Connection) -> None:
+    """Have the broker close all connections, and wait until *connection* is whole again."""
     back = Event()
     connection.session.on_recovered.append(back.set)
-    cut(broker)
+    broker.cut()
     assert back.wait(20.0)
     connection.session.on_recovered.remove(back.set)
 
@@ -60,7 +77,7 @@ class Receiver(list[Any]):
         message.ack()
 
 
-def test_consumers_come_back(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
+def test_consumers_come_back(broker: Broker, connection: Connection, name: Name) -> None:
     got = Receiver()
     exchange = Exchange(name("e"))
     durable = Queue(name("q"), exchange, "k")
@@ -80,7 +97,7 @@ def test_consumers_come_back(own_rabbitmq: RabbitMQ, connection: Connection, nam
             connection.drain_events(timeout=30.0)
         # Answered behind the acks: RabbitMQ may drop what it has not yet done when a connection ends.
         consumer.channel.queue_declare(durable.name, passive=True)
-        cut_and_wait(own_rabbitmq, connection)
+        cut_and_wait(broker, connection)
     assert got == [{"n": 0}] * 2 + [{"n": 1}] * 2
     assert set(consumer._active_tags.values()) == tags
     assert consumer.queues[1].name != anonymous
@@ -91,7 +108,7 @@ def test_consumers_come_back(own_rabbitmq: RabbitMQ, connection: Connection, nam
 
 
 def test_a_program_that_rebuilds_itself_ends_with_one_consumer(
-    own_rabbitmq: RabbitMQ, connection: Connection, name: Name
+    broker: Broker, connection: Connection, name: Name
 ) -> None:
     got = Receiver()
     queue = Queue(name("q"), auto_delete=True)
@@ -110,7 +127,8 @@ def test_a_program_that_rebuilds_itself_ends_with_one_consumer(
     looping = gevent.spawn(loop)
     producer = Producer(connection)
     producer.publish("1", queue.name)
-    cut_and_wait(own_rabbitmq, connection)
+    until(lambda: got)  # the queue goes with its consumer
+    cut_and_wait(broker, connection)
     producer.publish("2", queue.name, retry=True)
     looping.get(timeout=20.0)
     assert got == ["1", "2"]
@@ -119,7 +137,7 @@ def test_a_program_that_rebuilds_itself_ends_with_one_consumer(
 
 
 def test_a_closed_channel_is_not_brought_back(
-    own_rabbitmq: RabbitMQ, connection: Connection, name: Name
+    broker: Broker, connection: Connection, name: Name
 ) -> None:
     keeper = Consumer(connection, Queue(name("kept"), auto_delete=True))
     keeper.consume()
@@ -127,13 +145,13 @@ def test_a_closed_channel_is_not_brought_back(
     queue = Queue(name("q"))
     Consumer(channel, queue).consume()
     channel.close()
-    cut_and_wait(own_rabbitmq, connection)
+    cut_and_wait(broker, connection)
     assert consumer_count(connection, queue.name) == 0
     keeper.cancel()
     queue(connection).delete()
 
 
-def test_shared_producer(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
+def test_shared_producer(broker: Broker, connection: Connection, name: Name) -> None:
     queue = Queue(name("q"), Exchange(name("e")), "k")
     maybe_declare(queue, connection)
     producer = Producer(connection, queue.exchange, "k")
@@ -148,7 +166,7 @@ def test_shared_producer(own_rabbitmq: RabbitMQ, connection: Connection, name: N
 
     publishing = [gevent.spawn(publish, number) for number in range(20)]
     gevent.sleep(0.05)
-    cut(own_rabbitmq)
+    broker.cut()
     gevent.joinall(publishing, timeout=30.0, raise_error=True)
     assert sorted(done) == list(range(20))
     assert queue(connection).purge() > 0
@@ -196,7 +214,7 @@ def test_channel_errors(connection: Connection, name: Name) -> None:
     consumer.cancel()
 
 
-def test_simple_queues(own_rabbitmq: RabbitMQ, connection: Connection, name: Name) -> None:
+def test_simple_queues(broker: Broker, connection: Connection, name: Name) -> None:
     with SimpleQueue(connection, name("s")) as simple:
         simple.put({"a": 1})
         message = simple.get(timeout=30.0)
@@ -204,7 +222,7 @@ def test_simple_queues(own_rabbitmq: RabbitMQ, connection: Connection, name: Nam
         message.ack()
         waiting = gevent.spawn(outcome, simple.get, timeout=20.0)
         gevent.sleep(0.05)
-        cut(own_rabbitmq)
+        broker.cut()
         assert isinstance(waiting.get(timeout=20.0), RecoverableConnectionError)
         simple.put("2", retry=True)
         message = simple.get(timeout=20.0)

@@ -14,7 +14,7 @@ import gevent
 import pytest
 
 import greenconn
-from greenconn import Connection, Exchange, Queue
+from greenconn import Connection, Queue
 from greenconn.exceptions import NotFound
 from greenconn.transport.sqlite.database import Database
 from tests.fix_wires import until
@@ -135,25 +135,6 @@ def test_idle_consumers_touch_nothing(
         assert calls == []
         for each in consumers:
             each.stop()
-
-
-def test_fan_out_to_another_process(url: str, programs: list[Running]) -> None:
-    """Exchanges and bindings are in the file: who publishes need not declare them."""
-    exchange = Exchange("news", "fanout")
-    with Connection(url) as connection, Connection(f"{url}&busy_timeout=9") as other:
-        queues = [Queue(f"news-{n}", exchange) for n in range(2)]
-        for queue in queues:
-            queue(connection.default_channel).declare()
-        channel = other.default_channel  # a connection that shares nothing but the file
-        channel.basic_publish_confirm(channel.prepare_message("x"), "news", "", mandatory=True)
-        for queue in queues:
-            message = queue(connection.default_channel).get(no_ack=True)
-            assert message is not None
-            assert message.body == "x"
-        queues[0](connection.default_channel).delete()
-        channel.basic_publish_confirm(channel.prepare_message("y"), "news", "")
-        with pytest.raises(NotFound):
-            channel.basic_get("news-0")
 
 
 def test_queues_that_others_delete_end_their_consumers(url: str) -> None:

@@ -499,19 +499,6 @@ def test_delayed_message_comes_in_time(sqlite_url: str) -> None:
         assert consumer.stop(SOON)
 
 
-def test_everything_is_there_after_the_last_link(sqlite_url: str) -> None:
-    with Connection(sqlite_url) as connection:
-        for number in range(10):
-            greenconn.publish("q", number, connection=connection, declare=True)
-        message = connection.default_channel.basic_get("q")
-        assert message is not None
-    with Connection(sqlite_url) as connection:
-        channel = connection.default_channel
-        messages = [channel.basic_get("q", no_ack=True) for _ in range(10)]
-        assert [each.payload for each in messages] == list(range(10))
-        assert [each.delivery_info["redelivered"] for each in messages] == [True] + [False] * 9
-
-
 def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_path: Path) -> None:
     """Who may write the file cannot have us write or remove what he may not."""
     (tmp_path / "precious").write_text("untouched")

@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue, maybe_declare
-from greenconn.exceptions import NotFound, RecoverableChannelError, RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.messaging import Consumer, Producer
 from greenconn.transport import memory
 from tests.unit.fake_channel import outcome
@@ -49,24 +49,6 @@ class Receiver(list[Any]):
         message.ack()
 
 
-def test_a_consumer_outlives_restarts(connection: Connection) -> None:
-    got = Receiver()
-    queue = Queue("q", Exchange("e"), "k")
-    consumer = Consumer(connection, queue, callbacks=[got], prefetch_count=2)
-    consumer.consume()
-    tags = dict(consumer._active_tags)
-    producer = Producer(connection, queue.exchange, "k")
-    for number in range(3):
-        producer.publish(number, serializer="json")
-        connection.drain_events(timeout=1.0)
-        restart(connection)
-    assert got == [0, 1, 2]
-    assert consumer._active_tags == tags
-    assert consumer_count(connection, "q") == 1
-    consumer.cancel()
-    assert consumer_count(connection, "q") == 0
-
-
 def test_exclusive_and_nameless_queues_come_back(connection: Connection) -> None:
     got = Receiver()
     exchange = Exchange("e", "fanout", durable=False)
@@ -90,32 +72,6 @@ def test_exclusive_and_nameless_queues_come_back(connection: Connection) -> None
     consumer.cancel()
 
 
-def test_a_program_that_rebuilds_itself_ends_with_one_consumer(connection: Connection) -> None:
-    got = Receiver()
-    consumer = Consumer(connection, Queue("q"), callbacks=[got])
-    consumer.consume()
-
-    def loop() -> None:
-        while len(got) < 2:
-            try:
-                connection.drain_events(timeout=30.0)
-            except connection.connection_errors:
-                connection.ensure_connection(max_retries=3)
-                consumer.revive(connection.channel())
-                consumer.consume()
-
-    looping = gevent.spawn(loop)
-    gevent.idle()
-    producer = Producer(connection)
-    producer.publish("1", "q")
-    memory.restart(connection.virtual_host)
-    producer.publish("2", "q", retry=True)
-    looping.get(timeout=30.0)
-    assert got == ["1", "2"]
-    assert consumer_count(connection, "q") == 1
-    consumer.cancel()
-
-
 def test_the_with_block_leaves_no_consumer_after_a_restart(connection: Connection) -> None:
     with pytest.raises(RecoverableConnectionError), Consumer(connection, Queue("q")):
         waiting = gevent.spawn(outcome, connection.drain_events, timeout=5.0)
@@ -123,35 +79,6 @@ def test_the_with_block_leaves_no_consumer_after_a_restart(connection: Connectio
         restart(connection)
         raise waiting.get(timeout=30.0)
     assert consumer_count(connection, "q") == 0
-
-
-def test_a_closed_channel_is_not_brought_back(connection: Connection) -> None:
-    keeper = Consumer(connection, Queue("kept"), callbacks=[Receiver()])
-    keeper.consume()
-    channel = connection.channel()
-    Consumer(channel, Queue("q")).consume()
-    channel.close()
-    restart(connection)
-    assert consumer_count(connection, "q") == 0
-    assert consumer_count(connection, "kept") == 1
-    keeper.cancel()
-
-
-def test_a_consumer_of_the_connection_survives_anothers_channel_error(
-    connection: Connection,
-) -> None:
-    got = Receiver()
-    consumer = Consumer(connection, Queue("q"), callbacks=[got])
-    consumer.consume()
-    with pytest.raises(NotFound):
-        connection.default_channel.queue_declare("unknown", passive=True)
-    with pytest.raises(RecoverableChannelError):
-        connection.drain_events(timeout=1.0)
-    consumer.consume()
-    Producer(connection).publish("1", "q")
-    connection.drain_events(timeout=1.0)
-    assert got == ["1"]
-    consumer.cancel()
 
 
 def test_a_producer_shared_by_many_greenlets_over_a_restart(connection: Connection) -> None:
