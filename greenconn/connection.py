@@ -267,12 +267,8 @@ class Connection:
         )
         if current is not None:
             failover.skip_to(current)
-        self._session = Session(Broker(self, keywords, first, failover))
-
-    @property
-    def session(self) -> Session:
-        """The life of this connection, shared by all its facades."""
-        return self._session
+        #: The life of this connection, shared by all its facades.
+        self.session = Session(Broker(self, keywords, first, failover))
 
     @property
     def _family(self) -> type[Self]:
@@ -890,7 +886,7 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether a pool may lend it again: it was not closed."""
-        return not self._session.is_closed
+        return not self.session.is_closed
 
     def lend(self, pool: Lender) -> PooledConnection:
         """Return a facade over this connection for one holder.  For pools; never switches.
@@ -967,14 +963,14 @@ class PooledConnection(Connection):
         self._core = core
         self._pool = pool
         # The session is taken away when it is given back, so that only a later use pays for looking.
-        self._session = core._session
+        self.session = core.session
 
     @property
     def _family(self) -> type[Any]:
         return type(self._core)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_session" and self._loan is not _LENT:
+        if name == "session" and self._loan is not _LENT:
             return self._late_session()
         if name == "_core":
             raise AttributeError(name)
@@ -998,7 +994,7 @@ class PooledConnection(Connection):
                 self._core,
                 place,
             )
-        return self._core._session
+        return self._core.session
 
     def __eqhash__(self) -> ParameterKey:
         return self._core.__eqhash__()
@@ -1029,7 +1025,7 @@ class PooledConnection(Connection):
         # Without a call of moved(), and without making a __dict__: each loan ends here.
         if self._loan is _LENT:
             self._loan = _RELEASED
-            del self._session
+            del self.session
         else:
             self._loan = moved(self._loan, _RELEASED, LOAN_MOVES, "a loan")
 
@@ -1037,7 +1033,7 @@ class PooledConnection(Connection):
         """Raise from now on, whatever is asked for, naming *reason*.  Never switches.  For pools."""
         self._loan = moved(self._loan, LoanState.EXPIRED, LOAN_MOVES, "a loan")
         self._reason = reason
-        self.__dict__.pop("_session", None)
+        self.__dict__.pop("session", None)
 
     def release(self) -> None:
         """Give the connection back; again: does nothing."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from gevent import get_hub
@@ -119,8 +120,8 @@ class Slot(Generic[T]):
         if self._state == _EMPTY:
             hub, timer = get_hub(), None
             if deadline.at is not None:
-                left = deadline.left()
-                if not left:
+                left = deadline.at - monotonic()
+                if left <= 0.0:
                     self._leave()
                     raise TimeoutError("timed out")
                 timer = hub.loop.timer(left)

@@ -188,8 +188,7 @@ class PublishBatch:
         deadline, broker = self._deadline, self._session.broker
         for position, confirm in begun.items():
             try:
-                if confirm is not None:
-                    confirm.wait(deadline)
+                confirm.wait(deadline)
                 self._settle(position, None)
             except PublishTimeout as exc:
                 self._settle(position, exc)

@@ -118,7 +118,7 @@ class OutgoingMessage:
         """Publish on *channel*.  May switch, before the first byte only.
 
         Returns:
-            an object whose ``wait(deadline)`` tells what became of it; None when that is known.
+            an object whose ``wait(deadline)`` tells what became of it.
         """
         options, message = self.options, self.prepare(channel)
         begin = getattr(channel, "begin_publish", None)
@@ -131,24 +131,18 @@ class OutgoingMessage:
                 routing_key=options.routing_key,
                 mandatory=options.mandatory,
             )
-            return None
+            return _DONE
         confirm = begin(
             message, options.exchange, options.routing_key, options.mandatory, False, deadline
         )
         self.maybe_delivered = True
         return confirm
 
-    def send(self, channel: Channel, deadline: Deadline) -> None:
-        """Publish on *channel* and wait for the confirm.  May switch."""
-        confirm = self.begin(channel, deadline)
-        if confirm is not None:
-            confirm.wait(deadline)
-
     def request(self, channel: Channel, deadline: Deadline) -> None:
         """Publish on *channel* without a wait for the confirm, where the channel can.  May switch."""
         request = getattr(channel, "request", None)
         if request is None:
-            self.send(channel, deadline)
+            self.begin(channel, deadline).wait(deadline)
             return
         options = self.options
         request(
@@ -158,6 +152,16 @@ class OutgoingMessage:
             options.mandatory,
             deadline,
         )
+
+
+class _Done:
+    """A publish whose outcome was known when it returned."""
+
+    def wait(self, deadline: Deadline) -> None:
+        """Do nothing."""
+
+
+_DONE: Final = _Done()
 
 
 class PublishOptions:

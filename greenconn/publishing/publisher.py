@@ -257,7 +257,7 @@ class Publisher:
                 options = message.options
                 if options.key not in self._session.life.declared_entities:
                     self.ensure_target(options, deadline)
-                message.send(self.shared_channel(deadline), deadline)
+                message.begin(self.shared_channel(deadline), deadline).wait(deadline)
                 return
             except NEVER_REPEATED as exc:
                 self.note_failure(exc, message.options)
@@ -278,7 +278,7 @@ class Publisher:
             self.ensure_target(message.options, deadline)
             if deadline.has_ended:
                 raise TimeoutError("the timeout has expired")
-            message.send(channel, deadline)
+            message.begin(channel, deadline).wait(deadline)
             is_answered = True
         except (PublishNacked, Unroutable) as exc:
             is_answered = True

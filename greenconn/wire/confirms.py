@@ -13,29 +13,22 @@ same number.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 __all__ = ["ConfirmSequencer", "Outstanding"]
 
 
-class Outstanding:
-    """A publish that the broker has not answered.
+class Outstanding(Protocol):
+    """A publish that the broker has not confirmed, as far as returns are matched to it."""
 
-    Attributes:
-        returned: ``(code, text)`` of the broker's return, or None.
-    """
-
-    __slots__ = ("body", "exchange", "mandatory", "properties", "returned", "routing_key")
-
-    def __init__(
-        self, exchange: str, routing_key: str, mandatory: bool, properties: bytes, body: bytes
-    ) -> None:
-        self.exchange = exchange
-        self.routing_key = routing_key
-        self.mandatory = mandatory
-        self.properties = properties
-        self.body = body
-        self.returned: tuple[int, str] | None = None
+    exchange: str
+    routing_key: str
+    mandatory: bool
+    #: The property block.
+    properties: bytes
+    body: bytes
+    #: ``(code, text)`` of the broker's return, or None.
+    returned: tuple[int, str] | None
 
 
 P = TypeVar("P", bound=Outstanding)

@@ -110,8 +110,8 @@ class Channel(DeclaringChannel):
             ids_of(spec.Channel.Flow): self._on_flow,
             ids_of(spec.Basic.Cancel): self.consumers.on_cancel,
             BASIC_RETURN: self.returns.on_return,
-            ids_of(spec.Basic.Ack): self.publisher.on_ack,
-            ids_of(spec.Basic.Nack): self.publisher.on_nack,
+            ids_of(spec.Basic.Ack): self.publisher.on_confirm,
+            ids_of(spec.Basic.Nack): self.publisher.on_confirm,
         }
         if link.confirm_publish:
             self.basic_publish = self.basic_publish_confirm  # type: ignore[method-assign]
@@ -540,7 +540,8 @@ class Channel(DeclaringChannel):
         publisher.write(writer, message, exchange, routing_key, mandatory, immediate, pending)
         if self.cause is not None:
             self._failed_write()
-        writer.mark(AWAITED)
+        if writer.pending:  # else it has left, as nearly all have
+            writer.mark(AWAITED)
         return pending
 
     # Consuming

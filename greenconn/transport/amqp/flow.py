@@ -268,11 +268,6 @@ class InboxBudget:
             finally:
                 self._on_idle.remove(slot)
 
-    @property
-    def is_exceeded(self) -> bool:
-        """Whether the hard limit is reached."""
-        return self.held > HARD_LIMIT
-
     def end(self) -> None:
         """Pause and resume no more: the connection has ended.  Again: does nothing."""
         self._pause = self._resume = _nothing

@@ -533,7 +533,7 @@ class AmqpLink(Link):
                     channel.on_method(ids, payload, header, body)
         except UNREADABLE as exc:
             raise unreadable(ids, exc) from exc
-        if self.budget.is_exceeded:
+        if self.budget.held > HARD_LIMIT:
             self.end(
                 RecoverableConnectionError(
                     f"more than {HARD_LIMIT >> 20} MiB of deliveries are waiting for consumers "

@@ -30,7 +30,7 @@ from greenconn.transport.amqp.methods import Reply, ids_of
 from greenconn.transport.amqp.properties import text_of
 from greenconn.transport.amqp.unsent import Found, Resending, Unsent, sentence
 from greenconn.wire.amqp import content_frames, method_frame
-from greenconn.wire.confirms import ConfirmSequencer, Outstanding
+from greenconn.wire.confirms import ConfirmSequencer
 
 if TYPE_CHECKING:
     from greenconn.green.writer import Writer
@@ -45,15 +45,33 @@ _tag_and_flags = Struct(">QB")
 _header = Struct(">BHIHHQ")
 _body = Struct(">BBHI")
 _PUBLISH: Final = ids_of(spec.Basic.Publish)
+_ACK: Final = ids_of(spec.Basic.Ack)
 _HEADS_KEPT: Final = 1024
 #: Bodies of this size or more are not copied into one piece with their frames.
 _LARGE: Final = 65536
 
 
-class PendingConfirm(Outstanding):
-    """A publish that the broker has not answered; one greenlet calls ``wait``, once."""
+class PendingConfirm:
+    """A publish that the broker has not confirmed; one greenlet calls ``wait``, once.
 
-    __slots__ = ("is_awaited", "link", "slot")
+    Arguments:
+        link: the connection.
+        exchange, routing_key, mandatory: those of the publish.
+        properties: the property block of the message.
+        body: its body.
+    """
+
+    __slots__ = (
+        "body",
+        "exchange",
+        "is_awaited",
+        "link",
+        "mandatory",
+        "properties",
+        "returned",
+        "routing_key",
+        "slot",
+    )
 
     def __init__(
         self,
@@ -69,8 +87,14 @@ class PendingConfirm(Outstanding):
             exchange = text_of(exchange)
         if isinstance(routing_key, bytes):
             routing_key = text_of(routing_key)
-        super().__init__(exchange, routing_key, mandatory, properties, body)
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.mandatory = mandatory
+        self.properties = properties
+        self.body = body
         self.link = link
+        #: ``(code, text)`` of the broker's return, or None.
+        self.returned: tuple[int, str] | None = None
         #: Whether a caller gets the outcome from ``wait``.
         self.is_awaited = True
         #: Filled with True for an ack, False for a nack.
@@ -289,15 +313,9 @@ class Publisher:
 
     # In the reader: nothing here may switch or run user code.
 
-    def on_ack(self, reply: Reply) -> None:
-        """Take over that the broker has messages."""
-        self._settle(reply[1], True)
-
-    def on_nack(self, reply: Reply) -> None:
-        """Take over that the broker has refused messages."""
-        self._settle(reply[1], False)
-
-    def _settle(self, payload: bytes, is_taken: bool) -> None:
+    def on_confirm(self, reply: Reply) -> None:
+        """Take over that the broker has messages (``basic.ack``), or has refused them (``nack``)."""
+        ids, payload, _, _ = reply
         confirms = self.confirms
         if confirms is not None:
             tag, flags = _tag_and_flags.unpack_from(payload, 4)
@@ -310,4 +328,4 @@ class Publisher:
                 )
                 return
             for publish in confirms.settle(tag, bool(flags & 1)):
-                publish.slot.offer(is_taken)
+                publish.slot.offer(ids == _ACK)

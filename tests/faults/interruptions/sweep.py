@@ -16,11 +16,11 @@ from greenconn.green.slot import Slot
 from greenconn.transport.amqp.calls import Call as AmqpCall
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.message import Delivery
+from greenconn.transport.amqp.publishing import PendingConfirm
 from greenconn.transport.base import Link
 from greenconn.transport.memory.link import Channel as MemoryChannel
 from greenconn.transport.redis.message import Delivery as RedisDelivery
 from greenconn.transport.redis.transport import Channel as RedisChannel
-from greenconn.wire.confirms import Outstanding
 from tests.faults.interruptions.scene import Call, Scene
 from tests.faults.interruptions.targets import Target
 from tests.fix_interrupts import INTERRUPTIONS, Run
@@ -35,7 +35,7 @@ EACH = range(60)
 FURTHER = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144)
 #: What must not pile up.
 KINDS = (
-    *(Slot, AmqpCall, Outstanding, StoredResult, Link, gevent.Timeout),
+    *(Slot, AmqpCall, PendingConfirm, StoredResult, Link, gevent.Timeout),
     *(Delivery, RedisDelivery, Channel, MemoryChannel, RedisChannel),
 )
 #: As many as are there while everything works, but not one for each run.

@@ -14,7 +14,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from greenconn.wire.confirms import ConfirmSequencer, Outstanding
+from greenconn.wire.confirms import ConfirmSequencer
+
+
+@dataclass(eq=False)
+class Publish:
+    """A publish that the broker has not confirmed."""
+
+    exchange: str
+    routing_key: str
+    mandatory: bool
+    properties: bytes
+    body: bytes
+    returned: tuple[int, str] | None = None
 
 
 def publish(
@@ -24,8 +36,8 @@ def publish(
     mandatory: bool = True,
     properties: bytes = b"\0\0",
     body: bytes = b"body",
-) -> Outstanding:
-    return Outstanding(exchange, routing_key, mandatory, properties, body)
+) -> Publish:
+    return Publish(exchange, routing_key, mandatory, properties, body)
 
 
 @dataclass
@@ -33,7 +45,7 @@ class Sent:
     """A publish as the broker sees it."""
 
     tag: int
-    publish: Outstanding | None
+    publish: Publish | None
     answered: bool = False
 
 
@@ -53,7 +65,7 @@ class ConfirmsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sequencer: ConfirmSequencer[Outstanding] = ConfirmSequencer()
+        self.sequencer: ConfirmSequencer[Publish] = ConfirmSequencer()
         self.broker = Broker()
 
     @rule()
@@ -101,8 +113,8 @@ def test_each_publish_gets_its_own_answer_once() -> None:
     run_state_machine_as_test(ConfirmsMachine, settings=settings(stateful_step_count=60))
 
 
-def sequencer(*publishes: Outstanding) -> ConfirmSequencer[Outstanding]:
-    made: ConfirmSequencer[Outstanding] = ConfirmSequencer()
+def sequencer(*publishes: Publish) -> ConfirmSequencer[Publish]:
+    made: ConfirmSequencer[Publish] = ConfirmSequencer()
     for each in publishes:
         made.expect(each)
     return made
@@ -157,7 +169,7 @@ def test_many_outstanding_publishes_cost_what_is_answered() -> None:
 
 
 def test_it_knows_whether_somebody_waits_for_all_that_may_be_unseen() -> None:
-    confirms: ConfirmSequencer[Outstanding] = ConfirmSequencer()
+    confirms: ConfirmSequencer[Publish] = ConfirmSequencer()
 
     def all_are_awaited() -> bool:
         return confirms.all_are_awaited
@@ -165,10 +177,10 @@ def test_it_knows_whether_somebody_waits_for_all_that_may_be_unseen() -> None:
     assert all_are_awaited()
     confirms.skip()
     assert not all_are_awaited()
-    confirms.expect(Outstanding("", "q", False, b"", b""))
+    confirms.expect(Publish("", "q", False, b"", b""))
     confirms.settle(2, False)  # the broker looks at them in order
     assert all_are_awaited()
-    confirms.expect(Outstanding("", "q", False, b"", b""))
+    confirms.expect(Publish("", "q", False, b"", b""))
     confirms.skip()
     confirms.settle(3, True)
     assert not all_are_awaited()
