@@ -77,14 +77,14 @@ class Acks:
             self.reject(tag, True)
             return
         if not self.ledger.returning:
-            self._link.ack_later(self)
+            self._link.ack_later(self.flush)
         self.ledger.put_back(tag)
 
     def give_credit(self, tag: int) -> None:
         """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
         if self._channel.cause is None:
             if not self.ledger.pending:
-                self._link.ack_later(self)
+                self._link.ack_later(self.flush)
             self.ledger.ack(tag)
 
     def flush(self) -> None:

@@ -36,10 +36,15 @@ from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, give_
 from greenconn.transport.amqp.errors import with_remedy
 from greenconn.transport.amqp.message import Outgoing
 from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
-from greenconn.transport.amqp.publishing import PendingConfirm, Publisher
-from greenconn.transport.amqp.returns import Returns
+from greenconn.transport.amqp.publishing import (
+    AGAIN,
+    AWAITED,
+    Found,
+    PendingConfirm,
+    Publisher,
+    Returns,
+)
 from greenconn.transport.amqp.topology import DeclaringChannel
-from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Found
 from greenconn.transport.refusal import no_recover_in_place
 from greenconn.wire.amqp import BASIC_RETURN, method_frame
 
@@ -678,7 +683,7 @@ class Channel(DeclaringChannel):
         ledger = acks.ledger
         # The first of the turn asks for the flush at its end.
         if not ledger.pending:
-            self.connection.ack_later(acks)
+            self.connection.ack_later(acks.flush)
         try:
             is_known = ledger.ack_up_to(delivery_tag) if multiple else ledger.ack(delivery_tag)
         except BaseException as exc:

@@ -10,7 +10,7 @@ to inboxes, errors to everybody.  User code never runs on it, and it never waits
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import ref
 
@@ -43,10 +43,9 @@ from greenconn.transport.amqp.flow import HARD_LIMIT, InboxBudget, PublishGate
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
 from greenconn.transport.amqp.heartbeat import HeartbeatTimer
 from greenconn.transport.amqp.methods import UNREADABLE, Reply, ids_of, read_arguments, unreadable
-from greenconn.transport.amqp.port import Answers
+from greenconn.transport.amqp.publishing import find_unsent
 from greenconn.transport.amqp.queues import KnownQueues
 from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
-from greenconn.transport.amqp.unsent import find_unsent
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import (
     BASIC_DELIVER,
@@ -167,7 +166,7 @@ class AmqpLink(Link):
         self._stream: Stream | None = None
         self._intake = _Intake(self)
         self._numbers = _ChannelNumbers()
-        self._acking: list[Answers] = []
+        self._acking: list[Callable[[], None]] = []
         self._closing: Slot[None] | None = None
         self._heartbeat_timer = HeartbeatTimer(where, self.end)
         self.secret = Secret(self)
@@ -381,16 +380,16 @@ class AmqpLink(Link):
             )
         return False
 
-    def ack_later(self, answers: Answers) -> None:
-        """Flush *answers* when this turn of the hub ends.  Never switches."""
+    def ack_later(self, flush: Callable[[], None]) -> None:
+        """Call *flush*, which writes the acks of a channel, when this turn ends.  Never switches."""
         if not self._acking:
             self.writer.before_flush(self._flush_acks)
-        self._acking.append(answers)
+        self._acking.append(flush)
 
     def _flush_acks(self) -> None:
         acking, self._acking = self._acking, []
-        for answers in acking:
-            answers.flush()
+        for flush in acking:
+            flush()
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all that was written has been given to the socket.  May switch.

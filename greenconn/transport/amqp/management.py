@@ -6,13 +6,16 @@ used and need not be open.  Any greenlet may call any method at any time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+import json
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote, unquote
 
-from greenconn.exceptions import OperationalError
+from greenconn.exceptions import ManagementError, OperationalError
+from greenconn.green.deadline import Deadline
+from greenconn.green.http import HttpClient, HttpResponse
 from greenconn.transport import base
-from greenconn.transport.amqp.management_api import Json, ManagementApi
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.transport import Transport
@@ -21,6 +24,10 @@ __all__ = ["Management"]
 
 PORT: Final = 15672
 TLS_PORT: Final = 15671
+#: What JSON can say: the broker's answers are passed on as they are.
+Json: TypeAlias = Any
+#: Bytes of an answer that are taken: a list of 100,000 queues has 100 MiB.
+LIMIT: Final = 256 * 1024 * 1024
 
 
 class Management(base.Management):
@@ -55,7 +62,7 @@ class Management(base.Management):
         client, options = transport.client, transport.options()
         is_tls = client.ssl if options.manager_ssl is None else options.manager_ssl
         login = (userid or options.manager_userid, password or options.manager_password)
-        self._api = ManagementApi(
+        self._api = _Requests(
             hostname or options.manager_hostname or client.hostname or "localhost",
             int(port or options.manager_port or (TLS_PORT if is_tls else PORT)),
             ssl=(client.ssl or True) if is_tls else False,
@@ -358,3 +365,94 @@ def _filled(
         of_connection = transport.login()
         userid, password = userid or of_connection[0], password or of_connection[1]
     return userid, password
+
+
+class _Requests:
+    """Requests to the management API, and the errors for its refusals.
+
+    Arguments:
+        hostname, port: where it is.
+        ssl: kombu's ``ssl`` argument; False is plain HTTP.
+        login: asked for user and password before each request; may switch.
+        timeout: seconds for one request; None waits.
+
+    Attributes:
+        url: where it asks, without the login.
+    """
+
+    def __init__(
+        self,
+        hostname: str,
+        port: int,
+        *,
+        ssl: Any,
+        login: Callable[[], tuple[str | None, str | None]],
+        timeout: float | None,
+    ) -> None:
+        self._hostname = hostname
+        self._port = port
+        self._ssl = ssl
+        self._login = login
+        self._timeout = timeout
+        shown = f"[{hostname}]" if ":" in hostname else hostname
+        self.url = f"http{'s' if ssl else ''}://{shown}:{port}/api"
+
+    def call(self, method: str, *path: str, body: Json = None) -> Json:
+        """Return one request.  May switch.
+
+        Arguments:
+            path: its parts, not quoted.
+            body: sent as JSON; None: nothing.
+
+        Returns:
+            The answer, or None if it is empty.
+
+        Raises:
+            OperationalError: nothing answers there.
+            ManagementError: the broker refuses, or something else answers.
+        """
+        target = "/api/" + "/".join(quote(part, safe="") for part in path)
+        answer = self._ask(method, target, b"" if body is None else json.dumps(body).encode())
+        if answer.status >= 400:
+            raise self._refused(method, target, answer)
+        if not answer.body:
+            return None
+        try:
+            return json.loads(answer.body)
+        except ValueError as exc:
+            raise ManagementError(
+                answer.status, f"{self.url} is not RabbitMQ's management API"
+            ) from exc
+
+    def _ask(self, method: str, target: str, body: bytes) -> HttpResponse:
+        pair = ":".join(part or "" for part in self._login()).encode()
+        # No Accept: what answers with nothing refuses to do that as JSON.
+        headers = {"Authorization": f"Basic {b64encode(pair).decode()}", "Connection": "close"}
+        if body:
+            headers["Content-Type"] = "application/json"
+        try:
+            # A client of its own for each request: nobody closes a manager.
+            with HttpClient(self._hostname, self._port, ssl=self._ssl or None) as client:
+                return client.request(
+                    method,
+                    target,
+                    deadline=Deadline(self._timeout),
+                    headers=headers,
+                    body=body,
+                    limit=LIMIT,
+                )
+        except OSError as exc:
+            raise OperationalError(
+                f"no management API at {self.url} ({exc}): the broker needs the plugin "
+                f"rabbitmq_management; set its address with the transport options "
+                f"manager_hostname, manager_port and manager_ssl"
+            ) from exc
+
+    def _refused(self, method: str, target: str, answer: HttpResponse) -> ManagementError:
+        reason = answer.reason
+        try:
+            said = json.loads(answer.body)
+            reason = str(said.get("reason") or said.get("error") or reason)
+        except (ValueError, AttributeError):
+            pass
+        return ManagementError(answer.status, f"{method} {target} at {self.url}: {reason}")

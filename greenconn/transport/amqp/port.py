@@ -16,15 +16,7 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.methods import Reply
     from greenconn.transport.amqp.queues import KnownQueues
 
-__all__ = ["Answers", "ChannelPort", "LinkPort"]
-
-
-class Answers(Protocol):
-    """Answers to deliveries that leave together at the end of a turn of the hub."""
-
-    def flush(self) -> None:
-        """Write them.  Never switches."""
-        ...
+__all__ = ["ChannelPort", "LinkPort"]
 
 
 class ChannelPort(Protocol):
@@ -72,7 +64,7 @@ class LinkPort(Protocol):
     @property
     def writer(self) -> Writer: ...
 
-    def ack_later(self, answers: Answers) -> None: ...
+    def ack_later(self, flush: Callable[[], None]) -> None: ...
 
     def check_size(self, size: int) -> None: ...
 

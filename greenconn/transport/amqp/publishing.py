@@ -1,54 +1,73 @@
-"""Publishing on a channel: the fast path, and confirms.
+"""Publishing on a channel: the fast path, confirms, returns, and messages that were not sent.
 
 A message is one ``bytes.join`` and one append: the method frame with the start of the next one is kept
 for each (exchange, routing key), the property block for each kind of message.
+
+A publish without confirm returns when its message was written; until the socket has taken it, it waits
+in this process.  No record is kept of it, so that this costs nothing: when the connection is lost, the
+messages are parsed from the bytes that were not sent.  A mark behind a message distinguishes two kinds:
+those whose caller awaits the confirm and so gets an error, and those whose caller asked for retries.
+The latter are sent again, in order, on the channel that replaces theirs, before it can be used
+otherwise.  For all others the next publish on the channel raises.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from amqp import spec
-from amqp.serialization import dumps
+from amqp.exceptions import error_for_code
+from amqp.serialization import dumps, loads
 
 from greenconn.exceptions import (
+    ChannelError,
     ContentTooLarge,
     PublishNacked,
     PublishTimeout,
     RecoverableChannelError,
+    RecoverableConnectionError,
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.calls import not_yours
-from greenconn.transport.amqp.message import Outgoing
+from greenconn.transport.amqp.message import Outgoing, ReturnedMessage, split_route
 from greenconn.transport.amqp.methods import Reply, ids_of
 from greenconn.transport.amqp.properties import text_of
-from greenconn.transport.amqp.unsent import Found, Resending, Unsent, sentence
-from greenconn.wire.amqp import content_frames, method_frame
+from greenconn.wire.amqp import BASIC_PUBLISH, FrameParser, content_frames, method_frame
 from greenconn.wire.confirms import ConfirmSequencer
 
 if TYPE_CHECKING:
+    from greenconn.abc import DeadlineLike, Session
     from greenconn.green.writer import Writer
     from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["PendingConfirm", "Publisher"]
+__all__ = ["AGAIN", "AWAITED", "PendingConfirm", "Publisher", "Returns", "Unsent", "find_unsent"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 _tag_and_flags = Struct(">QB")
 # End of the method frame's payload is in the head; then: header frame, and the body frame's start.
 _header = Struct(">BHIHHQ")
 _body = Struct(">BBHI")
-_PUBLISH: Final = ids_of(spec.Basic.Publish)
 _ACK: Final = ids_of(spec.Basic.Ack)
+# Of a return: its code, and how long its text is.
+_code_and_size = Struct(">HB")
 _HEADS_KEPT: Final = 1024
 #: Bodies of this size or more are not copied into one piece with their frames.
 _LARGE: Final = 65536
+
+#: Marks behind a message: send it again; its caller gets the outcome.
+AGAIN: Final = memoryview(b"")
+AWAITED: Final = memoryview(b"")
+
+#: A message and its mark: ``(arguments with their 4 bytes of ids, header, body, mark or None)``.
+Found: TypeAlias = "tuple[bytes, bytes, bytes, memoryview | None]"
 
 
 class PendingConfirm:
@@ -301,12 +320,14 @@ class Publisher:
         confirms = self.confirms
         is_clear = confirms is not None and confirms.all_are_awaited
         left = [] if confirms is None else confirms.give_up()
-        if blamed == _PUBLISH and not (left and is_clear and all(each.is_awaited for each in left)):
+        if blamed == BASIC_PUBLISH and not (
+            left and is_clear and all(each.is_awaited for each in left)
+        ):
             # It may be one that nobody awaits: the next publish gets it, or else the log.
             self.unsent.refusal = cause
             spawn("log", logger.warning, "%s", self.unsent.error(self._link.where))
         # Alone, it is the one that the broker means; among others nobody can tell which it was.
-        mine = blamed is None or (blamed == _PUBLISH and len(left) == 1 and is_clear)
+        mine = blamed is None or (blamed == BASIC_PUBLISH and len(left) == 1 and is_clear)
         for publish in left:
             publish.slot.fail(cause if mine else not_yours(cause))
         return mine and bool(left)
@@ -329,3 +350,169 @@ class Publisher:
                 return
             for publish in confirms.settle(tag, bool(flags & 1)):
                 publish.slot.offer(ids == _ACK)
+
+
+class Returns:
+    """The messages of one channel that come back.
+
+    Arguments:
+        channel: the channel.
+        link: the connection of the channel.
+        publisher: the publisher of the channel.
+    """
+
+    __slots__ = ("_channel", "_link", "_publisher")
+
+    def __init__(self, channel: ChannelPort, link: LinkPort, publisher: Publisher) -> None:
+        self._channel = channel
+        self._link = link
+        self._publisher = publisher
+
+    # In the reader: nothing here may switch or run user code.
+
+    def on_return(self, reply: Reply) -> None:
+        """Take a returned message over."""
+        _, payload, header, body = reply
+        assert header is not None
+        assert body is not None
+        code, text, exchange, routing_key = _read_return(payload)
+        confirms = self._publisher.confirms
+        if confirms is not None:
+            publish = confirms.match_return(exchange, routing_key, header[12:], body)
+            if publish is not None:
+                publish.returned = (code, text)
+                if publish.is_awaited:
+                    return
+        exc = error_for_code(code, text, spec.Basic.Return, ChannelError)
+        channel = self._channel
+        message = ReturnedMessage(channel, exchange, routing_key, header, body)
+        if channel.return_sink is not None:
+            channel.return_sink(exc, exchange, routing_key, message)
+            return
+        returned = (exc, exchange, routing_key, message)
+        is_heard = bool(channel.events["basic_return"])
+        size = len(header) + len(body)
+        self._link.put_return(self._tell, returned, size, is_heard=is_heard)
+
+    def _tell(self, returned: tuple[Any, ...]) -> None:
+        # In the greenlet that drains.
+        for handler in list(self._channel.events["basic_return"]):
+            handler(*returned)
+
+
+def _read_return(payload: bytes) -> tuple[int, str, str, str]:
+    """Code, text, exchange and routing key of a ``basic.return``; names may be no UTF-8."""
+    code, size = _code_and_size.unpack_from(payload, 4)
+    return code, text_of(payload[7 : 7 + size]), *split_route(payload[7 + size :])
+
+
+def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, list[Found]]:
+    """Return the messages that have not wholly left, by channel.  Never switches.
+
+    Arguments:
+        buffers: as they were written, from the beginning of a frame.
+        begun: how many bytes of them have left.
+    """
+    parser, end = FrameParser(0, body_limit=1 << 62), 0
+    found: dict[int, list[Found]] = {}
+    mine: list[Found] | None = None
+    for buffer in buffers:
+        if buffer is AGAIN or buffer is AWAITED:
+            if mine is not None:
+                mine[-1] = (*mine[-1][:3], buffer)
+            continue
+        mine, end = None, end + len(buffer)
+        for channel, ids, payload, header, body in parser.feed(bytes(buffer)):
+            if ids == BASIC_PUBLISH and end > begun:
+                assert header is not None
+                assert body is not None
+                mine = found.setdefault(channel, [])
+                mine.append((payload, header, body, None))
+    return found
+
+
+class Unsent:
+    """Messages of one channel that nobody awaits and that have not left.
+
+    Attributes:
+        refusal: why the broker closed the channel, if it was for such a message.
+        count: messages that had not left when the connection was lost.
+        again: those to be sent again, as arguments of ``basic_publish``.
+    """
+
+    __slots__ = ("again", "count", "refusal")
+
+    def __init__(self) -> None:
+        self.refusal: BaseException | None = None
+        self.count = 0
+        self.again: deque[tuple[Any, ...]] = deque()
+
+    def take(self, found: Iterable[Found]) -> None:
+        """Take over what was found."""
+        for payload, header, body, mark in found:
+            if mark is AGAIN:
+                _, exchange, routing_key, mandatory, immediate = loads("Bssbb", payload, 4)[0]
+                message = Outgoing.packed_as(header[12:], body)
+                self.again.append((message, exchange, routing_key, mandatory, immediate))
+            elif mark is None:
+                self.count += 1
+
+    def forgive_last(self) -> None:
+        """Forget the last one: its caller gets an error, and it has no mark yet."""
+        self.count = max(self.count - 1, 0)
+
+    @property
+    def hint(self) -> str:
+        """End of the error text for callers after the end of the channel."""
+        count = self.count + len(self.again)
+        return f"; {sentence(count)}" if count else ""
+
+    def error(self, where: str) -> Exception | None:
+        """Return the error for the next publish; None: there is none."""
+        if self.refusal is not None:
+            error: Exception = RecoverableChannelError(
+                f"{where}: a message published without confirm is lost, and those after it, since "
+                f"the broker closed the channel because of it: {self.refusal}"
+            )
+            error.__cause__ = self.refusal
+        elif self.count:
+            text = f"{where}: {sentence(self.count)}: publish again, or with confirms"
+            error = RecoverableConnectionError(text)
+        else:
+            return None
+        return error
+
+    def forget(self) -> None:
+        """Forget all of them."""
+        self.refusal = None
+        self.count = 0
+        self.again.clear()
+
+
+def sentence(count: int) -> str:
+    """Return the text about *count* lost messages."""
+    which = "1 message that was" if count == 1 else f"{count} messages that were"
+    return f"{which} published without confirm had not been sent when the connection was lost"
+
+
+class Resending:
+    """Member of a session that has the messages of a lost channel sent again.
+
+    Arguments:
+        channel: that is lost.
+        session: of its connection.
+    """
+
+    __slots__ = ("_channel", "_session")
+
+    def __init__(self, channel: Any, session: Session) -> None:
+        self._channel = channel
+        self._session = session
+
+    def __repr__(self) -> str:
+        return f"<messages of {self._channel!r}>"
+
+    def recover(self, deadline: DeadlineLike) -> None:
+        """Have the channel's successor send them.  May switch."""
+        self._session.successor(self._channel, Deadline(deadline.left()))
+        self._session.discard(self)

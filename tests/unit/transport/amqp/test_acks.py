@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import unpack_from
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ class Scene:
 
     def __init__(self, *, has_nack: bool = True) -> None:
         self.writer = Writer()
-        self.later: list[Acks] = []
+        self.later: list[Callable[[], None]] = []
         self.interrupted: list[tuple[str, BaseException]] = []
         self.channel: Any = SimpleNamespace(
             channel_id=1,
@@ -83,8 +84,8 @@ def test_what_is_put_back_leaves_at_the_end_of_the_turn(scene: Scene) -> None:
     for tag in (1, 2, 2):
         scene.acks.put_back(tag)
     assert scene.writer.answers == []
-    assert scene.later == [scene.acks]
-    scene.acks.flush()
+    (flush,) = scene.later
+    flush()
     assert scene.writer.answers == [(NACK, 2, REQUEUE | MULTIPLE)]
 
 

@@ -6,7 +6,7 @@ from amqp import spec
 from amqp.serialization import dumps
 
 from greenconn.transport.amqp.message import Outgoing
-from greenconn.transport.amqp.unsent import AGAIN, AWAITED, Unsent, find_unsent, sentence
+from greenconn.transport.amqp.publishing import AGAIN, AWAITED, Unsent, find_unsent, sentence
 from greenconn.wire.amqp import content_frames, heartbeat_frame, method_frame
 
 Buffer = bytes | memoryview
