@@ -1,7 +1,7 @@
-"""Publisher confirms: matching acks, nacks and returns to the publishes.
+"""Publisher confirms: matching of acks, nacks and returns to the publishes.
 
-RabbitMQ numbers the publishes of a channel from 1 after ``confirm.select`` and answers each number once,
-singly or with ``multiple`` for all up to it.  A return precedes the ack of its message but has no
+RabbitMQ numbers the publishes of a channel from 1 after ``confirm.select`` and confirms each number
+once, singly or with ``multiple`` for all up to it.  A return precedes the ack of its message but has no
 number: it is matched to the oldest outstanding mandatory publish with the same exchange, routing key,
 raw property block and body, and if none has all four (the broker strips ``BCC``), to the oldest
 mandatory one with the same exchange and routing key.
@@ -37,13 +37,13 @@ P = TypeVar("P", bound=Outstanding)
 class ConfirmSequencer(Generic[P]):
     """The outstanding publishes of one channel in confirm mode, by number."""
 
-    __slots__ = ("_answered", "_skipped", "last", "outstanding")
+    __slots__ = ("_confirmed", "_skipped", "last", "outstanding")
 
     def __init__(self) -> None:
         #: The number of the last publish.
         self.last = 0
         self._skipped = 0  # the last number whose confirm is not awaited
-        self._answered = 0  # the highest number that the broker has answered
+        self._confirmed = 0  # the highest number that the broker has confirmed
         self.outstanding: dict[int, P] = {}
 
     def expect(self, publish: P) -> int:
@@ -60,15 +60,15 @@ class ConfirmSequencer(Generic[P]):
     def all_are_awaited(self) -> bool:
         """Whether the confirm of each publish is awaited that the broker may not have processed yet.
 
-        It processes them in order, whatever the order of its answers.
+        It processes them in order, whatever the order of its confirms.
         """
-        return self._skipped <= self._answered
+        return self._skipped <= self._confirmed
 
     def settle(self, tag: int, multiple: bool) -> list[P]:
         """Remove and return the publishes that an ack or nack of the broker is for, oldest first."""
         outstanding = self.outstanding
-        if tag > self._answered:
-            self._answered = tag
+        if tag > self._confirmed:
+            self._confirmed = tag
         if not multiple:
             publish = outstanding.pop(tag, None)
             return [] if publish is None else [publish]

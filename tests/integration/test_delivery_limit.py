@@ -16,7 +16,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
-from greenconn.transport.amqp.acks import RETURNS_AT_ONCE
+from greenconn.transport.amqp.acks import REQUEUES_AT_ONCE
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.transport.amqp.queues import KnownQueues
 from greenconn.worker import spawn_consumer
@@ -103,7 +103,7 @@ def test_what_was_begun_is_not_covered(link: AmqpLink, end: BrokerEnd) -> None:
 
 def test_many_behind_one_that_was_begun(link: AmqpLink, end: BrokerEnd) -> None:
     """A quorum queue takes few answers at once, and a channel that ends loses the others."""
-    count = 2 * RETURNS_AT_ONCE
+    count = 2 * REQUEUES_AT_ONCE
     filled(link, end, count)
     link.drain(Deadline(CAME))
     link.close()
@@ -112,13 +112,13 @@ def test_many_behind_one_that_was_begun(link: AmqpLink, end: BrokerEnd) -> None:
 
 
 def test_many_go_back_in_groups_while_the_channel_lives(link: AmqpLink, end: BrokerEnd) -> None:
-    count = 2 * RETURNS_AT_ONCE + 1
+    count = 2 * REQUEUES_AT_ONCE + 1
     channel = filled(link, end, count)
     messages = [argument for _, argument in link.events.clear()]
     for message in messages[1:]:
         message.put_back()
     channel.acks.flush()
-    assert len(channel.acks.ledger.returning) == RETURNS_AT_ONCE
+    assert len(channel.acks.ledger.returning) == REQUEUES_AT_ONCE
     until(lambda: not channel.acks.ledger.returning)
     messages[0].ack()
     answers = sent(end, spec.Basic.Ack)

@@ -1,4 +1,4 @@
-"""The answers of a channel to its deliveries: acks, which are sent together, rejects and requeues."""
+"""Acks, rejects and requeues of the deliveries of a channel; the acks of a turn are sent together."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["Acks"]
 
 _tag_and_flags = Struct(">QB")
-#: Deliveries that are put back at once, where each takes an answer of its own, and seconds before more
-#: are: see :mod:`greenconn.wire.acks`.
-RETURNS_AT_ONCE: Final = 24
-RETURN_INTERVAL: Final = 0.05
+#: Requeues that are sent at once, where each takes a method of its own, and seconds before more are:
+#: see :mod:`greenconn.wire.acks`.
+REQUEUES_AT_ONCE: Final = 24
+REQUEUE_INTERVAL: Final = 0.05
 #: The flags of ``basic.nack``: not multiple, requeue.
 _NACK_REQUEUE: Final = 2
 
 
 class Acks:
-    """The answers to the deliveries of one channel.
+    """The acks, rejects and requeues of one channel.
 
     Arguments:
         channel: the channel.
@@ -33,7 +33,7 @@ class Acks:
         has_nack: the broker knows ``basic.nack``, an extension of RabbitMQ's.
 
     Attributes:
-        ledger: which deliveries need an answer, and which answers wait to be written.
+        ledger: which deliveries are outstanding, and which acks and requeues are not yet written.
     """
 
     __slots__ = ("_channel", "_has_nack", "_link", "_number", "_timer", "_writer", "ledger")
@@ -45,7 +45,7 @@ class Acks:
         self._link = link
         self._writer = link.writer
         self._has_nack = has_nack
-        #: Until more of what was put back is written.
+        #: Until more of the requeues are written.
         self._timer: Any = None
 
     def reject(self, tag: int, requeue: bool) -> bool:
@@ -55,7 +55,7 @@ class Acks:
             self.flush()
         frame = method_frame(self._number, spec.Basic.Reject, _tag_and_flags.pack(tag, requeue))
         try:
-            if not ledger.settle(tag):
+            if not ledger.reject(tag):
                 return False
             if not ledger.is_recovering:
                 self._writer.write(frame)
@@ -64,10 +64,10 @@ class Acks:
             raise
         return True
 
-    def put_back(self, tag: int) -> None:
-        """Requeue a delivery that nobody has begun with.  Never switches.
+    def requeue_unhandled(self, tag: int) -> None:
+        """Requeue a delivery that no handler has seen.  Never switches.
 
-        Answered before, or the channel is gone: does nothing.  This is a ``basic.nack``, which
+        Settled before, or the channel is gone: does nothing.  This is a ``basic.nack``, which
         RabbitMQ 4.3 does not count against the delivery limit of a quorum queue; it counts
         ``basic.reject`` and the end of a channel.
         """
@@ -76,49 +76,52 @@ class Acks:
         if not self._has_nack:
             self.reject(tag, True)
             return
-        if not self.ledger.returning:
+        if not self.ledger.requeued:
             self._link.ack_later(self.flush)
-        self.ledger.put_back(tag)
+        self.ledger.requeue(tag)
 
     def give_credit(self, tag: int) -> None:
-        """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
+        """Ack a delivery of a stream that no handler has seen, so that the broker sends the next one.
+
+        Never switches.  Again: does nothing.
+        """
         if self._channel.cause is None:
             if not self.ledger.pending:
                 self._link.ack_later(self.flush)
             self.ledger.ack(tag)
 
     def flush(self) -> None:
-        """Write the acks that are pending, and what is put back.  Never switches.
+        """Write the pending acks, and the requeues.  Never switches.
 
         In the hub at the end of a turn.
         """
         if self._channel.cause is not None:
             return
         self._write_acks()
-        if self.ledger.returning:
-            self._flush_returns()
+        if self.ledger.requeued:
+            self._flush_requeues()
 
-    def finish_returns(self, *, rejects_rest: bool) -> None:
-        """Write all that was put back: the channel is about to be closed.  Never switches.
+    def finish_requeues(self, *, rejects_rest: bool) -> None:
+        """Write all requeues: the channel is about to be closed.  Never switches.
 
         Arguments:
-            rejects_rest: what is left unanswered comes back with the end of the channel, which counts
-                as a delivery of it.  Rejecting it first counts the same, and lets the others go back
-                in one answer.
+            rejects_rest: the broker requeues what is outstanding at the end of the channel, and counts
+                that as a delivery of it.  Rejecting it first counts the same, and lets the others be
+                requeued by one ``basic.nack``.
         """
         self._write_acks()
         ledger = self.ledger
-        are_many = len(ledger.returning) > RETURNS_AT_ONCE or self._timer is not None
-        if are_many and len(ledger.outstanding) < RETURNS_AT_ONCE and rejects_rest:
+        are_many = len(ledger.requeued) > REQUEUES_AT_ONCE or self._timer is not None
+        if are_many and len(ledger.outstanding) < REQUEUES_AT_ONCE and rejects_rest:
             for tag in list(ledger.outstanding):
                 self.reject(tag, True)
-        self._write_returns(len(ledger.returning))
+        self._write_requeues(len(ledger.requeued))
 
     def end(self) -> None:
         """Write no more: the channel is gone.  Never switches."""
         self.stop()
         self.ledger.pending.clear()
-        self.ledger.returning.clear()
+        self.ledger.requeued.clear()
 
     def stop(self) -> None:
         """Drop the timer.  Never switches."""
@@ -127,23 +130,23 @@ class Acks:
             timer.close()
 
     def begin_transactions(self) -> None:
-        """Note each answer from now on, so that it can be rolled back.  Again: does nothing."""
+        """Note what is settled from now on, so that it can be rolled back.  Again: does nothing."""
         if not isinstance(self.ledger, TransactionLedger):
             self.ledger = TransactionLedger(self.ledger)
 
     def end_transaction(self) -> list[int]:
-        """Return the tags answered in this transaction, whose end is written next."""
+        """Return the tags settled in this transaction, whose end is written next."""
         ledger = self.ledger
         return ledger.end_transaction() if isinstance(ledger, TransactionLedger) else []
 
-    def roll_back(self, answered: list[int]) -> None:
-        """Have *answered* wait for an answer again.  In the reader."""
+    def roll_back(self, settled: list[int]) -> None:
+        """Have *settled* be outstanding again.  In the reader."""
         if isinstance(self.ledger, TransactionLedger):
-            self.ledger.roll_back(answered)
+            self.ledger.roll_back(settled)
 
     def _write_acks(self) -> None:
         try:
-            for tag, multiple in self.ledger.take():
+            for tag, multiple in self.ledger.take_acks():
                 self._writer.write(
                     method_frame(self._number, spec.Basic.Ack, _tag_and_flags.pack(tag, multiple))
                 )
@@ -151,19 +154,19 @@ class Acks:
             self._channel.interrupted("an acknowledgement", exc)
             raise
 
-    def _flush_returns(self) -> None:
+    def _flush_requeues(self) -> None:
         # In the hub, when its timer has ended, too.
         self.stop()
         if self._channel.cause is not None:
             return
-        self._write_returns(RETURNS_AT_ONCE)
-        if self.ledger.returning and not self.ledger.is_recovering:
-            self._timer = self._link.home.hub.loop.timer(RETURN_INTERVAL)
+        self._write_requeues(REQUEUES_AT_ONCE)
+        if self.ledger.requeued and not self.ledger.is_recovering:
+            self._timer = self._link.home.hub.loop.timer(REQUEUE_INTERVAL)
             self._timer.start(self.flush)
 
-    def _write_returns(self, limit: int) -> None:
+    def _write_requeues(self, limit: int) -> None:
         try:
-            for tag, multiple in self.ledger.take_returns(limit):
+            for tag, multiple in self.ledger.take_requeues(limit):
                 flags = _NACK_REQUEUE | multiple
                 self._writer.write(
                     method_frame(self._number, spec.Basic.Nack, _tag_and_flags.pack(tag, flags))

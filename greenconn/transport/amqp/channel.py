@@ -2,7 +2,7 @@
 
 It has the methods of ``amqp.Channel``, and is made of parts: ``calls``, ``acks``, ``consumers``,
 ``publisher`` and ``returns``.  What belongs to more than one of them is here: who may use the channel,
-its end, and the way of a message out and of its answer back.
+its end, and the way of a message out and of its ack back.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport.amqp.acks import Acks
 from greenconn.transport.amqp.calls import Call, Calls
-from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, give_back_events
+from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, requeue_events
 from greenconn.transport.amqp.errors import with_remedy
 from greenconn.transport.amqp.message import Outgoing
 from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
@@ -78,7 +78,7 @@ class Channel(DeclaringChannel):
         events: ``events['basic_return']`` is a set of ``function(exc, exchange, routing_key, message)``
             called from ``drain_events`` for returned messages that nobody waits for.
         is_transactional: ``tx_select()`` was called.
-        no_ack_consumers: tags of consumers whose messages need no answer.
+        no_ack_consumers: tags of the consumers without acks.
         return_sink: called by the reader, in place of the handlers in ``events``, with what they would
             get for a returned message.  It must not switch.
         streams: tags of consumers that read streams.
@@ -175,7 +175,7 @@ class Channel(DeclaringChannel):
         return self.calls.send(spec.Channel.Flow, "b", (active,), wait=spec.Channel.FlowOk)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when all that was published and answered has been given to the socket.  May switch.
+        """Return when all publishes and acks have been given to the socket.  May switch.
 
         The operating system sends it then, also if the program blocks or dies.  Whether the broker has
         it only a confirm tells.
@@ -197,8 +197,8 @@ class Channel(DeclaringChannel):
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Close the channel.  May switch.  Again, or after it was lost: does nothing.
 
-        Deliveries that were not answered go back to their queues: first, after the end of the
-        consumers, those that nobody has begun with.
+        Outstanding deliveries are requeued: first, after the end of the consumers, those that no
+        handler has seen.
         """
         if get_hub() is not self._hub:
             self.check_hub()
@@ -404,7 +404,7 @@ class Channel(DeclaringChannel):
         mandatory: bool,
         deadline: Deadline,
     ) -> None:
-        """Send a message whose sender learns by an answer what became of it.  May switch, as above.
+        """Send a message whose sender gets a reply message instead of a confirm.  May switch, as above.
 
         If the broker returns it, ``return_sink`` gets it; it is not counted among the lost ones.
 
@@ -482,7 +482,7 @@ class Channel(DeclaringChannel):
         """Send a message and wait until the broker has taken it over.  May switch.
 
         Only the calling greenlet waits; any number of them may publish on one channel, and each gets
-        the answer to its own message.
+        the confirm of its own message.
 
         Arguments:
             timeout: seconds for all of it.
@@ -492,9 +492,9 @@ class Channel(DeclaringChannel):
         Raises:
             PublishNacked: the broker refused it.
             Unroutable: it was mandatory and reached no queue.
-            PublishTimeout: no answer in time; the broker may have it.
+            PublishTimeout: no confirm in time; the broker may have it.
             ConnectionBlocked: the broker takes nothing; nothing was sent.
-            ChannelError, ConnectionError: what ended the channel before the answer came.
+            ChannelError, ConnectionError: what ended the channel before the confirm came.
         """
         deadline = NEVER if timeout is None else Deadline(timeout)
         if confirm_timeout is not None:
@@ -519,7 +519,7 @@ class Channel(DeclaringChannel):
             deadline: for the wait while the broker takes nothing.
 
         Raises:
-            As :meth:`basic_publish_confirm`, save what only the broker's answer can tell.
+            As :meth:`basic_publish_confirm`, save what only the confirm can tell.
         """
         if get_hub() is not self._hub:
             self.check_hub()
@@ -560,7 +560,7 @@ class Channel(DeclaringChannel):
         *,
         a_global: bool | None = None,
     ) -> None:
-        """Limit the unanswered deliveries.  May switch.
+        """Limit the outstanding deliveries.  May switch.
 
         Arguments:
             prefetch_count: messages; 0 is no limit.
@@ -657,11 +657,11 @@ class Channel(DeclaringChannel):
         """Return *raw_message*: messages come ready."""
         return raw_message
 
-    # Answering
+    # Acks and rejects
 
     @property
     def oldest_unanswered(self) -> int | None:
-        """Delivery tag that has waited longest for an answer; None if none does."""
+        """The delivery tag that has been outstanding longest; None if none is."""
         return next(iter(self.acks.ledger.outstanding), None)
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
@@ -671,13 +671,13 @@ class Channel(DeclaringChannel):
         delivery of a connection that is gone it does nothing: the broker delivers it again.
 
         Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
+            PreconditionFailed: this channel has no outstanding delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         if get_hub() is not self._hub:
             self.check_hub()
         if self.cause is not None:
-            self._check_answerable()
+            self._check_can_settle()
             return
         acks = self.acks
         ledger = acks.ledger
@@ -699,7 +699,7 @@ class Channel(DeclaringChannel):
             requeue: put it back, else it is dropped or goes to the dead-letter exchange.
 
         Raises:
-            PreconditionFailed: this channel has no unanswered delivery of that tag.
+            PreconditionFailed: this channel has no outstanding delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         if get_hub() is not self._hub:
@@ -707,27 +707,27 @@ class Channel(DeclaringChannel):
         if self._writer.gate:
             self.connection.gate.pass_through()
         if self.cause is not None:
-            self._check_answerable()
+            self._check_can_settle()
             return
         if not self.acks.reject(delivery_tag, requeue):
             raise _unknown_tag(delivery_tag)
 
-    def _check_answerable(self) -> None:
+    def _check_can_settle(self) -> None:
         if self.connection.lost is None:
             self.check_open()
 
-    def put_back(self, delivery_tag: int) -> None:
-        """Requeue a delivery that nobody has begun with; see :meth:`Acks.put_back`.  Never switches."""
-        self.acks.put_back(delivery_tag)
+    def requeue_unhandled(self, delivery_tag: int) -> None:
+        """Requeue a delivery that no handler has seen; see :class:`Acks`.  Never switches."""
+        self.acks.requeue_unhandled(delivery_tag)
 
     def give_credit(self, delivery_tag: int) -> None:
-        """Answer a delivery of a stream that nobody wants.  Never switches.  Again: does nothing."""
+        """Ack a delivery of a stream that no handler has seen; see :class:`Acks`.  Never switches."""
         self.acks.give_credit(delivery_tag)
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Have all unanswered deliveries of this channel delivered again.  May switch.
+        """Have all outstanding deliveries of this channel delivered again.  May switch.
 
-        Answers given before the broker's reply are dropped, since their messages are redelivered.
+        Acks and rejects before the broker's reply are dropped, since their messages are redelivered.
 
         Raises:
             AMQPNotImplementedError: *requeue* is false, and this is a RabbitMQ, which would end the
@@ -738,7 +738,7 @@ class Channel(DeclaringChannel):
     def basic_recover_async(self, requeue: bool = False) -> None:
         """Recover without a wait for the reply.  May switch, before the first byte only.
 
-        The broker is asked for a reply all the same: it tells which answers are of use no more.
+        The broker is asked for a reply all the same: it tells which acks are of no use any more.
         """
         self._recover(requeue, abandons=True)
 
@@ -757,9 +757,9 @@ class Channel(DeclaringChannel):
         )
 
     def flush_acks(self) -> None:
-        """Return when all answers to deliveries have been given to the socket.  May switch.
+        """Return when all acks, rejects and requeues have been given to the socket.  May switch.
 
-        Where the connection is gone it does nothing: the broker delivers again what it has not heard of.
+        Where the connection is gone it does nothing: the broker redelivers what is not settled.
 
         Raises:
             TimeoutError: the broker took too little within ``blocked_timeout`` seconds.
@@ -771,46 +771,46 @@ class Channel(DeclaringChannel):
     # Transactions
 
     def tx_select(self) -> None:
-        """Have publishes and answers wait for ``tx_commit()`` or ``tx_rollback()``.  May switch.
+        """Have publishes and acks wait for ``tx_commit()`` or ``tx_rollback()``.  May switch.
 
-        The channel that takes this one's place after a loss begins with it, too; what was not
-        committed by then the broker has rolled back.
+        The channel that replaces this one after a loss is transactional, too; the broker has rolled
+        back what was not committed by then.
         """
         self._flush_transaction()
-        # With the write: what another greenlet answers from now on is part of a transaction.
+        # With the write: what another greenlet settles from now on is part of a transaction.
         self.acks.begin_transactions()
         self.calls.call(spec.Tx.Select, wait=spec.Tx.SelectOk)
         self.is_transactional = True
 
     def tx_commit(self) -> None:
-        """Have the broker do what was published and answered since the last end.  May switch."""
+        """Commit the publishes, acks and rejects since the last commit or rollback.  May switch."""
         self._flush_transaction()
         self.acks.end_transaction()
         self.calls.call(spec.Tx.Commit, wait=spec.Tx.CommitOk)
 
     def tx_rollback(self) -> None:
-        """Have the broker forget what was published and answered since the last end.  May switch.
+        """Roll back the publishes, acks and rejects since the last commit or rollback.  May switch.
 
-        The deliveries that were answered wait for an answer again: their messages can be
-        acknowledged or rejected once more.
+        The deliveries that were settled are outstanding again: they can be acknowledged or rejected
+        once more.
         """
         self._flush_transaction()
-        answered = self.acks.end_transaction()
+        settled = self.acks.end_transaction()
         self.calls.call(
             spec.Tx.Rollback,
             wait=spec.Tx.RollbackOk,
             # In the reader: it holds, also if its caller was killed meanwhile.
-            on_reply=lambda reply: self.acks.roll_back(answered),
+            on_reply=lambda reply: self.acks.roll_back(settled),
         )
 
     def _flush_transaction(self) -> None:
-        """Write the answers that belong to a transaction; the caller writes its end at once."""
+        """Write the acks of a transaction; the caller writes its end at once."""
         self.check_open()
         self.calls.pass_gate()
         self.acks.flush()
 
     def is_rolled_back(self, delivery_tag: int) -> bool:
-        """Return whether a delivery that was answered waits for an answer again.  Never switches."""
+        """Return whether the ack or reject of a delivery was rolled back.  Never switches."""
         return self.is_transactional and delivery_tag in self.acks.ledger.outstanding
 
     # In the reader: nothing here may switch or run user code.
@@ -853,7 +853,7 @@ class Channel(DeclaringChannel):
 
 
 def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) -> None:
-    """Have the broker send no more on *channels*, and put back what nobody has begun with.
+    """Cancel the consumers of *channels*, and requeue the deliveries that no handler has seen.
 
     May switch.
 
@@ -874,11 +874,11 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     for channel, call in calls:
         link.wait_reply(call.slot, channel.channel_id, deadline.left())
     for consumer in consumers:
-        consumer.give_back()
+        consumer.requeue_prefetched()
     if len(link.events):
-        give_back_events(link, lambda consumer, message: message.channel in channels)
+        requeue_events(link, lambda consumer, message: message.channel in channels)
     for channel in channels:
-        channel.acks.finish_returns(rejects_rest=not channel.streams)
+        channel.acks.finish_requeues(rejects_rest=not channel.streams)
 
 
 def _unknown_tag(tag: int) -> PreconditionFailed:

@@ -1,10 +1,10 @@
 """The consumers of a channel, and its prefetch.
 
-A channel that ends returns what was not answered on it to the queues, and RabbitMQ counts each such
+When a channel ends, the broker requeues its outstanding deliveries, and RabbitMQ counts each such
 message as delivered: a quorum queue drops it, or dead-letters it, at its delivery limit (20 by default
-since 4.0), although no handler has ever seen it.  So the consumers are cancelled first, and what came
-until the broker has answered and nobody has begun with is put back, one by one, before the channel
-goes.  What a handler has begun with is left to the broker.
+since 4.0), although no handler has ever seen it.  So the consumers are cancelled first, and the
+deliveries until ``basic.cancel-ok`` that no handler has seen are requeued by ``basic.nack`` before the
+channel is closed.  What a handler has begun with is left to the broker.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.message import Delivery
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "give_back_events"]
+__all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "requeue_events"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
 _delivery_tag = Struct(">Q")
-#: Unanswered deliveries that any broker may send beyond what it was asked for.
+#: Outstanding deliveries that any broker may send beyond the prefetch.
 _SLACK: Final = 1000
 #: Tags of stream consumers, beside those that run, that one channel remembers.
 _STREAMS_KEPT: Final = 1024
@@ -62,10 +62,10 @@ class ConsumerState(Enum):
     STARTING = "starting"
     #: The broker confirmed it.
     RUNNING = "running"
-    #: ``basic.cancel`` was written and nobody waits for the answer: the tag may be used again.
+    #: ``basic.cancel`` was written and nobody waits for the reply: the tag may be used again.
     CANCELLED = "cancelled"
-    #: The caller was killed while it waited: what comes goes back to the queue, and the tag stays
-    #: taken until the broker has answered the cancel.
+    #: The caller was killed while it waited: what comes is requeued, and the tag stays in use until
+    #: ``basic.cancel-ok``.
     ABANDONED = "abandoned"
 
 
@@ -151,7 +151,7 @@ class ChannelConsumer:
         return self.sink is None and self.state is ConsumerState.RUNNING
 
     def leave(self, state: ConsumerState) -> None:
-        """Return to the queue what still comes, since its owner has left.  Never switches."""
+        """Requeue what still comes, since its owner has left.  Never switches."""
         self._move(state)
         self.deliver = self._refuse
         self.sink = None  # it may hold much, and this stays as long as the tag is known
@@ -166,13 +166,13 @@ class ChannelConsumer:
             slot.offer(None)
         self.watchers.clear()
 
-    def give_back(self) -> None:
-        """Have its sink put back what nobody has begun with; the broker sends no more.  May switch."""
+    def requeue_prefetched(self) -> None:
+        """Have its sink requeue what no handler has seen; the broker sends no more.  May switch."""
         if self.sink is not None:
             self.sink.give_back()
 
-    def give_back_event(self, function: Callable[[Any], Any], message: Delivery) -> None:
-        """Put back a delivery that waited among the events of the connection.  Never switches.
+    def requeue_event(self, function: Callable[[Any], Any], message: Delivery) -> None:
+        """Requeue a delivery that waited among the events of the connection.  Never switches.
 
         Arguments:
             function: the event's, which tells whether the delivery was counted.
@@ -259,9 +259,9 @@ class Consumers:
 
     Attributes:
         by_tag: the consumers that the broker may know.
-        no_ack: tags of those whose messages need no answer.
+        no_ack: tags of those without acks.
         streams: tags of those that read streams, also of those that are gone, as their messages may
-            still be answered.
+            still be acknowledged.
         qos: the arguments of the latest ``basic.qos``; None: there was none.
     """
 
@@ -285,7 +285,7 @@ class Consumers:
         self.streams: set[str] = set()
         self.qos: tuple[int, int, bool] | None = None
         self._prefetch = 0
-        #: Unanswered deliveries above which the broker does not keep to the prefetch.
+        #: Outstanding deliveries above which the broker does not keep to the prefetch.
         self._most: float = _SLACK
         self._channel = channel
         self._number = channel.channel_id
@@ -407,7 +407,7 @@ class Consumers:
             self.no_ack.add(tag)
         else:
             # Twice, since the servers differ in what they count; never less, as what was cancelled may
-            # have deliveries that nobody has answered.
+            # have outstanding deliveries.
             self._most = self._most + 2 * self._prefetch if self._prefetch else inf
         if nowait:
             consumer.start()
@@ -444,7 +444,7 @@ class Consumers:
             self._write_cancel(consumer).abandon()
 
     def _write_cancel(self, consumer: ChannelConsumer) -> Call:
-        """Have the broker end *consumer*, once: it answers a second request before the first one.
+        """Have the broker end *consumer*, once: it replies to a second request before the first one.
 
         Never switches.
         """
@@ -491,10 +491,10 @@ class Consumers:
             if consumer.no_ack:
                 self._drop_events(consumer)
             else:
-                give_back_events(self._link, lambda of, message: of is consumer)
+                requeue_events(self._link, lambda of, message: of is consumer)
 
     def _drop_events(self, consumer: ChannelConsumer) -> None:
-        """Drop what came for *consumer*, and needs no answer: the broker has forgotten it.
+        """Drop what came for *consumer*, which has no acks: the broker has forgotten it.
 
         Never switches.
         """
@@ -517,7 +517,7 @@ class Consumers:
         slot.wait(Deadline(self._link.options.reply_timeout))
 
     def acking(self) -> list[ChannelConsumer]:
-        """Return the consumers whose deliveries need an answer.  Never switches."""
+        """Return the consumers with acks.  Never switches."""
         return [each for each in self.by_tag.values() if not each.no_ack]
 
     def cancel_all(self, consumers: Iterable[ChannelConsumer]) -> Call | None:
@@ -591,7 +591,7 @@ class Consumers:
 
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
-            self._acks.put_back(_delivery_tag.unpack_from(reply[1], 4)[0])
+            self._acks.requeue_unhandled(_delivery_tag.unpack_from(reply[1], 4)[0])
 
     # In the reader: nothing here may switch or run user code.
 
@@ -602,9 +602,9 @@ class Consumers:
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if consumer is None:
             # Noted all the same: else an ack for all up to a later one would cover it.  While the
-            # channel is being closed the broker puts it back.
+            # channel is being closed the broker requeues it.
             self._acks.ledger.outstanding[tag] = None
-            self._acks.put_back(tag)
+            self._acks.requeue_unhandled(tag)
             return
         if not consumer.no_ack:
             outstanding = self._acks.ledger.outstanding
@@ -627,7 +627,7 @@ class Consumers:
             return
         if self._may_be_overdue(consumer.queue):
             # Its messages are another consumer's by now.
-            give_back_events(self._link, lambda of, message: of is consumer)
+            requeue_events(self._link, lambda of, message: of is consumer)
         elif self._link.topology is not None:
             # Somebody has deleted it, and does not want it back; a consumer that does declares it.
             self._link.topology.queue_deleted(consumer.queue)
@@ -637,13 +637,13 @@ class Consumers:
             return
         # After a consumer timeout RabbitMQ 4.3 keeps the tag until it is cancelled from this side,
         # too: it would end the connection of who consumes with it again, and deliver to it again when
-        # the late answers come.  Where it does not know the tag any more it answers all the same.
+        # the late acks come.  Where it does not know the tag any more it replies all the same.
         if consumer.state is not ConsumerState.ABANDONED:
             consumer.leave(ConsumerState.CANCELLED)
         self._write_cancel(consumer).abandon()
 
     def _may_be_overdue(self, queue: str) -> bool:
-        """Return whether a consumer of *queue* may be cancelled for an answer that came too late."""
+        """Return whether the broker may have cancelled a consumer of *queue* for a late ack."""
         version = self._link.server_version
         is_quorum = self._link.queues.kinds.get(queue) == "quorum"
         return is_quorum and version is not None and version >= (4, 3)
@@ -658,13 +658,13 @@ class Consumers:
         self._link.consumer_ended(consumer.queue)
 
 
-def give_back_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:
-    """Put back those deliveries among the events of *link* that are meant.  Never switches."""
+def requeue_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:
+    """Requeue those deliveries among the events of *link* that are meant.  Never switches."""
     found = _take_events(
         link, lambda consumer, message: not consumer.no_ack and is_meant(consumer, message)
     )
     for function, consumer, message in found:
-        consumer.give_back_event(function, message)
+        consumer.requeue_event(function, message)
 
 
 def _take_events(

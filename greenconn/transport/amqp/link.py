@@ -312,7 +312,7 @@ class AmqpLink(Link):
         if self.channels.get(channel.channel_id) is channel:
             del self.channels[channel.channel_id]
             self.gate.open(channel.channel_id)
-            self._numbers.give_back(channel.channel_id)
+            self._numbers.release(channel.channel_id)
 
     def wait_reply(self, slot: Slot[Reply], channel_id: int, timeout: float | None) -> Reply:
         """Wait for a reply of the broker.  May switch.
@@ -432,7 +432,7 @@ class AmqpLink(Link):
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing.
 
-        Consumers are ended first, and what nobody has begun with is put back.
+        Consumers are cancelled first, and deliveries that no handler has seen are requeued.
         """
         if self.lost is not None or self._closing is not None:
             return
@@ -462,7 +462,7 @@ class AmqpLink(Link):
         try:
             withdraw(self, [each for each in self.channels.values() if each is not self], deadline)
         except (TimeoutError, ChannelError):
-            pass  # a broker that does not answer puts them back by itself
+            pass  # a broker that does not reply requeues them by itself
 
     def collect(self) -> None:
         """Drop everything at once, without a word to the peer.  Never switches."""
@@ -634,9 +634,9 @@ class _Intake:
 
 
 class _ChannelNumbers:
-    """Numbers for channels, from 1 up; one that was given back is used again before a new one.
+    """Numbers for channels, from 1 up; one that was released is used again before a new one.
 
-    A number may be given back only when the close of its channel is complete on both sides.
+    A number may be released only when the close of its channel is complete on both sides.
     """
 
     __slots__ = ("_free", "_last")
@@ -654,6 +654,6 @@ class _ChannelNumbers:
         self._last += 1
         return self._last
 
-    def give_back(self, number: int) -> None:
-        """*number* may be used again."""
+    def release(self, number: int) -> None:
+        """Have *number* be used again."""
         self._free.append(number)

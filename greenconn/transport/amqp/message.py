@@ -172,7 +172,7 @@ class Delivery(Message):
 
     @property
     def is_of_stream(self) -> bool:
-        """True if it was read from a stream, which keeps it whatever the answer is."""
+        """Whether it was read from a stream, which keeps it when it is acknowledged or rejected."""
         return self.consumer_tag in self.channel.streams and isinstance(
             self.headers.get("x-stream-offset"), int
         )
@@ -191,7 +191,7 @@ class Delivery(Message):
         if self.is_of_stream:
             self.channel.give_credit(self.delivery_tag)
         else:
-            self.channel.put_back(self.delivery_tag)
+            self.channel.requeue_unhandled(self.delivery_tag)
 
     def _decode(self) -> Any:
         if self._stage == _RAW:

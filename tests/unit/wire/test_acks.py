@@ -102,8 +102,8 @@ class AnswersMachine(RuleBasedStateMachine):
     def reject(self, choice: int) -> None:
         tag = list(self.known)[choice % len(self.known)]
         self.flush()
-        assert self.ledger.settle(tag)
-        assert not self.ledger.settle(tag)
+        assert self.ledger.reject(tag)
+        assert not self.ledger.reject(tag)
         assert not self.ledger.ack(tag)
         self.broker.reject(tag)
         del self.known[tag]
@@ -114,13 +114,13 @@ class AnswersMachine(RuleBasedStateMachine):
         unknown = self.broker.last_tag + 1
         assert not self.ledger.ack(unknown)
         self.flush()
-        assert not self.ledger.settle(unknown)
+        assert not self.ledger.reject(unknown)
 
     @rule()
     def flush(self) -> None:
-        for tag, multiple in self.ledger.take():
+        for tag, multiple in self.ledger.take_acks():
             self.broker.ack(tag, multiple)
-        assert self.ledger.take() == []
+        assert self.ledger.take_acks() == []
         assert self.broker.acked == self.acked
 
     @rule(acked_meanwhile=st.lists(st.integers(0, 1000), max_size=5))
@@ -133,10 +133,10 @@ class AnswersMachine(RuleBasedStateMachine):
         for choice in acked_meanwhile:
             if self.known:
                 tag = list(self.known)[choice % len(self.known)]
-                assert self.ledger.ack(tag) if choice % 2 else self.ledger.settle(tag)
+                assert self.ledger.ack(tag) if choice % 2 else self.ledger.reject(tag)
                 del self.known[tag]
         assert self.ledger.is_recovering
-        assert self.ledger.take() == []
+        assert self.ledger.take_acks() == []
         self.ledger.end_recover()
         for tag in self.known:
             assert not self.ledger.ack(tag)
@@ -152,7 +152,7 @@ class AnswersMachine(RuleBasedStateMachine):
         )
 
 
-def test_what_is_written_is_what_was_answered() -> None:
+def test_what_is_written_is_what_was_settled() -> None:
     run_state_machine_as_test(AnswersMachine, settings=settings(stateful_step_count=60))
 
 
@@ -162,10 +162,10 @@ def test_acks_in_order_become_one_frame() -> None:
         ledger.delivered(tag)
     for tag in range(1, 51):
         assert ledger.ack(tag)
-    assert ledger.take() == [(50, True)]
+    assert ledger.take_acks() == [(50, True)]
     for tag in range(100, 50, -1):
         assert ledger.ack(tag)
-    assert ledger.take() == [(100, True)]
+    assert ledger.take_acks() == [(100, True)]
     assert not ledger.outstanding
 
 
@@ -175,17 +175,17 @@ def test_a_gap_keeps_the_acks_above_it_single() -> None:
         ledger.delivered(tag)
     for tag in (9, 1, 5, 2, 8):
         assert ledger.ack(tag)
-    assert ledger.take() == [(2, True), (9, False), (5, False), (8, False)]
+    assert ledger.take_acks() == [(2, True), (9, False), (5, False), (8, False)]
     assert ledger.ack(3)
-    assert ledger.take() == [(3, False)]
+    assert ledger.take_acks() == [(3, False)]
 
 
 def test_one_ack_is_never_multiple() -> None:
     ledger = AckLedger()
     ledger.delivered(4)
     assert ledger.ack(4)
-    assert ledger.take() == [(4, False)]
-    assert ledger.take() == []
+    assert ledger.take_acks() == [(4, False)]
+    assert ledger.take_acks() == []
 
 
 def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
@@ -194,11 +194,11 @@ def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
         ledger.delivered(tag)
     assert not ledger.ack_up_to(5)  # as for a broker, also where 5 needed no answer
     assert ledger.ack_up_to(4)
-    assert ledger.take() == [(4, True)]
+    assert ledger.take_acks() == [(4, True)]
     assert ledger.ack_up_to(0)
-    assert ledger.take() == [(6, False)]
+    assert ledger.take_acks() == [(6, False)]
     assert ledger.ack_up_to(0)
-    assert ledger.take() == []
+    assert ledger.take_acks() == []
 
 
 def test_two_recovers_at_once_end_with_the_second_reply() -> None:
@@ -209,11 +209,11 @@ def test_two_recovers_at_once_end_with_the_second_reply() -> None:
     ledger.delivered(1)
     assert ledger.is_recovering
     assert ledger.ack(1)
-    assert ledger.take() == []
+    assert ledger.take_acks() == []
     ledger.end_recover()
     ledger.delivered(2)
     assert ledger.ack(2)
-    assert ledger.take() == [(2, False)]
+    assert ledger.take_acks() == [(2, False)]
 
 
 def transactional(*tags: int) -> TransactionLedger:
@@ -227,15 +227,15 @@ def test_a_transaction_merges_nothing() -> None:
     ledger = transactional(1, 2, 3)
     for tag in (1, 2, 3):
         assert ledger.ack(tag)
-    assert ledger.take() == [(1, False), (2, False), (3, False)]
-    assert ledger.take() == []
+    assert ledger.take_acks() == [(1, False), (2, False), (3, False)]
+    assert ledger.take_acks() == []
 
 
 def test_a_rollback_puts_the_tags_back_in_their_order() -> None:
     ledger = transactional(1, 2, 3, 4)
     ledger.ack(3)
-    ledger.take()
-    ledger.settle(1)
+    ledger.take_acks()
+    ledger.reject(1)
     answered = ledger.end_transaction()
     ledger.ack(2)  # of the next transaction
     ledger.delivered(5)
@@ -253,115 +253,119 @@ def test_what_was_delivered_before_belongs_to_it() -> None:
     assert not ledger.ack(7)
 
 
-def test_what_is_put_back_in_a_transaction_is_answered_one_by_one() -> None:
+def test_requeues_in_a_transaction_are_written_one_by_one() -> None:
     ledger = transactional(1, 2, 3, 4, 5)
     for tag in (4, 1, 2):
-        assert ledger.put_back(tag)
-    assert not ledger.put_back(1)
-    assert not ledger.put_back(9)
+        assert ledger.requeue(tag)
+    assert not ledger.requeue(1)
+    assert not ledger.requeue(9)
     assert ledger.ack(3)
-    assert ledger.take() == [(3, False)]
-    assert ledger.take_returns(1) == [(1, False), (2, False), (4, False)]  # all, whatever the limit
-    assert ledger.take_returns(10) == []
+    assert ledger.take_acks() == [(3, False)]
+    assert ledger.take_requeues(1) == [
+        (1, False),
+        (2, False),
+        (4, False),
+    ]  # all, whatever the limit
+    assert ledger.take_requeues(10) == []
     assert ledger.end_transaction() == [4, 1, 2, 3]
     assert ledger.end_transaction() == []
     assert list(ledger.outstanding) == [5]
-    assert ledger.put_back(5)
+    assert ledger.requeue(5)
     ledger.begin_recover()
-    assert ledger.take_returns(10) == []
+    assert ledger.take_requeues(10) == []
 
 
-def test_what_is_put_back_is_merged_below_what_is_outstanding() -> None:
+def test_requeues_are_merged_below_what_is_outstanding() -> None:
     ledger = AckLedger()
     for tag in range(1, 8):
         ledger.delivered(tag)
     for tag in (1, 2, 4, 5, 7):
-        assert ledger.put_back(tag)
-    assert ledger.take_returns(2) == [(2, True), (4, False)]
-    assert ledger.take_returns(1) == [(5, False)]
-    assert ledger.take_returns(0) == []
-    assert ledger.take_returns(9) == [(7, False)]
+        assert ledger.requeue(tag)
+    assert ledger.take_requeues(2) == [(2, True), (4, False)]
+    assert ledger.take_requeues(1) == [(5, False)]
+    assert ledger.take_requeues(0) == []
+    assert ledger.take_requeues(9) == [(7, False)]
     assert ledger.ack_up_to(0)
-    assert ledger.take() == [(6, True)]
+    assert ledger.take_acks() == [(6, True)]
     ledger.delivered(8)
-    assert ledger.put_back(8)
-    assert ledger.take_returns(9) == [(8, False)]
+    assert ledger.requeue(8)
+    assert ledger.take_requeues(9) == [(8, False)]
 
 
-def test_acks_are_not_merged_over_what_is_put_back() -> None:
+def test_acks_are_not_merged_over_what_is_requeue() -> None:
     ledger = AckLedger()
     for tag in range(1, 7):
         ledger.delivered(tag)
-    assert ledger.put_back(3)
+    assert ledger.requeue(3)
     for tag in (1, 2, 4, 5):
         assert ledger.ack(tag)
-    assert ledger.take() == [(2, True), (4, False), (5, False)]
+    assert ledger.take_acks() == [(2, True), (4, False), (5, False)]
     assert ledger.ack(6)
-    assert ledger.take() == [(6, False)]
-    assert ledger.take_returns(9) == [(3, False)]
+    assert ledger.take_acks() == [(6, False)]
+    assert ledger.take_requeues(9) == [(3, False)]
 
 
-def test_what_was_put_back_needs_no_answer_when_all_is_cleared() -> None:
+def test_requeues_are_dropped_when_all_is_cleared() -> None:
     ledger = AckLedger()
     for tag in (1, 2):
         ledger.delivered(tag)
-    assert ledger.put_back(1)
+    assert ledger.requeue(1)
     assert ledger.ack(2)
     ledger.clear()
-    assert (ledger.take(), ledger.take_returns(9)) == ([], [])
+    assert (ledger.take_acks(), ledger.take_requeues(9)) == ([], [])
 
 
-def test_acks_are_not_merged_over_what_is_outstanding_below_what_is_put_back() -> None:
+def test_acks_are_not_merged_over_what_is_outstanding_below_requeued_tags() -> None:
     ledger = AckLedger()
     for tag in range(1, 7):
         ledger.delivered(tag)
-    assert ledger.put_back(5)
+    assert ledger.requeue(5)
     for tag in (1, 3, 4):
         assert ledger.ack(tag)
-    assert ledger.take() == [(1, False), (3, False), (4, False)]
+    assert ledger.take_acks() == [(1, False), (3, False), (4, False)]
     for tag in (2, 6):
         assert ledger.ack(tag)
-    assert ledger.take() == [
+    assert ledger.take_acks() == [
         (2, False),
         (6, False),
-    ]  # nothing is outstanding, but 5 is not answered
+    ]  # nothing is outstanding, but 5 is not settled
 
 
-def test_nothing_is_put_back_while_the_broker_recovers() -> None:
+def test_nothing_is_requeued_while_the_broker_recovers() -> None:
     ledger = AckLedger()
     assert not ledger.is_recovering
     ledger.delivered(1)
-    assert ledger.put_back(1)
+    assert ledger.requeue(1)
     ledger.begin_recover()
-    assert ledger.take_returns(9) == []
+    assert ledger.take_requeues(9) == []
     ledger.end_recover()
     assert not ledger.is_recovering
-    assert ledger.take_returns(9) == []  # the broker has put it back by itself
+    assert ledger.take_requeues(9) == []  # the broker has requeued it by itself
 
 
-def test_a_transaction_goes_on_with_what_was_put_back_before() -> None:
+def test_a_transaction_goes_on_with_what_was_requeued_before() -> None:
     before = AckLedger()
     before.delivered(1)
-    assert before.put_back(1)
+    assert before.requeue(1)
     before.begin_recover()
     ledger = TransactionLedger(before)
     assert ledger.is_recovering
-    assert ledger.take_returns(9) == []
+    assert ledger.take_requeues(9) == []
     ledger = TransactionLedger(AckLedger())
     assert not ledger.is_recovering
     before = AckLedger()
     before.delivered(2)
-    assert before.put_back(2)
-    assert TransactionLedger(before).take_returns(9) == [(2, False)]
+    assert before.requeue(2)
+    assert TransactionLedger(before).take_requeues(9) == [(2, False)]
 
 
-def test_a_transaction_answers_only_what_is_outstanding() -> None:
+def test_a_transaction_settles_only_what_is_outstanding() -> None:
     ledger = transactional(1, 2)
-    assert ledger.settle(1)
-    assert not ledger.settle(1)
+    assert ledger.reject(1)
+    assert not ledger.reject(1)
     assert not ledger.ack_up_to(1)
     assert not ledger.ack(1)
     assert ledger.end_transaction() == [1]
     assert ledger.ack(2)
     ledger.begin_recover()
-    assert ledger.take() == []
+    assert ledger.take_acks() == []

@@ -1,4 +1,4 @@
-"""The answers of a channel: what is written for them, and when nothing is."""
+"""Acks, rejects and requeues: what is written for them, and when nothing is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from amqp import spec
 from gevent import get_hub
 
-from greenconn.transport.amqp.acks import RETURNS_AT_ONCE, Acks
+from greenconn.transport.amqp.acks import REQUEUES_AT_ONCE, Acks
 
 ACK, NACK, REJECT = spec.Basic.Ack, spec.Basic.Nack, spec.Basic.Reject
 MULTIPLE, REQUEUE = 1, 2
@@ -79,10 +79,10 @@ def test_acks_leave_before_a_rejection(scene: Scene) -> None:
     assert len(scene.writer.answers) == 2
 
 
-def test_what_is_put_back_leaves_at_the_end_of_the_turn(scene: Scene) -> None:
+def test_requeues_are_written_at_the_end_of_the_turn(scene: Scene) -> None:
     scene.deliver(1, 2, 3)
     for tag in (1, 2, 2):
-        scene.acks.put_back(tag)
+        scene.acks.requeue_unhandled(tag)
     assert scene.writer.answers == []
     (flush,) = scene.later
     flush()
@@ -92,28 +92,28 @@ def test_what_is_put_back_leaves_at_the_end_of_the_turn(scene: Scene) -> None:
 def test_a_broker_without_nack_gets_rejections() -> None:
     scene = Scene(has_nack=False)
     scene.deliver(1)
-    scene.acks.put_back(1)
+    scene.acks.requeue_unhandled(1)
     assert scene.writer.answers == [(REJECT, 1, 1)]
 
 
 def test_many_returns_leave_in_groups(scene: Scene) -> None:
-    count = RETURNS_AT_ONCE + 5
+    count = REQUEUES_AT_ONCE + 5
     scene.deliver(*range(count + 1))
     for tag in range(1, count + 1):
-        scene.acks.put_back(tag)  # tag 0 is in front of them all
+        scene.acks.requeue_unhandled(tag)  # tag 0 is in front of them all
     scene.acks.flush()
-    assert len(scene.writer.answers) == RETURNS_AT_ONCE
-    scene.acks.finish_returns(rejects_rest=False)
+    assert len(scene.writer.answers) == REQUEUES_AT_ONCE
+    scene.acks.finish_requeues(rejects_rest=False)
     assert len(scene.writer.answers) == count
     scene.acks.end()
 
 
 def test_the_rest_is_rejected_so_that_many_go_back_in_one_answer(scene: Scene) -> None:
-    count = RETURNS_AT_ONCE + 5
+    count = REQUEUES_AT_ONCE + 5
     scene.deliver(*range(1, count + 2))
     for tag in range(2, count + 2):
-        scene.acks.put_back(tag)
-    scene.acks.finish_returns(rejects_rest=True)
+        scene.acks.requeue_unhandled(tag)
+    scene.acks.finish_requeues(rejects_rest=True)
     assert scene.writer.answers == [
         (REJECT, 1, 1),
         (NACK, count + 1, REQUEUE | MULTIPLE),
@@ -123,10 +123,10 @@ def test_the_rest_is_rejected_so_that_many_go_back_in_one_answer(scene: Scene) -
 def test_after_the_end_of_the_channel_nothing_is_written(scene: Scene) -> None:
     scene.deliver(1, 2, 3)
     scene.acks.ledger.ack(1)
-    scene.acks.put_back(2)
+    scene.acks.requeue_unhandled(2)
     scene.channel.cause = ConnectionError("lost")
     scene.acks.end()
-    scene.acks.put_back(3)
+    scene.acks.requeue_unhandled(3)
     scene.acks.give_credit(3)
     scene.acks.flush()
     assert scene.writer.answers == []
@@ -143,7 +143,7 @@ def test_the_channel_hears_of_an_interruption(scene: Scene, method: str) -> None
         if method == "flush":
             scene.acks.ledger.ack(1)
         else:
-            scene.acks.put_back(1)
+            scene.acks.requeue_unhandled(1)
         with pytest.raises(KeyboardInterrupt):
             scene.acks.flush()
     assert [exc for _, exc in scene.interrupted] == [error]
