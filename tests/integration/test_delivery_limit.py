@@ -189,7 +189,7 @@ def test_who_comes_near_the_limit_is_told_once(
     if arguments is not None:
         limits.declared("q", arguments)
     for count in (None, "many", *range(1, 25)):
-        limits.look("q", message(count))
+        limits.check_delivery_count("q", message(count))
     gevent.sleep(0)
     told = [each.getMessage() for each in caplog.records if "delivered" in each.getMessage()]
     assert len(told) == (first is not None)

@@ -1,14 +1,14 @@
 """The methods that a channel sends, and the wait for their replies: first in, first out.
 
-Every switch (the gate of the writer) comes before the first byte.  Writing a method and putting its
-call into the line is one step without a switch, so replies reach their callers in order.
+Every switch (the gate of the writer) comes before the first byte.  Writing a method and appending its
+call to the pending ones is one step without a switch, so replies reach their callers in order.
 
 The broker answers the methods of a channel in the order in which they were sent, so a reply belongs to
-the oldest call.  There is one exception: ``basic.consume`` and ``basic.cancel`` are answered by the
-queue (in RabbitMQ a process of its own), so their replies may be overtaken by those to later methods.
-They name the consumer, which tells whose they are.
+the oldest call.  There is one exception: the queue itself (in RabbitMQ a process of its own) replies to
+``basic.consume`` and ``basic.cancel``, so replies to later methods may overtake them.  They name the
+consumer, by which they are matched.
 
-A greenlet that is killed while it waits leaves its call in the line: its late reply is taken, and
+The call of a greenlet that is killed while it waits stays pending: its late reply is matched to it, and
 undone where it left something behind (see ``Call.undo``).
 """
 
@@ -54,10 +54,10 @@ class Call:
 
     Arguments:
         request: ids of the method that was sent.
-        expected: ids of the replies that answer it.
-        undo: what to do with a reply when its caller has left.
-        on_reply: what to note as soon as it comes.
-        tag: the consumer, where a queue answers: later calls may be answered before this one.
+        expected: ids of its possible replies.
+        undo: called with the reply when its caller has left.
+        on_reply: called with the reply as soon as it comes.
+        tag: the consumer, where the queue replies: later calls may have their reply before this one.
     """
 
     __slots__ = ("expected", "on_reply", "request", "slot", "tag", "undo")
@@ -77,19 +77,19 @@ class Call:
         self.tag = tag
         self.slot: Slot[Reply] = Slot()
 
-    def takes(self, reply: Reply) -> bool:
-        """Return whether *reply* may be the answer to this call."""
+    def expects(self, reply: Reply) -> bool:
+        """Return whether *reply* may be the reply to this call."""
         ids, payload, _, _ = reply
         tag = self.tag
         return ids in self.expected and (tag is None or payload[5 : 5 + payload[4]] == tag)
 
-    def give_up(self) -> None:
+    def undo_late_reply(self) -> None:
         """Undo the reply if it has come although the caller was killed."""
         if self.undo is not None and self.slot.has_value:
             self.undo(self.slot.value)
 
     def abandon(self) -> None:
-        """Wait no more: it only keeps its place in the line."""
+        """Wait no more: the call keeps its place, so that its reply is not taken for another one's."""
         try:
             self.slot.wait(_ENDED)
         except TimeoutError:
@@ -97,7 +97,7 @@ class Call:
 
 
 class PendingCalls:
-    """The calls of one channel that have not been answered, oldest first."""
+    """The calls of one channel without a reply yet, oldest first."""
 
     __slots__ = ("_calls",)
 
@@ -108,13 +108,13 @@ class PendingCalls:
         return len(self._calls)
 
     def append(self, call: Call) -> None:
-        """Put *call* in line; in the same step as its method is written."""
+        """Append *call*, in the same step as its method is written."""
         self._calls.append(call)
 
     def settle(self, reply: Reply) -> bool:
-        """Hand *reply* to the call that it answers.  False if there is none.  Never switches."""
+        """Hand *reply* to its call.  False if there is none.  Never switches."""
         for call in self._calls:
-            if call.takes(reply):
+            if call.expects(reply):
                 break
             if call.tag is None:
                 return False
@@ -128,13 +128,13 @@ class PendingCalls:
         return True
 
     def settle_last(self, reply: Reply) -> None:
-        """Hand *reply* to the last call: nothing else will be answered.  Never switches."""
+        """Hand *reply* to the last call: no other reply will come.  Never switches."""
         calls, self._calls = self._calls, deque()
         if calls:
             calls[-1].slot.offer(reply)
 
     def release(self, cause: BaseException) -> None:
-        """Tell all who wait *cause*: we close the channel.  Replies are still noted.  Never switches."""
+        """Raise *cause* in all callers, as we close the channel; replies are noted.  Never switches."""
         for call in self._calls:
             call.slot.fail(cause)
 
@@ -143,9 +143,9 @@ class PendingCalls:
 
         Arguments:
             cause: the broker's error, or the reason why the connection ended.
-            request: ids of the method that the broker blames.  The oldest call that awaits an answer
-                gets *cause* itself if it sent that method; the others get an error that names it: it
-                is not theirs.  None gives *cause* to all.
+            request: ids of the method that the broker blames.  The oldest call without a reply gets
+                *cause* itself if it sent that method; the others get an error that names it: it is
+                not theirs.  None gives *cause* to all.
 
         Returns:
             Whether a caller that still waits got the broker's error as its own.
@@ -159,13 +159,13 @@ class PendingCalls:
                 owned = call.slot.fail(cause)
                 may_be_it = False
             else:
-                call.slot.fail(not_yours(cause))
-                # What a queue answers may have been done, and the answer be on its way.
+                call.slot.fail(bystander_error(cause))
+                # The queue may have done it, and its reply be on the way.
                 may_be_it = may_be_it and call.tag is not None
         return owned
 
 
-def not_yours(cause: BaseException) -> ChannelError:
+def bystander_error(cause: BaseException) -> ChannelError:
     """Return the error of a bystander: its channel was closed because of another call."""
     error = RecoverableChannelError(f"the channel was closed because of another call: {cause}")
     error.__cause__ = cause
@@ -181,15 +181,24 @@ class Calls:
         acks: the acks of the channel; those that are pending are written before each method.
 
     Attributes:
-        line: the calls that have not been answered.
-        room: bytes of a frame's payload.
+        payload_limit: bytes that a frame may hold.
+        pending: the calls without a reply yet.
     """
 
-    __slots__ = ("_acks", "_channel", "_hub", "_link", "_number", "_writer", "line", "room")
+    __slots__ = (
+        "_acks",
+        "_channel",
+        "_hub",
+        "_link",
+        "_number",
+        "_writer",
+        "payload_limit",
+        "pending",
+    )
 
     def __init__(self, channel: ChannelPort, link: LinkPort, acks: Acks) -> None:
-        self.line = PendingCalls()
-        self.room = (link.frame_max or 0xFFFFFFFF) - 8
+        self.pending = PendingCalls()
+        self.payload_limit = (link.frame_max or 0xFFFFFFFF) - 8
         self._channel = channel
         self._number = channel.channel_id
         self._link = link
@@ -214,10 +223,10 @@ class Calls:
 
         Arguments:
             form: the types of *args*, as amqp's codec has them.
-            wait: the method that answers it, or a list of them; None: it has no reply.
+            wait: the method of its reply, or a list of them; None: it has no reply.
             returns_tuple: return all arguments of the reply, not the first one.
-            undo: what to do with the reply when the caller was killed before it had it.
-            on_reply: what the reader notes when the reply comes.
+            undo: called with the reply when the caller was killed before it had it.
+            on_reply: called by the reader with the reply.
             tag: see :class:`Call`.
             abandons: do not wait for the reply, and return None; nobody gets its error.
         """
@@ -261,7 +270,7 @@ class Calls:
         except (struct.error, FrameSyntaxError) as exc:
             # The latter, of amqp, would pass for an error of the connection.
             raise ValueError(f"an argument of method {sig} does not fit its field: {exc}") from exc
-        if len(arguments) + 4 > self.room:
+        if len(arguments) + 4 > self.payload_limit:
             # The broker would close the whole connection.
             raise ContentTooLarge(
                 f"arguments of {len(arguments)} bytes do not fit into one frame", sig
@@ -298,7 +307,7 @@ class Calls:
         on_reply: OnReply | None = None,
         tag: bytes | None = None,
     ) -> Call | None:
-        """Write a method and put its call in line, if it has a reply, in one step.  Never switches."""
+        """Write a method and append its call, if it has a reply, in one step.  Never switches."""
         if self._acks.ledger.pending:
             self._acks.flush()
         frame = method_frame(self._number, sig, arguments)
@@ -313,9 +322,9 @@ class Calls:
         return call
 
     def write(self, frame: bytes, call: Call) -> None:
-        """Put *call* in line and write its method in one step.  Never switches."""
+        """Append *call* and write its method in one step.  Never switches."""
         try:
-            self.line.append(call)
+            self.pending.append(call)
             self._writer.write(frame)
         except BaseException as exc:
             # From a signal: replies to others might be taken for this one's.
@@ -327,7 +336,7 @@ class Calls:
         try:
             ids, payload, header, body = self._link.wait_reply(call.slot, self._number, None)
         except BaseException:
-            call.give_up()
+            call.undo_late_reply()
             raise
         try:
             args = reply_arguments(ids, payload)

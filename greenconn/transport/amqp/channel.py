@@ -37,12 +37,12 @@ from greenconn.transport.amqp.errors import with_remedy
 from greenconn.transport.amqp.message import Outgoing
 from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
 from greenconn.transport.amqp.publishing import (
-    AGAIN,
     AWAITED,
-    Found,
+    RESEND,
     PendingConfirm,
     Publisher,
     Returns,
+    UnsentMessage,
 )
 from greenconn.transport.amqp.topology import DeclaringChannel
 from greenconn.transport.refusal import no_recover_in_place
@@ -239,7 +239,7 @@ class Channel(DeclaringChannel):
 
     def _ask_to_close(self) -> Call:
         call = Call(_CLOSE, frozenset((_CLOSE_OK,)))
-        self.calls.line.append(call)
+        self.calls.pending.append(call)
         self._writer.write(
             method_frame(self.channel_id, spec.Channel.Close, dumps("BsBB", (0, "", 0, 0)))
         )
@@ -268,7 +268,7 @@ class Channel(DeclaringChannel):
             )
         )
 
-    def collect(self, unsent: Iterable[Found] = (), closed: bool = False) -> None:
+    def collect(self, unsent: Iterable[UnsentMessage] = (), closed: bool = False) -> None:
         """Drop the channel because its connection is gone.  Never switches.
 
         Arguments:
@@ -294,19 +294,19 @@ class Channel(DeclaringChannel):
         Returns:
             Whether one caller got the broker's error as its own.
         """
-        line = self.calls.line
+        pending = self.calls.pending
         if self.cause is not None:
             # Closed by us, and now the connection went before its close-ok.
-            line.fail(cause)
+            pending.fail(cause)
             return True
         self.cause = cause
         self.is_open = False
         self.acks.end()
         if closed:
-            line.release(cause)
+            pending.release(cause)
             owned = True
         else:
-            owned = line.fail(cause, blamed)
+            owned = pending.fail(cause, blamed)
         owned = self.publisher.fail(cause, blamed) or owned
         if self.consumers.end(cause, closed=closed) and self.connection.lost is None:
             # Whoever drains must learn that nothing will come from here any more.
@@ -334,7 +334,7 @@ class Channel(DeclaringChannel):
             self.tx_select()
         for name, handlers in old.events.items():
             self.events[name] |= handlers
-        self._publish_for(old)
+        self._publish_unsent_of(old)
 
     # Publishing
 
@@ -422,25 +422,25 @@ class Channel(DeclaringChannel):
         Nothing may have switched since.  What was published with a confirm has left.
         """
         if not self.connection.confirm_publish:
-            self._writer.mark(AGAIN)
+            self._writer.mark(RESEND)
 
     def _failed_write(self) -> None:
         """Raise, since the connection ended in that very write."""
-        self.publisher.unsent.forgive_last()
+        self.publisher.unsent.discard_last()
         self.check_open()
 
-    def _publish_for(self, old: Channel) -> None:
+    def _publish_unsent_of(self, old: Channel) -> None:
         """Send what *old*, of a lost connection, was to send; tell of what it has lost.  May switch."""
         left = old.publisher.unsent
         try:
-            while left.again:
-                Channel.basic_publish(self, *left.again[0])
+            while left.to_resend:
+                Channel.basic_publish(self, *left.to_resend[0])
                 self.keep_publish()
-                left.again.popleft()
+                left.to_resend.popleft()
         except BaseException:
             # Lost again, or killed: what has not left from here comes first on the next one.
             unsent = self.publisher.unsent
-            left.again.extendleft(reversed(unsent.again))
+            left.to_resend.extendleft(reversed(unsent.to_resend))
             unsent.forget()
             raise
         error = left.error(self.connection.where)
@@ -448,10 +448,10 @@ class Channel(DeclaringChannel):
             if left.refusal is None:  # else the log has it since then
                 logger.warning("%s", error)
             left.forget()
-            self._tell_next(error)
+            self._raise_on_next_publish(error)
 
-    def _tell_next(self, error: Exception) -> None:
-        """Have the next publish that nobody confirms raise; one with retries tries again then."""
+    def _raise_on_next_publish(self, error: Exception) -> None:
+        """Have the next publish without confirm raise; one with retries tries again then."""
 
         def raise_once(*args: Any, **kwargs: Any) -> None:
             self.__dict__.pop("basic_publish", None)
@@ -818,14 +818,14 @@ class Channel(DeclaringChannel):
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of the broker over.  Called by the reader."""
         reply = (ids, payload, header, body)
-        line = self.calls.line
+        pending = self.calls.pending
         if self._closing and ids not in (_CLOSE, _CLOSE_OK):
-            line.settle(reply)  # what it has done is noted; the rest is nobody's business
+            pending.settle(reply)  # what it has done is noted; the rest concerns nobody
             return
         handler = self._handlers.get(ids)
         if handler is not None:
             handler(reply)
-        elif not line.settle(reply):
+        elif not pending.settle(reply):
             self.connection.unexpected_method(self.channel_id, ids)
 
     def _on_close(self, reply: Reply) -> None:
@@ -838,7 +838,7 @@ class Channel(DeclaringChannel):
         self.connection.channel_closed(self)
 
     def _on_close_ok(self, reply: Reply) -> None:
-        self.calls.line.settle_last(reply)
+        self.calls.pending.settle_last(reply)
         self.connection.channel_closed(self)
 
     def _on_flow(self, reply: Reply) -> None:

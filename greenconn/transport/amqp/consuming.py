@@ -155,13 +155,13 @@ class ChannelConsumer:
         self._move(state)
         self.deliver = self._refuse
         self.sink = None  # it may hold much, and this stays as long as the tag is known
-        self.tell_watchers()
+        self.notify_watchers()
 
     def _move(self, state: ConsumerState) -> None:
         self.state = moved(self.state, state, CONSUMER_MOVES, "a consumer")
 
-    def tell_watchers(self) -> None:
-        """Something has changed.  Never switches."""
+    def notify_watchers(self) -> None:
+        """Wake those who wait for a change.  Never switches."""
         for slot in self.watchers:
             slot.offer(None)
         self.watchers.clear()
@@ -191,7 +191,7 @@ class ChannelConsumer:
         """Note that the broker has confirmed it."""
         if self.state is ConsumerState.STARTING:
             self._move(ConsumerState.RUNNING)
-            self.tell_watchers()
+            self.notify_watchers()
 
     def _refuse(self, message: Delivery) -> None:
         if not self.no_ack:
@@ -215,7 +215,7 @@ class ChannelConsumer:
         Arguments:
             cancelled: the broker cancelled this one consumer; the channel lives on.
         """
-        self.tell_watchers()
+        self.notify_watchers()
         if self.state is not ConsumerState.RUNNING:
             return  # the caller of ``basic_consume`` gets the error, if it still waits
         if self.sink is not None:
@@ -270,7 +270,7 @@ class Consumers:
         "_calls",
         "_channel",
         "_link",
-        "_most",
+        "_max_outstanding",
         "_number",
         "_prefetch",
         "by_tag",
@@ -286,7 +286,7 @@ class Consumers:
         self.qos: tuple[int, int, bool] | None = None
         self._prefetch = 0
         #: Outstanding deliveries above which the broker does not keep to the prefetch.
-        self._most: float = _SLACK
+        self._max_outstanding: float = _SLACK
         self._channel = channel
         self._number = channel.channel_id
         self._link = link
@@ -318,9 +318,9 @@ class Consumers:
             for consumer in self.by_tag.values():
                 if not consumer.no_ack:
                     consumer.count()
-                    self._most = inf
+                    self._max_outstanding = inf
         elif qos[2]:
-            self._most += 2 * self._prefetch
+            self._max_outstanding += 2 * self._prefetch
 
     def _limit_each(self, queue: str) -> None:
         """Turn the prefetch for the whole channel into one for each consumer.  May switch."""
@@ -408,7 +408,9 @@ class Consumers:
         else:
             # Twice, since the servers differ in what they count; never less, as what was cancelled may
             # have outstanding deliveries.
-            self._most = self._most + 2 * self._prefetch if self._prefetch else inf
+            self._max_outstanding = (
+                self._max_outstanding + 2 * self._prefetch if self._prefetch else inf
+            )
         if nowait:
             consumer.start()
         try:
@@ -587,7 +589,7 @@ class Consumers:
         # In the reader, so that the ledger sees all tags in the order of the wire.
         if reply[0] == _GET_OK:
             self._acks.ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
-            self._most += 1
+            self._max_outstanding += 1
 
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
@@ -609,14 +611,14 @@ class Consumers:
         if not consumer.no_ack:
             outstanding = self._acks.ledger.outstanding
             outstanding[tag] = None
-            if len(outstanding) > self._most:
+            if len(outstanding) > self._max_outstanding:
                 raise FrameError(
                     f"the broker exceeded the prefetch of channel {self._number}: "
                     f"{len(outstanding)} deliveries are unacknowledged"
                 )
         message = Delivery(self._channel, tag, payload, header, body, consumer.tag)
         if payload[end + 8]:
-            self._link.queues.look(consumer.queue, message)
+            self._link.queues.check_delivery_count(consumer.queue, message)
         consumer.deliver(message)
 
     def on_cancel(self, reply: Reply) -> None:
@@ -654,7 +656,7 @@ class Consumers:
         if self.by_tag.get(key) is consumer:
             del self.by_tag[key]
             self.no_ack.discard(consumer.tag)
-        consumer.tell_watchers()
+        consumer.notify_watchers()
         self._link.consumer_ended(consumer.queue)
 
 

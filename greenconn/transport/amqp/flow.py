@@ -1,7 +1,7 @@
 """Flow control of a connection, both ways.
 
-Callers wait before their first byte: for their turn, for a slow peer, for a blocked broker.  Reading
-pauses while too many bytes of unbounded consumers wait in this process.
+Publishers wait before their first byte: for their turn, for a slow peer, for a broker that blocks the
+connection.  Reading pauses while too many bytes of consumers without a bound wait in this process.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["HARD_LIMIT", "PAUSE_ABOVE", "RESUME_BELOW", "InboxBudget", "PublishG
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
-#: Seconds in which LOGGED changes are logged as they come; at their end, the number of the others is.
+#: Seconds in which the first LOGGED changes are logged as they come, and at their end how many more
+#: there were.
 LOG_INTERVAL: Final = 10.0
 LOGGED: Final = 4
-#: Events for the hooks that wait for somebody who drains, at most.
+#: The most calls of hooks that wait for a greenlet that drains events.
 EVENTS: Final = 100
-
 
 #: Bytes of bodies in inboxes above which the connection stops receiving, and below which it goes on.
 PAUSE_ABOVE: Final = 64 * 1024 * 1024
@@ -46,20 +46,20 @@ class PublishGate:
 
     Arguments:
         where: the broker's URL with the password masked, for messages.
-        options: ``blocked_timeout`` is for calls that bring no deadline of their own,
-            ``write_timeout`` within it for a peer that takes nothing; the hooks ``on_blocked`` and
-            ``on_unblocked`` are called by who drains *events*.
+        options: ``blocked_timeout`` is for calls without a deadline of their own,
+            ``write_timeout`` within it for a peer that does not read; the hooks ``on_blocked`` and
+            ``on_unblocked`` are called by the greenlet that drains *events*.
         events: of the connection.
     """
 
     __slots__ = (
         "_changes",
         "_events",
-        "_is_unheard",
+        "_is_block_unreported",
         "_options",
+        "_queued_events",
         "_reasons",
         "_timer",
-        "_untold",
         "_waiters",
         "_where",
         "blocked",
@@ -81,12 +81,12 @@ class PublishGate:
         #: Changes in this interval of the log, and its end; None: none has begun.
         self._changes = 0
         self._timer: Any = None
-        #: Events that wait, and whether the latest change made none.
-        self._untold = 0
-        self._is_unheard = False
+        #: Calls of hooks among the events, and whether the latest change is not among them.
+        self._queued_events = 0
+        self._is_block_unreported = False
 
     def pass_through(self, deadline: Deadline | None = None, *, publishing: bool = False) -> None:
-        """Let others run, and wait while the peer takes nothing.  May switch.
+        """Let others run, and wait while the peer does not read.  May switch.
 
         Arguments:
             publishing: also wait while the broker blocks publishing.
@@ -120,11 +120,11 @@ class PublishGate:
             ) from None
 
     def shut(self, reason: str, channel: int = 0) -> None:
-        """Stop publishing: the broker takes no messages for now.  Never switches.
+        """Stop publishing: the broker accepts no messages for now.  Never switches.
 
         Arguments:
-            channel: the one that it stopped by ``channel.flow``, as all publishing of the connection
-                then waits; 0: it blocked the connection (``connection.blocked``).
+            channel: the one that it stopped by ``channel.flow``; all publishing of the connection waits
+                then.  0: it blocked the connection (``connection.blocked``).
         """
         if channel in self._reasons:
             return
@@ -132,39 +132,39 @@ class PublishGate:
         self.blocked = self.blocked or reason
         self._log_change()
         if not channel and self._options.on_blocked is not None:
-            self._is_unheard = self._untold >= EVENTS
-            if not self._is_unheard:
-                self._untold += 1
-                self._events.put((self._tell_blocked, reason))
+            self._is_block_unreported = self._queued_events >= EVENTS
+            if not self._is_block_unreported:
+                self._queued_events += 1
+                self._events.put((self._call_on_blocked, reason))
 
     def open(self, channel: int = 0) -> None:
-        """Go on: the broker takes messages of *channel* (0: the connection) again.  Never switches."""
+        """Resume: the broker accepts messages of *channel* (0: all) again.  Never switches."""
         if self._reasons.pop(channel, None) is None:
             return
         self.blocked = next(iter(self._reasons.values()), None)
         if self.blocked is None:
-            self._let_go_on()
+            self._wake_waiters()
             self._log_change()
-        if not channel and self._options.on_unblocked is not None and not self._is_unheard:
-            self._untold += 1
-            self._events.put((self._tell_unblocked, None))
+        if not channel and self._options.on_unblocked is not None and not self._is_block_unreported:
+            self._queued_events += 1
+            self._events.put((self._call_on_unblocked, None))
 
     def end(self) -> None:
         """Wake all, in their order: the connection has ended.  Never switches."""
         self.blocked = None
         self._reasons.clear()
-        self._let_go_on()
+        self._wake_waiters()
         if self._timer is not None:
             self._timer.stop()
             self._timer.close()
             self._timer = None
 
-    def _let_go_on(self) -> None:
+    def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, deque()
         for slot in waiters:
             slot.offer(None)
 
-    # A broker may change its mind as often as it likes: the log has a few lines in each interval.
+    # A broker may block and unblock often: the log has a few lines in each interval.
 
     def _log_change(self) -> None:
         self._changes += 1
@@ -191,13 +191,13 @@ class PublishGate:
 
     # In the greenlet that drains.
 
-    def _tell_blocked(self, reason: str) -> None:
-        self._untold -= 1
+    def _call_on_blocked(self, reason: str) -> None:
+        self._queued_events -= 1
         assert self._options.on_blocked is not None
         self._options.on_blocked(reason)
 
-    def _tell_unblocked(self, nothing: None) -> None:
-        self._untold -= 1
+    def _call_on_unblocked(self, nothing: None) -> None:
+        self._queued_events -= 1
         assert self._options.on_unblocked is not None
         self._options.on_unblocked()
 
@@ -209,7 +209,7 @@ class InboxBudget:
     """The bytes held by consumers that neither acks nor prefetch bound, of one connection.
 
     Reading pauses above 64 MiB (so that TCP makes the broker wait), but never while a greenlet waits
-    for a reply or a confirm on this connection: the answer may be behind the messages.
+    for a reply or a confirm on this connection, which may be behind the messages.
 
     Arguments:
         pause, resume: stop and start receiving; they must not switch.
@@ -220,7 +220,7 @@ class InboxBudget:
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         #: Bytes in inboxes.
         self.held = 0
-        #: Greenlets that wait for an answer on this connection.
+        #: Greenlets that wait for a reply or a confirm on this connection.
         self.waiting = 0
         self.is_paused = False
         self._pause = pause
@@ -239,26 +239,26 @@ class InboxBudget:
         """Count a body that was taken out."""
         self.held -= size
         if self.is_paused and self.held < RESUME_BELOW:
-            self._go_on()
+            self._resume_reading()
 
     def begin_wait(self) -> None:
-        """Note that one greenlet more waits for an answer."""
+        """Note that one more greenlet waits for a reply or confirm."""
         self.waiting += 1
         if self.is_paused:
-            self._go_on()
+            self._resume_reading()
 
     def end_wait(self) -> None:
-        """Note that one greenlet less waits for an answer."""
+        """Note that one greenlet has its reply or confirm."""
         self.waiting -= 1
         if self._on_idle and not self.waiting:
             for slot in self._on_idle:
                 slot.offer(None)
 
     def wait_idle(self, deadline: Deadline) -> None:
-        """Wait until nobody waits for an answer on this connection.  May switch.
+        """Wait until no greenlet waits for a reply or confirm on this connection.  May switch.
 
         Raises:
-            TimeoutError: somebody still did at the deadline.
+            TimeoutError: one still did at the deadline.
         """
         while self.waiting:
             slot: Slot[None] = Slot()
@@ -272,7 +272,7 @@ class InboxBudget:
         """Pause and resume no more: the connection has ended.  Again: does nothing."""
         self._pause = self._resume = _nothing
 
-    def _go_on(self) -> None:
+    def _resume_reading(self) -> None:
         self.is_paused = False
         self._resume()
 

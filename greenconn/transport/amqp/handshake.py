@@ -34,7 +34,7 @@ _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)
 _TUNE: Final = ids_of(spec.Connection.Tune)
 _SECURE: Final = ids_of(spec.Connection.Secure)
-#: What the broker may say after what it said last, up to the end of the handshake.
+#: The methods that the broker may send after each method, up to the end of the handshake.
 _NEXT: Final[dict[int, frozenset[int]]] = {
     0: frozenset({_START}),
     _START: frozenset({_SECURE, _TUNE}),
@@ -51,8 +51,8 @@ FRAME_MAX: Final = 131072
 FIRST_FRAME_MAX: Final = 4096
 #: Bytes of a frame that RabbitMQ 4.1 and later ask for.
 FRAME_MAX_WANTED: Final = 8192
-#: What we said last -> what the end of the connection may mean then, with brokers that do not say it
-#: (those without the capability ``authentication_failure_close``).
+#: Our latest method -> the likely reason why the connection ended then, with brokers that do not send
+#: one (those without the capability ``authentication_failure_close``).
 _HINTS: Final[dict[tuple[int, int] | None, str]] = {
     spec.Connection.StartOk: ", at the login: are user name and password right?",
     spec.Connection.Open: ", at the virtual host: does it exist, and may the user access it?",
@@ -82,7 +82,7 @@ def login_mechanisms(
     Arguments:
         method: the name of the mechanism.
         userid, password: for PLAIN and AMQPLAIN.
-        response: what to answer to a mechanism that is not known here.
+        response: the response to a mechanism that is not known here.
         given: a mechanism, or several, in place of all that.
 
     Raises:
@@ -116,7 +116,7 @@ class Handshake:
     Arguments:
         mechanisms: of the login; the first that the broker knows is used.
         virtual_host: of the broker.
-        properties: what the broker learns of this client.
+        properties: the client properties.
         capabilities: extensions of the protocol, and whether they are wanted where the broker has them.
         locale: language of the broker's texts.
         channel_max: channels that we want at most; None or 0 is the broker's limit.
@@ -127,19 +127,19 @@ class Handshake:
         is_done: the connection is open.
         channel_max, frame_max, heartbeat: what was agreed on, and what we want before; frame_max 0 is
             no limit.
-        client_properties, server_properties: what the two sides say of themselves.
+        client_properties, server_properties: the properties that the two sides exchange.
         offered: names of the broker's login mechanisms.
     """
 
     __slots__ = (
-        "_answer",
         "_capabilities",
-        "_heard",
+        "_frames",
+        "_last_received",
+        "_last_sent",
         "_locale",
         "_login_size",
         "_mechanisms",
         "_methods",
-        "_said",
         "_takes_brokers_heartbeat",
         "_virtual_host",
         "channel_max",
@@ -175,11 +175,11 @@ class Handshake:
         self._virtual_host = virtual_host
         self._capabilities = capabilities
         self._locale = locale
-        #: Frames with which the broker's latest method is answered; they leave in one piece.
-        self._answer: list[bytes] = []
+        #: Frames of the reply to the broker's latest method; they are written in one piece.
+        self._frames: list[bytes] = []
         #: Our latest method, and the broker's.
-        self._said: tuple[int, int] | None = None
-        self._heard = 0
+        self._last_sent: tuple[int, int] | None = None
+        self._last_received = 0
         self._login_size = 0
         self._methods: Inbox[tuple[int, bytes]] = Inbox()
 
@@ -187,7 +187,7 @@ class Handshake:
         """Take a method of the broker over.  Called by the reader.
 
         Raises:
-            FrameError: more came than any broker says in a handshake.
+            FrameError: more came than any broker sends in a handshake.
         """
         if len(self._methods) >= _WAITING:
             raise FrameError(f"more than {_WAITING} methods during the handshake")
@@ -198,57 +198,57 @@ class Handshake:
         self._methods.fail(exc)
 
     def run(self, link: AmqpLink, deadline: Deadline) -> None:
-        """Answer the broker's methods until it says that the connection is open.  May switch.
+        """Reply to the broker's methods until ``connection.open-ok``.  May switch.
 
-        What came right behind that, before this greenlet ran, is heard too.
+        What came right behind that, before this greenlet ran, is handled too.
 
         Raises:
-            TimeoutError: it did not come so far.
+            TimeoutError: the deadline ended before.
             AMQPError: the broker refused, or does not keep to the protocol.
         """
         while not self.is_done or self._methods:
             if link.lost is not None and not self._methods:
-                raise link.lost  # what came before the end of the stream is still heard
+                raise link.lost  # what came before the end of the stream is still handled
             ids, payload = self._methods.get(deadline)
             if deadline.has_ended:
                 raise TimeoutError("timed out")  # else a peer that never stops would not be noticed
             try:
-                self._take(link, ids, payload)
+                self._handle(link, ids, payload)
             except (*UNREADABLE, AttributeError, TypeError) as exc:
                 raise unreadable(ids, exc) from exc
             finally:
-                self._send_answer(link)
+                self._write_frames(link)
             if ids == _TUNE and link.options.on_tune_ok is not None:
                 link.options.on_tune_ok()  # here, for its errors are not the broker's
 
     def hint(self) -> str:
-        """Return what it may mean when the broker ends the connection now without a word."""
-        if self._said == spec.Connection.StartOk and self._login_size > FIRST_FRAME_MAX:
+        """Return the likely reason if the broker ends the connection now without a close method."""
+        if self._last_sent == spec.Connection.StartOk and self._login_size > FIRST_FRAME_MAX:
             return (
                 f", at the login of {self._login_size} bytes: a broker accepts {FIRST_FRAME_MAX} "
                 f"to 8192 "
                 f"before a frame size is agreed on (RabbitMQ's initial_frame_max); is the password or "
                 f"token too long?"
             )
-        if self._said == spec.Connection.Open and 0 < self.frame_max < FRAME_MAX_WANTED:
+        if self._last_sent == spec.Connection.Open and 0 < self.frame_max < FRAME_MAX_WANTED:
             return (
                 f", at the virtual host: frame_max is {self.frame_max}, and RabbitMQ 4.1 and later need "
                 f"at least {FRAME_MAX_WANTED}: raise the option frame_max"
             )
-        return _HINTS.get(self._said, "")
+        return _HINTS.get(self._last_sent, "")
 
-    def _take(self, link: AmqpLink, ids: int, payload: bytes) -> None:
+    def _handle(self, link: AmqpLink, ids: int, payload: bytes) -> None:
         if ids == _CLOSE:
-            self._say(spec.Connection.CloseOk)
+            self._reply(spec.Connection.CloseOk)
             raise closing_error(payload)
         if self.is_done:
             link.on_method(ids, payload, None, None)
             return
-        if ids not in _NEXT[self._heard]:
+        if ids not in _NEXT[self._last_received]:
             raise FrameError(f"method {name_of(ids)} during the handshake")
         if link.lost is not None:
-            raise link.lost  # nothing can be answered any more
-        self._heard = ids
+            raise link.lost  # no reply can be sent any more
+        self._last_received = ids
         if ids == _START:
             _, _, self.server_properties, mechanisms, _ = _start_arguments(payload)
             if isinstance(mechanisms, str):
@@ -260,7 +260,7 @@ class Handshake:
         self.is_done = ids == _OPEN_OK
 
     def _login(self, link: AmqpLink) -> None:
-        """Say who we are."""
+        """Log in with the first mechanism that the broker knows."""
         properties = self.client_properties
         known = self.server_properties.get("capabilities") or {}
         wanted = {name: want for name, want in self._capabilities.items() if known.get(name)}
@@ -279,7 +279,7 @@ class Handshake:
                 f"{b', '.join(self.offered).decode()}"
             )
         login = dumps("sSs", (each.mechanism, response, self._locale))
-        self._login_size = self._say(spec.Connection.StartOk, _packed_table(properties) + login)
+        self._login_size = self._reply(spec.Connection.StartOk, _packed_table(properties) + login)
 
     def _tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
         """Agree on the smaller of both sides' limits, of which 0 is none, and open the virtual host."""
@@ -294,20 +294,20 @@ class Handshake:
         elif self.heartbeat:
             self.heartbeat = _smaller(heartbeat, self.heartbeat)
         agreed = (self.channel_max, self.frame_max, self.heartbeat)
-        self._say(spec.Connection.TuneOk, dumps("BlB", agreed))
-        self._say(spec.Connection.Open, dumps("ssb", (self._virtual_host, "", False)))
+        self._reply(spec.Connection.TuneOk, dumps("BlB", agreed))
+        self._reply(spec.Connection.Open, dumps("ssb", (self._virtual_host, "", False)))
 
-    def _say(self, sig: tuple[int, int], arguments: bytes = b"") -> int:
-        """Answer with this method, behind those that were said before; return its bytes."""
-        self._said = sig
+    def _reply(self, sig: tuple[int, int], arguments: bytes = b"") -> int:
+        """Reply with this method, behind those that are due already; return its bytes."""
+        self._last_sent = sig
         frame = method_frame(0, sig, arguments)
-        self._answer.append(frame)
+        self._frames.append(frame)
         return len(frame)
 
-    def _send_answer(self, link: AmqpLink) -> None:
-        if self._answer:
-            link.writer.write(b"".join(self._answer))
-            self._answer = []
+    def _write_frames(self, link: AmqpLink) -> None:
+        if self._frames:
+            link.writer.write(b"".join(self._frames))
+            self._frames = []
 
 
 def _smaller(theirs: int, ours: int) -> int:
@@ -315,7 +315,7 @@ def _smaller(theirs: int, ours: int) -> int:
     return min(theirs, ours) if theirs and ours else theirs or ours
 
 
-# Server and client say the same of themselves each time, and the tables are most of the work of a
+# The properties of server and client are the same each time, and packing them is most of the work of a
 # handshake.  Neither holds a secret.
 
 

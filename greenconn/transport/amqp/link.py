@@ -3,7 +3,7 @@
 Bytes go through a :class:`~greenconn.green.stream.Stream`.  The amqp package gives the names of the
 methods, the codec of their arguments, the login mechanisms and the exceptions.
 
-The reader greenlet runs ``on_data``: it parses, and hands replies to the callers in line, deliveries
+The reader greenlet runs ``on_data``: it parses, and hands replies to their callers, deliveries
 to inboxes, errors to everybody.  User code never runs on it, and it never waits.
 """
 
@@ -66,7 +66,7 @@ logger = logging.getLogger("greenconn.transport.amqp")
 CLOSE_TIMEOUT: Final = 2.0
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
-_GOODBYE: Final = dumps("BsBB", (0, "", 0, 0))  # no code, no text, nobody's fault
+_CLOSE_ARGUMENTS: Final = dumps("BsBB", (0, "", 0, 0))  # no code, no text, nobody's fault
 _CLOSE_OK: Final = ids_of(spec.Connection.CloseOk)
 _BLOCKED: Final = ids_of(spec.Connection.Blocked)
 _UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
@@ -442,7 +442,7 @@ class AmqpLink(Link):
             try:
                 self._withdraw(deadline)
                 self.writer.flush()
-                self.write_method(spec.Connection.Close, _GOODBYE)
+                self.write_method(spec.Connection.Close, _CLOSE_ARGUMENTS)
                 self._closing.wait(deadline)
             except TimeoutError:
                 logger.warning(
@@ -477,7 +477,7 @@ class AmqpLink(Link):
             assert self._stream is not None
             closing: Slot[None] = Slot()
             self._closing = closing
-            self.write_method(spec.Connection.Close, _GOODBYE)
+            self.write_method(spec.Connection.Close, _CLOSE_ARGUMENTS)
             self._stream.exchange_blocking(lambda: closing.is_filled, Deadline(CLOSE_TIMEOUT))
         self.collect()
 

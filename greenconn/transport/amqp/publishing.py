@@ -35,7 +35,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
-from greenconn.transport.amqp.calls import not_yours
+from greenconn.transport.amqp.calls import bystander_error
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage, split_route
 from greenconn.transport.amqp.methods import Reply, ids_of
 from greenconn.transport.amqp.properties import text_of
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["AGAIN", "AWAITED", "PendingConfirm", "Publisher", "Returns", "Unsent", "find_unsent"]
+__all__ = ["AWAITED", "RESEND", "PendingConfirm", "Publisher", "Returns", "Unsent", "find_unsent"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 _tag_and_flags = Struct(">QB")
@@ -63,11 +63,11 @@ _HEADS_KEPT: Final = 1024
 _LARGE: Final = 65536
 
 #: Marks behind a message: send it again; its caller gets the outcome.
-AGAIN: Final = memoryview(b"")
+RESEND: Final = memoryview(b"")
 AWAITED: Final = memoryview(b"")
 
 #: A message and its mark: ``(arguments with their 4 bytes of ids, header, body, mark or None)``.
-Found: TypeAlias = "tuple[bytes, bytes, bytes, memoryview | None]"
+UnsentMessage: TypeAlias = "tuple[bytes, bytes, bytes, memoryview | None]"
 
 
 class PendingConfirm:
@@ -120,7 +120,7 @@ class PendingConfirm:
         self.slot: Slot[bool] = Slot()
 
     def wait(self, deadline: Deadline) -> None:
-        """Wait until the broker has taken the message over.  May switch.
+        """Wait until the broker has confirmed the message.  May switch.
 
         Arguments:
             deadline: one without an end is the connection's ``confirm_timeout``.
@@ -193,7 +193,7 @@ class Publisher:
         self._link = link
         self._calls = calls
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
-        self._room = calls.room
+        self._room = calls.payload_limit
         # What is larger takes the way on which its size is checked.
         self._small = min(self._room, _LARGE, link.options.max_message_size)
 
@@ -210,7 +210,7 @@ class Publisher:
         """Frame a message, count it and append it in one step.  Never switches.
 
         Arguments:
-            pending: in confirm mode, what waits for its answer; None: nobody does.
+            pending: in confirm mode, what waits for the confirm; None: nobody does.
         """
         head = self._heads.get((exchange, routing_key, mandatory, immediate))
         if head is None:
@@ -293,20 +293,21 @@ class Publisher:
         if call is not None:
             self._calls.end(call)
 
-    def leave(self, found: Iterable[Found], closed: bool) -> None:
-        """Take over what was *found* not to have left when the connection ended.  Never switches.
+    def leave(self, found: Iterable[UnsentMessage], closed: bool) -> None:
+        """Note the messages that had not been sent when the connection ended.  Never switches.
 
         Arguments:
-            closed: it was closed by us, so that there is no other.
+            found: those messages.
+            closed: it was closed by us, so that no other one follows.
         """
         unsent = self.unsent
         unsent.take(found)
         session = getattr(self._link.client, "session", None)
         if closed or session is None:
-            if count := unsent.count + len(unsent.again):
-                spawn("log", logger.warning, "%s: %s", self._link.where, sentence(count))
-        elif unsent.again:
-            session.add(Resending(self._channel, session))
+            if count := unsent.count + len(unsent.to_resend):
+                spawn("log", logger.warning, "%s: %s", self._link.where, unsent_text(count))
+        elif unsent.to_resend:
+            session.add(UnsentRecovery(self._channel, session))
 
     def fail(self, cause: BaseException, blamed: int | None) -> bool:
         """Fail the outstanding publishes: the channel is gone.
@@ -329,13 +330,13 @@ class Publisher:
         # Alone, it is the one that the broker means; among others nobody can tell which it was.
         mine = blamed is None or (blamed == BASIC_PUBLISH and len(left) == 1 and is_clear)
         for publish in left:
-            publish.slot.fail(cause if mine else not_yours(cause))
+            publish.slot.fail(cause if mine else bystander_error(cause))
         return mine and bool(left)
 
     # In the reader: nothing here may switch or run user code.
 
     def on_confirm(self, reply: Reply) -> None:
-        """Take over that the broker has messages (``basic.ack``), or has refused them (``nack``)."""
+        """Settle the publishes that the broker acks or nacks."""
         ids, payload, _, _ = reply
         confirms = self.confirms
         if confirms is not None:
@@ -353,7 +354,7 @@ class Publisher:
 
 
 class Returns:
-    """The messages of one channel that come back.
+    """The messages of one channel that the broker returns as unroutable.
 
     Arguments:
         channel: the channel.
@@ -371,7 +372,7 @@ class Returns:
     # In the reader: nothing here may switch or run user code.
 
     def on_return(self, reply: Reply) -> None:
-        """Take a returned message over."""
+        """Hand a returned message to its publish, to the sink or to the handlers."""
         _, payload, header, body = reply
         assert header is not None
         assert body is not None
@@ -406,7 +407,9 @@ def _read_return(payload: bytes) -> tuple[int, str, str, str]:
     return code, text_of(payload[7 : 7 + size]), *split_route(payload[7 + size :])
 
 
-def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, list[Found]]:
+def find_unsent(
+    buffers: Iterable[bytes | memoryview], begun: int
+) -> dict[int, list[UnsentMessage]]:
     """Return the messages that have not wholly left, by channel.  Never switches.
 
     Arguments:
@@ -414,10 +417,10 @@ def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, 
         begun: how many bytes of them have left.
     """
     parser, end = FrameParser(0, body_limit=1 << 62), 0
-    found: dict[int, list[Found]] = {}
-    mine: list[Found] | None = None
+    found: dict[int, list[UnsentMessage]] = {}
+    mine: list[UnsentMessage] | None = None
     for buffer in buffers:
-        if buffer is AGAIN or buffer is AWAITED:
+        if buffer is RESEND or buffer is AWAITED:
             if mine is not None:
                 mine[-1] = (*mine[-1][:3], buffer)
             continue
@@ -432,40 +435,40 @@ def find_unsent(buffers: Iterable[bytes | memoryview], begun: int) -> dict[int, 
 
 
 class Unsent:
-    """Messages of one channel that nobody awaits and that have not left.
+    """The messages of one channel without a waiting caller that were not sent.
 
     Attributes:
         refusal: why the broker closed the channel, if it was for such a message.
         count: messages that had not left when the connection was lost.
-        again: those to be sent again, as arguments of ``basic_publish``.
+        to_resend: those to be sent again, as arguments of ``basic_publish``.
     """
 
-    __slots__ = ("again", "count", "refusal")
+    __slots__ = ("count", "refusal", "to_resend")
 
     def __init__(self) -> None:
         self.refusal: BaseException | None = None
         self.count = 0
-        self.again: deque[tuple[Any, ...]] = deque()
+        self.to_resend: deque[tuple[Any, ...]] = deque()
 
-    def take(self, found: Iterable[Found]) -> None:
-        """Take over what was found."""
+    def take(self, found: Iterable[UnsentMessage]) -> None:
+        """Take over what has not left: to be sent again, or to be counted as lost."""
         for payload, header, body, mark in found:
-            if mark is AGAIN:
+            if mark is RESEND:
                 _, exchange, routing_key, mandatory, immediate = loads("Bssbb", payload, 4)[0]
                 message = Outgoing.packed_as(header[12:], body)
-                self.again.append((message, exchange, routing_key, mandatory, immediate))
+                self.to_resend.append((message, exchange, routing_key, mandatory, immediate))
             elif mark is None:
                 self.count += 1
 
-    def forgive_last(self) -> None:
-        """Forget the last one: its caller gets an error, and it has no mark yet."""
+    def discard_last(self) -> None:
+        """Drop the last one from the count: its caller gets an error, and it has no mark yet."""
         self.count = max(self.count - 1, 0)
 
     @property
     def hint(self) -> str:
         """End of the error text for callers after the end of the channel."""
-        count = self.count + len(self.again)
-        return f"; {sentence(count)}" if count else ""
+        count = self.count + len(self.to_resend)
+        return f"; {unsent_text(count)}" if count else ""
 
     def error(self, where: str) -> Exception | None:
         """Return the error for the next publish; None: there is none."""
@@ -476,7 +479,7 @@ class Unsent:
             )
             error.__cause__ = self.refusal
         elif self.count:
-            text = f"{where}: {sentence(self.count)}: publish again, or with confirms"
+            text = f"{where}: {unsent_text(self.count)}: publish again, or with confirms"
             error = RecoverableConnectionError(text)
         else:
             return None
@@ -486,17 +489,17 @@ class Unsent:
         """Forget all of them."""
         self.refusal = None
         self.count = 0
-        self.again.clear()
+        self.to_resend.clear()
 
 
-def sentence(count: int) -> str:
+def unsent_text(count: int) -> str:
     """Return the text about *count* lost messages."""
     which = "1 message that was" if count == 1 else f"{count} messages that were"
     return f"{which} published without confirm had not been sent when the connection was lost"
 
 
-class Resending:
-    """Member of a session that has the messages of a lost channel sent again.
+class UnsentRecovery:
+    """Recovery of a session's member: the messages of a lost channel are sent again.
 
     Arguments:
         channel: that is lost.
@@ -513,6 +516,6 @@ class Resending:
         return f"<messages of {self._channel!r}>"
 
     def recover(self, deadline: DeadlineLike) -> None:
-        """Have the channel's successor send them.  May switch."""
+        """Have the channel that replaces the lost one send them.  May switch."""
         self._session.successor(self._channel, Deadline(deadline.left()))
         self._session.discard(self)

@@ -69,7 +69,7 @@ class KnownQueues:
         self.kinds.pop(queue, None)
         self._limits.pop(queue, None)
 
-    def look(self, queue: str, message: Message) -> None:
+    def check_delivery_count(self, queue: str, message: Message) -> None:
         """Warn, once for each queue, when *message* was delivered nearly as often as it may be."""
         limit = self._limits.get(queue, self._default)
         if limit is None:

@@ -1,8 +1,8 @@
 """Renewal of a connection's secret at the broker before it expires.
 
 ``connection.update-secret`` is RabbitMQ's extension (class 10, methods 70 and 71; the amqp package does
-not know it).  The broker answers in order, so callers stand in line; one that is killed keeps its
-place.  A secret that the broker refuses costs the connection (530).
+not know it).  The broker replies in order, so that each reply is the oldest waiter's; one that is killed
+keeps its place.  The broker ends the connection over a secret that it refuses (530).
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Secret:
         self._renewal = Renewal(self._renew, logger, link.where)
 
     def update(self, secret: str, reason: str, deadline: Deadline) -> None:
-        """Tell the broker a new secret, and wait until it has taken it.  May switch.
+        """Update the secret at the broker, and wait until it has accepted it.  May switch.
 
         Arguments:
             reason: for the broker's log; 255 bytes at most.
 
         Raises:
-            TimeoutError: no answer came before the deadline.
+            TimeoutError: no reply came before the deadline.
             ConnectionError: the broker refused it, or the connection ended.
         """
         link = self._link()
@@ -64,7 +64,7 @@ class Secret:
         if link.writer.gate:
             link.gate.pass_through(deadline)
         link.check_open()
-        # In line before it is written, for that may be the end of the connection.
+        # Appended before it is written, for that may be the end of the connection.
         slot: Slot[None] = Slot()
         self._waiters.append(slot)
         link.write_method(UPDATE_SECRET, arguments)
@@ -79,11 +79,11 @@ class Secret:
             link.budget.end_wait()
 
     def keep(self, secret: object, renew: Callable[[], Any]) -> None:
-        """Renew *secret* before it ends, and what comes after it, as long as the connection lives.
+        """Renew *secret*, and each one after it, before it expires, as long as the connection lives.
 
         Arguments:
-            secret: what the login was done with.
-            renew: gives a new one; may switch.
+            secret: that of the login.
+            renew: returns a new one; may switch.
         """
         self._ask = renew
         self._renewal.keep(secret)

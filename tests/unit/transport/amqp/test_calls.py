@@ -25,8 +25,8 @@ def reply(ids: int, tag: bytes = b"") -> Reply:
     return ids, b"\0\0\0\0" + bytes((len(tag),)) + tag, None, None
 
 
-def line(*calls: Call) -> PendingCalls:
-    """A line of calls."""
+def pending(*calls: Call) -> PendingCalls:
+    """Calls without a reply, oldest first."""
     made = PendingCalls()
     for each in calls:
         made.append(each)
@@ -35,23 +35,23 @@ def line(*calls: Call) -> PendingCalls:
 
 def test_a_reply_is_the_oldest_calls() -> None:
     first, second = call(DECLARE, DECLARE_OK), call(DECLARE, DECLARE_OK)
-    calls = line(first, second)
+    calls = pending(first, second)
     assert calls.settle(reply(DECLARE_OK))
     assert first.slot.is_filled
     assert not second.slot.is_filled
 
 
 def test_a_reply_that_the_oldest_does_not_expect_is_nobodys() -> None:
-    calls = line(call(DECLARE, DECLARE_OK), call(QOS, QOS_OK))
+    calls = pending(call(DECLARE, DECLARE_OK), call(QOS, QOS_OK))
     assert not calls.settle(reply(QOS_OK))
-    assert not line().settle(reply(QOS_OK))
+    assert not pending().settle(reply(QOS_OK))
     assert len(calls) == 2
 
 
 def test_what_a_queue_answers_may_be_overtaken() -> None:
     consume, cancel = call(CONSUME, CONSUME_OK, b"a"), call(CANCEL, CANCEL_OK, b"b")
     qos, declare = call(QOS, QOS_OK), call(DECLARE, DECLARE_OK)
-    calls = line(consume, cancel, qos, declare)
+    calls = pending(consume, cancel, qos, declare)
     assert not calls.settle(reply(DECLARE_OK))
     assert calls.settle(reply(QOS_OK))
     assert calls.settle(reply(DECLARE_OK))
@@ -63,7 +63,7 @@ def test_what_a_queue_answers_may_be_overtaken() -> None:
 
 def test_each_consumer_gets_its_own_answer() -> None:
     first, second = call(CONSUME, CONSUME_OK, b"a"), call(CONSUME, CONSUME_OK, b"b")
-    calls = line(first, second)
+    calls = pending(first, second)
     assert calls.settle(reply(CONSUME_OK, b"b"))
     assert not first.slot.is_filled
     assert second.slot.is_filled
@@ -74,7 +74,7 @@ def test_the_blamed_call_is_found_behind_what_a_queue_answers() -> None:
     consume, declare = call(CONSUME, CONSUME_OK, b"a"), call(DECLARE, DECLARE_OK)
     later = call(DECLARE, DECLARE_OK)
     cause = NotFound("no queue")
-    assert line(consume, declare, later).fail(cause, DECLARE)
+    assert pending(consume, declare, later).fail(cause, DECLARE)
     with pytest.raises(NotFound):
         declare.slot.wait(Deadline(0))
     for bystander in (consume, later):
@@ -84,7 +84,7 @@ def test_the_blamed_call_is_found_behind_what_a_queue_answers() -> None:
 
 def test_nobody_is_blamed_for_what_the_oldest_did_not_send() -> None:
     qos, declare = call(QOS, QOS_OK), call(DECLARE, DECLARE_OK)
-    assert not line(qos, declare).fail(NotFound("no queue"), DECLARE)
+    assert not pending(qos, declare).fail(NotFound("no queue"), DECLARE)
     for each in (qos, declare):
         with pytest.raises(RecoverableChannelError):
             each.slot.wait(Deadline(0))

@@ -6,7 +6,7 @@ from amqp import spec
 from amqp.serialization import dumps
 
 from greenconn.transport.amqp.message import Outgoing
-from greenconn.transport.amqp.publishing import AGAIN, AWAITED, Unsent, find_unsent, sentence
+from greenconn.transport.amqp.publishing import AWAITED, RESEND, Unsent, find_unsent, unsent_text
 from greenconn.wire.amqp import content_frames, heartbeat_frame, method_frame
 
 Buffer = bytes | memoryview
@@ -27,7 +27,7 @@ SMALL, LARGE, EMPTY, OTHER = (
     publish(1, "empty", b""),
     publish(2, "other", b"\x01\x00\x01\x00\x00\x00\x04\x00\x3c\x00\x28\xce"),  # like a frame
 )
-BUFFERS: list[Buffer] = [ACK, *SMALL, AGAIN, *LARGE, AGAIN, heartbeat_frame(), *EMPTY]
+BUFFERS: list[Buffer] = [ACK, *SMALL, RESEND, *LARGE, RESEND, heartbeat_frame(), *EMPTY]
 BUFFERS += [*OTHER, AWAITED, ACK, *SMALL]
 
 
@@ -52,7 +52,7 @@ def test_what_has_not_wholly_left_is_found_wherever_the_rest_began() -> None:
             mark
             for end, mark in zip(
                 [ends[0], ends[1], ends[2], ends[4], ends[3]],
-                [AGAIN, AGAIN, None, None, AWAITED],
+                [RESEND, RESEND, None, None, AWAITED],
                 strict=True,
             )
             if end > begun
@@ -65,27 +65,27 @@ def test_messages_are_as_they_were() -> None:
     unsent = Unsent()
     unsent.take(find_unsent(BUFFERS, 0)[1])
     assert unsent.count == 2
-    (small, *how), (large, *_) = unsent.again
+    (small, *how), (large, *_) = unsent.to_resend
     assert how == ["x", "small", True, False]
     assert small.body == b"s" * 100
     assert small.packed == Outgoing(b"", content_type="a/b").packed
     assert large.body == bytes(range(256)) * 400
-    assert unsent.hint == f"; {sentence(4)}"
-    unsent.forgive_last()
+    assert unsent.hint == f"; {unsent_text(4)}"
+    unsent.discard_last()
     assert unsent.count == 1
     other = Unsent()
     other.take(find_unsent(BUFFERS, 0)[2])
     assert other.hint == ""
-    other.forgive_last()
+    other.discard_last()
     assert other.count == 0
 
 
 def test_a_mark_of_a_message_that_has_left_is_nobodys() -> None:
-    assert find_unsent([AGAIN, *SMALL], 0)[1][0][3] is None
-    assert find_unsent([AGAIN, ACK, AWAITED], 0) == {}
-    assert find_unsent([*SMALL, AGAIN, *OTHER], sum(map(len, SMALL)))[2][0][3] is None
+    assert find_unsent([RESEND, *SMALL], 0)[1][0][3] is None
+    assert find_unsent([RESEND, ACK, AWAITED], 0) == {}
+    assert find_unsent([*SMALL, RESEND, *OTHER], sum(map(len, SMALL)))[2][0][3] is None
 
 
 def test_one_message_is_spoken_of_in_the_singular() -> None:
-    assert sentence(1).startswith("1 message that was ")
-    assert sentence(2).startswith("2 messages that were ")
+    assert unsent_text(1).startswith("1 message that was ")
+    assert unsent_text(2).startswith("2 messages that were ")
