@@ -118,8 +118,8 @@ def test_many_go_back_in_groups_while_the_channel_lives(link: AmqpLink, end: Bro
     for message in messages[1:]:
         message.put_back()
     channel.acks.flush()
-    assert len(channel.acks.ledger.returning) == REQUEUES_AT_ONCE
-    until(lambda: not channel.acks.ledger.returning)
+    assert len(channel.acks.ledger.requeued) == REQUEUES_AT_ONCE
+    until(lambda: not channel.acks.ledger.requeued)
     messages[0].ack()
     answers = sent(end, spec.Basic.Ack)
     assert answers[:-1] == [nack(tag) for tag in range(2, count + 1)]
