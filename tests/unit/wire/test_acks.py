@@ -16,7 +16,7 @@ from greenconn.wire.acks import AckLedger, TransactionLedger
 
 
 class Broker:
-    """One channel of RabbitMQ: it closes the channel (here: fails) over each wrong answer."""
+    """One channel of RabbitMQ: it closes the channel (here: fails) over each wrong ack."""
 
     def __init__(self) -> None:
         self.last_tag = 0
@@ -26,7 +26,7 @@ class Broker:
         self.frames = 0
 
     def deliver(self, needs_ack: bool) -> int:
-        """A delivery; those that need no answer take a tag too."""
+        """A delivery; those without acks take a tag too."""
         self.last_tag += 1
         if needs_ack:
             self.unacked[self.last_tag] = None
@@ -45,7 +45,7 @@ class Broker:
         self.rejected.add(tag)
 
     def recover(self) -> set[int]:
-        """All that is unanswered goes back to its queue."""
+        """Requeue all outstanding deliveries."""
         requeued = set(self.unacked)
         self.unacked.clear()
         return requeued
@@ -59,7 +59,7 @@ class AnswersMachine(RuleBasedStateMachine):
         self.broker = Broker()
         self.ledger = AckLedger()
         self.on_the_way: list[int] = []
-        self.known: dict[int, None] = {}  # came, unanswered by the program
+        self.known: dict[int, None] = {}  # came, not settled by the program
         self.acked: set[int] = set()
         self.rejected: set[int] = set()
 
@@ -110,7 +110,7 @@ class AnswersMachine(RuleBasedStateMachine):
         self.rejected.add(tag)
 
     @rule()
-    def answer_the_unknown(self) -> None:
+    def settle_the_unknown(self) -> None:
         unknown = self.broker.last_tag + 1
         assert not self.ledger.ack(unknown)
         self.flush()
@@ -192,7 +192,7 @@ def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
     ledger = AckLedger()
     for tag in (2, 4, 6):
         ledger.delivered(tag)
-    assert not ledger.ack_up_to(5)  # as for a broker, also where 5 needed no answer
+    assert not ledger.ack_up_to(5)  # as for a broker, also where 5 needed no ack
     assert ledger.ack_up_to(4)
     assert ledger.take_acks() == [(4, True)]
     assert ledger.ack_up_to(0)
@@ -236,10 +236,10 @@ def test_a_rollback_puts_the_tags_back_in_their_order() -> None:
     ledger.ack(3)
     ledger.take_acks()
     ledger.reject(1)
-    answered = ledger.end_transaction()
+    settled = ledger.end_transaction()
     ledger.ack(2)  # of the next transaction
     ledger.delivered(5)
-    ledger.roll_back(answered)
+    ledger.roll_back(settled)
     assert list(ledger.outstanding) == [1, 3, 4, 5]
     assert ledger.ack_up_to(3)
     assert ledger.end_transaction() == [2, 1, 3]
