@@ -101,6 +101,13 @@ class Side:
         """Open a channel, on a link of its own unless one is given."""
         return self.transport.create_channel(self.link() if link is None else link)
 
+    def is_rabbitmq(self, major: int, minor: int = 0) -> bool:
+        """Return whether the broker is RabbitMQ of that version or a later one."""
+        if self.kind != "amqp":
+            return False
+        version = self.links[0].server_version
+        return bool(version >= (major, minor))
+
     def name(self, what: str = "q") -> str:
         """A name that no other test uses."""
         count = len(self._queues) + len(self._exchanges)

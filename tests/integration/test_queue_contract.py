@@ -100,7 +100,8 @@ def test_deaths_are_counted(side: Side) -> None:
     channel.basic_publish_confirm(again, "", queue)
     channel.basic_get(queue).reject()
     (death,) = letter_of(side, channel, dead).headers["x-death"]
-    assert death["count"] == 2
+    # RabbitMQ 4 ignores what a publisher says of earlier deaths.
+    assert death["count"] == (1 if side.is_rabbitmq(4) else 2)
 
 
 @needs(Can.EXPIRY)
