@@ -3,7 +3,7 @@
 Nothing is installed, and no script of a package runs.  apt fetches the packages from the mirror that
 this machine uses, and checks their signatures.  Each program runs in a mount namespace of its own, with
 that root as ``/`` (it needs a newer C library than this system's), on this machine's network, and with
-this machine's temporary folder.  Without root that takes a user namespace.
+this machine's temporary folder and the checkout.  Without root that takes a user namespace.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.brokers.fetching import NoBroker, Programs, cache_folder, locked, mak
 
 __all__ = ["find", "is_wanted", "redis_server", "versions"]
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 SUITE = "testing"
 SERVER_PACKAGES = ("rabbitmq-server", "redis-server", "valkey-server", "beanstalkd")
 PACKAGES = (*SERVER_PACKAGES, "redis-sentinel", "valkey-sentinel")
@@ -60,14 +61,14 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ENTER = """\
 #!/bin/sh
 exec unshare {options} /bin/sh -c '
-root=$1 shared=$2; shift 2
+root=$1 shared=$2 checkout=$3; shift 3
 PATH=$PATH:/usr/sbin:/sbin
-for each in /dev /proc "$shared"; do
+for each in /dev /proc "$shared" "$checkout"; do
     mkdir -p "$root$each" && mount --rbind "$each" "$root$each" || exit 97
 done
 case $PWD in "$shared"/*) ;; *) cd / ;; esac
 exec chroot "$root" /usr/bin/env -C "$PWD" PATH=/usr/local/bin:/usr/bin:/usr/sbin "$@"
-' enter {root} {shared} {program} "$@"
+' enter {root} {shared} {checkout} {program} "$@"
 """
 #: What the tests run, and where it is in the root.
 PROGRAMS = {
@@ -119,6 +120,7 @@ def _write_program(program: Path, root: Path, pattern: str) -> None:
             options=options,
             root=shlex.quote(str(root)),
             shared=shlex.quote(os.path.realpath(tempfile.gettempdir())),
+            checkout=shlex.quote(str(CHECKOUT)),
             program=shlex.quote(f"/{found[-1].relative_to(root)}"),
         )
     )
