@@ -125,3 +125,103 @@ def test_commands_are_arrays_of_strings(args: list[Any]) -> None:
     assert parsed == texts
     (again,) = RespParser().feed(head(len(texts), *texts[:1]) + b"".join(map(bulk, texts[1:])))
     assert again == texts
+
+
+def fed(parser: RespParser, *pieces: bytes) -> list[Any]:
+    return [reply for piece in pieces for reply in parser.feed(piece)]
+
+
+LONG_LISTS = [
+    *(mark + b"1000000\r\n" for mark in (b"*", b"~", b"%", b">", b"|")),
+    b"*99999999999\r\n:1\r\n",
+    b":1\r\n*2\r\n:5\r\n*1000000\r\n",
+    b"+*\r\n" * 40 + b"*1000000\r\n",  # behind much that looks like a list
+    b"+***\r\n" * 5 + b"*1000000\r\n",
+    bulk(b"*1000000\r\n") + b"*1000000\r\n",
+    bulk(b"*1000000\r\n" * 20) + b"~1234567\r\n",
+]
+
+
+@pytest.mark.parametrize("data", LONG_LISTS)
+def test_a_list_that_is_too_long_is_refused_when_it_is_announced(data: bytes) -> None:
+    for at in range(len(data)):
+        parser = RespParser()
+        with pytest.raises(ProtocolError, match="a list of 1,000,000 or more is announced"):
+            fed(parser, data[:at], data[at:])
+
+
+@pytest.mark.parametrize("mark", [b"*", b"~", b">"])
+def test_a_list_may_have_less_than_a_million(mark: bytes) -> None:
+    head = mark + b"999999\r\n"
+    for at in (0, 5, 7):
+        assert fed(RespParser(), head[:at], head[at:], b":1\r\n") == []
+
+
+@pytest.mark.parametrize(
+    "text", [b"*1000000\r\n", b"*1000000\r\n" * 50, b"~|>%*" * 50, b"*" * 15, b"x" * 9 + b"*1234567"]
+)
+def test_what_looks_like_a_long_list_may_be_text(text: bytes) -> None:
+    data = bulk(text) + b":7\r\n"
+    for at in range(0, len(data), 3):
+        assert fed(RespParser(), data[:at], data[at:]) == [text, 7]
+
+
+def test_lists_of_many_lists() -> None:
+    data = b"*20\r\n" + b"*1\r\n:1\r\n" * 20 + b"*0\r\n"
+    for at in range(len(data)):
+        assert fed(RespParser(), data[:at], data[at:]) == [[[1]] * 20, []]
+
+
+def test_a_reply_that_nobody_can_decode() -> None:
+    with pytest.raises(ProtocolError, match="a reply cannot be decoded: .*unhashable"):
+        fed(RespParser(), b"%1\r\n*1\r\n:1\r\n:1\r\n")
+
+
+def test_a_reply_has_a_limit() -> None:
+    parser = RespParser(reply_limit=100)
+    assert fed(parser, b"*3\r\n" + bulk(b"x" * 89)) == []  # 100 bytes with what is around it
+    with pytest.raises(ProtocolError, match="a reply has more than 100 bytes"):
+        fed(parser, b":")
+
+
+def test_the_limit_is_for_each_reply() -> None:
+    parser = RespParser(reply_limit=100)
+    for _ in range(5):
+        assert fed(parser, b"*1\r\n", bulk(b"x" * 80)) == [[b"x" * 80]]
+    assert fed(parser, b":5\r\n" * 100) == [5] * 100
+    with pytest.raises(ProtocolError, match="a reply has more than 100 bytes"):
+        fed(parser, b"*2\r\n" + bulk(b"x" * 50), bulk(b"x" * 50)[:-2])
+
+
+@pytest.mark.parametrize("mark", [b"$", b"="])
+def test_a_string_may_be_as_long_as_the_limit(mark: bytes) -> None:
+    for limit in (10_000_000, 123_456_789):
+        head = b"*1\r\n" + mark + b"%d\r\n"
+        for at in range(len(head % limit)):
+            data = head % limit
+            assert fed(RespParser(string_limit=limit), data[:at], data[at:], b"x") == []
+            data = head % (limit + 1)
+            with pytest.raises(ProtocolError, match=f"a string of {limit + 1} bytes is announced"):
+                fed(RespParser(string_limit=limit), data[:at], data[at:], b"x")
+
+
+def test_what_is_announced_counts_for_the_reply() -> None:
+    begun = b"*2\r\n:1\r\n$10000000\r\n"
+    limit = len(begun) + 10_000_000
+    assert fed(RespParser(reply_limit=limit), begun) == []
+    with pytest.raises(ProtocolError, match="a string of 10000000 bytes is announced"):
+        fed(RespParser(reply_limit=limit - 1), begun)
+
+
+def test_an_error_has_a_code() -> None:
+    assert ErrorReply("ERR unknown command").code == "ERR"
+    assert ErrorReply("LOADING").code == "LOADING"
+
+
+def test_one_argument_of_a_command() -> None:
+    assert [bulk(each) for each in (b"ab", "\xe9", 12, 1.5)] == [
+        b"$2\r\nab\r\n",
+        b"$2\r\n\xc3\xa9\r\n",
+        b"$2\r\n12\r\n",
+        b"$3\r\n1.5\r\n",
+    ]
