@@ -640,3 +640,22 @@ def test_lines_end_when_their_client_is_closed(server: Start, web: Make) -> None
         client.close()
         with pytest.raises(ConnectionAbortedError):
             feed.line(Deadline(WAIT))
+
+
+def test_who_is_killed_in_a_handshake_leaves_no_connection(peer: PeerFactory, web: Make) -> None:
+    silent = peer(lambda client: client.recv(1 << 16) and client.recv(1 << 16))
+    caller = gevent.spawn(ask, web(silent, ssl=True))
+    assert silent.has_accepted.wait(WAIT)
+    for _ in range(3):
+        gevent.sleep(0)
+    caller.kill()
+    assert gone(silent)
+
+
+def test_an_answer_without_an_end_of_its_own_may_have_a_last_line(server: Start, web: Make) -> None:
+    def reply(client: socket.socket, request: bytes) -> bool:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\none\r\ntwo")
+        return False
+
+    with lines(web(server(reply))) as feed:
+        assert [feed.line(Deadline(WAIT)) for _ in range(4)] == [b"one", b"two", None, None]

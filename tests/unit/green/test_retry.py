@@ -312,3 +312,20 @@ def test_nothing_stays_for_the_collector(deadline: float | None) -> None:
         assert watched() is None
     finally:
         gc.enable()
+
+
+def test_an_attempt_that_ends_without_an_error_counts_behind_a_failure() -> None:
+    numbers = []
+    pauses: list[float] = []
+    for attempt in attempts(policy(first=1.0, factor=2.0, tries=3), pause=pauses.append):
+        with attempt as entered:
+            assert entered is attempt
+            numbers.append(attempt.number)
+            if attempt.number == 1:
+                raise OSError("lost")
+    assert (numbers, pauses) == ([1, 2, 3], [1.0, 2.0])
+
+
+def test_by_default_every_error_is_worth_another_attempt() -> None:
+    trial = Trial(LookupError("1"), OSError("2"))
+    assert trial.run(attempts(policy(first=1.0), pause=trial.pauses.append)) == 3

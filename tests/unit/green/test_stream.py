@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import ssl
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from greenconn.green import stream
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
-from greenconn.green.stream import Stream
+from greenconn.green.stream import EndOfFile, Stream
 from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
 from tests.fix_interrupts import interruptions
@@ -733,3 +734,59 @@ def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> 
     waiting.get(timeout=30)
     assert owner.wire.theirs.fileno() >= 0
     assert owner.stream.is_open
+
+
+def test_the_limit_of_the_kernel_is_lifted(owner: Owner) -> None:
+    if not hasattr(_socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("this kernel has no such limit")
+    option = (_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT)
+    owner.wire.ours.setsockopt(*option, 5000)
+    owner.stream.lift_user_timeout()
+    assert owner.wire.ours.getsockopt(*option) == 0
+    assert owner.stream.is_open
+    owner.stream.close()
+    owner.stream.lift_user_timeout()  # there is no socket any more
+    assert owner.lost == []
+
+
+def test_a_socket_of_another_kind_has_no_such_limit() -> None:
+    ours, theirs = _socket.socketpair()
+    ours.setblocking(False)
+    lost: list[BaseException] = []
+    plain = Stream(ours, lambda data: None, lost.append, "peer", None)
+    plain.lift_user_timeout()
+    assert (plain.is_open, lost) == (True, [])
+    plain.close()
+    theirs.close()
+
+
+# Where no greenlet runs any more.
+
+
+def test_a_thread_that_ends_sends_and_receives_without_a_switch(owner: Owner) -> None:
+    owner.wire.send(b"reply")
+    owner.writer.write_many([b"one ", b"two"])
+    owner.stream.exchange_blocking(lambda: owner.received == b"reply", Deadline(60))
+    assert owner.received == b"reply"
+    assert owner.readers == {gevent.getcurrent()}
+    assert owner.wire.receive_until(7) == b"one two"
+    assert (owner.stream.is_open, owner.lost) == (True, [])
+    owner.stream.exchange_blocking(lambda: False, Deadline(0))  # there is no time left
+    assert owner.stream.is_open
+
+
+def test_the_peer_may_close_while_a_thread_ends(owner: Owner) -> None:
+    owner.wire.send(b"last")
+    owner.wire.close()
+    owner.stream.exchange_blocking(lambda: False, Deadline(60))
+    assert owner.received == b"last"
+    (lost,) = owner.lost
+    assert isinstance(lost, EndOfFile)
+    owner.check_ended()
+
+
+def test_a_peer_that_is_silent_holds_no_thread(owner: Owner) -> None:
+    owner.stream.exchange_blocking(lambda: False, Deadline(0.01))
+    (lost,) = owner.lost
+    assert isinstance(lost, TimeoutError)
+    owner.check_ended()

@@ -158,7 +158,8 @@ def test_a_list_may_have_less_than_a_million(mark: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"*1000000\r\n", b"*1000000\r\n" * 50, b"~|>%*" * 50, b"*" * 15, b"x" * 9 + b"*1234567"]
+    "text",
+    [b"*1000000\r\n", b"*1000000\r\n" * 50, b"~|>%*" * 50, b"*" * 15, b"x" * 9 + b"*1234567"],
 )
 def test_what_looks_like_a_long_list_may_be_text(text: bytes) -> None:
     data = bulk(text) + b":7\r\n"
