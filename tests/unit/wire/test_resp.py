@@ -174,7 +174,7 @@ def test_lists_of_many_lists() -> None:
 
 
 def test_a_reply_that_nobody_can_decode() -> None:
-    with pytest.raises(ProtocolError, match="a reply cannot be decoded: .*unhashable"):
+    with pytest.raises(ProtocolError, match=r"a reply cannot be decoded: .*unhashable"):
         fed(RespParser(), b"%1\r\n*1\r\n:1\r\n:1\r\n")
 
 
