@@ -6,6 +6,7 @@ URL options into values, :func:`from_transport_options` takes what a class knows
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +43,7 @@ __all__ = [
     "MemoryOptions",
     "Retry",
     "from_transport_options",
+    "known_options",
     "query_types",
     "typed_query",
 ]
@@ -314,6 +316,26 @@ def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O,
         return _defaults[cls], ()
     known = {name: mapping[name] for name in cls.fields if name in mapping}
     return cls(**known), tuple(name for name in mapping if name not in known)
+
+
+def known_options(
+    cls: type[O], mapping: Mapping[str, Any] | None, where: str, logger: logging.Logger
+) -> O:
+    """Make options of what *mapping* has for them, and log the names that nobody knows.
+
+    The names of :class:`ConnectOptions` are known: the connection reads them.
+
+    Arguments:
+        where: the broker, for the log.
+
+    Raises:
+        ValueError: a value is not what its option wants.
+    """
+    options, unknown = from_transport_options(cls, mapping or {})
+    ignored = sorted(set(unknown).difference(ConnectOptions.fields))
+    if ignored:
+        logger.warning("%s: unknown transport options are ignored: %s", where, ignored)
+    return options
 
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})

@@ -23,7 +23,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
-from greenconn.options import ConnectOptions, from_transport_options
+from greenconn.options import known_options
 from greenconn.transport import base
 from greenconn.transport.virtual.entities import PREDECLARED, Management
 from greenconn.transport.virtual.state import BrokerState
@@ -33,9 +33,6 @@ __all__ = ["StoreTransport"]
 logger = logging.getLogger("greenconn.broker")
 
 T = TypeVar("T")
-
-#: Transport options that the connection reads itself.
-_COMMON: Final = frozenset(ConnectOptions.fields)
 
 
 class _Shared:
@@ -133,13 +130,10 @@ class StoreTransport(base.Transport[StoreLink]):
             ValueError: one has a value that cannot be.
         """
         if self._options is None:
-            given = self.client.transport_options or {}
-            self._options, unknown = from_transport_options(self.Options, given)
-            ignored = sorted(set(unknown) - _COMMON)
-            if ignored:
-                logger.warning(
-                    "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
-                )
+            client = self.client
+            self._options = known_options(
+                self.Options, client.transport_options, client.as_uri(), logger
+            )
         return self._options
 
     def establish_connection(self, deadline: Deadline | None = None) -> StoreLink:

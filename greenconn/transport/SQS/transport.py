@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError
 
 from greenconn.broker.transport import StoreTransport
 from greenconn.green import fork
-from greenconn.options import ConnectOptions, from_transport_options
+from greenconn.options import known_options
 from greenconn.transport.SQS import channel
 from greenconn.transport.SQS.account import Accounts
 from greenconn.transport.SQS.exceptions import ServiceBusy
@@ -63,13 +63,7 @@ class Transport(StoreTransport):
             HYPHENATED.get(name, name): value
             for name, value in (self.client.transport_options or {}).items()
         }
-        options, unknown = from_transport_options(SQSOptions, given)
-        ignored = sorted(set(unknown) - set(ConnectOptions.fields))
-        if ignored:
-            logger.warning(
-                "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
-            )
-        return options
+        return known_options(SQSOptions, given, self.client.as_uri(), logger)
 
     def make_store(self, wake: Callable[[str | None], None]) -> SqsStore:
         """Return the store of one link; accounts outlive it."""

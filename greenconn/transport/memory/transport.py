@@ -9,7 +9,7 @@ from typing import Any
 from greenconn.broker.channel import StoreChannel
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.options import ConnectOptions, MemoryOptions, from_transport_options
+from greenconn.options import MemoryOptions, known_options
 from greenconn.transport import base
 from greenconn.transport.memory.alarm import Clock
 from greenconn.transport.memory.broker import Broker
@@ -20,8 +20,6 @@ __all__ = ["Transport", "broker_of", "reset", "restart"]
 
 logger = logging.getLogger("greenconn.transport.memory")
 
-#: Transport options that the connection reads itself.
-COMMON_OPTIONS = frozenset(ConnectOptions.fields)
 
 _brokers: dict[str, Broker] = {}
 
@@ -101,13 +99,9 @@ class Transport(base.Transport[MemoryLink]):
             ValueError: a transport option has a value that cannot be.
             WrongHub: the broker belongs to another thread.
         """
-        options, unknown = from_transport_options(
-            MemoryOptions, self.client.transport_options or {}
-        )
-        ignored = sorted(set(unknown) - COMMON_OPTIONS)
-        if ignored:
-            logger.warning("memory broker: unknown transport options are ignored: %s", ignored)
-        return MemoryLink(self.client, broker_of(self.client.virtual_host), options)
+        client = self.client
+        options = known_options(MemoryOptions, client.transport_options, "memory broker", logger)
+        return MemoryLink(client, broker_of(client.virtual_host), options)
 
     def create_channel(self, connection: MemoryLink) -> StoreChannel[MemoryLink]:
         """Open a channel."""

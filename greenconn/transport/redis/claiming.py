@@ -82,17 +82,6 @@ class Claims:
         is_trying: the message that tries the permissions may be held.
     """
 
-    __slots__ = (
-        "_are_permitted",
-        "_commands",
-        "_flight",
-        "_keep_alive",
-        "_last_number",
-        "_owners",
-        "is_trying",
-        "under_way",
-    )
-
     def __init__(self, commands: Commands, owners: Owners, keep_alive: Callable[[], None]) -> None:
         self._commands = commands
         self._owners = owners

@@ -24,13 +24,11 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 from redis.connection import AbstractConnection, ConnectionPool
 
-from greenconn.green.connect import connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.stream import EndOfFile, Stream
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.server import Address, Login, Server
-from greenconn.wire.tls import tls_session
 
 __all__ = ["Clients", "LinkedRedis"]
 
@@ -174,11 +172,7 @@ class GreenSocket:
     """
 
     def __init__(self, address: Address, deadline: Deadline) -> None:
-        tls = tls_session(address.ssl, address.host) if address.ssl else None
-        if address.path is not None:
-            sock = connect_unix(address.path, deadline)
-        else:
-            sock = connect_tcp(numeric(address.host), address.port, deadline, address.settings)
+        sock, tls = address.connect(deadline)
         self._pieces: deque[bytes] = deque()
         self._unread = 0
         self._has_come = Event()

@@ -20,7 +20,7 @@ from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.scripts import ADVANCE, DROP, EXPIRE, JOIN, MOVE, Script, Scripts
 from greenconn.wire.resp import Argument, ErrorReply, pack
 
-__all__ = ["PING", "Commands", "check_reply"]
+__all__ = ["PING", "Commands", "as_pairs", "check_reply"]
 
 
 def _is_count(reply: Any) -> bool:
@@ -154,6 +154,11 @@ def check_reply(command: bytes, reply: Any, where: str) -> None:
 
 PING: Final = pack("PING")
 _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
+
+
+def as_pairs(reply: Any) -> dict[bytes, bytes]:
+    """Return a reply that has names with their values, in the form of either protocol."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 class Commands:

@@ -199,11 +199,8 @@ class Fanout:
             self._subscribe(pipeline, list(self._listening))
 
     def _subscribe(self, pipeline: Pipeline, topics: list[bytes]) -> None:
-        errors: list[Exception] = []
-        pipeline.post_quiet(pack(b"PSUBSCRIBE", *topics), errors.append)
-        pipeline.call(PING)  # a subscription itself has no reply
-        if errors:
-            raise pipeline.error(errors[0], "subscribing to a fan-out exchange")
+        command = pack(b"PSUBSCRIBE", *topics)
+        pipeline.subscribe(command, what="subscribing to a fan-out exchange")
 
     # -- loss
 

@@ -31,9 +31,12 @@ from functools import lru_cache
 from typing import Any, Final
 
 from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.virtual.publishing import level_of
 
-__all__ = ["RESERVED", "Keys"]
+__all__ = ["HIGHEST", "RESERVED", "Keys"]
 
+#: The highest priority that has a list (kombu's).
+HIGHEST: Final = 9
 #: Why a queue may not have a name.
 RESERVED: Final = "greenconn or kombu uses a key of this name: choose another name for the queue"
 #: What our keys and kombu's are, or begin with, beside those that options name.
@@ -105,9 +108,9 @@ class Keys:
         return f"{self.prefix}{queue}".encode()
 
     def list_for(self, queue: str, priority: Any) -> bytes:
-        """Return the list that a message of *priority* goes to."""
+        """Return the list that a message of *priority* goes to, whatever its sender gave for one."""
         steps = self.steps
-        return self._list(queue, steps[bisect(steps, priority) - 1])
+        return self._list(queue, steps[bisect(steps, level_of(priority, HIGHEST)) - 1])
 
     def bindings(self, exchange: str) -> bytes:
         """Return the set of an exchange's bindings."""

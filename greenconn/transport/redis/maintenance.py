@@ -49,7 +49,7 @@ from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims
-from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
@@ -221,12 +221,9 @@ class Sweeper:
         """Delete the exclusive queues of dead owners."""
         commands = self._commands
         found = commands.call(pack(b"HGETALL", commands.keys.exclusive), what="sweeping")
-        pairs = (
-            found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
-        )
         queues = {
             name.decode("utf-8", "replace"): owner.decode("utf-8", "replace")
-            for name, owner in pairs.items()
+            for name, owner in as_pairs(found).items()
         }
         dead = set(self._owners.dead(sorted(set(queues.values()))))
         for name, owner in queues.items():

@@ -118,6 +118,18 @@ class Pipeline(PipelineLife):
 
         self.post(command, callback)
 
+    def subscribe(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> None:
+        """Write a subscription, and return when the server has it.  May switch.
+
+        Raises:
+            Exception: as :meth:`call`.
+        """
+        errors: list[Exception] = []
+        self.post_quiet(command, errors.append)
+        self.call(_PING, deadline)  # a subscription itself has no reply
+        if errors:
+            raise self.error(errors[0], what)
+
     def pass_gate(self, deadline: Deadline) -> None:
         """Let other greenlets run, or wait for a slow server, where that is due.  May switch.
 

@@ -31,12 +31,10 @@ from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
-from greenconn.transport.redis.settling import HIGHEST
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.names import TagMaker
-from greenconn.transport.virtual.publishing import level_of
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
 __all__ = ["LargeBodies", "RedisPublisher", "RedisPublishingLink"]
@@ -239,7 +237,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """Return the head of the command that appends a message to a queue, and the route in it."""
         self._queues.check_name(queue, Method.BASIC_PUBLISH)
-        key = self._keys.list_for(queue, level_of(message.priority, HIGHEST))
+        key = self._keys.list_for(queue, message.priority)
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
         route = message.route_json("", queue, self._encoding)
         if message.delivery_info is None:
@@ -285,14 +283,13 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     ) -> Routed:
         message = Outgoing.of(message)
         raw = self._envelope(message, exchange, routing_key)
-        priority = level_of(message.priority, HIGHEST)
         commands, lists, is_ending = [], [], False
         for name in queues:
             topic = topic_of(name)
             if topic is None:
                 may_end = self._queues.may_end(name)
                 is_ending = is_ending or may_end
-                commands.append(self._append(name, priority, raw, may_end))
+                commands.append(self._append(name, message.priority, raw, may_end))
                 lists.append(name)
                 continue
             commands.append(pack(b"PUBLISH", self._keys.topic(*topic), raw))
@@ -308,7 +305,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         with suppress(TimeoutError):  # the result says so
             own.arrived.wait(deadline)  # type: ignore[arg-type]
 
-    def _append(self, queue: str, priority: int, raw: bytes, may_end: bool) -> bytes:
+    def _append(self, queue: str, priority: Any, raw: bytes, may_end: bool) -> bytes:
         """Return the command that appends a message to a queue; it does not need a loaded script."""
         keys = self._keys
         key = keys.list_for(queue, priority)

@@ -22,7 +22,7 @@ from greenconn.broker.queue_port import MOST_KNOWN, ConsumedQueue, KnownQueues, 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import Owners
@@ -161,7 +161,7 @@ class RedisQueues(QueueStore):
         for (name, fields), text, messages, pairs, has_ended in zip(
             queues.items(), replies, replies, replies, replies, strict=True
         ):
-            bound = pairs if isinstance(pairs, dict) else dict(zip(*[iter(pairs)] * 2, strict=True))
+            bound = as_pairs(pairs)
             if text is not None:
                 is_there = self._is_alive(name, text)
             elif self._is_bound(each for each in fields if bound.get(each) != b"1"):
@@ -190,14 +190,10 @@ class RedisQueues(QueueStore):
 
     def _is_alive(self, name: str, text: bytes) -> bool:
         """Return whether a queue that is declared so has not ended with its owner or consumers."""
-        commands = self._commands
-        declared = Declaration.read(text)
-        if declared.owner is not None and declared.owner != commands.owner:
-            if not self._owners.is_alive(declared.owner):
-                self.end(name, "gone", text=text)
-                return False
-        else:
-            self._remember(name, declared)
+        declared = self._read(name, text)
+        if declared is None:
+            return False
+        if declared.owner is None or declared.owner == self._commands.owner:
             if not declared.auto_delete:
                 return True
             self._owners.count_time()  # in which leases end
@@ -224,19 +220,25 @@ class RedisQueues(QueueStore):
             [pack(b"GET", key), pack(b"EXISTS", *commands.keys.lists(name))],
             what=f"looking up queue {name!r}",
         )
-        if text is None and not messages:
+        if text is not None:
+            return self._read(name, text)
+        if not messages:
             self._forget(name)
             return None
-        declared = UNDECLARED if text is None else Declaration.read(text)
-        if declared.owner is not None and declared.owner != commands.owner:
-            if not self._owners.is_alive(declared.owner):
-                self.end(name, "gone", text=text)
-                return None
-            return declared  # not remembered: it may go at any time
-        self._remember(name, declared)
-        return declared
+        return self._remember(name, UNDECLARED)
 
-    def _remember(self, name: str, declared: Declaration) -> None:
+    def _read(self, name: str, text: bytes) -> Declaration | None:
+        """Return the declaration of a queue; None: it has ended with its owner.  May switch."""
+        declared = Declaration.read(text)
+        if declared.owner is None or declared.owner == self._commands.owner:
+            return self._remember(name, declared)
+        if self._owners.is_alive(declared.owner):
+            return declared  # not remembered: it may go at any time
+        self.end(name, "gone", text=text)
+        return None
+
+    def _remember(self, name: str, declared: Declaration) -> Declaration:
+        """Note the declaration of a queue, and return it.  Never switches."""
         if len(self.expiring) >= MOST_KNOWN:
             self._known.clear()
             self.expiring.clear()
@@ -250,6 +252,7 @@ class RedisQueues(QueueStore):
             self.expiring[name] = expires_ms
         else:
             self.expiring.pop(name, None)
+        return declared
 
     def _forget(self, name: str) -> None:
         """Ask again when it is next needed.  Never switches."""
@@ -286,9 +289,7 @@ class RedisQueues(QueueStore):
         )
         # Read by a command of its own, so that the server tells when others change it.
         text = commands.call(pack(b"GET", key), what=what)
-        kept = declared if text is None else Declaration.read(text)
-        self._remember(name, kept)
-        return kept
+        return self._remember(name, declared if text is None else Declaration.read(text))
 
     # -- use and its end
 
@@ -296,9 +297,9 @@ class RedisQueues(QueueStore):
         """Restart the time without use of a queue.  Never switches."""
         milliseconds = self.expiring.get(name)
         if milliseconds is not None:
-            keys = self._commands.keys
-            for key in (keys.queue(name), *keys.lists(name)):
-                self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+            key = self._commands.keys.queue(name)
+            self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+            self.pushed(name)
             self._link.queue_used(name, milliseconds)
 
     def pushed(self, name: str) -> None:

@@ -17,7 +17,7 @@ from gevent import Greenlet
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.commands import PING, Commands, as_pairs
 from greenconn.transport.redis.errors import LinkLost, ServerNotReady
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.server import (
@@ -120,7 +120,7 @@ class SentinelTransport(Transport):
         if isinstance(reply, ErrorReply):
             return str(reply)
         try:
-            return self._named(_pairs(reply), name)
+            return self._named(as_pairs(reply), name)
         except (ValueError, TypeError, LookupError, AttributeError) as exc:
             return f"it does not answer as a sentinel: {exc}"
 
@@ -199,11 +199,8 @@ class SwitchWatch:
 
     def _subscribe(self, pipeline: Pipeline, welcome: Welcome) -> None:
         pipeline.takes_arrays = welcome.protocol == 2
-        errors: list[Exception] = []
-        pipeline.post_quiet(pack("SUBSCRIBE", _SWITCH), errors.append)
-        pipeline.call(PING, Deadline(self._transport.connect_timeout))
-        if errors:
-            raise pipeline.error(errors[0], "subscribing to a sentinel")
+        deadline = Deadline(self._transport.connect_timeout)
+        pipeline.subscribe(pack("SUBSCRIBE", _SWITCH), deadline, "subscribing to a sentinel")
 
     def _check_master(self, sentinel: Address) -> None:
         """Check whether the master changed between the query and the subscription."""
@@ -232,12 +229,6 @@ class SwitchWatch:
         if self._commands.lost is None and self._socket.pipeline is not None:
             self._socket.pipeline = None
             self._greenlet = spawn("redis-sentinel", self._run)
-
-
-def _pairs(reply: Any) -> dict[bytes, bytes]:
-    if isinstance(reply, dict):
-        return reply
-    return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 def _tls_of(given: Mapping[str, Any]) -> Any:

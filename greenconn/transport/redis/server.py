@@ -12,6 +12,7 @@ with what consumers hold and how queues were declared, and says nothing.  So tha
 from __future__ import annotations
 
 import logging
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from greenconn.green.connect import connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.renewal import Renewal
 from greenconn.green.single_flight import SingleFlight
+from greenconn.green.stream import Tls
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import (
@@ -71,6 +73,14 @@ class Address:
     ssl: Any = False
     where: str = "redis"
     settings: Mapping[Any, Any] | None = None
+
+    def connect(self, deadline: Deadline) -> tuple[RawSocket, Tls | None]:
+        """Return a connected socket, and a TLS session that has not begun.  May switch."""
+        # Before there is a connection: what is wrong with our own files needs none.
+        tls = tls_session(self.ssl, self.host) if self.ssl else None
+        if self.path is not None:
+            return connect_unix(self.path, deadline), tls
+        return connect_tcp(numeric(self.host), self.port, deadline, self.settings), tls
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,12 +156,7 @@ def open_pipeline(
     step = "connecting"
     pipeline = None
     try:
-        # Before there is a connection: what is wrong with our own files needs none.
-        tls = tls_session(address.ssl, address.host) if address.ssl else None
-        if address.path is not None:
-            sock = connect_unix(address.path, deadline)
-        else:
-            sock = connect_tcp(numeric(address.host), address.port, deadline, address.settings)
+        sock, tls = address.connect(deadline)
         pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
         step = "the TLS handshake"
         pipeline.stream.handshake(deadline)

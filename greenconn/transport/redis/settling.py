@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
 
@@ -20,17 +20,15 @@ from greenconn.broker.port import Entry, Settlement
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.fanout import topic_of
-from greenconn.transport.redis.keys import Keys
+from greenconn.transport.redis.keys import HIGHEST, Keys
 from greenconn.transport.redis.message import Delivery, marked_redelivered
 from greenconn.transport.redis.scripts import MOVE
-from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.wire.resp import pack
 
 __all__ = [
     "HEAD",
-    "HIGHEST",
     "Move",
     "Restorer",
     "move_arguments",
@@ -41,13 +39,13 @@ __all__ = [
     "read_held",
 ]
 
+T = TypeVar("T")
+
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Where a message goes in its list: to be next, or to be last.
 HEAD: Final = b"RPUSH"
 TAIL: Final = b"LPUSH"
-#: The highest priority that has a list (kombu's).
-HIGHEST: Final = 9
 #: Messages, or bytes of them, in one call of the script.
 MOVES: Final = 50
 MOVED_BYTES: Final = 256 * 1024
@@ -70,32 +68,22 @@ class Move(NamedTuple):
     push: bytes
     copies: Sequence[tuple[bytes, bytes]]
 
-    @property
     def size(self) -> int:
-        """Bytes of all copies."""
+        """Return the bytes of all copies."""
         return sum(len(raw) for _, raw in self.copies)
 
 
-class Sized(Protocol):
-    """An object with a size in bytes."""
-
-    @property
-    def size(self) -> int: ...
-
-
-S = TypeVar("S", bound=Sized)
-
-
-def parted(moves: Iterable[S]) -> list[list[S]]:
+def parted(moves: Iterable[T], size_of: Callable[[T], int]) -> list[list[T]]:
     """Cut *moves* into what one call of the script takes."""
-    parts: list[list[S]] = []
-    size = 0
+    parts: list[list[T]] = []
+    total = 0
     for move in moves:
-        if not parts or len(parts[-1]) >= MOVES or size + move.size > MOVED_BYTES:
+        size = size_of(move)
+        if not parts or len(parts[-1]) >= MOVES or total + size > MOVED_BYTES:
             parts.append([])
-            size = 0
+            total = 0
         parts[-1].append(move)
-        size += move.size
+        total += size
     return parts
 
 
@@ -166,15 +154,8 @@ def _read(raw: bytes) -> Any:
         return None
 
 
-class Declared(Protocol):
-    """The queues that are known."""
-
-    def last(self, name: str) -> Declaration:
-        """Return the declaration of a queue as it was read last.  Never switches."""
-
-
 def move_arguments(
-    keys: Keys, queues: Declared, moves: Sequence[Move], dead_owner: str = ""
+    keys: Keys, queues: Directory, moves: Sequence[Move], dead_owner: str = ""
 ) -> tuple[Any, ...]:
     """Keys and arguments for the script that carries out *moves*.
 
@@ -203,7 +184,7 @@ _BETWEEN: Final = b', "", '
 PAGE: Final = 50
 
 
-class Held:
+class Held(NamedTuple):
     """An entry of the hash of held messages.
 
     Attributes:
@@ -212,13 +193,10 @@ class Held:
         exchange, routing_key: where it goes back to; of ours, nothing and the queue.
     """
 
-    __slots__ = ("exchange", "field", "raw", "routing_key")
-
-    def __init__(self, field: str, raw: bytes, exchange: str, routing_key: str) -> None:
-        self.field = field
-        self.raw = raw
-        self.exchange = exchange
-        self.routing_key = routing_key
+    field: str
+    raw: bytes
+    exchange: str
+    routing_key: str
 
     @property
     def number(self) -> int:
@@ -337,7 +315,7 @@ class Restorer:
 
         return sum(
             moved
-            for part in parted(moves)
+            for part in parted(moves, Move.size)
             for moved in isolated(part, move, self._refused, _is_no_list)
         )
 

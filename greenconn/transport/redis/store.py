@@ -67,18 +67,6 @@ class RedisConsuming:
         feeds: queue -> what serves its consumers of this link; filled here.
     """
 
-    __slots__ = (
-        "_claims",
-        "_commands",
-        "_directory",
-        "_due",
-        "_fanout",
-        "_feeds",
-        "_queues",
-        "_settlements",
-        "_waking",
-    )
-
     def __init__(
         self,
         commands: Commands,
@@ -233,8 +221,6 @@ class RedisHolding:
         feeds: queue -> what serves its consumers of this link.
     """
 
-    __slots__ = ("_claims", "_commands", "_directory", "_feeds", "_owners", "_queues", "_restorer")
-
     ack_limit = 500
     keeps_unreadable = True
     outlives_link = True
@@ -287,8 +273,7 @@ class RedisHolding:
 
         The newest come first: each goes to the head, before those that were put there already.
         """
-        sized = sorted(map(_Sized, dispositions), key=_number, reverse=True)
-        return [[each.disposition for each in part] for part in parted(sized)]
+        return parted(sorted(dispositions, key=_number, reverse=True), _size)
 
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
@@ -370,21 +355,14 @@ class RedisHolding:
         self._commands.pipeline.interrupted(exc)
 
 
-class _Sized:
-    """A disposition and about how many bytes it moves."""
-
-    __slots__ = ("disposition", "number", "size")
-
-    def __init__(self, disposition: Disposition) -> None:
-        message, settlement, _, entries, _ = disposition
-        copies = 1 if settlement is Settlement.BACK else len(entries)
-        self.disposition = disposition
-        self.number = number_of(message.handle)
-        self.size = len(message.raw) * copies
+def _number(disposition: Disposition) -> int:
+    return number_of(disposition.message.handle)
 
 
-def _number(sized: _Sized) -> int:
-    return sized.number
+def _size(disposition: Disposition) -> int:
+    """Return about how many bytes a disposition moves."""
+    copies = 1 if _goes_back(disposition) else len(disposition.entries)
+    return len(disposition.message.raw) * copies
 
 
 def _goes_back(disposition: Disposition) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
+from greenconn.broker.directory import Directory
 from greenconn.broker.routing import Routing
 from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
@@ -33,29 +34,13 @@ LEAST_EXPIRY_MS: Final = 3_600_000
 RENEWALS: Final = 3
 
 
-class _Queues(Protocol):
-    """The queues that are known."""
-
-    def check(self, name: str, method: Method) -> Declaration:
-        """Return how a queue was declared; it must exist.  May switch."""
-
-    def forget(self, name: str) -> None:
-        """Ask again when it is next needed.  Never switches."""
-
-    def last(self, name: str) -> Declaration:
-        """Return the declaration of a queue as it was read last.  Never switches."""
-
-
 class TopologyLink(Protocol):
     """The link that reads the records."""
 
     commands: Commands
     state: BrokerState
     routing: Routing
-
-    @property
-    def directory(self) -> _Queues:
-        """The queues."""
+    directory: Directory
 
     def is_broadcast(self, exchange: str) -> bool:
         """Return whether messages to an exchange are published to a channel.  Never switches."""
@@ -78,10 +63,10 @@ class RedisTopology(TopologyStore):
         what = f"looking up exchange {exchange!r}"
         text = self._link.commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
         if text is not None:
-            facts = _table(text)
+            facts = _decoded(text)
             if isinstance(facts.get("type"), str):
                 return facts
-        table = self._link.commands.call(pack(b"SMEMBERS", keys.bindings(exchange)), what=what)
+        table = self._table(exchange, what)
         if text is None and not table:
             return None
         has_patterns = any(keys.row(each)[1] for each in table)
@@ -93,7 +78,7 @@ class RedisTopology(TopologyStore):
 
     def delete(self, exchange: str) -> None:
         link, keys = self._link, self._link.commands.keys
-        table = link.commands.call(pack(b"SMEMBERS", keys.bindings(exchange)), what="routing")
+        table = self._table(exchange)
         names = (
             *(keys.exchange(exchange), keys.bindings(exchange)),
             *(keys.permanent_bindings(exchange), keys.onward(exchange)),
@@ -182,11 +167,9 @@ class RedisTopology(TopologyStore):
             commands = [pack(b"SREM", keys.onward(exchange), _onward_member(row))]
         else:
             member = self._member(exchange, row)
-            field = keys.bound_field(exchange, member)
             commands = [
-                pack(b"SREM", keys.bindings(exchange), member),
-                pack(b"SREM", keys.permanent_bindings(exchange), member),
-                pack(b"HDEL", keys.bound(row.queue), field),
+                *self._removal(exchange, member),
+                pack(b"HDEL", keys.bound(row.queue), keys.bound_field(exchange, member)),
             ]
         return bool(link.commands.call_all(commands, what="unbinding")[0])
 
@@ -196,13 +179,19 @@ class RedisTopology(TopologyStore):
     def _leave(self, queue: str) -> Collection[str]:
         link, keys = self._link, self._link.commands.keys
         bound = link.commands.call(pack(b"HKEYS", keys.bound(queue)), what="unbinding")
-        pairs = [each.split(b"\0", 1) for each in bound]
-        commands = [pack(b"DEL", keys.bound(queue))]
-        for exchange, member in pairs:
-            commands.append(pack(b"SREM", keys.bindings("") + exchange, member))
-            commands.append(pack(b"SREM", keys.permanent_bindings("") + exchange, member))
+        commands, exchanges = [pack(b"DEL", keys.bound(queue))], []
+        for each in bound:
+            exchange, member = each.split(b"\0", 1)
+            exchanges.append(exchange.decode())
+            commands += self._removal(exchanges[-1], member)
         link.commands.call_all(commands, what="unbinding")
-        return [exchange.decode() for exchange, _ in pairs]
+        return exchanges
+
+    def _removal(self, exchange: str, member: bytes) -> list[bytes]:
+        """Return the commands that remove a binding of a queue from kombu's tables."""
+        keys = self._link.commands.keys
+        tables = (keys.bindings(exchange), keys.permanent_bindings(exchange))
+        return [pack(b"SREM", table, member) for table in tables]
 
     def _leave_exchanges(self, destination: str) -> Collection[str]:
         link, keys = self._link, self._link.commands.keys
@@ -247,11 +236,15 @@ class RedisTopology(TopologyStore):
 
     def table(self, exchange: str) -> list[tuple[str, str, str]]:
         """Return the rows of kombu's table: routing key, pattern, queue.  May switch."""
-        keys = self._link.commands.keys
-        members = self._link.commands.call(
-            pack(b"SMEMBERS", keys.bindings(exchange)), what="routing"
+        return [self._link.commands.keys.row(each) for each in self._table(exchange)]
+
+    def _table(self, exchange: str, what: str = "routing") -> Collection[bytes]:
+        """Return the members of kombu's table of an exchange.  May switch."""
+        link = self._link
+        found: Collection[bytes] = link.commands.call(
+            pack(b"SMEMBERS", link.commands.keys.bindings(exchange)), what=what
         )
-        return [keys.row(each) for each in members]
+        return found
 
     def bound_field(self, exchange: str, row: Row) -> bytes:
         """Return the field of a binding among those of its queue.  Never switches."""
@@ -270,7 +263,9 @@ class RedisTopology(TopologyStore):
         key, pattern, queue = self._link.commands.keys.row(member)
         # Patterns of kombu's begin with "^".
         return (
-            Row(key, "", queue, _table(pattern)) if pattern[:1] == "{" else Row(key, pattern, queue)
+            Row(key, "", queue, _decoded(pattern))
+            if pattern[:1] == "{"
+            else Row(key, pattern, queue)
         )
 
 
@@ -293,7 +288,7 @@ def _onward_row(member: bytes) -> Row | None:
         return None
 
 
-def _table(text: Any) -> Mapping[str, Any]:
+def _decoded(text: Any) -> Mapping[str, Any]:
     """Return a table as it is kept; one that cannot be read fits no message, and says nothing."""
     try:
         table = loads(text)

@@ -24,8 +24,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.identity import program_name
 from greenconn.importing import symbol_by_name
 from greenconn.options import (
-    ConnectOptions,
-    from_transport_options,
+    known_options,
     query_types,
     typed_query,
 )
@@ -156,10 +155,6 @@ def _queue_of(consumer: Consumer) -> str:
     return consumer.queue
 
 
-#: Transport options that the connection reads itself.
-_COMMON = frozenset(ConnectOptions.fields)
-
-
 class Transport(base.Transport[RedisLink]):
     """``redis://``: kombu's keys, one connection for all.
 
@@ -263,13 +258,7 @@ class Transport(base.Transport[RedisLink]):
         socket_url = self._socket_url()
         if socket_url is not None:
             given.update(typed_query(socket_url.query, query_types(RedisOptions)))
-        options, unknown = from_transport_options(RedisOptions, given)
-        ignored = sorted(set(unknown) - _COMMON)
-        if ignored:
-            logger.warning(
-                "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
-            )
-        return options
+        return known_options(RedisOptions, given, self.client.as_uri(), logger)
 
     def establish_connection(self, deadline: Deadline | None = None) -> RedisLink:
         """Open a link.  May switch.

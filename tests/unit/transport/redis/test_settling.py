@@ -29,7 +29,7 @@ def test_entries_of_kombu() -> None:
 
 def test_moves_are_cut_by_number_and_size() -> None:
     small = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x")]) for n in range(120)]
-    assert [len(each) for each in parted(small)] == [50, 50, 20]
+    assert [len(each) for each in parted(small, Move.size)] == [50, 50, 20]
     big = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x" * 200_000)]) for n in range(3)]
-    assert [len(each) for each in parted(big)] == [1, 1, 1]
-    assert parted([]) == []
+    assert [len(each) for each in parted(big, Move.size)] == [1, 1, 1]
+    assert parted([], len) == []
