@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from greenconn.transport.hosted.transport import HostedTransport
     from greenconn.transport.memory.link import MemoryLink
     from greenconn.transport.memory.message import Message as MemoryDelivery
+    from greenconn.transport.redis.envelope import Delivery as RedisDelivery
     from greenconn.transport.redis.link import RedisLink
-    from greenconn.transport.redis.message import Delivery as RedisDelivery
 
     def channels(
         channel_of_amqp: AmqpChannel,

@@ -26,8 +26,8 @@ from greenconn.transport.beanstalk import store as beanstalk
 from greenconn.transport.couchdb import documents as couchdb
 from greenconn.transport.hooks.message import Message as StoredMessage
 from greenconn.transport.mongodb import documents as mongodb
-from greenconn.transport.redis.message import Delivery as RedisDelivery
-from greenconn.transport.redis.message import marked_redelivered
+from greenconn.transport.redis.envelope import Delivery as RedisDelivery
+from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.settling import priority_of, read_held
 from greenconn.transport.sqlite import messages as sqlite
 from greenconn.transport.SQS import envelope as sqs

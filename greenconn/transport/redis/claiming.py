@@ -46,7 +46,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.state import moved
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.scripts import (
     CANARY,

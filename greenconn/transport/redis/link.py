@@ -30,11 +30,11 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims, RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.maintenance import Expiry, Sweeper
-from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.owners import FormerOwners, Owners, owner_of
 from greenconn.transport.redis.pipeline import Pipeline

@@ -50,7 +50,7 @@ from redis.exceptions import ResponseError
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims
 from greenconn.transport.redis.commands import Commands, as_pairs
-from greenconn.transport.redis.message import Delivery
+from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues

@@ -24,9 +24,9 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import topic_of
-from greenconn.transport.redis.message import LARGE, Outgoing
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import PUSH

@@ -19,9 +19,9 @@ from greenconn.broker.isolation import isolated
 from greenconn.broker.port import Entry, Settlement
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.envelope import Delivery, marked_redelivered
 from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.keys import HIGHEST, Keys
-from greenconn.transport.redis.message import Delivery, marked_redelivered
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope, level_of

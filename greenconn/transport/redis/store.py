@@ -28,8 +28,8 @@ from greenconn.broker.settlements import Settlements
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import Claims, DueClaims, RedisFeed, RedisSource
 from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import Fanout
-from greenconn.transport.redis.message import Delivery
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues

@@ -10,7 +10,7 @@ from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.commands import PING
-from greenconn.transport.redis.message import Outgoing
+from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink
 from greenconn.transport.virtual.channel import ChannelPort

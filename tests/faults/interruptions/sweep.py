@@ -19,7 +19,7 @@ from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.publishing import PendingConfirm
 from greenconn.transport.base import Link
 from greenconn.transport.memory.link import Channel as MemoryChannel
-from greenconn.transport.redis.message import Delivery as RedisDelivery
+from greenconn.transport.redis.envelope import Delivery as RedisDelivery
 from greenconn.transport.redis.transport import Channel as RedisChannel
 from tests.faults.interruptions.scene import Call, Scene
 from tests.faults.interruptions.targets import Target

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.message import Delivery, Outgoing, marked_redelivered
+from greenconn.transport.redis.envelope import Delivery, Outgoing, marked_redelivered
 from greenconn.transport.virtual.names import TagMaker
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
