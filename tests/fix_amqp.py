@@ -86,6 +86,15 @@ def amqp_channel(amqp_link: AmqpLink) -> Channel:
     return amqp_link.channel()
 
 
+@pytest.fixture
+def amqp_queue(amqp_links: Links, unique: str) -> Iterator[str]:
+    """An empty amqp_queue."""
+    channel = amqp_links().channel()
+    channel.queue_declare(unique, auto_delete=False)
+    yield unique
+    amqp_links().channel().queue_delete(unique)
+
+
 class BrokerEnd:
     """The server's end of one connection.
 

@@ -15,9 +15,10 @@ from tests.brokers.environment import MONGODB_URL
 from tests.brokers.mongodb_server import MongoStandin
 from tests.fix_brokers import Brokers
 
-__all__ = ["MongoFactory"]
+__all__ = ["Database", "MongoFactory"]
 
 MongoFactory = Callable[..., MongoStandin]
+Database = pymongo.database.Database[dict[str, Any]]
 
 
 class MongoServers:
@@ -78,6 +79,15 @@ def mongodb_url(mongodb_server: str, unique: str) -> Iterator[str]:
         client = pymongo.MongoClient(mongodb_server, serverMonitoringMode="poll")
         with client:
             client.drop_database(unique)
+
+
+@pytest.fixture
+def mongodb_database(mongodb_url: str, unique: str) -> Iterator[Database]:
+    """The database as pymongo sees it."""
+    client: pymongo.MongoClient[dict[str, Any]]
+    client = pymongo.MongoClient(mongodb_url, serverMonitoringMode="poll")
+    with client:
+        yield client[unique]
 
 
 @pytest.fixture(scope="session")

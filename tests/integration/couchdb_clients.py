@@ -10,14 +10,26 @@ from urllib.parse import urlsplit
 
 import gevent
 
-from greenconn.broker.port import Claimed, Entry
+from greenconn.broker.port import Answer, Claimed, Entry, Settlement
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb import Transport
 from greenconn.transport.couchdb.store import CouchStore
+from greenconn.transport.virtual.declaration import Declaration
 from tests.tiny_client import TinyClient
 
-__all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at"]
+__all__ = [
+    "PLAIN",
+    "SOON",
+    "Raw",
+    "back",
+    "bodies",
+    "done",
+    "entry",
+    "put",
+    "raw_to",
+    "store_at",
+]
 
 #: Seconds that a test waits for something that must come.
 SOON = 10.0
@@ -88,3 +100,18 @@ def raw_to(url: str) -> Iterator[Raw]:
     finally:
         web.close()
         gevent.sleep(0)
+
+
+PLAIN = Declaration()
+
+
+def done(claimed: Claimed) -> Answer:
+    return Answer(claimed.handle, Settlement.DONE)
+
+
+def back(claimed: Claimed, **options: Any) -> Answer:
+    return Answer(claimed.handle, Settlement.BACK, **options)
+
+
+def put(store: CouchStore, *entries: Any) -> None:
+    assert list(store.put(entries)) == [None] * len(entries)

@@ -10,7 +10,7 @@ from gevent import socket
 
 from tests.fix_peer import Peer, PeerFactory
 
-__all__ = ["Asked", "Scripted", "error"]
+__all__ = ["URL", "Asked", "Scripted", "error", "stored", "usual"]
 
 #: Status and body of an answer.
 Answer = tuple[int, bytes]
@@ -86,3 +86,20 @@ class Scripted:
             sock.sendall(
                 b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
             )
+
+
+URL = {"QueueUrl": "http://sqs/1/q"}
+
+
+def stored(asked: Asked, *failed: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a batch of which all but *failed* was taken."""
+    ids = {each["Id"] for each in failed}
+    taken = [each for each in asked.parameters["Entries"] if each["Id"] not in ids]
+    return {"Successful": [{"Id": each["Id"]} for each in taken], "Failed": list(failed)}
+
+
+def usual(asked: Asked) -> Any:
+    """What a queue without messages says."""
+    if asked.action in ("GetQueueUrl", "CreateQueue"):
+        return URL
+    return stored(asked) if asked.action.endswith("Batch") else {}

@@ -5,96 +5,28 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
-from gevent.threadpool import ThreadPool
 
 from greenconn.exceptions import (
     AccessRefused,
-    ChannelError,
-    ConnectionBlocked,
-    ConsumerCancelled,
     ContentTooLarge,
     NotFound,
     PreconditionFailed,
-    PublishNacked,
     RecoverableChannelError,
-    RecoverableConnectionError,
-    ResourceError,
     ResourceLocked,
-    Unroutable,
-    WrongHub,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.transport import base
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.link import AmqpLink
-from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_amqp import Links, drain
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import until
-
-WAIT = 20.0
-
-
-class Sink:
-    """Notes what it is given, as the reader wants it."""
-
-    def __init__(self) -> None:
-        self.messages: list[Any] = []
-        self.errors: list[BaseException] = []
-        self.taken: Callable[[Any], None] | None = None
-
-    def deliver(self, message: Any) -> None:
-        self.messages.append(message)
-
-    def cancelled(self, exc: BaseException) -> None:
-        self.errors.append(exc)
-
-    def give_back(self) -> None:
-        for each in self.messages:
-            each.put_back()
-
-
-def message(channel: Channel, body: str = "body") -> Any:
-    return channel.prepare_message(body, None, "text/plain", "utf-8", None, {"delivery_mode": 1})
-
-
-@pytest.fixture
-def queue(amqp_links: Links, unique: str) -> Iterator[str]:
-    """An empty queue."""
-    channel = amqp_links().channel()
-    channel.queue_declare(unique, auto_delete=False)
-    yield unique
-    amqp_links().channel().queue_delete(unique)
-
-
-def fill(channel: Channel, queue: str, number: int) -> None:
-    """Put the messages ``0`` to ``number - 1`` into a queue."""
-    for each in range(number):
-        channel.basic_publish(message(channel, str(each)), "", queue)
-    until(lambda: channel.queue_declare(queue, passive=True).message_count == number)
-
-
-def counts(channel: Channel, queue: str) -> tuple[int, int]:
-    """Messages that are ready, and consumers."""
-    declared = channel.queue_declare(queue, passive=True)
-    return declared.message_count, declared.consumer_count
-
-
-def all_of(greenlets: list[Any]) -> list[Any]:
-    """Their values; errors are raised."""
-    gevent.joinall(greenlets, timeout=WAIT, raise_error=True)
-    assert all(each.ready() for each in greenlets)
-    return [each.value for each in greenlets]
-
-
-# Replies.
+from tests.integration.amqp_clients import WAIT, Sink, all_of, counts, fill, message
 
 
 def test_each_of_many_callers_gets_its_own_answer(amqp_channel: Channel, unique: str) -> None:
@@ -111,15 +43,17 @@ def test_each_of_many_callers_gets_its_own_answer(amqp_channel: Channel, unique:
     assert answers == [(names[number % 10], number % 10) for number in range(100)]
 
 
-def test_gets_of_many_greenlets_take_each_message_once(amqp_channel: Channel, queue: str) -> None:
-    fill(amqp_channel, queue, 100)
-    got = all_of([gevent.spawn(amqp_channel.basic_get, queue) for _ in range(120)])
+def test_gets_of_many_greenlets_take_each_message_once(
+    amqp_channel: Channel, amqp_queue: str
+) -> None:
+    fill(amqp_channel, amqp_queue, 100)
+    got = all_of([gevent.spawn(amqp_channel.basic_get, amqp_queue) for _ in range(120)])
     bodies = [each.body for each in got if each is not None]
     assert sorted(bodies, key=int) == [str(number) for number in range(100)]
     for each in got:
         if each is not None:
             amqp_channel.basic_ack(each.delivery_tag)
-    assert counts(amqp_channel, queue) == (0, 0)
+    assert counts(amqp_channel, amqp_queue) == (0, 0)
 
 
 def test_each_switch_of_a_caller_may_be_its_last(amqp_link: AmqpLink, unique: str) -> None:
@@ -140,79 +74,15 @@ def test_each_switch_of_a_caller_may_be_its_last(amqp_link: AmqpLink, unique: st
         assert channel.queue_declare(name, exclusive=True).queue == name
 
 
-def test_a_prefetch_holds_although_its_caller_was_killed(amqp_link: AmqpLink, queue: str) -> None:
-    channel = amqp_link.channel()
-    caller = gevent.spawn(channel.basic_qos, 0, 3, False)
-    gevent.sleep(0)
-    caller.kill()
-    fill(amqp_link.channel(), queue, 5)
-    got: list[Any] = []
-    channel.basic_consume(queue, callback=got.append)
-    # Known to be bounded: what waits for those who drain is not counted.
-    until(lambda: len(amqp_link.events) == 3)
-    assert amqp_link.budget.held == 0
-    successor = amqp_link.channel()
-    successor.take_over(channel)
-    assert successor.consumers._prefetch == 3
-
-
-def test_a_message_that_a_killed_caller_got_goes_back(amqp_link: AmqpLink, queue: str) -> None:
+def test_a_message_that_a_killed_caller_got_goes_back(amqp_link: AmqpLink, amqp_queue: str) -> None:
     channel, other = amqp_link.channel(), amqp_link.channel()
-    fill(channel, queue, 5)
+    fill(channel, amqp_queue, 5)
 
     def get() -> None:
-        channel.basic_get(queue).requeue()
+        channel.basic_get(amqp_queue).requeue()
 
     for _ in interruptions(get):
-        until(lambda: counts(other, queue) == (5, 0))
-
-
-def test_a_consumer_of_a_killed_caller_is_cancelled_and_its_deliveries_go_back(
-    amqp_link: AmqpLink, queue: str
-) -> None:
-    channel, other = amqp_link.channel(), amqp_link.channel()
-    fill(channel, queue, 5)
-    channel.basic_qos(0, 3, False)
-    seen: list[str] = []
-
-    def consume() -> None:
-        channel.basic_cancel(channel.basic_consume(queue, "tag", callback=seen.append))
-
-    for run in interruptions(consume):
-        if run.raised is None:
-            # Cancelled in order: its deliveries are the program's.
-            with pytest.raises(TimeoutError):
-                while True:
-                    amqp_link.drain(Deadline(0))
-            for each in seen:
-                each.requeue()  # type: ignore[attr-defined]
-        elif counts(other, queue)[1] and channel.consumers.by_tag:
-            # Killed in basic_cancel, or its cancel is on its way.
-            until(lambda: not channel.consumers.by_tag)
-        with pytest.raises(TimeoutError):
-            while True:
-                amqp_link.drain(Deadline(0))
-        for each in seen:
-            if not each.acknowledged:  # type: ignore[attr-defined]
-                each.requeue()  # type: ignore[attr-defined]
-        seen.clear()
-        until(lambda: counts(other, queue) == (5, 0))
-        until(lambda: not channel.consumers.by_tag)
-
-
-def test_a_tag_whose_caller_was_killed_is_free_when_the_broker_has_cancelled_it(
-    amqp_link: AmqpLink, queue: str
-) -> None:
-    channel = amqp_link.channel()
-    killed = gevent.spawn(channel.basic_consume, queue, "tag", callback=print)
-    gevent.sleep(0)
-    killed.kill()
-    assert b"tag" in channel.consumers.by_tag
-    assert channel.basic_consume(queue, "tag", callback=print) == "tag"
-    assert counts(channel, queue)[1] == 1
-    # Two consumers of one tag: the broker would close the connection.
-    with pytest.raises(ValueError, match="in use"):
-        channel.basic_consume(queue, "tag", callback=print)
+        until(lambda: counts(other, amqp_queue) == (5, 0))
 
 
 def test_a_channel_of_a_killed_caller_is_closed(amqp_link: AmqpLink) -> None:
@@ -225,12 +95,12 @@ def test_a_channel_of_a_killed_caller_is_closed(amqp_link: AmqpLink) -> None:
     assert numbers == {2, 3, 4, 5, 6}
 
 
-def test_each_switch_of_close_may_be_the_last(amqp_link: AmqpLink, queue: str) -> None:
+def test_each_switch_of_close_may_be_the_last(amqp_link: AmqpLink, amqp_queue: str) -> None:
     channels: list[Channel] = []
 
     def close() -> None:
         channels.append(amqp_link.channel())
-        channels[-1].basic_consume(queue, callback=print)
+        channels[-1].basic_consume(amqp_queue, callback=print)
         channels[-1].close()
 
     for _ in interruptions(close):
@@ -238,9 +108,6 @@ def test_each_switch_of_close_may_be_the_last(amqp_link: AmqpLink, queue: str) -
             each.close()
         until(lambda: len(amqp_link.channels) == 1)
     assert amqp_link.is_open
-
-
-# Errors of the broker.
 
 
 @pytest.fixture
@@ -365,11 +232,11 @@ def test_a_consumer_that_could_not_start_is_its_callers_matter_alone(
 
 
 def test_consumers_of_a_channel_that_an_error_closes_are_told(
-    amqp_link: AmqpLink, queue: str, unique: str
+    amqp_link: AmqpLink, amqp_queue: str, unique: str
 ) -> None:
     channel, sink = amqp_link.channel(), Sink()
-    channel.basic_consume(queue, callback=print)
-    channel.basic_consume(queue, sink=sink)
+    channel.basic_consume(amqp_queue, callback=print)
+    channel.basic_consume(amqp_queue, sink=sink)
     with pytest.raises(NotFound):
         channel.queue_declare(f"{unique}-absent", passive=True)
     assert len(sink.errors) == 1
@@ -397,56 +264,23 @@ def test_arguments_that_fit_no_field_or_frame_harm_nobody(amqp_link: AmqpLink, u
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 200_000, 3_000_000])
 def test_bodies_and_headers_at_the_edges_of_a_frame(
-    amqp_channel: Channel, queue: str, size: int
+    amqp_channel: Channel, amqp_queue: str, size: int
 ) -> None:
     body = os.urandom(size)
     headers = {"long": "x" * 60_000}
     for each in (None, headers):
         sent = amqp_channel.prepare_message(body, None, None, None, each, None)
-        amqp_channel.basic_publish_confirm(sent, "", queue)
-        got = amqp_channel.basic_get(queue, no_ack=True)
+        amqp_channel.basic_publish_confirm(sent, "", amqp_queue)
+        got = amqp_channel.basic_get(amqp_queue, no_ack=True)
         assert got.body == body
         assert got.headers == (each or {})
 
 
-# Channel numbers.
-
-
-def test_at_most_as_many_channels_as_agreed(amqp_links: Links) -> None:
-    link = amqp_links(channel_max=3)
-    channels = [link.channel() for _ in range(3)]
-    with pytest.raises(ResourceError, match="all 3 channels"):
-        link.channel()
-    channels[1].close()
-    assert link.channel().channel_id == 2
-    with pytest.raises(ResourceError):
-        link.channel()
-    with pytest.raises(NotFound):
-        channels[0].queue_declare("greenconn-absent", passive=True)
-    assert link.channel().channel_id == 1
-
-
-def test_channels_opened_and_closed_by_many_at_once(amqp_links: Links, unique: str) -> None:
-    link = amqp_links(channel_max=20)
-
-    def use(number: int) -> None:
-        for _ in range(10):
-            with link.channel() as channel:
-                name = f"{unique}-{number}"
-                assert channel.queue_declare(name, exclusive=True).queue == name
-
-    all_of([gevent.spawn(use, number) for number in range(20)])
-    until(lambda: len(link.channels) == 1)
-
-
-# Answers.
-
-
 def test_an_ack_is_never_merged_over_what_is_rejected_in_the_same_turn(
-    amqp_channel: Channel, queue: str
+    amqp_channel: Channel, amqp_queue: str
 ) -> None:
-    fill(amqp_channel, queue, 9)
-    tags = [amqp_channel.basic_get(queue).delivery_tag for _ in range(9)]
+    fill(amqp_channel, amqp_queue, 9)
+    tags = [amqp_channel.basic_get(amqp_queue).delivery_tag for _ in range(9)]
     for each in (tags[0], tags[2], tags[3]):
         amqp_channel.basic_ack(each)
     amqp_channel.basic_reject(tags[1], True)
@@ -454,17 +288,17 @@ def test_an_ack_is_never_merged_over_what_is_rejected_in_the_same_turn(
         amqp_channel.basic_ack(each)
     amqp_channel.basic_reject(tags[5], True)
     amqp_channel.basic_ack(tags[8], multiple=True)
-    until(lambda: counts(amqp_channel, queue) == (2, 0))
-    assert [amqp_channel.basic_get(queue).body for _ in range(2)] == ["1", "5"]
+    until(lambda: counts(amqp_channel, amqp_queue) == (2, 0))
+    assert [amqp_channel.basic_get(amqp_queue).body for _ in range(2)] == ["1", "5"]
 
 
 def test_recover_brings_back_all_that_is_unanswered_and_drops_answers_given_meanwhile(
-    amqp_link: AmqpLink, queue: str
+    amqp_link: AmqpLink, amqp_queue: str
 ) -> None:
     channel = amqp_link.channel()
-    fill(channel, queue, 20)
+    fill(channel, amqp_queue, 20)
     got: list[Any] = []
-    channel.basic_consume(queue, callback=got.append)
+    channel.basic_consume(amqp_queue, callback=got.append)
     drain(amqp_link, lambda: len(got) == 20)
     for each in got[:5]:
         each.ack()
@@ -483,35 +317,35 @@ def test_recover_brings_back_all_that_is_unanswered_and_drops_answers_given_mean
             channel.basic_ack(each.delivery_tag)
     for each in got:
         each.ack()
-    assert counts(channel, queue) == (0, 1)
+    assert counts(channel, amqp_queue) == (0, 1)
     assert channel.is_open
 
 
 def test_what_recover_without_waiting_brings_back_is_answered_by_its_new_tag(
-    amqp_link: AmqpLink, queue: str
+    amqp_link: AmqpLink, amqp_queue: str
 ) -> None:
     channel = amqp_link.channel()
-    fill(channel, queue, 2)
-    before = [channel.basic_get(queue) for _ in range(2)]
+    fill(channel, amqp_queue, 2)
+    before = [channel.basic_get(amqp_queue) for _ in range(2)]
     channel.basic_recover_async(requeue=True)
     before[0].ack()  # too late: it comes again
-    until(lambda: counts(channel, queue) == (2, 0))
+    until(lambda: counts(channel, amqp_queue) == (2, 0))
     with pytest.raises(PreconditionFailed, match="already acknowledged"):
         before[1].ack()
     for _ in range(2):
-        channel.basic_get(queue).ack()
-    until(lambda: counts(channel, queue) == (0, 0))
+        channel.basic_get(amqp_queue).ack()
+    until(lambda: counts(channel, amqp_queue) == (0, 0))
     assert channel.is_open
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_answers_leave_at_the_broker_what_was_not_answered(
-    amqp_links: Links, queue: str, seed: int, long: bool
+    amqp_links: Links, amqp_queue: str, seed: int, long: bool
 ) -> None:
     """Consumers, gets, acks, rejects, recovers and kills over shared channels against a model."""
     rng = random.Random(seed)
     total = 3000 if long else 400
-    fill(amqp_links().channel(), queue, total)
+    fill(amqp_links().channel(), amqp_queue, total)
     link = amqp_links()
     channels = [link.channel() for _ in range(3)]
     held: list[Any] = []
@@ -520,7 +354,7 @@ def test_random_answers_leave_at_the_broker_what_was_not_answered(
     for channel in channels:
         channel.basic_qos(0, rng.choice([5, 20]), False)
         for _ in range(2):
-            channel.basic_consume(queue, callback=held.append)
+            channel.basic_consume(amqp_queue, callback=held.append)
 
     def answer(each: Any) -> None:
         choice = rng.random()
@@ -553,7 +387,7 @@ def test_random_answers_leave_at_the_broker_what_was_not_answered(
         while True:
             number = next(numbers)
             if number % 10 == 0:
-                one = rng.choice(channels).basic_get(queue)
+                one = rng.choice(channels).basic_get(amqp_queue)
                 if one is not None:
                     held.append(one)
             elif number % 97 == 0:
@@ -589,14 +423,14 @@ def test_random_answers_leave_at_the_broker_what_was_not_answered(
     assert all(channel.is_open for channel in channels)
     link.close()
     channel = amqp_links().channel()
-    until(lambda: counts(channel, queue) == (total - len(gone), 0))
-    left = {channel.basic_get(queue, no_ack=True).body for _ in range(total - len(gone))}
+    until(lambda: counts(channel, amqp_queue) == (total - len(gone), 0))
+    left = {channel.basic_get(amqp_queue, no_ack=True).body for _ in range(total - len(gone))}
     assert left == {str(number) for number in range(total)} - gone
 
 
-def test_acks_in_order_leave_in_few_frames(amqp_link: AmqpLink, queue: str) -> None:
+def test_acks_in_order_leave_in_few_frames(amqp_link: AmqpLink, amqp_queue: str) -> None:
     channel = amqp_link.channel()
-    fill(channel, queue, 500)
+    fill(channel, amqp_queue, 500)
     channel.basic_qos(0, 100, False)
     done = Counter[str]()
 
@@ -604,484 +438,8 @@ def test_acks_in_order_leave_in_few_frames(amqp_link: AmqpLink, queue: str) -> N
         each.ack()
         done["messages"] += 1
 
-    channel.basic_consume(queue, callback=handle)
+    channel.basic_consume(amqp_queue, callback=handle)
     sends = amqp_link.writer.sends
     drain(amqp_link, lambda: done["messages"] == 500)
-    assert counts(channel, queue) == (0, 1)
+    assert counts(channel, amqp_queue) == (0, 1)
     assert amqp_link.writer.sends - sends < 250
-
-
-# Confirms and returns.
-
-
-def test_each_of_many_publishers_gets_its_own_verdict(amqp_channel: Channel, unique: str) -> None:
-    full, free = f"{unique}-full", f"{unique}-free"
-    limits = {"x-max-length": 5, "x-overflow": "reject-publish"}
-    amqp_channel.queue_declare(full, exclusive=True, arguments=limits)
-    amqp_channel.queue_declare(free, exclusive=True)
-    verdicts: list[list[str]] = [[] for _ in range(100)]
-
-    def publish(number: int) -> None:
-        for turn in range(5):
-            where = (full, free, f"{unique}-nowhere")[(number + turn) % 3]
-            try:
-                amqp_channel.basic_publish_confirm(
-                    message(amqp_channel, f"{number}-{turn}"), "", where, mandatory=True
-                )
-                verdicts[number].append("taken")
-            except PublishNacked:
-                verdicts[number].append("refused")
-            except Unroutable as exc:
-                verdicts[number].append("returned" if exc.routing_key == where else "mixed up")
-
-    all_of([gevent.spawn(publish, number) for number in range(100)])
-    taken = 0
-    for number, each in enumerate(verdicts):
-        for turn, verdict in enumerate(each):
-            kind = (number + turn) % 3
-            assert verdict in (("taken", "refused"), ("taken",), ("returned",))[kind]
-            taken += kind == 0 and verdict == "taken"
-    assert taken >= 5
-    assert counts(amqp_channel, full)[0] == taken
-    assert counts(amqp_channel, free)[0] == sum(
-        (number + turn) % 3 == 1 for number in range(100) for turn in range(5)
-    )
-
-
-def test_each_switch_of_a_publisher_may_be_its_last(amqp_channel: Channel, unique: str) -> None:
-    amqp_channel.queue_declare(unique, exclusive=True)
-
-    def publish() -> None:
-        amqp_channel.basic_publish_confirm(message(amqp_channel, "good"), "", unique)
-        with pytest.raises(Unroutable):
-            amqp_channel.basic_publish_confirm(
-                message(amqp_channel, "bad"), "", f"{unique}-nowhere", mandatory=True
-            )
-
-    for _ in interruptions(publish):
-        amqp_channel.basic_publish_confirm(message(amqp_channel, "next"), "", unique)
-        with pytest.raises(Unroutable):
-            amqp_channel.basic_publish_confirm(
-                message(amqp_channel, "next"), "", f"{unique}-nowhere", mandatory=True
-            )
-
-
-def test_publishes_that_are_refused_here_do_not_disturb_the_count(
-    amqp_channel: Channel, unique: str
-) -> None:
-    amqp_channel.queue_declare(unique, exclusive=True)
-    amqp_channel.confirm_select()
-    nowhere = f"{unique}-nowhere"
-    for _ in range(3):
-        with pytest.raises(ValueError):
-            amqp_channel.basic_publish(message(amqp_channel), "", "x" * 300)
-        with pytest.raises(ValueError):
-            amqp_channel.basic_publish_confirm(message(amqp_channel), "x" * 300, "key")
-        amqp_channel.basic_publish(message(amqp_channel), "", unique)
-        amqp_channel.basic_publish_confirm(message(amqp_channel), "", unique, mandatory=True)
-        with pytest.raises(Unroutable):
-            amqp_channel.basic_publish_confirm(message(amqp_channel), "", nowhere, mandatory=True)
-
-
-@pytest.mark.parametrize("name", [b"plain", "\u00e4\u20ac".encode(), b"\xff no text"])
-def test_a_routing_key_of_bytes_is_told_apart_when_it_comes_back(
-    amqp_channel: Channel, unique: str, name: bytes
-) -> None:
-    key: Any = unique.encode() + name
-    with pytest.raises(Unroutable):
-        amqp_channel.basic_publish_confirm(message(amqp_channel), b"", key, mandatory=True)  # type: ignore[arg-type]
-    if b"\xff" in name:
-        return  # no name of a queue, for RabbitMQ
-    amqp_channel.queue_declare(key, exclusive=True)
-    amqp_channel.basic_publish_confirm(message(amqp_channel), "", key, mandatory=True)
-    assert amqp_channel.basic_get(key).body == "body"
-
-
-def test_bodies_of_subclasses_and_buffers_are_sent_as_they_were(
-    amqp_channel: Channel, queue: str
-) -> None:
-    class Marked(str):
-        """As the safe texts of template engines."""
-
-    buffer = bytearray(b"buffer")
-    bodies: list[Any] = [Marked("m\u00e4rz"), buffer, memoryview(buffer)[::-1]]
-    for body in bodies:
-        amqp_channel.basic_publish(amqp_channel.prepare_message(body), "", queue)
-    buffer[:] = b"\0" * 6
-    bodies = [amqp_channel.basic_get(queue).raw for _ in range(3)]
-    assert bodies == ["m\u00e4rz".encode(), b"buffer", b"reffub"]
-    nothing: list[Any] = [5, None, ["x"]]
-    for body in nothing:
-        with pytest.raises(TypeError):
-            amqp_channel.prepare_message(body)
-
-
-def test_returns_that_nobody_listens_for_or_drains_do_not_fill_the_memory(
-    amqp_link: AmqpLink,
-    unique: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(base, "RETURNS_LIMIT", 10 * (base.RETURN_OVERHEAD + 200))  # with the header
-    channel = amqp_link.channel()
-
-    def publish_lost() -> None:
-        for _ in range(50):
-            channel.basic_publish(message(channel, "x" * 100), "", unique, mandatory=True)
-        channel.basic_qos(0, 1, False)  # its answer comes behind them
-
-    publish_lost()
-    assert len(amqp_link.events) == 0
-    returned: list[Any] = []
-    channel.events["basic_return"].add(lambda *args: returned.append(args))
-    for number in (10, 20):
-        publish_lost()
-        assert len(amqp_link.events) == 10
-        while len(returned) < number:
-            amqp_link.drain(Deadline(WAIT))
-    until(lambda: "on_return is not set" in caplog.text)
-
-
-def test_a_return_of_a_publish_that_nobody_awaits_is_an_event(
-    amqp_link: AmqpLink, unique: str
-) -> None:
-    channel = amqp_link.channel()
-    returned: list[Any] = []
-    channel.events["basic_return"].add(lambda *args: returned.append(args))
-    channel.basic_publish(message(channel, "lost"), "amq.direct", unique, mandatory=True)
-    drain(amqp_link, lambda: returned)
-    exc, exchange, routing_key, each = returned[0]
-    assert (exchange, routing_key, each.body) == ("amq.direct", unique, "lost")
-    assert isinstance(exc, ChannelError)
-    assert exc.reply_code == 312
-
-
-def test_returns_of_equal_messages_are_told_apart_by_their_order(
-    amqp_link: AmqpLink, unique: str
-) -> None:
-    channel = amqp_link.channel()
-    returned: list[Any] = []
-    channel.events["basic_return"].add(lambda *args: returned.append(args))
-    channel.confirm_select()
-    channel.basic_publish(message(channel), "", unique, mandatory=True)
-    channel.queue_declare(unique, exclusive=True, nowait=True)
-    # The first of these two equal messages was returned, and nobody awaited that.
-    channel.basic_publish_confirm(message(channel), "", unique, mandatory=True)
-    drain(amqp_link, lambda: returned)
-    assert len(returned) == 1
-
-
-def test_a_publish_to_an_absent_exchange_is_refused_to_its_publisher(
-    amqp_link: AmqpLink, unique: str
-) -> None:
-    channel = amqp_link.channel()
-    with pytest.raises(NotFound):
-        channel.basic_publish_confirm(message(channel), f"{unique}-absent", "key")
-    channel = amqp_link.channel()
-    channel.confirm_select()
-    channel.basic_publish(message(channel), f"{unique}-absent", "key")
-    with pytest.raises(RecoverableChannelError, match="404"):
-        channel.basic_publish_confirm(message(channel), "", f"{unique}-absent")
-    channel = amqp_link.channel()
-    channel.confirm_select()
-    channel.basic_publish(message(channel), "", f"{unique}-absent")
-    channel.basic_publish_confirm(message(channel), "", f"{unique}-absent")
-    with pytest.raises(NotFound):  # the one without confirm was looked at before
-        channel.basic_publish_confirm(message(channel), f"{unique}-absent", "key")
-    channel = amqp_link.channel()
-    publishes = [
-        gevent.spawn(channel.basic_publish_confirm, message(channel), f"{unique}-absent", "key")
-        for _ in range(3)
-    ]
-    gevent.joinall(publishes, timeout=WAIT)
-    # Nobody can tell which of them it was, unless the first was answered before the others began.
-    with pytest.raises((RecoverableChannelError, NotFound), match="404"):
-        publishes[0].get()
-    for each in publishes[1:]:
-        with pytest.raises(RecoverableChannelError, match="404"):
-            each.get()
-
-
-# Consumers.
-
-
-def test_a_deleted_queue_cancels_its_consumers(amqp_link: AmqpLink, unique: str) -> None:
-    channel, sink = amqp_link.channel(), Sink()
-    channel.queue_declare(unique, auto_delete=False)
-    cancelled: list[str] = []
-    channel.basic_consume(unique, "told", callback=print, on_cancel=cancelled.append)
-    channel.basic_consume(unique, "sunk", sink=sink)
-    amqp_link.channel().queue_delete(unique)
-    drain(amqp_link, lambda: cancelled)
-    channel.queue_declare(unique, auto_delete=False)
-    channel.basic_consume(unique, "raised", callback=print)
-    channel.queue_delete(unique)
-    with pytest.raises(ConsumerCancelled, match="raised"):
-        amqp_link.drain(Deadline(WAIT))
-    until(lambda: sink.errors)
-    assert cancelled == ["told"]
-    assert isinstance(sink.errors[0], ConsumerCancelled)
-    assert channel.is_open
-    until(lambda: not channel.consumers.by_tag)
-
-
-def test_deliveries_after_a_cancel_without_waiting_go_back(amqp_link: AmqpLink, queue: str) -> None:
-    channel = amqp_link.channel()
-    fill(channel, queue, 50)
-    got: list[Any] = []
-    channel.basic_consume(queue, "tag", nowait=True, callback=got.append)
-    channel.basic_cancel("tag", nowait=True)
-    until(lambda: counts(channel, queue) == (50, 0))
-    assert not got
-    channel.basic_consume(queue, "tag", callback=got.append)
-    drain(amqp_link, lambda: len(got) == 50)
-    channel.basic_cancel("tag", nowait=True)
-    until(lambda: not channel.consumers.by_tag)  # nothing stays behind
-
-
-@pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
-def test_nothing_is_handed_out_after_a_cancel_without_acks(
-    amqp_link: AmqpLink, queue: str, nowait: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    channel = amqp_link.channel()
-    got: list[Any] = []
-    fill(channel, queue, 50)
-    channel.basic_consume(queue, "tag", no_ack=True, callback=got.append)
-    until(lambda: len(amqp_link.events) == 50)
-    amqp_link.drain(Deadline(10))
-    assert len(got) == 1
-    channel.basic_cancel("tag", nowait=nowait)
-    with pytest.raises(TimeoutError):
-        amqp_link.drain(Deadline(0))
-    assert len(got) == 1
-    assert amqp_link.budget.held == 0
-    (told,) = (each.getMessage() for each in caplog.records if "they are lost" in each.getMessage())
-    assert f"49 message(s) of queue {queue!r}" in told
-
-
-@pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
-def test_a_consumer_that_is_cancelled_twice_holds_nothing_back(
-    amqp_link: AmqpLink, queue: str, nowait: bool
-) -> None:
-    """RabbitMQ answers the second request before the queue has answered the first."""
-    channel = amqp_link.channel()
-    fill(channel, queue, 100)
-    for _ in range(10):
-        channel.basic_consume(queue, "tag", callback=lambda message: message.requeue())
-        cancelling = [
-            gevent.spawn(channel.basic_cancel, "tag", nowait=nowait and number > 0)
-            for number in range(3)
-        ]
-        if nowait:
-            gevent.sleep(0)
-            cancelling[0].kill()
-        all_of(cancelling)
-        until(lambda: not channel.consumers.by_tag)
-        with pytest.raises(TimeoutError):
-            while True:
-                amqp_link.drain(Deadline(0))
-        until(lambda: counts(channel, queue) == (100, 0))
-
-
-# The end of the connection.
-
-
-def test_close_flushes_and_tells_all_who_wait(amqp_links: Links, queue: str) -> None:
-    link = amqp_links()
-    channel = link.channel()
-    draining = [gevent.spawn(link.drain, Deadline(WAIT)) for _ in range(3)]
-    gevent.sleep(0)
-    for number in range(1000):
-        channel.basic_publish(message(channel, str(number)), "", queue)
-    waiting = gevent.spawn(channel.queue_declare, queue, passive=True)
-    gevent.sleep(0)
-    link.close()
-    link.close()
-    for each in draining:
-        with pytest.raises(RecoverableConnectionError):
-            each.get(timeout=WAIT)
-    waiting.join(WAIT)
-    assert waiting.value is not None or isinstance(waiting.exception, RecoverableConnectionError)
-    with pytest.raises(RecoverableConnectionError):
-        channel.queue_declare(queue, passive=True)
-    with pytest.raises(RecoverableConnectionError):
-        channel.basic_publish(message(channel), "", queue)
-    with pytest.raises(RecoverableConnectionError):
-        link.channel()
-    other = amqp_links().channel()
-    until(lambda: counts(other, queue) == (1000, 0))
-
-
-def test_each_switch_of_opening_and_closing_a_link_may_be_the_last(amqp_links: Links) -> None:
-    def use() -> None:
-        link = amqp_links()
-        try:
-            link.channel()
-        finally:
-            link.close()
-
-    for run in interruptions(use, delays=(0, 2)):
-        assert not [link for link in amqp_links.links if link.is_open]
-        assert run.raised is None or run.was_interrupted
-
-
-def test_a_forked_child_knows_that_it_has_no_connection(amqp_links: Links, queue: str) -> None:
-    link = amqp_links()
-    channel = link.channel()
-    fill(channel, queue, 3)
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            with gevent.Timeout(20):
-                for use in (
-                    lambda: channel.queue_declare(queue, passive=True),
-                    lambda: channel.basic_publish(message(channel), "", queue),
-                    link.channel,
-                    lambda: link.drain(Deadline(0)),
-                ):
-                    with pytest.raises(RecoverableConnectionError):
-                        use()
-                link.close()
-                with amqp_links().channel() as own:
-                    own.basic_ack(own.basic_get(queue).delivery_tag)
-            status = 0
-        finally:
-            os._exit(status)
-    ended: list[int] = []
-
-    def has_ended() -> bool:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        ended[:] = [os.waitstatus_to_exitcode(status)] if found else []
-        return bool(found)
-
-    until(has_ended, 30)
-    assert ended == [0]
-    until(lambda: counts(channel, queue)[0] == 2)
-    assert link.is_open
-
-
-def test_another_thread_is_told_that_it_needs_a_connection_of_its_own(
-    amqp_link: AmqpLink, queue: str
-) -> None:
-    channel = amqp_link.channel()
-    fill(channel, queue, 1)
-    got = channel.basic_get(queue)
-    uses: list[Callable[[], object]] = [
-        amqp_link.channel,
-        channel.close,
-        lambda: channel.queue_declare(queue, passive=True),
-        lambda: channel.basic_publish(message(channel), "", queue),
-        lambda: channel.basic_publish_confirm(message(channel), "", queue),
-        lambda: channel.basic_consume(queue, "tag", callback=print),
-        lambda: channel.basic_get(queue),
-        lambda: channel.basic_ack(got.delivery_tag),
-        lambda: channel.basic_reject(got.delivery_tag, True),
-        lambda: channel.basic_recover(True),
-        lambda: amqp_link.drain(Deadline(0)),
-        amqp_link.close,
-    ]
-
-    def refusal(use: Callable[[], object]) -> str:
-        try:
-            use()
-        except WrongHub as exc:
-            return str(exc)
-        return "none"
-
-    pool = ThreadPool(1)
-    try:
-        for use in uses:
-            text = str(pool.spawn(refusal, use).get(timeout=WAIT))
-            assert "'MainThread'" in text
-            assert "clone" in text
-    finally:
-        pool.kill()
-    assert counts(channel, queue) == (0, 0)
-    channel.basic_ack(got.delivery_tag)
-    assert not channel.consumers.by_tag
-
-
-# A broker that takes nothing.
-
-
-def test_a_blocked_broker_makes_publishers_wait_and_then_go_on_in_order(
-    own_rabbitmq: RabbitMQ, unique: str
-) -> None:
-    links = Links(own_rabbitmq.url)
-    link = links(blocked_timeout=0.2)
-    told: list[str] = []
-    other = links(on_blocked=told.append, on_unblocked=lambda: told.append("free"))
-    try:
-        channel = link.channel()
-        channel.queue_declare(unique, auto_delete=False)
-        channel.basic_publish_confirm(message(channel, "first"), "", unique)
-        own_rabbitmq.set_memory_alarm(True)
-        # The broker says so when a connection publishes.
-        for each in (channel, other.channel()):
-            each.basic_publish(message(channel, "provokes"), "", unique)
-        until(lambda: link.gate.blocked and other.gate.blocked)
-        for publish in (channel.basic_publish, channel.basic_publish_confirm):
-            with pytest.raises(ConnectionBlocked, match="memory"):
-                publish(message(channel, "never"), "", unique)
-            with pytest.raises(ConnectionBlocked):
-                publish(message(channel, "never"), "", unique, timeout=0.01)
-        waiting = [
-            gevent.spawn(
-                channel.basic_publish_confirm, message(channel, str(n)), "", unique, timeout=30
-            )
-            for n in range(20)
-        ]
-        gevent.sleep(0)
-        # A connection that does not publish is served.
-        assert links().channel().queue_declare(unique, passive=True).queue == unique
-        own_rabbitmq.set_memory_alarm(False)
-        all_of(waiting)
-        drain(other, lambda: len(told) == 2)
-        assert told[0]
-        assert told[1] == "free"
-        until(lambda: counts(channel, unique)[0] == 23)
-        bodies = [channel.basic_get(unique, no_ack=True).body for _ in range(23)]
-        assert [each for each in bodies if each.isdigit()] == [str(n) for n in range(20)]
-        channel.queue_delete(unique)
-    finally:
-        links.close()
-
-
-def test_kills_of_those_whom_a_blocked_broker_makes_wait(
-    own_rabbitmq: RabbitMQ, unique: str
-) -> None:
-    links = Links(own_rabbitmq.url)
-    link = links()
-    try:
-        channel = link.channel()
-        channel.queue_declare(unique, auto_delete=False)
-        own_rabbitmq.set_memory_alarm(True)
-        channel.basic_publish(message(channel, "provokes"), "", unique)
-        until(lambda: link.gate.blocked)
-        waiting = [
-            gevent.spawn(channel.basic_publish, message(channel, str(n)), "", unique)
-            for n in range(10)
-        ]
-        gevent.sleep(0)
-        gevent.killall(waiting[::2])
-        own_rabbitmq.set_memory_alarm(False)
-        all_of(waiting[1::2])
-        until(lambda: counts(channel, unique)[0] == 6)
-        channel.queue_delete(unique)
-    finally:
-        links.close()
-
-
-def test_an_idle_link_with_a_short_heartbeat_stays_open(amqp_links: Links) -> None:
-    link = amqp_links(heartbeat=1)
-    assert link.heartbeat == 1
-    lost = Event()
-    link.on_lost = lambda exc: lost.set()
-    for _ in range(18):
-        # Nobody drains: what the broker sends is heard all the same.
-        link.heartbeat_tick(2)
-        assert not lost.wait(0.25)
-    assert link.is_open
-    with link.channel() as channel:
-        assert channel.is_open

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import gevent
-import pymongo
 import pytest
 from pymongo.errors import AutoReconnect
 
@@ -23,11 +22,11 @@ from greenconn.transport.mongodb.store import MongoStore
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
+from tests.fix_mongodb import Database
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient
 
 Stores = Callable[..., MongoStore]
-Database = pymongo.database.Database[dict[str, Any]]
 
 QUEUE = "mail"
 
@@ -49,15 +48,6 @@ def stores(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores
     yield make
     for store in opened:
         store.close()
-
-
-@pytest.fixture
-def database(mongodb_url: str, unique: str) -> Iterator[Database]:
-    """The database as pymongo sees it."""
-    client: pymongo.MongoClient[dict[str, Any]]
-    client = pymongo.MongoClient(mongodb_url, serverMonitoringMode="poll")
-    with client:
-        yield client[unique]
 
 
 def entry(body: Any = "hello", queue: str = QUEUE, **options: Any) -> Entry:
@@ -88,25 +78,25 @@ def done(claimed: list[Claimed]) -> list[Answer]:
     return [Answer(each.handle, Settlement.DONE) for each in claimed]
 
 
-def test_message_is_kombus(stores: Stores, database: Database) -> None:
+def test_message_is_kombus(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     assert list(store.put([entry(priority=3)])) == [None]
-    (found,) = database["messages"].find()
+    (found,) = mongodb_database["messages"].find()
     del found["_id"]
     assert loads(found.pop("payload"))["body"] == "hello"
     assert found == {"queue": QUEUE, "priority": 6}
 
 
-def test_claimed_message_is_out_of_kombus_sight(stores: Stores, database: Database) -> None:
+def test_claimed_message_is_out_of_kombus_sight(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store.put([entry(str(n)) for n in range(3)])
     claimed = list(store.claim({QUEUE: 2}, 0))
     assert bodies(claimed) == ["0", "1"]
-    assert database["messages"].count_documents({"queue": QUEUE}) == 1
+    assert mongodb_database["messages"].count_documents({"queue": QUEUE}) == 1
     assert store.size(QUEUE) == 1
     first, second = (each.handle for each in claimed)
     store.settle([Answer(first, Settlement.DONE), Answer(second, Settlement.BACK)])
-    (back, other) = database["messages"].find(sort=[("_id", 1)])
+    (back, other) = mongodb_database["messages"].find(sort=[("_id", 1)])
     assert set(back) == {"_id", "payload", "queue", "priority", "deliveries"}
     assert (back["deliveries"], other["queue"]) == (1, QUEUE)
     assert [each.deliveries for each in store.claim({QUEUE: 9}, 0)] == [1, 0]
@@ -151,9 +141,9 @@ def test_priorities(stores: Stores) -> None:
     assert bodies(store.claim({QUEUE: 9}, 0)) == ["high", "low", "none"]
 
 
-def test_unreadable_message(stores: Stores, database: Database) -> None:
+def test_unreadable_message(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
-    database["messages"].insert_one({"payload": "{no", "queue": QUEUE, "priority": 9})
+    mongodb_database["messages"].insert_one({"payload": "{no", "queue": QUEUE, "priority": 9})
     (claimed,) = store.claim({QUEUE: 1}, 0)
     assert (claimed.envelope, claimed.raw) == (None, b"{no")
 
@@ -177,7 +167,7 @@ def test_lease_that_nobody_renews(stores: Stores) -> None:
     alive.settle(done(again))
 
 
-def test_message_that_came_back_to_the_same(stores: Stores, database: Database) -> None:
+def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Database) -> None:
     store = stores(lease=0.1)
     store.put([entry()])
     (first,) = store.claim({QUEUE: 1}, 0)
@@ -185,9 +175,9 @@ def test_message_that_came_back_to_the_same(stores: Stores, database: Database) 
     second: list[Claimed] = []
     until(lambda: claim_into(second, store))
     store.settle([Answer(first.handle, Settlement.DONE)])
-    assert database["messages"].count_documents({}) == 1
+    assert mongodb_database["messages"].count_documents({}) == 1
     store.settle(done(second))
-    assert database["messages"].count_documents({}) == 0
+    assert mongodb_database["messages"].count_documents({}) == 0
 
 
 def test_renewed_lease(stores: Stores) -> None:
@@ -200,17 +190,17 @@ def test_renewed_lease(stores: Stores) -> None:
     assert list(other.claim({QUEUE: 1}, 0)) == []
 
 
-def test_next_life_settles(stores: Stores, database: Database) -> None:
+def test_next_life_settles(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store.put([entry()])
     claimed = list(store.claim({QUEUE: 1}, 0))
     store.drop()
     stores().settle(done(claimed))
-    assert database["messages"].count_documents({}) == 0
+    assert mongodb_database["messages"].count_documents({}) == 0
 
 
 def test_next_life_gives_back_what_nobody_knows_of(
-    stores: Stores, database: Database, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that nobody hears of, and a server that is away when it should be given back."""
     unheard: set[Any] = set()
@@ -233,7 +223,7 @@ def test_next_life_gives_back_what_nobody_knows_of(
     assert bodies([back]) == bodies([lost])
     assert back.deliveries == 0
     again.settle(done([known, back]))
-    assert database["messages"].count_documents({}) == 0
+    assert mongodb_database["messages"].count_documents({}) == 0
 
 
 def test_dead_messages_of_which_nobody_was_told(stores: Stores) -> None:
@@ -251,12 +241,12 @@ def test_dead_messages_of_which_nobody_was_told(stores: Stores) -> None:
     assert [each.dead for each in found] == ["expired"]
 
 
-def test_servers_clock_counts(stores: Stores, database: Database) -> None:
+def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store._servers._clock_offset = timedelta(hours=3)  # as if ours were three hours late
     store.put([entry()])
     assert list(store.claim({QUEUE: 1}, 0))
-    (held,) = database["messages"].find()
+    (held,) = mongodb_database["messages"].find()
     ahead = held["lease_until"] - datetime.utcnow()
     assert timedelta(hours=3) < ahead < timedelta(hours=4)
     store._servers._clock_read_at = None
@@ -267,17 +257,17 @@ def test_servers_clock_counts(stores: Stores, database: Database) -> None:
 # Time
 
 
-def test_delayed_message(stores: Stores, database: Database) -> None:
+def test_delayed_message(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store.put([entry(delay=0.3)])
     assert list(store.claim({QUEUE: 1}, 0)) == []
-    assert database["messages"].count_documents({"queue": QUEUE}) == 0
-    until(lambda: database["messages"].count_documents({"queue": QUEUE}))
+    assert mongodb_database["messages"].count_documents({"queue": QUEUE}) == 0
+    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
     (claimed,) = store.claim({QUEUE: 1}, 0)
     assert claimed.deliveries == 0
     store.settle([Answer(claimed.handle, Settlement.BACK, delay=0.3)])
     assert list(store.claim({QUEUE: 1}, 0)) == []
-    until(lambda: database["messages"].count_documents({"queue": QUEUE}))
+    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
 
 
 def test_dead_messages_are_told(stores: Stores) -> None:
@@ -290,22 +280,22 @@ def test_dead_messages_are_told(stores: Stores) -> None:
     assert {each.queue: each.dead for each in found} == {"lonely": "expired", QUEUE: None}
 
 
-def test_server_that_removes_what_is_old(stores: Stores, database: Database) -> None:
+def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Database) -> None:
     store = stores(ttl=True)
     assert any(
         each.get("expireAfterSeconds") == 0
-        for each in database["messages"].index_information().values()
+        for each in mongodb_database["messages"].index_information().values()
     )
     store.put([entry("held", lifetime=0.2)])
     (held,) = store.claim({QUEUE: 1}, 0)
     store.put([entry("waits", lifetime=0.2)])
-    assert "expire_at" in (database["messages"].find_one({"queue": QUEUE}) or {})
+    assert "expire_at" in (mongodb_database["messages"].find_one({"queue": QUEUE}) or {})
     gevent.sleep(0.3)
     # What somebody works on is not removed under his hands.
-    (left,) = database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
+    (left,) = mongodb_database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
     assert "expire_at" not in left
     store.settle([Answer(held.handle, Settlement.BACK)])
-    until(lambda: not list(database["messages"].find({"queue": QUEUE})))
+    until(lambda: not list(mongodb_database["messages"].find({"queue": QUEUE})))
 
 
 def test_message_that_is_too_large(stores: Stores) -> None:
@@ -318,10 +308,10 @@ def test_message_that_is_too_large(stores: Stores) -> None:
 # Queues and exchanges
 
 
-def test_queue_of_kombus(stores: Stores, database: Database) -> None:
+def test_queue_of_kombus(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     assert store.find_queue("theirs") is None
-    database["messages"].insert_one({"payload": "{}", "queue": "theirs", "priority": 9})
+    mongodb_database["messages"].insert_one({"payload": "{}", "queue": "theirs", "priority": 9})
     assert store.find_queue("theirs") is UNDECLARED
     assert store.drop_queue("theirs") == 1
     assert store.find_queue("theirs") is None
@@ -340,7 +330,7 @@ def test_exclusive_queue_whose_owner_has_gone(stores: Stores) -> None:
     assert other.size("mine") == 0
 
 
-def test_bindings_are_kombus(stores: Stores, database: Database) -> None:
+def test_bindings_are_kombus(stores: Stores, mongodb_database: Database) -> None:
     store, other = stores(), stores()
     for name, kind in (("news", "topic"), ("heads", "headers")):
         store.topology.declare(Exchange(name, kind, ROUTERS[kind]()))
@@ -350,7 +340,7 @@ def test_bindings_are_kombus(stores: Stores, database: Database) -> None:
     for exchange, row in (("news", topic), ("heads", header), ("news", onward)):
         store.topology.bind(exchange, row)
         store.topology.bind(exchange, row)
-    (kombus,) = database["messages.routing"].find({}, {"_id": 0})
+    (kombus,) = mongodb_database["messages.routing"].find({}, {"_id": 0})
     assert kombus == {
         "exchange": "news",
         "queue": QUEUE,
@@ -369,9 +359,9 @@ def test_bindings_are_kombus(stores: Stores, database: Database) -> None:
     assert other.topology.rows("amq.topic") == ()
 
 
-def test_indexes(stores: Stores, database: Database) -> None:
+def test_indexes(stores: Stores, mongodb_database: Database) -> None:
     stores()
-    indexes = database["messages"].index_information().values()
+    indexes = mongodb_database["messages"].index_information().values()
     keys = [each["key"] for each in indexes]
     assert [("queue", 1), ("priority", 1), ("_id", 1)] in keys
     assert [("lease_until", 1)] in keys

@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
 import gevent
-import pymongo
 import pytest
 from gevent.event import Event
 
 import greenconn
-from greenconn import Connection, Exchange, Queue
+from greenconn import Connection
 from greenconn.exceptions import AccessRefused, RecoverableConnectionError
 from greenconn.jsoncodec import dumps
-from greenconn.transport.mongodb import waking
-from greenconn.transport.mongodb.store import MongoStore
 from tests.brokers.mongodb_server import MongoStandin
-from tests.fix_mongodb import MongoFactory
+from tests.fix_mongodb import Database, MongoFactory
 from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import SOON
-
-Database = pymongo.database.Database[dict[str, Any]]
-
-
-@pytest.fixture
-def database(mongodb_url: str, unique: str) -> Iterator[Database]:
-    """The database as pymongo sees it."""
-    client: pymongo.MongoClient[dict[str, Any]]
-    client = pymongo.MongoClient(mongodb_url, serverMonitoringMode="poll")
-    with client:
-        yield client[unique]
-
-
-def store_of(connection: Connection) -> MongoStore:
-    """The store below a connection."""
-    store = connection.connection.store
-    assert isinstance(store, MongoStore)
-    return store
 
 
 def test_many_publish_at_once(mongodb_url: str, long: bool) -> None:
@@ -104,96 +81,6 @@ def test_server_that_does_not_answer(own_mongodb: MongoStandin, unique: str) -> 
         assert monotonic() - began < 8
         own_mongodb.resume()
         greenconn.publish("q", 3, connection=connection, timeout=SOON, declare=True)
-
-
-def test_member_of_a_set_tells_of_changes(
-    mongodb_set_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(waking, "WATCHED", 3600.0)
-    got: list[Any] = []
-    with Connection(mongodb_set_url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
-        waker = store_of(connection)._waking
-        until(lambda: waker._is_streaming)
-        with Connection(mongodb_set_url) as other:
-            for number in range(5):
-                greenconn.publish("q", number, connection=other)
-                until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
-        assert got == list(range(5))
-        assert consumer.stop(SOON)
-
-
-def test_lone_server_is_polled_and_that_is_said_once(
-    mongodb_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "greenconn.transport.mongodb")
-    got: list[Any] = []
-    with Connection(mongodb_url) as one, Connection(mongodb_url) as other:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: got.append(body), connection=one
-        )
-        assert consumer.wait_ready(SOON)
-        greenconn.publish("q", 1, connection=other)
-        until(lambda: got == [1])
-        assert consumer.stop(SOON)
-    said = [each.getMessage() for each in caplog.records if "are polled every" in each.getMessage()]
-    assert len(said) == 1
-
-
-# Fan-out
-
-
-def test_broadcast(mongodb_url: str, database: Database) -> None:
-    news = Exchange("news", "fanout")
-    got: dict[str, list[Any]] = {"one": [], "two": []}
-    with Connection(mongodb_url) as connection, Connection(mongodb_url) as other:
-        for name, bodies in got.items():
-
-            def handle(body: Any, message: Any, bodies: list[Any] = bodies) -> None:
-                bodies.append(body)
-
-            consumer = greenconn.spawn_consumer(Queue(name, news), handle, connection=connection)
-            assert consumer.wait_ready(SOON)
-        greenconn.publish(news, "ours", connection=other)
-        # As a program of kombu's does it.
-        (ours,) = database["messages.broadcast"].find({"queue": "news"})
-        assert database["messages"].count_documents({}) == 0
-        theirs = ours["payload"].replace("b3Vycw==", "dGhlaXJz")
-        database["messages.broadcast"].insert_one({"payload": theirs, "queue": "news"})
-        database["messages.broadcast"].insert_one({"payload": theirs, "queue": "other"})
-        until(lambda: got == {"one": ["ours", "theirs"], "two": ["ours", "theirs"]})
-
-
-def test_broadcast_that_is_rejected_comes_again(mongodb_url: str) -> None:
-    news = Exchange("news", "fanout")
-    seen: list[bool] = []
-
-    def handle(body: Any, message: Any) -> None:
-        seen.append(message.delivery_info["redelivered"])
-        if len(seen) == 1:
-            message.requeue()
-        else:
-            message.ack()
-
-    with Connection(mongodb_url) as connection:
-        consumer = greenconn.spawn_consumer(Queue("q", news), handle, connection=connection)
-        assert consumer.wait_ready(SOON)
-        greenconn.publish(news, 1, connection=connection)
-        until(lambda: seen == [False, True])
-        assert consumer.stop(SOON)
-
-
-def test_broadcast_waits_for_nobody(mongodb_url: str) -> None:
-    news = Exchange("news", "fanout")
-    with Connection(mongodb_url) as connection:
-        connection.Producer().publish("too early", exchange=news, declare=[news])
-        with connection.SimpleQueue(Queue("q", news)) as queue:
-            greenconn.publish(news, "in time", connection=connection, declare=True)
-            assert queue.get(timeout=SOON).payload == "in time"
-            assert queue.qsize() == 0
 
 
 # Login
@@ -287,7 +174,9 @@ def test_child_has_a_client_of_its_own(mongodb_url: str) -> None:
         assert consumer.stop(SOON)
 
 
-def test_foreign_message_does_not_stop_a_consumer(mongodb_url: str, database: Database) -> None:
+def test_foreign_message_does_not_stop_a_consumer(
+    mongodb_url: str, mongodb_database: Database
+) -> None:
     got: list[Any] = []
     with Connection(mongodb_url) as connection:
         consumer = greenconn.spawn_consumer(
@@ -295,9 +184,11 @@ def test_foreign_message_does_not_stop_a_consumer(mongodb_url: str, database: Da
         )
         assert consumer.wait_ready(SOON)
         for payload in ("{no", 5, b"\xff", None, dumps({"body": 1}), dumps([])):
-            database["messages"].insert_one({"payload": payload, "queue": "q", "priority": 9})
-        database["messages"].insert_one({"queue": "q"})
+            mongodb_database["messages"].insert_one(
+                {"payload": payload, "queue": "q", "priority": 9}
+            )
+        mongodb_database["messages"].insert_one({"queue": "q"})
         greenconn.publish("q", "fine", connection=connection)
         until(lambda: got == ["fine"])
-        until(lambda: not database["messages"].count_documents({}))
+        until(lambda: not mongodb_database["messages"].count_documents({}))
         assert consumer.stop(SOON)

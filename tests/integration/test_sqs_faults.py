@@ -7,7 +7,6 @@ import logging
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
 from time import monotonic
 from typing import Any
 
@@ -17,8 +16,7 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import AccessRefused, OperationalError, RecoverableConnectionError
-from greenconn.green.deadline import Deadline
-from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
+from greenconn.transport.SQS.exceptions import ServiceBusy
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
 from tests.fix_relay import RelayFactory
@@ -26,7 +24,7 @@ from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import SOON
 from tests.integration.processes import start
-from tests.integration.sqs_peer import Asked, Scripted, error
+from tests.integration.sqs_peer import Asked, Scripted, error, stored, usual
 
 pytestmark = pytest.mark.full
 
@@ -44,22 +42,6 @@ url, queue = sys.argv[1:]
 connection = greenconn.Connection(url)
 greenconn.spawn_consumer(queue, handle, connection=connection).join()
 """
-
-URL = {"QueueUrl": "http://sqs/1/q"}
-
-
-def stored(asked: Asked, *failed: dict[str, Any]) -> dict[str, Any]:
-    """The answer to a batch of which all but *failed* was taken."""
-    ids = {each["Id"] for each in failed}
-    taken = [each for each in asked.parameters["Entries"] if each["Id"] not in ids]
-    return {"Successful": [{"Id": each["Id"]} for each in taken], "Failed": list(failed)}
-
-
-def usual(asked: Asked) -> Any:
-    """What a queue without messages says."""
-    if asked.action in ("GetQueueUrl", "CreateQueue"):
-        return URL
-    return stored(asked) if asked.action.endswith("Batch") else {}
 
 
 def script(answers: dict[str, Callable[[Asked], Any]]) -> Callable[[Asked], Any]:
@@ -177,67 +159,6 @@ def test_polls_take_turns(peer: PeerFactory) -> None:
         waits = [each.parameters["WaitTimeSeconds"] for each in server.actions("ReceiveMessage")]
     assert 1 in waits
     assert max(waits) <= 10
-
-
-def test_new_credentials_are_asked_for_when_the_old_ones_have_ended(
-    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They come from a server in this hub: were it blocked meanwhile, nobody would answer."""
-    given = 0
-
-    def credentials(asked: Asked) -> Any:
-        nonlocal given
-        given += 1
-        gevent.sleep(0.05)
-        end = datetime.now(timezone.utc) + timedelta(hours=1)
-        return {
-            "AccessKeyId": f"AKIA{given}",
-            "SecretAccessKey": "no-secret-at-all",
-            "Token": "a-token",
-            "Expiration": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-
-    machine = Scripted(peer, credentials)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    monkeypatch.setenv(
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{machine.peer.port}/login"
-    )
-    is_over = False
-
-    def answer(asked: Asked) -> Any:
-        if is_over and asked.access_key == "AKIA1":
-            return error("ExpiredToken", 403)
-        return usual(asked)
-
-    server = Scripted(peer, answer)
-    url = f"sqs://127.0.0.1:{server.peer.port}"
-    with Connection(url, transport_options={"get_wait_time": 0}) as connection:
-        producer = connection.Producer()
-        producer.publish("x", routing_key="q")
-        assert given == 1
-        is_over = True
-        jobs = [gevent.spawn(producer.publish, n, routing_key="q") for n in range(20)]
-        gevent.joinall(jobs, raise_error=True)
-        assert given == 2
-        assert server.asked[-1].access_key == "AKIA2"
-        assert server.asked[-1].headers["x-amz-security-token"] == "a-token"
-
-
-def test_no_credentials(peer: PeerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    server = Scripted(peer, usual)
-    with (
-        Connection(f"sqs://127.0.0.1:{server.peer.port}") as connection,
-        pytest.raises(LoginRefused, match="AWS_ACCESS_KEY_ID"),
-    ):
-        connection.ensure_connection(max_retries=1)
 
 
 def test_cuts_anywhere_lose_nothing(
@@ -362,24 +283,6 @@ def test_child_of_a_fork_connects_by_itself(sqs_url: str, unique: str) -> None:
         assert sorted(got) == ["child", "parent", "parent"]
         queue.delete()
         connection.default_channel.exchange_delete(unique)
-
-
-def test_role_is_taken_on(moto: MotoServer, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", moto.endpoint)
-    options = {"sts_role_arn": "arn:aws:iam::123456789012:role/mail", "get_wait_time": 0}
-    with Connection(moto.url, transport_options=options) as connection:
-        queue = Queue(unique)(connection.default_channel)
-        queue.declare()
-        connection.Producer().publish("x", routing_key=unique)
-        message = queue.get(no_ack=True)
-        assert message is not None
-        login = connection.connection.store.queues.get(unique).service.login
-        keys = login.keys(Deadline(SOON))
-        assert keys.credentials.access_key.startswith("ASIA")
-        assert keys.credentials.token
-        assert not keys.ends_within(600)
-        assert keys.ends_within(1000)
-        queue.delete()
 
 
 def test_busy_queue_is_asked_by_several_requests(peer: PeerFactory) -> None:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.programs
         ("transport/redis/sentinel.py", "integration/test_redis_sentinel.py"),
         ("transport/SQS/transport.py", "integration/test_sqs_transport.py"),
         ("contrib/celery.py", "integration/test_contrib_celery.py"),
+        ("session/recovery.py", "integration/test_session_recovery_topology.py"),
     ],
 )
 def test_names(module: str, file: str) -> None:
