@@ -6,7 +6,7 @@ import random
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
-from struct import pack
+from struct import pack, unpack
 
 import pytest
 from hypothesis import given
@@ -468,3 +468,55 @@ def test_what_comes_behind_a_large_frame_is_seen_at_once() -> None:
     assert bodies(methods) == [100_000]
     parser.feed(heartbeat_frame())
     assert parser.heartbeats == 1
+
+
+@pytest.mark.parametrize(("size", "frames"), [(4088, 1), (4089, 2), (8176, 2), (8177, 3)])
+def test_frames_are_as_large_as_they_may_be(size: int, frames: int) -> None:
+    head = method_frame(7, PUBLISH)
+    data = b"".join(content_frames(head, 7, b"\0\0", bytes(size), 4096))
+    rest = data[len(head) + len(header(7, size)) :]
+    sizes = []
+    while rest:
+        kind, channel, length = unpack(">BHI", rest[:7])
+        assert (kind, channel, rest[length + 7]) == (3, 7, 0xCE)
+        sizes.append(length + 8)
+        rest = rest[length + 8 :]
+    assert (len(sizes), sum(sizes)) == (frames, size + 8 * frames)
+    assert max(sizes) == 4096
+
+
+@pytest.mark.parametrize("size", [65535, 65536])
+def test_without_a_frame_limit_a_body_is_one_frame(size: int) -> None:
+    head = method_frame(7, PUBLISH)
+    buffers = content_frames(head, 7, b"\0\0", bytes(size), 0)
+    expected = head + header(7, size) + frame(3, 7, bytes(size))
+    assert b"".join(buffers) == expected
+    assert (len(buffers) == 1) == (size < 65536)  # a large body is not copied
+
+
+def test_who_answers_in_another_protocol_is_known_by_its_first_bytes() -> None:
+    for text, error in ((b"HTTP", "HTTP"), (b"\x16\x03\x01\x00", "amqps")):
+        parser = FrameParser()
+        assert parser.feed(text[:3]) == []
+        with pytest.raises(FrameError, match=error):
+            parser.feed(text[3:])
+
+
+def test_a_parser_starts_with_what_the_broker_allows() -> None:
+    parser = FrameParser()
+    assert (parser.frame_max, parser.channels, parser.heartbeats) == (131072, None, 0)
+    assert parser.room() is None
+
+
+def test_bodies_of_channels_that_are_not_open_are_dropped() -> None:
+    parser = FrameParser(channels={1})
+    piece = bytes(60_000)
+    methods = []
+    for channel in (1, 2):
+        data = method_frame(channel, DELIVER, b"x") + header(channel, 120_000)
+        data += frame(3, channel, piece) * 2
+        methods += parsed(parser, splits(data, [100, 50_000, 70_000]))
+    (_, _, payload, head, body), (_, other_ids, other_payload, other_head, other) = methods
+    assert (payload[4:], body) == (b"x", piece * 2)
+    assert head is not None
+    assert (other_ids, other_payload, other_head, other) == (ids(DELIVER), b"", b"", b"")
