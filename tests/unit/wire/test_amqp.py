@@ -520,3 +520,56 @@ def test_bodies_of_channels_that_are_not_open_are_dropped() -> None:
     assert (payload[4:], body) == (b"x", piece * 2)
     assert head is not None
     assert (other_ids, other_payload, other_head, other) == (ids(DELIVER), b"", b"", b"")
+
+
+def test_a_large_frame_is_known_by_its_head() -> None:
+    size = 100_000
+    parser = FrameParser()
+    begin = method_frame(1, DELIVER) + header(1, 3 * size)
+    part = pack(">BHI", 3, 1, size)
+    assert parser.feed(begin + part[:6]) == []
+    assert parser.room() is None
+    assert parser.feed(part[6:] + bytes(1)) == []
+    assert parser.room() is not None
+    # And the next one behind it, as soon as its head is whole.
+    assert parser.feed(bytes(size - 1) + b"\xce" + part) == []
+    assert parser.room() is not None
+    assert parser.feed(bytes(size) + b"\xce" + part[:4]) == []
+    assert parser.room() is None
+    assert parser.feed(part[4:]) == []
+    assert parser.room() is not None
+    ((*_, body),) = parser.feed(bytes(size) + b"\xce")
+    assert body == bytes(3 * size)
+    assert parser.room() is None
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_a_large_frame_has_the_limits_of_all_frames(extra: int) -> None:
+    size = 131_072 - 8 + extra
+    parser = FrameParser()
+    parser.feed(method_frame(1, DELIVER) + header(1, 200_000))
+    part = pack(">BHI", 3, 1, size)
+    if extra > 0:
+        with pytest.raises(FrameError, match="the limit is 131072"):
+            parser.feed(part + b"x")
+        return
+    parser.feed(part + b"x")
+    assert parser.room() is not None
+
+
+def test_a_large_frame_may_not_be_longer_than_its_body() -> None:
+    parser = FrameParser()
+    parser.feed(method_frame(1, DELIVER) + header(1, 100_000))
+    part = frame(3, 1, bytes(100_001))
+    with pytest.raises(UnexpectedFrame, match="longer than announced"):
+        parsed(parser, splits(part, [7, 50_000]))
+
+
+def test_a_large_frame_ends_with_its_mark() -> None:
+    parser = FrameParser()
+    parser.feed(method_frame(1, DELIVER) + header(1, 100_000))
+    part = frame(3, 1, bytes(100_000))
+    parser.feed(part[:50_000])
+    assert parser.feed(part[50_000:-1]) == []
+    with pytest.raises(FrameError, match="0xCE"):
+        parser.feed(b"\x00")
