@@ -565,3 +565,62 @@ def test_nothing_refers_to_a_holder(factory: Factory) -> None:
     gc.collect()
     assert gone() is None
     assert pool.holders()[0][0] == "a greenlet that has ended"
+
+
+def test_what_was_removed_is_counted(factory: Factory) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    assert pool.remove(one)
+    assert not pool.remove(one)
+    assert (pool.stats()["discarded"], pool.stats()["in_use"]) == (1, 1)
+    assert pool.remove(two)
+    assert (pool.stats()["discarded"], pool.stats()["created"]) == (2, 2)
+    settle()
+    assert factory.disposed == [1, 2]
+
+
+def test_a_pool_needs_nothing_but_a_way_to_make() -> None:
+    numbers = iter(range(10))
+    pool: FairPool[list[int]] = FairPool(lambda deadline: [next(numbers)], limit=1)
+    first = pool.acquire()
+    waiter = gevent.spawn(pool.acquire)
+    turn()
+    pool.release(first)
+    assert waiter.get(timeout=30) is first
+    assert pool.remove(first)
+    assert pool.acquire() == [1]
+    assert repr(pool) == "<pool 'pool': 1 of 1 in use, 0 waiting>"
+
+
+def test_what_is_being_made_is_in_use(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(3)
+    held = pool.acquire()
+    factory.go.clear()
+    making = spawned(pool.acquire)
+    assert pool.stats()["in_use"] == 2
+    assert repr(pool) == "<pool 'amqp://h/v': 2 of 3 in use, 0 waiting>"
+    factory.go.set()
+    assert making.get(timeout=30) is not held
+    assert factory.pool(None).stats()["limit"] is None
+
+
+def test_who_does_not_wait_may_be_given_what_the_turn_frees(
+    factory: Factory, spawned: Spawn
+) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    for give in (pool.release, pool.remove):
+        gevent.spawn(give, thing)
+        thing = pool.acquire(block=False)
+    assert (factory.made, pool.stats()["timeouts"]) == (2, 0)
+    gevent.spawn(pool.remove, thing)
+    assert pool.acquire(True, Deadline(0)).number == 3
+    with pytest.raises(LimitExceeded):
+        pool.acquire(block=False)
+    assert pool.stats()["timeouts"] == 1
+
+
+def test_what_was_lost_before_the_first_use_is_noted(factory: Factory) -> None:
+    pool = factory.pool(1)
+    pool.note_lost(Thing(7))  # it has no hub yet
+    assert pool.acquire().number == 1

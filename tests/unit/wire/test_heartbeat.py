@@ -111,3 +111,12 @@ def test_two_of_them_never_think_each_other_dead(steps: list[float]) -> None:
             if verdict is SEND:
                 one.note_sent(now)
                 other.note_received(now)
+
+
+def test_grace_is_given_for_any_delay_of_ours() -> None:
+    beat = Heartbeat(1.0, 0.0)
+    beat.note_sent(2.2)
+    assert beat.tick(2.2, lag=0.01) is READ_FIRST
+    beat = Heartbeat(1.0, 0.0)
+    beat.note_sent(2.2)
+    assert beat.tick(2.2, lag=0.0) is DEAD

@@ -169,3 +169,16 @@ def test_a_certificate_in_one_file_with_its_key(tmp_path: Path) -> None:
     both.write_bytes((CERTS / "client.pem").read_bytes() + (CERTS / "client.key").read_bytes())
     option = {"ca_certs": CA, "certfile": str(both)}
     Pair(option, context=server_context(ask=True)).connect()
+
+
+def test_by_default_the_system_s_authorities_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[ssl.Purpose] = []
+    monkeypatch.setattr(
+        ssl.SSLContext,
+        "load_default_certs",
+        lambda self, purpose=ssl.Purpose.SERVER_AUTH: loaded.append(purpose),
+    )
+    tls_context({"cert_reqs": "CERT_NONE"})
+    assert loaded == []
+    tls_context({"cert_reqs": "CERT_REQUIRED"})
+    assert loaded == [ssl.Purpose.SERVER_AUTH]
