@@ -28,7 +28,7 @@ from gevent.event import Event
 from gevent.queue import Queue
 
 import greenconn
-from greenconn.broker.port import Answer, Claimed, Entry, NoQueue, Settlement, Store
+from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
 from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
@@ -211,23 +211,23 @@ class FolderStore(Store):
             if number <= 0:
                 return
 
-    def settle(self, answers: Sequence[Answer]) -> int:
+    def settle(self, requests: Sequence[SettleRequest]) -> int:
         """Delete files, or move them back to where they were in their queues."""
         passed_over = 0
-        for answer in answers:
-            claimed: Path = answer.handle
-            if answer.entries:  # copies of a dead letter come first
-                answer = self.unless_refused(answer, self.put(answer.entries))
+        for request in requests:
+            claimed: Path = request.handle
+            if request.entries:  # copies of a dead letter come first
+                request = self.unless_refused(request, self.put(request.entries))
             try:
-                if answer.settlement is Settlement.BACK:
-                    self._give_back(claimed, answer.delay, is_unseen=answer.is_unseen)
+                if request.settlement is Settlement.REQUEUE:
+                    self._requeue(claimed, request.delay, is_unseen=request.is_unseen)
                 else:
                     claimed.unlink()
             except FileNotFoundError:  # its lease has ended, or its queue was deleted
-                passed_over += answer.settlement is Settlement.DONE
+                passed_over += request.settlement is Settlement.ACK
         return passed_over
 
-    def _give_back(self, claimed: Path, delay: float, *, is_unseen: bool = False) -> None:
+    def _requeue(self, claimed: Path, delay: float, *, is_unseen: bool = False) -> None:
         file = File.of(claimed.name)
         due = time.time_ns() + int(delay * NANOSECONDS) if delay else 0
         file = file._replace(due=due, deliveries=file.deliveries + (not is_unseen))
@@ -247,7 +247,7 @@ class FolderStore(Store):
                 claimed = folder / "claimed" / name
                 if (self.lease or 0) < _age(claimed) < float("inf"):
                     with suppress(FileNotFoundError):
-                        self._give_back(claimed, 0)
+                        self._requeue(claimed, 0)
         return lost
 
     def _identity(self) -> str:

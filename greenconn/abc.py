@@ -57,7 +57,7 @@ class Message(Protocol):
     accept: Any
     errors: Any
 
-    #: Channel that delivered it, and on which it is answered; None for a message made by hand.
+    #: Channel that delivered it, and on which it is settled; None for a message made by hand.
     @property
     def channel(self) -> Any: ...
 
@@ -96,11 +96,11 @@ class Sink(Protocol):
         """Note that the broker cancelled the consumer, or that its channel or connection is lost."""
         ...
 
-    def give_back(self) -> None:
-        """Put back what was delivered and nobody has begun with.  May switch.
+    def requeue_unseen(self) -> None:
+        """Requeue the deliveries that no handler has begun.  May switch.
 
         Called by who closes the channel or its connection, once the broker sends no more, where the
-        broker counts what a channel leaves unanswered as delivered.
+        broker counts what a channel leaves unacknowledged as delivered.
         """
         ...
 
@@ -424,7 +424,7 @@ class Borrowed(Protocol):
     """
 
     def mark_released(self) -> None:
-        """Called once it was given back: it goes on working, and logs each place that uses it.
+        """Called once it was released: it goes on working, and logs each place that uses it.
 
         Giving it back again does nothing, and so do ``close()`` and the end of a ``with`` block.
         Never switches.

@@ -303,7 +303,7 @@ def drain_consumer(
         yield from _drained(consumer, arrived, limit, timeout)
         return
     session = consumer.channel.connection.client.session
-    arrivals = consumer.sink = ConsumerInbox(consumer, _needs_no_answer(consumer))
+    arrivals = consumer.sink = ConsumerInbox(consumer, _needs_no_ack(consumer))
     try:
         with consumer:
             for _ in range(limit) if limit else count():
@@ -311,7 +311,7 @@ def drain_consumer(
                     yield arrived.popleft()
     finally:
         consumer.sink = None
-        arrivals.give_back()
+        arrivals.requeue_unseen()
         for _, message in arrived:
             with suppress(Exception):
                 message.requeue()
@@ -333,7 +333,7 @@ def _drained(
             yield item
 
 
-def _needs_no_answer(consumer: Consumer) -> bool:
+def _needs_no_ack(consumer: Consumer) -> bool:
     if consumer.no_ack is not None:
         return consumer.no_ack
     return all(queue.no_ack for queue in consumer.queues)

@@ -473,7 +473,7 @@ class Connection:
 
         Arguments:
             reason: for the broker's log.
-            timeout: seconds to wait for the broker's answer; None is the transport's own.
+            timeout: seconds to wait for the broker's reply; None is the transport's own.
 
         Raises:
             ConnectionError: the broker refused it, and ended the connection for that.
@@ -718,7 +718,7 @@ class Connection:
             pass
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when all that was published and answered here is on its way.  May switch.
+        """Return when all publishes and acks are on their way.  May switch.
 
         What is written leaves together, at the latest when the hub has its next turn.  Behind this call
         it has left: on AMQP and Redis the operating system has it, and sends it also if the program
@@ -742,7 +742,7 @@ class Connection:
             life.link.flush(deadline)
 
     def release(self) -> None:
-        """Close the connection; one that a pool lent is given back.  May switch.
+        """Close the connection; one of a pool is released.  May switch.
 
         Whoever waits on it gets an error, recovery ends, its consumers are forgotten.
         """
@@ -868,7 +868,7 @@ class Connection:
         channel: Channel | None = None,
         **kwargs: Any,
     ) -> _SimpleBuffer:
-        """Make a :meth:`SimpleQueue` of which nothing outlives the broker or needs an answer."""
+        """Make a :meth:`SimpleQueue` of which nothing outlives the broker or needs an ack."""
         from greenconn.simple import SimpleBuffer
 
         return SimpleBuffer(
@@ -926,7 +926,7 @@ class LoanState(Enum):
 
     #: Its holder may use it.
     LENT = "lent"
-    #: It was given back.  What its former holder does with it works, and is logged.
+    #: It was released.  What its former holder does with it works, and is logged.
     RELEASED = "released"
     #: What is below was closed.  Whatever is asked of it raises.
     EXPIRED = "expired"
@@ -962,7 +962,7 @@ class PooledConnection(Connection):
     def __init__(self, core: Connection, pool: Lender) -> None:
         self._core = core
         self._pool = pool
-        # The session is taken away when it is given back, so that only a later use pays for looking.
+        # The session is taken away when it is released, so that only a later use pays for looking.
         self.session = core.session
 
     @property

@@ -22,7 +22,7 @@ from greenconn.serialization import loads
 
 __all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
 
-#: The states of a message that was answered.
+#: The states of a message that was settled.
 ACK_STATES: Final = frozenset({"ACK", "REJECTED", "REQUEUED"})
 
 #: What a subclass with an ``__init__`` of its own must fill; the rest it may compute when asked.
@@ -44,7 +44,7 @@ class Message:
         headers: the application's headers; ``compression`` names how the body is compressed.
         postencode: character set to encode a body of type str with.
         accept: content types that ``decode`` accepts; None accepts all that are not disabled.
-        channel: the channel that the answers (ack, reject, requeue) go to.
+        channel: the channel that ``ack``, ``reject`` and ``requeue`` use.
 
     Attributes:
         errors: ``sys.exc_info()`` of what went wrong while the body was unpacked.
@@ -166,9 +166,9 @@ class Message:
             return
         state = self._state
         if state in ACK_STATES and not self._is_rolled_back():
-            raise self._already_answered()
+            raise self._already_settled()
         try:
-            # Set first, so that of two greenlets that answer at once the second one is refused.
+            # Set first, so that of two greenlets that settle at once the second one is refused.
             self._state = "ACK"
             channel.basic_ack(self.delivery_tag, multiple=multiple)
         except BaseException:
@@ -209,7 +209,7 @@ class Message:
             raise self._no_channel()
         state = self._state
         if state in ACK_STATES and not self._is_rolled_back():
-            raise self._already_answered()
+            raise self._already_settled()
         try:
             self._state = new_state
             self._send_refusal(requeue)
@@ -222,7 +222,7 @@ class Message:
     def put_back(self) -> None:
         """Put this message back into its queue, since nobody has begun with it.  May switch.
 
-        Answered before: does nothing.  :meth:`requeue` says that it failed, and may be counted as a
+        Settled before: does nothing.  :meth:`requeue` says that it failed, and may be counted as a
         delivery; this is not, where the broker can tell the two apart.
         """
         if self.channel is None:
@@ -248,7 +248,7 @@ class Message:
             "the message cannot be acknowledged or rejected: it has no channel"
         )
 
-    def _already_answered(self) -> KombuError:
+    def _already_settled(self) -> KombuError:
         return self.MessageStateError(
             f"message {self.delivery_tag!r} is already acknowledged or rejected: its state is "
             f"{self._state}"
@@ -321,7 +321,7 @@ class Message:
         return self._state in ACK_STATES and not self._is_rolled_back()
 
     def _is_rolled_back(self) -> bool:
-        """Return whether its answer was part of a transaction that was rolled back."""
+        """Return whether it was settled in a transaction that was rolled back."""
         return False
 
     @property

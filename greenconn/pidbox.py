@@ -703,8 +703,8 @@ class Replies:
         for inbox in self._collecting.values():
             inbox.fail(exc)
 
-    def give_back(self) -> None:
-        """Do nothing: replies need no answer."""
+    def requeue_unseen(self) -> None:
+        """Do nothing: replies need no ack."""
 
     # In those who collect.
 

@@ -213,8 +213,8 @@ class _Server:
             # The caller may have left.
             "mandatory": False,
         }
-        answer = PublishOptions(Exchange(""), options).message(result)
-        self._publisher.publish(answer, Deadline(REPLY_TIMEOUT))
+        reply = PublishOptions(Exchange(""), options).message(result)
+        self._publisher.publish(reply, Deadline(REPLY_TIMEOUT))
 
 
 def _name_of(kind: type[BaseException]) -> str:
@@ -254,7 +254,7 @@ class _Replies:
         correlation_id = message.properties.get("correlation_id")
         return self.waiting.get(correlation_id) if isinstance(correlation_id, str) else None
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         """Do nothing: replies need no ack."""
 
     def cancelled(self, exc: BaseException) -> None:

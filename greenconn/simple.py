@@ -47,7 +47,7 @@ class SimpleBase:
         channel: what the two were made with; only for kombu's signature.
         producer: publishes what is put.
         consumer: consumes from one queue.
-        no_ack: messages need no answer.
+        no_ack: messages need no ack.
     """
 
     Empty: ClassVar[type[Empty]] = Empty
@@ -158,7 +158,7 @@ class SimpleBase:
                 with suppress(Exception):
                     message.requeue()
             if self._arrivals is not None:
-                self._arrivals.give_back()
+                self._arrivals.requeue_unseen()
 
     def forget(self) -> None:
         """After a fork, in the child: begin anew.  Never switches."""
@@ -220,7 +220,7 @@ class SimpleQueue(SimpleBase):
     Arguments:
         channel: a connection or a channel.
         name: name of the queue, of a direct exchange and of the binding; or a Queue.
-        no_ack: messages need no answer; None is the class's.
+        no_ack: messages need no ack; None is the class's.
         queue_opts, exchange_opts: arguments of Queue and Exchange.
         queue_args: arguments of the declaration.
         serializer, compression: of what is put.
@@ -266,7 +266,7 @@ class SimpleQueue(SimpleBase):
 
 
 class SimpleBuffer(SimpleQueue):
-    """A queue of this connection alone, gone when it ends; messages need no answer."""
+    """A queue of this connection alone, deleted when it ends; messages need no ack."""
 
     no_ack = True
     queue_opts = {"durable": False, "auto_delete": True, "exclusive": True}

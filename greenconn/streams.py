@@ -21,7 +21,7 @@ OFFSET: Final = "x-stream-offset"
 _INTERVAL: Final = re.compile(r"[0-9]+[YMDhms]", re.ASCII)
 #: Where a reader begins depends on the time when it begins.
 _MOVING: Final = frozenset({"last", "next"})
-#: Answered messages that may be kept until the next look.
+#: Settled messages that may be kept until the next look.
 SLACK: Final = 64
 
 
@@ -56,7 +56,7 @@ class StreamPosition:
     """The position in one stream.
 
     A stream keeps what was acknowledged, and takes nothing back: a consumer that reconnects says
-    where to begin.  That is the first message that was not answered, or was given back; what came
+    where to begin.  That is the first message that was not settled, or was requeued; what came
     after it may be handled twice.
 
     Arguments:
@@ -70,10 +70,10 @@ class StreamPosition:
         #: When the broker confirmed the reader at first.
         self._began_at: datetime | None = None
         self._next: int | None = None
-        #: Messages by offset, in the order in which they came, until they are found answered.
+        #: Messages by offset, in the order in which they came, until they are found settled.
         self._outstanding: dict[int, Any] = {}
         self._trim_above = SLACK
-        #: The first offset that was given back.
+        #: The first offset that was requeued.
         self._unhandled: int | None = None
 
     def watching(self, put: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,7 +1,7 @@
 """The adapter from a store whose calls block to the port of the broker.
 
-A greenlet tells the store what was answered.  It runs behind all that can run when the first answer of a
-turn comes, so that the answers of these greenlets go with it, in one call.
+A greenlet calls ``settle`` of the store.  It runs behind all that can run when the first ack or reject
+of a turn comes, so that those of the other greenlets go with it, in one call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greenconn.broker.holding import Disposition, Done, HeldMessage, LinkSettlements
-from greenconn.broker.port import Answer, Claimed, Settlement, Store
+from greenconn.broker.port import Claimed, Settlement, SettleRequest, Store
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -73,9 +73,9 @@ class StoreHolding:
         self._store = link.store
         #: To be called when the turn ends.
         self._due: list[Callable[[], None]] = []
-        #: Settlements, the queues that may have messages then, and their group, in order;
+        #: Requests, the queues that may have messages then, and their group, in order;
         #: what is on its way stays in front until it has arrived.
-        self._pending: deque[tuple[Answer, Iterable[str], _Part]] = deque()
+        self._pending: deque[tuple[SettleRequest, Iterable[str], _Part]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
         self._settled = 0
         #: So many in front were refused together: they are sent one by one.
@@ -108,15 +108,15 @@ class StoreHolding:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the store was not told all."""
+        """Whether some requests have not reached the store."""
         return self._greenlet is not None
 
     # -- see :class:`~greenconn.broker.holding.Holding`
 
     def ack(self, handles: Sequence[Any], done: Done) -> None:
-        """Tell that messages were handled.  Never switches."""
+        """Acknowledge messages.  Never switches."""
         part = _Part(len(handles), done)
-        self._pending += [(Answer(each, Settlement.DONE), (), part) for each in handles]
+        self._pending += [(SettleRequest(each, Settlement.ACK), (), part) for each in handles]
         self._begin()
 
     def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
@@ -128,19 +128,19 @@ class StoreHolding:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
         part = _Part(len(dispositions), done)
         for message, settlement, delay, entries, is_unseen in dispositions:
-            answer = Answer(message.handle, settlement, delay, entries, is_unseen)
+            request = SettleRequest(message.handle, settlement, delay, entries, is_unseen)
             queues = [entry.queue for entry in entries]
-            if settlement is Settlement.BACK:
+            if settlement is Settlement.REQUEUE:
                 queues.append(message.queue)
-            self._pending.append((answer, queues, part))
+            self._pending.append((request, queues, part))
         self._begin()
 
     def return_unheld(self, delivery: Any) -> None:
         """Do nothing: its lease has ended, so that it is back."""
 
     def put_off(self, message: HeldMessage) -> Disposition:
-        """Give a message back after a lease, when it is given up once more."""
-        return Disposition(message, Settlement.BACK, delay=self._store.lease or 0.0)
+        """Requeue a message after a lease; it is dead-lettered again then."""
+        return Disposition(message, Settlement.REQUEUE, delay=self._store.lease or 0.0)
 
     def renew(self, handles: Sequence[Any], done: Done) -> None:
         """Begin the leases of these messages anew.  Never switches."""
@@ -149,13 +149,13 @@ class StoreHolding:
             self._renewer = spawn("renew", self._renew)
 
     def doubtful(self) -> Iterable[HeldMessage]:
-        """Return what claims may have taken whose answers never came.  Never switches."""
+        """Return messages that claims without a reply may have taken.  Never switches."""
         return [Claimed(queue, None, handle) for queue, handle in self._store.doubtful()]
 
     def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
-        """Give back what former lives held, and what they may have.  Never switches."""
-        dispositions = [Disposition(each, Settlement.BACK) for each in held]
-        dispositions += [Disposition(each, Settlement.BACK, is_unseen=True) for each in doubtful]
+        """Requeue what former lives held, and what they may have claimed.  Never switches."""
+        dispositions = [Disposition(each, Settlement.REQUEUE) for each in held]
+        dispositions += [Disposition(each, Settlement.REQUEUE, is_unseen=True) for each in doubtful]
         self._link.settlements.take_over((), dispositions)
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
@@ -169,12 +169,12 @@ class StoreHolding:
 
     def interrupted(self, exc: BaseException) -> None:
         """End the link.  Never switches."""
-        self._link.failed(exc, "answering")
+        self._link.failed(exc, "settling messages")
 
     # -- the store's side
 
     def wait(self, deadline: Deadline = NEVER) -> None:
-        """Wait until the store has all answers given up to now.  May switch.
+        """Wait until the store has all acks and rejects up to now.  May switch.
 
         Raises:
             TimeoutError: it was not before the deadline.
@@ -196,7 +196,7 @@ class StoreHolding:
 
     def _begin(self) -> None:
         if self._greenlet is None:
-            # It runs behind all that can run now: what they answer leaves with this.
+            # It runs behind all that can run now: their acks leave with this.
             self._greenlet = spawn("settle", self._run)
 
     def _run(self) -> None:
@@ -215,15 +215,15 @@ class StoreHolding:
             self._greenlet = None
 
     def _tell(self) -> None:
-        """Tell the store what one call may settle.  May switch."""
+        """Settle as many requests as one call may have.  May switch."""
         link = self._link
         count = 1 if self._alone else min(len(self._pending), self._store.settle_limit)
         batch = [self._pending[n] for n in range(count)]
         late: int | None = None
         try:
-            late = self._store.settle([answer for answer, _, _ in batch])
+            late = self._store.settle([request for request, _, _ in batch])
         except BaseException as exc:
-            link.failed(exc, "answering")
+            link.failed(exc, "settling messages")
             if not isinstance(exc, Exception):
                 raise
             if link.lost is not None:

@@ -1,7 +1,7 @@
 """The channel of every broker but AMQP's, composed of parts.
 
-Each channel has its own deliveries and publisher.  Consumers and answers are parts of the link, shared
-by all its channels.
+Each channel has its own deliveries and publisher.  Consumers and settlements are parts of the link,
+shared by all its channels.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Publisher(Protocol[M]):
         """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch."""
 
     def flush(self, timeout: float | None) -> None:
-        """Return when the broker has all publishes and answers.  May switch."""
+        """Return when the broker has all publishes and acks.  May switch."""
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
@@ -130,7 +130,7 @@ class BrokerLink(SharingLink):
         raise NotImplementedError
 
     def wait_settled(self, deadline: Deadline) -> None:
-        """Return when the broker has all answers up to now, or they are on their way.  May switch.
+        """Return when the broker has all acks up to now, or they are on their way.  May switch.
 
         Raises:
             TimeoutError: not before the deadline, or within ``reply_timeout``.
@@ -139,7 +139,7 @@ class BrokerLink(SharingLink):
         raise NotImplementedError
 
     def flush_acks(self) -> None:
-        """Return when all answers are on their way.  May switch.
+        """Return when all acks and rejects are on their way.  May switch.
 
         After the loss of the connection this does nothing: the next life sends them.
 
@@ -618,7 +618,7 @@ class StoreChannel(StdChannel, Generic[L]):
         return self._publisher.begin(message, exchange, routing_key, mandatory, immediate, deadline)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when the broker has all publishes and answers.  May switch.
+        """Return when the broker has all publishes and acks.  May switch.
 
         Raises:
             TimeoutError: not within *timeout* seconds; None is ``reply_timeout``.
@@ -628,7 +628,7 @@ class StoreChannel(StdChannel, Generic[L]):
         self._publisher.flush(timeout)
 
     def flush_acks(self) -> None:
-        """Return when all answers to deliveries are on their way.  May switch.
+        """Return when all acks and rejects are on their way.  May switch.
 
         After the loss of the connection this does nothing.
 
@@ -666,10 +666,10 @@ class StoreChannel(StdChannel, Generic[L]):
         """Return *raw_message*, which is a message already."""
         return raw_message
 
-    # -- answers
+    # -- acks, requeues and rejects
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
-        """Acknowledge a delivery.  Never switches: the answer leaves when this turn ends.
+        """Acknowledge a delivery.  Never switches: the ack leaves when this turn ends.
 
         An ack of a delivery of a lost connection is sent by the next one.  Once that is open, such an
         ack does nothing, since the message was requeued.
@@ -678,7 +678,7 @@ class StoreChannel(StdChannel, Generic[L]):
             multiple: all deliveries of this channel up to this one; with tag 0 all.
 
         Raises:
-            PreconditionFailed: this channel has no unacked delivery of that tag.
+            PreconditionFailed: this channel has no unacknowledged delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         self.deliveries.ack(delivery_tag, multiple)
@@ -687,7 +687,7 @@ class StoreChannel(StdChannel, Generic[L]):
         """Reject a delivery: requeue it, or dead-letter or drop it.
 
         Raises:
-            PreconditionFailed: this channel has no unacked delivery of that tag.
+            PreconditionFailed: this channel has no unacknowledged delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         self.deliveries.reject(delivery_tag, requeue)
@@ -754,7 +754,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
         Arguments:
             consumer_tag: unique on this channel; empty lets the broker choose.
-            no_ack: messages need no answer and are gone when they are delivered.
+            no_ack: messages need no ack and are gone when they are delivered.
             exclusive: nobody else may consume from this queue.
             callback: called with each message, by ``drain_events``.
             arguments: ``x-priority``: of two consumers that have room, the higher is served first.
@@ -801,7 +801,7 @@ class StoreChannel(StdChannel, Generic[L]):
         """End a consumer and return its tag; one that is not there is no error.
 
         Messages that became events and were not drained go back to the queue; what was delivered
-        and not answered stays with this channel.
+        and not settled stays with this channel.
         """
         consumer_tag = plain_text(consumer_tag)
         consumer = self.consumers.get(consumer_tag)

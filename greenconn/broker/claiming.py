@@ -243,7 +243,7 @@ class StoreConsuming:
                 link.store.claim,
                 {queue: 1},
                 0.0,
-                on_abandoned=self._give_unseen_back,
+                on_abandoned=self._requeue_unseen,
             )
             alive = [each for each in found if link.is_alive(each)]
             if alive:
@@ -251,11 +251,11 @@ class StoreConsuming:
             if not found:
                 link.directory.check(queue, Method.BASIC_GET)
                 return None
-        self._give_unseen_back(alive[1:])
+        self._requeue_unseen(alive[1:])
         number = link.take_number()
         return StoreDelivery(channel, link.tag(number), number, alive[0])
 
-    def _give_unseen_back(self, found: Sequence[Claimed]) -> None:
+    def _requeue_unseen(self, found: Sequence[Claimed]) -> None:
         for each in found:
             self._link.settlements.requeue_unseen(each)
 

@@ -16,7 +16,7 @@ __all__ = ["ConsumerRegistry", "StoreConsumer", "Subscriptions"]
 
 
 class StoreConsumer(Consumer):
-    """A consumer; what needs no answer is answered as soon as it was taken."""
+    """A consumer; with ``no_ack`` a message is acked as soon as it is taken."""
 
     __slots__ = ()
 

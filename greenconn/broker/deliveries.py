@@ -1,7 +1,7 @@
-"""The unacked deliveries of one channel, and the answers to them.
+"""The unacknowledged deliveries of one channel.
 
-The broker holds a message until it is answered.  What a channel holds takes room under its prefetch; an
-answer frees it, and lets the channel's consumers have more.
+The broker holds a message until it is settled (acked, requeued or rejected).  Each unsettled delivery
+counts for the prefetch of its channel; to settle it makes room for another one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPEN: Final = ChannelState.OPEN
 
 
 class DeliveredMessage(Message, Protocol):
-    """A message that was delivered and not answered."""
+    """A message that was delivered and is not settled yet."""
 
     @property
     def consumer(self) -> Consumer | None:
@@ -31,7 +31,7 @@ class DeliveredMessage(Message, Protocol):
 
     @property
     def is_held(self) -> bool:
-        """Whether the broker holds it for us until it is answered."""
+        """Whether the broker holds it for us until it is settled."""
 
     @property
     def redelivered(self) -> bool:
@@ -39,26 +39,26 @@ class DeliveredMessage(Message, Protocol):
 
 
 class Acknowledger(Protocol):
-    """The sender of one link's answers.  Nothing here switches, unless it says so."""
+    """The sender of the acks, requeues and rejects of one link.  Never switches, unless it says so."""
 
     def ack(self, delivery: Any) -> None:
-        """Tell the broker that a delivery was handled."""
+        """Acknowledge a delivery."""
 
     def ack_late(self, tag: Any) -> None:
-        """Note that a delivery was handled whose link is gone."""
+        """Acknowledge a delivery of a link that is lost."""
 
     def requeue(self, deliveries: Iterable[Any]) -> None:
-        """Put *deliveries* back to the heads of their queues."""
+        """Requeue *deliveries*, at the heads of their queues."""
 
     def requeue_unseen(self, delivery: Any) -> None:
-        """Put a delivery back that nobody has seen."""
+        """Requeue a delivery that no handler has seen."""
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Make dead letters of *deliveries*, or drop them.  May switch."""
 
 
 class Deliveries:
-    """The deliveries of one channel that are not answered.
+    """The unacknowledged deliveries of one channel.
 
     Arguments:
         channel: whose prefetch they count for.
@@ -88,13 +88,13 @@ class Deliveries:
             if prefetch.limit:
                 consumer.turn = prefetch.next_turn(consumer.turn)
 
-    # -- answers
+    # -- acks, requeues and rejects
 
     def ack(self, tag: Any, multiple: bool) -> None:
-        """Answer a delivery, or all up to it: handled.  Never switches.
+        """Acknowledge a delivery, or all up to it.  Never switches.
 
         Raises:
-            PreconditionFailed: there is no unacked delivery of that tag.
+            PreconditionFailed: there is no unacknowledged delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         if self._link.lost is not None:
@@ -121,10 +121,10 @@ class Deliveries:
                 consumer.wake()
 
     def reject(self, tag: Any, requeue: bool, *, multiple: bool = False) -> None:
-        """Refuse a delivery, or all up to it: back to the queue, or dead letters.  May switch.
+        """Reject a delivery, or all up to it: requeue it, or dead-letter it.  May switch.
 
         Raises:
-            PreconditionFailed: there is no unacked delivery of that tag.
+            PreconditionFailed: there is no unacknowledged delivery of that tag.
             RecoverableChannelError: the channel was closed.
         """
         if self._link.lost is not None:
@@ -139,7 +139,7 @@ class Deliveries:
         self._refuse([delivery], requeue)
 
     def recover(self, requeue: bool) -> None:
-        """Give everything back to its queues.  Never switches.
+        """Requeue everything.  Never switches.
 
         Raises:
             AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not know either.
@@ -186,7 +186,7 @@ class Deliveries:
             else:
                 self._acknowledger.dead_letter(deliveries, "rejected")
         except BaseException:
-            # What was not told is held again; the rest takes no room any more.
+            # What was not sent is held again; the rest takes no room any more.
             self._free([each for each in deliveries if each.delivery_tag not in self.unacked])
             raise
         self._free(deliveries)
@@ -208,7 +208,7 @@ class Deliveries:
                 consumer.wake()
 
     def _up_to(self, tag: Any) -> list[Any]:
-        """Take out all deliveries up to *tag*, or all for tag 0; not those that need no answer."""
+        """Take out all deliveries up to *tag*, or all for tag 0; not those that need no ack."""
         unacked = self.unacked
         tags = [
             name
@@ -224,11 +224,11 @@ class Deliveries:
     # -- the end of consumers
 
     def stop(self, consumer: Consumer) -> None:
-        """Stop a consumer that was cancelled, and give back what nobody has seen.  Never switches."""
+        """Stop a cancelled consumer, and requeue what no handler has seen.  Never switches."""
         self._refuse(self._unseen(consumer), True)
 
     def drop(self, consumer: Consumer) -> None:
-        """Stop a consumer whose queue is gone, and what nobody has seen with it.  Never switches."""
+        """Stop a consumer of a deleted queue; unseen messages are dropped.  Never switches."""
         self._free(self._acked_each(self._unseen(consumer)))
 
     def _unseen(self, consumer: Consumer) -> list[Any]:
@@ -237,7 +237,7 @@ class Deliveries:
         return [each for each in found if each is not None]
 
     def release(self) -> None:
-        """Give back everything, since the channel ends.  Never switches."""
+        """Requeue everything, as the channel ends.  Never switches."""
         if self._link.lost is None:
             deliveries = list(self.unacked.values())
             self.unacked.clear()

@@ -11,9 +11,9 @@ have room for, so that what is on its way always has a place::
     CLAIMING  a claim is on its way
     DRY       the last claim found less than it asked for      (the source tells when there is more)
 
-A claim leaves when all that can run now has run: what is answered in one turn makes room for one
-claim.  The source calls ``begin`` then, ``offer`` for each message that came, and ``free`` and
-``ended`` when the claim is over.  It calls ``ripen`` when there may be messages; what is said while a
+A claim leaves when all that can run now has run: the acks of one turn make room for one claim.  The
+source calls ``begin`` then, ``offer`` for each message that came, and ``free`` and ``ended`` when the
+claim is over.  It calls ``ripen`` when there may be messages; what is said while a
 claim is on its way counts when it is over, since the claim may have looked before.
 
 Where a limit holds for a whole channel, each claim reserves its places under it.
@@ -231,7 +231,7 @@ class Feed(Generic[M, S]):
         return room
 
     def free(self) -> None:
-        """Give back the room that the claim had reserved; others are served first."""
+        """Release the room that the claim had reserved; others are served first."""
         if self._reserved:
             reserved, self._reserved = self._reserved, []
             for channel, count in reserved:
@@ -283,7 +283,7 @@ class Feed(Generic[M, S]):
         self._serve_arrived()
 
     def arrive_again(self, message: M) -> None:
-        """Make a message that came without a claim, and was given back, the next again."""
+        """Make a requeued message that came without a claim the next again."""
         self.arrived.appendleft(message)
         self._serve_arrived()
 

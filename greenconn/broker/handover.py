@@ -1,9 +1,9 @@
 """Hand-over of unsettled messages from one life of a connection to the next.
 
-A connection may be lost between an answer and the broker's word, between a claim and the messages that
-it brings, and with messages in the hands of handlers.  What was answered is answered again in the
-next life, which changes nothing where it had arrived; what was not goes back to its queue at once,
-instead of waiting for the end of its lease.  Until then an answer may still come.
+A connection may be lost between an ack and the broker's reply, between a claim and its messages, and
+while handlers run.  The next life sends every ack and disposition again, which changes nothing where
+the first had arrived.  It requeues the other messages at once, so that they need not wait for the end
+of their lease; until then a handler may still ack them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Handover"]
 
 
 class Handover:
-    """Held messages of former lives, and what was answered."""
+    """Held messages of former lives, and their acks and dispositions."""
 
     __slots__ = ("_acks", "_dispositions", "_doubtful", "_held", "_successor")
 
@@ -27,9 +27,9 @@ class Handover:
         self._successor: HoldingLink | None = None
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
-        #: Claims whose answers never came may have taken these.
+        #: Claims without a reply may have taken these.
         self._doubtful: list[HeldMessage] = []
-        #: Delivery tag -> message, as long as nobody answers it.
+        #: Delivery tag -> message, until it is acked.
         self._held: dict[Any, HeldMessage] = {}
 
     def take(self, link: HoldingLink) -> None:
@@ -47,7 +47,7 @@ class Handover:
                 self._held[each.delivery_tag] = each.claimed
 
     def ack(self, tag: Any) -> None:
-        """Note that a message of a former life was handled after all.  Never switches."""
+        """Acknowledge a message of a former life.  Never switches."""
         kept = self._held.pop(tag, None)
         if kept is not None:
             self._acks.append(kept.handle)
@@ -55,7 +55,7 @@ class Handover:
     def add(
         self, link: HoldingLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
     ) -> None:
-        """Take what was answered when the life of *link* was over.  Never switches."""
+        """Take what was settled when the life of *link* was over.  Never switches."""
         if link.is_parents or not link.holding.outlives_link:
             return
         successor = self._successor
@@ -66,14 +66,16 @@ class Handover:
             self._dispositions += dispositions
 
     def left(self) -> list[HeldMessage]:
-        """Return what is to be given back by the next life.  Never switches."""
-        back = [each.message for each in self._dispositions if each.settlement is Settlement.BACK]
+        """Return the messages that the next life requeues.  Never switches."""
+        back = [
+            each.message for each in self._dispositions if each.settlement is Settlement.REQUEUE
+        ]
         return [*back, *self._held.values(), *self._doubtful]
 
     def pass_on(self, link: HoldingLink) -> None:
-        """Let *link* answer and give back everything.  May switch.
+        """Have *link* send and requeue everything.  May switch.
 
-        What was not given back when that fails stays for the next life.
+        What was not requeued when that fails stays for the next life.
         """
         self._successor = link
         acks, self._acks = self._acks, []

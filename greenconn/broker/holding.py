@@ -1,7 +1,7 @@
-"""The messages that a broker holds for one link, and the answers to them.
+"""The messages that a broker holds for one link, and how they are settled.
 
-A message is held from its claim until it is answered.  No answer is waited for: a callback runs
-when the broker has it.  The parts that are the same for all brokers (answers, leases,
+A message is held from its claim until it is settled.  Nothing waits for the reply to an ack: a callback
+runs when the broker has it.  The parts that are the same for all brokers (settlements, leases,
 dead letters, the hand-over to the next life) know a broker as a :class:`Holding`, and a link as a
 :class:`HoldingLink`.
 """
@@ -71,10 +71,10 @@ class Disposition(NamedTuple):
     """The disposition of one held message.
 
     Attributes:
-        delay: seconds before it may be claimed again, for BACK.
+        delay: seconds before it may be claimed again, for REQUEUE.
         entries: stored before the message is removed, at once with it where the broker can: its copies
             for dead-letter queues.  One with an empty envelope is the message as it is.
-        is_unseen: nobody has seen it, for BACK: as if it had never been claimed.
+        is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed.
     """
 
     message: HeldMessage
@@ -84,8 +84,8 @@ class Disposition(NamedTuple):
     is_unseen: bool = False
 
 
-#: Takes the broker's reply to an answer: None, the number of messages that it did not hold any
-#: more, or an Exception.  Never switches.
+#: Takes the broker's reply to acks or dispositions: None, the number of messages that it did not hold
+#: any more, or an Exception.  Never switches.
 Done = Callable[[Any], object]
 
 
@@ -116,7 +116,7 @@ class Holding(Protocol):
     def outlives_link(self) -> bool: ...
 
     def ack(self, handles: Sequence[Any], done: Done) -> None:
-        """Tell that messages were handled."""
+        """Acknowledge messages."""
 
     def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
         """Cut what one turn has brought into what :meth:`settle` takes, in the order for it."""
@@ -125,7 +125,7 @@ class Holding(Protocol):
         """Put messages where they belong now, and wake those who wait for them."""
 
     def return_unheld(self, delivery: Any) -> None:
-        """Put back a delivery that nobody holds, where that can be done."""
+        """Requeue a delivery that is not held, where that can be done."""
 
     def put_off(self, message: HeldMessage) -> Disposition | None:
         """Return what becomes of a message that cannot become a dead letter now.
@@ -140,13 +140,13 @@ class Holding(Protocol):
         """
 
     def doubtful(self) -> Iterable[HeldMessage]:
-        """Return what claims may have taken whose answers never came; of these only handles count.
+        """Return messages that claims without a reply may have taken; only their handles count.
 
         Asked for when the link ends.
         """
 
     def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
-        """Give back what former lives held, and what they may have.  May switch."""
+        """Requeue what former lives held, and what they may have claimed.  May switch."""
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
         """Call *callback* when all that can run now has run."""
@@ -159,7 +159,7 @@ class Holding(Protocol):
 
 
 class Successor(Protocol):
-    """The receiver of answers that come after the life of a link.  Nothing here switches."""
+    """The receiver of acks that come after the life of a link.  Nothing here switches."""
 
     def ack(self, tag: Any) -> None:
         """Note that a message of a former life was handled after all."""
@@ -167,7 +167,7 @@ class Successor(Protocol):
     def add(
         self, link: HoldingLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
     ) -> None:
-        """Take what was answered when the life of *link* was over."""
+        """Take what was settled when the life of *link* was over."""
 
 
 class QueueFacts(Protocol):
@@ -199,7 +199,7 @@ class DeadLetterOptions(Protocol):
 
 
 class LinkSettlements(Protocol):
-    """The answers to one link.  Nothing here switches."""
+    """The acks, requeues and rejects of one link.  Nothing here switches."""
 
     def unsettled(self) -> tuple[list[Any], list[Disposition]]:
         """Return what nobody knows to have reached the broker: handles of acks, and the rest."""
@@ -223,7 +223,7 @@ class HoldingLink(Protocol):
 
     Attributes:
         is_parents: this process is a child of the one that opened it.
-        handover: takes the answers that come when its life is over.
+        handover: takes the acks that come when its life is over.
     """
 
     @property
@@ -254,7 +254,7 @@ class HoldingLink(Protocol):
         """Return a message on its way into *queues*.  May switch where a queue is not known."""
 
     def note_late(self, count: int) -> None:
-        """So many messages were answered that were not held any more.  Never switches."""
+        """Note that so many settled messages were not held any more.  Never switches."""
 
     def failed(self, exc: BaseException, what: str) -> object:
         """Log that a call to the broker failed, and end the link if that ends it.  Never switches."""

@@ -26,7 +26,7 @@ class Leases:
     """Renews what one link holds.
 
     Attributes:
-        lost: messages whose lease had ended before it was renewed, or before they were answered.
+        lost: messages whose lease had ended before it was renewed, or before they were settled.
     """
 
     __slots__ = ("__weakref__", "_link", "_ticker", "_under_way", "lost")
@@ -35,7 +35,7 @@ class Leases:
         self._link = link
         self.lost = 0
         self._ticker: Ticker | None = None
-        #: Calls that have not been answered.
+        #: Calls without a reply.
         self._under_way = 0
 
     @property
@@ -95,7 +95,7 @@ class Leases:
             self._note(late, "before it was renewed")
 
     def note_late(self, late: int) -> None:
-        """Note that so many answers came too late.  Never switches."""
+        """Note that so many acks came too late.  Never switches."""
         self._note(late, "before they were acknowledged")
 
     def _note(self, late: int, when: str) -> None:

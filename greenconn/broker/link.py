@@ -190,7 +190,7 @@ class StoreLink(BrokerLink):
         self._calls[spawn("store", self._call, Slot(), what, function, (), None)] = None
 
     def catch_up(self) -> None:
-        """Wait until the store knows what was answered and left.  May switch.
+        """Wait until the store has all acks, rejects and cancels up to now.  May switch.
 
         A call must see the effect of those before it.
         """
@@ -201,10 +201,10 @@ class StoreLink(BrokerLink):
         try:
             self.wait_settled(deadline)
         except TimeoutError as exc:
-            raise self.no_reply("answering") from exc
+            raise self.no_reply("settling messages") from exc
 
     def wait_settled(self, deadline: Deadline) -> None:
-        """Return when the store has all answers up to now.  May switch.
+        """Return when the store has all acks and rejects up to now.  May switch.
 
         Raises:
             TimeoutError: it had not before the deadline, or within ``reply_timeout``.
@@ -219,7 +219,7 @@ class StoreLink(BrokerLink):
             raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
 
     def flush(self, deadline: Deadline) -> None:
-        """Return when the store has the answers.  May switch.
+        """Return when the store has all acks and rejects.  May switch.
 
         Raises:
             As :meth:`wait_settled`.
@@ -230,11 +230,11 @@ class StoreLink(BrokerLink):
 
     @property
     def handover(self) -> Handover:
-        """The receiver of answers that come after this life."""
+        """The receiver of acks that come after this life."""
         return self.transport.handover
 
     def note_late(self, count: int) -> None:
-        """Note that so many messages were answered too late.  Never switches."""
+        """Note that so many messages were settled too late.  Never switches."""
         self.leases.note_late(count)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
@@ -381,7 +381,7 @@ class StoreLink(BrokerLink):
     # -- ending
 
     def close(self) -> None:
-        """Close it: what was not answered goes back first, at once.  May switch."""
+        """Requeue what is not settled, and close.  May switch."""
         if self.lost is not None:
             return
         self.home.check(self)

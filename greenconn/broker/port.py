@@ -19,10 +19,11 @@ Retrying what may be retried is its own matter too.
 from __future__ import annotations
 
 import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.topology import Topology
@@ -32,11 +33,11 @@ from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [
-    "Answer",
     "Claimed",
     "Entry",
     "NoQueue",
     "QueueFull",
+    "SettleRequest",
     "Settlement",
     "Store",
     "TakenForDead",
@@ -113,21 +114,25 @@ class Claimed(NamedTuple):
 class Settlement(Enum):
     """The settlement of a claimed message."""
 
-    DONE = "it was handled, or is not needed any more"
-    BACK = "others may have it"
-    REFUSED = "it was rejected, and its queue has no dead-letter exchange"
+    ACK = "it was handled, or is not needed any more"
+    REQUEUE = "it becomes available to all consumers again"
+    REJECT = "it was rejected, and its queue has no dead-letter exchange"
+    #: Former names.
+    DONE = ACK
+    BACK = REQUEUE
+    REFUSED = REJECT
 
 
-class Answer(NamedTuple):
-    """The answer to one claimed message.
+class SettleRequest(NamedTuple):
+    """The request to ack, requeue or reject one claimed message.
 
     Attributes:
-        delay: seconds before it may be claimed again, for BACK.
-        entries: stored before the message is removed, at once with it where the store can: its
-            copies for dead-letter queues.  Where one is refused, the message stays: see
+        delay: seconds before it may be claimed again, for REQUEUE.
+        entries: copies for dead-letter queues, stored before the message is removed; in one step with
+            that where the store can.  If one is refused, the message stays: see
             :meth:`Store.unless_refused`.
-        is_unseen: nobody has seen it, for BACK: as if it had never been claimed, where the store can
-            tell.
+        is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed, where the
+            store can tell.
     """
 
     handle: Any
@@ -273,36 +278,38 @@ class Store(ABC):
         """
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:
-        """Return queue and handle of messages that claims without an answer may have taken.
+        """Return queue and handle of messages that claims without a reply may have taken.
 
-        Asked for when the link ends.  The next life of the connection gives them back, as such that
-        nobody has seen; so nobody waits for the ends of their leases.
+        Asked for when the link ends.  The next life of the connection requeues them as undelivered, so
+        that they need not wait for the ends of their leases.
         """
         return ()
 
     @abstractmethod
-    def settle(self, answers: Sequence[Answer]) -> int | None:
+    def settle(self, requests: Sequence[SettleRequest]) -> int | None:
         """Settle claimed messages.  One whose lease has ended is passed over.
 
         Returns:
             how many of those that were handled were passed over, where the store can tell.
         """
 
-    def unless_refused(self, answer: Answer, outcomes: Sequence[Exception | None]) -> Answer:
-        """Return *answer* where its copies are stored, else one that gives the message back.
+    def unless_refused(
+        self, request: SettleRequest, outcomes: Sequence[Exception | None]
+    ) -> SettleRequest:
+        """Return *request* if its copies are stored, else one that requeues the message.
 
         It is redelivered, and rejected again, after a lease.  A queue that does not exist takes no
         copy, as no message that is published to it.
 
         Arguments:
-            outcomes: of storing ``answer.entries``.
+            outcomes: of storing ``request.entries``.
         """
-        for entry, error in zip(answer.entries, outcomes, strict=True):
+        for entry, error in zip(request.entries, outcomes, strict=True):
             if error is not None and not isinstance(error, NoQueue):
                 self.tell_of_refusal(entry.queue, error)
                 delay = self.lease or 0.0
-                return answer._replace(settlement=Settlement.BACK, delay=delay, entries=())
-        return answer
+                return request._replace(settlement=Settlement.REQUEUE, delay=delay, entries=())
+        return request
 
     def tell_of_refusal(self, queue: str, error: Exception) -> None:
         """Log that a dead letter for *queue* was not stored."""
@@ -324,3 +331,13 @@ class Store(ABC):
 
 def _nothing(what: object) -> None:
     pass
+
+
+if not TYPE_CHECKING:  # or a type checker would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        if name != "SettleRequest":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        text = f"{__name__}.SettleRequest is renamed to {__name__}.SettleRequest"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return SettleRequest

@@ -76,7 +76,7 @@ class PublishingLink(Protocol):
     def lost(self) -> BaseException | None: ...
 
     def wait_settled(self, deadline: Deadline) -> None:
-        """Return when the broker has all answers up to now, or they are on their way.  May switch."""
+        """Return when the broker has all acks up to now, or they are on their way.  May switch."""
 
 
 L = TypeVar("L", bound=PublishingLink)
@@ -150,7 +150,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         """
 
     def flush(self, timeout: float | None) -> None:
-        """Return when the broker has the answers.  (A publish returns when it has the message.)
+        """Return when the broker has the acks.  (A publish returns when it has the message.)
 
         May switch.
 

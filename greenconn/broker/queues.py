@@ -30,7 +30,7 @@ class QueuesLink(Protocol):
         """Return what a method of the store returns.  May switch."""
 
     def catch_up(self) -> None:
-        """Wait until the store knows what was answered and left.  May switch."""
+        """Wait until the store has all acks, rejects and cancels up to now.  May switch."""
 
 
 class StoredQueues(QueueStore):

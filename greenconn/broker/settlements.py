@@ -31,10 +31,10 @@ logger = logging.getLogger("greenconn.broker")
 
 
 class Settlements:
-    """The answers of one link's channels that the broker has not been sent yet.
+    """The acks, requeues and rejects of one link that are not sent yet.
 
     Arguments:
-        link: has the ``holding`` that the answers go to.
+        link: has the ``holding`` that they are sent with.
     """
 
     __slots__ = (
@@ -58,7 +58,7 @@ class Settlements:
     def __init__(self, link: HoldingLink) -> None:
         self._link = link
         self._holding = link.holding
-        #: Handles of what was handled, and what becomes of other messages, in this turn.
+        #: Handles of acked messages, and the dispositions of others, in this turn.
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
         self._is_due = False
@@ -83,23 +83,23 @@ class Settlements:
 
     @property
     def refused(self) -> int:
-        """The number of answers that the broker has refused, and that are sent again."""
+        """The number of acks and rejects that the broker has refused, and that are sent again."""
         return len(self._refused_acks) + len(self._refused_dispositions) + len(self._put_off)
 
     # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
 
     def ack(self, delivery: HeldDelivery) -> None:
-        """Tell the broker that a delivery was handled.  Never switches."""
+        """Acknowledge a delivery.  Never switches."""
         self._acks.append(delivery.handle)
         if not self._is_due:
             self._schedule()
 
     def ack_late(self, tag: Any) -> None:
-        """Note that a delivery was handled whose link is gone.  Never switches."""
+        """Acknowledge a delivery of a link that is lost.  Never switches."""
         self._link.handover.ack(tag)
 
     def requeue(self, deliveries: Iterable[HeldDelivery]) -> None:
-        """Put *deliveries* back to the heads of their queues.  Never switches."""
+        """Requeue *deliveries*, at the heads of their queues.  Never switches."""
         for delivery in deliveries:
             if not delivery.is_held:
                 self._holding.return_unheld(delivery)
@@ -108,11 +108,11 @@ class Settlements:
             if limit is not None and delivery.deliveries + 1 >= limit:
                 self.give_up(delivery, "delivery_limit")
             else:
-                self.settle(Disposition(delivery, Settlement.BACK))
+                self.settle(Disposition(delivery, Settlement.REQUEUE))
 
     def requeue_unseen(self, message: HeldMessage) -> None:
-        """Put a message back that nobody has seen.  Never switches."""
-        self.settle(Disposition(message, Settlement.BACK, is_unseen=True))
+        """Requeue a message that no handler has seen.  Never switches."""
+        self.settle(Disposition(message, Settlement.REQUEUE, is_unseen=True))
 
     def dead_letter(self, deliveries: Iterable[HeldDelivery], reason: str) -> None:
         """Make dead letters of *deliveries*, or drop them.  Never switches."""
@@ -121,7 +121,7 @@ class Settlements:
                 self.give_up(delivery, reason)
 
     def forget(self, delivery: HeldDelivery) -> None:
-        """Let nobody hold a delivery from now on.  Never switches."""
+        """Stop holding a delivery.  Never switches."""
         if delivery.is_held:
             delivery.is_held = False
             self.ack(delivery)
@@ -129,13 +129,13 @@ class Settlements:
     # -- what leaves
 
     def settle(self, disposition: Disposition) -> None:
-        """Tell the broker what becomes of a message.  Never switches."""
+        """Send the disposition of a message when this turn ends.  Never switches."""
         self._dispositions.append(disposition)
         if not self._is_due:
             self._schedule()
 
     def take_over(self, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
-        """Tell what former lives have left.  Never switches."""
+        """Send what former lives have left.  Never switches."""
         self._acks += acks
         self._dispositions += dispositions
         if not self._is_due:
@@ -152,7 +152,7 @@ class Settlements:
         self._is_due = True
 
     def flush(self) -> None:
-        """Tell the broker.  Never switches; called when a turn ends."""
+        """Send what this turn has brought.  Never switches; called when a turn ends."""
         self._is_due = False
         holding = self._holding
         try:
@@ -169,7 +169,7 @@ class Settlements:
             raise
 
     def repeat(self) -> None:
-        """Tell again what was refused.  Never switches."""
+        """Send again what was refused.  Never switches."""
         acks, self._refused_acks = self._refused_acks, []
         limit = self._holding.ack_limit
         for start in range(0, len(acks), limit):
@@ -210,7 +210,7 @@ class Settlements:
         if not isinstance(outcome, Exception):
             self._link.note_late(outcome)
             return False
-        error = self._holding.error(outcome, "answering")
+        error = self._holding.error(outcome, "settling messages")
         if self._link.lost is None:
             spawn(
                 "log",
@@ -228,8 +228,8 @@ class Settlements:
         """Make a dead letter of a message, or drop it.  Never switches."""
         link = self._link
         if link.lost is not None:
-            # It goes back to its queue, and is given up once more.
-            link.handover.add(link, (), [Disposition(message, Settlement.BACK)])
+            # It is requeued, and dead-lettered again by who gets it.
+            link.handover.add(link, (), [Disposition(message, Settlement.REQUEUE)])
             return
         self._dying.append((message, reason))
         if self._greenlet is None:
@@ -250,7 +250,7 @@ class Settlements:
         message, reason = self._dying[0]
         disposition = self._dead_lettered(message, reason)
         if self._link.lost is not None:
-            return  # the next life gives it back
+            return  # the next life requeues it
         self._dying.popleft()
         if disposition is None:
             self._put_off.append((message, reason))
@@ -267,8 +267,8 @@ class Settlements:
             self._link.failed(exc, "dead-lettering a message")
             return self._holding.put_off(message)
         if entries:
-            return Disposition(message, Settlement.DONE, entries=entries)
-        return Disposition(message, Settlement.REFUSED)
+            return Disposition(message, Settlement.ACK, entries=entries)
+        return Disposition(message, Settlement.REJECT)
 
     def wait_routed(self, deadline: Deadline = NEVER) -> None:
         """Wait until what was given up by now has left as well.  May switch.
@@ -284,21 +284,22 @@ class Settlements:
         self.before_call()
 
     def before_call(self) -> None:
-        """Let whoever asks the broker something see what went back before.  Never switches."""
+        """Send requeues before a call to the broker that would count them.  Never switches."""
         if self._dispositions:
             self.flush()
 
     # -- the end
 
     def unsettled(self) -> tuple[list[Any], list[Disposition]]:
-        """Return what nobody knows to have reached the broker: handles of acks, and the rest.
+        """Return what may not have reached the broker: handles of acks, and dispositions.
 
-        What was given up goes back: it will be given up once more.
+        Dead letters under way are requeued: the next life dead-letters them again.
         """
         acks = [each for page in self._sent_acks for each in page]
         dispositions = [each for part in self._sent_dispositions.values() for each in part]
         dying = [
-            Disposition(message, Settlement.BACK) for message, _ in (*self._put_off, *self._dying)
+            Disposition(message, Settlement.REQUEUE)
+            for message, _ in (*self._put_off, *self._dying)
         ]
         return (
             [*acks, *self._refused_acks, *self._acks],
@@ -306,7 +307,7 @@ class Settlements:
         )
 
     def stop(self, exc: BaseException) -> None:
-        """Tell nothing more, since the link is gone.  Never switches."""
+        """Send nothing more, as the link is gone.  Never switches."""
         self._is_due = False  # what comes now is the next life's at once
         waiters, self._waiters = self._waiters, deque()
         for _, slot in waiters:

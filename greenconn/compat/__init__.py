@@ -192,7 +192,7 @@ class Consumer(Fetching, messaging.Consumer):
         """Return the next message, or None if the queue is empty.
 
         Arguments:
-            no_ack: the message needs no answer; None is what the consumer says.
+            no_ack: the message needs no ack; None is what the consumer says.
             enable_callbacks: call the callbacks as well.
         """
         if enable_callbacks:

@@ -79,21 +79,21 @@ def _on_current_channel(method: M) -> M:
 
 
 def _sent_at_once(method: M) -> M:
-    """Make an answer to a message be on its way when *method* returns.
+    """Have an ack or reject on its way when *method* returns.
 
     In another thread the one that the link belongs to sends it: those of a prefork worker's pool
-    answer what the worker's own thread consumes.
+    settle what the worker's own thread consumes.
     """
 
     @wraps(method)
-    def answer(each: channel.Channel | redis.Channel, /, *args: Any, **kwargs: Any) -> None:
+    def settle(each: channel.Channel | redis.Channel, /, *args: Any, **kwargs: Any) -> None:
         if _is_here(each.connection):
             method(each, *args, **kwargs)
             each.flush_acks()
         else:
-            _elsewhere(each.connection, partial(answer, each, *args, **kwargs))
+            _elsewhere(each.connection, partial(settle, each, *args, **kwargs))
 
-    return cast(M, answer)
+    return cast(M, settle)
 
 
 def _in_its_thread(method: M, link_of: Callable[[Any], Any] = lambda link: link) -> M:
@@ -116,7 +116,7 @@ _link_of_channel: Final = attrgetter("connection")
 class AmqpChannel(channel.Channel):
     """A channel that hands out kombu's messages.
 
-    As with kombu, what is published or answered is on its way when the call returns: a task that is
+    As with kombu, what is published or acked is on its way when the call returns: a task that is
     acknowledged early is not redelivered if its process dies or blocks the hub, and a program that is
     not monkey-patched may wait for something else (a result in Redis) at once.
     """
@@ -170,7 +170,7 @@ class AmqpsTransport(transport.SSLTransport, AmqpTransport):
 
 
 class RedisChannel(redis.Channel):
-    """A channel that hands out kombu's messages; answers are on their way when the call returns."""
+    """A channel that hands out kombu's messages; acks are on their way when the call returns."""
 
     basic_ack = _sent_at_once(redis.Channel.basic_ack)
     basic_reject = _sent_at_once(redis.Channel.basic_reject)

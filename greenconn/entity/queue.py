@@ -303,7 +303,7 @@ class Queue(MaybeChannelBound):
         """Take one message from the queue; None if it is empty.  May switch.
 
         Arguments:
-            no_ack: the broker need not wait for an answer; None is what the queue says.
+            no_ack: the broker need not wait for an ack; None is what the queue says.
             accept: names or content types that the message may be decoded from.
         """
         channel = self.channel
@@ -338,7 +338,7 @@ class Queue(MaybeChannelBound):
         Arguments:
             consumer_tag: '' lets one be chosen.
             callback: called with each message by whoever drains the connection.
-            no_ack: messages need no answer; None is what the queue says.
+            no_ack: messages need no ack; None is what the queue says.
             nowait: do not wait for the broker's reply.
             on_cancel: called with the tag when the broker cancels the consumer.
         """

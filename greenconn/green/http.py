@@ -7,11 +7,11 @@ option as everywhere, no socket that two greenlets read.  What they mean is read
 
 Rules
 -----
-- A connection serves one request at a time and is given back only when the answer was read to its
-  end and the server keeps it.  A caller that is killed or whose time is up closes it: the answer
+- A connection serves one request at a time and is given back only when the response was read to its
+  end and the server keeps it.  A caller that is killed or whose time is up closes it: the response
   that may still come is nobody's.
 - The reader watches idle connections too, so one that the server closed is not used again.  Where
-  the closing is still on its way and no byte of an answer has come, a request that may be repeated
+  the closing is still on its way and no byte of a response has come, a request that may be repeated
   goes out once more over another connection; a fresh one is never repeated.
 - There is no limit but the deadline on what a server may take; there is one on what it may send.
 """
@@ -34,7 +34,7 @@ from greenconn.green.inbox import Inbox
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.slot import Slot
 from greenconn.green.stream import EndOfFile, Stream
-from greenconn.wire.http import Answer, request_head
+from greenconn.wire.http import ResponseParser, request_head
 from greenconn.wire.tls import tls_sessions
 from greenconn.wire.tlscontext import TlsOption
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpClient", "HttpResponse", "ResponseLines"]
 
-#: Bytes of an answer, or of one line of it, that are taken.
+#: Bytes of a response, or of one line of it, that are taken.
 LIMIT: Final = 64 * 1024 * 1024
 #: Connections to one server.
 CONNECTIONS: Final = 10
@@ -106,7 +106,7 @@ class HttpClient:
             limit,
             lambda: f"http{'s' if ssl else ''}://{self.where}",
         )
-        #: Those of answers that are read line by line, which are in no pool.
+        #: Those of responses that are read line by line, which are in no pool.
         self._reading: WeakSet[HttpConnection] = WeakSet()
         fork.register(self)
 
@@ -139,19 +139,19 @@ class HttpClient:
         may_repeat: bool | None = None,
         limit: int = LIMIT,
     ) -> HttpResponse:
-        """Send a request and return the answer, whatever its status.  May switch.
+        """Send a request and return the response, whatever its status.  May switch.
 
         Arguments:
             target: path and query, quoted.
-            deadline: for the whole of it: a free connection, connecting, sending and the answer.
+            deadline: for the whole of it: a free connection, connecting, sending and the response.
             headers: go before those that are sent always.
             may_repeat: the request may be sent again where a kept connection was found closed; None:
                 if its method is idempotent.
-            limit: bytes that the body of the answer may have.
+            limit: bytes that the body of the response may have.
 
         Raises:
             TimeoutError: the deadline ended.
-            OSError: the connection failed, or the answer cannot be used; names host and port.
+            OSError: the connection failed, or the response cannot be used; names host and port.
             ValueError: a target or header that cannot be sent.
             RuntimeError: it was closed.
         """
@@ -159,21 +159,21 @@ class HttpClient:
         repeats = method in IDEMPOTENT if may_repeat is None else may_repeat
         while True:
             connection = self._acquire(deadline)
-            is_kept, answer = connection.was_used, Answer(method, limit)
-            exchange = HttpExchange(answer)
+            is_kept, response = connection.was_used, ResponseParser(method, limit)
+            exchange = HttpExchange(response)
             try:
                 connection.ask(head, body, exchange, deadline)
             except ConnectionError:
-                if not (is_kept and repeats) or answer.has_begun or deadline.has_ended:
+                if not (is_kept and repeats) or response.has_begun or deadline.has_ended:
                     raise
                 continue
             finally:
-                if answer.is_complete and connection.is_usable():
+                if response.is_complete and connection.is_usable():
                     self._pool.release(connection)
                 else:
                     connection.close()
                     self._pool.remove(connection)
-            return HttpResponse(answer.status, answer.headers, answer.take(), answer.reason)
+            return HttpResponse(response.status, response.headers, response.take(), response.reason)
 
     def lines(
         self,
@@ -185,10 +185,10 @@ class HttpClient:
         body: bytes = b"",
         limit: int = LIMIT,
     ) -> ResponseLines:
-        """Send a request whose answer is read line by line, over a connection of its own.  May switch.
+        """Send a request whose response is read line by line, over a connection of its own.  May switch.
 
         Arguments:
-            deadline: until the head of the answer is here.
+            deadline: until the head of the response is here.
             limit: bytes that one line may have.
 
         Raises:
@@ -197,7 +197,7 @@ class HttpClient:
         head = self._head(method, target, headers or {}, body)
         connection = self._connect(deadline)
         self._reading.add(connection)
-        lines = ResponseLines(connection, Answer(method, limit + AHEAD), limit)
+        lines = ResponseLines(connection, ResponseParser(method, limit + AHEAD), limit)
         try:
             connection.ask(head, body, lines, deadline)
         except BaseException:
@@ -232,17 +232,17 @@ class HttpClient:
 
 
 class HttpExchange:
-    """A request on its way and its answer.  Called by the reader of the stream."""
+    """A request on its way and its response.  Called by the reader of the stream."""
 
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
+    def __init__(self, response: ResponseParser) -> None:
+        self.response = response
         self.slot: Slot[None] = Slot()
 
     def go_on(self) -> bool:
         """Something came; return whether that was the end."""
-        if self.answer.is_complete:
+        if self.response.is_complete:
             self.slot.offer(None)
-        return self.answer.is_complete
+        return self.response.is_complete
 
     def fail(self, exc: BaseException) -> None:
         """Nothing more will come."""
@@ -285,7 +285,7 @@ class HttpConnection:
         except TimeoutError as exc:
             if exc.errno is not None:
                 raise
-            raise TimeoutError(f"{self.where}: no answer within {deadline.timeout:g} s") from None
+            raise TimeoutError(f"{self.where}: no response within {deadline.timeout:g} s") from None
 
     def close(self) -> None:
         """Close the connection; a request under way fails.  Never switches."""
@@ -298,13 +298,13 @@ class HttpConnection:
         exchange = self._exchange
         if exchange is None:
             raise OSError(errno.EPROTO, "sent data without a request")
-        exchange.answer.feed(data)
+        exchange.response.feed(data)
         if exchange.go_on():
             self._exchange = None
             self.was_used = True
-            answer = exchange.answer
-            if answer.may_go_on:
-                named = _KEEP_ALIVE.search(answer.headers.get("keep-alive", ""))
+            response = exchange.response
+            if response.may_go_on:
+                named = _KEEP_ALIVE.search(response.headers.get("keep-alive", ""))
                 # A second less than it says: the closing takes its time to get here.
                 idle = IDLE if named is None else min(IDLE, int(named[1]) - 1.0)
                 self._expires_at = monotonic() + idle
@@ -315,20 +315,20 @@ class HttpConnection:
         exchange, self._exchange = self._exchange, None
         if exchange is None:
             return
-        if isinstance(exc, EndOfFile) and exchange.answer.end():
+        if isinstance(exc, EndOfFile) and exchange.response.end():
             exchange.go_on()
             return
         if isinstance(exc, OSError) and exc.errno is not None:
-            when = "before the end of an answer" if exchange.answer.has_begun else "to a request"
+            when = "before the end of a response" if exchange.response.has_begun else "to a request"
             exc = type(exc)(exc.errno, f"{self.where}: {when}: {exc.strerror}")
         exchange.fail(exc)
 
 
 class ResponseLines(HttpExchange):
-    """An answer that is read line by line, as it comes.  A context manager: its end closes it."""
+    """A response that is read line by line, as it comes.  A context manager: its end closes it."""
 
-    def __init__(self, connection: HttpConnection, answer: Answer, limit: int) -> None:
-        super().__init__(answer)
+    def __init__(self, connection: HttpConnection, response: ResponseParser, limit: int) -> None:
+        super().__init__(response)
         self._connection = connection
         self._limit = limit
         self._rest = bytearray()
@@ -349,12 +349,12 @@ class ResponseLines(HttpExchange):
     @property
     def status(self) -> int:
         """As of a reply."""
-        return self.answer.status
+        return self.response.status
 
     @property
     def headers(self) -> Mapping[str, str]:
         """As of a reply."""
-        return self.answer.headers
+        return self.response.headers
 
     def line(self, deadline: Deadline) -> bytes | None:
         """Return the next line without its end; None after the last one.  May switch.
@@ -383,8 +383,8 @@ class ResponseLines(HttpExchange):
         self._connection.close()
 
     def go_on(self) -> bool:
-        answer = self.answer
-        first, *others = answer.take().split(b"\n")
+        response = self.response
+        first, *others = response.take().split(b"\n")
         self._rest += first  # as often as a line is received in pieces: it is not searched again
         if others:
             self._put(bytes(self._rest))
@@ -395,14 +395,14 @@ class ResponseLines(HttpExchange):
             raise OSError(errno.EMSGSIZE, f"a line above {self._limit} bytes")
         if self._ahead > AHEAD:
             self._connection.stream.pause()
-        if answer.has_head:
+        if response.has_head:
             self.slot.offer(None)
-        if answer.is_complete:
+        if response.is_complete:
             if self._rest:
                 self._put(bytes(self._rest))
             self._ready.put(None)
             self._connection.stream.close()
-        return answer.is_complete
+        return response.is_complete
 
     def fail(self, exc: BaseException) -> None:
         if not self.slot.fail(exc):

@@ -28,7 +28,7 @@ class ConsumerInbox:
 
     Arguments:
         consumer: whose deliveries they are; it must not have begun to consume.
-        no_ack: they need no answer, so nobody will deliver them again.
+        no_ack: they need no ack, so they are never redelivered.
     """
 
     def __init__(self, consumer: Consumer, no_ack: bool) -> None:
@@ -48,7 +48,7 @@ class ConsumerInbox:
         if isinstance(exc, ConsumerCancelled):
             self._consumer._subscriptions.placed.clear()
         elif not self._no_ack:
-            # They go back, and could not be answered any more.
+            # They are requeued, and could not be acked any more.
             for message in self.inbox.clear():
                 self._took(message)
         channel = self._consumer._channel
@@ -94,10 +94,10 @@ class ConsumerInbox:
         self._hand_over(self.inbox.get(Deadline(0.0)))
         return True
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         """Put what nobody has taken back into its queue.  May switch.
 
-        Messages that need no answer cannot be given back; they are dropped.  A broker that lends
+        Messages that need no ack cannot be requeued; they are dropped.  A broker that lends
         messages has them again when the channel closes, since nobody took them.
         """
         while len(self.inbox):

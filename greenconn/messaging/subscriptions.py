@@ -54,7 +54,7 @@ class Subscriptions:
 
     Attributes:
         tags: consumer tag by queue name.
-        no_ack: whether its messages need no answer, by queue name.
+        no_ack: whether its messages need no ack, by queue name.
         placed: by queue name, the channel that has been asked, set before the request is sent.
         positions: of the streams among them, by queue name.
     """
@@ -102,7 +102,7 @@ class Subscriptions:
         """Ask *channel* for the messages of queue *name*.  May switch.
 
         Arguments:
-            consume: sends the request, given the tag and whether messages need no answer.
+            consume: sends the request, given the tag and whether messages need no ack.
         """
         tag = self.tags[name]
         self.placed[name] = channel
@@ -170,7 +170,7 @@ class Subscriptions:
                 if isinstance(exc, Exception) and not is_open(channel):
                     continue  # it was lost, and the consumer with it
                 for other, other_tag in ends:
-                    # Killed, or refused: what is left is sent without waiting for answers.
+                    # Killed, or refused: what is left is sent without waiting for replies.
                     with suppress(Exception):
                         other.basic_cancel(other_tag, nowait=True)
                 raise

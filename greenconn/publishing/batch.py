@@ -69,7 +69,7 @@ class PublishBatch:
         self._session = session
         self._options = options
         self._deadline = deadline
-        #: Those of the window that have no answer, by position.
+        #: Publishes of the window without a confirm, by position.
         self._left: dict[int, OutgoingMessage] = {}
 
     def publish(self, bodies: Iterable[Any]) -> None:
@@ -147,7 +147,7 @@ class PublishBatch:
         self._left.clear()
 
     def _publish_pipelined(self) -> None:
-        """Send all that are left, and take those out that were answered.  May switch."""
+        """Send all that are left, and take those out that were confirmed.  May switch."""
         left, publisher = self._left, self._publisher
         if not left or any(message.is_isolated for message in left.values()):
             return
@@ -183,7 +183,7 @@ class PublishBatch:
         return begun, None
 
     def _collect(self, begun: dict[int, Any]) -> BaseException | None:
-        """Wait for the answers; an error of the connection, if there was one."""
+        """Wait for the confirms; an error of the connection, if there was one."""
         error: BaseException | None = None
         deadline, broker = self._deadline, self._session.broker
         for position, confirm in begun.items():
@@ -193,7 +193,7 @@ class PublishBatch:
             except PublishTimeout as exc:
                 self._settle(position, exc)
                 self.is_given_up = True
-                deadline = _ENDED  # what was answered meanwhile is still taken note of
+                deadline = _ENDED  # what was confirmed meanwhile still counts
             except NEVER_REPEATED as exc:
                 self._settle(position, exc)
             except broker.channel_errors:

@@ -273,15 +273,15 @@ class Publisher:
     def _publish_isolated(self, message: OutgoingMessage, deadline: Deadline) -> None:
         """Publish *message* while no other one is on its channel: an error is about this one."""
         channel = self._isolated.acquire(True, deadline)
-        is_answered = False
+        is_settled = False
         try:
             self.ensure_target(message.options, deadline)
             if deadline.has_ended:
                 raise TimeoutError("the timeout has expired")
             message.begin(channel, deadline).wait(deadline)
-            is_answered = True
+            is_settled = True
         except (PublishNacked, Unroutable) as exc:
-            is_answered = True
+            is_settled = True
             self.note_failure(exc, message.options)
             raise
         except NEVER_REPEATED:
@@ -291,7 +291,7 @@ class Publisher:
                 f"{self.label} refused a message to {message.options}: {exc}"
             ) from exc
         finally:
-            if is_answered and channel.is_open:
+            if is_settled and channel.is_open:
                 self._isolated.release(channel)
             else:
                 # What is still outstanding on it must not be blamed on the next message.

@@ -218,7 +218,7 @@ class UtilityChannels:
             if is_idle:
                 pool.release(channel)
             else:
-                # An answer may be due that closes it: that must not hit the next one.
+                # A late reply may close it: that must not hit the next borrower.
                 pool.remove(channel)
 
     def drop(self) -> None:

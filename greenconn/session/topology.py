@@ -522,7 +522,7 @@ class _Channels:
         return self._channel
 
     def drop(self) -> None:
-        """Use the last one no more: it waits for an answer, and would for that to its close."""
+        """Use the last one no more: it waits for a reply, and would wait for that to its close."""
         self._channel = None
 
     def close(self) -> None:

@@ -133,7 +133,7 @@ class StdChannel:
 
     #: Tags of consumers that need no acknowledgement; None where a channel does not keep them.
     no_ack_consumers: set[str] | None = None
-    #: Whether a program that answers a delivery wants the answer on its way when the call returns.
+    #: Whether ``Message.ack`` and the like return when the ack is on its way.
     flushes_acks: bool = False
 
     def Consumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
@@ -160,7 +160,7 @@ class StdChannel:
         return to_rabbitmq_queue_arguments(arguments, **kwargs)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when what was published and answered on this channel is on its way.  May switch.
+        """Return when all publishes and acks of this channel are on their way.  May switch.
 
         Nothing waits here: the broker has it when a call returns.
 
@@ -173,7 +173,7 @@ class StdChannel:
         """
 
     def flush_acks(self) -> None:
-        """Return when all answers to deliveries are on their way.  May switch.
+        """Return when all acks and rejects are on their way.  May switch.
 
         Where the connection is gone it does nothing: the broker delivers again what it has not heard of.
 

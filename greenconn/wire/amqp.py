@@ -159,7 +159,7 @@ class FrameParser:
             content.chunks += frame.pieces()
             content.blocks += frame.blocks
         else:
-            self._blocks.give_back(frame.blocks)
+            self._blocks.release(frame.blocks)
         content.missing -= frame.size
         methods = [] if content.missing else [self._whole(frame.channel, content)]
         if len(data) > 1:
@@ -277,7 +277,7 @@ class FrameParser:
         chunks = content.chunks
         first = chunks[0] if chunks else b""
         body = first if len(chunks) < 2 and isinstance(first, bytes) else b"".join(chunks)
-        self._blocks.give_back(content.blocks)
+        self._blocks.release(content.blocks)
         return (channel, content.ids, content.payload, content.header, body)
 
     def _check_beginning(self, data: bytes) -> bool:

@@ -188,7 +188,7 @@ def is_whole(found: Reply, again: Reply) -> bool:
 
 
 def statistics(body: bytes) -> dict[bytes, bytes]:
-    """Read the answer to a ``stats`` command: YAML, but one ``name: value`` a line, and no more."""
+    """Read the reply to a ``stats`` command: YAML, but one ``name: value`` a line, and no more."""
     found = {}
     for each in body.split(b"\n"):
         name, colon, value = each.partition(b": ")

@@ -37,7 +37,7 @@ class Blocks:
         """Return a block, with anything in it."""
         return self.free.pop() if self.free else bytearray(BLOCK)
 
-    def give_back(self, blocks: list[bytearray]) -> None:
+    def release(self, blocks: list[bytearray]) -> None:
         """Take back *blocks* that are not in use any more."""
         self.free += blocks[: KEPT - len(self.free)]
 

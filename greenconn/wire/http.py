@@ -4,7 +4,7 @@ Theory.  A head is gathered until its end is found and is judged whole: it is sm
 From then on the framing says where the body ends, and the pieces of it are kept until they are taken.
 Only what brokers and the proxies before them send is accepted: lines end with CR LF, no line is
 folded, a length is given once or equal each time, and ``chunked`` is the only coding.  Whoever sends
-anything else might mean another end of the answer than we do.
+anything else might mean another end of the response than we do.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
-__all__ = ["HEAD_LIMIT", "Answer", "request_head"]
+__all__ = ["HEAD_LIMIT", "ResponseParser", "request_head"]
 
-#: Bytes of a head, those of interim answers before it included, and of the trailers.
+#: Bytes of a head, those of interim responses before it included, and of the trailers.
 HEAD_LIMIT: Final = 64 * 1024
 #: Bytes of the line that begins a chunk.
 LINE_LIMIT: Final = 4096
@@ -32,7 +32,7 @@ _FIELD: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t ]*([\t -~\x80-\x
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[\t -~\x80-\xff]*)?")
 
-#: Where in an answer we are.
+#: Where in a response we are.
 _HEAD: Final = 0
 _SIZED: Final = 1  # so many bytes are left
 _UNTIL_END: Final = 2
@@ -72,8 +72,8 @@ def request_head(
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-class Answer:
-    """One answer.
+class ResponseParser:
+    """One response.
 
     Arguments:
         method: of the request: there is no body after HEAD.
@@ -175,7 +175,7 @@ class Answer:
             _refuse("the server does not answer in HTTP/1.1")
         end = head.find(_END, max(0, known - len(_END) + 1))
         if self._head_size + (len(head) if end < 0 else end) > HEAD_LIMIT:
-            _refuse(f"an answer with a head above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
+            _refuse(f"a response with a head above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
         if end < 0:
             return len(data)
         lines = head[:end].decode("latin-1").split("\r\n")
@@ -188,20 +188,20 @@ class Answer:
     def _read_head(self, lines: list[str]) -> None:
         status = _STATUS.fullmatch(lines[0])
         if status is None:
-            _refuse(f"an answer that is not HTTP/1.1: {lines[0][:100]!r}")
+            _refuse(f"a response that is not HTTP/1.1: {lines[0][:100]!r}")
         minor, code, reason = status.groups()
         self.status, self.reason = int(code), (reason or "").strip()
         if self.status == 101:
-            _refuse("an answer that changes the protocol")
+            _refuse("a response that changes the protocol")
         headers: dict[str, str] = {}
         for line in lines[1:]:
             field = _FIELD.fullmatch(line)
             if field is None:
-                _refuse(f"an answer that is not HTTP/1.1: header {line[:100]!r}")
+                _refuse(f"a response that is not HTTP/1.1: header {line[:100]!r}")
             name, value = field[1].lower(), field[2].rstrip("\t ")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if self.status < 200:
-            return  # an interim answer
+            return  # an interim response
         self.headers = headers
         self.has_head = True
         options = {each.strip().lower() for each in headers.get("connection", "").split(",")}
@@ -212,12 +212,12 @@ class Answer:
         """Find out where the body ends (RFC 9112, 6.3)."""
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if coding is not None and length is not None:
-            _refuse("an answer with a length and a coding")
+            _refuse("a response with a length and a coding")
         if self._has_no_body or self.status in (204, 304):
             self._place = _COMPLETE
         elif coding is not None:
             if coding.lower() != "chunked":
-                _refuse(f"an answer in the coding {coding[:100]!r}")
+                _refuse(f"a response in the coding {coding[:100]!r}")
             self._place = _CHUNK_LINE
         elif length is not None:
             self._left = self._length(length)
@@ -232,7 +232,7 @@ class Answer:
         # It may be given more than once, if it is the same.
         first, *others = {each.strip() for each in text.split(",")}
         if others or not _LENGTH.fullmatch(first):
-            _refuse(f"an answer of the length {text[:100]!r}")
+            _refuse(f"a response of the length {text[:100]!r}")
         return int(first)
 
     # -- the body
@@ -283,12 +283,12 @@ class Answer:
         elif not line:
             self._place = _COMPLETE
         elif _FIELD.fullmatch(line.decode("latin-1")) is None:
-            _refuse(f"an answer that is not HTTP/1.1: trailer {line[:100]!r}")
+            _refuse(f"a response that is not HTTP/1.1: trailer {line[:100]!r}")
         else:
             # It is read over.
             self._head_size += len(line)
             if self._head_size > HEAD_LIMIT:
-                _refuse(f"an answer with trailers above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
+                _refuse(f"a response with trailers above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
 
     def _keep(self, piece: bytes) -> None:
         self._size += len(piece)
@@ -298,7 +298,7 @@ class Answer:
         self._body.append(piece)
 
     def _too_large(self) -> NoReturn:
-        _refuse(f"an answer above {self._limit} bytes", errno.EMSGSIZE)
+        _refuse(f"a response above {self._limit} bytes", errno.EMSGSIZE)
 
 
 def _refuse(text: str, code: int = errno.EPROTO) -> NoReturn:

@@ -142,13 +142,13 @@ class TlsSession:
         return self._outgoing.read()
 
     def close_notify(self) -> bytes:
-        """Say that nothing more is sent, without waiting for the peer's answer."""
+        """Say that nothing more is sent, without waiting for the peer's reply."""
         self._unsent.clear()
         if self.handshake_done and self._failure is None:
             try:
                 self._tls.unwrap()
             except ssl.SSLError:
-                pass  # the answer is not here yet, which is as it should be
+                pass  # the reply is not here yet, which is as it should be
         return self._outgoing.read()
 
     @property

@@ -1,7 +1,7 @@
 """The channels of consumers, and the queues that are consumed on them.
 
 At most fifty consumers share a channel, so an error of the broker, which costs a channel, hits few.
-Consumer channels carry qos, consume, cancel and answers only.  The prefetch of a channel holds for the
+Consumer channels carry qos, consume, cancel and acks only.  The prefetch of a channel holds for the
 consumers that are started after it: both requests are sent under the channel's lock.
 """
 
@@ -75,7 +75,7 @@ class SharedChannel:
         """Return the channel, opened now if it was not yet.  The caller holds the lock.  May switch."""
         if self._channel is None:
             self._channel = transport.create_channel(self._link)
-            # What a handler answers itself must not wait for the end of its work.
+            # What a handler acks itself must not wait for the end of its work.
             self._channel.flushes_acks = True
         return self._channel
 
@@ -129,7 +129,7 @@ class Sink:
     Attributes:
         deliver: takes a message over; called by the reader.
         taken: see :class:`greenconn.abc.Sink`.
-        is_confirmed: the broker has answered.
+        is_confirmed: the broker has replied.
         lost: why no more will come; None while it may.
     """
 
@@ -149,9 +149,9 @@ class Sink:
             self.lost = exc
             self._owner.on_lost(self, exc)
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         """Put back what no handler has begun with.  Called by who closes the channel.  May switch."""
-        self._owner.give_back(self)
+        self._owner.requeue_unseen(self)
 
 
 class CountedSink(Sink):
@@ -174,7 +174,7 @@ class Subscription:
     Arguments:
         options: the consumer's.
         queue: a name, or a ``Queue`` to declare.
-        prefetch: messages that may be unanswered; 0 is no limit.
+        prefetch: messages that may be unacked; 0 is no limit.
         dispatcher: where messages go.
         on_change: called with this, its channel and the reason when it is lost.  Must not switch.
         on_closing: called with its channel, which is about to be closed by this program.  May switch.
@@ -358,7 +358,7 @@ class Subscription:
             ) from sink.lost
 
     def _abandon(self, channel: Channel) -> None:
-        """Cancel without an answer, when killed while waiting for it: what still comes goes back."""
+        """Cancel without a reply, when killed while waiting for it: late messages are requeued."""
         tag = self.tag
         # What is done late about the old tag must not hit the next attempt.
         self.tag = self._new_tag()
@@ -385,7 +385,7 @@ class Subscription:
             # The broker may still know the old one, and what comes late must not hit the next life.
             self.tag = self._new_tag()
 
-    def give_back(self, sink: Sink) -> None:
+    def requeue_unseen(self, sink: Sink) -> None:
         """Put back what no handler has begun with, before its channel is closed.  May switch."""
         if sink is self._sink:
             self._on_closing(sink.channel)
@@ -403,10 +403,10 @@ class Subscription:
     def cancel(self, channels: SharedChannels, *, nowait: bool = False) -> None:
         """Have the broker send no more.  May switch.
 
-        What came before the broker's answer is in the dispatcher when this returns.
+        What came before the broker's reply is in the dispatcher when this returns.
 
         Arguments:
-            nowait: do not wait for the answer; what comes late goes back to the queue.
+            nowait: do not wait for the reply; late messages are requeued.
         """
         sink = self._sink
         if sink is None or sink.lost is not None:

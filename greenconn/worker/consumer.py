@@ -121,8 +121,8 @@ class ConsumerGreenlet(_Greenlet):
     def stop(self, timeout: float | None = None) -> bool:
         """End the consumer in good order.  May switch.
 
-        The broker is asked to send no more; what no handler has begun is given back at once; running
-        handlers finish.  With ``no_ack`` nothing can be given back: what was received is handled.
+        The broker is asked to send no more; what no handler has begun is requeued at once; running
+        handlers finish.  With ``no_ack`` nothing can be requeued: what was received is handled.
         Called by one of its own handlers it returns at once, since that has to finish first.
 
         Arguments:
@@ -130,7 +130,7 @@ class ConsumerGreenlet(_Greenlet):
 
         Returns:
             False: the time was up; the handlers that were left were interrupted, and their messages
-            given back.
+            requeued.
         """
         self._home.check(self, REMEDY)
         deadline = Deadline(timeout)
@@ -145,7 +145,7 @@ class ConsumerGreenlet(_Greenlet):
         return False
 
     def pause(self, timeout: float | None = None) -> bool:
-        """Take no more messages, and give back those that no handler has begun.  May switch.
+        """Take no more messages, and requeue those that no handler has begun.  May switch.
 
         Running handlers go on.  With ``no_ack`` what was received is kept for :meth:`resume`.
 
@@ -219,7 +219,7 @@ class ConsumerGreenlet(_Greenlet):
         Returns:
             ``state``; messages: ``received``, ``handled``, ``failed`` (handlers that raised, and bodies
             that could not be decoded), ``retried``, ``rejected``, ``requeued``, ``dropped`` (with
-            ``no_ack``: received and never handled), ``in_flight`` (begun and not answered);
+            ``no_ack``: received and never handled), ``in_flight`` (begun and not settled);
             ``concurrency``; ``prefetch_count``; ``last_delivery_age`` (seconds; None before the first).
         """
         lifecycle = self.lifecycle
@@ -355,16 +355,16 @@ def spawn_consumer(
             in a copy of the context (``contextvars``) of this call.
         connection: shared and never closed by us; a URL; None is the default one.
         concurrency: handlers that run at once.
-        prefetch_count: messages that may be unanswered, over all queues; default max(10,
+        prefetch_count: messages that may be unacked, over all queues; default max(10,
             2 x concurrency, number of queues).  0 is no limit: such a consumer, and one with
             *no_ack*, gets a connection of its own.
         no_ack: the broker forgets a message when it sends it.
         accept: names of serializers or content types; None: all that are not disabled.
         on_error: ``'reject'``: the message goes to the queue's dead-letter exchange, *and is gone if
             there is none*; ``'requeue'``; or a callable ``(message, exc)``, after which a message
-            that it left unanswered is rejected.
+            that it left unacknowledged is rejected.
         retry: :class:`~greenconn.options.Retry`, or a dict of its arguments.  The message waits in
-            this process, unanswered, and the handler's place is free meanwhile.
+            this process, unacknowledged, and the handler's place is free meanwhile.
         name: for logs; default: the names of the queues.
         consumer_args:
             ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded or is
@@ -372,7 +372,7 @@ def spawn_consumer(
             ``blocking_threshold``: a handler that ran for longer without letting others run is logged,
             once (0.5 s; None: never).
             ``handler_timeout``: seconds after which a handler is interrupted: a failure.
-            ``batch_size``: the handler gets lists of so many bodies and messages, which are answered
+            ``batch_size``: the handler gets lists of so many bodies and messages, which are settled
             as one; fewer after ``batch_interval`` (1 s).
             ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: of the consumer at the broker.
             ``passive``: the queue must exist.

@@ -178,11 +178,11 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """Number of messages that a handler has begun and that were not answered."""
+        """Number of messages that a handler has begun and that are not settled."""
         loads = [each.load for each in self._workers if each.load is not None]
         return sum(self._size(load) for load in (*loads, *self._waiting))
 
-    def unanswered(self) -> Iterator[tuple[Any, bool]]:
+    def unacked(self) -> Iterator[tuple[Any, bool]]:
         """Yield the messages that are here, and whether a handler has begun with each."""
         begun = [each.load for each in self._workers if each.load is not None]
         for load in (*begun, *self._waiting):
@@ -310,7 +310,7 @@ def _interrupt_handler(worker: Worker, load: Any, message_id: str) -> None:
 
 
 class MessageBatch:
-    """Messages that are handled, answered and handled again as one.
+    """Messages that are handled, settled and retried as one.
 
     Attributes:
         delays: seconds until each further call of the handler; None before the first failure.
@@ -403,9 +403,9 @@ class BatchDispatcher(Dispatcher):
         self._stop_timer()
         return batch
 
-    def unanswered(self) -> Iterator[tuple[Any, bool]]:
+    def unacked(self) -> Iterator[tuple[Any, bool]]:
         """Yield the messages that are here, and whether a handler has begun with each."""
-        yield from super().unanswered()
+        yield from super().unacked()
         for batch in self._ready:
             yield from ((message, True) for message in batch.messages)
 

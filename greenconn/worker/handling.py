@@ -40,7 +40,7 @@ FAILURES: Final = (Exception, Timeout, Interrupted)
 class Handling:
     """The handler of one consumer, and the acks of its messages.
 
-    Whatever the handler does, each message that needs an answer gets exactly one, or its channel is
+    Whatever the handler does, each message that needs an ack is settled exactly once, or its channel is
     gone and the broker delivers it again.
 
     Arguments:
@@ -52,7 +52,7 @@ class Handling:
         on_exit: called when a handler ends the program; set by the owner.
         has_dead_letters: returns whether the queue of a message is known to have a dead-letter
             exchange; set by the owner.
-        is_ending: while True what failed is given back instead of handled again.
+        is_ending: while True what failed is requeued instead of handled again.
         handled, failed, retried, rejected, requeued, dropped: numbers of messages; one that fails twice
             counts twice; dropped are those that need no ack and were never handled.
     """
@@ -118,7 +118,7 @@ class Handling:
         """Handle one message.  May switch.
 
         Raises:
-            BaseException: what ends the greenlet; the message was given back.
+            BaseException: what ends the greenlet; the message was requeued.
         """
         try:
             if self._is_counted:
@@ -323,12 +323,12 @@ class Handling:
         if self._no_ack:
             self.dropped += 1
             return
-        answer = self._requeue if has_begun else self._requeue_unbegun
+        settle = self._requeue if has_begun else self._requeue_unbegun
         try:
-            answer(message)
+            settle(message)
         except BaseException:
             # Killed once more while the peer takes nothing: somebody else waits for it.
-            spawn("give-back", answer, message)
+            spawn("requeue", settle, message)
             raise
 
     def _requeue(self, message: Message) -> None:
@@ -354,7 +354,7 @@ class BatchHandling(Handling):
         """Handle one :class:`MessageBatch`.  May switch.
 
         Raises:
-            BaseException: what ends the greenlet; the messages were given back.
+            BaseException: what ends the greenlet; the messages were requeued.
         """
         batch: MessageBatch = message
         try:
@@ -396,7 +396,7 @@ class BatchHandling(Handling):
         self.failed += len(batch.messages)
         first = batch.messages[0]
         if not self._no_ack:
-            # What the handler answered itself is left alone.
+            # What the handler settled itself is left alone.
             batch.messages = [each for each in batch.messages if self._is_unsettled(each)]
         if not batch.messages:
             self._log_failure(first, exc, "its messages are already settled")
@@ -431,7 +431,7 @@ class BatchHandling(Handling):
             try:
                 self.requeue(message)
             except BaseException:
-                spawn("give-back", self._requeue_all, messages[position + 1 :])
+                spawn("requeue", self._requeue_all, messages[position + 1 :])
                 raise
 
 

@@ -29,7 +29,7 @@ QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
 OnError: TypeAlias = "Literal['reject', 'requeue'] | Callable[[Any, BaseException], Any]"
 
-#: Unanswered messages of a consumer with which the broker is never waited for.
+#: Unacked messages of a consumer with which the broker is never waited for.
 LEAST_PREFETCH: Final = 10
 #: What fits into ``basic.qos``.
 MOST_PREFETCH: Final = 65535
@@ -52,7 +52,7 @@ class ConsumerOptions:
     """Handlers that run at once."""
 
     prefetch_count: int | None = None
-    """Messages that may be unanswered, over all queues; 0 is no limit.  None: enough that no handler
+    """Messages that may be unacked, over all queues; 0 is no limit.  None: enough that no handler
     waits for the broker."""
 
     no_ack: bool = False
@@ -125,7 +125,7 @@ class ConsumerOptions:
             if value is not None and not (is_number(value) and value > 0):
                 raise invalid(self, option, "a number of seconds above 0, or None")
         self._settle()
-        self._check_answers()
+        self._check_acks()
         self._check_prefetch()
 
     def _settle(self) -> None:
@@ -142,7 +142,7 @@ class ConsumerOptions:
         if self.batch_size is not None and self.batch_interval is None:
             put(self, "batch_interval", BATCH_INTERVAL)
 
-    def _check_answers(self) -> None:
+    def _check_acks(self) -> None:
         if self.on_error not in ("reject", "requeue") and not callable(self.on_error):
             raise ValueError(
                 f"on_error must be 'reject', 'requeue' or a callable, got {self.on_error!r}"
@@ -194,7 +194,7 @@ class ConsumerOptions:
 
     @property
     def prefetch(self) -> int:
-        """Messages that may be unanswered; 0 is no limit."""
+        """Messages that may be unacked; 0 is no limit."""
         return self.prefetch_count or 0
 
     @property

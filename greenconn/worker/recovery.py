@@ -225,7 +225,7 @@ def _known(session: Session) -> tuple[Any, ...]:
 
 
 class OverdueDelivery(NamedTuple):
-    """A delivery that was not answered in time, as it is logged."""
+    """A delivery that was not settled in time, as it is logged."""
 
     queue: str
     delivery_tag: Any
@@ -259,8 +259,8 @@ def find_overdue(
     """
     if not isinstance(exc, PreconditionFailed) or _TIMED_OUT not in str(exc):
         return None
-    oldest = getattr(channel, "oldest_unanswered", None)
-    for message, is_handled in dispatcher.unanswered():
+    oldest = getattr(channel, "oldest_unacked", None)
+    for message, is_handled in dispatcher.unacked():
         if message.delivery_tag == oldest and _is_of(message, tag, channel):
             outcome = (
                 f"its channel was closed with all consumers, and the message is redelivered: {exc}"
@@ -284,7 +284,7 @@ class CancelledConsumer:
 
     Arguments:
         dispatcher: the consumer's messages; those of this life are taken out.
-        handling: answers them.
+        handling: settles them.
         queue, tag, channel: what it consumed, and where.
     """
 
@@ -304,19 +304,19 @@ class CancelledConsumer:
         version = getattr(self._channel.connection, "server_version", None)
         if version is None or version < _CANCELS_SINCE or self._handling.is_no_ack:
             return None
-        unanswered = [
+        unacked = [
             (message.delivery_tag, is_handled)
-            for message, is_handled in self._dispatcher.unanswered()
+            for message, is_handled in self._dispatcher.unacked()
             if _is_of(message, tag, self._channel) and not message.acknowledged
         ]
-        if not unanswered:
+        if not unacked:
             return None
         outcome = (
             "the broker cancelled the consumer and requeued its unacked messages, which a new "
             "one gets: ack sooner, lower the prefetch_count, or raise consumer_timeout "
             "or the queue's x-consumer-timeout"
         )
-        return OverdueDelivery(self._queue, *min(unanswered), self._handling.name, outcome)
+        return OverdueDelivery(self._queue, *min(unacked), self._handling.name, outcome)
 
     def resolve(self, session: Session) -> None:
         """Find out why it was cancelled, and handle its messages or give them up.  May switch."""

@@ -30,7 +30,7 @@ class Sink:
     def cancelled(self, exc: BaseException) -> None:
         self.errors.append(exc)
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         for each in self.messages:
             each.put_back()
 

@@ -57,7 +57,7 @@ class Store(deque[Any]):
         """Keep *message*."""
         self.append(message)
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         """Put all back."""
         for message in self:
             message.put_back()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import gevent
 
-from greenconn.broker.port import Answer, Claimed, Entry, Settlement
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb import Transport
@@ -105,12 +105,12 @@ def raw_to(url: str) -> Iterator[Raw]:
 PLAIN = Declaration()
 
 
-def done(claimed: Claimed) -> Answer:
-    return Answer(claimed.handle, Settlement.DONE)
+def done(claimed: Claimed) -> SettleRequest:
+    return SettleRequest(claimed.handle, Settlement.ACK)
 
 
-def back(claimed: Claimed, **options: Any) -> Answer:
-    return Answer(claimed.handle, Settlement.BACK, **options)
+def back(claimed: Claimed, **options: Any) -> SettleRequest:
+    return SettleRequest(claimed.handle, Settlement.REQUEUE, **options)
 
 
 def put(store: CouchStore, *entries: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker.port import Answer, NoQueue, Settlement
+from greenconn.broker.port import NoQueue, Settlement, SettleRequest
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, ServerRefuses
 from greenconn.transport.virtual.declaration import Declaration
@@ -29,8 +29,8 @@ from tests.integration.beanstalk_clients import (
 PLAIN = Declaration()
 
 
-def done(handle: Any) -> Answer:
-    return Answer(handle, Settlement.DONE)
+def done(handle: Any) -> SettleRequest:
+    return SettleRequest(handle, Settlement.ACK)
 
 
 def test_queues_exist_by_note_or_by_use(beanstalk_url: str, unique: str) -> None:
@@ -97,9 +97,9 @@ def test_settlements(beanstalk_url: str, unique: str) -> None:
         store.settle(
             [
                 done(a.handle),
-                Answer(b.handle, Settlement.BACK),
-                Answer(c.handle, Settlement.REFUSED),
-                Answer(d.handle, Settlement.BACK, delay=2.0),
+                SettleRequest(b.handle, Settlement.REQUEUE),
+                SettleRequest(c.handle, Settlement.REJECT),
+                SettleRequest(d.handle, Settlement.REQUEUE, delay=2.0),
             ]
         )
         counts = raw.counts(unique)
@@ -121,7 +121,7 @@ def test_what_is_rejected_may_be_deleted(beanstalk_url: str, unique: str) -> Non
         store.make_queue(unique, PLAIN)
         store.put([entry(unique)])
         (claimed,) = store.claim({unique: 1}, 0)
-        store.settle([Answer(claimed.handle, Settlement.REFUSED)])
+        store.settle([SettleRequest(claimed.handle, Settlement.REJECT)])
         assert store.kick(unique, 10) == 0
         store.drop_queue(unique)
 
@@ -134,7 +134,7 @@ def test_too_old_ones_are_dead(beanstalk_url: str, unique: str) -> None:
         claimed = store.claim({unique: 10}, 0)
         assert [each.dead for each in claimed] == ["expired", None, None]
         assert all("expires_at" not in (each.envelope or {}) for each in claimed)
-        store.settle([Answer(each.handle, Settlement.REFUSED) for each in claimed])
+        store.settle([SettleRequest(each.handle, Settlement.REJECT) for each in claimed])
         assert store.kick(unique, 10) == 2  # the dead one is not buried
         store.drop_queue(unique)
 

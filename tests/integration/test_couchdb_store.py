@@ -11,7 +11,7 @@ from gevent import socket
 
 import greenconn
 from greenconn import Connection
-from greenconn.broker.port import Answer, Claimed, NoQueue, Settlement
+from greenconn.broker.port import Claimed, NoQueue, Settlement, SettleRequest
 from greenconn.broker.topology_port import Row
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
@@ -154,7 +154,9 @@ def test_copies_are_stored_before_the_message_goes(couchdb_new_url: str) -> None
         store.make_queue("dead", PLAIN)
         put(store, entry("q", "x"))
         (claimed,) = store.claim({"q": 1}, 0)
-        store.settle([Answer(claimed.handle, Settlement.REFUSED, entries=[entry("dead", "x")])])
+        store.settle(
+            [SettleRequest(claimed.handle, Settlement.REJECT, entries=[entry("dead", "x")])]
+        )
         assert (store.size("q"), store.size("dead")) == (0, 1)
 
 

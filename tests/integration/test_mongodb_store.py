@@ -10,7 +10,7 @@ import gevent
 import pytest
 from pymongo.errors import AutoReconnect
 
-from greenconn.broker.port import Answer, Claimed, Entry, Settlement
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
 from greenconn.broker.topology_port import Row
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
@@ -73,9 +73,9 @@ def claim_into(found: list[Claimed], store: MongoStore, most: int = 1) -> list[C
     return found
 
 
-def done(claimed: list[Claimed]) -> list[Answer]:
+def done(claimed: list[Claimed]) -> list[SettleRequest]:
     """The answers that say that all was handled."""
-    return [Answer(each.handle, Settlement.DONE) for each in claimed]
+    return [SettleRequest(each.handle, Settlement.ACK) for each in claimed]
 
 
 def test_message_is_kombus(stores: Stores, mongodb_database: Database) -> None:
@@ -95,7 +95,7 @@ def test_claimed_message_is_out_of_kombus_sight(stores: Stores, mongodb_database
     assert mongodb_database["messages"].count_documents({"queue": QUEUE}) == 1
     assert store.size(QUEUE) == 1
     first, second = (each.handle for each in claimed)
-    store.settle([Answer(first, Settlement.DONE), Answer(second, Settlement.BACK)])
+    store.settle([SettleRequest(first, Settlement.ACK), SettleRequest(second, Settlement.REQUEUE)])
     (back, other) = mongodb_database["messages"].find(sort=[("_id", 1)])
     assert set(back) == {"_id", "payload", "queue", "priority", "deliveries"}
     assert (back["deliveries"], other["queue"]) == (1, QUEUE)
@@ -106,7 +106,7 @@ def test_nobody_has_seen_it(stores: Stores) -> None:
     store = stores()
     store.put([entry()])
     (claimed,) = store.claim({QUEUE: 1}, 0)
-    store.settle([Answer(claimed.handle, Settlement.BACK, is_unseen=True)])
+    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, is_unseen=True)])
     (claimed,) = store.claim({QUEUE: 1}, 0)
     assert claimed.deliveries == 0
 
@@ -161,8 +161,8 @@ def test_lease_that_nobody_renews(stores: Stores) -> None:
     assert again[0].deliveries == 1
     # Whoever had it has it no more, whatever he says.
     assert list(gone.renew([lost.handle])) == [lost.handle]
-    gone.settle([Answer(lost.handle, Settlement.BACK)])
-    gone.settle([Answer(lost.handle, Settlement.DONE)])
+    gone.settle([SettleRequest(lost.handle, Settlement.REQUEUE)])
+    gone.settle([SettleRequest(lost.handle, Settlement.ACK)])
     assert list(alive.renew([again[0].handle])) == []
     alive.settle(done(again))
 
@@ -174,7 +174,7 @@ def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Da
     gevent.sleep(0.2)
     second: list[Claimed] = []
     until(lambda: claim_into(second, store))
-    store.settle([Answer(first.handle, Settlement.DONE)])
+    store.settle([SettleRequest(first.handle, Settlement.ACK)])
     assert mongodb_database["messages"].count_documents({}) == 1
     store.settle(done(second))
     assert mongodb_database["messages"].count_documents({}) == 0
@@ -204,7 +204,7 @@ def test_next_life_gives_back_what_nobody_knows_of(
 ) -> None:
     """A claim that nobody hears of, and a server that is away when it should be given back."""
     unheard: set[Any] = set()
-    store, giving = stores(unheard), Claims._give_back
+    store, giving = stores(unheard), Claims._requeue
     store.put([entry("a"), entry("b")])
     (known,) = store.claim({QUEUE: 1}, 0)
     (lost,) = store.claim({QUEUE: 1}, 0)
@@ -213,10 +213,10 @@ def test_next_life_gives_back_what_nobody_knows_of(
     def away(self: Claims, claims: list[Any]) -> None:
         raise AutoReconnect("away, says the test")
 
-    monkeypatch.setattr(Claims, "_give_back", away)
+    monkeypatch.setattr(Claims, "_requeue", away)
     store.close()
     assert unheard == {lost.handle.claim}
-    monkeypatch.setattr(Claims, "_give_back", giving)
+    monkeypatch.setattr(Claims, "_requeue", giving)
     again = stores(unheard)
     assert not unheard
     (back,) = again.claim({QUEUE: 9}, 0)
@@ -265,7 +265,7 @@ def test_delayed_message(stores: Stores, mongodb_database: Database) -> None:
     until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
     (claimed,) = store.claim({QUEUE: 1}, 0)
     assert claimed.deliveries == 0
-    store.settle([Answer(claimed.handle, Settlement.BACK, delay=0.3)])
+    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, delay=0.3)])
     assert list(store.claim({QUEUE: 1}, 0)) == []
     until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
 
@@ -294,7 +294,7 @@ def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Datab
     # What somebody works on is not removed under his hands.
     (left,) = mongodb_database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
     assert "expire_at" not in left
-    store.settle([Answer(held.handle, Settlement.BACK)])
+    store.settle([SettleRequest(held.handle, Settlement.REQUEUE)])
     until(lambda: not list(mongodb_database["messages"].find({"queue": QUEUE})))
 
 

@@ -51,7 +51,7 @@ def in_batches(
     What failed for no fault of ours is sent again, by itself.
 
     Arguments:
-        ask: sends the request with these entries and returns the answer.
+        ask: sends the request with these entries and returns the response.
         where, action: for messages.
         fields: of each entry, without its ``Id``; at least one.
         retries: repetitions at most; 0: their order counts, so none.
@@ -62,9 +62,9 @@ def in_batches(
     outcomes: list[Exception | None] = [None] * len(fields)
     left: list[int] = list(range(len(fields)))
     for _ in attempts(BUSY.replace(tries=retries + 1)):
-        answer = ask([{"Id": str(number), **fields[number]} for number in left])
-        done = {each.get("Id") for each in answer.get("Successful") or ()}
-        failed = {each.get("Id"): each for each in answer.get("Failed") or ()}
+        response = ask([{"Id": str(number), **fields[number]} for number in left])
+        done = {each.get("Id") for each in response.get("Successful") or ()}
+        failed = {each.get("Id"): each for each in response.get("Failed") or ()}
         again = []
         for number in left:
             failure = failed.get(str(number))

@@ -1,4 +1,4 @@
-"""Requests to services of AWS and their answers: JSON 1.0 (SQS) or Query (SNS, STS), signed.
+"""Requests to services of AWS and their responses: JSON 1.0 (SQS) or Query (SNS, STS), signed.
 
 Sources: Smithy, "AWS JSON 1.0 protocol" and "AWS Query protocol"; AWS, "Signature Version 4 signing
 process" (a POST without a query, all headers signed).
@@ -34,9 +34,9 @@ class Refusal(Exception):
 
 
 def _unreadable(reply: HttpResponse) -> Refusal:
-    # A page of somebody in between, or half of an answer: not SQS' last word.
+    # A page of somebody in between, or half of a response: not SQS' last word.
     text = reply.body[:100].decode(errors="replace")
-    return Refusal(max(reply.status, 500), "ServiceUnavailable", f"not an answer: {text!r}")
+    return Refusal(max(reply.status, 500), "ServiceUnavailable", f"not a response: {text!r}")
 
 
 class WireProtocol(Protocol):
@@ -46,7 +46,7 @@ class WireProtocol(Protocol):
         """Return headers and body of a request."""
         ...
 
-    def answer(self, action: str, reply: HttpResponse) -> dict[str, Any]:
+    def parse_response(self, action: str, reply: HttpResponse) -> dict[str, Any]:
         """Return what a reply says.
 
         Raises:
@@ -73,7 +73,7 @@ class JsonProtocol:
         }
         return headers, dumps(parameters).encode()
 
-    def answer(self, action: str, reply: HttpResponse) -> dict[str, Any]:
+    def parse_response(self, action: str, reply: HttpResponse) -> dict[str, Any]:
         """See :class:`WireProtocol`."""
         try:
             said = loads(reply.body) if reply.body else {}
@@ -122,7 +122,7 @@ class QueryProtocol:
         else:
             form[path] = str(value).lower() if isinstance(value, bool) else str(value)
 
-    def answer(self, action: str, reply: HttpResponse) -> dict[str, Any]:
+    def parse_response(self, action: str, reply: HttpResponse) -> dict[str, Any]:
         """See :class:`WireProtocol`."""
         try:
             read = _read(ElementTree.fromstring(reply.body))

@@ -102,8 +102,8 @@ class SqsQueue:
 
     def attributes(self, *names: str) -> dict[str, str]:
         """Return its attributes.  May switch."""
-        answer = self.call("GetQueueAttributes", AttributeNames=list(names))
-        return dict(answer.get("Attributes") or {})
+        response = self.call("GetQueueAttributes", AttributeNames=list(names))
+        return dict(response.get("Attributes") or {})
 
     def redrives(self) -> bool:
         """Return whether SQS itself moves unhandled messages to a dead-letter queue.  May switch."""
@@ -207,8 +207,8 @@ class Queues:
         aws = aws_name(self._options.queue_name_prefix + name)
         if self._options.predefined_queues:
             return self._predefined(name, aws)
-        answer = self._service.call("GetQueueUrl", repr(name), QueueName=aws)
-        return self._note(name, aws, answer["QueueUrl"])
+        response = self._service.call("GetQueueUrl", repr(name), QueueName=aws)
+        return self._note(name, aws, response["QueueUrl"])
 
     def _make(self, name: str, declaration: Declaration) -> SqsQueue:
         options = self._options
@@ -225,10 +225,10 @@ class Queues:
         more: dict[str, Any] = {}
         if options.queue_tags:
             more["tags"] = dict(options.queue_tags)
-        answer = self._service.call(
+        response = self._service.call(
             "CreateQueue", repr(name), QueueName=aws, Attributes=attributes, **more
         )
-        return self._note(name, aws, answer["QueueUrl"])
+        return self._note(name, aws, response["QueueUrl"])
 
     def _predefined(self, name: str, aws: str) -> SqsQueue:
         predefined = self._options.predefined_queues or {}

@@ -182,7 +182,7 @@ class Service:
             # What is done twice so is sent twice at worst, as SQS itself may do.
             may_repeat=True,
         )
-        return self._protocol.answer(action, reply)
+        return self._protocol.parse_response(action, reply)
 
 
 def _is_passing(exc: Exception) -> bool:

@@ -4,7 +4,7 @@ Rules
 -----
 - Each queue that has room is polled by one request that waits at SQS, for all its consumers in this
   process; where there are more such queues than connections for polls, they take turns of a second.
-- Messages are sent, deleted and given back ten at a time, as SQS limits a request.  Each of the ten
+- Messages are sent, deleted and requeued ten at a time, as SQS limits a request.  Each of the ten
   has its own outcome.
 - Batches for one FIFO queue are sent one after another in the order in which they came.  Messages
   that SQS refuses of such a batch are not sent again, since those behind them are stored already.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -67,7 +67,7 @@ class Settler:
         sender: Sender,
         queues: Queues,
         gone: Callable[[SqsQueue], None],
-        unless_refused: Callable[[Answer, Sequence[Exception | None]], Answer],
+        unless_refused: Callable[[SettleRequest, Sequence[Exception | None]], SettleRequest],
     ) -> None:
         self._options = options
         self._sender = sender
@@ -75,28 +75,28 @@ class Settler:
         self._gone = gone
         self._unless_refused = unless_refused
 
-    def settle(self, answers: Sequence[Answer]) -> None:
+    def settle(self, requests: Sequence[SettleRequest]) -> None:
         """Delete messages, or give them back.  May switch."""
-        by_queue: dict[str, list[Answer]] = {}
-        for answer in answers:
-            by_queue.setdefault(answer.handle.queue, []).append(answer)
+        by_queue: dict[str, list[SettleRequest]] = {}
+        for request in requests:
+            by_queue.setdefault(request.handle.queue, []).append(request)
         together(partial(self._settle, name, mine) for name, mine in by_queue.items())
 
-    def _settle(self, name: str, answers: Sequence[Answer]) -> None:
+    def _settle(self, name: str, requests: Sequence[SettleRequest]) -> None:
         """Settle those of one queue."""
         queue = self._queue(name)
         if queue is None:
             return
         deleted: list[Held] = []
         returned: list[tuple[Held, int]] = []
-        for answer in answers:
-            if answer.entries and self._refused(answer):
+        for request in requests:
+            if request.entries and self._refused(request):
                 continue  # it is redelivered when its lease ends
-            delay = _delay_of(answer, queue)
+            delay = _delay_of(request, queue)
             if delay is None:
-                deleted.append(answer.handle)
+                deleted.append(request.handle)
             elif delay >= 0:
-                returned.append((answer.handle, delay))
+                returned.append((request.handle, delay))
         self.delete(queue, deleted)
         self._hide(queue, returned)
 
@@ -108,10 +108,10 @@ class Settler:
             logger.warning("%s: messages received from it cannot be acknowledged", exc)
             return None
 
-    def _refused(self, answer: Answer) -> bool:
+    def _refused(self, request: SettleRequest) -> bool:
         """Store the copies of a dead letter; return whether it stays where it is without them."""
-        outcomes = self._sender.put(answer.entries)
-        return self._unless_refused(answer, outcomes).settlement is Settlement.BACK
+        outcomes = self._sender.put(request.entries)
+        return self._unless_refused(request, outcomes).settlement is Settlement.REQUEUE
 
     def delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
         """Delete messages.  May switch."""
@@ -174,19 +174,19 @@ class Settler:
         return lost
 
 
-def _delay_of(answer: Answer, queue: SqsQueue) -> int | None:
+def _delay_of(request: SettleRequest, queue: SqsQueue) -> int | None:
     """Return the seconds until a redelivery; None: never; -1: when the lease ends.  May switch."""
-    if answer.settlement is Settlement.DONE:
+    if request.settlement is Settlement.ACK:
         return None
-    held: Held = answer.handle
-    if not answer.is_unseen and not answer.entries:
+    held: Held = request.handle
+    if not request.is_unseen and not request.entries:
         delay = queue.retry_delay(held.task, held.deliveries)
         if delay is not None:
             return delay
-    if answer.settlement is Settlement.BACK:
-        return int(answer.delay)
+    if request.settlement is Settlement.REQUEUE:
+        return int(request.delay)
     # Rejected for good.  A redrive policy wants to see it come back until it has had enough.
-    return -1 if not answer.entries and queue.redrives() else None
+    return -1 if not request.entries and queue.redrives() else None
 
 
 #: Seconds of a poll while other queues wait for their turn.
@@ -238,7 +238,7 @@ class SqsStore(Store):
 
         Raises:
             LoginRefused: they are not.
-            LinkLost: nobody answers.
+            LinkLost: the service does not request.
         """
         service = self._accounts.main.service("sqs", self._clients, deadline)
         self.queues = Queues(
@@ -340,9 +340,9 @@ class SqsStore(Store):
         """Send messages.  May switch."""
         return self._sender.put(entries)
 
-    def settle(self, answers: Sequence[Answer]) -> None:
+    def settle(self, requests: Sequence[SettleRequest]) -> None:
         """Delete messages, or give them back.  May switch."""
-        self._settler.settle(answers)
+        self._settler.settle(requests)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         """Hide messages for another lease; return those that are no longer ours.  May switch."""
@@ -397,19 +397,19 @@ class SqsStore(Store):
             slot.fail(exc)
             return
         if not slot.offer(taken):
-            self._give_back(taken)
+            self._requeue(taken)
 
-    def _give_back(self, taken: Sequence[Claimed]) -> None:
+    def _requeue(self, taken: Sequence[Claimed]) -> None:
         """Release messages that nobody waits for, before their leases end."""
         try:
             self._settler.settle(
-                [Answer(each.handle, Settlement.BACK, is_unseen=True) for each in taken]
+                [SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True) for each in taken]
             )
         except LinkLost:
             pass  # then they do
 
     def abandon(self, queue: str) -> None:
-        """Let the claim of a queue return; its poll goes on, and gives back what it brings."""
+        """Let the claim of a queue return; its poll goes on, and requeues what it brings."""
         slot = self._claims.pop(queue, None)
         if slot is not None:
             slot.offer(())
@@ -437,10 +437,10 @@ class SqsStore(Store):
         if options.message_attributes:
             more["MessageAttributeNames"] = options.message_attributes
         if queue.is_fifo:
-            # So that the answer to a request that is sent again is the same.
+            # So that the response to a request that is sent again is the same.
             more["ReceiveRequestAttemptId"] = uuid()
         try:
-            answer = queue.call(
+            response = queue.call(
                 "ReceiveMessage",
                 waiting=seconds,
                 MaxNumberOfMessages=min(count, SQS_MAX_MESSAGES),
@@ -452,7 +452,7 @@ class SqsStore(Store):
         except DoesNotExistQueueException:
             self.queues.forget(queue)
             raise
-        taken = [opened(message, queue) for message in answer.get("Messages") or ()]
+        taken = [opened(message, queue) for message in response.get("Messages") or ()]
         # The order of a FIFO queue's groups is that of the requests.
         queue.is_full = len(taken) == SQS_MAX_MESSAGES and not queue.is_fifo
         return taken

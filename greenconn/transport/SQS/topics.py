@@ -109,10 +109,10 @@ class Topics:
             return str(predefined[exchange]["arn"])
         name = aws_name(self._options.queue_name_prefix + exchange)
         attributes = {"FifoTopic": "true"} if name.endswith(FIFO) else {}
-        answer = self._service(exchange).call(
+        response = self._service(exchange).call(
             "CreateTopic", repr(exchange), Name=name, Attributes=attributes, Tags=list(_TAGS)
         )
-        return str(answer["TopicArn"])
+        return str(response["TopicArn"])
 
     def _service(self, exchange: str) -> Service:
         return self._service_of((self._options.predefined_exchanges or {}).get(exchange) or {})
@@ -142,7 +142,7 @@ class Topics:
         kept = queue.attributes("QueueArn", "Policy")
         self._allow(queue, kept, topic)
         try:
-            answer = self._service(exchange).call(
+            response = self._service(exchange).call(
                 "Subscribe",
                 f"{name!r} to {exchange!r}",
                 TopicArn=topic,
@@ -153,7 +153,7 @@ class Topics:
             )
         except InvalidQueueException as exc:
             raise UnableToSubscribeQueueToTopicException(str(exc)) from exc
-        known[exchange] = answer["SubscriptionArn"]
+        known[exchange] = response["SubscriptionArn"]
 
     def _allow(self, queue: SqsQueue, kept: Mapping[str, str], topic: str) -> None:
         """See that the policy of a queue lets a topic send to it."""
@@ -210,15 +210,17 @@ class Topics:
         more: dict[str, Any] = {}
         service, topic = self._service(exchange), self.arn(exchange)
         while True:
-            answer = service.call(
+            response = service.call(
                 "ListSubscriptionsByTopic", repr(exchange), TopicArn=topic, **more
             )
             found += [
-                each for each in answer.get("Subscriptions") or () if each.get("Protocol") == "sqs"
+                each
+                for each in response.get("Subscriptions") or ()
+                if each.get("Protocol") == "sqs"
             ]
-            if not answer.get("NextToken"):
+            if not response.get("NextToken"):
                 return found
-            more = {"NextToken": answer["NextToken"]}
+            more = {"NextToken": response["NextToken"]}
 
     def count(self, exchange: str) -> int:
         """Return the number of queues that subscribed to an exchange.  May switch."""

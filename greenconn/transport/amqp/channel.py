@@ -660,7 +660,7 @@ class Channel(DeclaringChannel):
     # Acks and rejects
 
     @property
-    def oldest_unanswered(self) -> int | None:
+    def oldest_unacked(self) -> int | None:
         """The delivery tag that has been outstanding longest; None if none is."""
         return next(iter(self.acks.ledger.outstanding), None)
 

@@ -169,7 +169,7 @@ class ChannelConsumer:
     def requeue_prefetched(self) -> None:
         """Have its sink requeue what no handler has seen; the broker sends no more.  May switch."""
         if self.sink is not None:
-            self.sink.give_back()
+            self.sink.requeue_unseen()
 
     def requeue_event(self, function: Callable[[Any], Any], message: Delivery) -> None:
         """Requeue a delivery that waited among the events of the connection.  Never switches.

@@ -124,17 +124,17 @@ class Pipeline(PipelineLife):
         """
         if not commands:
             return []
-        replies: list[Reply | BaseException] = []
+        outcomes: list[Reply | BaseException] = []
         slot: Slot[Reply | BaseException] = Slot()
-        keep: ReplyCallback = replies.append
+        keep: ReplyCallback = outcomes.append
         self.post(b"".join(commands), *([keep] * (len(commands) - 1)), slot.offer)
-        replies.append(slot.wait(deadline))
-        answers: list[Reply] = []
-        for reply in replies:
+        outcomes.append(slot.wait(deadline))
+        replies: list[Reply] = []
+        for reply in outcomes:
             if isinstance(reply, BaseException):
                 raise self._own(reply)
-            answers.append(reply)
-        return answers
+            replies.append(reply)
+        return replies
 
     def pass_gate(self) -> None:
         """Let others run, or wait for a slow server, where that is due.  May switch.
@@ -229,7 +229,7 @@ def whole_seconds(seconds: float) -> int:
 
 
 class CommandConnection:
-    """One connection whose commands are answered at once.
+    """One connection for commands with an immediate reply.
 
     Attributes:
         longest_job: bytes that the server takes.
@@ -336,7 +336,7 @@ class CommandConnection:
         return self.read_counts(reply)
 
     def read_counts(self, reply: Reply) -> dict[bytes, bytes]:
-        """Read the answer to ``stats-tube``."""
+        """Read the reply to ``stats-tube``."""
         if reply.word not in (b"OK", b"NOT_FOUND"):
             raise self.refused(reply, "counting jobs")
         return statistics(reply.body)

@@ -97,9 +97,9 @@ class JobPublisher:
         server.pipeline.pass_gate()
         outcomes: list[Exception | None] = [None] * len(entries)
         commands: list[bytes] = []
-        #: Queue -> where the answers about its record and its tube are.
+        #: Queue -> where the replies about its record and its tube are.
         looks: dict[str, int] = {}
-        #: Number of the entry -> where its answer is.
+        #: Number of the entry -> where its reply is.
         puts: dict[int, int] = {}
         bodies: dict[tuple[int, float | None], bytes] = {}
         now = monotonic()

@@ -1,6 +1,6 @@
 """Beanstalk as a store: a tube for each queue, a job for each message.
 
-Two connections: one for commands that are answered at once, and one that waits for jobs, opened by the
+Two connections: one for commands with an immediate reply, and one that waits for jobs, opened by the
 first consumer (:mod:`~greenconn.transport.beanstalk.claiming`).  Only the connection that reserved a
 job may settle it, and the job is ready again at once when that connection is lost.
 """
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
@@ -220,27 +220,27 @@ class BeanstalkStore(Store):
         if self._waiting is not None:
             self._waiting.wake()
 
-    def settle(self, answers: Sequence[Answer]) -> None:
-        answers = [self._with_copies(each) if each.entries else each for each in answers]
-        self._reservations.discard(answer.handle for answer in answers)
-        for reply in self._post_all([(each.handle, self._command(each)) for each in answers]):
+    def settle(self, requests: Sequence[SettleRequest]) -> None:
+        requests = [self._with_copies(each) if each.entries else each for each in requests]
+        self._reservations.discard(request.handle for request in requests)
+        for reply in self._post_all([(each.handle, self._command(each)) for each in requests]):
             if reply.word not in _SETTLED:
                 raise self._server.refused(reply, "settling a message")
 
-    def _with_copies(self, answer: Answer) -> Answer:
-        """Store the copies of an answer; without them the message stays."""
-        outcomes = self._publisher.put(answer.entries)
+    def _with_copies(self, request: SettleRequest) -> SettleRequest:
+        """Store the copies of a request; without them the message stays."""
+        outcomes = self._publisher.put(request.entries)
         for error in outcomes:
             if isinstance(error, LinkLost):
                 raise error
-        return self.unless_refused(answer, outcomes)
+        return self.unless_refused(request, outcomes)
 
-    def _command(self, answer: Answer) -> bytes:
-        job: Job = answer.handle
-        if answer.settlement is Settlement.BACK:
-            return line(b"release", job.number, job.priority, whole_seconds(answer.delay))
+    def _command(self, request: SettleRequest) -> bytes:
+        job: Job = request.handle
+        if request.settlement is Settlement.REQUEUE:
+            return line(b"release", job.number, job.priority, whole_seconds(request.delay))
         buries = self._options.bury_rejected and not job.is_dead
-        if answer.settlement is Settlement.REFUSED and buries:
+        if request.settlement is Settlement.REJECT and buries:
             return line(b"bury", job.number, job.priority)
         return line(b"delete", job.number)
 
@@ -256,7 +256,7 @@ class BeanstalkStore(Store):
         """Send a command for each job over the connection that holds it.  May switch.
 
         Raises:
-            LinkLost: the connection went before all had answered.
+            LinkLost: the connection went before the last reply.
         """
         waiters = []
         for job, command in orders:
@@ -273,7 +273,7 @@ class BeanstalkStore(Store):
 
 
 _NO_RECORD: Final = Reply(b"NOT_FOUND")
-#: What a settled job is answered with; it is not found when its lease had ended.
+#: The replies for a settled job; it is not found when its lease had ended.
 _SETTLED: Final = frozenset({b"DELETED", b"RELEASED", b"BURIED", b"NOT_FOUND"})
 
 

@@ -21,7 +21,7 @@ from greenconn.transport.couchdb.errors import (
 
 __all__ = ["PAGE", "CouchApi"]
 
-#: Bytes of an answer that are taken; of one with more, fewer documents are asked for.
+#: Bytes of a reply that are taken; of one with more, fewer documents are asked for.
 LARGEST: Final = 64 * 1024 * 1024
 #: Documents that are listed in one request.
 PAGE: Final = 1000
@@ -99,8 +99,8 @@ class CouchApi:
             may_repeat: it may be sent twice, where a kept connection was found closed: then there may
                 be conflicts with what we stored ourselves.
         """
-        status, answer = self._ask("POST", "/_bulk_docs", {"docs": docs}, may_repeat=may_repeat)
-        results = self._good(status, answer, "storing documents")
+        status, reply = self._ask("POST", "/_bulk_docs", {"docs": docs}, may_repeat=may_repeat)
+        results = self._good(status, reply, "storing documents")
         if not isinstance(results, list):
             raise NotCouch(f"{self.where}: the response has no list of results")
         found = {each.get("id"): each for each in results if isinstance(each, dict)}
@@ -118,8 +118,8 @@ class CouchApi:
             "limit": str(limit),
             "include_docs": "true" if has_docs else "false",
         }
-        status, answer = self._ask("GET", f"/_all_docs?{urlencode(query)}")
-        return self._rows(status, answer)
+        status, reply = self._ask("GET", f"/_all_docs?{urlencode(query)}")
+        return self._rows(status, reply)
 
     def all_rows(self, within: Range, has_docs: bool = False) -> Iterable[list[Document]]:
         """Yield all rows of a range of ids, page by page.  May switch."""
@@ -133,10 +133,10 @@ class CouchApi:
 
     def read(self, ids: Sequence[str]) -> dict[str, Document]:
         """Return those of these documents that are there.  May switch."""
-        status, answer = self._ask(
+        status, reply = self._ask(
             "POST", "/_all_docs?include_docs=true", {"keys": list(ids)}, may_repeat=True
         )
-        rows = self._rows(status, answer)
+        rows = self._rows(status, reply)
         return {row["id"]: row["doc"] for row in rows if row.get("doc")}
 
     def changes(self, since: str, heartbeat: float, deadline: Deadline) -> ResponseLines:
@@ -187,13 +187,13 @@ class CouchApi:
                 return None  # a proxy's page, perhaps
             raise NotCouch(f"{self.where}: the response is not JSON: is this a CouchDB?") from None
 
-    def _good(self, status: int, answer: Any, what: str) -> Any:
+    def _good(self, status: int, reply: Any, what: str) -> Any:
         if status in (200, 201, 202):
-            return answer
-        raise self._lost(refusal(status, answer, self.where, what))
+            return reply
+        raise self._lost(refusal(status, reply, self.where, what))
 
-    def _rows(self, status: int, answer: Any) -> list[Document]:
-        rows = self._good(status, answer, "listing documents")
+    def _rows(self, status: int, reply: Any) -> list[Document]:
+        rows = self._good(status, reply, "listing documents")
         try:
             return [row for row in rows["rows"] if "id" in row]
         except (TypeError, KeyError):
@@ -204,8 +204,8 @@ class CouchApi:
         return LinkLost(str(error)) if isinstance(error, LoginRefused) else error
 
 
-def _reason(answer: Any) -> str:
-    return str(answer.get("reason", "")) if isinstance(answer, Mapping) else ""
+def _reason(reply: Any) -> str:
+    return str(reply.get("reason", "")) if isinstance(reply, Mapping) else ""
 
 
 def _sequence(given: Any) -> str:

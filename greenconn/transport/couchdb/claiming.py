@@ -78,7 +78,7 @@ class ClaimWriter:
             self._doubtful.pop(each.handle[0], None)
 
     def doubtful(self) -> list[tuple[str, Handle]]:
-        """Return what claims without an answer may have taken: queue and handle.  Never switches."""
+        """Return what claims without a reply may have taken: queue and handle.  Never switches."""
         return [
             (name_of(doc_id), (doc_id, UNKNOWN, owner)) for doc_id, owner in self._doubtful.items()
         ]

@@ -149,7 +149,7 @@ def is_waiting(revision: str) -> bool:
 
 #: Id, revision and owner of a message that is held.
 Handle = tuple[str, str, str]
-#: The revision of one that may be held: the answer to the claim never came.
+#: The revision of one that may be held: the reply to the claim never came.
 UNKNOWN: Final = ""
 
 

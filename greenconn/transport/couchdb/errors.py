@@ -58,16 +58,16 @@ _REMEDIES: Final[dict[int, str]] = {
 }
 
 
-def refusal(status: int, answer: Any, where: str, what: str) -> Exception:
+def refusal(status: int, reply: Any, where: str, what: str) -> Exception:
     """Return the error for a response of an unexpected status.
 
     Arguments:
-        answer: what its body says.
+        reply: what its body says.
         what: the operation, for the message.
     """
     said = ""
-    if isinstance(answer, dict):
-        said = ": ".join(str(answer[key]) for key in ("error", "reason") if answer.get(key))
+    if isinstance(reply, dict):
+        said = ": ".join(str(reply[key]) for key in ("error", "reason") if reply.get(key))
     text = f"{where}: {what}: {status} {said}".rstrip()
     remedy = _REMEDIES.get(status)
     if remedy:

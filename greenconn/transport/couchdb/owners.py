@@ -2,7 +2,7 @@
 
 No clock is compared with another.  A link measures by its own how long the sign of life of another one
 has not changed; time in which it could not hear anything does not count.  Who finds one silent for its
-lease marks its document, which only one can do, gives back what it held, deletes its exclusive queues,
+lease marks its document, which only one can do, requeues what it held, deletes its exclusive queues,
 and deletes the document.
 
 Many links lose one server at the same time, and so do those who look for the dead find them at the same
@@ -35,7 +35,7 @@ from greenconn.transport.couchdb.documents import (
 
 __all__ = ["Owners"]
 
-#: Documents that are read at once while something is given back; links that are swept at once.
+#: Documents that are read at once while messages are requeued; links that are swept at once.
 BATCH: Final = 100
 #: Parts of a lease that one waits at most for others to sweep.
 PATIENCE: Final = 1 / 6
@@ -96,13 +96,13 @@ class Owners:
         return {"_id": self._id, "link": self._link()}
 
     def end(self) -> None:
-        """Delete this link's document, after everything was given back.  May switch."""
+        """Delete this link's document, after everything was requeued.  May switch."""
         self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
 
     def beat(self) -> None:
         """Store a heartbeat.  May switch.
 
-        Where this link was taken for dead, what it held was given back, and it has another token.
+        Where this link was taken for dead, what it held was requeued, and it has another token.
 
         Raises:
             TakenForDead: it was, and its exclusive queues are gone.
@@ -131,7 +131,7 @@ class Owners:
             return
         found = self._api.get(self._id)
         if found is not None and "swept" not in found:
-            self._revision = found["_rev"]  # the answer to an earlier one was lost
+            self._revision = found["_rev"]  # the reply to an earlier one was lost
             if self._renew():
                 return
         if self.has_queues:
@@ -158,7 +158,7 @@ class Owners:
         self._seen = {doc_id: (revision, now) for doc_id, (revision, _) in self._seen.items()}
 
     def sweep(self) -> int:
-        """Give back what the dead hold; return how many messages that were.  May switch."""
+        """Requeue what dead links hold; return the number of messages.  May switch."""
         if not self._silent():
             return 0
         sleep(random.uniform(0, PATIENCE) * self._lease)
@@ -175,7 +175,7 @@ class Owners:
         ours = [each for each in self._api.write(marks) if "rev" in each]
         if not ours:
             return 0
-        count = self._give_back({name_of(each["id"]) for each in ours})
+        count = self._requeue({name_of(each["id"]) for each in ours})
         self._drop_queues({links[each["id"]] for each in ours if each["id"] in links})
         self._api.write(
             [{"_id": each["id"], "_rev": each["rev"], "_deleted": True} for each in ours]
@@ -200,7 +200,7 @@ class Owners:
             if now - since > _lease_of(doc_id, self._lease)
         ]
 
-    def _give_back(self, dead: Collection[str]) -> int:
+    def _requeue(self, dead: Collection[str]) -> int:
         count = 0
         for page in self._api.all_rows(range_of(MESSAGE)):
             held = [row["id"] for row in page if not is_waiting(row["value"]["rev"])]

@@ -2,11 +2,11 @@
 
 Theory.  The ids of a queue sort as its messages are to be delivered, and new ones come behind those
 that are there, mostly.  So the queue is read once, page by page, up to a *place*; whatever waits in
-front of it and was passed over is known by its id: it was given back, has a higher priority, or
+front of it and was passed over is known by its id: it was requeued, has a higher priority, or
 will be due some time.  The feed of changes brings what is new on either side of the place.
 
-While a read is on its way, its answer and the feed may overtake each other.  So what the feed says
-meanwhile is kept until the answer was used, and what is newer than the answer wins.
+While a read is on its way, its reply and the feed may overtake each other.  So what the feed says
+meanwhile is kept until the reply was used, and what is newer than the reply wins.
 """
 
 from __future__ import annotations

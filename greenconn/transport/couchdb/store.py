@@ -8,11 +8,11 @@ from weakref import WeakSet
 
 from greenconn.broker.isolation import isolated
 from greenconn.broker.port import (
-    Answer,
     Claimed,
     Entry,
     NoQueue,
     Settlement,
+    SettleRequest,
     Store,
 )
 from greenconn.broker.topology import DirectTopology, Topology
@@ -266,31 +266,31 @@ class CouchStore(Store):
         self._adoption.adopt(self._owners.token)
         return self._claims.claim(wanted)
 
-    def settle(self, answers: Sequence[Answer]) -> None:
-        if any(answer.entries for answer in answers):
+    def settle(self, requests: Sequence[SettleRequest]) -> None:
+        if any(request.entries for request in requests):
             # Before the messages go: two rather than none, if this process ends here.
-            answers = [self._with_copies(each) if each.entries else each for each in answers]
-        backs = {a.handle[0]: a for a in answers if a.settlement is Settlement.BACK}
+            requests = [self._with_copies(each) if each.entries else each for each in requests]
+        backs = {a.handle[0]: a for a in requests if a.settlement is Settlement.REQUEUE}
         docs = [
-            deleted(answer.handle[0], answer.handle[1])
-            for answer in answers
-            if answer.settlement is not Settlement.BACK
+            deleted(request.handle[0], request.handle[1])
+            for request in requests
+            if request.settlement is not Settlement.REQUEUE
         ]
         if backs:
             for doc_id, doc in self._api.read(list(backs)).items():
-                answer = backs[doc_id]
-                if is_held_as(doc, answer.handle):
+                request = backs[doc_id]
+                if is_held_as(doc, request.handle):
                     by = self._owners.token
-                    docs.append(released(doc, by, answer.delay, answer.is_unseen))
+                    docs.append(released(doc, by, request.delay, request.is_unseen))
         if docs:
             for doc, result in zip(docs, self._api.write(docs), strict=True):
                 if "rev" in result and not doc.get("_deleted"):
                     self._claims.note(doc["_id"], result["rev"], False)
 
-    def _with_copies(self, answer: Answer) -> Answer:
-        """Store the copies of an answer; without them the message stays."""
-        outcomes = self._write([self._writer.document(entry) for entry in answer.entries])
-        return self.unless_refused(answer, outcomes)
+    def _with_copies(self, request: SettleRequest) -> SettleRequest:
+        """Store the copies of a request; without them the message stays."""
+        outcomes = self._write([self._writer.document(entry) for entry in request.entries])
+        return self.unless_refused(request, outcomes)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._owners.is_due:
@@ -300,7 +300,7 @@ class CouchStore(Store):
         lost = [handle for handle in held if handle[2] != self._owners.token]
         if lost:
             # A claim that was under way came after the sweep: nobody else gives that back.
-            self.settle([Answer(handle, Settlement.BACK) for handle in lost])
+            self.settle([SettleRequest(handle, Settlement.REQUEUE) for handle in lost])
         return lost
 
     def doubtful(self) -> Sequence[tuple[str, Any]]:

@@ -22,7 +22,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.hooks.entities import HookedEntities
 from greenconn.transport.hooks.message import Message as StoredMessage
-from greenconn.transport.hooks.qos import QoS as Unanswered
+from greenconn.transport.hooks.qos import QoS as Unacked
 from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.refusal import Method, no_exchange, no_queue, no_recover_in_place
 from greenconn.transport.virtual.arguments import SupportedArguments
@@ -133,8 +133,8 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     entities_class: ClassVar[type[Entities]] = HookedEntities
     consumer_class: ClassVar[type[Consumer]] = HookConsumer
     Message: ClassVar[type[StoredMessage]] = StoredMessage
-    QoS: ClassVar[type[Unanswered]] = Unanswered
-    #: Whether what was not answered is given back when the channel closes.
+    QoS: ClassVar[type[Unacked]] = Unacked
+    #: Whether unacknowledged messages are requeued when the channel closes.
     do_restore: ClassVar[bool] = True
     codecs: ClassVar[Mapping[str, Base64]] = {"base64": Base64()}
     #: How bodies are stored; None stores them as they are.
@@ -151,9 +151,9 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         super().__init__(connection, **kwargs)
         #: Where the next look goes (kombu's name, which transports use).
         self._active_queues: list[str] = []
-        self._qos: Unanswered | None = None
+        self._qos: Unacked | None = None
         #: Whether the ``QoS`` has a say of its own in how much is delivered.
-        self.asks_qos = self.QoS.can_consume is not Unanswered.can_consume
+        self.asks_qos = self.QoS.can_consume is not Unacked.can_consume
         self._cycle: FairCycle[str] | None = None
         self.exchange_types = {name: cls(self) for name, cls in self.exchange_types.items()}
         options = connection.client.transport_options or {}
@@ -399,8 +399,8 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     # -- consuming
 
     @property
-    def qos(self) -> Unanswered:
-        """The deliveries that are not answered."""
+    def qos(self) -> Unacked:
+        """The unacknowledged deliveries."""
         if self._qos is None:
             self._qos = self.QoS(self)
         return self._qos
@@ -408,7 +408,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Bound what may be unanswered at once; see :class:`~.life.ChannelPort`."""
+        """Limit the unacknowledged deliveries; see :class:`~.life.ChannelPort`."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         # For transports that take several messages at once and ask how many.
         self.qos.prefetch_count = prefetch_count
@@ -531,10 +531,10 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             message.is_noted = True
             self.qos.append(message, message.delivery_tag)
 
-    # -- answers
+    # -- acks, requeues and rejects
 
     def basic_recover(self, requeue: bool = False) -> None:
-        """Put everything back that was delivered and not answered.  May switch.
+        """Requeue all unacknowledged messages.  May switch.
 
         Raises:
             AMQPNotImplementedError: *requeue* is false.
@@ -554,7 +554,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     # -- the end
 
     def close(self) -> None:
-        """Close it: consumers end, and what was not answered is given back.  May switch."""
+        """Close it: cancel its consumers and requeue its unacknowledged messages.  May switch."""
         if self.is_open:
             for tag in list(self.consumers):
                 try:

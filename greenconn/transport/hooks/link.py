@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["HookLink", "HookPublisher", "HookSettlements", "HookedLink"]
 
 
-_DONE: Final = Settlement.DONE
+_DONE: Final = Settlement.ACK
 
 
 class WakingLink(HoldingLink, Protocol):
@@ -49,10 +49,10 @@ class WakingLink(HoldingLink, Protocol):
 
 
 class HookSettlements(Settlements):
-    """The answers of one link's channels.
+    """The acks, requeues and rejects of one link.
 
-    It may switch, as the hooks may, and raises what they raise: the delivery is unanswered then.  Only
-    what nobody has seen is put back by a greenlet, as in the base class.
+    It may switch, as the hooks may, and raises what they raise: the delivery is unacknowledged then.
+    Only what no handler has seen is requeued by a greenlet, as in the base class.
     """
 
     __slots__ = ("_waking",)
@@ -62,7 +62,7 @@ class HookSettlements(Settlements):
         self._waking = link
 
     def ack(self, delivery: Any) -> None:
-        """Tell that a delivery was handled."""
+        """Acknowledge a delivery."""
         try:
             delivery.settle(_DONE)
         except BaseException:
@@ -70,17 +70,17 @@ class HookSettlements(Settlements):
             raise
 
     def requeue(self, deliveries: Iterable[Any]) -> None:
-        """Put *deliveries* back into their queues."""
-        for delivery in self._told(deliveries, Settlement.BACK):
+        """Requeue *deliveries*."""
+        for delivery in self._told(deliveries, Settlement.REQUEUE):
             self._waking.ripen(delivery.queue)
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Drop *deliveries*."""
-        for _ in self._told(deliveries, Settlement.REFUSED):
+        for _ in self._told(deliveries, Settlement.REJECT):
             pass
 
     def _told(self, deliveries: Iterable[Any], settlement: Settlement) -> Iterator[Any]:
-        """Tell what becomes of each, and yield it then; those that were not told are held again."""
+        """Settle each, and yield it then; those that were not settled are held again."""
         left = deque(deliveries)
         try:
             while left:
@@ -91,12 +91,12 @@ class HookSettlements(Settlements):
                 self._hold(each)
 
     def _hold(self, delivery: Any) -> None:
-        """Hold a delivery again whose answer was not told."""
+        """Hold a delivery again that was not settled."""
         link = self._waking
         if link.lost is None:
             delivery.channel.deliveries.unacked[delivery.delivery_tag] = delivery
         else:
-            back = Disposition(delivery.claimed, Settlement.BACK)
+            back = Disposition(delivery.claimed, Settlement.REQUEUE)
             link.handover.add(link, (), [back])
 
 
@@ -170,7 +170,7 @@ class HookedLink(StoreLink):
             self.store.retire(feed.queue)
 
     def close(self) -> None:
-        """Close it; what was not answered is given back first.  May switch."""
+        """Requeue what is not settled, and close.  May switch."""
         if self.is_open:
             for channel in list(self.channels.values()):
                 channel.close()

@@ -33,7 +33,7 @@ class Message(BaseMessage):
 
     __slots__ = ("_raw", "consumer", "is_noted", "queue")
 
-    #: Whether its channel holds it until it is answered.
+    #: Whether its channel holds it until it is settled.
     is_held = True
 
     def __init__(
@@ -92,12 +92,12 @@ class Message(BaseMessage):
         """Tell the ``QoS`` what becomes of it; one that it does not know is put back.  May switch."""
         channel = self.channel
         if not self.is_noted:
-            if settlement is Settlement.BACK:
+            if settlement is Settlement.REQUEUE:
                 channel._restore_at_beginning(self)
-        elif settlement is Settlement.DONE:
+        elif settlement is Settlement.ACK:
             channel.qos.ack(self.delivery_tag)
         else:
-            channel.qos.reject(self.delivery_tag, requeue=settlement is Settlement.BACK)
+            channel.qos.reject(self.delivery_tag, requeue=settlement is Settlement.REQUEUE)
         if channel.asks_qos:
             channel.serve()
 

@@ -1,4 +1,4 @@
-"""The unanswered deliveries of a channel over hooks, as kombu's ``QoS``."""
+"""The unacknowledged deliveries of a channel over hooks, as kombu's ``QoS``."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ class _Finalizer:
 
 
 class QoS:
-    """Unanswered deliveries of one channel, in order (kombu's).
+    """Unacked deliveries of one channel, in order (kombu's).
 
     Arguments:
-        channel: what is not answered is given back through it.
-        prefetch_count: deliveries that may be unanswered at once; 0 is no limit.
+        channel: requeues what is not settled.
+        prefetch_count: deliveries that may be unacked at once; 0 is no limit.
     """
 
     prefetch_count = 0
@@ -73,7 +73,7 @@ class QoS:
         self._delivered = _Delivered()
         #: kombu's finalizer, which subclasses cancel: here the channel gives back what is left.
         self._on_collect = _Finalizer()
-        #: What was answered and is still in there: subclasses look at it after the answer.
+        #: Settled and still in there: subclasses look at it after the ack.
         self._dirty: set[Any] = set()
 
     def can_consume(self) -> bool:
@@ -95,7 +95,7 @@ class QoS:
         self._quick_append(delivery_tag, message)
 
     def get(self, delivery_tag: Any) -> Any:
-        """Return an unanswered message, or the one that was answered last.
+        """Return an unacknowledged message, or the one that was settled last.
 
         Raises:
             KeyError: there is none of that tag.
@@ -122,7 +122,7 @@ class QoS:
         self.channel.note_settled(delivery_tag)
 
     def _flush(self) -> None:
-        """Let go of what was answered."""
+        """Remove what was settled."""
         while self._dirty:
             self._delivered.pop(self._dirty.pop(), None)
 

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
 from greenconn.broker.feed import Feed, Source
-from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -281,15 +281,15 @@ class HookStore(Store):
         """Return queue and message of what was taken out when no consumer had room."""
         return [(queue, each) for queue, found in self._arrived.items() for each in found]
 
-    def settle(self, answers: Sequence[Answer]) -> int:
+    def settle(self, requests: Sequence[SettleRequest]) -> int:
         """Put messages back that nobody has seen, whose channel has ended, or of a former life."""
-        for answer in answers:
-            message: Taken = answer.handle
+        for request in requests:
+            message: Taken = request.handle
             is_former = message.link is not self.link
             try:
                 if not is_former:
-                    message.settle(answer.settlement)
-                elif answer.settlement is Settlement.BACK and message.is_gone_from_broker:
+                    message.settle(request.settlement)
+                elif request.settlement is Settlement.REQUEUE and message.is_gone_from_broker:
                     self.link.put_back(message)
             except Exception as exc:
                 if not is_former and isinstance(exc, self.link.transport.connection_errors):

@@ -103,7 +103,7 @@ class HostedChannel(StoreChannel[StoreLink]):
     # Life
 
     def close(self) -> None:
-        """Close it; what was not answered goes back to its queues.  May switch."""
+        """Close it and requeue its unacknowledged messages.  May switch."""
         if not self.is_open:
             return
         super().close()
@@ -116,10 +116,10 @@ class HostedChannel(StoreChannel[StoreLink]):
             consumer.stop()
         held = list(self.deliveries.unacked.values())
         self.deliveries.unacked.clear()
-        # Else the broker itself gives back what is not answered, or the next life does.
+        # Else the broker itself requeues what is not settled, or the next life does.
         if self.raw.do_restore and self.connection.lost is None:
             for message in held:
-                back = Disposition(message.claimed, Settlement.BACK)
+                back = Disposition(message.claimed, Settlement.REQUEUE)
                 self.connection.settlements.settle(back)
         for consumer in consumers:
             self.connection.subscriptions.left(consumer)
@@ -250,7 +250,7 @@ class HostedChannel(StoreChannel[StoreLink]):
         return message
 
     def note_settled(self, queue: str) -> None:
-        """Note that a message was answered which ``basic_get`` took from *queue*.  Never switches."""
+        """Note that a message which ``basic_get`` took from *queue* was settled.  Never switches."""
         self.connection.ripen(queue)
 
     def receive_message(self, message: HostedMessage) -> None:

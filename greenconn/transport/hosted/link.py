@@ -113,7 +113,7 @@ class QueueReader:
         self.lock: Final = link.lock
         self._queue = queue
         self._tag = uuid()
-        self._unanswered = 0
+        self._unacked = 0
         self._is_active = True
         self.raw = link.open_channel()
         try:
@@ -137,7 +137,7 @@ class QueueReader:
         with self.lock:
             if not self._is_active:
                 return
-            raw.qos.prefetch_count = self._unanswered + wanted.get(queue, 0)
+            raw.qos.prefetch_count = self._unacked + wanted.get(queue, 0)
             self._callbacks[queue] = self._receive  # a former reader's end removes it
             ends_at = monotonic() + PACE
             try:
@@ -152,13 +152,13 @@ class QueueReader:
         self._receive(raw_message)
 
     def _take(self, taken: Any) -> None:
-        self._unanswered += 1
+        self._unacked += 1
         queue = self._queue
         self.connection.store.arrive(HostedMessage(taken, queue, self), queue)
 
     def note_settled(self, queue: str) -> None:
-        """Note that one of its messages was answered.  May switch.  Call with the lock."""
-        self._unanswered -= 1
+        """Note that one of its messages was settled.  May switch.  Call with the lock."""
+        self._unacked -= 1
         if not self._is_active:
             self._close_unused()
         feed = self.connection.feeds.get(queue)
@@ -166,14 +166,14 @@ class QueueReader:
             feed.ripen()  # a ``QoS`` with a say of its own may want more now
 
     def leave(self) -> None:
-        """Take no more.  What was taken can still be answered.  May switch."""
+        """Take no more.  What was taken can still be settled.  May switch."""
         with self.lock:
             self._is_active = False
             self.raw.basic_cancel(self._tag)
             self._close_unused()
 
     def _close_unused(self) -> None:
-        if not self._unanswered:
+        if not self._unacked:
             self.raw.close()
 
 
@@ -259,7 +259,7 @@ class HostedLink(HookedLink):
         return message
 
     def close(self) -> None:
-        """Close it; what was not answered is given back first.  May switch."""
+        """Requeue what is not settled, and close.  May switch."""
         was_open = self.is_open
         super().close()
         if was_open:

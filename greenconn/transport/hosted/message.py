@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["HostedMessage"]
 
-_DONE: Final = Settlement.DONE
-_BACK: Final = Settlement.BACK
+_DONE: Final = Settlement.ACK
+_BACK: Final = Settlement.REQUEUE
 
 
 class Taker(Protocol):
-    """The receiver of messages that were taken out; it is notified of their answers.
+    """The receiver of messages that were taken out; it is notified when they are settled.
 
     Attributes:
         connection: the link.
@@ -37,7 +37,7 @@ class Taker(Protocol):
     def raw(self) -> Any: ...
 
     def note_settled(self, queue: str) -> None:
-        """Note that a message of *queue* was answered.  May switch.  Called with the lock."""
+        """Note that a message of *queue* was settled.  May switch.  Called with the lock."""
 
 
 class HostedMessage(Message):
@@ -54,7 +54,7 @@ class HostedMessage(Message):
 
     __slots__ = ("_tag", "_taken", "_taker", "consumer", "queue")
 
-    #: Whether its channel holds it until it is answered.
+    #: Whether its channel holds it until it is settled.
     is_held = True
     #: kombu's channel puts it back in the end.
     is_noted = True

@@ -60,8 +60,7 @@ class MemoryQueues(QueueStore):
 class Settlements:
     """See :class:`~greenconn.broker.deliveries.Acknowledger`.
 
-    Only its channel has a message that was delivered, so that one which was handled is of no interest
-    to the broker.
+    A delivered message is in its channel only, so an ack needs no work of the broker.
     """
 
     __slots__ = ("_broker",)
@@ -76,7 +75,7 @@ class Settlements:
         """Do nothing: the message went back to its queue when the link ended."""
 
     def requeue(self, deliveries: Iterable[Message]) -> None:
-        """Put *deliveries* back to their places in their queues."""
+        """Requeue *deliveries* at their places in their queues."""
         by_queue: dict[Queue, list[Entry]] = {}
         for each in deliveries:
             by_queue.setdefault(each.entry.queue, []).append(each.entry)
@@ -86,7 +85,7 @@ class Settlements:
             queue.settle()
 
     def requeue_unseen(self, delivery: Message) -> None:
-        """Put a delivery back that nobody has seen."""
+        """Requeue a delivery that no handler has seen."""
         self.requeue([delivery])
 
     def dead_letter(self, deliveries: Iterable[Message], reason: str) -> None:
@@ -193,7 +192,7 @@ class MemoryLink(BrokerLink):
         return MemoryPublisher(channel, self.broker, self.options)
 
     def flush_acks(self) -> None:
-        """Do nothing: an answer takes effect at once."""
+        """Do nothing: an ack takes effect at once."""
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life: what its channels hold goes back, its exclusive queues go.
@@ -201,12 +200,12 @@ class MemoryLink(BrokerLink):
         Never switches.
         """
         if self.lost is None:
-            self._give_back()
+            self._requeue_all()
         super().end(exc, closed=closed)
         self.broker.left(self)
 
-    def _give_back(self) -> None:
-        """Give back what its channels hold; none of it comes to them again."""
+    def _requeue_all(self) -> None:
+        """Requeue what its channels hold; none of it comes to them again."""
         channels = [each for each in self.channels.values() if isinstance(each, StoreChannel)]
         for channel in channels:
             for consumer in channel.consumers.values():

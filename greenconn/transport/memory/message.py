@@ -25,7 +25,7 @@ def size_of(body: Any) -> int:
 
 
 class Entry:
-    """One message in one queue: waiting there, or delivered and not yet answered."""
+    """One message in one queue: waiting there, or delivered and not settled yet."""
 
     __slots__ = (
         "envelope",

@@ -192,7 +192,7 @@ class Queue:
         channel = consumer.channel
         message = Message(channel, next(self._tags), entry, consumer)
         if not consumer.no_ack or consumer.sink is None:
-            # What needs no answer and does not become an event is gone with its delivery.
+            # What needs no ack and does not become an event is gone with its delivery.
             channel.deliveries.hold(consumer, message)
         consumer.hand_over(message, message)
         if consumer.is_parked and consumer.has_room():

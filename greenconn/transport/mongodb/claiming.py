@@ -17,14 +17,14 @@ from bson import ObjectId
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 
-from greenconn.broker.port import Answer, Claimed, Settlement
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import Deadline
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import (
     DEAD_AT,
     EXPIRE_AT,
-    GIVE_BACK,
     HELD_EXPIRE_AT,
+    REQUEUE,
     Document,
     Handle,
     claim_update,
@@ -41,7 +41,7 @@ _DEAD_LIMIT: Final = 100
 #: Seconds that the end of claims is waited for that nobody else waits for.
 ABANDONED_TIMEOUT: Final = 5.0
 #: Seconds that giving that back may take; else the lease does it.
-GIVE_BACK_TIMEOUT: Final = 0.5
+REQUEUE_TIMEOUT: Final = 0.5
 #: Seconds that a request takes to the server which was sent before its connection was dropped.
 ON_ITS_WAY: Final = 0.05
 
@@ -108,9 +108,9 @@ class Claims:
         while self._running and not deadline.has_ended:
             gevent.sleep(0.01)
 
-    def give_back(self, claims: Collection[Any]) -> None:
-        """Give back all that *claims* have taken.  May switch."""
-        self._client.call(self._give_back, list(claims))
+    def requeue(self, claims: Collection[Any]) -> None:
+        """Requeue all that *claims* have taken.  May switch."""
+        self._client.call(self._requeue, list(claims))
 
     # What runs in a thread, where there are threads, begins here.
 
@@ -123,10 +123,10 @@ class Claims:
         finally:
             self._running.discard(claim)
 
-    def _give_back(self, claims: list[Any]) -> None:
-        update = {**GIVE_BACK, "$inc": {"deliveries": -1}}
+    def _requeue(self, claims: list[Any]) -> None:
+        update = {**REQUEUE, "$inc": {"deliveries": -1}}
         mine = {"lease_until": {"$exists": True}, "claim": {"$in": claims}}
-        with pymongo.timeout(GIVE_BACK_TIMEOUT):
+        with pymongo.timeout(REQUEUE_TIMEOUT):
             self._messages.update_many(mine, update)
 
     def _take_one(self, claim: Any, queue: str) -> list[Claimed]:
@@ -205,20 +205,20 @@ class Claims:
         """
         return self._held.get(handle.id, handle) == handle
 
-    def settle(self, answers: Sequence[Answer]) -> None:
+    def settle(self, requests: Sequence[SettleRequest]) -> None:
         """Say what became of messages.  May switch."""
-        valid = [each for each in answers if self.is_mine(each.handle)]
+        valid = [each for each in requests if self.is_mine(each.handle)]
         self._client.call(self._settle, valid)
         for each in valid:
             self._held.pop(each.handle.id, None)
 
-    def _settle(self, answers: list[Answer]) -> None:
-        gone = [each.handle for each in answers if each.settlement is not Settlement.BACK]
+    def _settle(self, requests: list[SettleRequest]) -> None:
+        gone = [each.handle for each in requests if each.settlement is not Settlement.REQUEUE]
         if gone:
             self._messages.delete_many(_held_by(gone))
         returned: dict[tuple[float, bool], list[Handle]] = {}
-        for each in answers:
-            if each.settlement is Settlement.BACK:
+        for each in requests:
+            if each.settlement is Settlement.REQUEUE:
                 returned.setdefault((each.delay, each.is_unseen), []).append(each.handle)
         for (delay, is_unseen), handles in returned.items():
             self._messages.update_many(_held_by(handles), self._back(delay, is_unseen))
@@ -229,7 +229,7 @@ class Claims:
             taken = {"claim": "", "lease_until": ""}
             update: Document = {"$set": {"due_at": until}, "$unset": taken}
         else:
-            update = dict(GIVE_BACK)
+            update = dict(REQUEUE)
         if is_unseen:
             update["$inc"] = {"deliveries": -1}
         return update
@@ -254,20 +254,20 @@ class Claims:
             return {each.id for each in handles}
         return {each["_id"] for each in self._messages.find(held, {"_id": 1})}
 
-    def give_back_late(self) -> float | None:
-        """Give back what nobody renews any more, and what was delayed until now.  May switch.
+    def requeue_due(self) -> float | None:
+        """Requeue messages whose lease or delay has ended.  May switch.
 
         Returns:
             in how many seconds something else is due: a message that is delayed, or that expires.
         """
-        due: float | None = self._client.call(self._give_back_late)
+        due: float | None = self._client.call(self._requeue_due)
         return due
 
-    def _give_back_late(self) -> float | None:
+    def _requeue_due(self) -> float | None:
         now = self._client.now()
         late = {"$lte": now}
         either = {"$or": [{"lease_until": late}, {"due_at": late}]}
-        self._messages.update_many(either, GIVE_BACK)
+        self._messages.update_many(either, REQUEUE)
         ends = []
         for name in ("due_at", DEAD_AT):
             later = {name: {"$gt": now}}

@@ -244,14 +244,14 @@ class Client:
         """Say hello to the server that takes writes.  May switch.
 
         Raises:
-            LinkLost: there is none, or it does not answer in time.
+            LinkLost: there is none, or it does not reply in time.
             LoginRefused: the login was refused.
         """
         left = deadline.left()
         # pymongo must be the first to give up: it knows what each server has answered.
-        answer = self.call(_hello, self._mongo, None if left is None else left * GREETING)
-        self._read_clock(answer)
-        self.is_set = "setName" in answer or answer.get("msg") == "isdbgrid"
+        reply = self.call(_hello, self._mongo, None if left is None else left * GREETING)
+        self._read_clock(reply)
+        self.is_set = "setName" in reply or reply.get("msg") == "isdbgrid"
 
     def session(self) -> Any:
         """Return a session of pymongo's, for a cursor that is read by several calls."""
@@ -268,9 +268,9 @@ class Client:
         if self._clock_read_at is None or monotonic() - self._clock_read_at > CLOCK_LIFETIME:
             self._read_clock(self.call(_hello, self._mongo, None))
 
-    def _read_clock(self, answer: Any) -> None:
+    def _read_clock(self, reply: Any) -> None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)
-        there = answer.get("localTime")
+        there = reply.get("localTime")
         self._clock_offset = timedelta() if there is None else there - now
         self._clock_read_at = monotonic()
 
@@ -399,10 +399,10 @@ class TailCursor:
 
     def _run(self, command: Mapping[str, Any], batch: str) -> list[Document]:
         self._id = 0  # if it fails, there is no cursor
-        answer = self._client.call_in(
+        reply = self._client.call_in(
             self._aside, self._client.database.command, dict(command), session=self._session
         )
-        cursor = answer["cursor"]
+        cursor = reply["cursor"]
         self._id = int(cursor["id"])
         found: list[Document] = cursor[batch]
         return found

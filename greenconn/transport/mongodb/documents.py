@@ -22,9 +22,9 @@ from greenconn.jsoncodec import loads
 __all__ = [
     "DEAD_AT",
     "EXPIRE_AT",
-    "GIVE_BACK",
     "HELD_EXPIRE_AT",
     "HIGHEST",
+    "REQUEUE",
     "Document",
     "Handle",
     "claim_update",
@@ -42,8 +42,8 @@ DEAD_AT: Final = "dead_at"
 #: Where the former is while the message is claimed: the server must not remove it then.
 HELD_EXPIRE_AT: Final = "held_expire_at"
 
-#: Makes a claimed message wait again.
-GIVE_BACK: Final[Document] = {
+#: Requeues a claimed message.
+REQUEUE: Final[Document] = {
     "$rename": {"claimed": "queue", HELD_EXPIRE_AT: EXPIRE_AT},
     "$unset": {"claim": "", "lease_until": "", "due_at": ""},
 }

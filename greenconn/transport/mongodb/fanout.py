@@ -153,12 +153,12 @@ class Broadcast:
 
     def put_back(self, copy: Copy) -> None:
         """Put back a message that was taken and not delivered.  Never switches."""
-        self.settle(copy, Settlement.BACK, is_unseen=True)
+        self.settle(copy, Settlement.REQUEUE, is_unseen=True)
 
     def settle(self, copy: Copy, settlement: Settlement, *, is_unseen: bool) -> None:
         """Say what became of a message.  Never switches."""
         listener = self._listeners.get(copy.queue)
-        if settlement is Settlement.BACK and listener is not None:
+        if settlement is Settlement.REQUEUE and listener is not None:
             copy.deliveries += not is_unseen
             listener.copies.appendleft(copy)
             self._wake(copy.queue, listener)

@@ -18,7 +18,7 @@ from bson import ObjectId
 from pymongo import IndexModel
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
-from greenconn.broker.port import Answer, Claimed, Entry, Store
+from greenconn.broker.port import Claimed, Entry, SettleRequest, Store
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
@@ -120,7 +120,7 @@ class MongoStore(Store):
         )
         self._waking.tell_of_polling()
         if self._unheard:
-            self._give_back(self._unheard)
+            self._requeue(self._unheard)
 
     def close(self) -> None:
         ending = self._let_go()
@@ -152,7 +152,7 @@ class MongoStore(Store):
         try:
             self._claims.wait_for_abandoned()
             self._abandon_dead()
-            self._give_back(self._abandoned)
+            self._requeue(self._abandoned)
         finally:
             assert self._lease is not None
             ending = self._lease.end()
@@ -164,11 +164,11 @@ class MongoStore(Store):
         self._abandoned.update(each.handle.claim for each in self._dead)
         self._dead.clear()
 
-    def _give_back(self, claims: set[Any]) -> None:
-        """Give back what *claims* have taken, or leave it to the next life."""
+    def _requeue(self, claims: set[Any]) -> None:
+        """Requeue what *claims* have taken, or leave it to the next life."""
         claims = set(claims)
         try:
-            self._claims.give_back(claims)
+            self._claims.requeue(claims)
         except (LinkLost, PyMongoError) as exc:
             self._unheard |= claims
             logger.debug("%s: requeueing messages: %s", self._servers.where, exc)
@@ -278,11 +278,11 @@ class MongoStore(Store):
             if not exchanges:
                 self._unbound[queue] = now
 
-    def settle(self, answers: Sequence[Answer]) -> None:
-        stored: list[Answer] = []
+    def settle(self, requests: Sequence[SettleRequest]) -> None:
+        stored: list[SettleRequest] = []
         soonest: float | None = None
         # Dead letters first: if we die between the two, there is one too many, and none too few.
-        for each in self._with_copies(answers):
+        for each in self._with_copies(requests):
             if isinstance(each.handle, Copy):
                 self._broadcast.settle(each.handle, each.settlement, is_unseen=each.is_unseen)
                 continue
@@ -294,14 +294,14 @@ class MongoStore(Store):
         if soonest is not None:
             self._waking.expect(soonest)
 
-    def _with_copies(self, answers: Sequence[Answer]) -> Sequence[Answer]:
-        """Store the copies of all answers; where one is refused, its message stays."""
-        entries = [entry for each in answers for entry in each.entries]
+    def _with_copies(self, requests: Sequence[SettleRequest]) -> Sequence[SettleRequest]:
+        """Store the copies of all requests; where one is refused, its message stays."""
+        entries = [entry for each in requests for entry in each.entries]
         if not entries:
-            return answers
+            return requests
         outcomes = iter(self.put(entries))
         return [
-            self.unless_refused(each, [next(outcomes) for _ in each.entries]) for each in answers
+            self.unless_refused(each, [next(outcomes) for _ in each.entries]) for each in requests
         ]
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
@@ -313,7 +313,7 @@ class MongoStore(Store):
 
     def _sweep(self, is_claiming: bool) -> float | None:
         self._servers.set_clock()
-        due = self._claims.give_back_late()
+        due = self._claims.requeue_due()
         if is_claiming:
             dead = self._claims.take_dead()
             if dead:

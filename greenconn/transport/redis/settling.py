@@ -111,7 +111,7 @@ def move_of(commands: Commands, disposition: Disposition) -> Move:
     message, settlement, _, entries, is_unseen = disposition
     field: str = message.handle
     number, queue, raw = number_of(field), message.queue, message.raw
-    if settlement is not Settlement.BACK:
+    if settlement is not Settlement.REQUEUE:
         return Move(number, field, "", TAIL, _copies(commands, raw, entries))
     if is_unseen:
         envelope = _read(raw)
@@ -330,7 +330,7 @@ class Restorer:
             reason: ``delivery_limit`` or ``expired``.
         """
         entries = self._dead_letters(message, reason)
-        return move_of(self._commands, Disposition(message, Settlement.DONE, entries=entries))
+        return move_of(self._commands, Disposition(message, Settlement.ACK, entries=entries))
 
     def _note_stuck(self, field: str, why: str) -> None:
         if field not in self.stuck:

@@ -301,7 +301,7 @@ class RedisHolding:
             if feed is not None and feed.consumers:
                 feed.source.broadcast_again(delivery)
             return
-        for key, raw in move_of(commands, Disposition(delivery, Settlement.BACK)).copies:
+        for key, raw in move_of(commands, Disposition(delivery, Settlement.REQUEUE)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
 
     def put_off(self, message: HeldMessage) -> None:
@@ -366,7 +366,7 @@ def _size(disposition: Disposition) -> int:
 
 
 def _goes_back(disposition: Disposition) -> bool:
-    return disposition.settlement is Settlement.BACK
+    return disposition.settlement is Settlement.REQUEUE
 
 
 def _outcome(reply: Any, told: int) -> Any:

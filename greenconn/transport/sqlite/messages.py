@@ -9,12 +9,12 @@ from time import time
 from typing import Any, Final, NamedTuple
 
 from greenconn.broker.port import (
-    Answer,
     Claimed,
     Entry,
     NoQueue,
     QueueFull,
     Settlement,
+    SettleRequest,
 )
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.sqlite.queues import Pipes, QueueRow, Queues, arm, armed
@@ -85,7 +85,7 @@ class Put(NamedTuple):
         pipes: those to wake, and for which queues.
         dead: what became too many.
         next_at: when the next of them may be delivered, or dies.
-        late: answers that came too late.
+        late: acks that came too late.
         refused: queues of dead letters that were not stored, so that their messages stay; and why.
     """
 
@@ -354,33 +354,35 @@ def next_time(db: sqlite3.Connection) -> float | None:
     return earliest(at, expires, idle_until)
 
 
-def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], claim: Claim) -> Put:
+def settle(
+    db: sqlite3.Connection, queues: Queues, requests: Sequence[SettleRequest], claim: Claim
+) -> Put:
     """Settle what is held; what is not held any more stays as it is."""
     gone: list[Handle] = []
     back: defaultdict[tuple[float, bool], list[Handle]] = defaultdict(list)
-    dead: list[Answer] = []
-    for answer in answers:
-        if answer.settlement is Settlement.BACK:
-            back[answer.delay, answer.is_unseen].append(answer.handle)
-        elif answer.entries and _holds(db, answer.handle):
-            dead.append(answer)
+    dead: list[SettleRequest] = []
+    for request in requests:
+        if request.settlement is Settlement.REQUEUE:
+            back[request.delay, request.is_unseen].append(request.handle)
+        elif request.entries and _holds(db, request.handle):
+            dead.append(request)
         else:
-            gone.append(answer.handle)
-    entries = [entry for answer in dead for entry in answer.entries]
+            gone.append(request.handle)
+    entries = [entry for request in dead for entry in request.entries]
     stored = put(db, queues, entries, claim) if entries else Put([], {}, [], None)
     outcomes = iter(stored.outcomes)
     refused: list[tuple[str, Exception]] = []
-    for answer in dead:
+    for request in dead:
         refusals = [
             (entry.queue, error)
-            for entry, error in zip(answer.entries, outcomes, strict=False)
+            for entry, error in zip(request.entries, outcomes, strict=False)
             if error is not None and not isinstance(error, NoQueue)
         ]
         refused += refusals[:1]
         if refusals:
-            back[claim.lease, False].append(answer.handle)
+            back[claim.lease, False].append(request.handle)
         else:
-            gone.append(answer.handle)
+            gone.append(request.handle)
     late = len(gone)
     for number, marks, values in _by_claim(gone):
         late -= db.execute(
@@ -388,14 +390,14 @@ def settle(db: sqlite3.Connection, queues: Queues, answers: Sequence[Answer], cl
         ).rowcount
     pipes, next_at = stored.pipes, stored.next_at
     if back:
-        returned, again_at = _give_back(db, back)
+        returned, again_at = _requeue(db, back)
         next_at = earliest(next_at, again_at)
         for pipe, numbers in armed(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
     return Put([], pipes, stored.dead, next_at, late, refused)
 
 
-def _give_back(
+def _requeue(
     db: sqlite3.Connection, back: Mapping[tuple[float, bool], Sequence[Handle]]
 ) -> tuple[set[int], float | None]:
     """Let others have messages; the queues of those, and when the first may be delivered."""

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from gevent import get_hub
 
-from greenconn.broker.port import Answer, Claimed, Entry, Settlement, Store
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.topology import Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
@@ -238,7 +238,7 @@ class SqliteStore(Store):
     def _seen_in_vain(self, seen: maintenance.Seen) -> None:
         """Drop the result of a lookup that nothing waits for any more.  Never switches."""
         self._tell(seen.pipes)
-        self._give_back(seen.dead)
+        self._requeue(seen.dead)
 
     def _claim(self) -> messages.Claim:
         self._claims += 1
@@ -333,7 +333,7 @@ class SqliteStore(Store):
     def _stored_in_vain(self, stored: messages.Put) -> None:
         """Drop the outcome of a publish that nothing waits for any more.  Never switches."""
         self._tell(stored.pipes)
-        self._give_back(stored.dead)
+        self._requeue(stored.dead)
 
     def _after(self, stored: messages.Put) -> None:
         if stored.pipes:
@@ -369,25 +369,28 @@ class SqliteStore(Store):
         return taken.claimed
 
     def _taken_in_vain(self, taken: messages.Taken) -> None:
-        """Give back claimed messages that nothing waits for any more.  Never switches."""
+        """Requeue claimed messages that nothing waits for any more.  Never switches."""
         self._tell(taken.pipes)
-        self._give_back([*taken.claimed, *taken.dead])
+        self._requeue([*taken.claimed, *taken.dead])
 
-    def _give_back(self, claimed: Sequence[Claimed]) -> None:
+    def _requeue(self, claimed: Sequence[Claimed]) -> None:
         if claimed:
             self._database.post(
                 self._stored_in_vain,
                 messages.settle,
                 self._database.queues,
-                [Answer(each.handle, Settlement.BACK, is_unseen=True) for each in claimed],
+                [
+                    SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True)
+                    for each in claimed
+                ],
                 self._claim(),
             )
 
-    def settle(self, answers: Sequence[Answer]) -> int | None:
+    def settle(self, requests: Sequence[SettleRequest]) -> int | None:
         settled: messages.Put = self._database.write(
             messages.settle,
             self._database.queues,
-            answers,
+            requests,
             self._claim(),
             on_left=self._stored_in_vain,
         )

@@ -48,7 +48,7 @@ class ChannelPort(Protocol):
         """Let its consumers have what its bounds leave.  Never switches."""
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when the broker has what was published and answered.  May switch."""
+        """Return when the broker has all publishes and acks.  May switch."""
 
     def close(self) -> None:
         """Close it.  May switch."""

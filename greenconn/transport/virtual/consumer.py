@@ -24,9 +24,9 @@ class Prefetch:
     """The bounds of a channel's deliveries, and how much of them is in use.
 
     Attributes:
-        count: unanswered deliveries for each consumer started from now on; 0 is no limit.
-        limit: unanswered deliveries for all consumers of the channel; 0 is no limit.
-        in_flight: unanswered deliveries of all its consumers now.
+        count: unacked deliveries for each consumer started from now on; 0 is no limit.
+        limit: unacked deliveries for all consumers of the channel; 0 is no limit.
+        in_flight: unacked deliveries of all its consumers now.
         reserved: places under ``limit`` that claims under way may fill.
         is_divided: a claim leaves places under ``limit`` to the other queues of the channel.
         is_flowing: deliveries have not been stopped by ``flow(False)``.
@@ -90,7 +90,7 @@ class PrefetchView:
 
     @property
     def prefetch_count(self) -> int:
-        """Deliveries that may be unanswered at once; 0 is no limit."""
+        """Deliveries that may be unacked at once; 0 is no limit."""
         return self._prefetch.limit or self._prefetch.count
 
     def can_consume(self) -> bool:
@@ -133,7 +133,7 @@ class Consumer:
     Arguments:
         channel: has ``connection`` and ``prefetch``.
         feed: woken when a parked consumer has room again.
-        limit: unanswered deliveries at once; 0 is no limit.
+        limit: unacked deliveries at once; 0 is no limit.
 
     Attributes:
         turn: the lower, the sooner it is served among the consumers of a channel whose limit has not
@@ -187,12 +187,12 @@ class Consumer:
         self.sink = sink
         self.no_ack = no_ack
         self.exclusive = exclusive
-        # What needs no answer cannot be limited by answers.
+        # Messages without an ack cannot be limited by acks.
         self.limit = 0 if no_ack else limit
         self.arguments = arguments
         self.on_cancel = on_cancel
         self.priority = int((arguments or {}).get("x-priority") or 0)
-        #: Deliveries that were not answered.
+        #: Unacknowledged deliveries.
         self.unacked = 0
         self.turn = 0
         #: Handed to the sink of an unbounded consumer, and not yet taken from it.
@@ -257,7 +257,7 @@ class Consumer:
         self.backlog.popleft()
         if self.no_ack:
             self._answer(message)
-        if self.is_parked and not self.limit:  # else only an answer makes room
+        if self.is_parked and not self.limit:  # else only an ack makes room
             self.wake()
         if self.callback is not None:
             self.callback(message)
@@ -271,10 +271,10 @@ class Consumer:
             self.wake()
 
     def _answer(self, message: Message) -> None:
-        """Acknowledge a delivery that needs no answer of its program.  Never switches."""
+        """Acknowledge a delivery with ``no_ack``.  Never switches."""
 
     def forget_backlog(self) -> None:
-        """Give back the deliveries that nobody has seen yet; their events do nothing."""
+        """Forget the deliveries that no handler has seen; their events do nothing."""
         self.stale += len(self.backlog)
         self.backlog.clear()
 
@@ -284,7 +284,7 @@ class Consumer:
         unseen = list(self.backlog)
         self.backlog.clear()
         if self.sink is not None and not self.no_ack:
-            self.sink.taken = None  # else what it takes from now on is still answered with that
+            self.sink.taken = None  # else it would be called for what is taken from now on
         return unseen
 
     def lose(self, exc: BaseException) -> None:

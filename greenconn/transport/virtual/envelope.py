@@ -164,7 +164,7 @@ class Delivery(Message):
 
     Attributes:
         handle: what the broker knows it by.
-        is_held: the broker holds it for us until it is answered.
+        is_held: the broker holds it for us until it is settled.
     """
 
     __slots__ = ("consumer", "handle", "is_held", "number", "queue", "raw", "waiting")

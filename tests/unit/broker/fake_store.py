@@ -11,12 +11,12 @@ from gevent.event import Event
 
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import (
-    Answer,
     Claimed,
     Entry,
     NoQueue,
     QueueFull,
     Settlement,
+    SettleRequest,
     Store,
 )
 from greenconn.broker.topology import DirectTopology, Topology
@@ -275,24 +275,24 @@ class FakeStore(Store):
     def interrupt(self) -> None:
         self.bell.set()
 
-    def settle(self, answers: Sequence[Answer]) -> int | None:
-        self._call("settle", list(answers))
-        for answer in answers:
-            item = self._held(answer.handle)
+    def settle(self, requests: Sequence[SettleRequest]) -> int | None:
+        self._call("settle", list(requests))
+        for request in requests:
+            item = self._held(request.handle)
             if item is None:
                 continue
-            queue = answer.handle[0]
-            for entry in answer.entries:
+            queue = request.handle[0]
+            for entry in request.entries:
                 self.fake_broker.items.setdefault(entry.queue, []).append(
                     Item(entry, self.fake_broker.next())
                 )
-            if answer.settlement is Settlement.BACK:
+            if request.settlement is Settlement.REQUEUE:
                 item.claim = 0
-                item.deliveries -= answer.is_unseen
+                item.deliveries -= request.is_unseen
                 self._wake_others(queue)
             else:
                 self.fake_broker.items[queue].remove(item)
-        self.fake_broker.after("settle", list(answers))
+        self.fake_broker.after("settle", list(requests))
         return None
 
     def _held(self, handle: Any) -> Item | None:

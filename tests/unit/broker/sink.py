@@ -31,7 +31,7 @@ class Sink(list[Any]):
             self._on_message(message)
         self._changed.set()
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         """Put all back."""
         for message in self:
             message.put_back()

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Answer, Settlement
+from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
@@ -21,7 +21,7 @@ from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
 
-def settled(fake_broker: FakeBroker) -> list[list[Answer]]:
+def settled(fake_broker: FakeBroker) -> list[list[SettleRequest]]:
     """Return the answers of each call."""
     return [argument for method, argument in fake_broker.calls if method == "settle"]
 
@@ -47,7 +47,7 @@ def test_one_call_tells_so_many(
     told = [answer.handle for each in settled(fake_broker) for answer in each]
     assert told == [each.handle for each in got]
     assert {answer.settlement for each in settled(fake_broker) for answer in each} == {
-        Settlement.DONE
+        Settlement.ACK
     }
 
 
@@ -170,7 +170,7 @@ def test_a_dead_letter_that_fails_is_tried_after_a_lease(
     got[0].reject()
     channel.connection.catch_up()
     ((answer,),) = settled(fake_broker)
-    assert answer == Answer(got[0].handle, Settlement.BACK, delay=30.0)
+    assert answer == SettleRequest(got[0].handle, Settlement.REQUEUE, delay=30.0)
 
 
 def test_who_waits_is_told_when_his_are(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -381,7 +381,7 @@ def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker)
 
 def test_an_error_stays_what_it_is(connect: Opener) -> None:
     exc = ValueError("refused")
-    assert connect().holding.error(exc, "answering") is exc
+    assert connect().holding.error(exc, "settling messages") is exc
 
 
 def test_of_two_that_are_refused_together_each_is_told_alone(
@@ -421,8 +421,8 @@ def test_what_former_lives_held_goes_back(connect: Opener, fake_broker: FakeBrok
     assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 1), (0, 0)]
     (answers,) = settled(fake_broker)
     assert [(each.settlement, each.is_unseen) for each in answers] == [
-        (Settlement.BACK, False),
-        (Settlement.BACK, True),
+        (Settlement.REQUEUE, False),
+        (Settlement.REQUEUE, True),
     ]
     for each in got:
         each.is_held = False
@@ -432,7 +432,7 @@ def test_answers_that_are_interrupted_end_the_link(connect: Opener) -> None:
     link = connect()
     link.holding.interrupted(KeyboardInterrupt())
     assert link.lost is not None
-    assert "answering failed: KeyboardInterrupt()" in str(link.lost)
+    assert "settling messages failed: KeyboardInterrupt()" in str(link.lost)
 
 
 def test_what_claims_may_have_taken_is_told(
@@ -452,7 +452,7 @@ def test_a_store_without_leases_gets_back_at_once_what_cannot_be_told(
     assert holding.put_off(got[0]).delay == 30.0
     monkeypatch.setattr(channel.connection.store, "lease", None)
     assert holding.put_off(got[0]).delay == 0.0
-    assert holding.put_off(got[0]).settlement is Settlement.BACK
+    assert holding.put_off(got[0]).settlement is Settlement.REQUEUE
 
 
 def test_a_renewal_after_the_end_is_not_made(connect: Opener, fake_broker: FakeBroker) -> None:

@@ -316,10 +316,10 @@ def test_only_what_goes_back_is_left(connect: Opener, succeed: Successor) -> Non
     link, claimed = lost_with_a_claim(connect)
     handover = link.transport.handover
     assert handover.left() == []
-    done = Disposition(claimed, Settlement.DONE)
+    done = Disposition(claimed, Settlement.ACK)
     handover.add(link, ["ack"], [done])
     assert handover.left() == []
-    handover.add(link, [], [Disposition(claimed, Settlement.BACK)])
+    handover.add(link, [], [Disposition(claimed, Settlement.REQUEUE)])
     assert handover.left() == [claimed]
 
 

@@ -8,5 +8,5 @@ from greenconn.broker.port import Claimed, Settlement
 
 def test_a_disposition_holds_back_nothing_unless_it_says_so() -> None:
     message = Claimed("q", None, "handle")
-    disposition = Disposition(message, Settlement.BACK)
+    disposition = Disposition(message, Settlement.REQUEUE)
     assert (disposition.delay, list(disposition.entries), disposition.is_unseen) == (0.0, [], False)

@@ -210,7 +210,7 @@ def test_answers_that_the_store_does_not_take_end_the_link(
     fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
     message.ack()
     impatient(channel.connection)
-    with pytest.raises(RecoverableConnectionError, match="answering: no answer"):
+    with pytest.raises(RecoverableConnectionError, match="settling messages: no answer"):
         channel.queue_declare("q", passive=True)
     assert channel.connection.lost is not None
 

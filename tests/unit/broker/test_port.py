@@ -7,12 +7,12 @@ import logging
 import pytest
 
 from greenconn.broker.port import (
-    Answer,
     Claimed,
     Entry,
     NoQueue,
     QueueFull,
     Settlement,
+    SettleRequest,
     Store,
     TakenForDead,
 )
@@ -33,7 +33,7 @@ def store(fake_broker: FakeBroker) -> FakeStore:
 def test_an_answer_whose_copies_are_stored_stays(
     store: FakeStore, outcome: Exception | None
 ) -> None:
-    answer = Answer("handle", Settlement.DONE, entries=[ENTRY])
+    answer = SettleRequest("handle", Settlement.ACK, entries=[ENTRY])
     assert store.unless_refused(answer, [outcome]) is answer
 
 
@@ -43,10 +43,10 @@ def test_an_answer_whose_copies_are_stored_stays(
 def test_a_message_whose_copy_is_refused_comes_again_later(
     store: FakeStore, outcome: Exception, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = Answer("handle", Settlement.DONE, entries=[ENTRY, ENTRY])
+    answer = SettleRequest("handle", Settlement.ACK, entries=[ENTRY, ENTRY])
     with caplog.at_level(logging.ERROR, "greenconn.broker"):
         given = store.unless_refused(answer, [None, outcome])
-    assert given == Answer("handle", Settlement.BACK, delay=30.0)
+    assert given == SettleRequest("handle", Settlement.REQUEUE, delay=30.0)
     (record,) = caplog.records
     assert "a dead letter for queue 'dead' could not be stored" in record.getMessage()
     assert f"is tried again in 30 s: {why}" in record.getMessage()
@@ -54,13 +54,13 @@ def test_a_message_whose_copy_is_refused_comes_again_later(
 
 def test_without_leases_it_comes_again_at_once(store: FakeStore) -> None:
     store.lease = None
-    answer = Answer("handle", Settlement.DONE, entries=[ENTRY])
+    answer = SettleRequest("handle", Settlement.ACK, entries=[ENTRY])
     assert store.unless_refused(answer, [QueueFull("dead")]).delay == 0.0
 
 
 def test_each_entry_has_an_outcome(store: FakeStore) -> None:
     with pytest.raises(ValueError):
-        store.unless_refused(Answer("handle", Settlement.DONE, entries=[ENTRY]), [])
+        store.unless_refused(SettleRequest("handle", Settlement.ACK, entries=[ENTRY]), [])
 
 
 def test_by_default_nothing_is_lost_and_nothing_doubtful(store: FakeStore) -> None:
@@ -113,7 +113,7 @@ def test_a_plain_message_and_a_plain_answer() -> None:
     assert (ENTRY.priority, ENTRY.delay, ENTRY.lifetime) == (0, 0.0, None)
     claimed = Claimed("q", None, "handle")
     assert (claimed.deliveries, claimed.raw, claimed.dead, claimed.waiting) == (0, b"", None, None)
-    answer = Answer("handle", Settlement.DONE)
+    answer = SettleRequest("handle", Settlement.ACK)
     assert (answer.delay, answer.entries, answer.is_unseen) == (0.0, (), False)
 
 

@@ -121,9 +121,9 @@ def test_dead_letters_have_copies_or_are_dropped(link: Link) -> None:
     first, dropped, unread = (each for part, _ in link.holding.settled for each in part)
     (entry,) = first.entries
     assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
-    assert first.settlement is Settlement.DONE
+    assert first.settlement is Settlement.ACK
     for each in (dropped, unread):
-        assert (each.settlement, each.entries) == (Settlement.REFUSED, ())
+        assert (each.settlement, each.entries) == (Settlement.REJECT, ())
 
 
 def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
@@ -135,12 +135,12 @@ def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
     link.settlements.wait_routed(Deadline(SOON))
     assert [str(each) for each in link.failures] == ["you may not look at it"]
     assert (link.settlements.refused, link.holding.settled) == (1, [])
-    assert [each.settlement for each in link.settlements.unsettled()[1]] == [Settlement.BACK]
+    assert [each.settlement for each in link.settlements.unsettled()[1]] == [Settlement.REQUEUE]
     link.route = lambda: ["dead"]
     link.settlements.repeat()
     link.settlements.wait_routed(Deadline(SOON))
     ((disposition,), _) = link.holding.settled[0]
-    assert disposition.settlement is Settlement.DONE
+    assert disposition.settlement is Settlement.ACK
 
 
 def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) -> None:
@@ -185,11 +185,11 @@ def test_what_nobody_has_seen_goes_back_as_such(link: Link) -> None:
     link.settlements.requeue_unseen(Held("a"))
     link.holding.end_turn()
     (([disposition], _),) = link.holding.settled
-    assert (disposition.settlement, disposition.is_unseen) == (Settlement.BACK, True)
+    assert (disposition.settlement, disposition.is_unseen) == (Settlement.REQUEUE, True)
 
 
 def test_what_former_lives_have_left_is_told(link: Link) -> None:
-    link.settlements.take_over(["a"], [Disposition(Held("b"), Settlement.BACK)])
+    link.settlements.take_over(["a"], [Disposition(Held("b"), Settlement.REQUEUE)])
     link.settlements.take_over(["c"], [])
     assert len(link.holding.turn_end) == 1
     link.holding.end_turn()

@@ -238,7 +238,7 @@ def test_nonsense_is_an_error_and_ends_the_connection(
 
 def test_a_large_answer_is_refused_before_it_comes(server: Start, web: Make) -> None:
     peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2147483648\r\n\r\n")
-    with pytest.raises(OSError, match="an answer above"):
+    with pytest.raises(OSError, match="a response above"):
         ask(web(peer))
     assert ask(web(server(OK)), limit=2).body == b"ok"
 

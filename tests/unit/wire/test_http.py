@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from greenconn.wire.http import HEAD_LIMIT, LINE_LIMIT, Answer, request_head
+from greenconn.wire.http import HEAD_LIMIT, LINE_LIMIT, ResponseParser, request_head
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -68,9 +68,9 @@ NONSENSE = [
 ]
 
 
-def told(pieces: list[bytes], method: str = "GET", limit: int = 100) -> Answer:
+def told(pieces: list[bytes], method: str = "GET", limit: int = 100) -> ResponseParser:
     """The answer that comes in these pieces, behind which the server closes."""
-    answer = Answer(method, limit)
+    answer = ResponseParser(method, limit)
     for each in pieces:
         answer.feed(each)
     answer.end()
@@ -91,7 +91,7 @@ def test_every_split_is_the_same_answer(text: bytes, goes_on: bool) -> None:
 @pytest.mark.parametrize("text", NONSENSE)
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 def test_nonsense_is_an_error(text: bytes, size: int) -> None:
-    with pytest.raises(OSError, match=r"answer|chunk"):
+    with pytest.raises(OSError, match=r"answer|response|chunk"):
         told([text[i : i + size] for i in range(0, len(text), size)])
 
 
@@ -117,14 +117,14 @@ def test_headers_and_reason() -> None:
 )
 def test_some_answers_have_no_body(method: str, head: bytes) -> None:
     for fields in (b"", b"Content-Length: 99999\r\n", b"Transfer-Encoding: chunked\r\n"):
-        answer = Answer(method, 100)
+        answer = ResponseParser(method, 100)
         answer.feed(head + fields + b"\r\n")
         assert answer.is_complete
         assert answer.may_go_on
 
 
 def test_a_body_is_taken_as_it_comes() -> None:
-    answer = Answer("GET", 10)
+    answer = ResponseParser("GET", 10)
     answer.feed(CHUNKED)
     for _ in range(100):
         answer.feed(b"8\r\n12345678\r\n")
@@ -141,7 +141,7 @@ def test_a_body_is_taken_as_it_comes() -> None:
     ],
 )
 def test_a_body_has_a_limit(text: bytes) -> None:
-    with pytest.raises(OSError, match="an answer above 100 bytes"):
+    with pytest.raises(OSError, match="a response above 100 bytes"):
         told([text])
 
 

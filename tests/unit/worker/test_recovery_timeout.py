@@ -32,7 +32,7 @@ class Given:
 def channel(version: tuple[int, ...] | None = (4, 3, 0)) -> Any:
     """An open channel of a broker of *version*, which has waited for delivery 1 longest."""
     connection = SimpleNamespace(server_version=version)
-    return SimpleNamespace(connection=connection, oldest_unanswered=1, is_open=True)
+    return SimpleNamespace(connection=connection, oldest_unacked=1, is_open=True)
 
 
 def dispatcher_of(*messages: Any) -> Dispatcher:

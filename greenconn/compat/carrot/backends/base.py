@@ -223,7 +223,7 @@ class BaseBackend:
     def qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Bound what is unanswered.  May switch."""
+        """Limit the unacknowledged messages.  May switch."""
         self.channel.basic_qos(prefetch_size, prefetch_count, apply_global)
 
     # Messages out

@@ -195,7 +195,7 @@ class Consumer(Fetching, Receiver):
         """Return the next message, or None if the queue is empty.  May switch.
 
         Arguments:
-            no_ack: the message needs no answer; None is what the consumer says.
+            no_ack: the message needs no ack; None is what the consumer says.
             auto_ack: acknowledge it at once; None is what the consumer says.
             enable_callbacks: call the callbacks as well.
         """

@@ -80,7 +80,7 @@ def test_query_answers() -> None:
         <member><Id>1</Id><MessageId>n</MessageId></member>
       </Successful></PublishBatchResult>
       <ResponseMetadata><RequestId>r</RequestId></ResponseMetadata></PublishBatchResponse>"""
-    answer = SNS.answer("PublishBatch", reply(body))
+    answer = SNS.parse_response("PublishBatch", reply(body))
     assert [each["Id"] for each in answer["Successful"]] == ["0", "1"]
     assert not answer["Failed"]
 
@@ -90,7 +90,7 @@ def test_query_refuses() -> None:
       <Type>Sender</Type><Code>AuthorizationError</Code><Message>no</Message></Error>
       <RequestId>r</RequestId></ErrorResponse>"""
     with pytest.raises(Refusal) as caught:
-        SNS.answer("CreateTopic", reply(body, 403))
+        SNS.parse_response("CreateTopic", reply(body, 403))
     assert (caught.value.status, caught.value.code) == (403, "AuthorizationError")
 
 
@@ -98,10 +98,10 @@ def test_json() -> None:
     headers, body = SQS.request("SendMessageBatch", {"QueueUrl": "u", "Entries": []})
     assert headers["X-Amz-Target"] == "AmazonSQS.SendMessageBatch"
     assert json.loads(body) == {"QueueUrl": "u", "Entries": []}
-    assert SQS.answer("DeleteQueue", reply(b"")) == {}
-    assert SQS.answer("X", reply(b'{"a": 1}')) == {"a": 1}
+    assert SQS.parse_response("DeleteQueue", reply(b"")) == {}
+    assert SQS.parse_response("X", reply(b'{"a": 1}')) == {"a": 1}
     with pytest.raises(Refusal) as caught:
-        SQS.answer(
+        SQS.parse_response(
             "X",
             reply(b'{"__type": "com.amazonaws.sqs#QueueDoesNotExist", "message": "none"}', 400),
         )
@@ -113,7 +113,7 @@ def test_json() -> None:
 @pytest.mark.parametrize("body", [b"<html>Bad Gateway", b"\xff\xfe", b"[1]", b"<a>x</a>"])
 def test_what_is_no_answer_may_be_asked_again(protocol: str, body: bytes) -> None:
     with pytest.raises(Refusal) as caught:
-        PROTOCOLS[protocol].answer("X", reply(body, 502))
+        PROTOCOLS[protocol].parse_response("X", reply(body, 502))
     assert caught.value.status >= 500
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Answer, Settlement
+from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookLink
@@ -232,7 +232,7 @@ def test_what_the_broker_gives_back_by_itself_is_left_to_it(
     assert message is not None
     link.end(RecoverableConnectionError("lost"))
     successor = link.transport.establish_connection()
-    successor.store.settle([Answer(message, Settlement.BACK)])
+    successor.store.settle([SettleRequest(message, Settlement.REQUEUE)])
     successor.close()
     assert bodies(shelf, channel) == []
     assert list(dumps.iterdir()) == []

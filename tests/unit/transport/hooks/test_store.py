@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Answer, Entry, Settlement
+from greenconn.broker.port import Entry, Settlement, SettleRequest
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookLink
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -135,7 +135,7 @@ def test_what_cannot_be_put_back_is_dumped(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     message = channel.message_of({"body": "c2VjcmV0", "properties": {}}, "q")
     channel._restore = fail  # type: ignore[method-assign]
-    link.store.settle([Answer(message, Settlement.BACK)])
+    link.store.settle([SettleRequest(message, Settlement.REQUEUE)])
     assert "a message could not be requeued: OSError('gone')" in caplog.text
     assert "secret" not in caplog.text
     assert link.is_open

@@ -58,7 +58,7 @@ class Taker:
     def cancelled(self, exc: BaseException) -> None:
         self.is_active = False
 
-    def give_back(self) -> None:
+    def requeue_unseen(self) -> None:
         raise AssertionError("a transport that does not count it has no use for it")
 
 
@@ -123,7 +123,7 @@ class Model:
         if queue == "one":
             self.enter("three", number)
 
-    def give_back(self, held: list[Held]) -> None:
+    def requeue_unseen(self, held: list[Held]) -> None:
         for each in held:
             self.held.remove(each)
             self.waiting[each.queue][each.number] = True
@@ -181,7 +181,7 @@ class Model:
     def requeue(self, which: int) -> None:
         if self.held:
             held = self.held[which % len(self.held)]
-            self.give_back([held])
+            self.requeue_unseen([held])
             held.message.requeue()
             self.bury_overflow()
 
@@ -192,7 +192,7 @@ class Model:
 
     def recover(self, which: int) -> None:
         channel = self.channels[which % len(self.channels)]
-        self.give_back([each for each in self.held if each.owner.channel is channel])
+        self.requeue_unseen([each for each in self.held if each.owner.channel is channel])
         channel.basic_recover(requeue=True)
         self.bury_overflow()
 
@@ -212,7 +212,7 @@ class Model:
     def end(self, channel: Channel) -> None:
         self.channels.remove(channel)
         self.active = [each for each in self.active if each.channel is not channel]
-        self.give_back([each for each in self.held if each.owner.channel is channel])
+        self.requeue_unseen([each for each in self.held if each.owner.channel is channel])
         channel.close()
         self.bury_overflow()
 

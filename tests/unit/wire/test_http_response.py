@@ -6,21 +6,23 @@ import errno
 
 import pytest
 
-from greenconn.wire.http import HEAD_LIMIT, Answer
+from greenconn.wire.http import HEAD_LIMIT, ResponseParser
 
 LIMIT = 100
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 
-def fed(data: bytes, size: int = 1 << 20, method: str = "GET", limit: int = LIMIT) -> Answer:
+def fed(
+    data: bytes, size: int = 1 << 20, method: str = "GET", limit: int = LIMIT
+) -> ResponseParser:
     """An answer that was fed *data* in pieces of *size* bytes."""
-    answer = Answer(method, limit)
+    answer = ResponseParser(method, limit)
     for at in range(0, len(data), size):
         answer.feed(data[at : at + size])
     return answer
 
 
-def states(answer: Answer) -> tuple[bool, bool, bool, bool]:
+def states(answer: ResponseParser) -> tuple[bool, bool, bool, bool]:
     """What it says of itself."""
     return answer.has_begun, answer.has_head, answer.is_complete, answer.may_go_on
 
@@ -40,7 +42,7 @@ def states(answer: Answer) -> tuple[bool, bool, bool, bool]:
     ],
 )
 def test_it_is_complete_with_its_last_byte(data: bytes, may_go_on: bool, size: int) -> None:
-    answer = Answer("GET", LIMIT)
+    answer = ResponseParser("GET", LIMIT)
     assert states(answer) == (False, False, False, False)
     for at in range(0, len(data), size):
         assert states(answer)[2:] == (False, False)
@@ -143,7 +145,7 @@ def test_a_length_above_the_limit_is_refused_before_it_comes() -> None:
 def test_a_body_above_the_limit_is_not_kept(size: int) -> None:
     head = b"HTTP/1.1 200 OK\r\n\r\n"
     assert fed(head + bytes(LIMIT), size).take() == bytes(LIMIT)
-    answer = Answer("GET", LIMIT)
+    answer = ResponseParser("GET", LIMIT)
     answer.feed(head + bytes(LIMIT))
     with pytest.raises(OSError, match="above 100 bytes"):
         answer.feed(b"x")
