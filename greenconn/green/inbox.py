@@ -1,4 +1,23 @@
-"""A queue from which many greenlets take, in the order of their arrival, without polling."""
+"""A queue from which many greenlets take, in the order of their arrival, without polling.
+
+Theory
+------
+A reader or a callback of the hub puts items in; greenlets take them.  Between the moment at which a
+waiting greenlet is given an item and the moment at which it runs, it may be killed or time out, and
+another greenlet may find the inbox not empty.  No item may be lost, and items are begun in their
+order.
+
+- An item is handed to the taker that has waited longest, at once; only without takers is it stored.
+  So takers wait only while there are no items.
+- ``_handed`` lists the takers that have an item and have not run yet, in the order of their items.
+- A taker that is killed passes its item on: the item takes the place of the next handed one, that one
+  of the one behind it, and the last goes to a waiting taker or to the front of the stored items.
+- A greenlet that finds a stored item while others were handed older ones gets the oldest of all; each
+  taker that was handed an item gets the next one instead.
+
+``put``, ``put_back``, ``fail`` and ``clear`` never switch.  ``get`` may; a greenlet that always finds
+an item gives the hub a turn now and then (``STREAK``, ``PACE``).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,27 @@
-"""The consumer of kombu's API, whose callbacks run in the greenlet that drains the connection."""
+"""The consumer of kombu's API, whose callbacks run in the greenlet that drains the connection.
+
+Theory
+------
+A delivery becomes an event of the connection, and the greenlet that drains it decodes the body and
+calls the callbacks.  These may switch.  With a ``sink`` the connection's reader hands each message to
+the sink instead, which never switches.
+
+Any greenlet may call ``consume``, ``cancel``, ``add_queue`` or ``revive``, and the session restores
+the consumer when the connection was lost.  All of these may wait for the broker, so they may overlap.
+They stay correct since what is consumed is kept apart from where (``messaging.subscriptions``):
+
+- A tag says that a queue is to be consumed.  It is the same on each channel, until it is cancelled.
+- ``placed`` names the channel that was asked for a queue, and is set before the request is sent.  A
+  queue is requested only if ``placed`` does not name the present channel, so nothing is requested
+  twice there.
+- Before each request the channel is compared with the present one; a greenlet whose channel was
+  replaced stops, and leaves the rest to the one that replaced it.
+- A request that was cancelled while it was on its way is cancelled at the broker when it returns.
+
+Queues are declared once on each channel, unless ``auto_declare`` is false, and the prefetch is set
+before anything is consumed.  The prefetch and the requests that it is meant for are sent under a lock
+of the channel.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,22 @@
-"""Publishing messages."""
+"""The producer of kombu's API, which publishes messages.
+
+Theory
+------
+Many greenlets share a producer.  Each publish keeps its state in local variables, so publishes do not
+disturb each other and need no lock.  The object itself keeps only the channel, what is known of its
+exchange, and each open batch by the greenlet that opened it.
+
+A publish takes one of two paths:
+
+- Without *retry* and *timeout* it goes straight to the channel.  If the channel is open and the
+  exchange is known to be declared, nothing else is done; this path is measured, so it makes no
+  object but the message's own.  Otherwise the channel is replaced or the exchange declared first,
+  which may switch.
+- With either it is a ``messaging.publication.Publication``, which has the deadline and the attempts.
+
+A channel that is not open is replaced by its successor (``session.channels``).  The new channel is set
+without a switch after it was looked up, and only if no other greenlet has replaced it meanwhile.
+"""
 
 from __future__ import annotations
 

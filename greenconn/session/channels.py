@@ -1,4 +1,26 @@
-"""The channels of a session: the default one, replacements of dead ones, and spare ones."""
+"""The channels of a session: the default one, replacements of dead ones, and utility channels.
+
+Theory
+------
+A program keeps channels for longer than they live: the broker closes a channel at an error, and all
+channels of a connection at its loss.  So a dead channel has a *successor*, and each holder of the dead
+one gets the same.
+
+- There is at most one default channel in each life of the connection.  It is opened at its first use;
+  a dead default channel is replaced by the present default channel.
+- The other channels form *lines*: a channel, the one that replaced it, and so on.  Each member of a
+  line leads to its latest.  A line lives as long as a dead channel of it is referenced; it refers
+  only to its latest, so no other channel is kept alive.
+- Greenlets that need the same channel at the same time share one opening (``life.flight``).  If the
+  link is lost meanwhile, they try again on the next one, three times in all.
+- A new channel takes over the prefetch and the confirm mode of the one that it replaces.
+
+Calls that may fail at the broker run on *utility channels*, since an error closes the channel that it
+came on.  One greenlet uses such a channel at a time, and a channel whose call failed is not used
+again.
+
+``default``, ``successor`` and ``UtilityChannels.run`` may switch; nothing else does.
+"""
 
 from __future__ import annotations
 
