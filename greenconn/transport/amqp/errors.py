@@ -1,7 +1,7 @@
-"""Errors of an AMQP broker, each with a remedy.
+"""Errors of an AMQP broker, with remedies.
 
-The texts are those of RabbitMQ 3.10 to 4.3.  What a broker denies by its configuration cannot be known
-before it says so, so nothing is refused on the strength of a version.
+The texts are those of RabbitMQ 3.10 to 4.3.  A broker may permit by its configuration what its version
+denies by default, so nothing is refused because of a version.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _CLOSE: Final = ids_of(spec.Connection.Close)
 
 
 def with_remedy(text: str) -> str:
-    """Return the broker's *text*, followed by what can be done about it where we know."""
+    """Return the broker's *text*, followed by a remedy if one is known."""
     for words, remedy in _REMEDIES:
         if words in text:
             return f"{text} ({remedy})"
@@ -95,7 +95,7 @@ def closing_error(payload: bytes) -> BaseException:
 def opening_error(
     exc: BaseException, where: str, step: str, deadline: Deadline, hint: str = ""
 ) -> BaseException:
-    """Return the same kind of error, which says what broker and what step it is about."""
+    """Return an error of the same class whose text names the broker and the step."""
     if isinstance(exc, TimeoutError) and exc.errno is None:
         if step == "connecting":
             return exc

@@ -19,38 +19,38 @@ logger = logging.getLogger("greenconn.transport.amqp")
 
 
 class HeartbeatTimer:
-    """Sends heartbeats and judges the peer's, from its start to its stop.
+    """Timer that sends heartbeats and checks those of the peer.
 
     Arguments:
         where: the broker's URL with the password masked, for messages.
         on_dead: called in the hub with the error when the peer is dead; it must not switch.
     """
 
-    __slots__ = ("__weakref__", "_clockwork", "_on_dead", "_stream", "_ticker", "_where")
+    __slots__ = ("__weakref__", "_heartbeat", "_on_dead", "_stream", "_ticker", "_where")
 
     def __init__(self, where: str, on_dead: Callable[[BaseException], None]) -> None:
         self._where = where
         self._on_dead = on_dead
-        self._clockwork: Heartbeat | None = None
+        self._heartbeat: Heartbeat | None = None
         self._stream: Stream | None = None
         self._ticker: Ticker | None = None
 
     def start(self, interval: float, stream: Stream) -> None:
-        """Begin.
+        """Start the timer.
 
         Arguments:
-            interval: seconds as negotiated; 0 is off: nothing ever happens.
+            interval: seconds as negotiated; 0 is off.
         """
         if interval:
             self._stream = stream
-            self._clockwork = Heartbeat(interval, monotonic())
+            self._heartbeat = Heartbeat(interval, monotonic())
             self._ticker = Ticker(
-                self._clockwork.tick_interval, self._beat, f"heartbeat:{self._where}"
+                self._heartbeat.tick_interval, self._beat, f"heartbeat:{self._where}"
             )
             self._ticker.start()
 
     def stop(self) -> None:
-        """End.  Never switches.  Again: does nothing."""
+        """Stop the timer.  Never switches.  Again: does nothing."""
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()
@@ -58,34 +58,34 @@ class HeartbeatTimer:
         self._on_dead = _is_over
 
     def pause(self) -> None:
-        """Reading is paused on purpose: silence means nothing."""
-        if self._clockwork is not None:
-            self._clockwork.pause()
+        """Stop checking, as reading is paused on purpose."""
+        if self._heartbeat is not None:
+            self._heartbeat.pause()
 
     def resume(self) -> None:
-        """Reading goes on."""
-        if self._clockwork is not None:
-            self._clockwork.resume(monotonic())
+        """Check again, as reading is resumed."""
+        if self._heartbeat is not None:
+            self._heartbeat.resume(monotonic())
 
     def _beat(self, lag: float) -> None:
         # In the hub.
-        clockwork, stream = self._clockwork, self._stream
-        if clockwork is None or stream is None or not stream.is_open:
+        heartbeat, stream = self._heartbeat, self._stream
+        if heartbeat is None or stream is None or not stream.is_open:
             return
         now = monotonic()
-        clockwork.note_sent(stream.writer.sent_at)
-        if stream.received_at > clockwork.received_at:
-            clockwork.note_received(stream.received_at)
-        verdict = clockwork.tick(now, lag)
-        if lag > clockwork.interval:
-            log_blocked(logger, self._where, lag, clockwork.tick_interval)
+        heartbeat.note_sent(stream.writer.sent_at)
+        if stream.received_at > heartbeat.received_at:
+            heartbeat.note_received(stream.received_at)
+        verdict = heartbeat.tick(now, lag)
+        if lag > heartbeat.interval:
+            log_blocked(logger, self._where, lag, heartbeat.tick_interval)
         if Verdict.SEND in verdict and not stream.writer.is_stalled:
             stream.writer.write(heartbeat_frame())
         if Verdict.DEAD in verdict:
             self._on_dead(
                 ConnectionForced(
-                    f"{self._where}: nothing was received for {clockwork.silence(now):.1f} s, "
-                    f"the heartbeat is {clockwork.interval:g} s"
+                    f"{self._where}: nothing was received for {heartbeat.silence(now):.1f} s, "
+                    f"the heartbeat is {heartbeat.interval:g} s"
                 )
             )
 

@@ -91,14 +91,14 @@ class AmqpLink(Link):
         host: of the broker, with the port.
     """
 
-    #: What the broker learns of this client, beside the option ``client_properties``.
+    #: Client properties, beside those of the option ``client_properties``.
     library_properties: ClassVar[Mapping[str, Any]] = {
         "product": "greenconn",
         "product_version": __version__,
         "platform": "Python",
         "information": "gevent messaging client",
     }
-    #: Extensions of the protocol, and whether they are wanted of a broker that has them.
+    #: Extensions of the protocol, and whether they are used with a broker that has them.
     negotiate_capabilities: ClassVar[Mapping[str, bool]] = {
         "consumer_cancel_notify": True,
         "connection.blocked": True,
@@ -182,7 +182,7 @@ class AmqpLink(Link):
     # Opening
 
     def open(self, deadline: Deadline) -> None:
-        """Connect, and log in.  May switch.  Whatever goes wrong, nothing stays open.
+        """Connect, and log in.  May switch.  After an error nothing stays open.
 
         Raises:
             TimeoutError: names the step that took too long.
@@ -212,7 +212,7 @@ class AmqpLink(Link):
             raise error from exc
 
     def _begin(self) -> None:
-        """Both sides have agreed."""
+        """Begin to work with the limits that both sides agreed on."""
         assert self._stream is not None
         if self.lost is not None:
             raise self.lost  # it ended right behind that
@@ -241,22 +241,22 @@ class AmqpLink(Link):
 
     @property
     def server_properties(self) -> dict[str, Any]:
-        """Properties of the broker, as it sent them."""
+        """The server properties that the broker sent."""
         return self.handshake.server_properties
 
     @property
     def server_capabilities(self) -> dict[str, Any]:
-        """Extensions of the protocol that the broker has."""
+        """The extensions of the protocol that the broker has."""
         return self.server_properties.get("capabilities") or {}
 
     @property
     def client_properties(self) -> dict[str, Any]:
-        """Properties of this client, as sent to the broker."""
+        """The client properties that were sent to the broker."""
         return self.handshake.client_properties
 
     @property
     def stream(self) -> Stream | None:
-        """The byte stream, for those who count what it does."""
+        """The byte stream, for statistics."""
         return self._stream
 
     @property
@@ -298,7 +298,7 @@ class AmqpLink(Link):
     def consumer_ended(self, queue: str) -> None:
         """Note that a consumer has ended: its queue goes with the last one if it is auto-delete.
 
-        A consumer of another connection would keep it; then it is forgotten all the same.
+        It is forgotten also if a consumer of another connection keeps it.
         """
         if self.topology is None or not self.topology.is_auto_delete(queue):
             return
@@ -334,10 +334,10 @@ class AmqpLink(Link):
             self.budget.end_wait()
 
     def settle(self, deadline: Deadline) -> None:
-        """Wait until nobody waits for a reply or a confirm.  May switch.
+        """Wait until no greenlet waits for a reply or a confirm.  May switch.
 
         Raises:
-            TimeoutError: somebody still did at the deadline.
+            TimeoutError: one still did at the deadline.
         """
         self.budget.wait_idle(deadline)
 
@@ -452,7 +452,7 @@ class AmqpLink(Link):
                     CLOSE_TIMEOUT,
                 )
             except ConnectionError:
-                pass  # it is over all the same
+                pass  # it is closed all the same
             finally:
                 self.end(RecoverableConnectionError("connection was closed"), closed=True)
         else:
@@ -465,7 +465,7 @@ class AmqpLink(Link):
             pass  # a broker that does not reply requeues them by itself
 
     def collect(self) -> None:
-        """Drop everything at once, without a word to the peer.  Never switches."""
+        """Drop the connection at once, without a close method to the broker.  Never switches."""
         self.end(RecoverableConnectionError("connection was dropped"), closed=True)
 
     def end_with_thread(self) -> None:
@@ -502,7 +502,7 @@ class AmqpLink(Link):
         self.budget.end()  # it refers to this object, whose memory would wait for the collector
 
     def forget(self) -> None:
-        """After a fork, in the child: this life is the parent's."""
+        """After a fork, in the child: drop this connection, which is the parent's."""
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
             self._heartbeat_timer.stop()
@@ -512,7 +512,7 @@ class AmqpLink(Link):
                     channel.forget(self.lost)
 
     def revive(self) -> None:
-        """Hear the broker again: the collector has cleared the references to this object."""
+        """Let the reader reach this object again, as the collector has cleared weak references to it."""
         self._intake.link = ref(self)
 
     # In the reader (or the hub): nothing here may switch or run user code.
@@ -563,7 +563,7 @@ class AmqpLink(Link):
             self.unexpected_method(0, ids)
 
     def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
-        """Channel 0 has no consumers."""
+        """Fail, as channel 0 has no consumers."""
         self.unexpected_method(0, BASIC_DELIVER)
 
     def unexpected_method(self, channel_id: int, ids: int) -> None:
@@ -597,7 +597,7 @@ class AmqpLink(Link):
 
 
 class _Intake:
-    """Way of the reader to its link, which it does not keep alive: a dropped link is to be collected.
+    """The reader's weak reference to its link, so that a dropped link can be collected.
 
     Arguments:
         link: that link.
@@ -615,19 +615,19 @@ class _Intake:
         return None if link is None else link.parser.room()
 
     def filled(self, count: int) -> None:
-        """Take what was received there."""
+        """Parse what was received there."""
         link = self.link()
         if link is not None:
             link.dispatch(link.parser.filled(count))
 
     def take(self, data: bytes) -> None:
-        """Take what was received elsewhere."""
+        """Parse what was received elsewhere."""
         link = self.link()
         if link is not None:
             link.dispatch(link.parser.feed(data))
 
     def lost(self, exc: BaseException) -> None:
-        """Take over that the stream has ended by itself."""
+        """End the link, as the stream has ended."""
         link = self.link()
         if link is not None:
             link.on_stream_lost(exc)

@@ -1,6 +1,6 @@
-"""A small client of RabbitMQ's management API, with the method names of pyrabbit (kombu's manager).
+"""Client of RabbitMQ's management API, with the method names of pyrabbit (kombu's manager).
 
-It asks over HTTP, so the broker needs its plugin ``rabbitmq_management``; the AMQP connection is not
+The API is HTTP, so the broker needs its plugin ``rabbitmq_management``; the AMQP connection is not
 used and need not be open.  Any greenlet may call any method at any time.
 """
 
@@ -24,9 +24,9 @@ __all__ = ["Management"]
 
 PORT: Final = 15672
 TLS_PORT: Final = 15671
-#: What JSON can say: the broker's answers are passed on as they are.
+#: A value that JSON can hold: the broker's responses are returned as they are.
 Json: TypeAlias = Any
-#: Bytes of an answer that are taken: a list of 100,000 queues has 100 MiB.
+#: The most bytes of a response: a list of 100,000 queues has 100 MiB.
 LIMIT: Final = 256 * 1024 * 1024
 
 
@@ -43,7 +43,7 @@ class Management(base.Management):
 
     All methods may switch, and raise
 
-    - ``OperationalError`` when nothing answers there (is the plugin enabled?), and
+    - ``OperationalError`` when nothing responds there (is the plugin enabled?), and
     - :class:`~greenconn.exceptions.ManagementError` when the broker refuses; its ``code`` is the HTTP
       status (401 login, 403 permission, 404 no such thing).
     """
@@ -66,7 +66,7 @@ class Management(base.Management):
             hostname or options.manager_hostname or client.hostname or "localhost",
             int(port or options.manager_port or (TLS_PORT if is_tls else PORT)),
             ssl=(client.ssl or True) if is_tls else False,
-            login=lambda: _filled(login, transport),
+            login=lambda: _completed(login, transport),
             timeout=options.reply_timeout if timeout is None else timeout,
         )
 
@@ -83,7 +83,7 @@ class Management(base.Management):
             return False
 
     def get_overview(self) -> Json:
-        """Version, totals and rates of the whole broker."""
+        """Return version, totals and rates of the whole broker."""
         return self._get("overview")
 
     def get_nodes(self) -> Json:
@@ -99,7 +99,7 @@ class Management(base.Management):
         return self._get("users")
 
     def create_user(self, username: str, password: str, tags: str = "") -> bool:
-        """Make or change a user; *tags* are separated by commas."""
+        """Create or change a user; *tags* are separated by commas."""
         return self._done("PUT", "users", username, body={"password": password, "tags": tags})
 
     def delete_user(self, username: str) -> bool:
@@ -123,7 +123,7 @@ class Management(base.Management):
         return self._get("vhosts", vname)
 
     def create_vhost(self, vname: str) -> bool:
-        """Make a virtual host."""
+        """Create a virtual host."""
         return self._done("PUT", "vhosts", vname)
 
     def delete_vhost(self, vname: str) -> bool:
@@ -145,18 +145,18 @@ class Management(base.Management):
     def set_vhost_permissions(
         self, vname: str, username: str, config: str, rd: str, wr: str
     ) -> bool:
-        """Say which names (patterns) a user may configure, read and write in a virtual host."""
+        """Set the names (patterns) that a user may configure, read and write in a virtual host."""
         body = {"configure": config, "read": rd, "write": wr}
         return self._done("PUT", "permissions", vname, username, body=body)
 
     def delete_permission(self, vname: str, username: str) -> bool:
-        """Take a user's permissions for a virtual host away."""
+        """Delete the permissions of a user in a virtual host."""
         return self._done("DELETE", "permissions", vname, username)
 
     # Connections, channels, consumers
 
     def get_connections(self) -> Json:
-        """Return all connections; ours say who they are in ``client_properties``."""
+        """Return all connections; those of this library are marked in ``client_properties``."""
         return self._get("connections")
 
     def get_connection(self, name: str) -> Json:
@@ -177,13 +177,13 @@ class Management(base.Management):
 
     def get_consumers(self, vhost: str | None = None) -> Json:
         """Return all consumers, or those of a virtual host."""
-        return self._get("consumers", *_given(vhost))
+        return self._get("consumers", *_optional(vhost))
 
     # Exchanges
 
     def get_exchanges(self, vhost: str | None = None) -> Json:
         """Return all exchanges, or those of a virtual host."""
-        return self._get("exchanges", *_given(vhost))
+        return self._get("exchanges", *_optional(vhost))
 
     def get_exchange(self, vhost: str, name: str) -> Json:
         """Return one exchange."""
@@ -199,7 +199,7 @@ class Management(base.Management):
         internal: bool = False,
         arguments: Mapping[str, Json] | None = None,
     ) -> bool:
-        """Make an exchange."""
+        """Create an exchange."""
         body = {
             "type": xtype,
             "auto_delete": auto_delete,
@@ -222,7 +222,7 @@ class Management(base.Management):
         payload_enc: str = "string",
         properties: Mapping[str, Json] | None = None,
     ) -> bool:
-        """Publish a message, slowly; whether any queue took it.
+        """Publish a message, slowly; return whether it was routed to a queue.
 
         Arguments:
             payload_enc: ``string`` or ``base64``, which *payload* is then.
@@ -233,27 +233,27 @@ class Management(base.Management):
             "payload_encoding": payload_enc,
             "properties": dict(properties or {}),
         }
-        answer = self._api.call(
+        result = self._api.call(
             "POST", "exchanges", vhost, xname or "amq.default", "publish", body=body
         )
-        return bool(answer["routed"])
+        return bool(result["routed"])
 
     # Queues
 
     def get_queues(self, vhost: str | None = None) -> Json:
         """Return all queues, or those of a virtual host."""
-        return self._get("queues", *_given(vhost))
+        return self._get("queues", *_optional(vhost))
 
     def get_queue(self, vhost: str, name: str) -> Json:
         """Return one queue."""
         return self._get("queues", vhost, name)
 
     def get_queue_depth(self, vhost: str, name: str) -> int:
-        """Messages in a queue, as of the broker's last statistics (every 5 s)."""
+        """Return the number of messages in a queue, as of the broker's last statistics (every 5 s)."""
         return int(self.get_queue(vhost, name).get("messages", 0))
 
     def get_queue_depths(self, vhost: str, names: Iterable[str] | None = None) -> dict[str, int]:
-        """Messages in the queues *names*, or in all of a virtual host."""
+        """Return the number of messages in each of the queues *names*, or of a virtual host."""
         depths = {each["name"]: int(each.get("messages", 0)) for each in self.get_queues(vhost)}
         return depths if names is None else {name: depths[name] for name in names}
 
@@ -266,7 +266,7 @@ class Management(base.Management):
         durable: bool = True,
         arguments: Mapping[str, Json] | None = None,
     ) -> bool:
-        """Make a queue."""
+        """Create a queue."""
         body = {
             "auto_delete": auto_delete,
             "durable": durable,
@@ -275,7 +275,7 @@ class Management(base.Management):
         return self._done("PUT", "queues", vhost, name, body=body)
 
     def purge_queue(self, vhost: str, name: str) -> bool:
-        """Delete what is in a queue and nobody has taken."""
+        """Delete the messages of a queue that are ready for delivery."""
         return self._done("DELETE", "queues", vhost, name, "contents")
 
     def purge_queues(self, queues: Iterable[tuple[str, str]]) -> bool:
@@ -297,11 +297,11 @@ class Management(base.Management):
         truncate: int | None = None,
         encoding: str = "auto",
     ) -> Json:
-        """Take messages out of a queue.
+        """Get messages from a queue.
 
         Arguments:
             count: at most.
-            requeue: put them back; they count as redelivered then.
+            requeue: requeue them; they are marked as redelivered then.
             truncate: bytes of a body that are shown.
             encoding: ``auto`` or ``base64``.
         """
@@ -318,7 +318,7 @@ class Management(base.Management):
 
     def get_bindings(self, vhost: str | None = None) -> Json:
         """Return all bindings (``source``, ``destination``, ``routing_key``...) or a virtual host's."""
-        return self._get("bindings", *_given(vhost))
+        return self._get("bindings", *_optional(vhost))
 
     def get_queue_bindings(self, vhost: str, qname: str) -> Json:
         """Return the bindings of a queue."""
@@ -337,7 +337,7 @@ class Management(base.Management):
         return self._done("POST", "bindings", vhost, "e", exchange, "q", queue, body=body)
 
     def delete_binding(self, vhost: str, exchange: str, queue: str, rt_key: str) -> bool:
-        """Undo all bindings of a queue to an exchange that have this routing key."""
+        """Delete all bindings of a queue to an exchange that have this routing key."""
         between = ("bindings", vhost, "e", exchange, "q", queue)
         for each in self._get(*between):
             if each["routing_key"] == rt_key:
@@ -352,14 +352,14 @@ class Management(base.Management):
         return True
 
 
-def _given(vhost: str | None) -> tuple[str, ...]:
+def _optional(vhost: str | None) -> tuple[str, ...]:
     return () if vhost is None else (vhost,)
 
 
-def _filled(
+def _completed(
     login: tuple[str | None, str | None], transport: Transport
 ) -> tuple[str | None, str | None]:
-    """Return what was given of user and password; the rest is the connection's."""
+    """Return *login*, completed by user and password of the connection."""
     userid, password = login
     if userid is None or password is None:
         of_connection = transport.login()
@@ -371,13 +371,13 @@ class _Requests:
     """Requests to the management API, and the errors for its refusals.
 
     Arguments:
-        hostname, port: where it is.
+        hostname, port: its address.
         ssl: kombu's ``ssl`` argument; False is plain HTTP.
-        login: asked for user and password before each request; may switch.
+        login: returns user and password; called before each request; may switch.
         timeout: seconds for one request; None waits.
 
     Attributes:
-        url: where it asks, without the login.
+        url: that of the API, without the login.
     """
 
     def __init__(
@@ -398,40 +398,40 @@ class _Requests:
         self.url = f"http{'s' if ssl else ''}://{shown}:{port}/api"
 
     def call(self, method: str, *path: str, body: Json = None) -> Json:
-        """Return one request.  May switch.
+        """Send one request and return the response.  May switch.
 
         Arguments:
             path: its parts, not quoted.
             body: sent as JSON; None: nothing.
 
         Returns:
-            The answer, or None if it is empty.
+            The response, decoded; None if it is empty.
 
         Raises:
-            OperationalError: nothing answers there.
-            ManagementError: the broker refuses, or something else answers.
+            OperationalError: nothing responds there.
+            ManagementError: the broker refuses, or something else responds.
         """
         target = "/api/" + "/".join(quote(part, safe="") for part in path)
-        answer = self._ask(method, target, b"" if body is None else json.dumps(body).encode())
-        if answer.status >= 400:
-            raise self._refused(method, target, answer)
-        if not answer.body:
+        response = self._send(method, target, b"" if body is None else json.dumps(body).encode())
+        if response.status >= 400:
+            raise self._refused(method, target, response)
+        if not response.body:
             return None
         try:
-            return json.loads(answer.body)
+            return json.loads(response.body)
         except ValueError as exc:
             raise ManagementError(
-                answer.status, f"{self.url} is not RabbitMQ's management API"
+                response.status, f"{self.url} is not RabbitMQ's management API"
             ) from exc
 
-    def _ask(self, method: str, target: str, body: bytes) -> HttpResponse:
+    def _send(self, method: str, target: str, body: bytes) -> HttpResponse:
         pair = ":".join(part or "" for part in self._login()).encode()
-        # No Accept: what answers with nothing refuses to do that as JSON.
+        # No Accept: a resource whose response is empty refuses to send that as JSON.
         headers = {"Authorization": f"Basic {b64encode(pair).decode()}", "Connection": "close"}
         if body:
             headers["Content-Type"] = "application/json"
         try:
-            # A client of its own for each request: nobody closes a manager.
+            # A client for each request, as a manager is never closed.
             with HttpClient(self._hostname, self._port, ssl=self._ssl or None) as client:
                 return client.request(
                     method,
@@ -448,11 +448,11 @@ class _Requests:
                 f"manager_hostname, manager_port and manager_ssl"
             ) from exc
 
-    def _refused(self, method: str, target: str, answer: HttpResponse) -> ManagementError:
-        reason = answer.reason
+    def _refused(self, method: str, target: str, response: HttpResponse) -> ManagementError:
+        reason = response.reason
         try:
-            said = json.loads(answer.body)
-            reason = str(said.get("reason") or said.get("error") or reason)
+            error = json.loads(response.body)
+            reason = str(error.get("reason") or error.get("error") or reason)
         except (ValueError, AttributeError):
             pass
-        return ManagementError(answer.status, f"{method} {target} at {self.url}: {reason}")
+        return ManagementError(response.status, f"{method} {target} at {self.url}: {reason}")

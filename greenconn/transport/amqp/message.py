@@ -1,4 +1,4 @@
-"""Messages of an AMQP channel: outgoing ones packed once, incoming ones parsed when first read."""
+"""Messages of an AMQP channel: outgoing ones are packed once, deliveries parsed at the first use."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Outgoing:
 
     @classmethod
     def of(cls, message: Outgoing | amqp.Message) -> Outgoing:
-        """Take an ``amqp.Message`` too, for programs that make their own."""
+        """Return *message*, converted if it is an ``amqp.Message`` that a program has made."""
         if isinstance(message, Outgoing):
             return message
         properties = dict(message.properties)
@@ -82,7 +82,7 @@ class Outgoing:
 
 
 def split_route(raw: bytes) -> tuple[str, str]:
-    """Exchange and routing key: two short strings.  What is missing is empty."""
+    """Return exchange and routing key from two short strings; a missing one is empty."""
     route = _routes.get(raw)
     if route is None:
         middle = 1 + sum(raw[:1])
@@ -123,9 +123,8 @@ def _part(name: str, stage: int) -> Any:
 class Delivery(Message):
     """A message of ``basic.deliver`` or ``basic.get-ok``.
 
-    Only the delivery tag was read.  What the header and the body hold is decoded at its first use; a
-    body that is decoded by the library before anybody has looked at the message is decoded without
-    unpacking the properties, if their block is a known one.
+    Only the delivery tag is read at first; header and body are decoded at the first use.  A payload that
+    is used before any property is decoded without unpacking the properties, if their block is known.
 
     Arguments:
         method: the payload of the method frame.
@@ -167,7 +166,7 @@ class Delivery(Message):
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes before it is decoded, about."""
+        """The approximate bytes of memory that it takes before it is decoded."""
         return len(self.raw) + len(self._header) + DELIVERY_OVERHEAD
 
     @property

@@ -27,8 +27,7 @@ Ids: TypeAlias = int
 #: ``(ids, arguments with their 4 bytes of ids, header, body)``
 Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
 
-#: What taking a method apart raises when it is cut off, or holds no text, time or table where one
-#: must be.
+#: Exceptions of parsing a method that is cut off, or has no text, time or table where one must be.
 UNREADABLE: Final = (struct.error, LookupError, ValueError, OverflowError, RecursionError)
 #: Of amqp's own reader: no byte for the bits; a time stamp that the platform does not know.
 _ALSO: Final = (TypeError, OSError)
@@ -53,7 +52,7 @@ def read_arguments(ids: int, form: str, payload: bytes) -> list[Any]:
 
 
 def reply_arguments(ids: Ids, payload: bytes) -> list[Any]:
-    """Return the arguments of a reply, or of what else the broker sends on a channel without content.
+    """Return the arguments of a reply, or of another method on a channel that has no content.
 
     Raises:
         FrameError: they are not of the form of that method.

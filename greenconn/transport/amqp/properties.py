@@ -182,14 +182,14 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
     if known is not None:
         known = known.copy()
         if "application_headers" in known:
-            known["application_headers"] = {}  # whoever writes into it writes into his own
+            known["application_headers"] = {}  # so that a program that changes it changes its own
         return known
     try:
         flags: int = _flags.unpack_from(block)[0]
         properties = _unpack(block, flags)
     except (*UNREADABLE, TypeError, OSError, FrameSyntaxError) as exc:
-        # Brokers pass on what they do not look at: a time stamp of the year 60,000, nesting without
-        # end, the types of another protocol.
+        # Brokers do not check properties: a time stamp of the year 60,000, endless nesting, the types of
+        # another protocol.
         raise DecodeError(
             f"the properties of a message cannot be read: {type(exc).__name__}"
         ) from exc

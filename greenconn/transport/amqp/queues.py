@@ -1,9 +1,9 @@
-"""The queues known to one connection not to be classic, from their declarations.
+"""The queue types and delivery limits that a connection knows from declarations.
 
-Quorum queues and streams take no prefetch for a whole channel, streams no reject, no get and no
-consumer without acks.  The broker ends the whole connection of who asks for that; what is known not to
-work is not asked for.  A queue is known by its declaration on the same connection, a stream also by
-the offset that its consumer names.
+Quorum queues and streams support no prefetch for a whole channel, streams no reject, no get and no
+consumer without acks.  The broker ends the whole connection over such a request, so it is not sent for
+a queue whose type is known.  A queue is known by its declaration on the same connection, a stream also
+by the offset that its consumer names.
 
 A quorum queue drops a message that was delivered more often than its ``x-delivery-limit`` (RabbitMQ 4:
 20, if it sets none) and was not acknowledged.  With a dead-letter exchange the message goes there;

@@ -1,7 +1,7 @@
-"""Exchanges, queues and bindings, as a channel declares and deletes them.
+"""Declaration and deletion of exchanges, queues and bindings.
 
-What the broker has done is noted in the connection's ``topology``, by the reader as soon as the reply
-comes: also for a caller that was killed, or did not want to wait.
+The reader records what the broker has done in the connection's ``topology`` as soon as the reply comes:
+also for a caller that was killed, or does not wait.
 
 ``nowait`` means that the caller does not wait.  The broker is asked for the reply all the same: it tells
 which of several requests has failed, and costs less than an error that reaches the wrong caller.
@@ -28,7 +28,7 @@ __all__ = ["DeclaringChannel"]
 
 
 class DeclaringChannel(StdChannel):
-    """The half of a channel that declares, binds and deletes.
+    """The part of a channel that declares, binds and deletes.
 
     Arguments:
         link: the connection of the channel.
@@ -58,14 +58,14 @@ class DeclaringChannel(StdChannel):
         argsig: str = "BssbbbbbF",
     ) -> None:
         """Declare an exchange.  May switch."""
-        note = None if passive else self._note("exchange_declared")
+        record = None if passive else self._recorder("exchange_declared")
         self._ask(
             spec.Exchange.Declare,
             argsig,
             (0, exchange, type, passive, durable, auto_delete, False, False, arguments),
             spec.Exchange.DeclareOk,
             nowait,
-            note and partial(note, exchange, type, durable, auto_delete, arguments),
+            record and partial(record, exchange, type, durable, auto_delete, arguments),
         )
 
     def exchange_delete(
@@ -76,14 +76,14 @@ class DeclaringChannel(StdChannel):
         argsig: str = "Bsbb",
     ) -> None:
         """Delete an exchange.  May switch."""
-        note = self._note("exchange_deleted")
+        record = self._recorder("exchange_deleted")
         self._ask(
             spec.Exchange.Delete,
             argsig,
             (0, exchange, if_unused, False),
             spec.Exchange.DeleteOk,
             nowait,
-            note and partial(note, exchange),
+            record and partial(record, exchange),
         )
 
     def exchange_bind(
@@ -95,15 +95,15 @@ class DeclaringChannel(StdChannel):
         arguments: Any = None,
         argsig: str = "BsssbF",
     ) -> None:
-        """Have messages of *source* go to the exchange *destination* too.  May switch."""
-        note = self._note("bound")
+        """Bind the exchange *destination* to the exchange *source*.  May switch."""
+        record = self._recorder("bound")
         self._ask(
             spec.Exchange.Bind,
             argsig,
             (0, destination, source, routing_key, False, arguments),
             spec.Exchange.BindOk,
             nowait,
-            note and partial(note, False, destination, source, routing_key, arguments),
+            record and partial(record, False, destination, source, routing_key, arguments),
         )
 
     def exchange_unbind(
@@ -116,14 +116,14 @@ class DeclaringChannel(StdChannel):
         argsig: str = "BsssbF",
     ) -> None:
         """Undo :meth:`exchange_bind`.  May switch."""
-        note = self._note("unbound")
+        record = self._recorder("unbound")
         self._ask(
             spec.Exchange.Unbind,
             argsig,
             (0, destination, source, routing_key, False, arguments),
             spec.Exchange.UnbindOk,
             nowait,
-            note and partial(note, False, destination, source, routing_key, arguments),
+            record and partial(record, False, destination, source, routing_key, arguments),
         )
 
     def queue_declare(
@@ -144,14 +144,14 @@ class DeclaringChannel(StdChannel):
         Returns:
             Name, number of messages and of consumers; None with *nowait*.
         """
-        note = None if passive else self._note("queue_declared")
+        record = None if passive else self._recorder("queue_declared")
 
         def on_reply(reply: Reply) -> None:
             name = self._last_queue = _name_in(reply)
             if not passive:
                 self._link.queues.declared(name, arguments or {})
-            if note is not None:
-                note(name, durable, exclusive, auto_delete, arguments, not queue)
+            if record is not None:
+                record(name, durable, exclusive, auto_delete, arguments, not queue)
 
         reply = self.calls.send(
             spec.Queue.Declare,
@@ -174,8 +174,8 @@ class DeclaringChannel(StdChannel):
                 wait=spec.Queue.DeleteOk,
                 abandons=True,
             )
-            if (note := self._note("queue_deleted")) is not None:
-                note(name)
+            if (record := self._recorder("queue_deleted")) is not None:
+                record(name)
 
     def queue_delete(
         self,
@@ -190,12 +190,12 @@ class DeclaringChannel(StdChannel):
         Returns:
             How many messages were in it; None with *nowait*.
         """
-        note, name = self._note("queue_deleted"), queue or self._last_queue
+        record, name = self._recorder("queue_deleted"), queue or self._last_queue
 
         def on_deleted() -> None:
             self._link.queues.deleted(name)
-            if note is not None:
-                note(name)
+            if record is not None:
+                record(name)
 
         return self._ask(
             spec.Queue.Delete,
@@ -215,8 +215,8 @@ class DeclaringChannel(StdChannel):
         arguments: Any = None,
         argsig: str = "BsssbF",
     ) -> None:
-        """Have messages of *exchange* go to *queue*.  May switch."""
-        note = self._note("bound")
+        """Bind *queue* to *exchange*.  May switch."""
+        record = self._recorder("bound")
         name = queue or self._last_queue
         key = routing_key if queue else routing_key or name  # as the broker has it
         self._ask(
@@ -225,7 +225,7 @@ class DeclaringChannel(StdChannel):
             (0, queue, exchange, routing_key, False, arguments),
             spec.Queue.BindOk,
             nowait,
-            note and partial(note, True, name, exchange, key, arguments),
+            record and partial(record, True, name, exchange, key, arguments),
         )
 
     def queue_unbind(
@@ -238,7 +238,7 @@ class DeclaringChannel(StdChannel):
         argsig: str = "BsssF",
     ) -> None:
         """Undo :meth:`queue_bind`.  May switch."""
-        note = self._note("unbound")
+        record = self._recorder("unbound")
         name = queue or self._last_queue
         key = routing_key if queue else routing_key or name
         self._ask(
@@ -247,23 +247,23 @@ class DeclaringChannel(StdChannel):
             (0, queue, exchange, routing_key, arguments),
             spec.Queue.UnbindOk,
             nowait,
-            note and partial(note, True, name, exchange, key, arguments),
+            record and partial(record, True, name, exchange, key, arguments),
         )
 
     def queue_purge(self, queue: str = "", nowait: bool = False, argsig: str = "Bsb") -> Any:
-        """Delete the messages of a queue that nobody has taken.  May switch.
+        """Delete the messages of a queue that are ready for delivery.  May switch.
 
         Returns:
-            How many there were; None with *nowait*.
+            The number of messages; None with *nowait*.
         """
         return self._ask(
             spec.Queue.Purge, argsig, (0, queue, False), spec.Queue.PurgeOk, nowait, None
         )
 
-    def _note(self, what: str) -> Callable[..., None] | None:
-        """Return the method that tells the connection's topology; it never switches."""
-        record = self._link.topology
-        return None if record is None else getattr(record, what)
+    def _recorder(self, what: str) -> Callable[..., None] | None:
+        """Return the method of the connection's topology that records it; it never switches."""
+        topology = self._link.topology
+        return None if topology is None else getattr(topology, what)
 
     def _ask(
         self,
@@ -272,15 +272,15 @@ class DeclaringChannel(StdChannel):
         args: tuple[Any, ...],
         reply: tuple[int, int],
         nowait: bool,
-        note: Callable[[], None] | None,
+        record: Callable[[], None] | None,
     ) -> Any:
-        """Send *method*; call *note*, which must not switch, when the broker has done it."""
+        """Send *method*; call *record*, which must not switch, when the broker has done it."""
         return self.calls.send(
             method,
             argsig,
             args,
             wait=reply,
-            on_reply=None if note is None else lambda reply: note(),
+            on_reply=None if record is None else lambda reply: record(),
             abandons=nowait,
         )
 

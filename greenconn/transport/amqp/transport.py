@@ -29,7 +29,7 @@ __all__ = ["SSLTransport", "Transport"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
-#: Options that connections of every transport may carry; not ours to judge.
+#: Options of every transport, which other rooms check.
 _COMMON = frozenset(
     {
         "max_retries",
@@ -58,7 +58,7 @@ class Transport(base.Transport[AmqpLink]):
     driver_name = "py-amqp"
     connection_errors = (ConnectionError, OSError)
     channel_errors = (ChannelError,)
-    # Known without an instance, too, as in kombu.
+    # On the class, as in kombu.
     recoverable_connection_errors = (
         RecoverableConnectionError,
         MessageNacked,
@@ -122,7 +122,7 @@ class Transport(base.Transport[AmqpLink]):
     def update_secret(
         self, connection: AmqpLink, secret: str, reason: str = "", deadline: Deadline | None = None
     ) -> None:
-        """Tell the broker a new secret for the login (RabbitMQ's extension).  May switch.
+        """Update the secret of the login at the broker (RabbitMQ's extension).  May switch.
 
         Arguments:
             deadline: None, and one without an end, is the connection's ``reply_timeout``.
@@ -136,7 +136,7 @@ class Transport(base.Transport[AmqpLink]):
         connection.secret.update(secret, reason, deadline)
 
     def login(self) -> tuple[str | None, str | None]:
-        """User name and password, asked for if they are not fixed.  Runs user code; may switch.
+        """Return user name and password, from the provider if there is one.  Runs user code; may switch.
 
         Raises:
             TypeError: one of them is no text.
@@ -161,7 +161,7 @@ class Transport(base.Transport[AmqpLink]):
         """Return the transport options of the connection.
 
         Arguments:
-            warns: log those that are none.
+            warns: log names that are no options.
         """
         options, unknown = from_transport_options(AmqpOptions, self.client.transport_options or {})
         ignored = sorted(set(unknown) - _COMMON)
@@ -183,7 +183,7 @@ class Transport(base.Transport[AmqpLink]):
         return float(connection.heartbeat or 0)
 
     def qos_semantics_matches_spec(self, connection: AmqpLink) -> bool:
-        """Return whether to set the prefetch without ``apply_global``; kombu's name, and its answers.
+        """Return whether to set the prefetch without ``apply_global``; kombu's name, and its results.
 
         False for RabbitMQ 3.3 to 3.13, where programs that want one prefetch for all consumers of a
         channel set it with ``apply_global``.  True for RabbitMQ 4, which gave that up, and for others.
@@ -200,13 +200,13 @@ class Transport(base.Transport[AmqpLink]):
         *,
         timeout: float | None = None,
     ) -> Management:
-        """Return a client of the broker's management API; asks nothing yet.
+        """Return a client of the broker's management API; sends nothing yet.
 
         Arguments:
             hostname, port, userid, password, timeout: see
                 :class:`~greenconn.transport.amqp.management.Management`.
         """
-        # Imported when it is first wanted: HTTP costs 20 ms, and most programs never ask.
+        # Imported at the first use: HTTP costs 20 ms, and most programs do not need it.
         from greenconn.transport.amqp.management import Management
 
         return Management(self, hostname, port, userid, password, timeout=timeout)
