@@ -19,7 +19,6 @@ __all__ = [
     "Lender",
     "Link",
     "Message",
-    "PooledLike",
     "Recoverable",
     "Session",
     "SessionServices",
@@ -391,16 +390,6 @@ class Connection(Protocol):
     def as_uri(self, include_password: bool = False, mask: str = "**") -> str: ...
 
 
-class PooledLike(Protocol):
-    """A connection from a pool, as far as a ``Producer`` needs it."""
-
-    def replace(self) -> None:
-        """Give the broken resource back so that the pool opens another in its place."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-
 class Lender(Protocol):
     """A pool, as far as a connection that it lends needs it (``resource.Resource``)."""
 
@@ -408,7 +397,7 @@ class Lender(Protocol):
     def limit(self) -> int | None: ...
 
     def release(self, resource: Any) -> None:
-        """Take *resource* (what was borrowed) back.  Never switches.  Again: does nothing."""
+        """Release *resource*, a facade.  Never switches.  Again: does nothing."""
         ...
 
     def replace(self, resource: Any) -> None:

@@ -160,7 +160,7 @@ def memoize(
 
 
 class lazy:  # noqa: N801 - kombu's name
-    """A call that is made each time somebody wants its value: by ``()``, ``str()``, ``==``..."""
+    """A call that is made each time its value is used: by ``()``, ``str()``, ``==``..."""
 
     def __init__(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self._fun = fun

@@ -58,13 +58,13 @@ class timetuple(tuple[Any, ...]):  # noqa: N801 - kombu's name
 
 
 class LamportClock:
-    """A counter that grows with every event, and is never behind one that was heard of (Lamport, 1978).
+    """A counter that grows with each event and is never behind a received value (Lamport, 1978).
 
     Call :meth:`forward` before something is sent, and send the value along; call :meth:`adjust` with
     the value that came along with what was received.
 
     Arguments:
-        initial_value: where it begins.
+        initial_value: the first value.
         Lock: makes the lock; threads may share the clock.  Nothing switches while it is held.
     """
 
@@ -79,13 +79,13 @@ class LamportClock:
         self.mutex = Lock()
 
     def adjust(self, other: int) -> int:
-        """Go beyond *other*, which was received, and return the new value."""
+        """Advance beyond *other*, a received value, and return the new value."""
         with self.mutex:
             self.value = max(self.value, other) + 1
             return self.value
 
     def forward(self) -> int:
-        """Go on by one, and return the new value."""
+        """Advance by one, and return the new value."""
         with self.mutex:
             self.value += 1
             return self.value

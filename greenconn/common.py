@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 logger = get_logger("greenconn.common")
 
-#: The largest prefetch that the protocol can say.
+#: The largest prefetch that fits into its field of the protocol.
 PREFETCH_COUNT_MAX: Final = 0xFFFF
 
 _node_id: int | None = None
@@ -162,7 +162,7 @@ def ignore_errors(
 ) -> Any:
     """Ignore errors of connection and channel, in a call or in a ``with`` block.
 
-    It is for tidying up, where it does not matter any more whether the broker heard of it.
+    For clean-up, where it does not matter any more whether the broker received it.
 
     Arguments:
         conn: anything with ``connection_errors`` and ``channel_errors``.
@@ -247,7 +247,7 @@ def eventloop(
             result = conn.drain_events(timeout=timeout)
         except TimeoutError:
             if not deadline.has_ended or (timeout and not ignore_timeouts):
-                raise  # that of a callback is no business of ours
+                raise  # it came from a callback
             continue
         yield result
 
@@ -286,7 +286,7 @@ def drain_consumer(
 
     Arguments:
         consumer: its callbacks are replaced.
-        limit: messages, or waits in vain; None or 0 has no end.
+        limit: messages, and waits that ended without one; None or 0 has no end.
         timeout: seconds to wait for one message; None waits.
         callbacks: called with each message before it is yielded.
 
@@ -449,7 +449,7 @@ class QoS:
         #: Held for no longer than it takes to count, so that nobody waits for the broker here.
         self._counting = RLock()
         #: Held while it is sent, so that ``prev`` is what the broker has.
-        self._telling = RLock()
+        self._sending = RLock()
 
     def increment_eventually(self, n: int = 1) -> int:
         """Raise the wanted limit by *n*, if there is one; return it."""
@@ -467,21 +467,21 @@ class QoS:
             return self.value
 
     def set(self, pcount: int) -> int:
-        """Tell the broker that the limit is *pcount*, unless it knows; return it.  May switch."""
-        with self._telling:
+        """Set the limit at the broker to *pcount*, unless it is; return it.  May switch."""
+        with self._sending:
             if pcount != self.prev:
-                told = pcount
+                sent = pcount
                 if pcount > PREFETCH_COUNT_MAX:
                     logger.warning(
                         "prefetch_count %d is above %d: no limit is set", pcount, PREFETCH_COUNT_MAX
                     )
-                    told = 0
-                logger.debug("prefetch_count: %d", told)
-                self.callback(prefetch_count=told)
+                    sent = 0
+                logger.debug("prefetch_count: %d", sent)
+                self.callback(prefetch_count=sent)
                 self.prev = pcount
         return pcount
 
     def update(self) -> int:
-        """Tell the broker the wanted limit; return it.  May switch."""
-        with self._telling:
+        """Set the wanted limit at the broker; return it.  May switch."""
+        with self._sending:
             return self.set(self.value)

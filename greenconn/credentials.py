@@ -12,22 +12,22 @@ class CredentialProvider(Protocol):
     """The argument of ``Connection(credential_provider=...)`` (the same as redis-py's)."""
 
     def get_credentials(self) -> tuple[str | None, str | None]:
-        """User name and password, the latter a :class:`Token` if it ends.  May switch.
+        """Return user name and password, the latter a :class:`Token` if it expires.  May switch.
 
-        Called for each attempt to connect, and again before a token ends.
+        Called for each attempt to connect, and again before a token expires.
         """
         ...
 
 
 class Token(str):
-    """A password that is good for some time, as OAuth 2 gives them.  It shows itself to nobody's log.
+    """A password that expires, such as an OAuth 2 token.  Its ``repr()`` does not show it.
 
-    A callable password, or a :class:`CredentialProvider`, that returns one has each connection renew
-    it before it ends, without reconnecting.
+    Where a callable password or a :class:`CredentialProvider` returns one, each connection renews it
+    before it expires, without reconnecting.
 
     Arguments:
         secret: the text that is sent.
-        expires_in: seconds from now; None: it does not end.
+        expires_in: seconds from now; None: it does not expire.
 
     Attributes:
         expires_at: on the monotonic clock; None: never.
@@ -44,7 +44,7 @@ class Token(str):
 
     @property
     def expires_in(self) -> float | None:
-        """Seconds left, below 0 when it has ended; None: it does not end."""
+        """Seconds left, below 0 when it has expired; None: it does not expire."""
         return None if self.expires_at is None else self.expires_at - monotonic()
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -49,8 +49,8 @@ URL_VARIABLE: Final = "GREENCONN_URL"
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 
 
-class _Choice:
-    """The program's choice by ``configure``; replaced as a whole."""
+class _Configuration:
+    """The arguments of ``configure``; replaced as a whole."""
 
     __slots__ = ("_url", "declare_by_name", "options")
 
@@ -84,7 +84,9 @@ class _Pair(dict[str, Connection]):
         self._make = make
 
     def __missing__(self, kind: str) -> Connection:
-        connection = self[kind] = _beside(next(iter(self.values()))) if self else self._make()
+        connection = self[kind] = (
+            _for_other_kind(next(iter(self.values()))) if self else self._make()
+        )
         return connection
 
     def take(self) -> Iterator[Connection]:
@@ -95,20 +97,20 @@ class _Pair(dict[str, Connection]):
         yield from {id(each): each for each in in_order}.values()
 
 
-class _Kept:
-    """The connections that were made for one hub."""
+class _HubConnections:
+    """The default connections of one hub, and those that it keeps by URL."""
 
-    __slots__ = ("by_url", "choice", "default")
+    __slots__ = ("by_url", "configuration", "default")
 
     def __init__(self) -> None:
-        self.choice = _choice
-        self.default = _Pair(_choice.connection)
+        self.configuration = _configuration
+        self.default = _Pair(_configuration.connection)
         self.by_url: dict[str, _Pair] = {}
         _close_at_exit()
 
     def connection(self, kind: Kind) -> Connection:
         """Return the default connection for *kind*.  May switch when ``configure`` was called since."""
-        if self.choice is not _choice:
+        if self.configuration is not _configuration:
             self.renew()
         return self.default[kind]
 
@@ -120,9 +122,9 @@ class _Kept:
         return pair
 
     def renew(self) -> None:
-        """Close the default connections, which are not what the program chose last.  May switch."""
-        self.choice = _choice
-        old, self.default = self.default, _Pair(_choice.connection)
+        """Close the default connections, as ``configure`` was called since.  May switch."""
+        self.configuration = _configuration
+        old, self.default = self.default, _Pair(_configuration.connection)
         _close_all(old.take())
 
     def take(self) -> Iterator[Connection]:
@@ -131,15 +133,15 @@ class _Kept:
             yield from pair.take()
 
 
-_choice = _Choice()
-_kept = PerHub(_Kept)
+_configuration = _Configuration()
+_kept = PerHub(_HubConnections)
 _is_exit_watched = False
 
 
 def configure(
     url: str | None = None, *, declare_by_name: bool | None = None, **connection_kwargs: Any
 ) -> None:
-    """Say which broker ``spawn_consumer``, ``publish`` and ``rpc`` use when no connection is given.
+    """Set the broker that ``spawn_consumer``, ``publish`` and ``rpc`` use when no connection is given.
 
     Nothing is opened.  Default connections that this thread had are closed: consumers that run on
     them stop.  Another thread's are replaced when it next asks for them.  May switch.
@@ -147,15 +149,15 @@ def configure(
     Arguments:
         url: of the broker; None is ``GREENCONN_URL`` of the environment, else
             ``amqp://guest:guest@localhost:5672//``.
-        declare_by_name: who declares a queue that is given by its name and does not exist, whatever
-            the connection.  None: those who consume from it.  True: those who publish to it, too.
-            False: nobody; such a queue is an error.
+        declare_by_name: which programs declare a queue that is given by its name and does not exist,
+            whatever the connection.  None: its consumers.  True: its publishers, too.  False: none;
+            such a queue is an error.
         connection_kwargs: as :class:`~greenconn.connection.Connection` takes them.
 
     Raises:
         TypeError, ValueError, KeyError: the URL or an option is wrong; nothing was changed.
     """
-    global _choice
+    global _configuration
     if declare_by_name not in (None, True, False):
         raise TypeError(f"declare_by_name must be True, False or None, got {declare_by_name!r}")
     if url is not None and not isinstance(url, str):
@@ -164,10 +166,10 @@ def configure(
         near = get_close_matches(name, sorted(ARGUMENTS), 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(ARGUMENTS))}"
         raise TypeError(f"configure() has no option {name!r}; {hint}")
-    choice = _Choice(url, connection_kwargs, declare_by_name)
+    configuration = _Configuration(url, connection_kwargs, declare_by_name)
     if url is not None:
-        choice.connection()  # made to be checked; it never opens
-    _choice = choice
+        configuration.connection()  # made to be checked; it never opens
+    _configuration = configuration
     kept = _kept.pop()
     if kept is not None:
         fresh = _kept.get()
@@ -177,7 +179,7 @@ def configure(
 
 def declare_by_name() -> bool | None:
     """Return the argument of :func:`configure` by that name.  Never switches."""
-    return _choice.declare_by_name
+    return _configuration.declare_by_name
 
 
 def default_connection(kind: Kind) -> Connection:
@@ -230,36 +232,36 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
 
 def _choose_publisher(connection: Connection) -> None:
     session = connection.session
-    beside = _beside(connection)
+    other = _for_other_kind(connection)
     if session.is_closed:
         session.restart()  # it is used again, and can be closed again
 
     def close() -> None:
-        # It is chosen anew: the connection may be switched to another broker.
+        # The next call chooses again: the connection may be switched to another broker.
         session.on_closed.remove(close)
         session.services.publishing_connection = None
-        if beside is not connection:
-            beside.close()
+        if other is not connection:
+            other.close()
 
     # Not the connection itself: that may be another facade of the session each time.
-    own = beside is connection
-    session.services.publishing_connection = OWN_CONNECTION if own else beside
+    own = other is connection
+    session.services.publishing_connection = OWN_CONNECTION if own else other
     session.on_closed.append(close)
 
 
 def reset() -> None:
     """Close this thread's default connections and forget what was configured.  May switch."""
-    global _choice
-    _choice = _Choice()
+    global _configuration
+    _configuration = _Configuration()
     kept = _kept.pop()
     if kept is not None:
         _close_all(kept.take())
 
 
 def _close_all(connections: Iterator[Connection]) -> None:
-    """Close each, whatever becomes of the others or of the caller.  May switch."""
+    """Close each, also if another fails or the caller is killed.  May switch."""
     if closing := list(connections):
-        # Who is interrupted meanwhile hears of it, and leaves them to close.
+        # A caller that is interrupted meanwhile raises, while they go on closing.
         spawn("close-default", _close_each, closing).join()
 
 
@@ -271,8 +273,8 @@ def _close_each(connections: list[Connection]) -> None:
             logger.exception("closing %s failed", connection.session.broker.label)
 
 
-def _beside(connection: Connection) -> Connection:
-    """Return a connection for the other kind: one more socket where publishing must not hold up acks."""
+def _for_other_kind(connection: Connection) -> Connection:
+    """Return a connection for the other kind: a clone on AMQP, where publishing must not delay acks."""
     is_amqp = connection.get_transport_cls().driver_type == "amqp"
     return connection.clone() if is_amqp else connection
 
@@ -291,7 +293,7 @@ def _close_at_exit() -> None:
 
 
 def _at_exit() -> None:
-    """Let what was published leave, then close.  The main thread's alone: others have ended."""
+    """Send what was published, then close.  Of the main thread alone: others have ended."""
     kept = _kept.pop()
     if kept is not None:
         closing = [spawn("close-default", _close_each, [each]) for each in kept.take()]

@@ -32,12 +32,12 @@ def emergency_dump_state(
     """
     descriptor, path = mkstemp()
     os.close(descriptor)
-    _tell(f"EMERGENCY DUMP STATE TO FILE -> {path} <-", stderr)
+    _report(f"EMERGENCY DUMP STATE TO FILE -> {path} <-", stderr)
     with open_file(path, "wb" if dump is None else "w") as file:
         try:
             (dump or pickle.dump)(state, file, protocol=0)
         except Exception as exc:
-            _tell(f"Cannot pickle state. Falling back to pformat. ({exc!r})", stderr)
+            _report(f"Cannot pickle state. Falling back to pformat. ({exc!r})", stderr)
             _rewind(file)
             text = pformat(state)
             try:
@@ -57,7 +57,7 @@ def _rewind(file: IO[Any]) -> None:
             file.seek(0, os.SEEK_END)
 
 
-def _tell(text: str, stderr: IO[str] | None) -> None:
+def _report(text: str, stderr: IO[str] | None) -> None:
     if stderr is None:
         logger.error("%s", text)
     else:

@@ -1,4 +1,4 @@
-"""Whether this process can do its work: for probes of load balancers and orchestrators.
+"""Health of the connections and consumers of a process: for probes of load balancers and orchestrators.
 
 A connection that nobody uses, or that the next use will open, is as good as an open one: a probe must
 never keep away the request that would mend it.
@@ -32,19 +32,19 @@ class ConnectionHealth:
     """One connection of this thread that was used and not closed."""
 
     url: str
-    """Of the broker, the password masked."""
+    """The URL of the broker, password masked."""
 
     state: str
     """A value of ``SessionState``: ``idle``, ``opening``, ``open``, ``recovering``."""
 
     blocked: str | None
-    """Why the broker takes nothing (its memory or disk alarm); None while it does."""
+    """Why the broker blocks publishing (its memory or disk alarm); None while it does not."""
 
     lost: str | None
-    """Why the connection is gone, until there is another."""
+    """Why the connection was lost; None once it is open again."""
 
     lives: int
-    """How often it was opened: 1 more after each loss."""
+    """Number of times that it was opened: 1 more after each loss."""
 
     @property
     def is_ready(self) -> bool:
@@ -57,20 +57,20 @@ class ConsumerHealth:
     """One consumer of this thread that runs, or that the broker refused."""
 
     name: str
-    """As given to ``spawn_consumer``, or the names of its queues."""
+    """The name that ``spawn_consumer`` was given, or the names of its queues."""
 
     state: str
     """A value of ``ConsumerState``."""
 
     error: str | None
-    """What the broker refused it for; None while it does not."""
+    """Why the broker refused it; None if it did not."""
 
     stats: Mapping[str, Any]
     """Its ``stats()``; of one that the broker refused, those at its end."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether messages come in, or somebody has paused it."""
+        """Whether it receives messages, or was paused by the program."""
         return self.state in {each.value for each in _AT_WORK}
 
 
@@ -83,7 +83,7 @@ class Health:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is hope without a restart: no consumer was refused for good."""
+        """Whether no restart is needed: the broker has refused no consumer for good."""
         return all(each.error is None for each in self.consumers)
 
     @property
@@ -94,7 +94,7 @@ class Health:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it, for JSON."""
+        """Return the result as a dict that JSON can hold."""
         return {"live": self.is_live, "ready": self.is_ready, **asdict(self)}
 
 
@@ -130,10 +130,10 @@ def _await_session(session: Session, deadline: Deadline) -> None:
     try:
         session.wait_settled(deadline)
     except RecoverableConnectionError:
-        pass  # closed meanwhile
+        pass  # it was closed meanwhile
     except TimeoutError:
         if not deadline.has_ended:
-            raise  # somebody else's
+            raise  # another error than that of the wait
 
 
 def _await_consumer(consumer: ConsumerGreenlet, deadline: Deadline) -> None:
@@ -173,16 +173,16 @@ class Probes:
 
         application = greenconn.health.Probes(application)
 
-    ``live`` is 503 when a restart is all that may help: the broker refused a consumer for good.
-    ``ready`` is 503 while a consumer or a connection is on its way (back), or is ending, and while
-    the broker takes nothing.
+    ``live`` is 503 when only a restart can help: the broker refused a consumer for good.
+    ``ready`` is 503 while a consumer or a connection is starting, recovering or ending, and while the
+    broker blocks publishing.
 
     Arguments:
-        app: gets what is not for us; None: that is 404.
+        app: gets the requests for other paths; None: they are 404.
         prefix: of both paths.
-        timeout: seconds to wait for what is on its way before ``ready`` says no.
-        has_details: answer with all that :func:`check` tells.  Else just with yes or no, since a
-            probe may be seen by others.
+        timeout: seconds that ``ready`` waits for what is starting or recovering, before it is 503.
+        has_details: respond with the whole result of :func:`check`; else with true or false, since
+            others may see a probe.
     """
 
     def __init__(
@@ -201,33 +201,33 @@ class Probes:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Answer a request.  May switch."""
+        """Respond to a request.  May switch."""
         path = environ.get("PATH_INFO", "")
         if path == self._live:
             health = check()
-            return self._answer(environ, start_response, health, "live", health.is_live)
+            return self._respond(environ, start_response, health, "live", health.is_live)
         if path == self._ready:
             health = check(self._timeout)
-            return self._answer(environ, start_response, health, "ready", health.is_ready)
+            return self._respond(environ, start_response, health, "ready", health.is_ready)
         if self._app is not None:
             return self._app(environ, start_response)
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"not found\n"]
 
-    def _answer(
+    def _respond(
         self,
         environ: dict[str, Any],
         start_response: Callable[..., Any],
         health: Health,
-        question: str,
-        answer: bool,
+        probe: str,
+        is_ok: bool,
     ) -> list[bytes]:
-        content = health.as_dict() if self._has_details else {question: answer}
+        content = health.as_dict() if self._has_details else {probe: is_ok}
         body = json.dumps(content, default=str).encode() + b"\n"
         headers = [
             ("Content-Type", "application/json"),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),
         ]
-        start_response("200 OK" if answer else "503 Service Unavailable", headers)
+        start_response("200 OK" if is_ok else "503 Service Unavailable", headers)
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]

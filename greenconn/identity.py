@@ -15,18 +15,18 @@ def uuid(_uuid: Callable[[], UUID] = uuid4) -> str:
     """Return a random UUID (version 4) as text.
 
     Arguments:
-        _uuid: what makes it; the default takes a way round the UUID object.
+        _uuid: makes it; with the default no UUID object is made, which is faster.
     """
     if _uuid is not uuid4:
         return str(_uuid())
-    # Asked anew each time: numbers kept in store would be given out twice after a fork.
+    # Random bytes each time: a store of them would be used twice after a fork.
     digits = os.urandom(16).hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def program_name() -> str:
-    """Return what an operator may know this process by: ``program@host:pid``."""
+    """Return a name of this process for operators: ``program@host:pid``."""
     return f"{_program_at_host(sys.argv[0] if sys.argv else '')}:{os.getpid()}"
 
 

@@ -19,7 +19,7 @@ class TokenBucket:
         capacity: tokens that are kept at most; it begins full.
 
     Attributes:
-        contents: what waits for tokens, for its users (:meth:`add`, :meth:`pop`).
+        contents: items that wait for tokens; the user's own (:meth:`add`, :meth:`pop`).
         timestamp: when the tokens were last counted (``time.monotonic``).
     """
 
@@ -31,11 +31,11 @@ class TokenBucket:
         self._tokens = self.capacity
 
     def add(self, item: Any) -> None:
-        """Append to what waits."""
+        """Append an item that waits."""
         self.contents.append(item)
 
     def pop(self) -> Any:
-        """Remove and return what has waited for longest.
+        """Remove and return the item that has waited longest.
 
         Raises:
             IndexError: nothing waits.
@@ -43,7 +43,7 @@ class TokenBucket:
         return self.contents.popleft()
 
     def clear_pending(self) -> None:
-        """Forget all that waits."""
+        """Remove all items that wait."""
         self.contents.clear()
 
     def can_consume(self, tokens: float = 1) -> bool:
@@ -58,7 +58,7 @@ class TokenBucket:
         return max(0.0, tokens - self._count()) / self.fill_rate
 
     def _count(self) -> float:
-        # The time goes on for a full bucket too, or its rest would count as filling once it is drained.
+        # Also for a full bucket, or the time while it was full would count once it is drained.
         now = monotonic()
         filled = self._tokens + self.fill_rate * (now - self.timestamp)
         self._tokens = min(self.capacity, filled)

@@ -116,15 +116,15 @@ class LogMixin:
     """Gives a class the methods of a logger."""
 
     def debug(self, *args: Any, **kwargs: Any) -> None:
-        """Log for who looks for a fault."""
+        """Log a detail for debugging."""
         self.log(logging.DEBUG, *args, **kwargs)
 
     def info(self, *args: Any, **kwargs: Any) -> None:
-        """Log what is of interest."""
+        """Log an event of normal operation."""
         self.log(logging.INFO, *args, **kwargs)
 
     def warn(self, *args: Any, **kwargs: Any) -> None:
-        """Log what should not be."""
+        """Log a problem from which the program recovers."""
         self.log(logging.WARNING, *args, **kwargs)
 
     def error(self, *args: Any, **kwargs: Any) -> None:
@@ -133,7 +133,7 @@ class LogMixin:
         self.log(logging.ERROR, *args, **kwargs)
 
     def critical(self, *args: Any, **kwargs: Any) -> None:
-        """Log what ends the work, with the traceback of the current exception."""
+        """Log an error that ends the program, with the traceback of the current exception."""
         kwargs.setdefault("exc_info", True)
         self.log(logging.CRITICAL, *args, **kwargs)
 

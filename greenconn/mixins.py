@@ -31,9 +31,9 @@ _Context = tuple[Any, Any, list[Any]]
 
 
 class ConsumerMixin:
-    """A program that consumes, and begins anew on a new connection when the old one is lost.
+    """A program that consumes, and starts again on a new connection when the old one is lost.
 
-    A subclass has an attribute ``connection`` and says in :meth:`get_consumers` what it consumes;
+    A subclass has an attribute ``connection`` and returns its consumers from :meth:`get_consumers`;
     ``run()`` is the program.  Each round runs on a clone of ``connection`` that is closed at its end,
     so that there is never a consumer of a former round at the broker.
 
@@ -62,7 +62,7 @@ class ConsumerMixin:
     connect_max_retries: int | None = None
     should_stop: bool = False
 
-    # What a subclass says and hears
+    # Hooks for subclasses
 
     def get_consumers(self, Consumer: Callable[..., Any], channel: Channel) -> Any:  # noqa: N803
         """Return the consumers, made with ``Consumer(queues=..., callbacks=...)``.
@@ -159,12 +159,12 @@ class ConsumerMixin:
                 self.on_iteration()
                 pause = silence.within(safety_interval)
                 try:
-                    # As it was given where nothing else limits it: stand-ins in tests compare it.
+                    # The same object where nothing else limits it: stand-ins in tests compare it.
                     left = pause.left() if timeout else safety_interval
                     connection.drain_events(timeout=left)
                 except TimeoutError:
                     if not pause.has_ended:
-                        raise  # that of a callback is no business of ours
+                        raise  # it came from a callback
                     connection.heartbeat_check()
                     if silence.has_ended:
                         raise

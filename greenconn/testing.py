@@ -33,7 +33,7 @@ STOPPING: float = 10.0
 
 
 class ManualClock:
-    """A clock that goes on only when it is moved."""
+    """A clock that stands still until the test moves it."""
 
     def __init__(self) -> None:
         self._now = 1000.0
@@ -55,7 +55,7 @@ class ManualClock:
         return lambda: self._timers.pop(key, None)
 
     def move(self, seconds: float) -> None:
-        """Let *seconds* go by: what is due happens in order, before this returns.
+        """Advance by *seconds*: timers that are due run in order, before this returns.
 
         Raises:
             ValueError: back in time.
@@ -74,10 +74,10 @@ class ManualClock:
 
 
 class MemoryBroker:
-    """An empty broker in memory, which nobody else knows, as the default connections' broker.
+    """An empty broker in memory, private to a test, as the broker of the default connections.
 
-    Expiry of messages and queues goes by its clock, so a test waits for nothing.  When it is closed,
-    consumers are stopped, and the default connections are what the environment says.
+    Messages and queues expire by its clock, so a test need not sleep.  When it is closed, consumers are
+    stopped, and the default connections are those of the environment again.
 
     Arguments:
         declare_by_name: as for :func:`greenconn.configure`.  By default what a program publishes to a
@@ -85,7 +85,7 @@ class MemoryBroker:
 
     Attributes:
         url: its address.
-        clock: what its expiry goes by.
+        clock: the clock by which messages and queues expire.
     """
 
     def __init__(self, *, declare_by_name: bool | None = True) -> None:
