@@ -13,6 +13,7 @@ from greenconn.encoding import plain_text
 from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ TRANSIENT: Final = 1
 #: How many are kept.
 KEPT: Final = 1024
 _kept: dict[tuple[Any, ...], PublishOptions] = {}
+#: The result of a publish that was decided when it returned: a filled slot, whose ``wait`` returns.
+_DONE: Final[Slot[None]] = Slot()
+_DONE.offer(None)
 
 
 class OutgoingMessage:
@@ -152,16 +156,6 @@ class OutgoingMessage:
             options.mandatory,
             deadline,
         )
-
-
-class _Done:
-    """A publish whose outcome was known when it returned."""
-
-    def wait(self, deadline: Deadline) -> None:
-        """Do nothing."""
-
-
-_DONE: Final = _Done()
 
 
 class PublishOptions:

@@ -31,14 +31,21 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.amqp.methods import Ids, Reply, expected_of, ids_of, reply_arguments
+from greenconn.transport.amqp.methods import (
+    Ids,
+    Method,
+    Reply,
+    expected_of,
+    ids_of,
+    reply_arguments,
+)
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.acks import Acks
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["Call", "Calls", "OnReply", "PendingCalls", "Undo"]
+__all__ = ["Call", "Calls", "PendingCalls", "bystander_error"]
 
 #: Called with a reply that nobody waits for any more, by the reader or by a caller that was killed
 #: when the reply had come but it had not run: it must not switch.
@@ -208,30 +215,24 @@ class Calls:
 
     def send(
         self,
-        sig: tuple[int, int],
-        form: str = "",
-        args: tuple[Any, ...] = (),
+        sig: Method,
+        form: str,
+        args: tuple[Any, ...],
         *,
-        wait: Any = None,
+        wait: Method | list[Method],
         returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
-        tag: bytes | None = None,
         abandons: bool = False,
     ) -> Any:
-        """Write a method and, with *wait*, return its reply.  May switch.
+        """Write a method and return its reply.  May switch.
 
         Arguments:
             form: the types of *args*, as amqp's codec has them.
-            wait: the method of its reply, or a list of them; None: it has no reply.
-            returns_tuple: return all arguments of the reply, not the first one.
-            undo: called with the reply when the caller was killed before it had it.
-            on_reply: called by the reader with the reply.
-            tag: see :class:`Call`.
-            abandons: do not wait for the reply, and return None; nobody gets its error.
+            wait, returns_tuple, undo, on_reply, abandons: see :meth:`call`.
         """
         self._channel.check_open()
-        arguments = self.pack(sig, form, args) if form else b""
+        arguments = self.pack(sig, form, args)
         self.pass_gate()
         return self.call(
             sig,
@@ -240,7 +241,6 @@ class Calls:
             returns_tuple=returns_tuple,
             undo=undo,
             on_reply=on_reply,
-            tag=tag,
             abandons=abandons,
         )
 
@@ -258,7 +258,7 @@ class Calls:
         if self._channel.cause is not None:
             self._channel.check_open()
 
-    def pack(self, sig: tuple[int, int], form: str, args: tuple[Any, ...]) -> bytes:
+    def pack(self, sig: Method, form: str, args: tuple[Any, ...]) -> bytes:
         """Return the arguments of a method, so that nothing can go wrong between the gate and the write.
 
         Raises:
@@ -279,17 +279,27 @@ class Calls:
 
     def call(
         self,
-        sig: tuple[int, int],
+        sig: Method,
         arguments: bytes = b"",
         *,
-        wait: Any = None,
+        wait: Method | list[Method] | None = None,
         returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,
         abandons: bool = False,
     ) -> Any:
-        """Write a method whose caller has passed the gate.  Switches only to wait for the reply."""
+        """Write a method whose caller has passed the gate.  Switches only to wait for the reply.
+
+        Arguments:
+            arguments: those of the method, packed.
+            wait: the method of its reply, or a list of them; None: it has no reply.
+            returns_tuple: return all arguments of the reply, not the first one.
+            undo: called with the reply when the caller was killed before it had it.
+            on_reply: called by the reader with the reply.
+            tag: see :class:`Call`.
+            abandons: do not wait for the reply, and return None; its error is dropped.
+        """
         call = self.begin(sig, arguments, wait, undo, on_reply, tag)
         if call is None:
             return None
@@ -300,9 +310,9 @@ class Calls:
 
     def begin(
         self,
-        sig: tuple[int, int],
+        sig: Method,
         arguments: bytes,
-        wait: Any = None,
+        wait: Method | list[Method] | None = None,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,

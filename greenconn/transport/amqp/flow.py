@@ -21,7 +21,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 from greenconn.options import AmqpOptions
 
-__all__ = ["HARD_LIMIT", "PAUSE_ABOVE", "RESUME_BELOW", "InboxBudget", "PublishGate"]
+__all__ = ["HARD_LIMIT", "InboxBudget", "PublishGate"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 

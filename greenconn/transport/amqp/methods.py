@@ -13,6 +13,7 @@ from greenconn.exceptions import FrameError
 __all__ = [
     "UNREADABLE",
     "Ids",
+    "Method",
     "Reply",
     "expected_of",
     "ids_of",
@@ -22,7 +23,9 @@ __all__ = [
     "unreadable",
 ]
 
-#: ``class_id << 16 | method_id``
+#: Class and method id, as the amqp package has them.
+Method: TypeAlias = "tuple[int, int]"
+#: The same as one number: ``class_id << 16 | method_id``
 Ids: TypeAlias = int
 #: ``(ids, arguments with their 4 bytes of ids, header, body)``
 Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
@@ -71,12 +74,12 @@ def name_of(ids: int) -> str:
     return f"{ids >> 16},{ids & 0xFFFF}"
 
 
-def ids_of(method: tuple[int, int]) -> Ids:
+def ids_of(method: Method) -> Ids:
     """Return class and method id as one number."""
     return method[0] << 16 | method[1]
 
 
-def expected_of(methods: Any) -> frozenset[Ids]:
+def expected_of(methods: Method | list[Method]) -> frozenset[Ids]:
     """Return the ids of one method or of a list of them."""
     if isinstance(methods, list):
         return frozenset(ids_of(each) for each in methods)
