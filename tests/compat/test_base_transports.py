@@ -212,7 +212,7 @@ def test_a_lost_connection_is_noticed_where_it_is_drained() -> None:
         assert not connection.connected
 
 
-def test_errors_are_told_although_the_transport_cannot_be_made(post: Post) -> None:
+def test_errors_are_reported_although_the_transport_cannot_be_made(post: Post) -> None:
     class Broken(transport_of(post)):  # type: ignore[misc]
         def __init__(self, client: Any, **kwargs: Any) -> None:
             raise ImportError("its library is missing")

@@ -57,7 +57,7 @@ def test_a_default_channel_in_place_of_the_real_one(connection: Connection) -> N
     assert connection.default_channel.is_open
 
 
-def test_a_channel_is_told_the_timeout_as_it_was_given() -> None:
+def test_a_channel_gets_the_timeout_as_it_was_given() -> None:
     channel = Mock()
     channel.connection.client.declared_entities = set()
     Producer(channel).publish("x", exchange=Exchange("e"), timeout=1)

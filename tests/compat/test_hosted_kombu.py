@@ -264,7 +264,7 @@ def test_a_poll_that_fails_ends_the_link_and_recovery_follows(
     consumer.stop(10)
 
 
-def test_classes_are_told_apart() -> None:
+def test_classes_are_distinguished() -> None:
     from kombu.transport.base import Transport as KombuBase
     from kombu.transport.filesystem import Transport as Filesystem
 

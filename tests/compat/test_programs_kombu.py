@@ -237,7 +237,7 @@ def test_kombus_memory_is_still_no_measure(program: Program) -> None:
 
 @pytest.mark.parametrize("reader", [KOMBU, GREENCONN], ids=repr)
 @pytest.mark.parametrize("sender", [KOMBU, GREENCONN], ids=repr)
-def test_letters_between_the_libraries(
+def test_messages_between_the_libraries(
     sender: Library, reader: Library, amqp_url: str, unique: str
 ) -> None:
     with Connection(amqp_url) as connection:

@@ -241,7 +241,7 @@ def test_requeued_by_us(ours: Connect, theirs: Connect) -> None:
     assert again.properties["priority"] == 9
 
 
-def test_kombu_gives_back_what_we_held(ours: Connect, theirs: Connect, server: Any) -> None:
+def test_kombu_requeues_what_we_held(ours: Connect, theirs: Connect, server: Any) -> None:
     greenconn.Producer(ours()).publish("x", routing_key="q", priority=5)
     held = ours(lease=600.0)
     assert held.default_channel.basic_get("q").body == "x"
@@ -256,7 +256,7 @@ def test_kombu_gives_back_what_we_held(ours: Connect, theirs: Connect, server: A
 
 
 @pytest.mark.parametrize("lease", [1.0, 600.0])
-def test_we_give_back_what_kombu_held(
+def test_we_requeue_what_kombu_held(
     ours: Connect, theirs: Connect, server: Any, lease: float
 ) -> None:
     kombu.Producer(theirs()).publish("x", routing_key="q")

@@ -117,7 +117,7 @@ def test_the_arguments_and_their_defaults() -> None:
     assert "secret" not in repr(given)
 
 
-def test_info_tells_the_parameters() -> None:
+def test_info_reports_the_parameters() -> None:
     assert BrokerConnection("host", "me", "secret").info() == {
         "hostname": "host",
         "userid": "me",
@@ -217,7 +217,7 @@ def test_ensure_connection_connects(broker: BrokerConnection) -> None:
     assert broker.connected
 
 
-def test_ensure_connection_tells_of_each_failure_and_gives_up() -> None:
+def test_ensure_connection_reports_each_failure_and_gives_up() -> None:
     signature = inspect.signature(BrokerConnection.ensure_connection)
     defaults = {name: each.default for name, each in signature.parameters.items()}
     assert defaults == {

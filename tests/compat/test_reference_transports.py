@@ -43,7 +43,7 @@ def test_the_default_transport_is_amqplib() -> None:
     assert resolve_transport(None) is get_transport_cls("amqplib")
 
 
-def test_it_is_established_when_needed_or_told(url: str) -> None:
+def test_it_is_established_when_needed_or_asked(url: str) -> None:
     with BrokerConnection(url) as connection:
         assert not connection.connected()
         connection.connect()
@@ -104,7 +104,7 @@ def test_releasing_closes_what_is_in_no_pool(url: str) -> None:
     assert not connection.connected()
 
 
-def test_releasing_gives_back_what_is_in_a_pool(url: str) -> None:
+def test_releasing_returns_what_is_in_a_pool(url: str) -> None:
     pool = BrokerConnection(url).Pool(1)
     connection = pool.acquire()
     link = connection.connect()

@@ -237,7 +237,7 @@ def test_what_has_no_queue_goes_to_that_of_last_resort(way: tuple[Library, Libra
 
 
 @pytest.mark.parametrize("encoding", ["base64", None])
-def test_bodies_are_stored_as_told(way: tuple[Library, Library], encoding: str | None) -> None:
+def test_bodies_are_stored_as_given(way: tuple[Library, Library], encoding: str | None) -> None:
     lib = way[1]
     connection, shelf = connected(third_party.plain, way, body_encoding=encoding)
     with connection:

@@ -105,7 +105,7 @@ def test_spawn_consumer(connection: Connection, unique: str, options: dict[str, 
     assert nothing_is_held(connection, unique)
 
 
-def test_spawn_consumer_tells_of_each(connection: Connection, unique: str) -> None:
+def test_spawn_consumer_reports_each(connection: Connection, unique: str) -> None:
     seen, told = Seen(), list[Exception]()
 
     def note(message: Any, exc: Exception) -> None:
@@ -123,7 +123,7 @@ def test_spawn_consumer_tells_of_each(connection: Connection, unique: str) -> No
     assert nothing_is_held(connection, unique)
 
 
-def test_consumer_tells_of_each(connection: Connection, unique: str) -> None:
+def test_consumer_reports_each(connection: Connection, unique: str) -> None:
     seen, told = Seen(), list[Exception]()
 
     def note(message: Any, exc: Exception) -> None:

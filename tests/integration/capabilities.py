@@ -274,7 +274,7 @@ EXAMPLES: Final[Mapping[str, Kind]] = {
 #: and to get from, and bindings in this process.  Capability -> the contract tests that ask for it.
 _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "dead letters": (
-        *("test_deaths_are_counted", "test_letter_keeps_its_key_unless_told"),
+        *("test_deaths_are_counted", "test_dead_letter_keeps_its_key_by_default"),
         *("test_rejected_message_becomes_a_dead_letter", "test_retry_by_expiry_goes_round"),
         *("test_old_messages_expire", "test_message_that_dies_in_a_circle_is_dropped"),
         "test_message_may_expire_by_itself",
@@ -294,7 +294,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
         *("test_consumers_of_other_processes_count", "test_single_active_consumer"),
         *("test_exclusive_consumer_stays_alone", "test_exclusive_queue_is_for_its_link"),
         *(
-            "test_exclusive_consumer_of_a_lost_link_is_in_nobodys_way",
+            "test_exclusive_consumer_of_a_lost_link_is_in_the_way_of_nobody",
             "test_queue_that_is_not_there",
         ),
         *("test_exclusive_queue_of_a_lost_link_is_free_at_once",),
@@ -324,7 +324,7 @@ HOOKED: Final[Mapping[str, Kind]] = {
         otherwise={
             **_BEYOND_HOOKS,
             "headers exchanges, ready-made exchanges, bindings of exchanges": (
-                *("test_arguments_tell_bindings_apart", "test_headers", "test_headers_with_x"),
+                *("test_arguments_distinguish_bindings", "test_headers", "test_headers_with_x"),
                 *("test_unknown_match", "test_exchanges_bound_to_exchanges"),
                 "test_alternate_exchange_gets_what_has_no_binding",
             ),

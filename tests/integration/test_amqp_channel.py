@@ -129,7 +129,7 @@ def provoke(amqp_links: Links, unique: str) -> Callable[[type[Exception], Channe
 
 
 @pytest.mark.parametrize("error", [NotFound, AccessRefused, ResourceLocked, PreconditionFailed])
-def test_an_error_reaches_its_own_caller_and_others_are_told_the_cause(
+def test_an_error_reaches_its_own_caller_and_others_get_the_cause(
     amqp_links: Links,
     unique: str,
     error: type[Exception],
@@ -174,7 +174,7 @@ def test_a_failed_publish_is_not_the_error_of_one_who_declares(
     assert isinstance(caught.value.__cause__, NotFound)
 
 
-def test_a_failed_publish_that_nobody_awaits_is_told_to_the_next(
+def test_a_failed_publish_that_nobody_awaits_is_reported_to_the_next(
     amqp_link: AmqpLink, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new = amqp_link.channel(), amqp_link.channel()
@@ -194,7 +194,7 @@ def test_a_failed_publish_that_nobody_awaits_is_told_to_the_next(
     assert third.is_open
 
 
-def test_a_failed_publish_in_confirm_mode_that_nobody_awaits_is_told_to_the_next(
+def test_a_failed_publish_with_confirms_that_nobody_awaits_is_reported_to_the_next(
     amqp_link: AmqpLink, unique: str
 ) -> None:
     old, new = amqp_link.channel(), amqp_link.channel()
@@ -231,7 +231,7 @@ def test_a_consumer_that_could_not_start_is_its_callers_matter_alone(
     assert not sink.errors
 
 
-def test_consumers_of_a_channel_that_an_error_closes_are_told(
+def test_consumers_of_a_channel_that_an_error_closes_are_notified(
     amqp_link: AmqpLink, amqp_queue: str, unique: str
 ) -> None:
     channel, sink = amqp_link.channel(), Sink()
@@ -244,7 +244,9 @@ def test_consumers_of_a_channel_that_an_error_closes_are_told(
         amqp_link.drain(Deadline(WAIT))
 
 
-def test_arguments_that_fit_no_field_or_frame_harm_nobody(amqp_link: AmqpLink, unique: str) -> None:
+def test_arguments_that_fit_no_field_or_frame_affect_nobody_else(
+    amqp_link: AmqpLink, unique: str
+) -> None:
     channel = amqp_link.channel()
     long_name = "x" * 300
     with pytest.raises(ValueError, match="does not fit"):

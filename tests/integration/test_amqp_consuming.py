@@ -121,7 +121,7 @@ def test_deliveries_after_a_cancel_without_waiting_go_back(
 
 
 @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
-def test_nothing_is_handed_out_after_a_cancel_without_acks(
+def test_nothing_is_delivered_after_a_cancel_without_acks(
     amqp_link: AmqpLink, amqp_queue: str, nowait: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel = amqp_link.channel()

@@ -51,7 +51,7 @@ def test_channels_opened_and_closed_by_many_at_once(amqp_links: Links, unique: s
     until(lambda: len(link.channels) == 1)
 
 
-def test_close_flushes_and_tells_all_who_wait(amqp_links: Links, amqp_queue: str) -> None:
+def test_close_flushes_and_notifies_all_who_wait(amqp_links: Links, amqp_queue: str) -> None:
     link = amqp_links()
     channel = link.channel()
     draining = [gevent.spawn(link.drain, Deadline(WAIT)) for _ in range(3)]
@@ -126,7 +126,7 @@ def test_a_forked_child_knows_that_it_has_no_connection(amqp_links: Links, amqp_
     assert link.is_open
 
 
-def test_another_thread_is_told_that_it_needs_a_connection_of_its_own(
+def test_another_thread_is_notified_that_it_needs_a_connection_of_its_own(
     amqp_link: AmqpLink, amqp_queue: str
 ) -> None:
     channel = amqp_link.channel()

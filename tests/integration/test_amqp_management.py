@@ -114,7 +114,7 @@ def test_virtual_hosts_and_users(connect: Callable[..., Connection], unique: str
     assert manager.get_nodes()[0]["running"] is True
 
 
-def test_the_page_tells_who_we_are(connect: Callable[..., Connection], unique: str) -> None:
+def test_the_page_shows_who_we_are(connect: Callable[..., Connection], unique: str) -> None:
     connection = connect(
         connection_name=unique, client_properties={"team": "mail", "connection_name": unique}
     )
@@ -167,7 +167,7 @@ def test_an_operator_closes_the_connection(connect: Callable[..., Connection], u
     manager.delete_queue("/", unique)
 
 
-def test_a_broker_without_the_plugin_is_told(amqp_url: str) -> None:
+def test_a_broker_without_the_plugin_is_reported(amqp_url: str) -> None:
     with Connection(amqp_url, transport_options={"manager_port": 1}) as connection:
         manager = connection.get_manager()
         assert not manager.is_alive()

@@ -397,7 +397,7 @@ def test_a_broker_that_closes_the_connection_says_why_to_everybody(
 
 
 @pytest.mark.parametrize("how", ["end", "reset", "reader"])
-def test_everybody_hears_once_of_a_lost_connection(
+def test_everybody_learns_once_of_a_lost_connection(
     amqp_peer: AmqpPeer, link: AmqpLink, end: BrokerEnd, how: str
 ) -> None:
     end.ignored = {spec.Channel.Open}
@@ -712,7 +712,7 @@ def test_a_get_and_deliveries_of_one_chunk_are_acked_exactly(
     assert end.expect(spec.Basic.Ack)[2] == pack(">QB", 1, False)
 
 
-def test_the_broker_is_told_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> None:
+def test_the_broker_is_asked_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> None:
     channel = link.channel()
     starting = gevent.spawn(channel.basic_consume, "q", "tag")
     end.expect(spec.Basic.Consume)

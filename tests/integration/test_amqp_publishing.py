@@ -96,7 +96,7 @@ def test_publishes_that_are_refused_here_do_not_disturb_the_count(
 
 
 @pytest.mark.parametrize("name", [b"plain", "\u00e4\u20ac".encode(), b"\xff no text"])
-def test_a_routing_key_of_bytes_is_told_apart_when_it_comes_back(
+def test_a_routing_key_of_bytes_is_distinguished_when_it_comes_back(
     amqp_channel: Channel, unique: str, name: bytes
 ) -> None:
     key: Any = unique.encode() + name
@@ -168,7 +168,7 @@ def test_a_return_of_a_publish_that_nobody_awaits_is_an_event(
     assert exc.reply_code == 312
 
 
-def test_returns_of_equal_messages_are_told_apart_by_their_order(
+def test_returns_of_equal_messages_are_distinguished_by_their_order(
     amqp_link: AmqpLink, unique: str
 ) -> None:
     channel = amqp_link.channel()

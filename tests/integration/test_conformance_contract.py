@@ -374,7 +374,7 @@ def test_what_a_killed_process_owned_is_free_after_its_lease(
         program.end()
 
 
-def test_a_header_that_cannot_be_sent_is_named_and_hurts_nobody_else(
+def test_a_header_that_cannot_be_sent_is_named_and_affects_nobody_else(
     broker_kind: Kind, connect: Callable[[], Connection], unique: str
 ) -> None:
     if broker_kind.url is None:

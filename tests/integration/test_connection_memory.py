@@ -82,7 +82,7 @@ def test_the_loss_is_raised_once_then_draining_goes_on(connection: Connection, u
     assert len(errors) == 1
 
 
-def test_pools_share_and_give_back(url: str) -> None:
+def test_pools_share_and_release(url: str) -> None:
     with Connection(url) as source:
         pool = source.Pool(2)
         with pool.acquire() as one, pool.acquire() as two:

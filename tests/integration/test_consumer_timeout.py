@@ -14,8 +14,6 @@ from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
 
-pytestmark = pytest.mark.full
-
 CAME = 30.0
 #: Milliseconds.
 TIMEOUT = 500
@@ -83,7 +81,7 @@ class Pair:
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 2, "batch_interval": 0.05}], ids=str)
-def test_others_of_the_channel_go_on_and_the_culprit_is_told(
+def test_others_of_the_channel_go_on_and_the_culprit_is_reported(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
 ) -> None:
     pair = Pair(connection, unique, **options)
@@ -108,6 +106,7 @@ def test_others_of_the_channel_go_on_and_the_culprit_is_told(
     pair.end()
 
 
+@pytest.mark.full
 def test_the_next_time_nobody_else_suffers(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,6 +124,7 @@ def test_the_next_time_nobody_else_suffers(
     assert quick.stop(CAME)
 
 
+@pytest.mark.full
 def test_a_message_that_waits_for_a_handler_counts_too(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,8 +8,6 @@ import pytest
 
 from tests.integration.processes import run, start
 
-pytestmark = pytest.mark.full
-
 pytest.importorskip("kombu")
 
 _PROGRAM = """
@@ -74,6 +72,7 @@ def test_pooled_connections_go_from_thread_to_thread(
     assert outcome.output == "done\n"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["Amqp", "Redis"])
 def test_sigterm_ends_such_a_program(how: str, amqp_url: str, redis_url: str, unique: str) -> None:
     url = amqp_url if how == "Amqp" else redis_url

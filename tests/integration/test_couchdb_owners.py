@@ -99,7 +99,7 @@ def test_who_comes_too_late_to_sweep_changes_nothing(couchdb_new_url: str) -> No
 
 
 @pytest.mark.usefixtures("hurried")
-def test_who_gives_back_what_was_given_back_changes_nothing(couchdb_new_url: str) -> None:
+def test_who_requeues_what_was_requeued_changes_nothing(couchdb_new_url: str) -> None:
     with store_at(couchdb_new_url, **SILENT) as silent, store_at(couchdb_new_url) as other:
         silent.make_queue("q", PLAIN)
         silent.put([entry("q", "x")])
@@ -146,7 +146,7 @@ def test_one_sweeps_for_all(couchdb_new_url: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("hurried")
-def test_what_the_dead_claim_late_is_given_back(couchdb_new_url: str) -> None:
+def test_what_the_dead_claim_late_is_requeued(couchdb_new_url: str) -> None:
     with (
         store_at(couchdb_new_url, **SILENT) as silent,
         store_at(couchdb_new_url) as other,
@@ -174,7 +174,7 @@ def test_what_the_dead_claim_late_is_given_back(couchdb_new_url: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "killed"])
-def test_a_claim_without_an_answer_is_given_back_by_the_next_life(
+def test_a_claim_without_an_answer_is_requeued_by_the_next_life(
     couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     landed, never, write = Event(), Event(), CouchApi.write

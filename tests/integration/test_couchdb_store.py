@@ -71,7 +71,7 @@ def test_what_goes_back_comes_before_what_is_new(couchdb_new_url: str) -> None:
         assert bodies(other.claim({"q": 2}, 0)) == ["3"]
 
 
-def test_what_is_told_by_the_feed_is_found(couchdb_new_url: str) -> None:
+def test_what_is_reported_by_the_feed_is_found(couchdb_new_url: str) -> None:
     woken: list[str | None] = []
     with store_at(couchdb_new_url) as one, store_at(couchdb_new_url, woken.append) as other:
         one.make_queue("q", PLAIN)
@@ -274,7 +274,7 @@ def test_who_falls_silent_is_swept_once(couchdb_new_url: str) -> None:
 
 
 @pytest.mark.full
-def test_the_time_of_the_deaf_does_not_count(couchdb_new_url: str) -> None:
+def test_the_time_without_answers_does_not_count(couchdb_new_url: str) -> None:
     options: dict[str, Any] = {"lease": 0.5}
     with store_at(couchdb_new_url, **options) as one, store_at(couchdb_new_url, **options) as two:
         one.make_queue("q", PLAIN)
@@ -325,7 +325,7 @@ def test_over_tls(couchdb_new_url: str, tls_front: TlsFront) -> None:
 
 
 @pytest.mark.full
-def test_a_message_that_is_too_large_harms_no_other(
+def test_a_message_that_is_too_large_affects_no_other(
     couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store_at(couchdb_new_url) as store:

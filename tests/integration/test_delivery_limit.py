@@ -179,7 +179,7 @@ def message(count: object) -> Any:
     ],
     ids=str,
 )
-def test_who_comes_near_the_limit_is_told_once(
+def test_who_comes_near_the_limit_is_warned_once(
     version: tuple[int, int] | None,
     arguments: dict[str, Any] | None,
     first: int | None,
@@ -358,7 +358,7 @@ def test_a_kombu_consumer_that_was_too_slow_can_consume_again(slow: Slow) -> Non
     assert connection.session.generation == 1
 
 
-def test_who_comes_near_the_limit_of_a_real_queue_is_told(
+def test_who_comes_near_the_limit_of_a_real_queue_is_warned(
     newer_amqp_url: str, queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: dict[int, int] = {}

@@ -353,7 +353,7 @@ def quick(body: Any, message: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["drained", "on_message", "spawned"])
-def test_a_blocked_hub_is_told_of_by_name_and_survived(
+def test_a_blocked_hub_is_reported_by_name_and_survived(
     amqp_url: str, unique: str, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     with Connection(amqp_url, heartbeat=1) as connection:
@@ -409,7 +409,7 @@ def test_a_blocked_hub_is_told_of_by_name_and_survived(
 
 
 @pytest.mark.parametrize("kind", ["redis", "sqlite"])
-def test_a_blocked_hub_is_told_of_where_messages_are_leased(
+def test_a_blocked_hub_is_reported_where_messages_are_leased(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     unique: str,

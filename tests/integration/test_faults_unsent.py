@@ -15,8 +15,6 @@ from greenconn.messaging import Producer
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
-pytestmark = pytest.mark.full
-
 SOON = 30.0
 PADDING = "x" * 50_000
 
@@ -55,7 +53,7 @@ def numbers(connection: Connection, queue: str) -> list[int]:
 
 
 @pytest.mark.parametrize("on_channel", [False, True], ids=["connection", "channel"])
-def test_the_next_publish_tells_how_many_had_not_left(
+def test_the_next_publish_reports_how_many_had_not_left(
     connection: Connection, relay: Relay, unique: str, on_channel: bool
 ) -> None:
     channel = connection.channel()
@@ -86,7 +84,8 @@ def test_the_next_publish_tells_how_many_had_not_left(
     assert len(found) <= count - lost + 3
 
 
-def test_a_channel_of_a_former_life_tells_it_too(
+@pytest.mark.full
+def test_a_channel_of_a_former_life_reports_it_too(
     connection: Connection, relay: Relay, unique: str
 ) -> None:
     channel = connection.channel()
@@ -103,6 +102,7 @@ def test_a_channel_of_a_former_life_tells_it_too(
             channel.queue_declare(unique, passive=True)
 
 
+@pytest.mark.full
 def test_what_left_is_not_spoken_of(connection: Connection, relay: Relay, unique: str) -> None:
     producer = Producer(connection)
     for number in range(100):
@@ -116,6 +116,7 @@ def test_what_left_is_not_spoken_of(connection: Connection, relay: Relay, unique
     until(lambda: numbers(connection, unique) == list(range(101)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("times", [1, 3], ids=["once", "again and again"])
 @pytest.mark.parametrize("is_used", [False, True], ids=["untouched", "used"])
 def test_with_retry_they_are_sent_again_in_order(
@@ -156,6 +157,7 @@ def test_with_retry_they_are_sent_again_in_order(
     assert found == sorted(found)
 
 
+@pytest.mark.full
 def test_some_with_retry_and_some_without(
     connection: Connection, relay: Relay, unique: str
 ) -> None:
@@ -181,6 +183,7 @@ def test_some_with_retry_and_some_without(
     assert found == sorted(found)
 
 
+@pytest.mark.full
 def test_those_that_somebody_awaits_are_not_counted_nor_sent_again(
     connection: Connection, relay: Relay, unique: str
 ) -> None:
@@ -224,6 +227,7 @@ def test_those_that_somebody_awaits_are_not_counted_nor_sent_again(
     assert not {number for number in left[2:] if number % 3 != 1} & set(found)
 
 
+@pytest.mark.full
 def test_a_close_that_has_to_leave_some_behind_says_so(
     relay: Relay, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,7 +264,8 @@ def lose_one(producer: Producer, exchange: str) -> None:
     until(lambda: not channel.is_open)
 
 
-def test_the_next_publish_tells_of_one_to_an_absent_exchange(amqp_url: str, unique: str) -> None:
+@pytest.mark.full
+def test_the_next_publish_reports_one_to_an_absent_exchange(amqp_url: str, unique: str) -> None:
     with Connection(amqp_url) as connection:
         producer, absent = connection.Producer(), f"{unique}-absent"
         lose_one(producer, absent)

@@ -21,8 +21,6 @@ from tests.fix_wires import until
 from tests.integration.processes import Outcome, start
 from tests.integration.redis_clients import control
 
-pytestmark = pytest.mark.full
-
 PRELUDE = """
 import os, signal, sys
 {patch}
@@ -100,6 +98,7 @@ def put(url: str, name: str) -> None:
         connection.flush()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ACKS)
 def test_an_ack_has_left_when_rabbitmqs_consumer_is_killed(
     how: str, amqp_url: str, rabbitmq: RabbitMQHandle, relay: Relay, unique: str, patched: bool
@@ -113,6 +112,7 @@ def test_an_ack_has_left_when_rabbitmqs_consumer_is_killed(
         connection.default_channel.queue_delete(unique)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["in a handler", "rejected in a handler", "in Celery's kombu"])
 def test_an_ack_has_left_when_redis_consumer_is_killed(
     how: str, redis_url: str, unique: str, patched: bool
@@ -128,6 +128,7 @@ def test_an_ack_has_left_when_redis_consumer_is_killed(
         connection.default_channel.queue_delete(unique)
 
 
+@pytest.mark.full
 def test_an_ack_is_stored_when_sqlites_consumer_is_killed(
     sqlite_url: str, unique: str, patched: bool
 ) -> None:
@@ -143,6 +144,7 @@ PUBLISHES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", PUBLISHES)
 def test_flushed_publishes_have_left_when_the_process_is_killed(
     how: str, amqp_url: str, relay: Relay, unique: str, patched: bool

@@ -128,7 +128,9 @@ def test_reload_and_stop_under_load(ledger: Ledger, long: bool) -> None:
         assert server.complaints == [], server.log
 
 
-def test_a_worker_told_to_go_takes_nothing_more_while_its_requests_publish(ledger: Ledger) -> None:
+def test_a_worker_asked_to_stop_takes_nothing_more_while_its_requests_publish(
+    ledger: Ledger,
+) -> None:
     with serving(*HOOKED, "troubled:application", cwd=APPS, env=ledger.env) as server:
         server.wait_ready()
         until(lambda: ledger.consumers() == 2, what="consumers in both workers")

@@ -42,7 +42,7 @@ def test_exclusive_queue_of_a_lost_link_is_free_at_once(side: Side) -> None:
     channel.queue_delete(queue)
 
 
-def test_exclusive_consumer_of_a_lost_link_is_in_nobodys_way(side: Side) -> None:
+def test_exclusive_consumer_of_a_lost_link_is_in_the_way_of_nobody(side: Side) -> None:
     lost, link = side.link(), side.link()
     queue = side.queue(side.channel(link))
     side.channel(lost).basic_consume(queue, exclusive=True, sink=Store())

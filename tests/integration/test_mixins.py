@@ -115,7 +115,7 @@ def consumer_count(connection: Connection, queue: str) -> int:
         return int(channel.queue_declare(queue, passive=True).consumer_count)
 
 
-def test_a_program_consumes_until_it_is_told_to_stop(connection: Connection, unique: str) -> None:
+def test_a_program_consumes_until_it_is_asked_to_stop(connection: Connection, unique: str) -> None:
     worker = Worker(connection, unique)
     with running(worker, safety_interval=0.02, colour="red") as greenlet:
         assert worker.ready.wait(SOON)
@@ -308,7 +308,7 @@ def test_errors_of_tidying_up_are_ignored(connection: Connection, unique: str) -
     assert worker.maybe_conn_error(lambda: 3) == 3
 
 
-def test_a_broker_that_is_not_there_is_told_of() -> None:
+def test_a_broker_that_is_not_there_is_reported() -> None:
     class Told(Worker):
         connect_max_retries = 1
 

@@ -93,7 +93,7 @@ def test_quorum_queues_count_deliveries(connection: Connection, declare: Declare
     consumer.stop()
 
 
-def test_classic_queues_tell_that_there_was_one(connection: Connection, declare: Declare) -> None:
+def test_classic_queues_report_that_there_was_one(connection: Connection, declare: Declare) -> None:
     queue = declare()
     # What a quorum queue once wrote into the headers says nothing here.
     publish(connection, queue.name, "body", headers={"x-delivery-count": 7})
@@ -107,7 +107,7 @@ def test_classic_queues_tell_that_there_was_one(connection: Connection, declare:
     assert all(counts[1:])
 
 
-def test_the_memory_broker_tells_it_too(unique: str) -> None:
+def test_the_memory_broker_reports_it_too(unique: str) -> None:
     with Connection(f"memory:///{unique}") as connection:
         queue = connection.SimpleQueue("q")
         queue.put("body")

@@ -87,7 +87,7 @@ def test_message_is_kombus(stores: Stores, mongodb_database: Database) -> None:
     assert found == {"queue": QUEUE, "priority": 6}
 
 
-def test_claimed_message_is_out_of_kombus_sight(stores: Stores, mongodb_database: Database) -> None:
+def test_claimed_message_is_hidden_from_kombu(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store.put([entry(str(n)) for n in range(3)])
     claimed = list(store.claim({QUEUE: 2}, 0))
@@ -199,7 +199,7 @@ def test_next_life_settles(stores: Stores, mongodb_database: Database) -> None:
     assert mongodb_database["messages"].count_documents({}) == 0
 
 
-def test_next_life_gives_back_what_nobody_knows_of(
+def test_next_life_requeues_what_nobody_knows_of(
     stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that nobody hears of, and a server that is away when it should be given back."""
@@ -226,7 +226,7 @@ def test_next_life_gives_back_what_nobody_knows_of(
     assert mongodb_database["messages"].count_documents({}) == 0
 
 
-def test_dead_messages_of_which_nobody_was_told(stores: Stores) -> None:
+def test_dead_messages_of_which_nobody_was_notified(stores: Stores) -> None:
     store, other = stores(), stores()
     store.put([entry(lifetime=0.05)])
 
@@ -270,7 +270,7 @@ def test_delayed_message(stores: Stores, mongodb_database: Database) -> None:
     until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
 
 
-def test_dead_messages_are_told(stores: Stores) -> None:
+def test_dead_messages_are_reported(stores: Stores) -> None:
     store = stores()
     store.put([entry("dies", "lonely", lifetime=0.05), entry("stays")])
     gevent.sleep(0.1)

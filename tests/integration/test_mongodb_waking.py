@@ -22,7 +22,7 @@ def store_of(connection: Connection) -> MongoStore:
     return store
 
 
-def test_member_of_a_set_tells_of_changes(
+def test_member_of_a_set_reports_changes(
     mongodb_set_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waking, "WATCHED", 3600.0)

@@ -196,7 +196,7 @@ def test_handlers_are_named_by_their_functions(unique: str) -> None:
     assert node.handle_message({"method": "ping", "destination": "ab"}) is None
 
 
-def test_a_second_node_of_the_same_name_is_told(amqp_url: str, unique: str) -> None:
+def test_a_second_node_of_the_same_name_is_reported(amqp_url: str, unique: str) -> None:
     with Connection(amqp_url) as one, Connection(amqp_url) as other:
         mailbox = Mailbox(unique)
         first = mailbox(one).Node("a", channel=one.channel())

@@ -146,7 +146,7 @@ connection.close()
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_told_to_end_while_it_publishes(
+def test_asked_to_stop_while_it_publishes(
     end: str, url: str, queue: str, patched: bool, long: bool
 ) -> None:
     """What it was told is published is there, in order and once."""
@@ -182,7 +182,7 @@ connection.close()
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_told_to_end_while_it_handles(
+def test_asked_to_stop_while_it_handles(
     end: str, url: str, queue: str, patched: bool, long: bool
 ) -> None:
     """Each message was handled, or comes to the next one; twice only if its ack was cut off."""

@@ -54,7 +54,7 @@ def test_a_refusal_is_raised_and_not_repeated(
     assert tries == []
 
 
-def test_who_listens_to_returns_hears_of_them_after_a_reconnect(relay: Relay, unique: str) -> None:
+def test_who_listens_to_returns_learns_of_them_after_a_reconnect(relay: Relay, unique: str) -> None:
     returned: list[Any] = []
     with Connection(relay.url) as connection:
         producer = Producer(

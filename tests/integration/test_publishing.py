@@ -199,7 +199,7 @@ def test_other_arguments_than_the_exchange_has_are_named(
     assert isinstance(caught.value.__cause__, PreconditionFailed)
 
 
-def test_an_exchange_of_an_unknown_type_hurts_nobody_else(
+def test_an_exchange_of_an_unknown_type_affects_nobody_else(
     connection: Connection, queue: str, exchange: str
 ) -> None:
     errors = run_together(
@@ -396,7 +396,7 @@ def test_bodies_that_cannot_be_encoded_reach_nobody(connection: Connection, queu
     assert bodies_in(connection, queue) == [1]
 
 
-def test_headers_that_cannot_be_sent_hurt_nobody_else(connection: Connection, queue: str) -> None:
+def test_headers_that_cannot_be_sent_affect_nobody_else(connection: Connection, queue: str) -> None:
     if connection.transport.driver_type == "memory":
         pytest.skip("the memory broker takes any object")
     calls: list[tuple[Any, Any, dict[str, Any]]] = [(queue, number, {}) for number in range(20)]
@@ -613,7 +613,7 @@ def test_a_memory_alarm_blocks_until_it_is_over(
 
 
 @pytest.mark.full
-def test_a_login_that_is_refused_is_told_at_once(own_rabbitmq: RabbitMQ) -> None:
+def test_a_login_that_is_refused_is_reported_at_once(own_rabbitmq: RabbitMQ) -> None:
     url = own_rabbitmq.url.replace("guest:guest", "guest:wrong-secret")
     with gevent.Timeout(5.0), Connection(url) as connection:
         with pytest.raises(OperationalError, match="ACCESS_REFUSED") as caught:

@@ -63,7 +63,7 @@ def as_utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
 
 
-def test_letter_keeps_its_key_unless_told(side: Side) -> None:
+def test_dead_letter_keeps_its_key_by_default(side: Side) -> None:
     channel = side.channel()
     exchange = side.exchange(channel, "topic")
     dead = side.queue(channel)

@@ -402,7 +402,7 @@ def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, re
     assert sorted(got) == ["queued", "told"]
 
 
-def test_what_no_push_tells_of_is_found(
+def test_what_no_push_reports_is_found(
     redis_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waking, "SAFETY", (0.1, 0.1))
@@ -438,7 +438,7 @@ def test_closing_takes_no_longer_than_it_may(redis_with: RedisFactory) -> None:
     server.resume()
 
 
-def test_fanout_tells_of_gaps(redis_with: RedisFactory) -> None:
+def test_fanout_reports_gaps(redis_with: RedisFactory) -> None:
     server = redis_with()
     got: list[Any] = []
     told: list[tuple[str, float]] = []

@@ -109,7 +109,7 @@ def test_a_server_that_evicts_is_named_once(
     assert what in caplog.text
 
 
-def test_who_may_not_ask_is_told_nothing(
+def test_who_may_not_ask_gets_no_answer(
     own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
     at_server("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")

@@ -93,7 +93,7 @@ def test_messages_of_the_killed_are_back_after_their_lease(
     print(f"given back {min(took) / LEASE:.2f} to {max(took) / LEASE:.2f} leases after the kill")
 
 
-def test_stopped_consumer_gives_back_to_the_head_at_once(
+def test_stopped_consumer_requeues_to_the_head_at_once(
     own_redis: RedisServer, at_server: Control
 ) -> None:
     with Connection(own_redis.url) as first, Connection(own_redis.url) as second:

@@ -140,7 +140,7 @@ def test_late_ack_changes_nothing_and_is_reported(
     assert channel.queue_declare("q", passive=True).message_count == 0
 
 
-def test_clean_stop_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
+def test_clean_stop_requeues_at_once(opened: Callable[..., RedisLink]) -> None:
     first, second = opened(lease=60.0), opened(lease=60.0)
     channel = filled(first, 3)
     store = Store()
@@ -152,7 +152,7 @@ def test_clean_stop_gives_back_at_once(opened: Callable[..., RedisLink]) -> None
     assert [each and each.body for each in found] == ["0", "1", "2"]
 
 
-def test_clean_stop_gives_back_what_a_claim_takes_meanwhile(
+def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     opened: Callable[..., RedisLink],
 ) -> None:
     first, second = opened(lease=60.0), opened(lease=60.0)
@@ -173,7 +173,7 @@ def test_clean_stop_gives_back_what_a_claim_takes_meanwhile(
     assert [each and each.body for each in found] == ["0", "1", "2"]
 
 
-def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
+def test_next_life_requeues_at_once(opened: Callable[..., RedisLink]) -> None:
     link = opened(lease=60.0)
     channel = filled(link, 3)
     done, late, lost = (channel.basic_get("q") for _ in range(3))
@@ -192,7 +192,7 @@ def test_next_life_gives_back_at_once(opened: Callable[..., RedisLink]) -> None:
 
 
 @pytest.mark.full
-def test_next_life_gives_back_more_than_one_reply_may_have(
+def test_next_life_requeues_more_than_one_reply_may_have(
     opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "RespParser", partial(RespParser, reply_limit=100_000))

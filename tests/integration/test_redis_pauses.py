@@ -173,7 +173,7 @@ def dead_consumer_holds(at_server: Control, body: Any) -> None:
     at_server("ZADD", "unacked_index", 1, "gc.dead.1")
 
 
-def test_full_memory_keeps_nobody_from_giving_back(redis_with: RedisFactory) -> None:
+def test_full_memory_keeps_nobody_from_requeueing(redis_with: RedisFactory) -> None:
     server = redis_with("--maxmemory-policy", "noeviction")
     done: list[Any] = []
     with (

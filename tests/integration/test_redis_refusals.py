@@ -207,7 +207,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_other_servers_are_told_apart_at_once(kind: str, peer: PeerFactory) -> None:
+def test_other_servers_are_distinguished_at_once(kind: str, peer: PeerFactory) -> None:
     def serve(client: socket.socket) -> None:
         if kind == "http":
             client.recv(4096)

@@ -36,7 +36,7 @@ def publish(connection: Connection, count: int, queue: str = "q") -> Any:
     return channel
 
 
-def test_a_lost_server_is_told_of_by_the_next_channel(
+def test_a_lost_server_is_reported_by_the_next_channel(
     own_redis: RedisServer, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(connection, 1).flush()
@@ -69,7 +69,7 @@ def test_the_channel_itself_may_still_be_asked(
         channel.flush()
 
 
-def test_a_full_server_is_told_of_when_the_connection_is_closed(
+def test_a_full_server_is_reported_when_the_connection_is_closed(
     own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"publish_window": 50}

@@ -169,7 +169,7 @@ def test_changed_bindings_count_at_once(side: Side) -> None:
     assert side.bodies(channel, second) == [second, "last"]
 
 
-def test_arguments_tell_bindings_apart(side: Side) -> None:
+def test_arguments_distinguish_bindings(side: Side) -> None:
     channel = side.channel()
     exchange = side.exchange(channel, "headers")
     queue = side.queue(channel)

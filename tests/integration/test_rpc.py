@@ -251,7 +251,7 @@ def test_replies_of_other_serializers_must_be_accepted(
         rpc.call(unique, 1, connection=connection)
 
 
-def test_a_queue_that_does_not_exist_is_told_at_once_and_not_made(
+def test_a_queue_that_does_not_exist_is_reported_at_once_and_not_made(
     connection: Connection, unique: str
 ) -> None:
     for target in (unique, Queue(unique)):

@@ -216,7 +216,7 @@ def test_listeners_hear_in_order(relay: Relay, unique: str) -> None:
         Queue(unique)(connection).delete()
 
 
-def test_listeners_hear_of_a_connection_that_its_next_use_brings_back(
+def test_listeners_learn_of_a_connection_that_its_next_use_brings_back(
     relay: Relay, unique: str
 ) -> None:
     """Nothing runs on it that would bring it back by itself."""
@@ -252,7 +252,7 @@ def test_a_listener_may_use_the_connection(relay: Relay, other: Connection, uniq
     assert found == [1, 1, 1]
 
 
-def test_a_listener_that_fails_harms_nobody(
+def test_a_listener_that_fails_affects_nobody_else(
     relay: Relay, other: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard: list[str] = []

@@ -596,7 +596,7 @@ def test_entities_that_delete_themselves_one_after_the_other(
 # Cancelled by the broker
 
 
-def test_a_deleted_queue_is_told_once_and_may_be_consumed_from_again(
+def test_a_deleted_queue_is_reported_once_and_may_be_consumed_from_again(
     connection: Connection, other: Connection, unique: str
 ) -> None:
     got = Receiver()

@@ -328,7 +328,7 @@ def test_many_publish_well_while_two_are_refused(amqp_url: str, unique: str) -> 
     assert found == {"first", *range(50), *range(52, 102)}
 
 
-def test_a_connection_that_is_closed_tells_those_who_drain(url: str) -> None:
+def test_a_connection_that_is_closed_notifies_those_who_drain(url: str) -> None:
     connection = Connection(url)
     connection.connect()
     drainers = [gevent.spawn(connection.drain_events) for _ in range(3)]

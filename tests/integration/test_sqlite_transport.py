@@ -338,7 +338,7 @@ def test_full_disk_is_drained(tmp_path: Path) -> None:
     assert (drained, published) == (f"drained {count}", "published")
 
 
-def test_log_gives_back_what_it_took(sqlite_url: str, path: str) -> None:
+def test_log_shrinks_again(sqlite_url: str, path: str) -> None:
     with Connection(sqlite_url) as connection:
         greenconn.publish("q", "x" * 20_000_000, connection=connection, declare=True)
         assert os.stat(f"{path}-wal").st_size > 20_000_000
@@ -456,7 +456,7 @@ def test_lock_of_others_is_waited_for(sqlite_url: str, path: str) -> None:
 
 
 @pytest.mark.full
-def test_lock_that_never_ends_is_told(sqlite_url: str, path: str) -> None:
+def test_lock_that_never_ends_is_reported(sqlite_url: str, path: str) -> None:
     with Connection(f"{sqlite_url}?busy_timeout=0.05") as connection:
         channel = connection.default_channel
         Queue("q")(channel).declare()
@@ -609,7 +609,7 @@ def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", ["consume", "get"])
-def test_what_a_lost_link_claims_is_given_back_at_once(path: str, how: str) -> None:
+def test_what_a_lost_link_claims_is_requeued_at_once(path: str, how: str) -> None:
     """Its transaction is done in the thread all the same."""
     options: dict[str, Any] = {"lease": 1000.0}
     transport = Transport(TinyClient(f"sqlite:///{path}", **options))

@@ -893,7 +893,7 @@ def test_many_greenlets_publish_on_one_channel(side: Side) -> None:
     assert sorted(map(int, side.bodies(channel, queue))) == list(range(50))
 
 
-def test_killed_publishers_harm_nobody(side: Side) -> None:
+def test_killed_publishers_affect_nobody_else(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel)
     greenlets = [gevent.spawn(side.send, channel, str(n), "", queue) for n in range(20)]

@@ -144,7 +144,7 @@ def test_promise_is_kept_when_it_is_needed(client: FakeClient) -> None:
     assert "promise" in repr(promise)
 
 
-def test_repr_tells_the_channel(client: FakeClient) -> None:
+def test_repr_shows_the_channel(client: FakeClient) -> None:
     channel = client.channel()
     assert repr(Thing()) == "<unbound Thing>"
     assert repr(Thing().bind(channel)) == f"<Thing bound to chan:{channel.channel_id}>"

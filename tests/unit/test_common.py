@@ -131,7 +131,7 @@ def test_an_event_loop_ends_at_its_limit(connection: Connection) -> None:
     assert len(got) == 2
 
 
-def test_an_event_loop_tells_of_silence_unless_it_shall_not(connection: Connection) -> None:
+def test_an_event_loop_reports_silence_unless_it_shall_not(connection: Connection) -> None:
     with pytest.raises(TimeoutError):
         next(eventloop(connection, timeout=0.01))
     assert list(eventloop(connection, limit=2, timeout=0.01, ignore_timeouts=True)) == []
@@ -244,7 +244,7 @@ def test_a_killed_reader_leaves_nothing_behind(connection: Connection) -> None:
     assert left(connection, queue) == 1
 
 
-def test_a_reader_hears_of_the_end(connection: Connection) -> None:
+def test_a_reader_learns_of_the_end(connection: Connection) -> None:
     queue = Queue("q")
     fill(connection, queue)
     reading = gevent.spawn(lambda: list(itermessages(connection, None, queue)))
@@ -361,7 +361,7 @@ def test_an_insured_call_may_be_given_up(connection: Connection) -> None:
     pool.force_close_all()
 
 
-def test_reviving_tells_who_wants_to_know() -> None:
+def test_reviving_notifies_who_wants_to_know() -> None:
     told: list[Any] = []
     with Connection("memory://") as connection:
         channel = connection.default_channel
@@ -378,7 +378,7 @@ def told_by(qos: Callable[[Callable[..., Any]], QoS]) -> tuple[QoS, list[int]]:
     return qos(lambda prefetch_count: told.append(prefetch_count)), told
 
 
-def test_a_prefetch_is_told_when_it_changed() -> None:
+def test_a_prefetch_is_sent_when_it_changed() -> None:
     qos, told = told_by(lambda callback: QoS(callback, 10))
     assert qos.update() == 10
     assert qos.update() == 10

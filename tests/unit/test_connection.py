@@ -526,7 +526,7 @@ def test_a_transport_written_for_kombu_is_asked_without_a_deadline(
     assert connection.connect().host == "one"
 
 
-def test_helpers_tell_connections_from_channels(connection: Connection) -> None:
+def test_helpers_distinguish_connections_from_channels(connection: Connection) -> None:
     assert is_connection(connection)
     assert not is_connection(object())
     assert maybe_channel(connection) is connection.default_channel

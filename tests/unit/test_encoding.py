@@ -87,7 +87,7 @@ def test_what_is_no_character_set_leaves_a_body_as_it_is(name: Any) -> None:
     assert as_text(b"x", name) == b"x"
 
 
-def test_names_of_strangers_are_not_kept() -> None:
+def test_names_of_other_programs_are_not_kept() -> None:
     known = len(encodings._cache)
     for number in range(1000):
         assert as_text(b"x", f"stranger-{number}") == b"x"

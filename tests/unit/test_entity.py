@@ -310,7 +310,7 @@ def test_queue_is_declared_on_another_channel(client: FakeClient, channel: FakeC
         queue.declare()
 
 
-def test_on_declared_is_told(channel: FakeChannel) -> None:
+def test_on_declared_is_called(channel: FakeChannel) -> None:
     told: list[tuple[Any, ...]] = []
     channel.waiting = [channel.message(), channel.message()]
     queue = Queue("q", on_declared=lambda *reply: told.append(reply))(channel)
@@ -566,7 +566,7 @@ def test_a_thousand_greenlets_cause_one_declaration(channel: FakeChannel) -> Non
     assert maybe_declare(Queue("q"), channel) is False
 
 
-def test_killing_who_declares_does_not_harm_the_others(channel: FakeChannel) -> None:
+def test_killing_who_declares_does_not_affect_the_others(channel: FakeChannel) -> None:
     go = Event()
     channel.script["exchange_declare"] = lambda: go.wait(30.0)
     first = gevent.spawn(maybe_declare, Exchange("e"), channel)

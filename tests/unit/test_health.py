@@ -178,7 +178,7 @@ def test_a_connection_that_comes_back_is_waited_for(amqp_url: str, unique: str) 
         consumer.stop(SOON)
 
 
-def test_a_broker_that_takes_nothing_is_told(amqp_url: str) -> None:
+def test_a_broker_that_takes_nothing_is_reported(amqp_url: str) -> None:
     with Connection(f"{amqp_url}") as connection:
         connection.connect()
         gate = connection.session.life.link.gate
@@ -235,7 +235,7 @@ def test_probes_stand_before_another_application(connection: Connection) -> None
     assert json.loads(ask(probes, "/-/live")[2]) == {"live": True}
 
 
-def test_probes_tell_all_if_they_shall(connection: Connection) -> None:
+def test_probes_report_all_if_they_shall(connection: Connection) -> None:
     consumer = spawn_consumer("q", print, connection=connection)
     assert consumer.wait_ready(SOON)
     found = json.loads(ask(Probes(has_details=True), "/health/ready")[2])

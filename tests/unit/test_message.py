@@ -264,7 +264,7 @@ def test_class_attributes() -> None:
     assert issubclass(MessageStateError, KombuError)
 
 
-def test_repr_tells_no_body() -> None:
+def test_repr_shows_no_body() -> None:
     message = json_message(
         b'"secret"',
         delivery_tag=7,

@@ -193,7 +193,7 @@ def test_a_pool_of_channels_follows_its_connection(connection: Connection) -> No
 # Pools of producers
 
 
-def test_a_producer_publishes_and_is_given_back(connection: Connection) -> None:
+def test_a_producer_publishes_and_is_released(connection: Connection) -> None:
     queue = Queue("letters")
     with pools.producers[connection].acquire(block=True) as producer:
         assert isinstance(producer, Producer)
@@ -368,7 +368,7 @@ def test_a_closed_connection_is_not_kept(connection: Connection) -> None:
     below.force_close_all()
 
 
-def test_giving_back_its_connection_gives_back_the_producer(connection: Connection) -> None:
+def test_releasing_its_connection_releases_the_producer(connection: Connection) -> None:
     pool = pools.producers[connection]
     producer = pool.acquire()
     producer.connection.release()
@@ -399,7 +399,7 @@ def test_hooks_of_connections_are_called_for_each_producer(connection: Connectio
     below.force_close_all()
 
 
-def test_an_error_gives_back_both(connection: Connection) -> None:
+def test_an_error_releases_both(connection: Connection) -> None:
     pool = pools.producers[connection]
     with pytest.raises(LookupError), pool.acquire():
         raise LookupError
@@ -467,7 +467,7 @@ def test_one_deadline_for_place_and_connection(connection: Connection) -> None:
     shared.force_close_all()
 
 
-def test_a_dropped_producer_gives_back_both(connection: Connection) -> None:
+def test_a_dropped_producer_releases_both(connection: Connection) -> None:
     pool = pools.producers[connection]
     producer = pool.acquire()
     gone = weakref.ref(producer)

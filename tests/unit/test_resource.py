@@ -176,7 +176,7 @@ def test_a_late_release_does_nothing(pool: Boxes) -> None:
     assert pool.calls == ["setup", "release 1"]
 
 
-def test_with_gives_back(pool: Boxes) -> None:
+def test_with_releases(pool: Boxes) -> None:
     with pool.acquire() as box:
         assert box.twice() == 6
     assert pool.stats()["idle"] == 1
@@ -259,7 +259,7 @@ def test_a_subclass_written_for_kombu(limit: int | None) -> None:
     pool.force_close_all()
 
 
-def test_a_failing_prepare_gives_back(pool: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_prepare_releases(pool: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Boxes):
         def prepare(self, resource: Any) -> Any:
             raise LookupError
@@ -272,7 +272,7 @@ def test_a_failing_prepare_gives_back(pool: Boxes, monkeypatch: pytest.MonkeyPat
     assert len(broken.made) == 1
 
 
-def test_a_failing_release_hook_gives_back_all_the_same() -> None:
+def test_a_failing_release_hook_releases_all_the_same() -> None:
     class Broken(Boxes):
         def release_resource(self, resource: Any) -> None:
             raise LookupError
@@ -503,7 +503,7 @@ def test_one_dropped_in_a_circle_comes_back_and_wakes_who_waits() -> None:
     assert waiting.get(timeout=30) == 1
 
 
-def test_the_log_tells_where_a_lost_one_was_acquired(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_reports_where_a_lost_one_was_acquired(caplog: pytest.LogCaptureFixture) -> None:
     pool = Boxes(1, trace_acquire=True)
 
     def who_forgets() -> None:
@@ -515,7 +515,7 @@ def test_the_log_tells_where_a_lost_one_was_acquired(caplog: pytest.LogCaptureFi
     assert "greenconn/resource.py" not in caplog.text
 
 
-def test_one_that_was_given_back_is_not_lost(pool: Boxes, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_was_released_is_not_lost(pool: Boxes, caplog: pytest.LogCaptureFixture) -> None:
     box = pool.acquire()
     box.release()
     other = pool.acquire()

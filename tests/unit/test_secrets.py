@@ -29,7 +29,7 @@ def said() -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_told_is_found(said: str, name: str) -> None:
+def test_what_is_reported_is_found(said: str, name: str) -> None:
     fails = name.startswith("test_tells")
     if name.endswith("python_3_12"):
         fails = sys.version_info >= (3, 12)
@@ -38,7 +38,7 @@ def test_what_is_told_is_found(said: str, name: str) -> None:
     assert f"PASSED tests/unit/planted_secrets.py::{name}" in said
 
 
-def test_it_does_not_tell_it_again(said: str) -> None:
+def test_it_does_not_report_it_again(said: str) -> None:
     told = [line for line in said.splitlines() if "a secret was told" in line]
     assert told
     after = said.partition("short test summary")[2]

@@ -161,7 +161,7 @@ def test_plain_content_is_always_accepted() -> None:
         ),
     ],
 )
-def test_decode_errors_tell_no_body(
+def test_decode_errors_show_no_body(
     body: bytes, content_type: str, encoding: str, said: str
 ) -> None:
     with pytest.raises(DecodeError, match=said) as caught:
@@ -193,7 +193,7 @@ class Unwilling:
         ("\udc00" + SECRET, "raw", "as application/data: UnicodeEncodeError$"),
     ],
 )
-def test_encode_errors_tell_no_body(body: Any, serializer: str | None, said: str) -> None:
+def test_encode_errors_show_no_body(body: Any, serializer: str | None, said: str) -> None:
     with pytest.raises(EncodeError, match=said) as caught:
         dumps(body, serializer)
     assert SECRET not in str(caught.value)

@@ -421,7 +421,7 @@ def test_a_channel_that_is_closed_takes_along_what_is_unanswered(
     assert len(client.default_channel.consumers) == 1
 
 
-def test_taken_is_told_for_counted_messages(client: FakeClient) -> None:
+def test_taken_is_reported_for_counted_messages(client: FakeClient) -> None:
     simple = SimpleQueue(client, "q")
     with pytest.raises(simple.Empty):
         simple.get(timeout=0.01)

@@ -66,7 +66,7 @@ def test_closing_stops_consumers() -> None:
     assert consumer.ready()
 
 
-def test_closing_tells_of_handlers_that_do_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_reports_handlers_that_do_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("greenconn.testing.STOPPING", 0.01)
     began = Event()
 

@@ -179,7 +179,7 @@ def test_what_turns_out_not_to_have_run_is_no_success(
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_who_drains_hears_of_a_callback_that_did_not_run(name: str, broker: MemoryBroker) -> None:
+def test_who_drains_learns_of_a_callback_that_did_not_run(name: str, broker: MemoryBroker) -> None:
     for option in ("callbacks", "on_message"):
         given: Any = [HIDDEN[name]] if option == "callbacks" else HIDDEN[name]
         greenconn.publish("q", 1)
@@ -192,7 +192,7 @@ def test_who_drains_hears_of_a_callback_that_did_not_run(name: str, broker: Memo
         Queue("q")(broker.connection().default_channel).purge()
 
 
-def test_a_caller_hears_that_its_function_did_not_run(
+def test_a_caller_learns_that_its_function_did_not_run(
     broker: MemoryBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     rpc.spawn_server("q", lambda body: coroutine(body))

@@ -68,7 +68,7 @@ def test_the_name_of_a_server_says_which_transport_is_meant(alias: str, meant: s
         Connection(f"{alias}://localhost")
 
 
-def test_a_mistyped_transport_is_told_once(
+def test_a_mistyped_transport_is_reported_once(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[Callable[[Any], Any]] = [

@@ -62,7 +62,7 @@ def root(scripts: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tool", ["apt-get", "dpkg-deb", "unshare", "tar"])
-def test_a_machine_without_a_tool_is_told_which(scripts: Path, tmp_path: Path, tool: str) -> None:
+def test_a_tool_that_the_machine_lacks_is_named(scripts: Path, tmp_path: Path, tool: str) -> None:
     (scripts / tool).unlink()
     with pytest.raises(NoBroker, match=f"with {tool}, which is missing here"):
         find_redis(tmp_path)

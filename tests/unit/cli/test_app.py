@@ -97,7 +97,9 @@ def test_version(command: Command) -> None:
         (["demo", "--url", "memroy://"], "Did you mean memory://?"),
     ],
 )
-def test_wrong_usage_is_told_in_one_line(command: Command, arguments: list[str], text: str) -> None:
+def test_wrong_usage_is_reported_in_one_line(
+    command: Command, arguments: list[str], text: str
+) -> None:
     ended = command(*arguments)
     assert text in ended.complaint
     assert ended.code == (1 if "jsno" in arguments else 2)

@@ -71,7 +71,7 @@ def test_the_picture_fits(width: int) -> None:
     assert "messages/s" in text
 
 
-def test_what_the_system_does_not_tell() -> None:
+def test_what_the_system_does_not_report() -> None:
     assert "? sockets" in shown(replace(RUNNING, sockets=None))
 
 

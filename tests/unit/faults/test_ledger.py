@@ -116,7 +116,9 @@ def test_without_acks_a_fault_may_lose_what_is_under_way(ledger: Ledger) -> None
     assert (ledger.dropped(), ledger.are_open()) == (0, False)
 
 
-def test_what_another_process_publishes_may_be_handled_before_it_is_told(ledger: Ledger) -> None:
+def test_what_another_process_publishes_may_be_handled_before_it_is_reported(
+    ledger: Ledger,
+) -> None:
     stream = ledger.stream("q")
     ledger.handle_key("q", (0, 2), False)
     stream.reach(1)

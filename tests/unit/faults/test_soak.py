@@ -34,7 +34,7 @@ def test_a_relay_takes_no_memory_for_the_connections_of_others(
         tracemalloc.stop()
 
 
-def test_growth_is_told() -> None:
+def test_growth_is_reported() -> None:
     """By the slope of all rests; a step that comes once is less than the same again and again."""
 
     def slope(sizes: list[float]) -> float:

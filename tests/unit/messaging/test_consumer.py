@@ -232,7 +232,7 @@ def test_callbacks_of_one_consumer_are_not_anothers(channel: FakeChannel) -> Non
     assert Consumer(channel).callbacks == []
 
 
-def test_without_callbacks_who_drains_is_told(client: FakeClient, channel: FakeChannel) -> None:
+def test_without_callbacks_who_drains_is_notified(client: FakeClient, channel: FakeChannel) -> None:
     Consumer(channel, queues("q")).consume()
     channel.deliver(channel.message())
     with pytest.raises(NotImplementedError):
@@ -434,7 +434,7 @@ def test_cancel_while_consume_is_on_its_way(channel: FakeChannel) -> None:
     assert channel.consumers == {}
 
 
-def test_a_killed_cancel_tells_the_broker_of_all(channel: FakeChannel) -> None:
+def test_a_killed_cancel_reports_all_to_the_broker(channel: FakeChannel) -> None:
     go = Event()
     consumer = Consumer(channel, queues("a", "b", "c"))
     consumer.consume()
@@ -822,7 +822,7 @@ def test_a_session_that_forgot_the_consumer_gets_it_again(
     assert len(client.session.members) == 1
 
 
-def test_a_closed_channel_tells_who_consumes_again(channel: FakeChannel) -> None:
+def test_a_closed_channel_notifies_who_consumes_again(channel: FakeChannel) -> None:
     consumer = Consumer(channel, queues("q"))
     consumer.consume()
     channel.end(RecoverableChannelError("404 of somebody"))

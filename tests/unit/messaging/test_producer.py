@@ -548,7 +548,7 @@ def test_leaving_with_an_error_keeps_a_whole_pooled_connection(error: type[BaseE
     assert client.replaced == 0
 
 
-def test_a_pooled_connection_that_was_given_back_is_left_alone() -> None:
+def test_a_pooled_connection_that_was_released_is_left_alone() -> None:
     class Expired(PooledClient):
         @property
         def session(self) -> Any:

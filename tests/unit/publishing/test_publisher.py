@@ -376,7 +376,7 @@ def test_who_makes_the_broker_end_the_connection_is_refused_and_nobody_else(
         publishers[1].get(timeout=WAIT)
 
 
-def test_a_refused_login_is_told_at_once(amqp_peer: AmqpPeer) -> None:
+def test_a_refused_login_is_reported_at_once(amqp_peer: AmqpPeer) -> None:
     def refuse(end: BrokerEnd) -> None:
         end.ignored.add(spec.Connection.StartOk)
         end.answers[spec.Connection.StartOk] = ()

@@ -84,7 +84,7 @@ def test_an_attempt_is_abandoned_with_its_last_caller(ended: Ended) -> None:
     assert ended == [AttemptState.ABANDONED]
 
 
-def test_an_aborted_attempt_tells_who_waits_and_drops_its_link(ended: Ended) -> None:
+def test_an_aborted_attempt_notifies_who_waits_and_drops_its_link(ended: Ended) -> None:
     link, began, go_on = Link(), Event(), Event()
 
     def connect() -> Link:
@@ -148,7 +148,7 @@ def test_a_pause_follows_each_round_that_failed() -> None:
     assert backoff.start_at(None) == backoff._failed_at
 
 
-def test_a_refusal_is_told_from_what_passes() -> None:
+def test_a_refusal_is_distinguished_from_what_passes() -> None:
     assert is_refusal(AccessRefused("no such user"))
     assert not is_refusal(NotAllowed("connection limit of the virtual host is reached"))
     assert not is_refusal(ConnectionRefusedError(111, "nobody listens"))

@@ -62,7 +62,7 @@ def test_ensure_connection_returns_the_connection(connection: Connection, script
     assert script.attempts == ["one"]
 
 
-def test_each_failure_is_told_with_the_interval(connection: Connection, script: Script) -> None:
+def test_each_failure_is_reported_with_the_interval(connection: Connection, script: Script) -> None:
     told: list[tuple[BaseException, float]] = []
     script.plan("one", *[REFUSED] * 4)
     connection.ensure_connection(

@@ -294,7 +294,7 @@ def test_after_a_loss_the_next_broker_is_tried_first(connect: Connect, script: S
     assert connection.session.link().host == "two"
 
 
-def test_listeners_are_told(connection: Connection, script: Script) -> None:
+def test_listeners_are_notified(connection: Connection, script: Script) -> None:
     told: list[object] = []
     session = connection.session
     connection.on_connection_lost.append(told.append)
@@ -309,7 +309,7 @@ def test_listeners_are_told(connection: Connection, script: Script) -> None:
     assert told == [lost, "recovered", "closed"]
 
 
-def test_without_members_the_next_use_tells_that_it_is_back(
+def test_without_members_the_next_use_reports_that_it_is_back(
     connection: Connection, script: Script
 ) -> None:
     told: list[str] = []
@@ -328,7 +328,7 @@ def test_without_members_the_next_use_tells_that_it_is_back(
     assert told == ["recovered"]
 
 
-def test_a_listener_that_fails_harms_nobody(
+def test_a_listener_that_fails_affects_nobody_else(
     connection: Connection, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = connection.session
@@ -342,7 +342,7 @@ def test_a_listener_that_fails_harms_nobody(
     assert session.link() is script.links[1]
 
 
-def test_all_are_told_of_the_end_whatever_one_of_them_raises(connection: Connection) -> None:
+def test_all_are_notified_of_the_end_whatever_one_of_them_raises(connection: Connection) -> None:
     session = connection.session
     told: list[object] = []
     session.on_closed += [lambda: 1 / 0, lambda: told.append("closed")]
@@ -479,7 +479,7 @@ def test_a_member_may_use_the_new_link_while_it_is_restored(
     until(lambda: used == ["one", "a"])
 
 
-def test_a_member_that_cannot_be_restored_is_told_and_left_out(
+def test_a_member_that_cannot_be_restored_is_reported_and_left_out(
     connection: Connection, script: Script
 ) -> None:
     log: list[str] = []

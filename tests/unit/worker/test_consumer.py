@@ -38,7 +38,7 @@ def test_a_message_is_handled_and_acked(
     assert broker.ready("mail") == 0
 
 
-def test_it_returns_at_once_and_tells_when_it_is_ready(
+def test_it_returns_at_once_and_reports_when_it_is_ready(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     consumer = spawn_consumer("mail", seen, connection=connection)
@@ -141,7 +141,7 @@ def test_a_queue_with_other_arguments_is_refused_for_good(
     assert consumer.state is ConsumerState.FAILED
 
 
-def test_a_refusal_is_told_without_our_own_frames(
+def test_a_refusal_is_reported_without_our_own_frames(
     connection: Connection, seen: RecordingHandler
 ) -> None:
     consumer = spawn_consumer("missing", seen, connection=connection, passive=True)

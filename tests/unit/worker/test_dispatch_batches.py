@@ -224,7 +224,7 @@ def test_nothing_that_can_be_decoded(
 
 
 @pytest.mark.parametrize("how", ["stop", "pause", "kill"])
-def test_what_is_gathered_is_given_back(
+def test_what_is_gathered_is_requeued(
     connection: Connection, broker: Broker, batches: Batches, how: str
 ) -> None:
     broker.publish("q", *range(7))
@@ -246,7 +246,7 @@ def test_what_is_gathered_is_given_back(
         assert broker.ready("q") == 2
 
 
-def test_a_batch_that_waits_for_its_retry_is_given_back(
+def test_a_batch_that_waits_for_its_retry_is_requeued(
     connection: Connection, broker: Broker, batches: Batches
 ) -> None:
     batches.failures = 1

@@ -247,7 +247,7 @@ def test_while_a_message_waits_for_its_retry_the_place_is_free(
 
 
 @pytest.mark.parametrize("how", ["stop", "pause", "kill"])
-def test_a_failure_while_the_consumer_ends_is_given_back_for_another_try(
+def test_a_failure_while_the_consumer_ends_is_requeued_for_another_try(
     connection: Connection, broker: Broker, seen: RecordingHandler, how: str
 ) -> None:
     seen.gate.clear()
@@ -465,7 +465,7 @@ def test_a_body_that_cannot_be_decoded(
     assert broker.channel.basic_get("dead", no_ack=True).body in ("{broken", b"{broken")
 
 
-def test_what_cannot_be_decoded_is_told_in_a_line(
+def test_what_cannot_be_decoded_is_reported_in_a_line(
     connection: Connection,
     broker: Broker,
     seen: RecordingHandler,

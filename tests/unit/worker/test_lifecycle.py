@@ -42,7 +42,7 @@ def begun(
     return consumer
 
 
-def test_stop_gives_back_and_lets_handlers_finish(
+def test_stop_requeues_and_lets_handlers_finish(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     consumer = begun(connection, broker, seen)
@@ -60,7 +60,7 @@ def test_stop_gives_back_and_lets_handlers_finish(
     assert (numbers["handled"], numbers["requeued"], numbers["in_flight"]) == (1, 5, 0)
 
 
-def test_what_was_given_back_keeps_its_order(
+def test_what_was_requeued_keeps_its_order(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
     consumer = begun(connection, broker, seen)

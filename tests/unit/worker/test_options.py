@@ -203,7 +203,7 @@ def test_names_for_logs() -> None:
     assert consumer(name="post").name == "post"
 
 
-def test_a_queue_is_copied_with_what_it_is_told() -> None:
+def test_a_queue_is_copied_with_what_it_is_given() -> None:
     told: list[Any] = []
     queue = Queue("q", on_declared=lambda *args: told.append(args))
     own = given(queue).queues[0]

@@ -133,7 +133,7 @@ def test_after_the_end_of_the_channel_nothing_is_written(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("method", ["flush", "reject", "put_back"])
-def test_the_channel_hears_of_an_interruption(scene: Scene, method: str) -> None:
+def test_the_channel_learns_of_an_interruption(scene: Scene, method: str) -> None:
     scene.deliver(1, 2)
     error = scene.writer.error = KeyboardInterrupt()
     if method == "reject":

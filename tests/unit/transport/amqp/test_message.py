@@ -105,7 +105,7 @@ def test_a_message_of_amqps_own_class_is_taken() -> None:
     assert unpack_properties(header_of(outgoing.packed))["application_headers"] == {"a": 1}
 
 
-def test_a_body_that_cannot_be_unpacked_is_told_before_it_is_looked_at() -> None:
+def test_a_body_that_cannot_be_unpacked_is_reported_before_it_is_looked_at() -> None:
     message = delivery_of(b"x", application_headers={"compression": "application/x-gzip"})
     (error,) = message.errors
     assert isinstance(error[1], DecodeError)

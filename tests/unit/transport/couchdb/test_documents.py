@@ -64,7 +64,7 @@ def test_equal_bindings_have_one_id() -> None:
         assert binding_id("x", other) != binding_id("x", row)
 
 
-def test_revisions_tell_what_waits() -> None:
+def test_revisions_report_what_waits() -> None:
     assert [generation(each) for each in ("1-a", "12-b", "", "x-1")] == [1, 12, 0, 0]
     assert [is_waiting(each) for each in ("1-a", "2-b", "3-a", "10-a")] == [
         True,

@@ -223,7 +223,7 @@ def test_what_no_connection_puts_back_is_dumped_in_the_end(
     assert sorted(dumped(dumps, channel)) == [b"x", b"y"]
 
 
-def test_what_the_broker_gives_back_by_itself_is_left_to_it(
+def test_what_the_broker_requeues_by_itself_is_left_to_it(
     shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
 ) -> None:
     type(channel).do_restore = False

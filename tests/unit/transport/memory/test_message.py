@@ -18,7 +18,7 @@ from greenconn.transport.memory.link import Channel
 from greenconn.transport.memory.message import Entry, WaitingMessages, size_of
 
 
-def test_body_is_handed_over_as_it_is(channel: Channel) -> None:
+def test_body_is_delivered_as_it_is(channel: Channel) -> None:
     channel.queue_declare("q")
     for body in (b"x" * 1000, "y" * 1000):
         message = channel.prepare_message(body, content_encoding="binary")

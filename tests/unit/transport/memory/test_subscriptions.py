@@ -157,7 +157,7 @@ def test_unbounded_sinks_are_given_a_window(broker: Broker, channel: Channel) ->
     channel.basic_cancel("tag")
 
 
-def test_bounded_sinks_need_not_tell(channel: Channel) -> None:
+def test_bounded_sinks_need_not_report(channel: Channel) -> None:
     channel.queue_declare("q")
     store = Store()
     channel.basic_qos(0, 5, False)

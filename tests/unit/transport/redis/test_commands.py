@@ -83,7 +83,7 @@ def test_pushes_are_asked_for_where_they_can_come(
     assert server.asked == ([b"CLIENT", b"GET"] if is_tracking else [b"GET"])
 
 
-def test_what_was_told_before_leaves_before_a_call(begun: Begun, server: Server) -> None:
+def test_what_was_reported_before_leaves_before_a_call(begun: Begun, server: Server) -> None:
     def tell() -> None:
         commands.pipeline.post(pack("HDEL", "k", "f"))
 
@@ -93,14 +93,14 @@ def test_what_was_told_before_leaves_before_a_call(begun: Begun, server: Server)
     assert server.asked == [b"HDEL", b"GET", b"HDEL", b"GET", b"EXISTS"]
 
 
-def test_a_script_that_the_server_has_forgotten_is_told_again(begun: Begun, server: Server) -> None:
+def test_a_script_that_the_server_has_forgotten_is_sent_again(begun: Begun, server: Server) -> None:
     commands = begun()
     results = [commands.run(MOVE, (b"k",) * 3, "", 0, what="testing") for _ in range(2)]
     assert results == [7, 7]
     assert server.asked[-2:] == [b"EVALSHA", b"EVAL"]
 
 
-def test_a_posted_script_that_the_server_has_forgotten_is_told_again(
+def test_a_posted_script_that_the_server_has_forgotten_is_sent_again(
     begun: Begun, server: Server
 ) -> None:
     commands = begun()
@@ -118,7 +118,7 @@ def test_a_posted_script_that_the_server_has_forgotten_is_told_again(
     assert replies == [7, 7]
 
 
-def test_why_it_is_over_is_told(begun: Begun) -> None:
+def test_why_it_is_over_is_reported(begun: Begun) -> None:
     commands = begun()
     commands.check_open()
     commands.lost = reason = ConnectionError("cut by the test")

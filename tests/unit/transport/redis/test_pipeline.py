@@ -121,7 +121,7 @@ def test_replies_reach_their_callers_after_a_signal_amid_a_command(
     assert len(pipelines) > 1
 
 
-def test_timeout_of_one_call_harms_nobody(opened: Opened) -> None:
+def test_timeout_of_one_call_affects_nobody_else(opened: Opened) -> None:
     def serve(sock: socket.socket) -> None:
         for command in commands(sock):
             if command[-1] == b"slow":

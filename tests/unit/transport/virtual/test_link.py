@@ -44,6 +44,6 @@ def test_time_runs_on_through_events_that_are_of_no_use(
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01])
-def test_who_finds_nothing_is_told(link: Any, timeout: float) -> None:
+def test_who_finds_nothing_is_notified(link: Any, timeout: float) -> None:
     with pytest.raises(TimeoutError):
         link.drain(timeout)
