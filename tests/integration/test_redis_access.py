@@ -86,7 +86,7 @@ def program(url: str) -> list[Any]:
         finally:
             consumer.stop(SOON)
         connection.connection.sweeper.advance()
-        connection.connection.sweeper.look()  # finds what a dead owner held
+        connection.connection.sweeper.sweep()  # finds what a dead owner held
         channel.queue_declare("other")
         channel.queue_purge("other")
         channel.basic_publish(channel.prepare_message("x"), "", "other")

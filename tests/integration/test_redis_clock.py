@@ -66,7 +66,7 @@ def test_living_consumers_keep_what_they_hold(
             until(lambda: float(server.commands.call(time) or 0) > began + 3000 * LEASE, 30 * LEASE)
             assert at_server("ZCARD", "unacked_index") == 10
         assert got == dict.fromkeys(range(10), 1)
-        assert [each.restored for each in sweepers] == [0, 0]
+        assert [each.requeued for each in sweepers] == [0, 0]
         is_over.set()
         assert all(each.stop(SOON) for each in consumers)
         assert [each.connection.leases.lost for each in (connection, rival)] == [0, 0]
@@ -106,7 +106,7 @@ def test_what_programs_of_kombu_hold_is_theirs(
         consumer = greenconn.spawn_consumer("other", print, connection=connection)
         assert consumer.wait_ready(SOON)
         sweeper = connection.connection.sweeper
-        assert sweeper.look() == 0
+        assert sweeper.sweep() == 0
         assert at_server("HLEN", "unacked") == 1
         message.ack()
         assert consumer.stop(SOON)
@@ -120,6 +120,6 @@ def test_an_exclusive_queue_is_its_owners(
         stepped_redis.set_clock(HOUR)
         with pytest.raises(greenconn.exceptions.ResourceLocked):
             rival.channel().queue_declare("own", exclusive=True)
-        assert rival.connection.sweeper.look() == 0
+        assert rival.connection.sweeper.sweep() == 0
         with pytest.raises(greenconn.exceptions.ResourceLocked):
             rival.channel().queue_declare("own", exclusive=True)

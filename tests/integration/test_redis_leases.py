@@ -71,7 +71,7 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
     assert [each.redelivered for each in taken] == [False, False, True, True, True]
     assert [each.headers.get("x-delivery-count") for each in taken][2:] == [1, 1, 1]
-    until(lambda: alive.sweeper.restored == 3)
+    until(lambda: alive.sweeper.requeued == 3)
 
 
 @pytest.mark.full
@@ -268,7 +268,7 @@ def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLin
     again = cast(Transport, link.transport).establish_connection()
     try:
         assert again.commands.call(pack("HKEYS", unacked)) == [b"gc.killed.0"]
-        again.sweeper.look()
+        again.sweeper.sweep()
         assert (
             again.commands.call(pack("HLEN", unacked))
             == again.commands.call(pack("ZCARD", index))

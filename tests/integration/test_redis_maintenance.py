@@ -124,7 +124,7 @@ def test_a_deleted_queue_is_looked_after_no_more(
     assert link.expiry.watches("delay")
     connection.default_channel.queue_delete("delay")
     assert not link.expiry.watches("delay")
-    link.sweeper.look()
+    link.sweeper.sweep()
     assert not at_server("EXISTS", "greenconn.timed")
 
 

@@ -329,9 +329,9 @@ class RedisSource:
 
     def _ask(self) -> None:
         self._move(_ASKING)
-        self._commands.pipeline.post(self._exists, self._told)
+        self._commands.pipeline.post(self._exists, self._exists_replied)
 
-    def _told(self, reply: Any) -> None:
+    def _exists_replied(self, reply: Any) -> None:
         # In the reader.
         if self.state is not _ASKING or self._commands.pipeline.lost is not None:
             return

@@ -205,7 +205,7 @@ class Delivery(envelope.Delivery):
 
     Attributes:
         is_broadcast: it came from a fan-out channel, and nothing holds it.
-        is_repeated: a consumer of this connection has given it back.
+        is_repeated: a consumer of this connection has requeued it.
     """
 
     __slots__ = ("is_broadcast", "is_repeated")

@@ -40,12 +40,12 @@ from greenconn.transport.redis.owners import FormerOwners, Owners, owner_of
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.publishing import LargeBodies, RedisPublisher
 from greenconn.transport.redis.queues import RedisQueues
-from greenconn.transport.redis.server import Secret, Server, ask_for_policy
-from greenconn.transport.redis.settling import Restorer
+from greenconn.transport.redis.server import Reauthentication, Server, check_eviction
+from greenconn.transport.redis.settling import Requeuer
 from greenconn.transport.redis.store import RedisConsuming, RedisHolding
 from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
-from greenconn.transport.redis.window import Unasked, WindowPublisher
+from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.link import AfterFork
 from greenconn.transport.virtual.names import note_lost
@@ -82,7 +82,7 @@ class LinkTransport(Protocol):
         handover: what they have left.
         server: where the next link is opened.
         state: the exchanges and bindings as this connection knows them.
-        unasked: what became of publishes that nobody has asked for.
+        unreported: what became of publishes that nobody has asked for.
     """
 
     client: Any
@@ -98,7 +98,7 @@ class LinkTransport(Protocol):
     @property
     def former(self) -> FormerOwners: ...
     @property
-    def unasked(self) -> Unasked: ...
+    def unreported(self) -> UnreportedPublishes: ...
     @property
     def changing_credentials(self) -> bool: ...
 
@@ -147,12 +147,12 @@ class RedisLink(BrokerLink):
         self.queues = queues = RedisQueues(self, known, commands, owners, feeds)
         self.directory = Directory(self, queues, known, self.options.delivery_limit)
         dead_letters = partial(dead_letter_entries, self)
-        restorer = Restorer(commands, self.directory, self.bound_queues, dead_letters)
+        requeuer = Requeuer(commands, self.directory, self.bound_queues, dead_letters)
         self.claims = Claims(commands, owners, self.keep_alive)
-        self.expiry = Expiry(commands, self.claims, restorer)
-        self.sweeper = Sweeper(commands, owners, queues, restorer, self.expiry)
+        self.expiry = Expiry(commands, self.claims, requeuer)
+        self.sweeper = Sweeper(commands, owners, queues, requeuer, self.expiry)
         self.holding = RedisHolding(
-            commands, owners, self.claims, self.directory, queues, restorer, feeds
+            commands, owners, self.claims, self.directory, queues, requeuer, feeds
         )
         self.settlements = Settlements(self)
         self.leases = Leases(self)
@@ -169,7 +169,9 @@ class RedisLink(BrokerLink):
         )
         self.subscriptions = StoreSubscriptions(consuming)
         self.clients = Clients(commands, server, partial(self.home.check, self))
-        self.secret = Secret(commands, server.login.credentials, self.other_pipelines)
+        self.reauthentication = Reauthentication(
+            commands, server.login.credentials, self.other_pipelines
+        )
         self._master: MasterWatch | None = None
 
     def __repr__(self) -> str:
@@ -187,12 +189,12 @@ class RedisLink(BrokerLink):
         self.owner = owner_of(welcome.client_id)
         try:
             commands.begin(pipeline, welcome.protocol, self.owner)
-            ask_for_policy(pipeline)
+            check_eviction(pipeline)
             pipeline.call(PING, deadline)
             commands.watch(pipeline)
             self._master = transport.watch_master(commands, self.end)
             if transport.changing_credentials:
-                self.secret.watch()
+                self.reauthentication.watch()
             self._after_fork = AfterFork(self)
         except BaseException:
             pipeline.close()
@@ -323,7 +325,7 @@ class RedisLink(BrokerLink):
         """Return what *channel* publishes with."""
         size = self.options.publish_window
         if size:
-            return WindowPublisher(channel, self, size, self.transport.unasked)
+            return WindowPublisher(channel, self, size, self.transport.unreported)
         return RedisPublisher(channel, self)
 
     def wait_settled(self, deadline: Deadline) -> None:
@@ -352,10 +354,10 @@ class RedisLink(BrokerLink):
         self.wait_settled(deadline)
         for pipeline in self.other_pipelines():
             pipeline.drain(deadline)
-        unasked = self.transport.unasked
-        if unasked.awaited:  # of channels that were closed; answers keep their order
+        unreported = self.transport.unreported
+        if unreported.awaited:  # of channels that were closed; answers keep their order
             self.commands.pipeline.call(PING, deadline)
-        failures = unasked.failures.take()
+        failures = unreported.failures.take()
         if failures:
             raise failures.error(self.commands.pipeline)
         self.check_open()
@@ -367,7 +369,7 @@ class RedisLink(BrokerLink):
         if self.lost is not None:
             return
         self.home.check(self)
-        self.transport.unasked.hold()
+        self.transport.unreported.hold()
         try:
             with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
                 for channel in list(self.channels.values()):
@@ -382,10 +384,10 @@ class RedisLink(BrokerLink):
                     self.commands.pipeline.post(pack("ZREM", owners_key, self.owner))
                 self.commands.pipeline.call(PING)
         except (OSError, RecoverableConnectionError):
-            pass  # it is over all the same; the lease gives back what is held
+            pass  # it is over all the same; what is held is requeued when the lease ends
         finally:
             super().close()
-            self.transport.unasked.tell()
+            self.transport.unreported.log()
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life.  Never switches."""
@@ -427,7 +429,7 @@ class RedisLink(BrokerLink):
         self.fanout.socket.stop()
         self.large.socket.stop()
         self.clients.stop()
-        self.secret.stop()
+        self.reauthentication.stop()
         if self._master is not None:
             self._master.stop()
         for feed in list(self.feeds.values()):

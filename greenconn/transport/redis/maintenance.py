@@ -62,7 +62,7 @@ from greenconn.transport.redis.scripts import (
     entry_suffix,
     mark,
 )
-from greenconn.transport.redis.settling import Restorer
+from greenconn.transport.redis.settling import Requeuer
 from greenconn.wire.resp import pack
 
 __all__ = ["Expiry", "Sweeper"]
@@ -84,11 +84,11 @@ class Sweeper:
         commands: of the link.
         owners: tell who is dead.
         queues: ends queues.
-        restorer: gives back what is held.
+        requeuer: requeues what is held.
         expiry: looks after messages that expire.
 
     Attributes:
-        restored: messages that it has given back.
+        requeued: messages that it has requeued.
     """
 
     def __init__(
@@ -96,17 +96,17 @@ class Sweeper:
         commands: Commands,
         owners: Owners,
         queues: RedisQueues,
-        restorer: Restorer,
+        requeuer: Requeuer,
         expiry: Expiry,
     ) -> None:
         self._commands = commands
         self._owners = owners
         self._queues = queues
-        self._restorer = restorer
+        self._requeuer = requeuer
         self._expiry = expiry
         self._greenlet: Greenlet[..., Any] | None = None
         self._has_failed = False
-        self.restored = 0
+        self.requeued = 0
         #: The time of the leases as it was read last, and when.
         self._time = b""
         self._read_at = monotonic()
@@ -124,11 +124,11 @@ class Sweeper:
         if greenlet is not None:
             greenlet.kill(block=False)
 
-    def try_to_look(self) -> None:
+    def try_to_sweep(self) -> None:
         """Look if it is this one's turn, and log the first of several failures.  May switch."""
         try:
             if self.advance():
-                self.look()
+                self.sweep()
             self._has_failed = False
         except Exception as exc:
             if self._commands.lost is None and not self._has_failed:
@@ -153,8 +153,8 @@ class Sweeper:
         self._read_at = monotonic()
         return bool(has_advanced)
 
-    def look(self) -> int:
-        """Give back what is due, and return how many messages that were.  May switch."""
+    def sweep(self) -> int:
+        """Requeue what is due, and return the number of messages.  May switch."""
         commands = self._commands
         limit = commands.options.unacked_restore_limit
         time_now: bytes = self._time or b"0"
@@ -171,9 +171,9 @@ class Sweeper:
             if not page:
                 is_complete = True
                 break
-            done = self._restore_page(page)
+            done = self._requeue_page(page)
             count += done
-            skipped += len(page) - done  # what is not due, or cannot be given back, stays in front
+            skipped += len(page) - done  # what is not due, or cannot be requeued, stays in front
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
@@ -184,7 +184,7 @@ class Sweeper:
                 pack(b"ZREMRANGEBYSCORE", commands.keys.owners, b"-inf", b"(" + time_now),
                 what="sweeping",
             )
-        self.restored += count
+        self.requeued += count
         if count:
             logger.warning("%s: %d messages of dead consumers were requeued", commands.where, count)
         return count
@@ -201,8 +201,8 @@ class Sweeper:
             pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return [(field.decode("utf-8", "replace"), float(score)) for field, score in pairs]
 
-    def _restore_page(self, page: list[tuple[str, float]]) -> int:
-        """Give back what of *page* is due, and return how many messages that were."""
+    def _requeue_page(self, page: list[tuple[str, float]]) -> int:
+        """Requeue what of *page* is due, and return the number of messages."""
         commands = self._commands
         by_owner: dict[str, list[str]] = {}
         foreign = []
@@ -212,9 +212,9 @@ class Sweeper:
                 by_owner.setdefault(field.split(".")[1], []).append(field)
             elif marked <= due:
                 foreign.append(field)
-        done = self._restorer.restore(foreign)
+        done = self._requeuer.requeue(foreign)
         for owner in self._owners.dead(list(by_owner)):
-            done += self._restorer.restore(by_owner[owner], owner)
+            done += self._requeuer.requeue(by_owner[owner], owner)
         return done
 
     def _end_exclusive(self) -> None:
@@ -284,7 +284,7 @@ def _run(reference: ref[Sweeper], interval: float) -> None:
         sweeper = reference()
         if sweeper is None or sweeper.is_over:
             return
-        sweeper.try_to_look()
+        sweeper.try_to_sweep()
         del sweeper
 
 
@@ -299,13 +299,13 @@ class Expiry:
     Arguments:
         commands: of the link.
         claims: take what has expired.
-        restorer: makes dead letters of it.
+        requeuer: makes dead letters of it.
     """
 
-    def __init__(self, commands: Commands, claims: Claims, restorer: Restorer) -> None:
+    def __init__(self, commands: Commands, claims: Claims, requeuer: Requeuer) -> None:
         self._commands = commands
         self._claims = claims
-        self._restorer = restorer
+        self._requeuer = requeuer
         self._watched: dict[str, _Watch] = {}
 
     def watch(self, queue: str, seconds: float) -> None:
@@ -313,7 +313,7 @@ class Expiry:
         known = self._watched.get(queue)
         if known is None or known.seconds != seconds:
             self.forget(queue)
-            watch = _Watch(self._commands, self._claims, self._restorer, queue, seconds)
+            watch = _Watch(self._commands, self._claims, self._requeuer, queue, seconds)
             self._watched[queue] = watch
             spawn("redis-expiry", self._run, watch)
 
@@ -337,7 +337,7 @@ class Expiry:
         has_failed = False
         while not watch.is_over.is_set():
             try:
-                watch.look()
+                watch.check()
                 has_failed = False
             except ResponseError as exc:
                 if not has_failed and commands.lost is None:
@@ -369,13 +369,13 @@ class _Watch:
         self,
         commands: Commands,
         claims: Claims,
-        restorer: Restorer,
+        requeuer: Requeuer,
         queue: str,
         seconds: float,
     ) -> None:
         self._commands = commands
         self._claims = claims
-        self._restorer = restorer
+        self._requeuer = requeuer
         self.queue = queue
         self.seconds = seconds
         self.is_over = Event()
@@ -385,8 +385,8 @@ class _Watch:
             key: deque() for key in commands.keys.lists(queue)
         }
 
-    def look(self) -> None:
-        """Note the newest messages, and give up those that have expired.  May switch."""
+    def check(self) -> None:
+        """Note the newest messages, and make dead letters of those that have expired.  May switch."""
         self._claims.check(ENDLESS)
         newest = self._commands.call_all(
             [pack(b"LINDEX", key, 0) for key in self._notes], what="looking for expired messages"
@@ -397,11 +397,11 @@ class _Watch:
                 notes.append((now, raw))
             while notes and notes[0][0] + self.seconds <= now:
                 _, last = notes.popleft()
-                while self._give_up(key, last):
+                while self._expire(key, last):
                     pass
 
-    def _give_up(self, key: bytes, last: bytes) -> int:
-        """Give up messages in a list up to *last*, and return how many that were.  May switch."""
+    def _expire(self, key: bytes, last: bytes) -> int:
+        """Expire messages in a list up to *last*, and return how many that were.  May switch."""
         commands, claims = self._commands, self._claims
         first = claims.take_numbers(CLAIM_COUNT)
         numbers = range(first, first + CLAIM_COUNT)
@@ -416,8 +416,8 @@ class _Watch:
             moves = []
             for number, raw in zip(numbers, raws, strict=False):
                 message = Delivery(None, f"{commands.prefix}{number}", number, raw, self.queue)
-                moves.append(self._restorer.dead_letter_move(message, "expired"))
-            self._restorer.carry_out(moves)
+                moves.append(self._requeuer.dead_letter_move(message, "expired"))
+            self._requeuer.execute(moves)
         finally:
             if commands.lost is None:
                 claims.under_way.difference_update(numbers)

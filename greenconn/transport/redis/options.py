@@ -54,17 +54,17 @@ class RedisOptions(Record):
     # -- consuming
 
     visibility_timeout: float = 3600.0
-    """Seconds after which a message that another kind of client holds is given back (kombu's)."""
+    """Seconds after which a message that another kind of client holds is requeued (kombu's)."""
 
     lease: float = 30.0
-    """Seconds without a sign of life after which what a consumer of ours holds is given back.
+    """Seconds without a sign of life after which what a consumer of ours holds is requeued.
     A living one renews it every third of it, however long its handlers run."""
 
     ack_emulation: bool = True
     """False: messages are gone when they are delivered, whatever becomes of them (kombu's)."""
 
     unacked_restore_limit: int | None = None
-    """Messages given back in one look; None: all that are due (kombu's)."""
+    """Messages requeued in one look; None: all that are due (kombu's)."""
 
     unacked_restore_interval: float = 10.0
     """Seconds; accepted for kombu's sake: the sweeper looks every fifth of a *lease*."""

@@ -129,9 +129,9 @@ class FormerOwners:
         return None if since is None else monotonic() - since
 
     def end_leases(self, commands: Commands) -> None:
-        """End their leases over a link which has given back what they held.  May switch.
+        """End their leases over a link which has requeued what they held.  May switch.
 
-        Who has no lease is nobody's consumer, and others give back what he still holds.
+        An owner without a lease is no consumer, and others requeue what it still holds.
         """
         if self._leased:
             command = pack(b"ZREM", commands.keys.owners, *self._leased)

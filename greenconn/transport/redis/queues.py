@@ -88,12 +88,12 @@ class RedisQueues(QueueStore):
         self.expiring: dict[str, int] = {}
         self._ticker: Ticker | None = None
         #: Queues that may end with another process -> until when they count as being there.
-        self._there_until: dict[str, float] = {}
+        self._exists_until: dict[str, float] = {}
         #: Declared queues that end with others, also some that have ended.
         self._may_end: set[str] = set()
         #: Auto-delete queues whose last consumer has left, and which go now.
-        self._going = 0
-        self._none_goes = Event()
+        self._ending = 0
+        self._none_ending = Event()
 
     def is_current(self, name: str) -> bool:
         """Return whether changes of a queue are announced by the server; one in use cannot expire."""
@@ -109,7 +109,7 @@ class RedisQueues(QueueStore):
             return True
         declared = self._known.declared.get(name)
         if declared is None or declared.auto_delete:
-            return self._there_until.get(name, 0.0) > monotonic()
+            return self._exists_until.get(name, 0.0) > monotonic()
         return name not in self.expiring and self._commands.is_tracking
 
     def stays(self, name: str) -> bool:
@@ -142,7 +142,7 @@ class RedisQueues(QueueStore):
                 raise
             logger.debug("%s: cannot check which queues exist: %s", self._commands.where, exc)
             until = monotonic() + self._commands.options.lease
-            self._there_until.update(dict.fromkeys(queues, until))
+            self._exists_until.update(dict.fromkeys(queues, until))
             return list(queues)
 
     def _existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
@@ -167,7 +167,7 @@ class RedisQueues(QueueStore):
             elif self._is_bound(each for each in fields if bound.get(each) != b"1"):
                 # Kombu's: it stays so until somebody of ours declares it.
                 is_there = True
-                self._note_there(name)
+                self._note_exists(name)
             else:
                 is_there = bool(messages) and not bound and not has_ended
                 if not is_there and (bound or has_ended):
@@ -199,16 +199,16 @@ class RedisQueues(QueueStore):
             self._owners.count_time()  # in which leases end
             if self.end(name, "dead", text=text) is not None:
                 return False
-        self._note_there(name)
+        self._note_exists(name)
         if len(self._may_end) >= MOST_KNOWN:
             self._may_end.clear()
         self._may_end.add(name)
         return True
 
-    def _note_there(self, name: str) -> None:
-        if len(self._there_until) >= MOST_KNOWN:
-            self._there_until.clear()
-        self._there_until[name] = monotonic() + self._owners.interval
+    def _note_exists(self, name: str) -> None:
+        if len(self._exists_until) >= MOST_KNOWN:
+            self._exists_until.clear()
+        self._exists_until[name] = monotonic() + self._owners.interval
 
     # -- looking up
 
@@ -257,7 +257,7 @@ class RedisQueues(QueueStore):
     def _forget(self, name: str) -> None:
         """Ask again when it is next needed.  Never switches."""
         self._known.forget(name)
-        self._there_until.pop(name, None)
+        self._exists_until.pop(name, None)
 
     # -- declaring
 
@@ -381,8 +381,8 @@ class RedisQueues(QueueStore):
             commands.pipeline.post(pack(b"HDEL", commands.keys.consumers(name), commands.owner))
             return
         self._forget(name)
-        self._going += 1
-        self._none_goes.clear()
+        self._ending += 1
+        self._none_ending.clear()
         keys, *args = self._drop_arguments(name, "left")
         commands.post_script(DROP, keys, *args, done=lambda reply: self._left(name, reply))
 
@@ -395,7 +395,7 @@ class RedisQueues(QueueStore):
         if isinstance(reply, list) and reply[0] >= 0:
             spawn("ended", self._after_leaving, name, reply)
         else:
-            self._gone()
+            self._end_seen()
 
     def _after_leaving(self, name: str, reply: Any) -> None:
         try:
@@ -403,12 +403,12 @@ class RedisQueues(QueueStore):
         except LinkLost:
             pass  # an exchange stays that nothing is bound to
         finally:
-            self._gone()
+            self._end_seen()
 
-    def _gone(self) -> None:
-        self._going -= 1
-        if not self._going:
-            self._none_goes.set()
+    def _end_seen(self) -> None:
+        self._ending -= 1
+        if not self._ending:
+            self._none_ending.set()
 
     def settle(self) -> None:
         """Wait until dead letters are stored, and queues that deleted themselves are gone.  May switch.
@@ -417,8 +417,8 @@ class RedisQueues(QueueStore):
         """
         timeout = self._commands.options.reply_timeout
         self._link.wait_dead_letters(Deadline(timeout))
-        if self._going:
-            self._none_goes.wait(timeout)
+        if self._ending:
+            self._none_ending.wait(timeout)
 
     def purge(self, name: str) -> int:
         """Drop the messages that wait in a queue, and return how many there were.  May switch."""
@@ -443,7 +443,7 @@ class RedisQueues(QueueStore):
             None: it does not end, since it is in use.
         """
         # Who publishes until the reply is there must ask, or the message would make a list of its own.
-        self._there_until.pop(name, None)
+        self._exists_until.pop(name, None)
         keys, *args = self._drop_arguments(name, why, text)
         reply = self._commands.run(DROP, keys, *args, what=f"deleting queue {name!r}")
         if reply[0] < 0:
@@ -468,7 +468,7 @@ class RedisQueues(QueueStore):
 
     def _ended(self, name: str, reply: Any) -> None:
         """Forget a deleted queue, and the auto-delete exchanges that go with it.  May switch."""
-        self._there_until.pop(name, None)
+        self._exists_until.pop(name, None)
         self.expiring.pop(name, None)
         self._link.queue_ended(name, [each.decode() for each in reply[1:]])
 
@@ -516,7 +516,7 @@ class RedisQueues(QueueStore):
 
     def stop(self) -> None:
         """Stop, as the link has ended.  Never switches."""
-        self._none_goes.set()
+        self._none_ending.set()
         if self._ticker is not None:
             self._ticker.stop()
 

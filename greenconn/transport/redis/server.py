@@ -43,10 +43,10 @@ __all__ = [
     "Credentials",
     "ExtraSocket",
     "Login",
-    "Secret",
+    "Reauthentication",
     "Server",
     "Welcome",
-    "ask_for_policy",
+    "check_eviction",
     "open_pipeline",
 ]
 
@@ -290,7 +290,7 @@ def _check_role(role: Any, where: str, must_be_master: bool) -> None:
         )
 
 
-class Secret:
+class Reauthentication:
     """The credentials that one link has logged in with.
 
     Arguments:
@@ -308,7 +308,7 @@ class Secret:
         self._commands = commands
         self._credentials = credentials
         self._other_pipelines = other_pipelines
-        self._told: Credentials | None = None
+        self._current: Credentials | None = None
         self._renewal: Renewal | None = None
 
     def watch(self) -> None:
@@ -324,14 +324,14 @@ class Secret:
             self._renewal.stop()
 
     def _renew(self) -> object:
-        current = self._credentials()
-        if self._told is None:
-            self._told = current  # that of the opening
-        elif current != self._told:
-            self.tell(current, ENDLESS)
-        return current[1]
+        given = self._credentials()
+        if self._current is None:
+            self._current = given  # that of the opening
+        elif given != self._current:
+            self.log_in(given, ENDLESS)
+        return given[1]
 
-    def tell(self, credentials: Credentials, deadline: Deadline) -> None:
+    def log_in(self, credentials: Credentials, deadline: Deadline) -> None:
         """Log in anew on the open sockets.  May switch.
 
         Raises:
@@ -340,7 +340,7 @@ class Secret:
         user, password = credentials
         command = pack("AUTH", user or "default", password or "")
         self._commands.call(command, deadline, "logging in again")
-        self._told = credentials
+        self._current = credentials
         for pipeline in self._other_pipelines():
             if pipeline.takes_arrays:
                 # A subscriber of RESP2 cannot: it reconnects with the new login.
@@ -426,15 +426,15 @@ _SAFE: Final = frozenset({"", "noeviction"})
 _warned: set[tuple[str, str]] = set()
 
 
-def ask_for_policy(pipeline: Pipeline) -> None:
+def check_eviction(pipeline: Pipeline) -> None:
     """Ask the server, and log a warning where it evicts keys.  Never switches.
 
     A server that does not say so, or not to this user, is taken for one that evicts nothing.
     """
-    pipeline.post(_ASK, lambda reply: _told(pipeline.where, reply))
+    pipeline.post(_ASK, lambda reply: _warn_of_eviction(pipeline.where, reply))
 
 
-def _told(where: str, reply: Any) -> None:
+def _warn_of_eviction(where: str, reply: Any) -> None:
     # In the reader.
     if not isinstance(reply, bytes):
         return

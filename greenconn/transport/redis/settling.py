@@ -2,7 +2,7 @@
 
 Messages that somebody else holds, or a former life, are requeued by the field under which they are held.
 The client reads the entries, marks the messages as redelivered, and moves them by a script that does
-nothing for an entry that is no longer there: two who restore the same message do it once.
+nothing for an entry that is no longer there: two who requeue the same message do it once.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from greenconn.wire.resp import pack
 __all__ = [
     "HEAD",
     "Move",
-    "Restorer",
+    "Requeuer",
+    "batched",
     "move_arguments",
     "move_of",
     "number_of",
-    "parted",
     "priority_of",
     "read_held",
 ]
@@ -73,7 +73,7 @@ class Move(NamedTuple):
         return sum(len(raw) for _, raw in self.copies)
 
 
-def parted(moves: Iterable[T], size_of: Callable[[T], int]) -> list[list[T]]:
+def batched(moves: Iterable[T], size_of: Callable[[T], int]) -> list[list[T]]:
     """Cut *moves* into what one call of the script takes."""
     parts: list[list[T]] = []
     total = 0
@@ -222,15 +222,15 @@ def read_held(field: str, value: bytes) -> Held | None:
     return Held(field, raw, exchange, routing_key)
 
 
-class Restorer:
-    """Gives back what is held, for one link.
+class Requeuer:
+    """The requeueing of held messages by one link.
 
     Arguments:
         commands: of the link.
         directory: the queues.
         bound_queues: returns the queues that an exchange leads to by its table alone, for messages
             that kombu holds.  May switch.
-        dead_letters: returns the copies of a message that is given up, and why, for the queues that
+        dead_letters: returns the copies of a dead letter, given why it is one, for the queues that
             get it.  May switch.
 
     Attributes:
@@ -250,19 +250,19 @@ class Restorer:
         self._dead_letters = dead_letters
         self.stuck: set[str] = set()
 
-    def restore(self, fields: Sequence[str], dead_owner: str = "") -> int:
-        """Give back what is held under *fields*, and return how many that were.  May switch.
+    def requeue(self, fields: Sequence[str], dead_owner: str = "") -> int:
+        """Requeue what is held under *fields*, and return the number of messages.  May switch.
 
         Arguments:
             dead_owner: nothing is done if this owner lives.
         """
         commands, keys = self._commands, self._commands.keys
-        restored = 0
+        requeued = 0
         for start in range(0, len(fields), PAGE):
             page = fields[start : start + PAGE]
             # A reply for each: of several large messages one would be above the limit of a reply.
             asked = [pack(b"HMGET", keys.unacked, each) for each in page]
-            values = commands.call_all(asked, what="restoring")
+            values = commands.call_all(asked, what="requeueing messages")
             moves: list[Move] = []
             found: list[Held] = []
             for field, (value,) in zip(page, values, strict=True):
@@ -281,10 +281,10 @@ class Restorer:
                     # It goes with its queue.
                     moves.append(Move(held.number, held.field, "", HEAD, []))
                 else:
-                    moves.append(self._way_back(held))
+                    moves.append(self._requeue_move(held))
             moves.sort(key=lambda move: move.number, reverse=True)
-            restored += self.carry_out(moves, dead_owner)
-        return restored
+            requeued += self.execute(moves, dead_owner)
+        return requeued
 
     def _ended(self, queues: set[str]) -> set[str]:
         """Return those of *queues* that have ended, and were not declared anew.  May switch."""
@@ -294,15 +294,15 @@ class Restorer:
             for name in names
             for command in (pack(b"ZSCORE", keys.ended, name), pack(b"EXISTS", keys.queue(name)))
         ]
-        replies = iter(self._commands.call_all(asked, what="restoring"))
+        replies = iter(self._commands.call_all(asked, what="requeueing messages"))
         return {
             name
             for name, at, is_declared in zip(names, replies, replies, strict=True)
             if at is not None and not is_declared
         }
 
-    def carry_out(self, moves: list[Move], dead_owner: str = "") -> int:
-        """Move messages, and return how many were still held.  May switch.
+    def execute(self, moves: list[Move], dead_owner: str = "") -> int:
+        """Move messages, and return the number that were still held.  May switch.
 
         One whose list is something else in the server stays where it is, and holds up no other.
         """
@@ -310,12 +310,12 @@ class Restorer:
 
         def move(part: Sequence[Move]) -> int:
             args = move_arguments(keys, self._directory, part, dead_owner)
-            reply: int = self._commands.run(MOVE, *args, what="restoring")
+            reply: int = self._commands.run(MOVE, *args, what="requeueing messages")
             return max(reply, 0)
 
         return sum(
             moved
-            for part in parted(moves, Move.size)
+            for part in batched(moves, Move.size)
             for moved in isolated(part, move, self._refused, _is_no_list)
         )
 
@@ -337,7 +337,7 @@ class Restorer:
             self.stuck.add(field)
             logger.error("%s: %s is left where it is: %s", self._commands.where, field, why)
 
-    def _way_back(self, held: Held) -> Move:
+    def _requeue_move(self, held: Held) -> Move:
         if not held.exchange and not held.routing_key:
             return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
         commands, directory = self._commands, self._directory

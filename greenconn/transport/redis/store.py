@@ -35,11 +35,11 @@ from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, MOVE, RENEW, entry_suffix, mark
 from greenconn.transport.redis.settling import (
-    Restorer,
+    Requeuer,
+    batched,
     move_arguments,
     move_of,
     number_of,
-    parted,
 )
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.refusal import Method
@@ -121,7 +121,7 @@ class RedisConsuming:
             del self._feeds[feed.queue]
 
     def enrol(self, feed: RedisFeed, *, exclusive: bool) -> bool:
-        """Tell the server how many consumers there are; False: others consume.  May switch."""
+        """Register the consumers of this link; False: others consume.  May switch."""
         self._fanout.listen(feed.queue)
         how = "exclusive" if exclusive else len(feed.consumers) + feed.coming
         if not self._queues.join(feed.queue, how):
@@ -130,7 +130,7 @@ class RedisConsuming:
         return True
 
     def left(self, feed: RedisFeed) -> None:
-        """Tell the server that a consumer has left.  Never switches."""
+        """Unregister a consumer.  Never switches."""
         if feed.is_used:
             self._queues.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
@@ -217,7 +217,7 @@ class RedisHolding:
         claims: that are no feed's.
         directory: the queues as they are known.
         queues: the queues in the server.
-        restorer: gives back what former lives held.
+        requeuer: requeues what former lives held.
         feeds: queue -> what serves its consumers of this link.
     """
 
@@ -232,7 +232,7 @@ class RedisHolding:
         claims: Claims,
         directory: Directory,
         queues: RedisQueues,
-        restorer: Restorer,
+        requeuer: Requeuer,
         feeds: Mapping[str, RedisFeed],
     ) -> None:
         self._commands = commands
@@ -240,7 +240,7 @@ class RedisHolding:
         self._claims = claims
         self._directory = directory
         self._queues = queues
-        self._restorer = restorer
+        self._requeuer = requeuer
         self._feeds = feeds
 
     @property
@@ -273,7 +273,7 @@ class RedisHolding:
 
         The newest come first: each goes to the head, before those that were put there already.
         """
-        return parted(sorted(dispositions, key=_number, reverse=True), _size)
+        return batched(sorted(dispositions, key=_number, reverse=True), _size)
 
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
@@ -329,12 +329,12 @@ class RedisHolding:
         return [Claimed("", None, f"{prefix}{number}") for number in numbers]
 
     def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
-        """Give back what former lives held, and what they may have.  May switch.
+        """Requeue what former lives held, and what they may have.  May switch.
 
         Raises:
             redis.exceptions.ResponseError: the server refuses.
         """
-        count = self._restorer.restore([each.handle for each in (*held, *doubtful)])
+        count = self._requeuer.requeue([each.handle for each in (*held, *doubtful)])
         if count:
             logger.info(
                 "%s: %d messages that the lost connection held were requeued",

@@ -38,7 +38,7 @@ from greenconn.transport.redis.maintenance import Sweeper
 from greenconn.transport.redis.options import RedisOptions, is_client_name
 from greenconn.transport.redis.owners import FormerOwners
 from greenconn.transport.redis.server import Address, Credentials, Login, Server
-from greenconn.transport.redis.window import Unasked
+from greenconn.transport.redis.window import UnreportedPublishes
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.consumer import Consumer, Prefetch, PrefetchView
@@ -59,8 +59,8 @@ class RedisPrefetchView(PrefetchView):
         self._sweeper = sweeper
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Give back now what dead consumers left; sweepers do it anyway.  May switch."""
-        self._sweeper.look()
+        """Requeue what dead consumers held; sweepers do so anyway.  May switch."""
+        self._sweeper.sweep()
 
 
 class RedisEntities(SharedEntities):
@@ -72,16 +72,16 @@ class RedisEntities(SharedEntities):
 
     def _bind(self, binding: Binding, method: Method) -> None:
         super()._bind(binding, method)
-        if self._is_heard(binding):
+        if self._is_subscribed(binding):
             self._redis.fanout.bound(binding.destination)
 
     def _unbind(self, binding: Binding) -> None:
-        if self._is_heard(binding):
+        if self._is_subscribed(binding):
             fanout = self._redis.fanout
             fanout.unbound(binding.destination, binding.source, binding.routing_key)
         super()._unbind(binding)
 
-    def _is_heard(self, binding: Binding) -> bool:
+    def _is_subscribed(self, binding: Binding) -> bool:
         """Return whether the destination listens for what the source gets."""
         return not binding.to_exchange and self._redis.is_broadcast(binding.source)
 
@@ -121,7 +121,7 @@ class Channel(StoreChannel[RedisLink]):
 
     @property
     def visibility_timeout(self) -> float:
-        """Seconds after which what a dead consumer of kombu's held is given back to its queue."""
+        """Seconds after which what a dead consumer of kombu's held is requeued."""
         return self.connection.options.visibility_timeout
 
     @property
@@ -199,7 +199,7 @@ class Transport(base.Transport[RedisLink]):
         self._state: BrokerState | None = None
         self._handover: Handover | None = None
         self._former: FormerOwners | None = None
-        self._unasked: Unasked | None = None
+        self._unreported: UnreportedPublishes | None = None
         self.server: Server
         self.keys: Keys
 
@@ -228,11 +228,11 @@ class Transport(base.Transport[RedisLink]):
         return self._state
 
     @property
-    def unasked(self) -> Unasked:
+    def unreported(self) -> UnreportedPublishes:
         """The outcomes of publishes of this connection that nobody has asked for, in all its lives."""
-        if self._unasked is None:
-            self._unasked = self.kept_state.get(Unasked, "", self.client.as_uri())
-        return self._unasked
+        if self._unreported is None:
+            self._unreported = self.kept_state.get(UnreportedPublishes, "", self.client.as_uri())
+        return self._unreported
 
     def _place(self) -> str:
         """Return a key that is equal for servers with the same data."""
@@ -286,7 +286,7 @@ class Transport(base.Transport[RedisLink]):
             link.settlements.flush()
             self.former.end_leases(link.commands)
         except exceptions.ResponseError as exc:
-            # The server refuses to write just now; the lease gives back what is held.
+            # The server refuses to write just now; what is held is requeued when the lease ends.
             logger.error(
                 "%s: the messages that the lost connection held could not be requeued: %s",
                 link.where,
@@ -398,7 +398,7 @@ class Transport(base.Transport[RedisLink]):
         """
         connection.home.check(connection)
         user, _ = self._credentials()
-        connection.secret.tell((user, secret), deadline or Deadline())
+        connection.reauthentication.log_in((user, secret), deadline or Deadline())
 
     def create_channel(self, connection: RedisLink) -> StoreChannel[RedisLink]:
         """Open a channel."""

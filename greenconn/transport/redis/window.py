@@ -16,7 +16,7 @@ from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishing
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.wire.resp import ErrorReply
 
-__all__ = ["Unasked", "WindowPublisher"]
+__all__ = ["UnreportedPublishes", "WindowPublisher"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -88,7 +88,7 @@ class Failures:
         return refused
 
 
-class Unasked:
+class UnreportedPublishes:
     """The outcomes of publishes whose channel ended before anybody asked; outlives all links.
 
     Attributes:
@@ -96,12 +96,12 @@ class Unasked:
         failures: what ``flush()`` raises.
     """
 
-    __slots__ = ("_is_telling", "_untold", "_where", "awaited", "failures")
+    __slots__ = ("_unlogged", "_where", "_will_log", "awaited", "failures")
 
     def __init__(self, where: str) -> None:
         self._where = where
-        self._untold = Failures()
-        self._is_telling = False
+        self._unlogged = Failures()
+        self._will_log = False
         self.awaited = 0
         self.failures = Failures()
 
@@ -109,30 +109,30 @@ class Unasked:
         """Note the *failures* of a channel that ended.  Never switches."""
         if failures:
             self.failures.add(failures)
-            self._untold.add(failures)
-            self._tell_soon()
+            self._unlogged.add(failures)
+            self._log_soon()
 
     def note(self, reply: Exception) -> None:
         """Note a failed publish of a channel that has ended.  Never switches."""
         self.failures.note(reply)
-        self._untold.note(reply)
-        self._tell_soon()
+        self._unlogged.note(reply)
+        self._log_soon()
 
-    def _tell_soon(self) -> None:
+    def _log_soon(self) -> None:
         # Those that fail together get their errors together.
-        if not self._is_telling:
-            self._is_telling = True
-            spawn("log", self.tell)
+        if not self._will_log:
+            self._will_log = True
+            spawn("log", self.log)
 
     def hold(self) -> None:
-        """Log nothing until ``tell`` is called: more may come.  Never switches."""
-        self._is_telling = True
+        """Log nothing until ``log`` is called: more may come.  Never switches."""
+        self._will_log = True
 
-    def tell(self) -> None:
+    def log(self) -> None:
         """Log, by number, what was not logged yet."""
-        self._is_telling = False
-        if self._untold:
-            logger.error("%s", self._untold.take().text(self._where))
+        self._will_log = False
+        if self._unlogged:
+            logger.error("%s", self._unlogged.take().text(self._where))
 
 
 class Window:
@@ -140,17 +140,17 @@ class Window:
 
     Arguments:
         size: how many there may be.
-        unasked: told what becomes of them when the channel has ended.
+        unreported: gets what becomes of them when the channel has ended.
 
     Attributes:
         failures: those of an open channel, which its next call raises.
     """
 
-    __slots__ = ("_has_ended", "_has_room", "_size", "_unasked", "failures", "unanswered")
+    __slots__ = ("_has_ended", "_has_room", "_size", "_unreported", "failures", "unanswered")
 
-    def __init__(self, size: int, unasked: Unasked) -> None:
+    def __init__(self, size: int, unreported: UnreportedPublishes) -> None:
         self._size = size
-        self._unasked = unasked
+        self._unreported = unreported
         self._has_ended = False
         self.unanswered = 0
         self.failures = Failures()
@@ -165,9 +165,9 @@ class Window:
         """Take the answer to one.  In the reader."""
         self.unanswered -= 1
         if self._has_ended:
-            self._unasked.awaited -= 1
+            self._unreported.awaited -= 1
         if isinstance(reply, Exception):
-            (self._unasked if self._has_ended else self.failures).note(reply)
+            (self._unreported if self._has_ended else self.failures).note(reply)
         # Half of it at a time, so that a publisher is woken once for many.
         if self._has_room and self.unanswered <= self._size // 2:
             self._has_room.wake_all()
@@ -177,8 +177,8 @@ class Window:
         """End, as the channel has ended.  Never switches."""
         if not self._has_ended:
             self._has_ended = True
-            self._unasked.awaited += self.unanswered
-            self._unasked.add(self.failures.take())
+            self._unreported.awaited += self.unanswered
+            self._unreported.add(self.failures.take())
 
     def wait(self, deadline: Deadline) -> None:
         """Wait until there is room for one more.  May switch.
@@ -195,15 +195,19 @@ class WindowPublisher(RedisPublisher):
 
     Arguments:
         size: how many.
-        unasked: takes what becomes of those that nobody waits for.
+        unreported: takes what becomes of those that nobody waits for.
     """
 
     def __init__(
-        self, channel: ChannelPort, link: RedisPublishingLink, size: int, unasked: Unasked
+        self,
+        channel: ChannelPort,
+        link: RedisPublishingLink,
+        size: int,
+        unreported: UnreportedPublishes,
     ) -> None:
         super().__init__(channel, link)
-        self._unasked = unasked
-        self._window = Window(size, unasked)
+        self._unreported = unreported
+        self._window = Window(size, unreported)
 
     def publish(
         self,
@@ -246,16 +250,16 @@ class WindowPublisher(RedisPublisher):
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
         self.link.wait_settled(Deadline(timeout))
-        window, unasked = self._window, self._unasked
+        window, unreported = self._window, self._unreported
         lost: Exception | None = None
-        if window.unanswered or unasked.awaited:
+        if window.unanswered or unreported.awaited:
             # Settlements keep their order: behind this one's all are there.
             try:
                 self._pipeline.call(PING, Deadline(timeout))
             except Exception as exc:
                 lost = exc
         failures = window.failures.take()
-        failures.add(unasked.failures.take())
+        failures.add(unreported.failures.take())
         if failures:
             raise failures.error(self._pipeline) from lost
         if lost is not None:

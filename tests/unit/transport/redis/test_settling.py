@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.scripts import entry_suffix
-from greenconn.transport.redis.settling import HEAD, Move, parted, read_held
+from greenconn.transport.redis.settling import HEAD, Move, batched, read_held
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
@@ -29,7 +29,7 @@ def test_entries_of_kombu() -> None:
 
 def test_moves_are_cut_by_number_and_size() -> None:
     small = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x")]) for n in range(120)]
-    assert [len(each) for each in parted(small, Move.size)] == [50, 50, 20]
+    assert [len(each) for each in batched(small, Move.size)] == [50, 50, 20]
     big = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x" * 200_000)]) for n in range(3)]
-    assert [len(each) for each in parted(big, Move.size)] == [1, 1, 1]
-    assert parted([], len) == []
+    assert [len(each) for each in batched(big, Move.size)] == [1, 1, 1]
+    assert batched([], len) == []
