@@ -235,3 +235,12 @@ def test_each_switch_of_a_taker_may_be_its_last() -> None:
     left = [inbox.get(Deadline(0)) for _ in range(len(inbox))]
     assert left == sorted(left)
     assert len(left) + outcomes["taken"] == came
+
+
+def test_what_is_dropped_is_returned() -> None:
+    inbox: Inbox[int] = Inbox()
+    assert inbox.clear() == []
+    for number in range(3):
+        inbox.put(number)
+    assert inbox.clear() == [0, 1, 2]
+    assert len(inbox) == 0

@@ -12,7 +12,7 @@ from gevent import get_hub
 from greenlet import greenlet, settrace
 
 from greenconn.exceptions import NotFound, PublishTimeout, RecoverableConnectionError
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import turn
 from greenconn.green.slot import Slot
 from tests.fix_interrupts import INTERRUPTIONS, interruptions
@@ -256,3 +256,22 @@ def test_any_error_keeps_its_class_and_words(error: BaseException) -> None:
     assert str(caught.value) == str(error)
     assert caught.value.args == error.args
     assert {**caught.value.__dict__} == {**error.__dict__}
+
+
+def test_who_waits_is_woken_by_an_error() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, Deadline(30))
+    turn()
+    assert slot.fail(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        waiter.get(timeout=20)
+
+
+def test_who_waits_without_an_end_is_woken_by_an_error() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, NEVER)
+    turn()
+    assert slot.fail(ValueError("no"))
+    assert not slot.fail(ValueError("again"))
+    with pytest.raises(ValueError, match="no"):
+        waiter.get(timeout=20)

@@ -824,3 +824,38 @@ def test_a_signal_amid_the_end_of_a_turn_does_not_stop_the_writer(line: Line) ->
         line.writer.before_flush(lambda: called.append(1))
         turn()
         assert called == [1]
+
+
+def test_a_message_of_several_buffers_may_leave_before_the_turn_ends(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    assert writer.gate is False
+    writer.write_many([b"at ", b"once"])
+    assert (writer.sends, writer.gate) == (1, False)
+    writer.write_many([bytes(EARLY_FLUSH - 2), b"x"])
+    assert (writer.sends, writer.pending, writer.gate) == (1, EARLY_FLUSH - 1, False)
+    writer.write_many([b"y"])
+    assert (writer.sends, writer.gate) == (2, True)
+    assert wire.receive_until(7 + EARLY_FLUSH)[-2:] == b"xy"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_writes_for_long_lets_others_run(
+    line: Line, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    monkeypatch.setattr(writer_module, "PACE", 1.0)
+    now = 100.0
+    monkeypatch.setattr(writer_module, "monotonic", lambda: now)
+    line.writer.write_many([b"1"])
+    now += 1.25 if is_late else 1.0
+    line.writer.write_many([b"2"])
+    assert (line.writer.sends, line.writer.gate) == ((2, True) if is_late else (1, False))
+
+
+def test_what_the_socket_did_not_take_may_be_offered_where_no_hub_runs(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    line.fill()
+    before = writer.pending
+    while wire.receive():
+        pass
+    writer.resend()  # no switch since then: the write watcher had no turn
+    assert writer.pending < before

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
 from greenconn.wire.amqp import FrameParser, Method, content_frames, heartbeat_frame, method_frame
-from greenconn.wire.body import BLOCK, KEPT, LARGE
+from greenconn.wire.body import BLOCK, KEPT, LARGE, Blocks
 
 DELIVER, ACK = (60, 60), (60, 80)
 NOISE = random.Random(3).randbytes(3 << 19)
@@ -173,3 +173,15 @@ def test_a_large_body_frame_that_nobody_announced_is_refused() -> None:
     data = pack(">BHI", 3, 1, 100_000) + bytes(100_000) + b"\xce"
     with pytest.raises(UnexpectedFrame, match="type 3 on channel 1"):
         Peer(FrameParser(), data).send_all(50_000)
+
+
+def test_a_few_blocks_are_kept() -> None:
+    blocks = Blocks()
+    for _ in range(3):
+        blocks.give_back([bytearray(BLOCK) for _ in range(KEPT - 1)])
+    assert len(blocks.free) == KEPT
+    assert blocks.take() is not blocks.take()
+    assert len(blocks.free) == KEPT - 2
+    blocks.clear()
+    assert blocks.free == []
+    assert len(blocks.take()) == BLOCK
