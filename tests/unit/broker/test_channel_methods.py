@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
@@ -171,6 +172,8 @@ def test_the_prefetch_as_programs_read_it(channel: Channel) -> None:
     assert (channel.qos.prefetch_count, channel.qos.can_consume_max_estimate()) == (3, 2)
     channel.basic_qos(prefetch_count=5, apply_global=True)
     assert (channel.prefetch.count, channel.prefetch.limit) == (3, 5)
+    channel.basic_qos()
+    assert (channel.prefetch.count, channel.prefetch.limit) == (0, 5)
 
 
 def test_a_prefetch_in_bytes_is_refused(channel: Channel) -> None:
@@ -257,6 +260,27 @@ def test_a_consumer_that_may_not_start_leaves_nothing(channel: Channel) -> None:
     channel.basic_consume("q", sink=Sink())
     with pytest.raises(AccessRefused):
         anew(channel).basic_consume("q", exclusive=True, sink=Sink())
+
+
+def test_a_consumer_whose_start_is_interrupted_leaves_nothing(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, may_go = Event(), Event()
+
+    def enrol(*args: Any, **options: Any) -> bool:
+        asked.set()
+        return may_go.wait(30)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(channel.connection.store, "enrol", enrol)
+        caller = gevent.spawn(channel.basic_consume, "q", "mine", no_ack=True, sink=Sink())
+        assert asked.wait(30)
+        caller.kill()
+        may_go.set()
+    assert (channel.is_open, channel.consumers, channel.no_ack_consumers) == (True, {}, set())
+    channel.basic_consume("q", "mine", sink=(sink := Sink()))
+    publish(channel, "x")
+    sink.wait_for(1)
 
 
 def test_several_consumers_share_a_queue_by_default(channel: Channel) -> None:
