@@ -178,7 +178,7 @@ def test_a_large_body_frame_that_nobody_announced_is_refused() -> None:
 def test_a_few_blocks_are_kept() -> None:
     blocks = Blocks()
     for _ in range(3):
-        blocks.give_back([bytearray(BLOCK) for _ in range(KEPT - 1)])
+        blocks.release([bytearray(BLOCK) for _ in range(KEPT - 1)])
     assert len(blocks.free) == KEPT
     assert blocks.take() is not blocks.take()
     assert len(blocks.free) == KEPT - 2
