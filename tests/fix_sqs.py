@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+from greenconn import Connection
 from tests.brokers.environment import SQS_URL
 from tests.brokers.moto import MotoServer
 from tests.fix_brokers import Brokers
+
+__all__ = ["Connect"]
+
+Connect = Callable[..., Connection]
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +58,18 @@ def own_moto(own_moto_process: MotoServer) -> Iterator[MotoServer]:
         server.start()
     yield server
     server.resume()
+
+
+@pytest.fixture
+def sqs_connect(sqs_url: str) -> Iterator[Connect]:
+    """Makes connections that are closed after the test."""
+    made: list[Connection] = []
+
+    def make(url: str = sqs_url, **options: Any) -> Connection:
+        options = {"get_wait_time": 0, "lease": 5, **options}
+        made.append(Connection(url, transport_options=options))
+        return made[-1]
+
+    yield make
+    for connection in made:
+        connection.close()

@@ -171,15 +171,15 @@ def prefixed(redis_url: str, unique: str) -> Iterator[Connection]:
 
 
 def test_dead_letters_of_any_kind(prefixed: Connection, redis_url: str, unique: str) -> None:
-    grave = Exchange("grave", "topic")
-    for exchange, key in (("", "dead"), ("grave", None), ("grave", "some.key")):
+    dead_letters = Exchange("dead_letters", "topic")
+    for exchange, key in (("", "dead"), ("dead_letters", None), ("dead_letters", "some.key")):
         queue = Queue(
             f"living{key}{exchange}",
             queue_arguments={"x-dead-letter-exchange": exchange}
             | ({} if key is None else {"x-dead-letter-routing-key": key}),
         )
         with prefixed.channel() as channel:
-            Queue("dead", grave, routing_key="#")(channel).declare()
+            Queue("dead", dead_letters, routing_key="#")(channel).declare()
             queue(channel).declare()
             channel.queue_purge("dead")
             redis_poison(redis_url, f"{unique}.{queue.name}", corpus.ENVELOPES)

@@ -222,12 +222,12 @@ def test_rejected_messages_stay_as_long_as_the_server_drains(
         server.stop()  # which ends that mode
         server.start()
         got: set[int] = set()
-        graves = greenconn.spawn_consumer(
+        collector = greenconn.spawn_consumer(
             dead, lambda body, message: got.add(body), connection=connection
         )
         until(lambda: got == numbers, SOON)
         assert consumer.stop(SOON)
-        assert graves.stop(SOON)
+        assert collector.stop(SOON)
 
 
 def test_server_that_is_away_at_first(beanstalk_with: BeanstalkFactory, unique: str) -> None:

@@ -17,7 +17,9 @@ from tests.integration.contract import SOON, Side, Store
 from tests.integration.refusing import FULL, refusing
 
 
-def grave(side: Side, channel: Any, key: str | None = None, **arguments: Any) -> tuple[str, str]:
+def dead_lettered(
+    side: Side, channel: Any, key: str | None = None, **arguments: Any
+) -> tuple[str, str]:
     """A queue whose dead letters go to another: both names."""
     dead = side.queue(channel)
     arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": key or dead} | {
@@ -42,7 +44,7 @@ def letter_of(side: Side, channel: Any, queue: str) -> Message:
 
 def test_rejected_message_becomes_a_dead_letter(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel)
+    queue, dead = dead_lettered(side, channel)
     side.send(channel, "x", "", queue, headers={"mine": 1}, expiration="60000")
     channel.basic_get(queue).reject()
     letter = letter_of(side, channel, dead)
@@ -92,7 +94,7 @@ def test_who_is_killed_while_he_rejects_leaves_nothing_half_done(side: Side) -> 
 
 def test_deaths_are_counted(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel)
+    queue, dead = dead_lettered(side, channel)
     side.send(channel, "x", "", queue)
     channel.basic_get(queue).reject()
     letter = letter_of(side, channel, dead)
@@ -158,7 +160,7 @@ def test_retry_by_expiry_goes_round(side: Side) -> None:
 @needs(Can.EXPIRY)
 def test_old_messages_expire(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel, x_message_ttl=20)
+    queue, dead = dead_lettered(side, channel, x_message_ttl=20)
     side.send(channel, "x", "", queue)
     letter = letter_of(side, channel, dead)
     assert letter.headers["x-death"][0]["reason"] == "expired"
@@ -168,7 +170,7 @@ def test_old_messages_expire(side: Side) -> None:
 @needs(Can.EXPIRY, Can.EXPIRATION)
 def test_message_may_expire_by_itself(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel)
+    queue, dead = dead_lettered(side, channel)
     side.send(channel, "stays", "", queue)
     side.send(channel, "goes", "", queue, expiration="1")
     side.drain_all(channel.connection, 0.1)
@@ -218,7 +220,7 @@ def test_unused_queue_expires(side: Side) -> None:
 @needs(Can.BOUNDS)
 def test_full_queue_drops_its_head(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel, x_max_length=2)
+    queue, dead = dead_lettered(side, channel, x_max_length=2)
     for n in range(4):
         side.send(channel, str(n), "", queue)
     assert side.bodies(channel, queue) == ["2", "3"]
@@ -250,7 +252,7 @@ def test_full_queue_may_refuse(side: Side) -> None:
 @needs(Can.BOUNDS)
 def test_what_a_full_queue_refuses_may_become_a_dead_letter(side: Side) -> None:
     channel = side.channel()
-    queue, dead = grave(side, channel, x_max_length=1, x_overflow="reject-publish-dlx")
+    queue, dead = dead_lettered(side, channel, x_max_length=1, x_overflow="reject-publish-dlx")
     side.send(channel, "0", "", queue)
     with pytest.raises(PublishNacked):
         side.send(channel, "1", "", queue)

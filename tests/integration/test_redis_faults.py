@@ -111,21 +111,6 @@ def test_server_that_knows_no_hello(
     assert "polling" in caplog.text
 
 
-@pytest.mark.full
-def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
-    server = redis_with("--rename-command", "HELLO", "")
-    got: list[Any] = []
-    with Connection(server.url) as connection:
-        queue = greenconn.Queue("f", greenconn.Exchange("fx", "fanout"))
-        consumer = greenconn.spawn_consumer(
-            queue, lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
-        Producer(connection, greenconn.Exchange("fx", "fanout")).publish("x")
-        until(lambda: got)
-        assert consumer.stop(SOON)
-
-
 def test_unix_socket(redis_with: RedisFactory, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     redis_with("--unixsocket", str(path), "--requirepass", "secret")
@@ -436,57 +421,6 @@ def test_closing_takes_no_longer_than_it_may(redis_with: RedisFactory) -> None:
         connection.close()
         consumer.join()
     server.resume()
-
-
-def test_fanout_reports_gaps(redis_with: RedisFactory) -> None:
-    server = redis_with()
-    got: list[Any] = []
-    told: list[tuple[str, float]] = []
-    with Connection(server.url) as connection, Connection(server.url) as control:
-        channel = connection.default_channel
-        channel.events["fanout_gap"].add(lambda *args: told.append(args))
-        exchange = greenconn.Exchange("fx", "fanout")
-        queue = greenconn.Queue("f", exchange)
-        with greenconn.Consumer(
-            channel, [queue], callbacks=[lambda body, message: got.append(body)]
-        ):
-            control.connection.commands.call(pack("CLIENT", "KILL", "TYPE", "pubsub"))
-            with Timeout(SOON):
-                while not told:
-                    try:
-                        connection.drain_events(timeout=0.05)
-                    except TimeoutError:
-                        pass
-            Producer(control, exchange).publish("x")
-            connection.drain_events(timeout=SOON)
-    assert told[0][0] == "f"
-    assert got == ["x"]
-
-
-@pytest.mark.parametrize("empties", [False, True], ids=["keeps", "empties"])
-def test_bindings_after_a_reconnect(redis_with: RedisFactory, empties: bool) -> None:
-    server = redis_with()
-    got: list[Any] = []
-    fanout = greenconn.Exchange("fx", "fanout")
-    topic = greenconn.Exchange("tx", "topic")
-    queues = [greenconn.Queue("f", fanout), greenconn.Queue("t", topic, "a.#")]
-    with Connection(server.url) as connection, Connection(server.url) as control:
-        consumer = greenconn.spawn_consumer(
-            queues, lambda body, message: got.append(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
-        control.connect()
-        if empties:
-            control.connection.commands.call(pack("FLUSHALL"))
-        control.connection.commands.call(pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"))
-        until(lambda: connection.session.generation == 2)
-        assert consumer.wait_ready(SOON)
-        until(lambda: control.connection.commands.call(pack("PUBSUB", "NUMPAT")) == 2)
-        Producer(control, fanout).publish("x")
-        Producer(control, topic).publish("y", "a.b")
-        until(lambda: len(got) == 2)
-        assert sorted(got) == ["x", "y"]
-        assert consumer.stop(SOON)
 
 
 def test_refused_commands_are_named(redis_with: RedisFactory) -> None:

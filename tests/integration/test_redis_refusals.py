@@ -13,7 +13,7 @@ from gevent.event import Event
 from redis import exceptions
 
 import greenconn
-from greenconn import Connection, Exchange, Queue, rpc
+from greenconn import Connection, Queue, rpc
 from greenconn.exceptions import (
     AccessRefused,
     FrameError,
@@ -346,29 +346,3 @@ def test_disk_that_cannot_be_written_loses_nothing(redis_with: RedisFactory, tmp
             message.ack()
         until(at_server.is_settled)
     assert sorted(handled) == list(range(20))
-
-
-def test_leaving_a_fanout_exchange_is_no_silence(
-    redis_with: RedisFactory, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What has no reply of its own must not look like a reply that is late."""
-    server = redis_with()
-    got: list[Any] = []
-    options = {"reply_timeout": 0.4, "health_check_interval": 0.2}
-    with Connection(server.url, transport_options=options) as connection:
-        exchanges = [Exchange(f"f{number}", "fanout") for number in range(2)]
-        consumers = [
-            greenconn.spawn_consumer(
-                Queue(f"q{number}", exchange),
-                lambda body, message: got.append(body),
-                connection=connection,
-            )
-            for number, exchange in enumerate(exchanges)
-        ]
-        assert all(each.wait_ready(SOON) for each in consumers)
-        assert consumers[0].stop(SOON)
-        gevent.sleep(1.0)
-        greenconn.publish(exchanges[1], "x", connection=connection)
-        until(lambda: got == ["x"])
-        assert consumers[1].stop(SOON)
-    assert "gap" not in caplog.text

@@ -1,43 +1,23 @@
-"""What is SQS' alone: FIFO queues, delays, attributes, redrive, predefined queues, topics."""
+"""What is SQS' alone: FIFO queues, delays, attributes, redrive and predefined queues."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from greenconn import Connection, Exchange, Queue
-from greenconn.entity import Queue as EntityQueue
 from greenconn.exceptions import (
     ContentTooLarge,
-    NotAllowed,
     NotFound,
     OperationalError,
     PreconditionFailed,
 )
 from greenconn.transport.SQS import Transport, UndefinedQueueException
-from greenconn.transport.SQS.store import SqsStore
+from tests.fix_sqs import Connect
 from tests.integration.contract import SOON
-
-Connect = Callable[..., Connection]
-
-
-@pytest.fixture
-def connect(sqs_url: str) -> Iterator[Connect]:
-    """Makes connections that are closed after the test."""
-    made: list[Connection] = []
-
-    def make(url: str = sqs_url, **options: Any) -> Connection:
-        options = {"get_wait_time": 0, "lease": 5, **options}
-        made.append(Connection(url, transport_options=options))
-        return made[-1]
-
-    yield make
-    for connection in made:
-        connection.close()
+from tests.integration.sqs_clients import attributes_of, declared, store_of
 
 
 def taker(got: list[Any]) -> Callable[[Any, Any], None]:
@@ -50,27 +30,8 @@ def taker(got: list[Any]) -> Callable[[Any, Any], None]:
     return take
 
 
-def store_of(connection: Connection) -> SqsStore:
-    """What talks to SQS for it."""
-    store = connection.connection.store
-    assert isinstance(store, SqsStore)
-    return store
-
-
-def attributes_of(connection: Connection, name: str) -> dict[str, str]:
-    """All that SQS says of a queue."""
-    return store_of(connection).queues.get(name).attributes("All")
-
-
-def declared(connection: Connection, name: str, **options: Any) -> EntityQueue:
-    """A queue that is there."""
-    queue = Queue(name, **options)(connection.default_channel)
-    queue.declare()
-    return queue
-
-
-def test_fifo_queue_keeps_the_order_of_each_group(connect: Connect, unique: str) -> None:
-    connection = connect()
+def test_fifo_queue_keeps_the_order_of_each_group(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect()
     queue = declared(connection, f"{unique}.fifo")
     producer = connection.Producer()
     for number in range(6):
@@ -85,8 +46,8 @@ def test_fifo_queue_keeps_the_order_of_each_group(connect: Connect, unique: str)
     queue.delete()
 
 
-def test_fifo_queue_takes_a_message_once(connect: Connect, unique: str) -> None:
-    connection = connect()
+def test_fifo_queue_takes_a_message_once(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect()
     queue = declared(connection, f"{unique}.fifo")
     producer = connection.Producer()
     for _ in range(2):
@@ -98,8 +59,8 @@ def test_fifo_queue_takes_a_message_once(connect: Connect, unique: str) -> None:
     queue.delete()
 
 
-def test_delayed_message_comes_later(connect: Connect, unique: str) -> None:
-    connection = connect()
+def test_delayed_message_comes_later(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect()
     queue = declared(connection, unique)
     connection.Producer().publish("later", routing_key=unique, headers={"x-delay": 800})
     assert queue.get() is None
@@ -112,8 +73,8 @@ def test_delayed_message_comes_later(connect: Connect, unique: str) -> None:
     queue.delete()
 
 
-def test_attributes_and_tags_of_queues(connect: Connect, unique: str) -> None:
-    connection = connect(
+def test_attributes_and_tags_of_queues(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(
         **{
             "sqs-creation-attributes": {"MessageRetentionPeriod": "120"},
             "queue_tags": {"team": "mail"},
@@ -131,8 +92,8 @@ def test_attributes_and_tags_of_queues(connect: Connect, unique: str) -> None:
     queue.delete()
 
 
-def test_attributes_of_messages(connect: Connect, unique: str) -> None:
-    connection = connect(
+def test_attributes_of_messages(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(
         fetch_message_attributes={
             "MessageSystemAttributeNames": ["SentTimestamp"],
             "MessageAttributeNames": ["All"],
@@ -148,14 +109,14 @@ def test_attributes_of_messages(connect: Connect, unique: str) -> None:
     queue.delete()
 
 
-def test_rejected_message_stays_for_a_redrive_policy(connect: Connect, unique: str) -> None:
-    connection = connect(lease=1)
+def test_rejected_message_stays_for_a_redrive_policy(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(lease=1)
     dead = declared(connection, f"{unique}-dead")
     policy = {
         "deadLetterTargetArn": attributes_of(connection, dead.name)["QueueArn"],
         "maxReceiveCount": "1",
     }
-    other = connect(lease=1, sqs_creation_attributes={"RedrivePolicy": json.dumps(policy)})
+    other = sqs_connect(lease=1, sqs_creation_attributes={"RedrivePolicy": json.dumps(policy)})
     queue = declared(other, unique)
     other.Producer().publish("bad", routing_key=unique)
     message = queue.get()
@@ -175,12 +136,12 @@ def test_rejected_message_stays_for_a_redrive_policy(connect: Connect, unique: s
     dead.delete()
 
 
-def test_predefined_queues(connect: Connect, unique: str) -> None:
-    maker = connect()
+def test_predefined_queues(sqs_connect: Connect, unique: str) -> None:
+    maker = sqs_connect()
     declared(maker, unique)
     url = store_of(maker).queues.get(unique).url
     keys = {"access_key_id": "AKIAOTHER", "secret_access_key": "another-secret"}
-    connection = connect(
+    connection = sqs_connect(
         predefined_queues={
             "mail": {
                 "url": url,
@@ -206,12 +167,12 @@ def test_predefined_queues(connect: Connect, unique: str) -> None:
     maker.default_channel.queue_delete(unique)
 
 
-def test_message_that_is_too_large(connect: Connect, unique: str) -> None:
-    connection = connect()
+def test_message_that_is_too_large(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect()
     queue = declared(connection, unique)
     with pytest.raises((ContentTooLarge, OperationalError), match="max_message_size"):
         connection.Producer().publish("x" * 700_000, routing_key=unique)
-    small = connect(sqs_base64_encoding=False, body_encoding=None)
+    small = sqs_connect(sqs_base64_encoding=False, body_encoding=None)
     small.Producer().publish("x" * 200_000, routing_key=unique)
     message = queue.get(no_ack=True)
     assert message is not None
@@ -219,8 +180,8 @@ def test_message_that_is_too_large(connect: Connect, unique: str) -> None:
     queue.delete()
 
 
-def test_characters_that_sqs_does_not_take(connect: Connect, unique: str) -> None:
-    connection = connect(sqs_base64_encoding=False)
+def test_characters_that_sqs_does_not_take(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(sqs_base64_encoding=False)
     queue = declared(connection, unique)
     text = "\x00\x0b\ufffe\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")
     connection.Producer().publish(text, routing_key=unique, headers={"h": text})
@@ -232,98 +193,14 @@ def test_characters_that_sqs_does_not_take(connect: Connect, unique: str) -> Non
         declared(connection, "not a name of SQS")
 
 
-def test_topics_reach_other_processes(connect: Connect, unique: str) -> None:
-    exchange = Exchange(unique, "fanout")
-    connection, publisher = connect(), connect()
-    queues = [declared(connection, f"{unique}-{n}", exchange=exchange) for n in range(2)]
-    publisher.Producer().publish("all", exchange=exchange, declare=[exchange])
-    for queue in queues:
-        message = queue.get(no_ack=True)
-        assert message is not None
-        assert message.payload == "all"
-    channel = connection.default_channel
-    bound = {each["destination"] for each in channel.get_bindings()}
-    assert {queue.name for queue in queues} <= bound
-    queues[0].unbind_from(exchange)
-    publisher.Producer().publish("one", exchange=exchange)
-    message = queues[1].get(no_ack=True)
-    assert message is not None
-    assert message.payload == "one"
-    assert queues[0].get() is None
-    # Deleted by somebody else, so nobody unsubscribed it.
-    store_of(publisher).queues.get(queues[1].name).call("DeleteQueue")
-    assert channel.remove_stale_sns_subscriptions(unique) == 1
-    queues[0].delete()
-    channel.exchange_delete(unique)
-
-
-def test_topic_that_was_deleted_elsewhere_is_made_again(
-    connect: Connect, unique: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    exchange = Exchange(unique, "fanout")
-    connection, other = connect(), connect()
-    queues = [declared(connection, f"{unique}-{n}", exchange=exchange) for n in range(3)]
-    producer = connection.Producer()
-    producer.publish("before", exchange=exchange, declare=[exchange])
-    store_of(other).queues.get(queues[2].name).call("DeleteQueue")
-    store_of(other).topics.drop(unique)
-    producer.publish("after", exchange=exchange)
-    for queue in queues[:2]:
-        got = [queue.get(no_ack=True) for _ in range(2)]
-        assert sorted(each.payload for each in got if each is not None) == ["after", "before"]
-    assert caplog.text.count("was deleted elsewhere") == 1
-    for queue in queues[:2]:
-        queue.delete()
-    connection.default_channel.exchange_delete(unique)
-
-
-def test_policy_of_a_queue_names_all_its_topics(connect: Connect, unique: str) -> None:
-    connection = connect()
-    exchanges = [Exchange(f"{unique}-{n}", "fanout") for n in range(2)]
-    queue = declared(connection, unique, exchange=exchanges[0])
-    exchanges[1](connection.default_channel).declare()
-    queue.bind_to(exchanges[1])
-    policy = json.loads(attributes_of(connection, unique)["Policy"])
-    sources = {each["Condition"]["ArnLike"]["aws:SourceArn"] for each in policy["Statement"]}
-    assert {arn.rpartition(":")[2] for arn in sources} == {each.name for each in exchanges}
-    queue.delete()
-    for exchange in exchanges:
-        connection.default_channel.exchange_delete(exchange.name)
-
-
-def test_no_fanout(connect: Connect, unique: str) -> None:
-    connection = connect(supports_fanout=False)
-    with pytest.raises(NotAllowed, match="supports_fanout=True"):
-        Exchange(unique, "fanout")(connection.default_channel).declare()
-
-
-def test_fanout_where_the_account_does_not_allow_topics(
-    connect: Connect, unique: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    exchange = Exchange(unique, "fanout")
-    refusing = {"predefined_exchanges": {"another": {"arn": "arn:aws:sns:us-east-1:1:another"}}}
-    connection = connect(queue_name_prefix=unique, **refusing)
-    with caplog.at_level(logging.WARNING):
-        queue = declared(connection, "q", exchange=exchange)
-    assert "reaches only queues that this process binds" in caplog.text
-    connection.Producer().publish("here", exchange=exchange)
-    message = queue.get(no_ack=True)
-    assert message is not None
-    assert message.payload == "here"
-    queue.delete()
-    strict = connect(supports_fanout=True, region="us-west-2", **refusing)
-    with pytest.raises(NotAllowed, match="not in predefined_exchanges"):
-        exchange(strict.default_channel).declare()
-
-
-def test_queue_that_was_deleted_by_somebody_else(connect: Connect, unique: str) -> None:
-    connection = connect(wait_time_seconds=1)
+def test_queue_that_was_deleted_by_somebody_else(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(wait_time_seconds=1)
     queue = declared(connection, unique)
     cancelled: list[str] = []
     connection.default_channel.basic_consume(
         unique, callback=lambda message: None, on_cancel=cancelled.append
     )
-    other = connect()
+    other = sqs_connect()
     other.default_channel.queue_delete(unique)
     while not cancelled:
         connection.drain_events(timeout=SOON)
@@ -332,9 +209,9 @@ def test_queue_that_was_deleted_by_somebody_else(connect: Connect, unique: str) 
     assert queue.name == unique
 
 
-def test_empty_queue_is_left_when_the_consumer_goes(connect: Connect, unique: str) -> None:
+def test_empty_queue_is_left_when_the_consumer_goes(sqs_connect: Connect, unique: str) -> None:
     """Its poll goes on, and what it brings goes back at once."""
-    connection = connect(lease=30)
+    connection = sqs_connect(lease=30)
     queue = declared(connection, unique)
     consumer = connection.Consumer([queue], callbacks=[])
     consumer.consume()
