@@ -9,6 +9,7 @@ import pytest
 
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import EncodeError, SerializerNotInstalled
+from greenconn.green.deadline import Deadline
 from greenconn.publishing.message import ELSEWHERE, OPTIONS, PROPERTIES, PublishOptions
 
 QUEUE = "mail"
@@ -193,3 +194,43 @@ def test_messages_name_where_they_go() -> None:
     assert (
         str(publish_options(Exchange("x"), routing_key="k")) == "exchange 'x' with routing key 'k'"
     )
+
+
+class KombuChannel:
+    """A channel that is made for kombu: it has no ``begin_publish``."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.published: list[dict[str, Any]] = []
+        self._error = error
+
+    def prepare_message(self, body: Any, *arguments: Any) -> Any:
+        return body
+
+    def basic_publish(self, message: Any, **options: Any) -> None:
+        if self._error is not None:
+            raise self._error
+        self.published.append({"message": message, **options})
+
+
+def test_a_publish_over_a_channel_of_kombu_is_done_when_it_returns() -> None:
+    channel: Any = KombuChannel()
+    first, second = (publish_options(mandatory=False).message(body) for body in ("1", "2"))
+    for message in (first, second):
+        for deadline in (Deadline(0), Deadline()):  # a result that is there needs no time
+            message.begin(channel, deadline).wait(deadline)
+        assert message.maybe_delivered
+    assert channel.published[0] == {
+        "message": first.body,
+        "exchange": "",
+        "routing_key": QUEUE,
+        "mandatory": False,
+    }
+    assert len(channel.published) == 4
+
+
+def test_a_channel_of_kombu_that_fails_may_have_sent_it() -> None:
+    message = publish_options().message("1")
+    channel: Any = KombuChannel(OSError("gone"))
+    with pytest.raises(OSError, match="gone"):
+        message.begin(channel, Deadline())
+    assert message.maybe_delivered

@@ -1,0 +1,100 @@
+"""Flow control: the bytes that wait for consumers pause the reader, and a blocked broker publishers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.inbox import Inbox
+from greenconn.options import AmqpOptions
+from greenconn.transport.amqp.flow import PAUSE_ABOVE, RESUME_BELOW, InboxBudget, PublishGate
+
+
+class Reader:
+    """Notes when it is paused and resumed."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.budget = InboxBudget(
+            lambda: self.calls.append("pause"), lambda: self.calls.append("resume")
+        )
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+def test_reading_pauses_above_the_limit_and_resumes_below_the_lower_one(reader: Reader) -> None:
+    budget = reader.budget
+    budget.hold(PAUSE_ABOVE)
+    assert reader.calls == []
+    budget.hold(1)
+    budget.hold(1)
+    assert reader.calls == ["pause"]
+    budget.release(PAUSE_ABOVE + 2 - RESUME_BELOW)
+    assert reader.calls == ["pause"]
+    budget.release(1)
+    assert reader.calls == ["pause", "resume"]
+
+
+def test_a_greenlet_that_waits_for_a_reply_keeps_the_reader_going(reader: Reader) -> None:
+    budget = reader.budget
+    budget.begin_wait()
+    budget.hold(PAUSE_ABOVE + 1)
+    assert reader.calls == []
+    budget.end_wait()
+    budget.hold(1)
+    assert reader.calls == ["pause"]
+    budget.begin_wait()
+    assert reader.calls == ["pause", "resume"]
+    budget.end_wait()
+
+
+def test_an_ended_budget_pauses_nothing(reader: Reader) -> None:
+    reader.budget.end()
+    reader.budget.end()
+    reader.budget.hold(PAUSE_ABOVE + 1)
+    assert reader.calls == []
+
+
+def test_wait_idle_returns_when_the_last_reply_has_come(reader: Reader) -> None:
+    budget = reader.budget
+    budget.wait_idle(Deadline(0))
+    budget.begin_wait()
+    budget.begin_wait()
+    with pytest.raises(TimeoutError):
+        budget.wait_idle(Deadline(0))
+    waiting = gevent.spawn(budget.wait_idle, Deadline(10))
+    gevent.sleep(0)
+    budget.end_wait()
+    assert not waiting.ready()
+    budget.end_wait()
+    waiting.get(timeout=10)
+
+
+def test_hooks_are_called_once_for_a_block_and_for_its_end() -> None:
+    called: list[Any] = []
+    options = AmqpOptions(on_blocked=called.append, on_unblocked=lambda: called.append(None))
+    events: Inbox[Any] = Inbox()
+    gate = PublishGate("amqp://host//", options, events)
+    reasons = []
+    gate.shut("memory")
+    gate.shut("memory again")
+    gate.shut("channel.flow", 3)
+    reasons.append(gate.blocked)
+    gate.open()
+    reasons.append(gate.blocked)
+    gate.open(3)
+    gate.open(3)
+    reasons.append(gate.blocked)
+    assert reasons == ["memory", "channel.flow", None]
+    while len(events):
+        function, argument = events.get(Deadline(0))
+        function(argument)
+    assert called == ["memory", None]
+    gate.end()
+    gate.end()
