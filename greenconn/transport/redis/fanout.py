@@ -22,7 +22,7 @@ from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
 from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
@@ -186,7 +186,7 @@ class Fanout:
             del self._listening[topic]
             pipeline = self.socket.pipeline
             if pipeline is not None:
-                pipeline.post_quiet(pack(b"PUNSUBSCRIBE", topic), _ignore)
+                pipeline.post_quiet(pack(b"PUNSUBSCRIBE", topic), ignore)
                 pipeline.post(PING)  # else it would look like a reply that is late
 
     def _connect(self) -> tuple[Pipeline, Welcome]:
@@ -245,7 +245,3 @@ class Fanout:
             if feed is not None:
                 self._number += 1
                 feed.source.broadcast(push[3], self._number)
-
-
-def _ignore(reply: Exception) -> None:
-    pass

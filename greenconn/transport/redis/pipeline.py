@@ -29,7 +29,7 @@ from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_e
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
 
-__all__ = ["ENDLESS", "Pipeline"]
+__all__ = ["ENDLESS", "Pipeline", "ignore"]
 
 #: Called with a reply, or with an exception instead of it.
 ReplyCallback = Callable[[Any], Any]
@@ -263,3 +263,7 @@ _UNASKED: Final = frozenset({b"message", b"pmessage", b"subscribe", b"psubscribe
 
 def _is_message(reply: Any) -> bool:
     return isinstance(reply, list) and bool(reply) and reply[0] in _UNASKED
+
+
+def ignore(anything: Any) -> None:
+    """Take a push, a reply or an error, and do nothing."""

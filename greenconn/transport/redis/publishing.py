@@ -25,9 +25,8 @@ from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import LARGE, Outgoing
-from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import topic_of
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline, ignore
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
@@ -132,15 +131,8 @@ class LargeBodies:
 
     def _connect(self) -> tuple[Pipeline, Welcome]:
         server = self._server
-        return server.open(Deadline(server.connect_timeout), _ignore, _ignore_loss)
-
-
-def _ignore(push: list[Any]) -> None:
-    pass
-
-
-def _ignore_loss(exc: LinkLost) -> None:
-    """Ignore the loss: all waiters have the error, and the next call opens it again."""
+        # All waiters have the error of a loss, and the next call opens it again.
+        return server.open(Deadline(server.connect_timeout), ignore, ignore)
 
 
 class RedisPublishingLink(PublishingLink, Protocol):

@@ -19,7 +19,7 @@ from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.commands import PING, Commands, as_pairs
 from greenconn.transport.redis.errors import LinkLost, ServerNotReady
-from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import (
     Address,
     Credentials,
@@ -109,7 +109,7 @@ class SentinelTransport(Transport):
 
     def _ask(self, sentinel: Address, name: str, deadline: Deadline) -> Address | str:
         """Return the master that one sentinel names, or why it names none.  May switch."""
-        pipeline, _ = self.open_sentinel(sentinel, deadline, _ignore, _ignore)
+        pipeline, _ = self.open_sentinel(sentinel, deadline, ignore, ignore)
         replies: list[Any] = []
         try:
             pipeline.post(pack("SENTINEL", "MASTER", name), replies.append)
@@ -237,7 +237,3 @@ def _tls_of(given: Mapping[str, Any]) -> Any:
         name.removeprefix("ssl_"): value for name, value in given.items() if name.startswith("ssl_")
     }
     return options or bool(given.get("ssl"))
-
-
-def _ignore(anything: Any) -> None:
-    pass

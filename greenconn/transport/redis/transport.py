@@ -13,6 +13,7 @@ from redis import exceptions
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.handover import Handover
+from greenconn.caching import cached_property
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -192,47 +193,32 @@ class Transport(base.Transport[RedisLink]):
     )
     recoverable_channel_errors = (RecoverableChannelError,)
     implements = base.default_transport_capabilities.extend(asynchronous=True)
+    server: Server
+    keys: Keys
 
-    def __init__(self, client: Any, **kwargs: Any) -> None:
-        super().__init__(client, **kwargs)
-        self._options: RedisOptions | None = None
-        self._state: BrokerState | None = None
-        self._handover: Handover | None = None
-        self._former: FormerOwners | None = None
-        self._unreported: UnreportedPublishes | None = None
-        self.server: Server
-        self.keys: Keys
-
-    @property
+    @cached_property
     def handover(self) -> Handover:
         """The hand-over from former lives of this connection to the same broker."""
-        if self._handover is None:
-            self._handover = self.kept_state.get(Handover, self._place())
-        return self._handover
+        return self.kept_state.get(Handover, self._place())
 
-    @property
+    @cached_property
     def former(self) -> FormerOwners:
         """The former lives of this connection at the same place."""
-        if self._former is None:
-            self._former = self.kept_state.get(FormerOwners, self._place())
-        return self._former
+        return self.kept_state.get(FormerOwners, self._place())
 
-    @property
+    @cached_property
     def state(self) -> BrokerState:
         """The exchanges and bindings as this connection knows them."""
-        if self._state is None:
-            self._state = BrokerState()
-            for name, kind in PREDECLARED.items():
-                router = router_of(self.options, name, kind)
-                self._state.declare(name, kind, durable=True, router=router)
-        return self._state
+        state = BrokerState()
+        for name, kind in PREDECLARED.items():
+            router = router_of(self.options, name, kind)
+            state.declare(name, kind, durable=True, router=router)
+        return state
 
-    @property
+    @cached_property
     def unreported(self) -> UnreportedPublishes:
         """The outcomes of publishes of this connection that nobody has asked for, in all its lives."""
-        if self._unreported is None:
-            self._unreported = self.kept_state.get(UnreportedPublishes, "", self.client.as_uri())
-        return self._unreported
+        return self.kept_state.get(UnreportedPublishes, "", self.client.as_uri())
 
     def _place(self) -> str:
         """Return a key that is equal for servers with the same data."""
@@ -242,18 +228,13 @@ class Transport(base.Transport[RedisLink]):
     def driver_version(self) -> str:
         return str(redis.__version__)
 
-    @property
+    @cached_property
     def options(self) -> RedisOptions:
         """The transport options, read when they are first needed.
 
         Raises:
             ValueError: one has a value that cannot be.
         """
-        if self._options is None:
-            self._options = self._read_options()
-        return self._options
-
-    def _read_options(self) -> RedisOptions:
         given = dict(self.client.transport_options or {})
         socket_url = self._socket_url()
         if socket_url is not None:
