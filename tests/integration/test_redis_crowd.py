@@ -80,9 +80,9 @@ def test_crowd_of_idle_consumers_asks_nothing(
         for each in consumers:
             each.kill()
     assert clients == 2  # theirs and ours
-    # One safety look (in four pages) every 5 to 10 s; the lease; the sweeper, which looks a few
-    # commands deep every 3 to 6 s.
-    assert claims <= 1 + seconds / 10
+    # One safety look (in four pages) every 5 to 10 s; the lease, by a script every 10 s; the sweeper,
+    # which looks a few commands deep, and by a script, every 3 to 6 s.  Both may fall into that time.
+    assert claims <= (1 + seconds / 10) + (1 + seconds / 3)
     assert asked <= 30 + 5 * seconds
 
 
