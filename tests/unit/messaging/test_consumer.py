@@ -24,16 +24,6 @@ from greenconn.messaging import Consumer
 from tests.unit.fake_channel import FakeChannel, FakeClient, FakeSession, outcome
 
 
-@pytest.fixture
-def client() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture
-def channel(client: FakeClient) -> FakeChannel:
-    return client.channel()
-
-
 def queues(*names: str) -> list[Queue]:
     """Queues of these names."""
     return [Queue(name) for name in names]

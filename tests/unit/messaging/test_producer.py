@@ -27,16 +27,6 @@ from greenconn.transport.base import Factories
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
 
 
-@pytest.fixture
-def client() -> FakeClient:
-    return FakeClient()
-
-
-@pytest.fixture
-def channel(client: FakeClient) -> FakeChannel:
-    return client.channel()
-
-
 def published(channel: FakeChannel) -> list[dict[str, Any]]:
     """The arguments of all publishes of *channel*."""
     return [call.arguments for call in channel.of("basic_publish")]
