@@ -921,7 +921,7 @@ class BrokerConnection(Connection):
         return _Truth(self._is_connected())
 
 
-class LoanState(Enum):
+class CheckoutState(Enum):
     """The stages of a loan of a pooled connection."""
 
     #: Its holder may use it.
@@ -932,14 +932,14 @@ class LoanState(Enum):
     EXPIRED = "expired"
 
 
-LOAN_MOVES: Final[Mapping[LoanState, frozenset[LoanState]]] = {
-    LoanState.LENT: frozenset({LoanState.RELEASED, LoanState.EXPIRED}),
-    LoanState.RELEASED: frozenset(),
-    LoanState.EXPIRED: frozenset(),
+LOAN_MOVES: Final[Mapping[CheckoutState, frozenset[CheckoutState]]] = {
+    CheckoutState.LENT: frozenset({CheckoutState.RELEASED, CheckoutState.EXPIRED}),
+    CheckoutState.RELEASED: frozenset(),
+    CheckoutState.EXPIRED: frozenset(),
 }
 #: Asked for with each loan, and members of an Enum are not looked up for nothing.
-_LENT: Final = LoanState.LENT
-_RELEASED: Final = LoanState.RELEASED
+_LENT: Final = CheckoutState.LENT
+_RELEASED: Final = CheckoutState.RELEASED
 
 
 class PooledConnection(Connection):
@@ -955,7 +955,7 @@ class PooledConnection(Connection):
         pool: where it came from.
     """
 
-    _loan = LoanState.LENT
+    _checkout = CheckoutState.LENT
     #: Why it cannot be used any more; empty while it can.
     _reason = ""
 
@@ -970,7 +970,7 @@ class PooledConnection(Connection):
         return type(self._core)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "session" and self._loan is not _LENT:
+        if name == "session" and self._checkout is not _LENT:
             return self._late_session()
         if name == "_core":
             raise AttributeError(name)
@@ -983,7 +983,7 @@ class PooledConnection(Connection):
         Raises:
             OperationalError: the connection below was closed.
         """
-        if self._loan is LoanState.EXPIRED:
+        if self._checkout is CheckoutState.EXPIRED:
             raise OperationalError(f"{self!r} cannot be used any more: {self._reason}")
         place = _calling_place()
         if place not in _late_uses and len(_late_uses) < LATE_USES:
@@ -1008,7 +1008,7 @@ class PooledConnection(Connection):
         return hash(self._core)
 
     def __repr__(self) -> str:
-        state = "" if self._loan is _LENT else ", released"
+        state = "" if self._checkout is _LENT else ", released"
         label = self._core.session.broker.label
         return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
 
@@ -1023,37 +1023,37 @@ class PooledConnection(Connection):
     def mark_released(self) -> None:
         """Log later uses: the connection is not this holder's any more.  Never switches.  For pools."""
         # Without a call of moved(), and without making a __dict__: each loan ends here.
-        if self._loan is _LENT:
-            self._loan = _RELEASED
+        if self._checkout is _LENT:
+            self._checkout = _RELEASED
             del self.session
         else:
-            self._loan = moved(self._loan, _RELEASED, LOAN_MOVES, "a loan")
+            self._checkout = moved(self._checkout, _RELEASED, LOAN_MOVES, "a loan")
 
     def expire(self, reason: str) -> None:
         """Raise from now on, whatever is asked for, naming *reason*.  Never switches.  For pools."""
-        self._loan = moved(self._loan, LoanState.EXPIRED, LOAN_MOVES, "a loan")
+        self._checkout = moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
         self._reason = reason
         self.__dict__.pop("session", None)
 
     def release(self) -> None:
         """Give the connection back; again: does nothing."""
-        if self._loan is _LENT:
+        if self._checkout is _LENT:
             self._pool.release(self)
 
     close = release
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Drop what is open at once; after the release: does nothing."""
-        if self._loan is _LENT:
+        if self._checkout is _LENT:
             super().collect(socket_timeout)
 
     def replace(self) -> None:
         """Give the connection back as broken, so that the pool opens another."""
-        if self._loan is _LENT:
+        if self._checkout is _LENT:
             self._pool.replace(self)
 
     def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._loan is _LENT and self.session.is_lost:
+        if exc_type is not None and self._checkout is _LENT and self.session.is_lost:
             self.replace()
         else:
             self.release()

@@ -107,7 +107,7 @@ class ProducerPool(Resource):
             producer: Any = self.Producer(self.connections.facade(core, self._lender))
             if self._has_prepare_hook:
                 producer = self.prepare(producer)
-            self._loans.lend(producer, core, traced=self.trace_acquire)
+            self._checkouts.lend(producer, core, traced=self.trace_acquire)
             producer.lender = self
         except BaseException:
             self._pool.release(core)
@@ -134,7 +134,7 @@ class ProducerPool(Resource):
 
     def _producer_on(self, connection: Connection) -> Any:
         """Return the producer in use on *connection*; None if there is none."""
-        producers = self._loans.facades()
+        producers = self._checkouts.facades()
         return next((each for each in producers if each.__connection__ is connection), None)
 
     def _expire(self, borrowed: Any, reason: str) -> None:

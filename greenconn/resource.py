@@ -98,7 +98,7 @@ class Resource:
         )
         self._note_hooks()
         self._resource = _IdleQueue(self._pool, self.new)
-        self._loans = _Loans(self._pool.note_lost)
+        self._checkouts = _Checkouts(self._pool.note_lost)
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
@@ -160,7 +160,7 @@ class Resource:
         core = self._take(block, None if timeout is None else Deadline.of(timeout))
         try:
             borrowed = self.facade(core, self)
-            self._loans.lend(borrowed, core, traced=self.trace_acquire)
+            self._checkouts.lend(borrowed, core, traced=self.trace_acquire)
         except BaseException:
             self._pool.release(core)
             raise
@@ -171,14 +171,14 @@ class Resource:
         pool = self._pool
         if get_hub() is not pool.hub:
             pool.check_hub()
-        loan = self._loans.end(resource)
-        if loan is not None:
+        checkout = self._checkouts.end(resource)
+        if checkout is not None:
             try:
                 self._returned(resource)
                 if self._has_release_hook:
-                    self.release_resource(loan.core)
+                    self.release_resource(checkout.core)
             finally:
-                pool.release(loan.core)
+                pool.release(checkout.core)
         else:
             self._release_unlent(resource)
 
@@ -188,12 +188,12 @@ class Resource:
         A second call does nothing.  Never switches.
         """
         self._pool.check_hub()
-        loan = self._loans.end(resource)
-        if loan is not None:
+        checkout = self._checkouts.end(resource)
+        if checkout is not None:
             try:
                 self._expire(resource, "it was released to its pool as defective")
             finally:
-                self._pool.remove(loan.core)
+                self._pool.remove(checkout.core)
 
     def force_close_all(self, close_pool: bool = True) -> None:
         """Close all resources, also those in use.  May switch.
@@ -267,7 +267,7 @@ class Resource:
 
     def forget(self) -> None:
         """Forget all resources in the child of a fork.  Never switches."""
-        for borrowed in self._loans.end_all():
+        for borrowed in self._checkouts.end_all():
             self._expire(borrowed, "it was acquired before a fork")
         for sub_pool in list(self._sub_pools):
             sub_pool.forget()
@@ -276,7 +276,7 @@ class Resource:
     @property
     def _dirty(self) -> list[Any]:
         # kombu's name for the resources in use, which monitors count.
-        return self._loans.facades()
+        return self._checkouts.facades()
 
     # For a pool on top of this one
 
@@ -309,7 +309,7 @@ class Resource:
 
     def evict(self, reason: str) -> None:
         """End all facades acquired here or from a sub-pool: their use raises.  Never switches."""
-        for borrowed in self._loans.end_all():
+        for borrowed in self._checkouts.end_all():
             self._expire(borrowed, reason)
         for sub_pool in list(self._sub_pools):
             sub_pool._pool.clear()
@@ -540,7 +540,7 @@ class _IdleQueue:
         return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
 
 
-class _Loan(weakref.ref[Any]):
+class _Checkout(weakref.ref[Any]):
     """A weak reference to a facade in use, which may be collected without a release.
 
     Attributes:
@@ -555,7 +555,7 @@ class _Loan(weakref.ref[Any]):
     place: StackSummary | None
 
 
-class _Loans:
+class _Checkouts:
     """The facades in use, by identity, since they may be equal or not hashable.
 
     Arguments:
@@ -567,36 +567,38 @@ class _Loans:
     __slots__ = ("__weakref__", "_by_id", "_lost")
 
     def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
-        by_id: dict[int, _Loan] = {}
+        by_id: dict[int, _Checkout] = {}
 
-        def lost(loan: weakref.ref[Any]) -> None:
-            assert isinstance(loan, _Loan)
-            if by_id.get(loan.key) is loan and not sys.is_finalizing():
-                del by_id[loan.key]
-                on_lost(loan.core, loan.place)
+        def lost(checkout: weakref.ref[Any]) -> None:
+            assert isinstance(checkout, _Checkout)
+            if by_id.get(checkout.key) is checkout and not sys.is_finalizing():
+                del by_id[checkout.key]
+                on_lost(checkout.core, checkout.place)
 
         self._by_id = by_id
         self._lost = lost
 
-    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> _Loan:
+    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> _Checkout:
         """Record that *facade* is in use, over *core*."""
-        loan = _Loan(facade, self._lost)
-        loan.core = core
-        loan.key = key = id(facade)
-        loan.place = _place() if traced else None
-        self._by_id[key] = loan
-        return loan
+        checkout = _Checkout(facade, self._lost)
+        checkout.core = core
+        checkout.key = key = id(facade)
+        checkout.place = _place() if traced else None
+        self._by_id[key] = checkout
+        return checkout
 
-    def end(self, facade: Any) -> _Loan | None:
-        """End the loan of *facade* and return it; None if it is not in use."""
+    def end(self, facade: Any) -> _Checkout | None:
+        """End the checkout of *facade* and return it; None if it is not in use."""
         return self._by_id.pop(id(facade), None)
 
     def facades(self) -> list[Any]:
         """Return all facades in use."""
-        return [facade for loan in list(self._by_id.values()) if (facade := loan()) is not None]
+        return [
+            facade for checkout in list(self._by_id.values()) if (facade := checkout()) is not None
+        ]
 
     def end_all(self) -> list[Any]:
-        """End all loans, and return their facades."""
+        """End all checkouts, and return their facades."""
         facades = self.facades()
         self._by_id.clear()
         return facades

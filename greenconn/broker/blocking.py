@@ -35,11 +35,11 @@ class BlockingLink(Protocol):
     def failed(self, exc: BaseException, what: str) -> object:
         """Log that a call to the store failed, and end the link if that ends it.  Never switches."""
 
-    def ripen(self, queue: str) -> None:
+    def wake(self, queue: str) -> None:
         """Note that a queue may have messages.  Never switches."""
 
 
-class _Part:
+class _SettleBatch:
     """Settlements of one call: the number that the store has not got yet, and its callback."""
 
     __slots__ = ("done", "late", "left")
@@ -75,7 +75,7 @@ class StoreHolding:
         self._due: list[Callable[[], None]] = []
         #: Requests, the queues that may have messages then, and their group, in order;
         #: what is on its way stays in front until it has arrived.
-        self._pending: deque[tuple[SettleRequest, Iterable[str], _Part]] = deque()
+        self._pending: deque[tuple[SettleRequest, Iterable[str], _SettleBatch]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
         self._settled = 0
         #: So many in front were refused together: they are sent one by one.
@@ -115,7 +115,7 @@ class StoreHolding:
 
     def ack(self, handles: Sequence[Any], done: Done) -> None:
         """Acknowledge messages.  Never switches."""
-        part = _Part(len(handles), done)
+        part = _SettleBatch(len(handles), done)
         self._pending += [(SettleRequest(each, Settlement.ACK), (), part) for each in handles]
         self._begin()
 
@@ -126,7 +126,7 @@ class StoreHolding:
 
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
-        part = _Part(len(dispositions), done)
+        part = _SettleBatch(len(dispositions), done)
         for message, settlement, delay, entries, is_unseen in dispositions:
             request = SettleRequest(message.handle, settlement, delay, entries, is_unseen)
             queues = [entry.queue for entry in entries]
@@ -242,7 +242,7 @@ class StoreHolding:
         while self._waiters and self._waiters[0][0] <= self._settled:
             self._waiters.popleft()[1].offer(None)
         for queue in {queue for _, queues, _ in batch for queue in queues}:
-            link.ripen(queue)
+            link.wake(queue)
 
     def _renew(self) -> None:
         try:

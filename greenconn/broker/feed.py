@@ -13,7 +13,7 @@ have room for, so that what is on its way always has a place::
 
 A claim leaves when all that can run now has run: the acks of one turn make room for one claim.  The
 source calls ``begin`` then, ``offer`` for each message that came, and ``free`` and ``ended`` when the
-claim is over.  It calls ``ripen`` when there may be messages; what is said while a
+claim is over.  It calls ``wake`` when there may be messages; what is said while a
 claim is on its way counts when it is over, since the claim may have looked before.
 
 Where a limit holds for a whole channel, each claim reserves its places under it.
@@ -73,7 +73,7 @@ class Source(Protocol[T_contra]):
         """Call the feed's ``begin`` when all that can run now has run, and claim as many as it says."""
 
     def watch(self) -> None:
-        """Call the feed's ``ripen`` when there may be messages: the last claim found too few.
+        """Call the feed's ``wake`` when there may be messages: the last claim found too few.
 
         Until :meth:`schedule` or :meth:`retire` is called.
         """
@@ -178,7 +178,7 @@ class Feed(Generic[M, S]):
         if self.state is _IDLE:
             self._due()
 
-    def ripen(self) -> None:
+    def wake(self) -> None:
         """There may be messages."""
         state = self.state
         if state is _DRY:

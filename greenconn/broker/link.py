@@ -23,7 +23,7 @@ from greenconn.broker.feed import Feed
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
-from greenconn.broker.publishing import Putting
+from greenconn.broker.publishing import PutBatcher
 from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.queues import StoredQueues
 from greenconn.broker.routing import Routing
@@ -36,7 +36,7 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.link import AfterFork
+from greenconn.transport.virtual.link import ForkHandler
 from greenconn.transport.virtual.names import TagMaker, new_owner, note_lost
 from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_of
 
@@ -92,7 +92,7 @@ class StoreLink(BrokerLink):
             self, StoredQueues(self, known), known, self.options.delivery_limit
         )
         self.routing: Routing = Routing(self)
-        self.putting = Putting(self)
+        self.put_batcher = PutBatcher(self)
         self.holding = StoreHolding(self)
         self.settlements = Settlements(self)
         self.subscriptions = StoreSubscriptions(StoreConsuming(self))
@@ -116,7 +116,7 @@ class StoreLink(BrokerLink):
             self.ask("connecting", self.store.open, deadline, deadline=deadline)
             self.topology = self.store.topology
             self.leases.start()
-            self._after_fork = AfterFork(self)
+            self._after_fork = ForkHandler(self)
             self.handover.pass_on(self)
         except BaseException as exc:
             if self.lost is None:
@@ -351,20 +351,20 @@ class StoreLink(BrokerLink):
         if self.store.claims_each_queue:
             self._claimers.pop(feed.queue).stop()
 
-    def ripen(self, queue: str) -> None:
+    def wake(self, queue: str) -> None:
         """Note that a queue may have messages.  Never switches."""
         feed = self.feeds.get(queue)
         if feed is not None:
-            feed.ripen()
+            feed.wake()
 
     def _wake(self, queue: str | None) -> None:
         if self.lost is not None:
             return
         if queue is not None:
-            self.ripen(queue)
+            self.wake(queue)
             return
         for feed in list(self.feeds.values()):
-            feed.ripen()
+            feed.wake()
 
     def _gone(self, queue: str) -> None:
         """Handle that another link deleted a queue that may be consumed here.  Never switches."""
@@ -437,7 +437,7 @@ class StoreLink(BrokerLink):
     def _stop(self, exc: BaseException) -> None:
         gone = self._gone_error(exc)
         self.leases.stop()
-        self.putting.stop(gone)
+        self.put_batcher.stop(gone)
         self.settlements.stop(gone)
         self.holding.stop(gone)
         for claimer in self._claimers.values():

@@ -34,7 +34,7 @@ from greenconn.transport.virtual.publishing import Envelope, encoded, prepared
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["Putting", "StorePublisher"]
+__all__ = ["PutBatcher", "StorePublisher"]
 
 #: Bytes that a message takes beside its body, about.
 OVERHEAD: Final = 256
@@ -48,7 +48,7 @@ class StorePublishingLink(PublishingLink, Protocol):
     @property
     def store(self) -> Store: ...
     @property
-    def putting(self) -> Putting: ...
+    def put_batcher(self) -> PutBatcher: ...
     @property
     def tags(self) -> TagMaker: ...
 
@@ -63,7 +63,7 @@ class StorePublishingLink(PublishingLink, Protocol):
     def no_reply(self, what: str) -> BaseException:
         """End the link, since the store did not answer.  Never switches."""
 
-    def ripen(self, queue: str) -> None:
+    def wake(self, queue: str) -> None:
         """Note that a queue may have messages.  Never switches."""
 
 
@@ -80,7 +80,7 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
         done: Completion,
         deadline: DeadlineLike | None,
     ) -> None:
-        self.link.putting.put(target, done)
+        self.link.put_batcher.put(target, done)
 
     def _target(
         self,
@@ -156,7 +156,7 @@ def _delay(headers: Mapping[str, Any]) -> float:
         ) from None
 
 
-class Putting:
+class PutBatcher:
     """The messages that the channels of one link publish."""
 
     __slots__ = ("_batches", "_greenlets", "_link", "_pending")
@@ -234,7 +234,7 @@ class Putting:
             outcomes.note(error)
             if error is None:
                 if not entry.delay:
-                    link.ripen(entry.queue)
+                    link.wake(entry.queue)
             elif isinstance(error, NoQueue):
                 link.directory.forget(entry.queue)
 

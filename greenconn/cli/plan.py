@@ -20,7 +20,7 @@ class Plan:
     burst: int = 20  #: messages that a publisher sends each time it has a connection
     window: int = 10_000  #: messages under way at most, so that latency means something
     size: int = 128  #: bytes of padding in each body
-    patience: float = 30.0  #: seconds without progress after which the rest counts as lost
+    stall_timeout: float = 30.0  #: seconds without progress after which the rest counts as lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

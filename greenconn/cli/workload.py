@@ -144,14 +144,14 @@ class Workload:
             self._consumers.append(
                 spawn_consumer(queue, self._handle, connection=self._connection, prefetch_count=50)
             )
-        deadline = monotonic() + plan.patience
+        deadline = monotonic() + plan.stall_timeout
         for consumer in self._consumers:
             while not consumer.wait_ready(interval):
                 self._check()
                 if monotonic() > deadline:
                     raise TimeoutError(
                         f"{self._connection.as_uri()}: {self._ready} of {plan.consumers} consumers "
-                        f"started within {plan.patience:g} s"
+                        f"started within {plan.stall_timeout:g} s"
                     )
                 watch(self.snapshot())
             self._ready += 1
@@ -208,7 +208,7 @@ class Workload:
                 return
             if snapshot.published + snapshot.handled != progress:
                 progress, since = snapshot.published + snapshot.handled, monotonic()
-            elif monotonic() - since > self.plan.patience:
+            elif monotonic() - since > self.plan.stall_timeout:
                 return
 
     def _fail(self, exc: BaseException) -> None:

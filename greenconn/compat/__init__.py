@@ -7,7 +7,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from greenconn import messaging
-from greenconn.compat.fetching import Fetching
+from greenconn.compat.fetching import FetchIterator
 from greenconn.compat.import_alias import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
 
@@ -105,7 +105,7 @@ class Publisher(messaging.Producer):
         return self.channel
 
 
-class Consumer(Fetching, messaging.Consumer):
+class Consumer(FetchIterator, messaging.Consumer):
     """A consumer of one queue on a channel of its own; attributes may be those of the class.
 
     Arguments:

@@ -1,4 +1,4 @@
-"""Fetching the messages of a queue one by one."""
+"""Iteration over the messages of a queue, fetched one by one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
 
-__all__ = ["Fetching"]
+__all__ = ["FetchIterator"]
 
 
-class Fetching:
+class FetchIterator:
     """Iterates over what ``fetch()`` gives."""
 
     def fetch(self) -> Any:

@@ -11,10 +11,10 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["Forgetful", "register"]
+__all__ = ["ForkAware", "register"]
 
 
-class Forgetful(Protocol):
+class ForkAware(Protocol):
     """An object that may be registered."""
 
     def forget(self) -> None:
@@ -23,11 +23,11 @@ class Forgetful(Protocol):
 
 
 #: By identity, since members may be equal; in the order of registration.
-_members: dict[int, weakref.ref[Forgetful]] = {}
+_members: dict[int, weakref.ref[ForkAware]] = {}
 _is_installed = False
 
 
-def register(member: Forgetful) -> None:
+def register(member: ForkAware) -> None:
     """Call ``member.forget()`` in the child of every fork, as long as *member* lives.
 
     Only a weak reference is kept.  The hook itself is installed by the first call.
@@ -38,7 +38,7 @@ def register(member: Forgetful) -> None:
         os.register_at_fork(after_in_child=_forget_all)
     key = id(member)
 
-    def drop(gone: weakref.ref[Forgetful]) -> None:
+    def drop(gone: weakref.ref[ForkAware]) -> None:
         # The identity may have been given to another object meanwhile.
         if _members.get(key) is gone:
             del _members[key]

@@ -303,7 +303,7 @@ class HttpConnection:
             self._exchange = None
             self.was_used = True
             response = exchange.response
-            if response.may_go_on:
+            if response.is_reusable:
                 named = _KEEP_ALIVE.search(response.headers.get("keep-alive", ""))
                 # A second less than it says: the closing takes its time to get here.
                 idle = IDLE if named is None else min(IDLE, int(named[1]) - 1.0)

@@ -119,11 +119,11 @@ class Inbox(Generic[T]):
         self._items.clear()
         return dropped
 
-    def line_up(self, taker: Taker[T]) -> None:
-        """Let *taker* wait for an item; ``step_out`` or ``pass_on`` must follow."""
+    def add_taker(self, taker: Taker[T]) -> None:
+        """Let *taker* wait for an item; ``remove_taker`` or ``pass_on`` must follow."""
         self._takers.append(taker)
 
-    def step_out(self, taker: Taker[T]) -> None:
+    def remove_taker(self, taker: Taker[T]) -> None:
         """Take *taker* out of the line: it has its item, or does not wait any more."""
         if taker in self._handed:
             self._handed.remove(taker)
@@ -172,15 +172,15 @@ class Inbox(Generic[T]):
             raise TimeoutError("timed out")
         self._streak = 0
         taker: Slot[T] = Slot()
-        self.line_up(taker)
+        self.add_taker(taker)
         try:
             item = taker.wait(deadline)
         except BaseException:
             if taker.has_value:
                 self.pass_on(taker, taker.value)
             else:
-                self.step_out(taker)
+                self.remove_taker(taker)
             raise
-        self.step_out(taker)
+        self.remove_taker(taker)
         self._streak_began = monotonic()
         return item

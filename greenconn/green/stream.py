@@ -32,7 +32,7 @@ from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 
-__all__ = ["STREAM_MOVES", "EndOfFile", "Room", "Stream", "StreamState", "Tls"]
+__all__ = ["STREAM_MOVES", "EndOfFile", "ReceiveBuffer", "Stream", "StreamState", "Tls"]
 
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
@@ -96,7 +96,7 @@ class Tls(Protocol):
     def close_notify(self) -> bytes: ...
 
 
-class Room(Protocol):
+class ReceiveBuffer(Protocol):
     """A buffer into which large pieces are received, so that they are not copied."""
 
     def room(self) -> Sequence[memoryview | bytearray] | None:
@@ -129,7 +129,7 @@ class Stream:
         on_lost: Callable[[BaseException], None],
         name: str,
         tls: Tls | None = None,
-        room: Room | None = None,
+        room: ReceiveBuffer | None = None,
     ) -> None:
         self.name = name
         #: Number of receives and bytes received, for those who count.

@@ -57,7 +57,7 @@ def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
     slot: Slot[Taken] = Slot()
     doors = {inbox: _Waiter(inbox, slot) for inbox in inboxes}
     for inbox, door in doors.items():
-        inbox.line_up(door)
+        inbox.add_taker(door)
     try:
         return slot.wait(deadline)
     except BaseException:
@@ -68,4 +68,4 @@ def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
         raise
     finally:
         for inbox, door in doors.items():
-            inbox.step_out(door)
+            inbox.remove_taker(door)

@@ -46,7 +46,7 @@ from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.hub import check_hub
 from greenconn.message import Message
 from greenconn.messaging.recovery import ConsumerRecovery
-from greenconn.messaging.subscriptions import Subscriptions, is_open, starting
+from greenconn.messaging.subscriptions import Subscriptions, is_open, start_lock
 from greenconn.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
@@ -224,21 +224,21 @@ class Consumer:
     def _start(self, channel: Channel) -> None:
         """Consume on *channel* the queues that are to be consumed and are not yet.  May switch."""
         subscriptions = self._subscriptions
-        lacking = [queue for queue in self.queues if subscriptions.lacks(queue.name, channel)]
+        lacking = [queue for queue in self.queues if subscriptions.is_missing(queue.name, channel)]
         if not lacking:
             return
         self._recovery.join(channel)
         if self.prefetch_count is None:
             self._start_all(lacking, channel)
             return
-        with starting(channel):
+        with start_lock(channel):
             channel.basic_qos(0, self.prefetch_count, False)
             self._start_all(lacking, channel)
 
     def _start_all(self, queues: list[Any], channel: Channel) -> None:
         for queue in queues:
             # Checked each time: another greenlet may have consumed it, or moved the consumer.
-            if self._channel is channel and self._subscriptions.lacks(queue.name, channel):
+            if self._channel is channel and self._subscriptions.is_missing(queue.name, channel):
                 # Only the last one waits: replies come in order, and a refusal ends the channel.
                 self._start_one(queue, channel, nowait=queue is not queues[-1])
 

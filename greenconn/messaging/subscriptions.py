@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from greenconn.abc import Channel
 
-__all__ = ["Subscriptions", "starting"]
+__all__ = ["Subscriptions", "start_lock"]
 
 _numbers: Final = count(1)
 
@@ -30,7 +30,7 @@ _numbers: Final = count(1)
 _starting: Final[WeakKeyDictionary[Any, BoundedSemaphore]] = WeakKeyDictionary()
 
 
-def starting(channel: Channel) -> BoundedSemaphore:
+def start_lock(channel: Channel) -> BoundedSemaphore:
     """Return the lock to hold over ``basic_qos`` and the ``basic_consume`` that it is meant for.
 
     No user code runs under it.
@@ -70,7 +70,7 @@ class Subscriptions:
         self.tags[name] = f"{'consumer-' if prefix is None else prefix}{next(_numbers)}"
         self.no_ack[name] = no_ack
 
-    def lacks(self, name: str, channel: Channel) -> bool:
+    def is_missing(self, name: str, channel: Channel) -> bool:
         """Return whether queue *name* is wanted and *channel* does not serve it.
 
         A closed channel serves nobody: asked again it tells why it is closed.
@@ -79,7 +79,7 @@ class Subscriptions:
 
     def are_placed_on(self, channel: Channel) -> bool:
         """Return whether something is wanted, and all of it has been asked of *channel*."""
-        return bool(self.tags) and not any(self.lacks(name, channel) for name in self.tags)
+        return bool(self.tags) and not any(self.is_missing(name, channel) for name in self.tags)
 
     def arguments_of(self, queue: Any, target: dict[str, Any]) -> Any:
         """Return the arguments with which to consume from *queue*.

@@ -21,10 +21,10 @@ in groups.
 
 from __future__ import annotations
 
-__all__ = ["AckLedger", "TransactionLedger"]
+__all__ = ["AckTracker", "TransactionAckTracker"]
 
 
-class AckLedger:
+class AckTracker:
     """The outstanding deliveries of one channel, and its acks and requeues that are not yet written."""
 
     __slots__ = ("_recovers", "outstanding", "pending", "requeued")
@@ -145,7 +145,7 @@ class AckLedger:
         return [*merged, *((tag, False) for tag in single)]
 
 
-class TransactionLedger(AckLedger):
+class TransactionAckTracker(AckTracker):
     """The ledger of a channel with transactions.
 
     The broker forgets an ack, reject or nack that is rolled back: its delivery is outstanding again, and
@@ -157,7 +157,7 @@ class TransactionLedger(AckLedger):
 
     __slots__ = ("_settled",)
 
-    def __init__(self, ledger: AckLedger) -> None:
+    def __init__(self, ledger: AckTracker) -> None:
         super().__init__()
         assert not ledger.pending
         self.requeued = ledger.requeued

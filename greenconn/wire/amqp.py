@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Final
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
-from greenconn.wire.body import LARGE, Blocks, LargeFrame
+from greenconn.wire.body import LARGE, BlockPool, LargeFrame
 
 __all__ = [
     "BASIC_CANCEL",
@@ -115,7 +115,7 @@ class FrameParser:
         self._partial: dict[int, _Content] = {}
         #: The large body frame that is coming.
         self._frame: LargeFrame | None = None
-        self._blocks = Blocks()
+        self._blocks = BlockPool()
         self._began = False
 
     def feed(self, data: bytes) -> list[Method]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["LARGE", "Blocks", "LargeFrame"]
+__all__ = ["LARGE", "BlockPool", "LargeFrame"]
 
 #: Bytes of a frame's payload from which on it is worth while.
 LARGE: Final = 64 * 1024
@@ -21,8 +21,8 @@ KEPT: Final = 8
 TAIL: Final = 8
 
 
-class Blocks:
-    """Blocks that nobody uses.
+class BlockPool:
+    """Free blocks, kept for the next large bodies.
 
     Attributes:
         free: the blocks.
@@ -63,7 +63,7 @@ class LargeFrame:
 
     __slots__ = ("_at", "_source", "_tail", "_view", "blocks", "channel", "missing", "size")
 
-    def __init__(self, channel: int, size: int, source: Blocks) -> None:
+    def __init__(self, channel: int, size: int, source: BlockPool) -> None:
         self.channel = channel
         self.size = size
         self.missing = size

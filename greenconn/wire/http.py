@@ -124,7 +124,7 @@ class ResponseParser:
         return self._place == _COMPLETE
 
     @property
-    def may_go_on(self) -> bool:
+    def is_reusable(self) -> bool:
         """Whether it is all here and the connection may be used for another request."""
         return self._is_kept and self._place == _COMPLETE
 

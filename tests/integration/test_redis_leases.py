@@ -165,7 +165,7 @@ def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     first.waking.stop()  # nothing is told of what comes now
     for number in range(3):
         other.basic_publish(other.prepare_message(str(number)), "", "q")
-    feed.ripen()
+    feed.wake()
     first.commands.pipeline.writer.flush()  # the claim leaves when the turn ends
     assert feed.state is FeedState.CLAIMING
     first.close()

@@ -636,7 +636,7 @@ def test_what_a_lost_link_claims_is_requeued_at_once(path: str, how: str) -> Non
             publishing = gevent.spawn(greenconn.publish, "q", "x", connection=other, declare=True)
             until(lambda: len(worker._pending) == 1)
             if how == "consume":
-                link.ripen("q")
+                link.wake("q")
             else:
                 getting = gevent.spawn(raises, lambda: channel.basic_get("q"))
             until(lambda: len(worker._pending) == 2)

@@ -19,11 +19,11 @@ from greenconn.green.single_flight import SingleFlight
 from greenconn.transport.SQS.credentials import (
     EARLY,
     LATE,
-    FoundLogin,
-    GivenLogin,
+    DefaultLogin,
     Keys,
     Login,
-    RenewedLogin,
+    RefreshableLogin,
+    StaticLogin,
 )
 from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
 from greenconn.transport.SQS.options import SQSOptions
@@ -51,7 +51,7 @@ def client_of(url: str, ssl: Any, limit: int) -> HttpClient:
     return HttpClient(parts.hostname or "", port, ssl=tls, limit=limit)
 
 
-class RoleLogin(RenewedLogin):
+class AssumedRoleLogin(RefreshableLogin):
     """A role that another user takes on.
 
     Arguments:
@@ -263,10 +263,10 @@ class Accounts:
 
     def _login(self, settings: Mapping[str, Any], region: str | None) -> Login:
         keys, options = self._keys(settings), self._options
-        login: Login = FoundLogin() if keys is None else GivenLogin(keys)
+        login: Login = DefaultLogin() if keys is None else StaticLogin(keys)
         if options.sts_role_arn is None:
             return login
-        return RoleLogin(
+        return AssumedRoleLogin(
             login,
             options.sts_role_arn,
             validity=options.sts_token_timeout,

@@ -13,7 +13,14 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.SQS.exceptions import ServiceBusy, as_error
 from greenconn.transport.SQS.service import BUSY
 
-__all__ = ["SQS_MAX_MESSAGES", "Lane", "Turn", "in_batches", "in_tens", "together"]
+__all__ = [
+    "SQS_MAX_MESSAGES",
+    "InOrderLock",
+    "InOrderTurn",
+    "batches_of_ten",
+    "in_batches",
+    "together",
+]
 
 T = TypeVar("T")
 
@@ -23,7 +30,9 @@ SQS_MAX_MESSAGES: Final = 10
 MAX_BYTES: Final = 256 * 1024
 
 
-def in_tens(things: Sequence[T], size_of: Callable[[T], int] | None = None) -> Iterator[list[T]]:
+def batches_of_ten(
+    things: Sequence[T], size_of: Callable[[T], int] | None = None
+) -> Iterator[list[T]]:
     """Cut into what one request may hold, in order; what is too big for any comes alone."""
     batch: list[T] = []
     total = 0
@@ -118,7 +127,7 @@ def together(jobs: Iterable[Callable[[], object]]) -> None:
         raise errors[0]
 
 
-class Turn:
+class InOrderTurn:
     """A place in a lane."""
 
     __slots__ = ("_ahead", "_done")
@@ -137,7 +146,7 @@ class Turn:
         self._done.set()
 
 
-class Lane:
+class InOrderLock:
     """A lock whose waiters get it in the order in which they came."""
 
     __slots__ = ("_last",)
@@ -145,7 +154,7 @@ class Lane:
     def __init__(self) -> None:
         self._last: Event | None = None
 
-    def enter(self) -> Turn:
+    def enter(self) -> InOrderTurn:
         """Take the last place.  Never switches."""
         ahead, self._last = self._last, Event()
-        return Turn(ahead, self._last)
+        return InOrderTurn(ahead, self._last)

@@ -18,7 +18,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import in_threadpool
 from greenconn.transport.SQS.exceptions import LinkLost, LoginRefused
 
-__all__ = ["FoundLogin", "GivenLogin", "Keys", "Login", "RenewedLogin"]
+__all__ = ["DefaultLogin", "Keys", "Login", "RefreshableLogin", "StaticLogin"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
@@ -80,7 +80,7 @@ class Login(ABC):
         """Forget what is under way in the child of a fork."""
 
 
-class GivenLogin(Login):
+class StaticLogin(Login):
     """Credentials of the URL or the options."""
 
     def __init__(self, keys: Keys) -> None:
@@ -93,7 +93,7 @@ class GivenLogin(Login):
     renew = keys
 
 
-class RenewedLogin(Login):
+class RefreshableLogin(Login):
     """Credentials that end, and are asked for once for everybody who needs them.
 
     Those who sign shortly before their end go on with what there is while new ones are asked for.
@@ -153,7 +153,7 @@ class RenewedLogin(Login):
         """
 
 
-class FoundLogin(RenewedLogin):
+class DefaultLogin(RefreshableLogin):
     """Credentials that botocore finds: in the environment, in files, of the container or the machine.
 
     It does that over sockets and locks of its own, so in a thread.

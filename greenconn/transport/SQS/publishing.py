@@ -7,7 +7,7 @@ from functools import partial
 
 from greenconn.broker.port import Entry, NoQueue
 from greenconn.exceptions import ContentTooLarge
-from greenconn.transport.SQS.batch import Lane, Turn, in_tens, together
+from greenconn.transport.SQS.batch import InOrderLock, InOrderTurn, batches_of_ten, together
 from greenconn.transport.SQS.envelope import Packed, packed
 from greenconn.transport.SQS.exceptions import (
     REFUSED,
@@ -40,7 +40,7 @@ class Sender:
         self._queues = queues
         self._topics = topics
         self._gone = gone
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[str, InOrderLock] = {}
 
     def put(self, entries: Sequence[Entry]) -> list[Exception | None]:
         """Send messages; return for each why it was not.  May switch."""
@@ -60,10 +60,10 @@ class Sender:
                 turn.end()
         return outcomes
 
-    def _lane(self, name: str) -> Lane:
+    def _lane(self, name: str) -> InOrderLock:
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane()
+            lane = self._lanes[name] = InOrderLock()
         return lane
 
     def _put_to(
@@ -72,7 +72,7 @@ class Sender:
         numbers: Sequence[int],
         entries: Sequence[Entry],
         outcomes: list[Exception | None],
-        turn: Turn | None,
+        turn: InOrderTurn | None,
     ) -> None:
         """Send those of one queue."""
         if turn is not None:
@@ -83,7 +83,7 @@ class Sender:
                 ready.append((number, self._packed(entries[number])))
             except (ValueError, ContentTooLarge, InvalidQueueException) as exc:
                 outcomes[number] = exc
-        batches = list(in_tens(ready, lambda each: each[1].size))
+        batches = list(batches_of_ten(ready, lambda each: each[1].size))
         jobs = [partial(self._send, name, batch, outcomes) for batch in batches]
         if turn is not None:
             for job in jobs:

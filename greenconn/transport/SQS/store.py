@@ -25,7 +25,7 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.SQS.account import Accounts, HttpClients
-from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES, in_tens, together
+from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES, batches_of_ten, together
 from greenconn.transport.SQS.envelope import Held, opened
 from greenconn.transport.SQS.exceptions import (
     REFUSED,
@@ -129,7 +129,7 @@ class Settler:
         self, queue: SqsQueue, action: str, fields: Sequence[Mapping[str, Any]]
     ) -> list[Exception | None]:
         """Say something of held messages; return for each why it was not taken."""
-        batches = list(in_tens(fields))
+        batches = list(batches_of_ten(fields))
         parts: list[list[Exception | None]] = [[] for _ in batches]
 
         def tell(number: int, batch: list[Mapping[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from amqp import spec
 
-from greenconn.wire.acks import AckLedger, TransactionLedger
+from greenconn.wire.acks import AckTracker, TransactionAckTracker
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Acks:
     __slots__ = ("_channel", "_has_nack", "_link", "_number", "_timer", "_writer", "ledger")
 
     def __init__(self, channel: ChannelPort, link: LinkPort, has_nack: bool) -> None:
-        self.ledger = AckLedger()
+        self.ledger = AckTracker()
         self._channel = channel
         self._number = channel.channel_id
         self._link = link
@@ -131,17 +131,17 @@ class Acks:
 
     def begin_transactions(self) -> None:
         """Note what is settled from now on, so that it can be rolled back.  Again: does nothing."""
-        if not isinstance(self.ledger, TransactionLedger):
-            self.ledger = TransactionLedger(self.ledger)
+        if not isinstance(self.ledger, TransactionAckTracker):
+            self.ledger = TransactionAckTracker(self.ledger)
 
     def end_transaction(self) -> list[int]:
         """Return the tags settled in this transaction, whose end is written next."""
         ledger = self.ledger
-        return ledger.end_transaction() if isinstance(ledger, TransactionLedger) else []
+        return ledger.end_transaction() if isinstance(ledger, TransactionAckTracker) else []
 
     def roll_back(self, settled: list[int]) -> None:
         """Have *settled* be outstanding again.  In the reader."""
-        if isinstance(self.ledger, TransactionLedger):
+        if isinstance(self.ledger, TransactionAckTracker):
             self.ledger.roll_back(settled)
 
     def _write_acks(self) -> None:

@@ -162,12 +162,12 @@ class ReserveConnection:
     def _ask(self, wait: int) -> Reply:
         pipeline = self.pipeline
         self._is_waiting = wait > 0
-        pipeline.patience = float(wait)
+        pipeline.extra_timeout = float(wait)
         try:
             (reply,) = pipeline.ask([line(b"reserve-with-timeout", wait)])
         finally:
             self._is_waiting = False
-            pipeline.patience = 0.0
+            pipeline.extra_timeout = 0.0
         return reply
 
     def _pause_for_command(self) -> bool:

@@ -6,7 +6,7 @@
 - Commands are grouped with what they depend on (the tube in use, the tube that is watched) in one
   write, so that greenlets may share the socket.
 - No single reply has a timer: a tick checks whether the server was silent for too long while a reply
-  is due.  A command that waits in the server says for how long (``patience``).
+  is due.  A command that waits in the server says for how long (``extra_timeout``).
 
 All greenlets of a link share the command connection.  It stores, peeks, counts, reserves ready jobs,
 and settles the jobs that it reserved.
@@ -70,7 +70,7 @@ class Pipeline(PipelineLife):
     Attributes:
         lost: why nothing more can be sent; None while it can.
         parser: what reads the replies.
-        patience: seconds that the server may be silent beyond the usual, since a command waits.
+        extra_timeout: seconds that the server may be silent beyond the usual, since a command waits.
     """
 
     lost_error = LinkLost
@@ -84,7 +84,7 @@ class Pipeline(PipelineLife):
     ) -> None:
         super().__init__(sock, where, on_lost, tls)
         self.parser = BeanstalkParser()
-        self.patience = 0.0
+        self.extra_timeout = 0.0
         self._reply_timeout = 0.0
         fork.register(self)
 
@@ -179,7 +179,7 @@ class Pipeline(PipelineLife):
             return
         now = monotonic()
         silent = min(now - self.stream.received_at, now - self._waits_since)
-        if silent > self._reply_timeout + self.patience:
+        if silent > self._reply_timeout + self.extra_timeout:
             self.end(LinkLost(f"{self.where} did not answer within {self._reply_timeout:g} s"))
 
 

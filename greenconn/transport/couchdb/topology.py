@@ -117,7 +117,7 @@ class TopologyCache:
             rows.pop(doc_id, None)
             self._tables.pop(name, None)
 
-    def leading_to(self, name: str, to_exchange: bool) -> Sequence[str]:
+    def bindings_to(self, name: str, to_exchange: bool) -> Sequence[str]:
         """Return the ids of the bindings that end at a queue or an exchange."""
         return [
             doc_id
@@ -126,7 +126,7 @@ class TopologyCache:
             if row.queue == name and row.to_exchange is to_exchange
         ]
 
-    def beginning_at(self, exchange: str) -> Sequence[str]:
+    def bindings_from(self, exchange: str) -> Sequence[str]:
         """Return the ids of the bindings of an exchange."""
         return list(self._bindings.get(exchange, ()))
 
@@ -161,7 +161,7 @@ class CouchTopology(TopologyStore):
 
     def delete(self, exchange: str) -> None:
         self._cache.refresh(self._api)
-        self._remove([named(EXCHANGE, exchange), *self._cache.beginning_at(exchange)])
+        self._remove([named(EXCHANGE, exchange), *self._cache.bindings_from(exchange)])
 
     def rows(self, exchange: str) -> Sequence[Row] | None:
         cache = self._cache
@@ -180,7 +180,7 @@ class CouchTopology(TopologyStore):
 
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         self._cache.refresh(self._api)
-        ids = self._cache.leading_to(destination, to_exchange=is_exchange)
+        ids = self._cache.bindings_to(destination, to_exchange=is_exchange)
         self._remove(ids)
         return {name_of(doc_id) for doc_id in ids}
 

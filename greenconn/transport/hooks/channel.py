@@ -32,7 +32,12 @@ from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.entities import Entities
 from greenconn.transport.virtual.envelope import Base64
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
-from greenconn.transport.virtual.publishing import Decided, Envelope, undeliverable, warn_of_message
+from greenconn.transport.virtual.publishing import (
+    Envelope,
+    PublishOutcome,
+    undeliverable,
+    warn_of_message,
+)
 
 if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookLink
@@ -355,7 +360,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         self.basic_publish(
             message, given.pop("exchange", ""), given.pop("routing_key", ""), **given
         )
-        return Decided(None)
+        return PublishOutcome(None)
 
     def put_message(
         self, message: Envelope, exchange: str, routing_key: str, mandatory: bool

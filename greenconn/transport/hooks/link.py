@@ -26,8 +26,8 @@ from greenconn.transport.hooks.store import LOOK, HookStore, Taken
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import (
-    DecidedPublisher,
     Envelope,
+    SynchronousPublisher,
     no_immediate,
     unroutable,
 )
@@ -44,7 +44,7 @@ _DONE: Final = Settlement.ACK
 class WakingLink(HoldingLink, Protocol):
     """A link that is woken when there may be messages."""
 
-    def ripen(self, queue: str) -> None:
+    def wake(self, queue: str) -> None:
         """Note that a queue may have messages.  Never switches."""
 
 
@@ -72,7 +72,7 @@ class HookSettlements(Settlements):
     def requeue(self, deliveries: Iterable[Any]) -> None:
         """Requeue *deliveries*."""
         for delivery in self._told(deliveries, Settlement.REQUEUE):
-            self._waking.ripen(delivery.queue)
+            self._waking.wake(delivery.queue)
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Drop *deliveries*."""
@@ -100,7 +100,7 @@ class HookSettlements(Settlements):
             link.handover.add(link, (), [back])
 
 
-class HookPublisher(DecidedPublisher):
+class HookPublisher(SynchronousPublisher):
     """The publisher of one channel.
 
     Arguments:

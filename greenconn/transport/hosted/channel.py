@@ -251,7 +251,7 @@ class HostedChannel(StoreChannel[StoreLink]):
 
     def note_settled(self, queue: str) -> None:
         """Note that a message which ``basic_get`` took from *queue* was settled.  Never switches."""
-        self.connection.ripen(queue)
+        self.connection.wake(queue)
 
     def receive_message(self, message: HostedMessage) -> None:
         """Take *message* as this channel's.  Never switches."""

@@ -23,7 +23,7 @@ from greenconn.transport.hosted.channel import HostedChannel
 from greenconn.transport.hosted.message import HostedMessage
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.publishing import DecidedPublisher, Envelope, copied
+from greenconn.transport.virtual.publishing import Envelope, SynchronousPublisher, copied
 
 if TYPE_CHECKING:
     from greenconn.transport.hosted.transport import HostedTransport
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["HostedLink", "HostedPublisher", "QueueReader"]
 
 
-class HostedPublisher(DecidedPublisher):
+class HostedPublisher(SynchronousPublisher):
     """The publisher of one channel.
 
     Arguments:
@@ -163,7 +163,7 @@ class QueueReader:
             self._close_unused()
         feed = self.connection.feeds.get(queue)
         if feed is not None and feed.state is FeedState.DRY:
-            feed.ripen()  # a ``QoS`` with a say of its own may want more now
+            feed.wake()  # a ``QoS`` with a say of its own may want more now
 
     def leave(self) -> None:
         """Take no more.  What was taken can still be settled.  May switch."""
@@ -229,7 +229,7 @@ class HostedLink(HookedLink):
                     self._readers[queue] = reader
                 else:
                     reader.leave()  # its consumer has gone meanwhile
-        self.ripen(queue)
+        self.wake(queue)
 
     def look(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Look into each queue.  May switch."""

@@ -13,8 +13,8 @@ from greenconn.transport.memory.broker import Broker, Outcome
 from greenconn.transport.virtual.channel import ChannelPort, ChannelState
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import (
-    DecidedPublisher,
     Envelope,
+    SynchronousPublisher,
     no_immediate,
     queue_full,
     too_large,
@@ -28,7 +28,7 @@ __all__ = ["MemoryPublisher"]
 _OPEN: Final = ChannelState.OPEN
 
 
-class MemoryPublisher(DecidedPublisher):
+class MemoryPublisher(SynchronousPublisher):
     """The publisher of one channel.
 
     Arguments:

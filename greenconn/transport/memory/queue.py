@@ -17,13 +17,13 @@ from greenconn.transport.virtual.consumer import Consumer, Turns
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from greenconn.transport.virtual.publishing import Envelope, level_of
 
-__all__ = ["Queue", "QueueKeeper"]
+__all__ = ["Queue", "QueueBroker"]
 
 #: Messages that grow too old at once are dropped so many a turn of the hub.
 EXPIRED_A_TURN = 1000
 
 
-class QueueKeeper(Protocol):
+class QueueBroker(Protocol):
     """The broker as a queue sees it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Queue:
         ValueError: an argument of its declaration cannot be.
     """
 
-    def __init__(self, broker: QueueKeeper, name: str, declared: Declaration) -> None:
+    def __init__(self, broker: QueueBroker, name: str, declared: Declaration) -> None:
         self.name = name
         self.declared = declared
         self.policy = QueuePolicy.of(declared.arguments)

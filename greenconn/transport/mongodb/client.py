@@ -31,7 +31,7 @@ from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.transport.mongodb.documents import Document
-from greenconn.transport.mongodb.errors import ours_for
+from greenconn.transport.mongodb.errors import translated_error
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.url import mask_secrets
 
@@ -235,7 +235,7 @@ class Client:
         try:
             return aside.call(function, *args, **kwargs)
         except errors.PyMongoError as exc:
-            ours = ours_for(exc, self.where)
+            ours = translated_error(exc, self.where)
             if ours is None:
                 raise
             raise ours from exc
@@ -313,7 +313,7 @@ class _Clients:
         fork.register(self)
 
     def forget(self) -> None:
-        """See :class:`greenconn.green.fork.Forgetful`."""
+        """See :class:`greenconn.green.fork.ForkAware`."""
         self.open.clear()
 
 

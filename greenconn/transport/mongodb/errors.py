@@ -9,7 +9,7 @@ from pymongo import errors
 from greenconn.exceptions import AccessRefused, AMQPError, RecoverableConnectionError
 from greenconn.url import mask_secrets
 
-__all__ = ["LinkLost", "LoginRefused", "ReplyLate", "ours_for"]
+__all__ = ["LinkLost", "LoginRefused", "ReplyLate", "translated_error"]
 
 #: The server's numbers for: you may not, and: who are you; what Atlas says for the latter.
 _NOT_LOGGED_IN: Final = 18
@@ -44,7 +44,7 @@ class LoginRefused(AccessRefused, errors.OperationFailure):  # type: ignore[misc
         return f"{type(self).__name__}({self.args[0]!r})"
 
 
-def ours_for(exc: errors.PyMongoError, where: str) -> Exception | None:
+def translated_error(exc: errors.PyMongoError, where: str) -> Exception | None:
     """Return the error to raise instead of one of pymongo's; None: that itself.
 
     Arguments:

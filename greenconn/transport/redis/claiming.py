@@ -302,7 +302,7 @@ class RedisSource:
             if self._misses and self._feed.has_room:
                 self._wait(min(LONGEST_WAIT, FIRST_WAIT * (1 << self._misses)))
             else:
-                self._feed.ripen()
+                self._feed.wake()
 
     def look(self) -> None:
         """Ask whether there is something, although nothing was pushed."""
@@ -318,7 +318,7 @@ class RedisSource:
         # In the hub.
         self.stop()
         if self._commands.lost is None:
-            self._feed.ripen()
+            self._feed.wake()
 
     def _wait_for_poll(self) -> None:
         interval = self._commands.options.polling_interval

@@ -47,7 +47,7 @@ from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
-from greenconn.transport.virtual.link import AfterFork
+from greenconn.transport.virtual.link import ForkHandler
 from greenconn.transport.virtual.names import note_lost
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
@@ -195,7 +195,7 @@ class RedisLink(BrokerLink):
             self._master = transport.watch_master(commands, self.end)
             if transport.changing_credentials:
                 self.reauthentication.watch()
-            self._after_fork = AfterFork(self)
+            self._after_fork = ForkHandler(self)
         except BaseException:
             pipeline.close()
             raise

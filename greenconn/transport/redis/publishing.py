@@ -262,7 +262,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
             self._queues.pushed(queue)
         feed = self._feeds.get(queue)
         if feed is not None:
-            feed.ripen()
+            feed.wake()
 
     # -- what is not the usual case
 

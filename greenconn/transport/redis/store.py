@@ -291,7 +291,7 @@ class RedisHolding:
         for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
             feed = self._feeds.get(queue)
             if feed is not None:
-                feed.ripen()
+                feed.wake()
 
     def return_unheld(self, delivery: Delivery) -> None:
         """Put back a delivery that nobody holds.  Never switches."""

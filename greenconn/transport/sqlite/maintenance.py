@@ -16,18 +16,18 @@ from time import time
 from typing import NamedTuple
 
 from greenconn.broker.port import Claimed, TakenForDead
-from greenconn.transport.sqlite.messages import Claim, next_time, release_due, ripe_of, take_dead
+from greenconn.transport.sqlite.messages import Claim, next_time, ready_of, release_due, take_dead
 from greenconn.transport.sqlite.queues import Pipes, Queues
 from greenconn.transport.sqlite.sql import chunks, in_list
 
-__all__ = ["Seen", "leave", "look", "register", "renew"]
+__all__ = ["MaintenanceResult", "leave", "look", "register", "renew"]
 
 
-class Seen(NamedTuple):
+class MaintenanceResult(NamedTuple):
     """The findings of one maintenance run.
 
     Attributes:
-        ripe: consumed queues that have messages.
+        ready: consumed queues that have messages.
         gone: consumed queues that are deleted.
         dead: messages that had grown too old.
         pipes: those to wake, and for which queues; 0: that some are deleted.
@@ -36,7 +36,7 @@ class Seen(NamedTuple):
         next_at: when the next look is due.
     """
 
-    ripe: list[str]
+    ready: list[str]
     gone: list[str]
     dead: list[Claimed]
     pipes: Pipes
@@ -95,7 +95,7 @@ def look(
     silent: Collection[str],
     is_registered: bool,
     trusts_clock: bool,
-) -> Seen:
+) -> MaintenanceResult:
     """Look what time and death have done.
 
     Arguments:
@@ -129,10 +129,10 @@ def look(
     dead = take_dead(db, queues, how, now)
     there = _existing(db, list(consumed))
     gone = [name for number, name in consumed.items() if number not in there]
-    ripe = {*ripe_of(db, there), *(due & there)}
+    ready = {*ready_of(db, there), *(due & there)}
     overdue = [each for each in ended if each not in orphans]
-    names = [consumed[n] for n in ripe]
-    return Seen(names, gone, dead, pipes, sorted(orphans), overdue, next_time(db))
+    names = [consumed[n] for n in ready]
+    return MaintenanceResult(names, gone, dead, pipes, sorted(orphans), overdue, next_time(db))
 
 
 def _existing(db: sqlite3.Connection, numbers: Sequence[int]) -> set[int]:

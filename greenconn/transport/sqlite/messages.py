@@ -25,17 +25,17 @@ __all__ = [
     "DELAYED",
     "READY",
     "Claim",
+    "ClaimResult",
     "Handle",
-    "Put",
-    "Taken",
+    "PutResult",
     "claim",
     "earliest",
     "get",
     "next_time",
     "put",
+    "ready_of",
     "release_due",
     "renew",
-    "ripe_of",
     "settle",
     "take_dead",
 ]
@@ -77,7 +77,7 @@ class Claim(NamedTuple):
     owner: str
 
 
-class Put(NamedTuple):
+class PutResult(NamedTuple):
     """The outcome of storing messages.
 
     Attributes:
@@ -97,7 +97,7 @@ class Put(NamedTuple):
     refused: Sequence[tuple[str, Exception]] = ()
 
 
-class Taken(NamedTuple):
+class ClaimResult(NamedTuple):
     """The outcome of a claim.
 
     Attributes:
@@ -192,7 +192,9 @@ class _Storing:
             self.dead += _take(self._db, queue, 1, self._claim, "maxlen")
 
 
-def put(db: sqlite3.Connection, queues: Queues, entries: Sequence[Entry], claim: Claim) -> Put:
+def put(
+    db: sqlite3.Connection, queues: Queues, entries: Sequence[Entry], claim: Claim
+) -> PutResult:
     """Store messages."""
     storing = _Storing(db, claim)
     rows = queues.rows(db, {entry.queue for entry in entries})
@@ -202,7 +204,7 @@ def put(db: sqlite3.Connection, queues: Queues, entries: Sequence[Entry], claim:
         outcomes.append(NoQueue(entry.queue) if queue is None else storing.add(entry, queue))
     storing.flush()
     pipes = armed(db, [queue.id for queue in rows.values()], claim.owner)
-    return Put(outcomes, pipes, storing.dead, storing.next_at)
+    return PutResult(outcomes, pipes, storing.dead, storing.next_at)
 
 
 def _written(envelope: Envelope) -> tuple[str, bytes]:
@@ -221,7 +223,9 @@ def _read(text: str, body: bytes) -> Envelope | None:
 # -- taking
 
 
-def claim(db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how: Claim) -> Taken:
+def claim(
+    db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how: Claim
+) -> ClaimResult:
     """Take messages of queues that are consumed.
 
     Arguments:
@@ -232,7 +236,7 @@ def claim(db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how
     dead = take_dead(db, queues, how, now)
     claimed: list[Claimed] = []
     dry = set(wanted)
-    for number in ripe_of(db, wanted):
+    for number in ready_of(db, wanted):
         queue = queues.of(db, number)
         if queue.policy.is_single_active and not _is_first(db, queue, how.owner):
             continue
@@ -241,35 +245,35 @@ def claim(db: sqlite3.Connection, queues: Queues, wanted: Mapping[int, int], how
             dry.discard(number)
         claimed += found
     if not dry:
-        return Taken(claimed, dead, due, pipes, None)
+        return ClaimResult(claimed, dead, due, pipes, None)
     arm(db, dry, how.owner)
-    return Taken(claimed, dead, due, pipes, next_time(db))
+    return ClaimResult(claimed, dead, due, pipes, next_time(db))
 
 
-def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> Taken:
+def get(db: sqlite3.Connection, queues: Queues, name: str, how: Claim) -> ClaimResult:
     """Take one message of a queue, and tell how many are left."""
     now = time()
     due, pipes = release_due(db, now, how.owner)
     dead = take_dead(db, queues, how, now)
     queue = queues.row(db, name)
     if queue is None:
-        return Taken([], dead, due, pipes, None)
+        return ClaimResult([], dead, due, pipes, None)
     queues.touch(db, queue, now)
     (waiting,) = db.execute(
         "SELECT count(*) FROM (SELECT 1 FROM messages WHERE queue = ? AND state = 0 LIMIT ?)",
         (queue.id, COUNTED + 1),
     ).fetchone()
     found = [each._replace(waiting=waiting - 1) for each in _take(db, queue, 1, how)]
-    return Taken(found, dead, due, pipes, None)
+    return ClaimResult(found, dead, due, pipes, None)
 
 
-def ripe_of(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
+def ready_of(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
     """Return those of some queues that have messages, in the order of *numbers*."""
-    ripe: set[int] = set()
+    ready: set[int] = set()
     asked = list(numbers)
     for chunk in chunks(asked):
         marks, values = in_list(chunk)
-        ripe.update(
+        ready.update(
             number
             for (number,) in db.execute(
                 f"SELECT id FROM queues WHERE id IN {marks} AND EXISTS (SELECT 1 FROM messages "
@@ -277,7 +281,7 @@ def ripe_of(db: sqlite3.Connection, numbers: Iterable[int]) -> list[int]:
                 values,
             )
         )
-    return [number for number in asked if number in ripe]
+    return [number for number in asked if number in ready]
 
 
 def _take(
@@ -356,7 +360,7 @@ def next_time(db: sqlite3.Connection) -> float | None:
 
 def settle(
     db: sqlite3.Connection, queues: Queues, requests: Sequence[SettleRequest], claim: Claim
-) -> Put:
+) -> PutResult:
     """Settle what is held; what is not held any more stays as it is."""
     gone: list[Handle] = []
     back: defaultdict[tuple[float, bool], list[Handle]] = defaultdict(list)
@@ -369,7 +373,7 @@ def settle(
         else:
             gone.append(request.handle)
     entries = [entry for request in dead for entry in request.entries]
-    stored = put(db, queues, entries, claim) if entries else Put([], {}, [], None)
+    stored = put(db, queues, entries, claim) if entries else PutResult([], {}, [], None)
     outcomes = iter(stored.outcomes)
     refused: list[tuple[str, Exception]] = []
     for request in dead:
@@ -394,7 +398,7 @@ def settle(
         next_at = earliest(next_at, again_at)
         for pipe, numbers in armed(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
-    return Put([], pipes, stored.dead, next_at, late, refused)
+    return PutResult([], pipes, stored.dead, next_at, late, refused)
 
 
 def _requeue(

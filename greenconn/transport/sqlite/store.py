@@ -220,7 +220,7 @@ class SqliteStore(Store):
         for name in seen.gone:
             self._forget(name)
             self.gone(name)
-        for name in seen.ripe:
+        for name in seen.ready:
             self.wake(name)
         self._tell(seen.pipes)
         self.died(seen.dead)
@@ -235,7 +235,7 @@ class SqliteStore(Store):
         self._offset = offset
         return now >= self._trusts_from
 
-    def _seen_in_vain(self, seen: maintenance.Seen) -> None:
+    def _seen_in_vain(self, seen: maintenance.MaintenanceResult) -> None:
         """Drop the result of a lookup that nothing waits for any more.  Never switches."""
         self._tell(seen.pipes)
         self._requeue(seen.dead)
@@ -319,7 +319,7 @@ class SqliteStore(Store):
     # -- messages
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        stored: messages.Put = self._database.write(
+        stored: messages.PutResult = self._database.write(
             messages.put,
             self._database.queues,
             entries,
@@ -330,12 +330,12 @@ class SqliteStore(Store):
         self._after(stored)
         return stored.outcomes
 
-    def _stored_in_vain(self, stored: messages.Put) -> None:
+    def _stored_in_vain(self, stored: messages.PutResult) -> None:
         """Drop the outcome of a publish that nothing waits for any more.  Never switches."""
         self._tell(stored.pipes)
         self._requeue(stored.dead)
 
-    def _after(self, stored: messages.Put) -> None:
+    def _after(self, stored: messages.PutResult) -> None:
         if stored.pipes:
             self._tell(stored.pipes)
         if stored.dead:
@@ -345,7 +345,7 @@ class SqliteStore(Store):
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         database, how = self._database, self._claim()
-        taken: messages.Taken
+        taken: messages.ClaimResult
         numbers = {
             self._numbers[name]: most for name, most in wanted.items() if name in self._numbers
         }
@@ -368,7 +368,7 @@ class SqliteStore(Store):
         self._look_at(taken.next_at)
         return taken.claimed
 
-    def _taken_in_vain(self, taken: messages.Taken) -> None:
+    def _taken_in_vain(self, taken: messages.ClaimResult) -> None:
         """Requeue claimed messages that nothing waits for any more.  Never switches."""
         self._tell(taken.pipes)
         self._requeue([*taken.claimed, *taken.dead])
@@ -387,7 +387,7 @@ class SqliteStore(Store):
             )
 
     def settle(self, requests: Sequence[SettleRequest]) -> int | None:
-        settled: messages.Put = self._database.write(
+        settled: messages.PutResult = self._database.write(
             messages.settle,
             self._database.queues,
             requests,

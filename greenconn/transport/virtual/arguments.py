@@ -107,7 +107,7 @@ class SupportedArguments:
         ]
 
 
-class _Told:
+class _Warned:
     """The warnings that were given."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class _Told:
         return True
 
 
-_told: Final[PerHub[_Told]] = PerHub(_Told)
+_told: Final[PerHub[_Warned]] = PerHub(_Warned)
 
 
 def warn_of_unsupported(

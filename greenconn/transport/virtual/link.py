@@ -21,7 +21,7 @@ from greenconn.transport.virtual.consumer import STALE
 if TYPE_CHECKING:
     from greenconn.transport.virtual.channel import ChannelPort
 
-__all__ = ["CHANNEL_MAX", "AfterFork", "VirtualLink"]
+__all__ = ["CHANNEL_MAX", "ForkHandler", "VirtualLink"]
 
 #: Channels that one link may have.
 CHANNEL_MAX = 65535
@@ -106,7 +106,7 @@ class VirtualLink(Link):
             channel.end(exc)
 
 
-class AfterFork:
+class ForkHandler:
     """Ends a link in the child of a fork, as long as somebody keeps this."""
 
     def __init__(self, link: VirtualLink) -> None:
@@ -114,5 +114,5 @@ class AfterFork:
         fork.register(self)
 
     def forget(self) -> None:
-        """See :class:`greenconn.green.fork.Forgetful`."""
+        """See :class:`greenconn.green.fork.ForkAware`."""
         self._link.forget(RecoverableConnectionError("the connection was opened before a fork"))

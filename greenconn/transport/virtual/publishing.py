@@ -22,9 +22,9 @@ from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = [
-    "Decided",
-    "DecidedPublisher",
     "Envelope",
+    "PublishOutcome",
+    "SynchronousPublisher",
     "UndeliverableWarning",
     "copied",
     "encoded",
@@ -78,7 +78,7 @@ class UndeliverableWarning(UserWarning):
     """A message had no queue to go to, and went to the queue of last resort."""
 
 
-class Decided:
+class PublishOutcome:
     """The confirm of a publish that was decided at once."""
 
     __slots__ = ("_error",)
@@ -140,10 +140,10 @@ def prepared(
     }
 
 
-_DONE: Final = Decided(None)
+_DONE: Final = PublishOutcome(None)
 
 
-class DecidedPublisher(ABC):
+class SynchronousPublisher(ABC):
     """The publisher of one channel whose publishes are decided when they return.
 
     Arguments:
@@ -193,10 +193,10 @@ class DecidedPublisher(ABC):
         mandatory: bool,
         immediate: bool,
         deadline: DeadlineLike | None,
-    ) -> Decided:
+    ) -> PublishOutcome:
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
         error = self._decide(message, exchange, routing_key, mandatory, immediate)
-        return _DONE if error is None else Decided(error)
+        return _DONE if error is None else PublishOutcome(error)
 
     def flush(self, timeout: float | None) -> None:
         """Raise unless the channel can be used: the broker has all that was published.

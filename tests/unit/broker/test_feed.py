@@ -125,14 +125,14 @@ def test_a_dry_queue_is_watched_until_there_may_be_more(feed: Feed[Any, Source])
     assert (feed.state, feed.source.calls[-1]) == (FeedState.DRY, "watch")
     ack(consumer)
     assert feed.state is FeedState.DRY
-    feed.ripen()
+    feed.wake()
     assert (feed.state, feed.source.calls[-1]) == (FeedState.DUE, "schedule")
 
 
 def test_what_is_said_while_a_claim_is_on_its_way_counts(feed: Feed[Any, Source]) -> None:
     join(feed)
     count = feed.begin(100)
-    feed.ripen()
+    feed.wake()
     feed.ended(count > 0)
     states = [feed.state]
     claim(feed)
@@ -185,7 +185,7 @@ def test_only_the_oldest_is_served_where_one_is_active(feed: Feed[Any, Source]) 
     first, second = join(feed, limit=3), join(feed, limit=3)
     assert claim(feed, 0) == 3
     feed.leave(first)
-    feed.ripen()
+    feed.wake()
     assert claim(feed, 1) == 3
     assert (got(first), got(second)) == ([0], [1])
 

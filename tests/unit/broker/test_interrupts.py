@@ -30,7 +30,12 @@ def settle(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
     link = channel.connection
     with gevent.Timeout(10):
         while any(
-            (link.putting.is_busy, link._calls, link.settlements.is_routing, link.holding.is_busy)
+            (
+                link.put_batcher.is_busy,
+                link._calls,
+                link.settlements.is_routing,
+                link.holding.is_busy,
+            )
         ):
             turn()
     link.catch_up()

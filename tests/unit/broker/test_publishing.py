@@ -12,7 +12,7 @@ from gevent.event import Event
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
-from greenconn.broker.publishing import OVERHEAD, Putting
+from greenconn.broker.publishing import OVERHEAD, PutBatcher
 from greenconn.exceptions import (
     ChannelError,
     NotFound,
@@ -135,7 +135,7 @@ def test_killed_publisher_leaves_nothing(connect: Opener, fake_broker: FakeBroke
     may_go.set()
     publish(channel, "next")
     assert fake_broker.bodies("q") == [b"on its way", b"next"]
-    assert not channel.connection.putting.is_busy
+    assert not channel.connection.put_batcher.is_busy
 
 
 def test_deadline_says_what_may_be(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -394,7 +394,7 @@ def test_a_killed_publisher_is_the_last_one(connect: Opener, fake_broker: FakeBr
     gevent.killall(killed)
     may_go.set()
     assert first.get(timeout=10) is None
-    until(lambda: not channel.connection.putting.is_busy)
+    until(lambda: not channel.connection.put_batcher.is_busy)
     assert fake_broker.count("put") == 1
 
 
@@ -473,12 +473,12 @@ def test_a_copy_of_a_message_that_has_begun_to_leave_leaves(
     message = channel.prepare_message("m")
     publisher = gevent.spawn(channel.basic_publish, message, "x")
     until(lambda: fake_broker.count("put"))
-    assert channel.connection.putting.is_busy is True
+    assert channel.connection.put_batcher.is_busy is True
     publisher.kill()
     may_go.set()
-    until(lambda: not channel.connection.putting.is_busy)
+    until(lambda: not channel.connection.put_batcher.is_busy)
     assert (fake_broker.bodies("a"), fake_broker.bodies("b")) == ([b"m"], [b"m"])
-    assert channel.connection.putting.is_busy is False
+    assert channel.connection.put_batcher.is_busy is False
 
 
 def test_a_store_may_take_its_time_where_no_limit_is_set(
@@ -496,13 +496,13 @@ def test_a_store_that_has_answered_is_watched_no_more(
     channel = channel_to(connect)
     channel.queue_declare("q")
     watches: list[Any] = []
-    watch = Putting._watch
+    watch = PutBatcher._watch
 
-    def noted(self: Putting) -> Any:
+    def noted(self: PutBatcher) -> Any:
         watches.append(watch(self))
         return watches[-1]
 
-    monkeypatch.setattr(Putting, "_watch", noted)
+    monkeypatch.setattr(PutBatcher, "_watch", noted)
     publish(channel, "x")
     (timer,) = watches
     assert (timer.active, timer.callback) == (False, None)

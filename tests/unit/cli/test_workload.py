@@ -14,7 +14,13 @@ from greenconn.exceptions import OperationalError
 from greenconn.transport import memory
 
 SMALL = Plan(
-    messages=1000, consumers=10, queues=3, publishers=7, connections=2, window=100, patience=0.3
+    messages=1000,
+    consumers=10,
+    queues=3,
+    publishers=7,
+    connections=2,
+    window=100,
+    stall_timeout=0.3,
 )
 
 

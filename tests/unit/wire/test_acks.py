@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from greenconn.wire.acks import AckLedger, TransactionLedger
+from greenconn.wire.acks import AckTracker, TransactionAckTracker
 
 
 class Broker:
@@ -57,7 +57,7 @@ class AnswersMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.broker = Broker()
-        self.ledger = AckLedger()
+        self.ledger = AckTracker()
         self.on_the_way: list[int] = []
         self.known: dict[int, None] = {}  # came, not settled by the program
         self.acked: set[int] = set()
@@ -157,7 +157,7 @@ def test_what_is_written_is_what_was_settled() -> None:
 
 
 def test_acks_in_order_become_one_frame() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in range(1, 101):
         ledger.delivered(tag)
     for tag in range(1, 51):
@@ -170,7 +170,7 @@ def test_acks_in_order_become_one_frame() -> None:
 
 
 def test_a_gap_keeps_the_acks_above_it_single() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in (1, 2, 3, 5, 8, 9):
         ledger.delivered(tag)
     for tag in (9, 1, 5, 2, 8):
@@ -181,7 +181,7 @@ def test_a_gap_keeps_the_acks_above_it_single() -> None:
 
 
 def test_one_ack_is_never_multiple() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     ledger.delivered(4)
     assert ledger.ack(4)
     assert ledger.take_acks() == [(4, False)]
@@ -189,7 +189,7 @@ def test_one_ack_is_never_multiple() -> None:
 
 
 def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in (2, 4, 6):
         ledger.delivered(tag)
     assert not ledger.ack_up_to(5)  # as for a broker, also where 5 needed no ack
@@ -202,7 +202,7 @@ def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
 
 
 def test_two_recovers_at_once_end_with_the_second_reply() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     ledger.begin_recover()
     ledger.begin_recover()
     ledger.end_recover()
@@ -216,8 +216,8 @@ def test_two_recovers_at_once_end_with_the_second_reply() -> None:
     assert ledger.take_acks() == [(2, False)]
 
 
-def transactional(*tags: int) -> TransactionLedger:
-    ledger = TransactionLedger(AckLedger())
+def transactional(*tags: int) -> TransactionAckTracker:
+    ledger = TransactionAckTracker(AckTracker())
     for tag in tags:
         ledger.delivered(tag)
     return ledger
@@ -246,9 +246,9 @@ def test_a_rollback_puts_the_tags_back_in_their_order() -> None:
 
 
 def test_what_was_delivered_before_belongs_to_it() -> None:
-    before = AckLedger()
+    before = AckTracker()
     before.delivered(7)
-    ledger = TransactionLedger(before)
+    ledger = TransactionAckTracker(before)
     assert ledger.ack(7)
     assert not ledger.ack(7)
 
@@ -276,7 +276,7 @@ def test_requeues_in_a_transaction_are_written_one_by_one() -> None:
 
 
 def test_requeues_are_merged_below_what_is_outstanding() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in range(1, 8):
         ledger.delivered(tag)
     for tag in (1, 2, 4, 5, 7):
@@ -293,7 +293,7 @@ def test_requeues_are_merged_below_what_is_outstanding() -> None:
 
 
 def test_acks_are_not_merged_over_what_is_requeue() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in range(1, 7):
         ledger.delivered(tag)
     assert ledger.requeue(3)
@@ -306,7 +306,7 @@ def test_acks_are_not_merged_over_what_is_requeue() -> None:
 
 
 def test_requeues_are_dropped_when_all_is_cleared() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in (1, 2):
         ledger.delivered(tag)
     assert ledger.requeue(1)
@@ -316,7 +316,7 @@ def test_requeues_are_dropped_when_all_is_cleared() -> None:
 
 
 def test_acks_are_not_merged_over_what_is_outstanding_below_requeued_tags() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     for tag in range(1, 7):
         ledger.delivered(tag)
     assert ledger.requeue(5)
@@ -332,7 +332,7 @@ def test_acks_are_not_merged_over_what_is_outstanding_below_requeued_tags() -> N
 
 
 def test_nothing_is_requeued_while_the_broker_recovers() -> None:
-    ledger = AckLedger()
+    ledger = AckTracker()
     assert not ledger.is_recovering
     ledger.delivered(1)
     assert ledger.requeue(1)
@@ -344,19 +344,19 @@ def test_nothing_is_requeued_while_the_broker_recovers() -> None:
 
 
 def test_a_transaction_goes_on_with_what_was_requeued_before() -> None:
-    before = AckLedger()
+    before = AckTracker()
     before.delivered(1)
     assert before.requeue(1)
     before.begin_recover()
-    ledger = TransactionLedger(before)
+    ledger = TransactionAckTracker(before)
     assert ledger.is_recovering
     assert ledger.take_requeues(9) == []
-    ledger = TransactionLedger(AckLedger())
+    ledger = TransactionAckTracker(AckTracker())
     assert not ledger.is_recovering
-    before = AckLedger()
+    before = AckTracker()
     before.delivered(2)
     assert before.requeue(2)
-    assert TransactionLedger(before).take_requeues(9) == [(2, False)]
+    assert TransactionAckTracker(before).take_requeues(9) == [(2, False)]
 
 
 def test_a_transaction_settles_only_what_is_outstanding() -> None:

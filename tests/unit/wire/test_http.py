@@ -83,9 +83,9 @@ def test_every_split_is_the_same_answer(text: bytes, goes_on: bool) -> None:
         for second in range(first, len(text) + 1):
             answer = told([text[:first], text[first:second], text[second:]])
             assert answer.is_complete
-            assert (answer.status, answer.take(), answer.may_go_on) == (200, b"hello", goes_on)
+            assert (answer.status, answer.take(), answer.is_reusable) == (200, b"hello", goes_on)
     answer = told([text[i : i + 1] for i in range(len(text))])
-    assert (answer.is_complete, answer.take(), answer.may_go_on) == (True, b"hello", goes_on)
+    assert (answer.is_complete, answer.take(), answer.is_reusable) == (True, b"hello", goes_on)
 
 
 @pytest.mark.parametrize("text", NONSENSE)
@@ -120,7 +120,7 @@ def test_some_answers_have_no_body(method: str, head: bytes) -> None:
         answer = ResponseParser(method, 100)
         answer.feed(head + fields + b"\r\n")
         assert answer.is_complete
-        assert answer.may_go_on
+        assert answer.is_reusable
 
 
 def test_a_body_is_taken_as_it_comes() -> None:

@@ -24,12 +24,12 @@ def fed(
 
 def states(answer: ResponseParser) -> tuple[bool, bool, bool, bool]:
     """What it says of itself."""
-    return answer.has_begun, answer.has_head, answer.is_complete, answer.may_go_on
+    return answer.has_begun, answer.has_head, answer.is_complete, answer.is_reusable
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1 << 20])
 @pytest.mark.parametrize(
-    ("data", "may_go_on"),
+    ("data", "is_reusable"),
     [
         (OK, True),
         (
@@ -41,14 +41,14 @@ def states(answer: ResponseParser) -> tuple[bool, bool, bool, bool]:
         (b"HTTP/1.1 100 Continue\r\nX: 1\r\n\r\n" + OK, True),
     ],
 )
-def test_it_is_complete_with_its_last_byte(data: bytes, may_go_on: bool, size: int) -> None:
+def test_it_is_complete_with_its_last_byte(data: bytes, is_reusable: bool, size: int) -> None:
     answer = ResponseParser("GET", LIMIT)
     assert states(answer) == (False, False, False, False)
     for at in range(0, len(data), size):
         assert states(answer)[2:] == (False, False)
         answer.feed(data[at : at + size])
         assert answer.has_begun
-    assert states(answer) == (True, True, True, may_go_on)
+    assert states(answer) == (True, True, True, is_reusable)
     assert answer.status == 200
     assert answer.take() == b"hello"
     assert answer.take() == b""
@@ -104,7 +104,7 @@ def test_what_is_cut_short_is_not_complete(data: bytes) -> None:
 def test_there_is_no_body_after_head() -> None:
     answer = fed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", method="HEAD")
     assert answer.is_complete
-    assert answer.may_go_on
+    assert answer.is_reusable
     assert answer.take() == b""
 
 
@@ -127,7 +127,7 @@ def test_an_answer_that_changes_the_protocol_is_an_error() -> None:
 def test_a_connection_with_more_than_one_answer_cannot_go_on(more: bytes) -> None:
     answer = fed(OK + more)
     assert answer.is_complete
-    assert not answer.may_go_on
+    assert not answer.is_reusable
     assert answer.take() == b"hello"
 
 

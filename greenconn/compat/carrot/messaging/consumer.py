@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.checks import check_has_run, check_runs
 from greenconn.compat.carrot.utils import gen_unique_id
-from greenconn.compat.fetching import Fetching
+from greenconn.compat.fetching import FetchIterator
 
 if TYPE_CHECKING:
     from greenconn.compat.carrot.connection import BrokerConnection
@@ -85,7 +85,7 @@ class Receiver(Callbacks):
         return self.backend.qos(prefetch_size, prefetch_count, apply_global)
 
 
-class Consumer(Fetching, Receiver):
+class Consumer(FetchIterator, Receiver):
     """Receives the messages of a queue.
 
     What is not given is what the class says, so that programs derive classes of their own.

@@ -175,9 +175,9 @@ def test_patience_for_a_command_that_waits(opened: Opened, losses: list[LinkLost
 
     pipeline = opened(serve)
     pipeline.watch(0.1)
-    pipeline.patience = 5.0
+    pipeline.extra_timeout = 5.0
     assert pipeline.ask([line(b"reserve-with-timeout", 5)])[0].word == b"TIMED_OUT"
-    pipeline.patience = 0.0
+    pipeline.extra_timeout = 0.0
     with pytest.raises(LinkLost):
         pipeline.ask([line(b"stats")])
 
