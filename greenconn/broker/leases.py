@@ -106,7 +106,7 @@ class Leases:
         link = self._link
         logger.warning(
             "%s: the lease (%g s) of %d messages expired %s, as the process was stopped or busy "
-            "for longer: they are redelivered (lease_lost)",
+            "for longer, so they are redelivered (lease_lost)",
             link.where,
             link.holding.lease or 0.0,
             late,

@@ -83,7 +83,7 @@ class WorkerShutdown:
 def _stop(consumers: list[ConsumerGreenlet], deadline: Deadline) -> None:
     if not stop_all(consumers, deadline):
         logger.warning(
-            "handlers had not ended when the worker stopped: they were interrupted, and their "
+            "handlers had not ended when the worker stopped, so they were interrupted, and their "
             "messages requeued"
         )
 

@@ -52,7 +52,9 @@ def maybe_declare(
         RecoverableConnectionError: the channel has no connection any more.
     """
     if channel is None and not entity.is_bound:
-        raise ChannelError(f"cannot declare {entity!r}: it is not bound and no channel was given")
+        raise ChannelError(
+            f"cannot declare {entity!r}, which is not bound, as no channel was given"
+        )
     used: Channel = entity.channel if channel is None else maybe_channel(channel)
     if not retry:
         return _declare_once(entity, used)

@@ -140,6 +140,6 @@ def _check_circle(key: Hashable, flight: _Flight, mine: _Flight) -> None:
     while seen is not None:
         if seen is mine:
             raise RuntimeError(
-                f"the execution for {key!r} would wait for itself: it was started again from within"
+                f"the execution for {key!r} would wait for itself, as it was started from within"
             )
         seen = seen.waits_for

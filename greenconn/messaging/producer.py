@@ -175,7 +175,7 @@ class Producer:
         old = self._channel
         if old is None:
             raise NotBoundError(
-                "this producer has no channel: it was released, or created without one: call "
+                "this producer has no channel, as it was released or created without one: call "
                 "revive(channel) first"
             )
         channel = current_channel(old, self.__connection__)

@@ -283,8 +283,8 @@ class PublishOptions:
         if isinstance(body, (bytes, bytearray, memoryview)):
             return self.content_type, encoding or "binary", bytes(body)
         raise TypeError(
-            f"content_type={self.content_type!r} says that the body is already serialized: it "
-            f"must be text or bytes, got {type(body).__name__} (or pass a serializer instead)"
+            f"a body that is serialized already, as content_type={self.content_type!r} says, must be "
+            f"text or bytes, got {type(body).__name__} (or pass a serializer instead)"
         )
 
     def __str__(self) -> str:

@@ -41,7 +41,7 @@ class EventDescriptor:
 
     def __init__(self, connection: _ConnectionLike, loop: Any) -> None:
         if not hasattr(loop, "add_reader"):
-            raise TypeError(f"{loop!r} cannot be used: it has no add_reader(fd, callback)")
+            raise TypeError(f"loop must have a method add_reader(fd, callback), got {loop!r}")
         self._connection = connection
         self._session = connection.session
         self._session.check_hub()

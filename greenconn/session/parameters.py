@@ -268,6 +268,6 @@ def check_scheme(scheme: str, address: str = "") -> str:
         )
     if not scheme:
         raise ValueError(
-            f"broker URL {mask_secrets(address)!r}: it must begin with a transport, as in amqp://localhost//"
+            f"broker URL {mask_secrets(address)!r} must begin with a transport, as in amqp://localhost//"
         )
     return scheme

@@ -73,8 +73,8 @@ def database(path: str, **options: Any) -> Database:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("sqlite://", "names no SQLite file; write sqlite:///relative.db"),
-        ("sqlite:///", "names no SQLite file; write sqlite:///relative.db"),
+        ("sqlite://", "must name a SQLite file; write sqlite:///relative.db"),
+        ("sqlite:///", "must name a SQLite file; write sqlite:///relative.db"),
         ("sqlite://host/x.db", "has no host 'host'; write sqlite:///relative.db"),
         ("sqlite:///:memory:", "use memory://"),
         ("sqlite:///a%00b", "must not contain a zero byte"),
@@ -419,7 +419,7 @@ def test_a_file_that_is_closed_meanwhile(sqlite_url: str, path: str) -> None:
     shared = database_of(path, SqliteOptions())
     shared.open()
     shared.leave()
-    with pytest.raises(RecoverableConnectionError, match="it was closed meanwhile"):
+    with pytest.raises(RecoverableConnectionError, match="was closed meanwhile"):
         shared.read(lambda db: None)
     shared.join()
 

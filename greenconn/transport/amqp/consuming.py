@@ -506,7 +506,7 @@ class Consumers:
         if dropped:
             logger.warning(
                 "%s: %d message(s) of queue %r, which need no ack (no_ack), had not been handed "
-                "out when their consumer was cancelled: they are lost",
+                "out when their consumer was cancelled, so they are lost",
                 self._link.where,
                 len(dropped),
                 consumer.queue,

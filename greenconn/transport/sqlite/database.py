@@ -186,7 +186,7 @@ class Database:
         try:
             return self._worker.call(job, on_left)
         except ThreadClosed as exc:
-            raise DatabaseLost(f"SQLite file {self.path}: it was closed meanwhile") from exc
+            raise DatabaseLost(f"SQLite file {self.path} was closed meanwhile") from exc
 
     def open(self) -> None:
         """Open the file, and make it if it is not there.  May switch.
@@ -268,7 +268,7 @@ class Database:
                 )
         elif version > VERSION:
             raise CannotOpen(
-                f"SQLite file {self.path}: it was created by a later version of greenconn (tables "
+                f"SQLite file {self.path} was created by a later version of greenconn (tables "
                 f"{version}, known here up to {VERSION})"
             )
         (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()

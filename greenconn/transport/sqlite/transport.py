@@ -63,7 +63,7 @@ class Transport(StoreTransport):
         if host and host != "localhost":
             raise ValueError(f"{client.as_uri()}: a SQLite file has no host {host!r}; {_FORM}")
         if not path or path == "/":
-            raise ValueError(f"{client.as_uri()}: it names no SQLite file; {_FORM}")
+            raise ValueError(f"{client.as_uri()}: a URL must name a SQLite file; {_FORM}")
         if path == ":memory:":
             raise ValueError(
                 f"{client.as_uri()}: an in-memory database cannot be shared; use memory:// for a "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
 from greenconn.wire.amqp import FrameParser, Method, content_frames, heartbeat_frame, method_frame
-from greenconn.wire.body import BLOCK, KEPT, LARGE, Blocks
+from greenconn.wire.body import BLOCK, KEPT, LARGE, BlockPool
 
 DELIVER, ACK = (60, 60), (60, 80)
 NOISE = random.Random(3).randbytes(3 << 19)
@@ -176,7 +176,7 @@ def test_a_large_body_frame_that_nobody_announced_is_refused() -> None:
 
 
 def test_a_few_blocks_are_kept() -> None:
-    blocks = Blocks()
+    blocks = BlockPool()
     for _ in range(3):
         blocks.release([bytearray(BLOCK) for _ in range(KEPT - 1)])
     assert len(blocks.free) == KEPT
