@@ -64,7 +64,7 @@ class Acks:
             raise
         return True
 
-    def requeue_unhandled(self, tag: int) -> None:
+    def requeue_unseen(self, tag: int) -> None:
         """Requeue a delivery that no handler has seen.  Never switches.
 
         Settled before, or the channel is gone: does nothing.  This is a ``basic.nack``, which

@@ -716,9 +716,9 @@ class Channel(DeclaringChannel):
         if self.connection.lost is None:
             self.check_open()
 
-    def requeue_unhandled(self, delivery_tag: int) -> None:
+    def requeue_unseen(self, delivery_tag: int) -> None:
         """Requeue a delivery that no handler has seen; see :class:`Acks`.  Never switches."""
-        self.acks.requeue_unhandled(delivery_tag)
+        self.acks.requeue_unseen(delivery_tag)
 
     def give_credit(self, delivery_tag: int) -> None:
         """Ack a delivery of a stream that no handler has seen; see :class:`Acks`.  Never switches."""
@@ -874,7 +874,7 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     for channel, call in calls:
         link.wait_reply(call.slot, channel.channel_id, deadline.left())
     for consumer in consumers:
-        consumer.requeue_prefetched()
+        consumer.requeue_unseen()
     if len(link.events):
         requeue_events(link, lambda consumer, message: message.channel in channels)
     for channel in channels:

@@ -166,7 +166,7 @@ class ChannelConsumer:
             slot.offer(None)
         self.watchers.clear()
 
-    def requeue_prefetched(self) -> None:
+    def requeue_unseen(self) -> None:
         """Have its sink requeue what no handler has seen; the broker sends no more.  May switch."""
         if self.sink is not None:
             self.sink.requeue_unseen()
@@ -593,7 +593,7 @@ class Consumers:
 
     def _undo_get(self, reply: Reply) -> None:
         if reply[0] == _GET_OK:
-            self._acks.requeue_unhandled(_delivery_tag.unpack_from(reply[1], 4)[0])
+            self._acks.requeue_unseen(_delivery_tag.unpack_from(reply[1], 4)[0])
 
     # In the reader: nothing here may switch or run user code.
 
@@ -606,7 +606,7 @@ class Consumers:
             # Noted all the same: else an ack for all up to a later one would cover it.  While the
             # channel is being closed the broker requeues it.
             self._acks.ledger.outstanding[tag] = None
-            self._acks.requeue_unhandled(tag)
+            self._acks.requeue_unseen(tag)
             return
         if not consumer.no_ack:
             outstanding = self._acks.ledger.outstanding

@@ -190,7 +190,7 @@ class Delivery(Message):
         if self.is_of_stream:
             self.channel.give_credit(self.delivery_tag)
         else:
-            self.channel.requeue_unhandled(self.delivery_tag)
+            self.channel.requeue_unseen(self.delivery_tag)
 
     def _decode(self) -> Any:
         if self._stage == _RAW:

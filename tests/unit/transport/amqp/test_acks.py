@@ -82,7 +82,7 @@ def test_acks_leave_before_a_rejection(scene: Scene) -> None:
 def test_requeues_are_written_at_the_end_of_the_turn(scene: Scene) -> None:
     scene.deliver(1, 2, 3)
     for tag in (1, 2, 2):
-        scene.acks.requeue_unhandled(tag)
+        scene.acks.requeue_unseen(tag)
     assert scene.writer.answers == []
     (flush,) = scene.later
     flush()
@@ -92,7 +92,7 @@ def test_requeues_are_written_at_the_end_of_the_turn(scene: Scene) -> None:
 def test_a_broker_without_nack_gets_rejections() -> None:
     scene = Scene(has_nack=False)
     scene.deliver(1)
-    scene.acks.requeue_unhandled(1)
+    scene.acks.requeue_unseen(1)
     assert scene.writer.answers == [(REJECT, 1, 1)]
 
 
@@ -100,7 +100,7 @@ def test_many_returns_leave_in_groups(scene: Scene) -> None:
     count = REQUEUES_AT_ONCE + 5
     scene.deliver(*range(count + 1))
     for tag in range(1, count + 1):
-        scene.acks.requeue_unhandled(tag)  # tag 0 is in front of them all
+        scene.acks.requeue_unseen(tag)  # tag 0 is in front of them all
     scene.acks.flush()
     assert len(scene.writer.answers) == REQUEUES_AT_ONCE
     scene.acks.finish_requeues(rejects_rest=False)
@@ -112,7 +112,7 @@ def test_the_rest_is_rejected_so_that_many_go_back_in_one_answer(scene: Scene) -
     count = REQUEUES_AT_ONCE + 5
     scene.deliver(*range(1, count + 2))
     for tag in range(2, count + 2):
-        scene.acks.requeue_unhandled(tag)
+        scene.acks.requeue_unseen(tag)
     scene.acks.finish_requeues(rejects_rest=True)
     assert scene.writer.answers == [
         (REJECT, 1, 1),
@@ -123,10 +123,10 @@ def test_the_rest_is_rejected_so_that_many_go_back_in_one_answer(scene: Scene) -
 def test_after_the_end_of_the_channel_nothing_is_written(scene: Scene) -> None:
     scene.deliver(1, 2, 3)
     scene.acks.ledger.ack(1)
-    scene.acks.requeue_unhandled(2)
+    scene.acks.requeue_unseen(2)
     scene.channel.cause = ConnectionError("lost")
     scene.acks.end()
-    scene.acks.requeue_unhandled(3)
+    scene.acks.requeue_unseen(3)
     scene.acks.give_credit(3)
     scene.acks.flush()
     assert scene.writer.answers == []
@@ -143,7 +143,7 @@ def test_the_channel_learns_of_an_interruption(scene: Scene, method: str) -> Non
         if method == "flush":
             scene.acks.ledger.ack(1)
         else:
-            scene.acks.requeue_unhandled(1)
+            scene.acks.requeue_unseen(1)
         with pytest.raises(KeyboardInterrupt):
             scene.acks.flush()
     assert [exc for _, exc in scene.interrupted] == [error]
