@@ -14,7 +14,7 @@ import pytest
 from gevent import socket
 
 from greenconn.green import connect as connect_module
-from greenconn.green.connect import KEEPALIVE, connect_tcp, connect_unix
+from greenconn.green.connect import KEEPALIVE, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
@@ -242,3 +242,35 @@ def test_what_is_set_on_each_socket(peer: PeerFactory) -> None:
         if option := getattr(_socket, str(name), None):
             assert sock.getsockopt(_socket.IPPROTO_TCP, option) == value
     sock.close()
+
+
+def test_localhost_is_an_address() -> None:
+    assert numeric("localhost") == "127.0.0.1"
+    assert numeric("host.example") == "host.example"
+    assert numeric("::1") == "::1"
+
+
+def test_a_unix_socket_that_is_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(1)
+    sock = connect_unix(path, LONG)
+    try:
+        assert sock.getpeername() == path
+        assert sock.gettimeout() == 0.0
+    finally:
+        sock.close()
+        listener.close()
+
+
+def test_a_timeout_of_the_kernel_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*args: Any) -> Any:
+        raise TimeoutError(errno.ETIMEDOUT, "the kernel gave up")
+
+    monkeypatch.setattr(connect_module, "_connect", connect)
+    with pytest.raises(
+        TimeoutError, match=r"cannot connect to 127\.0\.0\.1:1: the kernel"
+    ) as caught:
+        connect_tcp("127.0.0.1", 1, LONG)
+    assert caught.value.errno == errno.ETIMEDOUT

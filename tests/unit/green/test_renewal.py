@@ -118,3 +118,31 @@ def test_it_keeps_nobody_alive() -> None:
     finally:
         gc.enable()
     assert asked == []
+
+
+def test_pauses_begin_anew_after_a_renewal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = RetryPolicy(first=0.001, factor=1000.0, longest=0.5, jitter=0.0)
+    monkeypatch.setattr(renewal, "RENEWING", policy)
+    login = Login(OSError("1"), Token("b", 0.01), OSError("2"))
+    login.renewal.begin_in(0.0)
+    assert login.has_no_more.wait(CAME)
+    texts = [each.getMessage() for each in caplog.records if each.name == logger.name]
+    assert len(texts) == 2
+    assert all("next attempt in 0.0 s" in each for each in texts)
+    login.renewal.stop()
+
+
+def test_a_new_time_replaces_the_one_before() -> None:
+    login = Login()
+    login.renewal.begin_in(0.001)
+    login.renewal.begin_in(3600.0)
+    gevent.sleep(0.02)
+    assert login.asked == 0
+    login.renewal.begin_in(0.0)
+    assert login.has_no_more.wait(CAME)
+    login.renewal.stop()
+    login.renewal.begin_in(0.0)
+    gevent.sleep(0.01)
+    assert login.asked == 1

@@ -12,7 +12,8 @@ import pytest
 from gevent.event import Event
 from gevent.hub import get_hub
 
-from greenconn.green.ticker import Ticker
+from greenconn.green import ticker as ticker_module
+from greenconn.green.ticker import LATE, Ticker
 
 
 class Ticks:
@@ -178,3 +179,56 @@ def test_it_keeps_no_process_alive() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == "ended\n"
+
+
+@pytest.mark.parametrize("passed", [0.5, 1.0, 1.0 * LATE, 1.0 * LATE + 0.25, 9.0])
+def test_a_tick_is_late_beyond_a_bound(monkeypatch: pytest.MonkeyPatch, passed: float) -> None:
+    now = 100.0
+    monkeypatch.setattr(ticker_module, "monotonic", lambda: now)
+    lags: list[float] = []
+    ticker = Ticker(1.0, lags.append, "test")
+    assert ticker.lag == 0.0
+    ticker.start()
+    for _ in range(2):
+        now += passed
+        ticker._tick()  # as the hub does
+    late = passed - 1.0 if passed > LATE else 0.0
+    assert lags == [late, late]
+    assert ticker.lag == late
+    ticker.stop()
+    ticker._tick()  # the hub may have it on its list still
+    assert len(lags) == 2
+    now += 1000.0
+    ticker.start()
+    assert ticker.lag == 0.0  # the time without it is no delay
+    now += 1.0
+    ticker._tick()
+    assert lags[2:] == [0.0]
+    ticker.stop()
+
+
+def test_each_streak_of_failures_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[Exception | None] = []
+
+    def tick(lag: float) -> None:
+        error = errors.pop(0)
+        if error is not None:
+            raise error
+
+    ticker = Ticker(3600.0, tick, "test")
+
+    def logged(*outcomes: Exception | None) -> int:
+        caplog.clear()
+        errors.extend(outcomes)
+        for _ in outcomes:
+            ticker._tick()  # as the hub does
+        gevent.sleep(0)
+        return len(caplog.records)
+
+    ticker.start()
+    assert logged(ValueError("1"), ValueError("2")) == 1
+    assert logged(None, ValueError("3"), ValueError("4")) == 1
+    ticker.stop()
+    ticker.start()
+    assert logged(ValueError("5")) == 1
+    ticker.stop()
