@@ -4,8 +4,8 @@ Run it as ``python examples/folder_broker.py [URL]``; the URL is ``files:///path
 temporary folder.
 
 It is a *store*: what ``greenconn.broker`` needs of a broker to do all the rest.  A message is claimed by
-a rename, which only one process can do, and stays in the folder until it is settled; a claim that nobody
-renews ends with its lease.  So any number of processes may share the folder, and one that is killed
+a rename, which only one process can do, and stays in the folder until it is settled; a claim that is not
+renewed ends with its lease.  So any number of processes may share the folder, and one that is killed
 loses nothing.  See "A store of your own" in docs/transports.rst.
 """
 
@@ -49,7 +49,7 @@ class File(NamedTuple):
         order: 255 - priority, so that higher ones come first.
         stored: nanoseconds since 1970.
         identity: of the message, in all folders.
-        due: nanoseconds since 1970, before which nobody may claim it.
+        due: nanoseconds since 1970, before which it cannot be claimed.
         deliveries: how often it was delivered.
     """
 
@@ -136,7 +136,7 @@ class FolderStore(Store):
         return None
 
     def drop_queue(self, name: str) -> int:
-        """Delete a queue: without its declaration nobody finds it."""
+        """Delete a queue, its declaration first, so that it is not found."""
         folder = self._folder(name)
         (folder / "declaration").unlink(missing_ok=True)
         deleted = self.purge(name)
@@ -159,7 +159,7 @@ class FolderStore(Store):
     # -- messages
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        """Write each message beside its queue, then move it in: nobody sees half of one."""
+        """Write each message beside its queue, then move it in, so that no reader sees half of it."""
         outcomes: list[Exception | None] = []
         for entry in entries:
             folder, now = self._folder(entry.queue), time.time_ns()
@@ -189,7 +189,7 @@ class FolderStore(Store):
                 return found
 
     def interrupt(self) -> None:
-        """Let a claim that waits return."""
+        """End a claim that waits."""
         self._is_interrupted.set()
 
     def _take(self, queue: str, number: int) -> Iterator[Claimed]:
@@ -234,7 +234,7 @@ class FolderStore(Store):
         claimed.rename(claimed.parent.parent / "ready" / str(file))
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Begin leases anew, this link's own too, and give back what dead processes held."""
+        """Renew leases, this link's own too, and requeue what dead processes held."""
         (self._links / self.owner).touch()
         lost = []
         for claimed in handles:
@@ -262,7 +262,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _age(file: Path) -> float:
-    """Return for how many seconds nobody touched a file; infinite if it is not there."""
+    """Return the seconds since a file was touched; infinity if it does not exist."""
     with suppress(FileNotFoundError):
         return time.time() - file.stat().st_mtime
     return float("inf")

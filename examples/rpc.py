@@ -31,7 +31,7 @@ def main(url: str = "memory://") -> None:
         calls = [gevent.spawn(call, number) for number in range(100)]
         gevent.joinall(calls, raise_error=True)
         assert [each.value for each in calls] == [number / 2 for number in range(100)]
-        print(f"100 calls at once over {connection.as_uri()}: each got its own answer")
+        print(f"100 calls at once over {connection.as_uri()}: each got its own reply")
         try:
             rpc.call(queue, [1, 0], connection=connection, timeout=10)
         except RemoteError as exc:

@@ -15,7 +15,7 @@ CONNECTIONS = 4
 
 
 def publish(pool: ConnectionPool, queue: Queue, number: int) -> None:
-    """Borrow a connection, publish, and give it back."""
+    """Acquire a connection, publish, and release it."""
     with pool.acquire(block=True, timeout=60) as connection:
         connection.Producer().publish({"number": number}, routing_key=queue.name)
 

@@ -1,6 +1,6 @@
-"""Consumers that live by themselves: ``python examples/spawn_consumer.py [URL]``.
+"""Consumers in greenlets of their own: ``python examples/spawn_consumer.py [URL]``.
 
-They are acknowledged, retried, reconnected and stopped in good order, and nobody drains anything.
+They acknowledge, retry, reconnect and stop gracefully, without a call of ``drain_events``.
 """
 
 from __future__ import annotations

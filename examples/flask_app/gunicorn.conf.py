@@ -8,7 +8,7 @@ from greenconn.contrib import gunicorn as green
 
 worker_class = "gevent"
 workers = 2
-#: Seconds that requests and handlers have when a worker is told to go.
+#: Seconds that requests and handlers have when a worker shuts down.
 graceful_timeout = 20
 
 post_fork = green.post_fork

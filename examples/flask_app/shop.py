@@ -8,7 +8,7 @@ Start it with gunicorn's gevent worker, and look at http://127.0.0.1:8000/::
 
 Each worker process runs three consumers, which ``gunicorn.conf.py`` starts.  An order is published
 (the request goes on when the broker has it), its price comes by a call to whichever worker is free, and
-it is shipped by a worker some time later; all workers are told, so that the page of each shows
+it is shipped by a worker some time later; all workers are notified, so that the page of each shows
 everything.
 """
 
@@ -43,7 +43,7 @@ news: deque[dict[str, Any]] = deque(maxlen=50)
 
 
 def price(order: dict[str, Any]) -> dict[str, Any]:
-    """Answer a call."""
+    """Return the price of an order."""
     return {"price": 3 * len(order["item"]), "by": os.getpid()}
 
 
@@ -63,7 +63,7 @@ def ship(order: dict[str, Any], message: Message) -> None:
 
 
 def note(happened: dict[str, Any], message: Message) -> None:
-    """Remember what another worker, or this one, has told."""
+    """Store what another worker, or this one, has published."""
     news.appendleft(happened)
 
 

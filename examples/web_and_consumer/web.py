@@ -24,7 +24,7 @@ URL = os.environ.get("GREENCONN_URL", "sqlite:///mail.db")
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Accept an address; it is on the disk when the answer says so."""
+    """Accept an address; it is on the disk when the response says so."""
     if environ["REQUEST_METHOD"] != "POST":
         start_response("405 Method Not Allowed", [("Allow", "POST")])
         return [b"POST an address\n"]

@@ -143,7 +143,7 @@ def _one_line(exc: click.ClickException) -> str:
 
 
 def _drop_output() -> None:
-    """Keep the interpreter from complaining, when it ends, about output that nobody reads."""
+    """Keep the interpreter from reporting, when it exits, output that is not read."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -39,7 +39,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """The result of the work.  What was under way when the demo ended early counts not as lost."""
+    """The result of the work.  Messages in flight when the demo ended early are not counted as lost."""
 
     elapsed: float
     published: int

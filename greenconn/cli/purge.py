@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @timeout_option
 def command(queue: str, url: str, yes: bool, timeout: float) -> int:
-    """Throw the messages of QUEUE away; those that a consumer has taken already stay.
+    """Purge QUEUE: delete its waiting messages.  Unacknowledged messages stay.
 
     \b
     Example:
@@ -27,7 +27,7 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
     from greenconn.cli.interrupt import interruptible
 
     if not queue:
-        raise click.BadParameter("it must not be empty", param_hint="QUEUE")
+        raise click.BadParameter("must not be empty", param_hint="QUEUE")
     connection = connection_to(url, timeout)
     try:
         with interruptible():
