@@ -336,8 +336,8 @@ def _nothing(what: object) -> None:
 if not TYPE_CHECKING:  # or a type checker would let any name pass
 
     def __getattr__(name: str) -> Any:
-        if name != "SettleRequest":
+        if name != "Answer":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        text = f"{__name__}.SettleRequest is renamed to {__name__}.SettleRequest"
+        text = f"{__name__}.Answer is renamed to {__name__}.SettleRequest"
         warnings.warn(text, DeprecationWarning, stacklevel=2)
         return SettleRequest
