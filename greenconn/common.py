@@ -314,7 +314,7 @@ def drain_consumer(
         arrivals.requeue_unseen()
         for _, message in arrived:
             with suppress(Exception):
-                message.requeue()
+                message.put_back()
 
 
 def _drained(

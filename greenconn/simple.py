@@ -156,7 +156,7 @@ class SimpleBase:
             left, self.buffer = self.buffer, deque()
             for message in () if self.no_ack else left:
                 with suppress(Exception):
-                    message.requeue()
+                    message.put_back()
             if self._arrivals is not None:
                 self._arrivals.requeue_unseen()
 

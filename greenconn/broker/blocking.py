@@ -127,8 +127,11 @@ class StoreHolding:
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
         part = _SettleBatch(len(dispositions), done)
-        for message, settlement, delay, entries, is_unseen in dispositions:
-            request = SettleRequest(message.handle, settlement, delay, entries, is_unseen)
+        for each in dispositions:
+            message, settlement, delay, entries, is_unseen, is_unhandled = each
+            request = SettleRequest(
+                message.handle, settlement, delay, entries, is_unseen, is_unhandled
+            )
             queues = [entry.queue for entry in entries]
             if settlement is Settlement.REQUEUE:
                 queues.append(message.queue)

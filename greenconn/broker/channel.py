@@ -46,6 +46,7 @@ __all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel
 #: Used by each call: looking up a member of an Enum would cost more than the rest of check_open.
 _OPEN: Final = ChannelState.OPEN
 _TURN: Final = attrgetter("turn")
+_DELIVERY_LIMIT: Final = "x-delivery-limit"
 
 
 class PublishResult(Protocol):
@@ -187,7 +188,7 @@ class StoreChannel(StdChannel, Generic[L]):
             {
                 "x-dead-letter-exchange",
                 "x-dead-letter-routing-key",
-                "x-delivery-limit",
+                _DELIVERY_LIMIT,
                 "x-max-priority",
                 "x-message-ttl",
             }
@@ -269,7 +270,7 @@ class StoreChannel(StdChannel, Generic[L]):
             warn_of_unsupported(self.supported_arguments, client, kind, name, arguments)
 
     def close(self) -> None:
-        """Close it: cancel its consumers and requeue its unacknowledged messages.
+        """Close it: cancel its consumers and requeue its unacknowledged messages.  May switch.
 
         A second call does nothing.
 
@@ -278,7 +279,22 @@ class StoreChannel(StdChannel, Generic[L]):
         """
         if self.state_of_life is _OPEN:
             self.check_open()
-            self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
+            try:
+                self._withdraw()
+            finally:
+                self.end(RecoverableChannelError(f"channel {self.channel_id} was closed"))
+
+    def _withdraw(self) -> None:
+        """Have the sinks requeue what no handler has begun, and give them no more.  May switch."""
+        if _DELIVERY_LIMIT not in self.supported_arguments.queue:
+            return  # nothing counts
+        sinks = []
+        for consumer in self.consumers.values():
+            if consumer.sink is not None and not consumer.no_ack:
+                consumer.is_active = False
+                sinks.append(consumer.sink)
+        for sink in sinks:
+            sink.requeue_unseen()
 
     def fail(self, exc: BaseException) -> None:
         """Close it, as the broker refused an operation.
@@ -696,6 +712,17 @@ class StoreChannel(StdChannel, Generic[L]):
         """Reject a delivery, or all up to it."""
         self.deliveries.reject(delivery_tag, requeue, multiple=multiple)
 
+    def requeue_unseen(self, delivery_tag: Any) -> None:
+        """Requeue a delivery with which no handler has begun.  May switch.
+
+        It does not count against a delivery limit, where the store can tell.  Acknowledged or rejected
+        before, or the channel is gone: does nothing.
+
+        Raises:
+            WrongHub: called from another thread.
+        """
+        self.deliveries.requeue_unseen(delivery_tag)
+
     @closes_channel
     def basic_recover(self, requeue: bool = False) -> None:
         """Requeue all unacknowledged messages.
@@ -869,9 +896,7 @@ class StoreChannel(StdChannel, Generic[L]):
     # -- the end
 
     def _release(self, consumers: list[Consumer]) -> None:
-        for consumer in consumers:
-            consumer.stop()
-        self.deliveries.release()
+        self.deliveries.release(consumers)
         for consumer in consumers:
             self.connection.subscriptions.left(consumer)
 

@@ -7,7 +7,7 @@ counts for the prefetch of its channel; to settle it makes room for another one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from gevent import get_hub
@@ -47,8 +47,13 @@ class Acknowledger(Protocol):
     def ack_late(self, tag: Any) -> None:
         """Acknowledge a delivery of a link that is lost."""
 
-    def requeue(self, deliveries: Iterable[Any]) -> None:
-        """Requeue *deliveries*, at the heads of their queues."""
+    def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
+        """Requeue *deliveries*, at the heads of their queues.
+
+        Arguments:
+            unhandled: tags of those with which no handler has begun: they do not count as delivered,
+                where the broker can tell.
+        """
 
     def requeue_unseen(self, delivery: Any) -> None:
         """Requeue a delivery that no handler has seen."""
@@ -138,6 +143,21 @@ class Deliveries:
             raise unknown_delivery_tag(tag, Method.BASIC_REJECT)
         self._refuse([delivery], requeue)
 
+    def requeue_unseen(self, tag: Any) -> None:
+        """Requeue a delivery with which no handler has begun: it does not count.  May switch.
+
+        Acknowledged or rejected before, or the channel is gone: does nothing.
+
+        Raises:
+            WrongHub: called from another thread.
+        """
+        if self._link.lost is not None or self._channel.state_of_life is not _OPEN:
+            return
+        self._channel.check_open()
+        delivery = self.unacked.pop(tag, None)
+        if delivery is not None:
+            self._refuse([delivery], True, (tag,))
+
     def recover(self, requeue: bool) -> None:
         """Requeue everything.  Never switches.
 
@@ -146,10 +166,12 @@ class Deliveries:
         """
         if not requeue:
             raise no_recover_in_place()
+        unhandled: list[Any] = []
         for consumer in self._channel.consumers.values():
             if not consumer.no_ack:
+                unhandled += consumer.backlog
                 consumer.forget_backlog()
-        self._refuse(self._up_to(0), True)
+        self._refuse(self._up_to(0), True, _tags(unhandled))
 
     def taken(self, tag: Any) -> None:
         """Note that a delivery without an ack was taken, which settles it.  Never switches."""
@@ -179,10 +201,12 @@ class Deliveries:
             for each in left:
                 self.unacked[each.delivery_tag] = each
 
-    def _refuse(self, deliveries: list[Any], requeue: bool) -> None:
+    def _refuse(
+        self, deliveries: list[Any], requeue: bool, unhandled: Collection[Any] = ()
+    ) -> None:
         try:
             if requeue:
-                self._acknowledger.requeue(deliveries)
+                self._acknowledger.requeue(deliveries, unhandled)
             else:
                 self._acknowledger.dead_letter(deliveries, "rejected")
         except BaseException:
@@ -225,7 +249,8 @@ class Deliveries:
 
     def stop(self, consumer: Consumer) -> None:
         """Stop a cancelled consumer, and requeue what no handler has seen.  Never switches."""
-        self._refuse(self._unseen(consumer), True)
+        unseen = self._unseen(consumer)
+        self._refuse(unseen, True, _tags(unseen))
 
     def drop(self, consumer: Consumer) -> None:
         """Stop a consumer of a deleted queue; unseen messages are dropped.  Never switches."""
@@ -236,9 +261,14 @@ class Deliveries:
         found = (self.unacked.pop(each.delivery_tag, None) for each in consumer.stop())
         return [each for each in found if each is not None]
 
-    def release(self) -> None:
-        """Requeue everything, as the channel ends.  Never switches."""
+    def release(self, consumers: Iterable[Consumer]) -> None:
+        """Stop *consumers* and requeue everything, as the channel ends.  Never switches."""
+        unseen = _tags([each for consumer in consumers for each in consumer.stop()])
         if self._link.lost is None:
             deliveries = list(self.unacked.values())
             self.unacked.clear()
-            self._acknowledger.requeue(deliveries)
+            self._acknowledger.requeue(deliveries, unseen)
+
+
+def _tags(deliveries: Iterable[Any]) -> set[Any]:
+    return {each.delivery_tag for each in deliveries}

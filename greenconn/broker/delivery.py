@@ -56,4 +56,4 @@ class StoreDelivery(Delivery):
 
     @property
     def redelivered(self) -> bool:
-        return self.claimed.deliveries > 0
+        return self.claimed.deliveries > 0 or super().redelivered

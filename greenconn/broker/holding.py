@@ -75,6 +75,8 @@ class Disposition(NamedTuple):
         entries: stored before the message is removed, at once with it where the broker can: its copies
             for dead-letter queues.  One with an empty envelope is the message as it is.
         is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed.
+        is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
+            redelivered, but this delivery of it does not count.
     """
 
     message: HeldMessage
@@ -82,6 +84,7 @@ class Disposition(NamedTuple):
     delay: float = 0.0
     entries: Sequence[Entry] = ()
     is_unseen: bool = False
+    is_unhandled: bool = False
 
 
 #: Takes the broker's reply to acks or dispositions: None, the number of messages that it did not hold

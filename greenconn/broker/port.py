@@ -133,6 +133,9 @@ class SettleRequest(NamedTuple):
             :meth:`Store.unless_refused`.
         is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed, where the
             store can tell.
+        is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
+            redelivered, but this delivery of it does not count.  A store that can keep the two apart
+            notes the former with :func:`~greenconn.transport.virtual.envelope.mark_redelivered`.
     """
 
     handle: Any
@@ -140,6 +143,7 @@ class SettleRequest(NamedTuple):
     delay: float = 0.0
     entries: Sequence[Entry] = ()
     is_unseen: bool = False
+    is_unhandled: bool = False
 
 
 class Store(ABC):

@@ -120,11 +120,11 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
         encoding = link.store.body_encoding
         raw = encoded(body, message["content-encoding"]) if isinstance(body, str) else body
         properties = message["properties"]
-        info = {
-            **(properties.get("delivery_info") or {}),
-            "exchange": exchange,
-            "routing_key": routing_key,
-        }
+        info = {"exchange": exchange, "routing_key": routing_key}
+        given = properties.get("delivery_info")
+        if given:  # of a message that is sent on
+            info = {**given, **info}
+            info.pop("redelivered", None)
         return {
             "body": b2a_base64(raw, newline=False).decode() if encoding else raw,
             "content-encoding": message["content-encoding"],

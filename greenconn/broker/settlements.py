@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +98,18 @@ class Settlements:
         """Acknowledge a delivery of a link that is lost.  Never switches."""
         self._link.handover.ack(tag)
 
-    def requeue(self, deliveries: Iterable[HeldDelivery]) -> None:
-        """Requeue *deliveries*, at the heads of their queues.  Never switches."""
+    def requeue(self, deliveries: Iterable[HeldDelivery], unhandled: Collection[Any] = ()) -> None:
+        """Requeue *deliveries*, at the heads of their queues.  Never switches.
+
+        Arguments:
+            unhandled: tags of those with which no handler has begun: they do not count as delivered.
+        """
         for delivery in deliveries:
             if not delivery.is_held:
                 self._holding.return_unheld(delivery)
+                continue
+            if delivery.delivery_tag in unhandled:
+                self.settle(Disposition(delivery, Settlement.REQUEUE, is_unhandled=True))
                 continue
             limit = self._link.directory.delivery_limit(delivery.queue)
             if limit is not None and delivery.deliveries + 1 >= limit:

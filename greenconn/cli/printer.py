@@ -38,7 +38,7 @@ class MessagePrinter:
     def handle(self, body: Any, message: Message) -> None:
         """Print one message, then acknowledge it.  May switch."""
         if self._is_over.is_set():
-            message.requeue()
+            message.put_back()
             return
         try:
             write_line(self._show(body))

@@ -51,6 +51,7 @@ class Can(Enum):
     QUEUE_EXPIRY = "unused queues expire"
     BOUNDS = "queues have bounds"
     SINGLE_ACTIVE = "single active consumer"
+    UNCOUNTED = "``x-delivery-limit`` counts begun handlers only"
     COUNT = "``get`` says how many are left"
     CROWD = "consumers of all processes count"
     DURABLE = "messages outlive the server"
@@ -144,13 +145,23 @@ KINDS: Final[Mapping[str, Kind]] = {
         url=None,
         side=_memory,
         lacks={
+            Can.UNCOUNTED: "nothing counts deliveries, and none is limited",
             Can.CROWD: "the broker is in the process",
             Can.DURABLE: "the broker is in the process, and ends with it",
             Can.PROCESSES: "the broker is in the process",
             Can.SERVER: NO_SERVER,
         },
     ),
-    "amqp": Kind(title="AMQP", url="amqp_url", side=rabbitmq_side, server="own_rabbitmq"),
+    "amqp": Kind(
+        title="AMQP",
+        url="amqp_url",
+        side=rabbitmq_side,
+        server="own_rabbitmq",
+        lacks={
+            Can.UNCOUNTED: "RabbitMQ counts each delivery, and from 4.3 on all but those that go back "
+            "before their channel is closed",
+        },
+    ),
     "redis": Kind(
         title="Redis",
         url="redis_url",
@@ -204,6 +215,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.QUEUE_EXPIRY: "a tube without jobs costs nothing, and stays",
             Can.BOUNDS: "tubes have no bounds",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.UNCOUNTED: "the server counts reservations",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
         },
     ),
@@ -242,6 +254,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.QUEUE_EXPIRY: "queues of SQS stay",
             Can.BOUNDS: "queues of SQS have no bounds",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.UNCOUNTED: "SQS counts how often a message was received",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
             Can.DURABLE: f"{UNTESTED}at AWS they do, but the stand-in that the tests have forgets all",
@@ -263,6 +276,7 @@ EXAMPLES: Final[Mapping[str, Kind]] = {
             Can.QUEUE_EXPIRY: "nobody notes when a queue was used last",
             Can.BOUNDS: "nobody counts what waits in a queue",
             Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.UNCOUNTED: "the name of a file has one number for both",
             Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
             Can.SERVER: NO_SERVER,
@@ -311,6 +325,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     "what a broker tells of a delivery": (
         *("test_get_says_how_many_are_left", "test_message_arrives_as_it_was_sent"),
     ),
+    "limits of deliveries": ("test_what_no_handler_had_is_redelivered_and_does_not_count",),
     "a copy for each queue": ("test_copies_by_header", "test_copies_of_a_fan_out_are_apart"),
 }
 

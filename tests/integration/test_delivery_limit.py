@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from struct import pack
 from typing import Any
 
@@ -22,8 +23,11 @@ from greenconn.transport.amqp.queues import KnownQueues
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_wires import until
+from tests.integration.contract import Side, beanstalk_side, sqs_side
 
 CAME = 20.0
+#: Uses a queue for a while, and leaves.
+Use = Callable[[Connection, Queue, set[int]], None]
 #: The flags of a ``basic.nack``: one delivery, or all up to one.
 REQUEUE, REQUEUE_ALL = 2, 3
 LIMIT = 3
@@ -257,15 +261,21 @@ def channel_closed(connection: Connection, queue: Queue, seen: set[int]) -> None
     channel.close()
 
 
-@pytest.mark.parametrize("use", [stopped, closed, drained, channel_closed])
-def test_nothing_is_lost_by_coming_and_going(
-    use: Callable[[Connection, Queue, set[int]], None], newer_amqp_url: str, queue: Queue
-) -> None:
+def cancelled(connection: Connection, queue: Queue, seen: set[int]) -> None:
+    """A consumer that leaves its channel open."""
+    consumer = connection.Consumer([queue], callbacks=[], prefetch_count=50)
+    consumer.consume()
+    until(lambda: len(connection.connection.events))
+    consumer.cancel()
+
+
+def come_and_go(use: Use, url: str, queue: Queue, times: int) -> None:
+    """Consume more often than the limit allows; all sixty messages must have been seen at the end."""
     seen: set[int] = set()
-    for _ in range(2 * LIMIT + 2):
-        with Connection(newer_amqp_url) as connection:
+    for _ in range(times):
+        with Connection(url) as connection:
             use(connection, queue, seen)
-    with Connection(newer_amqp_url) as connection:
+    with Connection(url) as connection:
         queue = queue(connection.default_channel)
         deadline = Deadline(CAME)
         while len(seen) < 60:
@@ -274,6 +284,59 @@ def test_nothing_is_lost_by_coming_and_going(
                 seen.add(message.payload)
                 message.ack()
             assert not deadline.has_ended, f"{60 - len(seen)} messages are gone"
+
+
+@pytest.mark.parametrize("use", [stopped, closed, drained, channel_closed, cancelled])
+def test_nothing_is_lost_by_coming_and_going(use: Use, newer_amqp_url: str, queue: Queue) -> None:
+    come_and_go(use, newer_amqp_url, queue, 2 * LIMIT + 2)
+
+
+@pytest.mark.parametrize("use", [stopped, closed, drained])
+@pytest.mark.parametrize(
+    "store",
+    [
+        "redis_url",
+        "sqlite_url",
+        pytest.param("mongodb_url", marks=pytest.mark.full),
+        pytest.param("couchdb_url", marks=pytest.mark.full),
+    ],
+)
+def test_nothing_is_lost_in_a_store(
+    use: Use, store: str, unique: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(store)
+    queue = Queue(unique, queue_arguments={"x-delivery-limit": LIMIT})
+    with Connection(url) as connection:
+        queue(connection.default_channel).declare()
+        for number in range(60):
+            connection.Producer().publish(number, routing_key=unique)
+    come_and_go(use, url, queue, LIMIT + 1)
+    with Connection(url) as connection:
+        queue(connection.default_channel).delete()
+
+
+@pytest.mark.parametrize(
+    ("url", "side_of"), [("beanstalk_url", beanstalk_side), ("quick_sqs_url", sqs_side)]
+)
+def test_servers_that_count_themselves_count_all(
+    url: str, side_of: Callable[[str, str], Side], unique: str, request: pytest.FixtureRequest
+) -> None:
+    side = side_of(request.getfixturevalue(url), unique)
+    keeper = side.channel()
+    dead = side.queue(keeper)
+    arguments = {"x-delivery-limit": 2, "x-dead-letter-exchange": ""}
+    queue = side.queue(keeper, arguments={**arguments, "x-dead-letter-routing-key": dead})
+    side.send(keeper, "x", "", queue)
+    for _ in range(2):
+        channel = side.channel()
+        channel.basic_consume(queue, "tag", callback=print)
+        until(partial(len, channel.connection.events))
+        channel.connection.close()  # an open one might take it once more
+    assert keeper.basic_get(queue) is None
+    letter = side.get(keeper, dead)
+    assert letter.body == "x"
+    assert letter.headers["x-death"][0]["reason"] == "delivery_limit"
+    side.close()
 
 
 class Slow:

@@ -461,6 +461,59 @@ def test_recover_delivers_again(side: Side) -> None:
         message.ack()
 
 
+def cancelled(channel: Any, queue: str) -> None:
+    channel.basic_cancel("tag")
+    channel.flush_acks()
+
+
+def channel_closed(channel: Any, queue: str) -> None:
+    channel.close()
+
+
+def link_closed(channel: Any, queue: str) -> None:
+    channel.connection.close()
+
+
+def recovered(channel: Any, queue: str) -> None:
+    """As it comes again to the same consumer, it is put back once more."""
+    channel.basic_recover(requeue=True)
+    channel.basic_cancel("tag")
+    channel.connection.close()
+
+
+@needs(Can.UNCOUNTED)
+@pytest.mark.parametrize("leave", [cancelled, channel_closed, link_closed, recovered])
+@pytest.mark.parametrize("has_sink", [False, True])
+def test_what_no_handler_had_is_redelivered_and_does_not_count(
+    side: Side, has_sink: bool, leave: Callable[[Any, str], None]
+) -> None:
+    keeper = side.channel()
+    queue = side.queue(keeper, arguments={"x-delivery-limit": 2})
+    side.send(keeper, "x", "", queue)
+    for _ in range(3):
+        channel, sink = side.channel(), Store()
+        if has_sink:
+            channel.basic_consume(queue, "tag", sink=sink)
+            until(partial(len, sink))
+            if leave in (cancelled, recovered):
+                sink.requeue_unseen()
+                sink.clear()
+        else:
+            channel.basic_consume(queue, "tag", callback=print)
+            until(partial(len, channel.connection.events))
+        leave(channel, queue)
+    for count in (None, 1):
+        until(lambda: keeper.queue_declare(queue, passive=True).message_count == 1)
+        message = keeper.basic_get(queue)
+        assert (message.body, message.headers.get("x-delivery-count")) == ("x", count)
+        assert message.delivery_info["redelivered"]
+        copy = keeper.prepare_message(message.body, properties=message.properties)
+        message.requeue()  # a handler has had it
+    assert keeper.basic_get(queue) is None
+    keeper.basic_publish_confirm(copy, "", queue)
+    assert not side.get(keeper, queue).delivery_info["redelivered"]
+
+
 # -- prefetch
 
 

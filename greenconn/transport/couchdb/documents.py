@@ -40,6 +40,7 @@ from urllib.parse import quote, unquote
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.topology_port import Row
 from greenconn.jsoncodec import dumps, loads
+from greenconn.transport.virtual.envelope import mark_redelivered
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [
@@ -203,11 +204,18 @@ def is_held_as(doc: Document, handle: Handle) -> bool:
     return doc.get("owner") == owner and not is_waiting(doc["_rev"])
 
 
-def released(doc: Document, by: str, delay: float = 0.0, is_unseen: bool = False) -> Document:
+def released(
+    doc: Document,
+    by: str,
+    delay: float = 0.0,
+    is_unseen: bool = False,
+    is_unhandled: bool = False,
+) -> Document:
     """Return the next revision of a claimed message, which waits again.
 
     Arguments:
         by: names the link that gives it back.
+        is_unseen, is_unhandled: see :class:`~greenconn.broker.port.SettleRequest`.
     """
     # What was stored once more after it had gone is even, and was never claimed.
     free = {**doc, "payload": doc.get("held", doc.get("payload")), "freed": by}
@@ -215,9 +223,20 @@ def released(doc: Document, by: str, delay: float = 0.0, is_unseen: bool = False
     free.pop("owner", None)
     if delay:
         free["due_at"] = time.time() + delay
-    if is_unseen:
+    if is_unseen or is_unhandled:
         free["unseen"] = _unseen(doc) + 1
+    if is_unhandled:
+        free["payload"] = _marked_redelivered(free["payload"])
     return free
+
+
+def _marked_redelivered(payload: Any) -> Any:
+    try:
+        envelope = loads(payload)
+        mark_redelivered(envelope)
+        return dumps(envelope)
+    except Exception:  # a stranger's may be of any form
+        return payload
 
 
 def claim_of(doc: Document, handle: Handle, queue: str) -> Claimed:

@@ -280,8 +280,8 @@ class CouchStore(Store):
             for doc_id, doc in self._api.read(list(backs)).items():
                 request = backs[doc_id]
                 if is_held_as(doc, request.handle):
-                    by = self._owners.token
-                    docs.append(released(doc, by, request.delay, request.is_unseen))
+                    how = request.delay, request.is_unseen, request.is_unhandled
+                    docs.append(released(doc, self._owners.token, *how))
         if docs:
             for doc, result in zip(docs, self._api.write(docs), strict=True):
                 if "rev" in result and not doc.get("_deleted"):

@@ -6,7 +6,7 @@ A publish, an ack or a reject is decided when the hooks return, by the greenlet 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -69,8 +69,8 @@ class HookSettlements(Settlements):
             self._hold(delivery)
             raise
 
-    def requeue(self, deliveries: Iterable[Any]) -> None:
-        """Requeue *deliveries*."""
+    def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
+        """Requeue *deliveries*.  Hooks count nothing."""
         for delivery in self._told(deliveries, Settlement.REQUEUE):
             self._waking.wake(delivery.queue)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenconn.broker.channel import BrokerLink, StoreChannel
@@ -74,8 +74,8 @@ class Settlements:
     def ack_late(self, tag: Any) -> None:
         """Do nothing: the message went back to its queue when the link ended."""
 
-    def requeue(self, deliveries: Iterable[Message]) -> None:
-        """Requeue *deliveries* at their places in their queues."""
+    def requeue(self, deliveries: Iterable[Message], unhandled: Collection[Any] = ()) -> None:
+        """Requeue *deliveries* at their places in their queues.  Nothing here counts them."""
         by_queue: dict[Queue, list[Entry]] = {}
         for each in deliveries:
             by_queue.setdefault(each.entry.queue, []).append(each.entry)
@@ -211,7 +211,7 @@ class MemoryLink(BrokerLink):
             for consumer in channel.consumers.values():
                 consumer.stop()
         for channel in channels:
-            channel.deliveries.release()
+            channel.deliveries.release(())
 
 
 class Channel(StoreChannel[MemoryLink]):

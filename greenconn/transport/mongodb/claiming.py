@@ -24,6 +24,7 @@ from greenconn.transport.mongodb.documents import (
     DEAD_AT,
     EXPIRE_AT,
     HELD_EXPIRE_AT,
+    REDELIVERED,
     REQUEUE,
     Document,
     Handle,
@@ -216,21 +217,25 @@ class Claims:
         gone = [each.handle for each in requests if each.settlement is not Settlement.REQUEUE]
         if gone:
             self._messages.delete_many(_held_by(gone))
-        returned: dict[tuple[float, bool], list[Handle]] = {}
+        returned: dict[tuple[float, bool, bool], list[Handle]] = {}
         for each in requests:
             if each.settlement is Settlement.REQUEUE:
-                returned.setdefault((each.delay, each.is_unseen), []).append(each.handle)
-        for (delay, is_unseen), handles in returned.items():
-            self._messages.update_many(_held_by(handles), self._back(delay, is_unseen))
+                how = (each.delay, each.is_unseen, each.is_unhandled)
+                returned.setdefault(how, []).append(each.handle)
+        for how, handles in returned.items():
+            self._messages.update_many(_held_by(handles), self._back(*how))
 
-    def _back(self, delay: float, is_unseen: bool) -> Document:
+    def _back(self, delay: float, is_unseen: bool, is_unhandled: bool) -> Document:
+        noted: Document = {REDELIVERED: True} if is_unhandled else {}
         if delay > 0:
-            until = self._client.now() + timedelta(seconds=delay)
+            noted["due_at"] = self._client.now() + timedelta(seconds=delay)
             taken = {"claim": "", "lease_until": ""}
-            update: Document = {"$set": {"due_at": until}, "$unset": taken}
+            update: Document = {"$unset": taken}
         else:
             update = dict(REQUEUE)
-        if is_unseen:
+        if noted:
+            update["$set"] = noted
+        if is_unseen or is_unhandled:
             update["$inc"] = {"deliveries": -1}
         return update
 

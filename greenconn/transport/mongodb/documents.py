@@ -6,11 +6,14 @@ no program of kombu's, which looks for that, can take it: the name is in ``claim
 ``claim`` says by which claim, and ``lease_until`` when it comes back unless somebody renews that.  A
 message that is delayed looks the same, claimed by nobody until ``due_at``.  Renaming is one update of
 one document, which MongoDB does as a whole: a message is in one of the two states, whoever dies when.
+``deliveries`` counts the claims; one that was taken back before a handler began is not counted, and
+leaves ``redelivered``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -18,12 +21,14 @@ from bson import ObjectId
 
 from greenconn.broker.port import Claimed, Entry
 from greenconn.jsoncodec import loads
+from greenconn.transport.virtual.envelope import mark_redelivered
 
 __all__ = [
     "DEAD_AT",
     "EXPIRE_AT",
     "HELD_EXPIRE_AT",
     "HIGHEST",
+    "REDELIVERED",
     "REQUEUE",
     "Document",
     "Handle",
@@ -41,6 +46,8 @@ EXPIRE_AT: Final = "expire_at"
 DEAD_AT: Final = "dead_at"
 #: Where the former is while the message is claimed: the server must not remove it then.
 HELD_EXPIRE_AT: Final = "held_expire_at"
+#: A message has it that was delivered without being counted.
+REDELIVERED: Final = "redelivered"
 
 #: Requeues a claimed message.
 REQUEUE: Final[Document] = {
@@ -105,6 +112,9 @@ def claimed_of(
     try:
         envelope = loads(payload)
         if isinstance(envelope, dict):
+            if REDELIVERED in document:
+                with suppress(Exception):  # a stranger's may be of any form
+                    mark_redelivered(envelope)
             return Claimed(queue, envelope, handle, deliveries, dead=dead)
     except (TypeError, ValueError):
         pass  # not written by any of us

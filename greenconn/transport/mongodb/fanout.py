@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import DESCENDING
 from pymongo.errors import PyMongoError
 
-from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import end, spawn
 from greenconn.transport.mongodb.client import Client, TailCursor
-from greenconn.transport.mongodb.documents import Document, claimed_of
+from greenconn.transport.mongodb.documents import REDELIVERED, Document, claimed_of
 from greenconn.transport.mongodb.errors import LinkLost
 
 if TYPE_CHECKING:
@@ -153,13 +153,17 @@ class Broadcast:
 
     def put_back(self, copy: Copy) -> None:
         """Put back a message that was taken and not delivered.  Never switches."""
-        self.settle(copy, Settlement.REQUEUE, is_unseen=True)
+        self.settle(SettleRequest(copy, Settlement.REQUEUE, is_unseen=True))
 
-    def settle(self, copy: Copy, settlement: Settlement, *, is_unseen: bool) -> None:
+    def settle(self, request: SettleRequest) -> None:
         """Say what became of a message.  Never switches."""
+        copy: Copy = request.handle
         listener = self._listeners.get(copy.queue)
-        if settlement is Settlement.REQUEUE and listener is not None:
-            copy.deliveries += not is_unseen
+        if request.settlement is Settlement.REQUEUE and listener is not None:
+            if request.is_unhandled:
+                copy.document = {**copy.document, REDELIVERED: True}
+            elif not request.is_unseen:
+                copy.deliveries += 1
             listener.copies.appendleft(copy)
             self._wake(copy.queue, listener)
 

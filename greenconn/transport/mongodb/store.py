@@ -284,7 +284,7 @@ class MongoStore(Store):
         # Dead letters first: if we die between the two, there is one too many, and none too few.
         for each in self._with_copies(requests):
             if isinstance(each.handle, Copy):
-                self._broadcast.settle(each.handle, each.settlement, is_unseen=each.is_unseen)
+                self._broadcast.settle(each)
                 continue
             stored.append(each)
             if each.delay > 0 and (soonest is None or each.delay < soonest):

@@ -18,7 +18,13 @@ from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual import envelope
-from greenconn.transport.virtual.envelope import UNSENDABLE, Contents, contents_of, unsendable
+from greenconn.transport.virtual.envelope import (
+    UNSENDABLE,
+    Contents,
+    contents_of,
+    mark_redelivered,
+    unsendable,
+)
 from greenconn.transport.virtual.publishing import Envelope, copied, encoded
 
 if TYPE_CHECKING:
@@ -112,6 +118,8 @@ class Outgoing(Prepared):
             self.is_plain = False
         self.priority = own.pop("priority", priority or 0)
         self.delivery_info = own.pop("delivery_info", None)
+        if self.delivery_info:  # of a message that is sent on
+            self.delivery_info.pop("redelivered", None)
         for name in ("body_encoding", "delivery_tag"):
             own.pop(name, None)  # of a message that is sent on
         self.middle = self._middle()
@@ -175,8 +183,13 @@ class Outgoing(Prepared):
         }
 
 
-def marked_redelivered(raw: bytes) -> tuple[bytes, int, dict[str, Any] | None]:
+def marked_redelivered(
+    raw: bytes, *, is_counted: bool = True
+) -> tuple[bytes, int, dict[str, Any] | None]:
     """Mark a message as delivered before.
+
+    Arguments:
+        is_counted: False: no handler had begun with it, so that it has as many deliveries as before.
 
     Returns:
         the message, how often it was delivered, and its envelope; one that cannot be read stays as
@@ -186,11 +199,13 @@ def marked_redelivered(raw: bytes) -> tuple[bytes, int, dict[str, Any] | None]:
         envelope = loads(raw)
         headers = envelope.setdefault("headers", {})
         known = headers.get(DELIVERY_COUNT)
-        deliveries = (known if isinstance(known, int) and known > 0 else 0) + 1
-        headers[DELIVERY_COUNT] = deliveries
-        # Where kombu marks it.
+        deliveries = known if isinstance(known, int) and known > 0 else 0
+        if is_counted:
+            deliveries += 1
+            headers[DELIVERY_COUNT] = deliveries
+        # Where kombu marks it, too.
         headers["redelivered"] = True
-        envelope["properties"]["delivery_info"]["redelivered"] = True
+        mark_redelivered(envelope)
         return dumps(envelope).encode(), deliveries, envelope
     except Exception:
         return raw, 0, None
@@ -265,7 +280,4 @@ class Delivery(envelope.Delivery):
 
     @property
     def redelivered(self) -> bool:
-        if self.is_repeated:
-            return True
-        info = self.properties.get("delivery_info") or {}
-        return bool(info.get("redelivered") or self.headers.get("redelivered"))
+        return bool(self.is_repeated or super().redelivered or self.headers.get("redelivered"))

@@ -108,7 +108,7 @@ def number_of(field: str) -> int:
 
 def move_of(commands: Commands, disposition: Disposition) -> Move:
     """Return the move that settles a message; fan-out is published at once.  Never switches."""
-    message, settlement, _, entries, is_unseen = disposition
+    message, settlement, _, entries, is_unseen, is_unhandled = disposition
     field: str = message.handle
     number, queue, raw = number_of(field), message.queue, message.raw
     if settlement is not Settlement.REQUEUE:
@@ -116,7 +116,7 @@ def move_of(commands: Commands, disposition: Disposition) -> Move:
     if is_unseen:
         envelope = _read(raw)
     else:
-        raw, _, envelope = marked_redelivered(raw)
+        raw, _, envelope = marked_redelivered(raw, is_counted=not is_unhandled)
     return Move(number, field, queue, HEAD, [(list_of(commands.keys, queue, envelope), raw)])
 
 

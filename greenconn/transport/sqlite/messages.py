@@ -19,6 +19,7 @@ from greenconn.broker.port import (
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.sqlite.queues import Pipes, QueueRow, Queues, arm, armed
 from greenconn.transport.sqlite.sql import chunks, in_list, rows_of
+from greenconn.transport.virtual.envelope import mark_redelivered
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [
@@ -363,11 +364,12 @@ def settle(
 ) -> PutResult:
     """Settle what is held; what is not held any more stays as it is."""
     gone: list[Handle] = []
-    back: defaultdict[tuple[float, bool], list[Handle]] = defaultdict(list)
+    back: defaultdict[_Return, list[Handle]] = defaultdict(list)
     dead: list[SettleRequest] = []
     for request in requests:
         if request.settlement is Settlement.REQUEUE:
-            back[request.delay, request.is_unseen].append(request.handle)
+            how = _Return(request.delay, request.is_unseen, request.is_unhandled)
+            back[how].append(request.handle)
         elif request.entries and _holds(db, request.handle):
             dead.append(request)
         else:
@@ -384,7 +386,7 @@ def settle(
         ]
         refused += refusals[:1]
         if refusals:
-            back[claim.lease, False].append(request.handle)
+            back[_Return(claim.lease)].append(request.handle)
         else:
             gone.append(request.handle)
     late = len(gone)
@@ -401,26 +403,51 @@ def settle(
     return PutResult([], pipes, stored.dead, next_at, late, refused)
 
 
+class _Return(NamedTuple):
+    """The terms of a requeue: see :class:`~greenconn.broker.port.SettleRequest`."""
+
+    delay: float = 0.0
+    is_unseen: bool = False
+    is_unhandled: bool = False
+
+
 def _requeue(
-    db: sqlite3.Connection, back: Mapping[tuple[float, bool], Sequence[Handle]]
+    db: sqlite3.Connection, back: Mapping[_Return, Sequence[Handle]]
 ) -> tuple[set[int], float | None]:
     """Let others have messages; the queues of those, and when the first may be delivered."""
     now = time()
     returned: set[int] = set()
     next_at: float | None = None
-    for (delay, is_unseen), handles in back.items():
+    for (delay, is_unseen, is_unhandled), handles in back.items():
         at = now + delay if delay else None
+        state = READY if at is None else DELAYED
         next_at = earliest(next_at, at)
         for number, marks, values in _by_claim(handles):
             where = f"WHERE claim = ? AND id IN {marks}"
             found = db.execute(f"SELECT DISTINCT queue FROM messages {where}", (number, *values))
             returned.update(queue for (queue,) in found)
+            if is_unhandled:
+                _mark_redelivered(db, where, (number, *values))
             db.execute(
                 "UPDATE messages SET state = ?, at = ?, claim = NULL, deliveries = deliveries - ? "
                 + where,
-                (READY if at is None else DELAYED, at, is_unseen, number, *values),
+                (state, at, is_unseen or is_unhandled, number, *values),
             )
     return returned, next_at
+
+
+def _mark_redelivered(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> None:
+    """Note in messages that were delivered for the first time that they were."""
+    found = db.execute(f"SELECT id, envelope FROM messages {where} AND deliveries = 1", values)
+    marked: list[tuple[str, int]] = []
+    for id, text in found.fetchall():
+        try:
+            envelope = loads(text)
+            mark_redelivered(envelope)
+            marked.append((dumps(envelope), id))
+        except Exception:  # a stranger may have written it
+            continue
+    db.executemany("UPDATE messages SET envelope = ? WHERE id = ?", marked)
 
 
 def _by_claim(handles: Sequence[Handle]) -> list[tuple[int, str, list[Any]]]:

@@ -47,6 +47,9 @@ class ChannelPort(Protocol):
     def serve(self) -> None:
         """Let its consumers have what its bounds leave.  Never switches."""
 
+    def requeue_unseen(self, delivery_tag: Any) -> None:
+        """Requeue a delivery with which no handler has begun.  May switch."""
+
     def flush(self, timeout: float | None = None) -> None:
         """Return when the broker has all publishes and acks.  May switch."""
 

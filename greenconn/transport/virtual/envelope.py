@@ -33,6 +33,7 @@ __all__ = [
     "checked",
     "contents_in",
     "contents_of",
+    "mark_redelivered",
     "unsendable",
 ]
 
@@ -97,6 +98,15 @@ def checked(envelope: Any) -> Contents:
     return Contents(
         properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
     )
+
+
+def mark_redelivered(envelope: Any) -> None:
+    """Note in an envelope that its message was delivered before, where kombu notes it.
+
+    Raises:
+        Exception: it is no envelope; a stranger's may be of any form.
+    """
+    envelope["properties"].setdefault("delivery_info", {})["redelivered"] = True
 
 
 class Base64:
@@ -191,6 +201,9 @@ class Delivery(Message):
         self._state = "RECEIVED"
         self._decoded_cache = None
 
+    def _send_back(self) -> None:
+        self.channel.requeue_unseen(self.delivery_tag)
+
     def _contents(self) -> Contents:
         """Return what is in the envelope.
 
@@ -239,8 +252,9 @@ class Delivery(Message):
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was delivered before."""
-        raise NotImplementedError
+        """Whether it was delivered before; a delivery that did not count is noted in the envelope."""
+        info = self.properties.get("delivery_info") or {}
+        return bool(info.get("redelivered"))
 
     def _delivery_info(self) -> dict[str, Any]:
         info = self.properties.get("delivery_info") or {}

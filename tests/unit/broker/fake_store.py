@@ -24,6 +24,7 @@ from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.envelope import mark_redelivered
 
 __all__ = ["FakeBroker", "FakeStore", "FakeTransport"]
 
@@ -288,7 +289,11 @@ class FakeStore(Store):
                 )
             if request.settlement is Settlement.REQUEUE:
                 item.claim = 0
-                item.deliveries -= request.is_unseen
+                item.deliveries -= request.is_unseen or request.is_unhandled
+                if request.is_unhandled:
+                    envelope = deepcopy(item.entry.envelope)
+                    mark_redelivered(envelope)
+                    item.entry = item.entry._replace(envelope=envelope)
                 self._wake_others(queue)
             else:
                 self.fake_broker.items[queue].remove(item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import gevent
@@ -44,8 +44,10 @@ class Told:
     def ack_late(self, tag: Any) -> None:
         self.answers.append(("late", [tag]))
 
-    def requeue(self, deliveries: Iterable[Any]) -> None:
+    def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
         self.answers.append(("back", [each.delivery_tag for each in deliveries]))
+        if unhandled:
+            self.answers.append(("unhandled", sorted(unhandled)))
 
     def requeue_unseen(self, delivery: Any) -> None:
         self.answers.append(("unseen", [delivery.delivery_tag]))
@@ -177,8 +179,30 @@ def test_what_nobody_has_drained_goes_back_with_its_consumer(bench: Bench) -> No
     bench.consumer.backlog.extend([held["b"], held["c"]])
     bench.deliveries.ack("b", False)  # by its tag, before its event was drained
     bench.deliveries.stop(bench.consumer)
-    assert bench.told.answers == [("done", ["b"]), ("back", ["c"])]
+    assert bench.told.answers == [("done", ["b"]), ("back", ["c"]), ("unhandled", ["c"])]
     assert bench.held == "a"
+
+
+def test_what_no_handler_has_begun_with_does_not_count(bench: Bench) -> None:
+    held = bench.deliveries.unacked
+    bench.deliveries.requeue_unseen("a")
+    assert bench.told.answers == [("back", ["a"]), ("unhandled", ["a"])]
+    assert (bench.in_flight, bench.feed.resumed) == ((2, 2), 1)
+    bench.told.answers.clear()
+    bench.deliveries.requeue_unseen("a")  # again: does nothing
+    assert not bench.told.answers
+    bench.consumer.backlog.append(held["c"])
+    bench.deliveries.release([bench.consumer])
+    assert bench.told.answers == [("back", ["b", "c"]), ("unhandled", ["c"])]
+
+
+def test_recovery_counts_what_was_handled(bench: Bench) -> None:
+    bench.channel.consumers["tag"] = bench.consumer
+    bench.consumer.backlog.append(bench.deliveries.unacked["c"])
+    bench.deliveries.recover(True)
+    assert bench.told.answers == [("back", ["a", "b", "c"]), ("unhandled", ["c"])]
+    assert (bench.held, bench.consumer.stale) == ("", 1)
+    bench.channel.consumers.clear()
 
 
 def test_with_its_queue_what_nobody_has_drained_is_done(bench: Bench) -> None:
@@ -193,7 +217,8 @@ def test_a_closed_channel_takes_no_answer(bench: Bench) -> None:
         bench.deliveries.ack("a", False)
     with pytest.raises(RecoverableChannelError):
         bench.deliveries.reject("a", True)
-    bench.deliveries.release()
+    bench.deliveries.requeue_unseen("a")  # it goes back with the channel
+    bench.deliveries.release(())
     assert (bench.told.answers, bench.held) == ([("back", ["a", "b", "c"])], "")
 
 
@@ -201,7 +226,8 @@ def test_the_next_life_is_told_of_late_acks_only(bench: Bench) -> None:
     bench.channel.connection.end(RecoverableConnectionError("cut"))
     bench.deliveries.ack("a", False)
     bench.deliveries.reject("b", True)
-    bench.deliveries.release()
+    bench.deliveries.requeue_unseen("c")
+    bench.deliveries.release(())
     assert (bench.told.answers, bench.held) == ([("late", ["a"])], "abc")
 
 
