@@ -30,11 +30,11 @@ class Pending(Protocol):
 
     @property
     def pending(self) -> int:
-        """Bytes that have not left."""
+        """Amount (bytes, channels) that the end of the interpreter waits for."""
         ...
 
     def flush(self) -> None:
-        """Offer everything to the socket now.  Never switches."""
+        """Begin to send what is left.  Never switches."""
         ...
 
 

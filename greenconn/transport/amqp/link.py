@@ -28,12 +28,13 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
 )
-from greenconn.green import fork
+from greenconn.green import atexit, fork
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import Home
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
+from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 from greenconn.identity import program_name
 from greenconn.options import AmqpOptions
@@ -56,6 +57,8 @@ from greenconn.wire.amqp import (
 )
 
 if TYPE_CHECKING:
+    from gevent import Greenlet
+
     from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
@@ -168,6 +171,7 @@ class AmqpLink(Link):
         self._numbers = _ChannelNumbers()
         self._acking: list[Callable[[], None]] = []
         self._closing: Slot[None] | None = None
+        self._at_exit = _ExitRoundTrip(self)
         self._heartbeat_timer = HeartbeatTimer(where, self.end)
         self.secret = Secret(self)
         #: Of a RabbitMQ; None for another broker, and before the handshake.
@@ -225,6 +229,7 @@ class AmqpLink(Link):
         self.parser.channels = self.channels
         self._heartbeat_timer.start(float(self.heartbeat), self._stream)
         fork.register(self)
+        atexit.register(self._at_exit)
 
     def write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
         """Write a method of channel 0 whose arguments are packed.  Never switches."""
@@ -594,6 +599,47 @@ class AmqpLink(Link):
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Raise if the peer is dead; heartbeats are sent without anybody's help."""
         self.check_open()
+
+
+class _ExitRoundTrip:
+    """Waits at the end of the interpreter until the broker has handled what was published.
+
+    RabbitMQ drops what its channel process has not handled yet when the client is gone.  That process
+    works in order, so its reply to a later method shows that it has.  The method changes nothing, and
+    the connection stays as it is for what else runs at the end.
+
+    Arguments:
+        link: whose channels it asks.
+    """
+
+    __slots__ = ("__weakref__", "_calls", "_link")
+
+    def __init__(self, link: AmqpLink) -> None:
+        self._link = ref(link)
+        self._calls: list[Greenlet[..., Any]] = []
+
+    @property
+    def pending(self) -> int:
+        """Number of channels that the broker has not replied on."""
+        return sum(not call.ready() for call in self._calls)
+
+    def flush(self) -> None:
+        """Ask on each channel that has published.  Never switches."""
+        link = self._link()
+        if link is None or link.lost is not None or link.gate.blocked is not None:
+            return  # a broker that blocks the connection does not read
+        self._calls = [
+            spawn(f"exit:{link.where}", self._ask, channel)
+            for channel in link.channels.values()
+            if channel is not link and channel.is_open and channel.publisher.has_published
+        ]
+
+    @staticmethod
+    def _ask(channel: Channel) -> None:
+        try:
+            channel.flow(True)
+        except (AMQPError, OSError):
+            logger.debug("no reply at the end of the interpreter", exc_info=True)
 
 
 class _Intake:

@@ -253,6 +253,11 @@ class Publisher:
             self._channel.interrupted("a publish", exc)
             raise
 
+    @property
+    def has_published(self) -> bool:
+        """Whether something was published here."""
+        return bool(self._heads)
+
     def _make_head(
         self, exchange: str, routing_key: str, mandatory: bool, immediate: bool
     ) -> bytes:
