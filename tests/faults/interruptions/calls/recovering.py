@@ -27,6 +27,15 @@ def can_cut(target: Target) -> bool:
     return target.can_cut
 
 
+def cut(scene: Scene, *connections: Connection) -> None:
+    """End all links, and wait until *connections* have noticed.  May switch."""
+    noticing = [(each.session, each.session.generation) for each in connections]
+    scene.target.cut()
+    for session, before in noticing:
+        while session.is_open and session.generation == before:
+            turn()  # not longer: it comes back
+
+
 class Bench:
     """A connection that is cut before each run, with a queue and a consumer that comes back."""
 
@@ -48,11 +57,7 @@ class Bench:
 
     def cut(self) -> None:
         """End the link, and wait until that is noticed.  May switch."""
-        before = self.connection.session.generation
-        self.scene.target.cut()
-        session = self.connection.session
-        while session.is_open and session.generation == before:
-            turn()  # not longer: it comes back
+        cut(self.scene, self.connection)
 
     def whole(self) -> None:
         """One consumer, or none, and each message once.  May switch."""
@@ -163,10 +168,7 @@ def wait_ready(scene: Scene) -> Interruptible:
     assert consumer.wait_ready(SOON)
     try:
         while True:
-            before = connection.session.generation
-            scene.target.cut()
-            while connection.connected and connection.session.generation == before:
-                turn()  # not longer: it comes back
+            cut(scene, connection)
             ended((yield lambda: consumer.wait_ready(SOON)))
             publish(queue, "x", connection=connection, timeout=SOON)
             until(lambda: got, SOON)
@@ -187,8 +189,7 @@ def rpc_call(scene: Scene) -> Interruptible:
     assert rpc.call(queue, 0, connection=connection, timeout=SOON) == 0
     try:
         while True:
-            scene.target.cut()
-            gevent.sleep(0.005)  # all of them have noticed
+            cut(scene, serving, connection)
             until(lambda: server.wait_ready(SOON) and scene.consumers(connection, queue) == 1)
             run = yield lambda: rpc.call(queue, 1, connection=connection, timeout=SOON)
             if ended(run):
@@ -207,16 +208,19 @@ def rpc_call(scene: Scene) -> Interruptible:
 def pool_acquire(scene: Scene) -> Interruptible:
     pool = scene.connection(opened=False).Pool(2)
 
+    used: set[Connection] = set()
+
     def use() -> None:
         with pool.acquire(block=True, timeout=SOON) as connection:
             connection.ensure_connection(max_retries=3)
+            used.add(connection)
             connection.default_channel.basic_qos(0, 1, False)
 
     try:
         while True:
             use()
-            scene.target.cut()
-            gevent.sleep(0.005)  # it has noticed
+            cut(scene, *used)
+            used.clear()
             ended((yield use))
             assert pool.stats()["in_use"] == 0
             with pool.acquire() as connection:
