@@ -9,6 +9,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.exceptions import RecoverableConnectionError
+from tests.fix_wires import until
 
 CAME = 20.0
 
@@ -41,8 +42,7 @@ def test_one_whose_caller_was_killed(amqp_url: str, unique: str) -> None:
             channel.basic_cancel(tag)
             channel.basic_qos(0, 1, False)  # its answer overtakes that of the consumer's queue
         channel.queue_purge(unique)
-        gevent.sleep(0.05)
-        assert channel.queue_declare(unique, passive=True).consumer_count == 0
+        until(lambda: channel.queue_declare(unique, passive=True).consumer_count == 0)
         assert connection.session.generation == 1
 
 
