@@ -19,11 +19,10 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
-    WrongHub,
 )
 from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_wires import until
-from tests.unit.broker.conftest import Opener
+from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -398,18 +397,7 @@ def test_other_threads_are_refused(channel: Channel) -> None:
         lambda: channel.queue_declare("q"),
     ]
 
-    def refused() -> list[bool]:
-        outcomes = []
-        for call in calls:
-            try:
-                call()
-            except WrongHub:
-                outcomes.append(True)
-            else:
-                outcomes.append(False)
-        return outcomes
-
-    assert gevent.get_hub().threadpool.apply(refused) == [True] * len(calls)
+    assert refused_elsewhere(calls) == [True] * len(calls)
     assert channel.is_open
 
 

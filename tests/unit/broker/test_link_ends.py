@@ -10,10 +10,10 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.link import StoreLink
-from greenconn.exceptions import RecoverableConnectionError, WrongHub
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
-from tests.unit.broker.conftest import Opener
+from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import EachStore, FakeBroker, Item
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -35,18 +35,7 @@ def raising(exc: BaseException) -> Any:
 def test_other_threads_may_neither_flush_nor_close(link: StoreLink) -> None:
     calls: list[Callable[[], object]] = [lambda: link.flush(Deadline(1)), link.close]
 
-    def refused() -> list[bool]:
-        outcomes = []
-        for call in calls:
-            try:
-                call()
-            except WrongHub:
-                outcomes.append(True)
-            else:
-                outcomes.append(False)
-        return outcomes
-
-    assert gevent.get_hub().threadpool.apply(refused) == [True, True]
+    assert refused_elsewhere(calls) == [True, True]
     assert link.is_open
 
 
