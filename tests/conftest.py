@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,18 +93,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     A test that takes the fixture ``long`` has a short size too, so it runs always.
     """
     if (mine := config.stash[share]) is not None:  # files that were named are read all the same
-        others = [item for item in items if not mine.has(item.path)]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if mine.has(item.path)]
+        has = mine.has
+        _select(config, items, lambda item: has(item.path))
     quarantine(items)
     if newer.is_wanted():
-        others = [item for item in items if not _uses_newer_server(item)]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if _uses_newer_server(item)]
+        _select(config, items, _uses_newer_server)
     if not config.getoption("--full"):
-        left = [item for item in items if item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        _select(config, items, lambda item: item.get_closest_marker("full") is None)
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="runs only with --long")
@@ -112,6 +107,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         has_short_size = "long" in getattr(item, "fixturenames", ())
         if item.get_closest_marker("long") and not has_short_size:
             item.add_marker(skip)
+
+
+def _select(
+    config: pytest.Config, items: list[pytest.Item], is_wanted: Callable[[pytest.Item], bool]
+) -> None:
+    """Leave only the tests that are wanted, and report the others as deselected."""
+    wanted: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        (wanted if is_wanted(item) else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = wanted
 
 
 def _uses_newer_server(item: pytest.Item) -> bool:

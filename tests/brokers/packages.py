@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.brokers import newer
@@ -69,13 +70,7 @@ def find_redis(scratch: Path, program: str | None = None) -> Programs:
     """
     if newer.is_wanted():
         return newer.find(f"{program or newer.redis_server()}-server", scratch)
-    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
-    for name in REDIS_PROGRAMS:
-        server = shutil.which(name, path=path)
-        if server:
-            return Programs(server=Path(server))
-    root = _unpacked("redis-server", scratch)
-    return Programs(server=root / "usr/bin/redis-server", root=root)
+    return _find(REDIS_PROGRAMS, "redis-server", scratch)
 
 
 def find_beanstalkd(scratch: Path) -> Programs:
@@ -86,12 +81,18 @@ def find_beanstalkd(scratch: Path) -> Programs:
     """
     if newer.is_wanted():
         return newer.find("beanstalkd", scratch)
+    return _find(("beanstalkd",), "beanstalkd", scratch)
+
+
+def _find(names: Sequence[str], package: str, scratch: Path) -> Programs:
+    """Find an installed program of *names*, or unpack the *package* whose program has its name."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/bin", "/usr/local/bin"))
-    server = shutil.which("beanstalkd", path=path)
-    if server:
-        return Programs(server=Path(server))
-    root = _unpacked("beanstalkd", scratch)
-    return Programs(server=root / "usr/bin/beanstalkd", root=root)
+    for name in names:
+        server = shutil.which(name, path=path)
+        if server:
+            return Programs(server=Path(server))
+    root = _unpacked(package, scratch)
+    return Programs(server=root / "usr/bin" / package, root=root)
 
 
 def find_faketime(scratch: Path) -> Path:
