@@ -105,8 +105,8 @@ class Side:
         """Return whether the broker is RabbitMQ of that version or a later one."""
         if self.kind != "amqp":
             return False
-        version = self.links[0].server_version
-        return bool(version >= (major, minor))
+        version: tuple[int, int] | None = self.links[0].server_version
+        return version is not None and version >= (major, minor)
 
     def name(self, what: str = "q") -> str:
         """A name that no other test uses."""
