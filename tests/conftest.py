@@ -25,6 +25,7 @@ pytest_plugins = [
     "tests.fix_couchdb",
     "tests.fix_leaks",
     "tests.fix_mongodb",
+    "tests.fix_pauses",
     "tests.fix_peer",
     "tests.fix_relay",
     "tests.fix_scripted",
