@@ -1,7 +1,11 @@
-"""Remote control of processes by mailboxes, with replies (kombu.pidbox).
+"""Remote control of an application's processes by broadcast commands (kombu.pidbox).
 
-A :class:`Mailbox` names an application; each of its processes runs a :class:`Node` that listens.
-``cast`` and ``abcast`` send a command, ``call`` and ``multi_call`` also collect the replies.
+A :class:`Mailbox` belongs to an application; each process of the application runs a :class:`Node`.
+``cast`` and ``abcast`` send a command; ``call`` and ``multi_call`` also collect the replies.
+
+A node consumes from a queue of its own, ``<hostname>.<namespace>.pidbox``.  All replies to one mailbox
+go to its reply queue; each carries the ticket of the call that it answers, so that several greenlets
+can call at once.
 """
 
 from __future__ import annotations
@@ -43,15 +47,15 @@ __all__ = ["REPLY_QUEUE_EXPIRES", "W_PIDBOX_IN_USE", "Mailbox", "Node"]
 
 logger = get_logger("greenconn.pidbox")
 
-#: Seconds after which the broker deletes an unused queue of replies.
+#: Seconds after which the broker deletes an unused reply queue.
 REPLY_QUEUE_EXPIRES: Final = 10
 
-#: Tickets whose replies are kept although nobody waits for them yet, and replies to one of them.
+#: Limit of tickets without a caller whose replies are kept, and of the replies kept for each.
 UNCLAIMED: Final = 100
-#: Logical clocks beyond this were never counted to, and would not fit into a header before long.
+#: Limit of logical clocks.  No process counts this far; a higher value would soon overflow a header.
 LATEST: Final = 1 << 62
 
-#: What is wrong with a reply or its address, not with the connection.
+#: Errors that concern a single reply or its address, not the connection.
 _UNSENT: Final = (ChannelError, SerializationError, SerializerNotInstalled, TypeError, ValueError)
 
 W_PIDBOX_IN_USE: Final = (
@@ -63,19 +67,19 @@ Handler = Callable[..., Any]
 
 
 class Node:
-    """Carries out commands that come to a mailbox.
+    """A process that executes the commands sent to a mailbox.
 
-    A handler is called as ``handler(state, **arguments)``; what it returns is the reply.
+    A handler is called as ``handler(state, **arguments)``; its return value is the reply.
 
     Arguments:
-        hostname: the name of the node: commands may be for it alone.
-        state: given to the handlers.
-        channel: where it listens and replies.
-        handlers: by the names of their commands.
-        mailbox: the :class:`Mailbox` whose node it is.
+        hostname: the name of the node, by which a command can address it.
+        state: the first argument of each handler.
+        channel: the channel to consume and to reply on.
+        handlers: command names -> handlers.
+        mailbox: the :class:`Mailbox` that the node belongs to.
 
     Attributes:
-        refused: messages that were no commands, or could not be decoded.
+        refused: the number of messages that were not valid commands or could not be decoded.
     """
 
     hostname: Any = None
@@ -107,14 +111,17 @@ class Node:
         accept: Any = None,
         **options: Any,
     ) -> messaging.Consumer:
-        """Make the consumer of the node's queue; a warning tells if another node has it.  May switch.
+        """Return a consumer of the node's queue.  May switch.
+
+        Warns if another node already consumes from that queue.
 
         Arguments:
-            accept: content types; None is what the mailbox says.
-            options: of :class:`greenconn.Consumer`.
+            channel: None is the channel of the node.
+            accept: accepted content types; None is those of the mailbox.
+            options: further arguments of :class:`greenconn.Consumer`.
 
         Raises:
-            InconsistencyError: another connection holds the exclusive queue.
+            InconsistencyError: the queue is exclusive to another connection.
         """
         queue = self.mailbox.get_queue(self.hostname)
         queue.on_declared = self._warn_of_others
@@ -127,7 +134,8 @@ class Node:
                 **options,
             )
         except ChannelError as exc:
-            if getattr(exc, "code", None) != ResourceLocked.code:  # a transport may have its own
+            # By code, since a transport may raise a class of its own.
+            if getattr(exc, "code", None) != ResourceLocked.code:
                 raise
             raise InconsistencyError(W_PIDBOX_IN_USE.format(node=self)) from exc
 
@@ -136,26 +144,29 @@ class Node:
             warnings.warn(W_PIDBOX_IN_USE.format(node=self), stacklevel=2)
 
     def handler(self, fun: Handler) -> Handler:
-        """Decorate a function to carry out the command of its name.
+        """Register *fun* as the handler of the command with its name, and return it.
 
         Raises:
-            TypeError: a call of it would run nothing, since it is ``async def`` or a generator.
+            TypeError: *fun* is ``async def`` or a generator, so that calling it would run nothing.
         """
         check_runs("handler", fun)
         self.handlers[fun.__name__] = fun
         return fun
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
-        """Log a command that cannot be decoded."""
+        """Log and count a command that cannot be decoded."""
         self.refused += 1
         logger.error("cannot decode a command to %s: %r", self.hostname, exc)
 
     def listen(
         self, channel: Channel | None = None, callback: Callable[[Any, Any], Any] | None = None
     ) -> messaging.Consumer:
-        """Consume commands; whoever drains the connection carries them out.  May switch.
+        """Start to consume commands, and return the consumer.  May switch.
+
+        A command is executed in the greenlet that drains the connection.
 
         Arguments:
+            channel: None is the channel of the node.
             callback: called as ``callback(body, message)``; None is :meth:`handle_message`.
         """
         consumer = self.Consumer(
@@ -174,9 +185,15 @@ class Node:
         ticket: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Carry out a command and return its reply, which is also sent if *reply_to* is given.
+        """Execute a command and return its reply.  Switches to send the reply if *reply_to* is given.
 
-        An error in the handler becomes the reply ``{"error": repr(exc)}``.
+        If the handler raises, the reply is ``{"error": repr(exc)}``.
+
+        Arguments:
+            method: the name of the command.
+            arguments: keyword arguments of the handler.
+            reply_to: the exchange and the routing key for the reply; None sends none.
+            ticket: the ticket of the call, sent back with the reply.
         """
         arguments = arguments or {}
         logger.debug("%s received %s%s", self.hostname, method, ", with reply" if reply_to else "")
@@ -191,9 +208,9 @@ class Node:
         return reply
 
     def _reply_to(self, address: Mapping[str, Any], reply: Any, ticket: str | None) -> None:
-        """Send a reply where a command says; that there is no such place is its own matter."""
+        """Send a reply to *address*, which came with the command: log it if that is impossible."""
         try:
-            # By keyword, as kombu calls it: a program's own may take only what it needs.
+            # By keyword, like kombu: an override may accept only those that it uses.
             self.reply(
                 reply,
                 exchange=address["exchange"],
@@ -201,14 +218,14 @@ class Node:
                 ticket=ticket,
             )
         except _UNSENT as exc:
-            self._refuse(f"its reply cannot be sent: {exc}")
+            self._refuse(f"cannot send the reply: {exc}")
 
     def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """Call the handler of a command.
+        """Call the handler of a command and return its reply.
 
         Raises:
-            KeyError: there is none.
-            TypeError: its call ran nothing.
+            KeyError: no handler is registered for *method*.
+            TypeError: the handler returned a coroutine or a generator, so that nothing ran.
         """
         reply = self.handlers[method](self.state, **(arguments or {}))
         if reply is not None:
@@ -216,33 +233,33 @@ class Node:
         return reply
 
     def handle_call(self, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Carry out a command that wants a reply."""
+        """Execute a command whose sender waits for the reply."""
         return self.handle(method, arguments)
 
     def handle_cast(self, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Carry out a command that wants none."""
+        """Execute a command whose sender does not wait for a reply."""
         return self.handle(method, arguments)
 
     def handle_message(self, body: Mapping[str, Any], message: Message | None = None) -> Any:
-        """Carry out the command in *body* if it is for this node.
+        """Execute the command in *body* if it is addressed to this node, and return its reply.
 
-        One that no mailbox sends is logged and counted in :attr:`refused`.
+        A malformed command is logged and counted in :attr:`refused`.
         """
         if message:
             self.adjust_clock(clock_of(message))
         if not _is_command(body):
-            self._refuse("it must be a mapping with a method")
+            self._refuse("invalid command: body must be a mapping with the keys of a command")
             return None
         try:
             is_meant = self._is_meant(body)
-        except Exception as exc:  # of a matcher, which anybody may register
-            self._refuse(f"its pattern is invalid: {exc!r}")
+        except Exception as exc:  # a registered matcher is user code
+            self._refuse(f"invalid command: cannot match the pattern: {exc!r}")
             return None
         return self.dispatch(**body) if is_meant else None
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
-        logger.error("%s ignores a command: %s", self.hostname, why)
+        logger.error("node %s: %s", self.hostname, why)
 
     dispatch_from_message = handle_message
 
@@ -270,7 +287,7 @@ class Node:
 
 
 def _is_command(body: Any) -> bool:
-    """Return whether *body* has the form of what a mailbox sends."""
+    """Return whether *body* has the form of a command as :class:`Mailbox` sends it."""
     if not isinstance(body, Mapping) or not all(isinstance(name, str) for name in body):
         return False
     address = body.get("reply_to")
@@ -293,26 +310,27 @@ def _is_command(body: Any) -> bool:
 
 
 class Mailbox:
-    """Sends commands to the nodes of an application, and collects what they reply.
+    """A client that sends commands to the nodes of an application and collects their replies.
 
     Any number of greenlets may use one mailbox on one connection.
 
     Arguments:
         namespace: the name of the application.
-        type: of the exchange: "direct", or "fanout" so that commands reach all nodes.
-        connection: a connection; ``mailbox(connection)`` gives a mailbox with another one.
-        clock: a logical clock that is sent along.
-        accept: content types of commands and replies.
-        serializer: of commands and replies.
-        producer_pool: where producers come from; may be lazy.
-        queue_ttl: seconds that a command lives in a node's queue.
+        type: type of the command exchange; "fanout" reaches all nodes.
+        connection: the connection to use; ``mailbox(connection)`` returns a copy with another one.
+        clock: a logical clock; its value is a header of each command and reply.
+        accept: accepted content types of commands and replies.
+        serializer: serializer of commands and replies.
+        producer_pool: the pool to acquire producers from; may be lazy.
+        queue_ttl: seconds after which a command expires in a node's queue.
         queue_expires: seconds after which an unused queue of a node is deleted.
-        queue_durable: whether queues survive the broker, and their last consumer.
-        queue_exclusive: whether queues are for their connection alone.
-        reply_queue_ttl, reply_queue_expires: of the queue of replies.
+        queue_durable: whether queues survive a restart of the broker, and their last consumer.
+        queue_exclusive: whether queues are exclusive to their connection.
+        reply_queue_ttl: seconds after which a reply expires in the reply queue.
+        reply_queue_expires: seconds after which an unused reply queue is deleted.
 
     Raises:
-        ValueError: the queues are to be exclusive and durable.
+        ValueError: both *queue_exclusive* and *queue_durable* are true.
     """
 
     node_cls: ClassVar[type[Node]] = Node
@@ -345,8 +363,8 @@ class Mailbox:
     ) -> None:
         if queue_exclusive and queue_durable:
             raise ValueError(
-                "queue_exclusive and queue_durable cannot both be True: an exclusive queue goes with "
-                "its connection"
+                "queue_exclusive and queue_durable cannot both be True: an exclusive queue is "
+                "deleted with its connection"
             )
         self.namespace = namespace
         self.connection = connection
@@ -370,7 +388,7 @@ class Mailbox:
     def __call__(self, connection: Connection) -> Mailbox:
         bound = copy(self)
         bound.connection = connection
-        # Its own queue of replies: two connections cannot share an exclusive one.
+        # A reply queue of its own: two connections cannot share an exclusive queue.
         bound.__dict__.pop("reply_queue", None)
         bound._replies = Replies()
         return bound
@@ -382,7 +400,12 @@ class Mailbox:
         channel: Channel | None = None,
         handlers: dict[str, Callable[..., Any]] | None = None,
     ) -> Node:
-        """Make a node, by default with the name of this host."""
+        """Return a node of this mailbox.
+
+        Arguments:
+            hostname: the name of the node; None is the name of this host.
+            state, channel, handlers: see :class:`Node`.
+        """
         name = hostname or platform.node()
         return self.node_cls(name, state, channel, handlers, mailbox=self)
 
@@ -397,19 +420,20 @@ class Mailbox:
         callback: Callable[[Any], Any] | None = None,
         channel: Channel | None = None,
     ) -> Any:
-        """Send a command to some nodes and return their replies.  May switch.
+        """Send a command to the named nodes and return their replies.  May switch.
 
         Arguments:
             destination: names of nodes.
+            command: the name of the command.
             kwargs: arguments of the command.
-            timeout: seconds for all replies; None waits for as many as there are destinations.
-            callback: called with each reply as it comes.
+            timeout: seconds to collect replies; None waits until each destination has replied.
+            callback: called with each reply when it arrives.
 
         Returns:
             A list of ``{hostname: reply}``.
 
         Raises:
-            ValueError: *destination* is no list.
+            ValueError: *destination* is not a list or tuple.
         """
         return self._broadcast(
             command,
@@ -427,11 +451,15 @@ class Mailbox:
         command: str,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Send a command to some nodes, without replies.  May switch."""
+        """Send a command to the named nodes without waiting for replies.  May switch.
+
+        Raises:
+            ValueError: *destination* is not a list or tuple.
+        """
         return self._broadcast(command, kwargs, destination, reply=False)
 
     def abcast(self, command: str, kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Send a command to all nodes, without replies.  May switch."""
+        """Send a command to all nodes without waiting for replies.  May switch."""
         return self._broadcast(command, kwargs, reply=False)
 
     def multi_call(
@@ -443,12 +471,17 @@ class Mailbox:
         callback: Callable[[Any], Any] | None = None,
         channel: Channel | None = None,
     ) -> Any:
-        """Send a command to all nodes and return what they reply within *timeout*.  May switch.
+        """Send a command to all nodes and return their replies.  May switch.
 
         Arguments:
-            timeout: seconds for all replies.
-            limit: return when there are so many.
-            callback: called with each reply as it comes.
+            command: the name of the command.
+            kwargs: arguments of the command.
+            timeout: seconds to collect replies; None waits for *limit* replies.
+            limit: the number of replies to return after; None collects until *timeout*.
+            callback: called with each reply when it arrives.
+
+        Returns:
+            A list of ``{hostname: reply}``.
         """
         return self._broadcast(
             command,
@@ -464,11 +497,11 @@ class Mailbox:
 
     @property
     def oid(self) -> str:
-        """Identifier of this mailbox, and the routing key of its replies."""
+        """The identifier of this mailbox, which is the routing key of its replies."""
         return oid_from(self)
 
     def get_reply_queue(self) -> Queue:
-        """Make the queue of this mailbox's replies."""
+        """Return a new entity for the reply queue."""
         oid = self.oid
         return Queue(
             f"{oid}.{self.reply_exchange.name}",
@@ -483,11 +516,11 @@ class Mailbox:
 
     @cached_property
     def reply_queue(self) -> Queue:
-        """The queue of this mailbox's replies."""
+        """The reply queue of this mailbox."""
         return self.get_reply_queue()
 
     def get_queue(self, hostname: str) -> Queue:
-        """Make the queue of a node."""
+        """Return a new entity for the queue of a node."""
         return Queue(
             f"{hostname}.{self.namespace}.pidbox",
             exchange=self.exchange,
@@ -500,14 +533,14 @@ class Mailbox:
 
     @cached_property
     def producer_pool(self) -> Any:
-        """The pool of producers, if there is one."""
+        """The pool to acquire producers from, or None."""
         return maybe_evaluate(self._producer_pool)
 
     @contextmanager
     def producer_or_acquire(
         self, producer: Any = None, channel: Channel | None = None
     ) -> Iterator[Any]:
-        """Use *producer*, one of the pool, or one on *channel*.  May switch."""
+        """Yield *producer*, one acquired from the pool, or a new one on *channel*.  May switch."""
         if producer:
             yield producer
         elif self.producer_pool:
@@ -541,7 +574,7 @@ class Mailbox:
                     **opts,
                 )
             except InconsistencyError:
-                pass  # the queue has gone, and with it who asked
+                pass  # the reply queue was deleted: its caller no longer waits
 
     def _publish(
         self,
@@ -594,10 +627,10 @@ class Mailbox:
         matcher: str | None = None,
     ) -> Any:
         if destination is not None and not isinstance(destination, (list, tuple)):
-            raise ValueError(f"destination must be a list of names of nodes, got {destination!r}")
+            raise ValueError(f"destination must be a list of node names, got {destination!r}")
         for name, text in (("pattern", pattern), ("matcher", matcher)):
             if text is not None and not isinstance(text, str):
-                raise ValueError(f"{name} must be text, or None, got {text!r}")
+                raise ValueError(f"{name} must be text or None, got {text!r}")
         channel = self._channel(channel)
         ticket = uuid() if reply else None
         self._publish(
@@ -628,7 +661,7 @@ class Mailbox:
         channel: Channel | None = None,
         accept: Collection[str] | None = None,
     ) -> list[Any]:
-        """Return the replies with *ticket*.  May switch."""
+        """Collect and return the replies with *ticket*.  May switch."""
         deadline = Deadline(timeout)
         accepted = prepare_accept_content(self.accept if accept is None else accept)
         channel = self._channel(channel)
@@ -644,7 +677,7 @@ class Mailbox:
                     try:
                         body = message.decode()
                     except (SerializationError, SerializerNotInstalled) as exc:
-                        logger.error("a reply to %s cannot be decoded: %s", self.namespace, exc)
+                        logger.error("cannot decode a reply to %s: %s", self.namespace, exc)
                         continue
                     if callback:
                         callback(body)
@@ -665,8 +698,9 @@ def _exchange(name: str, type: str) -> Exchange:
 class Replies:
     """The sink of all consumers of a mailbox's reply queue.
 
-    Several greenlets may collect at once: the broker gives each reply to any of their consumers, and
-    its ticket says whose it is.  Those of a ticket that nobody has asked for are kept for a while.
+    Several greenlets may collect at once.  The broker delivers a reply to any of their consumers; its
+    ticket tells which greenlet it belongs to.  A reply to an unknown ticket is kept for later: a caller
+    may publish its command before it collects.
     """
 
     def __init__(self) -> None:
@@ -674,10 +708,10 @@ class Replies:
         self._collecting: dict[str, Inbox[Any]] = {}
         self._unclaimed: LRUCache[str, list[Any]] = LRUCache(limit=UNCLAIMED)
 
-    # In the reader.
+    # Called by the reader of the connection: these never switch.
 
     def deliver(self, message: Message) -> None:
-        """Hand a reply to the greenlet with its ticket."""
+        """Pass a reply to the greenlet that collects its ticket; drop one that has expired."""
         if self.taken is not None:
             self.taken(message)
         headers = message.headers
@@ -685,10 +719,10 @@ class Replies:
         if isinstance(expires, (int, float)) and 0 < expires < time():
             return
         if ticket is None and len(self._collecting) == 1:
-            # Of a node that sends no tickets: it can be nobody else's.
+            # From a node that sends no tickets: it belongs to the only greenlet that collects.
             next(iter(self._collecting.values())).put(message)
         elif not isinstance(ticket, str):
-            return  # of nobody who has asked
+            return  # no greenlet can collect it
         elif ticket in self._collecting:
             self._collecting[ticket].put(message)
         elif ticket in self._unclaimed:
@@ -699,23 +733,23 @@ class Replies:
             self._unclaimed[ticket] = [message]
 
     def cancelled(self, exc: BaseException) -> None:
-        """Let all who wait raise *exc*: no more replies will come."""
+        """Raise *exc* in all greenlets that collect, as the consumer was cancelled."""
         for inbox in self._collecting.values():
             inbox.fail(exc)
 
     def requeue_unseen(self) -> None:
         """Do nothing: replies need no ack."""
 
-    # In those who collect.
+    # Called by the greenlets that collect.
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody collects."""
+        """Whether no greenlet collects."""
         return not self._collecting
 
     @contextmanager
     def of(self, ticket: str) -> Iterator[Inbox[Any]]:
-        """Collect the replies with *ticket* while this context lasts."""
+        """Yield an inbox that gets the replies with *ticket* while the context is open."""
         inbox = self._collecting[ticket] = Inbox()
         for message in self._unclaimed.data.pop(ticket, ()):
             inbox.put(message)
@@ -726,7 +760,7 @@ class Replies:
 
 
 def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iterator[Any]:
-    """Yield *limit* messages at most (None, 0: without limit), until the deadline.  May switch."""
+    """Yield messages until the deadline, at most *limit* (None or 0: unlimited).  May switch."""
     taken = 0
     while not limit or taken < limit:
         try:
@@ -738,6 +772,6 @@ def taken_from(inbox: Inbox[Any], limit: int | None, deadline: Deadline) -> Iter
 
 
 def clock_of(message: Message) -> int:
-    """Return the logical clock that came with *message*; 0 where there is none that can be believed."""
+    """Return the logical clock in the headers of *message*; 0 if it is missing or implausible."""
     clock = message.headers.get("clock")
     return clock if isinstance(clock, int) and 0 < clock < LATEST else 0

@@ -81,7 +81,7 @@ def test_a_call_is_for_some_nodes(mailbox: Mailbox, node: MakeNode) -> None:
     node("a", add=add)
     node("b", add=add)
     assert mailbox.call(["b"], "add", {"x": 2, "y": 2}, timeout=20) == [{"b": 4}]
-    with pytest.raises(ValueError, match="must be a list of names of nodes, got 'b'"):
+    with pytest.raises(ValueError, match="must be a list of node names, got 'b'"):
         mailbox.call("b", "add")
 
 
@@ -92,7 +92,7 @@ def test_a_pattern_chooses_nodes(mailbox: Mailbox, node: MakeNode) -> None:
         "add", {"x": 1, "y": 1}, reply=True, timeout=20, limit=1, pattern="web*", matcher="glob"
     )
     assert replies == [{"web1": 2}]
-    with pytest.raises(ValueError, match="pattern must be text, or None, got 7"):
+    with pytest.raises(ValueError, match="pattern must be text or None, got 7"):
         mailbox._broadcast("add", pattern=7, matcher="glob")  # type: ignore[arg-type]
 
 
