@@ -1,7 +1,7 @@
-"""Options: each setting with its type, unit, default and reason.
+"""Options of connections and transports, each with its type, unit, default and the reason for it.
 
-Each class is frozen and checks itself once, when it is made.  :func:`typed_query` turns the text of
-URL options into values, :func:`from_transport_options` takes what a class knows out of a mapping.
+An options class is frozen and validates its values once, when it is created.  :func:`typed_query`
+converts the options of a URL to values; :func:`from_transport_options` makes options of a mapping.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Final,
     TypeVar,
@@ -32,9 +31,6 @@ from greenconn.checks import (
 )
 from greenconn.records import Record
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "BROKER_HEARTBEAT",
     "CONNECTION_QUERY",
@@ -50,12 +46,12 @@ __all__ = [
 
 O = TypeVar("O", bound=Record)  # noqa: E741 - an options class
 
-#: Seconds that a ``Retry`` may wait at most: the message stays unacked all the while.
+#: Maximum seconds of a delay of ``Retry``, as the message stays unacked for so long.
 LONGEST_RETRY_DELAY: Final = 60.0
 
 
 class _BrokerHeartbeat(int):
-    """A 0 that is recognised by identity; copies and pickles are the same object."""
+    """A 0 that is recognised by its identity, which copies and pickles preserve."""
 
     __slots__ = ()
 
@@ -69,38 +65,38 @@ class _BrokerHeartbeat(int):
         return self
 
 
-#: The heartbeat of a connection whose caller gave none: take the value that the broker proposes.
-#: It equals 0, kombu's default, so ask ``heartbeat is BROKER_HEARTBEAT``; another 0 means off.
+#: The default heartbeat of a connection: use the interval that the broker proposes.
+#: It equals 0, kombu's default, so test ``heartbeat is BROKER_HEARTBEAT``; any other 0 means off.
 BROKER_HEARTBEAT: Final = _BrokerHeartbeat()
 
 
 class ConnectOptions(Record):
-    """The opening of a connection, and its retries."""
+    """The options for opening a connection and for retrying that."""
 
     connect_timeout: float | None = 5.0
-    """Seconds for one host: name, TCP, TLS, handshake and login together.  5 is kombu's; None
-    waits; 0 has ended at once."""
+    """Seconds for an attempt to connect to one host: name lookup, TCP, TLS, handshake and login
+    together.  The default is kombu's; None waits without limit; 0 fails at once."""
 
     max_retries: int | None = None
-    """Rounds over all hosts after the first one.  None never gives up; 0 tries once."""
+    """Number of rounds over all hosts after the first.  None retries forever; 0 tries once."""
 
     interval_start: float = 2.0
-    """Seconds before the second round (kombu's)."""
+    """Seconds between the first and the second round (kombu's default)."""
 
     interval_step: float = 2.0
-    """Seconds by which each interval is longer than the one before (kombu's)."""
+    """Seconds by which each interval is longer than the one before (kombu's default)."""
 
     interval_max: float = 30.0
-    """Seconds that an interval grows to (kombu's)."""
+    """Maximum seconds of an interval (kombu's default)."""
 
     connect_retries_timeout: float | None = None
-    """Seconds for all rounds together.  None: no end; 0 tries once."""
+    """Seconds for all rounds together.  None is no limit; 0 tries once."""
 
     errback: Callable[[Exception, float], Any] | None = None
-    """Called after a failed try with the error and the seconds until the next one."""
+    """Called after each failed attempt with the error and the seconds until the next attempt."""
 
     callback: Callable[[], Any] | None = None
-    """Called before each interval, and once a second in it."""
+    """Called before each interval, and once a second during it."""
 
     def __post_init__(self) -> None:
         check_seconds(self, "connect_timeout", "connect_retries_timeout")
@@ -115,87 +111,88 @@ class AmqpOptions(Record):
     hidden = frozenset({"login_response", "manager_password"})
 
     login_method: str | None = None
-    """SASL mechanism: PLAIN, AMQPLAIN, EXTERNAL...  None: the best that both sides know."""
+    """SASL mechanism, as PLAIN, AMQPLAIN or EXTERNAL; None is the best that both sides support."""
 
     login_response: Any = None
-    """What to answer to the mechanism; None: made of user name and password."""
+    """Response to the SASL mechanism; None is made of the user name and the password."""
 
     authentication: Any = ()
-    """SASL mechanism objects of the amqp package to choose from; empty: those of *login_method*."""
+    """SASL mechanism objects of the amqp package to choose from; empty uses *login_method*."""
 
     locale: str = "en_US"
-    """Language of the broker's messages; RabbitMQ has no other."""
+    """Locale of the broker's messages.  RabbitMQ supports no other."""
 
     client_properties: Mapping[str, Any] | None = None
-    """What the broker's list of connections shows, beside what we say ourselves."""
+    """Client properties to show in the broker's list of connections, in addition to our own."""
 
     connection_name: str | None = None
-    """Name in the broker's list of connections; None: no name."""
+    """Name to show in the broker's list of connections; None is no name."""
 
     channel_max: int | None = None
-    """Channels of one connection, from 1 up; None or 0: the broker's limit."""
+    """Maximum number of channels of a connection, at least 1; None and 0 are the broker's limit."""
 
     frame_max: int | None = None
-    """Bytes of a frame, 4096 at least, and never more than the broker's limit.  None: 128 KiB; 0: what
-    the broker allows, even if that is no limit."""
+    """Maximum bytes of a frame, at least 4096; the broker may lower it.  None is 128 KiB; 0 is the
+    broker's limit, which may be none at all."""
 
     heartbeat: float | None = BROKER_HEARTBEAT
-    """Seconds; ``BROKER_HEARTBEAT`` takes the broker's value, any other 0 is off, and so is None."""
+    """Seconds between heartbeats.  ``BROKER_HEARTBEAT`` uses the interval that the broker proposes; any
+    other 0, and None, turn heartbeats off."""
 
     confirm_publish: bool = False
     """Whether ``basic_publish`` waits for the broker's confirm (kombu's default)."""
 
     read_timeout: float | None = None
-    """Seconds; accepted for kombu's sake: nobody but the reader reads, and heartbeats watch it."""
+    """Seconds; accepted for compatibility with kombu and ignored: heartbeats detect a dead peer."""
 
     write_timeout: float | None = None
-    """Seconds a writer waits for a slow peer; None: *blocked_timeout*."""
+    """Seconds that a writer waits for a slow peer; None is *blocked_timeout*."""
 
     reply_timeout: float | None = 30.0
-    """Seconds for the reply to a method, where the call gives no deadline; None waits."""
+    """Seconds to wait for the reply to a method if the call has no deadline; None is no limit."""
 
     confirm_timeout: float | None = 30.0
-    """Seconds for a confirm, where the call gives no deadline; None waits."""
+    """Seconds to wait for a confirm if the call has no deadline; None is no limit."""
 
     blocked_timeout: float | None = 30.0
-    """Seconds that a publish waits while the broker is blocked, where the call gives no deadline.
-    None waits; 0 raises at once."""
+    """Seconds that a publish waits while the broker blocks the connection, if the call has no deadline.
+    None is no limit; 0 raises at once."""
 
     max_message_size: int = 128 * 1024 * 1024
-    """Bytes of a body that the broker may announce; RabbitMQ's own default limit."""
+    """Maximum bytes of the body of a delivery (RabbitMQ's default)."""
 
     manager_hostname: str | None = None
-    """Host of the management API; None: the connection's."""
+    """Host of the management API; None is the host of the connection."""
 
     manager_port: int | None = None
-    """Port of the management API; None: 15672, over TLS 15671."""
+    """Port of the management API; None is 15672, or 15671 over TLS."""
 
     manager_ssl: bool | None = None
-    """Whether the management API is asked over TLS; None: if the connection uses it."""
+    """Whether to use TLS for the management API; None does if the connection does."""
 
     manager_userid: str | None = None
-    """User of the management API; None: the connection's."""
+    """User of the management API; None is the user of the connection."""
 
     manager_password: str | None = None
-    """Password of the management API; None: the connection's."""
+    """Password of the management API; None is the password of the connection."""
 
     socket_settings: Mapping[Any, Any] | None = None
-    """TCP options (``TCP_NODELAY``...) with their values; None: no delay, keepalive."""
+    """TCP options, as ``TCP_USER_TIMEOUT`` -> values; ``TCP_NODELAY`` and keepalive are always set."""
 
     topology_recovery: bool = True
-    """Whether what was declared on a connection is declared again when it comes back."""
+    """Whether to declare exchanges, queues and bindings again when a lost connection is restored."""
 
     on_open: Callable[..., Any] | None = None
-    """Called with the connection when it is open."""
+    """Called with the connection when it has been opened."""
 
     on_blocked: Callable[..., Any] | None = None
-    """Called with the reason when the broker blocks publishing."""
+    """Called with the reason when the broker blocks the connection."""
 
     on_unblocked: Callable[[], Any] | None = None
-    """Called when the broker takes messages again."""
+    """Called when the broker unblocks the connection."""
 
     on_tune_ok: Callable[..., Any] | None = None
-    """Called when limits and heartbeat are agreed."""
+    """Called when limits and heartbeat have been negotiated."""
 
     def __post_init__(self) -> None:
         check_seconds(self, "read_timeout", "write_timeout", "reply_timeout")
@@ -220,22 +217,22 @@ class MemoryOptions(Record):
     """The transport options of the memory broker."""
 
     confirm_publish: bool = False
-    """Accepted as for AMQP; a message is in its queues when ``basic_publish`` returns."""
+    """Accepted as for AMQP and ignored: a message is in its queues when ``basic_publish`` returns."""
 
     confirm_timeout: float | None = None
-    """Accepted as for AMQP: nothing is waited for."""
+    """Seconds; accepted as for AMQP and ignored: a confirm takes no time."""
 
     max_message_size: int = 128 * 1024 * 1024
-    """Bytes of a body; as for AMQP."""
+    """Maximum bytes of a body, as for AMQP."""
 
     body_encoding: str | None = "base64"
-    """Accepted for kombu's sake: bodies stay bytes, since nothing here is JSON."""
+    """Accepted for compatibility with kombu and ignored: bodies stay bytes."""
 
     deadletter_queue: str | None = None
-    """Queue for messages that no binding matches; None drops them (kombu's)."""
+    """Queue for messages that no binding matches; None drops them (kombu's default)."""
 
     polling_interval: float | None = 1.0
-    """Seconds; accepted for kombu's sake: nobody polls."""
+    """Seconds; accepted for compatibility with kombu and ignored: nothing is polled."""
 
     def __post_init__(self) -> None:
         check_type(self, bool, "confirm_publish")
@@ -245,22 +242,22 @@ class MemoryOptions(Record):
 
 
 class Retry(Record):
-    """The number and the delays of the retries of something that failed."""
+    """The number of calls of a handler that fails, and the delays between them."""
 
     tries: int = 3
-    """Calls, the first included; at least 1."""
+    """Number of calls, including the first; at least 1."""
 
     delay: float = 1.0
-    """Seconds before the second call; 60 at most."""
+    """Seconds before the second call; at most 60."""
 
     backoff: float = 2.0
     """Factor from one delay to the next; at least 1."""
 
     max_delay: float = 60.0
-    """Seconds that a delay grows to; 60 at most."""
+    """Maximum seconds of a delay; at most 60."""
 
     jitter: bool = True
-    """Whether each delay is cut to between half of it and the whole, at random."""
+    """Whether each delay is a random time between half of its length and the whole."""
 
     def __post_init__(self) -> None:
         check_count(self, "tries", least=1, optional=False)
@@ -273,17 +270,17 @@ class Retry(Record):
                 raise invalid(
                     self,
                     name,
-                    f"at most {LONGEST_RETRY_DELAY} s, as the message stays unacked meanwhile "
-                    f"(for longer delays reject it to a dead-letter queue with a TTL)",
+                    f"at most {LONGEST_RETRY_DELAY} s, as the message stays unacked during the delay "
+                    f"(for a longer delay reject it to a dead-letter queue with a TTL)",
                 )
 
     @classmethod
     def of(cls, value: Retry | Mapping[str, Any] | None) -> Retry | None:
-        """Take a Retry, a mapping of the same names, or None.
+        """Return the options for *value*: a Retry, a mapping of its fields, or None.
 
         Raises:
-            TypeError: it is none of them.
-            ValueError: the mapping has another name.
+            TypeError: *value* is none of these.
+            ValueError: the mapping has an unknown name or an invalid value.
         """
         if value is None or isinstance(value, Retry):
             return value
@@ -297,18 +294,18 @@ class Retry(Record):
         return options
 
 
-#: Options classes -> their defaults, which cannot be changed: one of each is enough.
+#: Options classes -> instances with all defaults.  Instances are immutable, so one of each is enough.
 _defaults: Final[dict[type[Any], Any]] = {}
 
 
 def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O, tuple[str, ...]]:
-    """Make options of what *mapping* has for them.
+    """Make options of those entries of *mapping* that are fields of *cls*.
 
     Returns:
-        The options, and the names in *mapping* that they do not know.
+        The options, and the names in *mapping* that are not fields.
 
     Raises:
-        ValueError: a value is not what its option wants.
+        ValueError: a value is invalid for its field.
     """
     if not mapping:
         if cls not in _defaults:
@@ -321,15 +318,16 @@ def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O,
 def known_options(
     cls: type[O], mapping: Mapping[str, Any] | None, where: str, logger: logging.Logger
 ) -> O:
-    """Make options of what *mapping* has for them, and log the names that nobody knows.
+    """Make options as :func:`from_transport_options` does, and log a warning for unknown names.
 
-    The names of :class:`ConnectOptions` are known: the connection reads them.
+    The fields of :class:`ConnectOptions` are not unknown: the connection reads them.
 
     Arguments:
-        where: the broker, for the log.
+        where: the name of the broker in the warning.
+        logger: the logger of the transport.
 
     Raises:
-        ValueError: a value is not what its option wants.
+        ValueError: a value is invalid for its field.
     """
     options, unknown = from_transport_options(cls, mapping or {})
     ignored = sorted(set(unknown).difference(ConnectOptions.fields))
@@ -343,7 +341,7 @@ _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _NUMBER: Final = r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _SECRET: Final = r"passw|secret|token|response"
 
-#: The options that a URL may have for every transport, with their types.
+#: Options that a URL of any transport can have -> their types.
 CONNECTION_QUERY: Final[Mapping[str, Any]] = {
     "ssl": bool,
     "ssl_ca_certs": str,
@@ -362,29 +360,29 @@ CONNECTION_QUERY: Final[Mapping[str, Any]] = {
 
 
 def query_types(cls: type[Record]) -> dict[str, Any]:
-    """Return those options of a class that text can stand for, with their types."""
+    """Return those options of a class that text can express, with their types."""
     hints = get_type_hints(cls)
     return {name: hints[name] for name in cls.fields if _kinds(hints[name])}
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a type, or () when text cannot stand for it."""
+    """Return the members of a union, or the type itself; () if text cannot express it."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     readable = {bool, int, float, str, type(None)}
     return members if readable.issuperset(members) else ()
 
 
 def typed_query(query: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the options of a URL into values.
+    """Convert the options of a URL to values.
 
     Booleans are 1, 0, true, false, yes, no, on, off; numbers are decimal; None is ``none``.
 
     Arguments:
-        query: names and texts.
-        known: names and types (``bool``, ``int``, ``float``, ``str``, or one of them ``| None``).
+        query: names -> texts.
+        known: names -> types (``bool``, ``int``, ``float``, ``str``, or one of them ``| None``).
 
     Raises:
-        ValueError: a name is not known, or its text does not stand for its type.
+        ValueError: a name is unknown, or a text is invalid for its type.
     """
     typed = {}
     for name, text in query.items():
