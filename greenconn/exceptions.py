@@ -1,9 +1,9 @@
-"""Every error that greenconn raises.
+"""Exceptions.
 
-The tree is kombu's: :class:`KombuError` is the base, and the replies of an AMQP broker are the classes
-of the ``amqp`` package itself, so ``except amqp.exceptions.NotFound`` and
-``except greenconn.exceptions.NotFound`` are one and the same.  Errors of our own derive from
-:class:`OperationalError` and also from the class that today's code would catch.
+The hierarchy is kombu's: :class:`KombuError` is the base class, and an error reply of an AMQP broker is
+raised as the class of the ``amqp`` package: ``amqp.exceptions.NotFound`` and
+``greenconn.exceptions.NotFound`` are the same.  The classes that greenconn adds derive from
+:class:`OperationalError`, and from the class that a program written for kombu catches in that case.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def reraise(
     raise value
 
 
-#: What RabbitMQ says of a queue that is there, but whose node or leader is not: of any queue up to 3.13;
-#: of a classic queue of 4; of a stream, whose replica on a node takes a moment after its declaration.
+#: Parts of RabbitMQ's reply texts for a queue that exists, but whose node or leader is unavailable: any
+#: queue up to 3.13; a classic queue in 4; a stream whose replica on this node is still being created.
 _UNAVAILABLE: Final = (
     "down or inaccessible",
     "process is stopped by supervisor",
@@ -123,30 +123,30 @@ _UNAVAILABLE: Final = (
 
 
 def raise_error(exc: BaseException) -> None:
-    """Raise *exc*: for an event whose drainer is to get it."""
+    """Raise *exc*, as the callback of an event that reports it to the greenlet that drains."""
     raise exc
 
 
 def is_unavailable(exc: BaseException) -> bool:
-    """Return whether the queue of a 404 or a 406 is there, but cannot be used now (RabbitMQ's words)."""
+    """Return whether a 404 or 406 is about a queue that exists but is not available now."""
     text = str(exc)
     is_of_queue = isinstance(exc, (NotFound, PreconditionFailed))
     return is_of_queue and any(each in text for each in _UNAVAILABLE)
 
 
 class KombuError(Exception):
-    """Common base of the errors that are not the broker's own replies."""
+    """The base class of all errors but the broker's error replies."""
 
 
 GreenconnError = KombuError
 
 
 class OperationalError(KombuError):
-    """An error of the network, the broker or a limit: trying later may help."""
+    """An error of the network or the broker, or an exceeded limit.  A retry may succeed."""
 
 
 class SerializationError(KombuError):
-    """A body could not be serialised or deserialised."""
+    """A body could not be serialized or deserialized."""
 
 
 class EncodeError(SerializationError):
@@ -158,15 +158,15 @@ class DecodeError(SerializationError):
 
 
 class NotBoundError(KombuError):
-    """An entity that is not bound to a channel was asked to talk to the broker."""
+    """An operation on an entity that is not bound to a channel."""
 
 
 class MessageStateError(KombuError):
-    """A message was acknowledged, rejected or requeued a second time."""
+    """A message that was already acknowledged, rejected or requeued."""
 
 
 class LimitExceeded(OperationalError):
-    """A pool has no free resource.  (An OperationalError here, so that one clause catches it.)"""
+    """A pool has no free resource."""
 
 
 class ConnectionLimitExceeded(LimitExceeded):
@@ -178,23 +178,23 @@ class ChannelLimitExceeded(LimitExceeded):
 
 
 class VersionMismatch(KombuError):
-    """An installed library has a version that cannot be used."""
+    """An installed library has an unsupported version."""
 
 
 class SerializerNotInstalled(KombuError):
-    """The serializer that was asked for is not there."""
+    """A serializer is not registered, or the package that it needs is not installed."""
 
 
 class ContentDisallowed(SerializerNotInstalled):
-    """The content type of a message is not among the accepted ones."""
+    """The content type of a message is not accepted."""
 
 
 class BatchPublishError(OperationalError):
     """Some messages of a batch could not be published.
 
     Attributes:
-        failed: the error of each that was not, by its position in the batch, from 0.
-        taken: how many messages were looked at: when nothing more can be published, the rest is not.
+        failed: positions in the batch, from 0 -> the errors of the messages that were not published.
+        taken: the number of messages that were tried; the batch ends early if the connection is lost.
     """
 
     def __init__(
@@ -206,11 +206,17 @@ class BatchPublishError(OperationalError):
 
 
 class InconsistencyError(ConnectionError):  # type: ignore[misc]
-    """The broker's data do not hold what they should."""
+    """The state of the broker is not the expected one, as for a queue that another node uses."""
 
 
 class HttpError(Exception):
-    """A broker that speaks HTTP answered with an error."""
+    """An error reply of a broker that is accessed over HTTP.
+
+    Attributes:
+        code: the HTTP status.
+        message: the error text of the broker, or None.
+        response: the response object.
+    """
 
     def __init__(self, code: int, message: str | None = None, response: object = None) -> None:
         self.code = code
@@ -223,19 +229,19 @@ class HttpError(Exception):
 
 
 class ManagementError(OperationalError, HttpError):
-    """The broker's management API refused a request.
+    """An error reply of the broker's management API.
 
     Attributes:
-        code: the HTTP status: 401 login, 403 permission, 404 no such thing.
-        message: what it said.
+        code: the HTTP status: 401 wrong login, 403 no permission, 404 not found.
+        message: the reason that the broker gave.
     """
 
 
 class PublishTimeout(OperationalError, TimeoutError):
-    """The deadline of a publish ended before the broker confirmed.
+    """The deadline of a publish passed before the broker confirmed the message.
 
     Attributes:
-        maybe_delivered: True when the message had left, so that the broker may have it.
+        maybe_delivered: whether the message was sent, so that the broker may have it.
     """
 
     def __init__(self, message: str, *, maybe_delivered: bool) -> None:
@@ -251,7 +257,7 @@ class Unroutable(OperationalError, ChannelError):  # type: ignore[misc]
     """A mandatory message reached no queue (``basic.return``).
 
     Attributes:
-        exchange, routing_key: where the message was sent.
+        exchange, routing_key: the arguments of the publish.
     """
 
     def __init__(
@@ -270,7 +276,7 @@ class Unroutable(OperationalError, ChannelError):  # type: ignore[misc]
 
 
 class PublishRefused(OperationalError):
-    """The broker closed the channel because of this message; ``__cause__`` has its reply."""
+    """The broker closed the channel because of this message; ``__cause__`` is its reply."""
 
 
 class ConnectionBlocked(OperationalError, TimeoutError):
@@ -278,19 +284,19 @@ class ConnectionBlocked(OperationalError, TimeoutError):
 
 
 class WrongHub(OperationalError, RuntimeError):
-    """An object was used from another thread (another gevent hub) than the one it belongs to."""
+    """An object was used from a thread (a gevent hub) other than its own."""
 
 
 class ReplyTimeout(OperationalError, TimeoutError):
-    """The reply of an rpc server did not come in time; the call may have been carried out."""
+    """The reply of an rpc server did not arrive in time; the call may have been executed."""
 
 
 class RemoteError(OperationalError):
-    """The function that an rpc server called raised.
+    """The remote function raised an exception.
 
     Attributes:
-        remote_type: qualified name of the remote exception's class.
-        remote_traceback: the remote traceback as text, or None when the server does not send it.
+        remote_type: the qualified name of the class of the remote exception.
+        remote_traceback: the remote traceback as text, or None if the server does not send it.
     """
 
     def __init__(
@@ -301,7 +307,8 @@ class RemoteError(OperationalError):
         self.remote_traceback = remote_traceback
 
 
-#: Errors that ``ensure`` and ``autoretry`` never repeat, although some are also ``OSError`` by class.
+#: Errors after which ``ensure`` and ``autoretry`` never retry, although some are an ``OSError``: the
+#: operation may have been done, or would fail again.
 NEVER_REPEATED: tuple[type[Exception], ...] = (
     PublishTimeout,
     PublishNacked,
