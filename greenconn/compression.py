@@ -1,11 +1,11 @@
-"""Compression of bodies, with a limit on what a compressed body may grow into.
+"""Compression of bodies, with a limit on the size of a decompressed body.
 
-A few hundred bytes can stand for gigabytes, so the decoders here are asked for a piece at a time and
-stop as soon as the limit is passed.  None of them ever holds much more than the limit, what was refused
-is let go of before the error is raised, and the hub has a turn when a body takes long.
+A few hundred bytes can decompress to gigabytes.  So the decoders work piece by piece and stop as soon as
+the limit is exceeded.  Memory stays close to the limit, a refused body is freed before the error is
+raised, and a long decompression yields to the hub.
 
-The modules that compress are imported when the first body is compressed or decompressed: together
-they take as long as the rest of a client.
+The compression modules are imported when the first body is compressed or decompressed: together they
+take as long to import as the rest of a client.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ __all__ = [
     "register",
 ]
 
-#: Bytes that a body may have after decompression, where the call says nothing.
+#: Maximum bytes of a decompressed body, if the call gives no limit.
 MAX_DECOMPRESSED_SIZE = 64 * 1024 * 1024
 
-#: Bytes fed at a time; it bounds what is copied when one stream ends and another begins.
+#: Bytes of input per step: they limit the copy of the rest when one stream ends and another begins.
 _FEED: Final = 64 * 1024
 
-#: Bytes asked for at a time, and seconds after which the hub has a turn.
+#: Bytes of output per step, and seconds of computing after which the greenlet yields to the hub.
 _PIECE: Final = 512 * 1024
 _PACE: Final = 0.01
 
-#: Streams that one body may be a concatenation of.
+#: Maximum number of concatenated streams in a body.
 _MAX_STREAMS: Final = 1024
 
-#: Bytes of memory that an xz header may ask for; the highest preset needs 65 MiB.
+#: Maximum bytes of memory for an xz stream; the highest preset needs 65 MiB.
 _LZMA_MEMORY: Final = 128 * 1024 * 1024
 
 Encoder = Callable[[bytes], bytes]
@@ -55,7 +55,7 @@ Decoder = Callable[[Any], bytes]
 
 
 class _Inflater(Protocol):
-    """A decompressor of one stream; those of bz2, lzma and zstd are alike."""
+    """A decompressor of one stream, as bz2, lzma and zstd have it."""
 
     @property
     def eof(self) -> bool: ...
@@ -70,12 +70,12 @@ class _Inflater(Protocol):
 
 
 class _StreamDecoder:
-    """Decodes bodies of one content type.
+    """A decoder of the bodies of one content type.
 
     Arguments:
-        content_type: for messages.
-        make: makes a decompressor.
-        concatenated: whether streams may follow each other.
+        content_type: the name in errors.
+        make: returns a new decompressor.
+        concatenated: whether a body can consist of several streams.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class _StreamDecoder:
         self.max_streams = _MAX_STREAMS if concatenated else 1
 
     def __call__(self, body: Any, limit: int | None = None) -> bytes:
-        """Return *body* decompressed.  May switch where it takes long.
+        """Return *body* decompressed.  May switch if it takes long.
 
         Raises:
-            DecodeError: it is damaged, cut off, or holds more than *limit* bytes.
+            DecodeError: the body is damaged or truncated, or decompresses to more than *limit* bytes.
         """
         limit = MAX_DECOMPRESSED_SIZE if limit is None else limit
         try:
@@ -103,9 +103,9 @@ class _StreamDecoder:
             ) from exc
 
     def _inflate(self, octets: memoryview, limit: int) -> bytes:
-        # It grows and is handed over without a copy of the whole, which would block the hub.
+        # BytesIO grows and returns its bytes without a copy of the whole, which would block the hub.
         with BytesIO() as out:
-            # Its end frees what it holds.  An error keeps this frame, and so would keep that.
+            # Closing it frees the bytes; an error would keep them alive with this frame.
             if self._inflate_all(octets, limit, out):
                 return out.getvalue()
         raise DecodeError(
@@ -114,7 +114,7 @@ class _StreamDecoder:
         )
 
     def _inflate_all(self, octets: memoryview, limit: int, out: BytesIO) -> bool:
-        """Write the content of all streams to *out*; False: there is more than *limit*."""
+        """Write the content of all streams to *out*; return False if it is more than *limit* bytes."""
         pace = _Pace()
         left, at = limit, 0
         for number in range(self.max_streams):
@@ -122,7 +122,7 @@ class _StreamDecoder:
             try:
                 at, left = self._inflate_stream(octets, at, left, out, pace)
             except Exception:
-                # What follows the last stream and is none is ignored, as the stdlib does.
+                # Like the standard library, ignore garbage after the last stream.
                 if number and out.tell() == written:
                     return True
                 raise
@@ -139,11 +139,11 @@ class _StreamDecoder:
     def _inflate_stream(
         self, octets: memoryview, at: int, left: int, out: BytesIO, pace: _Pace
     ) -> tuple[int, int]:
-        """Write one stream's content to *out*.
+        """Write the content of one stream to *out*.
 
         Returns:
-            where the next stream begins, and how many more bytes there may be; below 0: there were
-            more than *left*.
+            The position of the next stream, and the number of bytes left of the limit; negative if
+            the limit is exceeded.
         """
         inflater = self.make()
         try:
@@ -151,7 +151,7 @@ class _StreamDecoder:
                 piece = octets[at : at + _FEED] if inflater.needs_input else b""
                 if not piece and inflater.needs_input:
                     raise DecodeError(f"a body compressed as {self.content_type} is truncated")
-                # One byte more than allowed tells "too much" from "just enough".
+                # One byte more than allowed distinguishes a body at the limit from one above it.
                 part = inflater.decompress(piece, min(left + 1, _PIECE))
                 at += len(piece)
                 left -= len(part)
@@ -159,11 +159,11 @@ class _StreamDecoder:
                 pace.keep()
             return at - len(inflater.unused_data), left
         finally:
-            del inflater  # with its window; an error keeps this frame
+            del inflater  # frees its window; an error would keep it alive with this frame
 
 
 class _Pace:
-    """Gives the hub a turn when one greenlet has computed for long."""
+    """A timer that makes a greenlet yield to the hub after it has computed for long."""
 
     __slots__ = ("_since",)
 
@@ -171,12 +171,12 @@ class _Pace:
         self._since = monotonic()
 
     def keep(self) -> None:
-        """Let others run if it is time.  May switch, but not in the hub."""
+        """Yield to the hub if it is time.  May switch, but not in the hub."""
         if monotonic() - self._since < _PACE:
             return
         hub = get_hub()
         if getcurrent() is not hub:
-            # See green.hub.turn(), which this room is below.
+            # As green.hub.turn(), which this module must not import.
             timer = hub.loop.timer(0, 0, True, -1)
             try:
                 hub.wait(timer)
@@ -186,10 +186,10 @@ class _Pace:
 
 
 class _ZlibInflater:
-    """Gives zlib's decompressor the shape of the others."""
+    """zlib's decompressor with the interface of the others."""
 
     def __init__(self, zlib: ModuleType) -> None:
-        # zlib's format is what kombu sends as x-gzip; + 32 takes real gzip as well.
+        # kombu sends zlib's format as x-gzip; + 32 accepts gzip, too.
         self._inflater = zlib.decompressobj(zlib.MAX_WBITS + 32)
         self._has_more = False
 
@@ -213,7 +213,7 @@ class _ZlibInflater:
 
 
 class _BrotliInflater:
-    """Gives brotli's decompressor the shape of the others."""
+    """brotli's decompressor with the interface of the others."""
 
     unused_data = b""
 
@@ -231,12 +231,12 @@ class _BrotliInflater:
 
     def decompress(self, data: Any, max_length: int) -> bytes:
         part: bytes = self._inflater.process(bytes(data), output_buffer_limit=max_length)
-        # One of just that length may hide that there is more.
+        # If the part has the maximum length there may be more.
         self._has_more = len(part) >= max_length or not self._inflater.can_accept_more_data()
         return part
 
 
-#: What the last part of an alias or content type needs that is not installed with greenconn.
+#: Last parts of content types and aliases -> the extras of greenconn that install them.
 _EXTRAS: Final = {"brotli": "brotli", "x-brotli": "brotli", "zstd": "zstd", "zstandard": "zstd"}
 
 _aliases: dict[str, str] = {}
@@ -247,13 +247,13 @@ _decoders: dict[str, Decoder] = {}
 def register(
     encoder: Encoder, decoder: Decoder, content_type: str, aliases: Iterable[str] | None = None
 ) -> None:
-    """Add a way to compress.
+    """Register a compression.
 
     Arguments:
         encoder: compresses bytes.
-        decoder: decompresses them; it is called without a limit.
-        content_type: its MIME type, which travels in the header ``compression``.
-        aliases: shorter names for it.
+        decoder: decompresses bytes; it is called without a limit.
+        content_type: the MIME type, which messages carry in the header ``compression``.
+        aliases: short names.
     """
     _register_known()
     _add(encoder, decoder, content_type, aliases)
@@ -268,7 +268,7 @@ def _add(
 
 
 def encoders() -> list[str]:
-    """Return the content types that can be used here."""
+    """Return the content types of the available compressions."""
     _register_known()
     return list(_encoders)
 
@@ -277,7 +277,7 @@ def get_encoder(t: str) -> tuple[Encoder, str]:
     """Return the encoder of a content type or alias, with the content type.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the compression is unknown or not installed.
     """
     _register_known()
     t = _aliases.get(t, t)
@@ -291,7 +291,7 @@ def get_decoder(t: str) -> Decoder:
     """Return the decoder of a content type or alias.
 
     Raises:
-        KeyError: there is none.
+        KeyError: the compression is unknown or not installed.
     """
     _register_known()
     t = _aliases.get(t, t)
@@ -311,27 +311,28 @@ def compress(body: str | bytes, content_type: str) -> tuple[bytes, str]:
     """Return *body* compressed, with the content type of the compression.
 
     Arguments:
-        body: text is encoded as UTF-8 first.
+        body: bytes; text is encoded as UTF-8.
         content_type: content type or alias of the compression.
 
     Raises:
-        KeyError: there is no such compression.
+        KeyError: the compression is unknown or not installed.
     """
     encoder, content_type = get_encoder(content_type)
     return encoder(ensure_bytes(body)), content_type
 
 
 def decompress(body: Any, content_type: str, limit: int | None = None) -> bytes:
-    """Return *body* decompressed.  May switch where it takes long.
+    """Return *body* decompressed.  May switch if it takes long.
 
     Arguments:
         body: bytes, or a buffer.
         content_type: content type or alias of the compression.
-        limit: bytes that the result may have; None means ``MAX_DECOMPRESSED_SIZE``.  It does not
-            hold back decoders that were registered from outside.
+        limit: maximum bytes of the result; None is ``MAX_DECOMPRESSED_SIZE``.  Decoders added by
+            :func:`register` have no limit.
 
     Raises:
-        DecodeError: there is no such compression, or the body is damaged, cut off or too large.
+        DecodeError: the compression is unknown or not installed, or the body is damaged, truncated
+            or too large.
     """
     try:
         decoder = get_decoder(content_type)
@@ -370,7 +371,7 @@ def _register_stream(
 
 
 def _register_known() -> None:
-    """Register what comes with us and what is installed; before the first use."""
+    """Register the available compressions before the first use."""
     if not _encoders:
         _register_standard()
         _register_optional()
@@ -399,7 +400,7 @@ def _register_standard() -> None:
 
 def _register_optional() -> None:
     brotli = _optional("brotli", "brotlicffi")
-    # An older one has no limit of the output: it counts as not installed.
+    # Older versions cannot limit the output, and count as not installed.
     if brotli is not None and hasattr(brotli.Decompressor, "can_accept_more_data"):
         _register_stream(
             brotli.compress,

@@ -1,4 +1,4 @@
-"""Formats of bodies, and the errors for a body that fits none."""
+"""Encoders and decoders of the serializers, and their errors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 
-#: Entries that the mappings of a YAML body may take from others by merging.
+#: Limit of the entries that the mappings of a YAML body merge from other mappings.
 YAML_MERGED: Final = 100_000
 
 
-# Imported when they are first needed: they are optional, and slow to start with.
+# These packages are imported when they are first needed: they are optional, and slow to import.
 
 
 def _yaml() -> Any:
@@ -54,22 +54,22 @@ def _not_installed(module: str, package: str) -> SerializerNotInstalled:
 
 
 def yaml_dumps(value: Any) -> Any:
-    """Encode as YAML, with its safe types only."""
+    """Encode a value as YAML; only YAML's safe types are possible."""
     return _yaml().safe_dump(value)
 
 
 def yaml_loads(body: Any) -> Any:
-    """Decode YAML; it makes no objects but those of its safe types."""
-    # PyYAML takes what is neither text nor bytes for a file.
+    """Decode YAML; only values of YAML's safe types are created."""
+    # PyYAML treats anything but text and bytes as a file.
     is_buffer = isinstance(body, (bytearray, memoryview))
     return _yaml().load(bytes(body) if is_buffer else body, _yaml_loader())
 
 
 @cache
 def _yaml_loader() -> Any:
-    """PyYAML's safe loader, with an end to merging.
+    """Return PyYAML's safe loader with a limit on merging.
 
-    Mappings that merge each other ten times, ten levels deep, are 500 bytes that stand for gigabytes.
+    Without it 500 bytes become gigabytes: mappings that merge each other ten times, ten levels deep.
     """
     yaml = _yaml()
 
@@ -81,16 +81,16 @@ def _yaml_loader() -> Any:
             self.depth += 1
             super().flatten_mapping(node)
             self.depth -= 1
-            if self.depth:  # it is on its way into another one
+            if self.depth:  # this mapping is being merged into another one
                 self.merged += len(node.value)
                 if self.merged > YAML_MERGED:
-                    raise ValueError("too many keys are merged")
+                    raise ValueError(f"a YAML body must merge at most {YAML_MERGED} keys")
 
     return Loader
 
 
 def msgpack_dumps(value: Any) -> Any:
-    """Encode as MessagePack, with text and bytes apart."""
+    """Encode a value as MessagePack, which distinguishes text and bytes."""
     return _msgpack().packb(value, use_bin_type=True)
 
 
@@ -100,16 +100,16 @@ def msgpack_loads(body: Any) -> Any:
 
 
 def encode_error(exc: BaseException, content_type: str) -> EncodeError:
-    """Return the error for a value that cannot be encoded; it never quotes the value."""
+    """Return the error for a value that cannot be encoded.  It never quotes the value."""
     reason = type(exc).__name__
-    # json's own words name types only.  Those of others may quote the body.
+    # These texts of json name types only.  Other texts may quote the body.
     if isinstance(exc, TypeError) and str(exc).startswith(("Object of type ", "keys must be ")):
         reason += f": {exc}"
     return EncodeError(f"cannot encode a body as {content_type}: {reason}")
 
 
 def decode_error(exc: BaseException, what: str) -> DecodeError:
-    """Return the error for a body that cannot be decoded; it never quotes the body."""
+    """Return the error for a body that cannot be decoded.  It never quotes the body."""
     reason = type(exc).__name__
     if isinstance(exc, JSONDecodeError):
         reason += f" at character {exc.pos}"
@@ -119,22 +119,24 @@ def decode_error(exc: BaseException, what: str) -> DecodeError:
 
 
 def utf8(text: str, content_type: str) -> bytes:
-    """Encode a text body.
+    """Encode a text body as UTF-8.
 
     Raises:
-        EncodeError: it cannot be UTF-8.
+        EncodeError: the text contains lone surrogates.
     """
     try:
         return text.encode("utf-8")
-    except UnicodeEncodeError as exc:  # lone surrogates
+    except UnicodeEncodeError as exc:
         raise encode_error(exc, content_type) from exc
 
 
 def raw_encode(data: Any) -> tuple[str, str, Any]:
-    """Encode a body without a serializer: text as UTF-8, anything else as it is.
+    """Return content type, content encoding and body, without a serializer.
+
+    Text is encoded as UTF-8; anything else is returned as it is.
 
     Raises:
-        EncodeError: text that cannot be UTF-8.
+        EncodeError: the text contains lone surrogates.
     """
     if isinstance(data, str):
         return "application/data", "utf-8", utf8(data, "application/data")
@@ -142,16 +144,16 @@ def raw_encode(data: Any) -> tuple[str, str, Any]:
 
 
 def _pickle_load(file: Any) -> Any:
-    import pickle  # when it is first needed: hardly anybody does
+    import pickle  # most programs never need it
 
     return pickle.load(file)
 
 
 def pickle_loads(s: Any, load: Callable[[Any], Any] = _pickle_load) -> Any:
-    """Unpickle bytes or a buffer.  Never do so with what a stranger sent."""
+    """Unpickle bytes or a buffer, which must come from a trusted sender."""
     return load(BytesIO(s))
 
 
 def unpickle(s: Any) -> Any:
-    """Unpickle bytes, a buffer or text.  Never do so with what a stranger sent."""
+    """Unpickle bytes, a buffer or text, which must come from a trusted sender."""
     return pickle_loads(s.encode("utf-8") if isinstance(s, str) else s)

@@ -1,12 +1,12 @@
-"""JSON with typed values, as kombu writes it.
+"""JSON with typed values, in kombu's format.
 
-Values that JSON does not know travel as ``{"__type__": name, "__value__": encoded}``: datetime,
-date, time, decimal, uuid, bytes (``bytes`` when they are UTF-8, else ``base64``), and what
-:func:`register_type` adds.
+A value of a type that JSON lacks is encoded as ``{"__type__": name, "__value__": encoded}``: datetime,
+date, time, decimal, uuid, bytes (``bytes`` if they are UTF-8, else ``base64``), and the types added by
+:func:`register_type`.
 
-The text is kombu's to the byte.  What makes this quicker: one C encoder and one C scanner are kept
-instead of being made for each body, and the decoder calls into Python for objects only when the
-text can hold a typed value at all.
+The text is identical to kombu's.  It is faster for two reasons.  One C encoder and one C scanner are
+reused, instead of created for each body.  The decoder calls a Python function for each object only if
+the text may contain a typed value.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Encoded = TypeVar("Encoded")
 
 
 class NestedTooDeeply(ValueError):
-    """JSON that is nested more deeply than Python's stack goes."""
+    """JSON that is nested more deeply than Python's recursion limit allows."""
 
 
-# In order of registration, since a subclass must come before its base (datetime before date).
+# In order of registration: a subclass must precede its base class (datetime before date).
 _encoders: dict[type, tuple[str | None, Callable[[Any], Any]]] = {}
 _decoders: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda text: text.encode("utf-8"),
@@ -58,13 +58,13 @@ def register_type(
     encoder: Callable[[T], Encoded],
     decoder: Callable[[Encoded], T] = _same,
 ) -> None:
-    """Let values of type *t* travel in JSON.
+    """Register a type whose values JSON is to encode and decode.
 
     Arguments:
-        t: the type; its subclasses are encoded the same way.
-        marker: the name on the wire; None writes what *encoder* returns without an envelope.
-        encoder: turns the value into something that JSON knows.
-        decoder: turns that back; not used when *marker* is None.
+        t: the type; its subclasses are encoded in the same way.
+        marker: the value of ``__type__``; None writes the result of *encoder* without an envelope.
+        encoder: converts a value to one that JSON has.
+        decoder: converts that back; not used if *marker* is None.
     """
     _encoders[t] = (marker, encoder)
     if marker is not None:
@@ -72,7 +72,7 @@ def register_type(
 
 
 def _default(value: Any) -> Any:
-    """Encode a value that JSON does not know."""
+    """Convert a value of a type that JSON lacks."""
     reducer = getattr(value, "__json__", None)
     if reducer is not None:
         return reducer()
@@ -91,25 +91,25 @@ def _default(value: Any) -> Any:
 
 
 def _is_lazy_translation(value: Any) -> bool:
-    # Such a value exists only if Django was imported, so there is no need to import it here.
+    # Such a value can exist only if Django was imported before.
     django = sys.modules.get("django.utils.functional")
     return django is not None and isinstance(value, getattr(django, "Promise", ()))
 
 
 class JSONEncoder(json.JSONEncoder):
-    """A ``json.JSONEncoder`` that knows ``__json__`` methods and the registered types."""
+    """A ``json.JSONEncoder`` that supports ``__json__`` methods and the registered types."""
 
     def default(self, o: Any) -> Any:
-        """Encode a value that JSON does not know."""
+        """Convert a value of a type that JSON lacks."""
         return _default(o)
 
 
 def _make_encode() -> Callable[[Any], str]:
     make: Any = getattr(_json_encoder, "c_make_encoder", None)
-    if make is None:  # no C accelerator (PyPy has a quick encoder of its own)
+    if make is None:  # no C accelerator (PyPy has a fast encoder of its own)
         return JSONEncoder().encode
-    # No markers for circular references: they would be shared by all greenlets.  A circle ends as a
-    # RecursionError instead.
+    # Without markers for circular references, which all greenlets would share.  A circular reference
+    # raises RecursionError instead.
     chunks = make(
         None,
         _default,
@@ -145,11 +145,11 @@ def dumps(
     Arguments:
         s: the value.
         cls: the encoder class.
-        default_kwargs, kwargs: for ``json.dumps``.
+        default_kwargs, kwargs: arguments of ``json.dumps``.
 
     Raises:
         TypeError: a value is of a type that is not registered.
-        RecursionError: it is nested too deeply, or in a circle.
+        RecursionError: the value is nested too deeply, or contains itself.
     """
     if cls is JSONEncoder and _dumps is json.dumps and not kwargs and not default_kwargs:
         return encode(s)
@@ -157,10 +157,10 @@ def dumps(
 
 
 def object_hook(o: dict[str, Any]) -> Any:
-    """Turn the envelope of a typed value into the value; other objects stay as they are.
+    """Return the value of the envelope of a typed value; any other object as it is.
 
     Raises:
-        ValueError: the type is not registered, or the value is none of that type.
+        ValueError: the type is not registered, or the value is invalid for it.
     """
     if len(o) == 2 and "__type__" in o and "__value__" in o:
         name = o["__type__"]
@@ -170,7 +170,7 @@ def object_hook(o: dict[str, Any]) -> Any:
         try:
             return decode(o["__value__"])
         except (TypeError, AttributeError, LookupError, ArithmeticError) as exc:
-            raise ValueError(f"no value of JSON type {name!r}: {type(exc).__name__}") from exc
+            raise ValueError(f"invalid value of JSON type {name!r}: {type(exc).__name__}") from exc
     return o
 
 
@@ -190,12 +190,12 @@ def loads(
 
     Arguments:
         s: the text; bytes are UTF-8.
-        decode_bytes: False leaves ``bytes`` to the JSON library.
+        decode_bytes: whether to decode ``bytes`` as UTF-8; False passes them to the JSON library.
         object_hook: called with each object.
 
     Raises:
-        ValueError: it is not JSON (``json.JSONDecodeError``), not UTF-8 (``UnicodeDecodeError``), or
-            nested too deeply (:class:`NestedTooDeeply`).
+        ValueError: the text is not JSON (``json.JSONDecodeError``), not UTF-8
+            (``UnicodeDecodeError``), or nested too deeply (:class:`NestedTooDeeply`).
     """
     try:
         if s.__class__ is not str:
@@ -205,23 +205,23 @@ def loads(
                 return _loads(s, object_hook=object_hook)
         if object_hook is not _own_hook or _loads is not json.loads:
             return _loads(s, object_hook=object_hook)
-        # A foreign encoder might write the letters of the marker as \u00xx.
+        # Another encoder may escape the characters of "__type__" as \u00xx.
         if "__type__" in s or "\\u00" in s:
             return _typed_decode(s)
         try:
             value, end = _plain_scan(s, 0)
         except StopIteration:
-            return _plain_decode(s)  # blanks in front, or an error that says where
+            return _plain_decode(s)  # leading whitespace, or an error, which it locates
         return value if end == len(s) else _plain_decode(s)
     except RecursionError:
-        raise NestedTooDeeply("it is nested too deeply") from None
+        raise NestedTooDeeply("JSON text is nested too deeply") from None
 
 
 _own_hook: Final = object_hook
 
 
 def register_default_types() -> None:
-    """Register dates, times, decimals and UUIDs, as they are when the module is imported."""
+    """Register dates, times, decimals and UUIDs, as the import of this module does."""
     register_type(datetime, "datetime", datetime.isoformat, datetime.fromisoformat)
     register_type(date, "date", date.isoformat, lambda text: datetime.fromisoformat(text).date())
     register_type(time, "time", time.isoformat, time.fromisoformat)

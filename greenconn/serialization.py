@@ -1,7 +1,7 @@
-"""Serializers: how a body travels, and which content types may be decoded.
+"""The registry of serializers, and the content types that consumers accept.
 
-JSON is the default.  msgpack, yaml and pickle are registered but disabled: they are decoded only
-where a consumer accepts them by name, or after :func:`enable_insecure_serializers`.
+JSON is the default.  msgpack, yaml and pickle are registered but disabled: a body is decoded with them
+only if the consumer accepts them by name, or after :func:`enable_insecure_serializers`.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ __all__ = [
 
 logger = logging.getLogger("greenconn.serialization")
 
-#: Content encodings that mean bytes: such a body is not decoded to text.
+#: Content encodings of binary bodies, which are not decoded to text.
 SKIP_DECODE: Final = frozenset({"binary", "ascii-8bit"})
 
-#: Content types that are accepted whatever a consumer accepts: nothing is deserialised.
+#: Content types that every consumer accepts, as their bodies are not deserialized.
 TRUSTED_CONTENT: Final = frozenset({"application/data", "application/text"})
 
-#: Content types that never have a decoder, so that no entry point is looked up for them.
+#: Content types that need no decoder, so that none is looked up in the entry points.
 _PLAIN: Final = TRUSTED_CONTENT | {"text/plain", "application/octet-stream"}
 
-#: Group of the entry points that register serializers, shared with kombu.
+#: Group of the entry points that provide serializers (kombu's).
 ENTRY_POINTS: Final = "kombu.serializers"
 
-#: The protocol that ``pickle`` bodies are written with.
+#: The pickle protocol to encode with.
 pickle_protocol = 4
 
 Encode = Callable[[Any], Any]
@@ -79,7 +79,7 @@ Decode = Callable[[Any], Any]
 
 
 class codec(NamedTuple):  # noqa: N801 - kombu's name
-    """The encoder of a serializer."""
+    """An encoder with the content type and the content encoding of its results."""
 
     content_type: str
     content_encoding: str
@@ -106,14 +106,14 @@ class SerializerRegistry:
         content_type: str,
         content_encoding: str = "utf-8",
     ) -> None:
-        """Add a serializer.
+        """Register a serializer, or replace the one of that name.
 
         Arguments:
-            name: what publishers call it.
-            encoder: turns a value into text or bytes; None: it cannot be published with.
-            decoder: turns a body into a value; None: the body stays text or bytes.
-            content_type: its MIME type.
-            content_encoding: the character set of what *encoder* returns, or ``binary``.
+            name: the name to publish with.
+            encoder: converts a value to text or bytes; None is a serializer that only decodes.
+            decoder: converts a body to a value; None leaves the body as text or bytes.
+            content_type: the MIME type of the body.
+            content_encoding: the character set of the body, or ``binary``.
         """
         if encoder is not None:
             self._encoders[name] = codec(content_type, content_encoding, encoder)
@@ -126,7 +126,7 @@ class SerializerRegistry:
         """Remove a serializer.
 
         Raises:
-            SerializerNotInstalled: there is none of that name.
+            SerializerNotInstalled: no serializer of that name is registered.
         """
         content_type = self.name_to_type.pop(name, None)
         if content_type is None:
@@ -136,21 +136,24 @@ class SerializerRegistry:
         self.type_to_name.pop(content_type, None)
 
     def enable(self, name: str) -> None:
-        """Let a serializer decode where a consumer names no accepted content types.
+        """Allow consumers that do not set *accept* to decode with a serializer.
 
         Arguments:
-            name: its name, or a content type.
+            name: the name of the serializer, or its content type.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: no serializer of that name is registered.
         """
         self._disabled_content_types.discard(self._content_type(name))
 
     def disable(self, name: str) -> None:
-        """Let a serializer decode only where a consumer accepts it by name.
+        """Allow only consumers that accept it by name to decode with a serializer.
+
+        Arguments:
+            name: the name of the serializer, or its content type.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: no serializer of that name is registered.
         """
         self._disabled_content_types.add(self._content_type(name))
 
@@ -162,7 +165,7 @@ class SerializerRegistry:
         return self.name_to_type[name]
 
     def _set_default_serializer(self, name: str) -> None:
-        """Choose the serializer of bodies that are neither text nor bytes."""
+        """Set the serializer of bodies that are neither text nor bytes."""
         self._default = self._encoder(name)
 
     def _encoder(self, name: str) -> codec:
@@ -178,11 +181,11 @@ class SerializerRegistry:
         return f"unknown serializer {name!r}; known: {known}"
 
     def _look_for_plugins(self) -> None:
-        """Register what installed packages offer; once, when a name is not known."""
+        """Register the serializers of installed packages, once, when a name is unknown."""
         if self._has_looked_for_plugins:
             return
         self._has_looked_for_plugins = True
-        # Here, since it takes 8 ms to import and hardly anybody comes here.
+        # Imported here because that takes 8 ms, and few programs need it.
         from importlib.metadata import entry_points
 
         for entry_point in entry_points(group=ENTRY_POINTS):
@@ -191,22 +194,22 @@ class SerializerRegistry:
             try:
                 self.register(entry_point.name, *entry_point.load())
             except Exception:
-                logger.warning("serializer %r cannot be loaded", entry_point.name, exc_info=True)
+                logger.warning("cannot load serializer %r", entry_point.name, exc_info=True)
 
     def dumps(self, data: Any, serializer: str | None = None) -> tuple[str, str, Any]:
         """Encode a body.
 
         Arguments:
             data: the body.
-            serializer: a registered name, or ``raw``.  None: text becomes ``text/plain``, bytes
-                ``application/data``, anything else goes through the default serializer (JSON).
+            serializer: a registered name, or ``raw``.  None sends text as ``text/plain``, bytes as
+                ``application/data``, and anything else encoded by the default serializer (JSON).
 
         Returns:
             Content type, content encoding and the encoded body.
 
         Raises:
-            SerializerNotInstalled: there is no such serializer.
-            EncodeError: the serializer cannot encode it.
+            SerializerNotInstalled: no serializer of that name is registered.
+            EncodeError: the serializer cannot encode the body.
         """
         if serializer:
             if serializer == "raw":
@@ -215,10 +218,10 @@ class SerializerRegistry:
         elif isinstance(data, str):
             return "text/plain", "utf-8", utf8(data, "text/plain")
         elif isinstance(data, (bytes, bytearray, memoryview)):
-            # A copy of what is mutable: the message may leave later.
+            # A copy, since the message may be sent after the caller has changed its buffer.
             return "application/data", "binary", bytes(data)
         elif self._default is None:
-            raise SerializerNotInstalled("No default serializer is set")
+            raise SerializerNotInstalled("no default serializer is set")
         else:
             chosen = self._default
         content_type, content_encoding, encode = chosen
@@ -242,14 +245,14 @@ class SerializerRegistry:
 
         Arguments:
             data: text, bytes or a buffer.
-            content_type: its MIME type; None means ``application/data``.
-            content_encoding: character set of a body without decoder; None means UTF-8.
+            content_type: the MIME type of the body; None is ``application/data``.
+            content_encoding: the character set of a body without a decoder; None is UTF-8.
             accept: the accepted content types; None accepts all that are not disabled.
-            force: decode disabled content types too (where *accept* is None).
+            force: whether to decode disabled content types too, if *accept* is None.
 
         Raises:
             ContentDisallowed: the content type is not accepted.
-            DecodeError: the body is not what its content type says.
+            DecodeError: the body is invalid for its content type.
             SerializerNotInstalled: the package that decodes it is not installed.
         """
         if not content_type:
@@ -276,7 +279,7 @@ class SerializerRegistry:
             raise decode_error(exc, f"as {content_type}") from exc
 
     def _as_text(self, data: Any, content_type: str, content_encoding: str | None) -> Any:
-        """Return a body that nothing deserialises: as text, unless it is said to be bytes."""
+        """Return a body without a decoder: as text, or as it is if its encoding is binary."""
         if content_type not in _PLAIN and not self._has_looked_for_plugins:
             self._look_for_plugins()
             if content_type in self._decoders:
@@ -285,7 +288,7 @@ class SerializerRegistry:
             encoding = (content_encoding or "utf-8").lower()
             if encoding in SKIP_DECODE or data is None or isinstance(data, str):
                 return data
-            # Not codecs.decode: that would also run codecs like zlib, which no limit holds.
+            # Not codecs.decode, which would also run codecs like zlib, whose output has no limit.
             return str(data, charset(encoding) or "an unknown encoding")
         except Exception as exc:
             raise decode_error(exc, "as text") from exc
@@ -300,7 +303,7 @@ class SerializerRegistry:
 
 
 def _pickle_dumps(value: Any) -> bytes:
-    import pickle  # when it is first needed
+    import pickle  # most programs never need it
 
     return pickle.dumps(value, protocol=pickle_protocol)
 
@@ -314,7 +317,7 @@ unregister = registry.unregister
 
 
 def register_json() -> None:
-    """Register JSON with kombu's typed values; see ``jsoncodec``."""
+    """Register JSON with kombu's typed values (:mod:`greenconn.jsoncodec`)."""
     registry.register("json", json_encode, json_loads, "application/json", "utf-8")
 
 
@@ -324,7 +327,7 @@ def register_yaml() -> None:
 
 
 def register_pickle() -> None:
-    """Register pickle: whoever may publish can run code in who decodes."""
+    """Register pickle.  A publisher can run any code in a process that decodes it."""
     registry.register("pickle", _pickle_dumps, unpickle, "application/x-python-serialize", "binary")
 
 
@@ -337,10 +340,10 @@ _INSECURE: Final = ("pickle", "yaml", "msgpack")
 
 
 def enable_insecure_serializers(choices: Iterable[str] | None = _INSECURE) -> None:
-    """Let these be decoded where a consumer names no accepted content types.
+    """Allow consumers that do not set *accept* to decode with these serializers.
 
     Arguments:
-        choices: names or content types; unknown ones are ignored.
+        choices: names or content types; unknown names are ignored.
     """
     for choice in choices or ():
         try:
@@ -350,15 +353,15 @@ def enable_insecure_serializers(choices: Iterable[str] | None = _INSECURE) -> No
 
 
 def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> None:
-    """Let only *allowed* be decoded where a consumer names no accepted content types.
+    """Allow consumers that do not set *accept* to decode with these serializers only.
 
-    Publishing with the others stays possible.
+    Publishing with the other serializers remains possible.
 
     Arguments:
         allowed: names or content types.
 
     Raises:
-        KeyError: a name is not known.
+        KeyError: a name is unknown.
     """
     for content_type in registry._decoders:
         registry.disable(content_type)
@@ -369,14 +372,14 @@ def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> N
 def prepare_accept_content(
     content_types: Iterable[str] | None, name_to_type: Mapping[str, str] | None = None
 ) -> set[str] | None:
-    """Return content types for names of serializers; None stays None.
+    """Return the content types for names of serializers; None for None.
 
     Arguments:
-        content_types: names and content types.
-        name_to_type: the names; None means those of the registry.
+        content_types: names or content types, or a single one.
+        name_to_type: names -> content types; None uses the registry.
 
     Raises:
-        SerializerNotInstalled: a name is not known.
+        SerializerNotInstalled: a name is unknown.
     """
     if content_types is None:
         return None
@@ -397,10 +400,10 @@ registry._set_default_serializer("json")
 disable_insecure_serializers()
 
 
-if not TYPE_CHECKING:  # or a type checker would let any name pass
+if not TYPE_CHECKING:  # otherwise a type checker accepts any attribute
 
     def __getattr__(name: str) -> Any:
-        if name == "pickle":  # kombu has it here
+        if name == "pickle":  # kombu's module has this name, too
             import pickle
 
             return pickle
