@@ -1,4 +1,4 @@
-"""Checks of the values that options are given."""
+"""Validation of arguments and options."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ __all__ = [
 
 
 def is_number(value: object) -> bool:
-    """Return whether *value* is a finite number, and no bool."""
+    """Return whether *value* is a finite number, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_seconds(options: object, *names: str, optional: bool = True) -> None:
-    """Check that each is a number of seconds from 0 up, or (if *optional*) None."""
+    """Check that each option is a number of seconds, at least 0, or None if *optional*.
+
+    Raises:
+        ValueError: it is not.
+    """
     for name in names:
         value = getattr(options, name)
         if (value is None and optional) or (is_number(value) and value >= 0):
@@ -37,7 +41,11 @@ def check_seconds(options: object, *names: str, optional: bool = True) -> None:
 def check_count(
     options: object, *names: str, least: int = 0, most: int | None = None, optional: bool = True
 ) -> None:
-    """Check that each is a whole number from *least* to *most*, or (if *optional*) None."""
+    """Check that each option is an integer from *least* to *most*, or None if *optional*.
+
+    Raises:
+        ValueError: it is not.
+    """
     for name in names:
         value = getattr(options, name)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
@@ -53,7 +61,11 @@ def check_count(
 
 
 def check_type(options: object, kind: type, *names: str, optional: bool = False) -> None:
-    """Check that each is of type *kind* (0 and 1 are booleans too), or (if *optional*) None."""
+    """Check that each option is of type *kind* (bool includes 0 and 1), or None if *optional*.
+
+    Raises:
+        ValueError: it is not.
+    """
     for name in names:
         value = getattr(options, name)
         is_flag = kind is bool and value in (0, 1)
@@ -62,7 +74,11 @@ def check_type(options: object, kind: type, *names: str, optional: bool = False)
 
 
 def check_callable(options: object, *names: str) -> None:
-    """Check that each is a callable, or None."""
+    """Check that each option is a callable or None.
+
+    Raises:
+        ValueError: it is not.
+    """
     for name in names:
         value = getattr(options, name)
         if value is not None and not callable(value):
@@ -76,15 +92,15 @@ def _or_none(optional: bool) -> str:
 def invalid(options: object, name: str, wanted: str) -> ValueError:
     """Return the error for the option *name*, which must be *wanted*.
 
-    It is named by the function that takes it, or by its class.
+    Its text names the option with the function that takes it, if known, or with its class.
     """
     owner = getattr(options, "given_to", type(options).__name__)
     return ValueError(f"{owner}.{name} must be {wanted}, got {getattr(options, name)!r}")
 
 
-#: What a call gives that has run nothing of the function yet.
+#: Results of calling a function that leave its body unrun.
 _UNRUN: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
-#: Flags of a function's code (those of ``inspect``, which takes milliseconds to import) -> its kind.
+#: Flags of a code object -> the kind of its function.  ``inspect`` has them, but is slow to import.
 _KINDS: Final = ((0x80, "async def"), (0x200, "an async generator"), (0x20, "a generator"))
 _REMEDY: Final = (
     "greenconn calls plain functions in greenlets, where waiting never blocks the others: use "
@@ -93,15 +109,15 @@ _REMEDY: Final = (
 
 
 def check_runs(name: str, function: object) -> None:
-    """Refuse a function of which a call runs nothing: its messages would be lost.
+    """Check that calling *function* runs its body; otherwise its messages would be lost.
 
-    Partials, methods and objects with such a ``__call__`` are seen through.
+    Looks into partials, methods and objects with ``__call__``.
 
     Arguments:
-        name: what the function is called for the program: an argument, or a method.
+        name: the argument or the method of that function, for the error.
 
     Raises:
-        TypeError: it is ``async def``, a generator or an async generator.
+        TypeError: *function* is ``async def``, a generator or an async generator.
     """
     inner = function
     while isinstance(inner, partial):
@@ -115,13 +131,16 @@ def check_runs(name: str, function: object) -> None:
 
 
 def check_has_run(name: str, result: object) -> None:
-    """Refuse the result of a call that ran nothing, where :func:`check_runs` could not see that.
+    """Check the result of a call, as :func:`check_runs` cannot tell for every callable.
+
+    Arguments:
+        name: the function, for the error.
 
     Raises:
         TypeError: *result* is a coroutine, a generator or an async generator.
     """
     if isinstance(result, _UNRUN):
         if not isinstance(result, AsyncGeneratorType):
-            result.close()  # it has not begun; else Python would warn that nobody awaited it
+            result.close()  # otherwise Python warns that it was never awaited
         kind = type(result).__name__.replace("_", " ")
         raise TypeError(f"{name} returned the {kind} {result!r}, which never runs: {_REMEDY}")

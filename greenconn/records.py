@@ -1,8 +1,8 @@
-"""Records: immutable classes like frozen dataclasses, made without compiling code.
+"""A base class of immutable records, like frozen dataclasses, but faster to import.
 
-``dataclasses.dataclass`` writes and compiles six functions for each class.  For options and parameters,
-which every program needs, that took a tenth of the time of importing the library.  Here they are
-written once, and the fields of a class are its attributes, which hold the defaults.
+``dataclasses.dataclass`` generates and compiles six functions for each class.  For options and
+parameters, which every program needs, that took a tenth of the time of importing the library.  Here
+these functions are written once; the fields of a class are its annotated attributes.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ __all__ = ["Record"]
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
-    """The base of such a class.  Each annotated attribute of a subclass is a field, with its default;
-    ``ClassVar`` is none.
+    """The base class of records.
+
+    Each annotated attribute of a subclass is a field, with its value as the default, unless it is a
+    ``ClassVar``.
 
     Arguments:
-        values: of the fields that are not to have their default.
+        values: field names -> values; the other fields have their defaults.
 
     Raises:
-        TypeError: a name is not that of a field.
+        TypeError: a name is not that of a field, or an argument is positional.
     """
 
-    #: The names of all fields, in their order.
+    #: The names of all fields, in order of definition.
     fields: ClassVar[tuple[str, ...]] = ()
-    #: Those that neither ``repr()`` shows nor the hash is made of: secrets, and what cannot be hashed.
+    #: Fields that ``repr()`` and the hash leave out: secrets, and values that cannot be hashed.
     hidden: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls) -> None:
@@ -61,10 +63,10 @@ class Record:
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        """Check the values; raise a ValueError for one that is none."""
+        """Validate the values; raise ValueError for an invalid one."""
 
     def replace(self, **values: Any) -> Self:
-        """Return the same with other *values* of some fields."""
+        """Return a copy with *values* in some of its fields."""
         return type(self)(**{**self.__dict__, **values})
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
