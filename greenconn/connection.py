@@ -1,12 +1,13 @@
-"""Connections: what a program holds to talk to a broker (kombu 5.7, ``kombu.connection``).
+"""Connections to a broker (kombu 5.7, ``kombu.connection``).
 
-A connection opens nothing before it is needed.  It may be shared by all greenlets of a thread, and
-so may its channels, producers and pools; another thread uses a :meth:`Connection.clone`.
+A connection is opened when it is first needed.  All greenlets of a thread can share it, its channels,
+its producers and its pools; another thread uses a :meth:`Connection.clone`.
 
-All state is in one :class:`~greenconn.session.session.Session`, which the facades over the same
-connection share.  Producers, consumers, pools and simple queues are imported when a connection is first
-asked for one: a program that only publishes has no use for consumers, one that is about to fork for
-neither.
+The state is in one :class:`~greenconn.session.session.Session`, which is shared by all facades of the
+connection: the connection itself and the :class:`PooledConnection` objects that a pool hands out.
+
+Producers, consumers, pools and simple queues are imported when they are first used: a program that only
+publishes needs no consumers, and one that is about to fork needs neither.
 """
 
 from __future__ import annotations
@@ -77,20 +78,20 @@ logger = logging.getLogger("greenconn.connection")
 
 T = TypeVar("T")
 
-#: Seconds that an explicit ``connect()`` waits at most when an earlier attempt has just failed.
+#: Maximum seconds that an explicit ``connect()`` waits after an attempt that has just failed.
 CONNECT_INTERVAL: Final = 0.2
-#: Places that are logged for using a connection after its release, at most.
+#: Maximum number of places in the program that are logged for using a released connection.
 LATE_USES: Final = 1000
 _late_uses: Final[set[str]] = set()
 _NAMES: Final = frozenset(Parameters.fields)
 
 
 class _Shared(Generic[T]):
-    """An attribute that is read from the session.  On the class it is its default, as in kombu.
+    """An attribute of a connection that is read from its session.
 
     Arguments:
-        default: the value on the class.
-        read: takes it out of the session.
+        default: the value of the attribute on the class, as in kombu.
+        read: returns the value for a session.
     """
 
     def __init__(self, default: T, read: Callable[[Session], T]) -> None:
@@ -109,11 +110,12 @@ class _Shared(Generic[T]):
 
 
 class _Parameter(_Shared[T]):
-    """One of the parameters of the broker that is meant now.
+    """An attribute of a connection that is a parameter of the current broker.
 
     Arguments:
-        default: the value on the class, and what None stands for where *fills* is True.
-        parameter: its name, if that is not the attribute's.
+        default: the value of the attribute on the class.
+        parameter: the name of the parameter; empty is the name of the attribute.
+        fills: whether the attribute is *default* if the parameter is None.
     """
 
     def __init__(self, default: T, parameter: str = "", *, fills: bool = False) -> None:
@@ -122,7 +124,7 @@ class _Parameter(_Shared[T]):
         self._fills = fills
 
     def __get__(self, instance: Any, owner: type[Any] | None = None) -> T:
-        # As above, with a call less: opening a connection asks for all of them.
+        # The same without a call of self._read: opening a connection reads all parameters.
         return self._default if instance is None else self._read_parameter(instance.session)
 
     def _read_parameter(self, session: Session) -> T:
@@ -142,41 +144,40 @@ class Connection:
         Connection("amqp://one;amqp://two", failover_strategy="shuffle")
         Connection("redis://", transport_options={"visibility_timeout": 3600})
 
-    All greenlets of a thread may share one: use it, drain it, close it.
+    All greenlets of a thread can share a connection, and each of them can publish, drain or close it.
 
-    When the connection is lost it comes back: at once, in the background, if consumers run on it,
-    else with the next use.  That goes on until :meth:`close`.  Using a closed connection explicitly
-    (:meth:`connect`, :meth:`channel`, :attr:`default_channel`, :meth:`ensure_connection`) opens it
-    again.
+    A lost connection is recovered until :meth:`close`: at once in the background if it has consumers,
+    otherwise on its next use.  A closed connection is opened again by :meth:`connect`,
+    :meth:`channel`, :attr:`default_channel` and :meth:`ensure_connection`.
 
     Arguments:
-        hostname: a URL, several (a list, or a text separated by ``;``), or a host name.
-        userid, password, virtual_host, port: what a URL leaves blank.  A password may be a function
-            that returns one; it is called for each attempt to connect, and again before a
-            :class:`~greenconn.credentials.Token` that it returned ends.
-        insist: accepted for kombu's sake.
-        ssl: True for TLS, verified; or a dict of its options.
-        transport: an alias, a class or its path, where the URL does not name one.
-        connect_timeout: seconds for one broker, name lookup to login; None waits.
-        transport_options: see the transport.
+        hostname: a URL, several URLs (a list, or text separated by ``;``), or a host name.
+        userid, password, virtual_host, port: values for the parts that the URL lacks.  A password can
+            be a function that returns it.  It is called for each attempt to connect, and before a
+            :class:`~greenconn.credentials.Token` that it returned expires.
+        insist: accepted for compatibility with kombu and ignored.
+        ssl: True for TLS with verification, or a dict of TLS options.
+        transport: an alias, a class or the path of a class, if the URL has no scheme.
+        connect_timeout: seconds to connect to one broker, from name lookup to login; None is no limit.
+        transport_options: options of the transport, see there.
         login_method: SASL mechanism.
-        uri_prefix: what stands before the ``+`` in the scheme.
-        heartbeat: seconds.  Not given: what the broker proposes; 0: off.
+        uri_prefix: the part of the scheme before a ``+``.
+        heartbeat: seconds between heartbeats; 0 turns them off.  By default the broker's proposal.
         failover_strategy: ``round-robin``, ``shuffle``, or a function that takes the list of URLs
-            and gives an iterator of those to try.
-        alternates: further URLs.
-        credential_provider: an object with ``get_credentials()``, which returns user name and
-            password; asked as a function for the password is.
-        kwargs: others are ignored with a warning in the log.
+            and returns an iterator of the URLs to try.
+        alternates: further URLs of the failover list.
+        credential_provider: an object whose ``get_credentials()`` returns user name and password;
+            called when a password function would be.
+        kwargs: unknown arguments, which are ignored with a warning in the log.
 
     Raises:
-        ValueError: a malformed URL, or one with an option that is not known.
-        KeyError: no transport has that name.
+        ValueError: the URL is malformed, or has an unknown option.
+        KeyError: there is no transport of that name.
     """
 
-    #: Aliases of transports -> what ``info`` calls them.
+    #: Aliases of transports -> their names in ``info()``.
     resolve_aliases: ClassVar[Mapping[str, str]] = {"pyamqp": "amqp", "librabbitmq": "amqp"}
-    #: Names for ``failover_strategy``.
+    #: Names of failover strategies -> functions.
     failover_strategies: ClassVar[Mapping[str, Any]] = dict(STRATEGIES)
 
     hostname = _Parameter[str | None](None)
@@ -194,26 +195,26 @@ class Connection:
     heartbeat = _Parameter[float | None](None)
     credential_provider = _Parameter[Any](None)
 
-    #: The URLs of the failover list; empty where there is only one.
+    #: The URLs of the failover list; empty for a single URL.
     alt = _Shared[list[str]]([], lambda session: session.broker.failover.addresses)
-    #: Gives the next URL to try; None where there is only one.
+    #: The iterator of the URLs to try; None for a single URL.
     cycle = _Shared[Iterator[str] | None](None, lambda session: session.broker.failover.cycle)
-    #: What chooses the next broker: a function of the list.
+    #: The function that makes that iterator of the list.
     failover_strategy = _Shared[Any](
         "round-robin", lambda session: session.broker.failover.strategy
     )
-    #: Entities known to exist at the broker; a set for each life of the connection.
+    #: Entities that are known to exist at the broker; a new set for each life of the connection.
     declared_entities = _Shared[set[Any]](
         None,  # type: ignore[arg-type]  # on the class
         lambda session: session.life.declared_entities,
     )
-    #: For ``maybe_declare``: one declaration of an entity at a time; one for each life.
+    #: The single flight of ``maybe_declare``: one declaration of an entity at a time, for each life.
     declare_flight = _Shared[Any](None, lambda session: session.life.declare_flight)
-    #: Functions that are called with the reason when the connection was lost: ``append`` yours.  Each
-    #: call has a greenlet of its own; what it raises is logged.
+    #: A list to append functions to.  Each is called with the error when the connection is lost, in a
+    #: greenlet of its own; an exception in it is logged.
     on_connection_lost = _Shared[Listeners](Listeners(), lambda session: session.on_connection_lost)
-    #: Functions that are called, without arguments, when a lost connection is open again and all is
-    #: restored: what was declared, and consumers.
+    #: A list to append functions to.  Each is called without arguments when a lost connection is open
+    #: again, with its topology and its consumers restored.
     on_recovered = _Shared[Listeners](Listeners(), lambda session: session.on_recovered)
 
     def __init__(
@@ -261,29 +262,29 @@ class Connection:
         first, whole = combined(hosts[0] if hosts else None, keywords, is_first=True)
         addresses, current = _addresses(hosts, alternates, first, keywords)
         for address in addresses:
-            combined(address, keywords)  # a bad one fails now, not when it is needed
+            combined(address, keywords)  # report an invalid URL now, not when it is needed
         failover = Failover(
             addresses, whole.get("failover_strategy") or failover_strategy, self.failover_strategies
         )
         if current is not None:
             failover.skip_to(current)
-        #: The life of this connection, shared by all its facades.
+        #: The state of this connection, shared by all its facades.
         self.session = Session(Broker(self, keywords, first, failover))
 
     @property
     def _family(self) -> type[Self]:
-        """The class of copies."""
+        """The class of clones."""
         return type(self)
 
     def create_transport(self) -> Any:
-        """Make a transport for the broker that is meant now."""
+        """Return a new transport for the current broker."""
         return self.get_transport_cls()(client=self)
 
     def _establish_connection(self, deadline: Deadline | None = None) -> Any:
-        # kombu's seam between a connection and its transport, which tests of programs replace.
+        # kombu's method for opening the transport's connection, which tests of programs replace.
         return self.session.broker.open_link(deadline or Deadline())
 
-    # kombu's names of what programs look at, and what their tests replace.
+    # kombu's private attributes that programs read, and that their tests replace.
 
     @property
     def _closed(self) -> bool:
@@ -312,29 +313,29 @@ class Connection:
         """Return the class of the transport.
 
         Raises:
-            KeyError: no transport has that name.
+            KeyError: there is no transport of that name.
         """
         return get_transport_cls(self.transport_cls)
 
     @property
     def transport(self) -> Any:
-        """The transport, made when it is first needed."""
+        """The transport of the current broker, created when it is first needed."""
         return self.session.broker.transport
 
     def completes_cycle(self, retries: int) -> bool:
-        """Return whether all brokers of the list were tried after *retries* further tries."""
+        """Return whether *retries* more attempts have tried all brokers of the failover list."""
         return self.session.broker.failover.completes_cycle(retries)
 
     def clone(self, **kwargs: Any) -> Self:
-        """Return another connection with the same parameters.  Opens nothing.
+        """Return a new connection with the same parameters, which is not open.
 
         Arguments:
-            kwargs: arguments of the constructor that differ.
+            kwargs: arguments of the constructor that are to differ.
         """
         broker = self.session.broker
         twin = self._family(**{**broker.info(resolve=False), **kwargs})
         if not {"hostname", "alternates"} & kwargs.keys():
-            # What the URLs leave blank is filled from the keywords, not from the URL in use.
+            # Parts that a URL lacks come from the keywords, not from the URL in use.
             changes = {name: value for name, value in kwargs.items() if name in _NAMES}
             twin.session.broker.keywords = broker.keywords.replace(**changes)
         return twin
@@ -350,9 +351,9 @@ class Connection:
         self.session.broker.keywords = state["keywords"]
 
     def info(self) -> dict[str, Any]:
-        """Return the arguments of the constructor that stand for this connection.
+        """Return the arguments of the constructor that make this connection.
 
-        The password is among them in clear.
+        They include the password in clear.
         """
         return self.session.broker.info()
 
@@ -362,34 +363,34 @@ class Connection:
         mask: str = "**",
         getfields: Callable[[dict[str, Any]], Any] = URI_FIELDS,
     ) -> str:
-        """Return the URL of the broker that is meant now.
+        """Return the URL of the current broker.
 
         Arguments:
-            include_password: write the password; one that is a function is called.
-            mask: what stands for it otherwise.
-            getfields: takes port, user, password, virtual host and transport out of ``info()``.
+            include_password: whether to include the password; a password function is called.
+            mask: the text in place of the password otherwise.
+            getfields: returns port, user, password, virtual host and transport of ``info()``.
         """
         return self.session.broker.as_uri(include_password, mask, getfields)
 
     @property
     def host(self) -> str:
-        """Host name and port, with a colon between them."""
+        """Host name and port, separated by a colon."""
         return f"{self.hostname}:{self.port}"
 
     def __eqhash__(self) -> ParameterKey:
-        """Return the key of its pools, which is the same for connections with the same parameters."""
+        """Return the key for pools, which is equal for connections with equal parameters."""
         return self.session.broker.key()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.session.broker.label} at {id(self):#x}>"
 
-    # Opening, and functions that survive a loss
+    # Opening, and functions that retry
 
     def connect(self) -> Any:
-        """Open the connection now, and return the transport's own object for it.  May switch.
+        """Open the connection if it is not open, and return the transport's connection.  May switch.
 
         Raises:
-            Exception: the transport's error when each broker of the list was tried once.
+            Exception: the error of the transport, after one attempt for each broker of the list.
         """
         return self.session.link(reopen=True, rounds=1, interval=CONNECT_INTERVAL)
 
@@ -404,24 +405,25 @@ class Connection:
         reraise_as_library_errors: bool = True,
         timeout: float | Deadline | None = None,
     ) -> Self:
-        """Open the connection if it is not open, trying as often as is said here.  May switch.
+        """Open the connection if it is not open, with retries, and return this object.  May switch.
 
         Arguments:
             errback: called with each error and the seconds until the next attempt.
-            max_retries: attempts after the first; None and infinity never give up.
-            interval_start: seconds to wait after the first round over the brokers of the list.
+            max_retries: attempts after the first; None and infinity retry forever.
+            interval_start: seconds to wait after the first round over the failover list.
             interval_step: seconds by which each wait is longer than the one before.
-            interval_max: seconds that no wait exceeds.
-            callback: called before each wait, and at the beginning of each whole second of it.
-            reraise_as_library_errors: raise OperationalError rather than the transport's error.
-            timeout: seconds for all of it; None or 0 has no end.
+            interval_max: maximum seconds of a wait.
+            callback: called before each wait, and once a second during it.
+            reraise_as_library_errors: whether to raise OperationalError in place of the error of the
+                transport.
+            timeout: seconds for all attempts together; None and 0 are no limit.
 
         Raises:
             OperationalError: all attempts failed; the last error is its cause.
-            Exception: an error that trying again does not help, as a refused login.
+            Exception: an error that a retry cannot solve, as a refused login.
         """
         if self.session.is_open:
-            self.session.link()  # which tells who comes from another thread
+            self.session.link()  # raises WrongHub in another thread
         else:
             policy = ConnectOptions(
                 errback=errback,
@@ -440,7 +442,7 @@ class Connection:
         return self
 
     def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        # kombu's name, which programs call: the same, and returns the transport's own object.
+        # kombu's private method, which programs call.  It returns the transport's connection.
         return self.ensure_connection(*args, **kwargs).session.link()
 
     @property
@@ -456,7 +458,7 @@ class Connection:
 
     @property
     def connection(self) -> Any:
-        """The transport's own object, opened if need be; None when closed.  May switch."""
+        """The transport's connection, opened if necessary; None if closed.  May switch."""
         return None if self.session.is_closed else self.connect()
 
     def channel(self) -> Any:
@@ -465,20 +467,20 @@ class Connection:
         return self.transport.create_channel(link)
 
     def update_secret(self, secret: str, reason: str = "", *, timeout: float | None = None) -> None:
-        """Change the password of this login while the connection is open, as OAuth 2 asks for.
+        """Change the password of the open connection, as OAuth 2 requires.  May switch.
 
-        Later attempts to connect use it too, unless the password is a function or there is a
-        ``credential_provider``: these are asked then.  A connection that is not open opens nothing.
-        May switch.
+        Later attempts to connect use it, too, unless the password is a function or there is a
+        ``credential_provider``.  If the connection is not open, it is not opened.
 
         Arguments:
-            reason: for the broker's log.
-            timeout: seconds to wait for the broker's reply; None is the transport's own.
+            secret: the new password, or token.
+            reason: text for the broker's log.
+            timeout: seconds to wait for the broker's reply; None is the limit of the transport.
 
         Raises:
-            ConnectionError: the broker refused it, and ended the connection for that.
-            TimeoutError: it did not answer in time.
-            NotImplementedError: the transport knows no such thing.
+            ConnectionError: the broker refused the password and closed the connection.
+            TimeoutError: the broker did not reply in time.
+            NotImplementedError: the transport cannot change the password.
         """
         session = self.session
         broker = session.broker
@@ -490,11 +492,12 @@ class Connection:
 
     @property
     def default_channel(self) -> Any:
-        """A channel that all share: opened when first needed, and again after an error.  May switch.
+        """The channel that all users of the connection share.  May switch.
 
-        ``transport_options`` may say how often to try to connect (``max_retries``,
-        ``interval_start``, ``interval_step``, ``interval_max``, ``errback``, ``callback``,
-        ``connect_retries_timeout``); otherwise it gives up after ``connect_timeout``.
+        It is opened when it is first needed, and again after an error closed it.  The connection is
+        opened, too: with the retries of ``transport_options`` (``max_retries``, ``interval_start``,
+        ``interval_step``, ``interval_max``, ``errback``, ``callback``, ``connect_retries_timeout``), or
+        without these within ``connect_timeout``.
 
         Raises:
             OperationalError: no broker could be reached.
@@ -511,7 +514,7 @@ class Connection:
 
     @property
     def ready_channel(self) -> Any:
-        """The default channel if it is open now, else None.  Never switches."""
+        """The default channel if it is open, otherwise None.  Never switches."""
         channel = self.session.life.default_channel
         return channel if getattr(channel, "is_open", True) else None
 
@@ -529,24 +532,25 @@ class Connection:
         *,
         timeout: float | Deadline | None = None,
     ) -> Callable[..., Any]:
-        """Return *fun* as a function that survives the loss of connection and channel.
+        """Return a function that calls *fun*, and retries after a loss of connection or channel.
 
-        Errors whose operation may have been done (``PublishTimeout`` and the like,
+        Errors after which the operation may have been done (``PublishTimeout`` and the others in
         :data:`greenconn.exceptions.NEVER_REPEATED`) are raised at once.
 
         Arguments:
-            obj: its ``revive(channel)`` is called before *fun* is called again.
-            fun: what to call.
-            errback: called with each error of connection or channel, and the seconds until the next
+            obj: its ``revive(channel)`` is called before each retry.
+            fun: the function to call.
+            errback: called with each error of connection or channel and the seconds until the next
                 attempt.
-            max_retries: calls after the first; None and infinity never give up.
+            max_retries: calls after the first; None and infinity retry forever.
             interval_start, interval_step, interval_max: seconds between attempts.
             on_revive: called with the channel after ``obj.revive``.
-            retry_errors: further errors after which *fun* is simply called again.
-            timeout: seconds for one call of the result, with everything in it; None has no end.
+            retry_errors: further errors after which *fun* is called again, without reviving *obj*.
+            timeout: seconds for one call of the returned function, retries included; None is no limit.
 
         Raises:
-            OperationalError: (the function returned) it gave up; the last error is its cause.
+            OperationalError: (by the returned function) all attempts failed; the last error is its
+                cause.
         """
         policy = ConnectOptions(
             errback=errback,
@@ -566,19 +570,21 @@ class Connection:
         )
 
     def _reraise_as_library_errors(self) -> AbstractContextManager[None]:
-        # Celery's applications use it around each task that they send.
+        # Celery uses it around each task that it sends.
         return library_errors(self)
 
     def autoretry(
         self, fun: Callable[..., Any], channel: Channel | None = None, **ensure_options: Any
     ) -> Callable[..., tuple[Any, Any]]:
-        """Return a function that calls *fun* with ``channel=...``, as :meth:`ensure` does.
+        """Return a function that calls *fun* with ``channel=...`` and retries as :meth:`ensure` does.
 
-        It returns what *fun* returned, and the channel used last.
+        That function returns the result of *fun* and the channel that was used last.
 
         Arguments:
-            channel: to begin with; None takes the default channel.
-            ensure_options: see :meth:`ensure`; they hold for the first connecting, too.
+            fun: the function to call.
+            channel: the channel for the first call; None is the default channel.
+            ensure_options: arguments of :meth:`ensure`; those about retries apply to the first
+                connecting, too.
         """
         names = ("errback", "max_retries", "interval_start", "interval_step", "interval_max")
         opening = {"timeout": self.connect_timeout, **retry_options(self.transport_options)}
@@ -586,7 +592,7 @@ class Connection:
         revival = Revival(self, fun, channel, lambda: self.ensure_connection(**opening))
         return self.ensure(revival, revival, **ensure_options)
 
-    # The transport of the broker that is meant
+    # The transport of the current broker
 
     def supports_exchange_type(self, exchange_type: str) -> bool:
         """Return whether the transport has exchanges of that type."""
@@ -599,12 +605,12 @@ class Connection:
 
     @property
     def is_evented(self) -> bool:
-        """False: nobody has to drive the connection."""
+        """False: no event loop is needed to drive the connection."""
         return False
 
     @property
     def qos_semantics_matches_spec(self) -> bool:
-        """Whether ``basic_qos(apply_global=True)`` is about the whole connection.  May switch."""
+        """Whether ``basic_qos(apply_global=True)`` applies to the whole connection.  May switch."""
         matches: bool = self.transport.qos_semantics_matches_spec(self.session.link())
         return matches
 
@@ -622,12 +628,12 @@ class Connection:
 
     @property
     def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors that mean a lost connection."""
+        """Errors that indicate a lost connection."""
         return self.session.broker.connection_errors
 
     @property
     def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors that mean a lost channel."""
+        """Errors that indicate a lost channel."""
         return self.session.broker.channel_errors
 
     @property
@@ -643,18 +649,19 @@ class Connection:
     # Events
 
     def drain_events(self, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Take the next event of this connection and run its callbacks here.  May switch.
+        """Wait for the next event of this connection and run its callbacks.  May switch.
 
-        A lost connection raises its error once in each greenlet that waits here.  The next call
-        waits until all is restored, and goes on.
+        If the connection is lost, the error is raised once in each greenlet that waits here.  The next
+        call waits until topology and consumers are restored, and continues.
 
         Arguments:
-            timeout: seconds; None waits.
+            timeout: seconds to wait; None is no limit.
+            kwargs: further arguments of the transport.
 
         Raises:
-            socket.timeout: nothing came in time.
+            socket.timeout: there was no event in time.
             ConnectionError, OSError: the connection was lost, or is closed.
-            Exception: what a callback raised.
+            Exception: the exception of a callback.
         """
         session = self.session
         life = session.ready_life
@@ -669,10 +676,12 @@ class Connection:
             raise
 
     def heartbeat_check(self, rate: float = 2) -> Any:
-        """Raise if the peer is known to be dead.  Heartbeats need no help from here.
+        """Raise an error if the connection is lost.
+
+        Heartbeats are sent and checked in the background: there is no need to call this.
 
         Arguments:
-            rate: accepted for kombu's sake.
+            rate: accepted for compatibility with kombu and ignored.
 
         Raises:
             ConnectionError, OSError: the connection is lost or closed.
@@ -693,17 +702,17 @@ class Connection:
         return None
 
     def get_heartbeat_interval(self) -> Any:
-        """Return the seconds between heartbeats, as agreed with the broker; 0 is off.  May switch."""
+        """Return the seconds between heartbeats as negotiated; 0 if they are off.  May switch."""
         return self.transport.get_heartbeat_interval(self.connection)
 
     def register_with_event_loop(self, loop: Any) -> None:
-        """Have *loop* drain this connection whenever an event waits.
+        """Make *loop* drain this connection when it has events.
 
-        Nobody has to: it is for programs built around a loop, which must run in a greenlet.
+        This is for programs that are built around an event loop.  The loop must run in a greenlet.
 
         Arguments:
-            loop: anything with ``add_reader(fd, callback)``, or what a transport that is written to
-                kombu's base contract wants: its ``register_with_event_loop`` is called.
+            loop: an object with ``add_reader(fd, callback)``.  A transport that implements kombu's base
+                class gets it as it is.
         """
         if self.session.broker.has_base_contract:
             self.transport.register_with_event_loop(self.connection, loop)
@@ -711,28 +720,28 @@ class Connection:
             EventDescriptor(self, loop)
 
     def maybe_close_channel(self, channel: Channel) -> None:
-        """Close a channel, whatever its broker or connection say to that.  May switch."""
+        """Close a channel, ignoring errors of the connection and the channel.  May switch."""
         try:
             channel.close()
         except self.connection_errors + self.channel_errors:
             pass
 
     def flush(self, timeout: float | None = None) -> None:
-        """Return when all publishes and acks are on their way.  May switch.
+        """Wait until all pending publishes and acks have been sent.  May switch.
 
-        What is written leaves together, at the latest when the hub has its next turn.  Behind this call
-        it has left: on AMQP and Redis the operating system has it, and sends it also if the program
-        blocks or dies in its next line; other brokers have it.  That the broker has stored a message
-        only a confirm tells.
+        Without it they are sent together in the next turn of the hub.  When it returns, on AMQP and
+        Redis the operating system has them, and sends them even if the program blocks or dies at once;
+        on the other transports the broker has them.  Only a confirm tells that the broker has stored a
+        message.
 
-        Nothing is open: does nothing.  While a lost connection is on its way back it waits for that, and
-        for what is sent again then.
+        If the connection is not open, it returns at once.  If it is being recovered, it waits for that
+        and for the messages that are sent again.
 
         Arguments:
-            timeout: seconds; None is what the transport takes for the limit.
+            timeout: seconds; None is the limit of the transport.
 
         Raises:
-            TimeoutError: the broker took too little, or did not come back, in time.
+            TimeoutError: the broker did not read in time, or the connection was not recovered in time.
             ConnectionError, OSError: the connection is lost.
         """
         session, deadline = self.session, Deadline(timeout)
@@ -742,9 +751,9 @@ class Connection:
             life.link.flush(deadline)
 
     def release(self) -> None:
-        """Close the connection; one of a pool is released.  May switch.
+        """Close the connection, or release a pooled one.  May switch.
 
-        Whoever waits on it gets an error, recovery ends, its consumers are forgotten.
+        Raises an error in the greenlets that wait on it, stops recovery and drops its consumers.
         """
         broker = self.session.broker
         try:
@@ -755,19 +764,21 @@ class Connection:
     close = release
 
     def collect(self, socket_timeout: float | None = None) -> None:
-        """Drop what is open at once, without a word to the broker.
+        """Close the sockets at once, without the protocol's closing handshake.
 
         Arguments:
-            socket_timeout: accepted for kombu's sake: nothing here waits.
+            socket_timeout: accepted for compatibility with kombu and ignored.
         """
         self.session.collect()
         self.session.broker.drop_transport()
 
     def switch(self, conn_str: str) -> None:
-        """Close, and mean another broker from now on.  Opens nothing.  May switch.
+        """Close the connection and use another broker from now on.  May switch.
+
+        The connection to the other broker is opened when it is needed.
 
         Arguments:
-            conn_str: a URL, or a host name that takes the place of the first one.
+            conn_str: a URL, or a host name to replace the current one.
         """
         session = self.session
         session.close()
@@ -782,11 +793,11 @@ class Connection:
             self.switch(address)
 
     def revive(self, new_channel: Any) -> None:
-        """Make *new_channel* the default channel, and close the one that it replaces.  May switch.
+        """Make *new_channel* the default channel and close the previous one.  May switch.
 
         Arguments:
-            new_channel: an open channel of this connection; after any other, and after None, the next
-                use opens the default channel anew.
+            new_channel: an open channel of this connection.  With any other channel, or None, the next
+                use opens a new default channel.
         """
         former = self.session.adopt_channel(new_channel)
         if former is not None:
@@ -798,16 +809,16 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         self.release()
 
-    # What is built on a connection
+    # Shortcuts to the classes that use a connection
 
     def Pool(self, limit: int | None = None, **kwargs: Any) -> _ConnectionPool:  # noqa: N802
-        """Make a pool of connections like this one; *limit* None is unlimited."""
+        """Return a pool of clones of this connection; *limit* None is unlimited."""
         from greenconn.resource import ConnectionPool
 
         return ConnectionPool(self, limit, **kwargs)
 
     def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> _ChannelPool:  # noqa: N802
-        """Make a pool of channels of this connection; *limit* None is unlimited."""
+        """Return a pool of channels of this connection; *limit* None is unlimited."""
         from greenconn.resource import ChannelPool
 
         return ChannelPool(self, limit, **kwargs)
@@ -815,7 +826,7 @@ class Connection:
     def Producer(  # noqa: N802
         self, channel: Channel | None = None, *args: Any, **kwargs: Any
     ) -> _Producer:
-        """Make a producer on *channel*, or on the default channel."""
+        """Return a producer on *channel*, or on the default channel."""
         return _producer(self if channel is None else channel, *args, **kwargs)
 
     def Consumer(  # noqa: N802
@@ -825,7 +836,7 @@ class Connection:
         *args: Any,
         **kwargs: Any,
     ) -> _Consumer:
-        """Make a consumer of *queues* on *channel*, or on the default channel."""
+        """Return a consumer of *queues* on *channel*, or on the default channel."""
         return _consumer(self if channel is None else channel, queues, *args, **kwargs)
 
     def SimpleQueue(  # noqa: N802
@@ -838,11 +849,11 @@ class Connection:
         channel: Channel | None = None,
         **kwargs: Any,
     ) -> _SimpleQueue:
-        """Make a queue with ``put`` and ``get``, on *channel* or the default channel.
+        """Return a queue with ``put`` and ``get``, on *channel* or on the default channel.
 
         Arguments:
-            name: of the queue, its exchange and its routing key; or a Queue.
-            no_ack: whether messages need no acknowledgement.
+            name: the name of the queue, its exchange and its routing key; or a Queue.
+            no_ack: whether messages need no ack.
             queue_opts, exchange_opts: arguments of Queue and Exchange.
             queue_args: ``x-...`` arguments of the queue.
         """
@@ -868,7 +879,7 @@ class Connection:
         channel: Channel | None = None,
         **kwargs: Any,
     ) -> _SimpleBuffer:
-        """Make a :meth:`SimpleQueue` of which nothing outlives the broker or needs an ack."""
+        """Return a :meth:`SimpleQueue` that is transient and whose messages need no ack."""
         from greenconn.simple import SimpleBuffer
 
         return SimpleBuffer(
@@ -885,21 +896,21 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether a pool may lend it again: it was not closed."""
+        """Whether a pool can reuse this connection, as it was not closed."""
         return not self.session.is_closed
 
     def lend(self, pool: Lender) -> PooledConnection:
-        """Return a facade over this connection for one holder.  For pools; never switches.
+        """Return a facade of this connection for one holder.  For pools.  Never switches.
 
         Arguments:
-            pool: its ``release`` and ``replace`` are called with the facade.
+            pool: the pool, whose ``release`` or ``replace`` is called with the facade.
         """
         cls = type(self)
         return (PooledConnection if cls is Connection else _facade_class(cls))(self, pool)
 
 
 class _Truth(int):
-    """A truth value that may also be called."""
+    """A truth value that can also be called."""
 
     __slots__ = ()
 
@@ -913,22 +924,22 @@ class _Truth(int):
 
 
 class BrokerConnection(Connection):
-    """A connection for programs of carrot's time, which call ``connection.connected()``."""
+    """A connection for programs written for carrot, which call ``connection.connected()``."""
 
     @property
     def connected(self) -> _Truth:  # type: ignore[override]  # bool has no subclasses
-        """Whether the connection is open: a truth value that may also be called."""
+        """Whether the connection is open, as a truth value that can also be called."""
         return _Truth(self._is_connected())
 
 
 class CheckoutState(Enum):
-    """The stages of a loan of a pooled connection."""
+    """The states of a pooled connection that a holder has acquired."""
 
-    #: Its holder may use it.
+    #: The holder can use it.
     LENT = "lent"
-    #: It was released.  What its former holder does with it works, and is logged.
+    #: The holder has released it.  Uses after that work, and are logged.
     RELEASED = "released"
-    #: What is below was closed.  Whatever is asked of it raises.
+    #: The connection below was closed.  Every use raises.
     EXPIRED = "expired"
 
 
@@ -937,32 +948,32 @@ LOAN_MOVES: Final[Mapping[CheckoutState, frozenset[CheckoutState]]] = {
     CheckoutState.RELEASED: frozenset(),
     CheckoutState.EXPIRED: frozenset(),
 }
-#: Asked for with each loan, and members of an Enum are not looked up for nothing.
+#: Used by each acquire and release: looking up a member of an Enum has a cost.
 _LENT: Final = CheckoutState.LENT
 _RELEASED: Final = CheckoutState.RELEASED
 
 
 class PooledConnection(Connection):
-    """A loan of a pooled connection, for one holder.
+    """A pooled connection in the hands of one holder.
 
-    It shares everything with the connection below, and equals it.  ``release``, ``close`` and the
-    end of ``with`` give it back, once.  What was bound to it may go on using it, as with kombu: the
-    connection is shared, and may be lent to somebody else by then, so the log names each place that
-    does so, once.
+    A facade that shares the session of the connection below, and equals it.  ``release``, ``close`` and
+    the end of ``with`` release it, once.  As with kombu, producers and other objects that are bound to
+    it continue to work after the release.  By then the connection may belong to another holder, so the
+    log names each place in the program that does so, once.
 
     Arguments:
-        core: the pooled connection.
-        pool: where it came from.
+        core: the connection below.
+        pool: the pool that it was acquired from.
     """
 
     _checkout = CheckoutState.LENT
-    #: Why it cannot be used any more; empty while it can.
+    #: The reason why it cannot be used any more; empty if it can.
     _reason = ""
 
     def __init__(self, core: Connection, pool: Lender) -> None:
         self._core = core
         self._pool = pool
-        # The session is taken away when it is released, so that only a later use pays for looking.
+        # Deleted by the release, so that the check of __getattr__ costs nothing before it.
         self.session = core.session
 
     @property
@@ -974,7 +985,7 @@ class PooledConnection(Connection):
             return self._late_session()
         if name == "_core":
             raise AttributeError(name)
-        # What a subclass of Connection keeps in its instances.
+        # Attributes that a subclass of Connection sets on its instances.
         return getattr(self._core, name)
 
     def _late_session(self) -> Session:
@@ -999,7 +1010,7 @@ class PooledConnection(Connection):
     def __eqhash__(self) -> ParameterKey:
         return self._core.__eqhash__()
 
-    # Each holder has an object of its own, over the same connection.
+    # All facades of a connection are equal.
 
     def __eq__(self, other: object) -> bool:
         return self._core is (other._core if isinstance(other, PooledConnection) else other)
@@ -1013,16 +1024,16 @@ class PooledConnection(Connection):
         return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
 
     def lend(self, pool: Lender) -> PooledConnection:
-        """Refuse to lend a facade to another pool.
+        """Refuse to be a resource of another pool.
 
         Raises:
             TypeError: always.
         """
-        raise TypeError(f"{self!r} belongs to a pool")
+        raise TypeError(f"{self!r} belongs to a pool already: make a pool of a connection")
 
     def mark_released(self) -> None:
-        """Log later uses: the connection is not this holder's any more.  Never switches.  For pools."""
-        # Without a call of moved(), and without making a __dict__: each loan ends here.
+        """Mark as released, so that later uses are logged.  For pools.  Never switches."""
+        # On the hot path: no call of moved(), and no __dict__.
         if self._checkout is _LENT:
             self._checkout = _RELEASED
             del self.session
@@ -1030,25 +1041,25 @@ class PooledConnection(Connection):
             self._checkout = moved(self._checkout, _RELEASED, LOAN_MOVES, "a loan")
 
     def expire(self, reason: str) -> None:
-        """Raise from now on, whatever is asked for, naming *reason*.  Never switches.  For pools."""
+        """Make each later use raise an error with *reason*.  For pools.  Never switches."""
         self._checkout = moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
         self._reason = reason
         self.__dict__.pop("session", None)
 
     def release(self) -> None:
-        """Give the connection back; again: does nothing."""
+        """Release the connection to its pool; do nothing if it was released.  Never switches."""
         if self._checkout is _LENT:
             self._pool.release(self)
 
     close = release
 
     def collect(self, socket_timeout: float | None = None) -> None:
-        """Drop what is open at once; after the release: does nothing."""
+        """Close the sockets at once; do nothing if it was released."""
         if self._checkout is _LENT:
             super().collect(socket_timeout)
 
     def replace(self) -> None:
-        """Give the connection back as broken, so that the pool opens another."""
+        """Release the connection as broken, so that the pool replaces it."""
         if self._checkout is _LENT:
             self._pool.replace(self)
 
@@ -1060,14 +1071,14 @@ class PooledConnection(Connection):
 
 
 def _calling_place() -> str:
-    """Return the file and the line of the program from which the library was called."""
+    """Return the file and the line in the program that called the library."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("greenconn."):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-#: Class of a pooled connection -> class of its facades, which is of the same family.
+#: Class of a connection -> class of its facades, which is a subclass of it.
 _facades: WeakKeyDictionary[type[Connection], type[PooledConnection]] = WeakKeyDictionary()
 
 
@@ -1091,9 +1102,9 @@ def _hosts(hostname: object) -> list[str]:
 
 
 def _heartbeat(value: Any) -> float | None:
-    """Return the heartbeat in seconds; kombu takes text, too."""
+    """Return the heartbeat in seconds; like kombu, accept text."""
     if not value:
-        return value  # type: ignore[no-any-return]  # 0, also the one that means the broker's, or None
+        return value  # type: ignore[no-any-return]  # 0, BROKER_HEARTBEAT or None
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -1106,9 +1117,9 @@ def _addresses(
     first: Parameters,
     keywords: Parameters,
 ) -> tuple[list[str], str | None]:
-    """Return the failover list and the member that *first* is; both empty for a single host.
+    """Return the failover list and its member that is *first*; empty and None for a single host.
 
-    Copies and pickles give the current host apart from the list that it is a member of.
+    A copy or a pickle passes the current host in addition to the list, which contains it.
     """
     others = [] if alternates is None else split_urls(alternates)
     if len(hosts) > 1 or not others:
@@ -1126,7 +1137,7 @@ def _is_same_place(one: Parameters, other: Parameters) -> bool:
 
 
 def _limit(max_retries: float | None) -> int | None:
-    """Return the limit of retries; infinity, which oslo.messaging passes, is none."""
+    """Return the limit of retries; None for infinity, which oslo.messaging passes."""
     return None if max_retries == inf else cast("int | None", max_retries)
 
 
@@ -1144,18 +1155,18 @@ def _consumer(*args: Any, **kwargs: Any) -> _Consumer:
 
 #: The names of the arguments of a connection.
 ARGUMENTS: Final = frozenset(Connection.__init__.__annotations__) - {"kwargs", "return"}
-#: What ``Connection`` has under these names: adding to one adds to the other.
+#: The mappings of ``Connection``: an entry added here is added there.
 failover_strategies = Connection.failover_strategies
 resolve_aliases = Connection.resolve_aliases
 
 #: kombu's name.
 _check_url_transport = check_scheme
 
-# Channels have the same shortcuts; messaging, once imported, puts its classes there itself.
+# The shortcuts of channels.  When messaging is imported it sets its classes there itself.
 Factories.Producer = Factories.Producer or _producer
 Factories.Consumer = Factories.Consumer or _consumer
 
-if not TYPE_CHECKING:  # or a type checker would let any name pass
+if not TYPE_CHECKING:  # otherwise a type checker accepts any attribute
 
     def __getattr__(name: str) -> Any:
         if name not in ("ChannelPool", "ConnectionPool", "Resource"):
