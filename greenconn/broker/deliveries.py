@@ -1,7 +1,22 @@
 """The unacknowledged deliveries of one channel.
 
-The broker holds a message until it is settled (acked, requeued or rejected).  Each unsettled delivery
-counts for the prefetch of its channel; to settle it makes room for another one.
+Theory.  A delivery is in :attr:`Deliveries.unacked` from its hand-over to a consumer, or its return by
+``basic_get``, until it is settled: acked, requeued, dead-lettered or dropped.  The rules:
+
+- A delivery is taken out of ``unacked`` before the acknowledger is called, so that it is settled once,
+  even if another greenlet acks it while a dead letter is published.  After a failure the deliveries
+  that were not sent are put back, and can be settled again.
+- A delivery of a consumer that acks counts against the prefetch of the consumer and of its channel.
+  Whatever settles it ends in :meth:`Deliveries._free` (or its copy in the hot path of ``ack``), which
+  counts it off and wakes the consumers that have room again.
+- A delivery of a consumer with ``no_ack`` counts nowhere.  It is here because the broker may hold the
+  message (``is_held``) until the program takes it, which acks it.  ``multiple`` does not include it.
+- Messages that no handler has seen are requeued when their consumer stops.  Their tags are passed as
+  *unhandled*, since a redelivery of them must not count as a failed attempt.
+- On a lost link nothing can be sent.  An ack is left to the hand-over, which sends it on the next link;
+  rejects and requeues do nothing, since the next link requeues all messages that are not acked.
+
+Cost: an ack changes one dict and two counters; the acknowledger sends the acks of a turn together.
 """
 
 from __future__ import annotations
@@ -27,50 +42,57 @@ class DeliveredMessage(Message, Protocol):
 
     @property
     def consumer(self) -> Consumer | None:
-        """The consumer that got it; None: ``basic_get`` took it."""
+        """The consumer that it was delivered to; None for ``basic_get``."""
 
     @property
     def is_held(self) -> bool:
-        """Whether the broker holds it for us until it is settled."""
+        """Whether the broker keeps the message until it is settled."""
 
     @property
     def redelivered(self) -> bool:
-        """Whether it was delivered before."""
+        """Whether the message was delivered before."""
 
 
 class Acknowledger(Protocol):
-    """The sender of the acks, requeues and rejects of one link.  Never switches, unless it says so."""
+    """The sender of the acks, requeues and rejects of one link.
+
+    Its methods never switch, save where they say so and where the hooks of a kombu transport do.
+    """
 
     def ack(self, delivery: Any) -> None:
         """Acknowledge a delivery."""
 
     def ack_late(self, tag: Any) -> None:
-        """Acknowledge a delivery of a link that is lost."""
+        """Acknowledge a delivery of a lost link."""
 
     def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
-        """Requeue *deliveries*, at the heads of their queues.
+        """Requeue deliveries, each at the head of its queue.
 
         Arguments:
-            unhandled: tags of those with which no handler has begun: they do not count as delivered,
-                where the broker can tell.
+            unhandled: tags of the deliveries that no handler has seen.  They do not count as an
+                attempt, if the broker distinguishes that.
         """
 
     def requeue_unseen(self, delivery: Any) -> None:
         """Requeue a delivery that no handler has seen."""
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
-        """Make dead letters of *deliveries*, or drop them.  May switch."""
+        """Publish deliveries to the dead-letter exchange of their queue, or drop them.  May switch.
+
+        Arguments:
+            reason: the reason in the ``x-death`` header, as "rejected".
+        """
 
 
 class Deliveries:
     """The unacknowledged deliveries of one channel.
 
     Arguments:
-        channel: whose prefetch they count for.
-        acknowledger: of its link.
+        channel: the channel, whose prefetch they count against.
+        acknowledger: the acknowledger of its link.
 
     Attributes:
-        unacked: delivery tag -> delivery, in the order of delivery.
+        unacked: delivery tags -> deliveries, in the order of delivery.
     """
 
     __slots__ = ("_acknowledger", "_channel", "_hub", "_link", "_prefetch", "unacked")
@@ -84,7 +106,7 @@ class Deliveries:
         self.unacked: dict[Any, Any] = {}
 
     def hold(self, consumer: Consumer, delivery: Any) -> None:
-        """Note *delivery* for a consumer of this channel.  Never switches."""
+        """Add a delivery to a consumer of this channel.  Never switches."""
         self.unacked[delivery.delivery_tag] = delivery
         if not consumer.no_ack:
             consumer.unacked += 1
@@ -96,11 +118,16 @@ class Deliveries:
     # -- acks, requeues and rejects
 
     def ack(self, tag: Any, multiple: bool) -> None:
-        """Acknowledge a delivery, or all up to it.  Never switches.
+        """Acknowledge a delivery.  Never switches.
+
+        Arguments:
+            tag: its delivery tag.
+            multiple: whether to acknowledge all deliveries up to it, too; with tag 0 all.
 
         Raises:
-            PreconditionFailed: there is no unacknowledged delivery of that tag.
+            PreconditionFailed: the channel has no unacknowledged delivery with that tag.
             RecoverableChannelError: the channel was closed.
+            WrongHub: called from another thread.
         """
         if self._link.lost is not None:
             self._acknowledger.ack_late(tag)
@@ -126,11 +153,17 @@ class Deliveries:
                 consumer.wake()
 
     def reject(self, tag: Any, requeue: bool, *, multiple: bool = False) -> None:
-        """Reject a delivery, or all up to it: requeue it, or dead-letter it.  May switch.
+        """Reject a delivery.  May switch.
+
+        Arguments:
+            tag: its delivery tag.
+            requeue: whether to requeue it; otherwise it is dead-lettered or dropped.
+            multiple: whether to reject all deliveries up to it, too; with tag 0 all.
 
         Raises:
-            PreconditionFailed: there is no unacknowledged delivery of that tag.
+            PreconditionFailed: the channel has no unacknowledged delivery with that tag.
             RecoverableChannelError: the channel was closed.
+            WrongHub: called from another thread.
         """
         if self._link.lost is not None:
             return
@@ -144,9 +177,9 @@ class Deliveries:
         self._refuse([delivery], requeue)
 
     def requeue_unseen(self, tag: Any) -> None:
-        """Requeue a delivery with which no handler has begun: it does not count.  May switch.
+        """Requeue a delivery that no handler has seen.  May switch.
 
-        Acknowledged or rejected before, or the channel is gone: does nothing.
+        If it was settled before, or the channel or the link is gone, nothing is done.
 
         Raises:
             WrongHub: called from another thread.
@@ -159,10 +192,13 @@ class Deliveries:
             self._refuse([delivery], True, (tag,))
 
     def recover(self, requeue: bool) -> None:
-        """Requeue everything.  Never switches.
+        """Requeue all unacknowledged deliveries.  Never switches.
+
+        Arguments:
+            requeue: must be true.
 
         Raises:
-            AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not know either.
+            AMQPNotImplementedError: *requeue* is false, which RabbitMQ does not implement either.
         """
         if not requeue:
             raise no_recover_in_place()
@@ -174,13 +210,13 @@ class Deliveries:
         self._refuse(self._up_to(0), True, _tags(unhandled))
 
     def taken(self, tag: Any) -> None:
-        """Note that a delivery without an ack was taken, which settles it.  Never switches."""
+        """Settle a delivery of a ``no_ack`` consumer, as the program took it.  Never switches."""
         delivery = self.unacked.pop(tag, None)
         if delivery is not None and delivery.is_held and self._link.lost is None:
             self._acknowledger.ack(delivery)
 
     def settled(self, tag: Any) -> None:
-        """Free the room of a delivery that was settled elsewhere, once.  Never switches."""
+        """Remove a delivery that was settled by other means.  Never switches."""
         delivery = self.unacked.pop(tag, None)
         if delivery is not None:
             self._free([delivery])
@@ -191,7 +227,7 @@ class Deliveries:
         return delivery
 
     def _acked_each(self, deliveries: Iterable[Any]) -> Iterator[Any]:
-        """Ack each, and yield it then; where one fails, it and the rest stay unacked."""
+        """Ack and yield each delivery; if one fails, it and the rest stay unacked."""
         left = deque(deliveries)
         try:
             while left:
@@ -210,13 +246,13 @@ class Deliveries:
             else:
                 self._acknowledger.dead_letter(deliveries, "rejected")
         except BaseException:
-            # What was not sent is held again; the rest takes no room any more.
+            # The acknowledger has put back those that it did not send.
             self._free([each for each in deliveries if each.delivery_tag not in self.unacked])
             raise
         self._free(deliveries)
 
     def _free(self, deliveries: Iterable[Any]) -> None:
-        """Free the room that *deliveries* took, and let their consumers have more."""
+        """Count settled deliveries off the prefetch, and wake the consumers that have room again."""
         freed: dict[Consumer, None] = {}
         try:
             for delivery in deliveries:
@@ -232,7 +268,7 @@ class Deliveries:
                 consumer.wake()
 
     def _up_to(self, tag: Any) -> list[Any]:
-        """Take out all deliveries up to *tag*, or all for tag 0; not those that need no ack."""
+        """Take out and return all deliveries up to *tag*, or all for tag 0, save those without acks."""
         unacked = self.unacked
         tags = [
             name
@@ -248,21 +284,21 @@ class Deliveries:
     # -- the end of consumers
 
     def stop(self, consumer: Consumer) -> None:
-        """Stop a cancelled consumer, and requeue what no handler has seen.  Never switches."""
+        """Stop a cancelled consumer and requeue its unseen messages.  Never switches."""
         unseen = self._unseen(consumer)
         self._refuse(unseen, True, _tags(unseen))
 
     def drop(self, consumer: Consumer) -> None:
-        """Stop a consumer of a deleted queue; unseen messages are dropped.  Never switches."""
+        """Stop a consumer of a deleted queue and drop its unseen messages.  Never switches."""
         self._free(self._acked_each(self._unseen(consumer)))
 
     def _unseen(self, consumer: Consumer) -> list[Any]:
-        """Stop a consumer, and take back what became events that nobody has drained."""
+        """Stop a consumer, and take out and return its deliveries that no handler has seen."""
         found = (self.unacked.pop(each.delivery_tag, None) for each in consumer.stop())
         return [each for each in found if each is not None]
 
     def release(self, consumers: Iterable[Consumer]) -> None:
-        """Stop *consumers* and requeue everything, as the channel ends.  Never switches."""
+        """Stop *consumers* and requeue all deliveries, as the channel is closed.  Never switches."""
         unseen = _tags([each for consumer in consumers for each in consumer.stop()])
         if self._link.lost is None:
             deliveries = list(self.unacked.values())
