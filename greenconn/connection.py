@@ -782,7 +782,7 @@ class Connection:
         """
         session = self.session
         session.close()
-        session.broker.point_at(conn_str, keeps_transport=False)
+        session.broker.use_address(conn_str, keeps_transport=False)
         session.restart()
 
     def maybe_switch_next(self) -> None:

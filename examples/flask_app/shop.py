@@ -32,7 +32,7 @@ SHIPPED = Queue(f"{PREFIX}-shipped")
 NEWS = Exchange(f"{PREFIX}-news", type="fanout")
 #: Seconds that it takes to ship an order, and to wait for a price.
 WORK = float(os.environ.get("SHOP_WORK", "0.02"))
-PATIENCE = float(os.environ.get("SHOP_PATIENCE", "5"))
+REPLY_TIMEOUT = float(os.environ.get("SHOP_REPLY_TIMEOUT", "5"))
 
 app = Flask(__name__)
 #: What has happened lately, in all workers.
@@ -85,8 +85,8 @@ def order() -> tuple[Response, int]:
     """Take an order: 200 means that it will be shipped, whatever happens to this worker."""
     wanted = {"id": request.form.get("id") or greenconn.uuid(), "item": request.form["item"]}
     try:
-        quoted = rpc.call(PRICES, wanted, timeout=PATIENCE)
-        greenconn.publish(ORDERS, wanted, timeout=PATIENCE)
+        quoted = rpc.call(PRICES, wanted, timeout=REPLY_TIMEOUT)
+        greenconn.publish(ORDERS, wanted, timeout=REPLY_TIMEOUT)
     except OperationalError as exc:
         return jsonify(error=str(exc)), 503
     return jsonify(id=wanted["id"], worker=os.getpid(), **quoted), 200

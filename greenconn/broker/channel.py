@@ -148,7 +148,7 @@ class BrokerLink(SharingLink):
             TimeoutError: the broker read too little within ``reply_timeout``.
         """
         if self.lost is None:
-            self.home.check(self)
+            self.hub_affinity.check(self)
             try:
                 self.wait_settled(NEVER)
             except RecoverableConnectionError:
@@ -238,7 +238,7 @@ class StoreChannel(StdChannel, Generic[L]):
         Raises:
             WrongHub: names both threads and the remedy.
         """
-        self.connection.home.check(self.connection)
+        self.connection.hub_affinity.check(self.connection)
 
     def check_open(self) -> None:
         """Raise unless it can be used.
@@ -248,9 +248,9 @@ class StoreChannel(StdChannel, Generic[L]):
             RecoverableChannelError: it was closed; the error that closed it is ``__cause__``.
             WrongHub: called from another thread.
         """
-        home = self.connection.home
-        if get_hub() is not home.hub:
-            home.check(self.connection)
+        hub_affinity = self.connection.hub_affinity
+        if get_hub() is not hub_affinity.hub:
+            hub_affinity.check(self.connection)
         if self.state_of_life is not _OPEN:
             self.connection.check_open()
             raise RecoverableChannelError(

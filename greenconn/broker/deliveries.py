@@ -100,7 +100,7 @@ class Deliveries:
     def __init__(self, channel: ChannelPort, acknowledger: Acknowledger) -> None:
         self._channel = channel
         self._link = channel.connection
-        self._hub = channel.connection.home.hub
+        self._hub = channel.connection.hub_affinity.hub
         self._prefetch = channel.prefetch
         self._acknowledger = acknowledger
         self.unacked: dict[Any, Any] = {}

@@ -224,7 +224,7 @@ class StoreLink(BrokerLink):
         Raises:
             As :meth:`wait_settled`.
         """
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.check_open()
         self.wait_settled(deadline)
 
@@ -384,7 +384,7 @@ class StoreLink(BrokerLink):
         """Requeue what is not settled, and close.  May switch."""
         if self.lost is not None:
             return
-        self.home.check(self)
+        self.hub_affinity.check(self)
         try:
             with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
                 self._stop_claiming()

@@ -107,7 +107,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
     def __init__(self, channel: ChannelPort, link: L) -> None:
         self._channel = channel
         self.link = link
-        self._hub = channel.connection.home.hub
+        self._hub = channel.connection.hub_affinity.hub
         #: Seconds that a publish may take where its caller gives no time; None: no limit.
         self.confirm_timeout = link.options.confirm_timeout
         #: Bytes of a body, at most.

@@ -232,7 +232,7 @@ class RedissTransport(RedisTransport):
 
 def _is_here(link: Link | RedisLink) -> bool:
     """Return whether a link belongs to the caller's thread."""
-    return link.home.hub is get_hub()
+    return link.hub_affinity.hub is get_hub()
 
 
 def _elsewhere(link: Link | RedisLink, close: Callable[[], object]) -> None:
@@ -240,7 +240,7 @@ def _elsewhere(link: Link | RedisLink, close: Callable[[], object]) -> None:
 
     A thread that runs no greenlet now does so when it uses gevent again.
     """
-    call_in_hub(link.home.hub, spawn, "close-elsewhere", close)
+    call_in_hub(link.hub_affinity.hub, spawn, "close-elsewhere", close)
 
 
 def _kombus(delivery: Any, body: Any, channel: Channel) -> Any:

@@ -73,7 +73,7 @@ def _install(pid: int) -> None:
 
 def _flush_all() -> None:
     here = (get_hub(), os.getpid())
-    mine = [member for member, home in list(_members.items()) if home == here]
+    mine = [member for member, place in list(_members.items()) if place == here]
     for member in mine:
         member.flush()
     while any(member.pending for member in mine) and not deadline().has_ended:

@@ -14,12 +14,12 @@ from gevent.exceptions import ConcurrentObjectUseError
 from greenconn.exceptions import WrongHub
 
 __all__ = [
-    "Home",
+    "HubAffinity",
     "TurnEnd",
     "check_hub",
     "get_gevent_concurrent_error",
-    "stay_awake",
     "turn",
+    "wake_hub",
 ]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
@@ -44,7 +44,7 @@ def get_gevent_concurrent_error() -> type[Exception]:
     return ConcurrentObjectUseError
 
 
-def stay_awake() -> None:
+def wake_hub() -> None:
     """Let the hub of this thread poll without waiting, once.  Never switches."""
     timer = get_hub().loop.timer(0)
     timer.start(timer.close)
@@ -59,7 +59,7 @@ class TurnEnd:
     Arguments:
         loop: the hub's.
         callback: like everything in the hub it must not switch.  The hub has looked for the last
-            time at what is in line for it: who puts something there calls :func:`stay_awake`.
+            time at what is in line for it: who puts something there calls :func:`wake_hub`.
     """
 
     __slots__ = ("_watcher", "call")
@@ -88,7 +88,7 @@ def _nothing() -> None:
     pass
 
 
-class Home:
+class HubAffinity:
     """The hub (so the thread) that an object belongs to from its first use."""
 
     __slots__ = ("hub",)

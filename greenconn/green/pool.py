@@ -34,7 +34,7 @@ from greenlet import getcurrent, greenlet
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import Home, turn
+from greenconn.green.hub import HubAffinity, turn
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
@@ -327,7 +327,7 @@ class FairPool(Generic[T]):
         # All of this belongs to the greenlets of one hub and is changed without a switch.  In the
         # child of a fork it is made anew; a call that finds another queue of waiters than before was
         # begun by the parent process.
-        self._home: Home | None = None
+        self._hub_affinity: HubAffinity | None = None
         #: The hub of the first use; None before.  See :meth:`check_hub`.
         self.hub: Any = None
         self._idle: list[T] = []
@@ -526,10 +526,10 @@ class FairPool(Generic[T]):
 
     def check_hub(self) -> None:
         """Raise WrongHub unless the caller's hub is that of the first use."""
-        if self._home is None:
-            self._home = Home()
-            self.hub = self._home.hub
-        self._home.check(self)
+        if self._hub_affinity is None:
+            self._hub_affinity = HubAffinity()
+            self.hub = self._hub_affinity.hub
+        self._hub_affinity.check(self)
 
     def check_hub_of_items(self) -> None:
         """Raise WrongHub if its resources belong to another hub; any hub may use an empty pool."""

@@ -32,7 +32,7 @@ from typing import Any, Final
 from gevent import get_hub
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import TurnEnd, stay_awake, turn
+from greenconn.green.hub import TurnEnd, turn, wake_hub
 from greenconn.green.slot import Slot
 
 __all__ = ["HIGH_WATER", "Writer"]
@@ -402,7 +402,7 @@ class Writer:
 
     def _fail(self, exc: OSError) -> None:
         # The callback wakes others, and this may be the end of the hub's turn.
-        stay_awake()
+        wake_hub()
         self._on_error(exc)
 
     def _interrupted(self, exc: BaseException) -> None:

@@ -200,8 +200,8 @@ class Broker:
         """Make a new transport when one is needed again."""
         self._transport = self._label = None
 
-    def point_at(self, address: str, *, keeps_transport: bool = True) -> None:
-        """Mean another broker from now on.
+    def use_address(self, address: str, *, keeps_transport: bool = True) -> None:
+        """Use another broker from now on.
 
         Arguments:
             address: a URL, where the keywords fill what it leaves blank; or a host name, which
@@ -215,13 +215,13 @@ class Broker:
         self._transport = self._key = self._label = self._addresses = None
 
     def advance(self) -> None:
-        """Mean the next broker of the failover list, if there is one."""
+        """Use the next broker of the failover list, if there is one."""
         address = self.failover.next()
         if address is not None:
-            self.point_at(address)
+            self.use_address(address)
 
     def establish(self, deadline: Deadline) -> Any:
-        """Open a link to the broker that is meant now.  May switch.
+        """Open a link to the current broker.  May switch.
 
         Arguments:
             deadline: for the whole of it; transports written for kombu bound themselves.

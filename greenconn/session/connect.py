@@ -167,7 +167,7 @@ class Attempt:
         self._connect = connect
         self._settle = settle
         self._start_at = start_at
-        self._hurried: Event | None = None
+        self._rescheduled: Event | None = None
         self._waiters: dict[Slot[None], None] = {}
         self._greenlet = spawn("connect", self._run)
 
@@ -179,12 +179,12 @@ class Attempt:
         """The stage that it has reached."""
         return self._state
 
-    def hurry(self, start_at: float) -> None:
+    def start_sooner(self, start_at: float) -> None:
         """Begin at *start_at* if that is earlier than what was planned."""
         if start_at < self._start_at:
             self._start_at = start_at
-            if self._hurried is not None:
-                self._hurried.set()
+            if self._rescheduled is not None:
+                self._rescheduled.set()
 
     def wait(self, deadline: Deadline) -> ConnectOutcome | None:
         """Wait for the outcome; None when the deadline ended first.  May switch.
@@ -248,8 +248,8 @@ class Attempt:
 
     def _wait_for_start(self) -> None:
         while (left := self._start_at - monotonic()) > 0.0:
-            self._hurried = Event()
-            self._hurried.wait(left)
+            self._rescheduled = Event()
+            self._rescheduled.wait(left)
 
     def _end(self, state: AttemptState, outcome: ConnectOutcome) -> None:
         if self._state in _ENDS:
@@ -336,7 +336,7 @@ class Connector:
         self._attempt: Attempt | None = None
         self._refusals = 0
         #: The broker that is tried next is another than the last one.
-        self._moves_on = False
+        self._fails_over = False
 
     @property
     def is_under_way(self) -> bool:
@@ -356,7 +356,7 @@ class Connector:
         if attempt is None:
             attempt = self._attempt = Attempt(self._connect, self._settle, start_at)
         else:
-            attempt.hurry(start_at)
+            attempt.start_sooner(start_at)
         outcome = attempt.wait(deadline)
         if outcome is None:
             raise TimeoutError(
@@ -364,9 +364,7 @@ class Connector:
             )
         return outcome
 
-    def patience(
-        self, deadline: Deadline | None, rounds: int | None
-    ) -> tuple[Deadline, int | None]:
+    def limits(self, deadline: Deadline | None, rounds: int | None) -> tuple[Deadline, int | None]:
         """Give a call that has no end one: ``connect_timeout`` for each broker of the list."""
         if deadline is not None and deadline.at is not None:
             return deadline, rounds
@@ -389,16 +387,16 @@ class Connector:
         errors = self._broker.connection_errors
         return not isinstance(exc, (OSError, AMQPError, OperationalError, *errors))
 
-    def move_on(self) -> None:
+    def fail_over(self) -> None:
         """Note that a link was lost: the next broker of the list is tried first."""
-        self._moves_on = True
+        self._fails_over = True
 
     def reset(self, exc: BaseException) -> None:
         """Give up the attempt under way, and forget failures.  Never switches."""
         attempt, self._attempt = self._attempt, None
         self._backoff.reset()
         self._refusals = 0
-        self._moves_on = False
+        self._fails_over = False
         if attempt is not None:
             attempt.abort(exc)
 
@@ -412,8 +410,8 @@ class Connector:
     def _connect(self) -> Any:
         """Connect to one broker, in the attempt's greenlet."""
         broker = self._broker
-        if self._moves_on:
-            self._moves_on = False
+        if self._fails_over:
+            self._fails_over = False
             broker.advance()
         logger.debug("open.started %s", broker.label)
         link = broker.establish(Deadline(broker.connect_timeout))
@@ -446,5 +444,5 @@ class Connector:
             longest = getattr(transport, "longest_pause", ROUNDS_APART.longest)
             self._backoff.failed(self._broker.hosts, longest)
             self._refusals = self._refusals + 1 if is_refusal(outcome.error) else 0
-            self._moves_on = True
+            self._fails_over = True
         self._fail()

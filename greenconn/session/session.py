@@ -30,7 +30,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import Home, turn
+from greenconn.green.hub import HubAffinity, turn
 from greenconn.green.perhub import PerHub
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
@@ -107,7 +107,7 @@ class Session:
         self.on_recovered = Listeners()
         self.on_closed = Listeners()
         self._state = SessionState.IDLE
-        self._home: Home | None = None
+        self._hub_affinity: HubAffinity | None = None
         self._connector = Connector(broker, self._prepare, self._begin_life, self._attempt_failed)
         self.topology = Topology()
         self._members = Members(broker.is_transient)
@@ -166,9 +166,9 @@ class Session:
         """
         life = self.life
         if life.is_open:
-            self._check_home()
+            self._bind_to_hub()
             return life.link
-        deadline, rounds = self._connector.patience(deadline, rounds)
+        deadline, rounds = self._connector.limits(deadline, rounds)
         failures = 0
         last: ConnectOutcome | None = None
         while True:
@@ -204,7 +204,7 @@ class Session:
             TimeoutError: the attempt did not end before the deadline; it goes on.
             RecoverableConnectionError: the session is closed.
         """
-        self._check_home()
+        self._bind_to_hub()
         if self.life.is_open:
             return ConnectOutcome(self.life.link)
         self.notice_loss()
@@ -219,8 +219,8 @@ class Session:
         """The current life if its members are restored, else None.  Never switches."""
         life = self.life
         if self._state is _OPEN and life.is_open:
-            if self._home is not None:
-                self._home.check(self)
+            if self._hub_affinity is not None:
+                self._hub_affinity.check(self)
             return life
         return None
 
@@ -236,7 +236,7 @@ class Session:
             life = self.ready_life
             if life is not None:
                 return life
-            self._check_home()
+            self._bind_to_hub()
             if deadline.has_ended or self.is_closed:
                 turn()  # the caller may poll, or ignore the error, and other greenlets must run
             self.notice_loss()
@@ -291,7 +291,7 @@ class Session:
         """
         channel = self.life.default_channel
         if channel is not None and is_open(channel) and self.life.is_open:
-            self._check_home()
+            self._bind_to_hub()
             return channel
         return self._channels.default(deadline or Deadline(), reopen=reopen)
 
@@ -364,7 +364,7 @@ class Session:
         self.life = Life()
         self._recovery.stop()
         self._changed.forget()
-        self._home = None
+        self._hub_affinity = None
         _in_use.get().discard(self)
         if not self.is_closed:
             self._state = SessionState.IDLE
@@ -416,7 +416,7 @@ class Session:
             return
         self.life = Life()
         self.lost = exc
-        self._connector.move_on()
+        self._connector.fail_over()
         self.topology.stop()
         self._members.mark_due()
         logger.info(
@@ -460,7 +460,7 @@ class Session:
         exc = self._closed_error()
         life, self.life = self.life, Life()
         self._move(state)
-        self._home = None
+        self._hub_affinity = None
         _in_use.get().discard(self)
         self.lost = None
         self._members.clear()
@@ -484,16 +484,16 @@ class Session:
         Raises:
             WrongHub: names both threads and the remedy.
         """
-        if self._home is not None:
-            self._home.check(self)
+        if self._hub_affinity is not None:
+            self._hub_affinity.check(self)
 
-    def _check_home(self) -> None:
-        if self._home is None:
-            self._home = Home()
+    def _bind_to_hub(self) -> None:
+        if self._hub_affinity is None:
+            self._hub_affinity = HubAffinity()
             fork.register(self)
             _in_use.get().add(self)
         else:
-            self._home.check(self)
+            self._hub_affinity.check(self)
 
 
 _in_use: Final[PerHub[WeakSet[Session]]] = PerHub(WeakSet)

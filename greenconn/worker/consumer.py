@@ -13,7 +13,7 @@ from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import Home
+from greenconn.green.hub import HubAffinity
 from greenconn.green.perhub import PerHub
 from greenconn.options import Retry
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
@@ -60,12 +60,12 @@ class ConsumerGreenlet(_Greenlet):
     :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read there.
     """
 
-    __slots__ = ("_home", "answers_calls", "lifecycle")
+    __slots__ = ("_hub_affinity", "answers_calls", "lifecycle")
 
     def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
         self.name = f"greenconn:consumer:{options.name}"
-        self._home = Home()
+        self._hub_affinity = HubAffinity()
         #: Whether callers wait for its messages to be handled: a server of ``rpc``.
         self.answers_calls = False
         #: For the library.
@@ -103,7 +103,7 @@ class ConsumerGreenlet(_Greenlet):
         Raises:
             ChannelError, ConnectionError: the broker refuses it for good.
         """
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
         while not lifecycle.is_confirmed:
             if lifecycle.error is not None:
@@ -132,7 +132,7 @@ class ConsumerGreenlet(_Greenlet):
             False: the time was up; the handlers that were left were interrupted, and their messages
             requeued.
         """
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         deadline = Deadline(timeout)
         self.lifecycle.request(TargetState.STOPPED)
         if self.runs_here:
@@ -155,7 +155,7 @@ class ConsumerGreenlet(_Greenlet):
         Returns:
             Whether it is paused.
         """
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
         lifecycle.request(TargetState.PAUSED)
         while lifecycle.is_pausing and not lifecycle.is_cancelled and not self.ready():
@@ -180,17 +180,17 @@ class ConsumerGreenlet(_Greenlet):
         Returns:
             False: no handler of it runs here.
         """
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         return self.lifecycle.dispatcher.interrupt_one(message_id)
 
     def resume(self) -> None:
         """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         self.lifecycle.resume()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for its end, as ``gevent.Greenlet.join`` does.  May switch."""
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         super().join(timeout)
 
     def get(self, block: bool = True, timeout: float | None = None) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class ConsumerGreenlet(_Greenlet):
         Raises:
             BaseException: what the broker refused it for.
         """
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         result: dict[str, Any] = super().get(block, timeout)
         return result
 
@@ -210,7 +210,7 @@ class ConsumerGreenlet(_Greenlet):
         timeout: float | None = None,
     ) -> None:
         """End it at once, as ``gevent.Greenlet.kill`` does.  May switch."""
-        self._home.check(self, REMEDY)
+        self._hub_affinity.check(self, REMEDY)
         super().kill(exception, block, timeout)
 
     def stats(self) -> dict[str, Any]:

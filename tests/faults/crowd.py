@@ -74,7 +74,7 @@ class Publisher:
         self._ledger = ledger
         self._chance = chance
         self.is_at_work = self.is_idle = False
-        self._hurried = Event()
+        self._publish_early = Event()
         self.greenlet: gevent.Greenlet[..., None] = gevent.spawn(self._run)
 
     def _run(self) -> None:
@@ -84,17 +84,17 @@ class Publisher:
             pause = self._chance.expovariate(1 / (self._pause * count))
             try:
                 self.is_idle = True
-                self._hurried.wait(pause)
+                self._publish_early.wait(pause)
                 self.is_idle = False
-                self._hurried.clear()
+                self._publish_early.clear()
                 if not self._over.is_set() and self.publish(count):
                     self._over.wait(0.1)
             except Interrupted:
                 pass
 
-    def hurry(self) -> None:
+    def publish_now(self) -> None:
         """Publish now, and not when it is time."""
-        self._hurried.set()
+        self._publish_early.set()
 
     def publish(self, count: int) -> int:
         """Publish so many messages; returns how many failed.  May switch."""
@@ -183,11 +183,11 @@ class Crowd:
         """The queues to which somebody publishes."""
         return {publisher.stream.queue for publisher in self.publishers}
 
-    def hurry(self) -> None:
+    def publish_now(self) -> None:
         """Have somebody publish to each queue now, so that it is seen when that is handled."""
         idle = {each.stream.queue: each for each in self.publishers if each.is_idle}
         for publisher in idle.values():
-            publisher.hurry()
+            publisher.publish_now()
 
     def interrupt(self, chance: random.Random) -> None:
         """Interrupt some publishers, wherever they are."""
@@ -207,7 +207,7 @@ class Crowd:
         """Have the publishers end their calls; returns where those hang that do not.  May switch."""
         self._over.set()
         for publisher in self.publishers:
-            publisher.hurry()
+            publisher.publish_now()
         greenlets = [publisher.greenlet for publisher in self.publishers]
         gevent.joinall(greenlets, timeout=SLOW_END)
         for greenlet in greenlets:

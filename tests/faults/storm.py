@@ -28,7 +28,7 @@ __all__ = ["Outcome", "Plan", "Storm"]
 
 #: Seconds without any message handled after which those that are missing are lost; and the same of
 #: messages for whose loss there is an excuse.
-PATIENCE, LITTLE_PATIENCE = 60.0, 1.0
+LOSS_TIMEOUT, EXCUSED_TIMEOUT = 60.0, 1.0
 #: Seconds after which nothing may be in the queues: before the consumers end, and afterwards.
 DRAIN_TIMEOUT, ACK_TIMEOUT = 30.0, 5.0
 #: Seconds for which a recovery is waited for.
@@ -263,7 +263,7 @@ class Storm:
         def ended() -> None:
             alone = fault.kind.value if fault.is_alone else ""
             self.ledger.fault_ended(str(fault), crowd.queues_in_use, alone)
-            crowd.hurry()
+            crowd.publish_now()
 
         try:
             yield
@@ -292,8 +292,8 @@ class Storm:
         while True:
             if self.ledger.handled != last:
                 last, since = self.ledger.handled, monotonic()
-            patience = PATIENCE if self.ledger.missing() else LITTLE_PATIENCE
-            if monotonic() - since > patience or not self.ledger.are_open():
+            timeout = LOSS_TIMEOUT if self.ledger.missing() else EXCUSED_TIMEOUT
+            if monotonic() - since > timeout or not self.ledger.are_open():
                 return
             gevent.sleep(0.1)
 

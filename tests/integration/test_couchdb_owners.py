@@ -30,9 +30,9 @@ SILENT: dict[str, Any] = {"lease": 0.3}
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sweeps begins at once."""
-    monkeypatch.setattr(owners, "PATIENCE", 0.0)
+    monkeypatch.setattr(owners, "SWEEP_DELAY", 0.0)
 
 
 class Gate:
@@ -55,7 +55,7 @@ def swept(store: CouchStore) -> None:
     until(store._owners.sweep)
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("sweep_at_once")
 def test_who_was_taken_for_dead_claims_in_a_new_name(couchdb_new_url: str) -> None:
     """A process that was stopped: what it claims when it goes on is its own."""
     with store_at(couchdb_new_url, **SILENT) as silent, store_at(couchdb_new_url) as other:
@@ -69,7 +69,7 @@ def test_who_was_taken_for_dead_claims_in_a_new_name(couchdb_new_url: str) -> No
         assert silent.size("q") == 0
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("sweep_at_once")
 def test_who_comes_too_late_to_sweep_changes_nothing(couchdb_new_url: str) -> None:
     """pouchdb-server ends when a revision comes once more after its document has gone."""
     with (
@@ -98,7 +98,7 @@ def test_who_comes_too_late_to_sweep_changes_nothing(couchdb_new_url: str) -> No
         assert bodies(two.claim({"q": 9}, 0)) == ["0", "1", "2"]
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("sweep_at_once")
 def test_who_requeues_what_was_requeued_changes_nothing(couchdb_new_url: str) -> None:
     with store_at(couchdb_new_url, **SILENT) as silent, store_at(couchdb_new_url) as other:
         silent.make_queue("q", PLAIN)
@@ -145,7 +145,7 @@ def test_one_sweeps_for_all(couchdb_new_url: str, monkeypatch: pytest.MonkeyPatc
         writes.opened.set()
 
 
-@pytest.mark.usefixtures("hurried")
+@pytest.mark.usefixtures("sweep_at_once")
 def test_what_the_dead_claim_late_is_requeued(couchdb_new_url: str) -> None:
     with (
         store_at(couchdb_new_url, **SILENT) as silent,

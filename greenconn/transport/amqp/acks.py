@@ -161,7 +161,7 @@ class Acks:
             return
         self._write_requeues(REQUEUES_AT_ONCE)
         if self.ledger.requeued and not self.ledger.is_recovering:
-            self._timer = self._link.home.hub.loop.timer(REQUEUE_INTERVAL)
+            self._timer = self._link.hub_affinity.hub.loop.timer(REQUEUE_INTERVAL)
             self._timer.start(self.flush)
 
     def _write_requeues(self, limit: int) -> None:

@@ -209,7 +209,7 @@ class Calls:
         self._channel = channel
         self._number = channel.channel_id
         self._link = link
-        self._hub = link.home.hub
+        self._hub = link.hub_affinity.hub
         self._writer = link.writer
         self._acks = acks
 

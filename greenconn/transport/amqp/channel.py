@@ -106,7 +106,7 @@ class Channel(DeclaringChannel):
         #: Take a delivery over.  Called by the reader, for each message.
         self.on_deliver = self.consumers.on_deliver
         self._closing = False
-        self._hub = link.home.hub
+        self._hub = link.hub_affinity.hub
         self._writer = link.writer
         self._gate = link.gate
         self._handlers: dict[int, Callable[[Reply], None]] = {
@@ -148,7 +148,7 @@ class Channel(DeclaringChannel):
         Raises:
             WrongHub: names both threads and the remedy.
         """
-        self.connection.home.check(self)
+        self.connection.hub_affinity.check(self)
 
     # Opening and closing
 

@@ -31,7 +31,7 @@ from greenconn.exceptions import (
 from greenconn.green import atexit, fork
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import Home
+from greenconn.green.hub import HubAffinity
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.supervisor import spawn
@@ -164,7 +164,7 @@ class AmqpLink(Link):
         self._address = (host, port)
         self._tls = tls
         #: The thread that this connection belongs to.
-        self.home = Home()
+        self.hub_affinity = HubAffinity()
         self.parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._intake = _Intake(self)
@@ -275,7 +275,7 @@ class AmqpLink(Link):
         Raises:
             ResourceError: the broker allows no more channels; says how many.
         """
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.check_open()
         if self.writer.gate:
             self.gate.pass_through()
@@ -348,8 +348,8 @@ class AmqpLink(Link):
 
     def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event in the calling greenlet; see :meth:`Link.drain`.  May switch."""
-        if get_hub() is not self.home.hub:
-            self.home.check(self)
+        if get_hub() is not self.hub_affinity.hub:
+            self.hub_affinity.check(self)
         if self.lost is not None:
             self.check_open()
         function, argument = self.events.get(timeout)
@@ -403,7 +403,7 @@ class AmqpLink(Link):
             TimeoutError: the broker took too little before the deadline.
             RecoverableConnectionError: the connection is lost.
         """
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.check_open()
         self.drain_writer(deadline)
         self.check_open()
@@ -441,7 +441,7 @@ class AmqpLink(Link):
         """
         if self.lost is not None or self._closing is not None:
             return
-        self.home.check(self)
+        self.hub_affinity.check(self)
         if self.handshake.is_done:
             self._closing, deadline = Slot(), Deadline(CLOSE_TIMEOUT)
             try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from greenconn.green.deadline import Deadline
-    from greenconn.green.hub import Home
+    from greenconn.green.hub import HubAffinity
     from greenconn.green.inbox import Inbox
     from greenconn.green.slot import Slot
     from greenconn.green.writer import Writer
@@ -44,7 +44,7 @@ class LinkPort(Protocol):
 
     where: str
     options: AmqpOptions
-    home: Home
+    hub_affinity: HubAffinity
     gate: PublishGate
     budget: InboxBudget
     events: Inbox[tuple[Callable[[Any], Any], Any]]

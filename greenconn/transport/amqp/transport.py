@@ -130,7 +130,7 @@ class Transport(base.Transport[AmqpLink]):
         Raises:
             TimeoutError, ConnectionError: see :meth:`Secret.update`.
         """
-        connection.home.check(connection)
+        connection.hub_affinity.check(connection)
         if deadline is None or deadline.timeout is None:
             deadline = Deadline(connection.options.reply_timeout)
         connection.secret.update(secret, reason, deadline)

@@ -57,7 +57,7 @@ CHANGE_TIME: Final = 10
 #: Priority of version 0; each version is more urgent than the one before.
 FIRST: Final = 2**32 - 1
 #: Seconds that a reader waits for the end of a change before it uses what it has read before.
-PATIENCE: Final = 1.0
+CHANGE_WAIT: Final = 1.0
 #: Seconds between two attempts to change what another program changes.
 PAUSE: Final = 0.01
 #: Versions of one record that are reserved at once.
@@ -116,7 +116,7 @@ class Records:
         Raises:
             TimeoutError: a change of it did not come to an end.
         """
-        deadline, patience = Deadline(self._timeout), Deadline(PATIENCE)
+        deadline, change_wait = Deadline(self._timeout), Deadline(CHANGE_WAIT)
         while True:
             peeked, again, counted = self._server.ask_using(tube, [PEEK, PEEK, _stats(tube)])
             if is_whole(peeked, again):
@@ -129,7 +129,7 @@ class Records:
                 return None
             # It is about to be replaced, or its writer was stopped: then what was read last has to do.
             known = self._read.get(tube)
-            if known is not None and patience.has_ended:
+            if known is not None and change_wait.has_ended:
                 return known[1]
             self._pause(tube, deadline)
 

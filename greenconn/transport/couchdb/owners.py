@@ -38,7 +38,7 @@ __all__ = ["Owners"]
 #: Documents that are read at once while messages are requeued; links that are swept at once.
 BATCH: Final = 100
 #: Parts of a lease that one waits at most for others to sweep.
-PATIENCE: Final = 1 / 6
+SWEEP_DELAY: Final = 1 / 6
 
 
 class Owners:
@@ -161,7 +161,7 @@ class Owners:
         """Requeue what dead links hold; return the number of messages.  May switch."""
         if not self._silent():
             return 0
-        sleep(random.uniform(0, PATIENCE) * self._lease)
+        sleep(random.uniform(0, SWEEP_DELAY) * self._lease)
         marks: list[Document] = []
         for doc_id, revision in self._silent()[:BATCH]:
             self._seen[doc_id] = (revision, self._clock())

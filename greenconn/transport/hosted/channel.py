@@ -61,9 +61,9 @@ def _exclusive(method: F) -> F:
 
     @wraps(method)
     def alone(self: HostedChannel, *args: Any, **kwargs: Any) -> Any:
-        home = self.connection.home
-        if get_hub() is not home.hub:
-            home.check(self.connection)
+        hub_affinity = self.connection.hub_affinity
+        if get_hub() is not hub_affinity.hub:
+            hub_affinity.check(self.connection)
         with self.lock:
             if self.state_of_life is not _OPEN:
                 self.check_open()

@@ -194,7 +194,7 @@ class HostedLink(HookedLink):
 
     def open_channel(self) -> Any:
         """Open one of kombu's channels.  May switch."""
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.check_open()
         with self.lock:
             return self.raw.create_channel(self.connected)

@@ -1,7 +1,7 @@
 """The broker: one virtual host's exchanges and queues, and the messages in them.
 
 Everything happens in one hub and at once: routing, delivering, expiring and dead-lettering never
-switch greenlets, so a publish is there as a whole or not at all.  Only :meth:`Broker.breathe`, which
+switch greenlets, so a publish is there as a whole or not at all.  Only :meth:`Broker.yield_if_due`, which
 comes before a publish, gives other greenlets a turn.
 """
 
@@ -28,7 +28,7 @@ from greenconn.broker.dead_letters import (
 )
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
-from greenconn.green.hub import Home, turn
+from greenconn.green.hub import HubAffinity, turn
 from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
 from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
@@ -71,7 +71,7 @@ class Broker:
     def __init__(self, virtual_host: str = "/", clock: Clock | None = None) -> None:
         self.virtual_host = virtual_host
         self.clock: Clock = HubClock() if clock is None else clock
-        self.home = Home()
+        self.hub_affinity = HubAffinity()
         self.pid = os.getpid()
         self.state = BrokerState()
         self.queues: dict[str, Queue] = {}
@@ -95,7 +95,7 @@ class Broker:
     @property
     def is_here(self) -> bool:
         """Whether it belongs to the hub of the caller."""
-        return get_hub() is self.home.hub
+        return get_hub() is self.hub_affinity.hub
 
     # -- time
 
@@ -107,7 +107,7 @@ class Broker:
         """Return an alarm on the broker's clock."""
         return Alarm(self.clock, function)
 
-    def breathe(self) -> None:
+    def yield_if_due(self) -> None:
         """Count a publish, and let others run when publishing has gone on for 5 ms.  May switch."""
         self._published += 1
         if self._published >= STREAK:

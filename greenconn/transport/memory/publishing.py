@@ -40,7 +40,7 @@ class MemoryPublisher(SynchronousPublisher):
     def __init__(self, channel: ChannelPort, broker: Broker, options: MemoryOptions) -> None:
         super().__init__(channel, options.confirm_publish)
         self._broker = broker
-        self._hub = channel.connection.home.hub
+        self._hub = channel.connection.hub_affinity.hub
         self._max_size = options.max_message_size
         self._last_queue = options.deadletter_queue
 
@@ -49,7 +49,7 @@ class MemoryPublisher(SynchronousPublisher):
     ) -> Exception | None:
         if immediate:
             raise no_immediate()
-        self._broker.breathe()
+        self._broker.yield_if_due()
         if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
             self._channel.check_open()
         if len(message["body"]) > self._max_size:

@@ -38,9 +38,9 @@ def broker_of(virtual_host: str = "/", clock: Clock | None = None) -> Broker:
     name = virtual_host or "/"
     broker = _brokers.get(name)
     # After a fork the child begins with an empty one: the parent's messages are the parent's.
-    if broker is None or broker.pid != os.getpid() or broker.home.hub.dead:
+    if broker is None or broker.pid != os.getpid() or broker.hub_affinity.hub.dead:
         broker = _brokers[name] = Broker(name, clock)
-    broker.home.check(broker, "use another virtual host in each thread")
+    broker.hub_affinity.check(broker, "use another virtual host in each thread")
     return broker
 
 

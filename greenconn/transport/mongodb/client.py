@@ -38,7 +38,7 @@ from greenconn.url import mask_secrets
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["PATIENCE", "Address", "Client", "TailCursor", "address_of", "lease"]
+__all__ = ["AWAIT_TIME", "Address", "Client", "TailCursor", "address_of", "lease"]
 
 
 #: Sockets that all greenlets of one process may use at once.
@@ -359,7 +359,7 @@ class lease:  # noqa: N801 - used as what it gives
 
 #: Seconds that the server waits for something new before it answers that there is nothing: so long
 #: does the end of a connection wait for a call that is on its way.
-PATIENCE: Final = 0.5
+AWAIT_TIME: Final = 0.5
 
 
 class TailCursor:
@@ -389,11 +389,11 @@ class TailCursor:
         return self._run(command, "firstBatch")
 
     def more(self) -> list[Document]:
-        """Return what is new, after :data:`PATIENCE` at most."""
+        """Return what is new, after :data:`AWAIT_TIME` at most."""
         command = {
             "getMore": Int64(self._id),
             "collection": self._collection,
-            "maxTimeMS": int(PATIENCE * 1000),
+            "maxTimeMS": int(AWAIT_TIME * 1000),
         }
         return self._run(command, "nextBatch")
 

@@ -168,7 +168,7 @@ class RedisLink(BrokerLink):
             feeds,
         )
         self.subscriptions = StoreSubscriptions(consuming)
-        self.clients = Clients(commands, server, partial(self.home.check, self))
+        self.clients = Clients(commands, server, partial(self.hub_affinity.check, self))
         self.reauthentication = Reauthentication(
             commands, server.login.credentials, self.other_pipelines
         )
@@ -347,7 +347,7 @@ class RedisLink(BrokerLink):
             TimeoutError: the server took or answered too little before the deadline.
             Exception: what became of a publish.
         """
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.check_open()
         for channel in list(self.channels.values()):
             channel.flush(deadline.left())
@@ -368,7 +368,7 @@ class RedisLink(BrokerLink):
         """Close it: what was not answered goes back first, at once.  May switch."""
         if self.lost is not None:
             return
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.transport.unreported.hold()
         try:
             with Limit(Deadline(CLOSE_TIMEOUT), "closing"):

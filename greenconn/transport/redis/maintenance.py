@@ -162,7 +162,7 @@ class Sweeper:
             pack(b"ZCOUNT", commands.keys.owners, b"-inf", b"(" + time_now), what="sweeping"
         )
         # What the dead held may be marked with any time, so all that is held is looked at.
-        oldest = float("inf") if dead else time() - self._owners.patience
+        oldest = float("inf") if dead else time() - self._owners.dead_after
         skipped = count = 0
         is_complete = False
         while limit is None or count < limit:

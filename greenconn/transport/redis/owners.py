@@ -50,7 +50,7 @@ class Owners:
         self.count_time = count_time
 
     @property
-    def patience(self) -> float:
+    def dead_after(self) -> float:
         """Seconds without a sign of life after which what is held is looked at."""
         options = self._commands.options
         return min(options.lease, options.visibility_timeout)
@@ -58,7 +58,7 @@ class Owners:
     @property
     def interval(self) -> float:
         """Seconds between two looks of all sweepers together."""
-        return self.patience / LOOKS
+        return self.dead_after / LOOKS
 
     def is_alive(self, owner: str) -> bool:
         """Return whether *owner* may still use what it owns, as far as is known.  May switch."""

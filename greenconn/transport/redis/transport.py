@@ -377,7 +377,7 @@ class Transport(base.Transport[RedisLink]):
             redis.exceptions.ResponseError: the server does not take it.
             TimeoutError: no answer before the deadline.
         """
-        connection.home.check(connection)
+        connection.hub_affinity.check(connection)
         user, _ = self._credentials()
         connection.reauthentication.log_in((user, secret), deadline or Deadline())
 

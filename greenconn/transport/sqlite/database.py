@@ -315,7 +315,7 @@ class Database:
         return [outcome for part in parts for outcome in part]
 
     def _outcomes(self, jobs: Sequence[Job]) -> list[CallOutcome]:
-        return [CallOutcome(each) for each in self._patiently(jobs)]
+        return [CallOutcome(each) for each in self._retried(jobs)]
 
     def _refused(self, job: Job, exc: Exception) -> list[CallOutcome]:
         return [CallOutcome(error=self._error(exc))]
@@ -328,13 +328,13 @@ class Database:
         self.is_lost |= isinstance(error, DatabaseLost)
         return error
 
-    def _patiently(self, jobs: Sequence[Job]) -> list[Any]:
+    def _retried(self, jobs: Sequence[Job]) -> list[Any]:
         """Do it, again as long as others have the file locked, and once more with the reserve."""
         try:
             return self._with_room(jobs)
         except sqlite3.OperationalError as exc:
-            patience = Deadline(self._options.busy_timeout)
-            again = attempts(LOCKED, patience, is_locked, pause=self._worker.pause, failure=exc)
+            deadline = Deadline(self._options.busy_timeout)
+            again = attempts(LOCKED, deadline, is_locked, pause=self._worker.pause, failure=exc)
         for attempt in again:
             with attempt:
                 return self._with_room(jobs)

@@ -100,7 +100,7 @@ def closes_channel(
 
     @wraps(method)
     def checked(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self.state_of_life is not _OPEN or get_hub() is not self.connection.home.hub:
+        if self.state_of_life is not _OPEN or get_hub() is not self.connection.hub_affinity.hub:
             self.check_open()
         try:
             return method(self, *args, **kwargs)

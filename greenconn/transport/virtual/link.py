@@ -14,7 +14,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import Home
+from greenconn.green.hub import HubAffinity
 from greenconn.transport.base import Link
 from greenconn.transport.virtual.consumer import STALE
 
@@ -40,7 +40,7 @@ class VirtualLink(Link):
 
     def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
         super().__init__(client)
-        self.home = Home()
+        self.hub_affinity = HubAffinity()
         self.is_confirming = is_confirming
         self.channels: dict[int, ChannelPort] = {}
         self._last_id = 0
@@ -57,7 +57,7 @@ class VirtualLink(Link):
             ResourceError: it has as many channels as it may have.
             WrongHub: called from another thread.
         """
-        self.home.check(self)
+        self.hub_affinity.check(self)
         self.check_open()
         if len(self.channels) >= self.channel_max:
             raise ResourceError(f"all {self.channel_max} channels are in use", (20, 10))
@@ -77,8 +77,8 @@ class VirtualLink(Link):
 
     def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event; those of consumers that are gone are dropped.  May switch."""
-        if get_hub() is not self.home.hub:
-            self.home.check(self)
+        if get_hub() is not self.hub_affinity.hub:
+            self.hub_affinity.check(self)
         began_at = monotonic()
         while True:
             if self.lost is not None:

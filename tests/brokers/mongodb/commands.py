@@ -324,8 +324,8 @@ class Commands:
 
     def do_getmore(self, database: str, command: Document) -> Document:
         number = command["getMore"]
-        patience = command.get("maxTimeMS", AWAIT * 1000) / 1000
-        end = time.monotonic() + patience
+        await_time = command.get("maxTimeMS", AWAIT * 1000) / 1000
+        end = time.monotonic() + await_time
         while True:
             cursor = self.cursors.get(number)
             if cursor is None:

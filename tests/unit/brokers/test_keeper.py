@@ -28,7 +28,7 @@ os.kill(stopped.pid, 19)
 print(keeper.directory, child.pid, stopped.pid, flush=True)
 time.sleep(60)
 """
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def keeper() -> Iterator[Keeper]:
 
 def wait_until_gone(directory: Path, *groups: int) -> None:
     """Wait until neither the directory nor the groups are there."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while directory.exists() or any(map(is_alive, groups)):
         assert time.monotonic() < end, (directory, groups)
         time.sleep(0.02)
@@ -89,7 +89,7 @@ def test_end_without_grace_kills(keeper: Keeper) -> None:
 def test_the_environment_is_what_was_given(keeper: Keeper) -> None:
     output = keeper.directory / "output"
     child = keeper.run(["/usr/bin/env"], env={"ONLY": "this"}, output=output)
-    assert wait_for_end(child, PATIENCE)
+    assert wait_for_end(child, TIMEOUT)
     assert "ONLY=this" in output.read_text()
     assert "HOME=" not in output.read_text()
 

@@ -14,12 +14,12 @@ from gevent.threadpool import ThreadPool
 from greenconn.exceptions import WrongHub
 from greenconn.green import hub as module
 from greenconn.green.hub import (
-    Home,
+    HubAffinity,
     TurnEnd,
     check_hub,
     get_gevent_concurrent_error,
-    stay_awake,
     turn,
+    wake_hub,
 )
 
 
@@ -51,7 +51,7 @@ def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
     loop = get_hub().loop
     gevent.sleep(0.001)  # timers of others that were due
     before = loop.activecnt
-    stay_awake()
+    wake_hub()
     assert loop.activecnt == before + 1
     turn()
     assert loop.activecnt == before
@@ -104,7 +104,7 @@ def test_a_hub_that_stays_awake_does_not_wait() -> None:
 
     def put() -> None:
         get_hub().loop.run_callback(ran.append, "late")
-        stay_awake()
+        wake_hub()
 
     # The loop has looked for the last time at what is in line when the end of the turn comes.
     end = TurnEnd(get_hub().loop, put)
@@ -118,21 +118,21 @@ def test_a_hub_that_stays_awake_does_not_wait() -> None:
 def test_an_object_belongs_to_the_thread_of_its_first_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    home = Home()
-    assert home.hub is get_hub()
-    home.check("x")
+    affinity = HubAffinity()
+    assert affinity.hub is get_hub()
+    affinity.check("x")
     pool = ThreadPool(1)
     try:
         with pytest.raises(WrongHub) as caught:
-            pool.spawn(home.check, "this one").get()
+            pool.spawn(affinity.check, "this one").get()
         text = str(caught.value)
         assert text.startswith(
             "'this one' belongs to thread 'MainThread' and was used from thread "
         )
         assert text.endswith(": give each thread a connection of its own (Connection.clone())")
         with pytest.raises(WrongHub, match=r": try again$"):
-            pool.spawn(home.check, 1, "try again").get()
-        other: Any = pool.spawn(Home).get()
+            pool.spawn(affinity.check, 1, "try again").get()
+        other: Any = pool.spawn(HubAffinity).get()
         with pytest.raises(WrongHub, match="and was used from thread 'MainThread'"):
             other.check("x")
         named = SimpleNamespace(ident=other.hub.thread_ident, name="worker")

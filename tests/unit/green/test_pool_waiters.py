@@ -118,7 +118,7 @@ def test_it_is_not_said_of_those_with_a_timeout(warnings: Warnings) -> None:
     queue.leave(slot)
 
 
-def test_it_waits_for_the_patience_of_who_is_the_first_now(
+def test_it_warns_after_the_wait_of_the_first_in_line(
     warnings: Warnings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]

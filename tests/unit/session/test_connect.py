@@ -113,9 +113,9 @@ def test_an_attempt_may_be_hurried(ended: Ended) -> None:
     attempt = Attempt(Link, ended.note, later)
     caller = gevent.spawn(attempt.wait, Deadline(CAME))
     gevent.sleep(0)
-    attempt.hurry(later + 1.0)
+    attempt.start_sooner(later + 1.0)
     assert attempt.state is AttemptState.SCHEDULED
-    attempt.hurry(0.0)
+    attempt.start_sooner(0.0)
     assert caller.get(timeout=CAME) is not None
     assert ended == [AttemptState.OPENED]
 

@@ -869,8 +869,8 @@ def test_no_wake_up_while_idle(connection: Connection, script: Script) -> None:
     connection.connect()
     session: Session = connection.session
     calls: list[object] = []
-    original = session._check_home
-    session._check_home = lambda: (calls.append(1), original())[1]  # type: ignore[method-assign, func-returns-value]
+    original = session._bind_to_hub
+    session._bind_to_hub = lambda: (calls.append(1), original())[1]  # type: ignore[method-assign, func-returns-value]
     gevent.sleep(0.05)
     assert calls == []
 

@@ -46,7 +46,7 @@ class Scene:
         link: Any = SimpleNamespace(
             writer=self.writer,
             ack_later=self.later.append,
-            home=SimpleNamespace(hub=get_hub()),
+            hub_affinity=SimpleNamespace(hub=get_hub()),
         )
         self.acks = Acks(self.channel, link, has_nack)
 

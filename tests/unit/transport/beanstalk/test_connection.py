@@ -167,7 +167,7 @@ def test_silence_ends_it(opened: Opened, losses: list[LinkLost]) -> None:
         pipeline.ask([line(b"stats")], Deadline(SOON))
 
 
-def test_patience_for_a_command_that_waits(opened: Opened, losses: list[LinkLost]) -> None:
+def test_a_command_that_waits_has_a_longer_timeout(opened: Opened, losses: list[LinkLost]) -> None:
     def serve(sock: socket.socket) -> None:
         for _ in lines(sock):
             gevent.sleep(0.4)
