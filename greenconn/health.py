@@ -146,11 +146,11 @@ def _await_consumer(consumer: ConsumerGreenlet, deadline: Deadline) -> None:
 
 
 def _of_session(session: Session) -> ConnectionHealth:
-    gate = getattr(session.life.link, "gate", None)
+    flow_control = getattr(session.life.link, "flow_control", None)
     return ConnectionHealth(
         url=session.broker.label,
         state=session.state.value,
-        blocked=getattr(gate, "blocked", None),
+        blocked=getattr(flow_control, "blocked", None),
         lost=None if session.lost is None else f"{type(session.lost).__name__}: {session.lost}",
         lives=session.generation,
     )

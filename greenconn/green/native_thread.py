@@ -3,8 +3,8 @@
 Calls wait in the order in which they came, and all that wait are given to the thread together: what
 they have in common (a transaction) need not be done for each of them.  The hub never waits.
 
-A fork waits until the thread is between two steps of its work (see ``gate``), so that the child never
-inherits a lock of the C library below that nobody will release.
+A fork waits until the thread is between two steps of its work (see ``fork_lock``), so that the child
+never inherits a lock of the C library below that nobody will release.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ class NativeThread(Generic[J]):
 
     Arguments:
         run: called in the thread with all calls that wait; returns an outcome for each.  It holds
-            ``gate`` while it is within a library that a fork must not interrupt.
+            ``fork_lock`` while it is within a library that a fork must not interrupt.
 
     Attributes:
-        gate: a native lock.
+        fork_lock: a native lock.
     """
 
     def __init__(self, run: Callable[[Sequence[J]], Sequence[CallOutcome]]) -> None:
         self._run = run
-        self.gate = _allocate_lock()
+        self.fork_lock = _allocate_lock()
         self._pool: ThreadPool | None = ThreadPool(1)
         #: It, while the last call is under way.
         self._ending: ThreadPool | None = None
@@ -165,7 +165,7 @@ class NativeThread(Generic[J]):
 
     @staticmethod
     def pause(seconds: float) -> None:
-        """Let the thread sleep; for what it runs, which does not hold ``gate`` then."""
+        """Let the thread sleep; for what it runs, which does not hold ``fork_lock`` then."""
         _sleep(seconds)
 
     # -- in the hub
@@ -228,7 +228,7 @@ class NativeThread(Generic[J]):
     def _close(self) -> None:
         # In the thread.
         assert self._last is not None
-        with self.gate:
+        with self.fork_lock:
             try:
                 self._last()
             except Exception:
@@ -252,18 +252,18 @@ def _install() -> None:
 
 def _before_fork() -> None:
     for worker in list(_workers.values()):
-        worker.gate.acquire()
+        worker.fork_lock.acquire()
         _held.append(worker)
 
 
 def _in_parent() -> None:
     while _held:
-        _held.pop().gate.release()
+        _held.pop().fork_lock.release()
 
 
 def _in_child() -> None:
     while _held:
         # The old one may be waited for by a thread that does not exist here.
         worker = _held.pop()
-        worker.gate = _allocate_lock()
+        worker.fork_lock = _allocate_lock()
         worker.forget()

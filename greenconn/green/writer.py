@@ -8,8 +8,8 @@ Rules
   5 ms have gathered, are flushed early.
 - What the socket does not take waits for a write watcher, whose hub callback sends again: no flusher
   greenlet is needed, since a raw non-blocking send never switches.
-- A writer that must wait does so *before* its first byte, if ``gate`` is set: see ``pass_gate``.
-  The gate is shut after an early flush or 5 ms of writing without a switch (so that a loop that only
+- A writer waits *before* its first byte, by ``wait_writable``, if ``must_wait`` is set.
+  That is set after an early flush or 5 ms of writing without a switch (so that a loop that only
   publishes lets the others run), and while more than 1 MiB waits for a slow peer.
 - Those who wait for a slow peer go on in the order in which they came: one is woken when there is
   room, and wakes the next as it goes.  So whenever somebody waits, either the write watcher is on or
@@ -68,8 +68,8 @@ class Writer:
         on_error: Callable[[OSError], None],
         seal: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        #: Shut (True) when a caller in a greenlet has to call ``pass_gate`` before it writes.
-        self.gate = False
+        #: True when a caller in a greenlet has to call ``wait_writable`` before it writes.
+        self.must_wait = False
         #: Number of sends, for those who count system calls.
         self.sends = 0
         #: Bytes that have not left.
@@ -139,7 +139,7 @@ class Writer:
         self._flush()
         # What follows before the turn ends is gathered again, not sent piece by piece.
         self._turn_began = monotonic()
-        self._yield_due = self.gate = not self._closed  # a send that failed may have closed it
+        self._yield_due = self.must_wait = not self._closed  # a send that failed may have closed it
 
     def mark(self, mark: memoryview) -> None:
         """Put *mark* behind what was written last, if that is pending.  Never switches.
@@ -180,7 +180,7 @@ class Writer:
             self._begin_turn()
         self._before_flush.append(callback)
 
-    def pass_gate(self, deadline: Deadline) -> None:
+    def wait_writable(self, deadline: Deadline) -> None:
         """Let others run, and wait while too much is pending.  May switch; call before writing.
 
         Raises:
@@ -195,7 +195,7 @@ class Writer:
                 turn()
             finally:
                 self._wake_next()
-                self._settle_gate()
+                self._update_must_wait()
             if self.pending > HIGH_WATER and not self._closed:
                 self._wait_for_room(deadline, is_first=True)
         elif (self.pending > HIGH_WATER or self._waiters or self._is_waking) and not self._closed:
@@ -207,7 +207,7 @@ class Writer:
             self._waiters.appendleft(slot)
         else:
             self._waiters.append(slot)
-        self.gate = True
+        self.must_wait = True
         while True:
             try:
                 slot.wait(deadline)
@@ -216,13 +216,13 @@ class Writer:
                     self._waiters.remove(slot)
                 else:
                     self._wake_next()  # it was this one's turn: now it is the next one's
-                self._settle_gate()
+                self._update_must_wait()
                 raise
             if self._closed:
                 return
             if self.pending <= HIGH_WATER:
                 self._wake_next()
-                self._settle_gate()
+                self._update_must_wait()
                 return
             # It was filled again meanwhile: first in line once more.
             self._is_waking = False
@@ -254,7 +254,7 @@ class Writer:
         self._before_flush.clear()
         self.pending = 0
         self._in_turn = False
-        self.gate = False
+        self.must_wait = False
 
     def take_unsent(self) -> tuple[list[Buffer], int]:
         """After ``close``: what was written and offered last or not at all, as it was written.
@@ -308,7 +308,7 @@ class Writer:
             self._in_turn = False
             if self._yield_due:
                 self._yield_due = False
-                self._settle_gate()
+                self._update_must_wait()
             if self._out:
                 self._flush()
         except BaseException as exc:
@@ -430,7 +430,7 @@ class Writer:
                     self._wake_drainers()
             if self.pending <= LOW_WATER and not self._is_waking:
                 self._wake_next()
-            self._settle_gate()
+            self._update_must_wait()
         except BaseException as exc:
             self._interrupted(exc)
             raise
@@ -446,8 +446,8 @@ class Writer:
         while waiters and self.pending <= HIGH_WATER and not self._is_waking:
             self._is_waking = waiters.popleft().offer(None)
 
-    def _settle_gate(self) -> None:
-        self.gate = not self._closed and (
+    def _update_must_wait(self) -> None:
+        self.must_wait = not self._closed and (
             self._yield_due or self.pending > HIGH_WATER or bool(self._waiters) or self._is_waking
         )
 

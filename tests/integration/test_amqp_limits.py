@@ -231,7 +231,7 @@ def test_flow_is_obeyed_and_answered(link: AmqpLink, end: BrokerEnd) -> None:
     assert end.expect(spec.Channel.FlowOk)[::2] == (1, b"\1")
     gevent.sleep(0.05)
     assert end.nothing_more()
-    assert link.gate.blocked == "low on disk"
+    assert link.flow_control.blocked == "low on disk"
     end.method(0, spec.Connection.Unblocked)
     sent = [end.expect(spec.Basic.Publish)[2] for _ in waiting]
     assert [f"later-{n}".encode() in each for n, each in enumerate(sent)] == [True] * 3
@@ -352,12 +352,12 @@ def test_a_broker_that_blocks_again_and_again_does_not_fill_the_log(
         pair += method_frame(1, spec.Channel.Flow, "b", True)
     end.send(pair * 5000)
     end.send(method_frame(0, spec.Connection.Blocked, "s", "for good"))
-    until(lambda: link.gate.blocked == "for good")
+    until(lambda: link.flow_control.blocked == "for good")
     assert len(list(running())) < greenlets + 20
     gevent.sleep(0)
     assert len(caplog.records) <= 4
     # What became of it is told at the end of the interval.
-    link.gate._end_interval()
+    link.flow_control._end_interval()
     gevent.sleep(0)
     assert "blocked publishing: for good (9997 more changes in 10 s)" in caplog.text
     assert len(caplog.records) == 5
@@ -374,12 +374,12 @@ def test_hooks_of_a_broker_that_blocks_again_and_again_wait_in_bounded_numbers(
         pair += method_frame(0, spec.Connection.Unblocked)
         amqp_peer.end.send(pair * 500)
         amqp_peer.end.method(0, spec.Connection.Blocked, "s", "last")
-        until(lambda: link.gate.blocked == "last")
+        until(lambda: link.flow_control.blocked == "last")
         assert len(link.events) <= 102
         drain(link, lambda: not len(link.events))
         assert told[:4] == ["mood", "free"] * 2
         amqp_peer.end.method(0, spec.Connection.Unblocked)
-        until(lambda: link.gate.blocked is None)
+        until(lambda: link.flow_control.blocked is None)
         amqp_peer.end.send(pair)
         drain(link, lambda: told[-2:] == ["mood", "free"])
     finally:

@@ -79,7 +79,7 @@ def test_a_broker_that_blocks_may_take_nothing_for_longer_than_the_user_timeout(
         for _ in range(1000):
             channel.basic_publish(message, "", "q")
     end.method(0, spec.Connection.Blocked, "s", "low on memory")
-    until(lambda: link.gate.blocked)
+    until(lambda: link.flow_control.blocked)
     gevent.sleep(2.0)
     assert link.is_open
     end.is_reading.set()
@@ -179,7 +179,7 @@ def test_a_broker_that_blocks_as_soon_as_it_is_open_is_heard(amqp_peer: AmqpPeer
     with pytest.raises(ConnectionBlocked, match="low on disk"):
         channel.basic_publish(channel.prepare_message("x"), "", "q")
     amqp_peer.end.method(0, spec.Connection.Unblocked)
-    until(lambda: link.gate.blocked is None)
+    until(lambda: link.flow_control.blocked is None)
     channel.basic_publish(channel.prepare_message("x"), "", "q")
     links.close()
 

@@ -807,7 +807,7 @@ def test_the_time_for_the_confirm_covers_the_wait_while_blocked(amqp_peer: AmqpP
     link = links(blocked_timeout=600.0, confirm_timeout=600.0)
     channel = link.channel()
     amqp_peer.end.method(0, spec.Connection.Blocked, "s", "low on memory")
-    until(lambda: link.gate.blocked)
+    until(lambda: link.flow_control.blocked)
     message = channel.prepare_message(b"body")
     with gevent.Timeout(WAIT), pytest.raises(ConnectionBlocked, match=r"waited 0\.1 s"):
         channel.basic_publish_confirm(message, "", "q", timeout=500.0, confirm_timeout=0.1)

@@ -229,7 +229,7 @@ def test_a_blocked_broker_makes_publishers_wait_and_then_go_on_in_order(
         # The broker says so when a connection publishes.
         for each in (channel, other.channel()):
             each.basic_publish(message(channel, "provokes"), "", unique)
-        until(lambda: link.gate.blocked and other.gate.blocked)
+        until(lambda: link.flow_control.blocked and other.flow_control.blocked)
         for publish in (channel.basic_publish, channel.basic_publish_confirm):
             with pytest.raises(ConnectionBlocked, match="memory"):
                 publish(message(channel, "never"), "", unique)
@@ -267,7 +267,7 @@ def test_kills_of_those_whom_a_blocked_broker_makes_wait(
         channel.queue_declare(unique, auto_delete=False)
         own_rabbitmq.set_memory_alarm(True)
         channel.basic_publish(message(channel, "provokes"), "", unique)
-        until(lambda: link.gate.blocked)
+        until(lambda: link.flow_control.blocked)
         waiting = [
             gevent.spawn(channel.basic_publish, message(channel, str(n)), "", unique)
             for n in range(10)

@@ -594,7 +594,7 @@ def test_a_memory_alarm_blocks_until_it_is_over(
     own_rabbitmq.set_memory_alarm(True)
     with gevent.Timeout(WAIT):
         # The broker tells a connection only when that publishes.
-        while link.gate.blocked is None:
+        while link.flow_control.blocked is None:
             try:
                 greenconn.publish(unique, "unconfirmed", connection=own, timeout=0.2, declare=True)
             except (PublishTimeout, ConnectionBlocked):

@@ -181,11 +181,11 @@ def test_a_connection_that_comes_back_is_waited_for(amqp_url: str, unique: str) 
 def test_a_broker_that_takes_nothing_is_reported(amqp_url: str) -> None:
     with Connection(f"{amqp_url}") as connection:
         connection.connect()
-        gate = connection.session.life.link.gate
-        gate.blocked = "low on memory"
+        flow_control = connection.session.life.link.flow_control
+        flow_control.blocked = "low on memory"
         assert check().connections[0].blocked == "low on memory"
         assert not check().is_ready
-        gate.blocked = None
+        flow_control.blocked = None
         assert check().is_ready
 
 

@@ -1,6 +1,6 @@
 """The methods that a channel sends, and the wait for their replies: first in, first out.
 
-Every switch (the gate of the writer) comes before the first byte.  Writing a method and appending its
+Every switch (waiting for the writer) comes before the first byte.  Writing a method and appending its
 call to the pending ones is one step without a switch, so replies reach their callers in order.
 
 The broker answers the methods of a channel in the order in which they were sent, so a reply belongs to
@@ -233,7 +233,7 @@ class Calls:
         """
         self._channel.check_open()
         arguments = self.pack(sig, form, args)
-        self.pass_gate()
+        self.wait_writable()
         return self.call(
             sig,
             arguments,
@@ -244,7 +244,7 @@ class Calls:
             abandons=abandons,
         )
 
-    def pass_gate(self) -> None:
+    def wait_writable(self) -> None:
         """Wait for the turn to write.  May switch.
 
         Raises:
@@ -253,13 +253,13 @@ class Calls:
         """
         if get_hub() is not self._hub:
             self._channel.check_hub()
-        if self._writer.gate:
-            self._link.gate.pass_through()
+        if self._writer.must_wait:
+            self._link.flow_control.wait()
         if self._channel.cause is not None:
             self._channel.check_open()
 
     def pack(self, sig: Method, form: str, args: tuple[Any, ...]) -> bytes:
-        """Return the arguments of a method, so that nothing can go wrong between the gate and the write.
+        """Return the arguments of a method, so that nothing can go wrong between the wait and the write.
 
         Raises:
             ValueError: one does not fit its field.
@@ -289,7 +289,7 @@ class Calls:
         tag: bytes | None = None,
         abandons: bool = False,
     ) -> Any:
-        """Write a method whose caller has passed the gate.  Switches only to wait for the reply.
+        """Write a method after :meth:`wait_writable`.  Switches only to wait for the reply.
 
         Arguments:
             arguments: those of the method, packed.

@@ -108,7 +108,7 @@ class Channel(DeclaringChannel):
         self._closing = False
         self._hub = link.hub_affinity.hub
         self._writer = link.writer
-        self._gate = link.gate
+        self._flow_control = link.flow_control
         self._handlers: dict[int, Callable[[Reply], None]] = {
             _CLOSE: self._on_close,
             _CLOSE_OK: self._on_close_ok,
@@ -153,7 +153,7 @@ class Channel(DeclaringChannel):
     # Opening and closing
 
     def open(self) -> None:
-        """Open the channel at the broker, for a caller that has passed the gate.  May switch."""
+        """Open the channel at the broker, for a caller that has waited for the writer.  May switch."""
         if self.is_open:
             return
         self.calls.call(
@@ -202,8 +202,8 @@ class Channel(DeclaringChannel):
         """
         if get_hub() is not self._hub:
             self.check_hub()
-        if self._writer.gate and self.cause is None:
-            self.connection.gate.pass_through()
+        if self._writer.must_wait and self.cause is None:
+            self.connection.flow_control.wait()
         if self.cause is not None:
             return
         if self.consumers.by_tag or len(self.connection.events):
@@ -378,8 +378,8 @@ class Channel(DeclaringChannel):
         if get_hub() is not self._hub:
             self.check_hub()
         writer = self._writer
-        if writer.gate or self._gate.blocked is not None:
-            self._gate.pass_through(Deadline(timeout), publishing=True)
+        if writer.must_wait or self._flow_control.blocked is not None:
+            self._flow_control.wait(Deadline(timeout), publishing=True)
         if self.cause is not None:
             self.check_open()
         if message.__class__ is not Outgoing:
@@ -465,7 +465,7 @@ class Channel(DeclaringChannel):
 
         May switch, not with *nowait*.  Again: does nothing.
         """
-        self.calls.pass_gate()
+        self.calls.wait_writable()
         if self.publisher.confirms is None:
             self.publisher.select_confirms(nowait=nowait)
 
@@ -524,8 +524,8 @@ class Channel(DeclaringChannel):
         if get_hub() is not self._hub:
             self.check_hub()
         writer = self._writer
-        if writer.gate or self._gate.blocked is not None:
-            self._gate.pass_through(deadline, publishing=True)
+        if writer.must_wait or self._flow_control.blocked is not None:
+            self._flow_control.wait(deadline, publishing=True)
         if self.cause is not None:
             self.check_open()
         publisher = self.publisher
@@ -704,8 +704,8 @@ class Channel(DeclaringChannel):
         """
         if get_hub() is not self._hub:
             self.check_hub()
-        if self._writer.gate:
-            self.connection.gate.pass_through()
+        if self._writer.must_wait:
+            self.connection.flow_control.wait()
         if self.cause is not None:
             self._check_can_settle()
             return
@@ -745,7 +745,7 @@ class Channel(DeclaringChannel):
     def _recover(self, requeue: bool, *, abandons: bool) -> None:
         if not requeue and self.connection.server_properties.get("product") == "RabbitMQ":
             raise no_recover_in_place()
-        self.calls.pass_gate()
+        self.calls.wait_writable()
         self.acks.flush()
         self.acks.ledger.begin_recover()
         self.calls.call(
@@ -806,7 +806,7 @@ class Channel(DeclaringChannel):
     def _flush_transaction(self) -> None:
         """Write the acks of a transaction; the caller writes its end at once."""
         self.check_open()
-        self.calls.pass_gate()
+        self.calls.wait_writable()
         self.acks.flush()
 
     def is_rolled_back(self, delivery_tag: int) -> bool:
@@ -844,9 +844,11 @@ class Channel(DeclaringChannel):
     def _on_flow(self, reply: Reply) -> None:
         self.active = bool(reply_arguments(reply[0], reply[1])[0])
         if self.active:
-            self.connection.gate.open(self.channel_id)
+            self.connection.flow_control.unblock(self.channel_id)
         else:
-            self.connection.gate.shut(f"channel.flow on channel {self.channel_id}", self.channel_id)
+            self.connection.flow_control.block(
+                f"channel.flow on channel {self.channel_id}", self.channel_id
+            )
         self._writer.write(
             method_frame(self.channel_id, spec.Channel.FlowOk, bytes((self.active,)))
         )
@@ -861,7 +863,7 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
         TimeoutError: the broker did not answer before the deadline.
         ConnectionError, ChannelError: the link or a channel ended meanwhile.
     """
-    if link.gate.blocked is not None:
+    if link.flow_control.blocked is not None:
         return  # the broker does not read
     consumers: list[ChannelConsumer] = []
     calls: list[tuple[Channel, Call]] = []

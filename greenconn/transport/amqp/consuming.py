@@ -427,9 +427,9 @@ class Consumers:
             raise
 
     def _claim_tag(self, key: bytes, tag: str) -> None:
-        """Pass the gate, and see that no consumer has *tag*.  May switch."""
+        """Wait for the writer, and check that no consumer has *tag*.  May switch."""
         while True:
-            self._calls.pass_gate()
+            self._calls.wait_writable()
             known = self.by_tag.get(key)
             if known is None or known.state is ConsumerState.CANCELLED:
                 return
@@ -473,7 +473,7 @@ class Consumers:
         if consumer.state is ConsumerState.STARTING:
             self._watch(consumer)
         if self.by_tag.get(key) is consumer:
-            self._calls.pass_gate()
+            self._calls.wait_writable()
         if self.by_tag.get(key) is not consumer or consumer.state is ConsumerState.ABANDONED:
             return  # it has ended, or does as soon as it is confirmed
         call = None if consumer.is_ending else self._write_cancel(consumer)

@@ -21,7 +21,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 from greenconn.options import AmqpOptions
 
-__all__ = ["HARD_LIMIT", "InboxBudget", "PublishGate"]
+__all__ = ["HARD_LIMIT", "FlowControl", "InboxBudget"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
@@ -39,10 +39,10 @@ RESUME_BELOW: Final = 32 * 1024 * 1024
 HARD_LIMIT: Final = 256 * 1024 * 1024
 
 
-class PublishGate:
-    """The gate of one connection.
+class FlowControl:
+    """The flow control of publishing on one connection.
 
-    The fast path asks ``writer.gate or gate.blocked is not None`` and comes here only then.
+    The fast path asks ``writer.must_wait or flow_control.blocked is not None`` and comes here only then.
 
     Arguments:
         where: the broker's URL with the password masked, for messages.
@@ -85,7 +85,7 @@ class PublishGate:
         self._queued_events = 0
         self._is_block_unreported = False
 
-    def pass_through(self, deadline: Deadline | None = None, *, publishing: bool = False) -> None:
+    def wait(self, deadline: Deadline | None = None, *, publishing: bool = False) -> None:
         """Let others run, and wait while the peer does not read.  May switch.
 
         Arguments:
@@ -99,15 +99,15 @@ class PublishGate:
         assert self.writer is not None
         limit = deadline.within(self._options.write_timeout)
         try:
-            self.writer.pass_gate(limit)
+            self.writer.wait_writable(limit)
             while publishing and self.blocked is not None:
                 limit = deadline
                 slot: Slot[None] = Slot(on_left=self._leave)
                 self._waiters.append(slot)
                 slot.wait(limit)
                 limit = deadline.within(self._options.write_timeout)
-                if self.writer.gate:  # those before us may have filled it
-                    self.writer.pass_gate(limit)
+                if self.writer.must_wait:  # those before us may have filled it
+                    self.writer.wait_writable(limit)
         except TimeoutError:
             why = (
                 "does not read"
@@ -119,7 +119,7 @@ class PublishGate:
                 f"look at the broker's memory and disk alarms"
             ) from None
 
-    def shut(self, reason: str, channel: int = 0) -> None:
+    def block(self, reason: str, channel: int = 0) -> None:
         """Stop publishing: the broker accepts no messages for now.  Never switches.
 
         Arguments:
@@ -137,7 +137,7 @@ class PublishGate:
                 self._queued_events += 1
                 self._events.put((self._call_on_blocked, reason))
 
-    def open(self, channel: int = 0) -> None:
+    def unblock(self, channel: int = 0) -> None:
         """Resume: the broker accepts messages of *channel* (0: all) again.  Never switches."""
         if self._reasons.pop(channel, None) is None:
             return

@@ -40,7 +40,7 @@ from greenconn.identity import program_name
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.channel import Channel, withdraw
 from greenconn.transport.amqp.errors import closing_error, opening_error
-from greenconn.transport.amqp.flow import HARD_LIMIT, InboxBudget, PublishGate
+from greenconn.transport.amqp.flow import HARD_LIMIT, FlowControl, InboxBudget
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
 from greenconn.transport.amqp.heartbeat import HeartbeatTimer
 from greenconn.transport.amqp.methods import UNREADABLE, Reply, ids_of, read_arguments, unreadable
@@ -160,7 +160,7 @@ class AmqpLink(Link):
         self.records_topology = options.topology_recovery
         self.where = where
         self.budget = InboxBudget(self._pause, self._resume)
-        self.gate = PublishGate(where, options, self.events)
+        self.flow_control = FlowControl(where, options, self.events)
         self._address = (host, port)
         self._tls = tls
         #: The thread that this connection belongs to.
@@ -199,7 +199,7 @@ class AmqpLink(Link):
             sock = connect_tcp(*self._address, deadline, self.options.socket_settings)
             intake = self._intake
             self._stream = Stream(sock, intake.take, intake.lost, self.where, self._tls, intake)
-            self.gate.writer = self._stream.writer
+            self.flow_control.writer = self._stream.writer
             step = "the TLS handshake"
             self._stream.handshake(deadline)
             step = "the AMQP handshake"
@@ -277,8 +277,8 @@ class AmqpLink(Link):
         """
         self.hub_affinity.check(self)
         self.check_open()
-        if self.writer.gate:
-            self.gate.pass_through()
+        if self.writer.must_wait:
+            self.flow_control.wait()
             self.check_open()
         # From the choice of its id to the writing nothing switches.  If its caller is killed
         # afterwards it is closed when its open-ok comes.
@@ -316,7 +316,7 @@ class AmqpLink(Link):
         """Note that the close of *channel* is complete on both sides: its id may be used again."""
         if self.channels.get(channel.channel_id) is channel:
             del self.channels[channel.channel_id]
-            self.gate.open(channel.channel_id)
+            self.flow_control.unblock(channel.channel_id)
             self._numbers.release(channel.channel_id)
 
     def wait_reply(self, slot: Slot[Reply], channel_id: int, timeout: float | None) -> Reply:
@@ -501,7 +501,7 @@ class AmqpLink(Link):
         for channel in channels:
             channel.collect(unsent.get(channel.channel_id, ()), closed)
         self.channels = self.parser.channels = {}
-        self.gate.end()
+        self.flow_control.end()
         if self._closing is not None:
             self._closing.fail(exc)
         self.budget.end()  # it refers to this object, whose memory would wait for the collector
@@ -557,11 +557,11 @@ class AmqpLink(Link):
             if self._closing is not None:
                 self._closing.offer(None)
         elif ids == _BLOCKED:
-            self.gate.shut(read_arguments(ids, "s", payload)[0])
+            self.flow_control.block(read_arguments(ids, "s", payload)[0])
             if self._stream is not None:
                 self._stream.lift_user_timeout()
         elif ids == _UNBLOCKED:
-            self.gate.open()
+            self.flow_control.unblock()
         elif ids == UPDATE_SECRET_OK:
             self.secret.on_ok()
         else:
@@ -626,7 +626,7 @@ class _ExitRoundTrip:
     def flush(self) -> None:
         """Ask on each channel that has published.  Never switches."""
         link = self._link()
-        if link is None or link.lost is not None or link.gate.blocked is not None:
+        if link is None or link.lost is not None or link.flow_control.blocked is not None:
             return  # a broker that blocks the connection does not read
         self._calls = [
             spawn(f"exit:{link.where}", self._ask, channel)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from greenconn.green.slot import Slot
     from greenconn.green.writer import Writer
     from greenconn.options import AmqpOptions
-    from greenconn.transport.amqp.flow import InboxBudget, PublishGate
+    from greenconn.transport.amqp.flow import FlowControl, InboxBudget
     from greenconn.transport.amqp.methods import Reply
     from greenconn.transport.amqp.queues import KnownQueues
 
@@ -45,7 +45,7 @@ class LinkPort(Protocol):
     where: str
     options: AmqpOptions
     hub_affinity: HubAffinity
-    gate: PublishGate
+    flow_control: FlowControl
     budget: InboxBudget
     events: Inbox[tuple[Callable[[Any], Any], Any]]
     queues: KnownQueues

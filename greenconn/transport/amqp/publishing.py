@@ -279,7 +279,7 @@ class Publisher:
         return head
 
     def select_confirms(self, *, nowait: bool) -> None:
-        """Have the broker confirm from now on, for a caller that has passed the gate.
+        """Have the broker confirm from now on, for a caller that has waited for the writer.
 
         May switch, not with *nowait*.  Nothing switches up to the write, so that no other publish is
         counted before it.

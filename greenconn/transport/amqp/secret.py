@@ -61,8 +61,8 @@ class Secret:
         link = self._link()
         assert link is not None, "it is the caller"
         arguments = dumps("Ss", (secret, reason))
-        if link.writer.gate:
-            link.gate.pass_through(deadline)
+        if link.writer.must_wait:
+            link.flow_control.wait(deadline)
         link.check_open()
         # Appended before it is written, for that may be the end of the connection.
         slot: Slot[None] = Slot()

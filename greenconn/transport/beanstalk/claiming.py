@@ -293,7 +293,7 @@ class Claims:
         """Reserve jobs; see :meth:`Store.claim`.  May switch."""
         server = self._server
         if seconds <= 0:
-            server.pipeline.pass_gate()
+            server.pipeline.wait_writable()
             taken = server.take(wanted.items())
             return server.describe([(each, server.pipeline.post) for each in chain(*taken)])
         self._is_stale = False
@@ -306,7 +306,7 @@ class Claims:
     def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
         """Take from the hot tubes, look at the others, and wait where there was nothing."""
         server, waiting = self._server, self._waiting()
-        server.pipeline.pass_gate()
+        server.pipeline.wait_writable()
         hot = [tube for tube in self._hot if tube in wanted]
         found = self._take_hot(hot, wanted)
         if hot:

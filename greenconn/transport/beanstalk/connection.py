@@ -115,8 +115,8 @@ class Pipeline(PipelineLife):
     def ask(self, commands: Sequence[bytes], deadline: Deadline = NEVER) -> list[Reply]:
         """Write *commands* at once and return their replies, refusals among them.  May switch.
 
-        The writer's gate is not asked: it would switch, and what depends on the order of commands
-        is written by others meanwhile.  See :meth:`pass_gate`.
+        ``writer.must_wait`` is not asked: waiting would switch, and what depends on the order of
+        commands is written by others meanwhile.  See :meth:`wait_writable`.
 
         Raises:
             LinkLost: the connection went before the last reply came.
@@ -136,15 +136,15 @@ class Pipeline(PipelineLife):
             replies.append(reply)
         return replies
 
-    def pass_gate(self) -> None:
+    def wait_writable(self) -> None:
         """Let others run, or wait for a slow server, where that is due.  May switch.
 
         Raises:
             LinkLost: it is lost, or the server read nothing for too long.
         """
-        if self.writer.gate:
+        if self.writer.must_wait:
             try:
-                self.writer.pass_gate(Deadline(self._reply_timeout or None))
+                self.writer.wait_writable(Deadline(self._reply_timeout or None))
             except TimeoutError:
                 self.end(LinkLost(f"{self.where} read nothing for {self._reply_timeout:g} s"))
         self.check()

@@ -94,7 +94,7 @@ class JobPublisher:
     def put(self, entries: Sequence[Entry]) -> list[Exception | None]:
         """Store messages, in order; see :meth:`Store.put`.  May switch."""
         server = self._server
-        server.pipeline.pass_gate()
+        server.pipeline.wait_writable()
         outcomes: list[Exception | None] = [None] * len(entries)
         commands: list[bytes] = []
         #: Queue -> where the replies about its record and its tube are.

@@ -1,8 +1,8 @@
 """The broker: one virtual host's exchanges and queues, and the messages in them.
 
 Everything happens in one hub and at once: routing, delivering, expiring and dead-lettering never
-switch greenlets, so a publish is there as a whole or not at all.  Only :meth:`Broker.yield_if_due`, which
-comes before a publish, gives other greenlets a turn.
+switch greenlets, so a publish is there as a whole or not at all.  Only :meth:`Broker.yield_if_due`,
+which comes before a publish, gives other greenlets a turn.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ class GreenSocket:
         """Send *data*.  May switch."""
         self._check()
         writer = self._stream.writer
-        if writer.gate:
-            writer.pass_gate(Deadline(self._timeout))
+        if writer.must_wait:
+            writer.wait_writable(Deadline(self._timeout))
             self._check()
         writer.write(bytes(data))
 

@@ -130,14 +130,14 @@ class Pipeline(PipelineLife):
         if errors:
             raise self.error(errors[0], what)
 
-    def pass_gate(self, deadline: Deadline) -> None:
+    def wait_writable(self, deadline: Deadline) -> None:
         """Let other greenlets run, or wait for a slow server, where that is due.  May switch.
 
         Raises:
             TimeoutError: the server read nothing until the deadline.
             LinkLost: the link is lost.
         """
-        self.writer.pass_gate(deadline.within(self._reply_timeout))
+        self.writer.wait_writable(deadline.within(self._reply_timeout))
         self.check()
 
     def drain(self, deadline: Deadline = ENDLESS) -> None:
@@ -161,8 +161,8 @@ class Pipeline(PipelineLife):
             TimeoutError: no reply before the deadline; the command may have been carried out.
             LinkLost: the connection was lost before the reply came.
         """
-        if self.writer.gate:
-            self.pass_gate(deadline)
+        if self.writer.must_wait:
+            self.wait_writable(deadline)
         slot: Slot[Any] = Slot()
         self.post(command, slot.offer)
         reply = slot.wait(deadline)
@@ -180,8 +180,8 @@ class Pipeline(PipelineLife):
         """
         if not commands:
             return []
-        if self.writer.gate:
-            self.pass_gate(deadline)
+        if self.writer.must_wait:
+            self.wait_writable(deadline)
         slot: Slot[Any] = Slot()
         replies: list[Any] = []
         for command in commands[:-1]:

@@ -125,8 +125,8 @@ class LargeBodies:
         pipeline = self.socket.pipeline
         if pipeline is None or pipeline.lost is not None:
             pipeline = self.socket.open(self._connect)
-        if pipeline.writer.gate:
-            pipeline.pass_gate(ENDLESS)
+        if pipeline.writer.must_wait:
+            pipeline.wait_writable(ENDLESS)
         return pipeline
 
     def _connect(self) -> tuple[Pipeline, Welcome]:
@@ -192,8 +192,8 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         deadline: DeadlineLike | None,
     ) -> bytes | Routed | None:
         pipeline = self._pipeline
-        if pipeline.writer.gate:
-            pipeline.pass_gate(deadline or ENDLESS)  # type: ignore[arg-type]
+        if pipeline.writer.must_wait:
+            pipeline.wait_writable(deadline or ENDLESS)  # type: ignore[arg-type]
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         size = len(message.raw)

@@ -173,8 +173,8 @@ class RedisConsuming:
     def _take(self, queue: str, number: int, field: str) -> tuple[bytes | None, int]:
         """Claim one message; the message and how many are left.  May switch."""
         pipeline = self._commands.pipeline
-        if pipeline.writer.gate:
-            pipeline.pass_gate(ENDLESS)
+        if pipeline.writer.must_wait:
+            pipeline.wait_writable(ENDLESS)
         self._settlements.before_call()
         lists = self._commands.keys.lists(queue)
         slot: Slot[Any] = Slot()

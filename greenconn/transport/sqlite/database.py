@@ -342,12 +342,12 @@ class Database:
 
     def _with_room(self, jobs: Sequence[Job]) -> list[Any]:
         try:
-            with self._worker.gate:
+            with self._worker.fork_lock:
                 return self._transact(jobs)
         except sqlite3.OperationalError as exc:
             if not is_full(exc) or not self._make_room():
                 raise
-        with self._worker.gate:
+        with self._worker.fork_lock:
             return self._transact(jobs)
 
     def _make_room(self) -> bool:
@@ -355,7 +355,7 @@ class Database:
         has_room = self._reserve.remove()
         connection = self._connection
         if connection is not None:
-            with suppress(sqlite3.Error), self._worker.gate:
+            with suppress(sqlite3.Error), self._worker.fork_lock:
                 before = self._log_size()
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 has_room |= self._log_size() < before

@@ -33,7 +33,7 @@ class Work:
     def run(self, jobs: Sequence[Job]) -> Sequence[CallOutcome]:
         self.sizes.append(len(jobs))
         outcomes = []
-        with self.worker.gate:
+        with self.worker.fork_lock:
             for job in jobs:
                 try:
                     outcomes.append(CallOutcome(job()))
@@ -149,7 +149,7 @@ def test_fork_waits_until_the_gate_is_free(work: Work) -> None:
     caller = gevent.spawn(work.worker.call, job)
     while not state["begun"]:  # it may be over before it is looked at
         gevent.sleep(0.001)
-    assert holds_in_child(lambda: not state["inside"] and work.worker.gate.acquire(False))
+    assert holds_in_child(lambda: not state["inside"] and work.worker.fork_lock.acquire(False))
     caller.get(timeout=30)
     assert work.worker.call(os.getpid) == os.getpid()
 

@@ -58,7 +58,7 @@ class Owner:
         assert not self.stream.is_open
         until(lambda: self.stream._reader.dead)
         assert self.writer.pending == 0
-        assert not self.writer.gate
+        assert not self.writer.must_wait
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_the_gate_is_open_after_an_early_flush_that_failed(owner: Owner) -> None
 def test_writers_that_wait_go_on_when_the_stream_ends(owner: Owner, how: str) -> None:
     while owner.writer.pending <= HIGH_WATER:
         owner.writer.write(bytes(100_000))
-    waiting = [gevent.spawn(owner.writer.pass_gate, LONG) for _ in range(3)]
+    waiting = [gevent.spawn(owner.writer.wait_writable, LONG) for _ in range(3)]
     turn()
     if how == "close":
         owner.stream.close()
@@ -706,7 +706,7 @@ def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> 
     owner.writer.write(b"before ")
     while owner.writer.pending <= 2 * HIGH_WATER:  # of which the kernel may still take some
         owner.writer.write(bytes(100_000))
-    waiting = gevent.spawn(owner.writer.pass_gate, LONG)
+    waiting = gevent.spawn(owner.writer.wait_writable, LONG)
     turn()
     owner.stream.pause()
     pending, received = owner.writer.pending, len(owner.received)

@@ -38,7 +38,7 @@ class Line:
         self.writer.close()
 
     def fill(self, pending: int = HIGH_WATER + 1) -> int:
-        """Write without regard for the gate until *pending* bytes wait; returns the bytes written."""
+        """Write without waiting until *pending* bytes wait; returns the bytes written."""
         written = 0
         while self.writer.pending < pending:
             self.writer.write(bytes(60_000))
@@ -72,7 +72,7 @@ def test_what_follows_an_early_flush_is_gathered_again(
     writer.write(b"at once")
     now += 0.006
     writer.write(b"after 6 ms of the same turn")
-    assert (writer.sends, writer.gate) == (2, True)
+    assert (writer.sends, writer.must_wait) == (2, True)
     for _ in range(10):
         now += 0.0004
         writer.write(b"behind it")
@@ -150,7 +150,7 @@ def test_what_is_written_late_in_a_long_turn_leaves_at_once(paced_line: Line) ->
         pass
     writer.write(b"b")
     assert writer.sends == 2
-    assert writer.gate
+    assert writer.must_wait
 
 
 def test_a_lonely_write_costs_one_send(line: Line) -> None:
@@ -166,7 +166,7 @@ def test_64_kib_leave_before_the_turn_ends(line: Line) -> None:
     for _ in range(EARLY_FLUSH // 1024):
         writer.write(piece)
     assert writer.sends == 2
-    assert writer.gate
+    assert writer.must_wait
     assert len(wire.receive_until(1 + EARLY_FLUSH)) == 1 + EARLY_FLUSH
 
 
@@ -174,11 +174,11 @@ def test_the_gate_lets_others_run_and_opens(line: Line) -> None:
     writer, ran = line.writer, Event()
     writer.write(b"a")
     writer.write(bytes(EARLY_FLUSH))
-    assert writer.gate
+    assert writer.must_wait
     gevent.spawn(ran.set)
-    writer.pass_gate(LONG)
+    writer.wait_writable(LONG)
     assert ran.is_set()
-    assert not writer.gate
+    assert not writer.must_wait
 
 
 @pytest.mark.parametrize("killed", [None, 0, 3])
@@ -188,13 +188,13 @@ def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
     writer, order = line.writer, []
 
     def write(number: int) -> None:
-        if writer.gate:
-            writer.pass_gate(LONG)
+        if writer.must_wait:
+            writer.wait_writable(LONG)
         order.append(number)
         writer.write(b"x")
 
     def write_all() -> None:
-        # All begin in the turn in which the gate was shut.
+        # All begin in the turn in which ``must_wait`` was set.
         writer.write(b"a")
         writer.write(bytes(EARLY_FLUSH))
         for greenlet in greenlets:
@@ -206,14 +206,14 @@ def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
         greenlets[killed].kill()
     gevent.joinall(greenlets, raise_error=True)
     assert order == [number for number in range(10) if number != killed]
-    assert not writer.gate
+    assert not writer.must_wait
 
 
-def test_the_end_of_a_turn_opens_the_gate(line: Line) -> None:
+def test_after_the_end_of_a_turn_nobody_must_wait(line: Line) -> None:
     line.writer.write(b"a")
     line.writer.write(bytes(EARLY_FLUSH))
     turn()
-    assert not line.writer.gate
+    assert not line.writer.must_wait
 
 
 def test_a_loop_that_only_writes_lets_the_others_run(line: Line) -> None:
@@ -232,8 +232,8 @@ def test_a_loop_that_only_writes_lets_the_others_run(line: Line) -> None:
     turn()
     message = bytes(300)
     for _ in range(100_000):
-        if writer.gate:
-            writer.pass_gate(LONG)
+        if writer.must_wait:
+            writer.wait_writable(LONG)
         writer.write(message)
     reader.kill()
     assert len(gaps) > 100
@@ -252,8 +252,8 @@ def test_a_slow_loop_that_only_writes_little_lets_the_others_run_too(paced_line:
     looker = gevent.spawn(look)
     turn()
     for _ in range(10):
-        if writer.gate:
-            writer.pass_gate(LONG)
+        if writer.must_wait:
+            writer.wait_writable(LONG)
         writer.write(b"x")
         until_ = monotonic() + 0.006
         while monotonic() < until_:
@@ -275,8 +275,8 @@ def test_bytes_leave_in_the_order_of_the_writes(sizes: list[int], seed: int) -> 
     try:
         received, position = b"", 0
         for size in sizes:
-            if line.writer.gate and rng.random() < 0.5 and line.writer.pending < HIGH_WATER:
-                line.writer.pass_gate(LONG)
+            if line.writer.must_wait and rng.random() < 0.5 and line.writer.pending < HIGH_WATER:
+                line.writer.wait_writable(LONG)
             piece = expected[position : position + size]
             position += size
             if rng.random() < 0.3:
@@ -303,8 +303,8 @@ def test_a_message_of_several_buffers_stays_together(line: Line) -> None:
     body = bytes(100_000)
 
     def write() -> None:
-        if writer.gate:
-            writer.pass_gate(LONG)
+        if writer.must_wait:
+            writer.wait_writable(LONG)
         writer.write_many([b"<", memoryview(body), b">"])
 
     greenlets = [gevent.spawn(write) for _ in range(5)]
@@ -336,9 +336,9 @@ def test_a_peer_that_does_not_read_makes_writers_wait_with_bounded_memory(line: 
     def write() -> None:
         nonlocal waiting
         for _ in range(200):
-            if writer.gate:
+            if writer.must_wait:
                 waiting += 1
-                writer.pass_gate(LONG)
+                writer.wait_writable(LONG)
                 waiting -= 1
             writer.write(bytes(10_000))
 
@@ -353,7 +353,7 @@ def test_a_peer_that_does_not_read_makes_writers_wait_with_bounded_memory(line: 
     assert len(wire.receive_until(total, 60)) == total
     gevent.joinall(writers, raise_error=True)
     until(lambda: not writer.pending)
-    assert not writer.gate
+    assert not writer.must_wait
     assert not writer.is_stalled
 
 
@@ -363,7 +363,7 @@ def test_those_who_wait_go_on_in_the_order_in_which_they_came(line: Line) -> Non
     order: list[int] = []
 
     def write(number: int) -> None:
-        writer.pass_gate(LONG)
+        writer.wait_writable(LONG)
         order.append(number)
         writer.write(bytes(100_000))
 
@@ -373,7 +373,7 @@ def test_those_who_wait_go_on_in_the_order_in_which_they_came(line: Line) -> Non
     wire.receive_until(filled + 200 * 100_000, 60)
     gevent.joinall(writers, timeout=30, raise_error=True)
     assert order == list(range(200))
-    assert not writer.gate
+    assert not writer.must_wait
 
 
 def test_every_one_of_many_who_wait_goes_on_though_the_socket_is_never_full_again(
@@ -384,7 +384,7 @@ def test_every_one_of_many_who_wait_goes_on_though_the_socket_is_never_full_agai
     done: list[int] = []
 
     def write(number: int) -> None:
-        writer.pass_gate(LONG)
+        writer.wait_writable(LONG)
         writer.write(b"x")
         done.append(number)
 
@@ -401,8 +401,8 @@ def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> Non
     order: list[str] = []
 
     def write(name: str) -> None:
-        if writer.gate:
-            writer.pass_gate(LONG)
+        if writer.must_wait:
+            writer.wait_writable(LONG)
         order.append(name)
         writer.write(b"x")
 
@@ -419,7 +419,7 @@ def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> Non
 def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
     writer, wire = line.writer, line.wire
     filled = line.fill()
-    waiter = gevent.spawn(writer.pass_gate, LONG)
+    waiter = gevent.spawn(writer.wait_writable, LONG)
     until(lambda: wire.receive_until(10_000) and writer.pending <= HIGH_WATER)
     turn()
     assert writer.pending > LOW_WATER  # the kernel takes much less at a time
@@ -443,13 +443,13 @@ def test_the_deadline_of_one_who_waits_counts_and_nothing_of_it_is_written(line:
     filled = line.fill(2 * HIGH_WATER)  # of which the kernel may still take some
     pending = writer.pending
     with pytest.raises(TimeoutError):
-        writer.pass_gate(Deadline(0.02))
+        writer.wait_writable(Deadline(0.02))
     with pytest.raises(TimeoutError):
-        writer.pass_gate(Deadline(0))
+        writer.wait_writable(Deadline(0))
     assert HIGH_WATER < writer.pending <= pending
-    assert writer.gate
+    assert writer.must_wait
     assert len(wire.receive_until(filled)) == filled
-    until(lambda: not writer.gate)
+    until(lambda: not writer.must_wait)
 
 
 def test_each_switch_of_one_who_waits_may_be_its_last(line: Line) -> None:
@@ -460,8 +460,8 @@ def test_each_switch_of_one_who_waits_may_be_its_last(line: Line) -> None:
         nonlocal total
         total += line.fill()
         get_hub().loop.run_callback(wire.receive, 1 << 18)
-        if writer.gate:
-            writer.pass_gate(LONG)
+        if writer.must_wait:
+            writer.wait_writable(LONG)
         total += 6
         writer.write(b"<done>")
 
@@ -476,25 +476,25 @@ def test_each_switch_of_one_who_waits_may_be_its_last(line: Line) -> None:
     for run in interruptions(wait, delays=(0, 1, 2, 3)):
         done += run.raised is None
         # Whoever was killed, another goes on.
-        writer.pass_gate(LONG)
+        writer.wait_writable(LONG)
     until(lambda: not writer.pending)
     reader.kill()
     assert done
-    assert not writer.gate
+    assert not writer.must_wait
     assert not writer.is_stalled
 
 
 def test_one_who_is_killed_when_it_was_woken_gives_its_turn_to_the_next(line: Line) -> None:
     writer, wire = line.writer, line.wire
     filled = line.fill()
-    first, second = (gevent.spawn(writer.pass_gate, LONG) for _ in range(2))
+    first, second = (gevent.spawn(writer.wait_writable, LONG) for _ in range(2))
     turn()
     # Killed in the turn in which it is woken, before it runs.
     wire.receive_until(filled - 2 * EARLY_FLUSH)
     first.kill(block=False)
     wire.receive_until(2 * EARLY_FLUSH)
     second.get(timeout=30)
-    until(lambda: not writer.gate)
+    until(lambda: not writer.must_wait)
 
 
 # The end.
@@ -503,13 +503,13 @@ def test_one_who_is_killed_when_it_was_woken_gives_its_turn_to_the_next(line: Li
 def test_close_lets_those_who_wait_go_on_and_forgets_what_has_not_left(line: Line) -> None:
     writer = line.writer
     line.fill()
-    waiting = [gevent.spawn(writer.pass_gate, LONG) for _ in range(3)]
+    waiting = [gevent.spawn(writer.wait_writable, LONG) for _ in range(3)]
     turn()
     writer.close()
     writer.close()
     gevent.joinall(waiting, timeout=5, raise_error=True)
     assert writer.pending == 0
-    assert not writer.gate
+    assert not writer.must_wait
     line.wire.close()
     for _ in range(5):
         turn()
@@ -527,8 +527,8 @@ def test_what_is_written_after_the_end_is_dropped(line: Line) -> None:
     turn()
     assert writer.pending == 0
     assert writer.sends == sends
-    assert not writer.gate
-    writer.pass_gate(Deadline(0))
+    assert not writer.must_wait
+    writer.wait_writable(Deadline(0))
     writer.flush()
 
 
@@ -537,7 +537,7 @@ def test_an_error_is_reported_once(line: Line, is_stalled: bool) -> None:
     writer = line.writer
     if is_stalled:
         line.fill()
-        waiting = gevent.spawn(writer.pass_gate, LONG)
+        waiting = gevent.spawn(writer.wait_writable, LONG)
         turn()
     line.wire.reset()
     end = monotonic() + 10
@@ -828,13 +828,13 @@ def test_a_signal_amid_the_end_of_a_turn_does_not_stop_the_writer(line: Line) ->
 
 def test_a_message_of_several_buffers_may_leave_before_the_turn_ends(line: Line) -> None:
     writer, wire = line.writer, line.wire
-    assert writer.gate is False
+    assert writer.must_wait is False
     writer.write_many([b"at ", b"once"])
-    assert (writer.sends, writer.gate) == (1, False)
+    assert (writer.sends, writer.must_wait) == (1, False)
     writer.write_many([bytes(EARLY_FLUSH - 2), b"x"])
-    assert (writer.sends, writer.pending, writer.gate) == (1, EARLY_FLUSH - 1, False)
+    assert (writer.sends, writer.pending, writer.must_wait) == (1, EARLY_FLUSH - 1, False)
     writer.write_many([b"y"])
-    assert (writer.sends, writer.gate) == (2, True)
+    assert (writer.sends, writer.must_wait) == (2, True)
     assert wire.receive_until(7 + EARLY_FLUSH)[-2:] == b"xy"
 
 
@@ -848,7 +848,7 @@ def test_who_writes_for_long_lets_others_run(
     line.writer.write_many([b"1"])
     now += 1.25 if is_late else 1.0
     line.writer.write_many([b"2"])
-    assert (line.writer.sends, line.writer.gate) == ((2, True) if is_late else (1, False))
+    assert (line.writer.sends, line.writer.must_wait) == ((2, True) if is_late else (1, False))
 
 
 def test_what_the_socket_did_not_take_may_be_offered_where_no_hub_runs(line: Line) -> None:

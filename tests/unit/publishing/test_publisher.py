@@ -83,7 +83,7 @@ def block(end: BrokerEnd, connection: Connection) -> None:
     link = publishing_connection(connection).session.life.link
     end.method(0, spec.Connection.Blocked, "s", "low on memory")
     with gevent.Timeout(WAIT):
-        while link.gate.blocked is None:
+        while link.flow_control.blocked is None:
             gevent.sleep(0.01)
 
 

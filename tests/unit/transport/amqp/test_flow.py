@@ -10,7 +10,7 @@ import pytest
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 from greenconn.options import AmqpOptions
-from greenconn.transport.amqp.flow import PAUSE_ABOVE, RESUME_BELOW, InboxBudget, PublishGate
+from greenconn.transport.amqp.flow import PAUSE_ABOVE, RESUME_BELOW, FlowControl, InboxBudget
 
 
 class Reader:
@@ -80,21 +80,21 @@ def test_hooks_are_called_once_for_a_block_and_for_its_end() -> None:
     called: list[Any] = []
     options = AmqpOptions(on_blocked=called.append, on_unblocked=lambda: called.append(None))
     events: Inbox[Any] = Inbox()
-    gate = PublishGate("amqp://host//", options, events)
+    flow = FlowControl("amqp://host//", options, events)
     reasons = []
-    gate.shut("memory")
-    gate.shut("memory again")
-    gate.shut("channel.flow", 3)
-    reasons.append(gate.blocked)
-    gate.open()
-    reasons.append(gate.blocked)
-    gate.open(3)
-    gate.open(3)
-    reasons.append(gate.blocked)
+    flow.block("memory")
+    flow.block("memory again")
+    flow.block("channel.flow", 3)
+    reasons.append(flow.blocked)
+    flow.unblock()
+    reasons.append(flow.blocked)
+    flow.unblock(3)
+    flow.unblock(3)
+    reasons.append(flow.blocked)
     assert reasons == ["memory", "channel.flow", None]
     while len(events):
         function, argument = events.get(Deadline(0))
         function(argument)
     assert called == ["memory", None]
-    gate.end()
-    gate.end()
+    flow.end()
+    flow.end()
