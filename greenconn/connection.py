@@ -799,7 +799,7 @@ class Connection:
             new_channel: an open channel of this connection.  With any other channel, or None, the next
                 use opens a new default channel.
         """
-        former = self.session.adopt_channel(new_channel)
+        former = self.session.set_default_channel(new_channel)
         if former is not None:
             self.maybe_close_channel(former)
 

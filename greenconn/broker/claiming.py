@@ -263,6 +263,6 @@ class StoreConsuming:
 def _leave(link: StoreLink, queue: str) -> None:
     """Leave *queue*, which nobody consumes from on this link any more: an auto-delete queue may go."""
     link.store.enrol(queue, 0)
-    declared = link.directory.look(queue)
+    declared = link.directory.declaration(queue)
     if declared.auto_delete and queue not in link.feeds and not link.store.others(queue):
         link.directory.drop(queue)

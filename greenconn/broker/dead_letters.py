@@ -172,7 +172,9 @@ def dead_letter_entries(link: HoldingLink, message: HeldMessage, reason: str) ->
         nothing: the message is dropped.
     """
     queue, envelope = message.queue, message.envelope
-    target = target_of(queue, link.directory.look(queue).policy, link.options.dead_letter_queue)
+    target = target_of(
+        queue, link.directory.declaration(queue).policy, link.options.dead_letter_queue
+    )
     if target is None:
         return ()
     letter: Envelope | None = None

@@ -86,7 +86,7 @@ class Directory:
         """Return the declaration of a queue as it was read last.  Never switches."""
         return self._known.last(name)
 
-    def look(self, name: str) -> Declaration:
+    def declaration(self, name: str) -> Declaration:
         """Return the declaration of a queue as it is known, or read it now.  May switch."""
         declared = self._declared.get(name)
         if declared is None:
@@ -97,7 +97,7 @@ class Directory:
         """Return the rules of a queue.  May switch where they are not known."""
         rules = self._rules.get(name)
         if rules is None:
-            declared = self.look(name)
+            declared = self.declaration(name)
             policy = declared.policy
             rules = Rules(
                 policy.message_ttl,

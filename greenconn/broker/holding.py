@@ -176,7 +176,7 @@ class Successor(Protocol):
 class QueueFacts(Protocol):
     """The facts about queues that a link knows."""
 
-    def look(self, name: str) -> Declaration:
+    def declaration(self, name: str) -> Declaration:
         """Return how a queue was declared, as it was read last.  May switch if it never was."""
 
     def delivery_limit(self, name: str) -> int | None:

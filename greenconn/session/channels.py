@@ -107,7 +107,7 @@ class Channels:
             partial(self._open_successor, old),
         )
 
-    def adopt(self, channel: Channel | None) -> Any:
+    def set_default(self, channel: Channel | None) -> Any:
         """Make *channel* the default one, and return the open one that it replaces, or None.
 
         One of another life, or None, is not taken: the next use opens the default channel anew.

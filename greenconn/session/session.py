@@ -295,12 +295,12 @@ class Session:
             return channel
         return self._channels.default(deadline or Deadline(), reopen=reopen)
 
-    def adopt_channel(self, channel: Channel) -> Any:
+    def set_default_channel(self, channel: Channel) -> Any:
         """Make *channel* the default channel, and return the open one that it replaces, or None.
 
         Never switches.
         """
-        return self._channels.adopt(channel)
+        return self._channels.set_default(channel)
 
     def successor(self, old_channel: Any, deadline: Deadline | None = None) -> Any:
         """Return the channel that replaces *old_channel*.  May switch.

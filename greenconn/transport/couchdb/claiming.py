@@ -113,8 +113,8 @@ class Expiry:
         self._claim_writer = writer
         self.due_at: float | None = None
 
-    def look(self) -> None:
-        """Look for the first.  May switch."""
+    def load(self) -> None:
+        """Find the first.  May switch."""
         self.due_at = self._next(_FIRST)
 
     def note(self, doc_id: str) -> bool:
@@ -313,7 +313,7 @@ class Claims:
         taken: list[Claimed] = []
         while left:
             try:
-                seen = self._look(left)
+                seen = self._read_waiting(left)
                 for queue, each in self._take(seen):
                     taken.append(each)
                     left[queue] -= each.dead is None
@@ -328,7 +328,7 @@ class Claims:
             left = {queue: most for queue, most in left.items() if most > 0 and seen[queue]}
         return taken
 
-    def _look(self, wanted: Mapping[str, int]) -> dict[str, list[Document]]:
+    def _read_waiting(self, wanted: Mapping[str, int]) -> dict[str, list[Document]]:
         """Read messages that may be claimed now, of each queue no more than are wanted."""
         while True:
             for queue in wanted:

@@ -21,14 +21,14 @@ from greenconn.transport.couchdb.documents import (
     range_of,
 )
 
-__all__ = ["Adoption"]
+__all__ = ["LegacyMessages"]
 
 #: Documents that are taken over at once.
 BATCH: Final = 100
 
 
-class Adoption:
-    """The foreign messages of one database."""
+class LegacyMessages:
+    """The messages of kombu's former transport in one database."""
 
     def __init__(self, api: CouchApi) -> None:
         self._api = api
@@ -36,8 +36,8 @@ class Adoption:
         #: Those that somebody has begun with who may be dead.
         self._begun: set[str] = set()
 
-    def look(self) -> None:
-        """Look for those that are there.  May switch."""
+    def load(self) -> None:
+        """Find those that are there.  May switch."""
         for page in self._api.all_rows(FOREIGN_RANGE):
             for row in page:
                 self.note(row["id"])
@@ -49,8 +49,8 @@ class Adoption:
         self._ids.add(doc_id)
         return True
 
-    def adopt(self, owner: str) -> None:
-        """Take over what there is.  May switch, if there is something."""
+    def convert(self, owner: str) -> None:
+        """Convert all that were found.  May switch, if there are some."""
         while self._ids:
             ids = [self._ids.pop() for _ in range(min(BATCH, len(self._ids)))]
             docs = [doc for doc in self._api.read(ids).values() if self._is_free(doc)]
@@ -58,7 +58,7 @@ class Adoption:
                 self._take(docs, owner)
 
     def retry(self) -> bool:
-        """Somebody is gone: look again at what he may have begun with.  Never switches.
+        """Look again at what a link that is gone may have begun with.  Never switches.
 
         Returns:
             Whether there is any.

@@ -41,7 +41,7 @@ from greenconn.transport.couchdb.documents import (
     released,
 )
 from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
-from greenconn.transport.couchdb.legacy import Adoption
+from greenconn.transport.couchdb.legacy import LegacyMessages
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.owners import Owners
 from greenconn.transport.couchdb.topology import (
@@ -94,7 +94,7 @@ class CouchStore(Store):
         self._cache = TopologyCache()
         self.topology = DirectTopology(CouchTopology(api, self._cache, self._siblings))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
-        self._adoption = Adoption(api)
+        self._legacy = LegacyMessages(api)
         self._claim_writer = ClaimWriter(api, lambda: self._owners.token)
         self._expiry = Expiry(api, self._claim_writer)
         self._claims = Claims(api, self._claim_writer, wake, self._expiry)
@@ -120,8 +120,8 @@ class CouchStore(Store):
                     self._owners.note(row["id"], row["value"]["rev"], False)
                 elif mark and kind in PLACES:
                     self._cache.take(row["doc"])
-        self._adoption.look()
-        self._expiry.look()
+        self._legacy.load()
+        self._expiry.load()
         self._feed.start(since)
         _siblings.get().setdefault(self._database, WeakSet()).add(self)
 
@@ -145,7 +145,7 @@ class CouchStore(Store):
         """Handle a change of the feed.  Never switches."""
         kind, mark, _ = doc_id.partition("!")
         if not mark:
-            if not is_deleted and self._adoption.note(doc_id):
+            if not is_deleted and self._legacy.note(doc_id):
                 self.wake(None)
         elif kind == MESSAGE:
             self._claims.note(doc_id, revision, is_deleted)
@@ -154,7 +154,7 @@ class CouchStore(Store):
                 self._claims.note_mark(doc_id)
         elif kind == OWNER:
             self._owners.note(doc_id, revision, is_deleted)
-            if is_deleted and self._adoption.retry():
+            if is_deleted and self._legacy.retry():
                 self.wake(None)
         elif kind in PLACES:
             gone = self._cache.note(doc_id, revision, is_deleted)
@@ -263,7 +263,7 @@ class CouchStore(Store):
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         self._owners.wake_up()
-        self._adoption.adopt(self._owners.token)
+        self._legacy.convert(self._owners.token)
         return self._claims.claim(wanted)
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:

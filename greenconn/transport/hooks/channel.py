@@ -461,7 +461,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     def _reset_cycle(self) -> None:
         self._cycle = FairCycle(self._get_and_deliver, self._active_queues, Empty)
 
-    def look_into(self, queues: Collection[str], timeout: float) -> None:
+    def poll_queues(self, queues: Collection[str], timeout: float) -> None:
         """Take what there is, once, from *queues*, whose consumers have room.  May switch.
 
         Arguments:

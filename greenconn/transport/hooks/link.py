@@ -22,7 +22,7 @@ from greenconn.green.limit import Limit
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
-from greenconn.transport.hooks.store import LOOK, HookStore, Taken
+from greenconn.transport.hooks.store import POLL_TIMEOUT, HookStore, Taken
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import (
@@ -154,7 +154,7 @@ class HookedLink(StoreLink):
         """Put a message back that a former life has taken out.  May switch."""
         raise NotImplementedError
 
-    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+    def poll(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Let the hooks take out what there is, once, for ``store.arrive``.  May switch.
 
         Arguments:
@@ -178,7 +178,7 @@ class HookedLink(StoreLink):
 
     def _stop_claiming(self) -> None:
         # A hook that waits for longer than asked is not waited for: it ends with the link.
-        with suppress(TimeoutError), Limit(Deadline(LOOK), "the last poll"):
+        with suppress(TimeoutError), Limit(Deadline(POLL_TIMEOUT), "the last poll"):
             super()._stop_claiming()
 
 
@@ -246,8 +246,8 @@ class HookLink(HookedLink):
             channel.close()
         self.store.wake(message.queue)
 
-    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
-        """Look through each channel that has consumers with room.  May switch."""
+    def poll(self, wanted: Mapping[str, int], timeout: float) -> None:
+        """Poll each channel that has consumers with room.  May switch."""
         queues: dict[Channel, list[str]] = {}
         for queue in wanted:
             feed = self.feeds.get(queue)
@@ -258,7 +258,7 @@ class HookLink(HookedLink):
                     break
         for channel, active in queues.items():
             self._asked = channel
-            channel.look_into(active, timeout)
+            channel.poll_queues(active, timeout)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""

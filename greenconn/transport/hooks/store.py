@@ -26,12 +26,12 @@ from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["LOOK", "PACE", "HookStore", "Taken"]
+__all__ = ["PACE", "POLL_TIMEOUT", "HookStore", "Taken"]
 
 logger = logging.getLogger("greenconn.transport.virtual")
 
 #: Seconds that a hook may wait where the transport has no interval: others want to be looked for, too.
-LOOK: Final = 1.0
+POLL_TIMEOUT: Final = 1.0
 #: Seconds of looking without a wait before the hub gets a turn.
 PACE: Final = 0.005
 
@@ -73,7 +73,7 @@ class Errors(Protocol):
     def connection_errors(self) -> tuple[type[BaseException], ...]: ...
 
 
-class LookingLink(Protocol):
+class PollingLink(Protocol):
     """The link whose channels have the hooks."""
 
     @property
@@ -93,7 +93,7 @@ class LookingLink(Protocol):
     def put_back(self, message: Taken) -> None:
         """Put a message back that a former life has taken out.  May switch."""
 
-    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+    def poll(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Let the hooks take out what there is, once, for ``arrive``.  May switch.
 
         Arguments:
@@ -123,7 +123,7 @@ class HookStore(Store):
     #: Channels encode by themselves.
     body_encoding = None
 
-    link: LookingLink
+    link: PollingLink
 
     def __init__(
         self, client: Any, wake: Callable[[str | None], None], interval: float | None
@@ -200,14 +200,14 @@ class HookStore(Store):
         return [None] * len(entries)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
-        """Return what waited for room, else look as long as something comes: it is handed over at once.
+        """Return what waited for room, else poll as long as something comes: it is handed over at once.
 
         Raises:
             RecoverableConnectionError: a hook failed; who cannot be asked is lost.
         """
         found = self._take_arrived(wanted)
-        if found or self._look(wanted):
-            self.wake(None)  # a look takes from one queue, and others may have messages, too
+        if found or self._poll(wanted):
+            self.wake(None)  # a poll takes from one queue, and others may have messages, too
         elif not self.interval:
             turn()
             self.wake(None)
@@ -216,18 +216,18 @@ class HookStore(Store):
             self._ticker.start()
         return found
 
-    def _look(self, wanted: Mapping[str, int]) -> bool:
-        """Look until nothing comes or it is the others' turn; False: nothing came at all."""
+    def _poll(self, wanted: Mapping[str, int]) -> bool:
+        """Poll until nothing comes or it is the others' turn; False: nothing came at all."""
         if monotonic() - self._turned_at > PACE:
             turn()
             self._turned_at = monotonic()
         left = self._wanted = dict(wanted)
-        timeout = self.interval or LOOK
+        timeout = self.interval or POLL_TIMEOUT
         has_come = False
         try:
             while left:
                 self._has_come = False
-                self.link.look(left, timeout)
+                self.link.poll(left, timeout)
                 if not self._has_come:
                     break
                 has_come = True

@@ -127,7 +127,7 @@ class QueueReader:
         #: What makes a message of what the queue holds, and calls ``_take``.
         self._receive = self._callbacks[queue]
 
-    def look(self, wanted: Mapping[str, int]) -> None:
+    def poll(self, wanted: Mapping[str, int]) -> None:
         """Take out what there is as long as it is wanted, but not for long.  May switch.
 
         Arguments:
@@ -231,12 +231,12 @@ class HostedLink(HookedLink):
                     reader.leave()  # its consumer has gone meanwhile
         self.wake(queue)
 
-    def look(self, wanted: Mapping[str, int], timeout: float) -> None:
+    def poll(self, wanted: Mapping[str, int], timeout: float) -> None:
         """Look into each queue.  May switch."""
         for queue in list(wanted):
             reader = self._readers.get(queue)
             if reader is not None:
-                reader.look(wanted)
+                reader.poll(wanted)
 
     def retire(self, feed: StoreFeed) -> None:
         """Forget a feed if nobody uses it any more.  Never switches."""

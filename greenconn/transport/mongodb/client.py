@@ -190,17 +190,17 @@ class Client:
         self.is_set = False
         #: What former connections have learnt of this database; see ``directory``.
         self.notes: dict[str, Any] = {}
-        self._aside = self.aside(threads)
+        self._threads = self.call_pool(threads)
         self._clock_offset = timedelta()
         self._clock_read_at: float | None = None
         try:
             # May ask a name server for the addresses behind mongodb+srv.
-            self._mongo: Any = self._aside.call(_made, address)
+            self._mongo: Any = self._threads.call(_made, address)
         except (errors.InvalidURI, errors.ConfigurationError, ValueError, TypeError) as exc:
-            self._aside.close()
+            self._threads.close()
             raise ValueError(f"{where}: {mask_secrets(str(exc))}") from None
         except BaseException:
-            self._aside.close()
+            self._threads.close()
             raise
         self.database: Any = self._mongo[address.database]
         thread_end.register(self)
@@ -217,8 +217,8 @@ class Client:
         """Whether this process is a child of the one that made it, and must not use it."""
         return os.getpid() != self._process
 
-    def aside(self, threads: int) -> CallPool:
-        """Return a place for blocking calls; who makes it closes it."""
+    def call_pool(self, threads: int) -> CallPool:
+        """Return a pool of threads for blocking calls; the caller closes it."""
         return CallPool(None if self.is_green else threads)
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -228,12 +228,12 @@ class Client:
             LinkLost, LoginRefused: instead of pymongo's own errors for that.
             pymongo.errors.PyMongoError: the server refuses.
         """
-        return self.call_in(self._aside, function, *args, **kwargs)
+        return self.call_in(self._threads, function, *args, **kwargs)
 
-    def call_in(self, aside: CallPool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run :meth:`call` in a slot that the caller has acquired.  May switch."""
+    def call_in(self, pool: CallPool, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Run :meth:`call` in a pool of the caller's own.  May switch."""
         try:
-            return aside.call(function, *args, **kwargs)
+            return pool.call(function, *args, **kwargs)
         except errors.PyMongoError as exc:
             ours = translated_error(exc, self.where)
             if ours is None:
@@ -277,16 +277,16 @@ class Client:
     def close(self) -> None:
         """Close it.  May switch."""
         deadline = Deadline(CLOSE_TIMEOUT)
-        while self._aside.is_busy and not deadline.has_ended:
+        while self._threads.is_busy and not deadline.has_ended:
             # Calls that nobody waits for any more: pymongo would let them wait for servers that it
             # does not look for any more when it is closed.
             gevent.sleep(0.005)
         try:
-            self._aside.call(_close, self._mongo)
+            self._threads.call(_close, self._mongo)
         except errors.PyMongoError:
             pass  # the server was not there to hear it
         finally:
-            self._aside.close()
+            self._threads.close()
 
 
 def _made(address: Address) -> Any:
@@ -374,7 +374,7 @@ class TailCursor:
         self._client = client
         self._collection = collection
         # It waits in its call nearly all the time: others are not to wait for it.
-        self._aside = client.aside(1)
+        self._threads = client.call_pool(1)
         self._session: Any = None
         self._id = 0
 
@@ -400,7 +400,7 @@ class TailCursor:
     def _run(self, command: Mapping[str, Any], batch: str) -> list[Document]:
         self._id = 0  # if it fails, there is no cursor
         reply = self._client.call_in(
-            self._aside, self._client.database.command, dict(command), session=self._session
+            self._threads, self._client.database.command, dict(command), session=self._session
         )
         cursor = reply["cursor"]
         self._id = int(cursor["id"])
@@ -413,9 +413,9 @@ class TailCursor:
             if self._id:
                 number, self._id = self._id, 0
                 command = {"killCursors": self._collection, "cursors": [Int64(number)]}
-                self._client.call_in(self._aside, self._client.database.command, command)
+                self._client.call_in(self._threads, self._client.database.command, command)
         finally:
             session, self._session = self._session, None
             if session is not None:
                 session.end_session()
-            self._aside.close()
+            self._threads.close()

@@ -179,7 +179,7 @@ class Queues:
             self._client.call(self._touch, [name])
 
     def fetched(self, queues: Iterable[str]) -> None:
-        """Somebody has looked for a message in these queues."""
+        """Somebody has note_claim for a message in these queues."""
         due = [each for each in queues if each in self._expiring and each not in self._consumed]
         if due:
             self._client.call(self._touch, due)

@@ -256,7 +256,7 @@ class MongoStore(Store):
                 self._broadcast.put_back(each.handle)
             raise
         found += copies + taken
-        self._waking.looked(len(copies) + len(taken), sum(wanted.values()))
+        self._waking.note_claim(len(copies) + len(taken), sum(wanted.values()))
         return found
 
     def _take_dead(self) -> list[Claimed]:

@@ -3,7 +3,7 @@
 A member of a replica set tells of changes (a *change stream*), as long as we want to know: while the
 queues are empty.  A lone server cannot; there we look again, after 10 ms, then less and less often,
 up to once a second, and at once again when there was something.  On both, what leases and delays have
-brought back is looked for once a second.
+brought back is note_claim for once a second.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Waking:
         client: the servers.
         collection: the name of the collection of messages.
         interval: seconds between two looks; None adapts.
-        wake: has the queues that are consumed looked at.  Never switches.
+        wake: has the queues that are consumed note_claim at.  Never switches.
         sweep: brings back what nobody renews or was delayed, takes what has expired if its
             argument says that claims are made here, and returns the seconds until something else
             is due; None: nothing is known to be.  May switch.
@@ -86,7 +86,7 @@ class Waking:
         self._sweep = sweep
         self._pause = SHORTEST
         self._wanted = Event()
-        self._looks = 0
+        self._empty_polls = 0
         self._greenlet: Greenlet[..., Any] | None = None
         self._stream: Greenlet[..., Any] | None = None
         self._is_streaming = False
@@ -97,9 +97,9 @@ class Waking:
         #: When something is due that is known here.
         self._due_at = 0.0
 
-    def looked(self, count: int, wanted: int) -> None:
+    def note_claim(self, count: int, wanted: int) -> None:
         """Note that a claim found *count* of *wanted* messages.  Never switches."""
-        self._looks = 0
+        self._empty_polls = 0
         if count:
             self._pause = SHORTEST
         if count < wanted:
@@ -139,7 +139,7 @@ class Waking:
     def _run(self) -> None:
         swept_at = woken_at = monotonic()
         try:
-            while self._looks < IN_VAIN or self._due_at > monotonic():
+            while self._empty_polls < IN_VAIN or self._due_at > monotonic():
                 pause = self._next_pause()
                 is_due = 0 < self._due_at - monotonic() <= pause
                 self._wanted.clear()
@@ -148,17 +148,17 @@ class Waking:
                 now = monotonic()
                 if is_due or now - swept_at >= SWEEP_INTERVAL:
                     swept_at = now
-                    self._look_for_late()
+                    self._sweep_late()
                 if not self._is_streaming or now - woken_at >= WATCHED:
                     woken_at = now
-                    self._looks += 1
+                    self._empty_polls += 1
                     self._wake(None)
         finally:
             self._greenlet = None
 
-    def _look_for_late(self) -> None:
+    def _sweep_late(self) -> None:
         try:
-            due = self._sweep(self._looks < IN_VAIN)
+            due = self._sweep(self._empty_polls < IN_VAIN)
         except (LinkLost, PyMongoError) as exc:
             # The next claim meets the same, and ends the connection if it must.
             logger.debug("%s: polling: %s", self._client.where, exc)

@@ -304,7 +304,7 @@ class RedisSource:
             else:
                 self._feed.wake()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Ask whether there is something, although nothing was pushed."""
         if self.state is _ARMED:
             self._ask()

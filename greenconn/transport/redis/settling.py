@@ -344,7 +344,7 @@ class Requeuer:
         raw, deliveries, envelope = marked_redelivered(held.raw)
         queues: Sequence[str] = [held.routing_key]
         if not held.exchange:
-            directory.look(held.routing_key)
+            directory.declaration(held.routing_key)
             limit = directory.delivery_limit(held.routing_key)
             if limit is not None and deliveries >= limit:
                 message = Delivery(None, held.field, held.number, held.raw, held.routing_key)

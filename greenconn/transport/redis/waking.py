@@ -57,7 +57,7 @@ class Waking:
         for key in source.lists:
             self._sources[key] = source
         if self._ticker is None and self._commands.is_tracking:
-            self._ticker = Ticker(uniform(*SAFETY), self._look, "redis-safety")
+            self._ticker = Ticker(uniform(*SAFETY), self._check_armed, "redis-safety")
             self._ticker.start()
         if not self._commands.is_tracking and not self._has_warned:
             self._has_warned = True
@@ -108,7 +108,7 @@ class Waking:
                 queue,
             )
 
-    def _look(self, lag: float) -> None:
+    def _check_armed(self, lag: float) -> None:
         # In the hub.
         armed = {each for each in self._sources.values() if each.state is WatchState.ARMED}
         rest = iter(armed)
@@ -116,12 +116,12 @@ class Waking:
             keys = [key for each in page for key in each.lists]
             self._commands.pipeline.post(
                 pack(b"EXISTS", *keys),
-                lambda reply, page=page: _looked(reply, page),  # type: ignore[misc]
+                lambda reply, page=page: _checked(reply, page),  # type: ignore[misc]
             )
 
 
-def _looked(reply: Any, page: list[RedisSource]) -> None:
+def _checked(reply: Any, page: list[RedisSource]) -> None:
     # In the reader.
     if isinstance(reply, int) and reply:
         for source in page:
-            source.look()
+            source.check()

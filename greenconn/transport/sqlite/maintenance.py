@@ -20,7 +20,7 @@ from greenconn.transport.sqlite.messages import Claim, next_time, ready_of, rele
 from greenconn.transport.sqlite.queues import Pipes, Queues
 from greenconn.transport.sqlite.sql import chunks, in_list
 
-__all__ = ["MaintenanceResult", "leave", "look", "register", "renew"]
+__all__ = ["MaintenanceResult", "leave", "maintain", "register", "renew"]
 
 
 class MaintenanceResult(NamedTuple):
@@ -87,7 +87,7 @@ def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
     return pipes
 
 
-def look(
+def maintain(
     db: sqlite3.Connection,
     queues: Queues,
     how: Claim,
@@ -96,7 +96,7 @@ def look(
     is_registered: bool,
     trusts_clock: bool,
 ) -> MaintenanceResult:
-    """Look what time and death have done.
+    """Release what is due, and remove links that are dead.
 
     Arguments:
         consumed: what the own link consumes.

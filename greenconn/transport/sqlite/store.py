@@ -81,7 +81,7 @@ class SqliteStore(Store):
         self._numbers: dict[str, int] = {}
         self._timer: Any = None
         self._timer_at: float | None = None
-        self._looks = False
+        self._is_maintaining = False
         #: The link is in the table of owners, unless others have taken it for dead.
         self._is_registered = False
         #: The machine's clock less the steady one, and from when on (steady) a lease that has ended
@@ -97,7 +97,7 @@ class SqliteStore(Store):
     def open(self, deadline: Deadline) -> None:
         self._database.open()
         self._is_open = True
-        self._look()
+        self._maintain()
 
     def close(self) -> None:
         if self._is_registered:
@@ -149,7 +149,7 @@ class SqliteStore(Store):
             if name is not None:
                 self.wake(name)
             else:
-                self._look_at(time())
+                self._schedule_maintenance(time())
 
     def _tell(self, pipes: Pipes) -> None:
         for owner, numbers in pipes.items():
@@ -159,10 +159,10 @@ class SqliteStore(Store):
             elif not wake_process(self._pipe(owner), words):
                 self._silent.add(owner)
         if self._silent:
-            self._look_at(time())
+            self._schedule_maintenance(time())
 
-    def _look_at(self, at: float | None) -> None:
-        """Look at that time, or earlier.  Never switches."""
+    def _schedule_maintenance(self, at: float | None) -> None:
+        """Run the maintenance at that time, or earlier.  Never switches."""
         now = time()
         if self._consumed:
             latest = now + self._options.look_interval
@@ -184,26 +184,26 @@ class SqliteStore(Store):
     def _on_time(self) -> None:
         # In the hub.
         self._stop_timer()
-        if self._is_open and not self._looks:
-            self._looks = True
-            spawn("sqlite-look", self._look_by_time)
+        if self._is_open and not self._is_maintaining:
+            self._is_maintaining = True
+            spawn("sqlite-maintenance", self._run_maintenance)
 
-    def _look_by_time(self) -> None:
+    def _run_maintenance(self) -> None:
         try:
-            self._look()
+            self._maintain()
         except DiskFull as exc:
             logger.error("%s", exc)
-            self._look_at(None)
+            self._schedule_maintenance(None)
         except Exception as exc:
             if self._is_open:
                 self.lost(exc)
         finally:
-            self._looks = False
+            self._is_maintaining = False
 
-    def _look(self) -> None:
+    def _maintain(self) -> None:
         silent, self._silent = self._silent, set()
         seen = self._database.write(
-            maintenance.look,
+            maintenance.maintain,
             self._database.queues,
             self._claim(),
             dict(self._consumed),
@@ -224,7 +224,7 @@ class SqliteStore(Store):
             self.wake(name)
         self._tell(seen.pipes)
         self.died(seen.dead)
-        self._look_at(seen.next_at)
+        self._schedule_maintenance(seen.next_at)
 
     def _trusts_clock(self) -> bool:
         """Return whether a lease that has ended says that its link is dead.  Never switches."""
@@ -253,7 +253,7 @@ class SqliteStore(Store):
             self._database.queues.make, name, declaration, self.owner
         )
         if made.policy.expires is not None:
-            self._look_at(time() + made.policy.expires)
+            self._schedule_maintenance(time() + made.policy.expires)
         return made
 
     def find_queue(self, name: str) -> Declaration | None:
@@ -283,7 +283,7 @@ class SqliteStore(Store):
             self._consumed[number] = name
             self._numbers[name] = number
         self._tell(pipes)
-        self._look_at(idle_until)
+        self._schedule_maintenance(idle_until)
         return True
 
     def _enrol(
@@ -341,7 +341,7 @@ class SqliteStore(Store):
         if stored.dead:
             self.died(stored.dead)
         if stored.next_at is not None:
-            self._look_at(stored.next_at)
+            self._schedule_maintenance(stored.next_at)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         database, how = self._database, self._claim()
@@ -365,7 +365,7 @@ class SqliteStore(Store):
                 self.wake(self._consumed[number])
         self._tell(taken.pipes)
         self.died(taken.dead)
-        self._look_at(taken.next_at)
+        self._schedule_maintenance(taken.next_at)
         return taken.claimed
 
     def _taken_in_vain(self, taken: messages.ClaimResult) -> None:

@@ -93,7 +93,7 @@ class Queues:
 
     limit: int | None = None
 
-    def look(self, name: str) -> Declaration:
+    def declaration(self, name: str) -> Declaration:
         return Declaration(arguments={"x-dead-letter-exchange": "dlx"})
 
     def delivery_limit(self, name: str) -> int | None:

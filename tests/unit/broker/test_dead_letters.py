@@ -144,7 +144,7 @@ def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None
     given_up: Any = Held("a")
     (entry,) = dead_letter_entries(link, given_up, "rejected")
     assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
-    link.directory.look = lambda name: Declaration()  # type: ignore[method-assign]
+    link.directory.declaration = lambda name: Declaration()  # type: ignore[method-assign]
     assert dead_letter_entries(link, given_up, "rejected") == ()
 
 
@@ -181,7 +181,7 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     assert (entry.queue, entry.envelope) == ("dead", {})
     assert asked == [("q", {})]  # with the name of its queue, as no key is known
     arguments = {"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "key"}
-    link.directory.look = lambda name: Declaration(arguments=arguments)  # type: ignore[method-assign]
+    link.directory.declaration = lambda name: Declaration(arguments=arguments)  # type: ignore[method-assign]
     dead_letter_entries(link, stranger(), "expired")
     assert asked[1:] == [("key", {})]
 

@@ -221,8 +221,8 @@ def test_a_queue_that_is_there_is_asked_for_once(
 ) -> None:
     fake_broker.queues["q"] = declared = Declaration(durable=True)
     assert not directory.is_known("q")
-    assert directory.look("q") == declared
-    assert directory.look("q") == declared
+    assert directory.declaration("q") == declared
+    assert directory.declaration("q") == declared
     assert directory.is_there("q")
     assert asked(fake_broker) == 1
     assert directory.find("q") == declared
@@ -235,7 +235,7 @@ def test_a_queue_that_is_there_is_asked_for_once(
 def test_a_queue_that_is_not_there_is_asked_for_each_time(
     directory: Directory, fake_broker: FakeBroker
 ) -> None:
-    assert directory.look("q") is UNDECLARED
+    assert directory.declaration("q") is UNDECLARED
     assert not directory.is_there("q")
     assert directory.find("q") is None
     assert directory.rules("q") == Rules(None, None, 7, False)
@@ -286,8 +286,8 @@ def test_what_is_known_is_bounded(
     known = [directory.is_known(name) for name in ("a", "b", "c")]
     assert known == [False, False, True]
     asked(fake_broker)
-    directory.look("c")
-    directory.look("a")
+    directory.declaration("c")
+    directory.declaration("a")
     assert asked(fake_broker) == 1
 
 

@@ -1,4 +1,4 @@
-"""Blocking calls that stand aside."""
+"""Blocking calls that stand pool."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _allocate_lock: Any = monkey.get_original("_thread", "allocate_lock")
 
 
 @pytest.fixture
-def aside() -> Iterator[CallPool]:
+def pool() -> Iterator[CallPool]:
     """Two threads."""
-    aside = CallPool(2)
-    yield aside
-    aside.close()
+    pool = CallPool(2)
+    yield pool
+    pool.close()
 
 
-def test_call_and_its_result(aside: CallPool) -> None:
-    assert aside.call(divmod, 7, 2) == (3, 1)
-    assert aside.call(int, "ff", base=16) == 255
-    assert aside.call(_thread) != _thread()
+def test_call_and_its_result(pool: CallPool) -> None:
+    assert pool.call(divmod, 7, 2) == (3, 1)
+    assert pool.call(int, "ff", base=16) == 255
+    assert pool.call(_thread) != _thread()
 
 
-def test_error(aside: CallPool) -> None:
+def test_error(pool: CallPool) -> None:
     with pytest.raises(ZeroDivisionError):
-        aside.call(divmod, 1, 0)
+        pool.call(divmod, 1, 0)
 
 
-def test_hub_turns_meanwhile(aside: CallPool) -> None:
+def test_hub_turns_meanwhile(pool: CallPool) -> None:
     """The call returns only after the hub has turned some times."""
     may_return = _allocate_lock()
     may_return.acquire()
@@ -49,17 +49,17 @@ def test_hub_turns_meanwhile(aside: CallPool) -> None:
         may_return.release()
 
     turning = gevent.spawn(turn_and_release)
-    assert aside.call(may_return.acquire, True, 30.0)
+    assert pool.call(may_return.acquire, True, 30.0)
     turning.get(timeout=30)
 
 
-def test_more_calls_than_threads(aside: CallPool) -> None:
-    calls = [gevent.spawn(aside.call, str, number) for number in range(20)]
+def test_more_calls_than_threads(pool: CallPool) -> None:
+    calls = [gevent.spawn(pool.call, str, number) for number in range(20)]
     gevent.joinall(calls, timeout=10, raise_error=True)
     assert [each.get() for each in calls] == [str(number) for number in range(20)]
 
 
-def test_killed_caller_leaves_its_call(aside: CallPool) -> None:
+def test_killed_caller_leaves_its_call(pool: CallPool) -> None:
     done: list[int] = []
 
     def slow() -> None:
@@ -67,51 +67,51 @@ def test_killed_caller_leaves_its_call(aside: CallPool) -> None:
         done.append(1)
         raise ValueError("nobody hears it")
 
-    caller = gevent.spawn(aside.call, slow)
+    caller = gevent.spawn(pool.call, slow)
     gevent.sleep(0.02)
     caller.kill()
     assert not done
-    was_busy = aside.is_busy
-    assert aside.call(str, 1) == "1"
-    aside.close()
-    assert (was_busy, aside.is_busy) == (True, False)
+    was_busy = pool.is_busy
+    assert pool.call(str, 1) == "1"
+    pool.close()
+    assert (was_busy, pool.is_busy) == (True, False)
     assert done == [1]
 
 
 def test_without_threads_calls_are_direct() -> None:
-    aside = CallPool(None)
-    assert aside.call(_thread) == _thread()
+    pool = CallPool(None)
+    assert pool.call(_thread) == _thread()
     with pytest.raises(ZeroDivisionError):
-        aside.call(divmod, 1, 0)
-    aside.close()
+        pool.call(divmod, 1, 0)
+    pool.close()
 
 
 def test_without_threads_a_caller_ends_behind_its_call() -> None:
-    aside = CallPool(None)
+    pool = CallPool(None)
     has_begun, may_return = Event(), Event()
 
     def call() -> None:
         has_begun.set()
         assert may_return.wait(30)
 
-    caller = spawn("caller", aside.call, call)
+    caller = spawn("caller", pool.call, call)
     assert has_begun.wait(30)
     end(caller)
     gevent.idle()
-    before = (caller.dead, aside.is_busy)
+    before = (caller.dead, pool.is_busy)
     may_return.set()
     caller.join(30)
     assert before == (False, True)
-    assert (caller.dead, aside.is_busy) == (True, False)
+    assert (caller.dead, pool.is_busy) == (True, False)
 
 
 def test_without_threads_the_end_of_all_ends_calls() -> None:
-    aside = CallPool(None)
-    caller = spawn("caller", aside.call, gevent.sleep, 1000)
+    pool = CallPool(None)
+    caller = spawn("caller", pool.call, gevent.sleep, 1000)
     gevent.idle()
-    assert aside.is_busy
-    aside.close()
-    assert (caller.dead, aside.is_busy) == (True, False)
+    assert pool.is_busy
+    pool.close()
+    assert (caller.dead, pool.is_busy) == (True, False)
 
 
 def test_whether_sockets_are_green(patched: bool) -> None:

@@ -352,7 +352,7 @@ def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: HookLink, end: str)
 def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
     shelf: Shelf, link: HookLink, channel: ShelfChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks_link, "LOOK", 0.01)
+    monkeypatch.setattr(hooks_link, "POLL_TIMEOUT", 0.01)
     monkeypatch.setattr(broker_link, "CLOSE_TIMEOUT", None)  # the usual end of a close
     shelf.may_answer.clear()
     channel.basic_consume("q", callback=print)
