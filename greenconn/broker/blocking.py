@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from greenconn.broker.holding import Disposition, Done, HeldMessage, LinkSettlements
 from greenconn.broker.port import Claimed, Settlement, SettleRequest, Store
+from greenconn.broker.settlement_port import Disposition, Done, HeldMessage, LinkSettlements
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -19,7 +19,7 @@ from greenconn.green.supervisor import current, end_all, spawn
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["StoreHolding"]
+__all__ = ["StoreSettler"]
 
 
 class BlockingLink(Protocol):
@@ -50,8 +50,8 @@ class _SettleBatch:
         self.late = 0
 
 
-class StoreHolding:
-    """See :class:`~greenconn.broker.holding.Holding`."""
+class StoreSettler:
+    """See :class:`~greenconn.broker.settlement_port.MessageSettler`."""
 
     __slots__ = (
         "_alone",
@@ -111,7 +111,7 @@ class StoreHolding:
         """Whether some requests have not reached the store."""
         return self._greenlet is not None
 
-    # -- see :class:`~greenconn.broker.holding.Holding`
+    # -- see :class:`~greenconn.broker.settlement_port.MessageSettler`
 
     def ack(self, handles: Sequence[Any], done: Done) -> None:
         """Acknowledge messages.  Never switches."""
@@ -141,7 +141,7 @@ class StoreHolding:
     def return_unheld(self, delivery: Any) -> None:
         """Do nothing: its lease has ended, so that it is back."""
 
-    def put_off(self, message: HeldMessage) -> Disposition:
+    def postpone(self, message: HeldMessage) -> Disposition:
         """Requeue a message after a lease; it is dead-lettered again then."""
         return Disposition(message, Settlement.REQUEUE, delay=self._store.lease or 0.0)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
-from greenconn.broker.holding import HeldMessage, HoldingLink
 from greenconn.broker.port import Entry
+from greenconn.broker.settlement_port import HeldMessage, SettlementLink
 from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.declaration import QueuePolicy
 from greenconn.transport.virtual.names import is_name
@@ -162,7 +162,7 @@ def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
     return False
 
 
-def dead_letter_entries(link: HoldingLink, message: HeldMessage, reason: str) -> Sequence[Entry]:
+def dead_letter_entries(link: SettlementLink, message: HeldMessage, reason: str) -> Sequence[Entry]:
     """Return the copies of a message that is given up, for the queues that get it.  May switch.
 
     Arguments:
@@ -185,7 +185,7 @@ def dead_letter_entries(link: HoldingLink, message: HeldMessage, reason: str) ->
             pass
     if letter is not None:
         key, headers = letter["properties"]["delivery_info"]["routing_key"], letter["headers"]
-    elif link.holding.keeps_unreadable:
+    elif link.settler.keeps_unreadable:
         key, headers = target.routing_key or queue, {}
     else:
         return ()

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from greenconn.broker.holding import Disposition, HeldMessage, HoldingLink
 from greenconn.broker.port import Settlement
+from greenconn.broker.settlement_port import Disposition, HeldMessage, SettlementLink
 
 __all__ = ["Handover"]
 
@@ -24,7 +24,7 @@ class Handover:
 
     def __init__(self) -> None:
         #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
-        self._successor: HoldingLink | None = None
+        self._successor: SettlementLink | None = None
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
         #: Claims without a reply may have taken these.
@@ -32,16 +32,16 @@ class Handover:
         #: Delivery tag -> message, until it is acked.
         self._held: dict[Any, HeldMessage] = {}
 
-    def take(self, link: HoldingLink) -> None:
+    def take(self, link: SettlementLink) -> None:
         """Take what the life of *link*, which is over, has left.  Never switches."""
         if self._successor is link:
             self._successor = None
-        if not link.holding.outlives_link:
+        if not link.settler.outlives_link:
             return
         acks, dispositions = link.settlements.unsettled()
         self._acks += acks
         self._dispositions += dispositions
-        self._doubtful += link.holding.doubtful()
+        self._doubtful += link.settler.doubtful()
         for each in link.held():
             if each.is_held:
                 self._held[each.delivery_tag] = each.claimed
@@ -53,10 +53,10 @@ class Handover:
             self._acks.append(kept.handle)
 
     def add(
-        self, link: HoldingLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
+        self, link: SettlementLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
     ) -> None:
         """Take what was settled when the life of *link* was over.  Never switches."""
-        if link.is_parents or not link.holding.outlives_link:
+        if link.is_inherited or not link.settler.outlives_link:
             return
         successor = self._successor
         if successor is not None:
@@ -72,7 +72,7 @@ class Handover:
         ]
         return [*back, *self._held.values(), *self._doubtful]
 
-    def pass_on(self, link: HoldingLink) -> None:
+    def pass_on(self, link: SettlementLink) -> None:
         """Have *link* send and requeue everything.  May switch.
 
         What was not requeued when that fails stays for the next life.
@@ -84,7 +84,7 @@ class Handover:
             link.settlements.take_over(acks, dispositions)
         held, doubtful = dict(self._held), list(self._doubtful)
         if held or doubtful:
-            link.holding.reclaim(list(held.values()), doubtful)
+            link.settler.reclaim(list(held.values()), doubtful)
         for tag in held:
             self._held.pop(tag, None)
         del self._doubtful[: len(doubtful)]

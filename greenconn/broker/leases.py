@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-from greenconn.broker.holding import HoldingLink
+from greenconn.broker.settlement_port import SettlementLink
 from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -31,7 +31,7 @@ class Leases:
 
     __slots__ = ("__weakref__", "_link", "_ticker", "_under_way", "lost")
 
-    def __init__(self, link: HoldingLink) -> None:
+    def __init__(self, link: SettlementLink) -> None:
         self._link = link
         self.lost = 0
         self._ticker: Ticker | None = None
@@ -45,7 +45,7 @@ class Leases:
 
     def start(self) -> None:
         """Renew from now on.  Again: does nothing.  Never switches."""
-        interval = self._link.holding.renewal_interval
+        interval = self._link.settler.renewal_interval
         if interval is not None and self._ticker is None:
             self._ticker = Ticker(interval, self._tick, "leases")
             self._ticker.start()
@@ -72,13 +72,13 @@ class Leases:
         handles = [each.handle for each in link.held() if each.is_held]
         for start in range(0, max(len(handles), 1), RENEWALS):
             self._under_way += 1
-            link.holding.renew(handles[start : start + RENEWALS], self._renewed)
+            link.settler.renew(handles[start : start + RENEWALS], self._renewed)
 
     def _renewed(self, outcome: Any) -> None:
         link = self._link
         self._under_way -= 1
         if isinstance(outcome, Exception):
-            error = link.holding.error(outcome, "renewing leases")
+            error = link.settler.error(outcome, "renewing leases")
             if link.lost is None:
                 spawn("log", logger.error, "%s", error)
         elif outcome:
@@ -108,7 +108,7 @@ class Leases:
             "%s: the lease (%g s) of %d messages expired %s, as the process was stopped or busy "
             "for longer, so they are redelivered (lease_lost)",
             link.where,
-            link.holding.lease or 0.0,
+            link.settler.lease or 0.0,
             late,
             when,
         )

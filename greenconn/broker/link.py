@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import gevent
 from gevent import Greenlet
 
-from greenconn.broker.blocking import StoreHolding
+from greenconn.broker.blocking import StoreSettler
 from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreFeed, StoreSource
 from greenconn.broker.delivery import StoreDelivery
@@ -93,7 +93,7 @@ class StoreLink(BrokerLink):
         )
         self.routing: Routing = Routing(self)
         self.put_batcher = PutBatcher(self)
-        self.holding = StoreHolding(self)
+        self.settler = StoreSettler(self)
         self.settlements = Settlements(self)
         self.subscriptions = StoreSubscriptions(StoreConsuming(self))
         self.leases = Leases(self)
@@ -103,7 +103,7 @@ class StoreLink(BrokerLink):
         #: Calls on their way, and who waits for them.
         self._calls: dict[Greenlet[..., Any], Slot[Any] | None] = {}
         self.tags = TagMaker()
-        self.is_parents = False  #: this process is a child of the one that opened it
+        self.is_inherited = False  #: this process is a child of the one that opened it
         self._last_number = 0
 
     def __repr__(self) -> str:
@@ -214,7 +214,7 @@ class StoreLink(BrokerLink):
         try:
             self.settlements.wait_routed(deadline)
             self.settlements.flush()
-            self.holding.wait(deadline)
+            self.settler.wait(deadline)
         except TimeoutError as exc:
             raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
 
@@ -423,7 +423,7 @@ class StoreLink(BrokerLink):
     def forget(self, exc: BaseException) -> None:
         """Forget it in the child of a fork: the parent owns it."""
         super().forget(exc)
-        self.is_parents = True
+        self.is_inherited = True
         # Its greenlets are copied too: none may go on reading what the parent waits for.
         self._stop(exc)
         self.store.drop()
@@ -439,7 +439,7 @@ class StoreLink(BrokerLink):
         self.leases.stop()
         self.put_batcher.stop(gone)
         self.settlements.stop(gone)
-        self.holding.stop(gone)
+        self.settler.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()
             if claimer.greenlet is not None:

@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.dead_letters import dead_letter_entries
-from greenconn.broker.holding import Disposition, HeldDelivery, HeldMessage, HoldingLink
 from greenconn.broker.port import Settlement
+from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage, SettlementLink
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -34,7 +34,7 @@ class Settlements:
     """The acks, requeues and rejects of one link that are not sent yet.
 
     Arguments:
-        link: has the ``holding`` that they are sent with.
+        link: has the ``settler`` that they are sent with.
     """
 
     __slots__ = (
@@ -42,22 +42,22 @@ class Settlements:
         "_dispositions",
         "_dying",
         "_greenlet",
-        "_holding",
         "_is_due",
         "_link",
         "_part",
-        "_put_off",
+        "_postponed",
         "_refused_acks",
         "_refused_dispositions",
         "_routed",
         "_sent_acks",
         "_sent_dispositions",
+        "_settler",
         "_waiters",
     )
 
-    def __init__(self, link: HoldingLink) -> None:
+    def __init__(self, link: SettlementLink) -> None:
         self._link = link
-        self._holding = link.holding
+        self._settler = link.settler
         #: Handles of acked messages, and the dispositions of others, in this turn.
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
@@ -70,7 +70,7 @@ class Settlements:
         self._refused_dispositions: list[Disposition] = []
         #: What is given up and why, in order; what is being routed stays in front.
         self._dying: deque[tuple[HeldMessage, str]] = deque()
-        self._put_off: list[tuple[HeldMessage, str]] = []
+        self._postponed: list[tuple[HeldMessage, str]] = []
         self._greenlet: Greenlet[..., Any] | None = None
         self._routed = 0
         #: (how many must be routed, who waits for it), in order.
@@ -84,7 +84,7 @@ class Settlements:
     @property
     def refused(self) -> int:
         """The number of acks and rejects that the broker has refused, and that are sent again."""
-        return len(self._refused_acks) + len(self._refused_dispositions) + len(self._put_off)
+        return len(self._refused_acks) + len(self._refused_dispositions) + len(self._postponed)
 
     # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
 
@@ -106,7 +106,7 @@ class Settlements:
         """
         for delivery in deliveries:
             if not delivery.is_held:
-                self._holding.return_unheld(delivery)
+                self._settler.return_unheld(delivery)
                 continue
             if delivery.delivery_tag in unhandled:
                 self.settle(Disposition(delivery, Settlement.REQUEUE, is_unhandled=True))
@@ -155,47 +155,47 @@ class Settlements:
             dispositions, self._dispositions = self._dispositions, []
             link.handover.add(link, acks, dispositions)
             return
-        self._holding.at_turn_end(self.flush)
+        self._settler.at_turn_end(self.flush)
         self._is_due = True
 
     def flush(self) -> None:
         """Send what this turn has brought.  Never switches; called when a turn ends."""
         self._is_due = False
-        holding = self._holding
+        settler = self._settler
         try:
             acks, self._acks = self._acks, []
-            limit = holding.ack_limit
+            limit = settler.ack_limit
             for start in range(0, len(acks), limit):
                 self._send_acks(acks[start : start + limit])
             if self._dispositions:
                 dispositions, self._dispositions = self._dispositions, []
-                for part in holding.parts(dispositions):
+                for part in settler.parts(dispositions):
                     self._send(part)
         except BaseException as exc:
-            holding.interrupted(exc)
+            settler.interrupted(exc)
             raise
 
     def repeat(self) -> None:
         """Send again what was refused.  Never switches."""
         acks, self._refused_acks = self._refused_acks, []
-        limit = self._holding.ack_limit
+        limit = self._settler.ack_limit
         for start in range(0, len(acks), limit):
             self._send_acks(acks[start : start + limit])
         dispositions, self._refused_dispositions = self._refused_dispositions, []
         for each in dispositions:
             self._send([each])  # by itself: it may be another one's fault
-        put_off, self._put_off = self._put_off, []
-        for message, reason in put_off:
+        postponed, self._postponed = self._postponed, []
+        for message, reason in postponed:
             self.give_up(message, reason)
 
     def _send_acks(self, handles: Sequence[Any]) -> None:
         self._sent_acks.append(handles)
-        self._holding.ack(handles, self._acked)
+        self._settler.ack(handles, self._acked)
 
     def _send(self, dispositions: Sequence[Disposition]) -> None:
         self._part = part = self._part + 1
         self._sent_dispositions[part] = dispositions
-        self._holding.settle(dispositions, partial(self._settled, part))
+        self._settler.settle(dispositions, partial(self._settled, part))
 
     def _acked(self, outcome: Any) -> None:
         if outcome is not None and self._is_refused(outcome, len(self._sent_acks[0])):
@@ -217,7 +217,7 @@ class Settlements:
         if not isinstance(outcome, Exception):
             self._link.note_late(outcome)
             return False
-        error = self._holding.error(outcome, "settling messages")
+        error = self._settler.error(outcome, "settling messages")
         if self._link.lost is None:
             spawn(
                 "log",
@@ -260,7 +260,7 @@ class Settlements:
             return  # the next life requeues it
         self._dying.popleft()
         if disposition is None:
-            self._put_off.append((message, reason))
+            self._postponed.append((message, reason))
         else:
             self.settle(disposition)
         self._routed += 1
@@ -272,7 +272,7 @@ class Settlements:
             entries = dead_letter_entries(self._link, message, reason)
         except Exception as exc:
             self._link.failed(exc, "dead-lettering a message")
-            return self._holding.put_off(message)
+            return self._settler.postpone(message)
         if entries:
             return Disposition(message, Settlement.ACK, entries=entries)
         return Disposition(message, Settlement.REJECT)
@@ -306,7 +306,7 @@ class Settlements:
         dispositions = [each for part in self._sent_dispositions.values() for each in part]
         dying = [
             Disposition(message, Settlement.REQUEUE)
-            for message, _ in (*self._put_off, *self._dying)
+            for message, _ in (*self._postponed, *self._dying)
         ]
         return (
             [*acks, *self._refused_acks, *self._acks],

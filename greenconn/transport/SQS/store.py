@@ -51,7 +51,7 @@ __all__ = ["SqsStore"]
 logger = logging.getLogger("greenconn.transport.SQS")
 
 
-class Settler:
+class SqsSettler:
     """The settlements of one link.
 
     Arguments:
@@ -249,7 +249,7 @@ class SqsStore(Store):
         )
         self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
         self._sender = Sender(self._options, self.queues, self.topics, self._is_gone)
-        self._settler = Settler(
+        self._settler = SqsSettler(
             self._options, self._sender, self.queues, self._is_gone, self.unless_refused
         )
         predefined = self._options.predefined_queues

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import StoreFeed
-from greenconn.broker.holding import Disposition, HoldingLink
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.settlement_port import Disposition, SettlementLink
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -41,7 +41,7 @@ __all__ = ["HookLink", "HookPublisher", "HookSettlements", "HookedLink"]
 _DONE: Final = Settlement.ACK
 
 
-class WakingLink(HoldingLink, Protocol):
+class WakingLink(SettlementLink, Protocol):
     """A link that is woken when there may be messages."""
 
     def wake(self, queue: str) -> None:

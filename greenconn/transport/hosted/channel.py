@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 from gevent import get_hub
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.holding import Disposition
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Settlement
+from greenconn.broker.settlement_port import Disposition
 from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError, NotFound
 from greenconn.identity import uuid

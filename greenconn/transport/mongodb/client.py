@@ -213,7 +213,7 @@ class Client:
             pass  # the server was not there to hear it
 
     @property
-    def is_parents(self) -> bool:
+    def is_inherited(self) -> bool:
         """Whether this process is a child of the one that made it, and must not use it."""
         return os.getpid() != self._process
 

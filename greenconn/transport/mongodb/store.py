@@ -138,7 +138,7 @@ class MongoStore(Store):
             return self._lease.end()
         self._waking.stop()
         self._broadcast.leave(self)
-        if self._is_ending or self._servers.is_parents:
+        if self._is_ending or self._servers.is_inherited:
             return None
         self._abandoned |= self._claims.abandon()
         self._abandon_dead()

@@ -42,7 +42,7 @@ from greenconn.transport.redis.publishing import LargeBodies, RedisPublisher
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.server import Reauthentication, Server, check_eviction
 from greenconn.transport.redis.settling import Requeuer
-from greenconn.transport.redis.store import RedisConsuming, RedisHolding
+from greenconn.transport.redis.store import RedisConsuming, RedisSettler
 from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.redis.waking import Waking
 from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
@@ -131,7 +131,7 @@ class RedisLink(BrokerLink):
         self.options = transport.options
         self.where = transport.server.address.where
         self.owner = ""
-        self.is_parents = False  #: this process is a child of the one that opened it
+        self.is_inherited = False  #: this process is a child of the one that opened it
         self.feeds: dict[str, RedisFeed] = {}
         server, feeds = transport.server, self.feeds
         self.commands = commands = Commands(
@@ -151,7 +151,7 @@ class RedisLink(BrokerLink):
         self.claims = Claims(commands, owners, self.keep_alive)
         self.expiry = Expiry(commands, self.claims, requeuer)
         self.sweeper = Sweeper(commands, owners, queues, requeuer, self.expiry)
-        self.holding = RedisHolding(
+        self.settler = RedisSettler(
             commands, owners, self.claims, self.directory, queues, requeuer, feeds
         )
         self.settlements = Settlements(self)
@@ -409,7 +409,7 @@ class RedisLink(BrokerLink):
         """Forget it in the child of a fork: the parent owns it."""
         self.commands.lost = exc
         super().forget(exc)
-        self.is_parents = True
+        self.is_inherited = True
         self.settlements.stop(exc)
         self.commands.pipeline.forget()
         self.fanout.socket.forget()

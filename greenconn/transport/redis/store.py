@@ -22,8 +22,8 @@ from redis.exceptions import NoScriptError
 
 from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
-from greenconn.broker.holding import Disposition, Done, HeldMessage
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.broker.settlements import Settlements
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import Claims, DueClaims, RedisFeed, RedisSource
@@ -48,7 +48,7 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.transport.virtual.channel import ChannelPort
 
-__all__ = ["RedisConsuming", "RedisHolding"]
+__all__ = ["RedisConsuming", "RedisSettler"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -208,8 +208,8 @@ class RedisConsuming:
         return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))
 
 
-class RedisHolding:
-    """See :class:`~greenconn.broker.holding.Holding`.
+class RedisSettler:
+    """See :class:`~greenconn.broker.settlement_port.MessageSettler`.
 
     Arguments:
         commands: of the link.
@@ -304,7 +304,7 @@ class RedisHolding:
         for key, raw in move_of(commands, Disposition(delivery, Settlement.REQUEUE)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
 
-    def put_off(self, message: HeldMessage) -> None:
+    def postpone(self, message: HeldMessage) -> None:
         """Leave a message held, until the lease is renewed."""
 
     def renew(self, handles: Sequence[Any], done: Done) -> None:

@@ -176,28 +176,28 @@ def test_a_dead_letter_that_fails_is_tried_after_a_lease(
 def test_who_waits_is_told_when_his_are(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     link = channel.connection
-    link.holding.wait(Deadline(0))  # there is nothing to wait for
+    link.settler.wait(Deadline(0))  # there is nothing to wait for
     may_go = Event()
     fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
     got[0].ack()
     until(lambda: settled(fake_broker))
-    first = gevent.spawn(link.holding.wait, Deadline(10))
+    first = gevent.spawn(link.settler.wait, Deadline(10))
     gevent.sleep(0)
     got[1].ack()
     link.settlements.flush()
-    second = gevent.spawn(link.holding.wait, Deadline(10))
+    second = gevent.spawn(link.settler.wait, Deadline(10))
     gevent.sleep(0)
     with pytest.raises(TimeoutError):
-        link.holding.wait(Deadline(0.01))
+        link.settler.wait(Deadline(0.01))
     fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
     may_go.set()
     first.get(timeout=10)
     assert not second.ready()
-    assert link.holding.is_busy
+    assert link.settler.is_busy
     link.end(RecoverableConnectionError("cut"))
     with pytest.raises(RecoverableConnectionError):
         second.get(timeout=10)
-    until(lambda: not link.holding.is_busy)
+    until(lambda: not link.settler.is_busy)
 
 
 def test_each_part_is_told_once_it_is_whole(
@@ -205,18 +205,18 @@ def test_each_part_is_told_once_it_is_whole(
 ) -> None:
     """Also where one call to the store holds less, or more."""
     channel, got = taken(connect, 4)
-    holding = channel.connection.holding
+    settler = channel.connection.settler
     outcomes: list[tuple[str, Any]] = []
     late = iter([1, None, 2])
     monkeypatch.setattr(FakeStore, "settle_limit", 2)
     monkeypatch.setattr(channel.connection.store, "settle", lambda answers: next(late))
     handles = [each.handle for each in got]
-    holding.ack(handles[:3], lambda outcome: outcomes.append(("a", outcome)))
-    holding.ack(handles[3:], lambda outcome: outcomes.append(("b", outcome)))
-    holding.wait(Deadline(10))
+    settler.ack(handles[:3], lambda outcome: outcomes.append(("a", outcome)))
+    settler.ack(handles[3:], lambda outcome: outcomes.append(("b", outcome)))
+    settler.wait(Deadline(10))
     assert outcomes == [("a", 1), ("b", None)]
-    holding.ack(handles[:1], lambda outcome: outcomes.append(("c", outcome)))
-    holding.wait(Deadline(10))
+    settler.ack(handles[:1], lambda outcome: outcomes.append(("c", outcome)))
+    settler.wait(Deadline(10))
     assert outcomes[2:] == [("c", 2)]
     for each in got:
         each.is_held = False
@@ -242,13 +242,13 @@ def test_a_lost_connection_ends_the_link(connect: Opener, fake_broker: FakeBroke
 
 def test_renewals_are_told_one_after_the_other(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
-    holding = channel.connection.holding
+    settler = channel.connection.settler
     gone: list[Any] = []
     may_go = Event()
     fake_broker.before = lambda method, argument: method == "renew" and may_go.wait()
     handles = [each.handle for each in got]
     for handle in handles:
-        holding.renew([handle], gone.append)
+        settler.renew([handle], gone.append)
     until(lambda: fake_broker.count("renew"))
     gevent.sleep(0)
     assert fake_broker.count("renew") == 1
@@ -262,7 +262,7 @@ def test_a_renewal_that_is_refused_has_lost_nothing(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel, got = taken(connect, 1)
-    holding = channel.connection.holding
+    settler = channel.connection.settler
     gone: list[Any] = []
 
     def refuse(method: str, argument: Any) -> None:
@@ -270,7 +270,7 @@ def test_a_renewal_that_is_refused_has_lost_nothing(
             raise ChannelError("not now")
 
     fake_broker.before = refuse
-    holding.renew([got[0].handle], gone.append)
+    settler.renew([got[0].handle], gone.append)
     until(lambda: gone)
     assert [list(each) for each in gone] == [[]]
     assert channel.connection.lost is None
@@ -278,11 +278,11 @@ def test_a_renewal_that_is_refused_has_lost_nothing(
 
 def test_what_the_store_says_of_leases(connect: Opener) -> None:
     link = connect()
-    assert (link.holding.lease, link.holding.renewal_interval) == (30.0, 10.0)
+    assert (link.settler.lease, link.settler.renewal_interval) == (30.0, 10.0)
     link.store.lease = None
-    assert (link.holding.lease, link.holding.renewal_interval) == (None, None)
-    assert link.holding.outlives_link
-    assert link.holding.ack_limit == 100
+    assert (link.settler.lease, link.settler.renewal_interval) == (None, None)
+    assert link.settler.outlives_link
+    assert link.settler.ack_limit == 100
 
 
 def test_a_grave_that_cannot_be_looked_at(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -381,7 +381,7 @@ def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker)
 
 def test_an_error_stays_what_it_is(connect: Opener) -> None:
     exc = ValueError("refused")
-    assert connect().holding.error(exc, "settling messages") is exc
+    assert connect().settler.error(exc, "settling messages") is exc
 
 
 def test_of_two_that_are_refused_together_each_is_told_alone(
@@ -404,10 +404,10 @@ def test_of_two_that_are_refused_together_each_is_told_alone(
 
 def test_leases_are_renewed_again_and_again(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 1)
-    holding = channel.connection.holding
+    settler = channel.connection.settler
     outcomes: list[Any] = []
     for count in (1, 2):
-        holding.renew([got[0].handle], outcomes.append)
+        settler.renew([got[0].handle], outcomes.append)
         until(lambda: len(outcomes) == count)  # noqa: B023 - it is called before the next one
         gevent.sleep(0)
     assert fake_broker.count("renew") == 2
@@ -415,8 +415,8 @@ def test_leases_are_renewed_again_and_again(connect: Opener, fake_broker: FakeBr
 
 def test_what_former_lives_held_goes_back(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
-    holding = channel.connection.holding
-    holding.reclaim(got[:1], got[1:])
+    settler = channel.connection.settler
+    settler.reclaim(got[:1], got[1:])
     channel.connection.catch_up()
     assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 1), (0, 0)]
     (answers,) = settled(fake_broker)
@@ -430,7 +430,7 @@ def test_what_former_lives_held_goes_back(connect: Opener, fake_broker: FakeBrok
 
 def test_answers_that_are_interrupted_end_the_link(connect: Opener) -> None:
     link = connect()
-    link.holding.interrupted(KeyboardInterrupt())
+    link.settler.interrupted(KeyboardInterrupt())
     assert link.lost is not None
     assert "settling messages failed: KeyboardInterrupt()" in str(link.lost)
 
@@ -440,7 +440,7 @@ def test_what_claims_may_have_taken_is_told(
 ) -> None:
     link = connect()
     monkeypatch.setattr(link.store, "doubtful", lambda: [("q", "handle")])
-    (claimed,) = link.holding.doubtful()
+    (claimed,) = link.settler.doubtful()
     assert (claimed.queue, claimed.envelope, claimed.handle) == ("q", None, "handle")
 
 
@@ -448,18 +448,18 @@ def test_a_store_without_leases_gets_back_at_once_what_cannot_be_told(
     connect: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, got = taken(connect, 1)
-    holding = channel.connection.holding
-    assert holding.put_off(got[0]).delay == 30.0
+    settler = channel.connection.settler
+    assert settler.postpone(got[0]).delay == 30.0
     monkeypatch.setattr(channel.connection.store, "lease", None)
-    assert holding.put_off(got[0]).delay == 0.0
-    assert holding.put_off(got[0]).settlement is Settlement.REQUEUE
+    assert settler.postpone(got[0]).delay == 0.0
+    assert settler.postpone(got[0]).settlement is Settlement.REQUEUE
 
 
 def test_a_renewal_after_the_end_is_not_made(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 1)
     link = channel.connection
     outcomes: list[Any] = []
-    link.holding.renew([got[0].handle], outcomes.append)
+    link.settler.renew([got[0].handle], outcomes.append)
     link.end(RecoverableConnectionError("cut"))
     for _ in range(3):
         gevent.sleep(0)

@@ -19,7 +19,7 @@ from greenconn.broker.dead_letters import (
 )
 from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
-from tests.unit.broker.fake_holding import Held, Link
+from tests.unit.broker.fake_settler import Held, Link
 
 
 def envelope(headers: dict[str, Any] | None = None, **properties: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     monkeypatch.setattr(link, "routes", routes)
     assert dead_letter_entries(link, stranger(), "rejected") == ()
     assert asked == []
-    link.holding.keeps_unreadable = True
+    link.settler.keeps_unreadable = True
     (entry,) = dead_letter_entries(link, stranger(), "expired")
     assert (entry.queue, entry.envelope) == ("dead", {})
     assert asked == [("q", {})]  # with the name of its queue, as no key is known

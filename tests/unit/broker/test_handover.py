@@ -11,9 +11,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.handover import Handover
-from greenconn.broker.holding import Disposition
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.settlement_port import Disposition
 from greenconn.exceptions import RecoverableConnectionError
 from tests.fix_wires import until
 from tests.forked import holds_in_child

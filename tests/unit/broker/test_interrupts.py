@@ -34,7 +34,7 @@ def settle(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
                 link.put_batcher.is_busy,
                 link._calls,
                 link.settlements.is_routing,
-                link.holding.is_busy,
+                link.settler.is_busy,
             )
         ):
             turn()

@@ -16,7 +16,7 @@ from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_holding import Held, Link
+from tests.unit.broker.fake_settler import Held, Link
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -247,7 +247,7 @@ def test_an_error_of_a_renewal_is_logged_unless_the_link_is_lost(
     link = Link()
     link.unanswered = [Held("a")]
     link.leases.renew()
-    ((handles, done),) = link.holding.renewed
+    ((handles, done),) = link.settler.renewed
     assert handles == ["a"]
     if is_lost:
         link.lost = ConnectionError("cut by the test")
@@ -261,7 +261,7 @@ def test_the_lease_that_was_lost_may_be_the_connections(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = Link()
-    monkeypatch.setattr(link.holding, "lease", None)
+    monkeypatch.setattr(link.settler, "lease", None)
     link.leases.note_late(1)
     gevent.sleep(0)
     assert "the lease (0 s) of 1 messages expired" in caplog.text
@@ -272,9 +272,9 @@ def test_one_more_than_a_page_takes_two_calls(monkeypatch: pytest.MonkeyPatch) -
     link = Link()
     link.unanswered = [Held(name) for name in "abc"]
     link.leases.renew()
-    assert [handles for handles, _ in link.holding.renewed] == [["a", "b"], ["c"]]
-    link.holding.renewed.clear()
+    assert [handles for handles, _ in link.settler.renewed] == [["a", "b"], ["c"]]
+    link.settler.renewed.clear()
     monkeypatch.setattr(leases, "RENEWALS", 1)
     link.unanswered = []
     link.leases.renew()
-    assert [handles for handles, _ in link.holding.renewed] == [[]]
+    assert [handles for handles, _ in link.settler.renewed] == [[]]

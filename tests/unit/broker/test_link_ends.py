@@ -79,10 +79,10 @@ def test_the_child_of_a_fork_stops_all_and_tells_nobody(
     publish(channel, "x")
     channel.basic_consume("q", sink=(sink := Sink()))
     sink.wait_for(1)
-    assert not link.is_parents
+    assert not link.is_inherited
     calls = len(fake_broker.calls)
     link.forget(RecoverableConnectionError("the parent has it"))
-    assert (link.is_parents, link.is_open, sink.lost) == (True, False, [])
+    assert (link.is_inherited, link.is_open, sink.lost) == (True, False, [])
     assert not link.store.is_open  # type: ignore[attr-defined]
     gevent.sleep(0)
     assert len(fake_broker.calls) == calls

@@ -9,11 +9,11 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.holding import Disposition
 from greenconn.broker.port import Settlement
+from greenconn.broker.settlement_port import Disposition
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
-from tests.unit.broker.fake_holding import Held, Link
+from tests.unit.broker.fake_settler import Held, Link
 from tests.unit.broker.sink import SOON
 
 
@@ -25,24 +25,24 @@ def link() -> Link:
 def test_answers_of_a_turn_are_told_together(link: Link) -> None:
     for name in "abc":
         link.settlements.ack(Held(name))
-    assert link.holding.acks == []
-    assert len(link.holding.turn_end) == 1
-    link.holding.end_turn()
-    assert [handles for handles, _ in link.holding.acks] == [["a", "b"], ["c"]]
+    assert link.settler.acks == []
+    assert len(link.settler.turn_end) == 1
+    link.settler.end_turn()
+    assert [handles for handles, _ in link.settler.acks] == [["a", "b"], ["c"]]
 
 
 def test_what_was_not_answered_is_the_next_lifes(link: Link) -> None:
     for name in "abc":
         link.settlements.ack(Held(name))
     link.settlements.requeue([Held("back")])
-    link.holding.end_turn()
+    link.settler.end_turn()
     link.settlements.ack(Held("d"))
-    (_, first), _ = link.holding.acks
+    (_, first), _ = link.settler.acks
     first(None)
     acks, dispositions = link.settlements.unsettled()
     assert acks == ["c", "d"]
     assert [each.message.handle for each in dispositions] == ["back"]
-    (_, settled) = link.holding.settled[0]
+    (_, settled) = link.settler.settled[0]
     settled(None)
     assert link.settlements.unsettled() == (["c", "d"], [])
 
@@ -57,33 +57,33 @@ def test_what_is_answered_when_the_link_is_gone_is_the_next_lifes(link: Link) ->
     assert link.handover.acks == ["a", "b"]
     given_back = [each.message.handle for each in link.handover.dispositions]
     assert given_back == ["back", "dead"]
-    assert link.holding.acks == []
+    assert link.settler.acks == []
 
 
 def test_what_is_refused_is_told_again(link: Link, caplog: pytest.LogCaptureFixture) -> None:
     link.settlements.ack(Held("a"))
     link.settlements.requeue([Held("b"), Held("c")])
-    link.holding.end_turn()
-    for _, done in (*link.holding.acks, *link.holding.settled):
+    link.settler.end_turn()
+    for _, done in (*link.settler.acks, *link.settler.settled):
         done(ValueError("no room"))
     assert link.settlements.refused == 3
     gevent.sleep(0)
     assert "2 acks or rejects are sent again later: no room" in caplog.text
-    link.holding.acks.clear()
-    link.holding.settled.clear()
+    link.settler.acks.clear()
+    link.settler.settled.clear()
     link.settlements.repeat()
-    assert [handles for handles, _ in link.holding.acks] == [["a"]]
+    assert [handles for handles, _ in link.settler.acks] == [["a"]]
     # Each by itself: it may be another one's fault.
-    assert [len(part) for part, _ in link.holding.settled] == [1, 1]
-    for _, done in (*link.holding.acks, *link.holding.settled):
+    assert [len(part) for part, _ in link.settler.settled] == [1, 1]
+    for _, done in (*link.settler.acks, *link.settler.settled):
         done(None)
     assert (link.settlements.refused, link.settlements.unsettled()) == (0, ([], []))
 
 
 def test_what_came_too_late_is_counted(link: Link) -> None:
     link.settlements.ack(Held("a"))
-    link.holding.end_turn()
-    link.holding.acks[0][1](1)
+    link.settler.end_turn()
+    link.settler.acks[0][1](1)
     assert (link.leases.lost, link.settlements.unsettled()) == (1, ([], []))
 
 
@@ -92,9 +92,9 @@ def test_nobody_holds_what_goes_back(link: Link) -> None:
     link.settlements.forget(delivery)
     link.settlements.requeue([delivery])
     link.settlements.dead_letter([delivery], "rejected")
-    link.holding.end_turn()
-    assert (link.holding.unheld, link.holding.settled) == ([delivery], [])
-    assert link.holding.acks[0][0] == ["a"]
+    link.settler.end_turn()
+    assert (link.settler.unheld, link.settler.settled) == ([delivery], [])
+    assert link.settler.acks[0][0] == ["a"]
 
 
 @pytest.mark.parametrize(("deliveries", "settlement"), [(1, "BACK"), (2, "DONE")])
@@ -105,7 +105,7 @@ def test_what_was_delivered_too_often_is_given_up(
     link.settlements.requeue([Held("a", deliveries)])
     link.settlements.wait_routed(Deadline(SOON))
     link.settlements.flush()
-    ((disposition,), _) = link.holding.settled[0]
+    ((disposition,), _) = link.settler.settled[0]
     assert disposition.settlement is Settlement[settlement]
 
 
@@ -118,7 +118,7 @@ def test_dead_letters_have_copies_or_are_dropped(link: Link) -> None:
     unreadable.envelope = None
     link.settlements.dead_letter([unreadable], "rejected")
     link.settlements.wait_routed(Deadline(SOON))
-    first, dropped, unread = (each for part, _ in link.holding.settled for each in part)
+    first, dropped, unread = (each for part, _ in link.settler.settled for each in part)
     (entry,) = first.entries
     assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
     assert first.settlement is Settlement.ACK
@@ -134,12 +134,12 @@ def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
     link.settlements.dead_letter([Held("a")], "rejected")
     link.settlements.wait_routed(Deadline(SOON))
     assert [str(each) for each in link.failures] == ["you may not look at it"]
-    assert (link.settlements.refused, link.holding.settled) == (1, [])
+    assert (link.settlements.refused, link.settler.settled) == (1, [])
     assert [each.settlement for each in link.settlements.unsettled()[1]] == [Settlement.REQUEUE]
     link.route = lambda: ["dead"]
     link.settlements.repeat()
     link.settlements.wait_routed(Deadline(SOON))
-    ((disposition,), _) = link.holding.settled[0]
+    ((disposition,), _) = link.settler.settled[0]
     assert disposition.settlement is Settlement.ACK
 
 
@@ -162,7 +162,7 @@ def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) ->
 
 def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:
     link.settlements.ack_late("tag")
-    assert (link.handover.acks, link.holding.acks) == (["tag"], [])
+    assert (link.handover.acks, link.settler.acks) == (["tag"], [])
 
 
 def test_who_waits_for_dead_letters_is_not_told_before_the_last(link: Link) -> None:
@@ -183,18 +183,18 @@ def test_who_waits_for_dead_letters_is_not_told_before_the_last(link: Link) -> N
 
 def test_what_nobody_has_seen_goes_back_as_such(link: Link) -> None:
     link.settlements.requeue_unseen(Held("a"))
-    link.holding.end_turn()
-    (([disposition], _),) = link.holding.settled
+    link.settler.end_turn()
+    (([disposition], _),) = link.settler.settled
     assert (disposition.settlement, disposition.is_unseen) == (Settlement.REQUEUE, True)
 
 
 def test_what_former_lives_have_left_is_told(link: Link) -> None:
     link.settlements.take_over(["a"], [Disposition(Held("b"), Settlement.REQUEUE)])
     link.settlements.take_over(["c"], [])
-    assert len(link.holding.turn_end) == 1
-    link.holding.end_turn()
-    assert [handles for handles, _ in link.holding.acks] == [["a", "c"]]
-    (([disposition], _),) = link.holding.settled
+    assert len(link.settler.turn_end) == 1
+    link.settler.end_turn()
+    assert [handles for handles, _ in link.settler.acks] == [["a", "c"]]
+    (([disposition], _),) = link.settler.settled
     assert disposition.message.handle == "b"
 
 
@@ -205,8 +205,8 @@ def test_an_interruption_while_answers_leave_is_noted_and_goes_on(
         raise KeyboardInterrupt
 
     noted: list[BaseException] = []
-    monkeypatch.setattr(link.holding, "ack", interrupt)
-    monkeypatch.setattr(link.holding, "interrupted", noted.append)
+    monkeypatch.setattr(link.settler, "ack", interrupt)
+    monkeypatch.setattr(link.settler, "interrupted", noted.append)
     link.settlements.ack(Held("a"))
     with pytest.raises(KeyboardInterrupt):
         link.settlements.flush()
@@ -218,11 +218,11 @@ def test_each_turn_asks_for_its_end_once(link: Link) -> None:
     for name in "ab":
         link.settlements.ack(Held(name))
         link.settlements.requeue_unseen(Held(name))
-        assert len(link.holding.turn_end) == 1
-        link.holding.end_turn()
+        assert len(link.settler.turn_end) == 1
+        link.settler.end_turn()
     link.settlements.requeue_unseen(Held("c"))
     link.settlements.before_call()
-    assert len(link.holding.settled) == 3
+    assert len(link.settler.settled) == 3
 
 
 def test_a_refusal_of_a_lost_link_is_the_next_lifes(
@@ -230,9 +230,9 @@ def test_a_refusal_of_a_lost_link_is_the_next_lifes(
 ) -> None:
     link.settlements.ack(Held("a"))
     link.settlements.requeue_unseen(Held("b"))
-    link.holding.end_turn()
+    link.settler.end_turn()
     link.lost = ConnectionError("cut by the test")
-    for _, done in (*link.holding.acks, *link.holding.settled):
+    for _, done in (*link.settler.acks, *link.settler.settled):
         done(link.lost)
     gevent.sleep(0)
     assert link.settlements.refused == 0
@@ -244,9 +244,9 @@ def test_a_refusal_of_a_lost_link_is_the_next_lifes(
 def test_refused_acks_are_told_again_in_calls_of_the_limit(link: Link) -> None:
     for name in "abc":
         link.settlements.ack(Held(name))
-    link.holding.end_turn()
-    for _, done in list(link.holding.acks):
+    link.settler.end_turn()
+    for _, done in list(link.settler.acks):
         done(ValueError("no room"))
-    link.holding.acks.clear()
+    link.settler.acks.clear()
     link.settlements.repeat()
-    assert [handles for handles, _ in link.holding.acks] == [["a", "b"], ["c"]]
+    assert [handles for handles, _ in link.settler.acks] == [["a", "b"], ["c"]]

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from greenconn.broker.holding import Disposition, Done
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
+from greenconn.broker.settlement_port import Disposition, Done
 from greenconn.broker.settlements import Settlements
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Held", "Holding", "Link"]
+__all__ = ["Held", "Link", "Settler"]
 
 Told = tuple[Sequence[Any], Done]
 
 
-class Holding:
+class Settler:
     """A broker that answers when the test says so."""
 
     ack_limit = 2
@@ -45,7 +45,7 @@ class Holding:
     def return_unheld(self, delivery: Any) -> None:
         self.unheld.append(delivery)
 
-    def put_off(self, message: Any) -> None:
+    def postpone(self, message: Any) -> None:
         pass
 
     def renew(self, handles: Sequence[Any], done: Done) -> None:
@@ -105,14 +105,14 @@ class Options:
 
 
 class Link:
-    """A link over :class:`Holding`."""
+    """A link over :class:`Settler`."""
 
     where = "fake://"
-    is_parents = False
+    is_inherited = False
 
     def __init__(self) -> None:
         self.lost: BaseException | None = None
-        self.holding = Holding()
+        self.settler = Settler()
         self.channels: dict[int, Any] = {}
         self.unanswered: list[Held] = []
         self.handover = Successor()

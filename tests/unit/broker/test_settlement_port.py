@@ -1,9 +1,9 @@
-"""What becomes of a message that is held."""
+"""The disposition of a held message."""
 
 from __future__ import annotations
 
-from greenconn.broker.holding import Disposition
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.broker.settlement_port import Disposition
 
 
 def test_a_disposition_holds_back_nothing_unless_it_says_so() -> None:

@@ -2,8 +2,8 @@
 
 A message is held from its claim until it is settled.  Nothing waits for the reply to an ack: a callback
 runs when the broker has it.  The parts that are the same for all brokers (settlements, leases,
-dead letters, the hand-over to the next life) know a broker as a :class:`Holding`, and a link as a
-:class:`HoldingLink`.
+dead letters, the hand-over to the next life) know a broker as a :class:`MessageSettler`, and a link as a
+:class:`SettlementLink`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = [
     "Done",
     "HeldDelivery",
     "HeldMessage",
-    "Holding",
-    "HoldingLink",
     "LinkSettlements",
+    "MessageSettler",
+    "SettlementLink",
     "Successor",
 ]
 
@@ -92,7 +92,7 @@ class Disposition(NamedTuple):
 Done = Callable[[Any], object]
 
 
-class Holding(Protocol):
+class MessageSettler(Protocol):
     """The commands of one link about messages that it holds.
 
     Nothing here switches but :meth:`reclaim`.  *done* is called once, for acks in the order in which
@@ -130,7 +130,7 @@ class Holding(Protocol):
     def return_unheld(self, delivery: Any) -> None:
         """Requeue a delivery that is not held, where that can be done."""
 
-    def put_off(self, message: HeldMessage) -> Disposition | None:
+    def postpone(self, message: HeldMessage) -> Disposition | None:
         """Return what becomes of a message that cannot become a dead letter now.
 
         None: it stays held, and it is tried again when the leases are renewed.
@@ -168,12 +168,12 @@ class Successor(Protocol):
         """Note that a message of a former life was handled after all."""
 
     def add(
-        self, link: HoldingLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
+        self, link: SettlementLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
     ) -> None:
         """Take what was settled when the life of *link* was over."""
 
 
-class QueueFacts(Protocol):
+class QueueDirectory(Protocol):
     """The facts about queues that a link knows."""
 
     def declaration(self, name: str) -> Declaration:
@@ -214,18 +214,18 @@ class LinkSettlements(Protocol):
         """Tell again what was refused."""
 
 
-class EventfulChannel(Protocol):
+class ChannelWithEvents(Protocol):
     """A channel that calls handlers."""
 
     @property
     def events(self) -> Mapping[str, Collection[Callable[..., Any]]]: ...
 
 
-class HoldingLink(Protocol):
+class SettlementLink(Protocol):
     """A link whose broker holds messages.
 
     Attributes:
-        is_parents: this process is a child of the one that opened it.
+        is_inherited: this process is a child of the one that opened it.
         handover: takes the acks that come when its life is over.
     """
 
@@ -234,17 +234,17 @@ class HoldingLink(Protocol):
     @property
     def lost(self) -> BaseException | None: ...
     @property
-    def is_parents(self) -> bool: ...
+    def is_inherited(self) -> bool: ...
     @property
-    def holding(self) -> Holding: ...
+    def settler(self) -> MessageSettler: ...
     @property
     def settlements(self) -> LinkSettlements: ...
     @property
-    def channels(self) -> Mapping[int, EventfulChannel]: ...
+    def channels(self) -> Mapping[int, ChannelWithEvents]: ...
     @property
     def handover(self) -> Successor: ...
     @property
-    def directory(self) -> QueueFacts: ...
+    def directory(self) -> QueueDirectory: ...
     @property
     def routing(self) -> Routes: ...
     @property
