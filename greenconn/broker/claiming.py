@@ -206,12 +206,12 @@ class StoreConsuming:
         """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
         return self._link.feed(queue)
 
-    def enrol(self, feed: StoreFeed, *, exclusive: bool) -> bool:
+    def set_consumers(self, feed: StoreFeed, *, exclusive: bool) -> bool:
         """Tell the store how many consumers there are; False: others consume.  May switch."""
         link = self._link
         count = len(feed.consumers) + feed.coming
         return link.ask(
-            "consuming", partial(link.store.enrol, feed.queue, count, exclusive=exclusive)
+            "consuming", partial(link.store.set_consumers, feed.queue, count, exclusive=exclusive)
         )
 
     def left(self, feed: StoreFeed) -> None:
@@ -221,7 +221,9 @@ class StoreConsuming:
             return
         if feed.is_used:
             count = len(feed.consumers) + feed.coming
-            link.later("cancelling a consumer", partial(link.store.enrol, feed.queue, count))
+            link.later(
+                "cancelling a consumer", partial(link.store.set_consumers, feed.queue, count)
+            )
         else:
             link.later("cancelling a consumer", partial(_leave, link, feed.queue))
 
@@ -262,7 +264,7 @@ class StoreConsuming:
 
 def _leave(link: StoreLink, queue: str) -> None:
     """Leave *queue*, which nobody consumes from on this link any more: an auto-delete queue may go."""
-    link.store.enrol(queue, 0)
+    link.store.set_consumers(queue, 0)
     declared = link.directory.declaration(queue)
-    if declared.auto_delete and queue not in link.feeds and not link.store.others(queue):
+    if declared.auto_delete and queue not in link.feeds and not link.store.other_consumers(queue):
         link.directory.drop(queue)

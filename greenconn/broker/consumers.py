@@ -67,7 +67,7 @@ class ConsumerRegistry:
         #: Queue -> owner -> how many consumers, and whether the one is exclusive.
         self._queues: dict[str, dict[str, tuple[int, bool]]] = {}
 
-    def enrol(self, queue: str, owner: str, consumers: int, exclusive: bool) -> bool:
+    def set_consumers(self, queue: str, owner: str, consumers: int, exclusive: bool) -> bool:
         """Note how many consumers of a queue a link has now; False: it may not."""
         owners = self._queues.setdefault(queue, {})
         others = {name: each for name, each in owners.items() if name != owner}
@@ -80,7 +80,7 @@ class ConsumerRegistry:
             del self._queues[queue]
         return True
 
-    def others(self, queue: str, owner: str) -> int:
+    def other_consumers(self, queue: str, owner: str) -> int:
         """Return the number of consumers that other links have."""
         owners = self._queues.get(queue, {})
         return sum(count for name, (count, _) in owners.items() if name != owner)

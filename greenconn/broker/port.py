@@ -23,7 +23,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.topology import Topology
@@ -35,16 +35,23 @@ from greenconn.transport.virtual.publishing import Envelope
 __all__ = [
     "Claimed",
     "Entry",
+    "LeaseExpired",
     "NoQueue",
     "QueueFull",
     "SettleRequest",
     "Settlement",
     "Store",
-    "TakenForDead",
 ]
 
 
 logger = logging.getLogger("greenconn.broker")
+
+#: Methods that a store of somebody's may still have under their former names.
+_RENAMED_METHODS: Final = {
+    "enrol": "set_consumers",
+    "others": "other_consumers",
+    "tell_of_refusal": "log_refusal",
+}
 
 
 class NoQueue(Exception):
@@ -55,7 +62,7 @@ class QueueFull(Exception):
     """The queue that a message is for has as many as it may have, and refuses more."""
 
 
-class TakenForDead(RecoverableConnectionError):  # type: ignore[misc]
+class LeaseExpired(RecoverableConnectionError):  # type: ignore[misc]
     """Others took this connection for dead, and removed what it had: it ends, and begins anew."""
 
     def __init__(
@@ -187,6 +194,14 @@ class Store(ABC):
     #: The exchanges and bindings that are shared with other processes; None: they are not.
     topology: Topology | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for old, new in _RENAMED_METHODS.items():
+            if old in vars(cls):
+                text = f"{cls.__qualname__}.{old}() is renamed to {new}() of a Store"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                setattr(cls, new, vars(cls)[old])
+
     def __init__(self, client: Any, wake: Callable[[str | None], None]) -> None:
         self.client = client
         self.wake = wake
@@ -227,7 +242,7 @@ class Store(ABC):
         An auto-delete exchange that loses its last binding by that goes too.
         """
 
-    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+    def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         """Set the number of consumers of a queue on this link; 0 for none.
 
         Arguments:
@@ -235,13 +250,13 @@ class Store(ABC):
 
         Returns:
             Whether it may; False: others consume exclusively, or they consume and it wants to.  By
-            default, and as with :meth:`others`, only the links of this process are known.
+            default, and as with :meth:`other_consumers`, only the links of this process are known.
         """
-        return self.registry.enrol(name, self.owner, consumers, exclusive)
+        return self.registry.set_consumers(name, self.owner, consumers, exclusive)
 
-    def others(self, name: str) -> int:
+    def other_consumers(self, name: str) -> int:
         """Return the number of consumers that other links have, as far as the store knows."""
-        return self.registry.others(name, self.owner)
+        return self.registry.other_consumers(name, self.owner)
 
     @abstractmethod
     def purge(self, name: str) -> int:
@@ -310,12 +325,12 @@ class Store(ABC):
         """
         for entry, error in zip(request.entries, outcomes, strict=True):
             if error is not None and not isinstance(error, NoQueue):
-                self.tell_of_refusal(entry.queue, error)
+                self.log_refusal(entry.queue, error)
                 delay = self.lease or 0.0
                 return request._replace(settlement=Settlement.REQUEUE, delay=delay, entries=())
         return request
 
-    def tell_of_refusal(self, queue: str, error: Exception) -> None:
+    def log_refusal(self, queue: str, error: Exception) -> None:
         """Log that a dead letter for *queue* was not stored."""
         logger.error(
             "%s: a dead letter for queue %r could not be stored, and is tried again in %g s: %s",
@@ -340,8 +355,12 @@ def _nothing(what: object) -> None:
 if not TYPE_CHECKING:  # or a type checker would let any name pass
 
     def __getattr__(name: str) -> Any:
-        if name != "Answer":
+        new = _RENAMED.get(name)
+        if new is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        text = f"{__name__}.Answer is renamed to {__name__}.SettleRequest"
+        text = f"{__name__}.{name} is renamed to {__name__}.{new.__name__}"
         warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return SettleRequest
+        return new
+
+
+_RENAMED: Final = {"Answer": SettleRequest, "TakenForDead": LeaseExpired}

@@ -77,7 +77,7 @@ class StoredQueues(QueueStore):
     def counts(self, name: str) -> tuple[int, int]:
         link = self._link
         size = link.ask("counting messages", link.store.size, name)
-        others = link.ask("counting consumers", link.store.others, name)
+        others = link.ask("counting consumers", link.store.other_consumers, name)
         feed = link.feeds.get(name)
         return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
 

@@ -31,7 +31,7 @@ class Consuming(Protocol[M, S]):
     def feed(self, queue: str) -> Feed[M, S]:
         """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
 
-    def enrol(self, feed: Feed[M, S], *, exclusive: bool) -> bool:
+    def set_consumers(self, feed: Feed[M, S], *, exclusive: bool) -> bool:
         """Tell the broker how many consumers there are, with those that are about to be.  May switch.
 
         Returns:
@@ -87,7 +87,7 @@ class StoreSubscriptions(Generic[M, S]):
         try:
             others = feed.consumers
             may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
-            if not may or not self._consuming.enrol(feed, exclusive=consumer.exclusive):
+            if not may or not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
                 raise refused(
                     f"queue '{feed.queue}' in vhost '{channel.virtual_host}' in exclusive use",
                     Method.BASIC_CONSUME,

@@ -360,17 +360,21 @@ def test_hundred_tubes_over_one_link(beanstalk_url: str, unique: str) -> None:
 
 def test_consumers_are_counted_across_processes(beanstalk_url: str, unique: str) -> None:
     with stores_at(beanstalk_url, 3) as (one, two, three):
-        assert one.enrol(unique, 1)
-        assert one.enrol(unique, 2)
-        assert two.enrol(unique, 1)
-        assert (one.others(unique), two.others(unique), three.others(unique)) == (1, 1, 2)
-        assert not three.enrol(unique, 1, exclusive=True)
-        assert one.enrol(unique, 0)
+        assert one.set_consumers(unique, 1)
+        assert one.set_consumers(unique, 2)
+        assert two.set_consumers(unique, 1)
+        assert (
+            one.other_consumers(unique),
+            two.other_consumers(unique),
+            three.other_consumers(unique),
+        ) == (1, 1, 2)
+        assert not three.set_consumers(unique, 1, exclusive=True)
+        assert one.set_consumers(unique, 0)
         two.drop()
         end = monotonic() + SOON
-        while three.others(unique) and monotonic() < end:
+        while three.other_consumers(unique) and monotonic() < end:
             gevent.sleep(0.01)
-        assert three.enrol(unique, 1, exclusive=True)
-        assert not one.enrol(unique, 1)
-        assert three.enrol(unique, 0)
-        assert one.enrol(unique, 1, exclusive=True)
+        assert three.set_consumers(unique, 1, exclusive=True)
+        assert not one.set_consumers(unique, 1)
+        assert three.set_consumers(unique, 0)
+        assert one.set_consumers(unique, 1, exclusive=True)

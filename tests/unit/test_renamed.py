@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from greenconn.transport.base import StdChannel
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "renamed.rst"
 _ROW = re.compile(
     r"^``(greenconn\.[\w.]+)`` +``(greenconn\.[\w.]+)`` +(warns|is refused)$", re.MULTILINE
@@ -39,6 +41,19 @@ def test_an_old_name_works_or_names_the_new_one(old: str, new: str, how: str) ->
     module = new if hasattr(present, "__path__") else new.rpartition(".")[0]
     with pytest.raises(ImportError, match=re.escape(module)):
         found(old)
+
+
+def test_the_old_name_of_flush_acks_works_with_a_warning() -> None:
+    class Flushed(StdChannel):
+        count = 0
+
+        def flush_acks(self) -> None:
+            self.count += 1
+
+    channel = Flushed()
+    with pytest.warns(DeprecationWarning, match=r"renamed to flush_acks\(\)"):
+        channel.flush_answers()
+    assert channel.count == 1
 
 
 def test_another_name_is_none() -> None:

@@ -26,8 +26,8 @@ class Presence:
         self._server = server
         self._watched: set[bytes] = set()
 
-    def enrol(self, queue: str, consumers: int, *, exclusive: bool) -> bool:
-        """Note how many consumers this link has; see :meth:`Store.enrol`.  May switch.
+    def set_consumers(self, queue: str, consumers: int, *, exclusive: bool) -> bool:
+        """Note how many consumers this link has; see :meth:`Store.set_consumers`.  May switch.
 
         Two that want to be alone at the same moment may both be refused, but never both succeed.
         """
@@ -53,7 +53,7 @@ class Presence:
             self._ignore(*tubes)
         return may
 
-    def others(self, queue: str) -> int:
+    def other_consumers(self, queue: str) -> int:
         """Return the number of other links that consume from a queue.  May switch."""
         tube = CONSUMERS + tube_of(queue)
         watching = number_of(self._server.counts(tube), b"current-watching")

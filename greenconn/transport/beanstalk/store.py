@@ -173,17 +173,17 @@ class BeanstalkStore(Store):
             self._server.empty(tube)
         return count
 
-    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+    def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         if not consumers:
             # The reply that nothing consumes here any more can be relied on: no claim takes anything.
             if self._waiting is not None:
                 self._waiting.ignore(queue_tube(name))
             self.interrupt()
             self._claims.wait_over()
-        return self._presence.enrol(name, consumers, exclusive=exclusive)
+        return self._presence.set_consumers(name, consumers, exclusive=exclusive)
 
-    def others(self, name: str) -> int:
-        return self._presence.others(name)
+    def other_consumers(self, name: str) -> int:
+        return self._presence.other_consumers(name)
 
     def purge(self, name: str) -> int:
         return self._server.empty(queue_tube(name))

@@ -20,7 +20,7 @@ from typing import Final
 from gevent import sleep
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.port import TakenForDead
+from greenconn.broker.port import LeaseExpired
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.documents import (
     MESSAGE,
@@ -105,7 +105,7 @@ class Owners:
         Where this link was taken for dead, what it held was requeued, and it has another token.
 
         Raises:
-            TakenForDead: it was, and its exclusive queues are gone.
+            LeaseExpired: it was, and its exclusive queues are gone.
         """
         with self._beating:
             self._beat()
@@ -135,7 +135,7 @@ class Owners:
             if self._renew():
                 return
         if self.has_queues:
-            raise TakenForDead
+            raise LeaseExpired
         self.begin()
 
     def _renew(self) -> bool:

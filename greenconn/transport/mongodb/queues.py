@@ -9,7 +9,7 @@ from typing import Any
 
 from pymongo import ReturnDocument
 
-from greenconn.broker.port import TakenForDead
+from greenconn.broker.port import LeaseExpired
 from greenconn.broker.topology import Topology
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
@@ -145,7 +145,7 @@ class Queues:
         """Renew the lease of this connection's exclusive queues and of those that it consumes.
 
         Raises:
-            TakenForDead: it was silent for too long, and others have deleted one of them.
+            LeaseExpired: it was silent for too long, and others have deleted one of them.
         """
         is_late = monotonic() - self._renewed_at > self._lease.total_seconds()
         self._renewed_at = monotonic()
@@ -158,7 +158,7 @@ class Queues:
             # Those that were deleted from here meanwhile are not among them any more.
             gone |= self._client.call(self._renew_owned, dict(self._owned)) & self._owned.keys()
         if gone:
-            raise TakenForDead
+            raise LeaseExpired
 
     def _renew_owned(self, owned: Mapping[str, str]) -> set[str]:
         """Begin the leases of exclusive queues anew; return those that are gone."""
@@ -169,7 +169,7 @@ class Queues:
             return set()
         return owned.keys() - {each["_id"] for each in self._queues.find(mine, {"_id": 1})}
 
-    def enrol(self, name: str, consumers: int) -> None:
+    def set_consumers(self, name: str, consumers: int) -> None:
         """Set the number of consumers here of an auto-delete queue."""
         if name in self._expiring:
             if consumers:

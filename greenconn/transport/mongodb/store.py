@@ -196,10 +196,10 @@ class MongoStore(Store):
     def size(self, name: str) -> int:
         return self._queues.size(name) + self._broadcast.size(name)
 
-    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
-        may = super().enrol(name, consumers, exclusive=exclusive)
+    def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+        may = super().set_consumers(name, consumers, exclusive=exclusive)
         if may:
-            self._queues.enrol(name, consumers)
+            self._queues.set_consumers(name, consumers)
         return may
 
     # -- messages

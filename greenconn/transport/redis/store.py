@@ -120,7 +120,7 @@ class RedisConsuming:
         if not feed.is_used and self._feeds.get(feed.queue) is feed:
             del self._feeds[feed.queue]
 
-    def enrol(self, feed: RedisFeed, *, exclusive: bool) -> bool:
+    def set_consumers(self, feed: RedisFeed, *, exclusive: bool) -> bool:
         """Register the consumers of this link; False: others consume.  May switch."""
         self._fanout.listen(feed.queue)
         how = "exclusive" if exclusive else len(feed.consumers) + feed.coming

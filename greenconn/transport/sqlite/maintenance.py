@@ -4,7 +4,7 @@ A process that died said nothing: its exclusive queues go, and so do the auto-de
 it consumed from.  What it held comes back when the leases end.
 
 A link that lives may be taken for dead, too, when its process was suspended or blocked for longer than
-its lease.  Nothing of it is left then, so its next renewal finds no row and raises ``TakenForDead``:
+its lease.  Nothing of it is left then, so its next renewal finds no row and raises ``LeaseExpired``:
 the link ends, and the next one declares and consumes anew.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from time import time
 from typing import NamedTuple
 
-from greenconn.broker.port import Claimed, TakenForDead
+from greenconn.broker.port import Claimed, LeaseExpired
 from greenconn.transport.sqlite.messages import Claim, next_time, ready_of, release_due, take_dead
 from greenconn.transport.sqlite.queues import Pipes, Queues
 from greenconn.transport.sqlite.sql import chunks, in_list
@@ -57,12 +57,12 @@ def renew(db: sqlite3.Connection, owner: str, lease: float) -> None:
     """Renew the lease of a registered link.
 
     Raises:
-        TakenForDead: others have removed what it had.
+        LeaseExpired: others have removed what it had.
     """
     until = time() + lease
     found = db.execute("UPDATE owners SET until = ? WHERE owner = ?", (until, owner)).rowcount
     if not found:
-        raise TakenForDead
+        raise LeaseExpired
 
 
 def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
@@ -76,10 +76,10 @@ def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
     ).fetchall()
     db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
     for _, name, auto_delete in consumed:
-        told = queues.enrol(db, name, owner, 0, False)
+        told = queues.set_consumers(db, name, owner, 0, False)
         if told is not None:
             pipes.update(told[1])
-        if auto_delete and not queues.others(db, name, owner):
+        if auto_delete and not queues.other_consumers(db, name, owner):
             names.append(name)
     for name in names:
         for consumer in queues.drop(db, name)[1]:
@@ -105,7 +105,7 @@ def maintain(
         trusts_clock: a lease that has ended says that its link is dead.
 
     Raises:
-        TakenForDead: the own link was registered, and others have removed it.
+        LeaseExpired: the own link was registered, and others have removed it.
     """
     now = time()
     if is_registered:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from time import time
 from typing import Final, NamedTuple
 
-from greenconn.broker.port import TakenForDead
+from greenconn.broker.port import LeaseExpired
 from greenconn.broker.topology import DirectTopology
 from greenconn.transport.sqlite.sql import chunks, in_list
 from greenconn.transport.sqlite.topology import Records
@@ -115,7 +115,7 @@ class Queues:
             asker: the link that declares it.
 
         Raises:
-            TakenForDead: it is exclusive, and others have deregistered the link.
+            LeaseExpired: it is exclusive, and others have deregistered the link.
         """
         if declared.owner is not None:
             check_registered(db, declared.owner)
@@ -198,7 +198,7 @@ class Queues:
 
     # -- consumers
 
-    def enrol(
+    def set_consumers(
         self, db: sqlite3.Connection, name: str, owner: str, count: int, exclusive: bool
     ) -> tuple[int, Pipes, float | None] | None:
         """Note how many consumers a link has.
@@ -208,7 +208,7 @@ class Queues:
             it may not.
 
         Raises:
-            TakenForDead: it begins to consume, and others have deregistered it.
+            LeaseExpired: it begins to consume, and others have deregistered it.
         """
         if count:
             check_registered(db, owner)
@@ -242,7 +242,7 @@ class Queues:
         found = db.execute("SELECT owner FROM consumers WHERE queue = ?", (row.id,))
         return {owner for (owner,) in found}
 
-    def others(self, db: sqlite3.Connection, name: str, owner: str) -> int:
+    def other_consumers(self, db: sqlite3.Connection, name: str, owner: str) -> int:
         """Return the number of consumers that other links have."""
         row = self.row(db, name)
         if row is None:
@@ -260,7 +260,7 @@ def check_registered(db: sqlite3.Connection, owner: str) -> None:
     """See that a link is registered.
 
     Raises:
-        TakenForDead: others have removed it.
+        LeaseExpired: others have removed it.
     """
     if db.execute("SELECT 1 FROM owners WHERE owner = ?", (owner,)).fetchone() is None:
-        raise TakenForDead
+        raise LeaseExpired

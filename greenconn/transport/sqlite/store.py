@@ -267,17 +267,17 @@ class SqliteStore(Store):
         self._tell({owner: {0} for owner in consumers})
         return int(count)
 
-    def enrol(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
+    def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         if consumers:
             self._register()
         elif not self._is_registered:
             return True
-        enrolled = self._enrol(name, consumers, exclusive)
-        if enrolled is None and self._leave_for_lost(name):
-            enrolled = self._enrol(name, consumers, exclusive)
-        if enrolled is None:
+        noted = self._set_consumers(name, consumers, exclusive)
+        if noted is None and self._leave_for_lost(name):
+            noted = self._set_consumers(name, consumers, exclusive)
+        if noted is None:
             return False
-        number, pipes, idle_until = enrolled
+        number, pipes, idle_until = noted
         self._forget(name)
         if consumers:
             self._consumed[number] = name
@@ -286,13 +286,13 @@ class SqliteStore(Store):
         self._schedule_maintenance(idle_until)
         return True
 
-    def _enrol(
+    def _set_consumers(
         self, name: str, consumers: int, exclusive: bool
     ) -> tuple[int, Pipes, float | None] | None:
-        enrolled: tuple[int, Pipes, float | None] | None = self._database.write(
-            self._database.queues.enrol, name, self.owner, consumers, exclusive
+        noted: tuple[int, Pipes, float | None] | None = self._database.write(
+            self._database.queues.set_consumers, name, self.owner, consumers, exclusive
         )
-        return enrolled
+        return noted
 
     def _leave_for_lost(self, name: str) -> bool:
         """Forget consumers of links that were lost in this process; whether there were any."""
@@ -307,8 +307,8 @@ class SqliteStore(Store):
         if number is not None:
             self._consumed.pop(number, None)
 
-    def others(self, name: str) -> int:
-        return int(self._database.read(self._database.queues.others, name, self.owner))
+    def other_consumers(self, name: str) -> int:
+        return int(self._database.read(self._database.queues.other_consumers, name, self.owner))
 
     def purge(self, name: str) -> int:
         return int(self._database.write(self._database.queues.purge, name))
@@ -395,7 +395,7 @@ class SqliteStore(Store):
             on_left=self._stored_in_vain,
         )
         for queue, error in settled.refused:
-            self.tell_of_refusal(queue, error)
+            self.log_refusal(queue, error)
         self._after(settled)
         return settled.late
 

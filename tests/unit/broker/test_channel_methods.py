@@ -266,12 +266,12 @@ def test_a_consumer_whose_start_is_interrupted_leaves_nothing(
 ) -> None:
     asked, may_go = Event(), Event()
 
-    def enrol(*args: Any, **options: Any) -> bool:
+    def set_consumers(*args: Any, **options: Any) -> bool:
         asked.set()
         return may_go.wait(30)
 
     with monkeypatch.context() as patched:
-        patched.setattr(channel.connection.store, "enrol", enrol)
+        patched.setattr(channel.connection.store, "set_consumers", set_consumers)
         caller = gevent.spawn(channel.basic_consume, "q", "mine", no_ack=True, sink=Sink())
         assert asked.wait(30)
         caller.kill()

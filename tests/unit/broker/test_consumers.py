@@ -21,40 +21,40 @@ def registry() -> ConsumerRegistry:
 
 
 def test_others_are_counted(registry: ConsumerRegistry) -> None:
-    assert registry.others("q", "a") == 0
-    assert registry.enrol("q", "a", 2, False)
-    assert registry.enrol("q", "b", 3, False)
-    assert registry.enrol("p", "b", 5, False)
-    assert [registry.others("q", name) for name in ("a", "b", "c")] == [3, 2, 5]
-    assert registry.enrol("q", "b", 1, False)
-    assert registry.others("q", "a") == 1
-    assert registry.enrol("q", "b", 0, False)
-    assert registry.others("q", "a") == 0
+    assert registry.other_consumers("q", "a") == 0
+    assert registry.set_consumers("q", "a", 2, False)
+    assert registry.set_consumers("q", "b", 3, False)
+    assert registry.set_consumers("p", "b", 5, False)
+    assert [registry.other_consumers("q", name) for name in ("a", "b", "c")] == [3, 2, 5]
+    assert registry.set_consumers("q", "b", 1, False)
+    assert registry.other_consumers("q", "a") == 1
+    assert registry.set_consumers("q", "b", 0, False)
+    assert registry.other_consumers("q", "a") == 0
 
 
 def test_one_that_wants_to_be_alone(registry: ConsumerRegistry) -> None:
-    assert registry.enrol("q", "a", 1, True)
-    assert not registry.enrol("q", "b", 1, False)
-    assert not registry.enrol("q", "b", 1, True)
-    assert registry.enrol("q", "b", 0, True)  # who leaves is never refused
-    assert registry.enrol("q", "a", 1, True)
-    assert registry.enrol("p", "b", 1, True)
-    assert registry.enrol("q", "a", 0, True)
-    assert registry.enrol("q", "b", 1, False)
-    assert not registry.enrol("q", "a", 1, True)
-    assert registry.others("q", "a") == 1
+    assert registry.set_consumers("q", "a", 1, True)
+    assert not registry.set_consumers("q", "b", 1, False)
+    assert not registry.set_consumers("q", "b", 1, True)
+    assert registry.set_consumers("q", "b", 0, True)  # who leaves is never refused
+    assert registry.set_consumers("q", "a", 1, True)
+    assert registry.set_consumers("p", "b", 1, True)
+    assert registry.set_consumers("q", "a", 0, True)
+    assert registry.set_consumers("q", "b", 1, False)
+    assert not registry.set_consumers("q", "a", 1, True)
+    assert registry.other_consumers("q", "a") == 1
 
 
 def test_a_link_that_is_gone(registry: ConsumerRegistry) -> None:
-    registry.enrol("q", "a", 1, True)
-    registry.enrol("p", "a", 1, False)
-    registry.enrol("p", "b", 1, False)
+    registry.set_consumers("q", "a", 1, True)
+    registry.set_consumers("p", "a", 1, False)
+    registry.set_consumers("p", "b", 1, False)
     registry.leave("a")
-    assert (registry.others("q", "c"), registry.others("p", "c")) == (0, 1)
-    assert registry.enrol("q", "b", 1, True)
+    assert (registry.other_consumers("q", "c"), registry.other_consumers("p", "c")) == (0, 1)
+    assert registry.set_consumers("q", "b", 1, True)
     registry.leave("b")
     registry.leave("b")
-    registry.enrol("q", "c", 0, False)
+    registry.set_consumers("q", "c", 0, False)
     assert not registry._queues
 
 

@@ -161,7 +161,7 @@ def test_consume_and_cancel(
                 turn()
                 channel.connection.catch_up()
         assert channel.connection.feeds == {}
-        assert channel.connection.store.others("q") == 0
+        assert channel.connection.store.other_consumers("q") == 0
     check_whole(channel, fake_broker)
     other = channel_to(connect, kind)
     bodies = [message.body for message in iter(lambda: other.basic_get("q", no_ack=True), None)]

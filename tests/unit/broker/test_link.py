@@ -380,7 +380,7 @@ def test_an_end_is_for_all(connect: Opener, fake_broker: FakeBroker) -> None:
     assert sink.lost == [cause]
     assert is_lost(link.owner)
     assert not link.store.is_open  # type: ignore[attr-defined]
-    assert (link.feeds, link.store.registry.others("q", "")) == ({}, 0)
+    assert (link.feeds, link.store.registry.other_consumers("q", "")) == ({}, 0)
 
 
 def test_a_claim_ends_with_the_link(

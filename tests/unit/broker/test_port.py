@@ -9,12 +9,12 @@ import pytest
 from greenconn.broker.port import (
     Claimed,
     Entry,
+    LeaseExpired,
     NoQueue,
     QueueFull,
     Settlement,
     SettleRequest,
     Store,
-    TakenForDead,
 )
 from greenconn.exceptions import RecoverableConnectionError
 from tests.tiny_client import TinyClient
@@ -77,17 +77,34 @@ def test_consumers_are_known_for_the_links_of_this_process(
     other = FakeStore(store.client, store.wake, fake_broker)
     other.registry = store.registry
     store.owner, other.owner = "one", "other"
-    assert store.enrol("q", 2)
-    assert (store.others("q"), other.others("q")) == (0, 2)
-    assert not other.enrol("q", 1, exclusive=True)
-    assert other.enrol("q", 1)
-    assert (store.others("q"), other.others("q")) == (1, 2)
+    assert store.set_consumers("q", 2)
+    assert (store.other_consumers("q"), other.other_consumers("q")) == (0, 2)
+    assert not other.set_consumers("q", 1, exclusive=True)
+    assert other.set_consumers("q", 1)
+    assert (store.other_consumers("q"), other.other_consumers("q")) == (1, 2)
 
 
 def test_who_was_taken_for_dead_may_begin_anew() -> None:
-    error = TakenForDead()
+    error = LeaseExpired()
     assert isinstance(error, RecoverableConnectionError)
     assert "no sign of life for longer than its lease" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("enrol", "set_consumers"),
+        ("others", "other_consumers"),
+        ("tell_of_refusal", "log_refusal"),
+    ],
+)
+def test_a_method_under_its_former_name_is_called_and_warned_of(old: str, new: str) -> None:
+    def method(self: Store) -> str:
+        return "called"
+
+    with pytest.warns(DeprecationWarning, match=rf"Mine\.{old}\(\) is renamed to {new}\(\)"):
+        mine = type("Mine", (FakeStore,), {old: method})
+    assert getattr(mine, new) is method
 
 
 class SmallStore(FakeStore):
@@ -121,5 +138,5 @@ def test_without_leases_a_refused_copy_is_tried_again_at_once(
     store: FakeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.lease = None
-    store.tell_of_refusal("dead", QueueFull("dead"))
+    store.log_refusal("dead", QueueFull("dead"))
     assert "is tried again in 0 s: the queue is full" in caplog.text

@@ -114,7 +114,7 @@ def test_messages_and_consumers_are_counted(
 ) -> None:
     queues.make("q", DURABLE)
     link.store.put([Entry("q", {"body": b"x"})] * 3)
-    link.store.registry.enrol("q", "another", 2, False)
+    link.store.registry.set_consumers("q", "another", 2, False)
     assert queues.counts("q") == (3, 2)
     link.feeds["q"] = Feed(4)
     assert queues.counts("q") == (3, 6)

@@ -50,11 +50,11 @@ def test_the_store_knows_how_many_there_are(connect: Opener) -> None:
     channel, other = channel_to(connect), channel_to(connect)
     channel.queue_declare("q")
     tags = [channel.basic_consume("q", sink=Sink()) for _ in range(3)]
-    counts = [other.connection.store.others("q")]
+    counts = [other.connection.store.other_consumers("q")]
     for tag in tags:
         channel.basic_cancel(tag)
         channel.connection.catch_up()
-        counts.append(other.connection.store.others("q"))
+        counts.append(other.connection.store.other_consumers("q"))
     assert counts == [3, 2, 1, 0]
     assert channel.connection.feeds == {}
 
@@ -95,14 +95,14 @@ def test_a_channel_that_is_closed_meanwhile_has_no_consumer(
     link = channel.connection
     channel.queue_declare("q")
     asking, may_go = Event(), Event()
-    enrol = link.store.enrol
+    set_consumers = link.store.set_consumers
 
     def slow(*args: Any, **kwargs: Any) -> bool:
         asking.set()
         may_go.wait()
-        return enrol(*args, **kwargs)
+        return set_consumers(*args, **kwargs)
 
-    link.store.enrol = slow  # type: ignore[method-assign]
+    link.store.set_consumers = slow  # type: ignore[method-assign]
     consuming = gevent.spawn(channel.basic_consume, "q", sink=Sink())
     assert asking.wait(10)
     assert list(link.feeds) == ["q"]  # it stays for the one that is about to be
@@ -112,7 +112,7 @@ def test_a_channel_that_is_closed_meanwhile_has_no_consumer(
         consuming.get(timeout=10)
     link.catch_up()
     assert link.feeds == {}
-    assert link.store.registry.others("q", "") == 0
+    assert link.store.registry.other_consumers("q", "") == 0
 
 
 def test_get(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -230,8 +230,8 @@ class Consuming:
     def feed(self, queue: str) -> Feed[Any, Source]:
         return self.feeds.setdefault(queue, Feed(queue, Source))
 
-    def enrol(self, feed: Feed[Any, Source], *, exclusive: bool) -> bool:
-        self.calls.append(f"enrol {exclusive}")
+    def set_consumers(self, feed: Feed[Any, Source], *, exclusive: bool) -> bool:
+        self.calls.append(f"set_consumers {exclusive}")
         return True
 
     def left(self, feed: Feed[Any, Source]) -> None:
@@ -257,7 +257,7 @@ def test_what_is_asked_of_a_broker() -> None:
     )
     for each in (one, two):
         subscriptions.start(each)
-    assert consuming.calls[2:] == ["enrol False"] * 2
+    assert consuming.calls[2:] == ["set_consumers False"] * 2
     assert (list(feed.consumers), feed.coming) == ([one, two], 0)
     subscriptions.left(one)
     subscriptions.left(one)  # again: does nothing
