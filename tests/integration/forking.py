@@ -40,7 +40,7 @@ from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_wires import until
 
 #: Seconds that anything here may take.
-SOON = 15.0
+SOON = 40.0
 
 url, name = "", ""
 how = "os"

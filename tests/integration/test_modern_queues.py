@@ -348,7 +348,7 @@ def test_a_queue_lets_messages_expire_and_expires(
     queue = Queue(
         f"{unique}-brief",
         message_ttl=0.2,
-        expires=0.6,
+        expires=2.0,
         queue_arguments={"x-dead-letter-exchange": exchange.name},
     )
     queue(connection.default_channel).declare()

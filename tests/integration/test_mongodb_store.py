@@ -168,10 +168,9 @@ def test_lease_that_nobody_renews(stores: Stores) -> None:
 
 
 def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Database) -> None:
-    store = stores(lease=0.1)
+    store = stores(lease=1.0)
     store.put([entry()])
     (first,) = store.claim({QUEUE: 1}, 0)
-    gevent.sleep(0.2)
     second: list[Claimed] = []
     until(lambda: claim_into(second, store))
     store.settle([SettleRequest(first.handle, Settlement.ACK)])
@@ -180,13 +179,16 @@ def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Da
     assert mongodb_database["messages"].count_documents({}) == 0
 
 
-def test_renewed_lease(stores: Stores) -> None:
-    store, other = stores(lease=0.3), stores()
+def test_renewed_lease(stores: Stores, mongodb_database: Database) -> None:
+    store, other = stores(lease=600.0), stores()
     store.put([entry()])
     (held,) = store.claim({QUEUE: 1}, 0)
-    for _ in range(6):
-        gevent.sleep(0.1)
+    ends = [each["lease_until"] for each in mongodb_database["messages"].find()]
+    for _ in range(3):
+        gevent.sleep(0.01)  # the server counts milliseconds
         assert list(store.renew([held.handle])) == []
+        ends += [each["lease_until"] for each in mongodb_database["messages"].find()]
+    assert sorted(set(ends)) == ends
     assert list(other.claim({QUEUE: 1}, 0)) == []
 
 
@@ -259,15 +261,17 @@ def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> Non
 
 def test_delayed_message(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
-    store.put([entry(delay=0.3)])
-    assert list(store.claim({QUEUE: 1}, 0)) == []
-    assert mongodb_database["messages"].count_documents({"queue": QUEUE}) == 0
+    store.put([entry("late", delay=600.0), entry("soon", delay=0.1)])
     until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
-    (claimed,) = store.claim({QUEUE: 1}, 0)
+    (claimed,) = store.claim({QUEUE: 9}, 0)
+    assert bodies([claimed]) == ["soon"]
     assert claimed.deliveries == 0
-    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, delay=0.3)])
-    assert list(store.claim({QUEUE: 1}, 0)) == []
+    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, delay=0.1)])
     until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
+    (claimed,) = store.claim({QUEUE: 9}, 0)
+    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, delay=600.0)])
+    assert list(store.claim({QUEUE: 9}, 0)) == []
+    assert mongodb_database["messages"].count_documents({}) == 2
 
 
 def test_dead_messages_are_reported(stores: Stores) -> None:
@@ -286,11 +290,10 @@ def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Datab
         each.get("expireAfterSeconds") == 0
         for each in mongodb_database["messages"].index_information().values()
     )
-    store.put([entry("held", lifetime=0.2)])
+    store.put([entry("held", lifetime=2.0)])
     (held,) = store.claim({QUEUE: 1}, 0)
-    store.put([entry("waits", lifetime=0.2)])
+    store.put([entry("waits", lifetime=2.0)])
     assert "expire_at" in (mongodb_database["messages"].find_one({"queue": QUEUE}) or {})
-    gevent.sleep(0.3)
     # What somebody works on is not removed under his hands.
     (left,) = mongodb_database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
     assert "expire_at" not in left
@@ -318,15 +321,14 @@ def test_queue_of_kombus(stores: Stores, mongodb_database: Database) -> None:
 
 
 def test_exclusive_queue_whose_owner_has_gone(stores: Stores) -> None:
-    gone, other = stores(lease=0.2), stores()
+    gone, other = stores(lease=2.0), stores()
     gone.make_queue("mine", Declaration(owner="somebody"))
     gone.put([entry(queue="mine")])
     found = other.find_queue("mine")
     assert found is not None
     assert found.owner == "somebody"
     gone.renew([])
-    gevent.sleep(0.3)
-    assert other.find_queue("mine") is None
+    until(lambda: other.find_queue("mine") is None)
     assert other.size("mine") == 0
 
 

@@ -201,13 +201,13 @@ def test_message_without_time_needs_a_free_consumer(side: Side) -> None:
 @needs(Can.QUEUE_EXPIRY)
 def test_unused_queue_expires(side: Side) -> None:
     channel = side.channel()
-    queue = side.queue(channel, arguments={"x-expires": 500})
+    queue = side.queue(channel, arguments={"x-expires": 1000})
     tag = channel.basic_consume(queue, callback=print)
-    gevent.sleep(0.8)
+    gevent.sleep(1.3)
     channel.queue_declare(queue, passive=True)
     channel.basic_cancel(tag)
     for _ in range(10):
-        gevent.sleep(1)  # to look is to use it
+        gevent.sleep(1.5)  # to look is to use it
         try:
             late = side.channel(channel.connection)
             tag = late.basic_consume(queue, callback=print)

@@ -107,7 +107,7 @@ def rows(at_server: Control) -> list[bytes]:
 KINDS: list[dict[str, Any]] = [
     {"exclusive": True},
     {"auto_delete": True},
-    {"arguments": {"x-expires": 300}},
+    {"arguments": {"x-expires": 1500}},
 ]
 
 
@@ -263,7 +263,7 @@ def test_an_exchange_that_others_use_stays(opened: Open) -> None:
 def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: Control) -> None:
     sender, other = opened(), opened()
     channel = channel_of(other)
-    channel.queue_declare("q", arguments={"x-expires": 300})
+    channel.queue_declare("q", arguments={"x-expires": 1500})
     channel.queue_bind("q", "news", "#")
     until(lambda: send(sender))
     assert not at_server("EXISTS", "greenconn.queue.q")
@@ -306,7 +306,7 @@ def test_queues_of_programs_of_kombu_get_their_messages(
         # What they bound first stays theirs, though one of ours used it, too, and is gone.
         ours = opened()
         channel = channel_of(ours)
-        channel.queue_declare("theirs", arguments={"x-expires": 200})
+        channel.queue_declare("theirs", arguments={"x-expires": 2000})
         channel.queue_bind("theirs", "news", "a.*")
         until(lambda: not at_server("EXISTS", "greenconn.queue.theirs"))
         assert send(sender) == []

@@ -190,14 +190,14 @@ def test_cuts_anywhere_lose_nothing(
 
 @pytest.mark.programs
 def test_messages_of_a_killed_process_come_back(sqs_url: str, unique: str) -> None:
-    url = f"{sqs_url}?lease=1&get_wait_time=0"
+    url = f"{sqs_url}?lease=3&get_wait_time=0"
     with Connection(url) as connection:
         connection.default_channel.queue_declare(unique)
         greenconn.publish(unique, "kept", connection=connection, declare=True)
         holder = start("-c", HOLDER, url, unique)
         try:
             assert holder.line() == "kept False"
-            gevent.sleep(1.3)  # it is renewed
+            gevent.sleep(3.5)  # it is renewed
             assert connection.default_channel.basic_get(unique) is None
         finally:
             holder.end()
