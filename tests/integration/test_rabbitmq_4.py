@@ -249,6 +249,11 @@ def test_larger_frames_are_agreed_on_by_default(amqp_peers: AmqpPeers) -> None:
         (DENIED.format("queue_master_locator"), "x-queue-master-locator"),
         ("queue 'q' in vhost '/' does not support global qos", "apply_global"),
         ("basic.nack and basic.reject not supported by stream queues", "offset"),
+        (
+            "PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'q' in vhost '/' of queue "
+            "type rabbit_quorum_queue",
+            "leave out max_priority",
+        ),
         ("PRECONDITION_FAILED - delivery acknowledgement on channel 3 timed out", "ack sooner"),
         ("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.", "password"),
         ("NOT_ALLOWED - vhost none not found", "two slashes at the end"),

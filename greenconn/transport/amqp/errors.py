@@ -64,6 +64,11 @@ _REMEDIES: Final = (
         "argument x-stream-offset)",
     ),
     (
+        "invalid arg 'x-max-priority'",
+        "only classic queues have it: leave out max_priority, since a quorum queue has priorities of "
+        "itself, or declare the queue with x-queue-type=classic",
+    ),
+    (
         "delivery acknowledgement on channel",
         "a message was not acknowledged within the broker's consumer timeout: ack sooner, "
         "lower the prefetch_count, or raise consumer_timeout",
