@@ -15,7 +15,8 @@ from gevent.queue import Queue as GreenQueue
 import greenconn
 from greenconn import Connection, Exchange, Queue, rpc
 from greenconn.common import Broadcast
-from greenconn.exceptions import InternalError
+from greenconn.exceptions import InternalError, PreconditionFailed
+from greenconn.options import Retry
 from greenconn.pidbox import Mailbox
 from greenconn.transport.native_delayed_delivery import (
     MAX_LEVEL,
@@ -74,6 +75,56 @@ def test_messages_by_name(connection: Connection) -> None:
     greenconn.publish("orders", {"number": 1}, connection=connection)
     assert got.get(timeout=CAME) == {"number": 1}
     consumer.stop(CAME)
+
+
+def test_retries(connection: Connection) -> None:
+    """In the program, then by the broker, then as a dead letter."""
+    failed = Queue("failed")
+    payments = Queue(
+        "payments",
+        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": failed.name},
+    )
+    counts: list[int] = []
+    deaths: GreenQueue[Any] = GreenQueue()
+
+    def fail(body: str, message: Any) -> None:
+        counts.append(message.delivery_count)
+        if len(counts) == 2:
+            message.requeue()
+        else:
+            raise OSError("not now")
+
+    consumers = [
+        greenconn.spawn_consumer(
+            payments, fail, retry=Retry(tries=2, delay=0.01), connection=connection
+        ),
+        greenconn.spawn_consumer(
+            failed, lambda body, message: deaths.put(message.headers), connection=connection
+        ),
+    ]
+    for consumer in consumers:
+        assert consumer.wait_ready(CAME)
+    greenconn.publish(payments, "x", connection=connection)
+    death = deaths.get(timeout=CAME)["x-death"][0]
+    assert (death["reason"], death["queue"]) == ("rejected", "payments")
+    assert counts == [0, 0, 1, 1]
+    for consumer in consumers:
+        assert consumer.stop(CAME)
+
+
+def test_a_queue_with_priorities(connection: Connection, url: str) -> None:
+    """A queue of the default type; quorum queues have priorities without being told so."""
+    queue = Queue("urgent", max_priority=5)
+    if url.endswith("/quorum"):
+        with pytest.raises(PreconditionFailed, match="leave out max_priority"):
+            queue(connection.default_channel).declare()
+        queue = Queue("urgent")
+    queue(connection.default_channel).declare()
+    for priority in (1, 5, 3):
+        greenconn.publish(queue, priority, priority=priority, connection=connection)
+    channel = connection.default_channel
+    bodies = [int(channel.basic_get(queue.name, no_ack=True).body) for _ in range(3)]
+    assert bodies == [5, 3, 1]
 
 
 def test_calls(connection: Connection) -> None:
