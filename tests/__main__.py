@@ -46,6 +46,7 @@ from tests.shares import (
     Costs,
     apportion,
     chosen_files,
+    depends_on_server,
     divide,
     is_core,
     known_costs,
@@ -139,7 +140,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--servers",
         choices=["newer"],
-        help="only what talks to RabbitMQ, Redis or beanstalkd, on newer ones than this system's;"
+        help="only what depends on RabbitMQ, Redis or beanstalkd, on newer ones than this system's;"
         " the patched processes have Valkey instead of Redis",
     )
     add("--long", action="store_true", help="the full sizes of the requirements")
@@ -240,7 +241,7 @@ class Run:
             kind: self._files(options.core or (repeats_core and kind == "patched"))
             for kind in kinds
         }
-        costs = {kind: known_costs(kind, options.full) for kind in kinds}
+        costs = {kind: known_costs(noted_as(kind), options.full) for kind in kinds}
         seconds = {kind: seconds_of(files[kind], costs[kind]) for kind in kinds}
         processes = apportion(seconds, options.processes)
         parts = [
@@ -256,6 +257,8 @@ class Run:
     def _files(self, is_core_only: bool) -> list[str]:
         """Return the files that the processes of a kind run together."""
         chosen = chosen_files(self._rest)
+        if newer.is_wanted() and not names_files(self._rest):
+            chosen = [file for file in chosen if depends_on_server(file)]
         return [file for file in chosen if is_core(file)] if is_core_only else chosen
 
     def _divide(self, kind: str, files: list[str], costs: Costs, most: int) -> list[Part]:
@@ -447,13 +450,18 @@ class Run:
         costs: defaultdict[str, Costs] = defaultdict(dict)
         for side in sides:
             outcome = side.outcome()
-            costs[side.part.kind].update(outcome.took if outcome is not None else {})
+            costs[noted_as(side.part.kind)].update(outcome.took if outcome is not None else {})
         note_costs(costs, self._options.full)
 
 
 def other_of(name: str) -> str:
     """The other kind of process."""
     return "plain" if name == "patched" else "patched"
+
+
+def noted_as(kind: str) -> str:
+    """The name by which the costs of a kind of process are noted."""
+    return f"{kind}, newer" if newer.is_wanted() else kind
 
 
 def in_words(numbers: dict[str, int]) -> str:

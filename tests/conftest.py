@@ -44,7 +44,8 @@ SUMMARY = "GREENCONN_TEST_SUMMARY"
 NEWER_FIXTURES = frozenset(
     {
         *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
-        *("redis_url", "own_redis", "redis_with", "beanstalk_servers"),
+        *("tls_rabbitmq", "redis_url", "own_redis", "redis_with", "sentinel_group"),
+        "beanstalk_servers",
     }
 )
 NEWER_KINDS = frozenset({"amqp", "redis", "beanstalk"})

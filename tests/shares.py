@@ -20,6 +20,7 @@ __all__ = [
     "Share",
     "apportion",
     "chosen_files",
+    "depends_on_server",
     "divide",
     "is_core",
     "known_costs",
@@ -52,6 +53,16 @@ CORE = (
         )
     ),
 )
+#: What may depend on the version of a server...
+SERVED = ("tests/integration/*",)
+#: ... but for programs over whatever is below them: it is tested by itself.
+OVER_IT = tuple(
+    f"tests/integration/test_{name}.py"
+    for name in (
+        *("benchmarks", "celery_*", "cli", "contrib_*", "django", "examples", "gunicorn"),
+        *("other_threads", "patching"),
+    )
+)
 #: What follows the kind of process where the costs are those of a run that was not full.
 SHORT = ", short"
 #: Seconds for a file that is not noted: new, or too quick to be.
@@ -82,6 +93,13 @@ def chosen_files(arguments: Iterable[str]) -> list[str]:
 def is_core(file: str) -> bool:
     """Return whether a file, as a path from the root, is part of the core."""
     return any(fnmatch(file, pattern) for pattern in CORE)
+
+
+def depends_on_server(file: str) -> bool:
+    """Return whether a file, as a path from the root, may have tests of what a server does."""
+    return any(fnmatch(file, pattern) for pattern in SERVED) and not any(
+        fnmatch(file, pattern) for pattern in OVER_IT
+    )
 
 
 def known_costs(kind: str, is_full: bool) -> Costs:

@@ -87,17 +87,17 @@ def ask(sentinel: RedisSentinel, *args: str) -> Any:
 
 
 @pytest.fixture
-def group(brokers: Brokers) -> Iterator[Group]:
+def sentinel_group(brokers: Brokers) -> Iterator[Group]:
     made = Group(brokers)
     yield made
     made.close()
 
 
-def test_failovers(group: Group) -> None:
+def test_failovers(sentinel_group: Group) -> None:
     got: list[Any] = []
     with (
-        Connection(group.url, transport_options=OPTIONS) as connection,
-        Connection(group.url, transport_options=OPTIONS) as sending,
+        Connection(sentinel_group.url, transport_options=OPTIONS) as connection,
+        Connection(sentinel_group.url, transport_options=OPTIONS) as sending,
     ):
         consumer = greenconn.spawn_consumer(
             "q", lambda body, message: got.append(body), connection=connection
@@ -105,41 +105,41 @@ def test_failovers(group: Group) -> None:
         assert consumer.wait_ready(SOON)
         greenconn.publish("q", "before", connection=sending)
         until(lambda: got == ["before"])
-        assert master_of(connection) == group.master.port
+        assert master_of(connection) == sentinel_group.master.port
         # Planned: the old master lives on, and would go on taking messages.
-        ask(group.sentinels[0], "FAILOVER", "mymaster")
-        until(lambda: master_of(connection) == group.replica.port, LATE)
+        ask(sentinel_group.sentinels[0], "FAILOVER", "mymaster")
+        until(lambda: master_of(connection) == sentinel_group.replica.port, LATE)
         until(lambda: not sending.connected, LATE)
         greenconn.publish("q", "planned", connection=sending, timeout=LATE)
-        assert master_of(sending) == group.replica.port
+        assert master_of(sending) == sentinel_group.replica.port
         until(lambda: got == ["before", "planned"], LATE)
         # Not planned.
-        until(lambda: replicas_of(group.sentinels[0]) == b"1", LATE)
+        until(lambda: replicas_of(sentinel_group.sentinels[0]) == b"1", LATE)
         gevent.sleep(2.5)  # the sentinels' own pause between two failovers
-        group.replica.kill()
+        sentinel_group.replica.kill()
         greenconn.publish("q", "killed", connection=sending, timeout=LATE)
         until(lambda: got == ["before", "planned", "killed"], LATE)
-        assert master_of(connection) == group.master.port
+        assert master_of(connection) == sentinel_group.master.port
         assert consumer.stop(SOON)
 
 
 @pytest.mark.full
-def test_channel_client_goes_where_its_link_goes(group: Group) -> None:
-    with Connection(group.url, transport_options=OPTIONS) as connection:
+def test_channel_client_goes_where_its_link_goes(sentinel_group: Group) -> None:
+    with Connection(sentinel_group.url, transport_options=OPTIONS) as connection:
         client = connection.default_channel.client
         client.set("place", "before")
         assert client.info("replication")["role"] == "master"
-        ask(group.sentinels[0], "FAILOVER", "mymaster")
+        ask(sentinel_group.sentinels[0], "FAILOVER", "mymaster")
         until(lambda: not connection.connected, LATE)
         with pytest.raises(RecoverableConnectionError):
             client.ping()
         connection.ensure_connection(timeout=LATE)
-        assert master_of(connection) == group.replica.port
+        assert master_of(connection) == sentinel_group.replica.port
         successor = connection.default_channel.client
         assert successor.get("place") == b"before"
         successor.set("place", "after")
         assert successor.info("replication")["role"] == "master"
-        with Connection(group.replica.url) as direct:
+        with Connection(sentinel_group.replica.url) as direct:
             assert direct.default_channel.client.get("place") == b"after"
 
 
@@ -153,17 +153,20 @@ def replicas_of(sentinel: RedisSentinel) -> Any:
 
 
 @pytest.mark.full
-def test_what_sentinels_do_not_know(group: Group) -> None:
-    with Connection(group.url) as connection, pytest.raises(ValueError, match="master_name"):
+def test_what_sentinels_do_not_know(sentinel_group: Group) -> None:
+    with (
+        Connection(sentinel_group.url) as connection,
+        pytest.raises(ValueError, match="master_name"),
+    ):
         connection.connect()
     for options, why in (
         ({"master_name": "other"}, "no sentinel names a master 'other'"),
         ({**OPTIONS, "min_other_sentinels": 3}, "knows only 2 others"),
     ):
-        connection = Connection(group.url, transport_options=options)
+        connection = Connection(sentinel_group.url, transport_options=options)
         with connection, pytest.raises(RecoverableConnectionError, match=why):
             connection.connect()
     # One that is away is left out.
-    group.sentinels[0].kill()
-    with Connection(group.url, transport_options=OPTIONS) as connection:
+    sentinel_group.sentinels[0].kill()
+    with Connection(sentinel_group.url, transport_options=OPTIONS) as connection:
         Producer(connection).publish("x", routing_key="q")

@@ -12,10 +12,12 @@ from tests import shares
 from tests.shares import (
     CORE,
     NOBODY,
+    OVER_IT,
     SHARE,
     Share,
     apportion,
     chosen_files,
+    depends_on_server,
     divide,
     is_core,
     known_costs,
@@ -67,6 +69,16 @@ def test_each_pattern_of_the_core_names_files() -> None:
     assert is_core("tests/unit/wire/test_acks.py")
     assert is_core("tests/integration/test_routing_contract.py")
     assert not is_core("tests/integration/test_benchmarks.py")
+
+
+def test_what_depends_on_a_server_is_neither_a_unit_nor_a_program_over_it() -> None:
+    files = chosen_files([])
+    for pattern in OVER_IT:
+        assert any(fnmatch(file, pattern) for file in files), pattern
+    assert depends_on_server("tests/integration/test_queue_contract.py")
+    assert depends_on_server("tests/integration/brokers/test_redis_server.py")
+    assert not depends_on_server("tests/integration/test_cli.py")
+    assert not depends_on_server("tests/unit/wire/test_acks.py")
 
 
 def test_it_does_not_depend_on_the_order() -> None:
