@@ -1,12 +1,18 @@
 """The channels of consumers, and the queues that are consumed on them.
 
 At most fifty consumers share a channel, so an error of the broker, which costs a channel, hits few.
-Consumer channels carry qos, consume, cancel and acks only.  The prefetch of a channel holds for the
-consumers that are started after it: both requests are sent under the channel's lock.
+Consumer channels carry qos, consume, cancel and acks only.  A channel has one prefetch, which is sent
+when it is opened, so that consumers of the same prefetch start with one request each and none waits for
+the reply to another.
+
+RabbitMQ starts the consumers of a channel one after the other, and waits for the majority of a quorum
+queue with each.  So the consumers that begin together, as after a reconnect, are spread over as many
+channels as they need in the end.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,28 +54,44 @@ class SharedChannel:
     """A channel for up to :data:`CONSUMERS_PER_CHANNEL` consumers, opened by the first of them.
 
     Attributes:
-        lock: held over the opening, and over qos and consume of one consumer.
+        prefetch: messages of each consumer that may be unacked; 0 is no limit.
+        lock: held over the opening.
         consumers: number of those that are here or about to be.
         is_private: one consumer has it for itself, since its request may fail.
     """
 
-    __slots__ = ("_channel", "_link", "consumers", "is_private", "lock")
+    __slots__ = (
+        "_channel",
+        "_has_prefetch",
+        "_link",
+        "consumers",
+        "is_private",
+        "lock",
+        "prefetch",
+    )
 
-    def __init__(self, link: Link, is_private: bool) -> None:
+    def __init__(self, link: Link, prefetch: int) -> None:
         self._link = link
         self._channel: Any = None
+        self._has_prefetch = False
+        self.prefetch = prefetch
         self.lock = BoundedSemaphore(1)
         self.consumers = 0
-        self.is_private = is_private
+        self.is_private = False
 
     @property
     def is_usable(self) -> bool:
         """Whether consumers may be started here: not known to be closed."""
         return self._channel is None or bool(self._channel.is_open)
 
-    def belongs_to(self, link: Link) -> bool:
+    def belongs_to(self, link: Link | None) -> bool:
         """Return whether it is of the life of *link*."""
         return self._link is link
+
+    def reuse(self, prefetch: int) -> None:
+        """Prepare it for other consumers, when it has none."""
+        if prefetch != self.prefetch:
+            self.prefetch, self._has_prefetch = prefetch, False
 
     def open(self, transport: Any) -> Any:
         """Return the channel, opened now if it was not yet.  The caller holds the lock.  May switch."""
@@ -77,50 +99,102 @@ class SharedChannel:
             self._channel = transport.create_channel(self._link)
             # What a handler acks itself must not wait for the end of its work.
             self._channel.flushes_acks = True
+        if not self._has_prefetch:
+            self._channel.basic_qos(0, self.prefetch, False)
+            self._has_prefetch = True
         return self._channel
 
 
 class SharedChannels:
     """The consumer channels of one connection.  Nothing here switches."""
 
-    __slots__ = ("_all",)
+    __slots__ = ("_expected", "_full", "_idle", "_link", "_with_room")
 
     def __init__(self) -> None:
-        self._all: list[SharedChannel] = []
+        self._link: Link | None = None
+        #: By prefetch: subscriptions that need a channel, whether they have it or not.
+        self._expected: Counter[int] = Counter()
+        #: By prefetch: channels with room for one more consumer, the next to be used first.
+        self._with_room: dict[int, deque[SharedChannel]] = {}
+        #: By prefetch: the number of channels without room.
+        self._full: Counter[int] = Counter()
+        #: Channels without consumers.
+        self._idle: list[SharedChannel] = []
 
-    def __len__(self) -> int:
-        return len(self._all)
+    def expect(self, prefetch: int) -> None:
+        """Note that one more subscription needs a channel, now and after each reconnect."""
+        self._expected[prefetch] += 1
 
-    def acquire(self, link: Link, *, is_private: bool = False) -> SharedChannel:
+    def stop_expecting(self, prefetch: int) -> None:
+        """Note that a subscription has ended."""
+        self._expected[prefetch] -= 1
+
+    def acquire(self, link: Link, prefetch: int, *, is_private: bool = False) -> SharedChannel:
         """Return a channel on *link* with room for one more consumer, which must :meth:`release` it.
 
         Arguments:
+            prefetch: of the consumer.
             is_private: return one that no other consumer gets.
         """
-        self._all = [each for each in self._all if each.belongs_to(link) and each.is_usable]
-        for shared in self._all:
-            if not shared.consumers:
-                shared.is_private = is_private
-                break
-            if (
-                not shared.is_private
-                and not is_private
-                and shared.consumers < CONSUMERS_PER_CHANNEL
-            ):
-                break
+        if link is not self._link:
+            self.clear()
+            self._link = link
+        if is_private:
+            shared = self._unused(prefetch)
+            shared.is_private = True
         else:
-            shared = SharedChannel(link, is_private)
-            self._all.append(shared)
+            with_room = self._with_room.setdefault(prefetch, deque())
+            while with_room and not with_room[0].is_usable:
+                with_room.popleft()
+            if with_room and len(with_room) >= self._needed(prefetch):
+                shared = with_room.popleft()
+            else:
+                shared = self._unused(prefetch)
+            if shared.consumers + 1 < CONSUMERS_PER_CHANNEL:
+                with_room.append(shared)
+            else:
+                self._full[prefetch] += 1
         shared.consumers += 1
         return shared
+
+    def _needed(self, prefetch: int) -> int:
+        """Return the number of channels for the consumers that are not on full ones."""
+        left = self._expected[prefetch] - self._full[prefetch] * CONSUMERS_PER_CHANNEL
+        return -(-left // CONSUMERS_PER_CHANNEL)
+
+    def _unused(self, prefetch: int) -> SharedChannel:
+        while self._idle:
+            shared = self._idle.pop()
+            if shared.is_usable:
+                shared.reuse(prefetch)
+                return shared
+        assert self._link is not None
+        return SharedChannel(self._link, prefetch)
 
     def release(self, shared: SharedChannel) -> None:
         """Remove one consumer from *shared*, which stays open for the next ones."""
         shared.consumers -= 1
+        if not shared.belongs_to(self._link):
+            return
+        if shared.is_private:
+            shared.is_private = False
+            self._idle.append(shared)
+            return
+        with_room = self._with_room[shared.prefetch]
+        if shared.consumers == CONSUMERS_PER_CHANNEL - 1:
+            self._full[shared.prefetch] -= 1
+            with_room.append(shared)
+        if not shared.consumers:
+            if shared in with_room:  # else it was found closed
+                with_room.remove(shared)
+            self._idle.append(shared)
 
     def clear(self) -> None:
-        """Forget all since the connection is closed."""
-        self._all = []
+        """Forget all channels since the connection is closed."""
+        self._link = None
+        self._with_room = {}
+        self._full = Counter()
+        self._idle = []
 
 
 class Sink:
@@ -284,11 +358,11 @@ class Subscription:
         self._ensure_queue(session, link)
         self.stop_expecting()
         self._release(channels)
-        shared = channels.acquire(link, is_private=self.fails_alone)
+        shared = channels.acquire(link, self.prefetch, is_private=self.fails_alone)
         try:
             with shared.lock:
                 channel = shared.open(session.broker.transport)
-                self._consume(channel)
+            self._consume(channel)
         except BaseException:
             channels.release(shared)
             raise
@@ -333,7 +407,6 @@ class Subscription:
         if self._position is not None:
             arguments[OFFSET] = self._position.restart()
         try:
-            channel.basic_qos(0, self.prefetch, False)
             channel.basic_consume(
                 queue=self.name,
                 consumer_tag=self.tag,

@@ -670,6 +670,8 @@ class ConsumerGroup:
             self.session.on_closed.append(self._on_closed)
         self.join_recovery()
         self._consumers[consumer] = None
+        for prefetch in consumer.options.shares():
+            self.channels.expect(prefetch)
         self.pool.resize(max(self.pool.limit, consumer.options.concurrency))
 
     def join_recovery(self) -> None:
@@ -684,6 +686,8 @@ class ConsumerGroup:
         if consumer not in self._consumers:
             return
         del self._consumers[consumer]
+        for prefetch in consumer.options.shares():
+            self.channels.stop_expecting(prefetch)
         if not self._consumers:
             self.session.discard(self)
             self.session.on_closed.remove(self._on_closed)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from greenconn.transport import base
-from greenconn.worker.channels import CONSUMERS_PER_CHANNEL, SharedChannels
+from greenconn.worker.channels import CONSUMERS_PER_CHANNEL, SharedChannel, SharedChannels
 from tests.tiny_client import TinyClient
 
 
@@ -21,46 +23,125 @@ class Link(base.Link):
 
 
 class Channel:
-    """A channel."""
+    """A channel that notes its prefetch."""
 
     is_open = True
 
+    def __init__(self) -> None:
+        self.prefetches: list[int] = []
+
+    def basic_qos(self, size: int, count: int, is_global: bool) -> None:
+        """Note the prefetch."""
+        assert not size
+        assert not is_global
+        self.prefetches.append(count)
+
+
+def expecting(count: int, prefetch: int = 10) -> SharedChannels:
+    """Return channels that so many consumers will need."""
+    channels = SharedChannels()
+    for _ in range(count):
+        channels.expect(prefetch)
+    return channels
+
+
+def counts(taken: list[SharedChannel]) -> list[int]:
+    """Return the number of consumers on each channel."""
+    return [each.consumers for each in dict.fromkeys(taken)]
+
 
 def test_fifty_consumers_share_a_channel() -> None:
-    channels, link = SharedChannels(), Link()
-    taken = [channels.acquire(link) for _ in range(2 * CONSUMERS_PER_CHANNEL + 1)]
-    assert len(channels) == 3
-    assert [each.consumers for each in dict.fromkeys(taken)] == [
-        CONSUMERS_PER_CHANNEL,
-        CONSUMERS_PER_CHANNEL,
-        1,
-    ]
+    channels, link = expecting(1), Link()
+    taken = [channels.acquire(link, 10) for _ in range(2 * CONSUMERS_PER_CHANNEL + 1)]
+    assert counts(taken) == [CONSUMERS_PER_CHANNEL, CONSUMERS_PER_CHANNEL, 1]
     channels.release(taken[0])
-    assert channels.acquire(link) is taken[0]
+    assert {channels.acquire(link, 10) for _ in range(2)} == {taken[0], taken[-1]}
+    assert counts(taken) == [CONSUMERS_PER_CHANNEL, CONSUMERS_PER_CHANNEL, 2]
+
+
+def test_consumers_that_begin_together_are_spread_over_the_channels_that_they_need() -> None:
+    count = 4 * CONSUMERS_PER_CHANNEL - 1
+    channels = expecting(count)
+    for link in (Link(), Link()):  # also those that begin again after a reconnect
+        taken = [channels.acquire(link, 10) for _ in range(count)]
+        assert len(set(taken[:4])) == 4
+        assert sorted(counts(taken)) == [CONSUMERS_PER_CHANNEL - 1, *[CONSUMERS_PER_CHANNEL] * 3]
+
+
+def test_consumers_that_end_leave_room_for_others() -> None:
+    channels, link = expecting(2 * CONSUMERS_PER_CHANNEL), Link()
+    taken = [channels.acquire(link, 10) for _ in range(2 * CONSUMERS_PER_CHANNEL)]
+    for shared in taken:
+        channels.release(shared)
+        channels.stop_expecting(10)
+    assert counts(taken) == [0, 0]
+    channels.expect(10)
+    again = [channels.acquire(link, 10) for _ in range(CONSUMERS_PER_CHANNEL + 1)]
+    assert set(again) == set(taken)
+
+
+def test_a_channel_has_one_prefetch_which_is_sent_once() -> None:
+    channels, link = expecting(4), Link()
+    ten = channels.acquire(link, 10)
+    twenty = channels.acquire(link, 20)
+    assert twenty is not ten
+    assert channels.acquire(link, 10) is ten
+    channel = ten.open(link)
+    ten.open(link)
+    assert channel.prefetches == [10]
+    channels.release(ten)
+    channels.release(ten)
+    assert channels.acquire(link, 30) is ten  # nobody else is there any more
+    assert ten.open(link) is channel
+    assert channel.prefetches == [10, 30]
+
+
+def test_a_channel_whose_prefetch_did_not_arrive_is_given_it_again() -> None:
+    class Timid(Channel):
+        def basic_qos(self, size: int, count: int, is_global: bool) -> None:
+            super().basic_qos(size, count, is_global)
+            if len(self.prefetches) == 1:
+                raise TimeoutError
+
+    class TimidLink(Link):
+        def create_channel(self, link: Any) -> Any:
+            return Timid()
+
+    link = TimidLink()
+    shared = SharedChannels().acquire(link, 10)
+    with pytest.raises(TimeoutError):
+        shared.open(link)
+    assert shared.open(link).prefetches == [10, 10]
 
 
 def test_a_private_one_is_shared_with_nobody() -> None:
-    channels, link = SharedChannels(), Link()
-    shared = channels.acquire(link)
-    private = channels.acquire(link, is_private=True)
+    channels, link = expecting(CONSUMERS_PER_CHANNEL), Link()
+    shared = channels.acquire(link, 10)
+    private = channels.acquire(link, 10, is_private=True)
     assert private is not shared
-    assert channels.acquire(link) is shared
-    assert channels.acquire(link, is_private=True) is not private
+    assert channels.acquire(link, 10) is shared
+    assert channels.acquire(link, 10, is_private=True) is not private
     channels.release(private)
-    assert channels.acquire(link, is_private=True) is private
+    assert channels.acquire(link, 10, is_private=True) is private
     channels.release(private)
     for _ in range(CONSUMERS_PER_CHANNEL - 2):
-        channels.acquire(link)
-    assert channels.acquire(link) is private
+        channels.acquire(link, 10)
+    assert channels.acquire(link, 10) is private
 
 
 def test_closed_channels_and_former_lives_are_forgotten() -> None:
-    channels, link = SharedChannels(), Link()
-    first = channels.acquire(link)
+    channels, link = expecting(2), Link()
+    first = channels.acquire(link, 10)
     channel = first.open(link)
     assert first.open(link) is channel
     channel.is_open = False
-    second = channels.acquire(link)
+    second = channels.acquire(link, 10)
     assert second is not first
-    assert channels.acquire(Link()) is not second
-    assert len(channels) == 1
+    channels.release(first)
+    third = channels.acquire(link, 10, is_private=True)
+    assert third is not first
+    other = Link()
+    fourth = channels.acquire(other, 10)
+    assert fourth not in (first, second, third)
+    channels.release(second)  # of the former life: changes nothing
+    assert channels.acquire(other, 10) is fourth
