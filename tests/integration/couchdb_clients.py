@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: Seconds that a test waits for something that must come.
-SOON = 10.0
+SOON = 30.0
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tests.fix_amqp import AmqpPeer, Links, drain
 from tests.fix_interrupts import Signal, signals
 
 ENDED = (RecoverableChannelError, RecoverableConnectionError)
-WAIT = 10.0
+WAIT = 30.0
 
 
 class Subject:

@@ -174,7 +174,7 @@ def test_errors_of_a_broker_that_is_away_are_short() -> None:
     def work(number: int) -> None:
         try:
             if number % 2:
-                greenconn.publish("q", 1, connection=connection, timeout=0.2)
+                greenconn.publish("q", 1, connection=connection, timeout=1)
             else:
                 connection.connect()
         except Exception as exc:

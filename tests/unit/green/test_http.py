@@ -21,7 +21,7 @@ from tests.fix_peer import Peer, PeerFactory
 from tests.fix_tls import CERTS, TlsFront
 from tests.forked import holds_in_child
 
-WAIT = 10.0
+WAIT = 30.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -12,10 +12,10 @@ from gevent.event import Event
 
 from greenconn.green.supervisor import end, spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
+from tests.fix_wires import until
 
 #: That of threads, in a patched process too.
 _thread: Any = monkey.get_original("threading", "get_ident")
-_sleep: Any = monkey.get_original("time", "sleep")
 _allocate_lock: Any = monkey.get_original("_thread", "allocate_lock")
 
 
@@ -61,21 +61,24 @@ def test_more_calls_than_threads(pool: CallPool) -> None:
 
 def test_killed_caller_leaves_its_call(pool: CallPool) -> None:
     done: list[int] = []
+    may_end = _allocate_lock()
+    may_end.acquire()
 
     def slow() -> None:
-        _sleep(0.1)
+        done.append(0)
+        may_end.acquire()
         done.append(1)
         raise ValueError("nobody hears it")
 
     caller = gevent.spawn(pool.call, slow)
-    gevent.sleep(0.02)
+    until(lambda: done == [0])
     caller.kill()
-    assert not done
     was_busy = pool.is_busy
+    may_end.release()
     assert pool.call(str, 1) == "1"
     pool.close()
     assert (was_busy, pool.is_busy) == (True, False)
-    assert done == [1]
+    assert done == [0, 1]
 
 
 def test_without_threads_calls_are_direct() -> None:

@@ -25,7 +25,7 @@ from tests.fix_amqp import AmqpPeer, BrokerEnd, Got
 #: The default exchange: nothing has to be looked up.
 DEFAULT = Exchange("")
 SOON = 0.3
-WAIT = 10.0
+WAIT = 30.0
 
 PUBLISH = spec.Basic.Publish
 

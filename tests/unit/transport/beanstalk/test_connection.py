@@ -21,7 +21,7 @@ from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory
 from tests.tiny_client import TinyClient
 
-SOON = 10.0
+SOON = 30.0
 Opened = Callable[[Callable[[socket.socket], Any]], Pipeline]
 
 

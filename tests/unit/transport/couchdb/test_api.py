@@ -23,7 +23,7 @@ from greenconn.transport.couchdb.errors import (
 )
 from tests.fix_peer import PeerFactory
 
-WAIT = 10.0
+WAIT = 30.0
 
 
 class Server:

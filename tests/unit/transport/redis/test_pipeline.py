@@ -25,7 +25,7 @@ from greenconn.wire.resp import RespParser, pack
 from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory
 
-SOON = 10.0
+SOON = 30.0
 Answer = Callable[[list[bytes]], bytes]
 Opened = Callable[[Callable[[socket.socket], Any]], Pipeline]
 
