@@ -155,9 +155,17 @@ class StoreSettler:
         """Return messages that claims without a reply may have taken.  Never switches."""
         return [Claimed(queue, None, handle) for queue, handle in self._store.doubtful()]
 
-    def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
+    def reclaim(
+        self,
+        held: Sequence[HeldMessage],
+        unhandled: Sequence[HeldMessage],
+        doubtful: Sequence[HeldMessage],
+    ) -> None:
         """Requeue what former lives held, and what they may have claimed.  Never switches."""
         dispositions = [Disposition(each, Settlement.REQUEUE) for each in held]
+        dispositions += [
+            Disposition(each, Settlement.REQUEUE, is_unhandled=True) for each in unhandled
+        ]
         dispositions += [Disposition(each, Settlement.REQUEUE, is_unseen=True) for each in doubtful]
         self._link.settlements.take_over((), dispositions)
 

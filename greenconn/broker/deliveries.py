@@ -65,6 +65,9 @@ class Acknowledger(Protocol):
     def ack_late(self, tag: Any) -> None:
         """Acknowledge a delivery of a lost link."""
 
+    def unhandled_late(self, tags: Iterable[Any]) -> None:
+        """Note that no handler has begun with deliveries whose link is gone."""
+
     def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
         """Requeue deliveries, each at the head of its queue.
 
@@ -184,7 +187,10 @@ class Deliveries:
         Raises:
             WrongHub: called from another thread.
         """
-        if self._link.lost is not None or self._channel.state_of_life is not _OPEN:
+        if self._link.lost is not None:
+            self._acknowledger.unhandled_late((tag,))
+            return
+        if self._channel.state_of_life is not _OPEN:
             return
         self._channel.check_open()
         delivery = self.unacked.pop(tag, None)
@@ -304,6 +310,8 @@ class Deliveries:
             deliveries = list(self.unacked.values())
             self.unacked.clear()
             self._acknowledger.requeue(deliveries, unseen)
+        else:
+            self._acknowledger.unhandled_late(unseen)
 
 
 def _tags(deliveries: Iterable[Any]) -> set[Any]:

@@ -8,7 +8,7 @@ of their lease; until then a handler may still ack them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from greenconn.broker.port import Settlement
@@ -20,7 +20,7 @@ __all__ = ["Handover"]
 class Handover:
     """Held messages of former lives, and their acks and dispositions."""
 
-    __slots__ = ("_acks", "_dispositions", "_doubtful", "_held", "_successor")
+    __slots__ = ("_acks", "_dispositions", "_doubtful", "_held", "_successor", "_unhandled")
 
     def __init__(self) -> None:
         #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
@@ -31,6 +31,8 @@ class Handover:
         self._doubtful: list[HeldMessage] = []
         #: Delivery tag -> message, until it is acked.
         self._held: dict[Any, HeldMessage] = {}
+        #: Of those, the ones that no handler has begun with.
+        self._unhandled: set[Any] = set()
 
     def take(self, link: SettlementLink) -> None:
         """Take what the life of *link*, which is over, has left.  Never switches."""
@@ -51,6 +53,10 @@ class Handover:
         kept = self._held.pop(tag, None)
         if kept is not None:
             self._acks.append(kept.handle)
+
+    def note_unhandled(self, tags: Iterable[Any]) -> None:
+        """Note that no handler has begun with messages of a former life.  Never switches."""
+        self._unhandled.update(tag for tag in tags if tag in self._held)
 
     def add(
         self, link: SettlementLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
@@ -84,7 +90,10 @@ class Handover:
             link.settlements.take_over(acks, dispositions)
         held, doubtful = dict(self._held), list(self._doubtful)
         if held or doubtful:
-            link.settler.reclaim(list(held.values()), doubtful)
+            begun = [each for tag, each in held.items() if tag not in self._unhandled]
+            unhandled = [each for tag, each in held.items() if tag in self._unhandled]
+            link.settler.reclaim(begun, unhandled, doubtful)
         for tag in held:
             self._held.pop(tag, None)
+            self._unhandled.discard(tag)
         del self._doubtful[: len(doubtful)]

@@ -148,7 +148,12 @@ class MessageSettler(Protocol):
         Asked for when the link ends.
         """
 
-    def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
+    def reclaim(
+        self,
+        held: Sequence[HeldMessage],
+        unhandled: Sequence[HeldMessage],
+        doubtful: Sequence[HeldMessage],
+    ) -> None:
         """Requeue what former lives held, and what they may have claimed.  May switch."""
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
@@ -166,6 +171,9 @@ class Successor(Protocol):
 
     def ack(self, tag: Any) -> None:
         """Note that a message of a former life was handled after all."""
+
+    def note_unhandled(self, tags: Iterable[Any]) -> None:
+        """Note that no handler has begun with messages of a former life."""
 
     def add(
         self, link: SettlementLink, acks: Sequence[Any], dispositions: Sequence[Disposition]

@@ -98,6 +98,10 @@ class Settlements:
         """Acknowledge a delivery of a link that is lost.  Never switches."""
         self._link.handover.ack(tag)
 
+    def unhandled_late(self, tags: Iterable[Any]) -> None:
+        """Note that no handler has begun with deliveries whose link is gone.  Never switches."""
+        self._link.handover.note_unhandled(tags)
+
     def requeue(self, deliveries: Iterable[HeldDelivery], unhandled: Collection[Any] = ()) -> None:
         """Requeue *deliveries*, at the heads of their queues.  Never switches.
 

@@ -48,9 +48,11 @@ class ConsumerInbox:
         if isinstance(exc, ConsumerCancelled):
             self._consumer._subscriptions.placed.clear()
         elif not self._no_ack:
-            # They are requeued, and could not be acked any more.
+            # They are requeued, and could not be acked any more; but nobody has begun with them.
             for message in self.inbox.clear():
                 self._took(message)
+                with suppress(Exception):
+                    message.put_back()
         channel = self._consumer._channel
         is_recovered = getattr(channel.connection, "lost", None) is not None
         if not is_recovered and not self.inbox.waiting:

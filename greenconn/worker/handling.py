@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterator
+from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -305,11 +306,18 @@ class Handling:
             exc,
         )
 
-    def forget(self, message: Message) -> None:
-        """Drop *message*, which was lost with its channel."""
+    def forget(self, message: Message, *, has_begun: bool) -> None:
+        """Drop *message*, which was lost with its channel.  In the reader.
+
+        Arguments:
+            has_begun: a handler has begun with it, so that this delivery of it counts.
+        """
         self._delays.pop(message, None)
         if self._is_counted:
             release(message)
+        if not has_begun:
+            with suppress(Exception):  # the channel is gone
+                message.put_back()
 
     def requeue(self, message: Message, *, has_begun: bool = True) -> None:
         """Requeue a message, whatever happens to this greenlet.  May switch.

@@ -467,8 +467,8 @@ class ConsumerLifecycle:
                 self._overdue = overdue
                 subscription.fails_alone = True  # the next time nobody else suffers
             if not self.options.no_ack:
-                for message, _ in self.dispatcher.drop(channel):
-                    self.handling.forget(message)
+                for message, has_begun in self.dispatcher.drop(channel):
+                    self.handling.forget(message, has_begun=has_begun)
         if self._target is TargetState.RUNNING:
             subscription.expect(self._session)
         if self.state is ConsumerState.RUNNING:

@@ -317,6 +317,50 @@ def test_nothing_is_lost_in_a_store(
 
 
 @pytest.mark.parametrize(
+    "store",
+    [
+        "redis_url",
+        "sqlite_url",
+        pytest.param("mongodb_url", marks=pytest.mark.full),
+        pytest.param("couchdb_url", marks=pytest.mark.full),
+    ],
+)
+def test_a_lost_connection_counts_what_was_begun(
+    store: str, unique: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(store)
+    queue = Queue(unique, queue_arguments={"x-delivery-limit": LIMIT})
+    go_on, seen = Event(), []
+
+    def handle(body: int, message: Any) -> None:
+        assert go_on.wait(CAME)
+        seen.append(body)
+
+    with Connection(url) as keeper, Connection(url) as connection:
+        channel = keeper.default_channel
+        queue(channel).declare()
+        for number in range(20):
+            keeper.Producer().publish(number, routing_key=unique)
+        consumer = spawn_consumer(
+            queue, handle, concurrency=1, prefetch_count=50, connection=connection
+        )
+        for _ in range(LIMIT + 1):
+            until(lambda: channel.queue_declare(unique, passive=True).message_count == 0)
+            generation = connection.session.generation
+            connection.connection.end(ConnectionResetError("cut by the test"))
+            until(partial(_is_later, connection, generation))
+            assert consumer.wait_ready(CAME)
+        go_on.set()
+        until(lambda: set(seen) == set(range(20)))
+        assert consumer.stop(CAME)
+        queue(channel).delete()
+
+
+def _is_later(connection: Connection, generation: int) -> bool:
+    return connection.session.generation > generation
+
+
+@pytest.mark.parametrize(
     ("url", "side_of"), [("beanstalk_url", beanstalk_side), ("quick_sqs_url", sqs_side)]
 )
 def test_servers_that_count_themselves_count_all(

@@ -74,6 +74,9 @@ class Settlements:
     def ack_late(self, tag: Any) -> None:
         """Do nothing: the message went back to its queue when the link ended."""
 
+    def unhandled_late(self, tags: Iterable[Any]) -> None:
+        """Do nothing: the messages went back to their queues when the link ended."""
+
     def requeue(self, deliveries: Iterable[Message], unhandled: Collection[Any] = ()) -> None:
         """Requeue *deliveries* at their places in their queues.  Nothing here counts them."""
         by_queue: dict[Queue, list[Entry]] = {}

@@ -8,7 +8,7 @@ nothing for an entry that is no longer there: two who requeue the same message d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
@@ -250,11 +250,14 @@ class Requeuer:
         self._dead_letters = dead_letters
         self.stuck: set[str] = set()
 
-    def requeue(self, fields: Sequence[str], dead_owner: str = "") -> int:
+    def requeue(
+        self, fields: Sequence[str], dead_owner: str = "", uncounted: Collection[str] = ()
+    ) -> int:
         """Requeue what is held under *fields*, and return the number of messages.  May switch.
 
         Arguments:
             dead_owner: nothing is done if this owner lives.
+            uncounted: fields of what does not count as delivered, as no handler has begun with it.
         """
         commands, keys = self._commands, self._commands.keys
         requeued = 0
@@ -281,7 +284,7 @@ class Requeuer:
                     # It goes with its queue.
                     moves.append(Move(held.number, held.field, "", HEAD, []))
                 else:
-                    moves.append(self._requeue_move(held))
+                    moves.append(self._requeue_move(held, is_counted=held.field not in uncounted))
             moves.sort(key=lambda move: move.number, reverse=True)
             requeued += self.execute(moves, dead_owner)
         return requeued
@@ -337,11 +340,11 @@ class Requeuer:
             self.stuck.add(field)
             logger.error("%s: %s is left where it is: %s", self._commands.where, field, why)
 
-    def _requeue_move(self, held: Held) -> Move:
+    def _requeue_move(self, held: Held, *, is_counted: bool) -> Move:
         if not held.exchange and not held.routing_key:
             return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
         commands, directory = self._commands, self._directory
-        raw, deliveries, envelope = marked_redelivered(held.raw)
+        raw, deliveries, envelope = marked_redelivered(held.raw, is_counted=is_counted)
         queues: Sequence[str] = [held.routing_key]
         if not held.exchange:
             directory.declaration(held.routing_key)

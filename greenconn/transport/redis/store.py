@@ -328,13 +328,22 @@ class RedisSettler:
         prefix = self._commands.prefix
         return [Claimed("", None, f"{prefix}{number}") for number in numbers]
 
-    def reclaim(self, held: Sequence[HeldMessage], doubtful: Sequence[HeldMessage]) -> None:
+    def reclaim(
+        self,
+        held: Sequence[HeldMessage],
+        unhandled: Sequence[HeldMessage],
+        doubtful: Sequence[HeldMessage],
+    ) -> None:
         """Requeue what former lives held, and what they may have.  May switch.
 
         Raises:
             redis.exceptions.ResponseError: the server refuses.
         """
-        count = self._requeuer.requeue([each.handle for each in (*held, *doubtful)])
+        uncounted = {each.handle for each in (*unhandled, *doubtful)}
+        fields = [each.handle for each in (*held, *unhandled, *doubtful)]
+        # The newest come first: each goes to the head, before those that were put there already.
+        fields.sort(key=number_of, reverse=True)
+        count = self._requeuer.requeue(fields, uncounted=uncounted)
         if count:
             logger.info(
                 "%s: %d messages that the lost connection held were requeued",

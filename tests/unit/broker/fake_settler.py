@@ -54,7 +54,9 @@ class Settler:
     def doubtful(self) -> Iterable[Any]:
         return ()
 
-    def reclaim(self, held: Sequence[Any], doubtful: Sequence[Any]) -> None:
+    def reclaim(
+        self, held: Sequence[Any], unhandled: Sequence[Any], doubtful: Sequence[Any]
+    ) -> None:
         raise NotImplementedError
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
@@ -82,6 +84,9 @@ class Successor:
 
     def ack(self, tag: Any) -> None:
         self.acks.append(tag)
+
+    def note_unhandled(self, tags: Iterable[Any]) -> None:
+        raise NotImplementedError
 
     def add(self, link: Any, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
         self.acks += acks

@@ -416,7 +416,7 @@ def test_leases_are_renewed_again_and_again(connect: Opener, fake_broker: FakeBr
 def test_what_former_lives_held_goes_back(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     settler = channel.connection.settler
-    settler.reclaim(got[:1], got[1:])
+    settler.reclaim(got[:1], [], got[1:])
     channel.connection.catch_up()
     assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 1), (0, 0)]
     (answers,) = settled(fake_broker)

@@ -44,6 +44,9 @@ class Recorder:
     def ack_late(self, tag: Any) -> None:
         self.calls.append(("ack late", [tag]))
 
+    def unhandled_late(self, tags: Iterable[Any]) -> None:
+        self.calls.append(("unhandled late", sorted(tags)))
+
     def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
         self.calls.append(("requeue", [each.delivery_tag for each in deliveries]))
         if unhandled:
@@ -227,8 +230,16 @@ def test_only_acks_are_passed_on_after_the_link_is_lost(bench: Bench) -> None:
     bench.deliveries.ack("a", False)
     bench.deliveries.reject("b", True)
     bench.deliveries.requeue_unseen("c")
+    assert bench.acknowledger.calls == [("ack late", ["a"]), ("unhandled late", ["c"])]
     bench.deliveries.release(())
-    assert (bench.acknowledger.calls, bench.held) == ([("ack late", ["a"])], "abc")
+    assert bench.held == "abc"
+
+
+def test_the_next_life_is_told_what_nobody_has_drained(bench: Bench) -> None:
+    bench.consumer.backlog.append(bench.deliveries.unacked["b"])
+    bench.channel.connection.end(RecoverableConnectionError("cut"))
+    bench.deliveries.release([bench.consumer])
+    assert bench.acknowledger.calls == [("unhandled late", ["b"])]
 
 
 def test_prefetch_of_a_channel_is_shared_and_reserved(bench: Bench) -> None:

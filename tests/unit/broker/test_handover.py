@@ -193,6 +193,29 @@ def test_lost_link_leaves_to_the_next(connect: Opener, fake_broker: FakeBroker) 
         again.close()
 
 
+def test_what_no_handler_has_begun_with_keeps_its_count(
+    connect: Opener, fake_broker: FakeBroker, succeed: Successor
+) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    channel.queue_declare("events")
+    for name in ("begun", "waits"):
+        publish(channel, name)
+    publish(channel, "drained by nobody", "events")
+    sink = Sink()
+    channel.basic_consume("q", sink=sink)
+    channel.basic_consume("events", callback=print)
+    sink.wait_for(2)
+    until(lambda: len(channel.connection.events))
+    channel.connection.end(ConnectionResetError("cut"))
+    sink[1].put_back()
+    again = succeed(channel.connection)
+    again.catch_up()
+    assert [each.deliveries for each in fake_broker.items["q"]] == [1, 0]
+    assert [each.deliveries for each in fake_broker.items["events"]] == [0]
+    assert got(again) == [("begun", True), ("waits", True)]
+
+
 def test_what_came_when_the_link_was_over(connect: Opener, fake_broker: FakeBroker) -> None:
     """The next life gives it back at once, as if nobody had claimed it."""
     link = connect()
