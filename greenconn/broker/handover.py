@@ -53,6 +53,7 @@ class Handover:
         kept = self._held.pop(tag, None)
         if kept is not None:
             self._acks.append(kept.handle)
+            self._unhandled.discard(tag)
 
     def note_unhandled(self, tags: Iterable[Any]) -> None:
         """Note that no handler has begun with messages of a former life.  Never switches."""

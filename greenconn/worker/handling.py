@@ -312,10 +312,10 @@ class Handling:
         Arguments:
             has_begun: a handler has begun with it, so that this delivery of it counts.
         """
-        self._delays.pop(message, None)
+        has_failed = self._has_failed(message)
         if self._is_counted:
             release(message)
-        if not has_begun:
+        if not has_begun and not has_failed:
             with suppress(Exception):  # the channel is gone
                 message.put_back()
 
@@ -327,17 +327,24 @@ class Handling:
         """
         if self._is_counted:
             release(message)
-        self._delays.pop(message, None)
+        has_failed = self._has_failed(message)
         if self._no_ack:
             self.dropped += 1
             return
-        settle = self._requeue if has_begun else self._requeue_unbegun
+        settle = self._requeue if has_begun or has_failed else self._requeue_unbegun
         try:
             settle(message)
         except BaseException:
             # Killed once more while the peer takes nothing: somebody else waits for it.
             spawn("requeue", settle, message)
             raise
+
+    def _has_failed(self, message: Message) -> bool:
+        """Forget the retries of *message*, and return whether it waited for one.
+
+        Such a message is back among those that no handler has begun with when its time has come.
+        """
+        return self._delays.pop(message, None) is not None
 
     def _requeue(self, message: Message) -> None:
         self._settle(message, requeue=True)

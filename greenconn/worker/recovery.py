@@ -342,5 +342,5 @@ class CancelledConsumer:
     def requeue(self) -> None:
         """Put the messages back; a broker that has done so already ignores that.  May switch."""
         while self._held:
-            message, _ = self._held.pop()
-            self._handling.requeue(message, has_begun=False)
+            message, has_begun = self._held.pop()
+            self._handling.requeue(message, has_begun=has_begun)

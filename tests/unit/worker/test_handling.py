@@ -6,7 +6,9 @@ import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import gevent
 import pytest
@@ -16,6 +18,8 @@ from greenconn.connection import Connection
 from greenconn.exceptions import ContentDisallowed, DecodeError
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, spawn_consumer
+from greenconn.worker.handling import Handling
+from greenconn.worker.options import ConsumerOptions
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
@@ -244,6 +248,38 @@ def test_while_a_message_waits_for_its_retry_the_place_is_free(
     assert consumer.stop(CAME)
     assert broker.ready("q") == 1
     assert consumer.get()["requeued"] == 1
+
+
+class Delivered:
+    """A message that notes how it goes back."""
+
+    acknowledged, channel, delivery_tag = False, SimpleNamespace(is_open=True), 1
+    _decoded_cache: Any = None
+
+    def __init__(self) -> None:
+        self.back: list[str] = []
+
+    def decode(self) -> str:
+        return "body"
+
+    def reject(self, *, requeue: bool, flush: bool) -> None:
+        assert requeue
+        self.back.append("counted")
+
+    def put_back(self) -> None:
+        self.back.append("not counted")
+
+
+@pytest.mark.parametrize(("end", "back"), [("requeue", ["counted"]), ("forget", [])])
+def test_what_failed_and_waits_for_a_handler_again_counts(end: str, back: list[str]) -> None:
+    fails = Mock(side_effect=Boom)
+    handling = Handling(ConsumerOptions(queues=("q",), handler=fails, retry=Retry()), str)
+    handling.retry_later = Mock()
+    failed, unbegun = Delivered(), Delivered()
+    handling.run(failed)
+    getattr(handling, end)(failed, has_begun=False)
+    getattr(handling, end)(unbegun, has_begun=False)
+    assert (failed.back, unbegun.back) == (back, ["not counted"])
 
 
 @pytest.mark.parametrize("how", ["stop", "pause", "kill"])
