@@ -192,12 +192,18 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         immediate: bool,
         deadline: Deadline | None,
     ) -> None:
-        """Publish *message* and return when it is stored.  May switch."""
+        """Publish *message* and return when it is stored, or a full queue has refused it.  May switch.
+
+        Raises:
+            PublishNacked: the store accepts no messages now.
+        """
         result = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
         try:
             result.wait(deadline)
         except PublishNacked:
-            pass  # only a caller that asks for a confirm gets it
+            # As in AMQP, only a caller that asks for a confirm learns that a queue is full.
+            if not result.is_queue_full:
+                raise
         except Unroutable:
             return_message(self._channel, self._shown(message), exchange, routing_key)
 
@@ -340,6 +346,11 @@ class StoredResult:
         self._exchange = exchange
         self._routing_key = routing_key
         self._mandatory = mandatory
+
+    @property
+    def is_queue_full(self) -> bool:
+        """Whether a full queue has refused the message."""
+        return self._slot.has_value and isinstance(self._slot.value, QueueFull)
 
     def wait(self, deadline: DeadlineLike | None = None) -> None:
         """Return when the broker has the message.  May switch.

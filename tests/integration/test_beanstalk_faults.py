@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import gevent
@@ -13,7 +14,12 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import PublishTimeout, RecoverableConnectionError
+from greenconn.exceptions import (
+    PublishNacked,
+    PublishTimeout,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
 from tests.brokers.beanstalk import Beanstalkd
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_relay import RelayFactory
@@ -228,6 +234,30 @@ def test_rejected_messages_stay_as_long_as_the_server_drains(
         until(lambda: got == numbers, SOON)
         assert consumer.stop(SOON)
         assert collector.stop(SOON)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_publishers_learn_that_the_server_drains(
+    beanstalk_with: BeanstalkFactory, unique: str, retry: bool
+) -> None:
+    server = beanstalk_with()
+    with Connection(server.url) as connection, connection.SimpleQueue(unique) as simple:
+        generation, producer = connection.session.generation, connection.Producer()
+        publish = partial(producer.publish, "refused", routing_key=unique, retry=retry)
+        server.drain()
+        with pytest.raises(PublishNacked, match="drain mode"):
+            until(publish)  # None, as long as the signal has not come
+        with pytest.raises(PublishNacked, match="drain mode"):
+            simple.put("refused")
+        for declare in (Queue(f"{unique}-new")(connection).declare, partial(simple_of, connection)):
+            with pytest.raises(RecoverableChannelError, match="drain mode"):
+                declare()
+        assert connection.session.generation == generation
+
+
+def simple_of(connection: Connection) -> None:
+    """Declare a queue, an exchange and a binding."""
+    connection.SimpleQueue("new")
 
 
 def test_server_that_is_away_at_first(beanstalk_with: BeanstalkFactory, unique: str) -> None:

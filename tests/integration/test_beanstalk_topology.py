@@ -9,7 +9,9 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn import Connection
 from greenconn.broker.topology_port import Row
+from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.errors import RecordTooBig
 from greenconn.transport.beanstalk.topology import FIRST
 from greenconn.transport.virtual.declaration import Declaration
@@ -141,6 +143,19 @@ def test_tables_that_are_too_big(beanstalk_with: BeanstalkFactory, unique: str) 
         assert rows
         store.topology.unbind("x", rows[0])
         store.topology.bind("x", Row("fits", "", "q"))
+
+
+def test_tables_that_are_too_big_end_no_connection(
+    beanstalk_with: BeanstalkFactory, unique: str
+) -> None:
+    with Connection(beanstalk_with("-z", "2000").url) as connection:
+        link, channel = connection.connection, connection.default_channel
+        channel.exchange_declare(unique, "topic")
+        channel.queue_declare(unique)
+        with pytest.raises(PreconditionFailed, match="must have at most 2000 bytes"):
+            for number in range(100):
+                channel.queue_bind(unique, unique, f"{number}.{'x' * 50}")
+        assert link.is_open
 
 
 def test_exchanges(beanstalk_url: str, unique: str) -> None:

@@ -6,8 +6,10 @@ from typing import Final
 
 from greenconn.exceptions import (
     FrameError,
+    PreconditionFailed,
     PublishNacked,
     PublishRefused,
+    RecoverableChannelError,
     RecoverableConnectionError,
     ResourceError,
 )
@@ -17,6 +19,7 @@ __all__ = [
     "JobTooBig",
     "LinkLost",
     "NotBeanstalk",
+    "RecordRefused",
     "RecordTooBig",
     "ServerRefuses",
     "refusal",
@@ -36,8 +39,12 @@ class JobTooBig(PublishRefused):
     """The message is larger than the server's limit for a job."""
 
 
-class RecordTooBig(ResourceError):  # type: ignore[misc]
+class RecordTooBig(PreconditionFailed):  # type: ignore[misc]
     """The list of an exchange's bindings is larger than the server's limit for a job."""
+
+
+class RecordRefused(RecoverableChannelError):  # type: ignore[misc]
+    """The server stores no declarations and bindings now; see :class:`ServerRefuses`."""
 
 
 class ServerRefuses(PublishNacked):

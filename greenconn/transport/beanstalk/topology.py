@@ -31,7 +31,7 @@ from greenconn.broker.topology_port import Facts, Row, TopologyStore
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.beanstalk.connection import CommandConnection, ignore_reply, number_of
-from greenconn.transport.beanstalk.errors import RecordTooBig
+from greenconn.transport.beanstalk.errors import RecordRefused, RecordTooBig, ServerRefuses
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import (
     LONGEST_TUBE,
@@ -162,7 +162,11 @@ class Records:
     # -- making and deleting
 
     def make(self, tube: bytes, content: Content) -> Content:
-        """Create a record unless there is one already; return the content of that.  May switch."""
+        """Create a record unless there is one already; return the content of that.  May switch.
+
+        Raises:
+            RecordRefused: the server is in drain mode, or out of memory.
+        """
         deadline = Deadline(self._timeout)
         while (found := self.read(tube)) is None:
             self._check(tube, deadline)
@@ -174,7 +178,7 @@ class Records:
         body = self._body({**content, "version": 0}, tube)
         (made,) = server.ask_using(tube, [put(FIRST, HIDDEN, CHANGE_TIME, body)])
         if made.word != b"INSERTED":
-            raise server.refused(made, f"making {queue_of(tube)}")
+            raise self._refused(made, f"making {queue_of(tube)}")
         # The order counts: what is not delayed any more is counted then.
         peeked, counted, told = server.ask_using(
             tube, [_PEEK_DELAYED, _stats(tube), line(b"stats-job", made.number)]
@@ -214,6 +218,7 @@ class Records:
                 called more than once.  Never switches.
 
         Raises:
+            RecordRefused: the server is in drain mode, or out of memory.
             RecordTooBig: the server takes no job as large as this would be.
             TimeoutError: another program's change did not come to an end.
         """
@@ -265,10 +270,14 @@ class Records:
         )
         if written.word != b"INSERTED":
             server.ask([line(b"release", number, FIRST - version + 1, 0)])
-            raise server.refused(written, f"changing {queue_of(tube)}")
+            raise self._refused(written, f"changing {queue_of(tube)}")
         is_ours = touched.word == b"TOUCHED"
         server.ask([line(b"delete", number if is_ours else written.number)])
         return written.number if is_ours else None
+
+    def _refused(self, reply: Reply, what: str) -> Exception:
+        error = self._server.refused(reply, what)
+        return RecordRefused(str(error)) if isinstance(error, ServerRefuses) else error
 
     def _reserve(self, tube: bytes) -> tuple[list[Reply], list[Content], int]:
         """Reserve all versions, the newest first, and count those that others have reserved."""

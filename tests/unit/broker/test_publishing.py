@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import gevent
 import pytest
@@ -332,6 +333,19 @@ def test_one_full_queue_of_several_refuses(connect: Opener, fake_broker: FakeBro
         channel.begin_publish(message, "x").wait()
     channel.basic_publish(message, "x")  # nobody wants to know
     assert [len(fake_broker.bodies(name)) for name in ("free", "full")] == [3, 1]
+
+
+def test_a_store_that_accepts_nothing_now_refuses_without_a_confirm_too(connect: Opener) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    message = channel.prepare_message("x")
+    error = PublishNacked("no memory left")
+    with patch.object(channel.connection.store, "put", lambda entries: [error] * len(entries)):
+        for publish_one in (channel.basic_publish, channel.basic_publish_confirm):
+            with pytest.raises(PublishNacked, match="no memory left"):
+                publish_one(message, "", "q")
+    assert channel.is_open
+    channel.basic_publish(message, "", "q")
 
 
 def test_what_no_queue_takes_goes_to_the_last_resort(
