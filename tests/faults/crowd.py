@@ -218,6 +218,11 @@ class Crowd:
         gevent.killall(greenlets)
         return hung
 
+    def close(self) -> None:
+        """End the publishers at once, wherever they are.  Again: does nothing.  May switch."""
+        self._over.set()
+        gevent.killall([publisher.greenlet for publisher in self.publishers])
+
     def farewell(self) -> list[str]:
         """Each stream publishes once more, which must succeed now; returns what did not.  May switch."""
         greenlets = [gevent.spawn(partial(self._last_word, each)) for each in self.publishers]

@@ -180,6 +180,7 @@ class Storm:
             plan.seed,
             plan.processes if OF_PROCESSES & self.kinds else 0,
         )
+        crowd: Crowd | None = None
         try:
             declare(self.target, for_good=Kind.KILL in self.kinds)
             crowd = Crowd(
@@ -202,6 +203,8 @@ class Storm:
             left = self._left(ACK_TIMEOUT)
         finally:
             self.stage = "closing"
+            if crowd is not None:
+                crowd.close()
             outposts.close()
             client.close()
         new = traces.settle()

@@ -53,11 +53,13 @@ def test_crowd_on_one_queue_does_not_stampede(
             sent += 1
             gevent.sleep(0.002)
         until(lambda: len(got) == sent)
+        lasted = monotonic() - began
         claims = at_server.calls("evalsha")
         assert all(each.stop(SOON) for each in consumers)
     assert sorted(got) == list(range(sent))
-    # Each message wakes everybody: if all came running, it would be fifty claims a message.
-    assert claims < 8 * sent + 10 * waiters
+    # Each message wakes everybody: if all came running, it would be fifty claims a message.  Where the
+    # machine is busy few messages come, and each waiter may come running for each, 20 times a second.
+    assert claims < 8 * sent + (10 + 20 * lasted) * waiters
 
 
 def test_crowd_of_idle_consumers_asks_nothing(

@@ -10,6 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 import greenconn
 from greenconn import Connection
@@ -125,17 +126,18 @@ def test_late_ack_of_a_frozen_consumer_is_reported(
     """A process that was stopped for longer than its lease acks what another one has."""
     program = f"""
 import logging, sys
-import gevent
 import greenconn
+from gevent.event import AsyncResult
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEASE}}})
 channel = connection.default_channel
-channel.events["lease_lost"].add(lambda count: print("lost", count, flush=True))
+lost = AsyncResult()
+channel.events["lease_lost"].add(lost.set)
 message = channel.basic_get("q")
 print("holds", message.payload, flush=True)
 sys.stdin.readline()
 message.ack()
-gevent.sleep(0.5)
+print("lost", lost.get(timeout=30), flush=True)
 """
     with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
         greenconn.publish("q", 1, connection=connection, declare=True)
@@ -144,13 +146,14 @@ gevent.sleep(0.5)
             assert frozen.line() == "holds 1"
             frozen.signal(signal.SIGSTOP)
             got: list[Any] = []
+            may_end = Event()
 
             def keep(body: int, message: Any) -> None:
                 got.append(body)
-                gevent.sleep(2 * LEASE)
+                may_end.wait()
 
             consumer = greenconn.spawn_consumer("q", keep, connection=connection)
-            until(lambda: got == [1], 15 * LEASE)
+            until(lambda: got == [1])
             frozen.signal(signal.SIGCONT)
             outcome = frozen.outcome(b"\n")
         finally:
@@ -158,6 +161,7 @@ gevent.sleep(0.5)
         assert "lost 1" in outcome.output
         assert "lease_lost" in outcome.output
         assert at_server("HLEN", "unacked") == 1  # it is still ours
+        may_end.set()
         until(at_server.is_settled)
         assert got == [1]
         assert consumer.stop(SOON)

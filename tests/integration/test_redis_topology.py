@@ -271,11 +271,12 @@ def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: C
 
 @pytest.mark.full
 def test_nothing_stays_of_many_clients(opened: Open, at_server: Control, long: bool) -> None:
-    steady = opened()
+    count, lease = (2000, 3.0) if long else (60, LEASE)
+    steady = opened(lease=lease)
     subscribed(steady, "steady")
     before = rows(at_server)
-    for number in range(2000 if long else 60):
-        link = opened()
+    for number in range(count):
+        link = opened(lease=lease)
         subscribed(link, **KINDS[number % 3])
         if not number % 10:
             send(steady)  # which those hold who are killed then
