@@ -1,19 +1,17 @@
-"""Requests over HTTP/1.1 to one server, over connections that are kept.
+"""An HTTP/1.1 client for one server, with a pool of connections.
 
-For brokers that speak HTTP, and for RabbitMQ's management API.  The bytes come and go over
-:class:`~.stream.Stream`, as for every other broker: one deadline for all of a request, the ``ssl``
-option as everywhere, no socket that two greenlets read.  What they mean is read by
-:mod:`greenconn.wire.http`.
+It serves brokers that are accessed over HTTP, and RabbitMQ's management API.  As for every other
+broker, a :class:`~.stream.Stream` transports the bytes; :mod:`greenconn.wire.http` parses them.
 
 Rules
 -----
-- A connection serves one request at a time and is given back only when the response was read to its
-  end and the server keeps it.  A caller that is killed or whose time is up closes it: the response
-  that may still come is nobody's.
-- The reader watches idle connections too, so one that the server closed is not used again.  Where
-  the closing is still on its way and no byte of a response has come, a request that may be repeated
-  goes out once more over another connection; a fresh one is never repeated.
-- There is no limit but the deadline on what a server may take; there is one on what it may send.
+- A connection serves one request at a time.  It is released to the pool only if the response was read
+  to its end and the server keeps the connection open.  If the caller is killed or the deadline passes,
+  the connection is closed, since its next bytes would be the rest of that response.
+- The reader also watches idle connections, so that one that the server closed is not used again.  If
+  the server closes it while a request is being sent, and no byte of a response was received, an
+  idempotent request is sent again over another connection.  A request over a new connection is not.
+- One deadline covers all of a request.  The size of a response is limited, that of a request is not.
 """
 
 from __future__ import annotations
@@ -43,27 +41,29 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpClient", "HttpResponse", "ResponseLines"]
 
-#: Bytes of a response, or of one line of it, that are taken.
+#: Maximum bytes of the body of a response, or of a line of it.
 LIMIT: Final = 64 * 1024 * 1024
-#: Connections to one server.
+#: Maximum number of connections to one server.
 CONNECTIONS: Final = 10
-#: Seconds that a connection may be idle, unless the server names a shorter time.
+#: Seconds after which an idle connection expires, unless the server announces a shorter time.
 IDLE: Final = 30.0
-#: Bytes of lines that nobody has taken yet, above which no more are received.
+#: Bytes of unread lines above which receiving is paused.
 AHEAD: Final = 1024 * 1024
 
-#: Methods that may be repeated (RFC 9110, 9.2.2).
+#: Idempotent methods (RFC 9110, 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 
 _KEEP_ALIVE: Final = re.compile(r"timeout=(\d{1,6})")
 
 
 class HttpResponse(NamedTuple):
-    """The reply of a server.
+    """The response of a server.
 
     Attributes:
-        headers: by their names in lower case.
-        reason: the text behind the status; may be empty.
+        status: the status code.
+        headers: names in lower case -> values.
+        body: the whole body.
+        reason: the text after the status code; may be empty.
     """
 
     status: int
@@ -73,15 +73,16 @@ class HttpResponse(NamedTuple):
 
 
 class HttpClient:
-    """One server, and the connections to it.
+    """A client of one server, with a pool of connections.
 
     Arguments:
-        host: a name, an IPv4 or an IPv6 address.
-        ssl: kombu's ``ssl`` argument; False or None is plain HTTP.
-        limit: connections at most, those of :meth:`lines` not counted.
+        host: a name, or an IPv4 or IPv6 address.
+        port: the TCP port.
+        ssl: kombu's ``ssl`` argument; False and None are plain HTTP.
+        limit: maximum number of connections, without those of :meth:`lines`.
 
     Raises:
-        ValueError: *ssl* cannot be used.
+        ValueError: *ssl* is invalid.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class HttpClient:
         limit: int = CONNECTIONS,
     ) -> None:
         shown = f"[{host}]" if ":" in host else host
-        #: What messages call it.
+        #: Host and port, for errors.
         self.where = f"{shown}:{port}"
         self._host = "127.0.0.1" if host == "localhost" else host
         self._port = port
@@ -106,7 +107,7 @@ class HttpClient:
             limit,
             lambda: f"http{'s' if ssl else ''}://{self.where}",
         )
-        #: Those of responses that are read line by line, which are in no pool.
+        #: The connections of :meth:`lines`, which are not in the pool.
         self._reading: WeakSet[HttpConnection] = WeakSet()
         fork.register(self)
 
@@ -125,7 +126,7 @@ class HttpClient:
         self.close()
 
     def stats(self) -> PoolStats:
-        """Return the numbers of connections by their state."""
+        """Return the numbers of the pool of connections."""
         return self._pool.stats()
 
     def request(
@@ -142,18 +143,22 @@ class HttpClient:
         """Send a request and return the response, whatever its status.  May switch.
 
         Arguments:
+            method: the method, as ``GET``.
             target: path and query, quoted.
-            deadline: for the whole of it: a free connection, connecting, sending and the response.
-            headers: go before those that are sent always.
-            may_repeat: the request may be sent again where a kept connection was found closed; None:
-                if its method is idempotent.
-            limit: bytes that the body of the response may have.
+            deadline: for all steps together: to acquire a connection, to connect, to send the request
+                and to receive the response.
+            headers: further headers; they replace the default ones of the same name.
+            body: the body of the request.
+            may_repeat: whether to send the request again if a reused connection was closed by the
+                server; None does if the method is idempotent.
+            limit: maximum bytes of the body of the response.
 
         Raises:
-            TimeoutError: the deadline ended.
-            OSError: the connection failed, or the response cannot be used; names host and port.
-            ValueError: a target or header that cannot be sent.
-            RuntimeError: it was closed.
+            TimeoutError: the deadline passed.
+            OSError: the connection failed, or the response is invalid or too large; names host and
+                port.
+            ValueError: the method, the target or a header cannot be sent.
+            RuntimeError: the client was closed.
         """
         head = self._head(method, target, headers or {}, body)
         repeats = method in IDEMPOTENT if may_repeat is None else may_repeat
@@ -185,11 +190,14 @@ class HttpClient:
         body: bytes = b"",
         limit: int = LIMIT,
     ) -> ResponseLines:
-        """Send a request whose response is read line by line, over a connection of its own.  May switch.
+        """Send a request and return its response to read line by line.  May switch.
+
+        It has a connection of its own, which is not in the pool.
 
         Arguments:
-            deadline: until the head of the response is here.
-            limit: bytes that one line may have.
+            method, target, headers, body: see :meth:`request`.
+            deadline: until the head of the response was received.
+            limit: maximum bytes of a line.
 
         Raises:
             As :meth:`request`.
@@ -206,12 +214,12 @@ class HttpClient:
         return lines
 
     def close(self) -> None:
-        """Close all connections, also under requests, and make no more.  Never switches."""
+        """Close the client and all connections; requests in progress fail.  Never switches."""
         for connection in (*self._pool.close(), *self._reading):
             connection.close()
 
     def forget(self) -> None:
-        """Make the state anew in the child of a fork.  The streams forget themselves."""
+        """Reset the pool in the child of a fork.  The streams reset themselves."""
         self._pool.forget()
 
     def _acquire(self, deadline: Deadline) -> HttpConnection:
@@ -232,25 +240,28 @@ class HttpClient:
 
 
 class HttpExchange:
-    """A request on its way and its response.  Called by the reader of the stream."""
+    """A request in progress and its response.  The reader of the stream calls its methods."""
 
     def __init__(self, response: ResponseParser) -> None:
         self.response = response
         self.slot: Slot[None] = Slot()
 
     def go_on(self) -> bool:
-        """Something came; return whether that was the end."""
+        """Process received bytes; return whether the response is complete."""
         if self.response.is_complete:
             self.slot.offer(None)
         return self.response.is_complete
 
     def fail(self, exc: BaseException) -> None:
-        """Nothing more will come."""
+        """Raise *exc* in the caller, as the connection was lost."""
         self.slot.fail(exc)
 
 
 class HttpConnection:
-    """One connection.  Its user is one greenlet; the stream's reader calls ``_take`` and ``_lost``."""
+    """A connection, used by one greenlet at a time.
+
+    The reader of its stream calls ``_take`` and ``_lost``.
+    """
 
     def __init__(self, sock: Any, where: str, tls: Any, deadline: Deadline) -> None:
         self.where = where
@@ -268,13 +279,15 @@ class HttpConnection:
             raise
 
     def is_usable(self) -> bool:
-        """Return whether another request may be sent.  Never switches."""
+        """Return whether a request can be sent.  Never switches."""
         return self.stream.is_open and self._exchange is None and monotonic() < self._expires_at
 
     def ask(self, head: bytes, body: bytes, exchange: HttpExchange, deadline: Deadline) -> None:
-        """Send a request and wait until *exchange* is filled.  May switch."""
+        """Send a request and wait until *exchange* has its response.  May switch."""
         if not self.stream.is_open:
-            raise ConnectionResetError(errno.ECONNRESET, f"{self.where}: closed before a request")
+            raise ConnectionResetError(
+                errno.ECONNRESET, f"{self.where}: the server closed the connection before a request"
+            )
         self._exchange = exchange
         if body:
             self.stream.writer.write_many([head, body])
@@ -288,7 +301,7 @@ class HttpConnection:
             raise TimeoutError(f"{self.where}: no response within {deadline.timeout:g} s") from None
 
     def close(self) -> None:
-        """Close the connection; a request under way fails.  Never switches."""
+        """Close the connection; a request in progress fails.  Never switches."""
         self.stream.close()
         self._lost(
             ConnectionAbortedError(errno.ECONNABORTED, "the connection was closed by this program")
@@ -297,7 +310,7 @@ class HttpConnection:
     def _take(self, data: bytes) -> None:
         exchange = self._exchange
         if exchange is None:
-            raise OSError(errno.EPROTO, "sent data without a request")
+            raise OSError(errno.EPROTO, "the server sent data without a request")
         exchange.response.feed(data)
         if exchange.go_on():
             self._exchange = None
@@ -305,7 +318,7 @@ class HttpConnection:
             response = exchange.response
             if response.is_reusable:
                 named = _KEEP_ALIVE.search(response.headers.get("keep-alive", ""))
-                # A second less than it says: the closing takes its time to get here.
+                # A second less than announced, as it takes time until we notice that it was closed.
                 idle = IDLE if named is None else min(IDLE, int(named[1]) - 1.0)
                 self._expires_at = monotonic() + idle
             else:
@@ -319,13 +332,17 @@ class HttpConnection:
             exchange.go_on()
             return
         if isinstance(exc, OSError) and exc.errno is not None:
-            when = "before the end of a response" if exchange.response.has_begun else "to a request"
+            begun = exchange.response.has_begun
+            when = "while receiving a response" if begun else "before a response"
             exc = type(exc)(exc.errno, f"{self.where}: {when}: {exc.strerror}")
         exchange.fail(exc)
 
 
 class ResponseLines(HttpExchange):
-    """A response that is read line by line, as it comes.  A context manager: its end closes it."""
+    """A response that is read line by line while it is received.
+
+    A context manager, which closes it.
+    """
 
     def __init__(self, connection: HttpConnection, response: ResponseParser, limit: int) -> None:
         super().__init__(response)
@@ -348,19 +365,19 @@ class ResponseLines(HttpExchange):
 
     @property
     def status(self) -> int:
-        """As of a reply."""
+        """The status code."""
         return self.response.status
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """As of a reply."""
+        """The headers: names in lower case -> values."""
         return self.response.headers
 
     def line(self, deadline: Deadline) -> bytes | None:
         """Return the next line without its end; None after the last one.  May switch.
 
         Raises:
-            TimeoutError: none came in time.  It may be asked again.
+            TimeoutError: there was no line in time.  The call can be repeated.
             OSError: the connection failed, or a line is too long.
         """
         try:
@@ -379,20 +396,20 @@ class ResponseLines(HttpExchange):
         return None
 
     def close(self) -> None:
-        """End it; the connection goes with it.  Never switches."""
+        """Close the response and its connection.  Never switches."""
         self._connection.close()
 
     def go_on(self) -> bool:
         response = self.response
         first, *others = response.take().split(b"\n")
-        self._rest += first  # as often as a line is received in pieces: it is not searched again
+        self._rest += first  # appended only: a line that comes in parts is not searched again
         if others:
             self._put(bytes(self._rest))
             for line in others[:-1]:
                 self._put(line)
             self._rest = bytearray(others[-1])
         if len(self._rest) > self._limit:
-            raise OSError(errno.EMSGSIZE, f"a line above {self._limit} bytes")
+            raise OSError(errno.EMSGSIZE, f"a line of the response exceeds {self._limit} bytes")
         if self._ahead > AHEAD:
             self._connection.stream.pause()
         if response.has_head:

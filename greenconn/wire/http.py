@@ -1,10 +1,12 @@
-"""HTTP/1.1 without I/O: packing the head of a request, and parsing responses (RFC 9112).
+"""HTTP/1.1 without I/O: the head of a request, and a parser of responses (RFC 9112).
 
-Theory.  A head is gathered until its end is found and is judged whole: it is small, and has a limit.
-From then on the framing says where the body ends, and the pieces of it are kept until they are taken.
-Only what brokers and the proxies before them send is accepted: lines end with CR LF, no line is
-folded, a length is given once or equal each time, and ``chunked`` is the only coding.  Whoever sends
-anything else might mean another end of the response than we do.
+Theory.  The head of a response is buffered until it is complete, and then parsed as a whole: it is small
+and has a limit.  It tells how the body is framed: by its length, in chunks, or up to the end of the
+connection.  The parts of the body are kept until they are taken.
+
+The parser is strict, since a server that means another end of the response than we do could make us
+take one response for another (RFC 9112, 11).  Lines end with CR LF, no line is folded, all given lengths
+are equal, and ``chunked`` is the only transfer coding.  Brokers and proxies send nothing else.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from typing import Final, NoReturn
 
 __all__ = ["HEAD_LIMIT", "ResponseParser", "request_head"]
 
-#: Bytes of a head, those of interim responses before it included, and of the trailers.
+#: Maximum bytes of the heads of a response, including interim responses, and of its trailers together.
 HEAD_LIMIT: Final = 64 * 1024
-#: Bytes of the line that begins a chunk.
+#: Maximum bytes of a line that begins a chunk.
 LINE_LIMIT: Final = 4096
 
 _BEGIN: Final = b"HTTP/1."
@@ -32,14 +34,21 @@ _FIELD: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t ]*([\t -~\x80-\x
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[\t ]*(?:;[\t -~\x80-\xff]*)?")
 
-#: Where in a response we are.
+# States of the parser, named after the part of the response that comes next.
 _HEAD: Final = 0
-_SIZED: Final = 1  # so many bytes are left
+#: A body with a length; ``_left`` is the number of bytes left.
+_SIZED: Final = 1
+#: A body that ends with the connection.
 _UNTIL_END: Final = 2
+#: The line with the size of a chunk.
 _CHUNK_LINE: Final = 3
-_CHUNK_BODY: Final = 4  # so many bytes are left of this chunk
+#: A chunk; ``_left`` is the number of bytes left.
+_CHUNK_BODY: Final = 4
+#: The CR LF behind a chunk.
 _CHUNK_END: Final = 5
+#: The trailers after the last chunk.
 _TRAILERS: Final = 6
+#: Nothing: the response is complete.
 _COMPLETE: Final = 7
 _COUNTED: Final = (_SIZED, _CHUNK_BODY)
 
@@ -50,15 +59,20 @@ def request_head(
     """Return the head of a request.
 
     Arguments:
+        method: the method, as ``GET``.
         target: path and query, quoted.
-        headers: go before those that are sent always.
+        host: the value of the header ``Host``.
+        headers: further headers; they replace the default ones of the same name.
         size: bytes of the body.
 
     Raises:
-        ValueError: a method, target or header that cannot be sent.
+        ValueError: the method, the target or a header has a character that HTTP does not allow.
     """
     if not (_NAME.fullmatch(method) and _TARGET.fullmatch(target)):
-        raise ValueError(f"not a request: {method!r} {target!r}")
+        raise ValueError(
+            f"method and target of a request must be a token and a quoted path, got {method!r} "
+            f"and {target!r}"
+        )
     fields = {"Host": host, "Accept-Encoding": "identity"}
     if size or method in ("POST", "PUT", "PATCH"):
         fields["Content-Length"] = str(size)
@@ -66,23 +80,26 @@ def request_head(
     lines = [f"{method} {target} HTTP/1.1"]
     for name, value in headers.items():
         if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
-            raise ValueError(f"header {name!r} has a value that cannot be sent")
+            # Without the value, which may be a secret.
+            raise ValueError(
+                f"header {name!r} must have a name and a value of Latin-1 text in one line"
+            )
         lines.append(f"{name}: {value}")
     lines += [f"{name}: {value}" for name, value in fields.items() if name.lower() not in given]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 class ResponseParser:
-    """One response.
+    """The parser of one response.
 
     Arguments:
-        method: of the request: there is no body after HEAD.
-        limit: bytes of the body that are kept here at a time.
+        method: the method of the request: a response to HEAD has no body.
+        limit: maximum bytes of the body that are kept here until they are taken.
 
     Attributes:
-        has_begun: a byte has come.
-        has_head: ``status``, ``reason`` and ``headers`` (names in lower case; equal ones are joined
-            by commas) are known.
+        has_begun: whether a byte was received.
+        has_head: whether the head was received: ``status``, ``reason`` and ``headers`` are set.
+        headers: names in lower case -> values; the values of equal names are joined by commas.
     """
 
     __slots__ = (
@@ -109,10 +126,10 @@ class ResponseParser:
         self.headers: dict[str, str] = {}
         self._has_no_body = method == "HEAD"
         self._limit = limit
-        #: Of the body, not taken yet, and how many bytes that is.
+        #: The parts of the body that were not taken yet, and their size in bytes.
         self._body: list[bytes] = []
         self._size = 0
-        #: A head, or a line, that has not come to its end.
+        #: An incomplete head or line.
         self._buffer = bytearray()
         self._head_size = 0
         self._place = _HEAD
@@ -120,19 +137,19 @@ class ResponseParser:
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is all here."""
+        """Whether the whole response was received."""
         return self._place == _COMPLETE
 
     @property
     def is_reusable(self) -> bool:
-        """Whether it is all here and the connection may be used for another request."""
+        """Whether the response is complete and the connection can be used for another request."""
         return self._is_kept and self._place == _COMPLETE
 
     def feed(self, data: bytes) -> None:
-        """Take what was received.
+        """Parse received bytes.
 
         Raises:
-            OSError: it is not HTTP, or above a limit.
+            OSError: they are not valid HTTP, or exceed a limit.
         """
         self.has_begun = True
         position, size = 0, len(data)
@@ -146,36 +163,36 @@ class ResponseParser:
                 self._keep(data[position:])
                 return
             elif place == _COMPLETE:
-                self._is_kept = False  # nobody asked for more
+                self._is_kept = False  # more than the response: the connection cannot be trusted
                 return
             else:
                 position = self._feed_line(data, position)
 
     def end(self) -> bool:
-        """End the input, as the server has closed; return whether that completes the response."""
+        """Note that the server closed the connection; return whether the response is complete."""
         if self._place == _UNTIL_END:
             self._place = _COMPLETE
         return self._place == _COMPLETE
 
     def take(self) -> bytes:
-        """Return what has come of the body, and keep it no longer."""
+        """Return the bytes of the body that were received since the last call."""
         pieces, self._body = self._body, []
         self._size = 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     # -- the head
 
-    # Each takes what begins at a position, and returns where the rest begins.
+    # Each _feed method parses data from a position, and returns the position of the rest.
 
     def _feed_head(self, data: bytes, position: int) -> int:
         head = self._buffer
         known = len(head)
         head += data[position:] if position else data
         if not head.startswith(_BEGIN[: len(head)]):
-            _refuse("the server does not answer in HTTP/1.1")
+            _refuse("the server does not respond in HTTP/1.1")
         end = head.find(_END, max(0, known - len(_END) + 1))
         if self._head_size + (len(head) if end < 0 else end) > HEAD_LIMIT:
-            _refuse(f"a response with a head above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
+            _refuse(f"the head of the response exceeds {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
         if end < 0:
             return len(data)
         lines = head[:end].decode("latin-1").split("\r\n")
@@ -188,16 +205,16 @@ class ResponseParser:
     def _read_head(self, lines: list[str]) -> None:
         status = _STATUS.fullmatch(lines[0])
         if status is None:
-            _refuse(f"a response that is not HTTP/1.1: {lines[0][:100]!r}")
+            _refuse(f"the status line of the response is not HTTP/1.1: {lines[0][:100]!r}")
         minor, code, reason = status.groups()
         self.status, self.reason = int(code), (reason or "").strip()
         if self.status == 101:
-            _refuse("a response that changes the protocol")
+            _refuse("the server changes the protocol (status 101), which was not requested")
         headers: dict[str, str] = {}
         for line in lines[1:]:
             field = _FIELD.fullmatch(line)
             if field is None:
-                _refuse(f"a response that is not HTTP/1.1: header {line[:100]!r}")
+                _refuse(f"a header of the response is not HTTP/1.1: {line[:100]!r}")
             name, value = field[1].lower(), field[2].rstrip("\t ")
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if self.status < 200:
@@ -209,15 +226,15 @@ class ResponseParser:
         self._begin_body(headers)
 
     def _begin_body(self, headers: dict[str, str]) -> None:
-        """Find out where the body ends (RFC 9112, 6.3)."""
+        """Choose the state for the framing of the body (RFC 9112, 6.3)."""
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if coding is not None and length is not None:
-            _refuse("a response with a length and a coding")
+            _refuse("the response has both Content-Length and Transfer-Encoding")
         if self._has_no_body or self.status in (204, 304):
             self._place = _COMPLETE
         elif coding is not None:
             if coding.lower() != "chunked":
-                _refuse(f"a response in the coding {coding[:100]!r}")
+                _refuse(f"the response has the unknown Transfer-Encoding {coding[:100]!r}")
             self._place = _CHUNK_LINE
         elif length is not None:
             self._left = self._length(length)
@@ -229,10 +246,10 @@ class ResponseParser:
             self._place = _UNTIL_END
 
     def _length(self, text: str) -> int:
-        # It may be given more than once, if it is the same.
+        # Repeated lengths are valid if they are equal.
         first, *others = {each.strip() for each in text.split(",")}
         if others or not _LENGTH.fullmatch(first):
-            _refuse(f"a response of the length {text[:100]!r}")
+            _refuse(f"the response has the invalid Content-Length {text[:100]!r}")
         return int(first)
 
     # -- the body
@@ -247,7 +264,7 @@ class ResponseParser:
         return position + len(piece)
 
     def _feed_line(self, data: bytes, position: int) -> int:
-        """Take a part of a line between the chunks."""
+        """Parse a line of the chunked coding, or a part of it."""
         line = self._buffer
         known = len(line)
         most = position + LINE_LIMIT + 2
@@ -262,7 +279,7 @@ class ResponseParser:
                 line += data[position:most]
         if end < 0:
             if len(line) > LINE_LIMIT:
-                _refuse(f"a chunk with a line above {LINE_LIMIT} bytes", errno.EMSGSIZE)
+                _refuse(f"a line between chunks exceeds {LINE_LIMIT} bytes", errno.EMSGSIZE)
             return len(data)
         text = bytes(line[:end]) if known else data[position:end]
         line.clear()
@@ -273,22 +290,24 @@ class ResponseParser:
         if self._place == _CHUNK_LINE:
             size = _CHUNK.fullmatch(line)
             if size is None:
-                _refuse(f"a chunk of the length {line[:100]!r}")
+                _refuse(f"a chunk has the invalid size {line[:100]!r}")
             self._left = int(size[1], 16)
             self._place = _CHUNK_BODY if self._left else _TRAILERS
         elif self._place == _CHUNK_END:
             if line:
-                _refuse("a chunk that is longer than its length")
+                _refuse("a chunk is longer than its size")
             self._place = _CHUNK_LINE
         elif not line:
             self._place = _COMPLETE
         elif _FIELD.fullmatch(line.decode("latin-1")) is None:
-            _refuse(f"a response that is not HTTP/1.1: trailer {line[:100]!r}")
+            _refuse(f"a trailer of the response is not HTTP/1.1: {line[:100]!r}")
         else:
-            # It is read over.
+            # Trailers are ignored, but limited.
             self._head_size += len(line)
             if self._head_size > HEAD_LIMIT:
-                _refuse(f"a response with trailers above {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE)
+                _refuse(
+                    f"the trailers of the response exceed {HEAD_LIMIT >> 10} KiB", errno.EMSGSIZE
+                )
 
     def _keep(self, piece: bytes) -> None:
         self._size += len(piece)
@@ -298,7 +317,7 @@ class ResponseParser:
         self._body.append(piece)
 
     def _too_large(self) -> NoReturn:
-        _refuse(f"a response above {self._limit} bytes", errno.EMSGSIZE)
+        _refuse(f"the body of the response exceeds {self._limit} bytes", errno.EMSGSIZE)
 
 
 def _refuse(text: str, code: int = errno.EPROTO) -> NoReturn:

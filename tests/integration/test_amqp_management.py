@@ -177,7 +177,7 @@ def test_a_broker_without_the_plugin_is_reported(amqp_url: str) -> None:
     assert port is not None
     with (
         Connection(amqp_url) as connection,
-        pytest.raises(OperationalError, match=r"does not answer in HTTP.*rabbitmq_management"),
+        pytest.raises(OperationalError, match=r"does not respond in HTTP.*rabbitmq_management"),
     ):
         connection.get_manager(port=port).get_queues()
 
