@@ -1,4 +1,4 @@
-"""A clock on the hub: it calls a function at an interval and notices when the hub was blocked."""
+"""A periodic call in the hub, which measures how long the hub was blocked."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ __all__ = ["Ticker"]
 
 logger = logging.getLogger("greenconn.green")
 
-#: A tick that comes later than this many intervals after the one before means a blocked hub.
+#: A tick is late if it comes more than this many intervals after the one before.
 LATE = 1.5
 
 
 class Ticker:
-    """Calls ``function(lag)`` in the hub, each *interval* seconds, until it is stopped.
+    """A timer that calls ``function(lag)`` in the hub every *interval* seconds.
 
-    A hub that was blocked gets one tick afterwards, then a whole interval until the next, never a
-    burst.  The timer keeps no process alive, nor the object whose method *function* is.
+    After the hub was blocked there is a single tick, not one for each missed interval, and the next one
+    comes a whole interval later.  The timer keeps neither the process alive nor the object whose
+    method *function* is.
 
     Arguments:
-        interval: seconds, above 0.
-        function: called in the hub with the seconds by which the tick came late, 0.0 when it was
-            in time (see :data:`LATE`); it must not switch.  What it raises is logged by a greenlet,
-            once for each streak of failures, and the ticks go on.
-        name: for the logs.
+        interval: seconds between ticks, above 0.
+        function: called in the hub with the seconds by which the tick is late, or 0.0 (see
+            :data:`LATE`); it must not switch.  If it raises, the ticks continue; the first error of
+            a series is logged.
+        name: the name in the log.
+
+    Raises:
+        ValueError: *interval* is not above 0.
     """
 
     __slots__ = ("_failed", "_function", "_last", "_timer", "interval", "lag", "name")
@@ -41,7 +45,7 @@ class Ticker:
             raise ValueError(f"interval of ticker {name!r} must be above 0 s, got {interval!r}")
         self.interval = interval
         self.name = name
-        #: Seconds by which the latest tick came late.
+        #: Seconds by which the last tick was late.
         self.lag = 0.0
         self._function = weakly(function)
         self._timer: Any = None
@@ -50,11 +54,11 @@ class Ticker:
 
     @property
     def is_running(self) -> bool:
-        """Whether ticks come."""
+        """Whether the ticker was started and not stopped."""
         return self._timer is not None
 
     def start(self) -> None:
-        """Begin: the first tick comes after one interval.  Again: does nothing."""
+        """Start; the first tick comes after one interval.  A second call does nothing."""
         if self._timer is None:
             self.lag = 0.0
             self._failed = False
@@ -63,7 +67,7 @@ class Ticker:
             self._timer.start(self._tick, update=True)
 
     def stop(self) -> None:
-        """End: no tick comes any more.  Again: does nothing."""
+        """Stop, so that there are no more ticks.  A second call does nothing."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.stop()
@@ -85,7 +89,7 @@ class Ticker:
         except Exception as exc:
             if not self._failed:
                 self._failed = True
-                # A handler of the log may switch, and this is the hub.
+                # In a greenlet, since a log handler may switch.
                 spawn("log", _log, self.name, exc)
         else:
             self._failed = False
@@ -97,7 +101,7 @@ class Ticker:
 
 def _log(name: str, exc: Exception) -> None:
     logger.error(
-        "ticker %r: its function failed, and is called again at the next interval",
+        "ticker %r: the function failed; it is called again after the next interval",
         name,
         exc_info=exc,
     )

@@ -1,23 +1,24 @@
-"""The sending side of a stream: any greenlet writes, and the end of the hub's turn flushes.
+"""The sending side of a stream, which any greenlet can write to.
 
-Rules
------
-- ``write`` takes whole messages and never switches, so frames of one message stay together.
-- The first write of a hub turn is sent at once; what follows in the same turn leaves in one send when
-  the turn ends: when all greenlets that could run have run, before the hub polls.  64 KiB, and what
-  5 ms have gathered, are flushed early.
-- What the socket does not take waits for a write watcher, whose hub callback sends again: no flusher
-  greenlet is needed, since a raw non-blocking send never switches.
-- A writer waits *before* its first byte, by ``wait_writable``, if ``must_wait`` is set.
-  That is set after an early flush or 5 ms of writing without a switch (so that a loop that only
-  publishes lets the others run), and while more than 1 MiB waits for a slow peer.
-- Those who wait for a slow peer go on in the order in which they came: one is woken when there is
-  room, and wakes the next as it goes.  So whenever somebody waits, either the write watcher is on or
-  one who was woken has not run yet.
-- An exception may come from outside between any two steps (``KeyboardInterrupt``, a signal handler that
-  raises).  The end of the turn is asked for before anything is appended, so what was appended leaves all
-  the same; ``pending`` is counted anew by each flush.  While the socket is given something nobody could
-  tell how much it has taken: an exception then ends the stream.
+Theory.  Many small writes of one turn of the hub become one send, and a slow peer makes writers wait.
+A turn ends when all greenlets that are ready have run, before the hub polls.  The rules:
+
+- ``write`` takes whole messages and never switches, so that the frames of a message stay together.
+- The first write of a turn is sent at once.  The rest is buffered and sent when the turn ends, or
+  earlier when there are 64 KiB, or 5 ms after the turn began.
+- When the socket is full, the rest is sent by a write watcher, in the hub.  This needs no greenlet,
+  since a non-blocking send never switches.
+- A greenlet that must wait does so *before* its first byte: if ``must_wait`` is set it calls ``wait_writable``.
+  It is set after an early flush or 5 ms of writing without a switch, so that a loop that only
+  publishes lets other greenlets run, and while more than 1 MiB waits for a slow peer.
+- Greenlets wait in the order of arrival.  One is woken when there is room, and wakes the next when it
+  continues.  So while a greenlet waits, the write watcher is active or a woken greenlet has not run yet.
+- An exception from outside (``KeyboardInterrupt``, a signal handler that raises) can come between any
+  two steps.  The end of the turn is scheduled before anything is appended, so what was appended is sent
+  anyway; each flush counts ``pending`` anew.  An exception during a send ends the stream, since it is
+  unknown how much the socket has accepted.
+
+Cost: a write that is not the first of a turn appends to a list and reads the clock.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from greenconn.green.slot import Slot
 
 __all__ = ["HIGH_WATER", "Writer"]
 
-#: Bytes that leave before the turn ends.
+#: Bytes that are sent before the turn ends.
 EARLY_FLUSH: Final = 64 * 1024
-#: Bytes waiting for the peer above which writers wait, and below which they go on.
+#: Pending bytes above which writers wait, and below which they are woken.
 HIGH_WATER: Final = 1024 * 1024
 LOW_WATER: Final = 512 * 1024
-#: Seconds of writing without a switch after which the next writing call yields.
+#: Seconds of writing without a switch after which the next writer yields.
 PACE: Final = 0.005
-#: Above this many bytes buffers are handed to the kernel as they are; below, joining is cheaper.
+#: Bytes above which buffers are passed to the kernel one by one.  Below, joining them is cheaper.
 GATHER: Final = 128 * 1024
 IOV_MAX: Final = 512
 
@@ -54,12 +55,12 @@ _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
 
 class Writer:
-    """Coalescing writer of one socket.
+    """The coalescing writer of one socket.
 
     Arguments:
-        sock: a connected non-blocking socket; not owned.
-        on_error: called with the ``OSError`` of a failed send, perhaps in the hub: it must not switch.
-        seal: turns plaintext into what goes over the wire (TLS), or None.
+        sock: a connected non-blocking socket, which the caller closes.
+        on_error: called with the ``OSError`` of a failed send, maybe in the hub; it must not switch.
+        seal: encrypts plaintext (TLS); None sends it as it is.
     """
 
     def __init__(
@@ -68,11 +69,11 @@ class Writer:
         on_error: Callable[[OSError], None],
         seal: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        #: True when a caller in a greenlet has to call ``wait_writable`` before it writes.
+        #: Whether a greenlet must call ``wait_writable`` before it writes.
         self.must_wait = False
-        #: Number of sends, for those who count system calls.
+        #: Number of system calls, for statistics.
         self.sends = 0
-        #: Bytes that have not left.
+        #: Bytes that were written and not sent yet.
         self.pending = 0
         #: Time of the last send, on the monotonic clock.
         self.sent_at = monotonic()
@@ -82,27 +83,29 @@ class Writer:
         loop = get_hub().loop
         self._turn_end = TurnEnd(loop, self._end_turn)
         self._watcher: Any = loop.io(sock.fileno(), 2)
-        self._out: list[Buffer] = []  # written, not yet offered to the socket
-        self._tail: deque[Buffer] = deque()  # offered; the socket was full.  Not empty = stalled
-        # What was offered last and may not have wholly left, as it was written, and how many bytes
-        # of it have (of what was sealed nobody can tell before all has).
+        self._out: list[Buffer] = []  # written, not yet passed to the socket
+        self._tail: deque[Buffer] = (
+            deque()
+        )  # left over when the socket was full; not empty = stalled
+        # The plaintext of the last flush while a part of it is unsent, and the number of its bytes
+        # that were sent.  With TLS that number is known only when all was sent.
         self._offered: Sequence[Buffer] = ()
         self._offered_left = 0
-        self._unsent: list[Buffer] = []  # after the end
-        # Something was sent in this turn of the hub, which will flush at its end.
+        self._unsent: list[Buffer] = []  # after close()
+        # Whether a flush at the end of this turn is scheduled.
         self._in_turn = False
         self._turn_began = 0.0
         self._yield_due = False
         self._before_flush: list[Callable[[], None]] = []
         self._waiters: deque[Slot[None]] = deque()
-        #: Those who wait until what was offered has left.
+        #: Greenlets that wait in drain().
         self._drainers: list[Slot[None]] = []
-        self._is_waking = False  # a waiter was woken and has not run yet
+        self._is_waking = False  # whether a woken waiter has not run yet
         self._closed = False
 
     @property
     def is_stalled(self) -> bool:
-        """Whether the peer does not take what we send."""
+        """Whether the socket is full, as the peer does not read."""
         return bool(self._tail)
 
     def write(self, data: Buffer) -> None:
@@ -137,23 +140,23 @@ class Writer:
 
     def _flush_early(self) -> None:
         self._flush()
-        # What follows before the turn ends is gathered again, not sent piece by piece.
+        # Later writes of this turn are buffered again.
         self._turn_began = monotonic()
-        self._yield_due = self.must_wait = not self._closed  # a send that failed may have closed it
+        self._yield_due = self.must_wait = not self._closed  # the send may have failed and closed it
 
     def mark(self, mark: memoryview) -> None:
-        """Put *mark* behind what was written last, if that is pending.  Never switches.
+        """Append *mark* to the buffers, if anything is pending.  Never switches.
 
         Arguments:
-            mark: empty; who takes the unsent finds it by its identity.
+            mark: an empty buffer, to be found by its identity in the result of ``take_unsent``.
         """
         if self.pending:
             self._out.append(mark)
 
     def write_sealed(self, data: bytes) -> None:
-        """Send ciphertext that was made already (a step of a handshake, an alert).  Never switches.
+        """Send ciphertext of the TLS layer (a step of the handshake, an alert).  Never switches.
 
-        It goes before what is still plaintext, since its record number is the lower one.
+        It precedes the buffered plaintext, whose TLS records will have higher numbers.
         """
         if self._closed or not data:
             return
@@ -172,24 +175,23 @@ class Writer:
             raise
 
     def before_flush(self, callback: Callable[[], None]) -> None:
-        """Call *callback* in the hub when this turn ends, just before the flush: it may write.
+        """Call *callback* in the hub when this turn ends, before the flush.  Never switches.
 
-        For what gains by waiting for the end of the turn: acknowledgements that can be merged.
+        The callback may write.  It serves to merge frames of one turn, as acks.
         """
         if not self._in_turn:
             self._begin_turn()
         self._before_flush.append(callback)
 
     def wait_writable(self, deadline: Deadline) -> None:
-        """Let others run, and wait while too much is pending.  May switch; call before writing.
+        """Yield, or wait for a slow peer, as :attr:`must_wait` demands.  May switch; call before writing.
 
         Raises:
-            TimeoutError: the peer took nothing until the deadline.
+            TimeoutError: the peer did not read enough until the deadline.
         """
         if self._yield_due:
             self._yield_due = False
-            # As if it had been woken: who comes meanwhile stands in line behind it, so that writers
-            # go on in the order in which they came.
+            # Count this greenlet as woken, so that later ones queue behind it.
             self._is_waking = True
             try:
                 turn()
@@ -215,7 +217,7 @@ class Writer:
                 if slot in self._waiters:
                     self._waiters.remove(slot)
                 else:
-                    self._wake_next()  # it was this one's turn: now it is the next one's
+                    self._wake_next()  # this greenlet was woken already: pass that on
                 self._update_must_wait()
                 raise
             if self._closed:
@@ -224,13 +226,13 @@ class Writer:
                 self._wake_next()
                 self._update_must_wait()
                 return
-            # It was filled again meanwhile: first in line once more.
+            # Other writes have filled the buffer before this greenlet ran: wait again, in front.
             self._is_waking = False
             slot = Slot()
             self._waiters.appendleft(slot)
 
     def close(self) -> None:
-        """Stop the watcher and forget what has not left.  Never switches.  Again: does nothing."""
+        """Stop sending and keep the unsent buffers.  Never switches.  A second call does nothing."""
         if self._closed:
             return
         self._unsent = [*self._offered, *self._out]
@@ -242,9 +244,9 @@ class Writer:
         self._wake_drainers()
 
     def forget(self) -> None:
-        """Close in the child of a fork, without waking the waiters, which are the parent's."""
+        """Close in the child of a fork, without waking the waiters of the parent process."""
         self._closed = True
-        # The watcher goes before its descriptor: libev aborts the process on a closed one.
+        # Before the descriptor is closed: libev aborts the process on a closed one.
         self._watcher.stop()
         self._watcher.close()
         self._turn_end.close()
@@ -257,16 +259,17 @@ class Writer:
         self.must_wait = False
 
     def take_unsent(self) -> tuple[list[Buffer], int]:
-        """After ``close``: what was written and offered last or not at all, as it was written.
+        """Take and return what was unsent when the writer was closed.
 
         Returns:
-            The buffers, marks between them, and how many bytes of those had left.  Once.
+            The buffers of the last flush, if not all was sent, and those after it, as they were
+            written, with the marks; and the number of their bytes that were sent.
         """
         unsent, self._unsent = self._unsent, []
         return unsent, self._offered_left
 
     def flush(self) -> None:
-        """Offer everything to the socket now.  Never switches."""
+        """Pass everything to the socket now.  Never switches."""
         try:
             self._run_before_flush()
         except BaseException as exc:
@@ -275,15 +278,13 @@ class Writer:
         self._flush()
 
     def drain(self, deadline: Deadline) -> None:
-        """Wait until the socket has taken what was written by now.  May switch.
-
-        Where the peer takes what we send it does not switch: a flush is enough.
+        """Wait until the socket has accepted all that was written so far.  Switches if it is full.
 
         Raises:
-            TimeoutError: the peer took too little until the deadline.
+            TimeoutError: the peer did not read enough until the deadline.
         """
         self.flush()
-        # What lies behind a tail is offered when that has left, and may leave a tail of its own.
+        # Buffers behind a tail are sent after it, and may leave a tail again.
         for _ in range(2):
             if self._closed or not self._tail:
                 return
@@ -296,7 +297,7 @@ class Writer:
                     self._drainers.remove(slot)
 
     def resend(self) -> None:
-        """Offer what the socket did not take once more, where no hub runs.  Never switches."""
+        """Send the tail again, where no hub runs.  Never switches."""
         self._on_writable()
 
     # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
@@ -323,7 +324,7 @@ class Writer:
     def _flush(self) -> None:
         out = self._out
         if self._closed:
-            out.clear()  # nobody takes it any more
+            out.clear()
             self.pending = 0
             self._in_turn = False
             return
@@ -348,7 +349,7 @@ class Writer:
                 self.pending = len(out[0]) if len(out) == 1 else sum(map(len, out))
                 buffers = out
             if not self.pending:
-                self._offered = ()  # marks, of what has left
+                self._offered = ()  # only marks
                 return
             sent = self._send(buffers)
             if sent < 0:
@@ -364,7 +365,7 @@ class Writer:
             raise
 
     def _keep(self, buffers: list[Buffer], sent: int) -> None:
-        """Keep what the socket did not take and watch for room."""
+        """Keep the part of *buffers* that was not sent, and watch for room."""
         tail = self._tail
         for buffer in buffers:
             length = len(buffer)
@@ -385,7 +386,7 @@ class Writer:
             self._offered_left += sent
 
     def _send(self, buffers: list[Buffer]) -> int:
-        """Return the number of bytes sent; -1 after an error."""
+        """Return the number of bytes sent; -1 for an error, which was reported."""
         self.sends += 1
         try:
             if len(buffers) == 1:
@@ -401,12 +402,12 @@ class Writer:
         return sent
 
     def _fail(self, exc: OSError) -> None:
-        # The callback wakes others, and this may be the end of the hub's turn.
+        # The callback wakes greenlets, and without this the hub might poll first.
         wake_hub()
         self._on_error(exc)
 
     def _interrupted(self, exc: BaseException) -> None:
-        """Fail, as an exception came between two steps that belong together."""
+        """End the stream, as an exception interrupted a step that must not be interrupted."""
         self._fail(
             ConnectionAbortedError(errno.ECONNABORTED, f"sending was interrupted by {exc!r}")
         )
