@@ -1,13 +1,14 @@
-"""SQS as a store of leased messages: a lease is SQS' visibility timeout.
+"""SQS as a store of leased messages, where a lease is a visibility timeout.
 
-Rules
------
-- Each queue that has room is polled by one request that waits at SQS, for all its consumers in this
-  process; where there are more such queues than connections for polls, they take turns of a second.
-- Messages are sent, deleted and requeued ten at a time, as SQS limits a request.  Each of the ten
-  has its own outcome.
-- Batches for one FIFO queue are sent one after another in the order in which they came.  Messages
-  that SQS refuses of such a batch are not sent again, since those behind them are stored already.
+Theory.  A message is received with a visibility timeout.  An ack deletes it; a requeue or a delayed
+retry changes its visibility timeout, and so does the renewal of a lease.  The rules:
+
+- Each queue that has room for messages is long-polled by one request, for all its consumers in this
+  process.  If there are more such queues than connections for polls, each polls for a second in turn.
+- Messages are sent, deleted and requeued ten at a time, which is SQS's limit for a request.  Each of
+  the ten has its own result.
+- Batches for a FIFO queue are sent one after another, in order.  A message that SQS refuses is not sent
+  again, since the messages after it are stored already.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ logger = logging.getLogger("greenconn.transport.SQS")
 
 
 class SqsSettler:
-    """The settlements of one link.
+    """The sender of the acks, requeues, rejects and renewals of one link.
 
     Arguments:
-        sender: for dead letters.
-        queues: those of this link.
-        gone: called with a queue that turned out to be deleted.
-        unless_refused: that of the store.
+        options: the options of the transport.
+        sender: publishes dead letters.
+        queues: the queues of the link.
+        gone: called with a queue that was found deleted.
+        unless_refused: :meth:`Store.unless_refused` of the store.
     """
 
     def __init__(
@@ -76,14 +78,14 @@ class SqsSettler:
         self._unless_refused = unless_refused
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:
-        """Delete messages, or give them back.  May switch."""
+        """Delete messages, or make them visible again.  May switch."""
         by_queue: dict[str, list[SettleRequest]] = {}
         for request in requests:
             by_queue.setdefault(request.handle.queue, []).append(request)
         together(partial(self._settle, name, mine) for name, mine in by_queue.items())
 
     def _settle(self, name: str, requests: Sequence[SettleRequest]) -> None:
-        """Settle those of one queue."""
+        """Settle messages of one queue."""
         queue = self._queue(name)
         if queue is None:
             return
@@ -101,15 +103,15 @@ class SqsSettler:
         self._hide(queue, returned)
 
     def _queue(self, name: str) -> SqsQueue | None:
-        """Return a queue that messages were received from; None: it was deleted, with its messages."""
+        """Return the queue of received messages; None if it was deleted."""
         try:
             return self._queues.get(name)
         except REFUSED as exc:
-            logger.warning("%s: messages received from it cannot be acknowledged", exc)
+            logger.warning("%s: cannot acknowledge the messages received from it", exc)
             return None
 
     def _refused(self, request: SettleRequest) -> bool:
-        """Store the copies of a dead letter; return whether it stays where it is without them."""
+        """Publish the copies of a dead letter; return whether SQS refused one, so that it stays."""
         outcomes = self._sender.put(request.entries)
         return self._unless_refused(request, outcomes).settlement is Settlement.REQUEUE
 
@@ -128,7 +130,7 @@ class SqsSettler:
     def _tell(
         self, queue: SqsQueue, action: str, fields: Sequence[Mapping[str, Any]]
     ) -> list[Exception | None]:
-        """Say something of held messages; return for each why it was not taken."""
+        """Send *action* for held messages; return the error of each, or None."""
         batches = list(batches_of_ten(fields))
         parts: list[list[Exception | None]] = [[] for _ in batches]
 
@@ -143,7 +145,7 @@ class SqsSettler:
         together(partial(tell, number, batch) for number, batch in enumerate(batches))
         errors = [error for part in parts for error in part]
         for error in errors:
-            # A lease that has ended is not worth a word: the message is somebody else's by now.
+            # If the lease has ended, the message was redelivered already: there is nothing to log.
             if error is not None and not isinstance(error, InvalidQueueException):
                 logger.warning(
                     "%s: messages are redelivered when their visibility timeout ends", error
@@ -152,7 +154,11 @@ class SqsSettler:
         return errors
 
     def renew(self, handles: Sequence[Held], seconds: int) -> list[Held]:
-        """Hide messages for so long from now on; return those that are no longer ours.  May switch."""
+        """Renew the leases of messages; return those whose lease is lost.  May switch.
+
+        Arguments:
+            seconds: length of the new leases, from now on.
+        """
         by_queue: dict[str, list[Held]] = {}
         for held in handles:
             by_queue.setdefault(held.queue, []).append(held)
@@ -175,7 +181,11 @@ class SqsSettler:
 
 
 def _delay_of(request: SettleRequest, queue: SqsQueue) -> int | None:
-    """Return the seconds until a redelivery; None: never; -1: when the lease ends.  May switch."""
+    """Return the seconds until the redelivery of a message.  May switch.
+
+    Returns:
+        None for no redelivery, -1 for one at the end of the lease.
+    """
     if request.settlement is Settlement.ACK:
         return None
     held: Held = request.handle
@@ -185,25 +195,28 @@ def _delay_of(request: SettleRequest, queue: SqsQueue) -> int | None:
             return delay
     if request.settlement is Settlement.REQUEUE:
         return int(request.delay)
-    # Rejected for good.  A redrive policy wants to see it come back until it has had enough.
+    # Rejected for good.  A redrive policy acts only on messages that are redelivered often enough.
     return -1 if not request.entries and queue.redrives() else None
 
 
-#: Seconds of a poll while other queues wait for their turn.
+#: Seconds of a poll while other queues wait for a connection.
 SHORT_POLL: Final = 1
 
 
 class SqsStore(Store):
-    """SQS, for one link.
+    """The store of one link over SQS.
 
     Arguments:
-        accounts: the transport's, which outlive the link.
+        client: the connection, for its TLS options.
+        wake: see :class:`~greenconn.broker.port.Store`.
+        accounts: the accounts of the transport, which outlive the link.
+        options: the options of the transport.
     """
 
-    #: What a few requests at the same time may take.
+    #: Messages of a claim, which is a few concurrent requests.
     claim_limit: ClassVar[int] = 4 * SQS_MAX_MESSAGES
     put_limit: ClassVar[int] = SQS_MAX_MESSAGES
-    #: Requests that send at the same time.  Standard queues have no order; see the rules for others.
+    #: Concurrent requests that send.  Standard queues have no order; for FIFO queues see the rules.
     put_calls: ClassVar[int] = 8
     settle_limit: ClassVar[int] = 10 * SQS_MAX_MESSAGES
     claims_each_queue: ClassVar[bool] = True
@@ -223,9 +236,9 @@ class SqsStore(Store):
         self._options = options
         self._clients = HttpClients(options, client.ssl)
         self._polls = BoundedSemaphore(options.poll_connections)
-        #: Queues that wait for their turn to be polled.
+        #: The number of queues that wait for a connection to poll with.
         self._waiting = 0
-        #: Queue -> what the claim that waits for it gets.
+        #: Queues -> the slots of the claims that wait for their polls.
         self._claims: dict[str, Slot[Sequence[Claimed]]] = {}
         self._polling: set[Greenlet[..., Any]] = set()
         self.queues: Queues
@@ -234,11 +247,11 @@ class SqsStore(Store):
     # -- life
 
     def open(self, deadline: Deadline) -> None:
-        """Find credentials and endpoint, and ask whether they are good.  May switch.
+        """Find credentials and endpoint, and check them with a request.  May switch.
 
         Raises:
-            LoginRefused: they are not.
-            LinkLost: the service does not request.
+            LoginRefused: SQS refused the credentials.
+            LinkLost: SQS did not respond.
         """
         service = self._accounts.main.service("sqs", self._clients, deadline)
         self.queues = Queues(
@@ -264,18 +277,18 @@ class SqsStore(Store):
                     MaxResults=1,
                 )
         except AccessDeniedQueueException:
-            pass  # It knows who we are, and lets us do other things.
+            pass  # the credentials are valid, only this action is not permitted
 
     def _service(self, name: str, settings: Mapping[str, Any]) -> Service:
         limit = Deadline(self._options.reply_timeout)
         return self._accounts.of(settings).service(name, self._clients, limit)
 
     def close(self) -> None:
-        """End everything.  Nothing is said to SQS: it knows no connections."""
+        """Close the HTTP connections.  SQS itself has no connections.  Never switches."""
         self.drop()
 
     def drop(self) -> None:
-        """End everything.  Never switches."""
+        """End the polls and close the HTTP connections.  Never switches."""
         for greenlet in list(self._polling):
             greenlet.kill(block=False)
         self._clients.close()
@@ -283,19 +296,25 @@ class SqsStore(Store):
     # -- queues
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
-        """Make a queue.  May switch.  SQS does not keep how it was declared: the process does."""
+        """Create a queue.  May switch.
+
+        SQS does not store the declaration; this process keeps it.
+        """
         self.queues.make(name, declaration)
         return self.queues.declaration(name)
 
     def find_queue(self, name: str) -> Declaration | None:
-        """Return whether there is a queue (or a topic).  May switch."""
+        """Return the declaration of a queue or topic; None if there is none.  May switch."""
         if exchange_of(name) is not None:
             return Declaration(durable=True)
         queue = self.queues.find(name)
         return None if queue is None else self.queues.declaration(name)
 
     def drop_queue(self, name: str) -> int:
-        """Delete a queue, unless it is a predefined one.  May switch."""
+        """Delete a queue and return the number of its messages.  May switch.
+
+        Predefined queues are not deleted.
+        """
         if self._options.predefined_queues:
             return 0
         queue = self.queues.find(name)
@@ -311,14 +330,17 @@ class SqsStore(Store):
         return waited
 
     def size(self, name: str) -> int:
-        """About how many messages could be taken now.  May switch."""
+        """Return SQS's estimate of the number of visible messages.  May switch."""
         return self._size(self.queues.get(name))
 
     def _size(self, queue: SqsQueue) -> int:
         return int(queue.attributes(SIZE).get(SIZE, 0))
 
     def purge(self, name: str) -> int:
-        """Delete the messages of a queue.  May switch.  SQS takes up to a minute for it."""
+        """Purge a queue and return the number of its messages.  May switch.
+
+        SQS takes up to a minute to delete them.
+        """
         queue = self.queues.get(name)
         waited = self._size(queue)
         try:
@@ -326,7 +348,7 @@ class SqsStore(Store):
         except InvalidQueueException as exc:
             if "PurgeQueueInProgress" not in str(exc):
                 raise
-            # Once a minute is what SQS does; the rest is done by hand.
+            # SQS purges a queue once a minute at most: receive and delete the messages instead.
             self._empty(queue)
         return waited
 
@@ -341,11 +363,11 @@ class SqsStore(Store):
         return self._sender.put(entries)
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:
-        """Delete messages, or give them back.  May switch."""
+        """Delete messages, or make them visible again.  May switch."""
         self._settler.settle(requests)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Hide messages for another lease; return those that are no longer ours.  May switch."""
+        """Renew the leases of messages; return those whose lease is lost.  May switch."""
         return self._settler.renew(handles, self._lease)
 
     def _is_gone(self, queue: SqsQueue) -> None:
@@ -353,7 +375,7 @@ class SqsStore(Store):
         self.gone(queue.name)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
-        """Take messages of one queue, waiting at SQS for the first.  May switch."""
+        """Receive messages of one queue, with a long poll for the first.  May switch."""
         ((name, count),) = wanted.items()
         try:
             queue = self.queues.get(name)
@@ -363,11 +385,11 @@ class SqsStore(Store):
         except (DoesNotExistQueueException, UndefinedQueueException):
             self.gone(name)
         except ServiceBusy as exc:
-            logger.warning("%s; trying again", exc)
+            logger.warning("%s; receiving is retried", exc)
         return ()
 
     def _poll(self, queue: SqsQueue, count: int, wait: float) -> Sequence[Claimed]:
-        """Wait for messages in a greenlet that may be left alone."""
+        """Long-poll a queue in a greenlet, which continues if the claim is abandoned."""
         slot: Slot[Sequence[Claimed]] = Slot()
         self._claims[queue.name] = slot
         greenlet = spawn("sqs-poll", self._poll_into, slot, queue, count, wait)
@@ -400,22 +422,25 @@ class SqsStore(Store):
             self._requeue(taken)
 
     def _requeue(self, taken: Sequence[Claimed]) -> None:
-        """Release messages that nobody waits for, before their leases end."""
+        """Requeue messages of an abandoned claim, so that they are visible before their lease ends."""
         try:
             self._settler.settle(
                 [SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True) for each in taken]
             )
         except LinkLost:
-            pass  # then they do
+            pass  # they are redelivered when their leases end
 
     def abandon(self, queue: str) -> None:
-        """Let the claim of a queue return; its poll goes on, and requeues what it brings."""
+        """End the claim of a queue without messages.  Never switches.
+
+        Its poll continues, and requeues the messages that it receives.
+        """
         slot = self._claims.pop(queue, None)
         if slot is not None:
             slot.offer(())
 
     def _receive_many(self, queue: SqsQueue, count: int) -> list[Claimed]:
-        """Take more than ten from a queue that had ten the last time, without waiting at SQS."""
+        """Receive more than ten messages by concurrent requests, if the last one was full."""
         if count <= SQS_MAX_MESSAGES or not queue.is_full:
             return []
         parts: list[list[Claimed]] = []
@@ -429,7 +454,7 @@ class SqsStore(Store):
         try:
             parts.append(self._receive(queue, count, 0))
         except (*REFUSED, LinkLost):
-            pass  # the poll that comes next says so; what others have brought is not lost
+            pass  # the next poll reports it; the messages of the other requests are not lost
 
     def _receive(self, queue: SqsQueue, count: int, seconds: int) -> list[Claimed]:
         options = self._options
@@ -437,7 +462,7 @@ class SqsStore(Store):
         if options.message_attributes:
             more["MessageAttributeNames"] = options.message_attributes
         if queue.is_fifo:
-            # So that the response to a request that is sent again is the same.
+            # With this a repeated request returns the same messages.
             more["ReceiveRequestAttemptId"] = uuid()
         try:
             response = queue.call(
@@ -453,10 +478,10 @@ class SqsStore(Store):
             self.queues.forget(queue)
             raise
         taken = [opened(message, queue) for message in response.get("Messages") or ()]
-        # The order of a FIFO queue's groups is that of the requests.
+        # Concurrent requests would break the order of a FIFO queue.
         queue.is_full = len(taken) == SQS_MAX_MESSAGES and not queue.is_fifo
         return taken
 
 
-#: The attribute that says how many messages could be taken.
+#: The attribute with the number of visible messages.
 SIZE: Final = "ApproximateNumberOfMessages"

@@ -1,10 +1,20 @@
 """The consumers of a channel, and its prefetch.
 
-When a channel ends, the broker requeues its outstanding deliveries, and RabbitMQ counts each such
-message as delivered: a quorum queue drops it, or dead-letters it, at its delivery limit (20 by default
-since 4.0), although no handler has ever seen it.  So the consumers are cancelled first, and the
-deliveries until ``basic.cancel-ok`` that no handler has seen are requeued by ``basic.nack`` before the
-channel is closed.  What a handler has begun with is left to the broker.
+Theory.  A consumer begins with ``basic.consume``, and its life is a table of moves
+(:data:`CONSUMER_MOVES`).  Its deliveries go to a sink, or become events that ``drain_events`` runs.  The
+rules:
+
+- All that the broker sends is handled by the reader, which only appends, wakes and returns.
+- A tag stays known until ``basic.cancel-ok``, or the channel ends, since deliveries come until then.
+  Deliveries to a consumer whose owner has left are requeued.
+- A caller that is killed while it waits for ``basic.consume-ok`` leaves a consumer behind that the
+  broker starts anyway: it is cancelled when the reply arrives.
+- When a channel is closed, the consumers are cancelled first, and the deliveries that no handler has
+  seen are requeued with ``basic.nack``.  RabbitMQ requeues what is unacknowledged when the channel is
+  closed, but counts that as an attempt: a quorum queue drops or dead-letters a message at its delivery
+  limit (20 by default since 4.0), although no handler has ever seen it.
+- Without a prefetch, or without acks, only memory limits what the broker sends.  Such deliveries are
+  counted in bytes, and the connection stops reading above its budget.
 """
 
 from __future__ import annotations
@@ -46,9 +56,9 @@ __all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "r
 logger = logging.getLogger("greenconn.transport.amqp")
 
 _delivery_tag = Struct(">Q")
-#: Outstanding deliveries that any broker may send beyond the prefetch.
+#: Number of deliveries beyond the prefetch that are tolerated.
 _SLACK: Final = 1000
-#: Tags of stream consumers, beside those that run, that one channel remembers.
+#: Maximum number of tags of former stream consumers that a channel remembers.
 _STREAMS_KEPT: Final = 1024
 _GET_OK: Final = ids_of(spec.Basic.GetOk)
 _CANCEL: Final = ids_of(spec.Basic.Cancel)
@@ -56,16 +66,16 @@ _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
 
 
 class ConsumerState(Enum):
-    """The stages of a consumer's life on a channel."""
+    """The states of a consumer on a channel."""
 
-    #: ``basic.consume`` was written; its caller waits and gets what goes wrong.
+    #: ``basic.consume`` was sent; its caller waits, and gets the error if there is one.
     STARTING = "starting"
-    #: The broker confirmed it.
+    #: The broker sent ``basic.consume-ok``.
     RUNNING = "running"
-    #: ``basic.cancel`` was written and nobody waits for the reply: the tag may be used again.
+    #: ``basic.cancel`` was sent without a caller that waits; the tag can be used again.
     CANCELLED = "cancelled"
-    #: The caller was killed while it waited: what comes is requeued, and the tag stays in use until
-    #: ``basic.cancel-ok``.
+    #: The caller of ``basic.consume`` was killed, or the channel is being closed.  Deliveries are
+    #: requeued, and the tag is in use until ``basic.cancel-ok``.
     ABANDONED = "abandoned"
 
 
@@ -74,22 +84,27 @@ CONSUMER_MOVES: Final[Mapping[ConsumerState, frozenset[ConsumerState]]] = {
         {ConsumerState.RUNNING, ConsumerState.CANCELLED, ConsumerState.ABANDONED}
     ),
     ConsumerState.RUNNING: frozenset({ConsumerState.CANCELLED, ConsumerState.ABANDONED}),
-    # What waits among the events is still handed out until its channel is being closed.
+    # Events of a cancelled consumer are run until its channel is closed.
     ConsumerState.CANCELLED: frozenset({ConsumerState.ABANDONED}),
     ConsumerState.ABANDONED: frozenset(),
 }
-#: Asked for with each delivery, and members of an Enum are not looked up for nothing.
+#: Used for each delivery: looking up a member of an Enum has a cost.
 _ABANDONED: Final = ConsumerState.ABANDONED
 
 
 class ChannelConsumer:
-    """One consumer of one channel.
-
-    Its deliveries go to a sink, or as events to whoever calls ``drain_events``.
+    """A consumer of a channel.
 
     Arguments:
-        unbounded: nothing but memory bounds what the broker sends: no acks, or no prefetch.
-            The connection then counts the bytes that wait here.
+        link: the connection.
+        tag: the consumer tag.
+        queue: the name of the queue.
+        no_ack: whether the deliveries need no ack.
+        unbounded: whether only memory limits what the broker sends, as there is no prefetch or no
+            ack.  The connection then counts the bytes of its deliveries.
+        callback: called with each message by ``drain_events``, if there is no sink.
+        on_cancel: called with the tag by ``drain_events`` if the broker cancels the consumer.
+        sink: gets the deliveries in the reader; None makes them events.
     """
 
     __slots__ = (
@@ -126,9 +141,9 @@ class ChannelConsumer:
         self.on_cancel = on_cancel
         self.sink = sink
         self.state: ConsumerState = ConsumerState.STARTING
-        #: The broker was asked to end it.
+        #: Whether ``basic.cancel`` was sent.
         self.is_ending = False
-        #: Those who wait until it is no longer starting, or until it has ended.
+        #: Greenlets that wait until it has started or ended.
         self.watchers: list[Slot[None]] = []
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
@@ -138,57 +153,64 @@ class ChannelConsumer:
             self.deliver = self._to_events_counted if unbounded else self._to_events
 
     def count(self) -> None:
-        """From now on nothing but memory bounds what the broker sends.  Never switches.
+        """Count the bytes of deliveries from now on, as the prefetch was removed.  Never switches.
 
-        What goes to a sink is not counted: its owner asks for that when it begins to consume.
+        Deliveries to a sink are counted only if that was so from the beginning.
         """
         if self.deliver == self._to_events:
             self.deliver = self._to_events_counted
 
     @property
     def is_event(self) -> bool:
-        """Whether those who drain wait for its deliveries."""
+        """Whether its deliveries become events of the connection."""
         return self.sink is None and self.state is ConsumerState.RUNNING
 
     def leave(self, state: ConsumerState) -> None:
-        """Requeue what still comes, since its owner has left.  Never switches."""
+        """Requeue later deliveries, as the owner has left.  Never switches.
+
+        Arguments:
+            state: CANCELLED or ABANDONED.
+        """
         self._move(state)
         self.deliver = self._refuse
-        self.sink = None  # it may hold much, and this stays as long as the tag is known
+        self.sink = None  # frees its memory: this object stays until the tag is forgotten
         self.notify_watchers()
 
     def _move(self, state: ConsumerState) -> None:
         self.state = moved(self.state, state, CONSUMER_MOVES, "a consumer")
 
     def notify_watchers(self) -> None:
-        """Wake those who wait for a change.  Never switches."""
+        """Wake the greenlets that wait for a change of state.  Never switches."""
         for slot in self.watchers:
             slot.offer(None)
         self.watchers.clear()
 
     def requeue_unseen(self) -> None:
-        """Have its sink requeue what no handler has seen; the broker sends no more.  May switch."""
+        """Make its sink requeue the messages that no handler has seen.  May switch.
+
+        To be called when the broker sends no more.
+        """
         if self.sink is not None:
             self.sink.requeue_unseen()
 
     def requeue_event(self, function: Callable[[Any], Any], message: Delivery) -> None:
-        """Requeue a delivery that waited among the events of the connection.  Never switches.
+        """Requeue a delivery that was an event of the connection.  Never switches.
 
         Arguments:
-            function: the event's, which tells whether the delivery was counted.
+            function: the function of the event, which tells whether its bytes were counted.
         """
         if function == self._handle_counted:
             self._taken(message)
         message.put_back()
 
     def drop_event(self, message: Delivery) -> None:
-        """Drop a delivery without ack that waited among the events.  Never switches."""
-        self._taken(message)  # without acks each of them was counted
+        """Drop a delivery without ack that was an event.  Never switches."""
+        self._taken(message)  # its bytes were counted, as those of all without acks
 
-    # All of these run in the reader: they append, wake and return.
+    # In the reader: these append, wake and return.
 
     def start(self, reply: object = None) -> None:
-        """Note that the broker has confirmed it."""
+        """Note that the broker has started the consumer."""
         if self.state is ConsumerState.STARTING:
             self._move(ConsumerState.RUNNING)
             self.notify_watchers()
@@ -210,14 +232,15 @@ class ChannelConsumer:
         self.sink.deliver(message)
 
     def gone(self, exc: BaseException, *, cancelled: bool = False) -> None:
-        """Tell the owner that no more will come.
+        """Report to the owner that there will be no more deliveries.
 
         Arguments:
-            cancelled: the broker cancelled this one consumer; the channel lives on.
+            exc: the reason.
+            cancelled: whether the broker cancelled this consumer only, and the channel is open.
         """
         self.notify_watchers()
         if self.state is not ConsumerState.RUNNING:
-            return  # the caller of ``basic_consume`` gets the error, if it still waits
+            return  # the caller of basic_consume gets the error, if it still waits
         if self.sink is not None:
             self.sink.cancelled(exc)
         elif cancelled and self.on_cancel is not None:
@@ -258,11 +281,11 @@ class Consumers:
         calls, acks: the calls and the acks of the channel.
 
     Attributes:
-        by_tag: the consumers that the broker may know.
-        no_ack: tags of those without acks.
-        streams: tags of those that read streams, also of those that are gone, as their messages may
-            still be acknowledged.
-        qos: the arguments of the latest ``basic.qos``; None: there was none.
+        by_tag: tags -> consumers that the broker may know.
+        no_ack: tags of consumers without acks.
+        streams: tags of consumers of streams.  Former ones are included, as their messages can still
+            be acknowledged.
+        qos: the arguments of the last ``basic.qos``, or None.
     """
 
     __slots__ = (
@@ -285,7 +308,7 @@ class Consumers:
         self.streams: set[str] = set()
         self.qos: tuple[int, int, bool] | None = None
         self._prefetch = 0
-        #: Outstanding deliveries above which the broker does not keep to the prefetch.
+        #: Number of unacknowledged deliveries above which the broker violates the prefetch.
         self._max_outstanding: float = _SLACK
         self._channel = channel
         self._number = channel.channel_id
@@ -309,12 +332,12 @@ class Consumers:
         )
 
     def _note_limit(self, qos: tuple[int, int, bool]) -> None:
-        # In the reader: it holds, also if its caller was killed meanwhile.
+        # In the reader, since the prefetch applies even if the caller was killed.
         self.qos = qos
         self._prefetch = qos[1]
         if not self._prefetch:
-            # What runs here already may have no limit any more: the specification says so, and RabbitMQ
-            # for the limit of a channel.
+            # Running consumers may have no limit any more: by the specification always, with RabbitMQ
+            # if the limit was for the channel.
             for consumer in self.by_tag.values():
                 if not consumer.no_ack:
                     consumer.count()
@@ -323,10 +346,10 @@ class Consumers:
             self._max_outstanding += 2 * self._prefetch
 
     def _limit_each(self, queue: str) -> None:
-        """Turn the prefetch for the whole channel into one for each consumer.  May switch."""
+        """Replace the prefetch of the channel by one for each consumer.  May switch."""
         assert self.qos is not None
         if self.by_tag:
-            # They were started without a limit of their own.
+            # The running consumers were started without a limit of their own.
             raise AMQPNotImplementedError(
                 f"queue {queue!r} does not support a prefetch for a whole channel, which other "
                 f"consumers of this channel use: set it without apply_global, or use another "
@@ -338,7 +361,7 @@ class Consumers:
             self.limit(0, 0, True)
             self.limit(wanted[0], wanted[1], False)
         except BaseException:
-            self.qos = wanted  # killed half way: the next one does all of it
+            self.qos = wanted  # interrupted after the first step: the next call repeats both
             raise
 
     # Starting and ending
@@ -346,11 +369,12 @@ class Consumers:
     def prepare(
         self, queue: str, tag: str, no_ack: bool, arguments: Mapping[str, Any] | None
     ) -> None:
-        """Make ready for a consumer of *queue*.  May switch.
+        """Prepare the channel for a consumer of *queue*.  May switch.
 
         Raises:
-            AMQPNotImplementedError: what the broker would end the connection for.
-            ValueError: an offset that is none.
+            AMQPNotImplementedError: the queue does not support *no_ack* or the prefetch of the
+                channel; the broker would close the connection.
+            ValueError: the offset of a stream is invalid.
         """
         kind = self._link.queues.kinds.get(queue)
         is_stream = kind == "stream" or bool(arguments and OFFSET in arguments)
@@ -385,10 +409,14 @@ class Consumers:
         on_cancel: Callable[[str], Any] | None,
         sink: Sink | None,
     ) -> None:
-        """Write ``basic.consume``, and wait for the reply, not with *nowait*.  May switch.
+        """Send ``basic.consume`` and wait for the reply, unless *nowait*.  May switch.
 
         Arguments:
-            arguments: those of the method, packed.
+            arguments: the packed arguments of the method.
+            no_ack, callback, on_cancel, sink: see :class:`ChannelConsumer`.
+
+        Raises:
+            ValueError: *tag* is in use on this channel.
         """
         key = tag.encode("utf-8", "surrogatepass")
         self._claim_tag(key, tag)
@@ -406,8 +434,8 @@ class Consumers:
         if no_ack:
             self.no_ack.add(tag)
         else:
-            # Twice, since the servers differ in what they count; never less, as what was cancelled may
-            # have outstanding deliveries.
+            # Twice the prefetch, since servers count differently.  Never lowered, as a cancelled
+            # consumer can have unacknowledged deliveries.
             self._max_outstanding = (
                 self._max_outstanding + 2 * self._prefetch if self._prefetch else inf
             )
@@ -427,7 +455,7 @@ class Consumers:
             raise
 
     def _claim_tag(self, key: bytes, tag: str) -> None:
-        """Wait for the writer, and check that no consumer has *tag*.  May switch."""
+        """Wait for the writer, and until *tag* is free.  May switch."""
         while True:
             self._calls.wait_writable()
             known = self.by_tag.get(key)
@@ -436,19 +464,19 @@ class Consumers:
             if known.state is not ConsumerState.ABANDONED:
                 # The broker would close the whole connection.
                 raise ValueError(f"consumer tag {tag!r} is in use on this channel")
-            # Its caller was killed: it ends as soon as the broker has confirmed it.
+            # The caller of that one was killed: it ends when the broker has started it.
             self._watch(known)
 
     def _cancel_late(self, consumer: ChannelConsumer) -> None:
-        """Cancel a consumer whose caller was killed before it heard that the broker has it."""
+        """Cancel a consumer that the broker has started after its caller was killed."""
         consumer.leave(ConsumerState.ABANDONED)
         if self._channel.cause is None:
             self._write_cancel(consumer).abandon()
 
     def _write_cancel(self, consumer: ChannelConsumer) -> Call:
-        """Have the broker end *consumer*, once: it replies to a second request before the first one.
+        """Send ``basic.cancel`` for *consumer*.  Never switches.
 
-        Never switches.
+        Only once, since the broker replies to a second ``basic.cancel`` before the first.
         """
         if self._acks.ledger.pending:
             self._acks.flush()
@@ -464,7 +492,7 @@ class Consumers:
         return call
 
     def cancel(self, tag: str, nowait: bool) -> None:
-        """End a consumer; see ``Channel.basic_cancel``.  May switch."""
+        """Cancel a consumer; see ``Channel.basic_cancel``.  May switch."""
         self._channel.check_hub()
         key = tag.encode("utf-8", "surrogatepass")
         consumer = self.by_tag.get(key)
@@ -475,10 +503,10 @@ class Consumers:
         if self.by_tag.get(key) is consumer:
             self._calls.wait_writable()
         if self.by_tag.get(key) is not consumer or consumer.state is ConsumerState.ABANDONED:
-            return  # it has ended, or does as soon as it is confirmed
+            return  # it has ended, or ends when the broker has started it
         call = None if consumer.is_ending else self._write_cancel(consumer)
         if self._channel.cause is not None:
-            self._channel.check_open()  # the connection ended in that very write
+            self._channel.check_open()  # writing has failed
         if nowait:
             consumer.leave(ConsumerState.CANCELLED)
             if call is not None:
@@ -489,31 +517,28 @@ class Consumers:
             while self.by_tag.get(key) is consumer:
                 self._watch(consumer)
         if consumer.sink is None and len(self._link.events):
-            # Nobody wants what came and was not handed out yet.
+            # No callback is to run for the deliveries that wait as events.
             if consumer.no_ack:
                 self._drop_events(consumer)
             else:
                 requeue_events(self._link, lambda of, message: of is consumer)
 
     def _drop_events(self, consumer: ChannelConsumer) -> None:
-        """Drop what came for *consumer*, which has no acks: the broker has forgotten it.
-
-        Never switches.
-        """
+        """Drop the events of a ``no_ack`` consumer, which cannot be requeued.  Never switches."""
         dropped = _take_events(self._link, lambda of, message: of is consumer)
         for _, _, message in dropped:
             consumer.drop_event(message)
         if dropped:
             logger.warning(
-                "%s: %d message(s) of queue %r, which need no ack (no_ack), had not been handed "
-                "out when their consumer was cancelled, so they are lost",
+                "%s: %d message(s) of queue %r are lost: their consumer has no_ack, and was cancelled "
+                "before its callback was called with them",
                 self._link.where,
                 len(dropped),
                 consumer.queue,
             )
 
     def _watch(self, consumer: ChannelConsumer) -> None:
-        """Wait for a change of *consumer*'s state.  May switch."""
+        """Wait until the state of *consumer* changes.  May switch."""
         slot: Slot[None] = Slot()
         consumer.watchers.append(slot)
         slot.wait(Deadline(self._link.options.reply_timeout))
@@ -523,14 +548,14 @@ class Consumers:
         return [each for each in self.by_tag.values() if not each.no_ack]
 
     def cancel_all(self, consumers: Iterable[ChannelConsumer]) -> Call | None:
-        """Have the broker end *consumers*.  Never switches.
+        """Send ``basic.cancel`` for *consumers*.  Never switches.
 
         Returns:
-            The last of the calls, whose reply comes last; None if there was nothing to do.
+            The last call, whose reply comes last; None if there was none to cancel.
         """
         last = None
         for consumer in consumers:
-            # RabbitMQ 3.10 ends the connection over the cancel of one that it has not confirmed.
+            # RabbitMQ 3.10 closes the connection if a consumer is cancelled before its consume-ok.
             if consumer.state is ConsumerState.RUNNING and not consumer.is_ending:
                 if last is not None:
                     last.abandon()
@@ -538,16 +563,20 @@ class Consumers:
         return last
 
     def abandon_callbacks(self) -> None:
-        """Hand out nothing more of what waits among the events.  Never switches."""
+        """Run no more callbacks: deliveries that wait as events are requeued.  Never switches."""
         for consumer in self.by_tag.values():
             if consumer.sink is None:
                 consumer.leave(ConsumerState.ABANDONED)
 
     def end(self, cause: BaseException, *, closed: bool) -> bool:
-        """Tell the owners that the channel is gone, not if it was *closed* by us.  Never switches.
+        """Forget all consumers, as the channel has ended.  Never switches.
+
+        Arguments:
+            cause: the reason, which is reported to the owners.
+            closed: whether this program closed the channel; nothing is reported then.
 
         Returns:
-            Whether one who drains must learn that nothing will come from here any more.
+            Whether a greenlet that drains must get the reason, since there are no more events.
         """
         consumers, self.by_tag = self.by_tag, {}
         if self._link.lost is None:
@@ -560,13 +589,13 @@ class Consumers:
         return not closed and any(each.is_event for each in consumers.values())
 
     def consumes(self, queue: str) -> bool:
-        """Return whether one of them is on *queue*.  Never switches."""
+        """Return whether a consumer of this channel consumes from *queue*.  Never switches."""
         return any(each.queue == queue for each in self.by_tag.values())
 
     # A single message
 
     def get(self, queue: str, no_ack: bool) -> Delivery | None:
-        """Take one message from a queue; see ``Channel.basic_get``.  May switch."""
+        """Get one message from a queue; see ``Channel.basic_get``.  May switch."""
         if self._link.queues.kinds.get(queue) == "stream":
             raise AMQPNotImplementedError(
                 f"queue {queue!r} is a stream, which can only be consumed", spec.Basic.Get
@@ -586,7 +615,7 @@ class Consumers:
         return Delivery(self._channel, reply[0], payload, header, body, None)
 
     def _note_get(self, reply: Reply) -> None:
-        # In the reader, so that the ledger sees all tags in the order of the wire.
+        # In the reader, so that the ledger gets all tags in order.
         if reply[0] == _GET_OK:
             self._acks.ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
             self._max_outstanding += 1
@@ -598,13 +627,13 @@ class Consumers:
     # In the reader: nothing here may switch or run user code.
 
     def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
-        """Take a delivery over.  Called by the reader, for each message."""
+        """Pass a delivery to its consumer."""
         end = 5 + payload[4]
         consumer = self.by_tag.get(payload[5:end])
         tag = _delivery_tag.unpack_from(payload, end)[0]
         if consumer is None:
-            # Noted all the same: else an ack for all up to a later one would cover it.  While the
-            # channel is being closed the broker requeues it.
+            # In the ledger first: otherwise a later multiple ack would include it.  If the channel is
+            # being closed, the broker requeues it.
             self._acks.ledger.outstanding[tag] = None
             self._acks.requeue_unseen(tag)
             return
@@ -622,36 +651,36 @@ class Consumers:
         consumer.deliver(message)
 
     def on_cancel(self, reply: Reply) -> None:
-        """Take over that the broker has cancelled a consumer."""
+        """Handle ``basic.cancel`` of the broker."""
         tag = read_arguments(reply[0], "s", reply[1])[0]
         consumer = self.by_tag.get(tag.encode("utf-8", "surrogatepass"))
         if consumer is None:
             return
         if self._may_be_overdue(consumer.queue):
-            # Its messages are another consumer's by now.
+            # Its messages were redelivered to another consumer already.
             requeue_events(self._link, lambda of, message: of is consumer)
         elif self._link.topology is not None:
-            # Somebody has deleted it, and does not want it back; a consumer that does declares it.
+            # The queue was deleted on purpose: recovery must not declare it again.
             self._link.topology.queue_deleted(consumer.queue)
         consumer.gone(cancelled_error(tag), cancelled=True)
         if consumer.is_ending:
             self._forget(consumer)
             return
-        # After a consumer timeout RabbitMQ 4.3 keeps the tag until it is cancelled from this side,
-        # too: it would end the connection of who consumes with it again, and deliver to it again when
-        # the late acks come.  Where it does not know the tag any more it replies all the same.
+        # After a consumer timeout RabbitMQ 4.3 keeps the tag until it is cancelled from this side, too.
+        # Otherwise it closes the connection when the tag is used again, and delivers to it again after
+        # the late acks.  It replies to basic.cancel even if it does not know the tag any more.
         if consumer.state is not ConsumerState.ABANDONED:
             consumer.leave(ConsumerState.CANCELLED)
         self._write_cancel(consumer).abandon()
 
     def _may_be_overdue(self, queue: str) -> bool:
-        """Return whether the broker may have cancelled a consumer of *queue* for a late ack."""
+        """Return whether the broker may have cancelled a consumer of *queue* for a consumer timeout."""
         version = self._link.server_version
         is_quorum = self._link.queues.kinds.get(queue) == "quorum"
         return is_quorum and version is not None and version >= (4, 3)
 
     def _forget(self, consumer: ChannelConsumer) -> None:
-        """Forget one that the broker has ended; its tag may have been given to another one meanwhile."""
+        """Forget a consumer that the broker has ended, unless its tag belongs to a newer one."""
         key = consumer.tag.encode("utf-8", "surrogatepass")
         if self.by_tag.get(key) is consumer:
             del self.by_tag[key]
@@ -661,7 +690,7 @@ class Consumers:
 
 
 def requeue_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:
-    """Requeue those deliveries among the events of *link* that are meant.  Never switches."""
+    """Requeue the deliveries among the events for which *is_meant* is true.  Never switches."""
     found = _take_events(
         link, lambda consumer, message: not consumer.no_ack and is_meant(consumer, message)
     )
@@ -672,10 +701,10 @@ def requeue_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery
 def _take_events(
     link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]
 ) -> list[tuple[Callable[[Any], Any], ChannelConsumer, Delivery]]:
-    """Take those deliveries out of the events of *link* that are meant.  Never switches.
+    """Take out the events of *link* for which *is_meant* is true.  Never switches.
 
     Returns:
-        for each the function that would have handed it out, its consumer, and it.
+        The function of the event, the consumer and the delivery, for each.
     """
     taken = []
     for event in link.events.clear():
