@@ -1,9 +1,9 @@
-"""Pools of connections, of channels, and of whatever else a subclass makes (``kombu.resource``).
+"""Pools of connections, of channels, and of the resources of other subclasses (``kombu.resource``).
 
 ``acquire`` returns a *facade* over a resource of the pool, which forwards everything to the resource
 until it is released.  A facade has the resource's ``__class__``, so ``isinstance`` holds, and the
 resource's equality, hash and text, also after the release.  Methods that Python looks up on the class
-(``len(x)``, ``x[0]``) are forwarded by a class that is made once for each class of resources.
+(``len(x)``, ``x[0]``) are forwarded by a subclass that is created once for each class of resources.
 Connections have a facade of their own (``connection.PooledConnection``).
 """
 
@@ -38,35 +38,36 @@ __all__ = ["ChannelPool", "ConnectionPool", "Resource"]
 
 logger = logging.getLogger("greenconn.resource")
 
-#: Hooks that a program may also replace on one pool.
+#: Hooks that a program can also replace on a single pool.
 _HOOKS: Final = frozenset({"prepare", "release_resource"})
-#: Special methods that a facade forwards where the class below has them.
+#: Special methods that a facade forwards if the class of the resource has them.
 FORWARDED: Final = (
     *("__len__", "__iter__", "__next__", "__reversed__", "__contains__", "__call__", "__bool__"),
     *("__getitem__", "__setitem__", "__delitem__", "__lt__", "__le__", "__gt__", "__ge__"),
 )
-#: Frames of a trace that name the place where something was acquired.
+#: Number of frames in the trace of an acquire.
 DEPTH: Final = 12
 
 
 class Resource:
     """A pool of resources, each of which has one holder at a time.
 
-    Any number of greenlets may acquire; they are served in the order of arrival.
+    Any number of greenlets can acquire resources; they are served in the order of arrival.
 
-    :meth:`acquire` returns a facade over a resource of the pool.  The facade ends when it is released:
-    by ``release()``, by the end of a ``with`` block, or when the last reference to it goes.  So a
-    former holder cannot use a resource that belongs to the next one.
+    :meth:`acquire` returns a facade over a resource of the pool.  The facade is released by
+    ``release()``, by the end of a ``with`` block, or when it is garbage-collected, and cannot be used
+    after that.  So a former holder cannot use a resource that belongs to the next one.
 
-    A subclass defines ``new`` and may define the other hooks: ``setup`` (called when the pool is made
-    or resized), ``prepare``, ``is_alive``, ``release_resource``, ``close_resource``,
+    A subclass defines ``new`` and can define the other hooks: ``setup`` (called when the pool is
+    created or resized), ``prepare``, ``is_alive``, ``release_resource``, ``close_resource``,
     ``collect_resource``.  A pool belongs to the hub of its first use.
 
     Arguments:
-        limit: resources at most, those that are being made included; None or 0 is unlimited.
-        preload: resources to make at once (may switch).
-        close_after_fork: forget everything in the child of a fork.
-        trace_acquire: remember where each resource was acquired, for the log when one gets lost.
+        limit: maximum number of resources, including those being created; None and 0 are no limit.
+        preload: number of resources to create at once (may switch).
+        close_after_fork: whether to forget all resources in the child of a fork.
+        trace_acquire: whether to record where each resource is acquired, for the warning about one
+            that was not released.
     """
 
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.LimitExceeded
@@ -117,14 +118,14 @@ class Resource:
     # Hooks
 
     def setup(self) -> None:
-        """Called when the pool was made or resized; does nothing."""
+        """Called when the pool was created or resized; does nothing."""
 
     def new(self) -> Any:
         """Return a new resource, or a :class:`~greenconn.caching.lazy` one.  May switch."""
         raise NotImplementedError(f"{type(self).__name__} does not define new()")
 
     def prepare(self, resource: Any) -> Any:
-        """Make *resource* ready for use; return it, or one that replaces it.  May switch."""
+        """Prepare *resource* for use; return it, or one that replaces it.  May switch."""
         return resource() if isinstance(resource, lazy) else resource
 
     def is_alive(self, resource: Any) -> bool:
@@ -135,7 +136,7 @@ class Resource:
         """Called when *resource* is released.  Must not switch."""
 
     def close_resource(self, resource: Any) -> None:
-        """Close a resource that is out of use; called in a greenlet of its own.  May switch."""
+        """Close a resource that is no longer needed; called in a greenlet of its own.  May switch."""
         resource.close()
 
     def collect_resource(self, resource: Any) -> None:
@@ -147,13 +148,14 @@ class Resource:
         """Acquire a resource.  May switch.
 
         Arguments:
-            block: wait when none is free, in the order of arrival; if False, let the hub turn once
-                and try again.
-            timeout: seconds for the wait and for making a resource together, or a deadline; None
-                waits for ever.
+            block: whether to wait if none is free, in the order of arrival; False yields to the hub
+                once and tries again.
+            timeout: seconds for waiting and creating a resource together, or a deadline; None is no
+                limit.
 
         Raises:
-            LimitExceeded: none was free in time; names the holders, and for how long they have held.
+            LimitExceeded: none was free in time; names the holders, and how long each has held its
+                resource.
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
@@ -183,15 +185,15 @@ class Resource:
             self._release_unlent(resource)
 
     def replace(self, resource: Any) -> None:
-        """Release a defective resource: it is closed, and a new one is made when one is needed.
+        """Release a broken resource, which is closed.  A second call does nothing.  Never switches.
 
-        A second call does nothing.  Never switches.
+        A new one is created when it is needed.
         """
         self._pool.check_hub()
         checkout = self._checkouts.end(resource)
         if checkout is not None:
             try:
-                self._expire(resource, "it was released to its pool as defective")
+                self._expire(resource, "it was released to its pool as broken")
             finally:
                 self._pool.remove(checkout.core)
 
@@ -199,8 +201,8 @@ class Resource:
         """Close all resources, also those in use.  May switch.
 
         Arguments:
-            close_pool: close the pool, too: all waiting and future calls of :meth:`acquire` raise
-                RuntimeError.
+            close_pool: whether to close the pool, too, so that waiting and future calls of
+                :meth:`acquire` raise RuntimeError.
 
         Raises:
             WrongHub: the pool belongs to another thread.
@@ -222,13 +224,13 @@ class Resource:
         """Change the limit.  May switch if *reset* or *force* closes resources.
 
         Arguments:
-            limit: resources at most; None or 0 is unlimited.
-            force: to shrink a pool that is in use, close all of its resources.
-            ignore_errors: shrink a pool that is in use as its resources are released.
-            reset: close all resources first.
+            limit: maximum number of resources; None and 0 are no limit.
+            force: whether a pool that is in use can shrink, by closing all of its resources.
+            ignore_errors: whether a pool that is in use can shrink, as its resources are released.
+            reset: whether to close all resources first.
 
         Raises:
-            RuntimeError: the pool is in use and would shrink, and neither was asked for.
+            RuntimeError: the pool is in use and would shrink, without *force* or *ignore_errors*.
             WrongHub: the pool belongs to another thread.
         """
         limit = _checked(limit)
@@ -249,7 +251,7 @@ class Resource:
 
     @property
     def limit(self) -> int | None:
-        """Resources at most; None or 0 is unlimited.  Setting it is :meth:`resize`."""
+        """The maximum number of resources; None and 0 are no limit.  Setting it calls :meth:`resize`."""
         return self._limit
 
     @limit.setter
@@ -262,7 +264,7 @@ class Resource:
         return self._pool.stats()
 
     def holders(self) -> list[tuple[str, float]]:
-        """Return for each holder of a resource the name of its greenlet, and for how many seconds."""
+        """Return the name of each holder's greenlet, and for how many seconds it has held."""
         return self._pool.holders()
 
     def forget(self) -> None:
@@ -275,7 +277,7 @@ class Resource:
 
     @property
     def _dirty(self) -> list[Any]:
-        # kombu's name for the resources in use, which monitors count.
+        # kombu's attribute for the resources in use, which monitoring tools read.
         return self._checkouts.facades()
 
     # For a pool on top of this one
@@ -292,7 +294,7 @@ class Resource:
         return core
 
     def take_back(self, core: Any) -> None:
-        """Release a resource that a sub-pool does not need any more.  Never switches."""
+        """Release a resource that a sub-pool no longer needs.  Never switches."""
         self._pool.release(core)
 
     def facade(self, core: Any, lender: Any) -> Any:
@@ -300,25 +302,25 @@ class Resource:
         return _facade_over(core, lender)
 
     def expire(self, borrowed: Any, reason: str) -> None:
-        """End a facade: from now on its use raises, naming the *reason*.  Never switches."""
+        """Make each later use of a facade raise an error with *reason*.  Never switches."""
         _expire_facade(borrowed, reason)
 
     def returned(self, borrowed: Any) -> None:
-        """End a facade that was released.  Never switches."""
+        """Expire a facade that was released.  Never switches."""
         self.expire(borrowed, "it was released to its pool")
 
     def evict(self, reason: str) -> None:
-        """End all facades acquired here or from a sub-pool: their use raises.  Never switches."""
+        """Expire all facades acquired here or from a sub-pool.  Never switches."""
         for borrowed in self._checkouts.end_all():
             self._expire(borrowed, reason)
         for sub_pool in list(self._sub_pools):
             sub_pool._pool.clear()
             sub_pool.evict(reason)
 
-    # Within
+    # Internals
 
     def _note_hooks(self) -> None:
-        # Acquire and release are hot: hooks are only called where a subclass defines them.
+        # Acquire and release are hot paths: hooks are called only if a subclass defines them.
         self._has_release_hook = self._has_own("release_resource")
         self._has_prepare_hook = self._has_own("prepare")
         self._pool.wants_back = self._has_release_hook or self._has_prepare_hook
@@ -327,7 +329,7 @@ class Resource:
     def _has_own(self, hook: str) -> bool:
         return hook in self.__dict__ or getattr(type(self), hook) is not getattr(Resource, hook)
 
-    if not TYPE_CHECKING:  # or a type checker would let any name pass
+    if not TYPE_CHECKING:  # otherwise a type checker accepts any attribute
 
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
@@ -380,9 +382,9 @@ class Resource:
         spawn("pool-collect", self._collect_each, self._pool.close())
 
     def _collect(self, cores: list[Any]) -> None:
-        """Close them, even if the caller is killed meanwhile.  May switch."""
+        """Close resources, even if the caller is killed while it waits for that.  May switch."""
         if cores:
-            # A greenlet of its own goes on closing when the caller is interrupted.
+            # In a greenlet of its own, which continues if the caller is killed.
             spawn("pool-collect", self._collect_each, cores).join()
 
     def _collect_each(self, cores: list[Any]) -> None:
@@ -391,10 +393,8 @@ class Resource:
                 if not isinstance(core, lazy):
                     self.collect_resource(core)
             except Exception:
-                # It was not wanted any more.
-                logger.debug(
-                    "pool %r: closing an idle resource failed", self._pool.name, exc_info=True
-                )
+                # The program no longer needs it.
+                logger.debug("pool %r: cannot close a resource", self._pool.name, exc_info=True)
 
 
 class ConnectionPool(Resource):
@@ -405,9 +405,9 @@ class ConnectionPool(Resource):
     (:class:`~greenconn.abc.Lendable`).
 
     Arguments:
-        connection: cloned for each connection of the pool; not in the pool itself.
-        limit: connections at most, those being opened included; None or 0 is unlimited.
-        preload: connections to open at once (may switch).
+        connection: the connection to clone; it is not in the pool itself.
+        limit: maximum number of connections, including those being opened; None and 0 are no limit.
+        preload: number of connections to open at once (may switch).
     """
 
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ConnectionLimitExceeded
@@ -418,7 +418,7 @@ class ConnectionPool(Resource):
         super().__init__(limit=limit, **_known(type(self), kwargs))
 
     def new(self) -> Any:
-        """Return a clone of the connection, not opened yet."""
+        """Return a clone of the connection, which is not open."""
         return self.connection.clone()
 
     def is_alive(self, resource: Any) -> bool:
@@ -430,23 +430,23 @@ class ConnectionPool(Resource):
         return is_alive
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
-        """Close the connection; its unsent publishes are sent first, within 2 s."""
+        """Close the connection, after its unsent messages were sent, within 2 s.  May switch."""
         if isinstance(resource, lazy):
-            return  # it was never made
+            return  # it was never created
         try:
             resource.close()
         finally:
             resource.collect(socket_timeout)
 
     def _collect(self, cores: list[Any]) -> None:
-        # All at once: the peer of one may not answer.
+        # Concurrently, since the peer of one may not respond.
         gevent.joinall([spawn("pool-collect", self._collect_each, [core]) for core in cores])
 
     @contextmanager
     def acquire_channel(
         self, block: bool = False, timeout: float | Deadline | None = None
     ) -> Iterator[tuple[Any, Any]]:
-        """Acquire a connection for a ``with`` block: yields ``(connection, its default channel)``."""
+        """Acquire a connection, and yield it with its default channel.  May switch."""
         with self.acquire(block=block, timeout=timeout) as connection:
             yield connection, connection.default_channel
 
@@ -468,8 +468,8 @@ class ConnectionPool(Resource):
         return super().facade(core, lender) if lend is None else lend(lender)
 
     def expire(self, borrowed: Any, reason: str) -> None:
-        """End a facade: from now on its use raises, naming the *reason*.  Never switches."""
-        # Looked up on the class: a general facade has no such method and would forward to its resource.
+        """Make each later use of a facade raise an error with *reason*.  Never switches."""
+        # On the class, since a general facade forwards the lookup to its resource.
         expire = getattr(type(borrowed), "expire", None)
         if expire is None:
             super().expire(borrowed, reason)
@@ -477,7 +477,7 @@ class ConnectionPool(Resource):
             expire(borrowed, reason)
 
     def returned(self, borrowed: Any) -> None:
-        """Note that a facade was released: later uses are logged.  Never switches."""
+        """Mark a facade as released, so that later uses are logged.  Never switches."""
         mark_released = getattr(type(borrowed), "mark_released", None)
         if mark_released is None:
             super().returned(borrowed)
@@ -492,8 +492,8 @@ class ChannelPool(Resource):
 
     Arguments:
         connection: the connection on which the channels are opened.
-        limit: channels at most, those being opened included; None or 0 is unlimited.
-        preload: channels to open at once (may switch).
+        limit: maximum number of channels, including those being opened; None and 0 are no limit.
+        preload: number of channels to open at once (may switch).
     """
 
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ChannelLimitExceeded
@@ -520,7 +520,7 @@ class ChannelPool(Resource):
 
 
 class _IdleQueue:
-    """The idle resources under kombu's name: a subclass's ``setup`` may fill it, monitors count it."""
+    """kombu's queue of idle resources, for the ``setup`` of subclasses and for monitoring tools."""
 
     def __init__(self, pool: FairPool[Any], make: Callable[[], Any]) -> None:
         self.put_nowait = pool.add
@@ -528,14 +528,14 @@ class _IdleQueue:
         self._make = make
 
     def qsize(self) -> int:
-        """Return the number of resources that can be acquired now, those not made yet included."""
+        """Return the number of resources that can be acquired now, including those not created yet."""
         stats = self._pool.stats()
         limit = stats["limit"]
         return stats["idle"] if limit is None else max(limit - stats["in_use"], 0)
 
     @property
     def queue(self) -> list[Any]:
-        """These resources, those not made yet as lazy ones; the next to be acquired comes last."""
+        """The idle resources, and lazy ones for those not created yet; the last is acquired next."""
         idle = self._pool.idle()
         return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
 
@@ -556,12 +556,12 @@ class _Checkout(weakref.ref[Any]):
 
 
 class _Checkouts:
-    """The facades in use, by identity, since they may be equal or not hashable.
+    """The facades in use, by identity, since facades may be equal or unhashable.
 
     Arguments:
         on_lost: called with the resource of a facade that was collected without a release, and the
-            stack where it was acquired, if that is traced.  The garbage collector calls it, in any
-            thread, between any two instructions: it must only record.
+            stack of its acquire, if that is traced.  The garbage collector calls it, in any thread,
+            between any two instructions: it must only record.
     """
 
     __slots__ = ("__weakref__", "_by_id", "_lost")
@@ -622,7 +622,7 @@ class Facade:
         return self
 
     def __exit__(self, exc_type: object, *_: object) -> None:
-        # After an error the state of the resource is unknown.
+        # After an exception the state of the resource is unknown.
         if exc_type is None:
             self.__pool.release(self)
         else:
@@ -673,9 +673,9 @@ _classes: WeakKeyDictionary[type, type[Facade]] = WeakKeyDictionary()
 
 
 def _facade_over(core: Any, pool: Lender) -> Any:
-    """Return a facade that forwards everything to *core*, and whose ``release`` is that of *pool*.
+    """Return a facade that forwards everything to *core*, and is released to *pool*.
 
-    The end of a ``with`` block releases it, too; after an error it is replaced.
+    The end of a ``with`` block releases it, too; after an exception as broken.
     """
     kind = type(core)
     made = _classes.get(kind)
@@ -688,7 +688,7 @@ def _facade_over(core: Any, pool: Lender) -> Any:
 
 
 def _expire_facade(facade: Any, reason: str) -> None:
-    """Make every use of *facade* raise from now on, naming the *reason*."""
+    """Make each later use of *facade* raise an error with *reason*."""
     object.__setattr__(facade, "_Facade__reason", reason)
 
 
@@ -714,8 +714,8 @@ def _forwarder(name: str) -> Callable[..., Any]:
 
 
 def _place() -> StackSummary:
-    # Leave out this frame, lend() and, unless it is the greenlet's first, acquire().  The source lines
-    # are read only when the summary is printed.
+    # Without this frame, lend() and, unless it is the greenlet's first, acquire().  Source lines are
+    # read only when the summary is formatted.
     frame = sys._getframe(2)
     frame = frame.f_back or frame
     summary = StackSummary.extract(walk_stack(frame), limit=DEPTH, lookup_lines=False)
@@ -724,17 +724,19 @@ def _place() -> StackSummary:
 
 
 def _known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a pool takes; kombu ignores the others."""
+    """Return the arguments that a pool accepts; ignore others, like kombu, with a warning."""
     names = ("preload", "close_after_fork", "trace_acquire")
     others = kwargs.keys() - set(names)
     if others:
-        logger.warning("%s: arguments without effect: %s", pool.__name__, ", ".join(sorted(others)))
+        logger.warning(
+            "%s: unknown arguments are ignored: %s", pool.__name__, ", ".join(sorted(others))
+        )
     return {name: value for name, value in kwargs.items() if name in names}
 
 
 def _checked(limit: int | None) -> int | None:
     if isinstance(limit, bool):
-        raise TypeError("the limit must be an int, not bool")
+        raise TypeError(f"limit must be an integer or None, got {limit!r}")
     if limit is not None and limit < 0:
-        raise ValueError(f"the limit of a pool must be at least 0, got {limit}")
+        raise ValueError(f"limit must be an integer, at least 0, or None, got {limit}")
     return limit
