@@ -90,7 +90,7 @@ class ConsumerMixin:
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Called for a body that cannot be decoded; log and acknowledge the message."""
         error(
-            "a message body cannot be decoded: %r (type %r, encoding %r, raw %s)",
+            "cannot decode a message body: %r (type %r, encoding %r, raw %s)",
             exc,
             message.content_type,
             message.content_encoding,

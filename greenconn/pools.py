@@ -366,7 +366,7 @@ def _close(pool: Any) -> None:
     try:
         pool.force_close_all()
     except Exception:
-        logger.warning("%r could not be closed", pool, exc_info=True)
+        logger.warning("cannot close %r", pool, exc_info=True)
 
 
 def _all_pools() -> list[Any]:

@@ -109,13 +109,13 @@ def _decoded(text: str, url: str) -> str | None:
     try:
         return unquote(text, errors="strict") or None
     except UnicodeDecodeError:
-        _refuse(url, "its percent-encoding is not UTF-8", _HOW_TO_QUOTE)
+        _refuse(url, "the percent-encoding must be UTF-8", _HOW_TO_QUOTE)
 
 
 def _check_characters(url: str) -> None:
     stray = _STRAY.search(url)
     if stray is not None:
-        _refuse(url, f"there is a stray {stray[0]!r}", _HOW_TO_QUOTE)
+        _refuse(url, f"stray character {stray[0]!r}", _HOW_TO_QUOTE)
 
 
 def _split_host(hostport: str, url: str) -> tuple[str | None, int | None]:
@@ -128,18 +128,18 @@ def _split_host(hostport: str, url: str) -> tuple[str | None, int | None]:
         except ValueError:
             bracket = ""
         if not bracket or (behind and behind[0] != ":"):
-            _refuse(url, "bad IPv6 address", "write it in brackets, as in amqp://[::1]:5672//")
+            _refuse(url, "invalid IPv6 address", "write it in brackets, as in amqp://[::1]:5672//")
         return decoded, _port(behind[1:], url)
     host, _, port = hostport.partition(":")
     if ":" in port or "[" in hostport or "]" in hostport:
         _refuse(
             url,
-            "bad host or port",
+            "invalid host or port",
             f"write an IPv6 address in brackets, as in amqp://[::1]:5672//, or {_HOW_TO_QUOTE}",
         )
     stray = _NOT_IN_HOST.search(host)
     if stray is not None:
-        _refuse(url, f"its host has a stray {stray[0]!r}", _HOW_TO_QUOTE)
+        _refuse(url, f"stray character {stray[0]!r} in the host", _HOW_TO_QUOTE)
     name, percent, encoded = host.partition("%")
     return _decoded(name.lower() + percent + encoded, url), _port(port, url)
 
@@ -148,7 +148,7 @@ def _port(text: str, url: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535 and len(text) <= 5):
-        problem = "the port is not a number from 0 to 65535"
+        problem = "the port must be a number from 0 to 65535"
         _refuse(url, problem, _HOW_TO_QUOTE if "@" in url else "write it as in amqp://host:5672//")
     return int(text)
 
@@ -162,15 +162,17 @@ def _split(url: str) -> tuple[str, str, str, str]:
     """Check *url*, and split it into scheme, authority, path without its slash, and query."""
     scheme, separator, rest = url.partition("://")
     if not separator:
-        _refuse(url, "it has no scheme", "write transport://host, as in amqp://localhost//")
+        _refuse(url, "the scheme is missing", "write transport://host, as in amqp://localhost//")
     _check_characters(url)
     if not _SCHEME.fullmatch(scheme):
-        _refuse(url, "its scheme names no transport", "write it as in amqp://localhost//")
+        _refuse(
+            url, "the scheme must be the name of a transport", "write it as in amqp://localhost//"
+        )
     before, _, query = rest.partition("?")
     if "://" in before:
         _refuse(
             url,
-            "there is another URL in it",
+            "the URL contains another URL",
             f"separate the brokers of a failover list by semicolons, or {_HOW_TO_QUOTE}",
         )
     authority, _, path = before.partition("/")
@@ -185,7 +187,7 @@ def check_host(text: str) -> None:
     """
     slip = _SLIP.match(text)
     if slip is not None:
-        problem = "it has no '://' behind its scheme"
+        problem = "'://' is missing after the scheme"
         _refuse(text, problem, f"write it as in {slip[1].lower()}://localhost//")
 
 
@@ -337,7 +339,7 @@ def split_urls(urls: str | Iterable[str]) -> list[str]:
     members = [member.strip() for member in urls.split(";")]
     for member in members:
         if "@" in member and "://" not in member:
-            _refuse(urls, "a part of the failover list has no scheme", _HOW_TO_QUOTE)
+            _refuse(urls, "a member of the failover list has no scheme", _HOW_TO_QUOTE)
     return [member for member in members if member]
 
 
@@ -403,7 +405,7 @@ def _parsed(text: str) -> BrokerURL:
     if parts.hostname and "," in parts.hostname:
         _refuse(
             text,
-            f"its host {parts.hostname!r} has a comma",
+            f"the host {parts.hostname!r} contains a comma",
             "separate the brokers of a failover list by semicolons, as in amqp://one//;amqp://two//",
         )
     transport, _, inner = parts.scheme.partition("+")
@@ -427,6 +429,6 @@ def _parsed(text: str) -> BrokerURL:
 def _of_host(text: str) -> BrokerURL:
     _check_characters(text)
     if any(character in text for character in "/@?") or re.match(r"[A-Za-z]\w*:[^0-9]", text):
-        _refuse(text, "it has no scheme", "write transport://host, as in amqp://localhost//")
+        _refuse(text, "the scheme is missing", "write transport://host, as in amqp://localhost//")
     host, port = _split_host(text, text)
     return BrokerURL(hostname=host, port=port)

@@ -158,7 +158,7 @@ class StoreLink(BrokerLink):
             if deadline is None:
                 raise self.no_reply(what) from exc
             seconds = "the given time" if deadline.timeout is None else f"{deadline.timeout:g} s"
-            raise TimeoutError(f"{self.where}: no answer within {seconds} ({what})") from exc
+            raise TimeoutError(f"{self.where}: no reply within {seconds} ({what})") from exc
         except BaseException:
             if slot.has_value and on_abandoned is not None:
                 on_abandoned(slot.value)
@@ -269,7 +269,7 @@ class StoreLink(BrokerLink):
     def no_reply(self, what: str) -> RecoverableConnectionError:
         """End the link, as the store did not answer, and return the error.  Never switches."""
         lost = RecoverableConnectionError(
-            f"{self.where}: {what}: no answer within {self.options.reply_timeout:g} s"
+            f"{self.where}: {what}: no reply within {self.options.reply_timeout:g} s"
         )
         self.end(lost)
         return lost

@@ -40,7 +40,7 @@ def command(url: str, count: int, timeout: float) -> None:
     from greenconn.cli.interrupt import interruptible
 
     connection = connection_to(url, timeout)
-    no_reply = TimeoutError(f"{connection.as_uri()}: no answer")
+    no_reply = TimeoutError(f"{connection.as_uri()}: no reply")
     try:
         with interruptible(), gevent.Timeout(2 * timeout, no_reply):
             began = perf_counter()

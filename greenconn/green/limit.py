@@ -46,5 +46,5 @@ class Limit:
         timer.close()
         if exc is timer:
             raise TimeoutError(
-                f"{self._what}: not done within {self._deadline.timeout:g} s"
+                f"{self._what} took longer than {self._deadline.timeout:g} s"
             ) from None

@@ -106,7 +106,7 @@ class NativeThread(Generic[J]):
             BaseException: what it raised.
         """
         if self._pool is None or self._last is not None:
-            raise ThreadClosed("the worker is closed")
+            raise ThreadClosed("the native thread is closed")
         slot: Slot[Any] = Slot()
         self._add(_Call(job, slot, on_left))
         try:

@@ -679,7 +679,7 @@ class FairPool(Generic[T]):
         spawn("log", logger.warning, "%s; still waiting", text)
 
     def _closed_error(self) -> RuntimeError:
-        return RuntimeError(f"pool {self.name!r}: acquire on a closed pool")
+        return RuntimeError(f"pool {self.name!r} is closed")
 
     def _forked_error(self) -> RuntimeError:
         return RuntimeError(f"pool {self.name!r}: this acquire was begun before a fork")

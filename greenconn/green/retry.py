@@ -67,13 +67,13 @@ class RetryPolicy(Record):
 
     def __post_init__(self) -> None:
         if self.first < 0.0 or self.step < 0.0 or self.longest < 0.0:
-            raise ValueError(f"pauses must be at least 0 s: {self!r}")
+            raise ValueError(f"pauses must be at least 0 s, got {self!r}")
         if self.factor < 1.0:
-            raise ValueError(f"factor must be at least 1: {self!r}")
+            raise ValueError(f"factor must be at least 1, got {self!r}")
         if not 0.0 <= self.jitter <= 1.0:
-            raise ValueError(f"jitter must be between 0 and 1: {self!r}")
+            raise ValueError(f"jitter must be between 0 and 1, got {self!r}")
         if self.immediate < 0 or self.round < 1 or (self.tries is not None and self.tries < 1):
-            raise ValueError(f"immediate, round and tries must be at least 0: {self!r}")
+            raise ValueError(f"immediate, round and tries must be at least 0, got {self!r}")
 
 
 def _draw() -> float:

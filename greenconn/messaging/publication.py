@@ -160,7 +160,7 @@ class Publication:
         )
         exchange, routing_key = self._message[:2]
         return PublishTimeout(
-            f"publish to exchange {exchange!r} with routing key {routing_key!r}: not done within "
+            f"publish to exchange {exchange!r} with routing key {routing_key!r} took longer than "
             f"{self._timeout:g} s; {fate}",
             maybe_delivered=self._maybe_delivered,
         )

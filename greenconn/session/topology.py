@@ -461,7 +461,7 @@ class Topology:
                 return  # the link was lost: all is declared on the next one
             if not records:
                 return
-        logger.warning("locked by another connection, so not declared again: %r", records)
+        logger.warning("%r is locked by another connection, and is not declared again", records)
 
     def _has(self, record: Declared) -> bool:
         return any(each is record for each in self._all())

@@ -1,3 +1,3 @@
 """The former name of :mod:`greenconn.broker`."""
 
-raise ImportError("greenconn.transport.leased is renamed: import greenconn.broker instead")
+raise ImportError("greenconn.transport.leased was renamed: import greenconn.broker instead")

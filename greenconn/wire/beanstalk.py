@@ -117,7 +117,9 @@ class BeanstalkParser:
         end = buffer.find(b"\r\n", start, start + LONGEST_LINE)
         if end < 0:
             if len(buffer) - start >= LONGEST_LINE:
-                raise ProtocolError(f"a line without end: {bytes(buffer[start : start + 40])!r}")
+                raise ProtocolError(
+                    f"a line exceeds {LONGEST_LINE} bytes: {bytes(buffer[start : start + 40])!r}"
+                )
             self._needed = 0
             return None
         words = bytes(buffer[start:end]).split(b" ")
@@ -129,9 +131,7 @@ class BeanstalkParser:
             return Reply(words[0], number), end + 2
         size = numbers[-1]
         if size > self.longest_body:
-            raise ProtocolError(
-                f"a body of {size} bytes is announced, where at most {self.longest_body} can come"
-            )
+            raise ProtocolError(f"body of {size} bytes announced; the limit is {self.longest_body}")
         body_end = end + 2 + size
         if len(buffer) < body_end + 2:
             self._needed = body_end + 2 - start

@@ -153,7 +153,10 @@ class RespParser:
                 continue  # it is text in a string that begins before
             announced = int(head[1][:20])
             if announced > self.string_limit or self._unfinished + announced > self.reply_limit:
-                raise ProtocolError(f"a string of {announced} bytes is announced")
+                raise ProtocolError(
+                    f"string of {announced} bytes announced; the limit is {self.string_limit}, and "
+                    f"{self.reply_limit} for a whole reply"
+                )
 
     def _with_whole_heads(self, data: bytes) -> bytes:
         """Return the bytes received so far without an incomplete head of a list."""
@@ -169,7 +172,7 @@ class RespParser:
             yield data[start : head.start()]
             start = head.start()
             if not self._reader.has_data():
-                raise ProtocolError("a list of 1,000,000 or more is announced")
+                raise ProtocolError("list of 1,000,000 members or more announced")
         yield data[start:]
 
 

@@ -29,8 +29,8 @@ RECORD: Final = 16384
 _NOT_FOR_THIS_NAME: Final = frozenset({62, 64})  # X509_V_ERR_HOSTNAME_MISMATCH, _IP_ADDRESS_
 _OUT_OF_DATE: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED
 _REMEDIES: Final = {
-    "WRONG_VERSION_NUMBER": "the peer does not speak TLS: is this its plain port?",
-    "PACKET_LENGTH_TOO_LONG": "the peer does not speak TLS: is this its plain port?",
+    "WRONG_VERSION_NUMBER": "the peer does not speak TLS: check that this is its TLS port",
+    "PACKET_LENGTH_TOO_LONG": "the peer does not speak TLS: check that this is its TLS port",
     "UNSUPPORTED_PROTOCOL": "the peer offers only versions below TLS 1.2",
     "TLSV1_ALERT_PROTOCOL_VERSION": "the peer accepts none of the TLS versions offered",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": (
@@ -118,7 +118,7 @@ class TlsSession:
             raise TlsError(
                 ssl.SSL_ERROR_EOF,
                 f"TLS: {self._peer} closed the connection during the handshake: "
-                f"does it speak TLS on this port?",
+                f"check that it expects TLS on this port",
             )
         if not self.has_ended:
             raise TlsError(

@@ -688,15 +688,17 @@ class BlockingMonitor:
 def _log_blocking(name: str, queue: str, seconds: float) -> None:
     if is_module_patched("time") and is_module_patched("socket"):
         cause = (
-            "It is, so the handler computes, or calls a library that gevent does not know: run that in "
-            "gevent's threadpool"
+            "The process is monkey-patched, so the handler computes, or calls a C library that blocks: "
+            "run that in gevent's threadpool"
         )
     else:
-        cause = "It is not: call gevent.monkey.patch_all() first, or use gevent.sleep and the like"
+        cause = (
+            "The process is not monkey-patched: call gevent.monkey.patch_all() first, or use "
+            "gevent.sleep and other functions of gevent"
+        )
     logger.warning(
         "handler %s of queue %r blocked the hub for %.1f s (with one message or several in a "
-        "row): no other handler, request or heartbeat could run. Is the process monkey-patched? "
-        "%s (logged once for each handler)",
+        "row): no other handler, request or heartbeat could run. %s (logged once for each handler)",
         name,
         queue,
         seconds,

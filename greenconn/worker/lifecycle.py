@@ -416,7 +416,8 @@ class ConsumerLifecycle:
                 self.changed.wait(_ENDLESS)
         if self.handling.dropped:
             logger.warning(
-                "consumer of queue %s dropped %d messages: they needed no ack, so they are lost",
+                "consumer of queue %s: %d messages are lost, as it has no_ack and was closed before "
+                "it handled them",
                 self.options.name,
                 self.handling.dropped,
             )

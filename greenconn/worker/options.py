@@ -154,8 +154,8 @@ class ConsumerOptions:
             )
         if self.no_ack and self.on_error == "requeue":
             raise ValueError(
-                "on_error must not be 'requeue' with no_ack, as the broker has forgotten the message "
-                "already"
+                "on_error must not be 'requeue' with no_ack, as the broker has already deleted the "
+                "message"
             )
         if self.batch_interval is not None and self.batch_size is None:
             raise ValueError(

@@ -263,7 +263,7 @@ def test_a_pool_has_its_arguments_and_defaults() -> None:
         "timeout": None,
         "connect_timeout": None,
     }
-    with pytest.raises(ValueError, match="max=1 is less than min=2"):
+    with pytest.raises(ValueError, match="max must be at least min, got max=1 and min=2"):
         ConnectionPool(BrokerConnection(), max=1)
 
 

@@ -136,7 +136,7 @@ def test_a_name_that_nobody_knows(amqp_links: Links) -> None:
 def test_silence(refused: Callable[..., BaseException]) -> None:
     error = refused(hold, SHORT)
     assert isinstance(error, TimeoutError)
-    assert "no answer within 0.3 s (the AMQP handshake)" in str(error)
+    assert "no reply within 0.3 s (the AMQP handshake)" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_silence(refused: Callable[..., BaseException]) -> None:
         (b"SSH-2.0-OpenSSH_9.2p1\r\n", "does not speak AMQP"),
         (b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x0aX", "0xCE"),
         (b"\x01\x00\x00\x80\x00\x00\x00 and nothing behind it", "2147483648 bytes announced"),
-        (method_frame(1, spec.Basic.Deliver), "no answer"),
+        (method_frame(1, spec.Basic.Deliver), "no reply"),
         (content(1, b"body"), "type 2 on channel 1"),
         (method_frame(0, spec.Queue.DeclareOk, "sll", "q", 0, 0), "50,11 during the handshake"),
         (method_frame(0, (99, 99)), "99,99 during the handshake"),
@@ -166,7 +166,7 @@ def test_silence(refused: Callable[..., BaseException]) -> None:
     ],
 )
 def test_what_no_broker_says(refused: Callable[..., BaseException], data: bytes, text: str) -> None:
-    error = refused(says(data), SHORT if text == "no answer" else WAIT)
+    error = refused(says(data), SHORT if text == "no reply" else WAIT)
     assert text in str(error)
 
 
@@ -735,7 +735,7 @@ def test_a_reply_that_never_comes_has_its_deadline(amqp_peer: AmqpPeer) -> None:
     links = Links(amqp_peer.url)
     link = links(reply_timeout=0.1, confirm_timeout=0.1)
     channel = link.channel()
-    with pytest.raises(TimeoutError, match=r"did not answer within 0\.1 s"):
+    with pytest.raises(TimeoutError, match=r"did not reply within 0\.1 s"):
         channel.queue_declare("late")
     with pytest.raises(TimeoutError, match="may have the message"):
         channel.basic_publish_confirm(channel.prepare_message("x"), "", "q")

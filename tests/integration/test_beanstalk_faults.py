@@ -186,7 +186,7 @@ def test_frozen_server_keeps_nobody_for_ever(own_beanstalk: Beanstalkd, unique: 
         with pytest.raises(PublishTimeout):
             greenconn.publish(unique, 1, connection=connection, timeout=0.2)
         channel = Connection(own_beanstalk.url, connect_timeout=0.3)
-        with pytest.raises(Exception, match=r"time|no answer|answer") as caught:
+        with pytest.raises(Exception, match=r"time|reply") as caught:
             channel.connect()
         assert isinstance(caught.value, (OSError, RecoverableConnectionError))
         channel.close()

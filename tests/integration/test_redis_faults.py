@@ -354,7 +354,7 @@ def test_silent_server(redis_with: RedisFactory) -> None:
         producer = Producer(connection)
         producer.publish("x", routing_key="q")
         server.pause()
-        with pytest.raises(exceptions.TimeoutError, match="did not answer within") as caught:
+        with pytest.raises(exceptions.TimeoutError, match="did not reply within") as caught:
             producer.publish("y", routing_key="q")
         assert isinstance(caught.value, connection.recoverable_connection_errors)
         server.resume()

@@ -225,7 +225,7 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     found = Store()
     Channel(alive).basic_consume("sound", sink=found)
     until(lambda: len(found) == 2, 30 * LEASE)
-    until(lambda: caplog.text.count("is left where it is") == 2, 30 * LEASE)
+    until(lambda: caplog.text.count("which stays where it is") == 2, 30 * LEASE)
     alive.commands.call(pack("DEL", alive.commands.keys.plain("spoiled")))
     until(
         lambda: alive.commands.call(pack("LLEN", alive.commands.keys.plain("spoiled"))) == 2,

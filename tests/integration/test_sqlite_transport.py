@@ -405,7 +405,10 @@ def test_full_disk_does_not_keep_from_closing(
     ("reason", "text"),
     [
         ("disk I/O error", "look at the disk, its quota, and the limits of this process"),
-        ("unable to open database file", "may this process create files in that directory"),
+        (
+            "unable to open database file",
+            "check that this process can create files in that directory",
+        ),
         ("database or disk is full", "free some space"),
     ],
 )
@@ -419,7 +422,7 @@ def test_a_file_that_is_closed_meanwhile(sqlite_url: str, path: str) -> None:
     shared = database_of(path, SqliteOptions())
     shared.open()
     shared.leave()
-    with pytest.raises(RecoverableConnectionError, match="was closed meanwhile"):
+    with pytest.raises(RecoverableConnectionError, match="was closed"):
         shared.read(lambda db: None)
     shared.join()
 

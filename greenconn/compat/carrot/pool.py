@@ -33,7 +33,7 @@ class ConnectionPool:
         preload: bool = True,
     ) -> None:
         if max is not None and max < min:
-            raise ValueError(f"max={max} is less than min={min}")
+            raise ValueError(f"max must be at least min, got max={max} and min={min}")
         self.source_connection = source_connection
         self.min = min
         self.max = max

@@ -123,7 +123,12 @@ def _delay(entry: Entry, is_fifo: bool) -> int:
     most = 0 if is_fifo else LONGEST_DELAY
     if not 0 <= seconds <= most:
         # As kombu has it for these names.
-        logger.warning("queue %r: a delay of %d s becomes %d s", entry.queue, seconds, most)
+        logger.warning(
+            "queue %r: delay_seconds must be at most %d, got %d, and is reduced",
+            entry.queue,
+            most,
+            seconds,
+        )
     return max(min(seconds, most), ceil(entry.delay), 0)
 
 

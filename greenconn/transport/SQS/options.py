@@ -170,7 +170,7 @@ class SQSOptions(StoreOptions):
         for name, queue in (self.predefined_queues or {}).items():
             url = queue.get("url")
             if not isinstance(url, str) or "://" not in url:
-                raise ValueError(f"predefined_queues: {name!r} has no 'url'")
+                raise ValueError(f"predefined_queues: {name!r} must have a 'url'")
             if url.endswith(".fifo") != name.endswith(".fifo"):
                 raise ValueError(
                     f"predefined_queues: the name {name!r} and the URL {url!r} must both end with "
@@ -178,7 +178,7 @@ class SQSOptions(StoreOptions):
                 )
         for name, exchange in (self.predefined_exchanges or {}).items():
             if not isinstance(exchange.get("arn"), str):
-                raise ValueError(f"predefined_exchanges: {name!r} has no 'arn'")
+                raise ValueError(f"predefined_exchanges: {name!r} must have an 'arn'")
 
     @property
     def system_attributes(self) -> list[str]:

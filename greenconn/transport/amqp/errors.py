@@ -104,7 +104,7 @@ def opening_error(
     if isinstance(exc, TimeoutError) and exc.errno is None:
         if step == "connecting":
             return exc
-        return TimeoutError(f"{where}: no answer within {deadline.timeout:g} s ({step})")
+        return TimeoutError(f"{where}: no reply within {deadline.timeout:g} s ({step})")
     if isinstance(exc, AMQPError):
         text = f"{exc.reply_text or exc} ({where}, {step})"
         error: BaseException = type(exc)(

@@ -190,7 +190,7 @@ class Handshake:
             FrameError: more came than any broker sends in a handshake.
         """
         if len(self._methods) >= _WAITING:
-            raise FrameError(f"more than {_WAITING} methods during the handshake")
+            raise FrameError(f"the broker sent more than {_WAITING} methods during the handshake")
         self._methods.put((ids, payload))
 
     def fail(self, exc: BaseException) -> None:
@@ -245,7 +245,7 @@ class Handshake:
             link.on_method(ids, payload, None, None)
             return
         if ids not in _NEXT[self._last_received]:
-            raise FrameError(f"method {name_of(ids)} during the handshake")
+            raise FrameError(f"unexpected method {name_of(ids)} during the handshake")
         if link.lost is not None:
             raise link.lost  # no reply can be sent any more
         self._last_received = ids
@@ -275,8 +275,8 @@ class Handshake:
         else:
             ours = b", ".join(each.mechanism for each in self._mechanisms if each.mechanism)
             raise ConnectionError(
-                f"no common login mechanism: greenconn has {ours.decode()}, the broker "
-                f"{b', '.join(self.offered).decode()}"
+                f"no login mechanism in common: greenconn supports {ours.decode()}, the broker offers "
+                f"{b', '.join(self.offered).decode()}; choose one with login_method"
             )
         login = dumps("sSs", (each.mechanism, response, self._locale))
         self._login_size = self._reply(spec.Connection.StartOk, _packed_table(properties) + login)

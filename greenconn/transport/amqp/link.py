@@ -333,7 +333,7 @@ class AmqpLink(Link):
             if not slot.has_left:
                 raise
             raise TimeoutError(
-                f"{self.where} did not answer within {seconds:g} s on channel {channel_id}"
+                f"{self.where} did not reply within {seconds:g} s on channel {channel_id}"
             ) from None
         finally:
             self.budget.end_wait()

@@ -180,7 +180,7 @@ class Pipeline(PipelineLife):
         now = monotonic()
         silent = min(now - self.stream.received_at, now - self._waits_since)
         if silent > self._reply_timeout + self.extra_timeout:
-            self.end(LinkLost(f"{self.where} did not answer within {self._reply_timeout:g} s"))
+            self.end(LinkLost(f"{self.where} did not reply within {self._reply_timeout:g} s"))
 
 
 def ignore_reply(reply: object) -> None:

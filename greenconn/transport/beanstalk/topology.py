@@ -156,7 +156,7 @@ class Records:
         if deadline.has_ended:
             raise TimeoutError(
                 f"{self._server.where}: {queue_of(tube)} could not be changed within "
-                f"{self._timeout:g} s, as others change it"
+                f"{self._timeout:g} s, as other clients change it, too"
             )
 
     # -- making and deleting

@@ -57,16 +57,18 @@ class CouchApi:
         """Make the database if it is missing; return where its changes are now.  May switch.
 
         Raises:
-            LoginRefused: the server does not take the login.
-            NoSuchDatabase: it is missing and may not be made.
-            NotCouch: it is none.
+            LoginRefused: the server refused the login.
+            NoSuchDatabase: the database does not exist, and must not be created.
+            NotCouch: the server is not CouchDB.
         """
         status, found = self._ask("GET", "", deadline=deadline)
         if status == 404:
             status, made = self._ask("PUT", "", deadline=deadline)
-            if status not in (201, 202, 412):  # 412: somebody was quicker
+            if status not in (201, 202, 412):  # 412: another client was faster
                 if status in (400, 401, 403):
-                    raise NoSuchDatabase(str(refusal(status, made, self.where, "making it")))
+                    raise NoSuchDatabase(
+                        str(refusal(status, made, self.where, "creating the database"))
+                    )
                 raise refusal(status, made, self.where, "creating the database")
             status, found = self._ask("GET", "", deadline=deadline)
         if status != 200:

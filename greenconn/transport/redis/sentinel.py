@@ -122,7 +122,7 @@ class SentinelTransport(Transport):
         try:
             return self._named(as_pairs(reply), name)
         except (ValueError, TypeError, LookupError, AttributeError) as exc:
-            return f"it does not answer as a sentinel: {exc}"
+            return f"not the reply of a sentinel: {exc}"
 
     def _named(self, pairs: Mapping[bytes, bytes], name: str) -> Address | str:
         """Return the same, out of what a sentinel says of a master."""

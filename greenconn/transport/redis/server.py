@@ -177,7 +177,7 @@ def _opening_error(exc: BaseException, where: str, step: str, deadline: Deadline
     if isinstance(exc, LinkLost) and isinstance(cause, NotRedis):
         return cause
     if isinstance(exc, TimeoutError) and exc.errno is None and step != "connecting":
-        return TimeoutError(f"{where}: no answer within {deadline.timeout:g} s ({step})")
+        return TimeoutError(f"{where}: no reply within {deadline.timeout:g} s ({step})")
     return exc
 
 

@@ -338,7 +338,12 @@ class Requeuer:
     def _note_stuck(self, field: str, why: str) -> None:
         if field not in self.stuck:
             self.stuck.add(field)
-            logger.error("%s: %s is left where it is: %s", self._commands.where, field, why)
+            logger.error(
+                "%s: cannot settle %s, which stays where it is: %s",
+                self._commands.where,
+                field,
+                why,
+            )
 
     def _requeue_move(self, held: Held, *, is_counted: bool) -> Move:
         if not held.exchange and not held.routing_key:
@@ -359,8 +364,8 @@ class Requeuer:
                 last = commands.options.deadletter_queue
                 queues = [] if last is None else [last]
                 logger.error(
-                    "%s: an unacked message of exchange %r cannot be requeued, as its queue is "
-                    "gone: it %s",
+                    "%s: cannot requeue an unacked message of exchange %r, which is not bound to "
+                    "a queue any more: the message %s",
                     commands.where,
                     held.exchange,
                     "is dropped" if last is None else f"goes to {last!r}",

@@ -186,7 +186,7 @@ class Database:
         try:
             return self._worker.call(job, on_left)
         except ThreadClosed as exc:
-            raise DatabaseLost(f"SQLite file {self.path} was closed meanwhile") from exc
+            raise DatabaseLost(f"SQLite file {self.path} was closed") from exc
 
     def open(self) -> None:
         """Open the file, and make it if it is not there.  May switch.

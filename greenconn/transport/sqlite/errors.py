@@ -93,7 +93,7 @@ def as_error(exc: sqlite3.Error, path: str) -> Exception:
         )
     if "unable to open" in reason:
         return DatabaseLost(
-            f"{text}: may this process create files in that directory, and open more files?"
+            f"{text}: check that this process can create files in that directory and open more files"
         )
     if "I/O" in reason:
         return DatabaseLost(f"{text}: {_LOOK}")

@@ -77,7 +77,7 @@ def contents_in(envelope: Any) -> Contents:
         if body is None or not encoding or encoding.lower() == "utf-8":
             return contents
         if encoding != "base64":
-            raise LookupError("unknown body_encoding")
+            raise LookupError(f"body_encoding must be 'base64' or 'utf-8', got {encoding[:40]!r}")
         return contents._replace(body=a2b_base64(body))
     except Exception as exc:
         raise decode_error(exc, WHAT) from exc

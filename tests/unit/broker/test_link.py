@@ -73,7 +73,7 @@ def test_an_opening_that_fails_leaves_nothing(connect: Opener, fake_broker: Fake
         connect()
     fake_broker.before = lambda method, argument: method == "open" and Event().wait()
     transport = FakeTransport(TinyClient("fake:///late"), fake_broker)
-    with pytest.raises(TimeoutError, match=r"no answer within 0\.02 s \(connecting\)"):
+    with pytest.raises(TimeoutError, match=r"no reply within 0\.02 s \(connecting\)"):
         transport.establish_connection(Deadline(0.02))
     assert not transport.made[0].is_open
     assert fake_broker.stores == []
@@ -93,7 +93,7 @@ def test_asking(link: StoreLink) -> None:
 def test_a_callers_deadline_is_his_alone(link: StoreLink) -> None:
     late: list[object] = []
     may_go = Event()
-    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s \(asking\)"):
+    with pytest.raises(TimeoutError, match=r"no reply within 0\.01 s \(asking\)"):
         link.ask("asking", may_go.wait, deadline=Deadline(0.01), on_abandoned=late.append)
     assert link.is_open
     may_go.set()
@@ -104,7 +104,7 @@ def test_a_callers_deadline_is_his_alone(link: StoreLink) -> None:
 
 def test_a_store_that_is_silent_is_lost(link: StoreLink, impatient: Impatient) -> None:
     impatient(link)
-    with pytest.raises(RecoverableConnectionError, match=r"asking: no answer within 0\.02 s"):
+    with pytest.raises(RecoverableConnectionError, match=r"asking: no reply within 0\.02 s"):
         link.ask("asking", never)
     assert link.lost is not None
     with pytest.raises(RecoverableConnectionError):
@@ -210,7 +210,7 @@ def test_answers_that_the_store_does_not_take_end_the_link(
     fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
     message.ack()
     impatient(channel.connection)
-    with pytest.raises(RecoverableConnectionError, match="settling messages: no answer"):
+    with pytest.raises(RecoverableConnectionError, match="settling messages: no reply"):
         channel.queue_declare("q", passive=True)
     assert channel.connection.lost is not None
 

@@ -74,7 +74,7 @@ def test_version(command: Command) -> None:
         (["publish"], "QUEUE"),
         (["publish", "q", "x", "--jsno"], "--json"),
         (["publish", "q", "x", "-u", "memroy://"], "Did you mean memory://?"),
-        (["publish", "q", "x", "-u", "amqp://host:port"], "the port is not a number"),
+        (["publish", "q", "x", "-u", "amqp://host:port"], "the port must be a number"),
         (["publish", "q", "x", "-u", "memory://?bogus=1"], "unknown option 'bogus'"),
         (["publish", "q", "x", "-u", "http://localhost"], "No such transport: http"),
         (["publish", "q", "x", "-u", "kafka://u:secret@h"], "kafka"),

@@ -92,7 +92,7 @@ def test_a_job_that_was_deleted_while_it_was_written_harms_nothing_behind() -> N
 def test_huge_length_is_refused_at_its_announcement() -> None:
     parser = BeanstalkParser(longest_body=65535)
     assert list(parser.feed(b"RESERVED 1 65535\r\n")) == []
-    with pytest.raises(ProtocolError, match="65536 bytes is announced"):
+    with pytest.raises(ProtocolError, match="65536 bytes announced"):
         list(BeanstalkParser(longest_body=65535).feed(b"RESERVED 1 65536\r\n"))
     with pytest.raises(ProtocolError, match="announced"):
         list(parser.feed(b"x" * 65535 + b"\r\nOK 99999999999999999999\r\n"))

@@ -146,7 +146,7 @@ def test_an_end_without_close_notify_is_an_error() -> None:
 def test_an_end_within_the_handshake_is_an_error() -> None:
     client = Pair().client
     client.start()
-    with pytest.raises(TlsError, match="does it speak TLS on this port"):
+    with pytest.raises(TlsError, match="check that it expects TLS on this port"):
         client.feed_eof()
 
 

@@ -74,9 +74,9 @@ def test_each_handler_that_blocks_is_named_once(
     )
     assert "in_the_middle of queue 'in_the_middle' blocked the hub for " in second
     for line in (first, second):
-        assert "Is the process monkey-patched? " in line
+        assert "The process is " in line
         assert (
-            "It is, so the handler computes" if patched else "It is not: call gevent.monkey"
+            "monkey-patched, so the handler computes" if patched else "not monkey-patched: call"
         ) in line
 
 

@@ -55,7 +55,7 @@ def test_an_error_of_the_broker_names_broker_and_step() -> None:
 
 def test_a_timeout_names_the_step_and_the_seconds() -> None:
     error = opening_error(TimeoutError("timed out"), WHERE, "the AMQP handshake", Deadline(5))
-    assert str(error) == f"{WHERE}: no answer within 5 s (the AMQP handshake)"
+    assert str(error) == f"{WHERE}: no reply within 5 s (the AMQP handshake)"
     connecting = TimeoutError("host: timed out")
     assert opening_error(connecting, WHERE, "connecting", Deadline(5)) is connecting
 

@@ -163,7 +163,7 @@ def test_silence_ends_it(opened: Opened, losses: list[LinkLost]) -> None:
     pipeline.watch(0.1)
     gevent.sleep(0.3)
     assert not losses  # nothing is due
-    with pytest.raises(LinkLost, match=r"did not answer within 0\.1 s"):
+    with pytest.raises(LinkLost, match=r"did not reply within 0\.1 s"):
         pipeline.ask([line(b"stats")], Deadline(SOON))
 
 
@@ -208,7 +208,7 @@ def test_refusals() -> None:
     [
         (b"TIMED_OUT\r\n", "unexpected reply TIMED_OUT"),
         (b"UNKNOWN_COMMAND\r\n", "older than beanstalkd"),
-        (b"OK 4294967295\r\n", "4294967295 bytes is announced"),
+        (b"OK 4294967295\r\n", "4294967295 bytes announced"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak beanstalk's protocol"),
     ],
 )
