@@ -446,7 +446,7 @@ class QoS:
         self.callback = callback
         self.value = initial_value or 0
         self.max_prefetch = max_prefetch
-        #: Held for no longer than it takes to count, so that nobody waits for the broker here.
+        #: Held for no longer than it takes to count, so that no greenlet waits for the broker here.
         self._counting = RLock()
         #: Held while it is sent, so that ``prev`` is what the broker has.
         self._sending = RLock()

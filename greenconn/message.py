@@ -220,7 +220,7 @@ class Message:
             channel.flush_acks()
 
     def put_back(self) -> None:
-        """Put this message back into its queue, since nobody has begun with it.  May switch.
+        """Requeue this message, as no handler has seen it.  May switch.
 
         Settled before: does nothing.  :meth:`requeue` says that it failed, and may be counted as a
         delivery; this is not, where the broker can tell the two apart.

@@ -140,7 +140,7 @@ class SimpleBase:
         )
 
     def clear(self) -> int:
-        """Delete all messages that nobody has taken; return how many.  May switch."""
+        """Delete the waiting messages and return their number.  May switch."""
         return int(self.consumer.purge())
 
     def qsize(self) -> int:

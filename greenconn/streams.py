@@ -129,6 +129,6 @@ class StreamPosition:
         if self._next is not None:
             return self._next
         if self._first in _MOVING and self._began_at is not None:
-            # Nothing has come yet: what came while nobody read is not to be missed.
+            # No message yet: those published while the stream was not read must not be missed.
             return self._began_at
         return self._first

@@ -213,7 +213,7 @@ class StoreSettler:
     def _run(self) -> None:
         running = current()
         if self._greenlet not in (None, running):
-            return  # whoever began this one was interrupted, and another one was begun
+            return  # its caller was interrupted, and another one was begun
         self._greenlet = running
         try:
             while (self._due or self._pending) and self._link.lost is None:

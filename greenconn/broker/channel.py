@@ -782,7 +782,7 @@ class StoreChannel(StdChannel, Generic[L]):
         Arguments:
             consumer_tag: unique on this channel; empty lets the broker choose.
             no_ack: messages need no ack and are gone when they are delivered.
-            exclusive: nobody else may consume from this queue.
+            exclusive: whether no other consumer may consume from this queue.
             callback: called with each message, by ``drain_events``.
             arguments: ``x-priority``: of two consumers that have room, the higher is served first.
             on_cancel: called with the tag when the broker ends the consumer, by ``drain_events``.

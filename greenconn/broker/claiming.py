@@ -171,7 +171,7 @@ class Claimer:
                 continue
             feed = link.feeds.get(each.queue)
             if feed is None or not feed.offer(each):
-                # Its consumer was cancelled meanwhile, and nobody has seen this.
+                # Its consumer was cancelled during the claim: no handler has seen this message.
                 link.settlements.requeue_unseen(each)
 
     def _failed(self, exc: BaseException, feeds: list[StoreFeed]) -> None:
@@ -263,7 +263,7 @@ class StoreConsuming:
 
 
 def _leave(link: StoreLink, queue: str) -> None:
-    """Leave *queue*, which nobody consumes from on this link any more: an auto-delete queue may go."""
+    """Leave *queue*, which has no consumer on this link any more: it may be deleted (auto-delete)."""
     link.store.set_consumers(queue, 0)
     declared = link.directory.declaration(queue)
     if declared.auto_delete and queue not in link.feeds and not link.store.other_consumers(queue):

@@ -153,7 +153,7 @@ def dead_letter(
 
 
 def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
-    """Tell whether a message came back to *queue* without anybody having rejected it on the way."""
+    """Return whether a message came back to *queue* without a reject on the way."""
     for death in deaths:
         if death["reason"] == "rejected":
             return False

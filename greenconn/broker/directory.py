@@ -204,7 +204,7 @@ class Directory:
             current = self._queues.make(name, declared)
         if current.owner != declared.owner:
             if declared.owner is not None:
-                self._own.discard(name)  # somebody was quicker: it is not for this link to delete
+                self._own.discard(name)  # declared by another client: not ours to delete
             raise locked(name, self._vhost, method)
         check_equivalent(
             "queue",
@@ -235,7 +235,7 @@ class Directory:
         self._queues.check_name(name, Method.QUEUE_DELETE)
         self.forget(name)
         count = self._queues.drop(name)
-        self.ended(name)  # somebody may have looked for it meanwhile
+        self.ended(name)  # it may have been looked up in the meantime
         return count
 
     def close(self) -> None:

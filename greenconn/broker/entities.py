@@ -34,7 +34,7 @@ class SharingLink(VirtualLink):
     """A link with a directory and a routing.
 
     Attributes:
-        owner: under which this life has exclusive queues; nobody else has the same.
+        owner: the unique name that owns the exclusive queues of this life.
         feeds: queue -> what serves its consumers of this link.
         topology: the exchanges and bindings that are shared with other processes; None: they are not.
     """

@@ -6,7 +6,7 @@ A feed knows the consumers of a queue and whose turn it is, and has a *source*, 
 are taken out of one broker.  Messages are taken by *claims*, one at a time, for as many as the consumers
 have room for, so that what is on its way always has a place::
 
-    IDLE      nobody has room, or the broker has refused      (room: a claim is due)
+    IDLE      no consumer has room, or the broker refused     (room: a claim is due)
     DUE       a claim leaves when this turn ends
     CLAIMING  a claim is on its way
     DRY       the last claim found less than it asked for      (the source tells when there is more)
@@ -138,7 +138,7 @@ class Feed(Generic[M, S]):
 
     @property
     def is_used(self) -> bool:
-        """Whether somebody consumes, or is about to."""
+        """Whether there is a consumer, or one is being started."""
         return bool(self.consumers or self.coming)
 
     @property
@@ -149,7 +149,7 @@ class Feed(Generic[M, S]):
     def join(self, consumer: Consumer) -> None:
         """Add a consumer."""
         if self.state is _DRY and not self.consumers:
-            self._move(_IDLE)  # what it was when nobody listened says nothing
+            self._move(_IDLE)  # its state without consumers is out of date
         self.consumers[consumer] = None
         consumer.wake()
 

@@ -62,7 +62,7 @@ class StoreLink(BrokerLink):
         transport: has the options and the exchanges, and makes the store.
 
     Attributes:
-        owner: under which this life has exclusive queues and consumers; nobody else has the same.
+        owner: the unique name that owns the exclusive queues and consumers of this life.
         store: what is talked to.
         tags: makes the tags of published messages.
         where: the broker's URL, password masked.
@@ -245,7 +245,7 @@ class StoreLink(BrokerLink):
         """Return the error for a failed call to the store.  Never switches.
 
         Arguments:
-            is_told: somebody gets the error.
+            is_told: whether a caller gets the error.
 
         Returns:
             the error for those who wait for it.
@@ -344,7 +344,7 @@ class StoreLink(BrokerLink):
         return feed
 
     def retire(self, feed: StoreFeed) -> None:
-        """Forget a feed if nobody uses it any more.  Never switches."""
+        """Forget a feed that is not used any more.  Never switches."""
         if feed.is_used or self.feeds.get(feed.queue) is not feed:
             return
         del self.feeds[feed.queue]
@@ -390,7 +390,7 @@ class StoreLink(BrokerLink):
                 self._stop_claiming()
                 for channel in list(self.channels.values()):
                     channel.close()
-                gevent.joinall(list(self._calls))  # also those that nobody waits for any more
+                gevent.joinall(list(self._calls))  # including abandoned ones
                 self.catch_up()
                 self.directory.close()
                 self.ask("closing", self.store.close)

@@ -1,7 +1,7 @@
 """The port between the channels of this room and a broker: what a store must implement.
 
 A *store* keeps queues of messages in the world outside, for many processes.  Whoever wants a message
-*claims* it: it stays in the store, nobody else gets it, and it comes back by itself when its lease
+*claims* it: it stays in the store, no other consumer gets it, and it is redelivered when its lease
 ends and was not renewed.  So a process that dies loses nothing.
 
 What a store must write is abstract here; what it may write beside does nothing here, and the channels
@@ -46,7 +46,7 @@ __all__ = [
 
 logger = logging.getLogger("greenconn.broker")
 
-#: Methods that a store of somebody's may still have under their former names.
+#: Methods that a store of another package may still have under their former names.
 _RENAMED_METHODS: Final = {
     "enrol": "set_consumers",
     "others": "other_consumers",

@@ -87,7 +87,7 @@ class Completion(Protocol):
 
     @property
     def has_left(self) -> bool:
-        """Whether nobody wants the message stored any more, if it is not on its way."""
+        """Whether the message is not to be stored any more, if it was not sent yet."""
 
     def offer(self, value: Any) -> bool:
         """Take an Exception, or something else when the broker has the message.  Never switches.
@@ -236,7 +236,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         try:
             target = self._target(message, exchange, routing_key, mandatory, deadline)
         except ContentTooLarge:
-            raise  # nobody was asked
+            raise  # nothing was sent
         except ChannelError as exc:
             channel.fail(exc)
             raise

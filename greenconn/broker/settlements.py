@@ -249,7 +249,7 @@ class Settlements:
     def _route(self) -> None:
         running = current()
         if self._greenlet not in (None, running):
-            return  # whoever began this one was interrupted, and another one was begun
+            return  # its caller was interrupted, and another one was begun
         self._greenlet = running
         try:
             while self._dying and self._link.lost is None:

@@ -81,7 +81,7 @@ class StoreSubscriptions(Generic[M, S]):
             AccessRefused: it may not consume beside another one.
         """
         channel = consumer.channel
-        # From now on the feed stays, whoever leaves it while the broker is asked.
+        # From now on the feed stays, even if its consumers leave during the call of the broker.
         feed = consumer.feed = self._consuming.feed(consumer.queue)
         feed.coming += 1
         try:

@@ -21,7 +21,7 @@ def connection_to(url: str, timeout: float | None = None) -> Connection:
         click.BadParameter: the URL is wrong.
     """
     if not is_verbose():
-        # A greenlet's error reaches the user as one line, by whoever waits for it.
+        # The greenlet that waits for it reports the error, in one line.
         gevent.get_hub().exception_stream = None
     try:
         if timeout is None:

@@ -61,7 +61,7 @@ def write_line(text: str) -> None:
     """Write a line to the standard output.  May switch.
 
     Raises:
-        BrokenPipeError: nobody reads it any more.
+        BrokenPipeError: the reader has closed it.
     """
     fd = _descriptor(sys.stdout)
     if fd is None:

@@ -206,7 +206,7 @@ class RedisTransport(redis.Transport):
     Channel = RedisChannel
     link_cls: ClassVar[type[RedisLink]] = HostedRedisLink
     driver_name = "greenconn"
-    #: As for AMQP: kombu's event loop would wait for sockets of its own, and nobody would be driven.
+    #: As for AMQP: kombu's event loop would wait for sockets of its own, and drive nothing.
     implements = redis.Transport.implements.extend(asynchronous=False)
 
     def verify_connection(self, connection: RedisLink) -> bool:

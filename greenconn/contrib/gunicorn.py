@@ -66,7 +66,7 @@ class WorkerShutdown:
         self.begin()
         assert self._stopping is not None
         assert self._deadline is not None
-        # From now on nobody tells the arbiter that the worker lives.
+        # From now on the arbiter gets no more heartbeats of the worker.
         deadline = self._deadline
         if self._worker.cfg.timeout:
             deadline = deadline.within(_less(self._worker.cfg.timeout))
@@ -100,7 +100,7 @@ def _may_publish(session: Session) -> bool:
 
 
 def _settle(session: Session, deadline: Deadline) -> None:
-    """Wait for the confirms that somebody waits for."""
+    """Wait for the confirms of publishes in progress."""
     settle = getattr(session.life.link, "settle", None)
     if settle is not None:
         try:

@@ -1,9 +1,9 @@
 """Existence at the broker of what a program names, ensured once in the life of a connection.
 
-A queue that is known only by its name is looked up and used as it is.  If it does not exist, whoever
-knows only the name must not declare what a ``Queue`` of that name contradicts.  So a consumer of this
-thread that is about to declare it, with its arguments, is waited for.  After that, the queue is declared
-only by callers that asked for it.
+A queue that is known only by its name is looked up and used as it is.  If it does not exist, it must not
+be declared with other arguments than those of a ``Queue`` of that name.  So a consumer of this thread
+that is about to declare it, with its arguments, is waited for.  After that, the queue is declared only
+by callers that asked for it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def wait_for_queue(session: Session, name: str, deadline: Deadline, *, declare: 
         declare: declare it if it does not exist and no consumer of this thread is about to.
 
     Raises:
-        NotFound: it does not exist, and nobody declares it.
+        NotFound: it does not exist, and no consumer declares it.
         TimeoutError: the consumer that is about to declare it has not done so in time.
         Exception: as :func:`ensure_queue_exists`.
     """

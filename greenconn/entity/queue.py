@@ -321,7 +321,7 @@ class Queue(MaybeChannelBound):
         return message
 
     def purge(self, nowait: bool = False) -> int:
-        """Delete all messages that nobody has taken; return how many.  May switch."""
+        """Purge the queue and return the number of its messages.  May switch."""
         channel = self.channel
         return channel.queue_purge(queue=self._name_on(channel), nowait=nowait) or 0
 
@@ -337,7 +337,7 @@ class Queue(MaybeChannelBound):
 
         Arguments:
             consumer_tag: '' lets one be chosen.
-            callback: called with each message by whoever drains the connection.
+            callback: called with each message in the greenlet that drains the connection.
             no_ack: messages need no ack; None is what the queue says.
             nowait: do not wait for the broker's reply.
             on_cancel: called with the tag when the broker cancels the consumer.

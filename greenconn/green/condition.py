@@ -11,7 +11,7 @@ __all__ = ["Condition"]
 class Condition:
     """Wakes all who wait; each looks for itself what has changed.
 
-    For one hub, so there is no lock: whoever waits checks in a loop what it waits for, and nothing
+    For one hub, so there is no lock: a waiter checks its condition in a loop, and nothing
     changes between that check and the call of :meth:`wait`.
     """
 
@@ -21,7 +21,7 @@ class Condition:
         self._slots: dict[Slot[BaseException | None], None] = {}
 
     def __bool__(self) -> bool:
-        """Return whether anybody waits."""
+        """Return whether a greenlet waits."""
         return bool(self._slots)
 
     def wait(self, deadline: Deadline) -> None:
@@ -58,5 +58,5 @@ class Condition:
                 slot.offer(exc)
 
     def forget(self) -> None:
-        """After a fork, in the child: nobody here waits."""
+        """Forget the waiters in the child of a fork."""
         self._slots = {}

@@ -90,8 +90,8 @@ def connect_unix(path: str, deadline: Deadline) -> RawSocket:
         A connected non-blocking socket.
 
     Raises:
-        TimeoutError: nobody took the call before the deadline.
-        OSError: there is no such socket, or nobody listens there; names the path.
+        TimeoutError: the connection was not accepted before the deadline.
+        OSError: there is no such socket, or no process listens on it; names the path.
     """
     try:
         for attempt in attempts(CALLING, deadline, lambda exc: isinstance(exc, BlockingIOError)):

@@ -43,7 +43,7 @@ class Taker(Protocol[T]):
     """A waiter of an inbox: a slot, or an object that passes items on to one.  Nothing here switches."""
 
     def offer(self, item: T, /) -> bool:
-        """Take *item* over.  False when nobody waits any more."""
+        """Accept *item*; return False if the waiter has left."""
         ...
 
     def exchange(self, item: T, /) -> T:

@@ -4,7 +4,7 @@ Calls wait in the order in which they came, and all that wait are given to the t
 they have in common (a transaction) need not be done for each of them.  The hub never waits.
 
 A fork waits until the thread is between two steps of its work (see ``fork_lock``), so that the child
-never inherits a lock of the C library below that nobody will release.
+never inherits a lock of the C library below that no thread will release.
 """
 
 from __future__ import annotations

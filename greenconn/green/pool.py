@@ -6,7 +6,7 @@ was just given it) or reserved (a greenlet is creating the resource).  The rules
 - held + idle + reserved never exceeds the limit.  A slot is reserved before anything switches.
 - Greenlets wait only while nothing is idle and no slot is free.  Every change ends with
   :meth:`FairPool._serve`, which assigns what is free to the waiters in the order of arrival.  So a new
-  caller that sees waiters queues behind them, and one that sees none overtakes nobody.
+  caller that sees waiters queues behind them, and one that sees none cannot overtake any.
 - An assignment is accepted or it did not happen: ``offer`` returns None when the waiter has left.  A
   waiter that is killed between the assignment and its wake-up passes the resource on.
 - A sub-pool acquires its resources from its parent, and keeps idle ones.  The parent counts these as

@@ -106,7 +106,7 @@ class SingleFlight:
             del error, traceback
 
     def forget(self) -> None:
-        """Drop what is under way, for the child of a fork: nobody here waits for it."""
+        """Drop the executions in progress, in the child of a fork, where no greenlet waits for them."""
         self._flights = {}
 
     def _flight_of_caller(self) -> _Flight | None:

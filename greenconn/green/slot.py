@@ -40,7 +40,7 @@ class Slot(Generic[T]):
         self._state = _EMPTY
         self._content: Any = None
         self._wake: Callable[..., Any] | None = None
-        #: The hub of the waiter; anybody else's would never wake it.
+        #: The hub of the waiter; a switch from another hub would never wake it.
         self._hub: Any = None
         #: The hub's callback that will wake the waiter, from the filling on.
         self._waking: Any = None
@@ -70,7 +70,7 @@ class Slot(Generic[T]):
         return content
 
     def offer(self, value: T) -> bool:
-        """Fill the slot.  False when nobody will take it: the waiter has left, or it was filled."""
+        """Fill the slot; return False if the waiter has left, or the slot was filled before."""
         if self._state != _EMPTY:
             return False
         self._state = _VALUE
@@ -84,7 +84,7 @@ class Slot(Generic[T]):
         return True
 
     def fail(self, exc: BaseException) -> bool:
-        """Make the waiter raise *exc*.  False when nobody will."""
+        """Make the waiter raise *exc*; return False if it has left, or the slot was filled before."""
         if self._state != _EMPTY:
             return False
         self._state = _ERROR
@@ -98,7 +98,7 @@ class Slot(Generic[T]):
         return True
 
     def exchange(self, value: T) -> T:
-        """Put *value* in the place of the one that is there and that nobody has taken yet."""
+        """Replace the value, which the waiter has not taken yet, by *value*."""
         assert self._state == _VALUE
         old, self._content = self._content, value
         given: T = old

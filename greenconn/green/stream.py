@@ -326,8 +326,8 @@ class Stream:
             self._end(exc)
 
     def _on_reader_dead(self, reader: object) -> None:
-        # In the hub.  If the stream is open somebody killed the reader, perhaps before it began:
-        # without it nobody would ever be answered.
+        # In the hub.  If the stream is open, the reader was killed, maybe before it began:
+        # without it no reply would ever be read.
         self._end(ConnectionAbortedError(errno.ECONNABORTED, "the reader was killed"))
 
     def _end_of_file(self) -> None:

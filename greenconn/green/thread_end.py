@@ -1,6 +1,6 @@
 """The end of a native thread: what belongs to its hub is closed.
 
-A thread that uses gevent has a hub of its own, which nobody runs when the thread has ended: sockets
+A thread that uses gevent has a hub of its own, which does not run when the thread has ended: sockets
 would stay open, unread and without heartbeats, and so would the descriptors of the hub itself.  A server
 that gives each request a thread (Django's ``runserver``) would be out of descriptors after some hundred.
 

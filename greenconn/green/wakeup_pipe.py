@@ -1,8 +1,8 @@
 """Wake-ups between processes of one machine through a named pipe, without polling.
 
-A pipe has the permissions of its file, no port, and no limit of its path, and tells at once when nobody
-reads any more; Linux and macOS both have it.  Words may get lost when the reader is stuck for so long
-that the pipe is full: they are hints.
+A named pipe has the permissions of a file, needs no port, has no limit on its path, and fails at once
+when its reader has gone; Linux and macOS both have it.  The words written to it are hints: they are lost
+when the reader is stuck for so long that the pipe is full.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WakeupPipe:
         try:
             self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                # As long as somebody may write, there is no end of file.
+                # While there is a writer, there is no end of file.
                 self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except BaseException:
                 os.close(self._reader)
@@ -83,12 +83,12 @@ class WakeupPipe:
             return
         *words, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > ATOMIC:
-            self._rest = b""  # nobody of ours writes such a word
+            self._rest = b""  # not written by this library
         self._heard(words)
 
 
 def wake_process(path: str, words: list[bytes]) -> bool:
-    """Say *words* into the pipe of another process; False: nobody reads it.  Never switches."""
+    """Write *words* to the pipe of another process; False if no process reads it.  Never switches."""
     try:
         writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:

@@ -8,9 +8,9 @@ A turn ends when all greenlets that are ready have run, before the hub polls.  T
   earlier when there are 64 KiB, or 5 ms after the turn began.
 - When the socket is full, the rest is sent by a write watcher, in the hub.  This needs no greenlet,
   since a non-blocking send never switches.
-- A greenlet that must wait does so *before* its first byte: if ``must_wait`` is set it calls ``wait_writable``.
-  It is set after an early flush or 5 ms of writing without a switch, so that a loop that only
-  publishes lets other greenlets run, and while more than 1 MiB waits for a slow peer.
+- A greenlet waits *before* its first byte: if ``must_wait`` is set it calls ``wait_writable``.  It is
+  set after an early flush or 5 ms of writing without a switch, so that a loop that only publishes lets
+  other greenlets run, and while more than 1 MiB waits for a slow peer.
 - Greenlets wait in the order of arrival.  One is woken when there is room, and wakes the next when it
   continues.  So while a greenlet waits, the write watcher is active or a woken greenlet has not run yet.
 - An exception from outside (``KeyboardInterrupt``, a signal handler that raises) can come between any
@@ -84,9 +84,8 @@ class Writer:
         self._turn_end = TurnEnd(loop, self._end_turn)
         self._watcher: Any = loop.io(sock.fileno(), 2)
         self._out: list[Buffer] = []  # written, not yet passed to the socket
-        self._tail: deque[Buffer] = (
-            deque()
-        )  # left over when the socket was full; not empty = stalled
+        #: The rest of the last send, as the socket was full.
+        self._tail: deque[Buffer] = deque()
         # The plaintext of the last flush while a part of it is unsent, and the number of its bytes
         # that were sent.  With TLS that number is known only when all was sent.
         self._offered: Sequence[Buffer] = ()
@@ -142,7 +141,7 @@ class Writer:
         self._flush()
         # Later writes of this turn are buffered again.
         self._turn_began = monotonic()
-        self._yield_due = self.must_wait = not self._closed  # the send may have failed and closed it
+        self._yield_due = self.must_wait = not self._closed  # a failed send closes it
 
     def mark(self, mark: memoryview) -> None:
         """Append *mark* to the buffers, if anything is pending.  Never switches.
@@ -184,7 +183,7 @@ class Writer:
         self._before_flush.append(callback)
 
     def wait_writable(self, deadline: Deadline) -> None:
-        """Yield, or wait for a slow peer, as :attr:`must_wait` demands.  May switch; call before writing.
+        """Yield, or wait for a slow peer.  May switch; call before writing, if :attr:`must_wait`.
 
         Raises:
             TimeoutError: the peer did not read enough until the deadline.

@@ -97,7 +97,7 @@ class ConsumerInbox:
         return True
 
     def requeue_unseen(self) -> None:
-        """Put what nobody has taken back into its queue.  May switch.
+        """Requeue the messages that were not taken.  May switch.
 
         Messages that need no ack cannot be requeued; they are dropped.  A broker that lends
         messages has them again when the channel closes, since nobody took them.

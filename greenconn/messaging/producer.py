@@ -56,7 +56,7 @@ _NEVER_KNOWN: Final = object()
 
 
 class _DefaultExchange:
-    """The default exchange on a producer's channel: bound when somebody asks for it, then kept.
+    """The default exchange on a producer's channel: bound when it is first needed, then kept.
 
     Pools make a producer for each loan, and most publish without looking at their exchange.
     """
@@ -86,7 +86,7 @@ class Producer:
             drains the connection, for mandatory messages that reached no queue.
     """
 
-    #: An instance has its own, unless it is the default exchange and nobody has asked for it.
+    #: An instance has its own, unless it is the default exchange and was not needed yet.
     exchange: Any = _DefaultExchange()
     routing_key: str = ""
     serializer: str | None = None
@@ -123,7 +123,7 @@ class Producer:
         #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
         self._channel: Any = channel
         if exchange is not None:
-            # Only a name: of what type it should be declared nobody said.
+            # Only a name: the type to declare it with is unknown.
             by_name = isinstance(exchange, str)
             self.exchange = Exchange(exchange, no_declare=True) if by_name else exchange
         # What is not given is the class's: pools make a producer for each loan.

@@ -73,7 +73,7 @@ class Subscriptions:
     def is_missing(self, name: str, channel: Channel) -> bool:
         """Return whether queue *name* is wanted and *channel* does not serve it.
 
-        A closed channel serves nobody: asked again it tells why it is closed.
+        A closed channel has no consumers: using it raises the reason why it was closed.
         """
         return name in self.tags and (self.placed.get(name) is not channel or not is_open(channel))
 

@@ -171,7 +171,7 @@ class Publisher:
 
         Raises:
             PublishRefused: the broker's refusal is its ``__cause__``.
-            Unroutable: a queue known only by its name does not exist, and nobody declares it.
+            Unroutable: a queue known only by its name does not exist, and no consumer declares it.
             TimeoutError: the consumer of this thread that is about to declare it has not, in time; or
                 its node is still away.
         """
@@ -213,7 +213,7 @@ class Publisher:
         session = self._session
         declare = declare_by_name() if options.declare is None else options.declare
         if not (options.mandatory or declare or is_expected(session, name)):
-            return  # whoever sends it does not mind that nobody takes it
+            return  # without mandatory an unroutable message is no error
         try:
             wait_for_queue(session, name, deadline, declare=bool(declare))
         except NotFound as exc:

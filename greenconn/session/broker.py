@@ -319,7 +319,7 @@ class Broker:
 
     @property
     def addresses(self) -> frozenset[tuple[Any, ...]]:
-        """The brokers themselves: the same for connections to the same queues, whoever logs in."""
+        """The brokers, as a key that is equal for connections to the same queues with any login."""
         if self._addresses is None:
             addresses = self.failover.addresses
             brokers = [combined(each, self.keywords)[0] for each in addresses] or [self._parameters]

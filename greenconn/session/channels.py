@@ -216,7 +216,7 @@ class UtilityChannels:
         self._pool: FairPool[Any] | None = None
 
     def run(self, function: Callable[[Any], T], deadline: Deadline) -> T:
-        """Return ``function(channel)``; nobody else uses that channel meanwhile.  May switch.
+        """Return ``function(channel)``, with exclusive use of that channel.  May switch.
 
         Arguments:
             deadline: for a free channel; its calls have the connection's ``reply_timeout``.

@@ -62,7 +62,7 @@ ROUNDS: Final = 2
 GRACE: Final = 0.1
 #: What a broker says to a login or a virtual host (403, 530) that it will refuse again.
 REFUSALS: Final = (AccessRefused, NotAllowed)
-#: A 530 with this in its text passes: somebody else will close a connection.
+#: A 530 with this text is temporary: another client will close a connection.
 PASSING: Final = "limit"
 
 
@@ -208,7 +208,7 @@ class Attempt:
         return self.outcome
 
     def abort(self, exc: BaseException) -> None:
-        """End it now; whoever waits gets *exc*.  Never switches."""
+        """End the attempt and raise *exc* in its waiters.  Never switches."""
         self._stop(AttemptState.ABORTED, exc)
 
     def forget(self) -> None:
@@ -316,7 +316,7 @@ class Connector:
 
     Arguments:
         broker: gives and changes the broker that is tried.
-        prepare: makes a link ready before anybody has it.  May switch; drops the link if it fails.
+        prepare: prepares a link before it is used.  May switch; drops the link if it fails.
         begin: takes a link that was opened.  Never switches.
         fail: called when an attempt ended without one.  Never switches.
     """

@@ -111,7 +111,7 @@ def ensure_open(
             outcome = session.attempt(deadline, reopen=True, interval=interval)
         except TimeoutError as exc:
             if not deadline.has_ended:
-                raise  # somebody else's
+                raise  # not the timeout of this call
             _give_up(exc, attempt.error, wraps_errors)
         with library_errors(connection, NotConnected) if wraps_errors else nullcontext(), attempt:
             return outcome.result()

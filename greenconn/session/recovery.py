@@ -62,7 +62,7 @@ class Members:
 
     @property
     def are_due(self) -> bool:
-        """Whether somebody has to be restored."""
+        """Whether there is an object to recover."""
         return bool(self._due)
 
     def add(self, member: Recoverable) -> None:
@@ -204,7 +204,7 @@ class SessionRecovery:
             logger.exception("recovery failed")
             error = exc
         except BaseException:
-            # Somebody killed it: whoever waits for it must not wait for ever.
+            # It was killed: its waiters must not wait forever.
             error = RecoverableConnectionError("recovery was interrupted")
             raise
         finally:

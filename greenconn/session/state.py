@@ -18,7 +18,7 @@ __all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
 class SessionState(Enum):
     """The stages in the life of a logical connection."""
 
-    #: No link, and nobody asks for one: never used, lost without anything to restore, or dropped.
+    #: No link, and none is needed: never used, lost without anything to recover, or dropped.
     IDLE = "idle"
     #: An attempt to open a link is under way or about to begin.
     OPENING = "opening"
@@ -45,7 +45,7 @@ MOVES: Final[Mapping[SessionState, frozenset[SessionState]]] = {
     SessionState.RECOVERING: frozenset(
         {
             SessionState.OPEN,
-            # The last member left, or the broker refuses us, while somebody else still asks.
+            # The last member left, or the broker refuses us, while another greenlet still waits.
             SessionState.OPENING,
             SessionState.IDLE,
             SessionState.CLOSED,
@@ -115,7 +115,7 @@ class Life:
         return not self.is_open
 
     def forget(self) -> None:
-        """After a fork, in the child: nobody here waits for what was under way."""
+        """Reset in the child of a fork, where no greenlet waits for an attempt."""
         self.declare_flight.forget()
         self.flight.forget()
 

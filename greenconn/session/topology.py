@@ -6,7 +6,7 @@ by hand on any channel.  Deleting, unbinding, and what the broker deletes by its
 bindings are not recorded.  The transport's channels call ``exchange_declared`` and so on; none of
 that switches.
 
-Before anybody else has a new link, all is declared on it in the order exchanges, queues, bindings.
+Before a new link is used, all is declared on it in the order exchanges, queues, bindings.
 What is refused is logged and kept for the next link.  The broker may still hold the dead
 connection.  An exclusive queue that it holds for that (405) is tried again in the background.  An
 auto-delete queue that has consumers may go with them, and take exchanges along: then all is declared
@@ -346,7 +346,7 @@ class Topology:
     # On a new link
 
     def restore(self, link: object, open_channel: Callable[[], Any]) -> None:
-        """Declare all again on *link*, which nobody else has yet.  May switch.
+        """Declare all again on *link*, which is not used yet.  May switch.
 
         Arguments:
             open_channel: opens one on it; a refusal costs a channel.

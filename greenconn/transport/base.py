@@ -272,7 +272,7 @@ class Link:
 
         Arguments:
             size: bytes of its body.
-            is_heard: somebody has asked for it.
+            is_heard: whether a listener is registered for it.
         """
         size += RETURN_OVERHEAD
         if is_heard and self._returned_bytes + size <= RETURNS_LIMIT:
@@ -340,7 +340,7 @@ _NEVER_BEGUN: Final = RecoverableConnectionError("the connection was never opene
 
 #: Links that are open, or on their way to be: dropped ones only until they are collected.
 _alive: Final[WeakSet[Link]] = WeakSet()
-#: Below so many of them nobody looks for dropped ones.
+#: Number of connections below which there is no search for dropped ones.
 LEAST_ALIVE: Final = 32
 _collect_at = LEAST_ALIVE
 
@@ -500,7 +500,7 @@ class Transport(Generic[L]):
         drain(timeout)
 
     def heartbeat_check(self, connection: L, rate: int = 2) -> None:
-        """Raise if the peer is known to be dead; heartbeats need nobody's help."""
+        """Raise an error if the peer is dead; heartbeats are sent in the background."""
 
     def driver_version(self) -> str:
         """Return the version of the library below."""
@@ -511,10 +511,10 @@ class Transport(Generic[L]):
         return 0
 
     def register_with_event_loop(self, connection: L, loop: Any) -> None:
-        """Nothing to do: nobody has to drive us."""
+        """Do nothing: no event loop is needed."""
 
     def unregister_from_event_loop(self, connection: L, loop: Any) -> None:
-        """Nothing to do: nobody has to drive us."""
+        """Do nothing: no event loop is needed."""
 
     def verify_connection(self, connection: L) -> bool:
         """Return whether the link can be used; one that cannot tell can."""
@@ -562,7 +562,7 @@ class Transport(Generic[L]):
 
     @property
     def supports_ev(self) -> bool:
-        """Whether kombu's event loop may drive this transport; nobody has to."""
+        """False: no event loop is needed to drive this transport."""
         return bool(self.implements.asynchronous)
 
 

@@ -1,6 +1,6 @@
 """The transports by name: an alias, or the path of a class.
 
-``TRANSPORT_ALIASES`` may be extended by anybody: alias -> ``"module:Class"``, or a function that
+Programs can extend ``TRANSPORT_ALIASES``: alias -> ``"module:Class"``, or a function that
 returns such a path, or the class.
 """
 

@@ -77,7 +77,7 @@ class _Content:
 
     def __init__(self, ids: int, payload: bytes, is_kept: bool) -> None:
         self.ids = ids
-        self.is_kept = is_kept  # somebody wants the body
+        self.is_kept = is_kept  # whether the body is wanted
         self.payload = payload
         self.header: bytes | None = None
         self.missing = 0

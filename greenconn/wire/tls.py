@@ -167,7 +167,7 @@ class TlsSession:
         return True
 
     def _read(self) -> list[bytes]:
-        # One receive may hold several records, and nobody wakes us for those that we leave.
+        # One receive may hold several records, and there is no event for those that we leave.
         parts: list[bytes] = []
         try:
             while not self.has_ended:

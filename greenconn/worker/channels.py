@@ -339,7 +339,7 @@ class Subscription:
             self._expectation = expect_queue(session, self._queue)
 
     def stop_expecting(self) -> None:
-        """Have nobody wait for the declaration any more.  Never switches.  Again: does nothing."""
+        """End the wait for the declaration.  Never switches.  A second call does nothing."""
         expectation, self._expectation = self._expectation, None
         if expectation is not None:
             expectation.settle()

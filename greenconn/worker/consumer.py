@@ -114,7 +114,7 @@ class ConsumerGreenlet(_Greenlet):
                 lifecycle.changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
-                    raise  # somebody else's
+                    raise  # not the timeout of this call
                 return False
         return True
 
@@ -163,7 +163,7 @@ class ConsumerGreenlet(_Greenlet):
                 lifecycle.changed.wait(deadline)
             except TimeoutError:
                 if not deadline.has_ended:
-                    raise  # somebody else's
+                    raise  # not the timeout of this call
                 return False
         return lifecycle.is_pausing and lifecycle.is_cancelled and not self.ready()
 

@@ -335,7 +335,7 @@ class Handling:
         try:
             settle(message)
         except BaseException:
-            # Killed once more while the peer takes nothing: somebody else waits for it.
+            # Killed again while the peer does not read: another greenlet waits for it.
             spawn("requeue", settle, message)
             raise
 

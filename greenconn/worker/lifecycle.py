@@ -466,7 +466,7 @@ class ConsumerLifecycle:
             )
             if overdue is not None:
                 self._overdue = overdue
-                subscription.fails_alone = True  # the next time nobody else suffers
+                subscription.fails_alone = True  # the next failure affects no other consumer
             if not self.options.no_ack:
                 for message, has_begun in self.dispatcher.drop(channel):
                     self.handling.forget(message, has_begun=has_begun)

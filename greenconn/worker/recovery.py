@@ -190,7 +190,7 @@ class SubscriptionRecovery:
             is_locked_out = bool(self._confirmed_at) and is_lockout(exc)
             return self._session.is_final(exc) and not is_locked_out
         if isinstance(exc, IrrecoverableConnectionError):
-            # The broker ended the connection, perhaps for what somebody else did.
+            # The broker closed the connection, maybe because of another user of it.
             self._disconnections += 1
             return self._disconnections >= STRIKES
         if isinstance(exc, (RecoverableChannelError, *self._transient())):

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Calls", "PendingCalls", "bystander_error"]
 
-#: Called with a reply that nobody waits for any more, by the reader or by a caller that was killed
+#: Called with a reply whose caller has left, by the reader or by a caller that was killed
 #: when the reply had come but it had not run: it must not switch.
 Undo: TypeAlias = "Callable[[Reply], None]"
 #: Called by the reader with each reply, before its caller runs: it must not switch.

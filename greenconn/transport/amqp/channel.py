@@ -76,7 +76,7 @@ class Channel(DeclaringChannel):
         active: the broker takes messages on it (``channel.flow``).
         connection: the link.
         events: ``events['basic_return']`` is a set of ``function(exc, exchange, routing_key, message)``
-            called from ``drain_events`` for returned messages that nobody waits for.
+            called from ``drain_events`` for returned messages that no publish waits for.
         is_transactional: ``tx_select()`` was called.
         no_ack_consumers: tags of the consumers without acks.
         return_sink: called by the reader, in place of the handlers in ``events``, with what they would
@@ -226,7 +226,7 @@ class Channel(DeclaringChannel):
                     raise
 
     def _close_late(self, reason: str) -> None:
-        """Close a channel that nobody uses.  Never switches."""
+        """Close a channel that is not used any more.  Never switches."""
         if self.cause is None:
             self._write_close(RecoverableChannelError(reason)).abandon()
 
@@ -597,7 +597,7 @@ class Channel(DeclaringChannel):
         declared on this connection), the limit becomes one for each consumer.
 
         Arguments:
-            callback: called with each message by whoever calls ``drain_events``.
+            callback: called with each message by ``drain_events``.
             sink: takes the messages instead.
 
         Returns:
@@ -820,7 +820,7 @@ class Channel(DeclaringChannel):
         reply = (ids, payload, header, body)
         pending = self.calls.pending
         if self._closing and ids not in (_CLOSE, _CLOSE_OK):
-            pending.settle(reply)  # what it has done is noted; the rest concerns nobody
+            pending.settle(reply)  # the effects of the call are noted; its caller has left
             return
         handler = self._handlers.get(ids)
         if handler is not None:

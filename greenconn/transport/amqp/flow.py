@@ -35,7 +35,7 @@ EVENTS: Final = 100
 #: Bytes of bodies in inboxes above which the connection stops receiving, and below which it goes on.
 PAUSE_ABOVE: Final = 64 * 1024 * 1024
 RESUME_BELOW: Final = 32 * 1024 * 1024
-#: Bytes at which the connection is closed, since replies that somebody waits for kept it reading.
+#: Bytes at which the connection is closed, since it goes on reading while a greenlet waits for a reply.
 HARD_LIMIT: Final = 256 * 1024 * 1024
 
 
@@ -225,7 +225,7 @@ class InboxBudget:
         self.is_paused = False
         self._pause = pause
         self._resume = resume
-        #: Filled when nobody waits any more.
+        #: Filled when the last waiter has left.
         self._on_idle: list[Slot[None]] = []
 
     def hold(self, size: int) -> None:

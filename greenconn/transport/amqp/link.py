@@ -69,7 +69,7 @@ logger = logging.getLogger("greenconn.transport.amqp")
 CLOSE_TIMEOUT: Final = 2.0
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
-_CLOSE_ARGUMENTS: Final = dumps("BsBB", (0, "", 0, 0))  # no code, no text, nobody's fault
+_CLOSE_ARGUMENTS: Final = dumps("BsBB", (0, "", 0, 0))  # no reply code, no text, no method
 _CLOSE_OK: Final = ids_of(spec.Connection.CloseOk)
 _BLOCKED: Final = ids_of(spec.Connection.Blocked)
 _UNBLOCKED: Final = ids_of(spec.Connection.Unblocked)
@@ -597,7 +597,7 @@ class AmqpLink(Link):
         self._heartbeat_timer.resume()
 
     def heartbeat_tick(self, rate: int = 2) -> None:
-        """Raise if the peer is dead; heartbeats are sent without anybody's help."""
+        """Raise an error if the peer is dead; heartbeats are sent in the background."""
         self.check_open()
 
 

@@ -210,7 +210,7 @@ class Publisher:
         """Frame a message, count it and append it in one step.  Never switches.
 
         Arguments:
-            pending: in confirm mode, what waits for the confirm; None: nobody does.
+            pending: in confirm mode, the object that waits for the confirm, or None.
         """
         head = self._heads.get((exchange, routing_key, mandatory, immediate))
         if head is None:
@@ -292,7 +292,7 @@ class Publisher:
                 spec.Confirm.Select, arguments, None if nowait else spec.Confirm.SelectOk
             )
         except BaseException as exc:
-            # From a signal: nobody knows whether the broker counts.
+            # From a signal: it is unknown whether the broker counts.
             self._channel.interrupted("a call", exc)
             raise
         if call is not None:
@@ -329,10 +329,10 @@ class Publisher:
         if blamed == BASIC_PUBLISH and not (
             left and is_clear and all(each.is_awaited for each in left)
         ):
-            # It may be one that nobody awaits: the next publish gets it, or else the log.
+            # It may have no waiter: the next publish raises it, otherwise it is logged.
             self.unsent.refusal = cause
             spawn("log", logger.warning, "%s", self.unsent.error(self._link.where))
-        # Alone, it is the one that the broker means; among others nobody can tell which it was.
+        # If there is only one, it is the one that the broker refused; otherwise that is unknown.
         mine = blamed is None or (blamed == BASIC_PUBLISH and len(left) == 1 and is_clear)
         for publish in left:
             publish.slot.fail(cause if mine else bystander_error(cause))

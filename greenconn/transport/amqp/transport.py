@@ -176,7 +176,7 @@ class Transport(base.Transport[AmqpLink]):
         return connection.channel()
 
     def heartbeat_check(self, connection: AmqpLink, rate: int = 2) -> None:
-        """Raise if the peer is dead; heartbeats are sent without anybody's help."""
+        """Raise an error if the peer is dead; heartbeats are sent in the background."""
         connection.heartbeat_tick(rate)
 
     def get_heartbeat_interval(self, connection: AmqpLink) -> float:

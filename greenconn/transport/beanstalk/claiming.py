@@ -13,7 +13,7 @@ Ending a wait
     most urgent of all, and ends the wait; then it is buried again.  Kicking works even when the server
     takes no new jobs.  Commands are written at once all the same, behind the ``reserve`` that waits,
     and then the wake-up job is kicked.  The wake-up job of a process that was killed stays; the next
-    connection of this kind deletes those that nobody watches.
+    connection of this kind deletes those that no connection watches.
 
 Renewing reservations
     The channels renew their messages each third of a lease, which is right for jobs of ours.  Those of
@@ -82,7 +82,7 @@ class ReserveConnection:
         self._pausing: Slot[None] | None = None
 
     def open(self, deadline: Deadline = NEVER) -> None:
-        """Make the wake-up job, and delete those that nobody watches.  May switch."""
+        """Create the wake-up job, and delete those that no connection watches.  May switch."""
         tube = self._tube
         commands = [line(b"use", tube), line(b"watch", tube), line(b"ignore", DEFAULT)]
         commands.append(put(0, 0, WAKEUP_TIME_TO_RUN, b""))

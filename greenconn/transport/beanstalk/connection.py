@@ -292,7 +292,7 @@ class CommandConnection:
             ends.append(len(commands))
         if not commands:
             return []
-        # A tube counts as used as long as somebody watches it, so none stays watched.
+        # A tube counts as used while a connection watches it, so none stays watched.
         commands += [line(b"watch", DEFAULT), line(b"ignore", before)]
         replies = self.pipeline.ask(commands)
         found: list[list[Reply]] = []

@@ -159,7 +159,9 @@ class BeanstalkStore(Store):
         if not isinstance(owner, str) or owner == self.owner or self._presence.is_alive(owner):
             return False
         current = self._records.read(self._records.tube(QUEUES, name))
-        if current is not None and current.get("owner") == owner:  # else somebody was quicker
+        if (
+            current is not None and current.get("owner") == owner
+        ):  # otherwise another client was faster
             self.drop_queue(name)
         return True
 

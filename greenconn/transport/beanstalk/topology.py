@@ -350,7 +350,7 @@ class BeanstalkTopology(TopologyStore):
 
     def put(self, exchange: str, facts: Facts) -> None:
         def declare(content: Content) -> Content | None:
-            # One that somebody has bound to before has no facts.
+            # A queue that was bound to before its declaration has no arguments.
             return None if "type" in content else {"rows": [], **content, **facts}
 
         tube = self._tube(exchange)

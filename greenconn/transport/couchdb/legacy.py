@@ -33,7 +33,7 @@ class LegacyMessages:
     def __init__(self, api: CouchApi) -> None:
         self._api = api
         self._ids: set[str] = set()
-        #: Those that somebody has begun with who may be dead.
+        #: Those of a consumer that may have died.
         self._begun: set[str] = set()
 
     def load(self) -> None:

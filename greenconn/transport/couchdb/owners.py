@@ -78,7 +78,7 @@ class Owners:
 
     @property
     def _id(self) -> str:
-        # The lease stands in the id, so that nobody has to read the document.
+        # The id contains the lease, so that the document need not be read.
         return f"{named(OWNER, self.token)}!{int(self._lease * 1000)}"
 
     @property
@@ -171,7 +171,7 @@ class Owners:
         links = self._links(marks)
         for mark in marks:
             mark["link"] = links.get(mark["_id"])  # for who comes, if this process ends here
-        # A conflict: it lives, or somebody else was quicker.
+        # A conflict: it is alive, or another process was faster.
         ours = [each for each in self._api.write(marks) if "rev" in each]
         if not ours:
             return 0

@@ -67,7 +67,7 @@ class AbstractChannel:
         raise NotImplementedError(f"{type(self).__name__} has no _purge")
 
     def _size(self, queue: str) -> int:
-        """Return the number of messages that wait in *queue*; 0 where nobody can tell."""
+        """Return the number of messages that wait in *queue*; 0 if it is unknown."""
         return 0
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
@@ -82,7 +82,7 @@ class AbstractChannel:
         """*queue* is declared, with the arguments *kwargs*: make it where that is needed."""
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        """Return whether *queue* exists; True where nobody can tell."""
+        """Return whether *queue* exists; True if it is unknown."""
         return True
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
@@ -227,7 +227,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
         return super().queue_purge(queue)
 
     def is_there(self, queue: str) -> bool:
-        """Return whether a queue exists, as far as anybody can tell.  May switch."""
+        """Return whether a queue exists; True if it is unknown.  May switch."""
         return queue in self.connection.declared or self._has_queue(queue)
 
     # -- bindings

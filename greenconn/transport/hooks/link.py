@@ -164,7 +164,7 @@ class HookedLink(StoreLink):
         raise NotImplementedError
 
     def retire(self, feed: StoreFeed) -> None:
-        """Forget a feed if nobody uses it any more.  Never switches."""
+        """Forget a feed that is not used any more.  Never switches."""
         super().retire(feed)
         if feed.queue not in self.feeds:
             self.store.retire(feed.queue)

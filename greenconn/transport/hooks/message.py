@@ -84,7 +84,7 @@ class Message(BaseMessage):
 
     @property
     def is_gone_from_broker(self) -> bool:
-        """Whether nobody else gives it back: neither the broker nor a ``QoS`` of its own."""
+        """Whether we must requeue it, since neither the broker nor a ``QoS`` of its own does."""
         channel = self.channel
         return bool(channel.do_restore) and (not self.is_noted or keeps_only_here(channel.qos))
 

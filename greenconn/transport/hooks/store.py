@@ -53,7 +53,7 @@ class Taken(Protocol):
 
     @property
     def is_gone_from_broker(self) -> bool:
-        """Whether nobody else gives it back."""
+        """Whether we must requeue it."""
 
     @property
     def queue(self) -> str | None:
@@ -282,7 +282,7 @@ class HookStore(Store):
         return [(queue, each) for queue, found in self._arrived.items() for each in found]
 
     def settle(self, requests: Sequence[SettleRequest]) -> int:
-        """Put messages back that nobody has seen, whose channel has ended, or of a former life."""
+        """Requeue messages that no handler has seen, whose channel has ended, or of a former life."""
         for request in requests:
             message: Taken = request.handle
             is_former = message.link is not self.link

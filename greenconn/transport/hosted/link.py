@@ -239,7 +239,7 @@ class HostedLink(HookedLink):
                 reader.poll(wanted)
 
     def retire(self, feed: StoreFeed) -> None:
-        """Forget a feed if nobody uses it any more.  Never switches."""
+        """Forget a feed that is not used any more.  Never switches."""
         super().retire(feed)
         reader = None if feed.queue in self.feeds else self._readers.pop(feed.queue, None)
         if reader is not None and self.lost is None:

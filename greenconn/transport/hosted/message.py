@@ -89,7 +89,7 @@ class HostedMessage(Message):
 
     @property
     def is_gone_from_broker(self) -> bool:
-        """Whether nobody else gives it back: neither the broker nor a ``QoS`` of its own."""
+        """Whether we must requeue it, since neither the broker nor a ``QoS`` of its own does."""
         raw = self._taker.raw
         return bool(raw.do_restore) and keeps_only_here(raw.qos)
 

@@ -166,7 +166,7 @@ class Broker:
     def _routes(
         self, envelope: Envelope, exchange: str, routing_key: str
     ) -> tuple[list[Queue], Envelope]:
-        """Return the queues, and the message without the header that nobody may see."""
+        """Return the queues, and the message without the header ``BCC``."""
         headers = envelope["headers"]
         if not headers or ("CC" not in headers and "BCC" not in headers):
             names = self._names(exchange, routing_key, headers)

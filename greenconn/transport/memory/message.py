@@ -50,7 +50,7 @@ class Entry:
         priority: int = 0,
     ) -> None:
         self.queue = queue
-        #: What was published.  Shared by the queues it went to: nobody changes it.
+        #: The published message.  Its queues share it, so it must not be changed.
         self.envelope = envelope
         self.exchange = exchange
         self.routing_key = routing_key
@@ -139,7 +139,7 @@ class WaitingMessages:
         return min((each for each in times if each is not None), default=None)
 
     def take_expired(self, now: float) -> Entry | None:
-        """Take out a head that is too old.  Behind the heads nobody looks, as in RabbitMQ."""
+        """Remove expired messages from the head of the queue; others stay, as in RabbitMQ."""
         for priority in self._filled_priorities():
             expires_at = self._lanes[priority].head().expires_at
             if expires_at is not None and expires_at <= now:

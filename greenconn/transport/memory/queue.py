@@ -176,7 +176,7 @@ class Queue:
         return count
 
     def push(self) -> None:
-        """Deliver while something waits and somebody has room."""
+        """Deliver while messages wait and a consumer has room."""
         store = self.store
         if self._may_expire:
             self._drop_expired()

@@ -1,7 +1,7 @@
 """The MongoClient that all connections of one hub to the same servers share, and its cursors.
 
 pymongo's client is made to be shared: it has a pool of sockets, and one or two helpers for each
-server, which are threads, or greenlets in a patched process.  It is closed when nobody uses it.
+server, which are threads, or greenlets in a patched process.  It is closed when it has no more users.
 
 In the child of a fork it is forgotten.  pymongo itself drops the sockets there; nothing is sent over
 them, and no client is used across a fork.

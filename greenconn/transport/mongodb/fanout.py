@@ -72,7 +72,7 @@ class Broadcast:
         collection: the name of the capped collection.
 
     Attributes:
-        dropped: messages that nobody took in time.
+        dropped: number of messages that were not consumed in time.
     """
 
     def __init__(self, client: Client, collection: str) -> None:

@@ -33,7 +33,7 @@ class MongoOptions(StoreOptions):
     """The database, where the URL names none (kombu's)."""
 
     messages_collection: str = "messages"
-    """Where messages wait, and are while somebody works on them (kombu's)."""
+    """Name of the collection of messages (kombu's)."""
 
     routing_collection: str = "messages.routing"
     """Where bindings are (kombu's)."""
@@ -60,7 +60,7 @@ class MongoOptions(StoreOptions):
 
     fanout_lists: bool = False
     """True: a fan-out exchange puts messages into its queues, where they wait for consumers, instead
-    of broadcasting them to whoever listens.  All programs must agree."""
+    of broadcasting them to subscribers.  All programs must agree."""
 
     body_encoding: str | None = "base64"
     """How bodies stand in the JSON; None writes text as it is (kombu's)."""

@@ -37,9 +37,9 @@ class Queues:
         self._queues: Any = database[options.queues_collection]
         self._routing: Any = database[options.routing_collection]
         self._lease = timedelta(seconds=options.lease)
-        #: What says when a queue that nobody uses is deleted.
+        #: The record of when an unused queue is deleted.
         self._end = EXPIRE_AT if options.ttl else DEAD_AT
-        #: Queues that are deleted when nobody has used them for some time, as far as is known.
+        #: Queues that expire when they are unused, as far as is known.
         self._expiring: dict[str, timedelta] = {}
         #: Those of them that are consumed here.
         self._consumed: set[str] = set()
@@ -152,7 +152,7 @@ class Queues:
         gone: set[str] = set()
         if self._consumed:
             missing = self._client.call(self._touch, list(self._consumed))
-            if is_late:  # else somebody has deleted it
+            if is_late:  # otherwise it was deleted already
                 gone |= missing & self._consumed
         if self._owned:
             # Those that were deleted from here meanwhile are not among them any more.
@@ -200,7 +200,7 @@ class Queues:
         return gone
 
     def drop_unused(self) -> list[str]:
-        """Delete the queues that nobody has used for too long; return their names."""
+        """Delete the expired queues; return their names."""
         late = {self._end: {"$lte": self._client.now()}}
         names: list[str] = self._client.call(self._queues.distinct, "_id", late)
         for name in names:

@@ -338,7 +338,7 @@ def _prepare(database: Any, options: MongoOptions) -> None:
             # A cursor at the end of an empty collection would be dead at once.
             database[options.broadcast_collection].insert_one({"queue": None, "payload": None})
         except CollectionInvalid:
-            pass  # somebody else was quicker
+            pass  # another client was faster
         except OperationFailure as exc:
             if exc.code != _EXISTS:
                 raise

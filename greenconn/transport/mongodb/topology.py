@@ -95,7 +95,7 @@ class MongoTopology(TopologyStore):
         self._kinds.pop(exchange, None)
 
     def _kind(self, exchange: str) -> str:
-        """Return the type of an exchange; direct for one that nobody has declared."""
+        """Return the type of an exchange; direct for one that was not declared."""
         kind = PREDECLARED.get(exchange) or self._kinds.get(exchange)
         if kind is None:
             self.get(exchange)

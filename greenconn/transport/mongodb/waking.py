@@ -121,7 +121,7 @@ class Waking:
             self._greenlet = spawn("mongodb waking", self._run)
 
     def stop(self) -> None:
-        """Wake nobody any more.  Never switches."""
+        """Stop waking.  Never switches."""
         self._is_stopped = True
         for each in (self._greenlet, self._stream):
             if each is not None:

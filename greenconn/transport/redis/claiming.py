@@ -13,7 +13,7 @@ with client tracking, for one push.  If they exist by then it claims again.
 
 ::
 
-    OFF       nobody waits for messages
+    OFF       no consumer has room
     ASKING    EXISTS is on its way
     ARMED     the queue was empty; the server will push         (push: claim)
     WAITING   backing off before a claim, not registered        (timer: claim)
@@ -193,7 +193,7 @@ class RedisSource:
         due: claims that leave when the turn ends.
         settlements: requeue messages that no consumer takes.
         waking: counts and logs.
-        retire: forgets a feed if nobody uses it any more.  Never switches.
+        retire: forgets a feed that is not used any more.  Never switches.
         feed: has the consumers.
 
     Attributes:
@@ -386,7 +386,7 @@ class RedisSource:
             size += len(raw)
             message = Delivery(None, f"{commands.prefix}{number}", number, raw, feed.queue)
             if not feed.offer(message):
-                # It was cancelled meanwhile: back to where it was, and nobody has seen it.
+                # The consumer was cancelled during the claim: no handler has seen this message.
                 self._settlements.requeue_unseen(message)
             number += 1
         found = len(reply)

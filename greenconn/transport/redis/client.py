@@ -153,7 +153,7 @@ else:
     _NO_NOTICES = MaintNotificationsConfig(enabled=False)
 
 
-#: Received bytes that nobody has read yet, above which the server has to wait.
+#: Unread received bytes above which reading from the socket is paused.
 _MOST_UNREAD: Final = 1024 * 1024
 #: How many sockets one client opens, where ``max_connections`` says nothing.
 _MOST_SOCKETS: Final = 10

@@ -172,7 +172,7 @@ class Commands:
     Attributes:
         is_tracking: the server pushes when an idle queue gets a message.
         lost: why the link is over; None while it is not.
-        owner: under which this life holds messages; nobody else has the same.  Known once it is open.
+        owner: the unique name under which this life holds messages.  Known when it is open.
         pipeline: the socket.
         prefix: begins the fields under which messages are held.
         protocol: the version of Redis' protocol, 3 or 2.
@@ -254,7 +254,7 @@ class Commands:
 
         def replied(reply: Any) -> None:
             if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
-                self.scripts.forget()  # somebody has flushed them
+                self.scripts.forget()  # the server's scripts were flushed
                 self.post_script(script, keys, *args, done=done)
             else:
                 done(reply)

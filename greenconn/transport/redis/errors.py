@@ -93,7 +93,7 @@ _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?(?P<code>[A-Z]+) ")
 _ACL_IN_SCRIPT: Final = ("The user executing the script", "ACL failure in script")
 
 #: How the reply begins with which a server ends a connection: what came was no command of ours, so
-#: bytes were changed on their way, and which commands it did not understand nobody can tell.
+#: bytes were changed on their way, and it is unknown which commands it did not understand.
 PROTOCOL_ERROR: Final = "ERR Protocol error"
 
 #: First word of an error reply -> redis-py's class, and the remedy.

@@ -82,7 +82,7 @@ class LinkTransport(Protocol):
         handover: what they have left.
         server: where the next link is opened.
         state: the exchanges and bindings as this connection knows them.
-        unreported: what became of publishes that nobody has asked for.
+        unreported: the outcomes of publishes that were not waited for.
     """
 
     client: Any
@@ -117,7 +117,7 @@ class RedisLink(BrokerLink):
     Attributes:
         commands: the socket that its parts share.
         feeds: queue -> what serves its consumers.
-        owner: under which this life holds messages; nobody else has the same.  Known once it is open.
+        owner: the unique name under which this life holds messages.  Known when it is open.
         records: the exchanges and bindings in the server.
     """
 

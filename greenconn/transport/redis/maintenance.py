@@ -78,7 +78,7 @@ PAGE: Final = 500
 
 
 class Sweeper:
-    """A greenlet that looks for messages that nobody holds any more.
+    """A greenlet that requeues messages of dead consumers.
 
     Arguments:
         commands: of the link.

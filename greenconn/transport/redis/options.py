@@ -40,7 +40,7 @@ class RedisOptions(Record):
     """The sorted set of the same, by the time of their last sign of life (kombu's)."""
 
     unacked_mutex_key: str = "unacked_mutex"
-    """The lock of those who look for messages that nobody holds any more (kombu's)."""
+    """Key of the lock for requeueing messages of dead consumers (kombu's)."""
 
     unacked_mutex_expire: float = 300.0
     """Seconds; accepted for kombu's sake: our lock lasts as long as one look."""
@@ -108,7 +108,7 @@ class RedisOptions(Record):
 
     fanout_lists: bool = False
     """True: a fan-out exchange puts messages into the lists of its queues, where they wait for
-    consumers, instead of publishing them to whoever listens.  All programs must agree."""
+    consumers, instead of publishing them to subscribers.  All programs must agree."""
 
     max_message_size: int = 512 * 1024 * 1024
     """Bytes of a body; Redis' own limit of a string."""

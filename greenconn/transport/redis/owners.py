@@ -42,7 +42,7 @@ class Owners:
 
     Arguments:
         commands: of the link.
-        count_time: sees that somebody counts the time in which leases end.  Never switches.
+        count_time: makes a process count the time in which leases end.  Never switches.
     """
 
     def __init__(self, commands: Commands, count_time: Callable[[], None]) -> None:

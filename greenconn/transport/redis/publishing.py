@@ -94,7 +94,7 @@ class LargeOutcome:
 
     @property
     def has_left(self) -> bool:
-        """Whether nobody wants the message stored any more."""
+        """Whether the message is not to be stored any more."""
         return self._done.has_left
 
     def offer(self, value: Any) -> bool:

@@ -238,7 +238,7 @@ def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[
     if isinstance(pong, LinkLost):
         first = replies[0]
         if isinstance(first, ErrorReply) and not _knows_no_hello(first):
-            # What a server says before it closes: it has no place, or takes nobody from elsewhere.
+            # What a server says before it closes: too many clients, or protected mode.
             raise _login_error(first, pipeline.where, has_password=True) from pong
         raise pong
     if isinstance(pong, ErrorReply) and pong.code in ENDS_THE_LINK:
@@ -379,7 +379,7 @@ class ExtraSocket:
 
         Arguments:
             connect: returns an open socket.  May switch.
-            begin: prepares the socket before anybody has it.  May switch.
+            begin: prepares the socket before it is used.  May switch.
 
         Raises:
             LinkLost: the link has ended meanwhile.

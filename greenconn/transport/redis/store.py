@@ -116,7 +116,7 @@ class RedisConsuming:
         )
 
     def _retire(self, feed: RedisFeed) -> None:
-        """Forget a feed if nobody uses it any more.  Never switches."""
+        """Forget a feed that is not used any more.  Never switches."""
         if not feed.is_used and self._feeds.get(feed.queue) is feed:
             del self._feeds[feed.queue]
 
@@ -159,7 +159,7 @@ class RedisConsuming:
             try:
                 raw, waiting = self._take(queue, number, field)
             except NoScriptError:
-                self._commands.scripts.forget()  # somebody has flushed them
+                self._commands.scripts.forget()  # the server's scripts were flushed
                 raw, waiting = self._take(queue, number, field)
         finally:
             self._claims.under_way.discard(number)
@@ -294,7 +294,7 @@ class RedisSettler:
                 feed.wake()
 
     def return_unheld(self, delivery: Delivery) -> None:
-        """Put back a delivery that nobody holds.  Never switches."""
+        """Requeue a delivery that the server does not hold for us.  Never switches."""
         commands = self._commands
         if delivery.is_broadcast:
             feed = self._feeds.get(delivery.queue)

@@ -217,7 +217,7 @@ class Transport(base.Transport[RedisLink]):
 
     @cached_property
     def unreported(self) -> UnreportedPublishes:
-        """The outcomes of publishes of this connection that nobody has asked for, in all its lives."""
+        """The outcomes of publishes of this connection that were not waited for, in all its lives."""
         return self.kept_state.get(UnreportedPublishes, "", self.client.as_uri())
 
     def _place(self) -> str:

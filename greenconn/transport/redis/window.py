@@ -136,7 +136,7 @@ class UnreportedPublishes:
 
 
 class Window:
-    """The unanswered publishes of one channel that nobody waits for.
+    """The unconfirmed publishes of one channel that no greenlet waits for.
 
     Arguments:
         size: how many there may be.
@@ -158,7 +158,7 @@ class Window:
 
     @property
     def has_left(self) -> bool:
-        """Whether nobody wants a publish any more: none is dropped."""
+        """False: no publish of a window is dropped."""
         return False
 
     def offer(self, reply: Any) -> bool:

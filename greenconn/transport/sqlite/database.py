@@ -204,7 +204,7 @@ class Database:
             self._worker.close(self._close)
 
     def join(self) -> None:
-        """Wait until it is closed, if nobody has it any more.  May switch."""
+        """Wait until it is closed, if it has no more users.  May switch."""
         if not self.users:
             self._worker.join()
 
@@ -298,7 +298,7 @@ class Database:
     def _create(connection: sqlite3.Connection) -> None:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application == APPLICATION_ID:
-            return  # somebody was quicker
+            return  # another greenlet has closed it
         for statement in SCHEMA.split(";"):
             if statement.strip():
                 connection.execute(statement)

@@ -100,7 +100,7 @@ def maintain(
 
     Arguments:
         consumed: what the own link consumes.
-        silent: links whose pipes nobody reads.
+        silent: links whose pipes no process reads.
         is_registered: the own link has a row.
         trusts_clock: a lease that has ended says that its link is dead.
 

@@ -58,7 +58,7 @@ _TAKE: Final = (
 
 
 class Handle(NamedTuple):
-    """A message that somebody has."""
+    """A claimed message."""
 
     id: int
     claim: int

@@ -88,7 +88,7 @@ class SqliteStore(Store):
         #: says that its link is dead: where the clock jumped, or the machine slept, all seem overdue.
         self._offset = time() - monotonic()
         self._trusts_from = monotonic() + self.lease
-        #: Links whose pipes nobody reads.
+        #: Links whose pipes no process reads.
         self._silent: set[str] = set()
         self._is_open = self._is_dropped = False
 

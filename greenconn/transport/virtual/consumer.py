@@ -197,7 +197,7 @@ class Consumer:
         self.turn = 0
         #: Handed to the sink of an unbounded consumer, and not yet taken from it.
         self.ahead = 0
-        #: What became an event that nobody has drained yet, in order.
+        #: Items that became events and were not drained yet, in order.
         self.backlog: deque[Any] = deque()
         #: How many of the events at the front are of no use any more.
         self.stale = 0
@@ -279,7 +279,7 @@ class Consumer:
         self.backlog.clear()
 
     def stop(self) -> list[Any]:
-        """End it, and return the items that nobody has seen yet, in order."""
+        """Stop, and return the items that no handler has seen, in order."""
         self.is_active = False
         unseen = list(self.backlog)
         self.backlog.clear()
@@ -341,7 +341,7 @@ class Turns:
             yield from level
 
     def first(self) -> Consumer | None:
-        """Return the consumer that is served next; it stays in.  None when nobody has room."""
+        """Return the consumer that is served next, without removing it; None if none has room."""
         for level in self._order:
             while level:
                 consumer = level[0]
@@ -352,7 +352,7 @@ class Turns:
         return None
 
     def take(self) -> Consumer | None:
-        """Take out the consumer that is served next; None when nobody has room."""
+        """Remove and return the consumer that is served next; None if none has room."""
         for level in self._order:
             while level:
                 consumer = level.popleft()

@@ -84,7 +84,7 @@ def contents_in(envelope: Any) -> Contents:
 
 
 def checked(envelope: Any) -> Contents:
-    """Take an envelope apart that anybody may have written."""
+    """Return the contents of an envelope, which may come from an untrusted program."""
     properties = envelope["properties"]
     headers = envelope.get("headers") or {}
     body = envelope.get("body")
@@ -152,7 +152,7 @@ def unsendable(headers: Mapping[str, Any] | None, properties: Mapping[str, Any])
     return ValueError("the headers cannot be sent as JSON")
 
 
-#: Slots that stay unset until somebody asks for one of them.
+#: Slots that are unset until one of them is read.
 _LAZY: Final = frozenset(
     {"properties", "headers", "content_type", "content_encoding", "body", "errors"}
 )

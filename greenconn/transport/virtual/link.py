@@ -90,7 +90,7 @@ class VirtualLink(Link):
                 timeout = Deadline(timeout - (monotonic() - began_at))
 
     def forget(self, exc: BaseException) -> None:
-        """Forget it in the child of a fork: the parent owns it.  Tells nobody; never switches."""
+        """Forget it, silently, in the child of a fork, as the parent owns it.  Never switches."""
         self.lost = exc
         self.events.clear()
         for channel in self.channels.values():
@@ -107,7 +107,7 @@ class VirtualLink(Link):
 
 
 class ForkHandler:
-    """Ends a link in the child of a fork, as long as somebody keeps this."""
+    """The end of a link in the child of a fork, as long as this object exists."""
 
     def __init__(self, link: VirtualLink) -> None:
         self._link = link

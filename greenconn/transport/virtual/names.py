@@ -29,12 +29,12 @@ def is_name(value: Any) -> bool:
 
 
 def generated_name(prefix: str) -> str:
-    """Return a name such as a server makes: *prefix* and 22 letters that nobody else has."""
+    """Return a unique name as a server makes it: *prefix* and 22 random letters."""
     return prefix + base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
 
 class TagMaker:
-    """Delivery tags that nobody else makes, in the form of kombu's (UUIDs)."""
+    """Unique delivery tags in kombu's form (UUIDs)."""
 
     __slots__ = ("_numbers", "_prefix")
 

@@ -41,7 +41,7 @@ class PipelineLife(ABC):
         self.where = where
         self.lost: BaseException | None = None
         self._on_lost = weakly(on_lost)
-        #: Functions that take a reply each, or the exception that comes instead; None: nobody does.
+        #: Functions that are called with a reply, or with an exception in its place; None ignores it.
         self._callbacks: deque[Any] = deque()
         self._waits_since = 0.0
         self._ticker: Ticker | None = None

@@ -203,7 +203,7 @@ class BrokerState:
             arguments=arguments,
             is_guess=is_guess,
         )
-        self._version += 1  # It may be somebody's alternate exchange.
+        self._version += 1  # It may be an alternate exchange.
         return exchange
 
     def delete(self, name: str) -> None:

@@ -246,7 +246,7 @@ class Consumer(FetchIterator, Receiver):
     # As they come
 
     def consume(self, no_ack: bool | None = None) -> None:
-        """Ask the broker for messages; whoever drains the connection handles them.  May switch."""
+        """Start to consume; the greenlet that drains the connection handles messages.  May switch."""
         self.check_callbacks()
         self.backend.declare_consumer(
             queue=self.queue,
