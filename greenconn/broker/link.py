@@ -142,7 +142,7 @@ class StoreLink(BrokerLink):
             on_abandoned: called with the result if the caller does not wait for it any more.
 
         Raises:
-            RecoverableConnectionError: the link is gone, or the store did not answer.
+            RecoverableConnectionError: the link is lost, or the store did not reply.
             TimeoutError: the deadline ended.
         """
         self.check_open()
@@ -267,7 +267,7 @@ class StoreLink(BrokerLink):
         return lost
 
     def no_reply(self, what: str) -> RecoverableConnectionError:
-        """End the link, as the store did not answer, and return the error.  Never switches."""
+        """End the link, as the store did not reply, and return the error.  Never switches."""
         lost = RecoverableConnectionError(
             f"{self.where}: {what}: no reply within {self.options.reply_timeout:g} s"
         )

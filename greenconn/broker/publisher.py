@@ -265,7 +265,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         Raises:
             ContentTooLarge: the body is above ``max_message_size``.
             ChannelError: the broker refuses.
-            TimeoutError: the broker was asked, and did not answer before the deadline.
+            TimeoutError: the broker did not reply to a request before the deadline.
         """
         if size > self._limit:
             raise too_large(size, self._limit)

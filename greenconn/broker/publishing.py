@@ -61,7 +61,7 @@ class StorePublishingLink(PublishingLink, Protocol):
         """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""
 
     def no_reply(self, what: str) -> BaseException:
-        """End the link, since the store did not answer.  Never switches."""
+        """End the link, as the store did not reply.  Never switches."""
 
     def wake(self, queue: str) -> None:
         """Note that a queue may have messages.  Never switches."""

@@ -382,7 +382,7 @@ class ConsumerLifecycle:
                 logger.debug("cancelling %r: %s", subscription, exc)
 
     def _cancel_soon(self) -> None:
-        """Cancel, and wait for a broker that does not answer no longer than :data:`CANCEL_TIMEOUT`."""
+        """Cancel, and wait for the reply of the broker, at most :data:`CANCEL_TIMEOUT`."""
         try:
             with Limit(Deadline(CANCEL_TIMEOUT), "cancelling"):
                 self._cancel()

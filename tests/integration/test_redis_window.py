@@ -46,13 +46,13 @@ def test_a_lost_server_is_reported_by_the_next_channel(
     own_redis.start()
     until(lambda: not old.is_open)
     fresh: Any = connection.channel()
-    with pytest.raises(PublishTimeout, match=f"{WINDOW} publishes .* were not answered") as caught:
+    with pytest.raises(PublishTimeout, match=f"{WINDOW} publishes .* were not confirmed") as caught:
         fresh.flush()
     assert caught.value.maybe_delivered
     fresh.flush()
     with pytest.raises(RecoverableConnectionError):
         old.basic_publish(old.prepare_message("x"), "", "q")
-    lines = [each for each in caplog.messages if "were not answered" in each]
+    lines = [each for each in caplog.messages if "were not confirmed" in each]
     assert len(lines) == 1
     assert f"{WINDOW} publishes" in lines[0]
 
@@ -65,7 +65,7 @@ def test_the_channel_itself_may_still_be_asked(
     channel = publish(connection, WINDOW)
     own_redis.kill()
     own_redis.start()
-    with pytest.raises(PublishTimeout, match=f"{WINDOW} publishes .* were not answered"):
+    with pytest.raises(PublishTimeout, match=f"{WINDOW} publishes .* were not confirmed"):
         channel.flush()
 
 

@@ -97,10 +97,10 @@ def test_parts(url: str, expected: urlparts) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("localhost", "no scheme"),
-        ("guest:SECRET@localhost", "no scheme"),
-        ("amqp:/localhost", "no scheme"),
-        ("amqp:localhost", "no scheme"),
+        ("localhost", "scheme is missing"),
+        ("guest:SECRET@localhost", "scheme is missing"),
+        ("amqp:/localhost", "scheme is missing"),
+        ("amqp:localhost", "scheme is missing"),
         ("://localhost", "must be the name of a transport"),
         ("5672://localhost", "must be the name of a transport"),
         ("guest:SECRET@localhost://x", "must be the name of a transport"),
@@ -125,7 +125,7 @@ def test_parts(url: str, expected: urlparts) -> None:
         ("amqp://::1/", "in brackets"),
         ("amqp://h:1:2/", "invalid host or port"),
         ("amqp://::1]/", "invalid host or port"),
-        ("amqp://u:SECRET%ff@h", "not UTF-8"),
+        ("amqp://u:SECRET%ff@h", "must be UTF-8"),
     ],
 )
 def test_bad_urls(url: str, said: str) -> None:
@@ -254,7 +254,7 @@ def test_split_urls() -> None:
     assert split_urls(" amqp://a; b ;\n") == ["amqp://a", "b"]
     assert split_urls(["amqp://a;amqp://b", "amqp://c"]) == ["amqp://a", "amqp://b", "amqp://c"]
     assert split_urls(";") == split_urls([]) == split_urls("") == []
-    with pytest.raises(ValueError, match=r"'amqp://u:\*\*@h': a part of the failover list.*%3B"):
+    with pytest.raises(ValueError, match=r"'amqp://u:\*\*@h': a member of the failover list.*%3B"):
         split_urls("amqp://u:SEC;RET@h")
 
 
@@ -375,7 +375,7 @@ def test_a_url_is_parsed_once_and_what_it_means_cannot_be_changed() -> None:
 def test_a_comma_separates_no_brokers(url: str) -> None:
     for read in (BrokerURL.parse, Connection):
         with pytest.raises(
-            ValueError, match=r"its host 'a,b' contains a comma; .*semicolons"
+            ValueError, match=r"the host 'a,b' contains a comma; .*semicolons"
         ) as caught:
             read(url)
         assert "RET" not in str(caught.value)

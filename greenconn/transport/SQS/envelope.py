@@ -124,7 +124,7 @@ def _delay(entry: Entry, is_fifo: bool) -> int:
     if not 0 <= seconds <= most:
         # As kombu has it for these names.
         logger.warning(
-            "queue %r: delay_seconds must be at most %d, got %d, and is reduced",
+            "queue %r: delay_seconds must be from 0 to %d, got %d: the nearest limit is used",
             entry.queue,
             most,
             seconds,

@@ -71,7 +71,7 @@ class QueueDeletedRecently(ResourceLocked, KombuError):  # type: ignore[misc]
 
 
 class LinkLost(RecoverableConnectionError, KombuError):  # type: ignore[misc]
-    """AWS cannot be reached, or does not answer."""
+    """AWS cannot be reached, or does not respond."""
 
 
 class ServiceBusy(OperationalError):

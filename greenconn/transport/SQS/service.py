@@ -114,7 +114,7 @@ class Service:
             DoesNotExistQueueException, AccessDeniedQueueException, InvalidQueueException,
             LoginRefused: refused, for that reason.
             ServiceBusy: it was busy for too long.
-            LinkLost: it does not answer.
+            LinkLost: the service does not respond.
         """
         deadline = (deadline or NEVER).within(_plus(self._timeout, waiting))
         said = f"{action} {what}".rstrip()

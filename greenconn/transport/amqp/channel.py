@@ -860,7 +860,7 @@ def withdraw(link: AmqpLink, channels: Collection[Channel], deadline: Deadline) 
     May switch.
 
     Raises:
-        TimeoutError: the broker did not answer before the deadline.
+        TimeoutError: the broker did not reply before the deadline.
         ConnectionError, ChannelError: the link or a channel ended meanwhile.
     """
     if link.flow_control.blocked is not None:

@@ -245,7 +245,7 @@ class CommandConnection:
         """Ask the server for its limits.  May switch.
 
         Raises:
-            LinkLost, TimeoutError: it does not answer, or not as a beanstalkd.
+            LinkLost, TimeoutError: the server does not reply, or is not a beanstalkd.
         """
         (reply,) = self.pipeline.ask([line(b"stats")], deadline)
         if reply.word != b"OK":

@@ -29,7 +29,7 @@ class LinkLost(RecoverableConnectionError, errors.AutoReconnect):  # type: ignor
 
 
 class ReplyLate(LinkLost, TimeoutError):
-    """The server did not answer in time."""
+    """The server did not respond in time."""
 
 
 class LoginRefused(AccessRefused, errors.OperationFailure):  # type: ignore[misc]

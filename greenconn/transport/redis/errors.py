@@ -58,7 +58,7 @@ class ServerNotReady(LinkLost, redis.BusyLoadingError):
 
 
 class ReplyLate(LinkLost, redis.TimeoutError):
-    """The server did not answer a command in time."""
+    """The server did not reply to a command in time."""
 
 
 class LoginRefused(_Both, AccessRefused, redis.AuthenticationError):  # type: ignore[misc]

@@ -365,7 +365,7 @@ class RedisLink(BrokerLink):
     # Ending
 
     def close(self) -> None:
-        """Close it: what was not answered goes back first, at once.  May switch."""
+        """Requeue all unacknowledged messages and close the link.  May switch."""
         if self.lost is not None:
             return
         self.hub_affinity.check(self)

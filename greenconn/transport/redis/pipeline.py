@@ -254,7 +254,7 @@ class Pipeline(PipelineLife):
             return
         timeout = self._reply_timeout
         if timeout and not lag and min(silent, now - self._waits_since) > timeout:
-            self.end(ReplyLate(f"{self.where} did not answer within {timeout:g} s"))
+            self.end(ReplyLate(f"{self.where} did not reply within {timeout:g} s"))
 
 
 #: What a subscriber gets without a command that waits for it.

@@ -375,7 +375,7 @@ class Transport(base.Transport[RedisLink]):
 
         Raises:
             redis.exceptions.ResponseError: the server does not take it.
-            TimeoutError: no answer before the deadline.
+            TimeoutError: there was no reply before the deadline.
         """
         connection.hub_affinity.check(connection)
         user, _ = self._credentials()

@@ -22,7 +22,7 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 
 class Failures:
-    """Publishes of a window that were refused, or were not answered before the connection was lost.
+    """Publishes of a window that were refused, or were not confirmed before the connection was lost.
 
     Attributes:
         refused, uncertain: how many of each.
@@ -72,7 +72,7 @@ class Failures:
             )
         if self.uncertain:
             parts.append(
-                f"{self.uncertain} publishes of a publish_window were not answered before the "
+                f"{self.uncertain} publishes of a publish_window were not confirmed before the "
                 f"connection was lost: the server may have them"
             )
         return f"{where}: {'; '.join(parts)}"
@@ -246,7 +246,7 @@ class WindowPublisher(RedisPublisher):
 
         Raises:
             TimeoutError: the server took or answered too little within *timeout* seconds.
-            PublishTimeout: some were not answered before the connection was lost; says how many.
+            PublishTimeout: some were not confirmed before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
         self.link.wait_settled(Deadline(timeout))
