@@ -397,7 +397,7 @@ class Lender(Protocol):
     def limit(self) -> int | None: ...
 
     def release(self, resource: Any) -> None:
-        """Release *resource*, a facade.  Never switches.  Again: does nothing."""
+        """Release *resource*, a facade.  Never switches.  A second call does nothing."""
         ...
 
     def replace(self, resource: Any) -> None:

@@ -44,7 +44,7 @@ class Leases:
         return self._ticker is not None
 
     def start(self) -> None:
-        """Renew from now on.  Again: does nothing.  Never switches."""
+        """Renew from now on.  A second call does nothing.  Never switches."""
         interval = self._link.settler.renewal_interval
         if interval is not None and self._ticker is None:
             self._ticker = Ticker(interval, self._tick, "leases")

@@ -12,31 +12,31 @@ class StoreOptions(Record):
     """The options of a connection to any store."""
 
     lease: float = 30.0
-    """Seconds without a sign of life after which what a consumer holds is given back.  A living one
-    renews it every third of it, however long its handlers run."""
+    """Seconds after which the messages of a consumer that shows no sign of life are requeued.  A
+    living consumer renews the lease every third of that time, however long its handlers run."""
 
     delivery_limit: int | None = None
-    """Deliveries of one message after which it is a dead letter; None: no limit.  A queue's
-    ``x-delivery-limit`` wins."""
+    """Maximum number of deliveries of a message, after which it is dead-lettered; None is no limit.
+    A queue's ``x-delivery-limit`` takes precedence."""
 
     dead_letter_queue: str | None = None
-    """Queue for dead letters of queues that have no ``x-dead-letter-exchange``; None drops them."""
+    """Queue for dead letters of queues without ``x-dead-letter-exchange``; None drops them."""
 
     deadletter_queue: str | None = None
     """Queue for messages that no binding matches; None drops them (kombu's)."""
 
     confirm_publish: bool = False
-    """Accepted as for AMQP: every publish waits until the message is stored anyway."""
+    """Accepted as for AMQP and ignored: every publish waits until the message is stored."""
 
     reply_timeout: float | None = 30.0
-    """Seconds that a call to the store may take, where the caller gave no timeout; None waits."""
+    """Seconds for a call of the store, if the caller gives no timeout; None is no limit."""
 
     confirm_timeout: float | None = None
-    """Seconds that a publish waits until its message is stored, where the call gives no time; None: as
-    long as the store answers within *reply_timeout*."""
+    """Seconds that a publish waits until its message is stored, if the call gives no timeout; None
+    is as long as the store replies within *reply_timeout*."""
 
     max_message_size: int = 512 * 1024 * 1024
-    """Bytes of a body."""
+    """Maximum bytes of a body."""
 
     def __post_init__(self) -> None:
         check_type(self, str, "dead_letter_queue", "deadletter_queue", optional=True)

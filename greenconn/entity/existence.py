@@ -197,7 +197,7 @@ class Expectation:
         self.is_defined = is_defined
 
     def settle(self) -> None:
-        """Note that it was declared, or will not be.  Never switches.  Again: does nothing."""
+        """Note that it was declared, or will not be.  Never switches.  A second call does nothing."""
         awaited_here = _awaited.get()
         awaited = awaited_here.get(self._key)
         if awaited is None or self not in awaited.expectations:

@@ -135,7 +135,7 @@ class NativeThread(Generic[J]):
         self._ended.wait()
 
     def close(self, last: Callable[[], object]) -> None:
-        """End it when what waits is done.  Never switches.  Again: does nothing.
+        """End it when what waits is done.  Never switches.  A second call does nothing.
 
         Arguments:
             last: called in the thread at the end; what it raises is dropped.

@@ -59,7 +59,7 @@ class WakeupPipe:
         self._watcher.start(self._read)
 
     def close(self) -> None:
-        """Remove it.  Never switches.  Again: does nothing."""
+        """Remove it.  Never switches.  A second call does nothing."""
         if self._watcher is not None:
             self.forget()
             with suppress(OSError):

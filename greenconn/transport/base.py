@@ -323,7 +323,7 @@ class Link:
         self.check_open()
 
     def close(self) -> None:
-        """Close in good order, within a bounded time.  May switch.  Again: does nothing."""
+        """Close in good order, within a bounded time.  May switch.  A second call does nothing."""
         self.end(RecoverableConnectionError("connection was closed"), closed=True)
 
     def collect(self) -> None:

@@ -150,7 +150,7 @@ class Dispatcher:
             self.release_worker(worker)
 
     def release_worker(self, worker: Worker) -> None:
-        """Note that *worker* is done here, or has ended.  Again: does nothing."""
+        """Note that *worker* is done here, or has ended.  A second call does nothing."""
         worker.load = None
         if worker not in self._workers:
             return
@@ -656,7 +656,7 @@ class BlockingMonitor:
         self._timer.start(self._sample, has_work)
 
     def stop(self) -> None:
-        """Stop sampling.  Never switches.  Again: does nothing."""
+        """Stop sampling.  Never switches.  A second call does nothing."""
         self.is_running = False
         timer, self._timer = self._timer, None
         if timer is not None:

@@ -570,7 +570,7 @@ class BackgroundTask:
         self.greenlet = greenlet
 
     def cancel(self) -> None:
-        """End it soon; ``on_end`` is called all the same.  Again: does nothing."""
+        """End it soon; ``on_end`` is called all the same.  A second call does nothing."""
         if self.state is TaskState.WAITING:
             self.end()
         elif self.state is TaskState.RUNNING:
@@ -579,7 +579,7 @@ class BackgroundTask:
             self.greenlet.kill(block=False)
 
     def end(self) -> None:
-        """Note that it has ended.  Again: does nothing."""
+        """Note that it has ended.  A second call does nothing."""
         if self.state is not TaskState.ENDED:
             self._move(TaskState.ENDED)
             self.greenlet = None
@@ -683,7 +683,7 @@ class ConsumerGroup:
         self.session.add(self)
 
     def remove(self, consumer: ConsumerLifecycle) -> None:
-        """Remove *consumer*, which has ended.  Never switches.  Again: does nothing."""
+        """Remove *consumer*, which has ended.  Never switches.  A second call does nothing."""
         if consumer not in self._consumers:
             return
         del self._consumers[consumer]

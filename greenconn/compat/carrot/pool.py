@@ -74,7 +74,7 @@ class ConnectionPool:
         return connection
 
     def release(self, connection: BrokerConnection) -> None:
-        """Give a connection back.  Again: does nothing."""
+        """Give a connection back.  A second call does nothing."""
         self._pool.release(connection)
 
     def _new_connection(self) -> BrokerConnection:

@@ -32,17 +32,19 @@ class SQSOptions(StoreOptions):
     # -- where
 
     region: str | None = None
-    """The region; None: that of the environment or of AWS' configuration files, else ``us-east-1``."""
+    """The AWS region; None is the region of the environment or of AWS's configuration files, or
+    ``us-east-1``."""
 
     endpoint_url: str | None = None
-    """Where SQS (and SNS) answer, for stand-ins and private endpoints; None: made of the URL's host
-    and port, or where there is none found by the region."""
+    """URL of SQS (and SNS), for emulators and private endpoints; None is made of the host and port
+    of the URL, or of the region if the URL has no host."""
 
     is_secure: bool | None = None
-    """Whether HTTPS is used; None: for AWS always, for a host in the URL only with ``ssl`` (kombu's)."""
+    """Whether to use HTTPS; None does for AWS, and for a host in the URL with ``ssl`` only
+    (kombu's)."""
 
     port: int | None = None
-    """Port of the host in the URL, where the URL has none (kombu's)."""
+    """Port of the host in the URL, if the URL has none (kombu's)."""
 
     client_config: Mapping[str, Any] | None = None
     """Settings of ``botocore.config.Config``: FIPS and dual-stack endpoints, ``connect_timeout``
@@ -51,82 +53,86 @@ class SQSOptions(StoreOptions):
     # -- who
 
     session_token: str | None = None
-    """Goes with a temporary access key in the URL."""
+    """Session token of a temporary access key in the URL."""
 
     sts_role_arn: str | None = None
-    """A role to take on: requests are signed with its temporary credentials (kombu's)."""
+    """ARN of a role to assume; requests are signed with its temporary credentials (kombu's)."""
 
     sts_token_timeout: int = 900
-    """Seconds that these are valid; 900 at least (kombu's)."""
+    """Seconds for which these credentials are valid; at least 900 (kombu's)."""
 
     sts_token_buffer_time: float = 0
-    """Seconds before their end at which new ones are asked for (kombu's).  Below the validity."""
+    """Seconds before they expire at which credentials are renewed; less than their validity
+    (kombu's)."""
 
     # -- queues
 
     queue_name_prefix: str = ""
-    """What the names of queues and topics at AWS begin with (kombu's)."""
+    """Prefix of the names of queues and topics at AWS (kombu's)."""
 
     predefined_queues: Mapping[str, Mapping[str, Any]] | None = None
-    """Name -> ``url``, and optionally ``region``, ``access_key_id``, ``secret_access_key``,
-    ``session_token``, ``backoff_policy`` and ``backoff_tasks``.  With it there are no other queues,
-    and none is made or deleted (kombu's)."""
+    """Queue names -> mappings with ``url``, and optionally ``region``, ``access_key_id``,
+    ``secret_access_key``, ``session_token``, ``backoff_policy`` and ``backoff_tasks``.  With it
+    other queues cannot be used, and none is created or deleted (kombu's)."""
 
     sqs_creation_attributes: Mapping[str, str] | None = None
-    """Attributes of queues that are made here (kombu's ``sqs-creation-attributes``)."""
+    """Attributes of queues that are created here (kombu's ``sqs-creation-attributes``)."""
 
     queue_tags: Mapping[str, str] | None = None
-    """Tags of queues that are made here (kombu's)."""
+    """Tags of queues that are created here (kombu's)."""
 
     visibility_timeout: float | None = 1800
-    """Seconds: the attribute of queues that are made here, for clients of other kinds.  What we take
-    we hold by *lease* (kombu's)."""
+    """Seconds; the attribute of queues that are created here, for other kinds of clients.  Our
+    consumers use *lease* (kombu's)."""
 
     # -- messages
 
     sqs_base64_encoding: bool = True
-    """Whether a message is sent as base64, as kombu does; what comes in is recognised."""
+    """Whether messages are sent as base64, like kombu; received messages may be either."""
 
     body_encoding: str | None = "base64"
-    """How bodies stand in the JSON; None writes text as it is (kombu's)."""
+    """Encoding of bodies in the JSON envelope; None stores text as it is (kombu's)."""
 
     fetch_message_attributes: Any = None
-    """System attributes to ask for, as a list, or a mapping with ``MessageSystemAttributeNames`` and
-    ``MessageAttributeNames`` (kombu's).  The receive count is always asked for."""
+    """System attributes to receive, as a list, or a mapping with ``MessageSystemAttributeNames``
+    and ``MessageAttributeNames`` (kombu's).  The receive count is always included."""
 
     max_message_size: int = 1024 * 1024
-    """Bytes of a message as it is sent, envelope and base64 included.  SQS takes 1 MiB since August
-    2025; queues and stand-ins may have a lower limit."""
+    """Maximum bytes of a message, including envelope and base64.  SQS accepts 1 MiB since August
+    2025; queues and emulators may have a lower limit."""
 
     # -- consuming
 
     wait_time_seconds: float = 10
-    """Seconds that a poll waits at SQS for a message; 20 at most (kombu's)."""
+    """Seconds of a long poll; at most 20 (kombu's)."""
 
     get_wait_time: int = 1
-    """Seconds that ``basic_get`` waits at SQS: with 0 SQS looks at some of its servers only, and may
-    find an empty queue where there are messages."""
+    """Seconds that ``basic_get`` waits at SQS.  With 0 SQS asks only some of its servers, and may
+    miss messages."""
 
     poll_connections: int = 50
-    """Polls at the same time; more queues than that take turns."""
+    """Maximum number of concurrent polls; with more queues they take turns."""
 
     # -- fan-out
 
     supports_fanout: bool | None = None
-    """None: exchanges of type ``fanout`` are topics of SNS where the account allows that, else they
-    reach the queues that were bound here.  True: they must be.  False: there are none (kombu's)."""
+    """Whether exchanges of type ``fanout`` are topics of SNS: True requires that, False has no such
+    exchanges.  With None they are topics if the account permits that; otherwise they reach the
+    queues that were bound by this process (kombu's)."""
 
     predefined_exchanges: Mapping[str, Mapping[str, Any]] | None = None
-    """Name -> ``arn`` of a topic, and optionally ``region``, ``access_key_id``,
-    ``secret_access_key``.  With it there are no other topics, and none is made (kombu's)."""
+    """Exchange names -> mappings with the ``arn`` of a topic, and optionally ``region``,
+    ``access_key_id``, ``secret_access_key``.  With it other topics cannot be used, and none is
+    created (kombu's)."""
 
     # -- requests
 
     retries: int = 4
-    """Further tries, with growing pauses, of a request that SQS throttled or failed to serve."""
+    """Number of retries, with increasing delays, of a request that SQS throttled or failed to
+    serve."""
 
     polling_interval: float | None = None
-    """Seconds; accepted for kombu's sake: a poll waits at SQS."""
+    """Seconds; accepted for compatibility with kombu and ignored: SQS has long polls."""
 
     def __post_init__(self) -> None:
         StoreOptions.__post_init__(self)

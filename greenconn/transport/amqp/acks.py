@@ -83,7 +83,7 @@ class Acks:
     def give_credit(self, tag: int) -> None:
         """Ack a delivery of a stream that no handler has seen, so that the broker sends the next one.
 
-        Never switches.  Again: does nothing.
+        Never switches.  A second call does nothing.
         """
         if self._channel.cause is None:
             if not self.ledger.pending:
@@ -130,7 +130,7 @@ class Acks:
             timer.close()
 
     def begin_transactions(self) -> None:
-        """Note what is settled from now on, so that it can be rolled back.  Again: does nothing."""
+        """Record settlements from now on, for a rollback.  A second call does nothing."""
         if not isinstance(self.ledger, TransactionAckTracker):
             self.ledger = TransactionAckTracker(self.ledger)
 

@@ -248,7 +248,7 @@ class Channel(DeclaringChannel):
     def abort(self, cause: BaseException) -> None:
         """Close the channel, since the two sides do not count alike: all its users get the error.
 
-        Never switches.  Again: does nothing.
+        Never switches.  A second call does nothing.
         """
         if self.cause is None:
             self._closing = True
@@ -463,7 +463,7 @@ class Channel(DeclaringChannel):
     def confirm_select(self, nowait: bool = False) -> None:
         """Have the broker confirm each publish from now on (RabbitMQ's extension).
 
-        May switch, not with *nowait*.  Again: does nothing.
+        May switch, not with *nowait*.  A second call does nothing.
         """
         self.calls.wait_writable()
         if self.publisher.confirms is None:

@@ -269,7 +269,7 @@ class InboxBudget:
                 self._on_idle.remove(slot)
 
     def end(self) -> None:
-        """Pause and resume no more: the connection has ended.  Again: does nothing."""
+        """Pause and resume no more: the connection has ended.  A second call does nothing."""
         self._pause = self._resume = _nothing
 
     def _resume_reading(self) -> None:

@@ -50,7 +50,7 @@ class HeartbeatTimer:
             self._ticker.start()
 
     def stop(self) -> None:
-        """Stop the timer.  Never switches.  Again: does nothing."""
+        """Stop the timer.  Never switches.  A second call does nothing."""
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.stop()

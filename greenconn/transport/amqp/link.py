@@ -435,7 +435,7 @@ class AmqpLink(Link):
     # Ending
 
     def close(self, *args: Any, **kwargs: Any) -> None:
-        """Close in good order, waiting at most 2 s for the broker.  May switch.  Again: does nothing.
+        """Close gracefully, within 2 s.  May switch.  A second call does nothing.
 
         Consumers are cancelled first, and deliveries that no handler has seen are requeued.
         """

@@ -12,8 +12,8 @@ class BeanstalkOptions(StoreOptions):
     """The options of a connection to beanstalkd; *lease* is what beanstalk calls the time to run."""
 
     bury_rejected: bool = True
-    """Whether a message that is rejected, and has no dead-letter exchange, is buried in its tube, from
-    where ``channel.kick`` takes it; False: it is deleted, as with RabbitMQ."""
+    """Whether a message that is rejected, and has no dead-letter exchange, is buried in its tube,
+    from where ``channel.kick`` recovers it.  With False it is deleted, as with RabbitMQ."""
 
     def __post_init__(self) -> None:
         StoreOptions.__post_init__(self)

@@ -12,11 +12,11 @@ class CouchOptions(StoreOptions):
     """The options of a connection to CouchDB."""
 
     feed_heartbeat: float = 10.0
-    """Seconds after which the server says in the feed of changes that it lives; the connection is lost
-    after three without a word."""
+    """Seconds between heartbeats of the server in the changes feed; the connection is lost after
+    three without data."""
 
     max_http_connections: int = 10
-    """HTTP connections at most, beside the one of the feed."""
+    """Maximum number of HTTP connections, without that of the changes feed."""
 
     def __post_init__(self) -> None:
         StoreOptions.__post_init__(self)

@@ -344,7 +344,7 @@ class lease:  # noqa: N801 - used as what it gives
     def end(self) -> Greenlet[..., Any] | None:
         """End one use; if it was the last one, return the greenlet that closes the client.
 
-        Never switches.  Again: does nothing.
+        Never switches.  A second call does nothing.
         """
         if self._is_over:
             return None

@@ -24,65 +24,65 @@ class MongoOptions(StoreOptions):
     # -- collections, which all programs on one database must agree on
 
     default_hostname: str = "127.0.0.1"
-    """The server, where the URL names none (kombu's)."""
+    """Host of the server, if the URL names none (kombu's)."""
 
     default_port: int = 27017
-    """Its port, likewise (kombu's)."""
+    """Port of that server (kombu's)."""
 
     default_database: str = "kombu_default"
-    """The database, where the URL names none (kombu's)."""
+    """Name of the database, if the URL names none (kombu's)."""
 
     messages_collection: str = "messages"
     """Name of the collection of messages (kombu's)."""
 
     routing_collection: str = "messages.routing"
-    """Where bindings are (kombu's)."""
+    """Name of the collection of bindings (kombu's)."""
 
     broadcast_collection: str = "messages.broadcast"
-    """Where the messages of fan-out exchanges are, for a while (kombu's)."""
+    """Name of the capped collection of fan-out messages (kombu's)."""
 
     queues_collection: str = "messages.queues"
-    """How queues were declared (kombu's, which writes it with *ttl* only)."""
+    """Name of the collection of queue declarations (kombu's, which writes it only with *ttl*)."""
 
     exchanges_collection: str = "messages.exchanges"
-    """How exchanges were declared, and the bindings that kombu does not know: of headers exchanges,
-    and between exchanges."""
+    """Name of the collection of exchange declarations, and of bindings that kombu lacks: of headers
+    exchanges, and between exchanges."""
 
     capped_queue_size: int = 100_000
-    """Bytes that the broadcast collection holds, if it is made by us (kombu's)."""
+    """Maximum bytes of the broadcast collection, if it is created here (kombu's)."""
 
     calc_queue_size: bool = True
-    """False: queues are not counted, each seems to be empty (kombu's)."""
+    """Whether queues are counted; with False each seems to be empty (kombu's)."""
 
     ttl: bool = False
-    """Whether the server itself removes messages that have expired, and queues (kombu's).  Without
-    it consumers of ours do that, and put dead letters where they belong."""
+    """Whether the server removes expired messages and queues (kombu's).  Otherwise our consumers
+    do, and publish dead letters."""
 
     fanout_lists: bool = False
-    """True: a fan-out exchange puts messages into its queues, where they wait for consumers, instead
-    of broadcasting them to subscribers.  All programs must agree."""
+    """Whether a fan-out exchange puts messages into its queues, where they wait for consumers,
+    instead of broadcasting them to subscribers.  All programs must have the same value."""
 
     body_encoding: str | None = "base64"
-    """How bodies stand in the JSON; None writes text as it is (kombu's)."""
+    """Encoding of bodies; None stores text as it is (kombu's)."""
 
     # -- the connection
 
     connect_timeout: float | None = None
-    """Seconds for one server; None: the connection's ``connect_timeout`` (kombu's)."""
+    """Seconds to connect to one server; None is the connection's ``connect_timeout`` (kombu's)."""
 
     ssl: Any = None
-    """Whether to use TLS; None: as the connection's ``ssl`` (kombu's)."""
+    """Whether to use TLS; None is the connection's ``ssl`` (kombu's)."""
 
     threads: int = 4
-    """Calls of pymongo that may be under way at once in a process that is not monkey-patched."""
+    """Maximum number of concurrent calls of pymongo in a process that is not monkey-patched."""
 
     polling_interval: float | None = None
-    """Seconds between two looks at queues that were empty, where the server does not tell of changes
-    (no replica set); None begins at 10 ms and goes up to 1 s."""
+    """Seconds between polls of empty queues, if the server has no change streams (no replica set);
+    None begins at 10 ms and grows to 1 s."""
 
     routing_lifetime: float = 1.0
-    """Seconds for which a publisher may rely on the bindings as it has read them, which other
-    processes may change; 0 reads them for each message, as kombu does."""
+    """Seconds for which a publisher caches bindings, which other processes may change; 0 reads them
+    for each message, like kombu."""
 
     def __post_init__(self) -> None:
         StoreOptions.__post_init__(self)

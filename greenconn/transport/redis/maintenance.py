@@ -114,7 +114,7 @@ class Sweeper:
         self._cursor = b"0"
 
     def start(self) -> None:
-        """Begin.  Again: does nothing."""
+        """Begin.  A second call does nothing."""
         if self._greenlet is None:
             self._greenlet = spawn("redis-sweeper", _run, ref(self), self._owners.interval)
 

@@ -15,7 +15,7 @@ QUEUE_ORDERS: Final = ("round_robin", "sorted", "priority")
 
 
 def is_client_name(text: str) -> bool:
-    """Return whether Redis takes *text* as the name of a client; '' is no name."""
+    """Return whether *text* is valid as the name of a client in Redis, or empty for no name."""
     return all("!" <= each <= "~" for each in text)
 
 
@@ -25,146 +25,152 @@ class RedisOptions(Record):
     # -- keys, which all programs on one server must agree on
 
     global_keyprefix: str = ""
-    """What every key and every fan-out channel begins with."""
+    """Prefix of all keys and fan-out channels."""
 
     sep: str = "\x06\x16"
-    """Between a queue's name and a priority, and between the parts of a binding (kombu's)."""
+    """Separator between the name of a queue and a priority, and between the parts of a binding
+    (kombu's)."""
 
     priority_steps: Sequence[int] = (0, 3, 6, 9)
-    """The priorities that have a list of their own; the lowest is served first (kombu's)."""
+    """The priorities that have a list of their own; the lowest number is served first (kombu's)."""
 
     unacked_key: str = "unacked"
-    """The hash of the messages that consumers hold (kombu's)."""
+    """Key of the hash of unacked messages (kombu's)."""
 
     unacked_index_key: str = "unacked_index"
-    """The sorted set of the same, by the time of their last sign of life (kombu's)."""
+    """Key of the sorted set of unacked messages, by the time of their last renewal (kombu's)."""
 
     unacked_mutex_key: str = "unacked_mutex"
     """Key of the lock for requeueing messages of dead consumers (kombu's)."""
 
     unacked_mutex_expire: float = 300.0
-    """Seconds; accepted for kombu's sake: our lock lasts as long as one look."""
+    """Seconds; accepted for compatibility with kombu and ignored: our lock lasts for one sweep."""
 
     fanout_prefix: bool | str = True
-    """Begins the names of fan-out channels: True is ``/{db}.``, False nothing (kombu's)."""
+    """Prefix of the names of fan-out channels; True is ``/{db}.``, False is none (kombu's)."""
 
     fanout_patterns: bool = True
-    """Whether the channel of a fan-out message names its routing key, too (kombu's)."""
+    """Whether the channel of a fan-out message includes its routing key (kombu's)."""
 
     # -- consuming
 
     visibility_timeout: float = 3600.0
-    """Seconds after which a message that another kind of client holds is requeued (kombu's)."""
+    """Seconds after which an unacked message of another kind of client is requeued (kombu's)."""
 
     lease: float = 30.0
-    """Seconds without a sign of life after which what a consumer of ours holds is requeued.
-    A living one renews it every third of it, however long its handlers run."""
+    """Seconds after which the messages of a consumer that shows no sign of life are requeued.  A
+    living consumer renews the lease every third of that time, however long its handlers run."""
 
     ack_emulation: bool = True
-    """False: messages are gone when they are delivered, whatever becomes of them (kombu's)."""
+    """Whether messages are kept until they are acked; with False they are deleted when they are
+    delivered (kombu's)."""
 
     unacked_restore_limit: int | None = None
-    """Messages requeued in one look; None: all that are due (kombu's)."""
+    """Maximum number of messages to requeue in one sweep; None is no limit (kombu's)."""
 
     unacked_restore_interval: float = 10.0
-    """Seconds; accepted for kombu's sake: the sweeper looks every fifth of a *lease*."""
+    """Seconds; accepted for compatibility with kombu and ignored: a sweep runs every fifth of a
+    *lease*."""
 
     unacked_restore_throttle: int = 10
-    """Accepted for kombu's sake; see *unacked_restore_interval*."""
+    """Accepted for compatibility with kombu and ignored; see *unacked_restore_interval*."""
 
     queue_order_strategy: str = "round_robin"
-    """Which queue is served first by a channel that has not room for all: ``round_robin``,
-    ``sorted`` (by name) or ``priority`` (in the order of the consumers) (kombu's)."""
+    """The order in which a channel with little room serves its queues: ``round_robin``, ``sorted``
+    (by name) or ``priority`` (in the order of the consumers) (kombu's)."""
 
     polling_interval: float | None = None
-    """Seconds between two looks at idle queues where the server cannot push (Redis before 6, RESP2);
-    None begins at 10 ms and goes up to 1 s."""
+    """Seconds between polls of empty queues, if the server cannot push (Redis before 6, or RESP2);
+    None begins at 10 ms and grows to 1 s."""
 
     delivery_limit: int | None = None
-    """Deliveries of one message after which it is a dead letter; None: no limit.  A queue's
-    ``x-delivery-limit`` wins."""
+    """Maximum number of deliveries of a message, after which it is dead-lettered; None is no limit.
+    A queue's ``x-delivery-limit`` takes precedence."""
 
     dead_letter_queue: str | None = None
-    """Queue for dead letters of queues that have no ``x-dead-letter-exchange``; None drops them."""
+    """Queue for dead letters of queues without ``x-dead-letter-exchange``; None drops them."""
 
     # -- publishing
 
     body_encoding: str | None = "base64"
-    """How bodies stand in the JSON; None writes text as it is (kombu's)."""
+    """Encoding of bodies in the JSON envelope; None stores text as it is (kombu's)."""
 
     deadletter_queue: str | None = None
     """Queue for messages that no binding matches; None drops them (kombu's)."""
 
     publish_window: int = 0
-    """Publishes of one channel that may be unanswered; their errors are raised by a later call of it
-    or by ``channel.flush()``, and logged when it ends.  0: each publish waits for its answer."""
+    """Maximum number of unconfirmed publishes of a channel.  Their errors are raised by a later
+    call of the channel, or by ``channel.flush()``, and logged when the channel ends.  With 0 each
+    publish waits for its confirm."""
 
     confirm_publish: bool = False
-    """Accepted as for AMQP: every publish waits for its answer anyway, unless *publish_window*."""
+    """Accepted as for AMQP and ignored: every publish waits for its confirm, unless there is a
+    *publish_window*."""
 
     confirm_timeout: float | None = None
-    """Seconds that a publish waits for its answer, where the call gives no time; None: as long as the
-    server answers within *reply_timeout*."""
+    """Seconds that a publish waits for its confirm, if the call gives no timeout; None is as long
+    as the server replies within *reply_timeout*."""
 
     fanout_lists: bool = False
-    """True: a fan-out exchange puts messages into the lists of its queues, where they wait for
-    consumers, instead of publishing them to subscribers.  All programs must agree."""
+    """Whether a fan-out exchange puts messages into the lists of its queues, where they wait for
+    consumers, instead of publishing them to subscribers.  All programs must have the same value."""
 
     max_message_size: int = 512 * 1024 * 1024
-    """Bytes of a body; Redis' own limit of a string."""
+    """Maximum bytes of a body (the limit of a string in Redis)."""
 
     # -- the connection
 
     socket_timeout: float | None = None
-    """Seconds for the answer to a command; None: *reply_timeout* (redis-py's)."""
+    """Seconds for the reply to a command; None is *reply_timeout* (redis-py's)."""
 
     reply_timeout: float | None = 30.0
-    """Seconds for the answer to a command, where *socket_timeout* says nothing; None waits."""
+    """Seconds for the reply to a command, if there is no *socket_timeout*; None is no limit."""
 
     socket_connect_timeout: float | None = None
-    """Seconds for TCP, TLS and login; None: the connection's ``connect_timeout`` (redis-py's)."""
+    """Seconds for TCP, TLS and login; None is the connection's ``connect_timeout`` (redis-py's)."""
 
     socket_keepalive: bool | None = None
-    """Accepted for kombu's sake: TCP keep-alive is always on."""
+    """Accepted for compatibility with kombu and ignored: TCP keepalive is always on."""
 
     socket_keepalive_options: Mapping[Any, Any] | None = None
-    """TCP options by name or number, as ``{'TCP_KEEPIDLE': 60}``."""
+    """TCP options by name or number -> values, as ``{'TCP_KEEPIDLE': 60}``."""
 
     health_check_interval: float = 25.0
-    """Seconds of silence after which a PING asks whether the server lives; 0: never (kombu's)."""
+    """Seconds without data from the server after which a PING is sent; 0 sends none (kombu's)."""
 
     max_connections: int | None = 10
-    """Sockets of ``channel.client`` at most; who needs one more waits (kombu's)."""
+    """Maximum number of sockets of ``channel.client``; a command waits for a free one (kombu's)."""
 
     retry_on_timeout: bool | None = None
-    """Accepted for kombu's sake: a command is repeated only where that cannot double a message."""
+    """Accepted for compatibility with kombu and ignored: a command is repeated only if that cannot
+    duplicate a message."""
 
     reauth_check_interval: float = 10.0
-    """Seconds between two questions to a credential provider (or a password that is a function) for
-    new credentials, which are sent to the server; 0: only at each connect (kombu's)."""
+    """Seconds between calls of a credential provider, or of a password function, for new
+    credentials, which are sent to the server; 0 calls it only to connect (kombu's)."""
 
     client_name: str | None = None
-    """Name in the server's list of clients; None: program, host and process, as ``app.py@host:1234``;
-    '': none."""
+    """Name in the server's list of clients; None is made of program, host and process, as
+    ``app.py@host:1234``; '' sets none."""
 
     credential_provider: Any = None
-    """Path of a class of ``redis.CredentialProvider``, for URLs; the argument of ``Connection`` takes
-    an instance, too (kombu's)."""
+    """Path of a class of ``redis.CredentialProvider``, for URLs.  The argument of ``Connection``
+    can also be an instance (kombu's)."""
 
     # -- Sentinel
 
     master_name: str | None = None
-    """Name of the group whose master is meant (kombu's)."""
+    """Name of the master at the sentinels (kombu's)."""
 
     min_other_sentinels: int = 0
-    """Other sentinels that one must know of to be believed (kombu's)."""
+    """Minimum number of other sentinels that a sentinel must know to be trusted (kombu's)."""
 
     sentinel_kwargs: Mapping[str, Any] | None = None
-    """Login and TLS at the sentinels: ``username``, ``password``, ``ssl`` and redis-py's
-    ``ssl_...`` names; None: no login there (redis-py's)."""
+    """Login and TLS of the sentinels: ``username``, ``password``, ``ssl`` and redis-py's
+    ``ssl_...`` names; None is no login (redis-py's)."""
 
     sentinel_fanout_compat: bool = False
-    """Whether fan-out also uses the channel names of kombu before 5.4 (kombu's)."""
+    """Whether fan-out uses the channel names of kombu before 5.4, too (kombu's)."""
 
     def __post_init__(self) -> None:
         check_type(self, str, "global_keyprefix", "sep", "queue_order_strategy")

@@ -17,19 +17,20 @@ class SqliteOptions(StoreOptions):
     """The options of a connection to a SQLite file."""
 
     synchronous: str = "NORMAL"
-    """``NORMAL``: what was published survives the death of any process, and may be lost when the
-    machine loses its power; ``FULL``: it survives that too, for one write to the disk each."""
+    """``NORMAL``: published messages survive the death of any process, and may be lost when the
+    machine loses power.  ``FULL``: they survive that, too, at the cost of a write to the disk for
+    each."""
 
     busy_timeout: float = 10.0
-    """Seconds that a transaction waits for those of other processes."""
+    """Seconds that a transaction waits for the locks of other processes."""
 
     look_interval: float = 5.0
-    """Seconds between two looks at what nobody may have said: a process that died between storing a
-    message and saying so, or leaving queues behind."""
+    """Seconds between checks for what other processes did not announce: one may die after storing a
+    message and before its wake-up, or leave queues behind."""
 
     reserve: int = 8 * 1024 * 1024
-    """Bytes of a file beside the database that is removed when the disk is full, so that messages can
-    still be consumed; 0 keeps none."""
+    """Bytes of a file beside the database, which is removed when the disk is full, so that messages
+    can still be consumed; 0 keeps none."""
 
     def __post_init__(self) -> None:
         StoreOptions.__post_init__(self)
