@@ -145,7 +145,7 @@ def test_frames_below_the_least_are_refused() -> None:
 
 
 def test_no_mechanism_in_common() -> None:
-    with pytest.raises(ConnectionError, match=r"greenconn has PLAIN, the broker GSSAPI, SCRAM"):
+    with pytest.raises(ConnectionError, match=r"supports PLAIN, the broker offers GSSAPI, SCRAM"):
         run(handshake(), mechanisms="GSSAPI SCRAM")
 
 
