@@ -148,11 +148,10 @@ def test_a_publish_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpP
 
 def test_a_publish_waits_no_longer_than_it_may(amqp_peer: AmqpPeer) -> None:
     with_a_queue_that_is_away(amqp_peer)
-    with (
-        Connection(amqp_peer.url) as connection,
-        pytest.raises(PublishTimeout, match="stopped by supervisor"),
-    ):
-        publish("orders", 1, connection=connection, timeout=0.2, declare=True)
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        with pytest.raises(PublishTimeout, match="stopped by supervisor"):
+            publish("orders", 1, connection=connection, timeout=1, declare=True)
 
 
 def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
