@@ -888,7 +888,7 @@ class StoreChannel(StdChannel, Generic[L]):
     def refuse(self, consumer: Consumer, error: BaseException) -> None:
         """End this channel: the broker does not let *consumer* consume.  Never switches.
 
-        As all that a broker refuses: whoever uses a channel that is open relies on its consumers.
+        As all that a broker refuses: the user of an open channel relies on its consumers.
         """
         if self.consumers.get(consumer.tag) is consumer:
             self.fail(error)

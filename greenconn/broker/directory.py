@@ -133,7 +133,7 @@ class Directory:
     # -- looking up and declaring
 
     def settle(self) -> None:
-        """Wait until what this link did before counts for whoever asks now.  May switch."""
+        """Wait until earlier changes by this link are visible to all clients.  May switch."""
         self._queues.settle()
 
     def find(self, name: str) -> Declaration | None:

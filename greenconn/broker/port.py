@@ -1,11 +1,10 @@
 """The port between the channels of this room and a broker: what a store must implement.
 
-A *store* keeps queues of messages in the world outside, for many processes.  Whoever wants a message
-*claims* it: it stays in the store, no other consumer gets it, and it is redelivered when its lease
-ends and was not renewed.  So a process that dies loses nothing.
+A *store* keeps queues of messages for many processes.  A process that wants a message *claims* it: the
+message stays in the store, no other consumer gets it, and it is redelivered when its lease ends without
+a renewal.  So a process that dies loses no message.
 
-What a store must write is abstract here; what it may write beside does nothing here, and the channels
-do without it.
+The methods that a store must define are abstract here; the optional ones do nothing here.
 
 A store belongs to one link: it is opened once, then closed or lost.  All its methods may switch, and
 are called by library greenlets, one for each kind of work (storing, claiming, settling, renewing),
@@ -162,8 +161,8 @@ class Store(ABC):
             for any; from any greenlet of the hub, or the hub.  Never switches.
 
     Attributes:
-        owner: of exclusive queues, as declarations name it: this link, and nobody else.
-        lost: to be called when the broker was lost while nobody asked for anything, with the error.
+        owner: the unique name of this link, which declarations of exclusive queues contain.
+        lost: to be called with the error when the broker was lost while there was no call.
             Never switches.
         registry: the consumers of this process.
         gone: to be called when a queue that others may consume from here turned out to be deleted,
@@ -172,7 +171,7 @@ class Store(ABC):
             (see :class:`Claimed`), at any time.  Never switches.
     """
 
-    #: Seconds that a claim lasts; None: as long as the store's connection, nobody renews.
+    #: Seconds that a claim lasts; None is as long as the store's connection, without renewal.
     lease: float | None = 30.0
     #: Whether the store of the next life of a connection can settle what this one has claimed.
     outlives_link: ClassVar[bool] = True
@@ -291,7 +290,7 @@ class Store(ABC):
         """Let a claim that waits return: others are wanted now.  Never switches."""
 
     def abandon(self, queue: str) -> None:  # noqa: B027
-        """Let the claim of *queue* return, where ``claims_each_queue``: nobody wants what it may bring.
+        """End the claim of *queue*, with ``claims_each_queue``: its messages are not wanted any more.
 
         Never switches.
         """

@@ -102,7 +102,7 @@ class QueueStore(ABC):
         """
 
     def settle(self) -> None:  # noqa: B027
-        """Wait until what this link did before counts for whoever asks now."""
+        """Wait until earlier changes by this link are visible to all clients."""
 
     @abstractmethod
     def find(self, name: str) -> Declaration | None:
@@ -121,7 +121,7 @@ class QueueStore(ABC):
 
     @abstractmethod
     def make(self, name: str, declared: Declaration) -> Declaration:
-        """Let the broker keep *declared* unless somebody was quicker; return what it keeps."""
+        """Store *declared* unless another client was faster; return what is stored."""
 
     @abstractmethod
     def counts(self, name: str) -> tuple[int, int]:

@@ -204,7 +204,7 @@ class Routing:
     ) -> Sequence[str]:
         """Return the queues that a message goes to, each once.  May switch.
 
-        Whoever finds that a binding has outlived its queue removes it, and then the exchange may have no
+        A process that finds a binding without its queue removes it, and then the exchange may have no
         binding for the message any more, but an alternate exchange.
 
         Arguments:

@@ -213,7 +213,7 @@ class LinkSettlements(Protocol):
     """The acks, requeues and rejects of one link.  Nothing here switches."""
 
     def unsettled(self) -> tuple[list[Any], list[Disposition]]:
-        """Return what nobody knows to have reached the broker: handles of acks, and the rest."""
+        """Return the unconfirmed settlements: handles of acks, and the dispositions."""
 
     def take_over(self, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
         """Tell what former lives have left."""

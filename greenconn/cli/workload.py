@@ -42,7 +42,7 @@ class Workload:
     """One run of a plan.
 
     Every message has a number, and a ledger counts how often each number was handled.  The publishers
-    do not wait for confirms; what they published and nobody handled is found out at the end.
+    do not wait for confirms; published messages that were not handled are counted at the end.
 
     Attributes:
         names: of the queues.

@@ -33,7 +33,7 @@ class HandlerHistory:
             HANDLERS.change(handler)
 
     Attributes:
-        handler: it; None: nobody has called one.
+        handler: the handler, or None if none was called.
     """
 
     __slots__ = ("_since", "_spells", "handler")

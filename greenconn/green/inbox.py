@@ -59,9 +59,9 @@ class Inbox(Generic[T]):
     """FIFO of items, with FIFO takers.
 
     ``put`` and ``fail`` may be called from anywhere (the reader, a hub callback) and never switch.
-    An item is handed to a taker before that runs.  Whoever runs takes the oldest item: if the taker is
-    killed meanwhile, or another finds a newer item there, those on their way are moved up or down,
-    so that items are begun in their order.
+    An item is assigned to a taker before the taker runs.  The greenlet that runs first takes the oldest
+    item: if a taker is killed before it runs, or another finds a newer item, the assigned items are
+    moved up or down, so that items are begun in their order.
     Invariant: there are waiting takers only while there are no items.
     """
 

@@ -1,6 +1,6 @@
 """Retries: how often, after which pauses, until when.
 
-Whoever does something again does it so::
+A retry loop::
 
     for attempt in attempts(POLICY, deadline, is_retryable):
         with attempt:

@@ -1,6 +1,6 @@
 """A slot: the result that one greenlet waits for and any other provides, once.
 
-It is what a request leaves with the reader.  Whoever fills it never switches, so the reader and hub
+It is what a request leaves with the reader.  Filling it never switches, so the reader and hub
 callbacks may.  Delivery is accepted or it did not happen: ``offer`` returns False when the waiter has
 left (it was killed, or its deadline ended), and the caller then keeps or passes on the value.
 """
@@ -106,7 +106,7 @@ class Slot(Generic[T]):
 
     def _expire(self) -> None:
         # In the hub, from the timer.  A value that came first wakes the waiter by itself, unless a
-        # signal has interrupted whoever filled the slot.
+        # signal has interrupted the greenlet that filled the slot.
         if self._wake is not None and self._waking is None:
             self._wake()
 

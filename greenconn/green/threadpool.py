@@ -99,7 +99,7 @@ def _unpacked(result: Any) -> Any:
 def _outcome(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, BaseException | None]:
-    # As a value: gevent prints the errors of its threads, although somebody waits for them.
+    # As a value: gevent prints the errors of its threads, even if a greenlet waits for them.
     try:
         return function(*args, **kwargs), None
     except BaseException as exc:

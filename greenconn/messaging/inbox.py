@@ -48,7 +48,7 @@ class ConsumerInbox:
         if isinstance(exc, ConsumerCancelled):
             self._consumer._subscriptions.placed.clear()
         elif not self._no_ack:
-            # They are requeued, and could not be acked any more; but nobody has begun with them.
+            # They are requeued, and could not be acked any more; but no handler has seen them.
             for message in self.inbox.clear():
                 self._took(message)
                 with suppress(Exception):
@@ -100,7 +100,7 @@ class ConsumerInbox:
         """Requeue the messages that were not taken.  May switch.
 
         Messages that need no ack cannot be requeued; they are dropped.  A broker that lends
-        messages has them again when the channel closes, since nobody took them.
+        messages requeues them when the channel closes, since they were not taken.
         """
         while len(self.inbox):
             message = self.inbox.get(Deadline(0.0))

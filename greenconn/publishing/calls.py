@@ -5,10 +5,10 @@ pipelined, and each caller waits for the confirm of its own.  What goes wrong:
 
 - The connection is lost: while its caller still waits, a message is sent again after the reconnect,
   in order.  It may then be there twice: at least once is what is promised.
-- The channel is closed by an error of the broker (403, 404, 406): nobody can tell whose message did
+- The channel is closed by an error of the broker (403, 404, 406): it is unknown whose message did
   it.  New publishes use another channel; what is outstanding is sent again on a channel apart, one
   message at a time.  The one that closes that channel by itself is the culprit and gets
-  ``PublishRefused``; nobody else does.
+  ``PublishRefused``; the others do not.
 - The deadline ends: ``PublishTimeout``, and the message is not sent again.
 """
 

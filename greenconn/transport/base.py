@@ -58,7 +58,7 @@ L = TypeVar("L", bound="Link")
 T = TypeVar("T")
 Event = tuple[Callable[[Any], Any], Any]
 
-#: Bytes of returned messages that wait for somebody who drains, and what each takes beside its body.
+#: Maximum bytes of returned messages that wait to be drained, and the overhead of each.
 RETURNS_LIMIT: Final = 64 * 1024 * 1024
 RETURN_OVERHEAD: Final = 1024
 
@@ -203,8 +203,8 @@ class StdChannel:
 class Link:
     """One life of a connection: open until it is closed by us or lost.
 
-    One that nobody refers to any more closes by itself: neither its reader nor its clocks keep it.
-    Whoever waits on it does, since a greenlet that waits keeps what it refers to.
+    A connection without references closes by itself: its reader and its timers refer to it weakly.
+    A greenlet that waits on it keeps it alive.
 
     Arguments:
         client: the ``Connection`` that asked for it.

@@ -234,7 +234,7 @@ class Handling:
             message.content_type,
             type(exc).__name__,
             exc,
-            # Anybody may send such bodies: one line each, unless a fault is looked for.
+            # Any publisher can cause this: log one line each, unless debugging.
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
         )
         if self._on_decode_error is not None:

@@ -77,7 +77,7 @@ class ConsumerOptions:
     """Beginning of the consumer tag that the broker shows."""
 
     exclusive: bool = False
-    """Nobody else may consume from the queue."""
+    """Whether no other consumer may consume from the queue."""
 
     priority: int | None = None
     """``x-priority``: the broker serves higher ones first."""

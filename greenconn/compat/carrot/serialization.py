@@ -1,7 +1,7 @@
 """Serializers (carrot.serialization): those of :mod:`greenconn.serialization` under carrot's names.
 
 pickle and yaml are not decoded unless the program calls ``enable_insecure_serializers``: carrot decoded
-them always, so that whoever could publish could run code.
+them always, so that every publisher could run code.
 """
 
 from __future__ import annotations

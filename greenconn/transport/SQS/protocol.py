@@ -34,7 +34,7 @@ class Refusal(Exception):
 
 
 def _unreadable(reply: HttpResponse) -> Refusal:
-    # A page of somebody in between, or half of a response: not SQS' last word.
+    # The page of a proxy, or half of a response: worth a retry.
     text = reply.body[:100].decode(errors="replace")
     return Refusal(max(reply.status, 500), "ServiceUnavailable", f"not a response: {text!r}")
 

@@ -279,7 +279,7 @@ class Channel(DeclaringChannel):
         self.publisher.leave(unsent, closed)
 
     def forget(self, cause: BaseException) -> None:
-        """After a fork, in the child: later calls raise.  Nobody is woken."""
+        """Make later calls raise, in the child of a fork, without waking any greenlet."""
         if self.cause is None:
             self.cause = cause
             self.is_open = False
@@ -309,7 +309,7 @@ class Channel(DeclaringChannel):
             owned = pending.fail(cause, blamed)
         owned = self.publisher.fail(cause, blamed) or owned
         if self.consumers.end(cause, closed=closed) and self.connection.lost is None:
-            # Whoever drains must learn that nothing will come from here any more.
+            # A greenlet that drains must get the reason, as there are no more events.
             self.connection.events.put((raise_error, self._lost_consumers(cause)))
         return owned
 

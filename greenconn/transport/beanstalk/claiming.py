@@ -197,7 +197,7 @@ class ReserveConnection:
 
     def _kicked(self, reply: Reply | BaseException) -> None:
         if isinstance(reply, Reply) and reply.word != b"KICKED":
-            # Somebody has deleted it: waits are short from now on.
+            # The queue was deleted: waits are short from now on.
             self._wakeup_job = None
             self._is_woken = False
 

@@ -5,7 +5,7 @@ beanstalkd has no other place for them.  Each queue and each exchange has a tube
 
 Creating a record
     Two programs may create the same one at the same time, and nothing in beanstalk is unique.  So a
-    new one is put with a long delay, in which nobody can reserve it.  Then its program peeks at the
+    new one is put with a long delay, in which it cannot be reserved.  Then its program peeks at the
     first delayed job, which is the same for all who look, and after that looks whether one is ready or
     reserved already.  If neither belongs to another program, it kicks its own job; else it deletes its
     own and kicks the first.  A program that is killed in between leaves a job that the next one finds

@@ -366,7 +366,7 @@ class Claims:
         return seen
 
     def _adapt(self, seen: Mapping[str, list[Document]]) -> None:
-        """Read fewer at once where messages are large: to decode JSON lets nobody else run."""
+        """Read fewer at a time if messages are large, since decoding JSON blocks the hub."""
         size = sum(len(str(doc.get("payload"))) for docs in seen.values() for doc in docs)
         if size > HEAVY:
             self._page = max(1, self._page // 2)

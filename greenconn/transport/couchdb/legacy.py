@@ -72,7 +72,7 @@ class LegacyMessages:
             return True
         if not isinstance(doc.get("held"), str) or "queue" not in doc:
             return False
-        # Somebody has begun with it, and has died since?
+        # Was it claimed by a consumer that has died?
         self._begun.add(doc["_id"])
         if self._lives(str(doc.get("owner"))):
             return False

@@ -252,7 +252,7 @@ class CouchStore(Store):
         results = self._api.write([*docs, *marks])[: len(docs)]
         outcomes: list[Exception | None] = []
         for doc, result in zip(docs, results, strict=True):
-            # A conflict is one with itself: the ids of new messages are nobody else's.
+            # A conflict is one with itself, as the ids of new messages are unique.
             if "rev" in result or result.get("error") == "conflict":
                 self._claims.note(doc["_id"], result.get("rev", "1"), False)
                 outcomes.append(None)
@@ -299,7 +299,7 @@ class CouchStore(Store):
         held: Sequence[Handle] = handles
         lost = [handle for handle in held if handle[2] != self._owners.token]
         if lost:
-            # A claim that was under way came after the sweep: nobody else gives that back.
+            # A claim that was under way came after the sweep: no sweep requeues its messages.
             self.settle([SettleRequest(handle, Settlement.REQUEUE) for handle in lost])
         return lost
 

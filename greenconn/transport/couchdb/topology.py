@@ -185,7 +185,7 @@ class CouchTopology(TopologyStore):
         return {name_of(doc_id) for doc_id in ids}
 
     def _store(self, doc: Document) -> None:
-        """Store what is the same whoever declares it."""
+        """Store what is equal for all programs that declare it."""
         if self._cache.revision(doc["_id"]) is not None:
             return
         revision = self._api.put(doc)

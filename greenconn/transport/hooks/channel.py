@@ -365,7 +365,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     def put_message(
         self, message: Envelope, exchange: str, routing_key: str, mandatory: bool
     ) -> bool:
-        """Put *message* where it belongs; False: nowhere, and somebody wants to know.  May switch.
+        """Route *message*; return False if it is mandatory and unroutable.  May switch.
 
         Raises:
             NotFound: there is no such exchange; this channel is closed.

@@ -270,6 +270,6 @@ class HookLink(HookedLink):
         message: Message = claimed.handle
         try:
             consumer.channel.receive_message(message, consumer)
-        except Exception as exc:  # a ``QoS`` of somebody's
+        except Exception as exc:  # a user's ``QoS``
             self.failed(exc, "recording a delivery")
         return message

@@ -4,7 +4,7 @@ Its messages are claimed by taking them out, and given back by putting them in a
 leases: what a process holds that is killed is lost.  A broker of hooks cannot say that it has something,
 so it is asked.  A claim looks into all queues whose consumers have room, in turn, and goes on while it
 finds something.  What is found is handed over at once: the next look may wait.  When nothing was found,
-the next claim comes after the polling interval, or when somebody publishes here or has room again.
+the next claim comes after the polling interval, or when this process publishes or has room again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 MongoDB changes one document as a whole, and many documents one by one.  So a claim of many looks for
 candidates first, then updates those of them that still wait, each marked with the number of this
-very claim; if somebody else was quicker with some, it reads which ones it got.
+very claim; if another client was faster with some, it reads which ones it got.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A message that waits is what kombu makes of it: ``payload`` (the envelope as JSON), ``queue`` and
 ``priority``, of which the lowest comes first.  A message that is claimed has no ``queue``, so that
 no program of kombu's, which looks for that, can take it: the name is in ``claimed`` meanwhile.
-``claim`` says by which claim, and ``lease_until`` when it comes back unless somebody renews that.  A
-message that is delayed looks the same, claimed by nobody until ``due_at``.  Renaming is one update of
-one document, which MongoDB does as a whole: a message is in one of the two states, whoever dies when.
+``claim`` says by which claim, and ``lease_until`` when it is redelivered unless that is renewed.  A
+delayed message looks the same, without a claim, until ``due_at``.  Renaming is one update of one
+document, which is atomic: a message is in one of the two states, even if a process dies.
 ``deliveries`` counts the claims; one that was taken back before a handler began is not counted, and
 leaves ``redelivered``.
 """

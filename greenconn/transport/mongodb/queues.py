@@ -94,7 +94,7 @@ class Queues:
             return UNDECLARED if is_there else None
         now = self._client.now()
         if document.get("owner_until", now) < now or document.get(self._end, now) < now:
-            # Its connection has gone without a word, or nobody has used it for too long.
+            # Its connection was lost, or it has expired.
             self.drop_queue(name)
             return None
         declaration = _declaration(document)
@@ -120,7 +120,7 @@ class Queues:
 
     def _drop_queue(self, name: str) -> int:
         self._queues.delete_one({"_id": name})
-        # Also what somebody works on, or is delayed: by the indexes of those.
+        # Including claimed and delayed messages, by their indexes.
         held = [{"lease_until": {"$exists": True}}, {"due_at": {"$exists": True}}]
         self._messages.delete_many({"$or": held, "claimed": name})
         return int(self._messages.delete_many({"queue": name}).deleted_count)
@@ -179,7 +179,7 @@ class Queues:
             self._client.call(self._touch, [name])
 
     def fetched(self, queues: Iterable[str]) -> None:
-        """Somebody has note_claim for a message in these queues."""
+        """Note that messages of these queues are fetched, which begins their expiry anew."""
         due = [each for each in queues if each in self._expiring and each not in self._consumed]
         if due:
             self._client.call(self._touch, due)

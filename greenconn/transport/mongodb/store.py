@@ -160,7 +160,7 @@ class MongoStore(Store):
                 ending.join()
 
     def _abandon_dead(self) -> None:
-        """Give these back: nobody will make dead letters of them now, and others may."""
+        """Abandon the claims of messages that this link does not dead-letter any more."""
         self._abandoned.update(each.handle.claim for each in self._dead)
         self._dead.clear()
 

@@ -37,7 +37,7 @@ WATCHED: Final = 5.0
 SWEEP_INTERVAL: Final = 1.0
 #: Seconds of work without a pause after which changes are not of interest any more.
 BUSY: Final = 2.0
-#: Looks that nobody followed, after which nobody consumes here any more.
+#: Number of polls without a claim in between after which polling ends.
 IN_VAIN: Final = 3
 #: What clients of this server have been told once.
 _TOLD: Final = "told that it is polled"

@@ -1,7 +1,7 @@
 """Claims: taking messages of consumed queues, and the fields under which one link holds them.
 
 A claim moves messages from the lists of a queue to the hash of held messages, each under a field of its
-own: the link's prefix and a number.  Until its reply has come nobody knows what a claim has taken, so
+own: the link's prefix and a number.  Until its reply arrives it is unknown what a claim has taken, so
 its numbers are kept for the next life of the connection.  All scripts and permissions that this needs
 are tried once on each connection.
 
@@ -282,7 +282,7 @@ class RedisSource:
         message.channel = consumer.channel
         message.consumer = consumer
         if not self._commands.options.ack_emulation:
-            self._settlements.forget(message)  # nobody holds what was delivered
+            self._settlements.forget(message)  # delivered without acks: not held
         return message
 
     # -- watching
@@ -401,7 +401,7 @@ class RedisSource:
     def _failed(self, reply: Exception) -> None:
         commands = self._commands
         if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
-            # Somebody has flushed the scripts: send this one again, with its text.
+            # The server's scripts were flushed: send this one again, with its text.
             commands.scripts.forget()
             commands.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
         else:

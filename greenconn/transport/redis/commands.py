@@ -239,7 +239,7 @@ class Commands:
         try:
             return self.call(self.scripts.call(script, keys, *args), what=what)
         except NoScriptError:
-            # Somebody has flushed the scripts: say it with its text.
+            # The server's scripts were flushed: send it with its text.
             self.scripts.forget()
             return self.call(self.scripts.call(script, keys, *args), what=what)
 

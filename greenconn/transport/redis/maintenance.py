@@ -255,7 +255,7 @@ class Sweeper:
         """Forget queues that ended before *until*, in the time of the leases: a page at each look.
 
         A process that does not use the script for it may have published to one just after its end.
-        Nobody asks for such a message of a queue with a generated name, so it expires.
+        No program looks for such a message of a queue with a generated name, so it expires.
         """
         commands = self._commands
         names = [name for name, _ in self._page(commands.keys.ended, until, 0, PAGE)]
@@ -278,7 +278,7 @@ class Sweeper:
 
 
 def _run(reference: ref[Sweeper], interval: float) -> None:
-    # While it waits it does not keep a link that nobody uses any more.
+    # While it waits it does not keep an unused link alive.
     while True:
         gevent.sleep(uniform(0.5, 1.0) * interval)
         sweeper = reference()

@@ -271,7 +271,7 @@ class RedisQueues(QueueStore):
             raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
 
     def make(self, name: str, declared: Declaration) -> Declaration:
-        """Let the server keep *declared* unless somebody was quicker; return what it keeps."""
+        """Store *declared* unless another client was faster; return what is stored."""
         commands = self._commands
         key = commands.keys.queue(name)
         if declared.owner is not None:
@@ -497,7 +497,7 @@ class RedisQueues(QueueStore):
         for name in names:
             declared = known.get(name)
             if declared is None or declared.owner is not None:
-                continue  # nobody else changes what is exclusive to this link
+                continue  # exclusive to this link: no other client changes it
             self._forget(name)
             feed = self._feeds.get(name)
             if feed is not None and feed.consumers:

@@ -4,7 +4,7 @@ Rules for scripts:
 
 - A script that fails keeps what it has done so far, so what may fail comes first: keys of a wrong
   type are found by writes that change nothing.  (``TYPE`` is a read, and a read inside a script
-  registers all keys of the script with client tracking: each ack of anybody would wake everybody.)
+  registers all keys of the script with client tracking: each ack would wake all clients.)
 - The first write is one that needs no memory, since a server at its maxmemory refuses a script by its
   first write alone: whoever consumes makes room, so it must be able to.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
@@ -196,7 +196,7 @@ for at = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[at]) end
 """,
 )
 
-#: Advances the time of the leases, unless somebody else has done so since it was read last; returns
+#: Advances the time of the leases, unless another client has done so since it was read last; returns
 #: 1 where it did so, and the time.
 #:
 #: Keys: the owners.  Arguments: the time as it was read last, the milliseconds since then.

@@ -270,7 +270,7 @@ class Requeuer:
             found: list[Held] = []
             for field, (value,) in zip(page, values, strict=True):
                 if value is None:
-                    # Somebody was quicker, or died between two commands.
+                    # Another process was faster, or died between two commands.
                     commands.pipeline.post(pack(b"ZREM", keys.unacked_index, field))
                     continue
                 held = read_held(field, value)

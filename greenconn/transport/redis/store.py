@@ -201,7 +201,7 @@ class RedisConsuming:
                     Delivery(None, field, number, slot.value[0], queue)
                 )
             elif not slot.is_filled:
-                slot.fail(TimeoutError("nobody waits"))
+                slot.fail(TimeoutError("the caller has left"))
             raise
         if isinstance(reply, Exception):
             raise pipeline.error(reply, f"getting from queue {queue!r}")

@@ -1,6 +1,6 @@
 """Wake-ups of sources: invalidations and the safety poll.
 
-An invalidation names a key that somebody changed after we had read it.  For the lists of a queue that
+An invalidation names a key that was changed after we had read it.  For the lists of a queue that
 is a hint to its source; for the declaration of a queue, to what is known of it.  Keys have no database
 in them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
 

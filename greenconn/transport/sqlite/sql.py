@@ -7,7 +7,7 @@ one that is claimed until ``at``.  ``claim`` tells two claims of one message apa
 settlement changes nothing.
 
 ``consumers.armed``: its link found nothing and waits to be notified.  It is set in the transaction that
-found nothing, so that whoever stores a message afterwards sees it.
+found nothing, so that a process that stores a message afterwards sees it.
 
 Each step of a statement releases Python's lock and has to wait for it, which takes long where the main
 thread is busy; so one statement handles many rows where that is possible.  The number of values is

@@ -215,7 +215,7 @@ class SqliteStore(Store):
         for owner in seen.orphans:
             with suppress(OSError):
                 os.unlink(self._pipe(owner))
-        # Where nobody reads the pipe of one, it is dead; another one hears that it is to renew.
+        # A process that does not read its pipe is dead; a living one is woken to renew its lease.
         self._tell({owner: {0} for owner in seen.overdue})
         for name in seen.gone:
             self._forget(name)

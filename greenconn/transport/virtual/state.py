@@ -124,7 +124,7 @@ class Exchange:
         self.durable = durable
         self.auto_delete = auto_delete
         self.arguments: Mapping[str, Any] = dict(arguments or {})
-        #: Nobody has said what it is like: bindings that a foreign program has made tell of it.
+        #: Whether it is known only from the bindings of another program, without its declaration.
         self.is_guess = is_guess
         self.router = router
         #: What its bindings are made of, where several processes share them; None: they have changed
