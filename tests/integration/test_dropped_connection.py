@@ -70,9 +70,7 @@ def with_producer(url: str, queue: str) -> None:
 
 
 def with_consumer(url: str, queue: str) -> None:
-    # A link ends when its long poll has ended, which takes as long as the others wait here.
-    options = {"wait_time_seconds": 1} if url.startswith("sqs") else {}
-    connection = Connection(url, transport_options=options)
+    connection = Connection(url)
     Producer(connection).publish({"n": 1}, routing_key=queue, declare=[Queue(queue)])
     handled: list[Any] = []
 

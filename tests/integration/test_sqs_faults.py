@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from base64 import b64decode
@@ -9,9 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 import gevent
 import pytest
+from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
@@ -159,6 +162,34 @@ def test_polls_take_turns(peer: PeerFactory) -> None:
         waits = [each.parameters["WaitTimeSeconds"] for each in server.actions("ReceiveMessage")]
     assert 1 in waits
     assert max(waits) <= 10
+
+
+def test_dropped_connection_does_not_wait_for_its_long_poll(peer: PeerFactory) -> None:
+    polls, may_answer = Event(), Event()
+
+    def receive(asked: Asked) -> Any:
+        polls.set()
+        may_answer.wait()
+        return {}
+
+    server = Scripted(peer, script({"ReceiveMessage": receive}))
+
+    def consume() -> ref[Any]:
+        connection = connect(server)
+        channel = connection.default_channel
+        tag = channel.basic_consume("q", callback=lambda message: None)
+        assert polls.wait(SOON)
+        channel.basic_cancel(tag)
+        return ref(connection.connection)
+
+    link = consume()
+
+    def is_closed() -> bool:
+        gc.collect()
+        return link() is None
+
+    until(is_closed, SOON)
+    may_answer.set()
 
 
 def test_cuts_anywhere_lose_nothing(

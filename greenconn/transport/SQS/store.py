@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import ref
 
 from gevent.lock import BoundedSemaphore
 
@@ -203,6 +204,81 @@ def _delay_of(request: SettleRequest, queue: SqsQueue) -> int | None:
 SHORT_POLL: Final = 1
 
 
+class Receiver:
+    """The requests for messages of one link.
+
+    It refers neither to the store nor to the link.  The hub holds the greenlet of a request that waits
+    at SQS, and with it all that the greenlet refers to: a connection that the program has dropped
+    could not be collected before the end of its long polls.
+    """
+
+    __slots__ = ("_lease", "_options", "_polls", "_waiting")
+
+    def __init__(self, options: SQSOptions) -> None:
+        self._options = options
+        self._lease = int(options.lease)
+        self._polls = BoundedSemaphore(options.poll_connections)
+        #: The number of queues that wait for a connection to poll with.
+        self._waiting = 0
+
+    def poll(self, queue: SqsQueue, count: int, wait: float) -> Sequence[Claimed]:
+        """Receive messages; wait at SQS for the first one up to *wait* seconds.  May switch."""
+        self._waiting += 1
+        try:
+            self._polls.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            seconds = SHORT_POLL if self._waiting else max(int(wait), 1)
+            return self._receive_many(queue, count) or self.receive(queue, count, seconds)
+        finally:
+            self._polls.release()
+
+    def _receive_many(self, queue: SqsQueue, count: int) -> list[Claimed]:
+        """Receive more than ten messages by concurrent requests, if the last one was full."""
+        if count <= SQS_MAX_MESSAGES or not queue.is_full:
+            return []
+        parts: list[list[Claimed]] = []
+        todo = [min(SQS_MAX_MESSAGES, count - n) for n in range(0, count, SQS_MAX_MESSAGES)]
+        together(partial(self._receive_into, parts, queue, each) for each in todo)
+        taken = [each for part in parts for each in part]
+        queue.is_full = 2 * len(taken) > count
+        return taken
+
+    def _receive_into(self, parts: list[list[Claimed]], queue: SqsQueue, count: int) -> None:
+        try:
+            parts.append(self.receive(queue, count, 0))
+        except (*REFUSED, LinkLost):
+            pass  # the next poll reports it; the messages of the other requests are not lost
+
+    def receive(self, queue: SqsQueue, count: int, seconds: int) -> list[Claimed]:
+        """Receive messages by one request that waits *seconds* seconds at SQS.  May switch.
+
+        Raises:
+            DoesNotExistQueueException: the queue was deleted.
+        """
+        options = self._options
+        more: dict[str, Any] = {}
+        if options.message_attributes:
+            more["MessageAttributeNames"] = options.message_attributes
+        if queue.is_fifo:
+            # With this a repeated request returns the same messages.
+            more["ReceiveRequestAttemptId"] = uuid()
+        response = queue.call(
+            "ReceiveMessage",
+            waiting=seconds,
+            MaxNumberOfMessages=min(count, SQS_MAX_MESSAGES),
+            WaitTimeSeconds=seconds,
+            VisibilityTimeout=self._lease,
+            MessageSystemAttributeNames=options.system_attributes,
+            **more,
+        )
+        taken = [opened(message, queue) for message in response.get("Messages") or ()]
+        # Concurrent requests would break the order of a FIFO queue.
+        queue.is_full = len(taken) == SQS_MAX_MESSAGES and not queue.is_fifo
+        return taken
+
+
 class SqsStore(Store):
     """The store of one link over SQS.
 
@@ -235,11 +311,9 @@ class SqsStore(Store):
         self._accounts = accounts
         self._options = options
         self._clients = HttpClients(options, client.ssl)
-        self._polls = BoundedSemaphore(options.poll_connections)
-        #: The number of queues that wait for a connection to poll with.
-        self._waiting = 0
-        #: Queues -> the slots of the claims that wait for their polls.
-        self._claims: dict[str, Slot[Sequence[Claimed]]] = {}
+        self._receiver = Receiver(options)
+        #: Queues -> the claims that wait for their polls, with their slots.
+        self._claims: dict[str, tuple[object, Slot[Sequence[Claimed]]]] = {}
         self._polling: set[Greenlet[..., Any]] = set()
         self.queues: Queues
         self.topics: Topics
@@ -388,38 +462,50 @@ class SqsStore(Store):
             logger.warning("%s; receiving is retried", exc)
         return ()
 
+    def _receive(self, queue: SqsQueue, count: int, seconds: int) -> Sequence[Claimed]:
+        try:
+            return self._receiver.receive(queue, count, seconds)
+        except DoesNotExistQueueException:
+            self.queues.forget(queue)
+            raise
+
     def _poll(self, queue: SqsQueue, count: int, wait: float) -> Sequence[Claimed]:
         """Long-poll a queue in a greenlet, which continues if the claim is abandoned."""
         slot: Slot[Sequence[Claimed]] = Slot()
-        self._claims[queue.name] = slot
-        greenlet = spawn("sqs-poll", self._poll_into, slot, queue, count, wait)
+        claim = object()
+        self._claims[queue.name] = claim, slot
+        greenlet = spawn(
+            "sqs-poll", _poll_for, ref(self), self._receiver, claim, queue, count, wait
+        )
         self._polling.add(greenlet)
         greenlet.rawlink(self._polling.discard)
         try:
             return slot.wait(NEVER)
+        except DoesNotExistQueueException:
+            self.queues.forget(queue)
+            raise
         finally:
-            if self._claims.get(queue.name) is slot:
-                del self._claims[queue.name]
+            self._end_claim(queue.name, claim)
 
-    def _poll_into(
-        self, slot: Slot[Sequence[Claimed]], queue: SqsQueue, count: int, wait: float
-    ) -> None:
-        try:
-            self._waiting += 1
-            try:
-                self._polls.acquire()
-            finally:
-                self._waiting -= 1
-            try:
-                seconds = SHORT_POLL if self._waiting else max(int(wait), 1)
-                taken = self._receive_many(queue, count) or self._receive(queue, count, seconds)
-            finally:
-                self._polls.release()
-        except Exception as exc:
-            slot.fail(exc)
-            return
-        if not slot.offer(taken):
+    def _end_claim(self, queue: str, claim: object) -> Slot[Sequence[Claimed]] | None:
+        """End a claim, and return its slot; None if it has ended.  Never switches."""
+        known = self._claims.get(queue)
+        if known is None or known[0] is not claim:
+            return None
+        del self._claims[queue]
+        return known[1]
+
+    def polled(self, queue: SqsQueue, claim: object, taken: Sequence[Claimed]) -> None:
+        """Give the messages of a poll to its claim; requeue them if that has ended.  May switch."""
+        slot = self._end_claim(queue.name, claim)
+        if slot is None or not slot.offer(taken):
             self._requeue(taken)
+
+    def poll_failed(self, queue: SqsQueue, claim: object, exc: Exception) -> None:
+        """Make the claim of a poll raise *exc*.  Never switches."""
+        slot = self._end_claim(queue.name, claim)
+        if slot is not None:
+            slot.fail(exc)
 
     def _requeue(self, taken: Sequence[Claimed]) -> None:
         """Requeue messages of an abandoned claim, so that they are visible before their lease ends."""
@@ -435,52 +521,28 @@ class SqsStore(Store):
 
         Its poll continues, and requeues the messages that it receives.
         """
-        slot = self._claims.pop(queue, None)
-        if slot is not None:
-            slot.offer(())
+        claimed = self._claims.pop(queue, None)
+        if claimed is not None:
+            claimed[1].offer(())
 
-    def _receive_many(self, queue: SqsQueue, count: int) -> list[Claimed]:
-        """Receive more than ten messages by concurrent requests, if the last one was full."""
-        if count <= SQS_MAX_MESSAGES or not queue.is_full:
-            return []
-        parts: list[list[Claimed]] = []
-        todo = [min(SQS_MAX_MESSAGES, count - n) for n in range(0, count, SQS_MAX_MESSAGES)]
-        together(partial(self._receive_into, parts, queue, each) for each in todo)
-        taken = [each for part in parts for each in part]
-        queue.is_full = 2 * len(taken) > count
-        return taken
 
-    def _receive_into(self, parts: list[list[Claimed]], queue: SqsQueue, count: int) -> None:
-        try:
-            parts.append(self._receive(queue, count, 0))
-        except (*REFUSED, LinkLost):
-            pass  # the next poll reports it; the messages of the other requests are not lost
-
-    def _receive(self, queue: SqsQueue, count: int, seconds: int) -> list[Claimed]:
-        options = self._options
-        more: dict[str, Any] = {}
-        if options.message_attributes:
-            more["MessageAttributeNames"] = options.message_attributes
-        if queue.is_fifo:
-            # With this a repeated request returns the same messages.
-            more["ReceiveRequestAttemptId"] = uuid()
-        try:
-            response = queue.call(
-                "ReceiveMessage",
-                waiting=seconds,
-                MaxNumberOfMessages=min(count, SQS_MAX_MESSAGES),
-                WaitTimeSeconds=seconds,
-                VisibilityTimeout=self._lease,
-                MessageSystemAttributeNames=options.system_attributes,
-                **more,
-            )
-        except DoesNotExistQueueException:
-            self.queues.forget(queue)
-            raise
-        taken = [opened(message, queue) for message in response.get("Messages") or ()]
-        # Concurrent requests would break the order of a FIFO queue.
-        queue.is_full = len(taken) == SQS_MAX_MESSAGES and not queue.is_fifo
-        return taken
+def _poll_for(
+    store: ref[SqsStore],
+    receiver: Receiver,
+    claim: object,
+    queue: SqsQueue,
+    count: int,
+    wait: float,
+) -> None:
+    """Poll, and give the outcome to the store, unless that was dropped meanwhile.  May switch."""
+    try:
+        taken = receiver.poll(queue, count, wait)
+    except Exception as exc:
+        if (living := store()) is not None:
+            living.poll_failed(queue, claim, exc)
+        return
+    if (living := store()) is not None:
+        living.polled(queue, claim, taken)
 
 
 #: The attribute with the number of visible messages.
