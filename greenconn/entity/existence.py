@@ -23,6 +23,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
+from greenconn.green.limit import Limit
 from greenconn.green.perhub import PerHub
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
     Raises:
         PreconditionFailed: it exists with other arguments; the broker says which one differs.
         ChannelError: the broker refuses.
+        TimeoutError: it was not declared before the deadline.
         Exception: what opening the connection raised.
     """
     for tries_left in reversed(range(TRIES)):
@@ -128,7 +130,9 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
         if existence_key(entity) in life.declared_entities:
             return
         try:
-            session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
+            # RabbitMQ waits for a classic queue whose node is away, for a minute and more.
+            with Limit(deadline, f"declaring {entity.name!r}"):
+                session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
             return
         except RecoverableChannelError:
             if not tries_left or deadline.has_ended:

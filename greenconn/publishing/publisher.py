@@ -14,11 +14,13 @@ cannot know whose fault it was.  They are sent again one at a time on a channel 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from greenconn.defaults import declare_by_name
+from greenconn.entity import Exchange
 from greenconn.entity.existence import (
     ensure_declared,
     forget_existence,
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
 
 __all__ = ["Publisher"]
+
+logger = logging.getLogger("greenconn.publishing")
 
 T = TypeVar("T")
 
@@ -239,6 +243,26 @@ class Publisher:
             raise TimeoutError("the timeout has expired")
         return channel
 
+    def _cause_of(
+        self, exc: PublishNacked, options: PublishOptions, deadline: Deadline
+    ) -> Exception:
+        """Return why the broker did not take a message.  May switch.
+
+        That is *exc*, or a TimeoutError where the node of a classic queue is away: RabbitMQ refuses what
+        it cannot give to a queue that it knows, and is slow to say that its node is away.  Then the next
+        attempt waits for the queue.
+        """
+        if isinstance(options.target, Exchange) or not self._session.is_open:
+            return exc  # nobody knows which queue it was
+        forget_existence(self._session, options.target)
+        try:
+            self._ensure(options, deadline)
+        except (NotFound, TimeoutError) as away:
+            return TimeoutError(str(away))
+        except Exception as failure:
+            logger.debug("checking %s after a nack: %s", options, failure)
+        return exc
+
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
         """Take note of why a message was not published."""
         if isinstance(exc, Unroutable):
@@ -259,6 +283,8 @@ class Publisher:
                     self.ensure_target(options, deadline)
                 message.begin(self.shared_channel(deadline), deadline).wait(deadline)
                 return
+            except PublishNacked as exc:
+                raise self._cause_of(exc, message.options, deadline) from exc.__cause__
             except NEVER_REPEATED as exc:
                 self.note_failure(exc, message.options)
                 raise
@@ -280,7 +306,10 @@ class Publisher:
                 raise TimeoutError("the timeout has expired")
             message.begin(channel, deadline).wait(deadline)
             is_settled = True
-        except (PublishNacked, Unroutable) as exc:
+        except PublishNacked as exc:
+            is_settled = True
+            raise self._cause_of(exc, message.options, deadline) from exc.__cause__
+        except Unroutable as exc:
             is_settled = True
             self.note_failure(exc, message.options)
             raise
