@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
+from urllib.parse import urlsplit
 
 import gevent
 import pytest
@@ -31,6 +32,7 @@ class Relay:
         back_rate: the same from the broker to each client.
         passed: bytes from clients that were passed on.
         budget: bytes from clients that are still passed on; None is no end.
+        back_budget: the same from the broker; a connection whose bytes they were ends then.
         on_budget: called when they have been passed on; without it, each connection ends then.
         is_passing: cleared while nothing is read from either side.
         is_ending: cleared while the broker does not hear that clients have ended.
@@ -39,13 +41,14 @@ class Relay:
     """
 
     def __init__(self, peer: PeerFactory, url: str) -> None:
-        parts = Connection(url)
-        self._broker = (str(parts.hostname), int(parts.port or 0))
+        parts = urlsplit(url)
+        self._broker = (str(parts.hostname), parts.port or int(Connection(url).port or 0))
         self.delay = 0.0
         self.rate: float | None = None
         self.back_rate: float | None = None
         self.passed = 0
         self.budget: int | None = None
+        self.back_budget: int | None = None
         self.on_budget: Callable[[], object] | None = None
         self.is_passing = Event()
         self.is_passing.set()
@@ -53,9 +56,8 @@ class Relay:
         self.is_ending.set()
         self.most = 0
         self.server: Peer = peer(self._serve)
-        self.url = parts.clone(hostname="127.0.0.1", port=self.server.port).as_uri(
-            include_password=True
-        )
+        login, at, _ = parts.netloc.rpartition("@")
+        self.url = parts._replace(netloc=f"{login}{at}127.0.0.1:{self.server.port}").geturl()
 
     @property
     def accepted(self) -> int:
@@ -80,13 +82,18 @@ class Relay:
         """End all connections.  May switch."""
         self.server.drop()
 
-    def cut_after(self, budget: int) -> None:
-        """Cut them when *budget* more bytes have come from clients, or after a second.  May switch."""
-        self.budget = budget
+    def cut_after(self, budget: int, *, is_back: bool = False) -> None:
+        """Cut them when *budget* more bytes have come from clients, or after a second.  May switch.
+
+        Arguments:
+            is_back: bytes from the broker count instead.
+        """
+        which = "back_budget" if is_back else "budget"
+        setattr(self, which, budget)
         end = monotonic() + 1.0
-        while self.budget and self.open and monotonic() < end:
+        while getattr(self, which) and self.open and monotonic() < end:
             gevent.sleep(0.005)
-        self.budget = None
+        setattr(self, which, None)
         self.cut()
 
     def _serve(self, client: socket.socket) -> None:
@@ -105,11 +112,7 @@ class Relay:
         with suppress(OSError):
             while part := source.recv(1 << 16):
                 self.is_passing.wait()
-                if not is_there:
-                    target.sendall(part)
-                    if self.back_rate is not None:
-                        gevent.sleep(len(part) / self.back_rate)
-                elif not self._pass(part, target):
+                if not (self._pass if is_there else self._pass_back)(part, target):
                     break
             if is_there:
                 self.is_ending.wait()
@@ -129,6 +132,16 @@ class Relay:
                 return False
             self.on_budget()
         return True
+
+    def _pass_back(self, part: bytes, client: socket.socket) -> bool:
+        """Pass *part* of the broker on; whether its connection goes on."""
+        if self.back_budget is not None:
+            part = part[: max(self.back_budget, 0)]
+            self.back_budget -= len(part)
+        client.sendall(part)
+        if self.back_rate is not None:
+            gevent.sleep(len(part) / self.back_rate)
+        return self.back_budget != 0
 
 
 class RelayFactory:

@@ -7,7 +7,6 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
 
 import greenconn
 from greenconn import Connection
@@ -16,7 +15,6 @@ from greenconn.jsoncodec import dumps
 from tests.brokers.mongodb_server import MongoStandin
 from tests.fix_mongodb import Database, MongoFactory
 from tests.fix_wires import until
-from tests.forked import holds_in_child
 from tests.integration.contract import SOON
 
 
@@ -143,34 +141,6 @@ def test_claims_of_a_lost_link_come_back(mongodb_url: str) -> None:
             if number % 10 == 0:
                 connection.connection.end(RecoverableConnectionError("cut by the test"))
         until(lambda: len(got) == count)
-        assert consumer.stop(SOON)
-
-
-def test_child_has_a_client_of_its_own(mongodb_url: str) -> None:
-    got: list[Any] = []
-    ready = Event()
-
-    def handle(body: Any, message: Any) -> None:
-        got.append(body)
-        ready.set()
-
-    with Connection(mongodb_url) as connection:
-        consumer = greenconn.spawn_consumer("parent", handle, connection=connection)
-        assert consumer.wait_ready(SOON)
-        greenconn.publish("parent", "before", connection=connection)
-        assert ready.wait(SOON)
-
-        def child() -> bool:
-            gevent.reinit()  # as every fork that gevent knows of does it
-            with Connection(mongodb_url) as own:
-                greenconn.publish("parent", "from the child", connection=own, timeout=SOON)
-            greenconn.publish("parent", "on the parent's", connection=connection, timeout=SOON)
-            return True
-
-        assert holds_in_child(child)
-        greenconn.publish("parent", "after", connection=connection)
-        until(lambda: len(got) == 4)
-        assert set(got) == {"before", "from the child", "on the parent's", "after"}
         assert consumer.stop(SOON)
 
 

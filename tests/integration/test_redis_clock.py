@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import start
 from tests.integration.redis_clients import control
-from tests.integration.test_redis_kills import HOLDER
+from tests.integration.test_faults_contract import HOLDER
 
 pytestmark = pytest.mark.full
 
@@ -77,7 +78,8 @@ def test_what_the_killed_held_comes_back_at_once(
     stepped_redis: SteppedRedis, connection: Connection, step: int
 ) -> None:
     got: list[int] = []
-    holder = start("-c", HOLDER, stepped_redis.url)
+    options = json.dumps({"lease": LEASE})
+    holder = start("-c", HOLDER, stepped_redis.url, options, "q", "10", "1000")
     try:
         for body in range(10):
             greenconn.publish("q", body, connection=connection, declare=True)

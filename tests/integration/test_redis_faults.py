@@ -8,7 +8,6 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import Timeout
 from redis import exceptions
 
 import greenconn
@@ -89,14 +88,6 @@ def test_what_is_not_redis(amqp_url: str) -> None:
         with pytest.raises((FrameError, RecoverableConnectionError, OSError)) as caught:
             connection.connect()
         assert isinstance(caught.value, connection.connection_errors)
-
-
-def test_nobody_listens() -> None:
-    with (
-        Connection("redis://127.0.0.1:1/0") as connection,
-        pytest.raises(OSError, match="cannot connect"),
-    ):
-        connection.connect()
 
 
 # -- other ways to connect
@@ -231,36 +222,6 @@ def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
 # -- restarts and cuts
 
 
-def test_restart(redis_with: RedisFactory) -> None:
-    server = redis_with("--appendonly", "yes", "--appendfsync", "always")
-    got: list[Any] = []
-    with Connection(server.url) as connection, Connection(server.url) as sending:
-        consumers = [
-            greenconn.spawn_consumer(
-                f"q{number}", lambda body, message: got.append(body), connection=connection
-            )
-            for number in range(20)
-        ]
-        assert all(each.wait_ready(SOON) for each in consumers)
-        sent: list[int] = []
-
-        def send(number: int) -> None:
-            for each in range(40):
-                greenconn.publish(f"q{number}", number * 100 + each, connection=sending)
-                sent.append(number * 100 + each)
-                gevent.sleep(0.01)
-
-        senders = [gevent.spawn(send, number) for number in range(20)]
-        for kill in (server.stop, server.kill):
-            gevent.sleep(0.15)
-            kill()
-            gevent.sleep(0.3)
-            server.start()
-        gevent.joinall(senders, raise_error=True)
-        until(lambda: set(got) >= set(sent), 30)
-        assert all(each.stop(SOON) for each in consumers)
-
-
 @pytest.mark.full
 def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -> None:
     server = redis_with()
@@ -276,72 +237,6 @@ def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -
         greenconn.publish("q", "x", connection=sending)
         until(lambda: got)
         assert consumer.stop(SOON)
-
-
-@pytest.mark.parametrize("prefetch", [1, 50])
-def test_cuts_under_load_lose_nothing(redis_with: RedisFactory, prefetch: int, long: bool) -> None:
-    server = redis_with()
-    number = 20_000 if long else 1500
-    got: list[int] = []
-    with (
-        Connection(server.url) as connection,
-        Connection(server.url) as sending,
-        Connection(server.url) as control,
-    ):
-
-        def handle(body: Any, message: Any) -> None:
-            gevent.sleep(0.001)
-            got.append(body)
-
-        consumer = greenconn.spawn_consumer(
-            "q",
-            handle,
-            connection=connection,
-            prefetch_count=prefetch,
-            concurrency=10 if prefetch > 9 else 1,
-        )
-        assert consumer.wait_ready(SOON)
-
-        def send(start: int) -> None:
-            for each in range(start, number, 50):
-                greenconn.publish("q", each, connection=sending)
-
-        senders = [gevent.spawn(send, start) for start in range(50)]
-        for _ in range(8):
-            gevent.sleep(0.05)
-            control.connection.commands.call(
-                pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            )
-        gevent.joinall(senders, raise_error=True)
-        # One after the other, 20,000 take minutes where the machine is busy.
-        until(lambda: len(set(got)) == number, 60 + number / 50)
-        # What was given back by a connection that was cut comes twice, perhaps after all the others;
-        # and what a consumer has and did not begin goes back when it stops.
-        left = pack("EVAL", "return redis.call('LLEN', 'q') + redis.call('HLEN', 'unacked')", "0")
-        until(lambda: control.connection.commands.call(left) == 0, 60)
-        assert consumer.stop(SOON)
-        assert control.connection.commands.call(left) == 0
-
-
-@pytest.mark.full
-def test_no_storm_of_reconnects(redis_with: RedisFactory) -> None:
-    server = redis_with()
-    with Connection(server.url) as connection:
-        producer = Producer(connection)
-
-        def send(number: int) -> None:
-            greenconn.publish("q", number, connection=connection, declare=True)
-
-        gevent.joinall([gevent.spawn(send, each) for each in range(100)], raise_error=True)
-        del producer
-        server.kill()
-        senders = [gevent.spawn(send, each) for each in range(1000)]
-        gevent.sleep(0.5)
-        server.start()
-        gevent.joinall(senders, raise_error=True)
-        stats = connection.connection.commands.call(pack("INFO", "stats"))
-        opened = int(stats.partition(b"total_connections_received:")[2].split()[0])
-        assert opened <= 4
 
 
 # -- a server that does not answer
@@ -408,20 +303,6 @@ def test_what_no_push_reports_is_found(
         assert consumer.stop(SOON)
         other.default_channel.queue_delete(unique)
     assert got == [0, 1, 2]
-
-
-@pytest.mark.full
-def test_closing_takes_no_longer_than_it_may(redis_with: RedisFactory) -> None:
-    server = redis_with()
-    connection = Connection(server.url)
-    connection.default_channel.queue_declare("own", exclusive=True)
-    consumer = greenconn.spawn_consumer("q", print, connection=connection)
-    assert consumer.wait_ready(SOON)
-    server.pause()
-    with Timeout(8.0):
-        connection.close()
-        consumer.join()
-    server.resume()
 
 
 def test_refused_commands_are_named(redis_with: RedisFactory) -> None:

@@ -1,11 +1,8 @@
-"""How soon others have what a killed consumer held, and who is not taken for dead."""
+"""What becomes of messages whose consumer is stopped or suspended."""
 
 from __future__ import annotations
 
 import signal
-from collections import Counter
-from collections.abc import Iterator
-from time import monotonic
 from typing import Any
 
 import gevent
@@ -17,81 +14,13 @@ from greenconn import Connection
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.processes import Running, start
+from tests.integration.processes import start
 from tests.integration.redis_clients import Control
 
 pytestmark = pytest.mark.full
 
 #: Seconds.
 LEASE = 1.0
-#: Messages that one holds.
-HELD = 10
-
-#: Takes some messages and holds them for ever.
-HOLDER = f"""
-import sys
-import gevent
-import greenconn
-
-def handle(body, message):
-    print(body, flush=True)
-    gevent.sleep(1000)
-
-connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEASE}}})
-greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count={HELD},
-                         concurrency={HELD}).join()
-"""
-
-
-@pytest.fixture
-def holders(own_redis: RedisServer, long: bool) -> Iterator[list[Running]]:
-    """Processes that hold messages."""
-    running = [start("-c", HOLDER, own_redis.url) for _ in range(10 if long else 2)]
-    yield running
-    for each in running:
-        each.end()
-
-
-def test_messages_of_the_killed_are_back_after_their_lease(
-    own_redis: RedisServer, at_server: Control, holders: list[Running], long: bool
-) -> None:
-    number = HELD * len(holders)
-    with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
-        for body in range(number):
-            greenconn.publish("q", body, connection=connection, declare=True)
-        held = [[int(each.line()) for _ in range(HELD)] for each in holders]
-        assert sorted(body for each in held for body in each) == list(range(number))
-        got: dict[int, float] = {}
-        slow: Counter[int] = Counter()
-
-        def handle(body: int, message: Any) -> None:
-            assert message.delivery_info["redelivered"]
-            assert message.delivery_count == 1
-            got[body] = monotonic()
-
-        def handle_slowly(body: int, message: Any) -> None:
-            slow[body] += 1
-            gevent.sleep(3 * LEASE)
-
-        consumer = greenconn.spawn_consumer("q", handle, connection=connection)
-        slow_one = greenconn.spawn_consumer(
-            "slow", handle_slowly, connection=connection, concurrency=5, prefetch_count=5
-        )
-        for body in range(5):
-            greenconn.publish("slow", body, connection=connection)
-        took: list[float] = []
-        for each, bodies in zip(holders, held, strict=True):
-            gevent.sleep(LEASE / 7)
-            assert not got.keys() & set(bodies)
-            each.signal(signal.SIGKILL)
-            killed_at = monotonic()
-            until(lambda bodies=bodies: got.keys() >= set(bodies), 15 * LEASE)  # type: ignore[misc]
-            took.append(max(got[body] for body in bodies) - killed_at)
-        until(lambda: at_server.is_settled(), 10 * LEASE)
-        assert slow == dict.fromkeys(range(5), 1)
-        assert consumer.stop(SOON)
-        assert slow_one.stop(SOON)
-    print(f"given back {min(took) / LEASE:.2f} to {max(took) / LEASE:.2f} leases after the kill")
 
 
 def test_stopped_consumer_requeues_to_the_head_at_once(
