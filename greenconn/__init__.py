@@ -73,7 +73,7 @@ _NAMES = {
     "url": ("parse_url",),
     "worker": ("ConsumerGreenlet", "spawn_consumer", "stop_consumers"),
 }
-_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 if not TYPE_CHECKING:  # or a type checker would let any name pass
@@ -81,9 +81,9 @@ if not TYPE_CHECKING:  # or a type checker would let any name pass
     def __getattr__(name: str) -> Any:
         if name == "rpc":
             return import_module("greenconn.rpc")
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'greenconn' has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"greenconn.{_HOMES[name]}"), name)
+        value = globals()[name] = getattr(import_module(f"greenconn.{_MODULES[name]}"), name)
         return value
 
     def __dir__() -> list[str]:

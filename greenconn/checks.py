@@ -94,7 +94,7 @@ def invalid(options: object, name: str, wanted: str) -> ValueError:
 
     Its text names the option with the function that takes it, if known, or with its class.
     """
-    owner = getattr(options, "given_to", type(options).__name__)
+    owner = getattr(options, "function_name", type(options).__name__)
     return ValueError(f"{owner}.{name} must be {wanted}, got {getattr(options, name)!r}")
 
 

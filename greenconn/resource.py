@@ -27,9 +27,9 @@ from greenconn.caching import lazy
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.supervisor import spawn
+from greenconn.green.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from greenconn.abc import Connection
@@ -368,7 +368,7 @@ class Resource:
         """Called for a facade that is not acquired, such as one that was released before."""
 
     def _make(self, deadline: Deadline) -> Any:
-        with Limit(deadline, f"pool {self._pool.name!r}: creating another"):
+        with TimeLimit(deadline, f"pool {self._pool.name!r}: creating another"):
             return self.new()
 
     def _preloaded(self) -> Any:

@@ -200,7 +200,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     def __init__(self, connection: L, channel_id: int | None = None) -> None:
         self.connection = connection
-        self.channel_id = connection.admit(self, channel_id)
+        self.channel_id = connection.add_channel(self, channel_id)
         self.events: defaultdict[str, set[Callable[..., Any]]] = defaultdict(set)
         self.no_ack_consumers: set[str] = set()
         #: Active consumers by tag, in the order of their start.
@@ -327,7 +327,7 @@ class StoreChannel(StdChannel, Generic[L]):
             return
         self._move(ChannelState.CLOSED)
         self.cause = exc
-        self.connection.dismiss(self)
+        self.connection.remove_channel(self)
         consumers = list(self.consumers.values())
         self._release(consumers)
         self.consumers.clear()
@@ -743,7 +743,7 @@ class StoreChannel(StdChannel, Generic[L]):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Limit the unacknowledged deliveries (with RabbitMQ's meaning of *apply_global*).
+        """TimeLimit the unacknowledged deliveries (with RabbitMQ's meaning of *apply_global*).
 
         Arguments:
             prefetch_size: bytes; must be 0.

@@ -58,16 +58,16 @@ class DeadLetterTarget(NamedTuple):
     routing_key: str | None
 
 
-def target_of(queue: str, policy: QueuePolicy, otherwise: str | None) -> DeadLetterTarget | None:
+def target_of(queue: str, policy: QueuePolicy, default: str | None) -> DeadLetterTarget | None:
     """Return where the dead letters of *queue* go; None: they are dropped.
 
     Arguments:
         policy: of the queue.
-        otherwise: the queue for those of queues that name no exchange; None: there is none.
+        default: the queue for those of queues that name no exchange; None: there is none.
     """
     if policy.dead_letter_exchange is not None:
         return DeadLetterTarget(policy.dead_letter_exchange, policy.dead_letter_routing_key)
-    return None if otherwise is None or otherwise == queue else DeadLetterTarget("", otherwise)
+    return None if default is None or default == queue else DeadLetterTarget("", default)
 
 
 def with_death(

@@ -31,9 +31,9 @@ from greenconn.broker.settlements import Settlements
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
+from greenconn.green.time_limit import TimeLimit
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import ForkHandler
@@ -386,7 +386,7 @@ class StoreLink(BrokerLink):
             return
         self.hub_affinity.check(self)
         try:
-            with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
+            with TimeLimit(Deadline(CLOSE_TIMEOUT), "closing"):
                 self._stop_claiming()
                 for channel in list(self.channels.values()):
                     channel.close()

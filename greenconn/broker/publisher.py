@@ -26,8 +26,8 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.slot import Slot
+from greenconn.green.time_limit import TimeLimit
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.channel import ChannelPort, ChannelState
 from greenconn.transport.virtual.publishing import (
@@ -274,7 +274,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             for key in (routing_key, *carbon_copies(headers, "CC", "BCC")):
                 link.directory.check_name(key, Method.BASIC_PUBLISH)
         within: Deadline = deadline or NEVER  # type: ignore[assignment]
-        with Limit(within, f"publishing to {link.where}"):
+        with TimeLimit(within, f"publishing to {link.where}"):
             queues = link.routing.routes(exchange, routing_key, headers, mandatory)
             if not queues:
                 last = link.options.deadletter_queue

@@ -40,7 +40,6 @@ class Settlements:
     __slots__ = (
         "_acks",
         "_dispositions",
-        "_dying",
         "_greenlet",
         "_is_due",
         "_link",
@@ -52,6 +51,7 @@ class Settlements:
         "_sent_acks",
         "_sent_dispositions",
         "_settler",
+        "_to_dead_letter",
         "_waiters",
     )
 
@@ -69,7 +69,7 @@ class Settlements:
         self._refused_acks: list[Any] = []
         self._refused_dispositions: list[Disposition] = []
         #: What is given up and why, in order; what is being routed stays in front.
-        self._dying: deque[tuple[HeldMessage, str]] = deque()
+        self._to_dead_letter: deque[tuple[HeldMessage, str]] = deque()
         self._postponed: list[tuple[HeldMessage, str]] = []
         self._greenlet: Greenlet[..., Any] | None = None
         self._routed = 0
@@ -242,7 +242,7 @@ class Settlements:
             # It is requeued, and dead-lettered again by who gets it.
             link.handover.add(link, (), [Disposition(message, Settlement.REQUEUE)])
             return
-        self._dying.append((message, reason))
+        self._to_dead_letter.append((message, reason))
         if self._greenlet is None:
             self._greenlet = spawn("dead-letters", self._route)
 
@@ -252,17 +252,17 @@ class Settlements:
             return  # its caller was interrupted, and another one was begun
         self._greenlet = running
         try:
-            while self._dying and self._link.lost is None:
+            while self._to_dead_letter and self._link.lost is None:
                 self._route_next()
         finally:
             self._greenlet = None
 
     def _route_next(self) -> None:
-        message, reason = self._dying[0]
+        message, reason = self._to_dead_letter[0]
         disposition = self._dead_lettered(message, reason)
         if self._link.lost is not None:
             return  # the next life requeues it
-        self._dying.popleft()
+        self._to_dead_letter.popleft()
         if disposition is None:
             self._postponed.append((message, reason))
         else:
@@ -288,9 +288,9 @@ class Settlements:
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
-        if self._dying:
+        if self._to_dead_letter:
             slot: Slot[None] = Slot()
-            self._waiters.append((self._routed + len(self._dying), slot))
+            self._waiters.append((self._routed + len(self._to_dead_letter), slot))
             slot.wait(deadline)
         self.before_call()
 
@@ -310,7 +310,7 @@ class Settlements:
         dispositions = [each for part in self._sent_dispositions.values() for each in part]
         dying = [
             Disposition(message, Settlement.REQUEUE)
-            for message, _ in (*self._postponed, *self._dying)
+            for message, _ in (*self._postponed, *self._to_dead_letter)
         ]
         return (
             [*acks, *self._refused_acks, *self._acks],
@@ -323,6 +323,6 @@ class Settlements:
         waiters, self._waiters = self._waiters, deque()
         for _, slot in waiters:
             slot.fail(exc)
-        self._dying.clear()
+        self._to_dead_letter.clear()
         if self._greenlet is not None:
             end_all([self._greenlet])

@@ -138,7 +138,7 @@ class AmqpChannel(channel.Channel):
         """Return kombu's message for a delivery; its body as it came, for kombu to decode."""
         if isinstance(raw_message, Message):
             return raw_message
-        return _kombus(raw_message, raw_message.raw, self)
+        return _kombu_message(raw_message, raw_message.raw, self)
 
 
 class AmqpLink(Link):
@@ -191,7 +191,7 @@ class RedisChannel(redis.Channel):
             body = stored["body"]
             if stored["properties"].get("body_encoding") == "base64":
                 body = b64decode(body)
-        return _kombus(raw_message, body, self)
+        return _kombu_message(raw_message, body, self)
 
 
 class HostedRedisLink(RedisLink):
@@ -243,7 +243,7 @@ def _elsewhere(link: Link | RedisLink, close: Callable[[], object]) -> None:
     call_in_hub(link.hub_affinity.hub, spawn, "close-elsewhere", close)
 
 
-def _kombus(delivery: Any, body: Any, channel: Channel) -> Any:
+def _kombu_message(delivery: Any, body: Any, channel: Channel) -> Any:
     return Message(  # type: ignore[no-untyped-call]  # kombu has no types
         body=body,
         delivery_tag=delivery.delivery_tag,

@@ -36,19 +36,19 @@ class HandlerHistory:
         handler: the handler, or None if none was called.
     """
 
-    __slots__ = ("_since", "_spells", "handler")
+    __slots__ = ("_periods", "_since", "handler")
 
     def __init__(self) -> None:
         self.handler: Callable[..., Any] | None = None
         self._since = 0.0
         #: Name, beginning and end.  Names, since a handler may hold much and be gone.
-        self._spells: deque[tuple[str, float, float]] = deque(maxlen=REMEMBERED)
+        self._periods: deque[tuple[str, float, float]] = deque(maxlen=REMEMBERED)
 
     def change(self, handler: Callable[..., Any]) -> None:
         """Note that *handler* is called from now on."""
         now = monotonic()
         if self.handler is not None:
-            self._spells.append((name_of(self.handler), self._since, now))
+            self._periods.append((name_of(self.handler), self._since, now))
         self.handler = handler
         self._since = now
 
@@ -59,10 +59,10 @@ class HandlerHistory:
             start, end: on the monotonic clock.
         """
         shares: dict[str, float] = {}
-        spells = list(self._spells)
+        periods = list(self._periods)
         if self.handler is not None:
-            spells.append((name_of(self.handler), self._since, end))
-        for name, began, ended in spells:
+            periods.append((name_of(self.handler), self._since, end))
+        for name, began, ended in periods:
             share = min(ended, end) - max(began, start)
             if share > 0.0:
                 shares[name] = shares.get(name, 0.0) + share

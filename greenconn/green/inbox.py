@@ -7,13 +7,13 @@ waiting greenlet is given an item and the moment at which it runs, it may be kil
 another greenlet may find the inbox not empty.  No item may be lost, and items are begun in their
 order.
 
-- An item is handed to the taker that has waited longest, at once; only without takers is it stored.
-  So takers wait only while there are no items.
-- ``_handed`` lists the takers that have an item and have not run yet, in the order of their items.
-- A taker that is killed passes its item on: the item takes the place of the next handed one, that one
-  of the one behind it, and the last goes to a waiting taker or to the front of the stored items.
+- An item is handed to the receiver that has waited longest, at once; only without receivers is it stored.
+  So receivers wait only while there are no items.
+- ``_handed`` lists the receivers that have an item and have not run yet, in the order of their items.
+- A receiver that is killed passes its item on: the item takes the place of the next handed one, that one
+  of the one behind it, and the last goes to a waiting receiver or to the front of the stored items.
 - A greenlet that finds a stored item while others were handed older ones gets the oldest of all; each
-  taker that was handed an item gets the next one instead.
+  receiver that was handed an item gets the next one instead.
 
 ``put``, ``put_back``, ``fail`` and ``clear`` never switch.  ``get`` may; a greenlet that always finds
 an item gives the hub a turn now and then (``STREAK``, ``PACE``).
@@ -30,7 +30,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import turn
 from greenconn.green.slot import Slot
 
-__all__ = ["Inbox", "Taker"]
+__all__ = ["Inbox", "Receiver"]
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ STREAK = 64
 PACE = 0.005
 
 
-class Taker(Protocol[T]):
+class Receiver(Protocol[T]):
     """A waiter of an inbox: a slot, or an object that passes items on to one.  Nothing here switches."""
 
     def offer(self, item: T, /) -> bool:
@@ -56,22 +56,22 @@ class Taker(Protocol[T]):
 
 
 class Inbox(Generic[T]):
-    """FIFO of items, with FIFO takers.
+    """FIFO of items, with FIFO receivers.
 
     ``put`` and ``fail`` may be called from anywhere (the reader, a hub callback) and never switch.
-    An item is assigned to a taker before the taker runs.  The greenlet that runs first takes the oldest
-    item: if a taker is killed before it runs, or another finds a newer item, the assigned items are
+    An item is assigned to a receiver before the receiver runs.  The greenlet that runs first takes the oldest
+    item: if a receiver is killed before it runs, or another finds a newer item, the assigned items are
     moved up or down, so that items are begun in their order.
-    Invariant: there are waiting takers only while there are no items.
+    Invariant: there are waiting receivers only while there are no items.
     """
 
-    __slots__ = ("_handed", "_items", "_streak", "_streak_began", "_takers")
+    __slots__ = ("_handed", "_items", "_receivers", "_streak", "_streak_began")
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._takers: deque[Taker[T]] = deque()
-        #: Takers that have an item but have not run yet, in the order of their items.
-        self._handed: deque[Taker[T]] = deque()
+        self._receivers: deque[Receiver[T]] = deque()
+        #: Receivers that have an item but have not run yet, in the order of their items.
+        self._handed: deque[Receiver[T]] = deque()
         self._streak = 0
         self._streak_began = 0.0
 
@@ -81,11 +81,11 @@ class Inbox(Generic[T]):
     @property
     def waiting(self) -> int:
         """The number of greenlets that wait for an item."""
-        return len(self._takers)
+        return len(self._receivers)
 
     def put(self, item: T) -> None:
         """Append *item*, or hand it to the greenlet that has waited longest."""
-        if not self._takers or not self._hand_over(item):
+        if not self._receivers or not self._hand_over(item):
             self._items.append(item)
 
     def put_back(self, item: T) -> None:
@@ -93,25 +93,25 @@ class Inbox(Generic[T]):
         self._shift(item, 0)
 
     def _hand_over(self, item: T) -> bool:
-        takers = self._takers
-        while takers:
-            taker = takers.popleft()
-            if taker.offer(item):
-                self._handed.append(taker)
+        receivers = self._receivers
+        while receivers:
+            receiver = receivers.popleft()
+            if receiver.offer(item):
+                self._handed.append(receiver)
                 return True
         return False
 
     def _shift(self, item: T, start: int) -> None:
-        for taker in islice(self._handed, start, None):
-            item = taker.exchange(item)
+        for receiver in islice(self._handed, start, None):
+            item = receiver.exchange(item)
         if not self._hand_over(item):
             self._items.appendleft(item)
 
     def fail(self, exc: BaseException) -> None:
         """Raise *exc* once in every greenlet that waits now.  Items stay."""
-        takers, self._takers = self._takers, deque()
-        for taker in takers:
-            taker.fail(exc)
+        receivers, self._receivers = self._receivers, deque()
+        for receiver in receivers:
+            receiver.fail(exc)
 
     def clear(self) -> list[T]:
         """Drop all items, and return them."""
@@ -119,27 +119,27 @@ class Inbox(Generic[T]):
         self._items.clear()
         return dropped
 
-    def add_taker(self, taker: Taker[T]) -> None:
-        """Let *taker* wait for an item; ``remove_taker`` or ``pass_on`` must follow."""
-        self._takers.append(taker)
+    def add_receiver(self, receiver: Receiver[T]) -> None:
+        """Let *receiver* wait for an item; ``remove_receiver`` or ``pass_on`` must follow."""
+        self._receivers.append(receiver)
 
-    def remove_taker(self, taker: Taker[T]) -> None:
-        """Take *taker* out of the line: it has its item, or does not wait any more."""
-        if taker in self._handed:
-            self._handed.remove(taker)
-        elif taker in self._takers:
-            self._takers.remove(taker)
+    def remove_receiver(self, receiver: Receiver[T]) -> None:
+        """Take *receiver* out of the line: it has its item, or does not wait any more."""
+        if receiver in self._handed:
+            self._handed.remove(receiver)
+        elif receiver in self._receivers:
+            self._receivers.remove(receiver)
 
-    def pass_on(self, taker: Taker[T], item: T) -> None:
-        """Take *taker* out of the line: it was killed before it could use the *item* handed to it."""
-        place = self._handed.index(taker)
+    def pass_on(self, receiver: Receiver[T], item: T) -> None:
+        """Take *receiver* out of the line: it was killed before it could use the *item* handed to it."""
+        place = self._handed.index(receiver)
         del self._handed[place]
         self._shift(item, place)
 
     def _take(self) -> T:
         item = self._items.popleft()
-        for taker in reversed(self._handed):
-            item = taker.exchange(item)
+        for receiver in reversed(self._handed):
+            item = receiver.exchange(item)
         return item
 
     def get(self, timeout: float | Deadline | None) -> T:
@@ -171,16 +171,16 @@ class Inbox(Generic[T]):
                 return self._take()
             raise TimeoutError("timed out")
         self._streak = 0
-        taker: Slot[T] = Slot()
-        self.add_taker(taker)
+        receiver: Slot[T] = Slot()
+        self.add_receiver(receiver)
         try:
-            item = taker.wait(deadline)
+            item = receiver.wait(deadline)
         except BaseException:
-            if taker.has_value:
-                self.pass_on(taker, taker.value)
+            if receiver.has_value:
+                self.pass_on(receiver, receiver.value)
             else:
-                self.remove_taker(taker)
+                self.remove_receiver(receiver)
             raise
-        self.remove_taker(taker)
+        self.remove_receiver(receiver)
         self._streak_began = monotonic()
         return item

@@ -45,25 +45,25 @@ class CallOutcome(NamedTuple):
 
 
 class _Call(Generic[J]):
-    """A job, who waits for what it returns, and who wants it otherwise."""
+    """A job, the slot of its caller, and what to call if nobody waits for the result."""
 
-    __slots__ = ("_otherwise", "_slot", "job")
+    __slots__ = ("_callback", "_slot", "job")
 
     def __init__(
-        self, job: J, slot: Slot[Any] | None, otherwise: Callable[[Any], object] | None
+        self, job: J, slot: Slot[Any] | None, callback: Callable[[Any], object] | None
     ) -> None:
         self.job = job
         self._slot = slot
-        self._otherwise = otherwise
+        self._callback = callback
 
-    def tell(self, outcome: CallOutcome) -> None:
+    def finish(self, outcome: CallOutcome) -> None:
         # In the hub.
-        slot, otherwise = self._slot, self._otherwise
+        slot, callback = self._slot, self._callback
         if outcome.error is not None:
             if slot is not None:
                 slot.fail(outcome.error)
-        elif (slot is None or not slot.offer(outcome.value)) and otherwise is not None:
-            otherwise(outcome.value)
+        elif (slot is None or not slot.offer(outcome.value)) and callback is not None:
+            callback(outcome.value)
 
 
 class NativeThread(Generic[J]):
@@ -190,7 +190,7 @@ class NativeThread(Generic[J]):
             return
         outcomes = done.get() or ()
         for call, outcome in zip(calls, outcomes, strict=True):
-            call.tell(outcome)
+            call.finish(outcome)
         self._is_busy = False  # what they posted comes first
         if self._pending:
             self._begin()

@@ -17,7 +17,7 @@ from greenconn.green.weak import weakly
 __all__ = ["Renewal"]
 
 #: The part of its life after which a token is renewed.
-RIPE: Final = 0.8
+RENEW_AT: Final = 0.8
 #: Seconds between two renewals at least, whatever the tokens say.
 LEAST_PAUSE: Final = 1.0
 #: For a login that is not to be had, or that the broker does not take.
@@ -69,7 +69,7 @@ class Renewal:
         """Renew *secret*, and what comes after it, in time.  Never switches."""
         pauses = []
         if isinstance(secret, Token) and secret.expires_in is not None:
-            pauses.append(max(RIPE * secret.expires_in, LEAST_PAUSE))
+            pauses.append(max(RENEW_AT * secret.expires_in, LEAST_PAUSE))
         if self._interval is not None:
             pauses.append(self._interval)
         if pauses:

@@ -12,15 +12,15 @@ from greenconn.green.slot import Slot
 
 __all__ = ["take_any"]
 
-Taken = tuple[Inbox[Any], Any]
+TakenItem = tuple[Inbox[Any], Any]
 
 
 class _Waiter:
-    """Stands in the line of takers of one inbox for a slot that stands in several lines."""
+    """Stands in the line of receivers of one inbox for a slot that stands in several lines."""
 
     __slots__ = ("_inbox", "_slot")
 
-    def __init__(self, inbox: Inbox[Any], slot: Slot[Taken]) -> None:
+    def __init__(self, inbox: Inbox[Any], slot: Slot[TakenItem]) -> None:
         self._inbox = inbox
         self._slot = slot
 
@@ -34,10 +34,10 @@ class _Waiter:
         return self._slot.fail(exc)
 
 
-def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
+def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> TakenItem:
     """Take one item, and tell from which inbox.  May switch.
 
-    Where several have items the first of them is taken from.  Takers of one inbox are served in the
+    Where several have items the first of them is taken from.  Receivers of one inbox are served in the
     order in which they came, whatever else they wait for.
 
     Raises:
@@ -54,10 +54,10 @@ def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
             if len(inbox):
                 return inbox, inbox.get(deadline)
         raise TimeoutError("timed out")
-    slot: Slot[Taken] = Slot()
+    slot: Slot[TakenItem] = Slot()
     doors = {inbox: _Waiter(inbox, slot) for inbox in inboxes}
     for inbox, door in doors.items():
-        inbox.add_taker(door)
+        inbox.add_receiver(door)
     try:
         return slot.wait(deadline)
     except BaseException:
@@ -68,4 +68,4 @@ def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> Taken:
         raise
     finally:
         for inbox, door in doors.items():
-            inbox.remove_taker(door)
+            inbox.remove_receiver(door)

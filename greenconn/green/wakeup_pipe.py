@@ -31,16 +31,16 @@ class WakeupPipe:
 
     Arguments:
         path: of the pipe; it is made, and must not be there.
-        heard: called in the hub with the words of a read; never switches.  If it is a method, its
+        on_words: called in the hub with the words of a read; never switches.  If it is a method, its
             object is not kept alive.
 
     Raises:
         OSError: it cannot be made.
     """
 
-    def __init__(self, path: str, heard: Callable[[list[bytes]], object]) -> None:
+    def __init__(self, path: str, on_words: Callable[[list[bytes]], object]) -> None:
         self.path = path
-        self._heard = weakly(heard)
+        self._on_words = weakly(on_words)
         self._rest = b""
         os.mkfifo(path, 0o600)
         try:
@@ -84,7 +84,7 @@ class WakeupPipe:
         *words, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > ATOMIC:
             self._rest = b""  # not written by this library
-        self._heard(words)
+        self._on_words(words)
 
 
 def wake_process(path: str, words: list[bytes]) -> bool:

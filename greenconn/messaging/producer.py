@@ -391,12 +391,12 @@ class Producer:
         headers: dict[str, Any],
         properties: dict[str, Any],
         *,
-        insists: bool = False,
+        resends: bool = False,
     ) -> Any:
         """Hand a message to the channel.  May switch.
 
         Arguments:
-            insists: send it again if the connection is lost before it has left.
+            resends: send it again if the connection is lost before it has left.
         """
         if "reply_to" in properties and isinstance(properties["reply_to"], Queue):
             # By now it has its name, if it is one of *declare* that the broker names.
@@ -417,7 +417,7 @@ class Producer:
             timeout=timeout,
             confirm_timeout=confirm_timeout,
         )
-        if insists and (keep := getattr(channel, "keep_publish", None)) is not None:
+        if resends and (keep := getattr(channel, "keep_publish", None)) is not None:
             keep()
         return result
 

@@ -76,7 +76,7 @@ class Publication:
                 return self._attempt(self._timeout)
             except Exception as exc:
                 self._failure = exc
-            return self._insist()
+            return self._retry()
         except Timeout as exc:
             if exc is not self._timer:
                 raise
@@ -84,7 +84,7 @@ class Publication:
         finally:
             self._stop_timer()
 
-    def _insist(self) -> Any:
+    def _retry(self) -> Any:
         connection = self._producer.connection
         if connection is None:
             assert self._failure is not None
@@ -123,7 +123,7 @@ class Publication:
                 timeout,
                 self._confirm_timeout,
                 *self._message,
-                insists=self._policy is not None,
+                resends=self._policy is not None,
             )
         except Exception:
             self._maybe_delivered = True

@@ -17,8 +17,8 @@ import gevent
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.retry import attempts
+from greenconn.green.time_limit import TimeLimit
 from greenconn.messaging.subscriptions import is_open
 from greenconn.session.topology import GONE_MEANWHILE
 
@@ -120,7 +120,7 @@ class ConsumerRecovery:
             return
         self._has_failed = True
         within = Deadline(deadline.left())
-        with Limit(within, f"recovering {consumer!r}"):
+        with TimeLimit(within, f"recovering {consumer!r}"):
             channel = session.successor(old)
             self._has_declared = False
             try:

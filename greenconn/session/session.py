@@ -57,7 +57,7 @@ _OPEN: Final = SessionState.OPEN
 class Listeners(list[Callable[..., Any]]):
     """A list of callbacks; an error of one does not keep the others from being called."""
 
-    def tell(self, *args: Any) -> None:
+    def notify(self, *args: Any) -> None:
         """Call each in a greenlet of its own.  Never switches."""
         for listener in self:
             spawn("listener", self._call, listener, args)
@@ -385,7 +385,7 @@ class Session:
         elif self._state is SessionState.OPENING:
             self._move(_OPEN)
             if was_lost:
-                self.on_recovered.tell()
+                self.on_recovered.notify()
         self._changed.wake_all()
 
     def _attempt_failed(self) -> None:
@@ -429,7 +429,7 @@ class Session:
             self._begin_recovery()
         elif self._state is not SessionState.RECOVERING:
             self._move(SessionState.IDLE)
-        self.on_connection_lost.tell(exc)
+        self.on_connection_lost.notify(exc)
         self._changed.wake_all()
 
     def _begin_recovery(self) -> None:
@@ -453,7 +453,7 @@ class Session:
             self._members.fail_all(error)
         elif self.life.is_open:
             logger.warning("connection to %s recovered after %.1f s", self.broker.label, seconds)
-            self.on_recovered.tell()
+            self.on_recovered.notify()
 
     def _end(self, state: SessionState) -> Life:
         """End the current life without a switch, and return it."""

@@ -54,7 +54,7 @@ LIMIT: Final = 50_000
 #: noticed (by its heartbeats, one minute) that it is.
 DECLARING: Final = RetryPolicy(first=0.2, longest=10.0, tries=17)
 #: How often the broker may end the whole connection for a declaration that it took before.
-STRIKES: Final = 2
+MAX_REFUSALS: Final = 2
 #: For what met an exchange or queue that went at that moment: 0.02, 0.1 and 0.5 s.
 GONE_MEANWHILE: Final = RetryPolicy(first=0.02, factor=5.0, longest=0.5, jitter=0.0, tries=4)
 #: Former names of queues that the broker has named.
@@ -67,12 +67,12 @@ NAMES_KEPT: Final = 10_000
 class Declared:
     """An entity that can be declared again."""
 
-    __slots__ = ("arguments", "strikes")
+    __slots__ = ("arguments", "refusals")
 
     def __init__(self, arguments: Any) -> None:
         self.arguments = dict(arguments) if arguments else arguments
         #: How often the broker has ended the whole connection for it.
-        self.strikes = 0
+        self.refusals = 0
 
     def declare(self, channel: Channel) -> str:
         """Declare it; return the name that it has then.  May switch."""
@@ -414,8 +414,8 @@ class Topology:
         """Log that the broker closed a channel because of *record*; raise if it closed the link."""
         logger.warning("%r could not be declared again: %s", record, exc)
         if isinstance(exc, IrrecoverableConnectionError):
-            record.strikes += 1
-            if record.strikes >= STRIKES:
+            record.refusals += 1
+            if record.refusals >= MAX_REFUSALS:
                 self._forget(record)  # it would end each link
             raise exc
         if _is_server_named(record):

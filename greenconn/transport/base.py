@@ -263,7 +263,7 @@ class Link:
             spawn("link-lost", on_lost, exc)
 
     def put_return(
-        self, tell: Callable[[Any], object], returned: Any, size: int, *, is_heard: bool
+        self, tell: Callable[[Any], object], returned: Any, size: int, *, has_listener: bool
     ) -> None:
         """Have the next who drains call ``tell(returned)``: a message came back.  Never switches.
 
@@ -272,15 +272,15 @@ class Link:
 
         Arguments:
             size: bytes of its body.
-            is_heard: whether a listener is registered for it.
+            has_listener: whether a listener is registered for it.
         """
         size += RETURN_OVERHEAD
-        if is_heard and self._returned_bytes + size <= RETURNS_LIMIT:
+        if has_listener and self._returned_bytes + size <= RETURNS_LIMIT:
             self._returned_bytes += size
             self.events.put((self._tell_returned, (tell, returned, size)))
         elif not self._has_dropped_returns:
             self._has_dropped_returns = True
-            why = "drain_events() is not called" if is_heard else "on_return is not set"
+            why = "drain_events() is not called" if has_listener else "on_return is not set"
             text = "%s: mandatory messages were returned as unroutable, and %s: they are dropped"
             spawn("log", logger.warning, text, self.client.as_uri(), why)
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from enum import Flag
 
-__all__ = ["Heartbeat", "Verdict"]
+__all__ = ["Heartbeat", "HeartbeatAction"]
 
 
-class Verdict(Flag):
+class HeartbeatAction(Flag):
     """The action after a tick.  SEND may come together with READ_FIRST."""
 
     NOTHING = 0
@@ -32,7 +32,7 @@ class Heartbeat:
     """The heartbeat of one life of a connection.  It reads no clock: each call gets the time.
 
     Arguments:
-        interval: seconds as negotiated; 0 is off: every verdict is NOTHING.
+        interval: seconds as negotiated; 0 is off: every action is NOTHING.
         now: seconds on the monotonic clock; the peer counts as heard at this time.
     """
 
@@ -83,7 +83,7 @@ class Heartbeat:
             and now - self.received_at >= 2.0 * self.interval
         )
 
-    def tick(self, now: float, lag: float = 0.0) -> Verdict:
+    def tick(self, now: float, lag: float = 0.0) -> HeartbeatAction:
         """Judge.
 
         Arguments:
@@ -91,12 +91,12 @@ class Heartbeat:
             lag: seconds by which this tick came late because the process was blocked, else 0.
         """
         if self.interval <= 0.0:
-            return Verdict.NOTHING
+            return HeartbeatAction.NOTHING
         is_due = now - self.sent_at >= self.interval / 2.0
-        verdict = Verdict.SEND if is_due else Verdict.NOTHING
+        action = HeartbeatAction.SEND if is_due else HeartbeatAction.NOTHING
         if not self.is_dead(now):
-            return verdict
+            return action
         if lag > 0.0 and not self._has_grace:
             self._has_grace = True
-            return verdict | Verdict.READ_FIRST
-        return Verdict.DEAD
+            return action | HeartbeatAction.READ_FIRST
+        return HeartbeatAction.DEAD

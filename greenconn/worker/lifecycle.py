@@ -27,9 +27,9 @@ from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
+from greenconn.green.time_limit import TimeLimit
 from greenconn.session.connect import is_lockout
 from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
@@ -384,7 +384,7 @@ class ConsumerLifecycle:
     def _cancel_soon(self) -> None:
         """Cancel, and wait for the reply of the broker, at most :data:`CANCEL_TIMEOUT`."""
         try:
-            with Limit(Deadline(CANCEL_TIMEOUT), "cancelling"):
+            with TimeLimit(Deadline(CANCEL_TIMEOUT), "cancelling"):
                 self._cancel()
         except TimeoutError as exc:
             logger.debug("consumer of queue %s: %s", self.options.name, exc)

@@ -40,7 +40,7 @@ BATCH_INTERVAL: Final = 1.0
 class ConsumerOptions:
     """A consumer's options; counts are messages."""
 
-    given_to: ClassVar[str] = "spawn_consumer"
+    function_name: ClassVar[str] = "spawn_consumer"
 
     queues: tuple[QueueLike, ...]
     """Names, which are looked up, or queues, which are declared."""

@@ -51,10 +51,10 @@ logger = logging.getLogger("greenconn.worker")
 
 CONSUMING: Final = RetryPolicy(first=0.1, longest=10.0, immediate=1)
 #: A consumer that ran for so many seconds begins its back-off anew.
-CALM: Final = 10.0
+STABLE_AFTER: Final = 10.0
 #: How often the broker may end the whole connection for what we ask before we stop asking, and how
 #: often it may not find a queue that we have just declared.
-STRIKES: Final = 3
+MAX_FAILURES: Final = 3
 
 #: RabbitMQ's words.
 _TIMED_OUT: Final = "delivery acknowledgement on channel"
@@ -126,7 +126,7 @@ class SubscriptionRecovery:
 
         Called by the reader.  Never switches.
         """
-        if monotonic() - self._confirmed_at > CALM:
+        if monotonic() - self._confirmed_at > STABLE_AFTER:
             self._backoff = None
         self._back_off()
 
@@ -192,7 +192,7 @@ class SubscriptionRecovery:
         if isinstance(exc, IrrecoverableConnectionError):
             # The broker closed the connection, maybe because of another user of it.
             self._disconnections += 1
-            return self._disconnections >= STRIKES
+            return self._disconnections >= MAX_FAILURES
         if isinstance(exc, (RecoverableChannelError, *self._transient())):
             return False
         if is_unavailable(exc):
@@ -211,7 +211,7 @@ class SubscriptionRecovery:
         # Deleted since it was seen last, or its node is away: look again.
         subscription.forget_declaration(self._session)
         self._misses += 1
-        return not subscription.was_confirmed and self._misses >= STRIKES
+        return not subscription.was_confirmed and self._misses >= MAX_FAILURES
 
     def _transient(self) -> tuple[type[BaseException], ...]:
         return self._session.broker.recoverable_channel_errors

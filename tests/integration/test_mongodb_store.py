@@ -37,10 +37,10 @@ def stores(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores
     monkeypatch.setattr(waking, "SWEEP_INTERVAL", 0.1)
     opened: list[MongoStore] = []
 
-    def make(unheard: set[Any] | None = None, **options: Any) -> MongoStore:
+    def make(unanswered: set[Any] | None = None, **options: Any) -> MongoStore:
         client = TinyClient(mongodb_url)
         client.hostname = mongodb_url
-        store = MongoStore(client, lambda queue: None, MongoOptions(**options), unheard)
+        store = MongoStore(client, lambda queue: None, MongoOptions(**options), unanswered)
         store.open(Deadline(10.0))
         opened.append(store)
         return store
@@ -205,8 +205,8 @@ def test_next_life_requeues_what_nobody_knows_of(
     stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that nobody hears of, and a server that is away when it should be given back."""
-    unheard: set[Any] = set()
-    store, giving = stores(unheard), Claims._requeue
+    unanswered: set[Any] = set()
+    store, giving = stores(unanswered), Claims._requeue
     store.put([entry("a"), entry("b")])
     (known,) = store.claim({QUEUE: 1}, 0)
     (lost,) = store.claim({QUEUE: 1}, 0)
@@ -217,10 +217,10 @@ def test_next_life_requeues_what_nobody_knows_of(
 
     monkeypatch.setattr(Claims, "_requeue", away)
     store.close()
-    assert unheard == {lost.handle.claim}
+    assert unanswered == {lost.handle.claim}
     monkeypatch.setattr(Claims, "_requeue", giving)
-    again = stores(unheard)
-    assert not unheard
+    again = stores(unanswered)
+    assert not unanswered
     (back,) = again.claim({QUEUE: 9}, 0)
     assert bodies([back]) == bodies([lost])
     assert back.deliveries == 0

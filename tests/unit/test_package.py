@@ -27,10 +27,10 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 def test_names_are_those_of_their_modules() -> None:
-    for name, module in greenconn._HOMES.items():
+    for name, module in greenconn._MODULES.items():
         assert getattr(greenconn, name) is getattr(import_module(f"greenconn.{module}"), name)
     at_once = {"rpc", "__version__", "VERSION", "version_info", "version_info_t"}
-    assert set(greenconn._HOMES) | at_once == set(greenconn.__all__)
+    assert set(greenconn._MODULES) | at_once == set(greenconn.__all__)
 
 
 def test_the_extra_all_brings_all_that_users_may_want() -> None:

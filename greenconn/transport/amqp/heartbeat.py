@@ -11,7 +11,7 @@ from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.stream import Stream
 from greenconn.green.ticker import Ticker
 from greenconn.wire.amqp import heartbeat_frame
-from greenconn.wire.heartbeat import Heartbeat, Verdict
+from greenconn.wire.heartbeat import Heartbeat, HeartbeatAction
 
 __all__ = ["HeartbeatTimer"]
 
@@ -76,12 +76,12 @@ class HeartbeatTimer:
         heartbeat.note_sent(stream.writer.sent_at)
         if stream.received_at > heartbeat.received_at:
             heartbeat.note_received(stream.received_at)
-        verdict = heartbeat.tick(now, lag)
+        action = heartbeat.tick(now, lag)
         if lag > heartbeat.interval:
             log_blocked(logger, self._where, lag, heartbeat.tick_interval)
-        if Verdict.SEND in verdict and not stream.writer.is_stalled:
+        if HeartbeatAction.SEND in action and not stream.writer.is_stalled:
             stream.writer.write(heartbeat_frame())
-        if Verdict.DEAD in verdict:
+        if HeartbeatAction.DEAD in action:
             self._on_dead(
                 ConnectionForced(
                     f"{self._where}: nothing was received for {heartbeat.silence(now):.1f} s, "

@@ -396,9 +396,9 @@ class Returns:
             channel.return_sink(exc, exchange, routing_key, message)
             return
         returned = (exc, exchange, routing_key, message)
-        is_heard = bool(channel.events["basic_return"])
+        has_listener = bool(channel.events["basic_return"])
         size = len(header) + len(body)
-        self._link.put_return(self._tell, returned, size, is_heard=is_heard)
+        self._link.put_return(self._tell, returned, size, has_listener=has_listener)
 
     def _tell(self, returned: tuple[Any, ...]) -> None:
         # In the greenlet that drains.

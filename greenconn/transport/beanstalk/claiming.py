@@ -37,7 +37,7 @@ from greenconn.transport.beanstalk.connection import (
     Job,
     Pipeline,
     ReplyCallback,
-    Taken,
+    ReservedJob,
     ignore_reply,
     whole_seconds,
 )
@@ -289,7 +289,7 @@ class Claims:
         """Wait for the end of a claim that is under way.  May switch."""
         self._is_over.wait()
 
-    def claim(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
+    def claim(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[ReservedJob]:
         """Reserve jobs; see :meth:`Store.claim`.  May switch."""
         server = self._server
         if seconds <= 0:
@@ -303,7 +303,7 @@ class Claims:
         finally:
             is_over.set()
 
-    def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[Taken]:
+    def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[ReservedJob]:
         """Take from the hot tubes, look at the others, and wait where there was nothing."""
         server, waiting = self._server, self._waiting()
         server.pipeline.wait_writable()

@@ -44,7 +44,7 @@ __all__ = [
     "Job",
     "Pipeline",
     "ReplyCallback",
-    "Taken",
+    "ReservedJob",
     "ignore_reply",
     "number_of",
     "whole_seconds",
@@ -214,7 +214,7 @@ class Job:
     is_dead: bool = False
 
 
-class Taken(NamedTuple):
+class ReservedJob(NamedTuple):
     """A job that was just reserved, with its statistics."""
 
     job: Job
@@ -305,7 +305,7 @@ class CommandConnection:
                 raise self.refused(reply, "reserving")
         return found
 
-    def describe(self, reserved: Sequence[tuple[Reply, Callable[..., None]]]) -> list[Taken]:
+    def describe(self, reserved: Sequence[tuple[Reply, Callable[..., None]]]) -> list[ReservedJob]:
         """Return reserved jobs with their statistics.  May switch.
 
         Arguments:
@@ -325,7 +325,7 @@ class CommandConnection:
             if facts.get(b"state") == b"reserved":
                 job = Job(reply.number, post, number_of(facts, b"pri"), number_of(facts, b"ttr"))
                 tube = facts.get(b"tube", DEFAULT)
-                found.append(Taken(job, reply.body, tube, number_of(facts, b"reserves")))
+                found.append(ReservedJob(job, reply.body, tube, number_of(facts, b"reserves")))
         return found
 
     # -- whole tubes

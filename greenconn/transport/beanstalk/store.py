@@ -24,7 +24,7 @@ from greenconn.transport.beanstalk.connection import (
     CommandConnection,
     Job,
     Pipeline,
-    Taken,
+    ReservedJob,
     number_of,
     whole_seconds,
 )
@@ -206,7 +206,7 @@ class BeanstalkStore(Store):
         tubes = {queue_tube(queue): min(count, CLAIM) for queue, count in wanted.items()}
         return [self._claimed(each) for each in self._claims.claim(tubes, wait)]
 
-    def _claimed(self, taken: Taken) -> Claimed:
+    def _claimed(self, taken: ReservedJob) -> Claimed:
         job = taken.job
         self._reservations.add(job)
         queue, before = queue_of(taken.tube), max(taken.reserves - 1, 0)

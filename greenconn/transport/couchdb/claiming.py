@@ -242,7 +242,7 @@ class Claims:
     def note_mark(self, doc_id: str) -> None:
         """Note a message that expires."""
         if self._expiry.note(doc_id):
-            self._set_alarm()
+            self._set_timer()
 
     def forget(self, queue: str) -> None:
         """Forget a queue that was deleted or must be read anew."""
@@ -254,7 +254,7 @@ class Claims:
         if timer is not None:
             timer.close()
 
-    def _set_alarm(self) -> None:
+    def _set_timer(self) -> None:
         """Have the next message that is due looked at in time."""
         self.stop()
         now = time.time()
@@ -263,9 +263,9 @@ class Claims:
         known = [due for due in dues if due is not None]
         if known:
             self._timer = get_hub().loop.timer(max(min(known) - now, LEAST), ref=False)
-            self._timer.start(weakly(self._ring))
+            self._timer.start(weakly(self._on_time))
 
-    def _ring(self) -> None:
+    def _on_time(self) -> None:
         # In the hub.
         self.stop()
         now = time.time()
@@ -288,7 +288,7 @@ class Claims:
                 if not dead:
                     raise
                 found = []  # the next claim gets the same error
-            self._set_alarm()
+            self._set_timer()
         found = dead + found
         self._claim_writer.handed_over(found)
         return found

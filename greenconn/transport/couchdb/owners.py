@@ -222,6 +222,6 @@ class Owners:
         return sum("rev" in result for result in self._api.write(free)) if free else 0
 
 
-def _lease_of(doc_id: str, otherwise: float) -> float:
+def _lease_of(doc_id: str, default: float) -> float:
     millis = doc_id.rpartition("!")[2]
-    return int(millis) / 1000 if millis.isdecimal() else otherwise
+    return int(millis) / 1000 if millis.isdecimal() else default

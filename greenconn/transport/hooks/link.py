@@ -18,11 +18,11 @@ from greenconn.broker.settlement_port import Disposition, SettlementLink
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.green.limit import Limit
+from greenconn.green.time_limit import TimeLimit
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
-from greenconn.transport.hooks.store import POLL_TIMEOUT, HookStore, Taken
+from greenconn.transport.hooks.store import POLL_TIMEOUT, HookStore, TakenMessage
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import (
@@ -150,7 +150,7 @@ class HookedLink(StoreLink):
         """
         raise NotImplementedError
 
-    def put_back(self, message: Taken) -> None:
+    def put_back(self, message: TakenMessage) -> None:
         """Put a message back that a former life has taken out.  May switch."""
         raise NotImplementedError
 
@@ -178,7 +178,7 @@ class HookedLink(StoreLink):
 
     def _stop_claiming(self) -> None:
         # A hook that waits for longer than asked is not waited for: it ends with the link.
-        with suppress(TimeoutError), Limit(Deadline(POLL_TIMEOUT), "the last poll"):
+        with suppress(TimeoutError), TimeLimit(Deadline(POLL_TIMEOUT), "the last poll"):
             super()._stop_claiming()
 
 
@@ -235,7 +235,7 @@ class HookLink(HookedLink):
             raise RecoverableConnectionError(f"no channel consumes queue {queue!r}")
         return channel
 
-    def put_back(self, message: Taken) -> None:
+    def put_back(self, message: TakenMessage) -> None:
         """Put a message back that a former life has taken out.  May switch."""
         channel = self.transport.create_channel(self)
         assert isinstance(channel, Channel)

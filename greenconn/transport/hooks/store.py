@@ -26,7 +26,7 @@ from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["PACE", "POLL_TIMEOUT", "HookStore", "Taken"]
+__all__ = ["PACE", "POLL_TIMEOUT", "HookStore", "TakenMessage"]
 
 logger = logging.getLogger("greenconn.transport.virtual")
 
@@ -36,7 +36,7 @@ POLL_TIMEOUT: Final = 1.0
 PACE: Final = 0.005
 
 
-class Taken(Protocol):
+class TakenMessage(Protocol):
     """A message that was taken out: what claims hand over, and what is settled."""
 
     @property
@@ -90,7 +90,7 @@ class PollingLink(Protocol):
             RecoverableConnectionError: there is none.
         """
 
-    def put_back(self, message: Taken) -> None:
+    def put_back(self, message: TakenMessage) -> None:
         """Put a message back that a former life has taken out.  May switch."""
 
     def poll(self, wanted: Mapping[str, int], timeout: float) -> None:
@@ -131,7 +131,7 @@ class HookStore(Store):
         super().__init__(client, wake)
         self.interval = interval
         #: What was taken out when no consumer had room.
-        self._arrived: dict[str, deque[Taken]] = {}
+        self._arrived: dict[str, deque[TakenMessage]] = {}
         #: Queue -> how many messages are still wanted by the claim that is under way.
         self._wanted: dict[str, int] = {}
         self._has_come = False
@@ -246,7 +246,7 @@ class HookStore(Store):
             ticker.stop()
             self.wake(None)
 
-    def arrive(self, message: Taken, queue: str) -> None:
+    def arrive(self, message: TakenMessage, queue: str) -> None:
         """Hand over what a hook has taken out of *queue*.  Never switches."""
         self._has_come = True
         feed = self.link.feeds.get(queue)
@@ -284,7 +284,7 @@ class HookStore(Store):
     def settle(self, requests: Sequence[SettleRequest]) -> int:
         """Requeue messages that no handler has seen, whose channel has ended, or of a former life."""
         for request in requests:
-            message: Taken = request.handle
+            message: TakenMessage = request.handle
             is_former = message.link is not self.link
             try:
                 if not is_former:

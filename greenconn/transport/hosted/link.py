@@ -18,7 +18,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookedLink
-from greenconn.transport.hooks.store import PACE, HookStore, Taken
+from greenconn.transport.hooks.store import PACE, HookStore, TakenMessage
 from greenconn.transport.hosted.channel import HostedChannel
 from greenconn.transport.hosted.message import HostedMessage
 from greenconn.transport.virtual.channel import ChannelPort
@@ -210,7 +210,7 @@ class HostedLink(HookedLink):
                 return channel.raw
         raise RecoverableConnectionError(f"no channel consumes queue {queue!r}")
 
-    def put_back(self, message: Taken) -> None:
+    def put_back(self, message: TakenMessage) -> None:
         """Put a message back that a former life has taken out.  May switch."""
         with self.lock:
             raw = self.open_channel()

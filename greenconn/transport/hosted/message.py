@@ -20,7 +20,7 @@ _DONE: Final = Settlement.ACK
 _BACK: Final = Settlement.REQUEUE
 
 
-class Taker(Protocol):
+class Reader(Protocol):
     """The receiver of messages that were taken out; it is notified when they are settled.
 
     Attributes:
@@ -46,20 +46,20 @@ class HostedMessage(Message):
     Arguments:
         taken: kombu's.
         queue: where it was.
-        taker: has kombu's channel, which gets the outcome.
+        reader: has kombu's channel, which gets the outcome.
 
     Attributes:
         consumer: who gets it; None for ``basic_get``.
     """
 
-    __slots__ = ("_tag", "_taken", "_taker", "consumer", "queue")
+    __slots__ = ("_reader", "_tag", "_taken", "consumer", "queue")
 
     #: Whether its channel holds it until it is settled.
     is_held = True
     #: kombu's channel puts it back in the end.
     is_noted = True
 
-    def __init__(self, taken: Any, queue: str, taker: Taker) -> None:
+    def __init__(self, taken: Any, queue: str, reader: Reader) -> None:
         super().__init__(
             body=taken.body,
             delivery_tag=taken.delivery_tag,
@@ -73,7 +73,7 @@ class HostedMessage(Message):
         self.queue = queue
         self.consumer: Consumer | None = None
         self._taken = taken
-        self._taker = taker
+        self._reader = reader
         #: What kombu's channel calls it: one message that went to two queues has one tag in both.
         self._tag = taken.delivery_tag
 
@@ -85,12 +85,12 @@ class HostedMessage(Message):
     @property
     def link(self) -> object:
         """The link that took it out."""
-        return self._taker.connection
+        return self._reader.connection
 
     @property
     def is_gone_from_broker(self) -> bool:
         """Whether we must requeue it, since neither the broker nor a ``QoS`` of its own does."""
-        raw = self._taker.raw
+        raw = self._reader.raw
         return bool(raw.do_restore) and keeps_only_here(raw.qos)
 
     def serializable(self) -> Envelope:
@@ -100,10 +100,10 @@ class HostedMessage(Message):
 
     def settle(self, settlement: Settlement) -> None:
         """Tell kombu's channel what becomes of it.  May switch."""
-        taker = self._taker
-        with taker.lock:
+        reader = self._reader
+        with reader.lock:
             if settlement is _DONE:
-                taker.raw.basic_ack(self._tag)
+                reader.raw.basic_ack(self._tag)
             else:
-                taker.raw.basic_reject(self._tag, requeue=settlement is _BACK)
-            taker.note_settled(self.queue)
+                reader.raw.basic_reject(self._tag, requeue=settlement is _BACK)
+            reader.note_settled(self.queue)

@@ -29,9 +29,9 @@ from greenconn.broker.dead_letters import (
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import HubAffinity, turn
-from greenconn.transport.memory.alarm import Alarm, Clock, HubClock
 from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
+from greenconn.transport.memory.timer import Clock, HubClock, Timer
 from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
@@ -103,9 +103,9 @@ class Broker:
         """Return the broker's clock, in seconds."""
         return self.clock.now()
 
-    def alarm(self, function: Any) -> Alarm:
-        """Return an alarm on the broker's clock."""
-        return Alarm(self.clock, function)
+    def timer(self, function: Any) -> Timer:
+        """Return a timer on the broker's clock."""
+        return Timer(self.clock, function)
 
     def yield_if_due(self) -> None:
         """Count a publish, and let others run when publishing has gone on for 5 ms.  May switch."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from greenconn.transport.memory.alarm import Alarm
 from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
+from greenconn.transport.memory.timer import Timer
 from greenconn.transport.virtual.consumer import Consumer, Turns
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from greenconn.transport.virtual.publishing import Envelope, level_of
@@ -36,8 +36,8 @@ class QueueBroker(Protocol):
         """Return the broker's clock, in seconds."""
         ...
 
-    def alarm(self, function: Any) -> Alarm:
-        """Return an alarm on the broker's hub and clock."""
+    def timer(self, function: Any) -> Timer:
+        """Return a timer on the broker's hub and clock."""
         ...
 
     def dead_letter(self, entry: Entry, reason: str) -> None:
@@ -75,8 +75,8 @@ class Queue:
         self._is_ruled = self.policy.is_bounded or self.policy.message_ttl is not None
         #: Some of what waits, or waited since the store was last empty, may grow too old.
         self._may_expire = False
-        self._expiry = broker.alarm(self._expire)
-        self._idle = broker.alarm(self._note_idle)
+        self._expiry = broker.timer(self._expire)
+        self._idle = broker.timer(self._note_idle)
         self.touch()
 
     def __repr__(self) -> str:

@@ -11,9 +11,9 @@ from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionE
 from greenconn.green.deadline import Deadline
 from greenconn.options import MemoryOptions, known_options
 from greenconn.transport import base
-from greenconn.transport.memory.alarm import Clock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import Channel, MemoryLink
+from greenconn.transport.memory.timer import Clock
 from greenconn.transport.virtual.entities import Management
 
 __all__ = ["Transport", "broker_of", "reset", "restart"]

@@ -161,7 +161,7 @@ CLOCK_LIFETIME: Final = 60.0
 #: Seconds that calls have to end before the client is closed under them.
 CLOSE_TIMEOUT: Final = 5.0
 #: Seconds that a server has to hear that it is closed.
-FAREWELL_TIMEOUT: Final = 0.5
+DISCONNECT_TIMEOUT: Final = 0.5
 #: The part of the time to connect that pymongo has for looking for a server.
 GREETING: Final = 0.8
 
@@ -301,7 +301,7 @@ def _hello(mongo: Any, timeout: float | None) -> Any:
 
 def _close(mongo: Any) -> None:
     # It tells the server which sessions have ended; if that is away, they end by themselves.
-    with pymongo.timeout(FAREWELL_TIMEOUT):
+    with pymongo.timeout(DISCONNECT_TIMEOUT):
         mongo.close()
 
 

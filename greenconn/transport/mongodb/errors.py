@@ -13,7 +13,7 @@ __all__ = ["LinkLost", "LoginRefused", "ReplyLate", "translated_error"]
 
 #: The server's numbers for: you may not, and: who are you; what Atlas says for the latter.
 _NOT_LOGGED_IN: Final = 18
-_NOT_LET_IN: Final = (13, _NOT_LOGGED_IN, 8000)
+_ACCESS_DENIED: Final = (13, _NOT_LOGGED_IN, 8000)
 
 
 class LinkLost(RecoverableConnectionError, errors.AutoReconnect):  # type: ignore[misc]
@@ -57,7 +57,7 @@ def translated_error(exc: errors.PyMongoError, where: str) -> Exception | None:
         if isinstance(cause, errors.OperationFailure):
             return _refused(where, cause)
         return LinkLost(f"{where}: {_text(exc)}")
-    if isinstance(exc, errors.OperationFailure) and exc.code in _NOT_LET_IN:
+    if isinstance(exc, errors.OperationFailure) and exc.code in _ACCESS_DENIED:
         return _refused(where, exc)
     return None
 

@@ -106,7 +106,7 @@ class Broadcast:
         found = self._collection.find_one({}, {"_id": 1}, sort=[("$natural", DESCENDING)])
         return None if found is None else found["_id"]
 
-    def is_heard(self, queue: str, user: object) -> bool:
+    def has_listener(self, queue: str, user: object) -> bool:
         """Return whether *user* is woken for *queue*."""
         listener = self._listeners.get(queue)
         return listener is not None and user in listener.users

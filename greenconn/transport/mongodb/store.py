@@ -57,7 +57,7 @@ class MongoStore(Store):
 
     Arguments:
         options: the transport options.
-        unheard: the claims of former lives that may have taken what nobody knows of.
+        unanswered: the claims of former lives that may have taken what nobody knows of.
     """
 
     claim_limit: ClassVar[int] = 100
@@ -71,10 +71,10 @@ class MongoStore(Store):
         client: Any,
         wake: Callable[[str | None], None],
         options: MongoOptions,
-        unheard: set[Any] | None = None,
+        unanswered: set[Any] | None = None,
     ) -> None:
         super().__init__(client, wake)
-        self._unheard = set() if unheard is None else unheard
+        self._unanswered = set() if unanswered is None else unanswered
         #: Claims of this life that have taken, or will yet take, what nobody hears of.
         self._abandoned: set[Any] = set()
         self.lease = options.lease
@@ -119,18 +119,18 @@ class MongoStore(Store):
             weakly(self._sweep),
         )
         self._waking.tell_of_polling()
-        if self._unheard:
-            self._requeue(self._unheard)
+        if self._unanswered:
+            self._requeue(self._unanswered)
 
     def close(self) -> None:
-        ending = self._let_go()
+        ending = self._release()
         if ending is not None:
             ending.join()
 
     def drop(self) -> None:
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> Greenlet[..., Any] | None:
+    def _release(self) -> Greenlet[..., Any] | None:
         """Let go of everything; return what still has to end, if anything has.  Never switches."""
         if self._lease is None:
             return None
@@ -142,7 +142,7 @@ class MongoStore(Store):
             return None
         self._abandoned |= self._claims.abandon()
         self._abandon_dead()
-        self._unheard |= self._abandoned
+        self._unanswered |= self._abandoned
         if not self._abandoned:
             return self._lease.end()
         self._is_ending = True
@@ -170,10 +170,10 @@ class MongoStore(Store):
         try:
             self._claims.requeue(claims)
         except (LinkLost, PyMongoError) as exc:
-            self._unheard |= claims
+            self._unanswered |= claims
             logger.debug("%s: requeueing messages: %s", self._servers.where, exc)
         else:
-            self._unheard -= claims
+            self._unanswered -= claims
 
     # -- queues
 
@@ -268,7 +268,7 @@ class MongoStore(Store):
         """Listen for the fan-out exchanges that other connections have bound *queues* to."""
         now = monotonic()
         for queue in queues:
-            if self._broadcast.is_heard(queue, self):
+            if self._broadcast.has_listener(queue, self):
                 continue
             if now - self._unbound.get(queue, 0.0) < _BOUND_LIFETIME:
                 continue

@@ -21,7 +21,7 @@ from greenconn.transport.virtual.entities import PREDECLARED
 __all__ = ["MongoTopology"]
 
 #: Exchange types whose bindings of queues kombu can read.
-_KOMBUS: Final = frozenset({"direct", "topic", "fanout"})
+_KOMBU_TYPES: Final = frozenset({"direct", "topic", "fanout"})
 #: What the notes of a client keep bindings, and types of exchanges, under.
 _ROWS: Final = "rows"
 _KINDS: Final = "kinds"
@@ -142,7 +142,7 @@ class MongoTopology(TopologyStore):
 
     def add(self, exchange: str, row: Row) -> None:
         kind = self._kind(exchange)
-        if row.to_exchange or kind not in _KOMBUS:
+        if row.to_exchange or kind not in _KOMBU_TYPES:
             self._change(exchange, "$addToSet", row)
         else:
             lookup = _lookup(exchange, row)
@@ -158,7 +158,7 @@ class MongoTopology(TopologyStore):
 
     def remove(self, exchange: str, row: Row) -> bool:
         kind = self._kind(exchange)
-        if row.to_exchange or kind not in _KOMBUS:
+        if row.to_exchange or kind not in _KOMBU_TYPES:
             count = self._change(exchange, "$pull", row)
         else:
             lookup = _lookup(exchange, row)

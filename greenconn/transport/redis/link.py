@@ -25,8 +25,8 @@ from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.supervisor import spawn
+from greenconn.green.time_limit import TimeLimit
 from greenconn.transport.redis.claiming import Claims, RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
@@ -268,11 +268,11 @@ class RedisLink(BrokerLink):
 
     def existing(self, queues: Sequence[str]) -> Sequence[str]:
         """Return those of *queues* that exist, and what stands for channels.  May switch."""
-        trusts, field = self.queues.trusts, self.records.bound_field
+        is_known, field = self.queues.is_known_to_exist, self.records.bound_field
         doubtful = {
             each: [field(*binding) for binding in self.routing.rows_to(each)]
             for each in queues
-            if not trusts(each) and topic_of(each) is None
+            if not is_known(each) and topic_of(each) is None
         }
         if not doubtful:
             return queues
@@ -371,7 +371,7 @@ class RedisLink(BrokerLink):
         self.hub_affinity.check(self)
         self.transport.unreported.hold()
         try:
-            with Limit(Deadline(CLOSE_TIMEOUT), "closing"):
+            with TimeLimit(Deadline(CLOSE_TIMEOUT), "closing"):
                 for channel in list(self.channels.values()):
                     channel.close()
                 self.directory.close()

@@ -200,7 +200,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         if (
             exchange
             or not (routing_key and message.is_plain and size <= self._limit)
-            or (mandatory and not self._queues.stays(routing_key))
+            or (mandatory and not self._queues.is_permanent(routing_key))
         ):
             if message.ignored:
                 self._channel.warn_of_unsupported(

@@ -102,7 +102,7 @@ class RedisQueues(QueueStore):
         feed = self._feeds.get(name)
         return feed is not None and bool(feed.consumers)
 
-    def trusts(self, name: str) -> bool:
+    def is_known_to_exist(self, name: str) -> bool:
         """Return whether a queue is known to exist, without asking.  Never switches."""
         feed = self._feeds.get(name)
         if feed is not None and feed.consumers:
@@ -112,9 +112,9 @@ class RedisQueues(QueueStore):
             return self._exists_until.get(name, 0.0) > monotonic()
         return name not in self.expiring and self._commands.is_tracking
 
-    def stays(self, name: str) -> bool:
+    def is_permanent(self, name: str) -> bool:
         """Return whether a queue is known to exist, and cannot have ended since.  Never switches."""
-        return self.trusts(name) and name not in self._may_end
+        return self.is_known_to_exist(name) and name not in self._may_end
 
     def may_end(self, name: str) -> bool:
         """Return whether a queue may have ended since it was looked at.  Never switches."""
@@ -122,7 +122,7 @@ class RedisQueues(QueueStore):
 
     def is_there(self, name: str) -> bool:
         """Return whether a queue exists, as far as is known here; else the server says.  May switch."""
-        return self.trusts(name) or bool(self.existing({name: ()}))
+        return self.is_known_to_exist(name) or bool(self.existing({name: ()}))
 
     def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
         """Return those of *queues* that exist.  May switch.

@@ -17,7 +17,7 @@ from greenconn.broker.port import (
     SettleRequest,
 )
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.sqlite.queues import Pipes, QueueRow, Queues, arm, armed
+from greenconn.transport.sqlite.queues import Pipes, QueueRow, Queues, note_waiting, take_waiting
 from greenconn.transport.sqlite.sql import chunks, in_list, rows_of
 from greenconn.transport.virtual.envelope import mark_redelivered
 from greenconn.transport.virtual.publishing import Envelope
@@ -204,7 +204,7 @@ def put(
         queue = rows.get(entry.queue)
         outcomes.append(NoQueue(entry.queue) if queue is None else storing.add(entry, queue))
     storing.flush()
-    pipes = armed(db, [queue.id for queue in rows.values()], claim.owner)
+    pipes = take_waiting(db, [queue.id for queue in rows.values()], claim.owner)
     return PutResult(outcomes, pipes, storing.dead, storing.next_at)
 
 
@@ -247,7 +247,7 @@ def claim(
         claimed += found
     if not dry:
         return ClaimResult(claimed, dead, due, pipes, None)
-    arm(db, dry, how.owner)
+    note_waiting(db, dry, how.owner)
     return ClaimResult(claimed, dead, due, pipes, next_time(db))
 
 
@@ -324,7 +324,7 @@ def release_due(db: sqlite3.Connection, now: float, owner: str) -> tuple[set[int
     if not due:
         return due, {}
     db.execute("UPDATE messages SET state = 0, at = NULL, claim = NULL WHERE at <= ?", (now,))
-    return due, armed(db, due, owner)
+    return due, take_waiting(db, due, owner)
 
 
 def take_dead(db: sqlite3.Connection, queues: Queues, how: Claim, now: float) -> list[Claimed]:
@@ -398,7 +398,7 @@ def settle(
     if back:
         returned, again_at = _requeue(db, back)
         next_at = earliest(next_at, again_at)
-        for pipe, numbers in armed(db, returned, claim.owner).items():
+        for pipe, numbers in take_waiting(db, returned, claim.owner).items():
             pipes.setdefault(pipe, set()).update(numbers)
     return PutResult([], pipes, stored.dead, next_at, late, refused)
 

@@ -13,14 +13,14 @@ from greenconn.transport.sqlite.sql import chunks, in_list
 from greenconn.transport.sqlite.topology import Records
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 
-__all__ = ["Pipes", "QueueRow", "Queues", "arm", "armed", "check_registered"]
+__all__ = ["Pipes", "QueueRow", "Queues", "check_registered", "note_waiting", "take_waiting"]
 
 
 #: Links to notify through their pipes: link -> the numbers of the queues.
 Pipes = dict[str, set[int]]
 
 
-def arm(db: sqlite3.Connection, queues: Collection[int], owner: str) -> None:
+def note_waiting(db: sqlite3.Connection, queues: Collection[int], owner: str) -> None:
     """Note that *owner* found nothing in these, and waits to be notified."""
     for chunk in chunks(list(queues)):
         marks, values = in_list(chunk)
@@ -30,7 +30,7 @@ def arm(db: sqlite3.Connection, queues: Collection[int], owner: str) -> None:
         )
 
 
-def armed(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
+def take_waiting(db: sqlite3.Connection, queues: Collection[int], owner: str) -> Pipes:
     """Return the consumers that wait to be notified of *queues*, and stop their waits.
 
     Arguments:
@@ -107,19 +107,19 @@ class Queues:
     # -- declaring
 
     def make(
-        self, db: sqlite3.Connection, name: str, declared: Declaration, asker: str
+        self, db: sqlite3.Connection, name: str, declared: Declaration, caller: str
     ) -> Declaration:
         """Make a queue unless it is there, and return how it was declared.
 
         Arguments:
-            asker: the link that declares it.
+            caller: the link that declares it.
 
         Raises:
             LeaseExpired: it is exclusive, and others have deregistered the link.
         """
         if declared.owner is not None:
             check_registered(db, declared.owner)
-        found = self.find(db, name, asker)
+        found = self.find(db, name, caller)
         if found is not None:
             return found
         self.drop(db, name)  # that of a dead link
@@ -132,17 +132,17 @@ class Queues:
         self.touch(db, row, time())
         return declared
 
-    def find(self, db: sqlite3.Connection, name: str, asker: str) -> Declaration | None:
+    def find(self, db: sqlite3.Connection, name: str, caller: str) -> Declaration | None:
         """Return the declaration of a queue; None: there is none, or its owner is dead.
 
         Arguments:
-            asker: the link that asks; it lives.
+            caller: the link that asks; it lives.
         """
         row = self.row(db, name)
         if row is None:
             return None
         owner = row.declaration.owner
-        if owner is not None and owner != asker:
+        if owner is not None and owner != caller:
             alive = db.execute(
                 "SELECT 1 FROM owners WHERE owner = ? AND until > ?", (owner, time())
             ).fetchone()
@@ -219,7 +219,7 @@ class Queues:
         if not count:
             db.execute("DELETE FROM consumers WHERE queue = ? AND owner = ?", (row.id, owner))
             if row.policy.is_single_active:
-                pipes = armed(db, [row.id], owner)
+                pipes = take_waiting(db, [row.id], owner)
         else:
             others = db.execute(
                 "SELECT max(exclusive) FROM consumers WHERE queue = ? AND owner != ?",

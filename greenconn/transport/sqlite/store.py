@@ -126,7 +126,7 @@ class SqliteStore(Store):
             return
         if self._fifo is None:
             try:
-                self._fifo = WakeupPipe(self._pipe(self.owner), self._heard)
+                self._fifo = WakeupPipe(self._pipe(self.owner), self._on_words)
             except OSError as exc:
                 raise CannotOpen(
                     f"SQLite file {self.path}: no named pipe can be created beside it ({exc}), by "
@@ -142,7 +142,7 @@ class SqliteStore(Store):
 
     # -- waking
 
-    def _heard(self, words: list[bytes]) -> None:
+    def _on_words(self, words: list[bytes]) -> None:
         # In the hub.
         for word in set(words):
             name = self._consumed.get(int(word)) if word.isdigit() else None
@@ -155,7 +155,7 @@ class SqliteStore(Store):
         for owner, numbers in pipes.items():
             words = [b"%d" % number for number in numbers]
             if owner == self.owner:
-                self._heard(words)
+                self._on_words(words)
             elif not wake_process(self._pipe(owner), words):
                 self._silent.add(owner)
         if self._silent:

@@ -160,15 +160,15 @@ class Declaration:
         except (ValueError, OverflowError):
             return QueuePolicy()
 
-    def delivery_limit(self, otherwise: int | None) -> int | None:
+    def delivery_limit(self, default: int | None) -> int | None:
         """Return the delivery limit; None: no limit.
 
         Arguments:
-            otherwise: what counts where it does not say, or nothing that can be.
+            default: what counts where it does not say, or nothing that can be.
         """
         limit = self.arguments.get("x-delivery-limit")
         if isinstance(limit, bool) or not isinstance(limit, int):
-            return otherwise
+            return default
         return None if limit < 0 else limit  # RabbitMQ's -1 is no limit
 
     @property

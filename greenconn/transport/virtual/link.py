@@ -49,7 +49,7 @@ class VirtualLink(Link):
         state = "open" if self.is_open else "closed"
         return f"<{type(self).__name__}: {state}, {len(self.channels)} channels>"
 
-    def admit(self, channel: ChannelPort, channel_id: int | None = None) -> int:
+    def add_channel(self, channel: ChannelPort, channel_id: int | None = None) -> int:
         """Give a new channel its number.
 
         Raises:
@@ -71,7 +71,7 @@ class VirtualLink(Link):
         self.channels[channel_id] = channel
         return channel_id
 
-    def dismiss(self, channel: ChannelPort) -> None:
+    def remove_channel(self, channel: ChannelPort) -> None:
         """Forget a channel that ended."""
         self.channels.pop(channel.channel_id, None)
 

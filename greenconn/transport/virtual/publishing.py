@@ -217,7 +217,7 @@ def return_message(
         partial(_tell_returned, channel),
         (unroutable(exchange, routing_key), exchange, routing_key, message),
         len(message["body"]),
-        is_heard=bool(channel.events["basic_return"]),
+        has_listener=bool(channel.events["basic_return"]),
     )
 
 

@@ -60,7 +60,7 @@ def test_what_is_remembered_is_bounded_and_keeps_no_handler_alive() -> None:
     collect()
     assert reference() is None
     assert str(noted.name_within(monotonic() - 60, monotonic())).startswith(__name__)
-    assert len(noted._spells) == REMEMBERED
+    assert len(noted._periods) == REMEMBERED
 
 
 def test_names() -> None:

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenconn.wire.heartbeat import Heartbeat, Verdict
+from greenconn.wire.heartbeat import Heartbeat, HeartbeatAction
 
-NOTHING, SEND, READ_FIRST, DEAD = Verdict.NOTHING, Verdict.SEND, Verdict.READ_FIRST, Verdict.DEAD
+NOTHING, SEND, READ_FIRST, DEAD = (
+    HeartbeatAction.NOTHING,
+    HeartbeatAction.SEND,
+    HeartbeatAction.READ_FIRST,
+    HeartbeatAction.DEAD,
+)
 
 
 def test_nothing_is_due_while_both_sides_talk() -> None:

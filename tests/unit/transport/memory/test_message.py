@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from greenconn.compression import compress
 from greenconn.exceptions import PreconditionFailed, ResourceLocked
 from greenconn.testing import ManualClock
-from greenconn.transport.memory.alarm import Alarm, HubClock
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import Channel
 from greenconn.transport.memory.message import Entry, WaitingMessages, size_of
+from greenconn.transport.memory.timer import HubClock, Timer
 
 
 def test_body_is_delivered_as_it_is(channel: Channel) -> None:
@@ -106,18 +106,18 @@ def test_locked_queue_is_not_deleted(broker: Broker, channel: Channel, open_chan
     assert "q" in broker.queues
 
 
-def test_alarm_that_is_early_looks_again(clock: ManualClock) -> None:
+def test_a_timer_that_is_early_looks_again(clock: ManualClock) -> None:
     told: list[float] = []
-    alarm = Alarm(clock, lambda: told.append(clock.now()))
-    alarm.set(clock.now() + 5)
-    alarm._go_off()
-    assert (told, clock.armed, alarm.at) == ([], 1, 1005.0)
+    timer = Timer(clock, lambda: told.append(clock.now()))
+    timer.set(clock.now() + 5)
+    timer._on_time()
+    assert (told, clock.armed, timer.at) == ([], 1, 1005.0)
     clock.move(5)
-    assert (told, clock.armed, alarm.at) == ([1005.0], 0, None)
-    alarm.set(clock.now() + 5)
-    alarm.set(clock.now() + 1)
-    alarm.stop()
-    alarm.stop()
+    assert (told, clock.armed, timer.at) == ([1005.0], 0, None)
+    timer.set(clock.now() + 5)
+    timer.set(clock.now() + 1)
+    timer.stop()
+    timer.stop()
     clock.move(9)
     assert len(told) == 1
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
-__all__ = ["Alarm", "Clock", "HubClock"]
+__all__ = ["Clock", "HubClock", "Timer"]
 
 
 class Clock(Protocol):
@@ -40,7 +40,7 @@ class HubClock:
         return timer.close
 
 
-class Alarm:
+class Timer:
     """Calls *function* at a time that can be changed.  Holds a timer only while it is set."""
 
     __slots__ = ("_clock", "_function", "_stop", "at")
@@ -49,23 +49,23 @@ class Alarm:
         self._clock = clock
         self._function = function
         self._stop: Callable[[], Any] | None = None
-        #: When it goes off, by its clock; None while it is not set.
+        #: When it calls, by its clock; None while it is not set.
         self.at: float | None = None
 
     def set(self, at: float) -> None:
-        """Go off at *at* instead of whenever it was set to."""
+        """Call at *at* instead of whenever it was set to."""
         self.stop()
         self.at = at
-        self._stop = self._clock.call_later(max(at - self._clock.now(), 0.0), self._go_off)
+        self._stop = self._clock.call_later(max(at - self._clock.now(), 0.0), self._on_time)
 
     def stop(self) -> None:
-        """Do not go off."""
+        """Call no more, until it is set again."""
         self.at = None
         if self._stop is not None:
             stop, self._stop = self._stop, None
             stop()
 
-    def _go_off(self) -> None:
+    def _on_time(self) -> None:
         at = self.at
         if at is not None and at > self._clock.now():
             self.set(at)  # A timer may be early by the loop's resolution.

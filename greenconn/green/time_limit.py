@@ -8,10 +8,10 @@ from gevent import Timeout
 
 from greenconn.green.deadline import Deadline
 
-__all__ = ["Limit"]
+__all__ = ["TimeLimit"]
 
 
-class Limit:
+class TimeLimit:
     """A context that raises ``TimeoutError`` when *deadline* ends while something in it waits.
 
     It is a ``gevent.Timeout`` inside, a BaseException: what is called may take a ``TimeoutError``
