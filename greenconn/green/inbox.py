@@ -7,8 +7,8 @@ waiting greenlet is given an item and the moment at which it runs, it may be kil
 another greenlet may find the inbox not empty.  No item may be lost, and items are begun in their
 order.
 
-- An item is handed to the receiver that has waited longest, at once; only without receivers is it stored.
-  So receivers wait only while there are no items.
+- An item is handed to the receiver that has waited longest, at once; it is stored only without
+  receivers.  So receivers wait only while there are no items.
 - ``_handed`` lists the receivers that have an item and have not run yet, in the order of their items.
 - A receiver that is killed passes its item on: the item takes the place of the next handed one, that one
   of the one behind it, and the last goes to a waiting receiver or to the front of the stored items.
