@@ -184,11 +184,11 @@ def pytest_runtest_makereport(
 
 
 @pytest.fixture(autouse=True)
-def _no_secret_told() -> Iterator[None]:
-    """Fail the test in which a secret was told."""
+def _no_secret_shown() -> Iterator[None]:
+    """Fail the test in which a secret was shown."""
     _secrets.clear()
     yield
     found = list(dict.fromkeys(_secrets.found))
     _secrets.clear()
     if found:
-        pytest.fail("a secret was told:\n" + "\n".join(found), pytrace=False)
+        pytest.fail("a secret was shown:\n" + "\n".join(found), pytrace=False)

@@ -160,7 +160,7 @@ def test_exchanges(
 
 
 @pytest.mark.parametrize(("first", "second"), DIRECTIONS)
-def test_what_one_had_not_answered_is_the_others(
+def test_what_one_had_not_settled_is_delivered_to_the_other(
     first: str, second: str, side: Sides, unique: str
 ) -> None:
     one, other = side(first), side(second)

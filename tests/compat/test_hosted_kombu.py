@@ -202,7 +202,7 @@ def test_prefetch_of_a_channel(connection: Connection) -> None:
     assert sorted(message.payload for message in held) == list(range(6))
 
 
-def test_answers_outlive_their_consumer(connection: Connection) -> None:
+def test_acks_outlive_their_consumer(connection: Connection) -> None:
     queue = Queue("mail")
     held: list[Any] = []
     with connection.Producer() as producer:

@@ -316,9 +316,11 @@ def declare_and_look(lib: Library, connection: Any, names: Callable[[str], str])
     """Declarations that are remembered, names that the broker gives, fan-out."""
     result: list[Any] = []
     exchange = lib.entity.Exchange(names("f"), "fanout")
-    told: list[Any] = []
+    notified: list[Any] = []
     queues = [
-        lib.entity.Queue(names(name), exchange, on_declared=lambda *reply: told.append(reply[1:]))
+        lib.entity.Queue(
+            names(name), exchange, on_declared=lambda *reply: notified.append(reply[1:])
+        )
         for name in "ab"
     ]
     channel = connection.channel()
@@ -332,7 +334,7 @@ def declare_and_look(lib: Library, connection: Any, names: Callable[[str], str])
         message.ack()
     anonymous = lib.entity.Queue("", channel=channel)
     result.append(bool(anonymous.declare()))
-    result += [anonymous.purge(), told]
+    result += [anonymous.purge(), notified]
     with pytest.raises(lib.exceptions.NotBoundError):
         lib.entity.Queue("q").declare()
     return result

@@ -53,7 +53,7 @@ NOT_KOMBUS_MEMORY: Final[Mapping[Program, str]] = {
     publishing.expired_messages: "kombu's has no expiry",
     publishing.bounded_queue: "kombu's has no limits",
     publishing.priorities: "kombu's turns priorities upside down",
-    consuming.answers_and_their_states: "kombu's puts a requeued message behind the others",
+    consuming.settlements_and_their_states: "kombu's puts a requeued message behind the others",
     consuming.prefetch: "kombu's loses what a closed channel had not answered",
     consuming.no_ack: "kombu's takes an ack of a message that needs none",
     consuming.purge_recover_flow: "kombu's has no flow",
@@ -248,11 +248,11 @@ def test_messages_between_the_libraries(
             queue = reader.entity.Queue(unique)
             read = publishing.receive(reader, theirs, queue, count, accept=publishing.ALL_CONTENT)
         connection.default_channel.queue_delete(unique)
-    assert plain(read, unique) == letters_of_kombu(amqp_url)
+    assert plain(read, unique) == dead_letters_of_kombu(amqp_url)
 
 
 @cache
-def letters_of_kombu(url: str) -> Any:
+def dead_letters_of_kombu(url: str) -> Any:
     """How kombu reads its own letters."""
 
     def program(lib: Library, connection: Any, names: Names) -> Any:

@@ -229,16 +229,16 @@ def test_ensure_connection_reports_each_failure_and_gives_up() -> None:
         "interval_max": 30,
     }
     nobody = BrokerConnection("127.0.0.1", port=1)
-    told: list[float] = []
+    notified: list[float] = []
     with pytest.raises(nobody.connection_errors):
         nobody.ensure_connection(
-            lambda exc, interval: told.append(interval),
+            lambda exc, interval: notified.append(interval),
             max_retries=3,
             interval_start=0.01,
             interval_step=0.01,
             interval_max=0.02,
         )
-    assert told == [0.01, 0.02, 0.02]
+    assert notified == [0.01, 0.02, 0.02]
 
 
 def test_release_outside_of_a_pool_closes(broker: BrokerConnection) -> None:

@@ -77,7 +77,7 @@ def test_messages_come_and_go(shape: Shape, way: tuple[Library, Library]) -> Non
     assert not any(shelf.queues.values())
 
 
-def test_a_qos_sees_every_answer(way: tuple[Library, Library]) -> None:
+def test_a_qos_sees_every_ack_and_reject(way: tuple[Library, Library]) -> None:
     lib = way[1]
     connection, shelf = connected(third_party.own_qos, way)
     with connection:
@@ -231,8 +231,8 @@ def test_what_has_no_queue_goes_to_that_of_last_resort(way: tuple[Library, Libra
         dead = lib.entity.Queue("dead")(connection)
         assert dead.get(no_ack=True).payload == "lost"
         assert dead.get(no_ack=True).payload == "lost too"
-    told = [each for each in caught if each.category.__name__ == "UndeliverableWarning"]
-    assert len(told) == 2
+    warned = [each for each in caught if each.category.__name__ == "UndeliverableWarning"]
+    assert len(warned) == 2
     assert shelf.queues["dead"] == deque()
 
 
@@ -250,7 +250,7 @@ def test_bodies_are_stored_as_given(way: tuple[Library, Library], encoding: str 
         assert queue(connection).get(no_ack=True).payload == "text"
 
 
-def test_what_was_not_answered_comes_back(way: tuple[Library, Library]) -> None:
+def test_what_was_not_settled_is_redelivered(way: tuple[Library, Library]) -> None:
     lib = way[1]
     connection, shelf = connected(third_party.plain, way)
     queue = lib.entity.Queue("q")

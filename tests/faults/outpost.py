@@ -57,29 +57,29 @@ class Report(Ledger):
 
     def stream(self, queue: str, is_acked: bool = True) -> Stream:
         """The next of the streams that this process was given."""
-        return Told(next(self._numbers), queue, is_acked)
+        return ReportedStream(next(self._numbers), queue, is_acked)
 
     def published(self, stream: Stream, number: int) -> None:
-        tell("published", stream.number, number)
+        report("published", stream.number, number)
 
     def failed(self, stream: Stream, number: int, error: str) -> None:
-        tell("failed", stream.number, number, error)
+        report("failed", stream.number, number, error)
 
     def handle(self, queue: str, body: object, is_redelivered: bool) -> None:
-        tell("handled", queue, key_of(body), is_redelivered)
+        report("handled", queue, key_of(body), is_redelivered)
 
 
-class Told(Stream):
-    """A stream whose beginnings are told."""
+class ReportedStream(Stream):
+    """A stream that reports each message that it begins with."""
 
     def begin(self) -> int:
         number = self.next
         self.next += 1
-        tell("begun", self.number, number)
+        report("begun", self.number, number)
         return number
 
 
-def tell(*words: object) -> None:
+def report(*words: object) -> None:
     """Write a line at once: it stays written whatever becomes of this process."""
     try:
         os.write(1, json.dumps(words).encode() + b"\n")
@@ -107,17 +107,17 @@ def main() -> None:
         is_calm=False,
     )
     crowd.begin()
-    tell("ready")
+    report("ready")
     orders_to_come = FileObject(0, "rb", 0, closefd=False)
     orders_to_come.readline()
     for text in [*crowd.stop_publishing(), *crowd.troubles()]:
-        tell("trouble", text)
-    tell("quiet")
+        report("trouble", text)
+    report("quiet")
     orders_to_come.readline()
     for text in crowd.end():
-        tell("trouble", text)
+        report("trouble", text)
     client.close()
-    tell("ended")
+    report("ended")
 
 
 if __name__ == "__main__":

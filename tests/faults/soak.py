@@ -69,7 +69,7 @@ class Figures:
     lost: int = 0
     calls: int = 0
     #: Errors that callers got while the link was away.
-    told: int = 0
+    errors: int = 0
     #: Of the resident memory once it was warm, in KiB a minute.
     slope: float = 0.0
     #: The resident memory at each rest once it was warm, in MiB.
@@ -146,7 +146,7 @@ class Load:
             try:
                 work()
             except self._errors:
-                self.figures.told += 1
+                self.figures.errors += 1
             gevent.sleep(1 / RATE)
 
     def _next(self) -> int:

@@ -452,15 +452,15 @@ _URLS = st.builds(
 @target(_URLS, corpus.URLS)
 def urls(url: str) -> None:
     """Whatever is given as a URL: an error names it without the password, and is of one type."""
-    told = []
+    texts = []
     for parse in (parse_url, BrokerURL.parse, split_urls, _connection):
         try:
             parse(url)
         except (ValueError, KeyError) as exc:
-            told.append(f"{exc} {exc!r} {exc.__cause__!r}")
+            texts.append(f"{exc} {exc!r} {exc.__cause__!r}")
     if _has_password(url):
-        told += [mask_secrets(url), maybe_sanitize_url(url)]
-        assert not [text for text in told if _SECRET in text]
+        texts += [mask_secrets(url), maybe_sanitize_url(url)]
+        assert not [text for text in texts if _SECRET in text]
 
 
 def _has_password(url: str) -> bool:

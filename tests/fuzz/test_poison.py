@@ -106,12 +106,12 @@ def test_spawn_consumer(connection: Connection, unique: str, options: dict[str, 
 
 
 def test_spawn_consumer_reports_each(connection: Connection, unique: str) -> None:
-    seen, told = Seen(), list[Exception]()
+    seen, notified = Seen(), list[Exception]()
 
     def note(message: Any, exc: Exception) -> None:
         assert isinstance(exc, KombuError)
         assert isinstance(message.properties, dict)
-        told.append(exc)
+        notified.append(exc)
         message.ack()
 
     consumer = greenconn.spawn_consumer(
@@ -119,16 +119,16 @@ def test_spawn_consumer_reports_each(connection: Connection, unique: str) -> Non
     )
     assert seen.good.wait(SOON)
     assert consumer.stop(SOON)
-    assert consumer.get()["failed"] == len(told) > 10
+    assert consumer.get()["failed"] == len(notified) > 10
     assert nothing_is_held(connection, unique)
 
 
 def test_consumer_reports_each(connection: Connection, unique: str) -> None:
-    seen, told = Seen(), list[Exception]()
+    seen, notified = Seen(), list[Exception]()
 
     def note(message: Any, exc: Exception) -> None:
         assert isinstance(exc, KombuError)
-        told.append(exc)
+        notified.append(exc)
         message.reject()
 
     with (
@@ -144,7 +144,7 @@ def test_consumer_reports_each(connection: Connection, unique: str) -> None:
     ):
         while not seen.good.is_set():
             connection.drain_events(timeout=SOON)
-    assert len(told) > 10
+    assert len(notified) > 10
     assert nothing_is_held(connection, unique)
 
 

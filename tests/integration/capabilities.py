@@ -71,7 +71,7 @@ EVERYWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "passive declare of a missing queue": ("test_queue_that_is_not_there",),
     "publish, get": ("test_message_arrives_as_it_was_sent", "test_get_takes_one_message"),
     "consume, ack, reject, requeue": (
-        "test_unanswered_messages_go_back_in_order_when_the_channel_closes",
+        "test_unacked_messages_are_requeued_in_order_when_the_channel_closes",
         "test_rejected_message_is_gone",
         "test_requeue_returns_to_the_place",
     ),
@@ -320,7 +320,7 @@ _BEYOND_HOOKS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "the place of a message that comes back": (
         *("test_requeue_returns_to_the_place",),
-        *("test_unanswered_messages_go_back_in_order_when_the_channel_closes",),
+        *("test_unacked_messages_are_requeued_in_order_when_the_channel_closes",),
     ),
     "what a broker tells of a delivery": (
         *("test_get_says_how_many_are_left", "test_message_arrives_as_it_was_sent"),
@@ -361,7 +361,7 @@ HOOKED: Final[Mapping[str, Kind]] = {
             ),
             "the order of messages that come back": ("test_recover_delivers_again",),
             "how many messages went with a queue": ("test_purge_and_delete_count",),
-            "redelivered": ("test_unanswered_messages_go_back_when_the_link_closes",),
+            "redelivered": ("test_unacked_messages_are_requeued_when_the_link_closes",),
         },
     ),
 }

@@ -294,7 +294,7 @@ def test_an_ack_is_never_merged_over_what_is_rejected_in_the_same_turn(
     assert [amqp_channel.basic_get(amqp_queue).body for _ in range(2)] == ["1", "5"]
 
 
-def test_recover_brings_back_all_that_is_unanswered_and_drops_answers_given_meanwhile(
+def test_recover_redelivers_all_that_is_unacked_and_drops_acks_given_meanwhile(
     amqp_link: AmqpLink, amqp_queue: str
 ) -> None:
     channel = amqp_link.channel()
@@ -323,7 +323,7 @@ def test_recover_brings_back_all_that_is_unanswered_and_drops_answers_given_mean
     assert channel.is_open
 
 
-def test_what_recover_without_waiting_brings_back_is_answered_by_its_new_tag(
+def test_what_recover_async_redelivers_is_acked_by_its_new_tag(
     amqp_link: AmqpLink, amqp_queue: str
 ) -> None:
     channel = amqp_link.channel()
@@ -341,7 +341,7 @@ def test_what_recover_without_waiting_brings_back_is_answered_by_its_new_tag(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_random_answers_leave_at_the_broker_what_was_not_answered(
+def test_random_settlements_leave_at_the_broker_what_was_not_settled(
     amqp_links: Links, amqp_queue: str, seed: int, long: bool
 ) -> None:
     """Consumers, gets, acks, rejects, recovers and kills over shared channels against a model."""

@@ -366,9 +366,9 @@ def test_a_broker_that_blocks_again_and_again_does_not_fill_the_log(
 def test_hooks_of_a_broker_that_blocks_again_and_again_wait_in_bounded_numbers(
     amqp_peer: AmqpPeer,
 ) -> None:
-    told: list[str] = []
+    notified: list[str] = []
     links = Links(amqp_peer.url)
-    link = links(on_blocked=told.append, on_unblocked=lambda: told.append("free"))
+    link = links(on_blocked=notified.append, on_unblocked=lambda: notified.append("free"))
     try:
         pair = method_frame(0, spec.Connection.Blocked, "s", "mood")
         pair += method_frame(0, spec.Connection.Unblocked)
@@ -377,11 +377,11 @@ def test_hooks_of_a_broker_that_blocks_again_and_again_wait_in_bounded_numbers(
         until(lambda: link.flow_control.blocked == "last")
         assert len(link.events) <= 102
         drain(link, lambda: not len(link.events))
-        assert told[:4] == ["mood", "free"] * 2
+        assert notified[:4] == ["mood", "free"] * 2
         amqp_peer.end.method(0, spec.Connection.Unblocked)
         until(lambda: link.flow_control.blocked is None)
         amqp_peer.end.send(pair)
-        drain(link, lambda: told[-2:] == ["mood", "free"])
+        drain(link, lambda: notified[-2:] == ["mood", "free"])
     finally:
         links.close()
 

@@ -67,7 +67,7 @@ Handler = Callable[[socket.socket], object]
 START = method_frame(0, spec.Connection.Start, "ooFSS", 0, 9, {}, "PLAIN", "en_US")
 
 
-def told(exc: BaseException) -> str:
+def error_text(exc: BaseException) -> str:
     """All that a program would print of an error and of those behind it."""
     parts = ["".join(traceback.format_exception(exc))]
     each: BaseException | None = exc
@@ -93,7 +93,7 @@ def refused(
         assert monotonic() - began < 10 * timeout
         error: BaseException = caught.value
         assert f"{server.host}:{server.port}" in str(error)
-        assert SECRET not in told(error)
+        assert SECRET not in error_text(error)
         return error
 
     yield connect
@@ -124,13 +124,13 @@ def test_nothing_listens(amqp_links: Links) -> None:
     port = free_ports(1)[0]
     with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}") as caught:
         amqp_links(f"amqp://user:{SECRET}@127.0.0.1:{port}/")
-    assert SECRET not in told(caught.value)
+    assert SECRET not in error_text(caught.value)
 
 
 def test_a_name_that_nobody_knows(amqp_links: Links) -> None:
     with pytest.raises(socket.gaierror, match=r"nobody\.invalid") as caught:
         amqp_links(f"amqp://user:{SECRET}@nobody.invalid/")
-    assert SECRET not in told(caught.value)
+    assert SECRET not in error_text(caught.value)
 
 
 def test_silence(refused: Callable[..., BaseException]) -> None:
@@ -291,7 +291,7 @@ def test_a_wrong_password(
     caplog.set_level(logging.DEBUG)
     with pytest.raises(AccessRefused, match="403") as caught:
         amqp_links(with_login(amqp_url, f"guest:{SECRET}"))
-    assert SECRET not in told(caught.value) + caplog.text
+    assert SECRET not in error_text(caught.value) + caplog.text
     assert "guest:**@" in str(caught.value)
 
 
@@ -313,10 +313,10 @@ def test_nothing_that_shows_a_link_shows_its_password(
     amqp_peer.peer.drop()
     until(lambda: link.lost)
     assert link.lost is not None
-    texts += [repr(link), told(link.lost)]
+    texts += [repr(link), error_text(link.lost)]
     with pytest.raises(RecoverableConnectionError) as caught:
         channel.queue_declare("q")
-    assert SECRET not in " ".join(texts) + told(caught.value) + caplog.text
+    assert SECRET not in " ".join(texts) + error_text(caught.value) + caplog.text
     links.close()
 
 

@@ -219,8 +219,8 @@ def test_a_blocked_broker_makes_publishers_wait_and_then_go_on_in_order(
 ) -> None:
     links = Links(own_rabbitmq.url)
     link = links(blocked_timeout=0.2)
-    told: list[str] = []
-    other = links(on_blocked=told.append, on_unblocked=lambda: told.append("free"))
+    notified: list[str] = []
+    other = links(on_blocked=notified.append, on_unblocked=lambda: notified.append("free"))
     try:
         channel = link.channel()
         channel.queue_declare(unique, auto_delete=False)
@@ -246,9 +246,9 @@ def test_a_blocked_broker_makes_publishers_wait_and_then_go_on_in_order(
         assert links().channel().queue_declare(unique, passive=True).queue == unique
         own_rabbitmq.set_memory_alarm(False)
         all_of(waiting)
-        drain(other, lambda: len(told) == 2)
-        assert told[0]
-        assert told[1] == "free"
+        drain(other, lambda: len(notified) == 2)
+        assert notified[0]
+        assert notified[1] == "free"
         until(lambda: counts(channel, unique)[0] == 23)
         bodies = [channel.basic_get(unique, no_ack=True).body for _ in range(23)]
         assert [each for each in bodies if each.isdigit()] == [str(n) for n in range(20)]

@@ -251,7 +251,7 @@ def test_it_may_be_interrupted_at_any_switch(taking: AmqpPeer) -> None:
         assert connection.session.generation == 1
 
 
-def test_links_without_the_facade_can_be_told(amqp_links: Links) -> None:
+def test_links_without_the_facade_take_a_new_secret(amqp_links: Links) -> None:
     link = amqp_links()
     link.client.transport_options = {}
     link.secret.update("guest", "a link of its own", Deadline(CAME))

@@ -48,8 +48,8 @@ def test_rejected_messages_stay_as_long_as_the_server_drains(
 
         consumer = greenconn.spawn_consumer(queue, refuse, connection=connection)
         until(lambda: set(seen) == numbers)
-        told = f"a dead letter for queue {dead.name!r} could not be stored"
-        until(lambda: caplog.text.count(told) >= len(numbers))
+        logged = f"a dead letter for queue {dead.name!r} could not be stored"
+        until(lambda: caplog.text.count(logged) >= len(numbers))
         assert "drain mode" in caplog.text
         server.stop()  # which ends that mode
         server.start()

@@ -176,7 +176,7 @@ def test_job_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
 # -- waiting
 
 
-def test_answers_reach_a_connection_that_waits(beanstalk_url: str, unique: str) -> None:
+def test_acks_reach_a_connection_that_waits(beanstalk_url: str, unique: str) -> None:
     with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
 
         def waits() -> bool:

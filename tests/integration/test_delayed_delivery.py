@@ -150,7 +150,7 @@ def test_another_queue_type_is_refused(connection: Connection) -> None:
 
 
 @pytest.mark.full
-def test_a_direct_exchange_is_left_out_and_told(
+def test_a_direct_exchange_is_left_out_and_logged(
     connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")

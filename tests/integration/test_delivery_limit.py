@@ -195,11 +195,11 @@ def test_who_comes_near_the_limit_is_warned_once(
     for count in (None, "many", *range(1, 25)):
         limits.check_delivery_count("q", message(count))
     gevent.sleep(0)
-    told = [each.getMessage() for each in caplog.records if "delivered" in each.getMessage()]
-    assert len(told) == (first is not None)
+    logged = [each.getMessage() for each in caplog.records if "delivered" in each.getMessage()]
+    assert len(logged) == (first is not None)
     if first is not None:
-        assert f"'q' was delivered {first} times" in told[0]
-        assert "x-dead-letter-exchange" in told[0]
+        assert f"'q' was delivered {first} times" in logged[0]
+        assert "x-dead-letter-exchange" in logged[0]
 
 
 # On a broker that tells the two apart

@@ -21,12 +21,15 @@ def test_the_code_blocks_run(sqs_url: str, patched: bool) -> None:
 
 def test_the_options_have_these_defaults() -> None:
     rows = re.findall(r"^``([\w-]+)`` +(None|True|``\"\"``|\d+)(?: |$)", PAGE, re.MULTILINE)
-    told = {HYPHENATED.get(name, name): value.strip("`") for name, value in rows}
-    assert len(told) > 15
-    told.pop("max_message_size")  # in MiB
+    documented = {HYPHENATED.get(name, name): value.strip("`") for name, value in rows}
+    assert len(documented) > 15
+    documented.pop("max_message_size")  # in MiB
     defaults = SQSOptions()
-    found = {name: getattr(defaults, name) for name in told}
-    assert {name: float(told[name]) if told[name].isdigit() else told[name] for name in told} == {
+    found = {name: getattr(defaults, name) for name in documented}
+    assert {
+        name: float(documented[name]) if documented[name].isdigit() else documented[name]
+        for name in documented
+    } == {
         name: float(value) if type(value) in (int, float) else '""' if value == "" else str(value)
         for name, value in found.items()
     }

@@ -428,8 +428,8 @@ def test_a_blocked_hub_is_reported_where_messages_are_leased(
         consumer = spawn_consumer(unique, hog, connection=connection)
         assert consumer.wait_ready(SOON)
         publish(unique, "x", connection=connection)
-        told = r"the hub was blocked for .*; the last handler called was \S*\bhog:"
-        until(lambda: re.search(told, caplog.text), SOON)
+        logged = r"the hub was blocked for .*; the last handler called was \S*\bhog:"
+        until(lambda: re.search(logged, caplog.text), SOON)
         until(lambda: consumer.stats()["handled"], SOON)
         assert consumer.stop(SOON)
         connection.default_channel.queue_delete(unique)
@@ -489,9 +489,9 @@ def test_a_memory_alarm_stops_publishers_and_nobody_else(
     own_rabbitmq: RabbitMQ, unique: str
 ) -> None:
     options = {"blocked_timeout": 0.5}
-    told: list[Any] = []
-    options["on_blocked"] = told.append  # type: ignore[assignment]
-    options["on_unblocked"] = lambda: told.append(None)  # type: ignore[assignment]
+    notified: list[Any] = []
+    options["on_blocked"] = notified.append  # type: ignore[assignment]
+    options["on_unblocked"] = lambda: notified.append(None)  # type: ignore[assignment]
     got: list[Any] = []
     with Connection(own_rabbitmq.url, transport_options=options) as connection:
         for number in range(50):
@@ -525,8 +525,8 @@ def test_a_memory_alarm_stops_publishers_and_nobody_else(
         with suppress(TimeoutError):
             while True:
                 connection.drain_events(timeout=0.1)
-        assert told[0]
-        assert told[-1] is None
+        assert notified[0]
+        assert notified[-1] is None
         connection.default_channel.queue_delete(unique)
 
 

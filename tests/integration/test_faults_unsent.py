@@ -69,9 +69,9 @@ def test_the_next_publish_reports_how_many_had_not_left(
     until(lambda: not connection.connected)
     with pytest.raises(
         RecoverableConnectionError, match=r"\d+ messages that were published"
-    ) as told:
+    ) as raised:
         producer.publish([-2, ""], unique)
-    lost = int(str(told.value).split(" messages")[0].split()[-1])
+    lost = int(str(raised.value).split(" messages")[0].split()[-1])
     assert behind <= lost <= behind + 1
     producer.publish([count, ""], unique)
     producer.publish([count + 1, ""], unique)
@@ -213,9 +213,9 @@ def test_those_that_somebody_awaits_are_not_counted_nor_sent_again(
             each.wait(Deadline(SOON))
     left = list(range(count - behind, count))
     successor = connection.session.successor(channel)
-    with pytest.raises(RecoverableConnectionError, match=r"\d+ messages that were") as told:
+    with pytest.raises(RecoverableConnectionError, match=r"\d+ messages that were") as raised:
         successor.basic_publish(channel.prepare_message("lost"), "", unique)
-    lost = int(str(told.value).split(" messages")[0].split()[-1])
+    lost = int(str(raised.value).split(" messages")[0].split()[-1])
     assert lost - sum(number % 3 == 0 for number in left) in (0, 1)
     found: list[int] = []
     again = [number for number in left if number % 3 == 1]

@@ -312,14 +312,14 @@ def test_errors_of_tidying_up_are_ignored(connection: Connection, unique: str) -
 
 
 def test_a_broker_that_is_not_there_is_reported() -> None:
-    class Told(Worker):
+    class Notified(Worker):
         connect_max_retries = 1
 
         def on_connection_error(self, exc: Exception, interval: float) -> None:
             super().on_connection_error(exc, interval)
             self.log.append("error")
 
-    worker = Told(Connection("amqp://127.0.0.1:1/"), "q")
+    worker = Notified(Connection("amqp://127.0.0.1:1/"), "q")
     with pytest.raises(OperationalError):
         worker.run()
     assert worker.log == ["error"]
@@ -377,12 +377,12 @@ def test_many_greenlets_that_publish_share_one_connection(
 
 def test_replies_that_want_answers(connection: Connection, unique: str) -> None:
     queue = Queue(unique)
-    told: list[str] = []
+    notified: list[str] = []
     with connection.channel() as channel:
         queue(channel).declare()
         send(connection, unique, "a", "b")
-        channel.after_reply_message_received = told.append
+        channel.after_reply_message_received = notified.append
         found = collect_replies(connection, channel, queue, limit=1, timeout=SOON, no_ack=False)
         assert list(found) == ["a"]
-        assert told == [unique]
+        assert notified == [unique]
     assert connection.default_channel.basic_get(unique, no_ack=True).payload == "b"

@@ -37,7 +37,7 @@ def letters(side: Side, channel: Any, queue: str, count: int) -> list[Message]:
     return got
 
 
-def letter_of(side: Side, channel: Any, queue: str) -> Message:
+def dead_letter_of(side: Side, channel: Any, queue: str) -> Message:
     """Consume one message, which may have to come first."""
     return letters(side, channel, queue, 1)[0]
 
@@ -47,7 +47,7 @@ def test_rejected_message_becomes_a_dead_letter(side: Side) -> None:
     queue, dead = dead_lettered(side, channel)
     side.send(channel, "x", "", queue, headers={"mine": 1}, expiration="60000")
     channel.basic_get(queue).reject()
-    letter = letter_of(side, channel, dead)
+    letter = dead_letter_of(side, channel, dead)
     (death,) = letter.headers["x-death"]
     assert (letter.body, letter.headers["mine"]) == ("x", 1)
     assert (death["queue"], death["reason"], death["count"]) == (queue, "rejected", 1)
@@ -73,7 +73,7 @@ def test_dead_letter_keeps_its_key_by_default(side: Side) -> None:
     queue = side.queue(channel, arguments={"x-dead-letter-exchange": exchange})
     side.send(channel, "x", "", queue)
     channel.basic_get(queue).reject()
-    letter = letter_of(side, channel, dead)
+    letter = dead_letter_of(side, channel, dead)
     assert letter.delivery_info["exchange"] == exchange
     assert letter.delivery_info["routing_key"] == queue
 
@@ -89,7 +89,7 @@ def test_who_is_killed_while_he_rejects_leaves_nothing_half_done(side: Side) -> 
     rejecting = gevent.spawn(side.channel().basic_get(queue).reject)
     gevent.sleep(0)  # it has begun
     rejecting.kill()
-    assert letter_of(side, channel, dead).body == "x"
+    assert dead_letter_of(side, channel, dead).body == "x"
 
 
 def test_deaths_are_counted(side: Side) -> None:
@@ -97,11 +97,11 @@ def test_deaths_are_counted(side: Side) -> None:
     queue, dead = dead_lettered(side, channel)
     side.send(channel, "x", "", queue)
     channel.basic_get(queue).reject()
-    letter = letter_of(side, channel, dead)
+    letter = dead_letter_of(side, channel, dead)
     again = channel.prepare_message(letter.body, headers=letter.headers)
     channel.basic_publish_confirm(again, "", queue)
     channel.basic_get(queue).reject()
-    (death,) = letter_of(side, channel, dead).headers["x-death"]
+    (death,) = dead_letter_of(side, channel, dead).headers["x-death"]
     # RabbitMQ 4 ignores what a publisher says of earlier deaths.
     assert death["count"] == (1 if side.is_rabbitmq(4) else 2)
 
@@ -162,7 +162,7 @@ def test_old_messages_expire(side: Side) -> None:
     channel = side.channel()
     queue, dead = dead_lettered(side, channel, x_message_ttl=20)
     side.send(channel, "x", "", queue)
-    letter = letter_of(side, channel, dead)
+    letter = dead_letter_of(side, channel, dead)
     assert letter.headers["x-death"][0]["reason"] == "expired"
     assert channel.basic_get(queue) is None
 
@@ -179,7 +179,7 @@ def test_message_may_expire_by_itself(side: Side) -> None:
         assert channel.basic_get(dead) is None
     message = channel.basic_get(queue, no_ack=True)
     assert message.body == "stays"
-    assert letter_of(side, channel, dead).body == "goes"
+    assert dead_letter_of(side, channel, dead).body == "goes"
     for wrong in ("soon", "-1", "1.5"):
         channel = side.channel()
         with pytest.raises(PreconditionFailed):
@@ -256,7 +256,7 @@ def test_what_a_full_queue_refuses_may_become_a_dead_letter(side: Side) -> None:
     side.send(channel, "0", "", queue)
     with pytest.raises(PublishNacked):
         side.send(channel, "1", "", queue)
-    letter = letter_of(side, channel, dead)
+    letter = dead_letter_of(side, channel, dead)
     assert (letter.body, letter.headers["x-death"][0]["reason"]) == ("1", "maxlen")
     assert side.bodies(channel, queue) == ["0"]
 
@@ -343,7 +343,7 @@ def test_dead_letter_that_cannot_be_stored_leaves_the_original(
         return  # as RabbitMQ, it drops what a full queue refuses; but not without a word
     # It comes again after its lease, and is rejected again.
     channel.basic_consume(queue, callback=lambda message: message.reject())
-    letter = letter_of(side, channel, dead)
+    letter = dead_letter_of(side, channel, dead)
     assert (letter.body, letter.headers["x-death"][0]["reason"]) == ("x", "rejected")
 
 

@@ -127,17 +127,17 @@ def test_one_command_less_is_named(
 ) -> None:
     user(at_server, f"-{command}")
     url = own_redis.url.replace("//", "//app:password@")
-    told: list[str] = []
+    notified: list[str] = []
     try:
         program(url)
     except (exceptions.ResponseError, OperationalError) as exc:
-        told.append(str(exc))
+        notified.append(str(exc))
     except gevent.Timeout:
         pass
-    said = "\n".join([*told, caplog.text])
+    said = "\n".join([*notified, caplog.text])
     assert "docs/redis.rst lists the commands" in said, said
     # What was taken is not lost, whatever was not permitted.
-    if not told:
+    if not notified:
         return
     waiting = at_server("LLEN", "app:plain") + at_server("HLEN", "app:unacked")
     assert waiting <= 2

@@ -35,10 +35,10 @@ def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
 def test_fanout_reports_gaps(redis_with: RedisFactory) -> None:
     server = redis_with()
     got: list[Any] = []
-    told: list[tuple[str, float]] = []
+    notified: list[tuple[str, float]] = []
     with Connection(server.url) as connection, Connection(server.url) as control:
         channel = connection.default_channel
-        channel.events["fanout_gap"].add(lambda *args: told.append(args))
+        channel.events["fanout_gap"].add(lambda *args: notified.append(args))
         exchange = greenconn.Exchange("fx", "fanout")
         queue = greenconn.Queue("f", exchange)
         with greenconn.Consumer(
@@ -46,14 +46,14 @@ def test_fanout_reports_gaps(redis_with: RedisFactory) -> None:
         ):
             control.connection.commands.call(pack("CLIENT", "KILL", "TYPE", "pubsub"))
             with Timeout(SOON):
-                while not told:
+                while not notified:
                     try:
                         connection.drain_events(timeout=0.05)
                     except TimeoutError:
                         pass
             Producer(control, exchange).publish("x")
             connection.drain_events(timeout=SOON)
-    assert told[0][0] == "f"
+    assert notified[0][0] == "f"
     assert got == ["x"]
 
 

@@ -122,16 +122,16 @@ def test_late_ack_changes_nothing_and_is_reported(
 ) -> None:
     late, other = opened(), opened()
     channel = filled(late, 1)
-    told: list[int] = []
-    channel.events["lease_lost"].add(told.append)
+    notified: list[int] = []
+    channel.events["lease_lost"].add(notified.append)
     message = channel.basic_get("q")
     late.leases.stop()  # as if its hub were blocked
     taken = Store()
     Channel(other).basic_consume("q", sink=taken)
     until(lambda: taken, 10 * LEASE)
     message.ack()
-    until(lambda: told)
-    assert told == [1]
+    until(lambda: notified)
+    assert notified == [1]
     assert late.leases.lost == 1
     assert "lease_lost" in caplog.text
     taken[0].ack()

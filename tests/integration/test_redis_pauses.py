@@ -143,7 +143,7 @@ def test_answers_to_a_server_that_runs_a_script_count(slow_server: RedisServer) 
         until(at_server.is_settled)
 
 
-def test_refused_answers_are_said_again(redis_with: RedisFactory) -> None:
+def test_refused_acks_are_sent_again(redis_with: RedisFactory) -> None:
     server = redis_with("--user", "mailer", "on", ">secret", "~*", "&*", "+@all")
     url = server.url.replace("//", "//mailer:secret@")
     with Connection(url, transport_options=LEASE) as connection, control(server.url) as at_server:

@@ -53,7 +53,7 @@ def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> Non
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("taken", "given", "told"),
+    ("taken", "given", "expected"),
     [
         (("ACL", "SETUSER", "mailer", "off"), ("ACL", "SETUSER", "mailer", "on"), "LoginRefused"),
         (
@@ -73,7 +73,7 @@ def test_a_consumer_that_is_refused_later_is_there_when_it_may(
     caplog: pytest.LogCaptureFixture,
     taken: tuple[str, ...],
     given: tuple[str, ...],
-    told: str,
+    expected: str,
 ) -> None:
     server = redis_with("--user", "mailer", "on", ">secret", *EVERYTHING)
     done: list[Any] = []
@@ -85,7 +85,7 @@ def test_a_consumer_that_is_refused_later_is_there_when_it_may(
         assert consumer.wait_ready(SOON)
         admin(*taken)
         admin("CLIENT", "KILL", "USER", "mailer")
-        until(lambda: f"trying again: {told}" in caplog.text)
+        until(lambda: f"trying again: {expected}" in caplog.text)
         assert not consumer.ready()
         admin(*given)
         assert consumer.wait_ready(SOON)

@@ -128,7 +128,7 @@ def test_a_small_limit_of_messages_holds(connect: Connect) -> None:
         connect(max_message_size=10).Producer().publish("x" * 20, routing_key="q")
 
 
-def test_window_of_unanswered_publishes(connect: Connect) -> None:
+def test_window_of_unconfirmed_publishes(connect: Connect) -> None:
     connection, other = connect(publish_window=16), connect()
     channel: Any = connection.channel()
     message = channel.prepare_message("x")

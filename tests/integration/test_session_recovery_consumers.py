@@ -271,7 +271,7 @@ def test_the_prefetch_comes_back(
 # Messages of a former life
 
 
-def test_answers_of_a_former_life_are_dropped(
+def test_acks_of_a_former_life_are_dropped(
     relay: Relay,
     connection: Connection,
     other: Connection,
@@ -302,7 +302,7 @@ def test_answers_of_a_former_life_are_dropped(
     until(lambda: left(other, unique) == 3)
 
 
-def test_an_answer_after_recovery_out_of_a_callback(
+def test_an_ack_after_recovery_out_of_a_callback(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
     """Each of several callbacks sees the loss between delivery and answer."""
@@ -349,7 +349,7 @@ def test_what_nobody_has_taken_comes_once(
     assert left(other, unique) == 0
 
 
-def test_messages_that_need_no_answer(
+def test_messages_that_need_no_ack(
     relay: Relay,
     connection: Connection,
     other: Connection,

@@ -159,7 +159,7 @@ def test_a_loop_that_only_publishes_lets_others_run(amqp_url: str, unique: str, 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_random_answers_and_kills_over_shared_channels_agree_with_the_broker(
+def test_random_settlements_and_kills_over_shared_channels_agree_with_the_broker(
     url: str, unique: str, seed: int, long: bool
 ) -> None:
     """Every message is either acknowledged, or rejected, or still there: none is lost or invented."""

@@ -413,9 +413,9 @@ def test_full_disk_does_not_keep_from_closing(
     ],
 )
 def test_what_sqlite_says_comes_with_what_to_do(reason: str, text: str) -> None:
-    told = str(as_error(sqlite3.OperationalError(reason), "/mail.db"))
-    assert told.startswith(f"SQLite file /mail.db: {reason}: ")
-    assert text in told
+    message = str(as_error(sqlite3.OperationalError(reason), "/mail.db"))
+    assert message.startswith(f"SQLite file /mail.db: {reason}: ")
+    assert text in message
 
 
 def test_a_file_that_is_closed_meanwhile(sqlite_url: str, path: str) -> None:

@@ -99,10 +99,10 @@ def test_kombu_takes_what_we_send(connection: Connection, sqs_url: str, unique: 
     producer.publish({"text": "café"}, routing_key=unique, headers={"h": 1})
     producer.publish([1, 2], routing_key=unique, compression="zlib")
     producer.publish("plain", routing_key=unique, serializer="raw", content_type="text/plain")
-    told = kombu(TAKE, sqs_url, unique)
-    assert '{"text": "caf\\u00e9"}, 1' in told
-    assert "[1, 2]" in told
-    assert "plain" in told
+    printed = kombu(TAKE, sqs_url, unique)
+    assert '{"text": "caf\\u00e9"}, 1' in printed
+    assert "[1, 2]" in printed
+    assert "plain" in printed
     queue.delete()
 
 

@@ -103,9 +103,9 @@ def test_attributes_of_messages(sqs_connect: Connect, unique: str) -> None:
     connection.Producer().publish("x", routing_key=unique, message_attributes={"colour": "red"})
     message = queue.get(no_ack=True)
     assert message is not None
-    told = message.properties["delivery_info"]["sqs_message"]
-    assert told["MessageAttributes"]["colour"]["StringValue"] == "red"
-    assert {"SentTimestamp", "ApproximateReceiveCount"} <= set(told["Attributes"])
+    received = message.properties["delivery_info"]["sqs_message"]
+    assert received["MessageAttributes"]["colour"]["StringValue"] == "red"
+    assert {"SentTimestamp", "ApproximateReceiveCount"} <= set(received["Attributes"])
     queue.delete()
 
 

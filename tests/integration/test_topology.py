@@ -157,12 +157,12 @@ def test_a_queue_that_somebody_deletes_under_a_consumer_is_not_brought_back(
 ) -> None:
     channel = connection.channel()
     channel.queue_declare(unique, durable=False, auto_delete=False)
-    told: list[str] = []
-    channel.basic_consume(unique, consumer_tag="t", on_cancel=told.append)
+    notified: list[str] = []
+    channel.basic_consume(unique, consumer_tag="t", on_cancel=notified.append)
     with Connection(amqp_url) as other:
         other.default_channel.queue_delete(unique)
     connection.drain_events(timeout=SOON)
-    assert told == ["t"]
+    assert notified == ["t"]
     lose()
     assert not exists(connection, queue=unique)
 

@@ -50,7 +50,7 @@ def test_what_was_rolled_back_no_later_ack_covers(
     assert left_in(amqp_links, amqp_channel, unique) == ["1", "2"]
 
 
-def test_nothing_is_merged_over_an_answer_that_may_be_rolled_back(
+def test_nothing_is_merged_over_an_ack_that_may_be_rolled_back(
     amqp_links: Links, amqp_channel: Channel, messages: list[Message], unique: str
 ) -> None:
     messages[0].reject(requeue=True)
@@ -64,7 +64,7 @@ def test_nothing_is_merged_over_an_answer_that_may_be_rolled_back(
     assert left_in(amqp_links, amqp_channel, unique) == ["1", "2"]
 
 
-def test_an_answer_that_was_rolled_back_is_given_again(
+def test_an_ack_that_was_rolled_back_is_sent_again(
     amqp_links: Links, amqp_channel: Channel, messages: list[Message], unique: str
 ) -> None:
     first, second, third, _ = messages
@@ -96,7 +96,7 @@ def test_all_up_to_one_is_rolled_back_and_given_again(
     assert left_in(amqp_links, amqp_channel, unique) == ["3", "4"]
 
 
-def test_answers_before_the_first_transaction_stay(
+def test_acks_before_the_first_transaction_stay(
     amqp_links: Links, amqp_channel: Channel, unique: str
 ) -> None:
     channel = amqp_channel

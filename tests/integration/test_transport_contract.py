@@ -208,7 +208,7 @@ def test_get_says_how_many_are_left(side: Side) -> None:
         assert channel.basic_get(queue, no_ack=True).delivery_info["message_count"] == left
 
 
-def test_no_ack_messages_need_no_answer(side: Side) -> None:
+def test_no_ack_messages_need_no_ack(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel)
     got: list[Message] = []
@@ -222,7 +222,7 @@ def test_no_ack_messages_need_no_answer(side: Side) -> None:
 # -- events
 
 
-def test_answers_are_on_their_way_when_they_are_flushed(side: Side) -> None:
+def test_acks_are_on_their_way_when_they_are_flushed(side: Side) -> None:
     channel = side.channel()
     link = channel.connection
     queue = side.queue(channel)
@@ -334,7 +334,7 @@ def test_sink_takes_what_drain_never_sees(side: Side) -> None:
 # -- answers
 
 
-def test_unanswered_messages_go_back_in_order_when_the_channel_closes(side: Side) -> None:
+def test_unacked_messages_are_requeued_in_order_when_the_channel_closes(side: Side) -> None:
     link = side.link()
     keeper, channel = side.channel(link), side.channel(link)
     queue = side.queue(keeper)
@@ -353,7 +353,7 @@ def test_unanswered_messages_go_back_in_order_when_the_channel_closes(side: Side
     assert all(each.delivery_info["redelivered"] for each in again)
 
 
-def test_unanswered_messages_go_back_when_the_link_closes(side: Side) -> None:
+def test_unacked_messages_are_requeued_when_the_link_closes(side: Side) -> None:
     channel, keeper = side.channel(), side.channel()
     queue = side.queue(keeper)
     side.send(keeper, "x", "", queue)
@@ -421,7 +421,7 @@ def test_what_was_taken_without_acks_does_not_come_again(side: Side) -> None:
     assert side.bodies(keeper, queue) == []
 
 
-def test_second_answer_is_refused(side: Side) -> None:
+def test_second_settlement_is_refused(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel)
     side.send(channel, "x", "", queue)
@@ -433,7 +433,7 @@ def test_second_answer_is_refused(side: Side) -> None:
         channel.basic_ack(message.delivery_tag)
 
 
-def test_answer_after_the_link_is_gone_does_nothing(side: Side) -> None:
+def test_ack_after_the_link_is_gone_does_nothing(side: Side) -> None:
     channel, keeper = side.channel(), side.channel()
     queue = side.queue(keeper)
     side.send(keeper, "x", "", queue)
@@ -883,12 +883,12 @@ def test_deleted_queue_cancels_its_consumers(side: Side) -> None:
     channel, keeper = side.channel(link), side.channel(link)
     queue = side.queue(channel)
     store = Store()
-    told: list[str] = []
-    channel.basic_consume(queue, "a", callback=print, on_cancel=told.append)
+    notified: list[str] = []
+    channel.basic_consume(queue, "a", callback=print, on_cancel=notified.append)
     channel.basic_consume(queue, "b", sink=store)
     keeper.queue_delete(queue)
-    side.drain(link, lambda: told)
-    assert told == ["a"]
+    side.drain(link, lambda: notified)
+    assert notified == ["a"]
     while not store.lost:
         with pytest.raises(TimeoutError):
             side.transport.drain_events(link, timeout=0.05)

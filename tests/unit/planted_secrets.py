@@ -25,22 +25,22 @@ def give() -> Connection:
     return Connection("memory://", userid="me", password=SECRET)
 
 
-def test_tells_in_a_log_line() -> None:
+def test_shows_in_a_log_line() -> None:
     give()
     logger.debug("logging in with %s", SECRET)
 
 
-def test_tells_in_a_quoted_form() -> None:
+def test_shows_in_a_quoted_form() -> None:
     give()
     logger.warning("connecting to amqp://me:correct%20horse%2Fbattery@host/")
 
 
-def test_tells_in_an_encoded_form() -> None:
+def test_shows_in_an_encoded_form() -> None:
     give()
     logger.debug("Authorization: Basic %s", base64.b64encode(f"me:{SECRET}".encode()).decode())
 
 
-def test_tells_in_a_logged_error() -> None:
+def test_shows_in_a_logged_error() -> None:
     give()
     try:
         raise LookupError(SECRET)
@@ -48,29 +48,29 @@ def test_tells_in_a_logged_error() -> None:
         logger.info("it failed", exc_info=True)
 
 
-def test_tells_in_an_expected_error() -> None:
+def test_shows_in_an_expected_error() -> None:
     give()
     with pytest.raises(LookupError):
         raise LookupError(SECRET)
 
 
-def test_tells_in_the_cause_of_an_error() -> None:
+def test_shows_in_the_cause_of_an_error() -> None:
     give()
     with pytest.raises(LookupError):
         raise LookupError("harmless") from ValueError(SECRET)
 
 
-def test_tells_on_standard_error() -> None:
+def test_shows_on_standard_error() -> None:
     give()
     print("password:", SECRET, file=sys.stderr)
 
 
-def test_tells_a_token() -> None:
+def test_shows_a_token() -> None:
     Token("eyJhbGciOi")
     logger.info("renewing eyJhbGciOi")
 
 
-def test_tells_an_option() -> None:
+def test_shows_an_option() -> None:
     Connection("memory://", transport_options={"sentinel_kwargs": {"password": "watchword"}})
     logger.info("the sentinel wants watchword")
 

@@ -362,77 +362,77 @@ def test_an_insured_call_may_be_given_up(connection: Connection) -> None:
 
 
 def test_reviving_notifies_who_wants_to_know() -> None:
-    told: list[Any] = []
+    notified: list[Any] = []
     with Connection("memory://") as connection:
         channel = connection.default_channel
-        revive_connection(connection, channel, told.append)
+        revive_connection(connection, channel, notified.append)
         revive_connection(connection, channel)
-    assert told == [channel]
+    assert notified == [channel]
 
 
 # Prefetch
 
 
-def told_by(qos: Callable[[Callable[..., Any]], QoS]) -> tuple[QoS, list[int]]:
-    told: list[int] = []
-    return qos(lambda prefetch_count: told.append(prefetch_count)), told
+def notified_by(qos: Callable[[Callable[..., Any]], QoS]) -> tuple[QoS, list[int]]:
+    notified: list[int] = []
+    return qos(lambda prefetch_count: notified.append(prefetch_count)), notified
 
 
 def test_a_prefetch_is_sent_when_it_changed() -> None:
-    qos, told = told_by(lambda callback: QoS(callback, 10))
+    qos, notified = notified_by(lambda callback: QoS(callback, 10))
     assert qos.update() == 10
     assert qos.update() == 10
-    assert told == [10]
+    assert notified == [10]
     assert qos.prev == 10
     assert (qos.increment_eventually(), qos.increment_eventually(4)) == (11, 15)
     assert qos.decrement_eventually(2) == 13
-    assert told == [10]
+    assert notified == [10]
     qos.update()
-    assert told == [10, 13]
+    assert notified == [10, 13]
     assert qos.increment_eventually(-5) == 13
     assert qos.decrement_eventually(100) == 1
 
 
 def test_no_limit_stays_none() -> None:
     for initial in (0, None):
-        qos, told = told_by(lambda callback, initial=initial: QoS(callback, initial))  # type: ignore[misc]
+        qos, notified = notified_by(lambda callback, initial=initial: QoS(callback, initial))  # type: ignore[misc]
         assert (qos.increment_eventually(3), qos.decrement_eventually()) == (0, 0)
         assert qos.update() == 0
-        assert told == [0]
+        assert notified == [0]
 
 
 def test_a_prefetch_may_be_bounded() -> None:
-    qos, _ = told_by(lambda callback: QoS(callback, 8, max_prefetch=10))
+    qos, _ = notified_by(lambda callback: QoS(callback, 8, max_prefetch=10))
     assert qos.increment_eventually(5) == 10
 
 
 def test_a_prefetch_that_cannot_be_said_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    qos, told = told_by(lambda callback: QoS(callback, 10))
+    qos, notified = notified_by(lambda callback: QoS(callback, 10))
     with caplog.at_level(logging.WARNING, "greenconn.common"):
         assert qos.set(common.PREFETCH_COUNT_MAX + 1) == 65536
-    assert told == [0]
+    assert notified == [0]
     assert "65535" in caplog.text
     assert qos.set(common.PREFETCH_COUNT_MAX) == 65535
-    assert told == [0, 65535]
+    assert notified == [0, 65535]
 
 
 def test_counting_does_not_wait_for_the_broker() -> None:
     answered = Event()
-    told: list[int] = []
+    notified: list[int] = []
 
     def callback(prefetch_count: int) -> None:
-        told.append(prefetch_count)
+        notified.append(prefetch_count)
         answered.wait(SOON)
 
     qos = QoS(callback, 5)
     first = gevent.spawn(qos.update)
     gevent.sleep(0)
-    assert told == [5]
+    assert notified == [5]
     assert qos.increment_eventually() == 6
     second = gevent.spawn(qos.update)
     gevent.sleep(0)
-    assert told == [5]  # one at a time, so that the last one told is the last one noted
+    assert notified == [5]  # one at a time, so that the last one told is the last one noted
     answered.set()
     gevent.joinall([first, second], timeout=SOON, raise_error=True)
-    assert told == [5, 6]
+    assert notified == [5, 6]
     assert qos.prev == 6

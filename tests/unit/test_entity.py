@@ -311,12 +311,12 @@ def test_queue_is_declared_on_another_channel(client: FakeClient, channel: FakeC
 
 
 def test_on_declared_is_called(channel: FakeChannel) -> None:
-    told: list[tuple[Any, ...]] = []
+    notified: list[tuple[Any, ...]] = []
     channel.waiting = [channel.message(), channel.message()]
-    queue = Queue("q", on_declared=lambda *reply: told.append(reply))(channel)
+    queue = Queue("q", on_declared=lambda *reply: notified.append(reply))(channel)
     queue.declare()
     queue.declare(nowait=True)
-    assert told == [("q", 2, 0)]
+    assert notified == [("q", 2, 0)]
 
 
 def test_the_broker_names_a_queue_anew_in_each_life(

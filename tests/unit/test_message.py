@@ -88,7 +88,7 @@ def test_requeue(channel: ScriptedChannel) -> None:
 
 @pytest.mark.parametrize("first", ["ack", "reject", "requeue"])
 @pytest.mark.parametrize("second", ["ack", "reject", "requeue"])
-def test_second_answer_is_refused(channel: ScriptedChannel, first: str, second: str) -> None:
+def test_second_settlement_is_refused(channel: ScriptedChannel, first: str, second: str) -> None:
     message = Message(delivery_tag=7, channel=channel)
     getattr(message, first)()
     assert message._state in ACK_STATES
@@ -108,7 +108,7 @@ def test_no_channel(answer: str) -> None:
 
 @pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
 @pytest.mark.parametrize("error", [OSError("gone"), KeyboardInterrupt()])
-def test_answer_that_fails_may_be_repeated(answer: str, error: BaseException) -> None:
+def test_settlement_that_fails_may_be_repeated(answer: str, error: BaseException) -> None:
     message = Message(delivery_tag=7, channel=ScriptedChannel(error))
     with pytest.raises(type(error)):
         getattr(message, answer)()
@@ -118,7 +118,7 @@ def test_answer_that_fails_may_be_repeated(answer: str, error: BaseException) ->
     assert message.acknowledged
 
 
-def test_answer_counts_while_it_is_sent(channel: ScriptedChannel) -> None:
+def test_settlement_counts_while_it_is_sent(channel: ScriptedChannel) -> None:
     """A second greenlet that answers while the first one waits to write is refused."""
 
     class Waiting(ScriptedChannel):
@@ -135,7 +135,7 @@ def test_answer_counts_while_it_is_sent(channel: ScriptedChannel) -> None:
 @pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("flush", [None, True, False])
-def test_answer_is_flushed_where_that_is_asked_for(
+def test_settlement_is_flushed_where_that_is_asked_for(
     channel: ScriptedChannel, answer: str, at_once: bool, flush: bool | None
 ) -> None:
     channel.flushes_acks = at_once

@@ -382,7 +382,7 @@ def test_releasing_its_connection_releases_the_producer(connection: Connection) 
 def test_hooks_of_connections_are_called_for_each_producer(connection: Connection) -> None:
     calls: list[str] = []
 
-    class Told(ConnectionPool):
+    class Notified(ConnectionPool):
         def prepare(self, resource: Any) -> Any:
             calls.append("prepare")
             return super().prepare(resource)
@@ -390,7 +390,7 @@ def test_hooks_of_connections_are_called_for_each_producer(connection: Connectio
         def release_resource(self, resource: Any) -> None:
             calls.append("release")
 
-    below = Told(connection, 1)
+    below = Notified(connection, 1)
     pool = pools.ProducerPool(below, limit=1)
     for _ in range(2):
         with pool.acquire():

@@ -482,8 +482,8 @@ def test_one_that_is_dropped_comes_back(pool: Boxes, caplog: pytest.LogCaptureFi
     settle()
     assert pool.stats()["in_use"] == 0
     assert pool.stats()["idle"] == 1
-    told = r"'Boxes': an object held by 'main' for \d+\.\d s was garbage-collected without being"
-    assert re.search(told, caplog.text)
+    text = r"'Boxes': an object held by 'main' for \d+\.\d s was garbage-collected without being"
+    assert re.search(text, caplog.text)
     assert "acquired here" not in caplog.text
 
 

@@ -39,7 +39,7 @@ def test_what_is_reported_is_found(said: str, name: str) -> None:
 
 
 def test_it_does_not_report_it_again(said: str) -> None:
-    told = [line for line in said.splitlines() if "a secret was told" in line]
-    assert told
+    leaks = [line for line in said.splitlines() if "a secret was shown" in line]
+    assert leaks
     after = said.partition("short test summary")[2]
     assert "correct horse" not in after

@@ -402,7 +402,7 @@ def test_messages_before_the_brokers_cancel_are_still_given(client: FakeClient) 
 
 
 @pytest.mark.parametrize("no_ack", [True, False])
-def test_a_channel_that_is_closed_takes_along_what_is_unanswered(
+def test_a_channel_that_is_closed_requeues_what_is_unacked(
     client: FakeClient, no_ack: bool
 ) -> None:
     simple = SimpleQueue(client, "q", no_ack=no_ack)

@@ -57,7 +57,7 @@ def test_a_stream_begins_where_the_program_says() -> None:
     assert StreamPosition(7).restart() == 7
 
 
-def test_a_stream_goes_on_behind_what_was_answered() -> None:
+def test_a_stream_goes_on_behind_what_was_acked() -> None:
     position = StreamPosition("first")
     put = position.watching(lambda message: None)
     messages = [Streamed(offset) for offset in range(10)]
@@ -69,7 +69,7 @@ def test_a_stream_goes_on_behind_what_was_answered() -> None:
     assert position.restart() == 10
 
 
-def test_a_stream_goes_on_with_the_first_that_was_not_answered() -> None:
+def test_a_stream_goes_on_with_the_first_that_was_not_acked() -> None:
     position = StreamPosition("last")
     put = position.watching(lambda message: None)
     messages = [Streamed(offset) for offset in range(10)]

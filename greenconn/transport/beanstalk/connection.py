@@ -316,12 +316,12 @@ class CommandConnection:
         """
         replies = self.ask([line(b"stats-job", reply.number) for reply, _ in reserved])
         found = []
-        for (reply, post), told in zip(reserved, replies, strict=True):
-            if told.word != b"OK":
-                if told.word == b"NOT_FOUND":
+        for (reply, post), stats in zip(reserved, replies, strict=True):
+            if stats.word != b"OK":
+                if stats.word == b"NOT_FOUND":
                     continue
-                raise self.refused(told, "reading the statistics of a job")
-            facts = statistics(told.body)
+                raise self.refused(stats, "reading the statistics of a job")
+            facts = statistics(stats.body)
             if facts.get(b"state") == b"reserved":
                 job = Job(reply.number, post, number_of(facts, b"pri"), number_of(facts, b"ttr"))
                 tube = facts.get(b"tube", DEFAULT)

@@ -180,10 +180,10 @@ class Records:
         if made.word != b"INSERTED":
             raise self._refused(made, f"making {queue_of(tube)}")
         # The order counts: what is not delayed any more is counted then.
-        peeked, counted, told = server.ask_using(
+        peeked, counted, stats = server.ask_using(
             tube, [_PEEK_DELAYED, _stats(tube), line(b"stats-job", made.number)]
         )
-        if statistics(told.body).get(b"state") != b"delayed":
+        if statistics(stats.body).get(b"state") != b"delayed":
             return  # another program has kicked ours already
         facts = server.read_counts(counted)
         if _ready(facts) or _reserved(facts):

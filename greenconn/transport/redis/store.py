@@ -378,8 +378,8 @@ def _goes_back(disposition: Disposition) -> bool:
     return disposition.settlement is Settlement.REQUEUE
 
 
-def _outcome(reply: Any, told: int) -> Any:
+def _outcome(reply: Any, sent: int) -> Any:
     """Return None, how many of the messages were not held any more, or the server's error."""
-    if reply == told:
+    if reply == sent:
         return None
-    return reply if isinstance(reply, Exception) else told - max(int(reply), 0)
+    return reply if isinstance(reply, Exception) else sent - max(int(reply), 0)

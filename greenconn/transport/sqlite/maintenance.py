@@ -76,9 +76,9 @@ def leave(db: sqlite3.Connection, queues: Queues, owner: str) -> Pipes:
     ).fetchall()
     db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
     for _, name, auto_delete in consumed:
-        told = queues.set_consumers(db, name, owner, 0, False)
-        if told is not None:
-            pipes.update(told[1])
+        noted = queues.set_consumers(db, name, owner, 0, False)
+        if noted is not None:
+            pipes.update(noted[1])
         if auto_delete and not queues.other_consumers(db, name, owner):
             names.append(name)
     for name in names:

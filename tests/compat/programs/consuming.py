@@ -34,7 +34,7 @@ def count_to(connection: Any, queue: Any, expected: int) -> int:
     return count(connection, queue)
 
 
-def answers_and_their_states(lib: Library, connection: Any, names: Names) -> Any:
+def settlements_and_their_states(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"))
     fill(lib, connection, queue, *range(4))
     bound = queue(connection)
@@ -217,21 +217,21 @@ def purge_recover_flow(lib: Library, connection: Any, names: Names) -> Any:
 def cancelled_by_the_broker(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"))
     fill(lib, connection, queue)
-    told: list[Any] = []
+    notified: list[Any] = []
     with connection.channel() as channel:
-        tag = queue(channel).consume("tag", callback=told.append, on_cancel=told.append)
+        tag = queue(channel).consume("tag", callback=notified.append, on_cancel=notified.append)
         queue(connection).delete()
-        drain(connection, lambda: told)
+        drain(connection, lambda: notified)
     fill(lib, connection, queue)
     with connection.channel() as channel:
-        lib.messaging.Consumer(channel, [queue], on_message=told.append).consume()
+        lib.messaging.Consumer(channel, [queue], on_message=notified.append).consume()
 
         def delete_and_drain() -> None:
             queue(connection).delete()  # which may tell it already
             drain(connection, lambda: False)
 
         lost = outcome(delete_and_drain)
-    return [tag, told, lost]
+    return [tag, notified, lost]
 
 
 def closed_with_messages(lib: Library, connection: Any, names: Names) -> Any:
@@ -324,7 +324,7 @@ def simple_buffer(lib: Library, connection: Any, names: Names) -> Any:
 
 
 PROGRAMS = [
-    answers_and_their_states,
+    settlements_and_their_states,
     multiple_acks,
     callbacks_in_order,
     errors_in_callbacks,

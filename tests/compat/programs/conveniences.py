@@ -199,13 +199,15 @@ def _raise(exc: BaseException) -> None:
 
 
 def prefetch_that_changes(lib: Library, connection: Any, names: Names) -> Any:
-    told: list[int] = []
-    qos = lib.common.QoS(lambda prefetch_count: told.append(prefetch_count), 10, max_prefetch=12)
+    notified: list[int] = []
+    qos = lib.common.QoS(
+        lambda prefetch_count: notified.append(prefetch_count), 10, max_prefetch=12
+    )
     log = [qos.update(), qos.increment_eventually(), qos.increment_eventually(5), qos.update()]
     log += [qos.decrement_eventually(20), qos.update(), qos.value, qos.prev, qos.set(70000)]
-    unlimited = lib.common.QoS(lambda prefetch_count: told.append(prefetch_count), 0)
+    unlimited = lib.common.QoS(lambda prefetch_count: notified.append(prefetch_count), 0)
     log += [unlimited.increment_eventually(), unlimited.decrement_eventually(), unlimited.update()]
-    return [log, told]
+    return [log, notified]
 
 
 PROGRAMS = [

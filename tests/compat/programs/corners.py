@@ -84,7 +84,7 @@ class Noted(logging.Handler):
         self.levels.append(record.levelname)
 
 
-def answers_that_are_logged(lib: Library, connection: Any, names: Names) -> Any:
+def settlements_that_are_logged(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"), durable=False)
     producer = lib.messaging.Producer(connection)
     for body in ("a", "b", "c"):
@@ -239,7 +239,7 @@ def odd_failover_strategies(lib: Library, connection: Any, names: Names) -> Any:
 PROGRAMS = [
     bodies_of_all_kinds,
     messages_of_ones_own,
-    answers_that_are_logged,
+    settlements_that_are_logged,
     returned_bodies,
     consumers_in_detail,
     copies_of_entities,

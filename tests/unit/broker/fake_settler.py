@@ -14,7 +14,7 @@ from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["Held", "Link", "Settler"]
 
-Told = tuple[Sequence[Any], Done]
+Notified = tuple[Sequence[Any], Done]
 
 
 class Settler:
@@ -27,9 +27,9 @@ class Settler:
     renewal_interval = 10.0
 
     def __init__(self) -> None:
-        self.acks: list[Told] = []
+        self.acks: list[Notified] = []
         self.settled: list[tuple[Sequence[Disposition], Done]] = []
-        self.renewed: list[Told] = []
+        self.renewed: list[Notified] = []
         self.unheld: list[Any] = []
         self.turn_end: list[Callable[[], None]] = []
 

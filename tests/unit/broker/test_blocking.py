@@ -44,14 +44,14 @@ def test_one_call_tells_so_many(
         each.ack()
     channel.connection.catch_up()
     assert [len(each) for each in settled(fake_broker)] == [2, 2, 1]
-    told = [answer.handle for each in settled(fake_broker) for answer in each]
-    assert told == [each.handle for each in got]
+    handles = [answer.handle for each in settled(fake_broker) for answer in each]
+    assert handles == [each.handle for each in got]
     assert {answer.settlement for each in settled(fake_broker) for answer in each} == {
         Settlement.ACK
     }
 
 
-def test_after_a_refusal_each_is_told_alone(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_after_a_refusal_each_is_sent_alone(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 4)
     bad = fake_broker.items["q"][1].number
 
@@ -87,16 +87,16 @@ def test_what_is_given_back_is_delivered_again(connect: Opener, fake_broker: Fak
     assert [(each.body, each.deliveries) for each in sink] == [("1", 1), ("0", 1)]
 
 
-def test_answers_that_come_too_late_are_counted(
+def test_settlements_that_come_too_late_are_counted(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, got = taken(connect, 1)
-    told: list[int] = []
-    channel.events["lease_lost"].add(told.append)
+    notified: list[int] = []
+    channel.events["lease_lost"].add(notified.append)
     monkeypatch.setattr(channel.connection.store, "settle", lambda answers: len(answers))
     got[0].ack()
     channel.connection.catch_up()
-    assert (told, channel.connection.leases.lost) == ([1], 1)
+    assert (notified, channel.connection.leases.lost) == ([1], 1)
 
 
 @pytest.mark.parametrize(("limit", "stays"), [(None, True), (2, True), (1, False)])
@@ -110,7 +110,7 @@ def test_a_delivery_limit_ends_what_is_given_back(
     assert fake_broker.bodies("q") == ([b"0"] if stays else [])
 
 
-def test_what_the_store_does_not_hold_needs_no_answer(
+def test_what_the_store_does_not_hold_needs_no_ack(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel, got = taken(connect, 3)
@@ -173,7 +173,9 @@ def test_a_dead_letter_that_fails_is_tried_after_a_lease(
     assert answer == SettleRequest(got[0].handle, Settlement.REQUEUE, delay=30.0)
 
 
-def test_who_waits_is_told_when_his_are(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_a_waiter_is_woken_when_its_settlements_are_stored(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel, got = taken(connect, 2)
     link = channel.connection
     link.settler.wait(Deadline(0))  # there is nothing to wait for
@@ -200,7 +202,7 @@ def test_who_waits_is_told_when_his_are(connect: Opener, fake_broker: FakeBroker
     until(lambda: not link.settler.is_busy)
 
 
-def test_each_part_is_told_once_it_is_whole(
+def test_each_part_is_reported_once_it_is_whole(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one call to the store holds less, or more."""
@@ -240,7 +242,7 @@ def test_a_lost_connection_ends_the_link(connect: Opener, fake_broker: FakeBroke
     again.close()
 
 
-def test_renewals_are_told_one_after_the_other(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_renewals_are_sent_one_after_the_other(connect: Opener, fake_broker: FakeBroker) -> None:
     channel, got = taken(connect, 2)
     settler = channel.connection.settler
     gone: list[Any] = []
@@ -285,7 +287,9 @@ def test_what_the_store_says_of_leases(connect: Opener) -> None:
     assert link.settler.ack_limit == 100
 
 
-def test_a_grave_that_cannot_be_looked_at(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_a_dead_letter_exchange_that_cannot_be_read(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare(
         "q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
@@ -312,7 +316,9 @@ def test_a_grave_that_cannot_be_looked_at(connect: Opener, fake_broker: FakeBrok
 
 
 @pytest.mark.parametrize("refused", [0, 1, 2])
-def test_an_answer_that_is_refused(connect: Opener, fake_broker: FakeBroker, refused: int) -> None:
+def test_a_settlement_that_is_refused(
+    connect: Opener, fake_broker: FakeBroker, refused: int
+) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     for number in range(3):
@@ -384,7 +390,7 @@ def test_an_error_stays_what_it_is(connect: Opener) -> None:
     assert connect().settler.error(exc, "settling messages") is exc
 
 
-def test_of_two_that_are_refused_together_each_is_told_alone(
+def test_of_two_that_are_refused_together_each_is_sent_alone(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel, got = taken(connect, 2)
@@ -428,14 +434,14 @@ def test_what_former_lives_held_goes_back(connect: Opener, fake_broker: FakeBrok
         each.is_held = False
 
 
-def test_answers_that_are_interrupted_end_the_link(connect: Opener) -> None:
+def test_settlements_that_are_interrupted_end_the_link(connect: Opener) -> None:
     link = connect()
     link.settler.interrupted(KeyboardInterrupt())
     assert link.lost is not None
     assert "settling messages failed: KeyboardInterrupt()" in str(link.lost)
 
 
-def test_what_claims_may_have_taken_is_told(
+def test_what_claims_may_have_taken_is_reported(
     connect: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = connect()
@@ -444,7 +450,7 @@ def test_what_claims_may_have_taken_is_told(
     assert (claimed.queue, claimed.envelope, claimed.handle) == ("q", None, "handle")
 
 
-def test_a_store_without_leases_gets_back_at_once_what_cannot_be_told(
+def test_a_store_without_leases_requeues_at_once_what_cannot_be_settled(
     connect: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel, got = taken(connect, 1)

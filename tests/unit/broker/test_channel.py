@@ -155,7 +155,7 @@ def test_what_cannot_be_published(
     assert len(fake_broker.bodies("q")) == 1
 
 
-def test_get_with_and_without_answer(
+def test_get_with_and_without_ack(
     channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
     publish(channel, "0")
@@ -318,7 +318,7 @@ def test_by_default_a_message_need_not_arrive(channel: StoreChannel[StoreLink]) 
     assert returned == []
 
 
-def test_by_default_a_consumer_answers(channel: StoreChannel[StoreLink]) -> None:
+def test_by_default_a_consumer_acks(channel: StoreChannel[StoreLink]) -> None:
     channel.basic_publish(channel.prepare_message("x"), "", "q")
     channel.basic_consume("q", callback=lambda message: None, sink=(sink := Sink()))
     sink.wait_for(1)

@@ -234,7 +234,7 @@ def test_a_tag_is_used_once(channel: Channel) -> None:
     assert channel.connection.feeds == {}
 
 
-def test_messages_that_need_no_answer(channel: Channel, fake_broker: FakeBroker) -> None:
+def test_messages_that_need_no_ack(channel: Channel, fake_broker: FakeBroker) -> None:
     tag = channel.basic_consume("q", no_ack=True, callback=deaf)
     other = channel.basic_consume("q", callback=deaf)
     assert channel.no_ack_consumers == {tag}
@@ -355,7 +355,7 @@ def test_a_refusal_reaches_who_drains(channel: Channel) -> None:
     assert caught.value.__cause__ is cause
 
 
-def test_a_refusal_is_told_to_a_sink_alone(channel: Channel) -> None:
+def test_a_refusal_is_passed_to_a_sink_alone(channel: Channel) -> None:
     channel.basic_consume("q", sink=(sink := Sink()))
     cause = NotFound("gone")
     channel.fail(cause)

@@ -97,7 +97,7 @@ def test_message_of_another_process(connect: Opener, kind: type[FakeStore]) -> N
         sink.wait_for(n + 1)
 
 
-def test_what_was_not_answered_comes_back_when_the_channel_closes(
+def test_what_was_not_settled_is_requeued_when_the_channel_closes(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
 ) -> None:
     channel = channel_to(connect, kind)
@@ -419,7 +419,7 @@ def test_a_queue_that_nobody_consumes_any_more_gets_its_messages_back(
     assert list(channel.connection.feeds) == ["p"]
 
 
-def test_a_consumer_is_told_of_a_loss_and_not_of_a_refusal(
+def test_a_consumer_is_notified_of_a_loss_and_not_of_a_refusal(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = channel_to(connect)

@@ -91,7 +91,7 @@ def test_an_event_of_a_consumer_that_left(connect: Opener, fake_broker: FakeBrok
     assert [item.claim for item in fake_broker.items["q"]] == [0]
 
 
-def test_a_sink_takes_what_needs_no_answer(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_a_sink_takes_what_needs_no_ack(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
     publish(channel, "x")

@@ -106,7 +106,7 @@ def test_copies_keep_their_keys_with_the_messages_own() -> None:
     assert other["properties"]["delivery_info"]["routing_key"] == "other"
 
 
-def test_an_envelope_of_a_stranger() -> None:
+def test_an_envelope_of_another_program() -> None:
     stored = envelope()
     stored["properties"]["delivery_info"] = {"routing_key": "key"}
     letter = dead_letter(stored, "q", "x", None, "rejected")
@@ -116,7 +116,7 @@ def test_an_envelope_of_a_stranger() -> None:
         dead_letter(stored, "q", "x", None, "rejected")
 
 
-def test_copies_are_told_by_headers() -> None:
+def test_copies_are_distinguished_by_headers() -> None:
     headers = {"CC": ["a"], "BCC": ["b", "c"], "other": ["d"]}
     assert carbon_copies(headers, "CC", "BCC") == ["a", "b", "c"]
     assert carbon_copies({"CC": None}, "CC", "BCC") == []

@@ -74,7 +74,7 @@ def test_a_passive_declaration_makes_nothing(
     assert (fake_broker.queues, fake_broker.exchanges) == ({}, {})
 
 
-def test_what_was_answered_before_is_counted(channel: StoreChannel[StoreLink]) -> None:
+def test_what_was_settled_before_is_counted(channel: StoreChannel[StoreLink]) -> None:
     channel.queue_declare("q")
     for number in range(3):
         publish(channel, f"{number}")
@@ -230,7 +230,7 @@ def test_the_bindings_of_a_queue_that_is_gone_go(
     assert list(channel.list_bindings()) == []
 
 
-def test_what_was_answered_counts_also_where_the_store_is_slow(
+def test_what_was_settled_counts_also_where_the_store_is_slow(
     channel: StoreChannel[StoreLink], fake_broker: FakeBroker
 ) -> None:
     channel.queue_declare("q")

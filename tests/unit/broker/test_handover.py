@@ -298,7 +298,7 @@ def test_only_what_was_held_is_given_back(
     assert fake_broker.count("settle") == 0
 
 
-def test_what_was_answered_before_and_after_the_end_is_told_by_the_next(
+def test_what_was_settled_before_and_after_the_end_is_sent_by_the_next(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor
 ) -> None:
     channel = channel_to(connect)

@@ -63,14 +63,14 @@ def test_lease_is_renewed(connect: Opener, fake_broker: FakeBroker) -> None:
     assert [argument for method, argument in fake_broker.calls if method == "renew"][-1] != []
 
 
-def test_lost_lease_is_told_once(
+def test_lost_lease_is_logged_once(
     connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     link = connect()
     channel = link.transport.create_channel(link)
     channel.queue_declare("q")
-    told: list[int] = []
-    channel.events["lease_lost"].add(told.append)
+    notified: list[int] = []
+    channel.events["lease_lost"].add(notified.append)
     publish(channel, "x")
     sink = Sink()
     channel.basic_qos(0, 1)
@@ -83,8 +83,8 @@ def test_lost_lease_is_told_once(
     with caplog.at_level(logging.WARNING, "greenconn.broker"):
         for _ in range(2):
             link.leases.renew()
-            until(lambda: not link.leases._under_way and told)
-    assert told == [1]
+            until(lambda: not link.leases._under_way and notified)
+    assert notified == [1]
     assert len(caplog.records) == 1
     sink[0].ack()  # too late: changes nothing
     link.catch_up()
@@ -108,7 +108,7 @@ def test_the_store_is_asked_once_at_a_time(connect: Opener, fake_broker: FakeBro
     until(lambda: renewals(fake_broker) == [0, 0])
 
 
-def test_what_was_refused_is_told_again_with_each_renewal(
+def test_what_was_refused_is_sent_again_with_each_renewal(
     connect: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = connect()
@@ -156,15 +156,15 @@ def test_all_that_were_lost_are_counted(
 ) -> None:
     channel, sink = holding(connect, 3)
     link = channel.connection
-    told: list[int] = []
+    notified: list[int] = []
     other = link.transport.create_channel(link)
     for each in (channel, other):
-        each.events["lease_lost"].add(told.append)
+        each.events["lease_lost"].add(notified.append)
     sink[0].ack()
     link.catch_up()
     fake_broker.expire_leases()
     renew(link)
-    assert (told, link.leases.lost) == ([2, 2], 2)
+    assert (notified, link.leases.lost) == ([2, 2], 2)
     (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
     text = record.getMessage()
     assert "the lease (30 s) of 2 messages expired before it was renewed" in text
@@ -172,11 +172,11 @@ def test_all_that_were_lost_are_counted(
     assert not any(each.is_held for each in sink[1:3])
     link.leases.note_late(1)
     gevent.sleep(0)
-    assert (told, link.leases.lost) == ([2, 2, 1, 1], 3)
+    assert (notified, link.leases.lost) == ([2, 2, 1, 1], 3)
     assert "before they were acknowledged" in caplog.records[-1].getMessage()
 
 
-def test_what_is_answered_while_it_is_renewed_is_not_lost(
+def test_what_is_settled_while_it_is_renewed_is_not_lost(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel, sink = holding(connect, 2)
@@ -230,7 +230,9 @@ def test_claims_that_last_as_long_as_the_connection(connect: Opener) -> None:
     link.leases.stop()
 
 
-def test_a_hub_that_was_blocked_is_told(connect: Opener, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hub_that_was_blocked_is_logged(
+    connect: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
     link = connect()  # whose leases of 30 s are renewed each 10 s
     link.leases._tick(10.0)
     until(lambda: not link.leases._under_way)

@@ -145,7 +145,7 @@ def test_a_failure_ends_the_link(
     assert link.failed(ValueError("later"), "more").__cause__ is link.lost
 
 
-def test_a_refusal_that_nobody_is_told_is_logged(
+def test_a_refusal_without_a_caller_is_logged(
     link: StoreLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     exc = ChannelError("not you")
@@ -199,7 +199,7 @@ def test_flushing(
         link.flush(Deadline(10))
 
 
-def test_answers_that_the_store_does_not_take_end_the_link(
+def test_settlements_that_the_store_does_not_take_end_the_link(
     connect: Opener, fake_broker: FakeBroker, impatient: Impatient
 ) -> None:
     channel = channel_to(connect)

@@ -105,7 +105,7 @@ def test_a_link_that_has_ended_waits_for_nothing(connect: Opener, fake_broker: F
     assert [bool(item.claim) for item in fake_broker.items["q"]] == [True]
 
 
-def test_closing_tells_the_last_answers(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_closing_sends_the_last_settlements(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     link = channel.connection
     channel.queue_declare("q")

@@ -30,7 +30,7 @@ def store(fake_broker: FakeBroker) -> FakeStore:
 
 
 @pytest.mark.parametrize("outcome", [None, NoQueue("dead")])
-def test_an_answer_whose_copies_are_stored_stays(
+def test_a_request_whose_copies_are_stored_stays(
     store: FakeStore, outcome: Exception | None
 ) -> None:
     answer = SettleRequest("handle", Settlement.ACK, entries=[ENTRY])
@@ -126,7 +126,7 @@ def test_limits_that_a_store_has_by_default() -> None:
     assert store.owner == ""
 
 
-def test_a_plain_message_and_a_plain_answer() -> None:
+def test_a_plain_message_and_a_plain_request() -> None:
     assert (ENTRY.priority, ENTRY.delay, ENTRY.lifetime) == (0, 0.0, None)
     claimed = Claimed("q", None, "handle")
     assert (claimed.deliveries, claimed.raw, claimed.dead, claimed.waiting) == (0, b"", None, None)

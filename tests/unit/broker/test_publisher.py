@@ -146,7 +146,7 @@ def test_mandatory_message_comes_back(publisher: Publisher, message: str, outcom
     publisher.outcome = outcome
     channel: Any = publisher._channel
     returned: list[Any] = []
-    channel.events["basic_return"].add(lambda *told: returned.append(told))
+    channel.events["basic_return"].add(lambda *notified: returned.append(notified))
     publisher.publish(message, "", "key", True, False, None)
     channel.connection.drain(10.0)
     ((exc, exchange, routing_key, back),) = returned
@@ -154,7 +154,7 @@ def test_mandatory_message_comes_back(publisher: Publisher, message: str, outcom
     assert (exchange, routing_key, back.body) == ("", "key", message)
 
 
-def test_who_asks_for_no_confirm_is_not_told_of_a_full_queue(publisher: Publisher) -> None:
+def test_without_confirms_a_full_queue_is_no_error(publisher: Publisher) -> None:
     publisher.outcome = QueueFull()
     publisher.publish("x", "", "key", False, False, None)
 

@@ -162,7 +162,7 @@ def test_deadline_covers_the_routing(connect: Opener, fake_broker: FakeBroker) -
     may_go.set()
 
 
-def test_store_without_answer_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
+def test_store_without_reply_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect, reply_timeout=0.2)
     channel.queue_declare("q")
     fake_broker.before = lambda method, argument: method == "put" and Event().wait()
@@ -459,7 +459,7 @@ def test_a_queue_that_went_is_asked_for_again(connect: Opener, fake_broker: Fake
     assert not channel.connection.directory.is_known("q")
 
 
-def test_flushing_tells_the_store_what_was_answered(
+def test_flushing_sends_the_store_what_was_settled(
     connect: Opener, fake_broker: FakeBroker
 ) -> None:
     channel = channel_to(connect)
@@ -504,7 +504,7 @@ def test_a_store_may_take_its_time_where_no_limit_is_set(
     assert fake_broker.bodies("q") == [b"x"]
 
 
-def test_a_store_that_has_answered_is_watched_no_more(
+def test_a_store_that_has_replied_is_watched_no_more(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     channel = channel_to(connect)

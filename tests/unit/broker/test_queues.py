@@ -133,6 +133,6 @@ def test_a_queue_goes_with_its_bindings(
     assert (fake_broker.queues, list(link.state.exchanges["x"].bindings)) == ({}, [])
 
 
-def test_what_was_answered_counts_for_who_asks_next(queues: StoredQueues, link: Link) -> None:
+def test_what_was_settled_counts_for_the_next_call(queues: StoredQueues, link: Link) -> None:
     queues.settle()
     assert link.caught_up == 1

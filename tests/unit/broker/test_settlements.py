@@ -22,7 +22,7 @@ def link() -> Link:
     return Link()
 
 
-def test_answers_of_a_turn_are_told_together(link: Link) -> None:
+def test_settlements_of_a_turn_are_sent_together(link: Link) -> None:
     for name in "abc":
         link.settlements.ack(Held(name))
     assert link.settler.acks == []
@@ -31,7 +31,7 @@ def test_answers_of_a_turn_are_told_together(link: Link) -> None:
     assert [handles for handles, _ in link.settler.acks] == [["a", "b"], ["c"]]
 
 
-def test_what_was_not_answered_is_the_next_lifes(link: Link) -> None:
+def test_what_was_not_settled_is_handed_to_the_next_life(link: Link) -> None:
     for name in "abc":
         link.settlements.ack(Held(name))
     link.settlements.requeue([Held("back")])
@@ -47,7 +47,7 @@ def test_what_was_not_answered_is_the_next_lifes(link: Link) -> None:
     assert link.settlements.unsettled() == (["c", "d"], [])
 
 
-def test_what_is_answered_when_the_link_is_gone_is_the_next_lifes(link: Link) -> None:
+def test_what_is_settled_when_the_link_is_gone_is_handed_to_the_next_life(link: Link) -> None:
     link.settlements.ack(Held("a"))
     link.lost = ConnectionError("cut by the test")
     link.settlements.stop(link.lost)
@@ -60,7 +60,7 @@ def test_what_is_answered_when_the_link_is_gone_is_the_next_lifes(link: Link) ->
     assert link.settler.acks == []
 
 
-def test_what_is_refused_is_told_again(link: Link, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_refused_is_sent_again(link: Link, caplog: pytest.LogCaptureFixture) -> None:
     link.settlements.ack(Held("a"))
     link.settlements.requeue([Held("b"), Held("c")])
     link.settler.end_turn()
@@ -143,7 +143,7 @@ def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
     assert disposition.settlement is Settlement.ACK
 
 
-def test_who_waits_for_dead_letters_is_told_that_the_link_is_gone(link: Link) -> None:
+def test_who_waits_for_dead_letters_is_woken_when_the_link_is_gone(link: Link) -> None:
     def route() -> list[str]:
         gevent.sleep(SOON)
         return []
@@ -165,7 +165,7 @@ def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:
     assert (link.handover.acks, link.settler.acks) == (["tag"], [])
 
 
-def test_who_waits_for_dead_letters_is_not_told_before_the_last(link: Link) -> None:
+def test_who_waits_for_dead_letters_is_not_woken_before_the_last(link: Link) -> None:
     may_go = Event()
     routes: list[Callable[[], Any]] = [may_go.wait, list]
     link.route = lambda: routes.pop()() or ["dead"]
@@ -188,7 +188,7 @@ def test_what_nobody_has_seen_goes_back_as_such(link: Link) -> None:
     assert (disposition.settlement, disposition.is_unseen) == (Settlement.REQUEUE, True)
 
 
-def test_what_former_lives_have_left_is_told(link: Link) -> None:
+def test_what_former_lives_have_left_is_sent(link: Link) -> None:
     link.settlements.take_over(["a"], [Disposition(Held("b"), Settlement.REQUEUE)])
     link.settlements.take_over(["c"], [])
     assert len(link.settler.turn_end) == 1
@@ -198,7 +198,7 @@ def test_what_former_lives_have_left_is_told(link: Link) -> None:
     assert disposition.message.handle == "b"
 
 
-def test_an_interruption_while_answers_leave_is_noted_and_goes_on(
+def test_an_interruption_while_settlements_leave_is_noted_and_goes_on(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(handles: Any, done: Any) -> None:
@@ -241,7 +241,7 @@ def test_a_refusal_of_a_lost_link_is_the_next_lifes(
     assert caplog.text == ""
 
 
-def test_refused_acks_are_told_again_in_calls_of_the_limit(link: Link) -> None:
+def test_refused_acks_are_sent_again_in_calls_of_the_limit(link: Link) -> None:
     for name in "abc":
         link.settlements.ack(Held(name))
     link.settler.end_turn()

@@ -52,7 +52,7 @@ def test_ready_made_exchange_needs_no_record(topology: Topology) -> None:
 @pytest.mark.parametrize(
     "facts", [{}, {"type": "x-unknown"}, {"type": "direct", "arguments": "none"}], ids=repr
 )
-def test_record_of_a_stranger(
+def test_record_of_another_program(
     topology: Topology, fake_broker: FakeBroker, facts: dict[str, Any]
 ) -> None:
     fake_broker.exchanges["x"], fake_broker.rows["x"] = facts, ()

@@ -39,7 +39,7 @@ def test_common_options_are_not_complained_about(
     assert FakeTransport(client, fake_broker).options.lease == 30.0
 
 
-def test_wrong_options_are_told_before_anything_is_opened(fake_broker: FakeBroker) -> None:
+def test_wrong_options_are_refused_before_anything_is_opened(fake_broker: FakeBroker) -> None:
     made = transport(fake_broker, lease=0)
     with pytest.raises(ValueError, match=r"StoreOptions\.lease must be"):
         made.establish_connection()

@@ -43,13 +43,13 @@ def test_who_comes_after_a_change_waits_for_the_next() -> None:
 def test_each_gets_the_error_with_a_traceback_of_its_own() -> None:
     condition, error = Condition(), RecoverableConnectionError("closed")
     waiters = [gevent.spawn(condition.wait, NEVER) for _ in range(2)]
-    told = gevent.spawn(condition.outcome, NEVER)
+    notified = gevent.spawn(condition.outcome, NEVER)
     turn()
     condition.wake_all(error)
     for each in waiters:
         with pytest.raises(RecoverableConnectionError, match="closed"):
             each.get(timeout=30)
-    assert told.get(timeout=30) is error
+    assert notified.get(timeout=30) is error
 
 
 def test_who_was_killed_or_woken_already_is_not_woken() -> None:

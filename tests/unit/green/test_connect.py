@@ -154,7 +154,7 @@ def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
     sock.close()
 
 
-def test_when_all_refuse_the_last_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_all_refuse_the_last_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = free_ports(2)
     monkeypatch.setattr(connect_module, "_look_up", found(*(("127.0.0.1", p) for p in ports)))
     with pytest.raises(ConnectionRefusedError, match=r"broker\.example:5672"):
@@ -264,7 +264,7 @@ def test_a_unix_socket_that_is_there(tmp_path: Path) -> None:
         listener.close()
 
 
-def test_a_timeout_of_the_kernel_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_of_the_kernel_is_raised_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*args: Any) -> Any:
         raise TimeoutError(errno.ETIMEDOUT, "the kernel gave up")
 

@@ -96,7 +96,7 @@ def gone(peer: Peer) -> bool:
     return not peer.sockets
 
 
-def test_a_request_and_its_answer(server: Start, web: Make) -> None:
+def test_a_request_and_its_response(server: Start, web: Make) -> None:
     seen: list[bytes] = []
 
     def reply(client: socket.socket, request: bytes) -> None:
@@ -123,7 +123,7 @@ def test_a_request_and_its_answer(server: Start, web: Make) -> None:
     ],
 )
 @pytest.mark.parametrize("is_split", [False, True], ids=["whole", "bytewise"])
-def test_all_forms_of_an_answer(server: Start, web: Make, text: bytes, is_split: bool) -> None:
+def test_all_forms_of_a_response(server: Start, web: Make, text: bytes, is_split: bool) -> None:
     def reply(client: socket.socket, request: bytes) -> None:
         for piece in [text[i : i + 1] for i in range(len(text))] if is_split else [text]:
             client.sendall(piece)
@@ -180,7 +180,7 @@ def test_a_server_says_how_long_a_connection_may_be_idle(
     assert peer.accepted == connections
 
 
-def test_an_answer_has_no_body_where_there_is_none(server: Start, web: Make) -> None:
+def test_a_response_has_no_body_where_there_is_none(server: Start, web: Make) -> None:
     peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n")
     mine = web(peer)
     assert ask(mine, "HEAD").body == ask(mine, "HEAD").body == b""
@@ -198,7 +198,7 @@ def test_an_answer_has_no_body_where_there_is_none(server: Start, web: Make) -> 
     ],
     ids=["nothing", "head", "body", "chunk"],
 )
-def test_an_answer_that_is_cut_short_is_an_error(server: Start, web: Make, text: bytes) -> None:
+def test_a_response_that_is_cut_short_is_an_error(server: Start, web: Make, text: bytes) -> None:
     def reply(client: socket.socket, request: bytes) -> bool:
         client.sendall(text)
         return False
@@ -236,7 +236,7 @@ def test_nonsense_is_an_error_and_ends_the_connection(
     assert gone(peer)
 
 
-def test_a_large_answer_is_refused_before_it_comes(server: Start, web: Make) -> None:
+def test_a_large_response_is_refused_before_it_comes(server: Start, web: Make) -> None:
     peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2147483648\r\n\r\n")
     with pytest.raises(OSError, match="body of the response exceeds"):
         ask(web(peer))
@@ -253,7 +253,7 @@ def test_a_large_answer_is_refused_before_it_comes(server: Start, web: Make) -> 
     ],
     ids=["until the end", "chunks", "headers", "interim"],
 )
-def test_an_endless_answer_is_not_taken(
+def test_an_endless_response_is_not_taken(
     server: Start, web: Make, head: bytes, piece: bytes
 ) -> None:
     def flood(client: socket.socket, request: bytes) -> None:
@@ -305,7 +305,7 @@ def test_connections_are_kept_and_have_a_bound(server: Start, web: Make) -> None
     assert mine.stats()["idle"] == 10
 
 
-def test_who_finds_no_connection_free_in_time_is_told(server: Start, web: Make) -> None:
+def test_no_free_connection_in_time_is_an_error(server: Start, web: Make) -> None:
     peer = server(silence)
     mine = web(peer, limit=1)
     first = gevent.spawn(ask, mine)
@@ -355,7 +355,7 @@ def test_what_may_be_repeated_is_where_a_kept_connection_was_closed(
         assert server.accepted == 2
 
 
-def test_an_answer_that_was_begun_is_never_asked_for_again(peer: PeerFactory, web: Make) -> None:
+def test_a_response_that_was_begun_is_never_requested_again(peer: PeerFactory, web: Make) -> None:
     seen: list[bytes] = []
 
     def serve(client: socket.socket) -> None:
@@ -418,7 +418,7 @@ def test_a_caller_may_be_interrupted_at_any_switch(server: Start, web: Make) -> 
         assert mine.stats()["in_use"] == 0
 
 
-def test_the_answer_to_a_killed_caller_is_nobodys(server: Start, web: Make) -> None:
+def test_the_response_to_a_killed_caller_is_dropped(server: Start, web: Make) -> None:
     asked, go_on = Event(), Event()
 
     def reply(client: socket.socket, request: bytes) -> None:
@@ -536,7 +536,7 @@ def test_lines_come_one_by_one(server: Start, web: Make) -> None:
         ]
 
 
-def test_lines_that_are_cut_are_told_from_their_end(server: Start, web: Make) -> None:
+def test_lines_that_are_cut_are_distinguished_from_their_end(server: Start, web: Make) -> None:
     def reply(client: socket.socket, request: bytes) -> bool:
         client.sendall(CHUNKED + b"6\r\none\ntw\r\n")
         return False
@@ -652,7 +652,9 @@ def test_who_is_killed_in_a_handshake_leaves_no_connection(peer: PeerFactory, we
     assert gone(silent)
 
 
-def test_an_answer_without_an_end_of_its_own_may_have_a_last_line(server: Start, web: Make) -> None:
+def test_a_response_without_an_end_of_its_own_may_have_a_last_line(
+    server: Start, web: Make
+) -> None:
     def reply(client: socket.socket, request: bytes) -> bool:
         client.sendall(b"HTTP/1.1 200 OK\r\n\r\none\r\ntwo")
         return False

@@ -168,7 +168,7 @@ def test_a_pause_takes_its_time() -> None:
     assert monotonic() - began >= 0.02
 
 
-def test_what_a_killed_caller_left_is_told(work: Work) -> None:
+def test_what_a_killed_caller_left_is_passed_on(work: Work) -> None:
     done: list[Any] = []
     with Busy(work) as busy:
         caller = gevent.spawn(work.worker.call, lambda: "left", done.append)
@@ -179,7 +179,7 @@ def test_what_a_killed_caller_left_is_told(work: Work) -> None:
     assert done == ["left"]
 
 
-def test_what_a_caller_left_at_the_last_moment_is_told(work: Work) -> None:
+def test_what_a_caller_left_at_the_last_moment_is_passed_on(work: Work) -> None:
     done: list[Any] = []
     caller = gevent.spawn(work.worker.call, lambda: "x", done.append)
     tell = work.worker._done
@@ -194,7 +194,7 @@ def test_what_a_caller_left_at_the_last_moment_is_told(work: Work) -> None:
     assert done == ["x"]
 
 
-def test_who_is_told_may_post_more_although_it_closes(work: Work) -> None:
+def test_a_callback_may_post_more_although_it_closes(work: Work) -> None:
     done: list[Any] = []
 
     def then(value: Any) -> None:

@@ -498,8 +498,8 @@ def test_one_that_was_lost_comes_back_by_the_next_acquire(
     assert pool.acquire(block=False) is thing
     assert not caplog.records  # that is left to a greenlet
     settle()
-    told = r"'amqp://h/v': an object held by 'main' for \d+\.\d s was garbage-collected"
-    assert re.search(told, caplog.text)
+    text = r"'amqp://h/v': an object held by 'main' for \d+\.\d s was garbage-collected"
+    assert re.search(text, caplog.text)
 
 
 def test_one_that_was_lost_comes_back_by_the_hub(

@@ -51,7 +51,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return time
 
 
-def test_things_are_told_apart_by_identity(now: list[float]) -> None:
+def test_things_are_distinguished_by_identity(now: list[float]) -> None:
     holders: Holders[Thing] = Holders()
     first, second = Thing(), Thing()
     assert holders.hold(first) is first
@@ -151,7 +151,7 @@ def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
     assert pools.kept() == 0
 
 
-def test_what_a_collected_sub_pool_held_is_told() -> None:
+def test_what_a_collected_sub_pool_held_is_reported() -> None:
     left: list[object] = []
     held: Holders[Any] = Holders()
     pools = SubPools(held, left.append)

@@ -71,7 +71,7 @@ def test_an_interval_counts_for_every_login() -> None:
     login.renewal.stop()
 
 
-def test_a_failure_is_told_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     login = Login(OSError("away"), OSError("away"))
     login.renewal.begin_in(0.0)
     assert login.has_no_more.wait(CAME)

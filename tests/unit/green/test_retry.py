@@ -226,14 +226,14 @@ def test_an_immediate_repetition_lets_nobody_run() -> None:
     other.join()
 
 
-def test_the_loop_is_told_what_failed_and_how_long_it_waits() -> None:
-    trial, told = Trial(OSError("1"), OSError("2")), []
+def test_the_loop_gets_what_failed_and_how_long_it_waits() -> None:
+    trial, notified = Trial(OSError("1"), OSError("2")), []
     for attempt in attempts(policy(first=1.0, step=1.0), NEVER, is_lost, pause=trial.pauses.append):
         with attempt:
             trial()
             break
-        told.append((attempt.number, str(attempt.error), attempt.interval))
-    assert told == [(1, "1", 1.0), (2, "2", 2.0)]
+        notified.append((attempt.number, str(attempt.error), attempt.interval))
+    assert notified == [(1, "1", 1.0), (2, "2", 2.0)]
 
 
 def test_what_ends_without_leaving_the_loop_is_tried_again() -> None:

@@ -265,7 +265,7 @@ def test_a_full_socket_goes_on_when_the_peer_reads(owner: Owner) -> None:
 # Ends.
 
 
-def test_end_of_file_is_told_once(owner: Owner) -> None:
+def test_end_of_file_is_reported_once(owner: Owner) -> None:
     owner.wire.send(b"last words")
     owner.wire.hang_up()
     until(lambda: owner.lost)
@@ -277,7 +277,7 @@ def test_end_of_file_is_told_once(owner: Owner) -> None:
     assert len(owner.lost) == 1
 
 
-def test_a_reset_is_told_once(owner: Owner) -> None:
+def test_a_reset_is_reported_once(owner: Owner) -> None:
     turn()
     owner.wire.reset()
     until(lambda: owner.lost)
@@ -314,7 +314,7 @@ def test_an_error_of_the_owner_ends_the_stream(owner: Owner) -> None:
 
 
 @pytest.mark.parametrize("make", [gevent.GreenletExit, lambda: gevent.Timeout(None)])
-def test_if_somebody_kills_the_reader_everybody_is_told(
+def test_a_killed_reader_is_reported_as_a_loss(
     owner: Owner, make: Callable[[], BaseException]
 ) -> None:
     turn()
@@ -608,7 +608,7 @@ def test_a_peer_that_goes_amid_the_handshake(wire: Wire, how: str) -> None:
     owner.check_ended()
 
 
-def test_a_stream_closed_amid_the_handshake_tells_the_one_who_waits(wire: Wire) -> None:
+def test_a_stream_closed_amid_the_handshake_wakes_its_waiter(wire: Wire) -> None:
     owner = tls_owner(wire)
     waiting = gevent.spawn(owner.stream.handshake, LONG)
     turn()

@@ -64,15 +64,15 @@ def test_ensure_connection_returns_the_connection(connection: Connection, script
 
 
 def test_each_failure_is_reported_with_the_interval(connection: Connection, script: Script) -> None:
-    told: list[tuple[BaseException, float]] = []
+    notified: list[tuple[BaseException, float]] = []
     script.plan("one", *[REFUSED] * 4)
     connection.ensure_connection(
-        lambda exc, interval: told.append((exc, interval)),
+        lambda exc, interval: notified.append((exc, interval)),
         interval_start=0,
         interval_step=0.01,
         interval_max=0.02,
     )
-    assert told == [(REFUSED, 0.0), (REFUSED, 0.01), (REFUSED, 0.02), (REFUSED, 0.02)]
+    assert notified == [(REFUSED, 0.0), (REFUSED, 0.01), (REFUSED, 0.02), (REFUSED, 0.02)]
 
 
 def test_retries_are_counted(connection: Connection, script: Script) -> None:
@@ -156,12 +156,12 @@ def test_timeout_bounds_all_of_it(connection: Connection, script: Script) -> Non
 def test_who_waits_for_its_interval_goes_on_when_another_has_connected(
     connection: Connection, script: Script
 ) -> None:
-    told = Event()
+    notified = Event()
     script.plan("one", REFUSED)
     waiting = gevent.spawn(
-        connection.ensure_connection, lambda exc, interval: told.set(), interval_start=30
+        connection.ensure_connection, lambda exc, interval: notified.set(), interval_start=30
     )
-    assert told.wait(CAME)
+    assert notified.wait(CAME)
     connection.connect()
     assert waiting.get(timeout=CAME) is connection
 
@@ -180,12 +180,12 @@ def test_a_thousand_who_ensure_cause_one_attempt_at_a_time(
 
 
 def test_close_ends_the_wait(connection: Connection, script: Script) -> None:
-    told = Event()
+    notified = Event()
     script.otherwise["one"] = REFUSED
     waiting = gevent.spawn(
-        connection.ensure_connection, lambda exc, interval: told.set(), interval_start=30
+        connection.ensure_connection, lambda exc, interval: notified.set(), interval_start=30
     )
-    assert told.wait(CAME)
+    assert notified.wait(CAME)
     gevent.sleep(0.01)
     connection.close()
     with pytest.raises(RecoverableConnectionError, match="was closed"):
@@ -210,7 +210,7 @@ def test_a_lost_connection_is_opened_and_the_object_revived(
     connection: Connection, script: Script
 ) -> None:
     connection.connect()
-    told: list[tuple[BaseException, float]] = []
+    notified: list[tuple[BaseException, float]] = []
     revived: list[Any] = []
     lost = RecoverableConnectionError("gone")
 
@@ -222,14 +222,14 @@ def test_a_lost_connection_is_opened_and_the_object_revived(
     work = connection.ensure(
         worker,
         worker.work,
-        errback=lambda exc, interval: told.append((exc, interval)),
+        errback=lambda exc, interval: notified.append((exc, interval)),
         on_revive=revived.append,
     )
     work()
     assert worker.calls == 2
     assert worker.channel is connection.default_channel
     assert revived == [worker.channel]
-    assert told == [(lost, 0)]
+    assert notified == [(lost, 0)]
     assert len(script.links) == 2
 
 
@@ -308,13 +308,17 @@ def test_errors_to_retry_may_be_named(connection: Connection, script: Script) ->
 
 
 def test_errback_is_about_connections_and_channels(connection: Connection) -> None:
-    told: list[Any] = []
+    notified: list[Any] = []
     lost = RecoverableConnectionError("gone")
     worker = Worker(LookupError("not yet"), lost)
     connection.ensure(
-        worker, worker.work, lambda *args: told.append(args), retry_errors=(LookupError,), **QUICK
+        worker,
+        worker.work,
+        lambda *args: notified.append(args),
+        retry_errors=(LookupError,),
+        **QUICK,
     )()
-    assert [exc for exc, _ in told] == [lost]
+    assert [exc for exc, _ in notified] == [lost]
 
 
 def test_the_policy_counts_for_reconnecting_too(connection: Connection, script: Script) -> None:

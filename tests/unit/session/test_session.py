@@ -59,7 +59,7 @@ class Member:
         self.log.append(self.name)
 
 
-class Told(Member):
+class Notified(Member):
     """A member that wants to know of its failure."""
 
     def failed(self, exc: BaseException) -> None:
@@ -295,62 +295,62 @@ def test_after_a_loss_the_next_broker_is_tried_first(connect: Connect, script: S
 
 
 def test_listeners_are_notified(connection: Connection, script: Script) -> None:
-    told: list[object] = []
+    notified: list[object] = []
     session = connection.session
-    connection.on_connection_lost.append(told.append)
-    connection.on_recovered.append(lambda: told.append("recovered"))
-    session.on_closed.append(lambda: told.append("closed"))
+    connection.on_connection_lost.append(notified.append)
+    connection.on_recovered.append(lambda: notified.append("recovered"))
+    session.on_closed.append(lambda: notified.append("closed"))
     session.add(Member("a", []))
     session.link()
     lost = RecoverableConnectionError("gone")
     script.link.lose(lost)
-    until(lambda: told == [lost, "recovered"])
+    until(lambda: notified == [lost, "recovered"])
     connection.close()
-    assert told == [lost, "recovered", "closed"]
+    assert notified == [lost, "recovered", "closed"]
 
 
 def test_without_members_the_next_use_reports_that_it_is_back(
     connection: Connection, script: Script
 ) -> None:
-    told: list[str] = []
-    connection.on_recovered.append(lambda: told.append("recovered"))
+    notified: list[str] = []
+    connection.on_recovered.append(lambda: notified.append("recovered"))
     connection.session.link()
     turn()
-    assert told == []  # it was not away
+    assert notified == []  # it was not away
     script.link.lose()
     until(lambda: connection.session.is_lost)
-    assert told == []
+    assert notified == []
     connection.session.link()
-    until(lambda: told == ["recovered"])
+    until(lambda: notified == ["recovered"])
     connection.close()
     connection.connect()
     turn()
-    assert told == ["recovered"]
+    assert notified == ["recovered"]
 
 
 def test_a_listener_that_fails_affects_nobody_else(
     connection: Connection, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = connection.session
-    told: list[object] = []
+    notified: list[object] = []
     connection.on_connection_lost.append(lambda exc: 1 / 0)
-    connection.on_connection_lost.append(told.append)
+    connection.on_connection_lost.append(notified.append)
     session.link()
     script.link.lose()
-    until(lambda: "ZeroDivisionError" in caplog.text and bool(told))
+    until(lambda: "ZeroDivisionError" in caplog.text and bool(notified))
     assert caplog.text.count("ZeroDivisionError") == 1
     assert session.link() is script.links[1]
 
 
 def test_all_are_notified_of_the_end_whatever_one_of_them_raises(connection: Connection) -> None:
     session = connection.session
-    told: list[object] = []
-    session.on_closed += [lambda: 1 / 0, lambda: told.append("closed")]
+    notified: list[object] = []
+    session.on_closed += [lambda: 1 / 0, lambda: notified.append("closed")]
     session.link()
     with pytest.raises(ZeroDivisionError):
         connection.close()
     assert session.is_closed
-    assert told == ["closed"]
+    assert notified == ["closed"]
 
 
 # -- recovering ----------------------------------------------------------------------------------
@@ -484,13 +484,13 @@ def test_a_member_that_cannot_be_restored_is_reported_and_left_out(
 ) -> None:
     log: list[str] = []
     error = NotFound("no queue")
-    told = Told("told", log, error)
-    connection.session.add(told)
+    notified = Notified("told", log, error)
+    connection.session.add(notified)
     connection.session.add(Member("other", log))
     connection.session.link()
     script.link.lose()
     until(lambda: log == ["other"])
-    assert told.failure is error
+    assert notified.failure is error
     script.link.lose()
     until(lambda: log == ["other", "other"])
 
@@ -521,7 +521,7 @@ def test_what_may_pass_is_tried_again_apart(connection: Connection, script: Scri
 def test_what_is_tried_again_apart_may_fail_for_good(
     connection: Connection, script: Script
 ) -> None:
-    member = Told("a", [], ResourceLocked("held"), NotFound("gone"))
+    member = Notified("a", [], ResourceLocked("held"), NotFound("gone"))
     connection.session.add(member)
     connection.session.link()
     script.link.lose()
@@ -532,15 +532,15 @@ def test_a_refusal_ends_recovery_and_a_later_use_restores(
     connection: Connection, script: Script
 ) -> None:
     log: list[str] = []
-    told = Told("told", log)
-    connection.session.add(told)
+    notified = Notified("told", log)
+    connection.session.add(notified)
     connection.session.link()
     refusal = AccessRefused("the password was changed")
     script.plan("one", REFUSED, refusal)
     script.link.lose()
     with pytest.raises(AccessRefused):
         connection.drain_events(timeout=CAME)
-    assert told.failure is refusal
+    assert notified.failure is refusal
     assert connection.session.state is SessionState.IDLE
     assert len(script.attempts) == 3
     connection.session.link()

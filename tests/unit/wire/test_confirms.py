@@ -109,7 +109,7 @@ class ConfirmsMachine(RuleBasedStateMachine):
         self.broker = Broker()
 
 
-def test_each_publish_gets_its_own_answer_once() -> None:
+def test_each_publish_gets_its_own_confirm_once() -> None:
     run_state_machine_as_test(ConfirmsMachine, settings=settings(stateful_step_count=60))
 
 
@@ -130,7 +130,7 @@ def test_a_return_is_matched_to_the_oldest_alike() -> None:
     assert confirms.match_return("", "key", b"\0\0", b"body") is None
 
 
-def test_properties_and_body_tell_publishes_to_one_key_apart() -> None:
+def test_properties_and_body_distinguish_publishes_to_one_key() -> None:
     by_body, by_block, both = publish(body=b"1"), publish(properties=b"2"), publish()
     confirms = sequencer(by_body, by_block, both)
     assert confirms.match_return("", "key", b"\0\0", b"body") is both
@@ -150,14 +150,14 @@ def test_what_is_not_mandatory_is_never_returned() -> None:
     assert sequencer().match_return("", "key", b"\0\0", b"body") is None
 
 
-def test_a_publish_that_was_answered_is_not_returned() -> None:
+def test_a_publish_that_was_confirmed_is_not_returned() -> None:
     first, second = publish(), publish()
     confirms = sequencer(first, second)
     confirms.settle(1, False)
     assert confirms.match_return("", "key", b"\0\0", b"body") is second
 
 
-def test_many_outstanding_publishes_cost_what_is_answered() -> None:
+def test_many_outstanding_publishes_cost_what_is_confirmed() -> None:
     confirms = sequencer(*(publish(str(number)) for number in range(100_000)))
     began = monotonic()
     for tag in range(10, 50_000, 10):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 without I/O: the same answer in every split, and nothing that might mean another end."""
+"""HTTP/1.1 without I/O: the same response in every split, and nothing that might mean another end."""
 
 from __future__ import annotations
 
@@ -68,68 +68,76 @@ NONSENSE = [
 ]
 
 
-def told(pieces: list[bytes], method: str = "GET", limit: int = 100) -> ResponseParser:
-    """The answer that comes in these pieces, behind which the server closes."""
-    answer = ResponseParser(method, limit)
+def parsed(pieces: list[bytes], method: str = "GET", limit: int = 100) -> ResponseParser:
+    """The response that comes in these pieces, behind which the server closes."""
+    response = ResponseParser(method, limit)
     for each in pieces:
-        answer.feed(each)
-    answer.end()
-    return answer
+        response.feed(each)
+    response.end()
+    return response
 
 
 @pytest.mark.parametrize(("text", "goes_on"), HELLO)
-def test_every_split_is_the_same_answer(text: bytes, goes_on: bool) -> None:
+def test_every_split_is_the_same_response(text: bytes, goes_on: bool) -> None:
     for first in range(len(text) + 1):
         for second in range(first, len(text) + 1):
-            answer = told([text[:first], text[first:second], text[second:]])
-            assert answer.is_complete
-            assert (answer.status, answer.take(), answer.is_reusable) == (200, b"hello", goes_on)
-    answer = told([text[i : i + 1] for i in range(len(text))])
-    assert (answer.is_complete, answer.take(), answer.is_reusable) == (True, b"hello", goes_on)
+            response = parsed([text[:first], text[first:second], text[second:]])
+            assert response.is_complete
+            assert (response.status, response.take(), response.is_reusable) == (
+                200,
+                b"hello",
+                goes_on,
+            )
+    response = parsed([text[i : i + 1] for i in range(len(text))])
+    assert (response.is_complete, response.take(), response.is_reusable) == (
+        True,
+        b"hello",
+        goes_on,
+    )
 
 
 @pytest.mark.parametrize("text", NONSENSE)
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 def test_nonsense_is_an_error(text: bytes, size: int) -> None:
     with pytest.raises(OSError, match=r"server|response|chunk"):
-        told([text[i : i + size] for i in range(0, len(text), size)])
+        parsed([text[i : i + size] for i in range(0, len(text), size)])
 
 
 @pytest.mark.parametrize("text", [text for text, _ in HELLO if b"hello" in text[-5:]])
 def test_what_is_cut_short_is_not_complete(text: bytes) -> None:
     is_until_end = b"Length" not in text
     for size in range(1, len(text)):
-        assert told([text[:size]]).is_complete == (is_until_end and size >= len(OK) + 2)
+        assert parsed([text[:size]]).is_complete == (is_until_end and size >= len(OK) + 2)
     for size in range(len(CHUNKED), len(HELLO[4][0])):
-        assert not told([HELLO[4][0][:size]]).is_complete
+        assert not parsed([HELLO[4][0][:size]]).is_complete
 
 
 def test_headers_and_reason() -> None:
     fields = b"X-A: 1\r\nx-a:  \xe9 \r\nB:\r\nContent-Length: 0\r\n\r\n"
-    answer = told([b"HTTP/1.1 404 Not  here\r\n" + fields])
-    assert answer.headers == {"x-a": "1, \xe9", "b": "", "content-length": "0"}
-    assert (answer.status, answer.reason, answer.take()) == (404, "Not  here", b"")
+    response = parsed([b"HTTP/1.1 404 Not  here\r\n" + fields])
+    assert response.headers == {"x-a": "1, \xe9", "b": "", "content-length": "0"}
+    assert (response.status, response.reason, response.take()) == (404, "Not  here", b"")
 
 
 @pytest.mark.parametrize(
     ("method", "head"),
     [("HEAD", OK), ("GET", b"HTTP/1.1 204 No Content\r\n"), ("GET", b"HTTP/1.1 304 Old\r\n")],
 )
-def test_some_answers_have_no_body(method: str, head: bytes) -> None:
+def test_some_responses_have_no_body(method: str, head: bytes) -> None:
     for fields in (b"", b"Content-Length: 99999\r\n", b"Transfer-Encoding: chunked\r\n"):
-        answer = ResponseParser(method, 100)
-        answer.feed(head + fields + b"\r\n")
-        assert answer.is_complete
-        assert answer.is_reusable
+        response = ResponseParser(method, 100)
+        response.feed(head + fields + b"\r\n")
+        assert response.is_complete
+        assert response.is_reusable
 
 
 def test_a_body_is_taken_as_it_comes() -> None:
-    answer = ResponseParser("GET", 10)
-    answer.feed(CHUNKED)
+    response = ResponseParser("GET", 10)
+    response.feed(CHUNKED)
     for _ in range(100):
-        answer.feed(b"8\r\n12345678\r\n")
-        assert answer.take() == b"12345678"
-    assert not answer.is_complete
+        response.feed(b"8\r\n12345678\r\n")
+        assert response.take() == b"12345678"
+    assert not response.is_complete
 
 
 @pytest.mark.parametrize(
@@ -142,7 +150,7 @@ def test_a_body_is_taken_as_it_comes() -> None:
 )
 def test_a_body_has_a_limit(text: bytes) -> None:
     with pytest.raises(OSError, match="body of the response exceeds 100 bytes"):
-        told([text])
+        parsed([text])
 
 
 def test_random_bytes_do_no_harm() -> None:
@@ -155,8 +163,8 @@ def test_random_bytes_do_no_harm() -> None:
         outcomes = []
         for pieces in ([bytes(broken)], [bytes(broken[:cut]), bytes(broken[cut:])]):
             try:
-                answer = told(pieces)
-                outcomes.append((answer.is_complete, answer.status, answer.take()))
+                response = parsed(pieces)
+                outcomes.append((response.is_complete, response.status, response.take()))
             except OSError:
                 outcomes.append((False, -1, b""))
         assert outcomes[0] == outcomes[1]

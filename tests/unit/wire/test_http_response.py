@@ -68,7 +68,7 @@ def test_its_headers_have_one_value_each() -> None:
     assert answer.is_complete
 
 
-def test_an_interim_answer_is_no_answer() -> None:
+def test_an_interim_response_is_no_response() -> None:
     answer = fed(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
     assert answer.has_begun
     assert not answer.has_head
@@ -117,14 +117,14 @@ def test_what_is_not_http_is_an_error(data: bytes) -> None:
     assert caught.value.errno == errno.EPROTO
 
 
-def test_an_answer_that_changes_the_protocol_is_an_error() -> None:
+def test_a_response_that_changes_the_protocol_is_an_error() -> None:
     with pytest.raises(OSError, match=r"HTTP/1\.1|changes the protocol") as caught:
         fed(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
     assert caught.value.errno == errno.EPROTO
 
 
 @pytest.mark.parametrize("more", [b"x", OK])
-def test_a_connection_with_more_than_one_answer_cannot_go_on(more: bytes) -> None:
+def test_a_connection_with_more_than_one_response_cannot_go_on(more: bytes) -> None:
     answer = fed(OK + more)
     assert answer.is_complete
     assert not answer.is_reusable
@@ -169,7 +169,7 @@ def test_a_head_has_a_limit(size: int) -> None:
     assert caught.value.errno == errno.EMSGSIZE
 
 
-def test_interim_answers_count_for_the_limit_of_the_head() -> None:
+def test_interim_responses_count_for_the_limit_of_the_head() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\nX: " + b"x" * 1000 + b"\r\n\r\n"
     with pytest.raises(OSError, match="head of the response exceeds 64 KiB"):
         fed(interim * (HEAD_LIMIT // len(interim) + 1))

@@ -92,7 +92,7 @@ TRICKY = (b"$600000000\r\n", b"\r\n$99999999999\r\n", b"abc", b"\r\n", b"=123456
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_heads_are_told_from_text_however_it_is_cut(seed: int) -> None:
+def test_heads_are_distinguished_from_text_however_it_is_cut(seed: int) -> None:
     chance = random.Random(seed)
     values = []
     for _ in range(chance.randrange(1, 60)):

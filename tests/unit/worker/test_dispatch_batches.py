@@ -166,7 +166,7 @@ def test_a_batch_is_interrupted_as_one(connection: Connection, broker: Broker) -
     assert (stats["failed"], stats["rejected"], stats["retried"]) == (4, 4, 0)
 
 
-def test_what_a_handler_answered_leaves_its_batch(connection: Connection, broker: Broker) -> None:
+def test_what_a_handler_settled_leaves_its_batch(connection: Connection, broker: Broker) -> None:
     calls: list[list[Any]] = []
 
     def handler(bodies: list[Any], messages: list[Any]) -> None:

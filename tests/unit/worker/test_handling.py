@@ -121,7 +121,9 @@ def test_requeue(connection: Connection, broker: Broker) -> None:
     assert calls == [False, True, True]
 
 
-def test_a_judge_may_answer(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
+def test_on_error_may_settle_the_message(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
     judged: list[Any] = []
 
     def judge(message: Any, exc: BaseException) -> None:
@@ -158,7 +160,7 @@ def test_what_a_judge_leaves_is_rejected(
 
 
 @pytest.mark.parametrize("answer", ["ack", "reject", "requeue"])
-def test_a_handler_that_answered_is_left_alone(
+def test_a_handler_that_settled_is_left_alone(
     connection: Connection, broker: Broker, answer: str
 ) -> None:
     calls: list[Any] = []
@@ -523,10 +525,10 @@ def test_what_cannot_be_decoded_is_reported_in_a_line(
 def test_a_type_that_is_not_accepted(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
-    told: list[Any] = []
+    notified: list[Any] = []
 
     def decide(message: Any, exc: Exception) -> None:
-        told.append(exc)
+        notified.append(exc)
         message.ack()
 
     producer = broker.connection.Producer()
@@ -536,7 +538,7 @@ def test_a_type_that_is_not_accepted(
         "q", seen, connection=connection, accept=["json"], on_decode_error=decide
     )
     count(consumer, handled=1, failed=1, rejected=0)
-    assert isinstance(told[0], ContentDisallowed)
+    assert isinstance(notified[0], ContentDisallowed)
     assert seen.bodies == [{"a": 1}]
 
 
@@ -585,7 +587,7 @@ def test_without_need_of_an_ack_a_failure_is_counted_and_judged(
 
 
 def test_decode_errors_are_the_librarys(connection: Connection, broker: Broker) -> None:
-    told: list[Any] = []
+    notified: list[Any] = []
     broker.connection.Producer().publish(
         b"\xff", routing_key="q", content_type="application/json", content_encoding="utf-8"
     )
@@ -593,7 +595,7 @@ def test_decode_errors_are_the_librarys(connection: Connection, broker: Broker) 
         "q",
         lambda body, message: None,
         connection=connection,
-        on_decode_error=lambda message, exc: told.append(exc),
+        on_decode_error=lambda message, exc: notified.append(exc),
     )
-    until(lambda: told)
-    assert isinstance(told[0], DecodeError)
+    until(lambda: notified)
+    assert isinstance(notified[0], DecodeError)

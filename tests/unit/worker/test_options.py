@@ -204,8 +204,8 @@ def test_names_for_logs() -> None:
 
 
 def test_a_queue_is_copied_with_what_it_is_given() -> None:
-    told: list[Any] = []
-    queue = Queue("q", on_declared=lambda *args: told.append(args))
+    notified: list[Any] = []
+    queue = Queue("q", on_declared=lambda *args: notified.append(args))
     own = given(queue).queues[0]
     assert isinstance(own, Queue)
     assert own is not queue

@@ -358,8 +358,8 @@ def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
         is_refusing = False
         assert all(each.wait_ready(CAME) for each in consumers)
         assert stop_consumers(CAME)
-    told = [each for each in caplog.records if "trying again" in each.getMessage()]
-    assert sum(each.levelno == logging.WARNING for each in told) == 3  # once by each consumer
+    logged = [each for each in caplog.records if "trying again" in each.getMessage()]
+    assert sum(each.levelno == logging.WARNING for each in logged) == 3  # once by each consumer
     memory.reset(unique)
 
 

@@ -73,7 +73,7 @@ def test_query_is_written_as_botocore_does(action: str, parameters: dict[str, An
     assert dict(parse_qsl(body.decode())) == theirs["body"]
 
 
-def test_query_answers() -> None:
+def test_query_responses() -> None:
     body = b"""<PublishBatchResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/">
       <PublishBatchResult><Failed/><Successful>
         <member><Id>0</Id><MessageId>m</MessageId></member>
@@ -111,7 +111,7 @@ def test_json() -> None:
 
 @pytest.mark.parametrize("protocol", ["sqs", "sns"])
 @pytest.mark.parametrize("body", [b"<html>Bad Gateway", b"\xff\xfe", b"[1]", b"<a>x</a>"])
-def test_what_is_no_answer_may_be_asked_again(protocol: str, body: bytes) -> None:
+def test_what_is_no_response_may_be_requested_again(protocol: str, body: bytes) -> None:
     with pytest.raises(Refusal) as caught:
         PROTOCOLS[protocol].parse_response("X", reply(body, 502))
     assert caught.value.status >= 500

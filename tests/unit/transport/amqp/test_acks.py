@@ -108,7 +108,7 @@ def test_many_returns_leave_in_groups(scene: Scene) -> None:
     scene.acks.end()
 
 
-def test_the_rest_is_rejected_so_that_many_go_back_in_one_answer(scene: Scene) -> None:
+def test_the_rest_is_rejected_so_that_many_are_requeued_by_one_nack(scene: Scene) -> None:
     count = REQUEUES_AT_ONCE + 5
     scene.deliver(*range(1, count + 2))
     for tag in range(2, count + 2):

@@ -48,7 +48,7 @@ def test_a_reply_that_the_oldest_does_not_expect_is_nobodys() -> None:
     assert len(calls) == 2
 
 
-def test_what_a_queue_answers_may_be_overtaken() -> None:
+def test_what_a_queue_replies_may_be_overtaken() -> None:
     consume, cancel = call(CONSUME, CONSUME_OK, b"a"), call(CANCEL, CANCEL_OK, b"b")
     qos, declare = call(QOS, QOS_OK), call(DECLARE, DECLARE_OK)
     calls = pending(consume, cancel, qos, declare)
@@ -70,7 +70,7 @@ def test_each_consumer_gets_its_own_answer() -> None:
     assert not calls.settle(reply(CONSUME_OK, b"c"))
 
 
-def test_the_blamed_call_is_found_behind_what_a_queue_answers() -> None:
+def test_the_blamed_call_is_found_behind_what_a_queue_replies() -> None:
     consume, declare = call(CONSUME, CONSUME_OK, b"a"), call(DECLARE, DECLARE_OK)
     later = call(DECLARE, DECLARE_OK)
     cause = NotFound("no queue")

@@ -25,7 +25,7 @@ SOON = 30.0
 Opened = Callable[[Callable[[socket.socket], Any]], Pipeline]
 
 
-def told(name: bytes, value: int) -> bytes:
+def stats(name: bytes, value: int) -> bytes:
     """An answer to a command for statistics."""
     body = b"---\n%b: %d\n" % (name, value)
     return b"OK %d\r\n%b\r\n" % (len(body), body)
@@ -226,7 +226,9 @@ def test_byte_by_byte(peer: PeerFactory) -> None:
     def serve(sock: socket.socket) -> None:
         for command in lines(sock):
             is_first = command == b"stats"
-            answer = told(b"max-job-size", 65535) if is_first else told(b"current-jobs-ready", 1234)
+            answer = (
+                stats(b"max-job-size", 65535) if is_first else stats(b"current-jobs-ready", 1234)
+            )
             for number in range(len(answer)):
                 sock.sendall(answer[number : number + 1])
                 gevent.sleep(0)

@@ -328,7 +328,7 @@ def test_message_that_comes_after_the_cancel_goes_back(
 
 
 @pytest.mark.parametrize("end", ["channel", "link", "refused"])
-def test_unanswered_goes_back_at_the_end(shelf: Shelf, link: HookLink, end: str) -> None:
+def test_unacked_messages_are_requeued_at_the_end(shelf: Shelf, link: HookLink, end: str) -> None:
     channel = opened(link)
     channel.queue_declare("q")
     got: list[Message] = []
@@ -452,16 +452,16 @@ def test_deleting(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     channel.queue_bind("q", "amq.direct", "k")
     with pytest.raises(PreconditionFailed):
         link.transport.create_channel(link).queue_delete("q", if_empty=True)
-    told: list[str] = []
+    notified: list[str] = []
     channel.flow(False)
-    channel.basic_consume("q", consumer_tag="a", callback=print, on_cancel=told.append)
+    channel.basic_consume("q", consumer_tag="a", callback=print, on_cancel=notified.append)
     channel.basic_consume("q", consumer_tag="b", callback=print)
     with pytest.raises(PreconditionFailed):
         link.transport.create_channel(link).queue_delete("q", if_unused=True)
     assert channel.queue_delete("q") == 1
     assert "q" not in shelf.queues
     link.drain(NOW)
-    assert told == ["a"]
+    assert notified == ["a"]
     with pytest.raises(ConsumerCancelled):
         link.drain(NOW)
     assert list(channel.list_bindings()) == []
@@ -537,7 +537,7 @@ def test_bindings_may_be_kept_elsewhere(shelf: Shelf, link: HookLink) -> None:
     assert channel._lookup("x", "a", "default") == {"q", "theirs"}
 
 
-def test_unanswered_deliveries_are_counted(channel: ShelfChannel) -> None:
+def test_unacked_deliveries_are_counted(channel: ShelfChannel) -> None:
     qos = virtual.QoS(channel, 2)
     assert qos.can_consume()
     assert qos.can_consume_max_estimate() == 2

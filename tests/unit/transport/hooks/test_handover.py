@@ -151,7 +151,7 @@ def test_what_went_back_before_the_failure_takes_no_room(
     assert channel.prefetch.in_flight == 2
 
 
-def test_an_ack_that_fails_leaves_the_later_ones_unanswered(
+def test_an_ack_that_fails_leaves_the_later_ones_unacked(
     link: HookLink, channel: ShelfChannel
 ) -> None:
     got: list[Message] = []

@@ -143,7 +143,7 @@ def test_what_cannot_be_put_back_is_dumped(
     assert b"c2VjcmV0" in path.read_bytes() or b"secret" in path.read_bytes()
 
 
-def test_an_answer_that_fails_may_be_given_again(
+def test_a_settlement_that_fails_may_be_repeated(
     shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
     send(channel, "x")
@@ -158,7 +158,7 @@ def test_an_answer_that_fails_may_be_given_again(
     assert bodies(shelf, channel) == ["x"]
 
 
-def test_messages_without_answers_that_nobody_took_go_back(
+def test_messages_without_acks_that_nobody_took_are_requeued(
     shelf: Shelf, link: HookLink, channel: ShelfChannel
 ) -> None:
     sink = Store()

@@ -107,19 +107,19 @@ def test_locked_queue_is_not_deleted(broker: Broker, channel: Channel, open_chan
 
 
 def test_a_timer_that_is_early_looks_again(clock: ManualClock) -> None:
-    told: list[float] = []
-    timer = Timer(clock, lambda: told.append(clock.now()))
+    notified: list[float] = []
+    timer = Timer(clock, lambda: notified.append(clock.now()))
     timer.set(clock.now() + 5)
     timer._on_time()
-    assert (told, clock.armed, timer.at) == ([], 1, 1005.0)
+    assert (notified, clock.armed, timer.at) == ([], 1, 1005.0)
     clock.move(5)
-    assert (told, clock.armed, timer.at) == ([1005.0], 0, None)
+    assert (notified, clock.armed, timer.at) == ([1005.0], 0, None)
     timer.set(clock.now() + 5)
     timer.set(clock.now() + 1)
     timer.stop()
     timer.stop()
     clock.move(9)
-    assert len(told) == 1
+    assert len(notified) == 1
 
 
 def test_hub_clock_goes_on() -> None:

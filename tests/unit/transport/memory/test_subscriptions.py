@@ -114,7 +114,7 @@ def test_recover_drops_what_was_on_its_way(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("how", ["ack", "nack", "recover"])
-def test_answers_leave_alone_what_needs_none(broker: Broker, channel: Channel, how: str) -> None:
+def test_acks_leave_alone_what_needs_none(broker: Broker, channel: Channel, how: str) -> None:
     channel.queue_declare("q")
     got: list[Message] = []
     channel.basic_consume("q", no_ack=True, callback=got.append)
@@ -250,8 +250,8 @@ def test_cancelled_queue_frees_the_channel(broker: Broker, channel: Channel) -> 
     channel.queue_declare("q")
     channel.queue_declare("other")
     channel.basic_qos(0, 2, True)
-    told: list[str] = []
-    channel.basic_consume("q", "tag", callback=print, on_cancel=told.append)
+    notified: list[str] = []
+    channel.basic_consume("q", "tag", callback=print, on_cancel=notified.append)
     store = Store()
     channel.basic_consume("other", sink=store)
     send(channel, 5)
@@ -260,7 +260,7 @@ def test_cancelled_queue_frees_the_channel(broker: Broker, channel: Channel) -> 
     assert channel.queue_delete("q") == 3
     assert len(store) == 2
     drain_all(channel)
-    assert told == ["tag"]
+    assert notified == ["tag"]
     assert "tag" not in channel.consumers
 
 
@@ -283,7 +283,7 @@ def test_sinks_learn_of_every_end(open_channel: Callable[..., Channel]) -> None:
         assert isinstance(reason, (RecoverableChannelError, RecoverableConnectionError))
 
 
-def test_answers_to_a_deleted_queue_are_taken(channel: Channel) -> None:
+def test_acks_to_a_deleted_queue_are_taken(channel: Channel) -> None:
     channel.queue_declare(
         "q", arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "q"}
     )

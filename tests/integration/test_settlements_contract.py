@@ -98,7 +98,7 @@ def test_ack_up_to_an_unknown_one_is_refused(side: Side) -> None:
 
 
 @pytest.mark.parametrize("method", ["basic_ack", "basic_reject"])
-def test_unknown_and_repeated_answers_are_refused(side: Side, method: str) -> None:
+def test_unknown_and_repeated_settlements_are_refused(side: Side, method: str) -> None:
     link = side.link()
     channel = side.channel(link)
     with pytest.raises(PreconditionFailed, match="4711"):
@@ -114,7 +114,7 @@ def test_unknown_and_repeated_answers_are_refused(side: Side, method: str) -> No
     assert side.bodies(side.channel(link), queue) == []
 
 
-def test_answers_over_a_lost_link_do_nothing(side: Side) -> None:
+def test_settlements_over_a_lost_link_do_nothing(side: Side) -> None:
     channel, keeper = side.channel(), side.channel()
     queue = side.queue(keeper)
     side.send(keeper, "x", "", queue)
