@@ -99,10 +99,12 @@ def _new_queue(client: Any, channel: Any, prefix: str = "sin") -> Any:
     return bound
 
 
-@case("a killed caller's reply is given to the next caller", lambda found: found["strangers"] == 0)
+@case(
+    "a killed caller's reply is given to the next caller", lambda found: found["wrong_replies"] == 0
+)
 def killed_callers_reply(client: Any, urls: Urls) -> dict[str, Any]:
     """Kill a call whose reply is on its way, then make another: whose reply does it get?"""
-    strangers, calls = 0, 20
+    wrong_replies, calls = 0, 20
     for _ in range(calls):
         with client.Connection(urls.amqp) as connection:
             channel = connection.channel()
@@ -112,8 +114,8 @@ def killed_callers_reply(client: Any, urls: Urls) -> dict[str, Any]:
             gevent.sleep(0)
             killed.kill()
             with gevent.Timeout(10):
-                strangers += channel.queue_declare(names[1], **options).queue != names[1]
-    return {"calls": calls, "strangers": strangers}
+                wrong_replies += channel.queue_declare(names[1], **options).queue != names[1]
+    return {"calls": calls, "wrong_replies": wrong_replies}
 
 
 @case("a publish's timeout begins anew with every heartbeat", lambda found: found["seconds"] < 1.5)
@@ -278,7 +280,7 @@ def connects_twice(client: Any, urls: Urls) -> dict[str, Any]:
         peer.stop()
 
 
-@case("a stranger's word of 2 GiB is taken for memory", lambda found: found["mib"] < 10)
+@case("an untrusted peer's word of 2 GiB is taken for memory", lambda found: found["mib"] < 10)
 def announced_length(client: Any, urls: Urls) -> dict[str, Any]:
     """A broker announces a frame of 2 GiB during the login, and sends one byte of it."""
 

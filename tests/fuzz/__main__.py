@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: what strangers may send, many times over; does each rule hold?
+"""``python -m tests.fuzz``: what untrusted peers may send, many times over; does each rule hold?
 
 Each target gets its corpus, then as many cases as --cases says.  Ends with 1 when a rule was broken, and
 prints the smallest case that hypothesis found for it.  The same --seed tries the same cases, as far as

@@ -56,7 +56,7 @@ SMALL = 64 * 1024
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads what strangers send."""
+    """Something that reads what untrusted peers send."""
 
     name: str
     cases: st.SearchStrategy[Any]

@@ -1,4 +1,4 @@
-"""What strangers write to the places where only the library's own messages and records should be."""
+"""Input of other programs in the places where only the library's messages and records should be."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_node_of_a_mailbox(connection: Connection, unique: str) -> None:
     node = mailbox.Node("node", state=None, handlers={"echo": lambda state, text: text})
     node.channel = connection.channel()
     consumer = node.listen()
-    stranger = connection.clone()
-    producer = Producer(stranger, mailbox.exchange, "", serializer="json")
+    other = connection.clone()
+    producer = Producer(other, mailbox.exchange, "", serializer="json")
     for body in NO_COMMANDS:
         producer.publish(body, retry=False)
     for headers in HEADERS:
         producer.publish({"method": "echo", "arguments": {"text": "x"}}, headers=headers)
     drainer = gevent.spawn(_drain, connection)
-    asking = mailbox(stranger)
+    asking = mailbox(other)
     try:
         until(lambda: asking.call(["node"], "echo", {"text": "hello"}, timeout=1) != [], SOON)
         assert node.refused >= 10
@@ -85,7 +85,7 @@ def test_node_of_a_mailbox(connection: Connection, unique: str) -> None:
         drainer.kill()
         consumer.cancel()
         node.channel.close()
-        stranger.close()
+        other.close()
 
 
 def _drain(connection: Connection) -> None:
@@ -95,10 +95,10 @@ def _drain(connection: Connection) -> None:
 
 def test_replies_to_a_mailbox(connection: Connection, unique: str) -> None:
     mailbox = Mailbox(unique, type="direct", connection=connection, queue_exclusive=False)
-    stranger = connection.clone()
+    other = connection.clone()
     reply_queue = mailbox.reply_queue(connection.channel())
     reply_queue.declare()
-    producer = Producer(stranger, mailbox.reply_exchange, mailbox.oid, serializer="json")
+    producer = Producer(other, mailbox.reply_exchange, mailbox.oid, serializer="json")
     for headers in HEADERS:
         for _ in range(200):
             producer.publish({"x": 1}, headers=headers, retry=False)
@@ -106,17 +106,17 @@ def test_replies_to_a_mailbox(connection: Connection, unique: str) -> None:
     assert mailbox._collect("mine", timeout=SOON, limit=1) == [{"mine": 1}]
     assert mailbox.clock.value < 10**6
     assert all(len(kept) <= 100 for kept in mailbox._replies._unclaimed.data.values())
-    stranger.close()
+    other.close()
 
 
 def test_replies_to_calls(connection: Connection, url: str, unique: str) -> None:
     """An answer that cannot be read, or to nobody, comes before the right one."""
-    stranger = Connection(url)
-    stranger.connect()
+    other = Connection(url)
+    other.connect()
 
     def serve(body: Any, message: Any) -> None:
         reply_to = message.properties["reply_to"]
-        producer = Producer(stranger, Exchange(""), reply_to, serializer="json")
+        producer = Producer(other, Exchange(""), reply_to, serializer="json")
         if url.startswith("redis"):
             redis_poison(url, reply_to, corpus.ENVELOPES)
         else:
@@ -133,7 +133,7 @@ def test_replies_to_calls(connection: Connection, url: str, unique: str) -> None
         assert greenconn.rpc.call(unique, 1, connection=connection, timeout=SOON) == "right"
     assert server.stop(SOON)
     serving.close()
-    stranger.close()
+    other.close()
 
 
 def test_where_replies_shall_go(connection: Connection, unique: str) -> None:
@@ -142,8 +142,8 @@ def test_where_replies_shall_go(connection: Connection, unique: str) -> None:
     assert server.wait_ready(SOON)
     logger = logging.getLogger("greenconn")
     logger.setLevel(logging.CRITICAL)
-    stranger = connection.clone()
-    producer = Producer(stranger, Exchange(""), unique, serializer="json")
+    other = connection.clone()
+    producer = Producer(other, Exchange(""), unique, serializer="json")
     try:
         for reply_to in (
             "amq.rabbitmq.reply-to.nonsense",
@@ -155,7 +155,7 @@ def test_where_replies_shall_go(connection: Connection, unique: str) -> None:
         assert greenconn.rpc.call(unique, "fine", connection=connection, timeout=SOON) == "fine"
         assert server.stop(SOON)
     finally:
-        stranger.close()
+        other.close()
         logger.setLevel(logging.NOTSET)
 
 

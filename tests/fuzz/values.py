@@ -1,4 +1,4 @@
-"""What strangers may send: strategies that the targets are made of."""
+"""What untrusted peers may send: strategies that the targets are made of."""
 
 from __future__ import annotations
 

@@ -418,9 +418,9 @@ def test_random_settlements_leave_at_the_broker_what_was_not_settled(
     with gevent.Timeout(40):
         while len(gone) < end:
             gevent.sleep(0.001)
-            victim = rng.randrange(len(workers))
-            workers[victim].kill()
-            workers[victim] = gevent.spawn(work)
+            target = rng.randrange(len(workers))
+            workers[target].kill()
+            workers[target] = gevent.spawn(work)
     gevent.killall(workers)
     assert all(channel.is_open for channel in channels)
     link.close()

@@ -91,8 +91,8 @@ def test_a_crowd_shares_ten_connections(
         greenlets.append(gevent.spawn(one, number))
         if number % 50 == 0:
             gevent.sleep(0.001)  # they do not come all at once
-            victim = rng.choice(greenlets)
-            victim.kill(block=False)
+            target = rng.choice(greenlets)
+            target.kill(block=False)
             assert pool.stats()["in_use"] <= LIMIT
         if is_cut and number % 300 == 150:
             relay.cut()

@@ -205,20 +205,20 @@ def test_what_the_broker_ends_the_connection_for_says_what_to_do(
     quorum = declare("-quorum", queue_arguments=QUORUM)
     stream = declare("-stream", queue_arguments={"x-queue-type": "stream"})
     publish(connection, stream.name, "body")
-    with Connection(amqp_url) as stranger:  # which knows of neither queue
-        has_limits = has_limits_of_channels(stranger)
+    with Connection(amqp_url) as other:  # which knows of neither queue
+        has_limits = has_limits_of_channels(other)
         if has_limits:
-            channel = stranger.channel()
+            channel = other.channel()
             channel.basic_qos(0, 5, True)
             with pytest.raises(AMQPNotImplementedError, match="prefetch without apply_global"):
                 channel.basic_consume(quorum.name, callback=print)
-        channel = stranger.channel()
+        channel = other.channel()
         with pytest.raises(AMQPNotImplementedError, match="read by consumers with an offset"):
             channel.basic_get(stream.name)
-        came = received(stranger, quorum)
+        came = received(other, quorum)
         publish(connection, quorum.name, "body")
         assert came.get(timeout=CAME).payload == "body"
-        assert stranger.session.generation == 2 + has_limits
+        assert other.session.generation == 2 + has_limits
 
 
 @pytest.mark.full

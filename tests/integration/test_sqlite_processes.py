@@ -160,15 +160,15 @@ def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: 
     with Connection(url) as connection:
         queue = Queue("q")(connection.default_channel)
         queue.declare()
-        victims = [consumer_of(url, programs, 0.05) for _ in range(3)]
+        targets = [consumer_of(url, programs, 0.05) for _ in range(3)]
         handled: list[str] = []
-        readers = [gevent.spawn(_read_into_end, each, handled) for each in victims]
+        readers = [gevent.spawn(_read_into_end, each, handled) for each in targets]
         for number in range(count):
             greenconn.publish("q", number, connection=connection, declare=True)
             if number % (count // 3) == count // 6:
-                victim = victims.pop()
-                victim.signal(signal.SIGKILL)
-        until(lambda: not victims or all(each.process.poll() is not None for each in victims))
+                target = targets.pop()
+                target.signal(signal.SIGKILL)
+        until(lambda: not targets or all(each.process.poll() is not None for each in targets))
         killed_at = monotonic()
         gevent.joinall(readers, timeout=SOON)
         done = {int(each) for each in handled}
@@ -183,7 +183,7 @@ def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: 
         consumer = greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count=50)
         until(lambda: done | set(seen) == set(range(count)), 30 * LEASE)
         took = monotonic() - killed_at
-        # What a victim had finished and not yet told is handled once more; nothing else is.
+        # What a killed one had finished and not yet acked is handled once more; nothing else is.
         assert all(seen[body] == 1 for body in seen)
         assert len(redelivered) <= 3 * 20
         assert consumer.stop(SOON)
@@ -230,9 +230,9 @@ print("ready", flush=True)
 gevent.sleep(1000)
 """
     url = f"{sqlite_url}?lease={LEASE}&look_interval=0.2"
-    victim = start("-c", program, url)
-    programs.append(victim)
-    assert victim.line() == "ready"
+    target = start("-c", program, url)
+    programs.append(target)
+    assert target.line() == "ready"
     path = sqlite_url.removeprefix("sqlite:///")
     with Connection(url) as connection:
         got: list[Any] = []
@@ -241,7 +241,7 @@ gevent.sleep(1000)
         )
         assert consumer.wait_ready(SOON)
         assert len(glob.glob(f"{path}-*.wake")) == 2
-        victim.signal(signal.SIGKILL)
+        target.signal(signal.SIGKILL)
         until(lambda: len(glob.glob(f"{path}-*.wake")) == 1, 20 * LEASE)
         for name in ("own", "used"):
             with pytest.raises(NotFound):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.programs
 PACKAGE = Path(greenconn.__file__).resolve().parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-#: Calls that run code, or what a stranger sent as code.
+#: Calls that run code, or what an untrusted peer sent as code.
 FORBIDDEN = {
     *("eval", "exec", "compile", "__import__"),
     *("os.system", "os.popen", "subprocess.run", "subprocess.Popen", "subprocess.call"),

@@ -362,11 +362,11 @@ def test_delivery_limit_and_dead_letters(
     sink = Sink(lambda message: message.requeue())
     channel.basic_consume("q", sink=sink)
     sink.wait_for(2)
-    grave = Sink()
-    channel.basic_consume("dead", sink=grave)
-    grave.wait_for(1)
+    dead_letters = Sink()
+    channel.basic_consume("dead", sink=dead_letters)
+    dead_letters.wait_for(1)
     assert len(sink) == 2
-    assert grave[0].headers["x-death"][0]["reason"] == "delivery_limit"
+    assert dead_letters[0].headers["x-death"][0]["reason"] == "delivery_limit"
     assert fake_broker.bodies("q") == []
 
 

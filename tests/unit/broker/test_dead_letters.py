@@ -148,7 +148,7 @@ def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None
     assert dead_letter_entries(link, given_up, "rejected") == ()
 
 
-def stranger() -> Any:
+def foreign_message() -> Any:
     """Return a message whose envelope nobody can read."""
     held: Any = Held("a")
     held.envelope = None
@@ -174,15 +174,15 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
         return ["dead"]
 
     monkeypatch.setattr(link, "routes", routes)
-    assert dead_letter_entries(link, stranger(), "rejected") == ()
+    assert dead_letter_entries(link, foreign_message(), "rejected") == ()
     assert asked == []
     link.settler.keeps_unreadable = True
-    (entry,) = dead_letter_entries(link, stranger(), "expired")
+    (entry,) = dead_letter_entries(link, foreign_message(), "expired")
     assert (entry.queue, entry.envelope) == ("dead", {})
     assert asked == [("q", {})]  # with the name of its queue, as no key is known
     arguments = {"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "key"}
     link.directory.declaration = lambda name: Declaration(arguments=arguments)  # type: ignore[method-assign]
-    dead_letter_entries(link, stranger(), "expired")
+    dead_letter_entries(link, foreign_message(), "expired")
     assert asked[1:] == [("key", {})]
 
 

@@ -126,20 +126,20 @@ def run_and_kill(number: int | None, delay: int, seed: int) -> int:
     fixture = Fixture(2, seed, broken=0.15)
     crowd = [gevent.spawn(fixture.work, 3, None if each % 3 else 0.002) for each in range(7)]
 
-    def kill(victim: gevent.Greenlet[..., object]) -> None:
+    def kill(target: gevent.Greenlet[..., object]) -> None:
         for _ in range(delay):
             turn()
-        victim.kill(block=False)
+        target.kill(block=False)
 
     killers: list[gevent.Greenlet[..., object]] = []
 
     def at(count: int, greenlet: object) -> None:
         if count == number:
-            victim: Any = greenlet
+            target: Any = greenlet
             if delay:
-                killers.append(gevent.spawn(kill, victim))
+                killers.append(gevent.spawn(kill, target))
             else:
-                victim.kill(block=False)
+                target.kill(block=False)
 
     with switches(set(crowd), at) as count:
         gevent.joinall(crowd, timeout=30)
@@ -210,8 +210,8 @@ def test_random_kills_timeouts_failures_and_deaths_lose_no_place(seed: int, long
     def kill() -> None:
         while killing:
             turn()
-            victim = fixture.random.choice(crowd)
-            victim.kill(block=False)
+            target = fixture.random.choice(crowd)
+            target.kill(block=False)
 
     def resize() -> None:
         while killing:
