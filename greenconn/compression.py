@@ -176,7 +176,7 @@ class _Pace:
             return
         hub = get_hub()
         if getcurrent() is not hub:
-            # As green.hub.turn(), which this module must not import.
+            # As green.hub.yield_to_hub(), which this module must not import.
             timer = hub.loop.timer(0, 0, True, -1)
             try:
                 hub.wait(timer)

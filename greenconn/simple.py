@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from greenconn.entity import Exchange, Queue
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.single_flight import SingleFlight
 from greenconn.messaging import Consumer, Producer
 from greenconn.messaging.inbox import ConsumerInbox
@@ -98,7 +98,7 @@ class SimpleBase:
             try:
                 event = self._next_event(deadline)
             except TimeoutError:
-                turn()  # if the deadline was 0, who polls lets the others run
+                yield_to_hub()  # if the deadline was 0, who polls lets the others run
                 raise self.Empty() from None
             event()
         return self.buffer.popleft()
@@ -116,7 +116,7 @@ class SimpleBase:
             return self.buffer.popleft()
         message = self.queue.get(no_ack=self.no_ack, accept=self.consumer.accept)
         if not message:
-            turn()  # who polls lets the others run
+            yield_to_hub()  # who polls lets the others run
             raise self.Empty()
         return message
 

@@ -96,7 +96,7 @@ class Run:
         elif delay == 1:
             loop.run_callback(self._later, 0)
         else:
-            # As green.hub.turn(): behind the sockets that are ready.
+            # As green.hub.yield_to_hub(): behind the sockets that are ready.
             turn = loop.timer(0, 0, True, -1)
 
             def turned() -> None:

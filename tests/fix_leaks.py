@@ -28,7 +28,7 @@ from gevent import get_hub
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.worker import consumer
 
 __all__ = ["HubError", "HubErrors"]
@@ -191,7 +191,7 @@ def forget_many() -> None:
     """Take what there is between two tests out of the garbage collector's sight, when it has grown."""
     if len(gc.get_objects()) > MANY_OBJECTS:
         gc.collect()
-        turn()
+        yield_to_hub()
         gc.freeze()
 
 
@@ -215,9 +215,9 @@ class Traces:
 
     def settle(self) -> Left:
         """What is still new after everything had its time to end.  May switch."""
-        turn()
+        yield_to_hub()
         gc.collect()  # what cycles hold goes in this test and not in a later one
-        turn()  # and so do the connections among it, which close in a greenlet and log it
+        yield_to_hub()  # and so do the connections among it, which close in a greenlet and log it
         # Looks are counted, not the time: on a busy machine this process may stand still for all of it.
         for _ in range(round(SETTLE / STEP)):
             new = self.new()

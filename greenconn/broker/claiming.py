@@ -22,7 +22,7 @@ from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.due import DueFeeds
 from greenconn.broker.feed import Feed
 from greenconn.broker.port import Claimed
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import spawn
 from greenconn.message import Message
 from greenconn.transport.refusal import Method
@@ -158,7 +158,7 @@ class Claimer:
         for feed in feeds:
             feed.free()
         if is_shared:
-            turn()  # those that were left out are served before those that ask again
+            yield_to_hub()  # those that were left out are served before those that ask again
         found = Counter(each.queue for each in claimed if each.dead is None)
         # Those that had least come first.
         for feed in sorted(feeds, key=lambda each: asked[each.queue]):

@@ -1,4 +1,4 @@
-"""The hub: one real turn of it, and the hub an object belongs to."""
+"""The hub: yielding to it, the end of its turn, and the hub an object belongs to."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = [
     "TurnEnd",
     "check_hub",
     "get_gevent_concurrent_error",
-    "turn",
     "wake_hub",
+    "yield_to_hub",
 ]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
 
-def turn() -> None:
+def yield_to_hub() -> None:
     """Let every other greenlet that can run do so, after a poll for I/O.  May switch.
 
     ``gevent.sleep(0)`` polls only each 50th time and ``gevent.idle()`` starves beside a spinning

@@ -27,7 +27,7 @@ from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Slot
 
 __all__ = ["Inbox", "Receiver"]
@@ -160,13 +160,13 @@ class Inbox(Generic[T]):
                 now = monotonic()
                 if now - self._streak_began > PACE:
                     self._streak_began = now
-                    turn()
+                    yield_to_hub()
             if items:
                 return self._take() if self._handed else items.popleft()
         # Made only now: one who finds an item has no use for it.
         deadline = Deadline.of(timeout)
         if deadline.left() == 0.0:
-            turn()
+            yield_to_hub()
             if items:
                 return self._take()
             raise TimeoutError("timed out")

@@ -34,7 +34,7 @@ from greenlet import getcurrent, greenlet
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import HubAffinity, turn
+from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
@@ -588,7 +588,7 @@ class FairPool(Generic[T]):
 
     def _acquire_now(self, deadline: Deadline, block: bool) -> T:
         # Without a wait.
-        turn()
+        yield_to_hub()
         if self._idle and not self._waiters:
             return self.acquire(block, deadline)
         if self._reserve():

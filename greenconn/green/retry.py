@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import gevent
 
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.records import Record
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def sleep(seconds: float) -> None:
     if seconds:
         gevent.sleep(seconds)
     else:
-        turn()
+        yield_to_hub()
 
 
 def _is_error(exc: Exception) -> bool:

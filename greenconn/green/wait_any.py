@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
 
@@ -49,7 +49,7 @@ def take_any(inboxes: Iterable[Inbox[Any]], deadline: Deadline) -> TakenItem:
         if len(inbox):
             return inbox, inbox.get(deadline)
     if deadline.left() == 0.0:
-        turn()
+        yield_to_hub()
         for inbox in inboxes:
             if len(inbox):
                 return inbox, inbox.get(deadline)

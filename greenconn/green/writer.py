@@ -33,7 +33,7 @@ from typing import Any, Final
 from gevent import get_hub
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import TurnEnd, turn, wake_hub
+from greenconn.green.hub import TurnEnd, wake_hub, yield_to_hub
 from greenconn.green.slot import Slot
 
 __all__ = ["HIGH_WATER", "Writer"]
@@ -193,7 +193,7 @@ class Writer:
             # Count this greenlet as woken, so that later ones queue behind it.
             self._is_waking = True
             try:
-                turn()
+                yield_to_hub()
             finally:
                 self._wake_next()
                 self._update_must_wait()

@@ -30,7 +30,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import HubAffinity, turn
+from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.perhub import PerHub
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
@@ -238,7 +238,7 @@ class Session:
                 return life
             self._bind_to_hub()
             if deadline.has_ended or self.is_closed:
-                turn()  # the caller may poll, or ignore the error, and other greenlets must run
+                yield_to_hub()  # the caller may poll, or ignore the error, and other greenlets must run
             self.notice_loss()
             if self._state is SessionState.RECOVERING:
                 self._changed.wait(deadline)

@@ -30,7 +30,7 @@ from gevent import Greenlet, GreenletExit, Timeout, get_hub
 from gevent.monkey import is_module_patched
 
 from greenconn.green.blocking_monitor import HANDLERS, name_of
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import spawn
 
 if TYPE_CHECKING:
@@ -563,7 +563,7 @@ class WorkerPool:
         """
         self._turning += 1
         try:
-            turn()
+            yield_to_hub()
         finally:
             self._turning -= 1
             self._wake_next()

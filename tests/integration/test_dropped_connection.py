@@ -17,7 +17,7 @@ from gevent.event import Event
 import greenconn
 from greenconn import Connection, Consumer, Producer, Queue
 from greenconn.green.blocking_monitor import HANDLERS
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.transport import base, memory
 from greenconn.transport.base import Link
 from tests.integration.processes import run
@@ -47,7 +47,7 @@ def _open_links() -> list[Link]:
 def assert_closed(before: set[int]) -> None:
     """Wait until no link is open but those *before*."""
     # The last handler that was called is remembered, and with it what that refers to.
-    HANDLERS.change(turn)
+    HANDLERS.change(yield_to_hub)
     until = monotonic() + SOON
     while {id(each) for each in _open_links()} - before and monotonic() < until:
         gevent.sleep(0.01)

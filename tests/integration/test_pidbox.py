@@ -13,7 +13,7 @@ from gevent.event import Event
 from greenconn import Connection
 from greenconn.clocks import LamportClock
 from greenconn.exceptions import InconsistencyError
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.pidbox import Mailbox, Node
 from greenconn.transport import memory
 
@@ -154,7 +154,7 @@ def test_a_caller_that_is_killed_leaves_nothing(mailbox: Mailbox, node: MakeNode
     waiting = gevent.spawn(mailbox.multi_call, "nothing", timeout=None, limit=2)
     with gevent.Timeout(20):
         while mailbox._replies.is_idle:
-            turn()
+            yield_to_hub()
     waiting.kill()
     assert not mailbox._replies._collecting
     assert mailbox.call(["a"], "add", {"x": 1, "y": 1}, timeout=20) == [{"a": 2}]

@@ -22,7 +22,7 @@ from greenlet import gettrace, settrace
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
 from greenconn.publishing import publish, publish_many
 from greenconn.session.state import SessionState
@@ -239,7 +239,7 @@ def test_ending_under_load_loses_nothing(
 
     def handler(body: int, message: Any) -> None:
         if body % 3:
-            turn()
+            yield_to_hub()
         if body % 50 == 7 and body not in failed:
             failed.add(body)
             raise ValueError(body)
@@ -260,7 +260,7 @@ def test_ending_under_load_loses_nothing(
         if round_ % 4:
             assert consumer.wait_ready(CAME)
         for _ in range(round_ * 5):
-            turn()
+            yield_to_hub()
         if how == "pause":
             assert consumer.pause(CAME)
             assert consumer.stop(CAME)
@@ -287,7 +287,7 @@ def test_kills_while_it_begins_leave_no_consumer(
     for turns in range(120 if long else 40):
         consumer = spawn_consumer(q, lambda body, message: gevent.sleep(1), connection=connection)
         for _ in range(turns):
-            turn()
+            yield_to_hub()
         consumer.kill(timeout=CAME)
         assert consumer.dead
     until(lambda: broker.counts(q) == (30, 0))
@@ -304,7 +304,7 @@ def test_random_lives(
 
     def handler(body: int, message: Any) -> None:
         if rng.random() < 0.5:
-            turn()
+            yield_to_hub()
         if rng.random() < 0.05:
             raise gevent.GreenletExit if rng.random() < 0.3 else ValueError
         done.append(body)
@@ -345,7 +345,7 @@ def test_random_lives(
             broker.publish(rng.choice(names), *range(total, total + count))
             total += count
         for _ in range(rng.randrange(10)):
-            turn()
+            yield_to_hub()
     assert stop_consumers(CAME)
     until(lambda: len(done) + sum(broker.counts(name)[0] for name in names) >= total)
     left = [body for name in names for body in broker.drained(name)]
@@ -358,14 +358,14 @@ def test_pause_and_resume_under_load(connection: Connection, broker: Broker, q: 
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
-        turn()
+        yield_to_hub()
         done.append(body)
 
     consumer = spawn_consumer(q, handler, connection=connection, concurrency=2)
     broker.publish(q, *range(300))
     for round_ in range(6):
         for _ in range(round_ * 4):
-            turn()
+            yield_to_hub()
         assert consumer.pause(CAME)
         number = len(done)
         gevent.sleep(0.01)
@@ -517,7 +517,7 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, long: bool
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
-        turn()
+        yield_to_hub()
         done.append(body)
 
     with Connection(own_rabbitmq.url) as connection:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from greenconn import Connection, Producer, Queue, compression
 from greenconn.compression import compress, decompress, encoders, get_decoder, get_encoder, register
 from greenconn.exceptions import DecodeError
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.transport import memory
 
 KINDS = encoders()
@@ -246,7 +246,7 @@ def test_others_have_turns_meanwhile(kind: str, monkeypatch: pytest.MonkeyPatch)
     def others() -> None:
         while True:
             turns.append(None)
-            turn()
+            yield_to_hub()
 
     greenlet = gevent.spawn(others)
     try:
@@ -269,7 +269,7 @@ def test_killed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression, "_PACE", 0.0)
     compressed, _ = compress(b"\0" * (16 * MIB), "gzip")
     greenlet: gevent.Greenlet[..., object] = gevent.spawn(decompress, compressed, "gzip")
-    turn()
+    yield_to_hub()
     greenlet.kill()
     assert isinstance(greenlet.value, gevent.GreenletExit)
     assert len(decompress(compressed, "gzip")) == 16 * MIB

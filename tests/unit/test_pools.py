@@ -24,7 +24,7 @@ from greenconn.exceptions import (
     OperationalError,
     WrongHub,
 )
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.resource import ChannelPool, ConnectionPool
 from greenconn.transport import memory
@@ -51,7 +51,7 @@ def connection() -> Iterator[Connection]:
 def settle() -> None:
     """Let those who close end."""
     for _ in range(3):
-        turn()
+        yield_to_hub()
 
 
 # Pools of connections
@@ -255,7 +255,7 @@ def test_holders_of_connections_are_those_of_the_producers_on_them(connection: C
     pool.acquire().release()
     one = gevent.spawn(hold)
     one.name = "the-holder"
-    turn()
+    yield_to_hub()
     with pytest.raises(ConnectionLimitExceeded, match=r"1 of 1 in use.*held by 'the-holder'"):
         below.acquire(block=True, timeout=0)
     done.set()
@@ -279,7 +279,7 @@ def test_who_waits_for_a_connection_gets_it_before_later_producers(
     crowd = []
     for name, source in (("connection", below), ("one", pool), ("two", pool)):
         crowd.append(gevent.spawn(take, name, source))
-        turn()
+        yield_to_hub()
     if gives_back == "release":
         held.pop().release()
     else:
@@ -485,7 +485,7 @@ def test_many_greenlets_share_few_connections(connection: Connection) -> None:
     def publish(number: int) -> None:
         with pools.producers[connection].acquire(block=True, timeout=5) as producer:
             producer.publish(number, routing_key="crowd")
-            turn()
+            yield_to_hub()
 
     crowd = [gevent.spawn(publish, number) for number in range(200)]
     gevent.joinall(crowd, timeout=10, raise_error=True)

@@ -20,7 +20,7 @@ from gevent.threadpool import ThreadPool
 from greenconn.caching import lazy
 from greenconn.exceptions import LimitExceeded, OperationalError, WrongHub
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.resource import Resource
 
 
@@ -104,7 +104,7 @@ def pool() -> Boxes:
 def settle() -> None:
     """Let those who close end."""
     for _ in range(3):
-        turn()
+        yield_to_hub()
 
 
 # Facades
@@ -330,7 +330,7 @@ def test_the_limit_is_exceeded() -> None:
 def test_a_blocking_acquire_is_served(pool: Boxes) -> None:
     one, two = pool.acquire(), pool.acquire()
     waiting = [gevent.spawn(lambda: pool.acquire(block=True).number) for _ in range(2)]
-    turn()
+    yield_to_hub()
     two.release()
     assert waiting[0].get(timeout=30) == 2
     assert not waiting[1].ready()
@@ -417,7 +417,7 @@ def test_closing_all(pool: Boxes) -> None:
     used, idle = pool.acquire(), pool.acquire()
     idle.release()
     waiting = gevent.spawn(lambda: (pool.acquire(), pool.acquire(block=True)))
-    turn()
+    yield_to_hub()
     pool.force_close_all()
     assert sorted(pool.calls[-2:]) == ["collect 1", "collect 2"]
     with pytest.raises(OperationalError, match="closed by force"):
@@ -463,7 +463,7 @@ def test_one_killed_while_it_closes_all_closes_all() -> None:
     boxes = [pool.acquire() for _ in range(3)]
     pool.go.clear()
     closing = gevent.spawn(pool.force_close_all)
-    turn()
+    yield_to_hub()
     closing.kill()
     pool.go.set()
     settle()
@@ -497,7 +497,7 @@ def test_one_dropped_in_a_circle_comes_back_and_wakes_who_waits() -> None:
     gc.collect()
     hold()
     waiting = gevent.spawn(lambda: pool.acquire(block=True).number)
-    turn()
+    yield_to_hub()
     assert pool.stats()["waiting"] == 1
     gc.collect()
     assert waiting.get(timeout=30) == 1
@@ -590,7 +590,7 @@ def test_kills_at_every_switch_point_lose_nothing(delay: int) -> None:
     pool = Boxes(1)
     held = pool.acquire()
     users = [gevent.spawn(lambda: pool.acquire(block=True).release()) for _ in range(4)]
-    turn()
+    yield_to_hub()
     pool.go.clear()
     for step in range(6):
         if step == delay:
@@ -599,7 +599,7 @@ def test_kills_at_every_switch_point_lose_nothing(delay: int) -> None:
             pool.replace(held)
         if step == 4:
             pool.go.set()
-        turn()
+        yield_to_hub()
     gevent.joinall(users, timeout=5, raise_error=True)
     assert pool.stats()["in_use"] == pool.stats()["waiting"] == 0
     assert pool.acquire(block=False).twice() == 6

@@ -20,7 +20,7 @@ from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Sto
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.ticker import Ticker
 from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -209,7 +209,7 @@ class HookStore(Store):
         if found or self._poll(wanted):
             self.wake(None)  # a poll takes from one queue, and others may have messages, too
         elif not self.interval:
-            turn()
+            yield_to_hub()
             self.wake(None)
         elif self._ticker is None:
             self._ticker = Ticker(self.interval, self._tick, "polling")
@@ -219,7 +219,7 @@ class HookStore(Store):
     def _poll(self, wanted: Mapping[str, int]) -> bool:
         """Poll until nothing comes or it is the others' turn; False: nothing came at all."""
         if monotonic() - self._turned_at > PACE:
-            turn()
+            yield_to_hub()
             self._turned_at = monotonic()
         left = self._wanted = dict(wanted)
         timeout = self.interval or POLL_TIMEOUT

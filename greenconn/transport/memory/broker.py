@@ -28,7 +28,7 @@ from greenconn.broker.dead_letters import (
 )
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
-from greenconn.green.hub import HubAffinity, turn
+from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.timer import Clock, HubClock, Timer
@@ -113,7 +113,7 @@ class Broker:
         if self._published >= STREAK:
             self._published = 0
             if monotonic() - self._turned_at > PACE:
-                turn()
+                yield_to_hub()
                 self._turned_at = monotonic()
 
     # -- queues

@@ -25,7 +25,7 @@ from gevent.lock import BoundedSemaphore
 from redis.connection import AbstractConnection, ConnectionPool
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.stream import EndOfFile, Stream
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.server import Address, Login, Server
@@ -339,7 +339,7 @@ class LinkConnection(AbstractConnection):
         if self._has_data(sock):
             return True
         if timeout == 0:
-            turn()  # the reader may have something, or the end
+            yield_to_hub()  # the reader may have something, or the end
         else:
             sock.wait(timeout)
         return self._has_data(sock)

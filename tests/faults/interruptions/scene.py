@@ -12,7 +12,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from tests.faults.interruptions.targets import Target
 from tests.fix_interrupts import Run
@@ -204,7 +204,7 @@ class Scene:
         for part in range(2):
             message = channel.basic_get(name)
             while message is None:  # an unconfirmed one may be on its way
-                turn()
+                yield_to_hub()
                 message = channel.basic_get(name)
             assert message.decode() == [number, part]
             message.ack()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from greenconn.connection import Connection
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.transport import memory
 from tests.brokers.environment import AMQP_URL, REDIS_URL
 from tests.brokers.keeper import Keeper
@@ -115,7 +115,7 @@ class Memory(Target):
             broker = connection.session.life.link.broker
         for link in list(broker.links):
             link.end(RecoverableConnectionError("cut by the test"))
-        turn()
+        yield_to_hub()
 
 
 class Relayed(Target):

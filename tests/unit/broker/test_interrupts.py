@@ -10,7 +10,7 @@ import pytest
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from tests.fix_interrupts import interruptions
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
@@ -21,7 +21,7 @@ from tests.unit.broker.test_publishing import channel_to, publish
 @pytest.fixture
 def fake_broker(fake_broker: FakeBroker) -> FakeBroker:
     """Each call to the store switches, before and after it does anything."""
-    fake_broker.before = fake_broker.after = lambda method, argument: turn()
+    fake_broker.before = fake_broker.after = lambda method, argument: yield_to_hub()
     return fake_broker
 
 
@@ -37,7 +37,7 @@ def settle(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
                 link.settler.is_busy,
             )
         ):
-            turn()
+            yield_to_hub()
     link.catch_up()
 
 
@@ -158,7 +158,7 @@ def test_consume_and_cancel(
         assert channel.consumers == {}
         with gevent.Timeout(10):
             while any(item.claim for item in fake_broker.items["q"]):
-                turn()
+                yield_to_hub()
                 channel.connection.catch_up()
         assert channel.connection.feeds == {}
         assert channel.connection.store.other_consumers("q") == 0

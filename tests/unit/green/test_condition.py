@@ -8,7 +8,7 @@ import pytest
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 
 
 def test_all_who_wait_are_woken_and_look_again() -> None:
@@ -20,7 +20,7 @@ def test_all_who_wait_are_woken_and_look_again() -> None:
         return seen[0]
 
     waiters = [gevent.spawn(wait_for, number) for number in (1, 1, 2)]
-    turn()
+    yield_to_hub()
     assert condition
     seen[0] = 1
     condition.wake_all()
@@ -44,7 +44,7 @@ def test_each_gets_the_error_with_a_traceback_of_its_own() -> None:
     condition, error = Condition(), RecoverableConnectionError("closed")
     waiters = [gevent.spawn(condition.wait, NEVER) for _ in range(2)]
     notified = gevent.spawn(condition.outcome, NEVER)
-    turn()
+    yield_to_hub()
     condition.wake_all(error)
     for each in waiters:
         with pytest.raises(RecoverableConnectionError, match="closed"):
@@ -56,7 +56,7 @@ def test_who_was_killed_or_woken_already_is_not_woken() -> None:
     condition = Condition()
     killed = gevent.spawn(condition.wait, NEVER)
     other = gevent.spawn(condition.wait, NEVER)
-    turn()
+    yield_to_hub()
     killed.kill()
     assert condition
     condition.wake_all()
@@ -68,10 +68,10 @@ def test_who_was_killed_or_woken_already_is_not_woken() -> None:
 def test_forgets_those_who_waited() -> None:
     condition = Condition()
     waiter = gevent.spawn(condition.wait, NEVER)
-    turn()
+    yield_to_hub()
     condition.forget()
     assert not condition
     condition.wake_all()
-    turn()
+    yield_to_hub()
     assert not waiter.ready()
     waiter.kill()

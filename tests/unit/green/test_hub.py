@@ -18,15 +18,15 @@ from greenconn.green.hub import (
     TurnEnd,
     check_hub,
     get_gevent_concurrent_error,
-    turn,
     wake_hub,
+    yield_to_hub,
 )
 
 
 def test_a_turn_lets_all_others_run() -> None:
     ran: list[int] = []
     greenlets = [gevent.spawn(ran.append, number) for number in range(3)]
-    turn()
+    yield_to_hub()
     assert ran == [0, 1, 2]
     gevent.joinall(greenlets)
 
@@ -35,13 +35,13 @@ def test_a_turn_polls() -> None:
     ran: list[str] = []
     timer = get_hub().loop.timer(0)
     timer.start(ran.append, "timer")
-    turn()
+    yield_to_hub()
     assert ran == ["timer"]
     timer.close()
 
 
 def test_a_turn_that_is_interrupted_leaves_nothing() -> None:
-    greenlet = gevent.spawn(turn)
+    greenlet = gevent.spawn(yield_to_hub)
     gevent.sleep(0)
     greenlet.kill()
     assert greenlet.dead
@@ -53,7 +53,7 @@ def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
     before = loop.activecnt
     wake_hub()
     assert loop.activecnt == before + 1
-    turn()
+    yield_to_hub()
     assert loop.activecnt == before
 
 
@@ -72,15 +72,15 @@ def test_the_end_of_a_turn_comes_after_what_is_due() -> None:
         gevent.spawn(ran.append, "greenlet")
 
     gevent.spawn(work)
-    turn()
+    yield_to_hub()
     assert ran == ["callback", "greenlet", "end"]
     end.call()
-    turn()
+    yield_to_hub()
     assert ran[3:] == ["end"]
     end.call()
     end.close()
     end.call()
-    turn()
+    yield_to_hub()
     assert len(ran) == 4
 
 
@@ -110,7 +110,7 @@ def test_a_hub_that_stays_awake_does_not_wait() -> None:
     end = TurnEnd(get_hub().loop, put)
     end.call()
     gevent.sleep(0.001)
-    turn()
+    yield_to_hub()
     assert ran == ["late"]
     end.close()
 

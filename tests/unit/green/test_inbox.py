@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from greenconn.green import inbox as inbox_module
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.inbox import PACE, STREAK, Inbox
 from tests.fix_interrupts import interruptions
 
@@ -33,7 +33,7 @@ def test_items_come_out_in_order() -> None:
 def test_takers_are_served_in_order() -> None:
     inbox: Inbox[int] = Inbox()
     takers = [gevent.spawn(inbox.get, LONG) for _ in range(5)]
-    turn()
+    yield_to_hub()
     assert inbox.waiting == 5
     for number in range(7):
         inbox.put(number)
@@ -45,7 +45,7 @@ def test_takers_are_served_in_order() -> None:
 def test_an_item_is_not_taken_from_the_one_who_waits() -> None:
     inbox: Inbox[int] = Inbox()
     waiting = gevent.spawn(inbox.get, LONG)
-    turn()
+    yield_to_hub()
     inbox.put(1)
     with pytest.raises(TimeoutError):
         inbox.get(Deadline(0))
@@ -92,7 +92,7 @@ def test_one_who_always_finds_an_item_lets_the_others_run() -> None:
             gevent.sleep(0.001)
 
     looker = gevent.spawn(look)
-    turn()
+    yield_to_hub()
     deadline = monotonic() + 30
     while len(stamps) <= 5:
         inbox.put(1)
@@ -105,7 +105,7 @@ def test_the_others_run_no_more_often_than_they_must(monkeypatch: pytest.MonkeyP
     clock = [0.0]
     turns: list[float] = []
     monkeypatch.setattr(inbox_module, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(inbox_module, "turn", lambda: turns.append(clock[0]))
+    monkeypatch.setattr(inbox_module, "yield_to_hub", lambda: turns.append(clock[0]))
     inbox: Inbox[int] = Inbox()
     for clock[0] in (1000.0, 1000.0 + PACE / 2, 1000.0 + PACE * 2):
         for _ in range(3 * STREAK):
@@ -117,7 +117,7 @@ def test_the_others_run_no_more_often_than_they_must(monkeypatch: pytest.MonkeyP
 def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:
     inbox: Inbox[int] = Inbox()
     takers = [gevent.spawn(inbox.get, LONG) for _ in range(3)]
-    turn()
+    yield_to_hub()
     inbox.put(1)
     inbox.fail(LookupError("lost"))
     inbox.put(2)
@@ -134,7 +134,7 @@ def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:
 def test_clear_drops_what_nobody_has_taken() -> None:
     inbox: Inbox[int] = Inbox()
     taker = gevent.spawn(inbox.get, LONG)
-    turn()
+    yield_to_hub()
     for number in range(3):
         inbox.put(number)
     inbox.clear()
@@ -146,7 +146,7 @@ def test_clear_drops_what_nobody_has_taken() -> None:
 def test_an_item_on_its_way_to_a_killed_taker_goes_to_the_next(kill_first: bool) -> None:
     inbox: Inbox[int] = Inbox()
     killed, taker = gevent.spawn(inbox.get, LONG), gevent.spawn(inbox.get, LONG)
-    turn()
+    yield_to_hub()
     if kill_first:
         killed.kill(block=False)
     inbox.put(1)
@@ -160,7 +160,7 @@ def test_an_item_on_its_way_to_a_killed_taker_goes_to_the_next(kill_first: bool)
 def test_many_killed_at_once_lose_nothing_and_keep_the_order() -> None:
     inbox: Inbox[int] = Inbox()
     takers = [gevent.spawn(inbox.get, LONG) for _ in range(10)]
-    turn()
+    yield_to_hub()
     # As a reader does with one chunk, in the turn in which the takers are killed.
     gevent.killall(takers[1::2] + takers[::2], block=False)
     for number in range(15):
@@ -174,7 +174,7 @@ def test_what_is_put_back_comes_first_even_before_what_is_on_its_way() -> None:
     inbox.put(1)
     one = inbox.get(LONG)
     takers = [gevent.spawn(inbox.get, LONG) for _ in range(2)]
-    turn()
+    yield_to_hub()
     inbox.put(2)
     inbox.put_back(one)
     assert [taker.get(timeout=30) for taker in takers] == [1, 2]
@@ -203,11 +203,11 @@ def test_whatever_happens_to_takers_all_items_come_out_in_order(steps: list[str 
         elif step == "take":
             takers.append(gevent.spawn(take))
         elif step == "turn":
-            turn()
+            yield_to_hub()
         elif takers and isinstance(step, int):
             takers[step % len(takers)].kill(block=False)
-    turn()
-    turn()
+    yield_to_hub()
+    yield_to_hub()
     left = [inbox.get(Deadline(0)) for _ in range(len(inbox))]
     gevent.killall(takers)
     assert taken + left == list(range(count))

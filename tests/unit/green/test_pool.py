@@ -15,7 +15,7 @@ from gevent.threadpool import ThreadPool
 
 from greenconn.exceptions import ConnectionLimitExceeded, LimitExceeded, OperationalError, WrongHub
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.pool import FairPool
 from tests.fix_wires import until
 
@@ -62,7 +62,7 @@ class Factory:
 
     def dispose(self, thing: Thing) -> None:
         """Takes a while."""
-        turn()
+        yield_to_hub()
         self.disposed.append(thing.number)
 
     def pool(self, limit: int | None = 2, **kwargs: object) -> FairPool[Thing]:
@@ -91,7 +91,7 @@ def spawned() -> Iterator[Callable[..., gevent.Greenlet[..., Thing]]]:
     def spawn(function: Callable[..., Thing], *args: object) -> gevent.Greenlet[..., Thing]:
         greenlet = gevent.spawn(function, *args)
         greenlets.append(greenlet)
-        turn()
+        yield_to_hub()
         return greenlet
 
     yield spawn
@@ -101,7 +101,7 @@ def spawned() -> Iterator[Callable[..., gevent.Greenlet[..., Thing]]]:
 def settle() -> None:
     """Let those who dispose end."""
     for _ in range(3):
-        turn()
+        yield_to_hub()
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_what_is_said_names_the_holders(factory: Factory) -> None:
 
     holder = gevent.spawn(hold)
     holder.name = "report-writer"
-    turn()
+    yield_to_hub()
     gone = gevent.spawn(pool.acquire)
     gone.join()
     del gone
@@ -368,7 +368,7 @@ def test_a_lower_limit_keeps_waiters_waiting(factory: Factory, spawned: Spawn) -
     waiter = spawned(pool.acquire)
     pool.resize(1)
     pool.release(one)
-    turn()
+    yield_to_hub()
     assert not waiter.ready()
     pool.release(two)
     assert waiter.get(timeout=30) is two
@@ -561,7 +561,7 @@ def test_nothing_refers_to_a_holder(factory: Factory) -> None:
     holder.join()
     gone = weakref.ref(holder)
     del holder
-    turn()  # the hub lets go of it
+    yield_to_hub()  # the hub lets go of it
     gc.collect()
     assert gone() is None
     assert pool.holders()[0][0] == "a greenlet that has ended"
@@ -584,7 +584,7 @@ def test_a_pool_needs_nothing_but_a_way_to_make() -> None:
     pool: FairPool[list[int]] = FairPool(lambda deadline: [next(numbers)], limit=1)
     first = pool.acquire()
     waiter = gevent.spawn(pool.acquire)
-    turn()
+    yield_to_hub()
     pool.release(first)
     assert waiter.get(timeout=30) is first
     assert pool.remove(first)

@@ -14,7 +14,7 @@ from greenlet import gettrace, settrace
 
 from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.pool import FairPool
 
 
@@ -30,7 +30,7 @@ class Thing:
         assert self.user is None
         self.user = getcurrent()
         try:
-            turn()
+            yield_to_hub()
         finally:
             self.user = None
 
@@ -54,7 +54,7 @@ class Fixture:
         self.things[id(thing)] = thing
         self.most = max(self.most, len(self.living))
         try:
-            turn()
+            yield_to_hub()
             if self.random.random() < self.broken:
                 raise LookupError("cannot be made")
         except BaseException:
@@ -96,7 +96,7 @@ class Fixture:
         for thing in things:
             self.pool.release(thing)
         for _ in range(3):
-            turn()
+            yield_to_hub()
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def run_and_kill(number: int | None, delay: int, seed: int) -> int:
 
     def kill(target: gevent.Greenlet[..., object]) -> None:
         for _ in range(delay):
-            turn()
+            yield_to_hub()
         target.kill(block=False)
 
     killers: list[gevent.Greenlet[..., object]] = []
@@ -189,7 +189,7 @@ def test_random_kills_do_not_change_the_order_of_the_others(long: bool) -> None:
     crowd = crowd_of(fixture, 10_000 if long else 1_000, order)
     chance = random.Random(3)
     while not all(greenlet.ready() for greenlet in crowd):
-        turn()
+        yield_to_hub()
         for _ in range(5):
             chance.choice(crowd).kill(block=False)
     assert order == sorted(order)
@@ -209,13 +209,13 @@ def test_random_kills_timeouts_failures_and_deaths_lose_no_place(seed: int, long
 
     def kill() -> None:
         while killing:
-            turn()
+            yield_to_hub()
             target = fixture.random.choice(crowd)
             target.kill(block=False)
 
     def resize() -> None:
         while killing:
-            turn()
+            yield_to_hub()
             fixture.pool.resize(fixture.random.choice([1, 5, 10, 20, None]))
 
     others = [gevent.spawn(kill), gevent.spawn(resize)]

@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.single_flight import SingleFlight
 
 
@@ -37,7 +37,7 @@ class Work:
 def test_a_thousand_callers_share_one_execution() -> None:
     single, work = SingleFlight(), Work()
     callers = [gevent.spawn(single.run, "k", work) for _ in range(1000)]
-    turn()
+    yield_to_hub()
     assert single.is_running("k")
     work.go.set()
     assert [caller.get(timeout=30) for caller in callers] == ["done"] * 1000
@@ -54,7 +54,7 @@ def test_callers_come_back_in_order() -> None:
         order.append(number)
 
     callers = [gevent.spawn(call, number) for number in range(50)]
-    turn()
+    yield_to_hub()
     work.go.set()
     gevent.joinall(callers, timeout=5, raise_error=True)
     assert order == list(range(50))
@@ -78,7 +78,7 @@ def test_every_caller_gets_the_error_with_a_short_traceback() -> None:
             lengths.append(len(traceback.extract_tb(exc.__traceback__)))
 
     callers = [gevent.spawn(call) for _ in range(20)]
-    turn()
+    yield_to_hub()
     work.go.set()
     gevent.joinall(callers, timeout=5, raise_error=True)
     assert len(lengths) == 20
@@ -101,7 +101,7 @@ def test_an_error_leaves_no_circle_behind() -> None:
             single.run("k", fail)
         except Local as exc:
             gone = weakref.ref(exc)
-        turn()  # the greenlet of the flight ends
+        yield_to_hub()  # the greenlet of the flight ends
         assert gone() is None
     finally:
         gc.enable()
@@ -111,7 +111,7 @@ def test_a_killed_caller_cancels_nothing() -> None:
     single, work = SingleFlight(), Work()
     first = gevent.spawn(single.run, "k", work)
     second = gevent.spawn(single.run, "k", work)
-    turn()
+    yield_to_hub()
     first.kill()
     work.go.set()
     assert second.get(timeout=30) == "done"
@@ -121,12 +121,12 @@ def test_a_killed_caller_cancels_nothing() -> None:
 def test_the_flight_ends_by_itself_when_all_callers_are_killed() -> None:
     single, work = SingleFlight(), Work()
     callers = [gevent.spawn(single.run, "k", work) for _ in range(3)]
-    turn()
+    yield_to_hub()
     gevent.killall(callers)
     assert single.is_running("k")
     work.go.set()
-    turn()
-    turn()
+    yield_to_hub()
+    yield_to_hub()
     assert work.ended == 1
     assert not single.is_running("k")
 
@@ -159,7 +159,7 @@ def test_a_killed_flight_is_an_error_for_those_who_wait() -> None:
         Event().wait(30)
 
     caller = gevent.spawn(single.run, "k", work)
-    turn()
+    yield_to_hub()
     inside[0].kill()
     with pytest.raises(OperationalError, match="reconnect for 'k' was killed"):
         caller.get(timeout=5)
@@ -185,10 +185,10 @@ def test_a_circle_of_two_is_an_error() -> None:
 def test_forgotten_flights_are_not_joined() -> None:
     single, old, new = SingleFlight(), Work("old"), Work("new")
     former = gevent.spawn(single.run, "k", old)
-    turn()
+    yield_to_hub()
     single.forget()
     later = gevent.spawn(single.run, "k", new)
-    turn()
+    yield_to_hub()
     old.go.set()
     assert former.get(timeout=30) == "old"
     assert single.is_running("k")
@@ -199,8 +199,8 @@ def test_forgotten_flights_are_not_joined() -> None:
 def test_asking_from_within_for_what_somebody_else_began() -> None:
     single, work = SingleFlight(), Work()
     first = gevent.spawn(single.run, "inner", work)
-    turn()
+    yield_to_hub()
     outer = gevent.spawn(single.run, "outer", lambda: single.run("inner", Work(), 30), 30)
-    turn()
+    yield_to_hub()
     work.go.set()
     assert [each.get(timeout=30) for each in (first, outer)] == ["done", "done"]

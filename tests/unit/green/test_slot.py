@@ -13,7 +13,7 @@ from greenlet import greenlet, settrace
 
 from greenconn.exceptions import NotFound, PublishTimeout, RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Slot
 from tests.fix_interrupts import INTERRUPTIONS, interruptions
 
@@ -45,7 +45,7 @@ def switches_of(function: Callable[[], object]) -> int:
 def test_a_waiter_gets_the_value() -> None:
     slot: Slot[int] = Slot()
     waiter = gevent.spawn(slot.wait, LONG)
-    turn()
+    yield_to_hub()
     assert state_of(slot) == "empty"
     assert slot.offer(5)
     assert state_of(slot) == "value"
@@ -77,7 +77,7 @@ def test_only_the_first_counts() -> None:
 def test_filling_never_switches() -> None:
     slots: list[Slot[int]] = [Slot() for _ in range(3)]
     waiters = [gevent.spawn(slot.wait, LONG) for slot in slots]
-    turn()
+    yield_to_hub()
     assert switches_of(lambda: [slot.offer(1) for slot in slots]) == 0
     assert [waiter.get(timeout=30) for waiter in waiters] == [1, 1, 1]
 
@@ -129,7 +129,7 @@ def test_a_value_of_the_very_turn_in_which_the_deadline_ends_is_taken_or_refused
             assert slot.wait(Deadline(0.002)) == 1, number
             assert taken == [True]
         except TimeoutError:
-            turn()
+            yield_to_hub()
             gevent.sleep(0.002)
             assert taken == [False], number
         finally:
@@ -141,7 +141,7 @@ def test_a_killed_waiter_has_left(make: Callable[[], BaseException]) -> None:
     left: list[Slot[int]] = []
     slot: Slot[int] = Slot(left.append)
     waiter = gevent.spawn(slot.wait, LONG)
-    turn()
+    yield_to_hub()
     error = make()
     waiter.kill(error)
     assert state_of(slot) == "left"
@@ -162,7 +162,7 @@ def test_a_timeout_of_gevent_leaves() -> None:
 def test_a_value_on_its_way_to_a_killed_waiter_is_still_there() -> None:
     slot: Slot[int] = Slot(lambda _: pytest.fail("it did not leave empty-handed"))
     waiter = gevent.spawn(slot.wait, LONG)
-    turn()
+    yield_to_hub()
     waiter.kill(block=False)
     assert slot.offer(7)
     waiter.join()
@@ -175,7 +175,7 @@ def test_a_value_on_its_way_to_a_killed_waiter_is_still_there() -> None:
 def test_a_value_that_nobody_took_can_be_exchanged() -> None:
     slot: Slot[int] = Slot()
     waiter = gevent.spawn(slot.wait, LONG)
-    turn()
+    yield_to_hub()
     slot.offer(7)
     assert slot.exchange(6) == 7
     assert waiter.get(timeout=30) == 6
@@ -195,21 +195,21 @@ def test_each_switch_may_be_the_last() -> None:
             assert run.result == 1
         else:
             assert state_of(slot) in ("value", "left")
-            turn()
+            yield_to_hub()
             assert not slot.offer(2)
 
 
 def test_nothing_of_a_wait_stays_with_the_hub() -> None:
     loop = get_hub().loop
-    turn()
+    yield_to_hub()
     before = loop.activecnt
     for _ in range(20):
         with pytest.raises(TimeoutError):
             Slot[int]().wait(Deadline(0.001))
         waiter = gevent.spawn(Slot[int]().wait, LONG)
-        turn()
+        yield_to_hub()
         waiter.kill()
-    turn()
+    yield_to_hub()
     assert loop.activecnt <= before
 
 
@@ -261,7 +261,7 @@ def test_any_error_keeps_its_class_and_words(error: BaseException) -> None:
 def test_who_waits_is_woken_by_an_error() -> None:
     slot: Slot[int] = Slot()
     waiter = gevent.spawn(slot.wait, Deadline(30))
-    turn()
+    yield_to_hub()
     assert slot.fail(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         waiter.get(timeout=20)
@@ -270,7 +270,7 @@ def test_who_waits_is_woken_by_an_error() -> None:
 def test_who_waits_without_an_end_is_woken_by_an_error() -> None:
     slot: Slot[int] = Slot()
     waiter = gevent.spawn(slot.wait, NEVER)
-    turn()
+    yield_to_hub()
     assert slot.fail(ValueError("no"))
     assert not slot.fail(ValueError("again"))
     with pytest.raises(ValueError, match="no"):

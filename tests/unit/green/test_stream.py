@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from greenconn.green import stream
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.stream import EndOfFile, Stream
 from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
@@ -77,7 +77,7 @@ def test_what_the_peer_sends_comes_through_one_reader(owner: Owner) -> None:
     for number in range(20):
         owner.wire.send(b"%d " % number)
         sent += b"%d " % number
-        turn()
+        yield_to_hub()
     until(lambda: owner.received == sent)
     assert len(owner.readers) == 1
     assert owner.stream.received == len(sent)
@@ -211,7 +211,7 @@ def test_pause_leaves_bytes_with_the_peer_and_resume_takes_them(owner: Owner) ->
     assert owner.stream.is_paused
     owner.wire.send(b"b")
     for _ in range(20):
-        turn()
+        yield_to_hub()
     assert owner.received == b"a"
     owner.stream.resume()
     owner.stream.resume()
@@ -232,7 +232,7 @@ def test_the_reader_may_pause_itself(owner: Owner) -> None:
 
 
 def test_an_idle_stream_costs_no_switch(owner: Owner) -> None:
-    turn()
+    yield_to_hub()
     switched: list[object] = []
     former = greenlet.settrace(lambda event, ends: switched.extend(ends))
     try:
@@ -254,7 +254,7 @@ def test_what_is_written_reaches_the_peer(owner: Owner) -> None:
 def test_a_full_socket_goes_on_when_the_peer_reads(owner: Owner) -> None:
     owner.writer.write(bytes(3 << 20))
     for _ in range(10):
-        turn()
+        yield_to_hub()
     assert owner.writer.is_stalled
     owner.wire.send(b"still reading?")
     until(lambda: owner.received == b"still reading?")
@@ -278,7 +278,7 @@ def test_end_of_file_is_reported_once(owner: Owner) -> None:
 
 
 def test_a_reset_is_reported_once(owner: Owner) -> None:
-    turn()
+    yield_to_hub()
     owner.wire.reset()
     until(lambda: owner.lost)
     assert isinstance(owner.lost[0], ConnectionError)
@@ -288,7 +288,7 @@ def test_a_reset_is_reported_once(owner: Owner) -> None:
 
 def test_a_send_that_fails_ends_the_stream_once(owner: Owner) -> None:
     owner.stream.pause()
-    turn()
+    yield_to_hub()
     owner.stream.pause()
     owner.wire.reset()
     for _ in range(1000):
@@ -317,7 +317,7 @@ def test_an_error_of_the_owner_ends_the_stream(owner: Owner) -> None:
 def test_a_killed_reader_is_reported_as_a_loss(
     owner: Owner, make: Callable[[], BaseException]
 ) -> None:
-    turn()
+    yield_to_hub()
     reader = owner.stream._reader
     error = make()
     reader.kill(error)
@@ -338,7 +338,7 @@ def test_a_reader_killed_before_it_began_is_noticed_too(owner: Owner) -> None:
 
 
 def test_close_is_not_a_loss_and_may_be_repeated(owner: Owner) -> None:
-    turn()
+    yield_to_hub()
     owner.writer.write(b"first ")
     owner.writer.write(b"second")
     owner.stream.close()
@@ -369,7 +369,7 @@ def test_close_in_the_reader(owner: Owner) -> None:
 
 
 def test_close_in_a_hub_callback(owner: Owner) -> None:
-    turn()
+    yield_to_hub()
     get_hub().loop.run_callback(owner.stream.close)
     until(lambda: not owner.stream.is_open)
     owner.check_ended()
@@ -379,7 +379,7 @@ def test_close_in_a_hub_callback(owner: Owner) -> None:
 def test_close_to_a_peer_that_is_gone_is_no_loss(
     owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turn()
+    yield_to_hub()
     now = monotonic()
     # Else a process that is not run for 5 ms sends the second write at once, and loses the peer.
     monkeypatch.setattr("greenconn.green.writer.monotonic", lambda: now)
@@ -392,7 +392,7 @@ def test_close_to_a_peer_that_is_gone_is_no_loss(
 
 
 def test_nobody_must_wait_after_an_early_flush_that_failed(owner: Owner) -> None:
-    turn()
+    yield_to_hub()
     owner.writer.write(b"it comes")
     owner.wire.reset()
     owner.writer.write(bytes(EARLY_FLUSH))
@@ -405,7 +405,7 @@ def test_writers_that_wait_go_on_when_the_stream_ends(owner: Owner, how: str) ->
     while owner.writer.pending <= HIGH_WATER:
         owner.writer.write(bytes(100_000))
     waiting = [gevent.spawn(owner.writer.wait_writable, LONG) for _ in range(3)]
-    turn()
+    yield_to_hub()
     if how == "close":
         owner.stream.close()
     elif how == "reset":
@@ -419,7 +419,7 @@ def test_writers_that_wait_go_on_when_the_stream_ends(owner: Owner, how: str) ->
 
 def test_the_descriptor_of_a_stream_that_ended_is_left_alone(owner: Owner) -> None:
     fd = owner.wire.ours.fileno()
-    turn()
+    yield_to_hub()
     owner.wire.hang_up()
     until(lambda: owner.lost)
     other = Wire()
@@ -427,7 +427,7 @@ def test_the_descriptor_of_a_stream_that_ended_is_left_alone(owner: Owner) -> No
         assert fd in (other.ours.fileno(), other.theirs.fileno(), fd)
         other.send(b"for somebody else")
         for _ in range(20):
-            turn()
+            yield_to_hub()
         assert other.ours.recv(100) == b"for somebody else"
         assert not owner.received
     finally:
@@ -456,7 +456,7 @@ def test_both_directions_at_once(steps: list[str]) -> None:
                 owner.writer.write(piece)
                 written += piece
             elif step == "turn":
-                turn()
+                yield_to_hub()
             elif step == "pause":
                 owner.stream.pause()
             else:
@@ -611,7 +611,7 @@ def test_a_peer_that_goes_amid_the_handshake(wire: Wire, how: str) -> None:
 def test_a_stream_closed_amid_the_handshake_wakes_its_waiter(wire: Wire) -> None:
     owner = tls_owner(wire)
     waiting = gevent.spawn(owner.stream.handshake, LONG)
-    turn()
+    yield_to_hub()
     owner.stream.close()
     with pytest.raises(ConnectionAbortedError):
         waiting.get(timeout=5)
@@ -708,12 +708,12 @@ def test_each_switch_of_a_handshake_may_be_the_last() -> None:
 
 
 def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> None:
-    turn()
+    yield_to_hub()
     owner.writer.write(b"before ")
     while owner.writer.pending <= 2 * HIGH_WATER:  # of which the kernel may still take some
         owner.writer.write(bytes(100_000))
     waiting = gevent.spawn(owner.writer.wait_writable, LONG)
-    turn()
+    yield_to_hub()
     owner.stream.pause()
     pending, received = owner.writer.pending, len(owner.received)
     pid = os.fork()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gevent import get_hub
 
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.weak import call_in_hub, weakly
 
 
@@ -44,7 +44,7 @@ def test_a_call_in_the_hub() -> None:
     called: list[tuple[int, ...]] = []
     assert call_in_hub(get_hub(), lambda *numbers: called.append(numbers), 1, 2)
     assert called == []
-    turn()
+    yield_to_hub()
     assert called == [(1, 2)]
 
 

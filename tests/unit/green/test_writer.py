@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from greenconn.green import writer as writer_module
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER, LOW_WATER, Writer
 from tests.fix_interrupts import Signal, interruptions, signals
 from tests.fix_leaks import HubErrors
@@ -90,11 +90,11 @@ def test_the_first_write_of_a_turn_leaves_at_once_and_the_rest_in_one_send(line:
         writer.write(b"%d " % number)
     assert wire.receive() == b""
     assert writer.sends == 1
-    turn()
+    yield_to_hub()
     assert wire.receive().split() == [b"%d" % number for number in range(100)]
     assert writer.sends == 2
     assert writer.pending == 0
-    turn()
+    yield_to_hub()
     assert writer.sends == 2
     writer.write(b"again")
     assert wire.receive() == b"again"
@@ -112,7 +112,7 @@ def test_greenlets_that_wake_one_another_write_in_one_turn(line: Line) -> None:
             loop.run_callback(chain, number + 1)
 
     loop.run_callback(chain, 1)
-    turn()
+    yield_to_hub()
     assert wire.receive().split() == [b"%d" % number for number in range(1, count + 1)]
     assert writer.sends == 2
 
@@ -155,7 +155,7 @@ def test_what_is_written_late_in_a_long_turn_leaves_at_once(paced_line: Line) ->
 
 def test_a_lonely_write_costs_one_send(line: Line) -> None:
     line.writer.write(b"x")
-    turn()
+    yield_to_hub()
     assert line.writer.sends == 1
 
 
@@ -212,7 +212,7 @@ def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
 def test_after_the_end_of_a_turn_nobody_must_wait(line: Line) -> None:
     line.writer.write(b"a")
     line.writer.write(bytes(EARLY_FLUSH))
-    turn()
+    yield_to_hub()
     assert not line.writer.must_wait
 
 
@@ -229,7 +229,7 @@ def test_a_loop_that_only_writes_lets_the_others_run(line: Line) -> None:
             gevent.sleep(0)
 
     reader = gevent.spawn(read)
-    turn()
+    yield_to_hub()
     message = bytes(300)
     for _ in range(100_000):
         if writer.must_wait:
@@ -250,7 +250,7 @@ def test_a_slow_loop_that_only_writes_little_lets_the_others_run_too(paced_line:
             gevent.sleep(0)
 
     looker = gevent.spawn(look)
-    turn()
+    yield_to_hub()
     for _ in range(10):
         if writer.must_wait:
             writer.wait_writable(LONG)
@@ -285,7 +285,7 @@ def test_bytes_leave_in_the_order_of_the_writes(sizes: list[int], seed: int) -> 
             else:
                 line.writer.write(piece)
             if rng.random() < 0.2:
-                turn()
+                yield_to_hub()
             if rng.random() < 0.2:
                 received += wire.receive(rng.randint(1, 100_000))
         received += wire.receive_until(len(expected) - len(received))
@@ -345,7 +345,7 @@ def test_a_peer_that_does_not_read_makes_writers_wait_with_bounded_memory(line: 
     writers = [gevent.spawn(write) for _ in range(10)]
     until(lambda: waiting == 10)
     for _ in range(20):
-        turn()
+        yield_to_hub()
     assert HIGH_WATER < writer.pending <= HIGH_WATER + 20_000
     assert writer.is_stalled
     assert waiting == 10
@@ -368,7 +368,7 @@ def test_those_who_wait_go_on_in_the_order_in_which_they_came(line: Line) -> Non
         writer.write(bytes(100_000))
 
     writers = [gevent.spawn(write, number) for number in range(200)]
-    turn()
+    yield_to_hub()
     assert not order
     wire.receive_until(filled + 200 * 100_000, 60)
     gevent.joinall(writers, timeout=30, raise_error=True)
@@ -389,7 +389,7 @@ def test_every_one_of_many_who_wait_goes_on_though_the_socket_is_never_full_agai
         done.append(number)
 
     writers = [gevent.spawn(write, number) for number in range(500)]
-    turn()
+    yield_to_hub()
     wire.receive_until(filled + 500)
     gevent.joinall(writers, timeout=10, raise_error=True)
     assert done == list(range(500))
@@ -407,7 +407,7 @@ def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> Non
         writer.write(b"x")
 
     early = [gevent.spawn(write, "early") for _ in range(3)]
-    turn()
+    yield_to_hub()
     # The very moment at which there is room and the first of them was woken, but has not run.
     until(lambda: wire.receive_until(10_000) and writer.pending <= LOW_WATER)
     late = gevent.spawn(write, "late")
@@ -421,7 +421,7 @@ def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
     filled = line.fill()
     waiter = gevent.spawn(writer.wait_writable, LONG)
     until(lambda: wire.receive_until(10_000) and writer.pending <= HIGH_WATER)
-    turn()
+    yield_to_hub()
     assert writer.pending > LOW_WATER  # the kernel takes much less at a time
     assert not waiter.dead
     until(lambda: wire.receive_until(10_000) and writer.pending <= LOW_WATER)
@@ -432,7 +432,7 @@ def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
 def test_two_buffers_that_are_not_joined_are_counted(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.write_many([b"head", bytes(4_000_000)])
-    turn()
+    yield_to_hub()
     assert 0 < writer.pending < 4_000_004
     assert len(wire.receive_until(4_000_004)) == 4_000_004
     until(lambda: not writer.pending)
@@ -488,7 +488,7 @@ def test_one_who_is_killed_when_it_was_woken_gives_its_turn_to_the_next(line: Li
     writer, wire = line.writer, line.wire
     filled = line.fill()
     first, second = (gevent.spawn(writer.wait_writable, LONG) for _ in range(2))
-    turn()
+    yield_to_hub()
     # Killed in the turn in which it is woken, before it runs.
     wire.receive_until(filled - 2 * EARLY_FLUSH)
     first.kill(block=False)
@@ -504,7 +504,7 @@ def test_close_lets_those_who_wait_go_on_and_forgets_what_has_not_left(line: Lin
     writer = line.writer
     line.fill()
     waiting = [gevent.spawn(writer.wait_writable, LONG) for _ in range(3)]
-    turn()
+    yield_to_hub()
     writer.close()
     writer.close()
     gevent.joinall(waiting, timeout=5, raise_error=True)
@@ -512,7 +512,7 @@ def test_close_lets_those_who_wait_go_on_and_forgets_what_has_not_left(line: Lin
     assert not writer.must_wait
     line.wire.close()
     for _ in range(5):
-        turn()
+        yield_to_hub()
     assert not line.errors
 
 
@@ -524,7 +524,7 @@ def test_what_is_written_after_the_end_is_dropped(line: Line) -> None:
         writer.write(bytes(10_000))
         writer.write_many([b"a", b"b"])
         writer.write_sealed(b"c")
-    turn()
+    yield_to_hub()
     assert writer.pending == 0
     assert writer.sends == sends
     assert not writer.must_wait
@@ -538,7 +538,7 @@ def test_an_error_is_reported_once(line: Line, is_stalled: bool) -> None:
     if is_stalled:
         line.fill()
         waiting = gevent.spawn(writer.wait_writable, LONG)
-        turn()
+        yield_to_hub()
     line.wire.reset()
     end = monotonic() + 10
     while not line.errors and monotonic() < end:
@@ -546,7 +546,7 @@ def test_an_error_is_reported_once(line: Line, is_stalled: bool) -> None:
         gevent.sleep(0.001)
     for _ in range(10):
         writer.write(b"x")
-        turn()
+        yield_to_hub()
     assert len(line.errors) == 1
     assert isinstance(line.errors[0], ConnectionError)
     if is_stalled:
@@ -560,7 +560,7 @@ def test_nothing_is_left_of_a_watcher_on_a_closed_descriptor(line: Line) -> None
     other = Wire()  # it takes the descriptor of the one before
     try:
         for _ in range(10):
-            turn()
+            yield_to_hub()
         assert not other.receive()
     finally:
         other.close()
@@ -582,10 +582,10 @@ def test_what_gains_by_waiting_is_written_at_the_end_of_the_turn(line: Line) -> 
     writer.write(b"1 ")
     writer.write(b"2 ")
     assert wire.receive() == b""
-    turn()
+    yield_to_hub()
     assert wire.receive() == b"1 2 acks "
     assert writer.sends == 1
-    turn()
+    yield_to_hub()
     assert calls == [1]
     writer.before_flush(last)
     writer.flush()
@@ -602,7 +602,7 @@ def test_a_callback_that_fails_ends_the_stream(line: Line, hub_errors: HubErrors
     writer.write(b"1 ")
     writer.before_flush(fail)
     writer.write(b"2 ")
-    turn()
+    yield_to_hub()
     assert [type(error.value) for error in hub_errors] == [LookupError]
     hub_errors.clear()
     # Nobody knows which answers it was to write: they would be missing for ever.
@@ -630,7 +630,7 @@ def test_what_is_sealed_leaves_in_the_order_of_the_sealing(line: Line) -> None:
     writer.write(b"abc")
     writer.write(b"de")
     writer.write(b"fgh")
-    turn()
+    yield_to_hub()
     assert wire.receive() == b"[1:3][2:5]"
     assert writer.pending == 0
     assert writer.sends == 3
@@ -653,7 +653,7 @@ def test_a_seal_that_waits_for_input_sends_nothing_yet(line: Line) -> None:
     writer.seal = lambda plain: b""
     writer.write(b"abc")
     writer.write(b"abc")
-    turn()
+    yield_to_hub()
     assert writer.pending == 0
     writer.write_sealed(b"abcabc")
     assert wire.receive() == b"abcabc"
@@ -667,7 +667,7 @@ def test_a_seal_that_fails_ends_the_line(line: Line) -> None:
     line.writer.seal = fail
     line.writer.write(b"a")
     line.writer.write(b"b")
-    turn()
+    yield_to_hub()
     assert [str(error) for error in line.errors] == ["[Errno 1] tls is over"]
     assert line.writer.pending == 0
 
@@ -697,7 +697,7 @@ def test_what_has_not_left_can_be_taken_at_the_end(line: Line) -> None:
 def test_of_what_was_offered_it_is_known_how_much_has_left(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.write(b"first")
-    turn()
+    yield_to_hub()
     writer.write_many([b"big", memoryview(bytes(8_000_000)), b"end"])
     assert writer.is_stalled
     writer.mark(MARK)
@@ -720,7 +720,7 @@ def test_marks_alone_are_not_sent(line: Line) -> None:
     wire.receive_until(count)
     until(lambda: not writer.pending)
     sends = writer.sends
-    turn()
+    yield_to_hub()
     writer.write(b"next")
     assert wire.receive_until(4) == b"next"
     assert writer.sends == sends + 1
@@ -732,7 +732,7 @@ def test_what_is_sealed_has_left_when_the_last_of_its_record_has(line: Line) -> 
     writer, wire = line.writer, line.wire
     writer.seal = lambda plain: b"<" + plain + b">"
     writer.write(b"first")
-    turn()
+    yield_to_hub()
     writer.write(bytes(8_000_000))
     assert writer.is_stalled
     writer.write(b"behind")
@@ -756,7 +756,7 @@ def test_drain_does_not_switch_while_the_peer_takes_all(line: Line) -> None:
 def test_drain_waits_for_what_was_written_before_it_only(line: Line) -> None:
     written = line.fill()
     drainer = gevent.spawn(line.writer.drain, LONG)
-    turn()
+    yield_to_hub()
     behind = line.fill(line.writer.pending + 60_000)
     assert not drainer.ready()
     assert len(line.wire.receive_until(written)) == written
@@ -770,10 +770,10 @@ def test_drain_of_a_peer_that_takes_nothing_times_out(line: Line) -> None:
     with pytest.raises(TimeoutError):
         line.writer.drain(Deadline(0.01))
     drainer = gevent.spawn(line.writer.drain, LONG)
-    turn()
+    yield_to_hub()
     drainer.kill()
     drainer = gevent.spawn(line.writer.drain, LONG)
-    turn()
+    yield_to_hub()
     line.writer.close()
     drainer.get(timeout=30)  # its caller asks whether the stream is still there
 
@@ -794,13 +794,13 @@ def test_after_a_signal_amid_a_write_all_leaves_or_the_stream_ends(
     for raised in signals(lambda: lines[-1].writer.write(mine)):
         line = lines[-1]
         assert raised is None or isinstance(raised, Signal)
-        turn()
+        yield_to_hub()
         line.writer.write(after)
         received = b""
         with gevent.Timeout(10):
             while (part := wire.receive()) or line.writer.pending:
                 received += part
-                turn()
+                yield_to_hub()
         if line.errors:
             assert "sending was interrupted by Signal()" in str(line.errors[0])
         else:
@@ -822,7 +822,7 @@ def test_a_signal_amid_the_end_of_a_turn_does_not_stop_the_writer(line: Line) ->
         assert raised is None or isinstance(raised, Signal)
         called.clear()
         line.writer.before_flush(lambda: called.append(1))
-        turn()
+        yield_to_hub()
         assert called == [1]
 
 

@@ -23,7 +23,7 @@ from greenconn.exceptions import (
     WrongHub,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.session.session import Session
 from greenconn.session.state import SessionState
 from tests.fix_wires import until
@@ -281,7 +281,7 @@ def test_a_loss_is_noticed_before_its_own_notice_comes(
     connection.session.link()
     script.link.lose()
     assert connection.session.link() is script.links[1]
-    turn()
+    yield_to_hub()
     # The late notice of the former life changes nothing.
     assert connection.session.state is SessionState.OPEN
     assert connection.session.link() is script.links[1]
@@ -315,7 +315,7 @@ def test_without_members_the_next_use_reports_that_it_is_back(
     notified: list[str] = []
     connection.on_recovered.append(lambda: notified.append("recovered"))
     connection.session.link()
-    turn()
+    yield_to_hub()
     assert notified == []  # it was not away
     script.link.lose()
     until(lambda: connection.session.is_lost)
@@ -324,7 +324,7 @@ def test_without_members_the_next_use_reports_that_it_is_back(
     until(lambda: notified == ["recovered"])
     connection.close()
     connection.connect()
-    turn()
+    yield_to_hub()
     assert notified == ["recovered"]
 
 
@@ -612,7 +612,7 @@ def test_close_wakes_whoever_waits(connection: Connection, script: Script) -> No
     draining.get(timeout=CAME)
     draining = gevent.spawn(_catch, connection.drain_events)
     until(lambda: len(script.links) == 2)
-    turn()
+    yield_to_hub()
     connection.close()
     error = draining.get(timeout=CAME)
     assert isinstance(error, RecoverableConnectionError)
@@ -703,7 +703,7 @@ def test_a_member_may_close_the_connection(connection: Connection, script: Scrip
     connection.session.link()
     script.link.lose()
     assert done.wait(CAME)
-    turn()
+    yield_to_hub()
     assert connection.session.is_closed
     assert script.open_links == []
 

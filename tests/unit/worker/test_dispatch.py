@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.worker.dispatch import KEPT, Dispatcher, Worker, WorkerPool
 from tests.fix_wires import until
 
@@ -38,7 +38,7 @@ def dispatchers(pool: WorkerPool, run: Any) -> list[Dispatcher]:
 def end(pool: WorkerPool) -> None:
     """Leave no greenlet behind."""
     pool.resize(0)
-    turn()
+    yield_to_hub()
 
 
 def test_many_dispatchers_with_a_message_each_need_few_workers(made: list[Worker]) -> None:
@@ -68,7 +68,7 @@ def test_as_many_workers_run_as_handlers_wait(made: list[Worker]) -> None:
     gate.set()
     until(lambda: all(dispatcher.is_idle for dispatcher in every))
     assert len(made) <= MANY + 1
-    turn()
+    yield_to_hub()
     assert sum(not worker.greenlet.dead for worker in made) <= KEPT
     end(pool)
 
@@ -87,7 +87,7 @@ def test_an_interrupted_worker_touches_no_other_dispatcher(made: list[Worker]) -
 
     first, second = Dispatcher(pool, run, 1), Dispatcher(pool, run, 1)
     first.put("first")
-    turn()
+    yield_to_hub()
     # The gate lets the handler end before the interruption reaches it.
     gate.set()
     first.is_held = True
@@ -107,11 +107,11 @@ def test_a_worker_that_is_killed_on_its_way_is_replaced(made: list[Worker], is_n
     first, second = Dispatcher(pool, done.append, 1), Dispatcher(pool, done.append, 1)
     if not is_new:
         first.put(0)
-        turn()
+        yield_to_hub()
     first.put(1)
     made[-1].greenlet.kill(block=False)
     if is_new:
-        turn()
+        yield_to_hub()
     second.put(2)
     until(lambda: done[-2:] == [1, 2])
     end(pool)
@@ -140,7 +140,7 @@ def test_dispatchers_of_one_message_each_leave_the_hub_a_turn() -> None:
     def count() -> None:
         while done < 20 * MANY:
             turns.append(done)
-            turn()
+            yield_to_hub()
 
     def run(_: int) -> None:
         nonlocal done

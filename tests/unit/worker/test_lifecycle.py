@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
 from greenconn.worker.lifecycle import ENDS, MOVES
@@ -397,7 +397,7 @@ def test_ending_under_load_loses_nothing(
 
     def handler(body: int, message: Any) -> None:
         if body % 3:
-            turn()
+            yield_to_hub()
         if body % 7 == 0 and body not in failed:
             failed.add(body)
             raise ValueError(body)
@@ -415,7 +415,7 @@ def test_ending_under_load_loses_nothing(
             retry=Retry(delay=0.001),
         )
         for _ in range(round_ * 3):
-            turn()
+            yield_to_hub()
         if how == "pause":
             assert consumer.pause(CAME)
             assert consumer.stop(CAME)
@@ -435,7 +435,7 @@ def test_a_kill_at_every_step_of_its_life(
     done: list[int] = []
 
     def handler(body: int, message: Any) -> None:
-        turn()
+        yield_to_hub()
         done.append(body)
 
     broker.declare("q")
@@ -452,7 +452,7 @@ def test_whoever_asks_may_be_killed(connection: Connection, broker: Broker) -> N
     broker.declare("q")
 
     def handler(body: Any, message: Any) -> None:
-        turn()
+        yield_to_hub()
 
     asks: list[Callable[[ConsumerGreenlet], object]] = [
         lambda consumer: consumer.wait_ready(CAME),

@@ -13,7 +13,7 @@ from greenconn import defaults, health
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from tests.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended, ignore
@@ -254,7 +254,7 @@ def receiving(scene: Scene, is_late: bool) -> Interruptible:
 
     def receive(body: Any, message: Any) -> None:
         got.append(body)
-        turn()  # a place to be interrupted at
+        yield_to_hub()  # a place to be interrupted at
         message.ack()
 
     def drain() -> None:

@@ -13,7 +13,7 @@ import pytest
 from greenconn import pools
 from greenconn.connection import Connection
 from greenconn.exceptions import LimitExceeded
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from tests.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended
 from tests.fix_wires import until
@@ -82,7 +82,7 @@ def acquiring(scene: Scene, make: Make, is_fresh: bool) -> Interruptible:
     def acquire() -> None:
         with pool.acquire(block=True, timeout=SOON) as resource:
             use(resource)
-            turn()
+            yield_to_hub()
 
     try:
         while True:

@@ -11,7 +11,7 @@ import pytest
 
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import Unroutable
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.publishing import publish, publish_many
 from tests.faults.interruptions.scene import SOON, Interruptible, Scene, call, ended
@@ -233,7 +233,7 @@ def many_generated(scene: Scene) -> Interruptible:
 
     def bodies() -> Any:
         for number in range(4):
-            turn()
+            yield_to_hub()
             yield number
 
     while True:

@@ -12,7 +12,7 @@ import gevent
 
 from greenconn import rpc
 from greenconn.connection import Connection
-from greenconn.green.hub import turn
+from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.simple import SimpleQueue
@@ -33,7 +33,7 @@ def cut(scene: Scene, *connections: Connection) -> None:
     scene.target.cut()
     for session, before in noticing:
         while session.is_open and session.generation == before:
-            turn()  # not longer: it comes back
+            yield_to_hub()  # not longer: it comes back
 
 
 class Bench:
