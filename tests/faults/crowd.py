@@ -223,13 +223,13 @@ class Crowd:
         self._over.set()
         gevent.killall([publisher.greenlet for publisher in self.publishers])
 
-    def farewell(self) -> list[str]:
+    def publish_last(self) -> list[str]:
         """Each stream publishes once more, which must succeed now; returns what did not.  May switch."""
-        greenlets = [gevent.spawn(partial(self._last_word, each)) for each in self.publishers]
+        greenlets = [gevent.spawn(partial(self._publish_last, each)) for each in self.publishers]
         gevent.joinall(greenlets)
         return [text for greenlet in greenlets if (text := greenlet.get()) is not None]
 
-    def _last_word(self, publisher: Publisher) -> str | None:
+    def _publish_last(self, publisher: Publisher) -> str | None:
         stream = publisher.stream
         try:
             with gevent.Timeout(END_TIMEOUT):

@@ -16,10 +16,10 @@ import gevent
 from gevent import monkey
 
 from tests.faults.client import Client
+from tests.faults.client_processes import ClientProcesses
 from tests.faults.crowd import Crowd
 from tests.faults.kinds import LASTING, OF_PROCESSES, Fault, Kind, faults_of
 from tests.faults.ledger import Ledger
-from tests.faults.outposts import Outposts
 from tests.faults.targets.base import DELETED, Target
 from tests.faults.targets.registry import declare, depths
 from tests.fix_leaks import Traces
@@ -173,7 +173,7 @@ class Storm:
         plan = self.plan
         traces, descriptors = Traces(), len(os.listdir(DESCRIPTORS))
         client = self._make(self.target, not self.kinds)
-        outposts = Outposts(
+        client_processes = ClientProcesses(
             client.name,
             self.target,
             self.ledger,
@@ -193,19 +193,19 @@ class Storm:
                 is_calm=not self.kinds,
             )
             crowd.begin()
-            outposts.begin()
-            self._rage(crowd, outposts)
-            hung = self._calm_down(crowd, outposts)
+            client_processes.begin()
+            self._inject_faults(crowd, client_processes)
+            hung = self._end_faults(crowd, client_processes)
             hung += crowd.troubles()
             slots = client.slots()
             self._left(DRAIN_TIMEOUT)
-            hung += crowd.end() + outposts.end()
+            hung += crowd.end() + client_processes.end()
             left = self._left(ACK_TIMEOUT)
         finally:
             self.stage = "closing"
             if crowd is not None:
                 crowd.close()
-            outposts.close()
+            client_processes.close()
             client.close()
         new = traces.settle()
         outcome = self._outcome(client, hung)
@@ -216,7 +216,7 @@ class Storm:
         outcome.descriptors = max(len(os.listdir(DESCRIPTORS)) - descriptors, 0)
         return outcome
 
-    def _rage(self, crowd: Crowd, outposts: Outposts) -> None:
+    def _inject_faults(self, crowd: Crowd, client_processes: ClientProcesses) -> None:
         """Have the faults come until the time is up."""
         end = monotonic() + self.plan.seconds
         faults = faults_of(self.plan.seed, self.kinds, self.plan.longest)
@@ -228,7 +228,7 @@ class Storm:
             if monotonic() >= end:
                 break
             self._show(f"{monotonic() - end + self.plan.seconds:6.1f} s  {fault}")
-            self._inject(fault, crowd, outposts)
+            self._inject(fault, crowd, client_processes)
             if fault.is_alone:
                 self._recover(end)
         if self.plan.count is None or not self.kinds:
@@ -242,16 +242,16 @@ class Storm:
         if not is_whole and left > RECOVERY_TIMEOUT:
             self.ledger.give_up()
 
-    def _inject(self, fault: Fault, crowd: Crowd, outposts: Outposts) -> None:
+    def _inject(self, fault: Fault, crowd: Crowd, client_processes: ClientProcesses) -> None:
         self.stage = str(fault)
         self.injected[fault.kind.value] += 1
         with self._noted(fault, crowd):
             if fault.kind is Kind.INTERRUPT:
                 crowd.interrupt(random.Random(fault.seed))
             elif fault.kind is Kind.KILL_CLIENT:
-                outposts.kill(random.Random(fault.seed))
+                client_processes.kill(random.Random(fault.seed))
             elif fault.kind is Kind.SUSPEND_CLIENT:
-                outposts.suspend(random.Random(fault.seed), fault.seconds)
+                client_processes.suspend(random.Random(fault.seed), fault.seconds)
             else:
                 self.target.inject(fault)
             if fault.kind in (Kind.DELETE, Kind.KILL, Kind.RESTART):
@@ -276,15 +276,15 @@ class Storm:
             else:
                 ended()
 
-    def _calm_down(self, crowd: Crowd, outposts: Outposts) -> list[str]:
+    def _end_faults(self, crowd: Crowd, client_processes: ClientProcesses) -> list[str]:
         """End all faults and wait for the balance; returns what hangs."""
         self.stage = "healing"
         self.target.heal()
         gevent.joinall(list(self._lasting), raise_error=True)
         self.stage = "last publishes"
         hung = crowd.stop_publishing()
-        hung += outposts.stop_publishing()
-        hung += crowd.farewell()
+        hung += client_processes.stop_publishing()
+        hung += crowd.publish_last()
         self.stage = "balance"
         self._balance()
         return hung

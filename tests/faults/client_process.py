@@ -1,4 +1,4 @@
-"""``python -m tests.faults.outpost``: publishers and consumers in a process that may be killed.
+"""``python -m tests.faults.client_process``: publishers and consumers in a process that may be killed.
 
 What it shall do comes pickled on its standard input.  All that it does goes to its standard output, a
 JSON list a line: a message is noted there before its publish begins, and when it was handled before it
@@ -28,7 +28,7 @@ __all__ = ["Orders", "main"]
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:
-    """What an outpost does; and of its target what clients must know.
+    """The work of a client process; and of its target what clients must know.
 
     Attributes:
         client: ``greenconn`` or ``kombu``.

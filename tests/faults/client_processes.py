@@ -19,12 +19,12 @@ from gevent.event import Event
 from gevent.fileobject import FileObject
 
 from tests.brokers.keeper import send, wait_for_end
+from tests.faults.client_process import Orders
 from tests.faults.crowd import END_TIMEOUT, assigned
 from tests.faults.ledger import Ledger
-from tests.faults.outpost import Orders
 from tests.faults.targets.base import Role, Target
 
-__all__ = ["Outposts"]
+__all__ = ["ClientProcesses"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds for a start, which imports all.
@@ -33,7 +33,7 @@ START_TIMEOUT = 60.0
 PUBLISHERS, RATE = 4, 20.0
 
 
-class Outpost:
+class ClientProcess:
     """One process."""
 
     def __init__(self, client: str, target: Target, ledger: Ledger, seed: int) -> None:
@@ -54,7 +54,7 @@ class Outpost:
         )
         how = ("-m", "gevent.monkey", "--module") if monkey.is_module_patched("socket") else ("-m",)
         self._process = subprocess.Popen(
-            [sys.executable, *how, "tests.faults.outpost"],
+            [sys.executable, *how, "tests.faults.client_process"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -134,7 +134,7 @@ class Outpost:
             self._input.write(b"\n")
 
 
-class Outposts:
+class ClientProcesses:
     """All of them.
 
     Arguments:
@@ -143,12 +143,12 @@ class Outposts:
 
     def __init__(self, client: str, target: Target, ledger: Ledger, seed: int, count: int) -> None:
         self._client, self._target, self._ledger = client, target, ledger
-        self._chance = random.Random(f"outposts {seed}")
+        self._chance = random.Random(f"client_processes {seed}")
         self._all = [self._new() for _ in range(count)]
 
-    def _new(self) -> Outpost:
+    def _new(self) -> ClientProcess:
         seed = self._chance.getrandbits(32)
-        return Outpost(self._client, self._target, self._ledger, seed)
+        return ClientProcess(self._client, self._target, self._ledger, seed)
 
     def begin(self) -> None:
         """Wait until all are at work.  May switch."""
