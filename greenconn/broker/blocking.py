@@ -221,11 +221,11 @@ class StoreSettler:
                 for callback in due:
                     callback()
                 if self._pending:
-                    self._tell()
+                    self._settle_batch()
         finally:
             self._greenlet = None
 
-    def _tell(self) -> None:
+    def _settle_batch(self) -> None:
         """Settle as many requests as one call may have.  May switch."""
         link = self._link
         count = 1 if self._alone else min(len(self._pending), self._store.settle_limit)

@@ -100,9 +100,9 @@ class Leases:
 
     def _note(self, late: int, when: str) -> None:
         self.lost += late
-        spawn("lease-lost", self._tell, late, when)
+        spawn("lease-lost", self._call_handlers, late, when)
 
-    def _tell(self, late: int, when: str) -> None:
+    def _call_handlers(self, late: int, when: str) -> None:
         link = self._link
         logger.warning(
             "%s: the lease (%g s) of %d messages expired %s, as the process was stopped or busy "

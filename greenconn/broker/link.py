@@ -176,7 +176,7 @@ class StoreLink(BrokerLink):
             result = function(*args)
         except BaseException as exc:
             self._calls.pop(current(), None)  # it gets the very error, others that it is over
-            slot.fail(self.failed(exc, what, is_told=True))
+            slot.fail(self.failed(exc, what, is_raised=True))
             if not isinstance(exc, Exception):
                 raise
         else:
@@ -241,11 +241,11 @@ class StoreLink(BrokerLink):
         """Return what *channel* publishes with."""
         return self.transport.Publisher(channel, self)
 
-    def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
+    def failed(self, exc: BaseException, what: str, *, is_raised: bool = False) -> BaseException:
         """Return the error for a failed call to the store.  Never switches.
 
         Arguments:
-            is_told: whether a caller gets the error.
+            is_raised: whether a caller gets the error.
 
         Returns:
             the error for those who wait for it.
@@ -256,7 +256,7 @@ class StoreLink(BrokerLink):
             self.end(exc)
             return exc
         if isinstance(exc, (*self.transport.channel_errors, ValueError)):
-            if not is_told:
+            if not is_raised:
                 spawn("log", logger.error, "%s: %s: %s", self.where, what, exc)
             return exc
         lost: BaseException = RecoverableConnectionError(f"{self.where}: {what} failed: {exc!r}")

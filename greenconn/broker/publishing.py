@@ -57,7 +57,7 @@ class StorePublishingLink(PublishingLink, Protocol):
     ) -> Sequence[Entry]:
         """Return a message on its way into *queues*.  May switch where a queue is not known."""
 
-    def failed(self, exc: BaseException, what: str, *, is_told: bool = False) -> BaseException:
+    def failed(self, exc: BaseException, what: str, *, is_raised: bool = False) -> BaseException:
         """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""
 
     def no_reply(self, what: str) -> BaseException:
@@ -220,7 +220,7 @@ class PutBatcher:
         try:
             errors = link.store.put([entry for _, entry in batch])
         except BaseException as exc:
-            failure = link.failed(exc, "storing messages", is_told=True)
+            failure = link.failed(exc, "storing messages", is_raised=True)
             for outcomes, _ in batch:
                 outcomes.done.offer(failure)
             if not isinstance(exc, Exception):

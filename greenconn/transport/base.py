@@ -263,9 +263,9 @@ class Link:
             spawn("link-lost", on_lost, exc)
 
     def put_return(
-        self, tell: Callable[[Any], object], returned: Any, size: int, *, has_listener: bool
+        self, callback: Callable[[Any], object], returned: Any, size: int, *, has_listener: bool
     ) -> None:
-        """Have the next who drains call ``tell(returned)``: a message came back.  Never switches.
+        """Have the next who drains call ``callback(returned)``: a message came back.  Never switches.
 
         A program that only publishes may never drain, so what waits for that is bounded; the log
         tells once of those that are dropped.
@@ -277,18 +277,18 @@ class Link:
         size += RETURN_OVERHEAD
         if has_listener and self._returned_bytes + size <= RETURNS_LIMIT:
             self._returned_bytes += size
-            self.events.put((self._tell_returned, (tell, returned, size)))
+            self.events.put((self._call_handlers, (callback, returned, size)))
         elif not self._has_dropped_returns:
             self._has_dropped_returns = True
             why = "drain_events() is not called" if has_listener else "on_return is not set"
             text = "%s: mandatory messages were returned as unroutable, and %s: they are dropped"
             spawn("log", logger.warning, text, self.client.as_uri(), why)
 
-    def _tell_returned(self, event: tuple[Callable[[Any], object], Any, int]) -> None:
+    def _call_handlers(self, event: tuple[Callable[[Any], object], Any, int]) -> None:
         # In the greenlet that drains.
-        tell, returned, size = event
+        callback, returned, size = event
         self._returned_bytes -= size
-        tell(returned)
+        callback(returned)
 
     def check_open(self) -> None:
         """Raise unless open.
@@ -367,10 +367,10 @@ _dropped: Final[dict[str, tuple[float, int]]] = {}
 
 def _close_dropped(link: Link) -> None:
     # In the hub.
-    spawn("close-dropped", _close_and_tell, link)
+    spawn("close-dropped", _close_and_log, link)
 
 
-def _close_and_tell(link: Link) -> None:
+def _close_and_log(link: Link) -> None:
     """Close a link whose program has let go of it.  May switch."""
     if link.lost is not None:
         return

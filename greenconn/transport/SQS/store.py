@@ -118,7 +118,7 @@ class SqsSettler:
 
     def delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
         """Delete messages.  May switch."""
-        self._tell(queue, "DeleteMessageBatch", [{"ReceiptHandle": each.receipt} for each in held])
+        self._send(queue, "DeleteMessageBatch", [{"ReceiptHandle": each.receipt} for each in held])
 
     def _hide(
         self, queue: SqsQueue, held: Sequence[tuple[Held, int]]
@@ -126,16 +126,16 @@ class SqsSettler:
         fields = [
             {"ReceiptHandle": each.receipt, "VisibilityTimeout": delay} for each, delay in held
         ]
-        return self._tell(queue, "ChangeMessageVisibilityBatch", fields)
+        return self._send(queue, "ChangeMessageVisibilityBatch", fields)
 
-    def _tell(
+    def _send(
         self, queue: SqsQueue, action: str, fields: Sequence[Mapping[str, Any]]
     ) -> list[Exception | None]:
         """Send *action* for held messages; return the error of each, or None."""
         batches = list(batches_of_ten(fields))
         parts: list[list[Exception | None]] = [[] for _ in batches]
 
-        def tell(number: int, batch: list[Mapping[str, Any]]) -> None:
+        def send(number: int, batch: list[Mapping[str, Any]]) -> None:
             try:
                 parts[number] = queue.batch(action, batch, retries=self._options.retries)
             except REFUSED as exc:
@@ -143,7 +143,7 @@ class SqsSettler:
                     self._gone(queue)
                 parts[number] = [exc] * len(batch)
 
-        together(partial(tell, number, batch) for number, batch in enumerate(batches))
+        together(partial(send, number, batch) for number, batch in enumerate(batches))
         errors = [error for part in parts for error in part]
         for error in errors:
             # If the lease has ended, the message was redelivered already: there is nothing to log.

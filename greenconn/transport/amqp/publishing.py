@@ -398,9 +398,9 @@ class Returns:
         returned = (exc, exchange, routing_key, message)
         has_listener = bool(channel.events["basic_return"])
         size = len(header) + len(body)
-        self._link.put_return(self._tell, returned, size, has_listener=has_listener)
+        self._link.put_return(self._call_handlers, returned, size, has_listener=has_listener)
 
-    def _tell(self, returned: tuple[Any, ...]) -> None:
+    def _call_handlers(self, returned: tuple[Any, ...]) -> None:
         # In the greenlet that drains.
         for handler in list(self._channel.events["basic_return"]):
             handler(*returned)

@@ -71,15 +71,17 @@ class HookSettlements(Settlements):
 
     def requeue(self, deliveries: Iterable[Any], unhandled: Collection[Any] = ()) -> None:
         """Requeue *deliveries*.  Hooks count nothing."""
-        for delivery in self._told(deliveries, Settlement.REQUEUE):
+        for delivery in self._settled_one_by_one(deliveries, Settlement.REQUEUE):
             self._waking.wake(delivery.queue)
 
     def dead_letter(self, deliveries: Iterable[Any], reason: str) -> None:
         """Drop *deliveries*."""
-        for _ in self._told(deliveries, Settlement.REJECT):
+        for _ in self._settled_one_by_one(deliveries, Settlement.REJECT):
             pass
 
-    def _told(self, deliveries: Iterable[Any], settlement: Settlement) -> Iterator[Any]:
+    def _settled_one_by_one(
+        self, deliveries: Iterable[Any], settlement: Settlement
+    ) -> Iterator[Any]:
         """Settle each, and yield it then; those that were not settled are held again."""
         left = deque(deliveries)
         try:

@@ -118,7 +118,7 @@ class MongoStore(Store):
             weakly(self.wake),
             weakly(self._sweep),
         )
-        self._waking.tell_of_polling()
+        self._waking.log_polling()
         if self._unanswered:
             self._requeue(self._unanswered)
 

@@ -40,7 +40,7 @@ BUSY: Final = 2.0
 #: Number of polls without a claim in between after which polling ends.
 IN_VAIN: Final = 3
 #: What clients of this server have been told once.
-_TOLD: Final = "told that it is polled"
+_LOGGED: Final = "logged that it is polled"
 
 _STREAM: Final = [
     {"$changeStream": {}},
@@ -174,7 +174,7 @@ class Waking:
             self._follow()
         except (OperationFailure, LoginRefused) as exc:
             self._can_stream = False
-            self._tell(f"does not permit a change stream ({exc})")
+            self._log(f"does not permit a change stream ({exc})")
         except (LinkLost, PyMongoError) as exc:
             logger.debug("%s: change stream: %s", self._client.where, exc)
             gevent.sleep(LONGEST)
@@ -198,14 +198,14 @@ class Waking:
         finally:
             spawn("mongodb changes end", _close, reading)
 
-    def tell_of_polling(self) -> None:
+    def log_polling(self) -> None:
         """Say once that the server cannot tell of changes.  Never switches."""
         if not self._can_stream:
-            self._tell("is no member of a replica set and has no change streams")
+            self._log("is no member of a replica set and has no change streams")
 
-    def _tell(self, why: str) -> None:
-        if _TOLD not in self._client.notes:
-            self._client.notes[_TOLD] = True
+    def _log(self, why: str) -> None:
+        if _LOGGED not in self._client.notes:
+            self._client.notes[_LOGGED] = True
             pause = "up to 1 s" if self._interval is None else f"{self._interval:g} s"
             logger.info(
                 "%s %s: empty queues are polled every %s (polling_interval)",

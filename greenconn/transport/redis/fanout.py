@@ -171,7 +171,7 @@ class Fanout:
             self._subscribe(pipeline, topics)
         gap = self._gap_before(queue)
         if gap is not None:
-            self._tell_gap([queue], gap)
+            self._report_gap([queue], gap)
 
     def leave(self, queue: str) -> None:
         """Listen for a queue no more.  Never switches."""
@@ -218,9 +218,9 @@ class Fanout:
                 self.socket.open(self._connect, self._begin)
                 break
             logger.debug("%s: fan-out: %s", self._commands.where, attempt.error)
-        self._tell_gap(self.queues, monotonic() - self._lost_at)
+        self._report_gap(self.queues, monotonic() - self._lost_at)
 
-    def _tell_gap(self, queues: Iterable[str], seconds: float) -> None:
+    def _report_gap(self, queues: Iterable[str], seconds: float) -> None:
         for queue in queues:
             logger.warning(
                 "%s: queue %r was not subscribed to its fan-out exchanges for %.1f s: messages "

@@ -101,7 +101,9 @@ class SqliteStore(Store):
 
     def close(self) -> None:
         if self._is_registered:
-            self._tell(self._database.write(maintenance.leave, self._database.queues, self.owner))
+            self._wake_processes(
+                self._database.write(maintenance.leave, self._database.queues, self.owner)
+            )
         self.drop()
         self._database.join()
 
@@ -151,7 +153,7 @@ class SqliteStore(Store):
             else:
                 self._schedule_maintenance(time())
 
-    def _tell(self, pipes: Pipes) -> None:
+    def _wake_processes(self, pipes: Pipes) -> None:
         for owner, numbers in pipes.items():
             words = [b"%d" % number for number in numbers]
             if owner == self.owner:
@@ -216,13 +218,13 @@ class SqliteStore(Store):
             with suppress(OSError):
                 os.unlink(self._pipe(owner))
         # A process that does not read its pipe is dead; a living one is woken to renew its lease.
-        self._tell({owner: {0} for owner in seen.overdue})
+        self._wake_processes({owner: {0} for owner in seen.overdue})
         for name in seen.gone:
             self._forget(name)
             self.gone(name)
         for name in seen.ready:
             self.wake(name)
-        self._tell(seen.pipes)
+        self._wake_processes(seen.pipes)
         self.died(seen.dead)
         self._schedule_maintenance(seen.next_at)
 
@@ -237,7 +239,7 @@ class SqliteStore(Store):
 
     def _seen_in_vain(self, seen: maintenance.MaintenanceResult) -> None:
         """Drop the result of a lookup that nothing waits for any more.  Never switches."""
-        self._tell(seen.pipes)
+        self._wake_processes(seen.pipes)
         self._requeue(seen.dead)
 
     def _claim(self) -> messages.Claim:
@@ -264,7 +266,7 @@ class SqliteStore(Store):
     def drop_queue(self, name: str) -> int:
         count, consumers = self._database.write(self._database.queues.drop, name)
         self._forget(name)
-        self._tell({owner: {0} for owner in consumers})
+        self._wake_processes({owner: {0} for owner in consumers})
         return int(count)
 
     def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
@@ -282,7 +284,7 @@ class SqliteStore(Store):
         if consumers:
             self._consumed[number] = name
             self._numbers[name] = number
-        self._tell(pipes)
+        self._wake_processes(pipes)
         self._schedule_maintenance(idle_until)
         return True
 
@@ -299,7 +301,9 @@ class SqliteStore(Store):
         owners: set[str] = self._database.read(self._database.queues.consumers, name)
         lost = [each for each in owners if is_lost(each)]
         for owner in lost:
-            self._tell(self._database.write(maintenance.leave, self._database.queues, owner))
+            self._wake_processes(
+                self._database.write(maintenance.leave, self._database.queues, owner)
+            )
         return bool(lost)
 
     def _forget(self, name: str) -> None:
@@ -332,12 +336,12 @@ class SqliteStore(Store):
 
     def _stored_in_vain(self, stored: messages.PutResult) -> None:
         """Drop the outcome of a publish that nothing waits for any more.  Never switches."""
-        self._tell(stored.pipes)
+        self._wake_processes(stored.pipes)
         self._requeue(stored.dead)
 
     def _after(self, stored: messages.PutResult) -> None:
         if stored.pipes:
-            self._tell(stored.pipes)
+            self._wake_processes(stored.pipes)
         if stored.dead:
             self.died(stored.dead)
         if stored.next_at is not None:
@@ -363,14 +367,14 @@ class SqliteStore(Store):
         for number in taken.due:
             if number in self._consumed and number not in numbers:
                 self.wake(self._consumed[number])
-        self._tell(taken.pipes)
+        self._wake_processes(taken.pipes)
         self.died(taken.dead)
         self._schedule_maintenance(taken.next_at)
         return taken.claimed
 
     def _taken_in_vain(self, taken: messages.ClaimResult) -> None:
         """Requeue claimed messages that nothing waits for any more.  Never switches."""
-        self._tell(taken.pipes)
+        self._wake_processes(taken.pipes)
         self._requeue([*taken.claimed, *taken.dead])
 
     def _requeue(self, claimed: Sequence[Claimed]) -> None:

@@ -124,7 +124,7 @@ class _Warned:
         return True
 
 
-_told: Final[PerHub[_Warned]] = PerHub(_Warned)
+_warned_of: Final[PerHub[_Warned]] = PerHub(_Warned)
 
 
 def warn_of_unsupported(
@@ -147,9 +147,9 @@ def warn_of_unsupported(
     missing = supported.missing(kind, arguments)
     if not missing:
         return
-    told, where = _told.get(), client.as_uri()
+    warned, where = _warned_of.get(), client.as_uri()
     key = _GENERATED if name.startswith(_GENERATED) else name
-    due = [each for each in missing if told.note(where, kind, key, each)]
+    due = [each for each in missing if warned.note(where, kind, key, each)]
     if due:
         logger.warning(
             "%s: %s %r: arguments that this transport does not implement are ignored: %s "

@@ -214,14 +214,14 @@ def return_message(
 ) -> None:
     """Let an event give a mandatory message back that reached no queue.  Never switches."""
     channel.connection.put_return(
-        partial(_tell_returned, channel),
+        partial(_call_handlers, channel),
         (unroutable(exchange, routing_key), exchange, routing_key, message),
         len(message["body"]),
         has_listener=bool(channel.events["basic_return"]),
     )
 
 
-def _tell_returned(channel: ChannelPort, returned: tuple[Unroutable, str, str, Any]) -> None:
+def _call_handlers(channel: ChannelPort, returned: tuple[Unroutable, str, str, Any]) -> None:
     """Call the handlers of a returned message."""
     exc, exchange, routing_key, envelope = returned
     handlers: list[Callable[..., Any]] = list(channel.events["basic_return"])

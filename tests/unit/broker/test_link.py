@@ -149,7 +149,7 @@ def test_a_refusal_without_a_caller_is_logged(
     link: StoreLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     exc = ChannelError("not you")
-    assert link.failed(exc, "telling", is_told=True) is exc
+    assert link.failed(exc, "telling", is_raised=True) is exc
     gevent.sleep(0)
     assert not [each for each in caplog.records if each.levelno == logging.ERROR]
     assert link.failed(exc, "not telling") is exc
