@@ -357,7 +357,7 @@ def test_without_ack_what_is_dropped_is_counted(
     else:
         assert consumer.stop(0.01) is False
     assert consumer.stats()["dropped"] == 6
-    assert "dropped 6 messages" in caplog.text
+    assert "6 messages are lost" in caplog.text
 
 
 def test_all_at_once(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
