@@ -59,9 +59,9 @@ class Inbox(Generic[T]):
     """FIFO of items, with FIFO receivers.
 
     ``put`` and ``fail`` may be called from anywhere (the reader, a hub callback) and never switch.
-    An item is assigned to a receiver before the receiver runs.  The greenlet that runs first takes the oldest
-    item: if a receiver is killed before it runs, or another finds a newer item, the assigned items are
-    moved up or down, so that items are begun in their order.
+    An item is assigned to a receiver before that runs.  The greenlet that runs first takes the
+    oldest item: if a receiver is killed before it runs, or another finds a newer item, the assigned
+    items are moved up or down, so that items are begun in their order.
     Invariant: there are waiting receivers only while there are no items.
     """
 

@@ -661,7 +661,9 @@ def test_the_timeout_covers_connecting() -> None:
             never.wait(5.0)
             raise AssertionError
 
-    with pytest.raises(PublishTimeout, match=r"longer than 0.05 s; the message was not sent") as caught:
+    with pytest.raises(
+        PublishTimeout, match=r"longer than 0.05 s; the message was not sent"
+    ) as caught:
         Producer(Away()).publish("1", "key", timeout=0.05)
     assert not caught.value.maybe_delivered
 
