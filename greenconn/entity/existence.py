@@ -23,8 +23,8 @@ from greenconn.exceptions import (
 )
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.limit import Limit
 from greenconn.green.perhub import PerHub
+from greenconn.green.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from greenconn.session.session import Session
@@ -131,7 +131,7 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
             return
         try:
             # RabbitMQ waits for a classic queue whose node is away, for a minute and more.
-            with Limit(deadline, f"declaring {entity.name!r}"):
+            with TimeLimit(deadline, f"declaring {entity.name!r}"):
                 session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
             return
         except RecoverableChannelError:
