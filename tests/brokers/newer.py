@@ -1,7 +1,6 @@
 """Newer servers than this system has: a later Debian's packages, unpacked into a root of their own.
 
-Nothing is installed, and no script of a package runs.  apt fetches the packages from the mirror that
-this machine uses, and checks their signatures.  Each program runs in a mount namespace of its own, with
+Each program runs in a mount namespace of its own, with
 that root as ``/`` (it needs a newer C library than this system's), on this machine's network, and with
 this machine's temporary folder and the checkout.  Without root that takes a user namespace.
 """
@@ -16,11 +15,11 @@ from pathlib import Path
 
 from tests.brokers.environment import REDIS_SERVER, SERVERS
 from tests.brokers.fetching import NoBroker, Programs, cache_folder, locked, make, run
+from tests.brokers.suite import SUITE, unpack
 
 __all__ = ["find", "is_wanted", "redis_server", "versions"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SUITE = "testing"
 SERVER_PACKAGES = ("rabbitmq-server", "redis-server", "valkey-server", "beanstalkd")
 PACKAGES = (*SERVER_PACKAGES, "redis-sentinel", "valkey-sentinel")
 #: What programs and their start scripts need of a system.
@@ -40,23 +39,6 @@ FILES = {
 #: Not for those who only run programs.
 UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info")
 VERSIONS = "etc/greenconn-versions"
-APT = """\
-Dir::Etc::sourcelist "{folder}/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferences "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-Dir::State "{folder}/state";
-Dir::State::status "{folder}/status";
-Dir::Cache "{folder}/cache";
-Acquire::Languages "none";
-Acquire::Retries "3";
-APT::Install-Recommends "false";
-APT::Keep-Downloaded-Packages "true";
-Binary::apt-get::Keep-Downloaded-Packages "true";
-APT::Sandbox::User "";
-Debug::NoLocking "true";
-"""
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 #: Runs a program in the root.  The same process becomes it, so that a signal reaches it.
 ENTER = """\
 #!/bin/sh
@@ -141,9 +123,8 @@ def _root(scratch: Path) -> Path:
     """Return the folder with what was unpacked, from the cache or made now."""
     root = cache_folder(scratch) / SUITE
     if not root.is_dir():
-        for tool in ("apt-get", "dpkg-deb", "unshare", "tar"):
-            if shutil.which(tool) is None:
-                raise NoBroker(f"newer servers are unpacked with {tool}, which is missing here")
+        if shutil.which("unshare") is None:
+            raise NoBroker("newer servers run with unshare, which is missing here")
         with locked(root):
             if not root.is_dir():
                 make(root, _unpack)
@@ -152,12 +133,7 @@ def _root(scratch: Path) -> Path:
 
 def _unpack(root: Path) -> None:
     """Fetch the packages and unpack them."""
-    with tempfile.TemporaryDirectory(prefix="greenconn-apt-") as folder:
-        packages = _download(Path(folder))
-        # The links from /bin to /usr/bin come first.
-        packages.sort(key=lambda each: not each.name.startswith("base-files_"))
-        for package in packages:
-            _extract(package, root, Path(folder, "data.tar"))
+    packages = unpack(root, (*BASE, *PACKAGES))
     for name in FOLDERS:
         (root / name).mkdir(parents=True, exist_ok=True)
     for link, target in LINKS.items():
@@ -167,45 +143,5 @@ def _unpack(root: Path) -> None:
         (root / file).write_text(text)
     for name in UNUSED:
         shutil.rmtree(root / name, ignore_errors=True)
-    named = (package.name.split("_")[:2] for package in packages)
-    lines = [f"{name} {version}" for name, version in named if name in SERVER_PACKAGES]
+    lines = [f"{name} {packages[name]}" for name in SERVER_PACKAGES]
     (root / VERSIONS).write_text("\n".join(lines))
-
-
-def _extract(package: Path, root: Path, archive: Path) -> None:
-    """Unpack the files of a package; folders that are links here stay links."""
-    command = ["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" > "$2"', "sh", str(package), str(archive)]
-    run(command)
-    # Devices and files of other owners are not to be made; what is missed is none of the programs.
-    options = ["--keep-directory-symlink", "--no-same-owner", "--no-same-permissions"]
-    run(["tar", "-x", *options, "-C", str(root), "-f", str(archive)])
-
-
-def _download(folder: Path) -> list[Path]:
-    """Fetch the packages and all that they depend on, with an apt of their own."""
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True)
-    (folder / "status").touch()
-    signed = f"signed-by={KEYRING} " if os.access(KEYRING, os.R_OK) else ""
-    architecture = run(["dpkg", "--print-architecture"]).strip()
-    line = f"deb [{signed}arch={architecture}] {_mirror()} {SUITE} main\n"
-    (folder / "sources.list").write_text(line)
-    (folder / "apt.conf").write_text(APT.format(folder=folder))
-    environment = {"APT_CONFIG": str(folder / "apt.conf")}
-    run(["apt-get", "-qq", "update"], env=environment)
-    fetch = ["-qq", "-y", "-o", "DPkg::Post-Invoke=", "--download-only", "--no-install-recommends"]
-    run(["apt-get", *fetch, "install", *BASE, *PACKAGES], env=environment)
-    return sorted(folder.glob("cache/archives/*.deb"))
-
-
-def _mirror() -> str:
-    """Return the site of this machine's own Debian packages.
-
-    Raises:
-        NoBroker: it has none.
-    """
-    wanted = ["Created-By: Packages", "Origin: Debian", "Label: Debian"]
-    sites = set(run(["apt-get", "indextargets", "--format", "$(SITE)", *wanted]).split())
-    if not sites:
-        raise NoBroker("newer servers come from a mirror of Debian, and apt knows none here")
-    return min(sites)
