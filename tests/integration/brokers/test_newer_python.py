@@ -19,7 +19,8 @@ def test_environments_are_made_with_it(tmp_path: Path) -> None:
     except NoBroker as error:
         pytest.skip(str(error))
     subprocess.run([interpreter, "-m", "venv", "--without-pip", tmp_path], check=True, timeout=100)
-    program = "import os, ssl, sys; print(sys.version_info[1], sys.prefix, flush=True); os.system('ls -d /')"
+    program = "import os, ssl, sys; print(sys.version_info[1], sys.prefix, flush=True)"
+    program += "; os.system('ls -d /')"  # which has this system's libraries
     made = subprocess.run(
         [tmp_path / "bin/python", "-c", program],
         capture_output=True,

@@ -13,6 +13,7 @@ from tests.brokers.environment import REDIS_SERVER, SERVERS
 from tests.brokers.fetching import NoBroker, cache_folder
 from tests.brokers.keeper import Keeper
 from tests.brokers.packages import find_faketime, find_redis
+from tests.brokers.suite import SUITE
 
 pytestmark = pytest.mark.programs
 
@@ -51,7 +52,7 @@ def _write(program: Path, text: str) -> None:
 @pytest.fixture
 def root(scripts: Path, tmp_path: Path) -> Path:
     """What was unpacked once, with programs that do nothing."""
-    root = cache_folder(tmp_path) / newer.SUITE
+    root = cache_folder(tmp_path) / SUITE
     for program, path in newer.PROGRAMS.items():
         file = root / path.format(program).replace("*", "1.0")
         file.parent.mkdir(parents=True, exist_ok=True)

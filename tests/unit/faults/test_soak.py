@@ -29,7 +29,7 @@ def test_a_relay_takes_no_memory_for_the_connections_of_others(
     tracemalloc.start()
     try:
         assert relay.ends() == 2
-        assert tracemalloc.get_traced_memory()[1] < 100_000
+        assert tracemalloc.get_traced_memory()[1] < 300_000  # of three million
     finally:
         tracemalloc.stop()
 
