@@ -743,7 +743,7 @@ class StoreChannel(StdChannel, Generic[L]):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """TimeLimit the unacknowledged deliveries (with RabbitMQ's meaning of *apply_global*).
+        """Limit the unacknowledged deliveries (with RabbitMQ's meaning of *apply_global*).
 
         Arguments:
             prefetch_size: bytes; must be 0.

@@ -3,13 +3,14 @@
 A member of a replica set tells of changes (a *change stream*), as long as we want to know: while the
 queues are empty.  A lone server cannot; there we look again, after 10 ms, then less and less often,
 up to once a second, and at once again when there was something.  On both, what leases and delays have
-brought back is note_claim for once a second.
+brought back is looked for once a second.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,7 +66,7 @@ class Waking:
         client: the servers.
         collection: the name of the collection of messages.
         interval: seconds between two looks; None adapts.
-        wake: has the queues that are consumed note_claim at.  Never switches.
+        wake: has the queues that are consumed looked at.  Never switches.
         sweep: brings back what nobody renews or was delayed, takes what has expired if its
             argument says that claims are made here, and returns the seconds until something else
             is due; None: nothing is known to be.  May switch.
@@ -94,8 +95,8 @@ class Waking:
         self._can_stream = client.is_set
         #: When queues were last seen empty.
         self._empty_at = monotonic()
-        #: When something is due that is known here.
-        self._due_at = 0.0
+        #: When something is due that is known here; it may be past.
+        self._due_at = inf
 
     def note_claim(self, count: int, wanted: int) -> None:
         """Note that a claim found *count* of *wanted* messages.  Never switches."""
@@ -114,7 +115,7 @@ class Waking:
     def expect(self, seconds: float) -> None:
         """Something is due in so many seconds.  Never switches."""
         at = monotonic() + seconds
-        if self._due_at <= monotonic() or at < self._due_at:
+        if at < self._due_at:
             self._due_at = at
             self._wanted.set()
         if self._greenlet is None and not self._is_stopped:
@@ -133,21 +134,20 @@ class Waking:
         if pause is None:
             pause = WATCHED if self._is_streaming else self._pause
             self._pause = min(self._pause * 2, LONGEST)
-        left = self._due_at - monotonic()
-        return min(pause, SWEEP_INTERVAL, left) if left > 0 else min(pause, SWEEP_INTERVAL)
+        return min(pause, SWEEP_INTERVAL, max(0.0, self._due_at - monotonic()))
 
     def _run(self) -> None:
         swept_at = woken_at = monotonic()
         try:
-            while self._empty_polls < IN_VAIN or self._due_at > monotonic():
+            while self._empty_polls < IN_VAIN or self._due_at < inf:
                 pause = self._next_pause()
-                is_due = 0 < self._due_at - monotonic() <= pause
                 self._wanted.clear()
                 if self._wanted.wait(pause):
                     continue  # something is due earlier
                 now = monotonic()
-                if is_due or now - swept_at >= SWEEP_INTERVAL:
+                if now >= self._due_at or now - swept_at >= SWEEP_INTERVAL:
                     swept_at = now
+                    self._due_at = inf  # the sweep says what is due next
                     self._sweep_late()
                 if not self._is_streaming or now - woken_at >= WATCHED:
                     woken_at = now
