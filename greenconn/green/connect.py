@@ -1,4 +1,9 @@
-"""Connecting: a name and a port, or a path, become a connected socket within one deadline."""
+"""Connecting: a name and a port, or a path, become a connected socket within one deadline.
+
+A name with several addresses may stand for the nodes of a cluster, or for a load balancer's.  The
+addresses of a family are tried in random order, so that the clients are spread over the nodes, and one
+that failed a moment ago is tried last.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,10 @@ import errno
 import os
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import inf
+from random import SystemRandom
+from time import monotonic
 from typing import Any, Final
 
 import gevent
@@ -19,6 +28,13 @@ from greenconn.green.retry import RetryPolicy, attempts
 __all__ = ["connect_tcp", "connect_unix", "numeric"]
 
 Address = tuple[int, int, int, Any]
+
+#: Seconds for which an address that could not be connected to is tried after the others.
+AVOIDED_FOR: Final = 30.0
+#: When each address last failed, of those of names that have others.
+_failed_at: dict[Address, float] = {}
+#: Not the program's generator, whose seed it may rely on, and not the same in forked children.
+_shuffle: Final = SystemRandom().shuffle
 
 #: For a UNIX socket with a full line of callers.
 CALLING: Final = RetryPolicy(first=0.01, factor=1.0, jitter=0.0)
@@ -48,7 +64,9 @@ def connect_tcp(
     deadline: Deadline,
     settings: Mapping[str | int, int | bytes] | None = None,
 ) -> RawSocket:
-    """Connect to *host*, trying its addresses in turn.  May switch.
+    """Connect to *host*, trying its addresses in random order, one family after the other.  May switch.
+
+    An address that failed within the last :data:`AVOIDED_FOR` seconds comes last.
 
     Arguments:
         host: a name, an IPv4 or an IPv6 address.
@@ -63,17 +81,22 @@ def connect_tcp(
         TimeoutError: names the step that took too long.
         OSError: the name is unknown, or every address refused; names host and port.
     """
-    addresses = _resolve(host, port, deadline)
+    addresses = _in_order(_resolve(host, port, deadline))
     error: OSError | None = None
     for number, address in enumerate(addresses, 1):
         left = deadline.left()
         share = None if left is None or number == len(addresses) else left / 2
         try:
-            return _connect(address, deadline.within(share), settings or {})
+            sock = _connect(address, deadline.within(share), settings or {})
         except OSError as exc:
             error = exc
+            if len(addresses) > 1:
+                _failed_at[address] = monotonic()
             if deadline.has_ended:
                 break
+        else:
+            _failed_at.pop(address, None)
+            return sock
     assert error is not None
     where = f"{host}:{port}"
     if isinstance(error, TimeoutError) and error.errno is None:
@@ -139,6 +162,23 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
     except UnicodeError as exc:  # a label that is empty or too long
         raise _socket.gaierror(_socket.EAI_NONAME, f"cannot find host {host!r}: {exc}") from exc
     return [(int(family), int(kind), proto, address) for family, kind, proto, _, address in found]
+
+
+def _in_order(addresses: Sequence[Address]) -> Sequence[Address]:
+    """Return *addresses* in the order in which they are to be tried."""
+    if len(addresses) < 2:
+        return addresses
+    ordered: list[Address] = []
+    for _, family in groupby(addresses, key=lambda each: each[0]):
+        members = list(family)
+        _shuffle(members)
+        ordered += members
+    since = monotonic() - AVOIDED_FOR
+    for address, at in list(_failed_at.items()):
+        if at < since:
+            del _failed_at[address]
+    ordered.sort(key=lambda each: _failed_at.get(each, -inf) >= since)
+    return ordered
 
 
 def _look_up(host: str, port: int) -> Sequence[tuple[Any, Any, int, str, Any]]:

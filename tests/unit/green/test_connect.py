@@ -20,6 +20,7 @@ from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import open_sockets
 from tests.fix_peer import PeerFactory
+from tests.fix_wires import until
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
@@ -147,11 +148,74 @@ def test_no_address_takes_more_than_half_of_the_time_while_others_are_left(
     server = peer(lambda client: client.recv(1))
     silent = ("127.0.0.1", silent_port)
     monkeypatch.setattr(connect_module, "_look_up", found(silent, silent, server.address))
+    monkeypatch.setattr(connect_module, "_shuffle", lambda addresses: None)
     began = monotonic()
     sock = connect_tcp("broker.example", 5672, Deadline(2))
     assert sock.getpeername() == server.address
     assert 1.4 <= monotonic() - began < 10
     sock.close()
+
+
+def test_addresses_are_tried_in_random_order_family_by_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[Any] = []
+
+    def connect(address: Any, *args: Any) -> Any:
+        tried.append(address[3])
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    monkeypatch.setattr(connect_module, "_connect", connect)
+    monkeypatch.setattr(connect_module, "_failed_at", {})
+    monkeypatch.setattr(connect_module, "AVOIDED_FOR", -1.0)
+    fours: list[Any] = [("127.0.0.1", port) for port in range(1, 6)]
+    sixes: list[Any] = [("::1", port, 0, 0) for port in range(1, 6)]
+    places = [(_socket.AF_INET6, _socket.SOCK_STREAM, 6, "", each) for each in sixes]
+    places += [(_socket.AF_INET, _socket.SOCK_STREAM, 6, "", each) for each in fours]
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: places)
+    orders = set()
+    for _ in range(20):
+        with pytest.raises(ConnectionRefusedError):
+            connect_tcp("brokers.example", 5672, LONG)
+        assert sorted(tried[:5]) == sixes
+        assert sorted(tried[5:]) == fours
+        orders.add(tuple(tried))
+        tried.clear()
+    assert len(orders) > 10
+
+
+def test_an_address_that_failed_a_moment_ago_is_tried_last(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = [peer(lambda client: client.recv(1)) for _ in range(2)]
+    refusing = ("127.0.0.1", free_ports(1)[0])
+    monkeypatch.setattr(connect_module, "_failed_at", {})
+    monkeypatch.setattr(
+        connect_module, "_look_up", found(refusing, *(each.address for each in servers))
+    )
+    until(lambda: bool(connect_to("brokers.example") and connect_module._failed_at))
+    dialled: list[Any] = []
+    connect = connect_module._connect
+
+    def dial(address: Any, *args: Any) -> Any:
+        dialled.append(address[3])
+        return connect(address, *args)
+
+    monkeypatch.setattr(connect_module, "_connect", dial)
+    assert {connect_to("brokers.example") for _ in range(30)} == {each.address for each in servers}
+    assert refusing not in dialled
+    # It is no worse than the others once its time is over, and known no more.
+    monkeypatch.setattr(connect_module, "AVOIDED_FOR", 0.0)
+    connect_to("brokers.example")
+    assert len(connect_module._failed_at) <= 1
+
+
+def connect_to(host: str) -> Any:
+    """Connect and close; return the address."""
+    sock = connect_tcp(host, 5672, LONG)
+    address = sock.getpeername()
+    sock.close()
+    return address
 
 
 def test_when_all_refuse_the_last_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
