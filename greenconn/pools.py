@@ -329,7 +329,7 @@ def set_limit(
         RuntimeError: a pool in use cannot shrink; all other pools are resized.
     """
     if isinstance(limit, bool):
-        raise TypeError(f"limit must be an integer or None, got {limit!r}")
+        raise TypeError(f"limit must be an int, not bool, got {limit!r}")
     limit = limit or 0
     if limit != get_limit():
         pools = _all_pools()

@@ -736,7 +736,7 @@ def _known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(limit: int | None) -> int | None:
     if isinstance(limit, bool):
-        raise TypeError(f"limit must be an integer or None, got {limit!r}")
+        raise TypeError(f"limit must be an int, not bool, got {limit!r}")
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be an integer, at least 0, or None, got {limit}")
     return limit

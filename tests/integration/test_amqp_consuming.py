@@ -136,9 +136,7 @@ def test_nothing_is_delivered_after_a_cancel_without_acks(
         amqp_link.drain(Deadline(0))
     assert len(got) == 1
     assert amqp_link.budget.held == 0
-    (logged,) = (
-        each.getMessage() for each in caplog.records if "they are lost" in each.getMessage()
-    )
+    (logged,) = (each.getMessage() for each in caplog.records if "are lost" in each.getMessage())
     assert f"49 message(s) of queue {amqp_queue!r}" in logged
 
 
