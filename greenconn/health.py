@@ -1,6 +1,6 @@
 """Health of the connections and consumers of a process: for probes of load balancers and orchestrators.
 
-A connection that nobody uses, or that the next use will open, is as good as an open one: a probe must
+A connection that is not in use, or that the next use will open, is as good as an open one: a probe must
 never keep away the request that would mend it.
 """
 

@@ -65,7 +65,7 @@ def _product(connection: Connection) -> str:
 
 
 def _round_trip(connection: Connection) -> float:
-    # Where a channel asks nobody for its qos, the link has a question that goes all the way.
+    # Where qos is no request to the broker, the link has a question that goes all the way.
     ping = getattr(connection.connection, "ping", None)
     channel = connection.default_channel
     began = perf_counter()

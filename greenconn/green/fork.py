@@ -1,6 +1,6 @@
 """After a fork: what the child must forget.
 
-The hook runs in the child before ``os.fork`` returns, whoever called it (``os``, ``gevent.os``,
+The hook runs in the child before ``os.fork`` returns, by whatever it was called (``os``, ``gevent.os``,
 ``multiprocessing``, a pre-forking server).  It neither switches greenlets nor runs the loop, and
 what it calls must not either.
 """

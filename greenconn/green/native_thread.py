@@ -45,7 +45,7 @@ class CallOutcome(NamedTuple):
 
 
 class _Call(Generic[J]):
-    """A job, the slot of its caller, and what to call if nobody waits for the result."""
+    """A job, the slot of its caller, and what to call if its caller has gone."""
 
     __slots__ = ("_callback", "_slot", "job")
 

@@ -253,7 +253,7 @@ class Publisher:
         attempt waits for the queue.
         """
         if isinstance(options.target, Exchange) or not self._session.is_open:
-            return exc  # nobody knows which queue it was
+            return exc  # the queue is not known
         forget_existence(self._session, options.target)
         try:
             self._ensure(options, deadline)

@@ -72,8 +72,8 @@ class _Successors:
 class Channels:
     """The default channel, and which channel stands for which dead one.
 
-    All who hold any channel of a line end at the same open one.  A line lives as long as somebody
-    holds a dead channel of it, and it keeps none of them alive itself, only its latest.
+    All channels of a line stand for the same open one.  A line lives as long as the program holds a
+    dead channel of it, and it keeps none of them alive itself, only its latest.
 
     Arguments:
         session: gives the current life.

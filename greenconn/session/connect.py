@@ -200,8 +200,8 @@ class Attempt:
             if isinstance(exc, TimeoutError) and deadline.has_ended:
                 return None
             if len(self._waiters) == 1 and self.outcome is None:
-                nobody = RecoverableConnectionError("the connection is not needed any more")
-                self._stop(AttemptState.ABANDONED, nobody)
+                abandoned = RecoverableConnectionError("the connection is not needed any more")
+                self._stop(AttemptState.ABANDONED, abandoned)
             raise
         finally:
             self._waiters.pop(slot, None)

@@ -1,6 +1,6 @@
 """The record of what a connection has declared, to declare it again on the next link.
 
-Recorded are the declarations that the broker has confirmed, whoever made them: an entity, or a program
+Recorded are the declarations that the broker has confirmed, made by an entity, or a program
 by hand on any channel.  Deleting, unbinding, and what the broker deletes by itself after that
 (auto-delete) is forgotten; passive declarations, the broker's own exchanges (``amq.*``) and the default
 bindings are not recorded.  The transport's channels call ``exchange_declared`` and so on; none of

@@ -131,7 +131,7 @@ def check_equivalent(
     Arguments:
         fields: name -> (received, current).
         arguments: received and current declare arguments.
-        compared: names of the arguments that count; others are notes to whoever reads them.
+        compared: names of the arguments that count; others are notes for people.
 
     Raises:
         NotEquivalentError: names the first difference.

@@ -337,8 +337,8 @@ def spawn_consumer(
 ) -> ConsumerGreenlet:
     """Have *handler* called with each message of a queue.  Returns at once.
 
-    The consumer lives by itself: it survives reconnects and restarts of the broker, and nobody has
-    to drain anything.  When the handler returns, its message is acked.  When it raises, first
+    The consumer survives reconnects and restarts of the broker, and the program need not drain
+    events.  When the handler returns, its message is acked.  When it raises, first
     *retry*, then *on_error* decides.  A handler that acked or rejected the message itself is left
     alone.  ``Exception`` and ``gevent.Timeout`` are failures; ``GreenletExit`` puts the message back
     into the queue; ``SystemExit`` and ``KeyboardInterrupt`` do so, stop the consumer and end the

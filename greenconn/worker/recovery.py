@@ -78,7 +78,7 @@ class SubscriptionRecovery:
 
     A broker that is away is waited for.  What may pass is retried with back-off, and so is a
     consumer that is lost again and again.  A refusal for want of rights ends a consumer that never
-    ran; for one that did, rights were taken away, and whoever took them may give them back.
+    ran; for one that did, rights were taken away, and may be given back.
 
     Arguments:
         session: of the connection.

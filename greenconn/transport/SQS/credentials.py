@@ -22,7 +22,7 @@ __all__ = ["DefaultLogin", "Keys", "Login", "RefreshableLogin", "StaticLogin"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
-#: Seconds before their end at which new credentials are asked for, and at which nobody uses the old
+#: Seconds before their end at which new credentials are asked for, and at which the old are not used
 #: ones any more (botocore's).
 EARLY: Final = 15 * 60.0
 LATE: Final = 10 * 60.0

@@ -93,7 +93,7 @@ class Sender:
             together(jobs)
 
     def _packed(self, entry: Entry) -> Packed:
-        # Nobody but kombu reads what comes out of a topic, and there it is not in base64.
+        # Only kombu reads what comes out of a topic, and there it is not in base64.
         as_base64 = self._options.sqs_base64_encoding and exchange_of(entry.queue) is None
         ready = packed(entry, is_fifo=entry.queue.endswith(FIFO), as_base64=as_base64)
         limit = self._options.max_message_size

@@ -183,7 +183,7 @@ class Queues:
     def make(self, name: str, declaration: Declaration) -> SqsQueue:
         """Return a queue, made if there is none.  May switch.
 
-        Of one that is there already nobody knows how it was declared, unless it was here.
+        How one that is there already was declared is known only if it was declared here.
 
         Raises:
             UndefinedQueueException: it is none of the predefined ones.

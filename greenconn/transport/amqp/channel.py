@@ -387,7 +387,7 @@ class Channel(DeclaringChannel):
         publisher = self.publisher
         pending = None
         if publisher.confirms is not None and (mandatory or immediate):
-            # Its return must not be taken for that of a like message which somebody awaits.
+            # Its return must not be taken for that of a like message that another caller waits for.
             pending = PendingConfirm(
                 self.connection, exchange, routing_key, True, message.packed, message.body
             )

@@ -14,7 +14,7 @@ Creating a record
 Changing a record
     Reserve it, put the next version, delete the one before.  The next version is more urgent than the
     one before, so everybody peeks at the newest; a writer that is killed between the two leaves an old
-    version, which nobody sees and the next writer deletes.  ``touch`` goes before the put: if the
+    version, which no reader sees and the next writer deletes.  ``touch`` goes before the put: if the
     reservation had ended by then (the process was stopped), the new version is deleted again.  Of two
     records of one version the first counts.
 """

@@ -296,7 +296,7 @@ class Claims:
     def _find(self, wanted: Mapping[str, int]) -> list[Claimed]:
         found = self._try(wanted)
         if not found and len(wanted) == 1:
-            # Nobody may have told yet what is there: whoever asks for one message wants to know.
+            # The feed may not have reported yet what is there, and a get must know.
             for queue in wanted:
                 self._pending_of(queue).start_over(is_sparse=True)
             found = self._try(wanted)

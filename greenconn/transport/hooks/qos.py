@@ -29,7 +29,7 @@ class _Delivered(OrderedDict[Any, Any]):
 
 
 def dump_messages(messages: Iterable[Any], stderr: TextIO | None = None) -> None:
-    """Write messages that no queue takes back, and that nobody else has, into a file of this user's.
+    """Write messages that no queue takes back, and that no consumer has, into a file of this user's.
 
     The log, or *stderr*, names it; it is no place for bodies.
     """

@@ -39,7 +39,7 @@ _ORDER: Final = [("priority", ASCENDING), ("_id", ASCENDING)]
 _LOOKS: Final = 4
 #: Expired messages that are taken at once.
 _DEAD_LIMIT: Final = 100
-#: Seconds that the end of claims is waited for that nobody else waits for.
+#: Seconds to wait for the end of claims that no caller waits for.
 ABANDONED_TIMEOUT: Final = 5.0
 #: Seconds that giving that back may take; else the lease does it.
 REQUEUE_TIMEOUT: Final = 0.5
@@ -61,7 +61,7 @@ class Claims:
         self._messages = messages
         self._lease = timedelta(seconds=lease)
         #: Key -> the claim by which it is held here: a message that came back and was taken again is
-        #: not settled by whoever had it first.
+        #: not settled by the link that had it first.
         self._held: dict[Any, Handle] = {}
         #: Claims that have not returned to who made them.
         self._open: set[Any] = set()

@@ -278,7 +278,7 @@ class Client:
         """Close it.  May switch."""
         deadline = Deadline(CLOSE_TIMEOUT)
         while self._threads.is_busy and not deadline.has_ended:
-            # Calls that nobody waits for any more: pymongo would let them wait for servers that it
+            # Calls whose callers have gone: pymongo would let them wait for servers that it
             # does not look for any more when it is closed.
             gevent.sleep(0.005)
         try:

@@ -1,6 +1,6 @@
 """Fan-out as kombu has it: messages of fan-out exchanges in one capped collection, read at its end.
 
-Whoever listens gets a message; it waits for nobody, and nobody answers for it.  Consumers of ours
+A message goes to those that listen now; it is not stored, and not acknowledged.  Consumers of ours
 that share a queue within one process share its messages, too: they are kept here, for each queue that
 is bound to a fan-out exchange, since the queue was bound or first consumed from here.
 """

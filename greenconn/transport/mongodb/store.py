@@ -57,7 +57,7 @@ class MongoStore(Store):
 
     Arguments:
         options: the transport options.
-        unanswered: the claims of former lives that may have taken what nobody knows of.
+        unanswered: the claims of former lives that may have taken messages without a reply.
     """
 
     claim_limit: ClassVar[int] = 100
@@ -75,7 +75,7 @@ class MongoStore(Store):
     ) -> None:
         super().__init__(client, wake)
         self._unanswered = set() if unanswered is None else unanswered
-        #: Claims of this life that have taken, or will yet take, what nobody hears of.
+        #: Claims of this life that have taken, or will yet take, messages without a reply.
         self._abandoned: set[Any] = set()
         self.lease = options.lease
         self.body_encoding = options.body_encoding

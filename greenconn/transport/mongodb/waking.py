@@ -65,11 +65,11 @@ class Waking:
     Arguments:
         client: the servers.
         collection: the name of the collection of messages.
-        interval: seconds between two looks; None adapts.
-        wake: has the queues that are consumed looked at.  Never switches.
-        sweep: brings back what nobody renews or was delayed, takes what has expired if its
-            argument says that claims are made here, and returns the seconds until something else
-            is due; None: nothing is known to be.  May switch.
+        interval: seconds between two polls; None adapts.
+        wake: has a consumed queue claimed from, or all for None.  Never switches.
+        sweep: requeues messages whose lease is not renewed or whose delay is over, takes what has
+            expired if its argument says that claims are made here, and returns the seconds until
+            something else is due; None where nothing is known to be.  May switch.
     """
 
     def __init__(

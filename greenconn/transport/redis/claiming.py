@@ -20,7 +20,7 @@ with client tracking, for one push.  If they exist by then it claims again.
 
 Many processes may wait for one queue, and a push wakes them all.  Each claim that finds nothing makes
 a source wait longer before its next one, each that finds something less long, so a few of them settle
-on taking most of what comes and the others stay out of the way.  Nobody leads.
+on taking most of what comes and the others stay out of the way.  There is no leader.
 
 Pushes count only when ARMED: what was pushed earlier was caused before the claim or the EXISTS that
 is on its way, which will see it.

@@ -4,9 +4,9 @@ Dead consumers
 --------------
 The server's clock may be set, and so may that of a machine, so leases do not end by them.  The
 sweepers of all links together count the time: ``greenconn.owners`` has it as the member ``clock``, in
-milliseconds.  Each sweeper reads it a few times in a lease, and where nobody has advanced it since its
+milliseconds.  Each sweeper reads it a few times in a lease, and where no other has advanced it since its
 last look, advances it by the time that has gone by on its own monotonic clock, at most by what lies
-between two looks.  So it never runs faster than the time does, it stands still while nobody is there
+between two looks.  So it never runs faster than the time does, it stands still while no sweeper is there
 or all are stopped, and an owner's lease ends by it only when there was time to renew it.
 
 Who has advanced it looks:
@@ -362,7 +362,7 @@ class _Watch:
         seconds: the time to live.
 
     Attributes:
-        is_over: set when nobody looks after it any more.
+        is_over: set when it is maintained no longer.
     """
 
     def __init__(

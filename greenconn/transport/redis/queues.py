@@ -165,7 +165,7 @@ class RedisQueues(QueueStore):
             if text is not None:
                 is_there = self._is_alive(name, text)
             elif self._is_bound(each for each in fields if bound.get(each) != b"1"):
-                # Kombu's: it stays so until somebody of ours declares it.
+                # Kombu's: it stays so until greenconn declares it.
                 is_there = True
                 self._note_exists(name)
             else:

@@ -6,12 +6,12 @@ Rules for scripts:
   type are found by writes that change nothing.  (``TYPE`` is a read, and a read inside a script
   registers all keys of the script with client tracking: each ack would wake all clients.)
 - The first write is one that needs no memory, since a server at its maxmemory refuses a script by its
-  first write alone: whoever consumes makes room, so it must be able to.
+  first write alone: consuming makes room, so it must go on.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
 - No script reads the server's clock, which may be set: leases end by the time that the sweepers count
   (see ``maintenance``), and marks for kombu's consumers are the clients' time, as kombu's own are.
-- At most :data:`CLAIM_COUNT` messages or about :data:`CLAIM_BYTES` bytes in one call, since nobody
-  else is served meanwhile.
+- At most :data:`CLAIM_COUNT` messages or about :data:`CLAIM_BYTES` bytes in one call, since no
+  other client is served meanwhile.
 
 The first call of a script on a connection sends its text, which the server remembers; later ones send
 its digest.
@@ -246,7 +246,7 @@ return others
 #: themselves, all owners, those that have ended, its lists.  Arguments: its name, what the names of the
 #: two tables of bindings begin with, why, who asks, a declaration.  Why:
 #:
-#: - nothing: somebody wants it.  The bindings that kombu made go, too.
+#: - nothing: it is in use.  The bindings that kombu made go, too.
 #: - ``left``: who asks has left an auto-delete queue.  It stays while others consume from it.
 #: - ``gone``: its owner is; it must be declared as given.
 #: - ``dead``: it must be declared as given, and must have had consumers, all of them dead.
@@ -304,7 +304,7 @@ return found
 )
 
 #: Keeps the declaration of a queue unless there is one.  All at once, so that a sweeper that looks
-#: meanwhile, or the end of who declares, leaves no queue that nobody ends.
+#: meanwhile, or the end of who declares, leaves no queue that is never deleted.
 #:
 #: Keys: its declaration, those that end by themselves, those whose messages expire, the exclusive
 #: ones.  Arguments: its name, the declaration, milliseconds without use after which it expires,

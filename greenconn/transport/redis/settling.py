@@ -1,6 +1,6 @@
 """Settling of held messages: requeueing them, storing dead letters, and dropping them.
 
-Messages that somebody else holds, or a former life, are requeued by the field under which they are held.
+Messages that another link holds, or a former life, are requeued by the field under which they are held.
 The client reads the entries, marks the messages as redelivered, and moves them by a script that does
 nothing for an entry that is no longer there: two who requeue the same message do it once.
 """
@@ -234,7 +234,7 @@ class Requeuer:
             get it.  May switch.
 
     Attributes:
-        stuck: fields that stay where they are: nobody can read them, or their queue is no list.
+        stuck: fields that stay where they are: they cannot be decoded, or their queue is no list.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ class RedisTopology(TopologyStore):
         onward = pack(b"SMEMBERS", keys.onward(exchange))
         table: Collection[Any]
         if link.is_broadcast(exchange):
-            # Nobody asks for the queues of others: they listen by themselves.
+            # The queues of other programs are not asked for: they listen by themselves.
             others, is_there = link.commands.call_all(
                 [onward, pack(b"EXISTS", keys.exchange(exchange), keys.bindings(exchange))],
                 what="routing",
@@ -212,7 +212,7 @@ class RedisTopology(TopologyStore):
     def keep(self, queue: str, expires_ms: int) -> None:
         """Renew the bindings, known here, of an expiring queue that is in use.  Never switches.
 
-        A program of kombu would remove the tables of those that nobody renews.
+        A program of kombu would remove the tables that are not renewed.
         """
         now = monotonic()
         if now < self._renewed.get(queue, 0.0):
@@ -223,7 +223,7 @@ class RedisTopology(TopologyStore):
         def renewed(reply: Any) -> None:
             if isinstance(reply, Exception):
                 self._renewed.pop(queue, None)
-                link.commands.scripts.forget()  # somebody may have flushed them: with the next use
+                link.commands.scripts.forget()  # they may have been flushed: with the next use
 
         declared = link.directory.last(queue)
         for exchange, row in link.routing.rows_to(queue):

@@ -89,7 +89,7 @@ class Failures:
 
 
 class UnreportedPublishes:
-    """The outcomes of publishes whose channel ended before anybody asked; outlives all links.
+    """The outcomes of publishes whose channel ended before they were asked for; outlives all links.
 
     Attributes:
         awaited: publishes of such channels that are not answered yet.
@@ -195,7 +195,7 @@ class WindowPublisher(RedisPublisher):
 
     Arguments:
         size: how many.
-        unreported: takes what becomes of those that nobody waits for.
+        unreported: takes the outcomes of those that no caller waits for.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class WindowPublisher(RedisPublisher):
     def flush(self, timeout: float | None) -> None:
         """Return when acks have left, and publishes are answered.  May switch.
 
-        What became of publishes of earlier channels of this connection, which nobody has asked for, is
+        What became of publishes of earlier channels of this connection, which was not asked for yet, is
         raised, too.
 
         Raises:

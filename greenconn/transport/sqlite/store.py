@@ -4,9 +4,9 @@ Theory
 ------
 Everything is in the file, for all processes: queues, messages, exchanges, bindings, who consumes.  A
 process that consumes has a named pipe beside the file.  When a claim finds less than was wanted, its
-transaction notes that the link waits for a word (*armed*); whoever stores a message afterwards sees
-that in his transaction, and says the word when it is committed.  So no word is missing, and none is
-said to those who are busy.  A process that dies between the two is why there is a slow look.
+transaction notes that the link waits to be woken (*armed*).  The link that stores a message afterwards
+sees that in its transaction, and wakes the other once it has committed.  So no wake-up is missing, and
+busy consumers get none.  Slow polling covers a process that dies between the two.
 
 What comes by time alone (delays, leases, expiry) is looked at by a timer of each process, set to the
 next time that is known.

@@ -1,7 +1,7 @@
 """Names that are made up or checked: queues, delivery tags, and the owners of exclusive queues.
 
 A broker marks exclusive queues and consumers with the owner, a link, and the lease of that owner says
-how long others must assume that it is alive.  Nobody waits for the lease of a link that was lost in this
+how long others must assume that it is alive.  No link waits for the lease of one that was lost in this
 very process.
 """
 
