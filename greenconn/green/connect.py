@@ -14,7 +14,6 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import inf
-from random import SystemRandom
 from time import monotonic
 from typing import Any, Final
 
@@ -33,8 +32,6 @@ Address = tuple[int, int, int, Any]
 AVOIDED_FOR: Final = 30.0
 #: When each address last failed, of those of names that have others.
 _failed_at: dict[Address, float] = {}
-#: Not the program's generator, whose seed it may rely on, and not the same in forked children.
-_shuffle: Final = SystemRandom().shuffle
 
 #: For a UNIX socket with a full line of callers.
 CALLING: Final = RetryPolicy(first=0.01, factor=1.0, jitter=0.0)
@@ -179,6 +176,11 @@ def _in_order(addresses: Sequence[Address]) -> Sequence[Address]:
             del _failed_at[address]
     ordered.sort(key=lambda each: _failed_at.get(each, -inf) >= since)
     return ordered
+
+
+def _shuffle(addresses: list[Address]) -> None:
+    # Without the random module, whose import costs more than a connection.
+    addresses.sort(key=lambda _: os.urandom(8))
 
 
 def _look_up(host: str, port: int) -> Sequence[tuple[Any, Any, int, str, Any]]:

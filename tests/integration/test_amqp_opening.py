@@ -112,6 +112,8 @@ def test_several_addresses_of_both_families_are_tried_in_turn(
         (_socket.AF_INET, kind, 6, "", (parts.hostname, parts.port)),
     ]
     monkeypatch.setattr(connect_module, "_look_up", lambda *_: found)
+    monkeypatch.setattr(connect_module, "_shuffle", lambda addresses: None)
+    monkeypatch.setattr(connect_module, "_failed_at", {})
     name = parts.clone(hostname="broker.example")
     began = monotonic()
     with name.clone(connect_timeout=3.0) as connection:
