@@ -242,11 +242,14 @@ class StoreSettler:
             if count > 1:
                 self._alone = count  # one that is refused must not harm the others
                 return
+        if link.lost is not None:
+            return  # with the reply: the next life settles again what this one held
         self._alone = max(self._alone - 1, 0)
         self._settled += count
         batch[-1][2].late += late or 0
-        for _, _, part in batch:
+        for _ in batch:
             self._pending.popleft()
+        for _, _, part in batch:
             part.left -= 1
             if not part.left:
                 part.done(part.late or None)

@@ -99,6 +99,25 @@ def test_settlements_that_come_too_late_are_counted(
     assert (notified, channel.connection.leases.lost) == ([1], 1)
 
 
+def test_a_link_that_ends_with_the_reply_fails_no_greenlet(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's reply and the end of the connection may come in the same turn of the hub."""
+    channel, got = taken(connect, 3)
+    link = channel.connection
+    has_ended = Event()
+
+    def settle(requests: Any) -> None:
+        link.end(RecoverableConnectionError("cut"))
+        has_ended.set()
+
+    monkeypatch.setattr(link.store, "settle", settle)
+    for each in got:
+        each.ack()
+    assert has_ended.wait(30)
+    until(lambda: not link.settler.is_busy)
+
+
 @pytest.mark.parametrize(("limit", "stays"), [(None, True), (2, True), (1, False)])
 def test_a_delivery_limit_ends_what_is_given_back(
     connect: Opener, fake_broker: FakeBroker, limit: int | None, stays: bool
