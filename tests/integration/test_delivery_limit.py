@@ -26,6 +26,16 @@ from tests.fix_wires import until
 from tests.integration.contract import Side, beanstalk_side, sqs_side
 
 CAME = 20.0
+#: Fixtures of the addresses of the stores that count deliveries here.
+on_each_store = pytest.mark.parametrize(
+    "store",
+    [
+        "redis_url",
+        "sqlite_url",
+        pytest.param("mongodb_url", marks=pytest.mark.full),
+        pytest.param("couchdb_url", marks=pytest.mark.full),
+    ],
+)
 #: Uses a queue for a while, and leaves.
 Use = Callable[[Connection, Queue, set[int]], None]
 #: The flags of a ``basic.nack``: one delivery, or all up to one.
@@ -293,15 +303,7 @@ def test_nothing_is_lost_by_coming_and_going(use: Use, newer_amqp_url: str, queu
 
 
 @pytest.mark.parametrize("use", [stopped, closed, drained])
-@pytest.mark.parametrize(
-    "store",
-    [
-        "redis_url",
-        "sqlite_url",
-        pytest.param("mongodb_url", marks=pytest.mark.full),
-        pytest.param("couchdb_url", marks=pytest.mark.full),
-    ],
-)
+@on_each_store
 def test_nothing_is_lost_in_a_store(
     use: Use, store: str, unique: str, request: pytest.FixtureRequest
 ) -> None:
@@ -316,15 +318,7 @@ def test_nothing_is_lost_in_a_store(
         queue(connection.default_channel).delete()
 
 
-@pytest.mark.parametrize(
-    "store",
-    [
-        "redis_url",
-        "sqlite_url",
-        pytest.param("mongodb_url", marks=pytest.mark.full),
-        pytest.param("couchdb_url", marks=pytest.mark.full),
-    ],
-)
+@on_each_store
 def test_a_lost_connection_counts_what_was_begun(
     store: str, unique: str, request: pytest.FixtureRequest
 ) -> None:
