@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from greenconn.broker.port import Claimed, Settlement, SettleRequest, Store
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage, LinkSettlements
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.slot import Slot
+from greenconn.green.progress import Progress
 from greenconn.green.supervisor import current, end_all, spawn
 
 if TYPE_CHECKING:
@@ -59,11 +59,10 @@ class StoreSettler:
         "_greenlet",
         "_link",
         "_pending",
+        "_progress",
         "_renewals",
         "_renewer",
-        "_settled",
         "_store",
-        "_waiters",
     )
 
     keeps_unreadable = False
@@ -77,11 +76,9 @@ class StoreSettler:
         #: what is on its way stays in front until it has arrived.
         self._pending: deque[tuple[SettleRequest, Iterable[str], _SettleBatch]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
-        self._settled = 0
+        self._progress = Progress()
         #: So many in front were refused together: they are sent one by one.
         self._alone = 0
-        #: (how many must be settled, who waits for it), in order.
-        self._waiters: deque[tuple[int, Slot[None]]] = deque()
         self._renewals: deque[tuple[Sequence[Any], Done]] = deque()
         self._renewer: Greenlet[..., Any] | None = None
 
@@ -191,16 +188,11 @@ class StoreSettler:
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
-        if self._pending:
-            slot: Slot[None] = Slot()
-            self._waiters.append((self._settled + len(self._pending), slot))
-            slot.wait(deadline)
+        self._progress.wait(len(self._pending), deadline)
 
     def stop(self, exc: BaseException) -> None:
         """End, since the link is gone.  Never switches."""
-        waiters, self._waiters = self._waiters, deque()
-        for _, slot in waiters:
-            slot.fail(exc)
+        self._progress.fail(exc)
         self._pending.clear()
         self._renewals.clear()
         end_all([each for each in (self._greenlet, self._renewer) if each is not None])
@@ -245,16 +237,16 @@ class StoreSettler:
         if link.lost is not None:
             return  # with the reply: the next life settles again what this one held
         self._alone = max(self._alone - 1, 0)
-        self._settled += count
         batch[-1][2].late += late or 0
         for _ in batch:
             self._pending.popleft()
-        for _, _, part in batch:
-            part.left -= 1
-            if not part.left:
-                part.done(part.late or None)
-        while self._waiters and self._waiters[0][0] <= self._settled:
-            self._waiters.popleft()[1].offer(None)
+        try:
+            for _, _, part in batch:
+                part.left -= 1
+                if not part.left:
+                    part.done(part.late or None)
+        finally:
+            self._progress.advance(count)
         for queue in {queue for _, queues, _ in batch for queue in queues}:
             link.wake(queue)
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import gevent
 from gevent import Greenlet
 
 from greenconn.broker.blocking import StoreSettler
-from greenconn.broker.channel import BrokerLink, Publisher, StoreChannel
+from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreFeed, StoreSource
 from greenconn.broker.delivery import StoreDelivery
 from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
-from greenconn.broker.handover import Handover
+from greenconn.broker.leased_link import LeasedLink
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import PutBatcher
@@ -33,11 +33,10 @@ from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
-from greenconn.green.time_limit import TimeLimit
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.link import ForkHandler
-from greenconn.transport.virtual.names import TagMaker, new_owner, note_lost
+from greenconn.transport.virtual.names import TagMaker, new_owner
 from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_of
 
 if TYPE_CHECKING:
@@ -51,11 +50,9 @@ T = TypeVar("T")
 
 #: The highest priority that there is.
 HIGHEST: Final = 255
-#: Seconds that ``close`` waits for the store.
-CLOSE_TIMEOUT: Final = 5.0
 
 
-class StoreLink(BrokerLink):
+class StoreLink(LeasedLink):
     """A connection from its opening to its end.
 
     Arguments:
@@ -68,17 +65,21 @@ class StoreLink(BrokerLink):
         where: the broker's URL, password masked.
     """
 
-    settlements: Settlements
+    settler: StoreSettler
     subscriptions: StoreSubscriptions[Claimed, StoreSource]
+    close_timeout: ClassVar[float | None] = 5.0
 
     def __init__(self, transport: StoreTransport) -> None:
         # Wrong options and addresses are refused before there is a link to close.
-        self.options = transport.options
-        transport.place()
-        super().__init__(transport.client)
+        client, options, handover = transport.client, transport.options, transport.handover
+        super().__init__(client, client.as_uri(), options, handover)
+        self.close_errors = (
+            *self.close_errors,
+            *transport.connection_errors,
+            *transport.recoverable_channel_errors,  # no room for what is given back
+        )
         self.transport = transport
         self.state = transport.state
-        self.where: str = transport.client.as_uri()
         self.owner = new_owner()
         self.store = transport.make_store(self._wake)
         self.store.owner = self.owner
@@ -103,12 +104,7 @@ class StoreLink(BrokerLink):
         #: Calls on their way, and who waits for them.
         self._calls: dict[Greenlet[..., Any], Slot[Any] | None] = {}
         self.tags = TagMaker()
-        self.is_inherited = False  #: this process is a child of the one that opened it
         self._last_number = 0
-
-    def __repr__(self) -> str:
-        state = "open" if self.is_open else "closed"
-        return f"<connection {self.where} ({state}, {len(self.channels)} channels)>"
 
     def open(self, deadline: Deadline) -> None:
         """Open the store.  May switch.  Whatever goes wrong, nothing stays open."""
@@ -203,20 +199,8 @@ class StoreLink(BrokerLink):
         except TimeoutError as exc:
             raise self.no_reply("settling messages") from exc
 
-    def wait_settled(self, deadline: Deadline) -> None:
-        """Return when the store has all acks and rejects up to now.  May switch.
-
-        Raises:
-            TimeoutError: it had not before the deadline, or within ``reply_timeout``.
-            RecoverableConnectionError: the link is lost.
-        """
-        deadline = deadline.within(self.options.reply_timeout)
-        try:
-            self.settlements.wait_routed(deadline)
-            self.settlements.flush()
-            self.settler.wait(deadline)
-        except TimeoutError as exc:
-            raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
+    def _wait_sent(self, deadline: Deadline) -> None:
+        self.settler.wait(deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """Return when the store has all acks and rejects.  May switch.
@@ -227,15 +211,6 @@ class StoreLink(BrokerLink):
         self.hub_affinity.check(self)
         self.check_open()
         self.wait_settled(deadline)
-
-    @property
-    def handover(self) -> Handover:
-        """The receiver of acks that come after this life."""
-        return self.transport.handover
-
-    def note_late(self, count: int) -> None:
-        """Note that so many messages were settled too late.  Never switches."""
-        self.leases.note_late(count)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""
@@ -293,15 +268,6 @@ class StoreLink(BrokerLink):
         """Return the message that *consumer* is given for what was claimed.  Never switches."""
         number = self.take_number()
         return StoreDelivery(consumer.channel, self.tag(number), number, claimed, consumer)
-
-    def held(self) -> list[StoreDelivery]:
-        """Return all that its channels hold."""
-        return [
-            each
-            for channel in list(self.channels.values())
-            if isinstance(channel, StoreChannel)
-            for each in list(channel.deliveries.unacked.values())
-        ]
 
     def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
         """Return a message on its way into *queues*.  May switch where a queue is not known."""
@@ -380,65 +346,21 @@ class StoreLink(BrokerLink):
 
     # -- ending
 
-    def close(self) -> None:
-        """Requeue what is not settled, and close.  May switch."""
-        if self.lost is not None:
-            return
-        self.hub_affinity.check(self)
-        try:
-            with TimeLimit(Deadline(CLOSE_TIMEOUT), "closing"):
-                self._stop_claiming()
-                for channel in list(self.channels.values()):
-                    channel.close()
-                gevent.joinall(list(self._calls))  # including abandoned ones
-                self.catch_up()
-                self.directory.close()
-                self.ask("closing", self.store.close)
-        except (
-            OSError,
-            RecoverableConnectionError,
-            *self.transport.connection_errors,
-            *self.transport.recoverable_channel_errors,  # no room for what is given back
-        ):
-            pass  # it is over all the same; the leases give back what is held
-        finally:
-            super().close()
-
     def _stop_claiming(self) -> None:
         for claimer in self._claimers.values():
             claimer.stop()
         greenlets = [each.greenlet for each in self._claimers.values()]
         gevent.joinall([each for each in greenlets if each is not None])
 
-    def end(self, exc: BaseException, *, closed: bool = False) -> None:
-        """End this life.  Never switches."""
-        if self.lost is not None:
-            return
-        self.handover.take(self)
-        note_lost(self.owner)
-        super().end(exc, closed=closed)
-        self._stop(exc)
-        self.store.drop()
+    def _take_leave(self) -> None:
+        gevent.joinall(list(self._calls))  # including abandoned ones
+        self.catch_up()
+        self.directory.close()
+        self.ask("closing", self.store.close)
 
-    def forget(self, exc: BaseException) -> None:
-        """Forget it in the child of a fork: the parent owns it."""
-        super().forget(exc)
-        self.is_inherited = True
-        # Its greenlets are copied too: none may go on reading what the parent waits for.
-        self._stop(exc)
-        self.store.drop()
-
-    @staticmethod
-    def _gone_error(exc: BaseException) -> BaseException:
-        gone: BaseException = RecoverableConnectionError(f"connection is closed ({exc})")
-        gone.__cause__ = exc
-        return gone
-
-    def _stop(self, exc: BaseException) -> None:
-        gone = self._gone_error(exc)
-        self.leases.stop()
+    def _stop(self, gone: BaseException) -> None:
+        super()._stop(gone)
         self.put_batcher.stop(gone)
-        self.settlements.stop(gone)
         self.settler.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()
@@ -451,3 +373,4 @@ class StoreLink(BrokerLink):
             if slot is not None:
                 slot.fail(gone)
         end_all(calls)
+        self.store.drop()

@@ -19,7 +19,7 @@ from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.port import Settlement
 from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage, SettlementLink
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.slot import Slot
+from greenconn.green.progress import Progress
 from greenconn.green.supervisor import current, end_all, spawn
 
 if TYPE_CHECKING:
@@ -47,12 +47,11 @@ class Settlements:
         "_postponed",
         "_refused_acks",
         "_refused_dispositions",
-        "_routed",
+        "_routing_progress",
         "_sent_acks",
         "_sent_dispositions",
         "_settler",
         "_to_dead_letter",
-        "_waiters",
     )
 
     def __init__(self, link: SettlementLink) -> None:
@@ -72,9 +71,7 @@ class Settlements:
         self._to_dead_letter: deque[tuple[HeldMessage, str]] = deque()
         self._postponed: list[tuple[HeldMessage, str]] = []
         self._greenlet: Greenlet[..., Any] | None = None
-        self._routed = 0
-        #: (how many must be routed, who waits for it), in order.
-        self._waiters: deque[tuple[int, Slot[None]]] = deque()
+        self._routing_progress = Progress()
 
     @property
     def is_routing(self) -> bool:
@@ -267,9 +264,7 @@ class Settlements:
             self._postponed.append((message, reason))
         else:
             self.settle(disposition)
-        self._routed += 1
-        while self._waiters and self._waiters[0][0] <= self._routed:
-            self._waiters.popleft()[1].offer(None)
+        self._routing_progress.advance(1)
 
     def _dead_lettered(self, message: HeldMessage, reason: str) -> Disposition | None:
         try:
@@ -288,10 +283,7 @@ class Settlements:
             TimeoutError: it was not before the deadline.
             RecoverableConnectionError: the link went first.
         """
-        if self._to_dead_letter:
-            slot: Slot[None] = Slot()
-            self._waiters.append((self._routed + len(self._to_dead_letter), slot))
-            slot.wait(deadline)
+        self._routing_progress.wait(len(self._to_dead_letter), deadline)
         self.before_call()
 
     def before_call(self) -> None:
@@ -320,9 +312,7 @@ class Settlements:
     def stop(self, exc: BaseException) -> None:
         """Send nothing more, as the link is gone.  Never switches."""
         self._is_due = False  # what comes now is the next life's at once
-        waiters, self._waiters = self._waiters, deque()
-        for _, slot in waiters:
-            slot.fail(exc)
+        self._routing_progress.fail(exc)
         self._to_dead_letter.clear()
         if self._greenlet is not None:
             end_all([self._greenlet])

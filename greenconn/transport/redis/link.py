@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.channel import StoreChannel
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.directory import Directory
 from greenconn.broker.handover import Handover
+from greenconn.broker.leased_link import LeasedLink
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
 from greenconn.broker.queue_port import KnownQueues
@@ -23,10 +24,8 @@ from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.green.time_limit import TimeLimit
 from greenconn.transport.redis.claiming import Claims, RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
@@ -48,7 +47,6 @@ from greenconn.transport.redis.waking import Waking
 from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.link import ForkHandler
-from greenconn.transport.virtual.names import note_lost
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
@@ -58,9 +56,6 @@ __all__ = ["MasterWatch", "RedisLink"]
 logger = logging.getLogger("greenconn.transport.redis")
 
 T = TypeVar("T")
-
-#: Seconds that ``close`` waits for the server.
-CLOSE_TIMEOUT: Final = 2.0
 
 
 class MasterWatch(Protocol):
@@ -108,7 +103,7 @@ class LinkTransport(Protocol):
         """Return what watches whether the server is still the one that is meant; None: nothing."""
 
 
-class RedisLink(BrokerLink):
+class RedisLink(LeasedLink):
     """A connection from its opening to its end.
 
     Arguments:
@@ -121,17 +116,16 @@ class RedisLink(BrokerLink):
         records: the exchanges and bindings in the server.
     """
 
-    settlements: Settlements
+    options: RedisOptions
     subscriptions: StoreSubscriptions[Delivery, RedisSource]
+    close_timeout: ClassVar[float | None] = 2.0
 
     def __init__(self, transport: LinkTransport) -> None:
-        super().__init__(transport.client)
+        where = transport.server.address.where
+        super().__init__(transport.client, where, transport.options, transport.handover)
         self.transport = transport
         self.state = transport.state
-        self.options = transport.options
-        self.where = transport.server.address.where
         self.owner = ""
-        self.is_inherited = False  #: this process is a child of the one that opened it
         self.feeds: dict[str, RedisFeed] = {}
         server, feeds = transport.server, self.feeds
         self.commands = commands = Commands(
@@ -173,10 +167,6 @@ class RedisLink(BrokerLink):
             commands, server.login.credentials, self.other_pipelines
         )
         self._master: MasterWatch | None = None
-
-    def __repr__(self) -> str:
-        state = "open" if self.is_open else "closed"
-        return f"<Redis connection {self.where} ({state}, {len(self.channels)} channels)>"
 
     def open(self, deadline: Deadline) -> None:
         """Connect and log in.  May switch.  Whatever goes wrong, nothing stays open.
@@ -288,22 +278,7 @@ class RedisLink(BrokerLink):
         queues = sorted(kind.lookup(self.records.table(exchange), exchange, routing_key, None))
         return self.existing(queues) or queues
 
-    # Consuming
-
-    def held(self) -> Iterable[Delivery]:
-        """Yield all that its channels hold."""
-        for channel in list(self.channels.values()):
-            if isinstance(channel, StoreChannel):
-                yield from list(channel.deliveries.unacked.values())
-
-    @property
-    def handover(self) -> Handover:
-        """The receiver of answers that come after this life."""
-        return self.transport.handover
-
-    def note_late(self, count: int) -> None:
-        """Note that so many messages were answered too late.  Never switches."""
-        self.leases.note_late(count)
+    # Consuming and publishing
 
     def keep_alive(self) -> None:
         """See that others know this owner as living from now on.  Never switches."""
@@ -328,17 +303,8 @@ class RedisLink(BrokerLink):
             return WindowPublisher(channel, self, size, self.transport.unreported)
         return RedisPublisher(channel, self)
 
-    def wait_settled(self, deadline: Deadline) -> None:
-        """Return when all answers have been given to the socket, if it is there.  May switch.
-
-        Raises:
-            TimeoutError: the server took too little before the deadline, or within ``reply_timeout``.
-        """
-        if self.lost is None:
-            deadline = deadline.within(self.options.reply_timeout)
-            self.settlements.wait_routed(deadline)
-            self.settlements.flush()
-            self.commands.pipeline.drain(deadline)
+    def _wait_sent(self, deadline: Deadline) -> None:
+        self.commands.pipeline.drain(deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all is written, and publishes of a window are answered.  May switch.
@@ -371,36 +337,28 @@ class RedisLink(BrokerLink):
         self.hub_affinity.check(self)
         self.transport.unreported.hold()
         try:
-            with TimeLimit(Deadline(CLOSE_TIMEOUT), "closing"):
-                for channel in list(self.channels.values()):
-                    channel.close()
-                self.directory.close()
-                self.settlements.repeat()
-                self.settlements.wait_routed()
-                self.settlements.flush()
-                if self.leases.is_renewing:
-                    self.leases.stop()
-                    owners_key = self.commands.keys.owners
-                    self.commands.pipeline.post(pack("ZREM", owners_key, self.owner))
-                self.commands.pipeline.call(PING)
-        except (OSError, RecoverableConnectionError):
-            pass  # it is over all the same; what is held is requeued when the lease ends
-        finally:
             super().close()
+        finally:
             self.transport.unreported.log()
+
+    def _take_leave(self) -> None:
+        self.directory.close()
+        self.settlements.repeat()
+        self.settlements.wait_routed()
+        self.settlements.flush()
+        if self.leases.is_renewing:
+            self.leases.stop()
+            self.commands.pipeline.post(pack("ZREM", self.commands.keys.owners, self.owner))
+        self.commands.pipeline.call(PING)
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life.  Never switches."""
         if self.lost is not None:
             return
-        self.handover.take(self)
-        listened = self.fanout.queues
-        self.transport.former.add(self.owner, listened, is_leased=self.leases.is_renewing)
-        note_lost(self.owner)
+        is_leased = self.leases.is_renewing
+        self.transport.former.add(self.owner, self.fanout.queues, is_leased=is_leased)
         self.commands.lost = exc
         super().end(exc, closed=closed)
-        self._stop()
-        self.settlements.stop(LinkLost(f"connection is closed ({exc})"))
         if hasattr(self.commands, "pipeline"):
             self.settlements.flush()
             self.commands.pipeline.close()
@@ -409,21 +367,21 @@ class RedisLink(BrokerLink):
         """Forget it in the child of a fork: the parent owns it."""
         self.commands.lost = exc
         super().forget(exc)
-        self.is_inherited = True
-        self.settlements.stop(exc)
         self.commands.pipeline.forget()
         self.fanout.socket.forget()
         self.large.socket.forget()
         if self._master is not None:
             self._master.forget()
-        self._stop()
         self.feeds.clear()
 
-    def _stop(self) -> None:
-        """End what goes by a clock."""
+    @staticmethod
+    def _gone_error(exc: BaseException) -> LinkLost:
+        return LinkLost(f"connection is closed ({exc})")
+
+    def _stop(self, gone: BaseException) -> None:
+        super()._stop(gone)
         self.sweeper.stop()
         self.expiry.stop()
-        self.leases.stop()
         self.waking.stop()
         self.queues.stop()
         self.fanout.socket.stop()

@@ -260,7 +260,7 @@ def test_what_is_held(connect: Opener) -> None:
     for channel in channels:
         publish(channel, "x")
         held.append(channel.basic_get("q"))
-    assert link.held() == held
+    assert list(map(id, link.held())) == list(map(id, held))
 
 
 def test_feeds(connect: Opener) -> None:

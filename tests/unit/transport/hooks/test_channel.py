@@ -14,7 +14,6 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker import link as broker_link
 from greenconn.exceptions import (
     AccessRefused,
     AMQPNotImplementedError,
@@ -353,7 +352,7 @@ def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
     shelf: Shelf, link: HookLink, channel: ShelfChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks_link, "POLL_TIMEOUT", 0.01)
-    monkeypatch.setattr(broker_link, "CLOSE_TIMEOUT", None)  # the usual end of a close
+    monkeypatch.setattr(HookLink, "close_timeout", None)  # the usual end of a close
     shelf.may_answer.clear()
     channel.basic_consume("q", callback=print)
     until(lambda: shelf.asked)

@@ -1,4 +1,4 @@
-"""What a life of a connection to a store leaves when it ends, and who is told."""
+"""The end of a link whose broker holds messages: what it leaves, and what the waiting ones get."""
 
 from __future__ import annotations
 
