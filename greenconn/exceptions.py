@@ -250,7 +250,15 @@ class PublishTimeout(OperationalError, TimeoutError):
 
 
 class PublishNacked(OperationalError, MessageNacked):  # type: ignore[misc]
-    """The broker refused the message with ``basic.nack``."""
+    """The broker refused the message with ``basic.nack``.
+
+    Attributes:
+        has_reason: whether the broker said why; AMQP cannot.
+    """
+
+    def __init__(self, message: str, *, has_reason: bool = True) -> None:
+        super().__init__(message)
+        self.has_reason = has_reason
 
 
 class Unroutable(OperationalError, ChannelError):  # type: ignore[misc]

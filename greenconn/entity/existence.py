@@ -36,6 +36,7 @@ __all__ = [
     "existence_key",
     "expect_queue",
     "forget_existence",
+    "has_messages",
     "is_defined_by_consumer",
     "is_expected",
     "wait_declared",
@@ -143,6 +144,21 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
             if life.is_open or not tries_left or deadline.has_ended:
                 raise
     raise AssertionError("unreachable")
+
+
+def has_messages(session: Session, name: str, deadline: Deadline) -> bool:
+    """Return whether a queue that exists holds messages that no consumer has.  May switch.
+
+    Raises:
+        NotFound: it does not exist.
+        TimeoutError: it took too long.
+        Exception: what opening the connection raised.
+    """
+    with TimeLimit(deadline, f"counting the messages of {name!r}"):
+        found = session.utility.run(
+            lambda channel: channel.queue_declare(queue=name, passive=True), deadline
+        )
+    return bool(found.message_count)
 
 
 def forget_existence(session: Session, target: Any) -> None:

@@ -71,6 +71,8 @@ class PublishBatch:
         self._deadline = deadline
         #: Publishes of the window without a confirm, by position.
         self._left: dict[int, OutgoingMessage] = {}
+        #: Why the broker refused some of them, which it may take later.
+        self._nacked: dict[int, PublishNacked] = {}
 
     def publish(self, bodies: Iterable[Any]) -> None:
         """Publish a message for each of *bodies*, until it has to be given up.  May switch.
@@ -124,10 +126,20 @@ class PublishBatch:
                 try:
                     self._publisher.publish(left[position], deadline)
                 except _OF_ONE as exc:
-                    self.failed[position] = exc
-                del left[position]
+                    self._settle(position, exc)
+                    if isinstance(exc, PublishNacked):
+                        self._fail_nacked()
+                else:
+                    del left[position]
         except lasting as exc:
             self._give_up(exc)
+        self._nacked.clear()
+
+    def _fail_nacked(self) -> None:
+        """Fail the others that the queue refused: it is full."""
+        for position, exc in self._nacked.items():
+            if position in self._left:
+                self._settle(position, exc)
 
     def _give_up(self, exc: BaseException) -> None:
         """Nothing more can be published, because of *exc*."""
@@ -185,7 +197,7 @@ class PublishBatch:
     def _collect(self, begun: dict[int, Any]) -> BaseException | None:
         """Wait for the confirms; an error of the connection, if there was one."""
         error: BaseException | None = None
-        deadline, broker = self._deadline, self._session.broker
+        deadline, broker, publisher = self._deadline, self._session.broker, self._publisher
         for position, confirm in begun.items():
             try:
                 confirm.wait(deadline)
@@ -195,7 +207,11 @@ class PublishBatch:
                 self.is_given_up = True
                 deadline = _ENDED  # what was confirmed meanwhile still counts
             except NEVER_REPEATED as exc:
-                self._settle(position, exc)
+                if isinstance(exc, PublishNacked) and publisher.may_pass(exc, self._options):
+                    self._nacked[position] = exc
+                    self._isolate([position])
+                else:
+                    self._settle(position, exc)
             except broker.channel_errors:
                 self._isolate([position])
             except broker.connection_errors as exc:

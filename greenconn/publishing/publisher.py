@@ -24,6 +24,7 @@ from greenconn.entity import Exchange
 from greenconn.entity.existence import (
     ensure_declared,
     forget_existence,
+    has_messages,
     is_expected,
     wait_for_queue,
 )
@@ -243,25 +244,38 @@ class Publisher:
             raise TimeoutError("the timeout has expired")
         return channel
 
-    def _cause_of(
-        self, exc: PublishNacked, options: PublishOptions, deadline: Deadline
-    ) -> Exception:
-        """Return why the broker did not take a message.  May switch.
+    @staticmethod
+    def may_pass(exc: PublishNacked, options: PublishOptions) -> bool:
+        """Return whether the broker may take a message later that it has refused.
 
-        That is *exc*, or a TimeoutError where the node of a classic queue is away: RabbitMQ refuses what
-        it cannot give to a queue that it knows, and is slow to say that its node is away.  Then the next
-        attempt waits for the queue.
+        Not if it said why; nor where the message may have reached other queues of an exchange.
         """
-        if isinstance(options.target, Exchange) or not self._session.is_open:
-            return exc  # the queue is not known
+        return not (exc.has_reason or isinstance(options.target, Exchange))
+
+    def _check_nack(self, exc: PublishNacked, options: PublishOptions, deadline: Deadline) -> None:
+        """Return if the queue that refused a message is there and holds messages.  May switch.
+
+        It may be full then.  But RabbitMQ also refuses what it cannot give to a queue that it knows: a
+        classic one whose node is away, or a quorum queue between two leaders, of which it says that it
+        is empty.
+
+        Raises:
+            PublishNacked: *exc*: nothing is known of the queue.
+            TimeoutError: the queue is not available, and the next attempt waits for it.
+        """
+        if not self.may_pass(exc, options) or not self._session.is_open:
+            raise exc
         forget_existence(self._session, options.target)
         try:
             self._ensure(options, deadline)
+            if has_messages(self._session, options.routing_key, deadline):
+                return
         except (NotFound, TimeoutError) as away:
-            return TimeoutError(str(away))
+            raise TimeoutError(str(away)) from exc.__cause__
         except Exception as failure:
             logger.debug("checking %s after a nack: %s", options, failure)
-        return exc
+            raise exc from exc.__cause__
+        raise TimeoutError(f"{exc}: the queue is empty and has no leader, or has one again")
 
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
         """Take note of why a message was not published."""
@@ -284,7 +298,8 @@ class Publisher:
                 message.begin(self.shared_channel(deadline), deadline).wait(deadline)
                 return
             except PublishNacked as exc:
-                raise self._cause_of(exc, message.options, deadline) from exc.__cause__
+                # If it has a leader again, or room, it is taken now.
+                self._check_nack(exc, message.options, deadline)
             except NEVER_REPEATED as exc:
                 self.note_failure(exc, message.options)
                 raise
@@ -308,7 +323,8 @@ class Publisher:
             is_settled = True
         except PublishNacked as exc:
             is_settled = True
-            raise self._cause_of(exc, message.options, deadline) from exc.__cause__
+            self._check_nack(exc, message.options, deadline)
+            raise
         except Unroutable as exc:
             is_settled = True
             self.note_failure(exc, message.options)

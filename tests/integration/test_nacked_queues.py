@@ -1,15 +1,17 @@
-"""A nack for a queue whose node may be away, said by a scripted server."""
+"""A nack for a queue that is full, away, or between two leaders, said by a scripted server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import gevent
 import pytest
 from amqp import spec
 
-from greenconn import Connection, Queue, publish
-from greenconn.exceptions import PublishNacked, PublishTimeout
+from greenconn import Connection, Exchange, Queue, publish, publish_many
+from greenconn.exceptions import BatchPublishError, PublishNacked, PublishTimeout
+from greenconn.publishing.message import Target
 from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_wires import until
 
@@ -21,45 +23,126 @@ def connection(amqp_peer: AmqpPeer) -> Iterator[Connection]:
     """A connection to a server that takes declarations."""
 
     def prepare(end: BrokerEnd) -> None:
-        end.answers = {
-            spec.Queue.Declare: (spec.Queue.DeclareOk, "sll", "orders", 0, 0),
-            spec.Confirm.Select: (spec.Confirm.SelectOk,),
-        }
+        hold(end, 5)
+        end.answers[spec.Exchange.Declare] = (spec.Exchange.DeclareOk,)
+        end.answers[spec.Confirm.Select] = (spec.Confirm.SelectOk,)
 
     amqp_peer.prepare = prepare
     with Connection(amqp_peer.url) as connection:
         yield connection
 
 
-def publish_nacked(
-    peer: AmqpPeer, connection: Connection, timeout: float, *, is_away: bool
-) -> gevent.Greenlet[..., None]:
-    """Publish a message that the server refuses, and return the greenlet that waits for it.
+def hold(end: BrokerEnd, number: int) -> None:
+    """Have the server say from now on that its queue holds a *number* of messages."""
+    end.answers[spec.Queue.Declare] = (spec.Queue.DeclareOk, "sll", "orders", number, 0)
 
-    Arguments:
-        is_away: the server does not answer for the queue from then on.
-    """
-    publishing = gevent.spawn(publish, Queue("orders"), "x", connection=connection, timeout=timeout)
+
+def begin(
+    peer: AmqpPeer, connection: Connection, timeout: float = CAME, target: Target | None = None
+) -> gevent.Greenlet[..., None]:
+    """Publish a message, and return the greenlet that waits for its confirm.  May switch."""
+    entity = target or Queue("orders")
+    publishing = gevent.spawn(publish, entity, "x", connection=connection, timeout=timeout)
     until(lambda: peer.ends, CAME, "a connection")
-    channel, *_ = peer.end.expect(spec.Basic.Publish)
-    if is_away:
-        peer.end.ignored.add(spec.Queue.Declare)
-    peer.end.method(channel, spec.Basic.Nack, "LB", 1, 0)
-    peer.end.expect(spec.Queue.Declare)
     return publishing
 
 
-def test_a_queue_that_is_there_has_refused_the_message(
+def nack(end: BrokerEnd, tag: int = 1) -> None:
+    """Refuse the next message, which has that number on its channel.  May switch."""
+    channel, *_ = end.expect(spec.Basic.Publish)
+    end.method(channel, spec.Basic.Nack, "LB", tag, 0)
+
+
+def nack_all(end: BrokerEnd) -> None:
+    """Refuse all messages after the first.  May switch."""
+    for tag in count(2):
+        nack(end, tag)
+
+
+def ack(end: BrokerEnd, tag: int = 1) -> None:
+    """Take the next message.  May switch."""
+    channel, *_ = end.expect(spec.Basic.Publish)
+    end.method(channel, spec.Basic.Ack, "LB", tag, 0)
+
+
+def test_a_queue_that_refuses_a_message_twice_is_full(
     amqp_peer: AmqpPeer, connection: Connection
 ) -> None:
-    publishing = publish_nacked(amqp_peer, connection, CAME, is_away=False)
+    publishing = begin(amqp_peer, connection)
+    nack(amqp_peer.end)
+    nack(amqp_peer.end)  # on a channel that no other message uses
     with pytest.raises(PublishNacked):
         publishing.get(timeout=CAME)
 
 
-def test_a_queue_that_is_away_is_waited_for_until_the_deadline(
+def test_a_queue_that_has_a_leader_again_takes_the_message(
     amqp_peer: AmqpPeer, connection: Connection
 ) -> None:
-    publishing = publish_nacked(amqp_peer, connection, 2.0, is_away=True)
+    publishing = begin(amqp_peer, connection)
+    nack(amqp_peer.end)
+    ack(amqp_peer.end)
+    publishing.get(timeout=CAME)
+
+
+def test_a_queue_without_a_leader_is_waited_for(
+    amqp_peer: AmqpPeer, connection: Connection
+) -> None:
+    publishing = begin(amqp_peer, connection)
+    hold(amqp_peer.end, 0)
+    for tag in range(1, 4):
+        nack(amqp_peer.end, tag)
+    ack(amqp_peer.end, 4)
+    publishing.get(timeout=CAME)
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["away", "without leader"])
+def test_a_queue_is_waited_for_until_the_deadline(
+    amqp_peer: AmqpPeer, connection: Connection, is_known: bool
+) -> None:
+    publishing = begin(amqp_peer, connection, 2.0)
+    end = amqp_peer.end
+    end.expect(spec.Queue.Declare)
+    channel, *_ = end.expect(spec.Basic.Publish)
+    if is_known:
+        hold(end, 0)
+    else:
+        end.ignored.add(spec.Queue.Declare)
+    end.method(channel, spec.Basic.Nack, "LB", 1, 0)
+    end.expect(spec.Queue.Declare)
+    refusing = gevent.spawn(nack_all, end)
     with pytest.raises(PublishTimeout, match="orders"):
         publishing.get(timeout=CAME)
+    refusing.kill()
+
+
+def test_a_message_to_an_exchange_is_not_sent_again(
+    amqp_peer: AmqpPeer, connection: Connection
+) -> None:
+    """Other queues of the exchange may have taken it."""
+    publishing = begin(amqp_peer, connection, target=Exchange("events", "fanout"))
+    nack(amqp_peer.end)
+    with pytest.raises(PublishNacked):
+        publishing.get(timeout=CAME)
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["has a leader", "full"])
+def test_what_was_refused_of_a_batch_is_sent_again_alone(
+    amqp_peer: AmqpPeer, connection: Connection, is_full: bool
+) -> None:
+    bodies, queue = ["taken", "one", "two", "three"], Queue("orders")
+    publishing = gevent.spawn(publish_many, queue, bodies, connection=connection, timeout=CAME)
+    until(lambda: amqp_peer.ends, CAME, "a connection")
+    end = amqp_peer.end
+    ack(end)
+    for tag in (2, 3, 4):
+        nack(end, tag)
+    if not is_full:
+        for tag in (1, 2, 3):
+            ack(end, tag)
+        assert publishing.get(timeout=CAME) == 4
+        return
+    nack(end)  # one is enough to know
+    with pytest.raises(BatchPublishError) as caught:
+        publishing.get(timeout=CAME)
+    assert sorted(caught.value.failed) == [1, 2, 3]
+    assert {type(exc) for exc in caught.value.failed.values()} == {PublishNacked}

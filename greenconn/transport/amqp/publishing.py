@@ -154,7 +154,8 @@ class PendingConfirm:
                 routing_key=self.routing_key,
             )
         if not is_taken:
-            raise PublishNacked(f"{self.link.where} refused (nack) {self._what()}")
+            text = f"{self.link.where} refused (nack) {self._what()}"
+            raise PublishNacked(text, has_reason=False)
 
     def _what(self) -> str:
         return f"a message to exchange {self.exchange!r} with routing key {self.routing_key!r}"
