@@ -44,7 +44,8 @@ SUMMARY = "GREENCONN_TEST_SUMMARY"
 NEWER_FIXTURES = frozenset(
     {
         *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
-        *("tls_rabbitmq", "redis_url", "own_redis", "redis_with", "sentinel_group"),
+        *("rabbitmq_cluster", "tls_rabbitmq"),
+        *("redis_url", "own_redis", "redis_with", "sentinel_group"),
         "beanstalk_servers",
     }
 )

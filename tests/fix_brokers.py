@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
+from tests.brokers.cluster import RabbitMQCluster
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import (
     AMQP_CTL,
@@ -26,7 +27,9 @@ from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.brokers.redis_server import RedisServer, SteppedRedis
 
-Broker = TypeVar("Broker", PouchDB, RabbitMQ, RedisServer, SteppedRedis, MotoServer)
+Broker = TypeVar(
+    "Broker", PouchDB, RabbitMQ, RabbitMQCluster, RedisServer, SteppedRedis, MotoServer
+)
 
 
 class Brokers:
@@ -51,6 +54,14 @@ class Brokers:
             return self._started(RabbitMQ, **options)
         except NoBroker as error:
             self._skip(RabbitMQ, f"no RabbitMQ: {error}")
+
+    def rabbitmq_cluster(self) -> RabbitMQCluster:
+        """Start a RabbitMQ cluster; skip the test, with the reason, when there is none."""
+        self._skip_again(RabbitMQCluster)
+        try:
+            return self._started(RabbitMQCluster)
+        except NoBroker as error:
+            self._skip(RabbitMQCluster, f"no RabbitMQ cluster: {error}")
 
     def redis(self, options: tuple[str, ...] = ()) -> RedisServer:
         """Start a Redis; skip the test, with the reason, when there is none."""
@@ -182,6 +193,21 @@ def own_rabbitmq(own_rabbitmq_process: RabbitMQ) -> Iterator[RabbitMQ]:
         broker.start()
     yield broker
     broker.mend()
+
+
+@pytest.fixture(scope="module")
+def rabbitmq_cluster_processes(brokers: Brokers) -> Iterator[RabbitMQCluster]:
+    """The processes behind :func:`rabbitmq_cluster`, which need the memory of three."""
+    cluster = brokers.rabbitmq_cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def rabbitmq_cluster(rabbitmq_cluster_processes: RabbitMQCluster) -> Iterator[RabbitMQCluster]:
+    """A RabbitMQ cluster whose nodes the test may stop, kill or freeze; mended after the test."""
+    yield rabbitmq_cluster_processes
+    rabbitmq_cluster_processes.mend()
 
 
 @pytest.fixture(scope="session")

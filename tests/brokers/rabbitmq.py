@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -17,10 +16,11 @@ from urllib.parse import quote
 
 from gevent import sleep
 
+from tests.brokers.epmd import Epmd
 from tests.brokers.keeper import Keeper, is_stopped, send, wait_for_end
 from tests.brokers.packages import NoBroker, find_rabbitmq
 from tests.brokers.ports import free_ports
-from tests.brokers.rabbitmq_setup import DISK_FREE_LIMIT, environment, write_files
+from tests.brokers.rabbitmq_setup import COOKIE, DISK_FREE_LIMIT, environment, joining, write_files
 
 __all__ = ["RabbitMQ", "RabbitMQHandle"]
 
@@ -77,6 +77,11 @@ class RabbitMQHandle:
     def log(self) -> Path:
         """The broker's log."""
         return self.directory / "log" / "broker.log"
+
+    @property
+    def name(self) -> str:
+        """The name of its node."""
+        return self.environment["RABBITMQ_NODENAME"]
 
     @property
     def url(self) -> str:
@@ -175,10 +180,10 @@ class RabbitMQHandle:
         program = shutil.which("erl_call", path=self.environment["PATH"])
         if program is None:
             return self.ctl("eval", f"{expression}.", timeout=timeout).strip()
-        node, cookie = self.environment["RABBITMQ_NODENAME"], self.directory / ".erlang.cookie"
+        cookie = self.directory / COOKIE
         # The broker refuses a second one of the same name.
         name = f"test{os.getpid()}x{next(_calls)}"
-        command = [program, "-h", name, "-n", node, "-c", cookie.read_text(), "-e"]
+        command = [program, "-h", name, "-n", self.name, "-c", cookie.read_text(), "-e"]
         text = self._output(command, timeout, f"{expression}.\n")
         if not (text.startswith("{ok, ") and text.endswith("}")):
             raise RuntimeError(f"{expression}: {text}")
@@ -248,6 +253,9 @@ class RabbitMQ(RabbitMQHandle):
         is_managed: it has the management plugin, at ``http_port``.
         plugins: further plugins that it has.
         settings: further lines of its ``rabbitmq.conf``.
+        epmd: the port mapper that it shares with the other nodes of a cluster; None: one of its own.
+        cookie: the secret of a cluster; None: Erlang makes one.
+        joins: the name of the node whose cluster it joins when it begins for the first time.
 
     Raises:
         NoBroker: the programs are not to be had.
@@ -261,28 +269,33 @@ class RabbitMQ(RabbitMQHandle):
         is_managed: bool = False,
         plugins: tuple[str, ...] = (),
         settings: Mapping[str, object] | None = None,
+        epmd: Epmd | None = None,
+        cookie: str | None = None,
+        joins: str | None = None,
     ) -> None:
         self._keeper = keeper
         programs = find_rabbitmq(keeper.directory)
-        port, dist, epmd, ctl, self.http_port = free_ports(5)
+        port, dist, ctl, self.http_port = free_ports(4)
+        self._has_own_epmd = epmd is None
+        self._epmd = epmd or Epmd(keeper)
         directory = keeper.directory / f"rabbitmq-{port}"
         directory.mkdir()
         super().__init__(
             directory,
             port,
             programs.server.parent,
-            environment(directory, programs, port=port, dist=dist, epmd=epmd, ctl=ctl),
+            environment(directory, programs, port=port, dist=dist, epmd=self._epmd.port, ctl=ctl),
         )
         self.server = programs.server
-        self._epmd_port = epmd
-        self._epmd: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_app_stopped = self._has_memory_alarm = self._has_disk_alarm = False
         if is_managed:
             plugins = ("rabbitmq_management", *plugins)
             http = {"management.tcp.port": self.http_port, "management.tcp.ip": "127.0.0.1"}
             settings = {**http, **(settings or {})}
-        write_files(directory, ("/", *vhosts), plugins, settings)
+        if joins is not None:
+            settings = {**joining(joins, self.name), **(settings or {})}
+        write_files(directory, ("/", *vhosts), plugins, settings, cookie)
         self._write_handle()
 
     def _write_handle(self) -> None:
@@ -327,7 +340,7 @@ class RabbitMQ(RabbitMQHandle):
         """Start its process, on the data it left, and do not wait for it.  May switch."""
         assert not self.is_running
         self._is_app_stopped = self._has_memory_alarm = self._has_disk_alarm = False
-        self._begin_epmd()
+        self._epmd.serve(self.environment)
         began_at = self.log.stat().st_size if self.log.exists() else 0
         (self.directory / "log-began-at").write_text(str(began_at))
         self._process = self._keeper.run(
@@ -351,22 +364,6 @@ class RabbitMQ(RabbitMQHandle):
         if not self.is_running:
             self.pid_file.unlink(missing_ok=True)
         super()._check_alive()
-
-    def _begin_epmd(self) -> None:
-        """Start Erlang's port mapper here; else the broker starts one as a daemon, which stays."""
-        if self._epmd is not None and self._epmd.poll() is None:
-            return
-        port = str(self._epmd_port)
-        self._epmd = self._keeper.run(
-            ["epmd", "-port", port, "-address", "127.0.0.1"],
-            env=self.environment,
-            output=self.directory / "epmd",
-        )
-        end = time.monotonic() + START_TIMEOUT
-        while not _answers(self._epmd_port):
-            if self._epmd.poll() is not None or time.monotonic() >= end:
-                raise NoBroker(f"epmd did not start on port {port}")
-            sleep(STEP)
 
     def stop(self) -> None:
         """Stop its process in order; data stay.  May switch."""
@@ -418,18 +415,11 @@ class RabbitMQ(RabbitMQHandle):
         """Stop it for good.  May switch."""
         self.resume()
         self.stop()
-        if self._epmd is not None:
-            self._keeper.end(self._epmd)
-            self._epmd = None
+        if self._has_own_epmd:
+            self._epmd.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def binary(text: str) -> str:
     """Return *text* as an Erlang binary."""
     return f"<<{','.join(map(str, text.encode()))}>>"
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

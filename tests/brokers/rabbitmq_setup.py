@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.brokers.packages import NoBroker, Programs
 
-__all__ = ["DISK_FREE_LIMIT", "environment", "write_files"]
+__all__ = ["COOKIE", "DISK_FREE_LIMIT", "environment", "joining", "write_files"]
 
 #: Debian's ``erl`` has /usr/lib/erlang written into it, so unpacked packages need another.
 ERL = """#!/bin/sh
@@ -21,6 +21,8 @@ export ROOTDIR BINDIR EMU PROGNAME
 exec "$BINDIR/erlexec" "$@"
 """
 DISK_FREE_LIMIT = "10MB"
+#: The file in its home with the secret of an Erlang node.
+COOKIE = ".erlang.cookie"
 CONFIG = """\
 definitions.import_backend = local_filesystem
 definitions.local.path = {definitions}
@@ -38,8 +40,13 @@ def write_files(
     vhosts: tuple[str, ...],
     plugins: tuple[str, ...] = (),
     settings: Mapping[str, object] | None = None,
+    cookie: str | None = None,
 ) -> None:
     """Write what the environment names into the broker's *directory*."""
+    if cookie is not None:
+        secret = directory / COOKIE
+        secret.write_text(cookie)
+        secret.chmod(0o400)
     (directory / "log").mkdir()
     (directory / "empty").touch()
     (directory / "plugins").write_text(f"[{','.join(plugins)}].\n")
@@ -49,6 +56,13 @@ def write_files(
     (directory / "rabbitmq.conf").write_text(
         CONFIG.format(definitions=definitions, limit=DISK_FREE_LIMIT) + further
     )
+
+
+def joining(seed: str, name: str) -> dict[str, object]:
+    """Return the lines of ``rabbitmq.conf`` by which the node *name* joins the cluster of *seed*."""
+    peers = "cluster_formation.classic_config.nodes"
+    backend = {"cluster_formation.peer_discovery_backend": "classic_config"}
+    return {**backend, f"{peers}.1": seed, f"{peers}.2": name}
 
 
 def _definitions(vhosts: tuple[str, ...]) -> dict[str, object]:
