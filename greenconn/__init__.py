@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from greenconn.identity import uuid
     from greenconn.message import Message
     from greenconn.messaging import Consumer, Producer
+    from greenconn.offsets import FileOffsets, QueueOffsets
     from greenconn.options import Retry
     from greenconn.pools import connections, producers
     from greenconn.publishing import publish, publish_many
@@ -34,9 +35,11 @@ __all__ = [
     "Consumer",
     "ConsumerGreenlet",
     "Exchange",
+    "FileOffsets",
     "Message",
     "Producer",
     "Queue",
+    "QueueOffsets",
     "Retry",
     "__version__",
     "binding",
@@ -66,6 +69,7 @@ _NAMES = {
     "identity": ("uuid",),
     "message": ("Message",),
     "messaging": ("Consumer", "Producer"),
+    "offsets": ("FileOffsets", "QueueOffsets"),
     "options": ("Retry",),
     "pools": ("connections", "producers"),
     "publishing": ("publish", "publish_many"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["OFFSET", "Offset", "StreamPosition", "check_offset", "offset_of"]
+__all__ = ["OFFSET", "Offset", "OffsetStore", "StreamPosition", "check_offset", "offset_of"]
 
 #: ``first``, ``last``, ``next``, an interval such as ``1h``; the number of a message; a time.
 Offset: TypeAlias = "str | int | datetime"
@@ -50,6 +50,21 @@ def offset_of(queue: Any) -> Offset | None:
     if offset is None and (queue.queue_arguments or {}).get("x-queue-type") == "stream":
         return "next"  # the broker's own default
     return offset
+
+
+class OffsetStore(Protocol):
+    """A store of the offsets at which the readers of streams go on, beyond the life of a program.
+
+    Both methods may switch, may be called by several greenlets, and raise when they have failed.
+    """
+
+    def load(self, stream: str, reader: str, /) -> int | None:
+        """Return the offset that was stored last; None if there is none."""
+        ...
+
+    def store(self, stream: str, reader: str, offset: int, /) -> object:
+        """Return when *offset* is stored: that of the first message that *reader* has not settled."""
+        ...
 
 
 class StreamPosition:
@@ -108,6 +123,17 @@ class StreamPosition:
             self._began_at = datetime.now(timezone.utc)
 
     @property
+    def settled_before(self) -> int | None:
+        """The offset of the first message that is not settled; None before anything was read."""
+        self._trim()
+        unhandled = [] if self._unhandled is None else [self._unhandled]
+        return min([*unhandled, *self._outstanding], default=self._next)
+
+    def begin_at(self, offset: int) -> None:
+        """Begin at *offset*, where the reader was when its former program ended."""
+        self._next = offset
+
+    @property
     def has_read(self) -> bool:
         """Whether anything has come."""
         return self._next is not None
@@ -120,10 +146,7 @@ class StreamPosition:
 
     def restart(self) -> Offset:
         """Return the offset at which to begin now."""
-        self._trim()
-        unhandled = [] if self._unhandled is None else [self._unhandled]
-        if unhandled or self._outstanding:
-            self._next = min([*unhandled, *self._outstanding])
+        self._next = self.settled_before
         self._outstanding.clear()
         self._unhandled = None
         if self._next is not None:

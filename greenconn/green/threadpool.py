@@ -17,7 +17,7 @@ from gevent.threadpool import ThreadPool
 from greenconn.green import thread_end
 from greenconn.green.supervisor import shielded
 
-__all__ = ["CallPool", "are_sockets_green", "in_threadpool"]
+__all__ = ["CallPool", "are_sockets_green", "in_hub_thread", "in_threadpool"]
 
 T = TypeVar("T")
 
@@ -80,8 +80,11 @@ class CallPool:
 
 def in_threadpool(function: Callable[[], T]) -> T:
     """Call *function*, which blocks once in a while, in the hub's own threads.  May switch."""
-    if are_sockets_green():
-        return function()
+    return function() if are_sockets_green() else in_hub_thread(function)
+
+
+def in_hub_thread(function: Callable[[], T]) -> T:
+    """Call *function*, which waits for a disk, in the hub's own threads.  May switch."""
     value: T = _unpacked(get_hub().threadpool.spawn(_outcome, function, (), {}).get())
     return value
 

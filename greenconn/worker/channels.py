@@ -36,6 +36,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
 from greenconn.streams import OFFSET, StreamPosition
 from greenconn.worker.dispatch import Dispatcher
+from greenconn.worker.offsets import OffsetRecorder
 from greenconn.worker.options import ConsumerOptions, QueueLike
 
 if TYPE_CHECKING:
@@ -267,6 +268,7 @@ class Subscription:
         "_options",
         "_position",
         "_queue",
+        "_recorder",
         "_shared",
         "_sink",
         "fails_alone",
@@ -291,6 +293,7 @@ class Subscription:
         self._on_closing = on_closing
         offset = options.offset_of(queue)
         self._position = None if offset is None else StreamPosition(offset)
+        self._recorder = self._new_recorder()
         self._sink: Sink | None = None
         self._shared: SharedChannel | None = None
         #: While publishers that know only the queue's name wait for us to declare it.
@@ -326,6 +329,19 @@ class Subscription:
         """Whether the broker has confirmed it and nothing has been lost since."""
         sink = self._sink
         return sink is not None and sink.is_confirmed and sink.lost is None
+
+    def _new_recorder(self) -> OffsetRecorder | None:
+        options = self._options
+        if options.offsets is None or self._position is None:
+            return None
+        return OffsetRecorder(
+            options.offsets,
+            self.name,
+            options.name or "",
+            self._position,
+            options.store_every,
+            options.store_interval,
+        )
 
     def _new_tag(self) -> str:
         return f"{self._options.tag_prefix}{uuid()}"
@@ -371,6 +387,8 @@ class Subscription:
     def _ensure_queue(self, session: Session, link: Link) -> None:
         deadline = Deadline()
         queue = self._queue
+        if self._recorder is not None:
+            self._recorder.load()
         if self._position is not None:
             self._look_for_stream(session, deadline)
         if isinstance(queue, str):
@@ -445,6 +463,8 @@ class Subscription:
         put: Callable[[Any], None] = self._dispatcher.put
         if self._position is not None:
             put = self._position.watching(put)
+        if self._recorder is not None:
+            put = self._recorder.counting(put)
         return (CountedSink if self._options.is_unbounded else Sink)(self, channel, put)
 
     # Ending
@@ -495,6 +515,16 @@ class Subscription:
         finally:
             sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
             self._release(channels)
+
+    def store_offset(self, deadline: Deadline) -> None:
+        """Store the last offset of a stream, once nothing is handled any more.  May switch."""
+        if self._recorder is not None:
+            self._recorder.finish(deadline)
+
+    def forget(self) -> None:
+        """Store no more offsets after a fork, in the child.  Never switches."""
+        if self._recorder is not None:
+            self._recorder.stop()
 
     def _release(self, channels: SharedChannels) -> None:
         shared, self._shared = self._shared, None

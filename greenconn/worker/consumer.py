@@ -379,6 +379,11 @@ def spawn_consumer(
             ``offset``: where to begin in a stream: ``'first'``, ``'last'``, ``'next'``, a number, a
             datetime, or an interval such as ``'1h'``.  After a reconnect it goes on with the first
             message that was not handled.
+            ``offsets``: a store (:class:`~greenconn.offsets.FileOffsets`,
+            :class:`~greenconn.offsets.QueueOffsets`, or an object with their methods) from which
+            the reader of that *name* goes on in its next program; ``offset``, else ``'first'``, is
+            for its first one.  Stored every ``store_every`` messages (1000) or ``store_interval``
+            seconds (5), and at the end.
 
     Raises:
         TypeError: an option that is not known, or a value of another type.

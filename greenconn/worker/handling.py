@@ -286,7 +286,11 @@ class Handling:
         if self._no_ack or message.acknowledged:
             return
         try:
-            message.reject(requeue=requeue, flush=False)
+            if requeue:
+                # Not a reject with requeue: to the position in a stream that is settled.
+                message.requeue(flush=False)
+            else:
+                message.reject(flush=False)
         except MessageStateError:
             return
         except Exception as exc:

@@ -65,7 +65,7 @@ __all__ = [
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Seconds that a consumer that is killed waits for the broker.
+#: Seconds that a consumer that is killed waits for the broker, and any that ends for its last offset.
 CANCEL_TIMEOUT: Final = 2.0
 #: Background tasks of one connection under way at once.  They wait for one broker, so more are not
 #: quicker; and a thousand consumers that begin together need not have a thousand greenlets more.
@@ -280,6 +280,8 @@ class ConsumerLifecycle:
         """End silently after a fork, in the child: the consumer is the parent's."""
         self._is_forgotten = True
         self._stop_expecting()
+        for subscription in self._subscriptions:
+            subscription.forget()
         self.dispatcher.forget()
         self._target = TargetState.ABORTED
         self.changed.wake_all()
@@ -414,6 +416,9 @@ class ConsumerLifecycle:
             self._requeue_all()
             while not self.dispatcher.is_idle:
                 self.changed.wait(_ENDLESS)
+        deadline = Deadline(CANCEL_TIMEOUT)
+        for subscription in self._subscriptions:
+            subscription.store_offset(deadline)
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s: %d messages are lost, as it has no_ack and was closed before "

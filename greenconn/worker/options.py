@@ -21,7 +21,7 @@ from greenconn.entity import Queue
 from greenconn.green.retry import RetryPolicy
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
-from greenconn.streams import OFFSET, Offset, check_offset, offset_of
+from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
 
 __all__ = ["ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
 
@@ -95,6 +95,15 @@ class ConsumerOptions:
     """``x-stream-offset``: where to begin in a stream; None is ``next`` for a Queue that says it is
     one, and else nowhere."""
 
+    offsets: OffsetStore | None = None
+    """Where the position in a stream is kept beyond the life of the program; *name* is the reader's."""
+
+    store_every: int = 1000
+    """Messages after which the position is stored in *offsets*."""
+
+    store_interval: float = 5.0
+    """Seconds after which the position is stored in *offsets*, if it has changed."""
+
     handler_timeout: float | None = None
     """Seconds after which a handler is interrupted, which counts as a failure."""
 
@@ -112,6 +121,9 @@ class ConsumerOptions:
         check_count(self, "concurrency", least=1, optional=False)
         check_count(self, "prefetch_count", most=MOST_PREFETCH)
         check_count(self, "batch_size", least=1)
+        check_count(self, "store_every", least=1, optional=False)
+        if not (is_number(self.store_interval) and self.store_interval > 0):
+            raise invalid(self, "store_interval", "a number of seconds above 0")
         check_type(self, bool, "no_ack", "exclusive", "passive")
         check_type(self, str, "name", optional=True)
         check_type(self, str, "tag_prefix")
@@ -124,6 +136,8 @@ class ConsumerOptions:
             value = getattr(self, option)
             if value is not None and not (is_number(value) and value > 0):
                 raise invalid(self, option, "a number of seconds above 0, or None")
+        if self.offsets is not None:
+            self._check_offsets()
         self._settle()
         self._check_acks()
         self._check_prefetch()
@@ -176,6 +190,17 @@ class ConsumerOptions:
             raise ValueError(
                 "on_error must not be 'requeue' for a stream, which cannot requeue: use retry"
             )
+
+    def _check_offsets(self) -> None:
+        if not all(callable(getattr(self.offsets, name, None)) for name in ("load", "store")):
+            raise TypeError(f"offsets must have methods load and store, got {self.offsets!r}")
+        if not self.name:
+            raise ValueError(
+                "name must be given with offsets, which are kept under the name of each reader"
+            )
+        for queue in self.queues:
+            if isinstance(queue, Queue) and self.offset is None and offset_of(queue) is None:
+                raise ValueError(f"offsets must be None for {queue!r}, which is not a stream")
 
     def _check_prefetch(self) -> None:
         prefetch = self.prefetch
@@ -232,9 +257,12 @@ class ConsumerOptions:
 
     def offset_of(self, queue: QueueLike) -> Offset | None:
         """Return the offset at which to begin in *queue*; None if it is not known to be a stream."""
-        if self.offset is not None or not isinstance(queue, Queue):
+        if self.offset is not None:
             return self.offset
-        return offset_of(queue)
+        arguments = (queue.consumer_arguments or {}) if isinstance(queue, Queue) else {}
+        if self.offsets is not None and OFFSET not in arguments:
+            return "first"  # a reader whose position is kept leaves nothing out
+        return offset_of(queue) if isinstance(queue, Queue) else None
 
 
 #: Options that go into ``**consumer_args``.
@@ -247,9 +275,12 @@ _FURTHER: Final = frozenset(
         "exclusive",
         "handler_timeout",
         "offset",
+        "offsets",
         "on_decode_error",
         "passive",
         "priority",
+        "store_every",
+        "store_interval",
         "tag_prefix",
     }
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -12,7 +13,9 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
+from greenconn.offsets import FileOffsets, QueueOffsets
 from greenconn.options import Retry
+from greenconn.streams import OffsetStore
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_relay import Relay
@@ -356,3 +359,127 @@ def test_what_was_not_handled_comes_again_after_a_loss(
     assert seen[10:] == list(range(4, 10))
     hold.set()
     reader.stop()
+
+
+MakeStore = Callable[[], OffsetStore]
+
+
+@pytest.fixture(params=["file", "quorum queue", "classic queue"])
+def make_store(
+    request: pytest.FixtureRequest, amqp_url: str, stream: Queue, tmp_path: Path
+) -> Iterator[MakeStore]:
+    """Return the store of one more program for offsets."""
+    if request.param == "file":
+        yield lambda: FileOffsets(tmp_path)
+        return
+    with Connection(amqp_url) as connection:
+        made = QueueOffsets(connection, queue_arguments={"x-queue-type": request.param.split()[0]})
+        yield lambda: made
+        connection.default_channel.queue_delete(made.queue(stream.name, "reader").name)
+
+
+def test_a_reader_goes_on_in_its_next_program(
+    connection: Connection, stream: Queue, make_store: MakeStore
+) -> None:
+    read: list[int] = []
+    for count in (10, 5, 0, 7):
+        fill(connection, stream.name, range(max(len(read), 10), len(read) + count))
+        reader = Reader(stream, connection, offsets=make_store(), name="reader")
+        read += reader.wait(count)
+        reader.stop()
+    assert read == list(range(22))
+
+
+def test_an_offset_is_stored_while_its_reader_runs(
+    connection: Connection, stream: Queue, make_store: MakeStore
+) -> None:
+    options = {"name": "reader", "store_every": 4, "store_interval": 3600}
+    reader = Reader(stream, connection, offsets=make_store(), **options)
+    fill(connection, stream.name, range(10, 50))
+    reader.wait(50)
+    until(lambda: (make_store().load(stream.name, "reader") or 0) >= 20)
+    reader.stop()
+    assert make_store().load(stream.name, "reader") == 50
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_what_was_not_handled_is_read_by_the_next_program(
+    connection: Connection, stream: Queue, make_store: MakeStore, end: str
+) -> None:
+    began, hold = gevent.event.Event(), gevent.event.Event()
+    handled: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        if body == 3 and not began.is_set():
+            began.set()
+            hold.wait(CAME)
+        handled.append(body)
+
+    options: dict[str, Any] = {"handler": handle, "name": "reader", "prefetch_count": 5}
+    reader = Reader(stream, connection, offsets=make_store(), **options)
+    assert began.wait(CAME)
+    if end == "stop":
+        assert not reader.consumer.stop(0.01)
+    else:
+        reader.consumer.kill()
+    assert handled == [0, 1, 2]
+    assert make_store().load(stream.name, "reader") == 3
+    reader = Reader(stream, connection, offsets=make_store(), **options)
+    until(lambda: handled == list(range(10)))
+    reader.stop()
+
+
+def test_an_offset_may_be_loaded_any_number_of_times(
+    connection: Connection, stream: Queue, make_store: MakeStore
+) -> None:
+    # RabbitMQ 4 drops what was delivered 20 times.
+    store = make_store()
+    assert store.load(stream.name, "reader") is None
+    store.store(stream.name, "reader", 7)
+    assert [make_store().load(stream.name, "reader") for _ in range(30)] == [7] * 30
+    store.store(stream.name, "reader", 8)
+    assert store.load(stream.name, "reader") == 8
+    assert store.load(stream.name, "another") is None
+    if isinstance(store, QueueOffsets):
+        connection.default_channel.queue_delete(store.queue(stream.name, "another").name)
+
+
+def test_a_store_that_is_away_is_waited_for(
+    relay: Relay, connection: Connection, stream: Queue
+) -> None:
+    with Connection(relay.url, transport_options={"reply_timeout": 1}) as away:
+        offsets = QueueOffsets(away)
+        reader = Reader(stream, connection, offsets=offsets, name="reader", store_interval=0.05)
+        reader.wait(10)
+        relay.server.stop()
+        fill(connection, stream.name, range(10, 15))
+        reader.wait(15)
+        relay.server.start()
+        until(lambda: offsets.load(stream.name, "reader") == 15)
+        reader.stop()
+        connection.default_channel.queue_delete(offsets.queue(stream.name, "reader").name)
+
+
+def test_what_is_no_offset_ends_the_reader(
+    connection: Connection, stream: Queue, tmp_path: Path
+) -> None:
+    offsets = FileOffsets(tmp_path)
+    Path(offsets.path(stream.name, "reader")).write_text("seven")
+    consumer = spawn_consumer(stream, print, connection=connection, offsets=offsets, name="reader")
+    with pytest.raises(ValueError, match="must have an offset"):
+        consumer.get(timeout=CAME)
+
+
+def test_a_replay_from_a_time_on(connection: Connection, unique: str) -> None:
+    # The broker begins with the chunk that was written at that time or after it.
+    queue = Queue(unique, queue_arguments=STREAM)
+    queue(connection.default_channel).declare()
+    fill(connection, unique, range(5))
+    gevent.sleep(1.1)  # a time of AMQP has no fractions
+    since = datetime.now(timezone.utc)
+    gevent.sleep(1.1)
+    fill(connection, unique, range(5, 10))
+    reader = Reader(queue, connection, offset=since)
+    assert reader.wait(5) == list(range(5, 10))
+    reader.stop()
+    connection.default_channel.queue_delete(unique)

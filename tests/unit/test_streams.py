@@ -84,6 +84,25 @@ def test_a_stream_goes_on_with_the_first_that_was_not_acked() -> None:
     assert position.restart() == 4
 
 
+def test_what_is_settled_before() -> None:
+    position = StreamPosition("first")
+    put = position.watching(lambda message: None)
+    before = [position.settled_before]
+    position.begin_at(3)
+    before.append(position.settled_before)
+    messages = [Streamed(offset) for offset in range(3, 8)]
+    for message in messages:
+        put(message)
+    for settled in (1, 0, 2, 3):
+        messages[settled]._state = "ACK"
+        before.append(position.settled_before)
+    messages[4]._state = "REQUEUED"
+    before.append(position.settled_before)
+    assert before == [None, 3, 3, 5, 6, 7, 7]
+    assert position.restart() == 7
+    assert position.settled_before == 7
+
+
 def test_a_long_stream_keeps_little() -> None:
     position = StreamPosition("first")
     put = position.watching(lambda message: None)

@@ -264,8 +264,7 @@ class Delivered:
     def decode(self) -> str:
         return "body"
 
-    def reject(self, *, requeue: bool, flush: bool) -> None:
-        assert requeue
+    def requeue(self, *, flush: bool) -> None:
         self.back.append("counted")
 
     def put_back(self) -> None:

@@ -241,3 +241,39 @@ def test_delays_without_jitter() -> None:
 def test_delays_with_jitter() -> None:
     for delay, whole in zip(delays(tries=5), [1.0, 2.0, 4.0, 8.0], strict=True):
         assert whole / 2 <= delay <= whole
+
+
+class Offsets:
+    """A store of offsets."""
+
+    def load(self, stream: str, reader: str) -> int | None:
+        """Return none."""
+
+    def store(self, stream: str, reader: str, offset: int) -> None:
+        """Keep nothing."""
+
+
+def test_a_reader_whose_offset_is_kept_begins_with_the_first_message() -> None:
+    stream = Queue("q", queue_arguments={"x-queue-type": "stream"})
+    last = Queue("q", consumer_arguments={"x-stream-offset": "last"})
+    kept = {"handler": handler, "name": "billing"}
+    options = checked_options([stream, "q", last], kept, {"offsets": Offsets()})
+    assert [options.offset_of(queue) for queue in options.queues] == ["first", "first", "last"]
+    options = checked_options(stream, kept, {"offsets": Offsets(), "offset": "next"})
+    assert options.offset_of(options.queues[0]) == "next"
+
+
+@pytest.mark.parametrize(
+    ("queue", "options", "further", "error"),
+    [
+        ("q", {}, {}, "name must be given with offsets"),
+        (Queue("q"), {"name": "billing"}, {}, "which is not a stream"),
+        ("q", {"name": "billing"}, {"offsets": {}}, "must have methods load and store"),
+        ("q", {"name": "billing"}, {"store_every": 0}, "store_every must be a positive integer"),
+        ("q", {"name": "billing"}, {"store_interval": 0}, "store_interval must be a number"),
+        ("q", {"name": "billing", "no_ack": True}, {}, "must have acks and a prefetch_count"),
+    ],
+)
+def test_what_offsets_need(queue: Any, options: Any, further: Any, error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=error):
+        checked_options(queue, {"handler": handler, **options}, {"offsets": Offsets(), **further})
