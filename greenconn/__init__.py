@@ -13,6 +13,7 @@ from greenconn._version import VERSION, __version__, version_info, version_info_
 
 if TYPE_CHECKING:
     from greenconn import rpc
+    from greenconn.app import App
     from greenconn.common import eventloop
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VERSION",
+    "App",
     "BrokerConnection",
     "Connection",
     "Consumer",
@@ -62,6 +64,7 @@ __all__ = [
 
 #: Module -> the public names that it defines.
 _NAMES = {
+    "app": ("App",),
     "common": ("eventloop",),
     "connection": ("BrokerConnection", "Connection"),
     "defaults": ("configure",),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,6 +60,7 @@ ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data
 REPLY_TIMEOUT: Final = 30.0
 #: Options of ``spawn_consumer`` that a server has no use for: each call has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
+_NO_CONTEXT: Final = nullcontext()
 
 
 def call(
@@ -119,6 +121,7 @@ def spawn_server(
     *,
     connection: Connection | str | None = None,
     serializer: str | None = None,
+    around: Callable[[Message], AbstractContextManager[Any]] | None = None,
     **options: Any,
 ) -> ConsumerGreenlet:
     """Serve calls: reply to each with the result of ``function(body)``.  Returns at once.
@@ -131,6 +134,7 @@ def spawn_server(
         function: called with the body.  The serializer must be able to encode its result.
         connection: as for :func:`greenconn.spawn_consumer`.
         serializer: of the replies; None: JSON, or for text and bytes their own content types.
+        around: called with each request; the function runs within the context that it returns.
         options: as for :func:`greenconn.spawn_consumer`, e.g. ``concurrency``, ``prefetch_count``,
             ``name``, ``handler_timeout``.
 
@@ -144,7 +148,9 @@ def spawn_server(
     if not callable(function):
         raise TypeError(f"function must be a callable, got {function!r}")
     check_runs("function", function)
-    server = _Server(function, publisher_of(publishing_connection(connection)), serializer)
+    server = _Server(
+        function, publisher_of(publishing_connection(connection)), serializer, around or _no_context
+    )
     consumer = spawn_consumer(
         queue,
         server.serve,
@@ -156,20 +162,30 @@ def spawn_server(
     return consumer
 
 
+def _no_context(message: Message) -> AbstractContextManager[None]:
+    return _NO_CONTEXT
+
+
 class _Server:
     """A server: it calls the function and sends the replies."""
 
     def __init__(
-        self, function: Callable[[Any], Any], publisher: Publisher, serializer: str | None
+        self,
+        function: Callable[[Any], Any],
+        publisher: Publisher,
+        serializer: str | None,
+        around: Callable[[Message], AbstractContextManager[Any]],
     ) -> None:
         self._function = function
+        self._around = around
         self._publisher = publisher
         self._serializer = serializer
 
     def serve(self, body: Any, message: Message) -> None:
         """Handle one request; the broker has the reply before the request is acknowledged."""
         try:
-            result = self._function(body)
+            with self._around(message):
+                result = self._function(body)
             check_has_run("the function", result)
         except Exception as exc:
             logger.exception("RPC function %s of queue %r failed", *self._where(message))

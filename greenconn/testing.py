@@ -123,6 +123,11 @@ class MemoryBroker:
         """Return a new connection to it."""
         return Connection(self.url, **kwargs)
 
+    def count(self, queue: str) -> int:
+        """Return the number of messages that wait in a queue; 0 if it does not exist."""
+        found = self._broker.queues.get(queue)
+        return 0 if found is None else len(found)
+
     def messages(self, queue: str) -> list[Message]:
         """Return what waits in a queue, the next one first; it stays there.
 

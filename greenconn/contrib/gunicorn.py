@@ -1,6 +1,11 @@
 """Hooks for gunicorn's gevent worker: its consumers are shut down gracefully.
 
-In ``gunicorn.conf.py``::
+In ``gunicorn.conf.py``, the one line for a :class:`greenconn.App` that each worker is to run, which
+works without one, too::
+
+    globals().update(greenconn.contrib.gunicorn.hooks("shop.tasks:app"))
+
+or the hooks by their names::
 
     from greenconn.contrib.gunicorn import post_fork, post_worker_init, worker_exit, worker_int
 
@@ -16,27 +21,23 @@ a worker that dies has not acknowledged is redelivered.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.session.session import Session, sessions_in_use
-from greenconn.worker.consumer import ConsumerGreenlet, running_consumers, stop_all
+from greenconn.running.program import load_app
+from greenconn.shutdown import stop_and_close, stop_gracefully, time_for_handlers
+from greenconn.worker.consumer import running_consumers
 
-__all__ = ["post_fork", "post_worker_init", "worker_exit", "worker_int"]
-
-logger = logging.getLogger("greenconn.contrib.gunicorn")
+__all__ = ["hooks", "post_fork", "post_worker_init", "worker_exit", "worker_int"]
 
 #: What tells a worker to go.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
-#: Seconds, at most, that are kept of a worker's time for interrupting handlers and closing.
-MARGIN: Final = 2.0
 
 
 class WorkerShutdown:
@@ -54,12 +55,14 @@ class WorkerShutdown:
     def begin(self) -> None:
         """Have the consumers take nothing more.  Never switches: signals' handlers call it."""
         if self._stopping is None:
-            self._deadline = deadline = Deadline(_less(self._worker.cfg.graceful_timeout))
+            self._deadline = deadline = Deadline(
+                time_for_handlers(self._worker.cfg.graceful_timeout)
+            )
             self._stopping = spawn("gunicorn-stop", self._stop_consumers, deadline)
 
     def _stop_consumers(self, deadline: Deadline) -> None:
         """Stop the consumers that no request waits for."""
-        _stop([each for each in running_consumers() if not each.answers_calls], deadline)
+        stop_gracefully([each for each in running_consumers() if not each.answers_calls], deadline)
 
     def finish(self) -> None:
         """Let handlers and publishers finish, then close all connections.  May switch."""
@@ -69,48 +72,9 @@ class WorkerShutdown:
         # From now on the arbiter gets no more heartbeats of the worker.
         deadline = self._deadline
         if self._worker.cfg.timeout:
-            deadline = deadline.within(_less(self._worker.cfg.timeout))
+            deadline = deadline.within(time_for_handlers(self._worker.cfg.timeout))
         self._stopping.join(deadline.left())
-        _stop(running_consumers(), deadline)
-        sessions = sessions_in_use()
-        publishing = [each for each in sessions if _may_publish(each)]
-        _close_all(each for each in sessions if each not in publishing)
-        settling = [spawn("gunicorn-settle", _settle, each, deadline) for each in publishing]
-        gevent.joinall(settling)
-        _close_all(publishing)
-
-
-def _stop(consumers: list[ConsumerGreenlet], deadline: Deadline) -> None:
-    if not stop_all(consumers, deadline):
-        logger.warning(
-            "handlers had not ended when the worker stopped, so they were interrupted, and their "
-            "messages requeued"
-        )
-
-
-def _less(seconds: float) -> float:
-    """*seconds* without what interrupting and closing take."""
-    return seconds - min(MARGIN, seconds / 4)
-
-
-def _may_publish(session: Session) -> bool:
-    """Return whether it is not for consumers alone."""
-    services = session.services
-    return services.publisher is not None or services.consumers is None
-
-
-def _settle(session: Session, deadline: Deadline) -> None:
-    """Wait for the confirms of publishes in progress."""
-    settle = getattr(session.life.link, "settle", None)
-    if settle is not None:
-        try:
-            settle(deadline)
-        except TimeoutError:
-            logger.warning("%s did not confirm all publishes in time", session.broker.label)
-
-
-def _close_all(sessions: Iterable[Session]) -> None:
-    gevent.joinall([spawn("gunicorn-close", each.close) for each in sessions])
+        stop_and_close(deadline)
 
 
 _shutdown: WorkerShutdown | None = None
@@ -175,3 +139,24 @@ def worker_exit(server: Any, worker: Any) -> None:
     """
     if worker.pid == os.getpid():  # gunicorn calls it in the arbiter too, for a worker that is gone
         _shutdown_of(worker).finish()
+
+
+def hooks(application: str | None = None) -> dict[str, Callable[..., None]]:
+    """Return all hooks, by their names in gunicorn's configuration.
+
+    Arguments:
+        application: ``module:name`` of a :class:`greenconn.App`, which each worker imports and starts
+            when it is ready; None: nothing is started.
+    """
+
+    def start(worker: Any) -> None:
+        post_worker_init(worker)
+        if application is not None:
+            load_app(application).start()
+
+    return {
+        "post_fork": post_fork,
+        "post_worker_init": start,
+        "worker_int": worker_int,
+        "worker_exit": worker_exit,
+    }

@@ -11,10 +11,11 @@ import gevent
 import pytest
 from gevent.pool import Pool
 
+import greenconn
 from greenconn.connection import Connection
 from tests.fix_wires import until
 from tests.integration.gunicorn import ROOT, SOON, serving
-from tests.integration.processes import run
+from tests.integration.processes import run, start
 
 pytest.importorskip("gunicorn")
 pytest.importorskip("django")
@@ -74,3 +75,41 @@ def test_a_project(env: dict[str, str], settings: str, amqp_url: str) -> None:
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert server.complaints == [], server.log
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-patch", "--processes=2")])
+def test_its_consumers_run_by_themselves(
+    env: dict[str, str], arguments: tuple[str, ...], unique: str, amqp_url: str
+) -> None:
+    manage = str(PROJECT / "manage.py")
+    code = "from letters.models import Letter; print(Letter.objects.create(text='dear ada').pk)"
+    made = run(manage, "shell", "--verbosity=0", "-c", code, env=env)
+    assert made.code == 0, made.errors
+    body = {"id": int(made.output)}
+    # Its own directory is found, wherever it is started.
+    program = start(manage, "runconsumers", *arguments, env={**env, "PYTHONPATH": str(ROOT)})
+    try:
+        with Connection(amqp_url) as connection:
+            greenconn.Queue(f"{unique}-count")(connection).declare()  # as its server does
+            call = greenconn.rpc.call
+            assert call(f"{unique}-count", "dear", connection=connection, timeout=SOON) == 1
+            greenconn.publish(greenconn.Queue(f"{unique}-outbox"), body, connection=connection)
+            channel = connection.default_channel
+            until(
+                lambda: channel.queue_declare(f"{unique}-outbox", passive=True).message_count == 0,
+                what="taken",
+            )
+        program.signal(signal.SIGTERM)
+        outcome = program.outcome(timeout=SOON)
+    finally:
+        program.end()
+    assert outcome.code == 0, outcome.errors
+    code = "from letters.models import Letter; print(Letter.objects.get().is_sent)"
+    seen = run(manage, "shell", "--verbosity=0", "-c", code, env=env)
+    assert seen.output.strip() == "True", outcome.errors
+
+
+def test_wrong_options_of_runconsumers(env: dict[str, str]) -> None:
+    outcome = run(str(PROJECT / "manage.py"), "runconsumers", "--health=nonsense", env=env)
+    assert outcome.code == 2
+    assert "--health: invalid parse_address value: 'nonsense'" in outcome.errors

@@ -25,9 +25,13 @@ FORBIDDEN = {
     *("ssl.wrap_socket", "ssl._create_unverified_context"),
     *("random.seed", "gevent.monkey.patch_all", "monkey.patch_all", "patch_all"),
 }
-#: Where one of them may be: the decoder that must be enabled, and what reads text only.
+#: Where one of them may be.
 ALLOWED = {
     ("formats.py", "pickle.load"),
+    # The process of a program that asks for it, before anything of that program is imported.
+    ("cli/run.py", "monkey.patch_all"),
+    # Copies of the command that the user gave.
+    ("running/processes.py", "subprocess.Popen"),
 }
 
 

@@ -4,11 +4,15 @@ With ``"greenconn.contrib.django"`` in ``INSTALLED_APPS`` the default connection
 ``greenconn.publish``, ``spawn_consumer`` and ``rpc`` use, lead to the broker of the settings:
 ``BROKER_URL``, or ``BROKER_HOST``, ``BROKER_PORT``, ``BROKER_USER``, ``BROKER_PASSWORD``,
 ``BROKER_VHOST`` and others.  Without any of them nothing is configured.
+
+:data:`app` is the application of the project: what its modules ``consumers`` declare with it is run by
+``manage.py runconsumers``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
@@ -17,13 +21,15 @@ from django.conf import settings as project
 from django.db import close_old_connections, reset_queries, transaction
 
 import greenconn.defaults
+from greenconn.app import App
 from greenconn.compat.carrot.settings import separate_settings
 from greenconn.connection import Connection
+from greenconn.message import Message
 from greenconn.publishing import publish
 from greenconn.publishing.message import Target
 from greenconn.url import as_url, safequote, split_urls, url_to_parts
 
-__all__ = ["configure", "connection", "handler", "publish_on_commit"]
+__all__ = ["app", "configure", "connection", "handler", "publish_on_commit"]
 
 Result = TypeVar("Result")
 
@@ -111,14 +117,26 @@ def handler(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @wraps(function)
     def handle(*arguments: Any) -> Result:
-        reset_queries()
-        close_old_connections()
-        try:
+        with _database_connections():
             return function(*arguments)
-        finally:
-            close_old_connections()
 
     return handle
+
+
+@contextmanager
+def _database_connections(message: Message | None = None) -> Iterator[None]:
+    """Close database connections that are broken or too old, before and after a message."""
+    reset_queries()
+    close_old_connections()
+    try:
+        yield
+    finally:
+        close_old_connections()
+
+
+#: The application of the project: its handlers use models as requests do, without :func:`handler`.
+app: Final = App()
+app.around_handle(_database_connections)
 
 
 def publish_on_commit(

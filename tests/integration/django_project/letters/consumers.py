@@ -1,4 +1,4 @@
-"""What the workers do beside their requests."""
+"""The consumers of the project, which run in gunicorn's workers and by ``manage.py runconsumers``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import Any
 
 from django.conf import settings
 
-import greenconn
-from greenconn import Message, rpc
-from greenconn.contrib.django import handler
+from greenconn import Message
+from greenconn.contrib.django import app, handler
 from letters.models import Letter
 
 OUTBOX = f"{settings.LETTERS_PREFIX}-outbox"
 COUNT = f"{settings.LETTERS_PREFIX}-count"
 
 
-@handler
+@app.consumer(OUTBOX, concurrency=5, on_error="requeue")
 def send(body: dict[str, Any], message: Message) -> None:
     """Send a letter.  It is there: the message was published when its transaction was committed."""
     letter = Letter.objects.get(pk=body["id"])
@@ -23,13 +22,8 @@ def send(body: dict[str, Any], message: Message) -> None:
     letter.save()
 
 
-@handler
+@app.rpc(COUNT, concurrency=5)
+@handler  # as it is written without an application
 def count(body: str) -> int:
     """How many letters begin with *body*."""
     return Letter.objects.filter(text__startswith=body).count()
-
-
-def start() -> None:
-    """Begin to work, once in each worker process."""
-    greenconn.spawn_consumer(OUTBOX, send, concurrency=5, on_error="requeue")
-    rpc.spawn_server(COUNT, count, concurrency=5)

@@ -1,0 +1,111 @@
+"""``greenconn run``: run the consumers and servers of an application."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from greenconn.app import App
+
+__all__ = ["command"]
+
+
+@click.command("run")
+@click.argument("application", metavar="MODULE[:APP]")
+@click.option(
+    "-u", "--url", metavar="URL", help="URL of the broker, instead of the application's own."
+)
+@click.option(
+    "-p", "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+)
+@click.option(
+    "-g",
+    "--graceful-timeout",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that running handlers have when it is stopped.",
+)
+@click.option("--reload", "reloads", is_flag=True, help="Restart when a source file changes.")
+@click.option(
+    "--health",
+    metavar="[HOST:]PORT",
+    help="Answer /health/live and /health/ready there; process n listens at PORT + n.",
+)
+@click.option(
+    "--patch/--no-patch",
+    default=True,
+    show_default=True,
+    help="Patch the standard library for gevent before the application is imported.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Level of the log, if the application sets up none.",
+)
+def command(
+    application: str,
+    url: str | None,
+    processes: int,
+    graceful_timeout: float,
+    reloads: bool,
+    health: str | None,
+    patch: bool,
+    log_level: str,
+) -> int:
+    """Run the consumers and RPC servers that APP, a greenconn.App in MODULE, declares.
+
+    TERM and INT stop it gracefully, a second time at once.  HUP replaces the processes, TTIN and TTOU
+    add and remove one.
+
+    \b
+    Example:
+      greenconn run shop.tasks
+      greenconn run shop.tasks:app --processes 4 --health 8080
+      greenconn run shop.tasks --reload
+    """
+    from greenconn.running.processes import (
+        ProcessManager,
+        command_line,
+        is_managed,
+        unblock_signals,
+    )
+
+    if (processes > 1 or reloads) and not is_managed():
+        _log(log_level)
+        return ProcessManager(command_line(), processes, graceful_timeout=graceful_timeout).run()
+
+    if patch:
+        from gevent import monkey
+
+        monkey.patch_all()
+    from greenconn.running.program import Program, load_app, parse_address
+
+    def load() -> App:
+        try:
+            app = load_app(application)
+        finally:
+            _log(log_level)  # the application's own setting comes first
+        if url is not None:
+            app.configure(url)
+        return app
+
+    try:
+        address = None if health is None else parse_address(health)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--health") from exc
+    unblock_signals()
+    program = Program(load, graceful_timeout=graceful_timeout, health=address, reloads=reloads)
+    return program.run()
+
+
+def _log(level: str) -> None:
+    """Show the log, unless the application has set it up."""
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

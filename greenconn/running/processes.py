@@ -1,0 +1,227 @@
+"""The manager of several processes that run one application.
+
+It starts copies of its own command line, restarts those that end, and takes the signals that
+gunicorn's arbiter takes: TERM and INT stop gracefully, QUIT (and a second INT) at once, HUP replaces
+all processes, TTIN and TTOU add and remove one.  It runs no gevent, opens no connection and loads no
+code of the program, so that little in it can fail; if it is killed, its processes stop by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from time import monotonic
+from typing import Final
+
+from greenconn.running.codes import (
+    BOOT_FAILED,
+    INDEX_VARIABLE,
+    MANAGER_VARIABLE,
+    RELOAD,
+    STOPPED,
+)
+
+__all__ = ["ProcessManager", "command_line", "is_managed", "unblock_signals"]
+
+logger = logging.getLogger("greenconn.running")
+
+SIGNALS: Final = frozenset(
+    {
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGHUP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGCHLD,
+    }
+)
+#: A process that lived for fewer seconds than this waits before it is started again.
+SHORT_LIFE: Final = 10.0
+FIRST_DELAY: Final = 1.0
+LONGEST_DELAY: Final = 30.0
+#: Seconds that a process has, after the time of its handlers, before it is killed.
+KILL_MARGIN: Final = 5.0
+
+
+def is_managed() -> bool:
+    """Return whether this process was started by a manager."""
+    return INDEX_VARIABLE in os.environ
+
+
+def unblock_signals() -> None:
+    """Take the signals that the manager blocks for itself, and those that came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+class _Process:
+    """A process that runs the application."""
+
+    def __init__(self, index: int, command: Sequence[str]) -> None:
+        self.index = index
+        self.began_at = monotonic()
+        #: When it is killed; None before it is stopped.
+        self.kill_at: float | None = None
+        environment = {
+            **os.environ,
+            INDEX_VARIABLE: str(index),
+            MANAGER_VARIABLE: str(os.getpid()),
+        }
+        self.child = subprocess.Popen(list(command), env=environment)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return monotonic() - self.began_at
+
+
+class ProcessManager:
+    """The manager of processes that run the same command.
+
+    Arguments:
+        command: what each of them executes.
+        count: number of processes.
+        graceful_timeout: seconds that their handlers have when they are stopped.
+    """
+
+    def __init__(
+        self, command: Sequence[str], count: int, *, graceful_timeout: float = 30.0
+    ) -> None:
+        self._command = command
+        self._count = count
+        self._graceful_timeout = graceful_timeout
+        #: By index; the ones that serve.
+        self._serving: dict[int, _Process] = {}
+        #: Those that a signal was sent to.
+        self._stopping: list[_Process] = []
+        #: Index -> when it may be started, and the next delay.
+        self._due: dict[int, float] = {}
+        self._delays: dict[int, float] = {}
+        self._exit_code: int | None = None
+        self._interrupts = 0
+
+    def run(self) -> int:
+        """Run until a signal ends it.  Blocks.
+
+        Returns:
+            The exit code: 0, or that of the process whose end made all stop.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            while not self._has_ended:
+                self._start_missing()
+                self._wait()
+                self._reap()
+                self._kill_late()
+        finally:
+            for process in (*self._serving.values(), *self._stopping):
+                process.child.kill()
+                process.child.wait()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._exit_code or STOPPED
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._exit_code is not None and not self._serving and not self._stopping
+
+    def _start_missing(self) -> None:
+        if self._exit_code is not None:
+            return
+        for index in range(self._count):
+            if index not in self._serving and self._due.get(index, 0.0) <= monotonic():
+                self._due.pop(index, None)
+                self._serving[index] = process = _Process(index, self._command)
+                logger.info("process %d was started (%d)", process.child.pid, index)
+
+    def _wait(self) -> None:
+        """Wait for a signal, or until something is due."""
+        times = [each.kill_at for each in self._stopping if each.kill_at is not None]
+        if self._exit_code is None:
+            times += [self._due[each] for each in range(self._count) if each in self._due]
+        if times:
+            received = signal.sigtimedwait(SIGNALS, max(0.0, min(times) - monotonic()))
+        else:
+            received = signal.sigwaitinfo(SIGNALS)
+        if received is not None:
+            self._handle(signal.Signals(received.si_signo))
+
+    def _handle(self, number: signal.Signals) -> None:
+        if number is signal.SIGHUP:
+            # The new ones are there before the old ones leave.
+            replaced = list(self._serving.values())
+            self._serving.clear()
+            self._due.clear()
+            self._start_missing()
+            self._stop(replaced, signal.SIGTERM)
+        elif number is signal.SIGTTIN:
+            self._count += 1
+        elif number is signal.SIGTTOU:
+            if self._count > 1:
+                self._count -= 1
+                last = self._serving.pop(self._count, None)
+                self._stop([last] if last else [], signal.SIGTERM)
+        elif number is not signal.SIGCHLD:
+            self._interrupts += number is signal.SIGINT
+            is_gentle = number is not signal.SIGQUIT and self._interrupts < 2
+            self._end(STOPPED, signal.SIGTERM if is_gentle else signal.SIGQUIT)
+
+    def _end(self, code: int, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop all processes, and exit with *code* when they have ended."""
+        if self._exit_code is None:
+            self._exit_code = code
+        processes = [*self._serving.values()]
+        self._serving.clear()
+        if number is signal.SIGQUIT:
+            processes += self._stopping
+            self._stopping = []
+        self._stop(processes, number)
+
+    def _stop(self, processes: list[_Process], number: signal.Signals) -> None:
+        for process in processes:
+            time = self._graceful_timeout if number is signal.SIGTERM else 0.0
+            process.kill_at = monotonic() + time + KILL_MARGIN
+            process.child.send_signal(number)
+            self._stopping.append(process)
+
+    def _kill_late(self) -> None:
+        for process in self._stopping:
+            if process.kill_at is not None and process.kill_at <= monotonic():
+                logger.warning("process %d did not stop in time: killed", process.child.pid)
+                process.kill_at = None
+                process.child.kill()
+
+    def _reap(self) -> None:
+        self._stopping = [each for each in self._stopping if each.child.poll() is None]
+        for process in list(self._serving.values()):
+            code = process.child.poll()
+            if code is not None:
+                del self._serving[process.index]
+                self._note_end(process, code)
+
+    def _note_end(self, process: _Process, code: int) -> None:
+        """Start a process again that ended without a signal of ours, unless that is of no use."""
+        index = process.index
+        if code == RELOAD:
+            return
+        if code == BOOT_FAILED:
+            logger.error("process %d could not start the application: stopping", process.child.pid)
+            self._end(BOOT_FAILED)
+            return
+        delay = 0.0
+        if process.age < SHORT_LIFE:
+            delay = self._delays.get(index, FIRST_DELAY)
+            self._delays[index] = min(2 * delay, LONGEST_DELAY)
+        else:
+            self._delays.pop(index, None)
+        self._due[index] = monotonic() + delay
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        logger.error("process %d %s; another is started in %g s", process.child.pid, how, delay)
+
+
+def command_line() -> list[str]:
+    """Return the command that started this process, for copies of it."""
+    return [sys.executable, *sys.orig_argv[1:]]

@@ -1,0 +1,226 @@
+"""One process that runs an application: from its import to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Final
+
+import gevent
+from gevent.event import Event
+from gevent.pywsgi import WSGIServer
+
+from greenconn.app import App
+from greenconn.green.deadline import Deadline
+from greenconn.health import Probes
+from greenconn.running.codes import (
+    BOOT_FAILED,
+    FAILED,
+    INDEX_VARIABLE,
+    MANAGER_VARIABLE,
+    RELOAD,
+    STOPPED,
+)
+from greenconn.running.reload import SourceFiles, files_of_error
+from greenconn.shutdown import stop_and_close, time_for_handlers
+from greenconn.worker.consumer import ConsumerGreenlet
+
+__all__ = ["Program", "load_app", "parse_address"]
+
+logger = logging.getLogger("greenconn.running")
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+#: Seconds between two looks whether the manager lives.
+INTERVAL: Final = 1.0
+
+
+def load_app(target: str) -> App:
+    """Import an application.
+
+    Arguments:
+        target: ``module:name``; without a name it is ``app``.
+
+    Raises:
+        ValueError: there is no such module, it has no such name, or that is no application.
+        Exception: what the module raises.
+    """
+    module_name, _, name = target.partition(":")
+    name = name or "app"
+    if not module_name:
+        raise ValueError(f"application must be given as module:name, got {target!r}")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: object = import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
+            raise  # of a module that it imports
+        raise ValueError(
+            f"module {exc.name!r} of application {target!r} was not found: run the command in the "
+            f"directory of the program, or set PYTHONPATH"
+        ) from exc
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"module {module_name!r} has no application {name!r}")
+        found = getattr(found, part)
+    if not isinstance(found, App):
+        raise ValueError(f"{target} must be a greenconn.App, got {found!r}")
+    return found
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of ``port`` or ``host:port``; without a host all interfaces.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"address must be a port, or host:port, got {text!r}")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+class Program:
+    """A process that runs an application until a signal, a change of its files, or its failure.
+
+    TERM and INT stop it gracefully: no more messages are taken, running handlers finish, publishes get
+    their confirms, connections are closed.  The same signal again, or QUIT, interrupts the handlers;
+    their messages are requeued.
+
+    Arguments:
+        load: returns the application; called once.
+        graceful_timeout: seconds for all of the end.
+        health: host and port at which ``/health/live`` and ``/health/ready`` are answered; process
+            number n of a manager listens at the port plus n.  None: nowhere.
+        reloads: end with :data:`~greenconn.running.codes.RELOAD` when a source file changes.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], App],
+        *,
+        graceful_timeout: float = 30.0,
+        health: tuple[str, int] | None = None,
+        reloads: bool = False,
+    ) -> None:
+        self._load = load
+        self._graceful_timeout = graceful_timeout
+        self._health = health
+        self._reloads = reloads
+        #: Set when it is to end.
+        self._ending = Event()
+        self._exit_code = STOPPED
+        self._received: set[int] = set()
+        #: The greenlet that runs the end, once it is under way.
+        self._stopping: gevent.Greenlet[..., Any] | None = None
+
+    def run(self) -> int:
+        """Run the application.  May switch.
+
+        Returns:
+            An exit code of :mod:`greenconn.running.codes`.
+        """
+        handlers = [gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS]
+        helpers = [gevent.spawn(self._watch_manager)]
+        server: WSGIServer | None = None
+        try:
+            try:
+                app = self._load()
+                consumers = app.start()
+                if self._health is not None:
+                    server = self._probes(*self._health)
+            except Exception as exc:
+                return self._boot_failed(exc)
+            for each in consumers:
+                each.rawlink(self._note_end)
+            if self._reloads:
+                helpers.append(gevent.spawn(self._watch_files))
+            logger.info("%r runs in process %d", app, os.getpid())
+            self._ending.wait()
+            return self._end()
+        finally:
+            gevent.killall(helpers)
+            if server is not None:
+                server.stop(timeout=0)
+            for handler in handlers:
+                handler.cancel()
+
+    def _on_signal(self, number: int) -> None:
+        """Handle a signal, in a greenlet of its own."""
+        is_hasty = number == signal.SIGQUIT or number in self._received
+        self._received.add(number)
+        logger.info("received %s: stopping", signal.Signals(number).name)
+        self._ending.set()
+        if is_hasty:
+            self._graceful_timeout = 0.0
+            if self._stopping is not None:
+                self._stopping.kill(block=False)
+
+    def _end(self) -> int:
+        while True:
+            deadline = Deadline(time_for_handlers(self._graceful_timeout))
+            self._stopping = gevent.spawn(stop_and_close, deadline)
+            self._stopping.join()
+            if isinstance(self._stopping.value, gevent.GreenletExit):
+                continue  # a further signal
+            if self._stopping.value is not True and self._exit_code == STOPPED:
+                self._exit_code = FAILED
+            return self._exit_code
+
+    def _note_end(self, consumer: ConsumerGreenlet) -> None:
+        # In the hub.  One that the program stops by itself ends without an error.
+        if not consumer.successful() and not self._ending.is_set():
+            # Why is in the log already.
+            logger.error("consumer %s failed: stopping", consumer.lifecycle.options.name)
+            self._exit_code = FAILED
+            self._ending.set()
+
+    def _boot_failed(self, error: Exception) -> int:
+        if isinstance(error, ValueError) and error.__traceback__ is not None and _is_ours(error):
+            logger.error("%s", error)
+        else:
+            logger.error(
+                "the application could not be started:\n%s",
+                "".join(traceback.format_exception(error)).rstrip(),
+            )
+        if not self._reloads:
+            return BOOT_FAILED
+        logger.info("waiting for a change of its files")
+        watching = gevent.spawn(self._watch_files, files_of_error(error))
+        self._ending.wait()
+        watching.kill()
+        return self._exit_code
+
+    def _watch_files(self, further: tuple[str, ...] = ()) -> None:
+        path = SourceFiles(further).wait_change()
+        logger.info("%s changed: reloading", os.path.relpath(path))
+        self._exit_code = RELOAD
+        self._ending.set()
+
+    def _watch_manager(self) -> None:
+        """End when the manager is gone: a process without one would never be stopped or replaced."""
+        manager = os.environ.get(MANAGER_VARIABLE)
+        while manager is not None:
+            if os.getppid() != int(manager):
+                logger.warning("the manager of process %d is gone: stopping", os.getpid())
+                self._ending.set()
+                return
+            gevent.sleep(INTERVAL)
+
+    def _probes(self, host: str, port: int) -> WSGIServer:
+        port += int(os.environ.get(INDEX_VARIABLE, 0)) if port else 0
+        server = WSGIServer((host, port), Probes(), log=None)
+        server.start()
+        logger.info("health at http://%s:%d/health/ready", host, server.server_port)
+        return server
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether :func:`load_app` raised it, whose text says all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].filename == __file__

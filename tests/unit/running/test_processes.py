@@ -1,0 +1,66 @@
+"""The manager of processes: it runs in a process of its own, which it blocks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from greenconn.running.processes import command_line, is_managed
+from tests.integration.processes import run
+
+pytestmark = [pytest.mark.programs]
+
+MANAGER = """
+import logging, sys
+from greenconn.running.processes import ProcessManager
+logging.basicConfig(level="INFO", format="%(message)s")
+print(ProcessManager([sys.executable, "-c", sys.argv[1]], int(sys.argv[2])).run())
+assert "gevent" not in sys.modules
+"""
+
+
+def test_an_application_that_cannot_start_ends_all() -> None:
+    program = (
+        "import os, sys, time\n"
+        "time.sleep(99) if os.environ['GREENCONN_PROCESS'] == '0' else sys.exit(3)\n"
+    )
+    outcome = run("-c", MANAGER, program, "2")
+    assert outcome.output == "3\n"
+    assert "could not start the application: stopping" in outcome.errors
+
+
+def test_what_asks_for_a_reload_is_started_again_at_once(tmp_path: Path) -> None:
+    log = tmp_path / "lives"
+    program = (
+        "import sys\n"
+        f"with open({str(log)!r}, 'a+') as log:\n"
+        "    log.write('x')\n"
+        "    count = log.tell()\n"
+        "sys.exit(4 if count < 4 else 3)\n"
+    )
+    outcome = run("-c", MANAGER, program, "1")
+    assert outcome.output == "3\n"
+    assert log.read_text() == "xxxx"
+    assert "another is started" not in outcome.errors
+
+
+def test_what_ends_soon_is_started_again_later_and_later(tmp_path: Path) -> None:
+    log = tmp_path / "lives"
+    program = (
+        "import sys\n"
+        f"with open({str(log)!r}, 'a+') as log:\n"
+        "    log.write('x')\n"
+        "    count = log.tell()\n"
+        "sys.exit(count if count < 3 else 3)\n"
+    )
+    outcome = run("-c", MANAGER, program, "1")
+    assert outcome.output == "3\n"
+    assert "exited with 1; another is started in 1 s" in outcome.errors
+    assert "exited with 2; another is started in 2 s" in outcome.errors
+
+
+def test_this_process_is_not_managed() -> None:
+    assert not is_managed()
+    assert command_line()[0] == sys.executable

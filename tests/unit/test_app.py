@@ -1,0 +1,243 @@
+"""Applications: what they declare, where they run, and what surrounds their handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import flask
+import gevent
+import pytest
+from gevent.event import Event
+
+import greenconn
+from greenconn import App, Queue
+from greenconn.exceptions import RemoteError
+from greenconn.testing import MemoryBroker
+
+SOON = 20.0
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+def test_consumers_and_servers_run_together(app: App) -> None:
+    mailed: list[Any] = []
+
+    @app.consumer("mail", concurrency=2)
+    def send_mail(body: Any, message: Any) -> None:
+        gevent.sleep(0)
+        mailed.append(body)
+
+    @app.rpc("add")
+    def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    with app.testing() as test:
+        app.publish("mail", 1)
+        assert app.publish_many("mail", range(2, 5)) == 3
+        assert app.call("add", [1, 2, 3]) == 6
+        test.wait_until_handled(SOON)
+        assert sorted(mailed) == [1, 2, 3, 4]
+        names = [each.lifecycle.options.name for each in app.consumers]
+        assert names == ["mail", "add"]
+        assert [each.answers_calls for each in app.consumers] == [False, True]
+    assert app.consumers == []
+    assert add([4]) == 4  # it is still the function
+
+
+def test_what_is_declared_runs_at_the_broker_of_the_application(unique_memory: str) -> None:
+    app = App(unique_memory)
+    handled = Event()
+    app.consumer("mail")(lambda body, message: handled.set())
+    started = app.start()
+    assert app.start() == started  # not twice
+    assert app.wait_ready(SOON)
+    assert app.connection is not None
+    greenconn.publish("mail", 1, connection=app.connection)
+    assert handled.wait(SOON)
+    with pytest.raises(RuntimeError, match=r"must be called before start\(\): consumers run"):
+        app.configure("memory://")
+    assert app.stop(SOON)
+    assert app.consumers == []
+    again = app.start()
+    assert again != started
+    assert app.stop(SOON)
+    app.connection.close()
+
+
+@pytest.fixture
+def unique_memory() -> Iterator[str]:
+    with MemoryBroker() as broker:
+        yield broker.url
+
+
+def test_an_application_in_text(unique_memory: str) -> None:
+    app = App()
+    assert repr(app) == "<App: 0 consumers, the default connection>"
+    app.consumer("mail")(lambda body, message: None)
+    app.configure(unique_memory)
+    assert repr(app).startswith("<App: 1 consumers, memory://")
+
+
+@pytest.mark.parametrize(
+    ("declare", "error", "text"),
+    [
+        (lambda app: app.consumer(print), TypeError, r"@app.consumer\('mail'\)"),
+        (lambda app: app.consumer("mail")(3), TypeError, "function must be a callable, got 3"),
+        (
+            lambda app: app.consumer("mail", connection="memory://"),
+            TypeError,
+            r"connection must be given to App\(\)",
+        ),
+        (lambda app: app.around_handle(3), TypeError, "context must be a callable, got 3"),
+        (lambda app: app.start(), RuntimeError, "declares no consumer"),
+        (lambda app: app.configure("nothing://"), KeyError, "nothing"),
+    ],
+)
+def test_wrong_declarations(
+    app: App, declare: Callable[[Any], Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        declare(app)
+
+
+def test_a_wrong_option_starts_nothing(app: App) -> None:
+    app.consumer("mail")(lambda body, message: None)
+    app.consumer("post", concurency=3)(lambda body, message: None)
+    with MemoryBroker(), pytest.raises(TypeError, match="did you mean 'concurrency'"):
+        app.start()
+    assert app.consumers == []
+
+
+def test_contexts_around_handlers_and_publishes(app: App) -> None:
+    events: list[Any] = []
+
+    @app.around_handle
+    def first(message: Any) -> Iterator[None]:
+        events.append(("first", message.headers["trace"]))
+        try:
+            yield
+        finally:
+            events.append("first left")
+
+    @app.around_handle
+    @contextmanager
+    def second(message: Any) -> Iterator[None]:
+        events.append("second")
+        yield
+        events.append("second left")
+
+    @app.around_publish
+    def trace(target: Any, body: Any, headers: dict[str, Any]) -> Iterator[None]:
+        headers["trace"] = f"{target} {body}"
+        yield
+        events.append("published")
+
+    @app.consumer("mail", on_error="reject")
+    def handle(body: Any, message: Any) -> None:
+        events.append(body)
+        if body == "bad":
+            raise ValueError(body)
+
+    @app.rpc("double")
+    def double(body: int) -> int:
+        if body < 0:
+            raise ValueError("negative")
+        return 2 * body
+
+    given = {"a": 1}
+    with app.testing() as test:
+        app.publish("mail", "good", headers=given)
+        test.wait_until_handled(SOON)
+        around = [("first", "mail good"), "second", "good", "second left", "first left"]
+        assert [each for each in events if each != "published"] == around
+        assert given == {"a": 1}
+        events.clear()
+        app.publish("mail", "bad")
+        test.wait_until_handled(SOON)
+        around = [("first", "mail bad"), "second", "bad", "first left"]
+        assert [each for each in events if each != "published"] == around
+        events.clear()
+        assert app.call("double", 4) == 8
+        around = [("first", "double 4"), "second", "second left", "first left"]
+        assert [each for each in events if each != "published"] == around
+        with pytest.raises(RemoteError, match="negative"):
+            app.call("double", -1)
+
+
+def test_a_context_that_fails_is_a_failure_of_the_handler(app: App) -> None:
+    @app.around_handle
+    def refuse(message: Any) -> Iterator[None]:
+        if message.delivery_info["redelivered"]:
+            yield
+        else:
+            raise ValueError("not yet")
+
+    handled: list[Any] = []
+    app.consumer("mail", on_error="requeue")(lambda body, message: handled.append(body))
+    with app.testing() as test:
+        app.publish("mail", 1)
+        test.wait_until_handled(SOON)
+    assert handled == [1]
+
+
+def test_what_is_left_is_named(app: App) -> None:
+    release = Event()
+    app.consumer("mail")(lambda body, message: release.wait(SOON))
+    with app.testing() as test:
+        app.publish_many("mail", range(12))
+        with pytest.raises(TimeoutError, match="mail: 2 waiting, 10 in handlers"):
+            test.wait_until_handled(0.05)
+        release.set()
+        test.wait_until_handled(SOON)
+
+
+def test_the_broker_of_the_application_is_back_after_a_test(unique_memory: str) -> None:
+    app = App(unique_memory)
+    app.consumer(Queue("mail"))(lambda body, message: None)
+    before = app.connection
+    with app.testing() as test:
+        assert app.connection is None
+        app.publish(Queue("mail"), 1)
+        test.wait_until_handled(SOON)
+        assert test.broker.url != unique_memory
+    assert app.connection is before
+
+
+def test_messages_that_expire_in_a_test(app: App) -> None:
+    app.consumer("mail")(lambda body, message: None)
+    with app.testing() as test:
+        app.publish("later", 1, expiration=60)
+        assert test.broker.count("later") == 1
+        test.clock.move(61)
+        assert test.broker.count("later") == 0
+        assert test.broker.count("nothing") == 0
+
+
+def test_handlers_run_within_the_context_of_flask(app: App) -> None:
+    site = flask.Flask("site")
+    site.config["GREETING"] = "hello"
+    app.init_app(site)
+    assert site.extensions == {"greenconn": app}
+    greeted: list[str] = []
+
+    @app.consumer("mail")
+    def greet(body: str, message: Any) -> None:
+        greeted.append(f"{flask.current_app.config['GREETING']} {body}")
+
+    with app.testing() as test:
+        app.publish("mail", "ada")
+        test.wait_until_handled(SOON)
+    assert greeted == ["hello ada"]
+
+
+def test_flask_names_the_broker(app: App) -> None:
+    site = flask.Flask("site")
+    site.config["GREENCONN_URL"] = "memory:///of_flask"
+    app.init_app(site)
+    assert app.connection is not None
+    assert app.connection.virtual_host == "of_flask"
