@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from greenconn.common import eventloop
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
-    from greenconn.entity import Exchange, Queue, binding
+    from greenconn.entity import Exchange, Queue, SuperStream, binding
     from greenconn.identity import uuid
     from greenconn.message import Message
     from greenconn.messaging import Consumer, Producer
@@ -43,6 +43,7 @@ __all__ = [
     "Queue",
     "QueueOffsets",
     "Retry",
+    "SuperStream",
     "__version__",
     "binding",
     "configure",
@@ -68,7 +69,7 @@ _NAMES = {
     "common": ("eventloop",),
     "connection": ("BrokerConnection", "Connection"),
     "defaults": ("configure",),
-    "entity": ("Exchange", "Queue", "binding"),
+    "entity": ("Exchange", "Queue", "SuperStream", "binding"),
     "identity": ("uuid",),
     "message": ("Message",),
     "messaging": ("Consumer", "Producer"),

@@ -11,6 +11,7 @@ from greenconn.entity.exchange import (
     maybe_delivery_mode,
 )
 from greenconn.entity.queue import Queue
+from greenconn.entity.super_stream import SuperStream
 
 __all__ = [
     "DELIVERY_MODES",
@@ -19,6 +20,7 @@ __all__ = [
     "TRANSIENT_DELIVERY_MODE",
     "Exchange",
     "Queue",
+    "SuperStream",
     "binding",
     "maybe_declare",
     "maybe_delivery_mode",

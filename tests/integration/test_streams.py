@@ -11,10 +11,11 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.entity import Queue
+from greenconn.entity import Queue, SuperStream
 from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
 from greenconn.offsets import FileOffsets, QueueOffsets
 from greenconn.options import Retry
+from greenconn.publishing import publish
 from greenconn.streams import OffsetStore
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
@@ -483,3 +484,50 @@ def test_a_replay_from_a_time_on(connection: Connection, unique: str) -> None:
     assert reader.wait(5) == list(range(5, 10))
     reader.stop()
     connection.default_channel.queue_delete(unique)
+
+
+@pytest.fixture
+def super_stream(connection: Connection, unique: str) -> Iterator[SuperStream]:
+    """A super stream of three partitions."""
+    made = SuperStream(unique)
+    made.declare(connection.default_channel)
+    yield made
+    made.delete(connection.default_channel)
+
+
+def test_a_super_stream_keeps_the_order_of_each_key(
+    connection: Connection, super_stream: SuperStream
+) -> None:
+    keys = [f"customer {number}" for number in range(10)]
+    for number in range(60):
+        key = keys[number % 10]
+        publish(super_stream.stream_of(key), [key, number], connection=connection)
+    seen: list[tuple[str, list[Any]]] = []
+
+    def handle(body: list[Any], message: Any) -> None:
+        seen.append((message.delivery_info["consumer_tag"], body))
+
+    reader = Reader(
+        list(super_stream.streams), connection, handler=handle, offset="first", prefetch_count=30
+    )
+    until(lambda: len(seen) == 60)
+    reader.stop()
+    assert len({tag for tag, _ in seen}) == 3
+    for key in keys:
+        came = [(tag, body[1]) for tag, body in seen if body[0] == key]
+        assert len({tag for tag, _ in came}) == 1
+        assert [number for _, number in came] == sorted(number for _, number in came)
+
+
+def test_a_super_stream_is_bound_as_rabbitmq_binds_it(
+    connection: Connection, super_stream: SuperStream
+) -> None:
+    # Clients of the stream protocol publish through the exchange, by the number of a partition.
+    super_stream.declare(connection.default_channel)  # again: nothing differs
+    producer = connection.Producer()
+    for number in range(3):
+        producer.publish(0, exchange=super_stream.name, routing_key=str(number))
+    for stream in super_stream.streams:
+        reader = Reader(stream.name, connection, offset="first")
+        assert reader.wait(1) == [0]
+        reader.stop()
