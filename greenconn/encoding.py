@@ -12,6 +12,8 @@ __all__ = [
     "as_text",
     "bytes_to_str",
     "charset",
+    "charset_of",
+    "decoded",
     "default_encode",
     "default_encoding",
     "ensure_bytes",
@@ -130,12 +132,21 @@ def charset(name: str) -> str | None:
     return _CHARSETS.get(normalize_encoding(name).lower())
 
 
-def as_text(raw: Any, encoding: Any) -> Any:
-    """Return a body as amqp's ``auto_decode``: text where *encoding* is one of text, else as it is."""
-    known = charset(encoding) if encoding and isinstance(encoding, str) else None
+def charset_of(encoding: Any) -> str | None:
+    """Return the character set that a content encoding names; None if it is not one of text."""
+    return charset(encoding) if encoding and isinstance(encoding, str) else None
+
+
+def decoded(raw: Any, known: str | None) -> Any:
+    """Return a body as text in the character set *known*; as it is if that is None or cannot be."""
     if known is not None:
         try:
             return str(raw, known)
         except (LookupError, UnicodeError, TypeError):  # not one of text, or text already
             pass
     return raw
+
+
+def as_text(raw: Any, encoding: Any) -> Any:
+    """Return a body as amqp's ``auto_decode``: text where *encoding* is one of text, else as it is."""
+    return decoded(raw, charset_of(encoding))

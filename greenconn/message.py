@@ -174,8 +174,12 @@ class Message:
         except BaseException:
             self._state = state
             raise
-        # A channel may be the program's own, or stand in for one in its tests.
-        if flush or (flush is None and getattr(channel, "flushes_acks", False) is True):
+        if flush is None:
+            try:
+                flush = channel.flushes_acks
+            except AttributeError:  # a channel of the program's own
+                return
+        if flush is True:  # what stands in for a channel in tests may say anything
             channel.flush_acks()
 
     def reject(self, requeue: bool = False, *, flush: bool | None = None) -> None:
@@ -216,7 +220,12 @@ class Message:
         except BaseException:
             self._state = state
             raise
-        if flush or (flush is None and getattr(channel, "flushes_acks", False) is True):
+        if flush is None:
+            try:
+                flush = channel.flushes_acks
+            except AttributeError:
+                return
+        if flush is True:
             channel.flush_acks()
 
     def put_back(self) -> None:

@@ -381,18 +381,21 @@ class Consumer:
         on_message: Any = self.on_message
         body = None
         try:
-            is_ours = isinstance(message, Message)
-            if not is_ours:  # a raw message, from a channel of another library
-                to_python = getattr(self._channel, "message_to_python", None)
+            if not isinstance(message, Message):
+                # A raw one, of a channel of another library.
+                to_python = getattr(  # type: ignore[unreachable]  # for types, only ours come here
+                    self._channel, "message_to_python", None
+                )
                 if to_python is not None:
                     message = to_python(message)
+                if message.errors:
+                    message._reraise_error()
             if self.accept is not None:
                 message.accept = self.accept
-            # Decoding a Message raises its errors; a check before would cost more than decoding.
-            if (on_message is not None or not is_ours) and message.errors:
-                message._reraise_error()
             if on_message is None:
-                body = message.decode()
+                body = message.decode()  # raises its errors, too
+            elif message.errors:
+                message._reraise_error()
         except Exception as exc:
             if self.on_decode_error is None:
                 raise

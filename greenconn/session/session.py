@@ -25,6 +25,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
+from gevent import get_hub
+
 from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
@@ -219,8 +221,9 @@ class Session:
         """The current life if its members are restored, else None.  Never switches."""
         life = self.life
         if self._state is _OPEN and life.is_open:
-            if self._hub_affinity is not None:
-                self._hub_affinity.check(self)
+            affinity = self._hub_affinity
+            if affinity is not None and get_hub() is not affinity.hub:
+                affinity.check(self)
             return life
         return None
 

@@ -494,9 +494,10 @@ class Transport(Generic[L]):
 
     def drain_events(self, connection: L, timeout: float | None = None) -> None:
         """Run the next event of a link in the calling greenlet; see :meth:`Link.drain`."""
-        drain = getattr(connection, "drain", None) or _part(
-            self, connection, "drain_events", "drain"
-        )
+        try:
+            drain = connection.drain
+        except AttributeError:
+            drain = _part(self, connection, "drain_events", "drain")
         drain(timeout)
 
     def heartbeat_check(self, connection: L, rate: int = 2) -> None:

@@ -329,7 +329,8 @@ def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method]
     left to the caller, who finds out whether it is rare, incomplete or wrong: so nothing here raises.
 
     Arguments:
-        room: bytes that all three together may have; below both the limit of a frame and of a body.
+        room: bytes that all three frames together may have before the last one's end: no more than
+            one of them may have, and no more than a body.
 
     Returns:
         The position of the first frame that was not taken.
@@ -343,21 +344,24 @@ def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method]
     last = end - _SMALLEST_CONTENT
     while position + 11 < last:
         kind, channel, size, ids = method_at(data, position)
-        middle = position + 7 + size
+        method_begin = position + 7
+        middle = method_begin + size
         if kind != METHOD or ids not in _WITH_CONTENT or middle > last:
             break
         mark, header_size, body_size = header_at(data, middle)
-        stop = middle + 8 + header_size
+        header_begin = middle + 8
+        stop = header_begin + header_size
         if mark != _HEADER_FOLLOWS | channel or header_size < 14 or stop + 9 > end:
             break
         mark, size_here = body_at(data, stop)
-        after = stop + 8 + body_size
+        body_begin = stop + 8
+        after = body_begin + body_size
         if (
             mark != _BODY_FOLLOWS | channel
             or size_here != body_size
             or after >= end
             or not body_size
-            or size + header_size + body_size + 8 > room  # below that each is
+            or after - position > room
             or data[after] != 0xCE
         ):
             break
@@ -365,9 +369,9 @@ def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method]
             (
                 channel,
                 ids,
-                data[position + 7 : middle],
-                data[middle + 8 : stop],
-                data[stop + 8 : after],
+                data[method_begin:middle],
+                data[header_begin:stop],
+                data[body_begin:after],
             )
         )
         position = after + 1

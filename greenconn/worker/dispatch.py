@@ -133,8 +133,8 @@ class Dispatcher:
         self._workers.add(worker)
         inbox, run = self.inbox, self._run
         try:
-            while self._has_work():
-                worker.load = load = self._take()
+            while (load := self._next_load()) is not None:
+                worker.load = load
                 if inbox and not self._is_called and len(self._workers) < self.limit:
                     self.call_worker()
                 run(load)
@@ -168,8 +168,9 @@ class Dispatcher:
     def _has_work(self) -> bool:
         return bool(self.inbox) and not self.is_held
 
-    def _take(self) -> Any:
-        return self.inbox.popleft()
+    def _next_load(self) -> Any:
+        """Take what is to be handled next; None where there is nothing."""
+        return self.inbox.popleft() if self.inbox and not self.is_held else None
 
     @property
     def is_idle(self) -> bool:
@@ -393,7 +394,9 @@ class BatchDispatcher(Dispatcher):
         arrivals = self._arrivals
         return bool(arrivals) and monotonic() >= arrivals[0] + self._interval - EARLY
 
-    def _take(self) -> Any:
+    def _next_load(self) -> MessageBatch | None:
+        if not self._has_work():
+            return None
         if self._ready:
             return self._ready.popleft()
         count = min(len(self.inbox), self._size_of_batch)

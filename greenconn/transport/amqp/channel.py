@@ -101,6 +101,7 @@ class Channel(DeclaringChannel):
         self.consumers = Consumers(self, link, self.calls, self.acks)
         self.publisher = Publisher(self, link, self.calls)
         self.returns = Returns(self, link, self.publisher)
+        self.flushes_acks = False  # of its own, since it is read with each ack
         self.no_ack_consumers = self.consumers.no_ack
         self.streams = self.consumers.streams
         #: Take a delivery over.  Called by the reader, for each message.

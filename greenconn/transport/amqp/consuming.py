@@ -56,8 +56,11 @@ __all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "r
 logger = logging.getLogger("greenconn.transport.amqp")
 
 _delivery_tag = Struct(">Q")
+_tag_and_redelivered = Struct(">QB")
 #: Number of deliveries beyond the prefetch that are tolerated.
 _SLACK: Final = 1000
+#: Most deliveries between two checks of the prefetch.
+_CHECK_INTERVAL: Final = 10_000
 #: Maximum number of tags of former stream consumers that a channel remembers.
 _STREAMS_KEPT: Final = 1024
 _GET_OK: Final = ids_of(spec.Basic.GetOk)
@@ -295,7 +298,9 @@ class Consumers:
         "_link",
         "_max_outstanding",
         "_number",
+        "_outstanding",
         "_prefetch",
+        "_unchecked_tag",
         "by_tag",
         "no_ack",
         "qos",
@@ -310,6 +315,10 @@ class Consumers:
         self._prefetch = 0
         #: Number of unacknowledged deliveries above which the broker violates the prefetch.
         self._max_outstanding: float = _SLACK
+        #: The first delivery tag with which that may be so: the limit is never lowered.
+        self._unchecked_tag = _SLACK + 1
+        #: The ledger's, which stays the same dict.
+        self._outstanding = acks.ledger.outstanding
         self._channel = channel
         self._number = channel.channel_id
         self._link = link
@@ -630,25 +639,35 @@ class Consumers:
         """Pass a delivery to its consumer."""
         end = 5 + payload[4]
         consumer = self.by_tag.get(payload[5:end])
-        tag = _delivery_tag.unpack_from(payload, end)[0]
+        tag, is_redelivered = _tag_and_redelivered.unpack_from(payload, end)
         if consumer is None:
             # In the ledger first: otherwise a later multiple ack would include it.  If the channel is
             # being closed, the broker requeues it.
-            self._acks.ledger.outstanding[tag] = None
+            self._outstanding[tag] = None
             self._acks.requeue_unseen(tag)
             return
         if not consumer.no_ack:
-            outstanding = self._acks.ledger.outstanding
-            outstanding[tag] = None
-            if len(outstanding) > self._max_outstanding:
-                raise FrameError(
-                    f"the broker exceeded the prefetch of channel {self._number}: "
-                    f"{len(outstanding)} deliveries are unacknowledged"
-                )
+            self._outstanding[tag] = None
+            if tag >= self._unchecked_tag:
+                self._check_prefetch(tag)
         message = Delivery(self._channel, tag, payload, header, body, consumer.tag)
-        if payload[end + 8]:
+        if is_redelivered:
             self._link.queues.check_delivery_count(consumer.queue, message)
         consumer.deliver(message)
+
+    def _check_prefetch(self, tag: int) -> None:
+        """Check that the broker obeys the prefetch, and note the tag at which to check again.
+
+        Raises:
+            FrameError: it does not.
+        """
+        count = len(self._outstanding)
+        if count > self._max_outstanding:
+            raise FrameError(
+                f"the broker exceeded the prefetch of channel {self._number}: "
+                f"{count} deliveries are unacknowledged"
+            )
+        self._unchecked_tag = tag + 1 + int(min(self._max_outstanding - count, _CHECK_INTERVAL))
 
     def on_cancel(self, reply: Reply) -> None:
         """Handle ``basic.cancel`` of the broker."""
