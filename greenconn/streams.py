@@ -130,8 +130,10 @@ class StreamPosition:
         return min([*unhandled, *self._outstanding], default=self._next)
 
     def begin_at(self, offset: int) -> None:
-        """Begin at *offset*, where the reader was when its former program ended."""
+        """Begin at *offset*, before which another program has settled all."""
         self._next = offset
+        self._outstanding.clear()
+        self._unhandled = None
 
     @property
     def has_read(self) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent.lock import BoundedSemaphore
 
@@ -35,7 +35,6 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
 from greenconn.streams import OFFSET, StreamPosition
-from greenconn.worker.dispatch import Dispatcher
 from greenconn.worker.offsets import OffsetRecorder
 from greenconn.worker.options import ConsumerOptions, QueueLike
 
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from greenconn.session.session import Session
     from greenconn.transport.base import Link
 
-__all__ = ["SharedChannel", "SharedChannels", "Sink", "Subscription"]
+__all__ = ["ReadingRight", "SharedChannel", "SharedChannels", "Sink", "Subscription"]
 
 #: Consumers of one channel.
 CONSUMERS_PER_CHANNEL: Final = 50
@@ -243,6 +242,15 @@ class CountedSink(Sink):
         self._put(message)
 
 
+class ReadingRight(Protocol):
+    """The right to read a stream."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it may be read now."""
+        ...
+
+
 class Subscription:
     """A queue that a consumer consumes from, over all lives of its connection.
 
@@ -250,9 +258,10 @@ class Subscription:
         options: the consumer's.
         queue: a name, or a ``Queue`` to declare.
         prefetch: messages that may be unacked; 0 is no limit.
-        dispatcher: where messages go.
+        put: takes a message over; called by the reader.
         on_change: called with this, its channel and the reason when it is lost.  Must not switch.
         on_closing: called with its channel, which is about to be closed by this program.  May switch.
+        right: says whether it may read; None: it may.
 
     Attributes:
         tag: consumer tag; it stays the same over reconnects, not after the broker has cancelled it.
@@ -261,14 +270,15 @@ class Subscription:
     """
 
     __slots__ = (
-        "_dispatcher",
         "_expectation",
         "_on_change",
         "_on_closing",
         "_options",
         "_position",
+        "_put",
         "_queue",
         "_recorder",
+        "_right",
         "_shared",
         "_sink",
         "fails_alone",
@@ -282,13 +292,15 @@ class Subscription:
         options: ConsumerOptions,
         queue: QueueLike,
         prefetch: int,
-        dispatcher: Dispatcher,
+        put: Callable[[Any], None],
         on_change: Callable[[Subscription, Any, BaseException], None],
         on_closing: Callable[[Any], None],
+        right: ReadingRight | None = None,
     ) -> None:
         self._options = options
         self._queue = queue
-        self._dispatcher = dispatcher
+        self._put = put
+        self._right = right
         self._on_change = on_change
         self._on_closing = on_closing
         offset = options.offset_of(queue)
@@ -326,9 +338,18 @@ class Subscription:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the broker has confirmed it and nothing has been lost since."""
+        """Whether the broker has confirmed it and nothing has been lost since.
+
+        One that may not read is confirmed while it does not.
+        """
         sink = self._sink
-        return sink is not None and sink.is_confirmed and sink.lost is None
+        is_reading = sink is not None and sink.is_confirmed and sink.lost is None
+        return is_reading if self._right is None else is_reading is self._right.is_held
+
+    @property
+    def must_stand_down(self) -> bool:
+        """Whether it reads, and another reader of its name may have begun."""
+        return self._right is not None and not self._right.is_held and not self.is_confirmed
 
     def _new_recorder(self) -> OffsetRecorder | None:
         options = self._options
@@ -460,7 +481,7 @@ class Subscription:
                 pass  # the channel is gone, and the consumer with it
 
     def _new_sink(self, channel: Channel) -> Sink:
-        put: Callable[[Any], None] = self._dispatcher.put
+        put = self._put
         if self._position is not None:
             put = self._position.watching(put)
         if self._recorder is not None:
@@ -515,6 +536,14 @@ class Subscription:
         finally:
             sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
             self._release(channels)
+
+    def stand_down(self, channels: SharedChannels) -> Channel | None:
+        """Read no more until it may again, and return the channel that it was read on.  May switch."""
+        sink = self._sink
+        if self._recorder is not None:
+            self._recorder.stand_down()
+        self.cancel(channels)
+        return None if sink is None else sink.channel
 
     def store_offset(self, deadline: Deadline) -> None:
         """Store the last offset of a stream, once nothing is handled any more.  May switch."""

@@ -384,6 +384,8 @@ def spawn_consumer(
             the reader of that *name* goes on in its next program; ``offset``, else ``'first'``, is
             for its first one.  Stored every ``store_every`` messages (1000) or ``store_interval``
             seconds (5), and at the end.
+            ``single_active``: of all readers of that *name*, in all programs, one reads each stream,
+            and another goes on when it ends.
 
     Raises:
         TypeError: an option that is not known, or a value of another type.

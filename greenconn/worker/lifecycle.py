@@ -31,6 +31,7 @@ from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.time_limit import TimeLimit
 from greenconn.session.connect import is_lockout
+from greenconn.worker.active import ActiveReader
 from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
 from greenconn.worker.handling import BatchHandling, Handling
@@ -146,6 +147,7 @@ class ConsumerLifecycle:
     """
 
     __slots__ = (
+        "_active",
         "_cancelled",
         "_group",
         "_is_forgotten",
@@ -154,6 +156,7 @@ class ConsumerLifecycle:
         "_overdue",
         "_own_connection",
         "_parent",
+        "_queues",
         "_recovery",
         "_session",
         "_subscriptions",
@@ -186,10 +189,19 @@ class ConsumerLifecycle:
         self.handling.retry_later = self.dispatcher.retry_later
         self.handling.on_exit = self.shut_down
         self.handling.has_dead_letters = self._has_dead_letters
-        self._subscriptions = tuple(
-            Subscription(options, queue, share, self.dispatcher, self._on_lost, self._on_closing)
+        #: Where only one reader of a name is active, one for each queue.
+        self._active = tuple(
+            ActiveReader(options, connection, queue, self._on_held, self._on_lost, self._on_closing)
+            for queue in (options.queues if options.single_active else ())
+        )
+        rights = iter(self._active)
+        put, on_lost, on_closing = self.dispatcher.put, self._on_lost, self._on_closing
+        self._queues: tuple[Subscription, ...] = tuple(
+            Subscription(options, queue, share, put, on_lost, on_closing, next(rights, None))
             for queue, share in zip(options.queues, options.shares(), strict=True)
         )
+        #: All; the right to read a queue is asked for before.
+        self._subscriptions: tuple[Subscription, ...] = self._active + self._queues
         self._recovery = SubscriptionRecovery(self._session, group.channels, self._subscriptions)
         self.state = ConsumerState.STARTING
         self.error: BaseException | None = None
@@ -356,6 +368,9 @@ class ConsumerLifecycle:
         while self._cancelled:
             self._cancelled[0].resolve(self._session)
             del self._cancelled[0]
+        for queue in self._queues:
+            if queue.must_stand_down:
+                self._stand_down(queue)
         outcome = self._recovery.attempt()
         if outcome is RecoveryOutcome.CLOSED:
             self.shut_down()
@@ -365,11 +380,22 @@ class ConsumerLifecycle:
             self._group.join_recovery()
             self._move(ConsumerState.RUNNING)
 
+    def _stand_down(self, queue: Subscription) -> None:
+        """Read no more of a stream that another reader of this name may read now."""
+        logger.info("consumer of queue %s is not the active one any more", queue.name)
+        tag = queue.tag
+        channel = queue.stand_down(self._group.channels)
+        if channel is not None:
+            for message, has_begun in self.dispatcher.drop(channel, tag):
+                self.handling.requeue(message, has_begun=has_begun)
+
     def _cancel_and_requeue(self) -> None:
         """Cancel the consumer, and requeue what no handler has begun."""
         self._cancel()
         if not self.options.no_ack:
             self._requeue_all()
+            if self._active and self._target is TargetState.PAUSED:
+                self._let_others_read()
         elif self._target is TargetState.STOPPED:
             self.dispatcher.is_held = False
             self.dispatcher.stop_batching()
@@ -377,7 +403,7 @@ class ConsumerLifecycle:
         self.is_cancelled = True
 
     def _cancel(self, *, nowait: bool = False) -> None:
-        for subscription in self._subscriptions:
+        for subscription in self._queues:
             try:
                 subscription.cancel(self._group.channels, nowait=nowait)
             except Exception as exc:
@@ -416,9 +442,7 @@ class ConsumerLifecycle:
             self._requeue_all()
             while not self.dispatcher.is_idle:
                 self.changed.wait(_ENDLESS)
-        deadline = Deadline(CANCEL_TIMEOUT)
-        for subscription in self._subscriptions:
-            subscription.store_offset(deadline)
+        self._let_others_read()
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s: %d messages are lost, as it has no_ack and was closed before "
@@ -428,6 +452,14 @@ class ConsumerLifecycle:
             )
         if self._own_connection is not None:
             self._own_connection.close()
+
+    def _let_others_read(self) -> None:
+        """Store the last offsets, and let another reader of this name begin there."""
+        deadline = Deadline(CANCEL_TIMEOUT)
+        for queue in self._queues:
+            queue.store_offset(deadline)
+        for active in self._active:
+            active.release(self._group.channels, deadline)
 
     def _cancel_task(self) -> None:
         """End the task under way, and wait until it has ended.  May switch."""
@@ -450,6 +482,10 @@ class ConsumerLifecycle:
         self.changed.wake_all()
 
     # Changes
+
+    def _on_held(self) -> None:
+        # In the reader: one of its streams may be read.
+        self.changed.wake_all()
 
     def _on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
         # In the reader.

@@ -77,7 +77,7 @@ class OffsetRecorder:
         self._greenlet: Greenlet[..., Any] | None = None
 
     def load(self) -> None:
-        """Begin where the reader has ended, the first time that this is called.  May switch.
+        """Begin where the reader has ended, once until it stands down.  May switch.
 
         Raises:
             Exception: what the store raised.
@@ -86,7 +86,8 @@ class OffsetRecorder:
             return
         offset = self._store.load(self._stream, self._reader)
         if offset is not None:
-            self._position.begin_at(offset)
+            # Where this one was before it stood down may not have been stored.
+            self._position.begin_at(max(offset, self._position.settled_before or 0))
         self._stored = offset
         self._is_loaded = True
         self._ticker.start()
@@ -106,7 +107,7 @@ class OffsetRecorder:
     def _due(self) -> int | None:
         """The offset that is to be stored; None while there is nothing new."""
         offset = self._position.settled_before
-        return None if offset == self._stored else offset
+        return None if offset == self._stored or not self._is_loaded else offset
 
     def _on_tick(self, lag: float) -> None:
         # In the hub.
@@ -140,15 +141,23 @@ class OffsetRecorder:
             self._greenlet = None
 
     def finish(self, deadline: Deadline) -> None:
-        """Store the last offset, if that can be done before *deadline*, and end.  May switch."""
-        self.stop()
-        while self._is_loaded and self._due is not None and not deadline.has_ended:
+        """Store the last offset, if that can be done before *deadline*.  May switch.
+
+        After that :meth:`load` begins anew.
+        """
+        while self._due is not None and not deadline.has_ended:
             is_last = self._greenlet is None
             self._begin()
             assert self._greenlet is not None
             self._greenlet.join(deadline.left())
             if is_last:
-                return
+                break
+        self.stand_down()
+
+    def stand_down(self) -> None:
+        """Store nothing until :meth:`load` is called again: another reader may.  Never switches."""
+        self._ticker.stop()
+        self._is_loaded = False
 
     def stop(self) -> None:
         """Store no more by itself.  Never switches."""

@@ -98,6 +98,9 @@ class ConsumerOptions:
     offsets: OffsetStore | None = None
     """Where the position in a stream is kept beyond the life of the program; *name* is the reader's."""
 
+    single_active: bool = False
+    """Whether only one of the readers of that *name* reads a stream at a time."""
+
     store_every: int = 1000
     """Messages after which the position is stored in *offsets*."""
 
@@ -124,7 +127,7 @@ class ConsumerOptions:
         check_count(self, "store_every", least=1, optional=False)
         if not (is_number(self.store_interval) and self.store_interval > 0):
             raise invalid(self, "store_interval", "a number of seconds above 0")
-        check_type(self, bool, "no_ack", "exclusive", "passive")
+        check_type(self, bool, "no_ack", "exclusive", "passive", "single_active")
         check_type(self, str, "name", optional=True)
         check_type(self, str, "tag_prefix")
         check_type(self, int, "priority", optional=True)
@@ -138,6 +141,10 @@ class ConsumerOptions:
                 raise invalid(self, option, "a number of seconds above 0, or None")
         if self.offsets is not None:
             self._check_offsets()
+        elif self.single_active:
+            raise ValueError(
+                "offsets must be given with single_active: the next reader goes on where they say"
+            )
         self._settle()
         self._check_acks()
         self._check_prefetch()
@@ -279,6 +286,7 @@ _FURTHER: Final = frozenset(
         "on_decode_error",
         "passive",
         "priority",
+        "single_active",
         "store_every",
         "store_interval",
         "tag_prefix",
