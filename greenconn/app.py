@@ -38,9 +38,14 @@ from greenconn.green.perhub import PerHub
 from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target
-from greenconn.rpc import call, spawn_server
+from greenconn.rpc import call, check_server, spawn_server
 from greenconn.testing import MemoryBroker
-from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer, stop_all
+from greenconn.worker.consumer import (
+    ConsumerGreenlet,
+    check_consumer,
+    spawn_consumer,
+    stop_all,
+)
 from greenconn.worker.options import QueueLike
 
 __all__ = ["App", "AppTest"]
@@ -134,7 +139,7 @@ class App:
             queue, options: as for :func:`greenconn.spawn_consumer`.
 
         Raises:
-            TypeError, ValueError: when it is started, for wrong options.
+            TypeError, ValueError: wrong options, or a function that is no handler.
         """
         return self._registering(spawn_consumer, queue, options)
 
@@ -143,6 +148,9 @@ class App:
 
         Arguments:
             queue, options: as for :func:`greenconn.rpc.spawn_server`.
+
+        Raises:
+            TypeError, ValueError: wrong options, or a function that cannot be called.
         """
         return self._registering(spawn_server, queue, options)
 
@@ -157,6 +165,8 @@ class App:
         def register(function: F) -> F:
             if not callable(function):
                 raise TypeError(f"function must be a callable, got {function!r}")
+            # Here, so that a traceback leads to the decorator.
+            (check_server if spawn is spawn_server else check_consumer)(queue, function, options)
             self._registrations.append(
                 _Registration(spawn=spawn, queue=queue, function=function, options=options)
             )
@@ -243,8 +253,7 @@ class App:
 
         Raises:
             RuntimeError: nothing is declared.
-            TypeError, ValueError: wrong options of a consumer; those that this call has started are
-                ended.
+            WrongHub: the connection belongs to another thread.
         """
         if not self._registrations:
             raise RuntimeError(
@@ -252,14 +261,7 @@ class App:
             )
         if self.consumers:
             return self.consumers
-        started: list[ConsumerGreenlet] = []
-        try:
-            started.extend(map(self._spawn, self._registrations))
-        except BaseException:
-            for each in started:
-                each.kill(block=False)
-            raise
-        self._consumers.get()[:] = started
+        self._consumers.get()[:] = map(self._spawn, self._registrations)
         return self.consumers
 
     def _spawn(self, registration: _Registration) -> ConsumerGreenlet:

@@ -11,7 +11,7 @@ exception's class in the header ``greenconn-error`` and its text as body.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -43,12 +43,13 @@ from greenconn.publishing.publisher import Publisher
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
+from greenconn.worker.consumer import check_consumer
 
 if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.transport.base import Link
 
-__all__ = ["call", "spawn_server"]
+__all__ = ["call", "check_server", "spawn_server"]
 
 logger = logging.getLogger("greenconn.rpc")
 
@@ -142,12 +143,7 @@ def spawn_server(
 
         server = greenconn.rpc.spawn_server("add", sum, concurrency=10)
     """
-    for name in options:
-        if name in NOT_FOR_SERVERS:
-            raise TypeError(f"spawn_server has no option {name!r}: each call has one reply")
-    if not callable(function):
-        raise TypeError(f"function must be a callable, got {function!r}")
-    check_runs("function", function)
+    _check_function(function, options)
     server = _Server(
         function, publisher_of(publishing_connection(connection)), serializer, around or _no_context
     )
@@ -160,6 +156,30 @@ def spawn_server(
     )
     consumer.answers_calls = True
     return consumer
+
+
+def _check_function(function: object, options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name in NOT_FOR_SERVERS:
+            raise TypeError(f"spawn_server has no option {name!r}: each call has one reply")
+    if not callable(function):
+        raise TypeError(f"function must be a callable, got {function!r}")
+    check_runs("function", function)
+
+
+def check_server(queue: Any, function: Any, options: Mapping[str, Any]) -> None:
+    """Check the arguments of :func:`spawn_server`.  Never switches.
+
+    Raises:
+        TypeError, ValueError: one of them is wrong.
+    """
+    further = {name: options[name] for name in options.keys() - {"serializer", "around"}}
+    _check_function(function, further)
+    check_consumer(queue, _any_handler, further)
+
+
+def _any_handler(body: Any, message: Message) -> None:
+    """Stand for the handler of a server."""
 
 
 def _no_context(message: Message) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from types import TracebackType
 from typing import Any, Final
 
 import gevent
@@ -34,6 +35,7 @@ __all__ = ["Program", "load_app", "parse_address"]
 
 logger = logging.getLogger("greenconn.running")
 
+_PACKAGE: Final = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 #: Seconds between two looks whether the manager lives.
 INTERVAL: Final = 1.0
@@ -126,7 +128,7 @@ class Program:
             An exit code of :mod:`greenconn.running.codes`.
         """
         handlers = [gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS]
-        helpers = [gevent.spawn(self._watch_manager)]
+        helpers: list[gevent.Greenlet[..., Any]] = [gevent.spawn(self._watch_manager)]
         server: WSGIServer | None = None
         try:
             try:
@@ -139,7 +141,7 @@ class Program:
             for each in consumers:
                 each.rawlink(self._note_end)
             if self._reloads:
-                helpers.append(gevent.spawn(self._watch_files))
+                helpers.append(gevent.spawn(self._watch, SourceFiles()))
             logger.info("%r runs in process %d", app, os.getpid())
             self._ending.wait()
             return self._end()
@@ -181,23 +183,23 @@ class Program:
             self._ending.set()
 
     def _boot_failed(self, error: Exception) -> int:
-        if isinstance(error, ValueError) and error.__traceback__ is not None and _is_ours(error):
-            logger.error("%s", error)
+        trace = _frames_of_program(error)
+        if trace is None and not isinstance(error, SyntaxError):
+            # The library alone raised it: its text says all.
+            logger.error("%s", error.args[0] if isinstance(error, KeyError) else error)
         else:
-            logger.error(
-                "the application could not be started:\n%s",
-                "".join(traceback.format_exception(error)).rstrip(),
-            )
+            text = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+            logger.error("the application could not be started:\n%s", text)
         if not self._reloads:
             return BOOT_FAILED
         logger.info("waiting for a change of its files")
-        watching = gevent.spawn(self._watch_files, files_of_error(error))
+        watching = gevent.spawn(self._watch, SourceFiles(files_of_error(error)))
         self._ending.wait()
         watching.kill()
         return self._exit_code
 
-    def _watch_files(self, further: tuple[str, ...] = ()) -> None:
-        path = SourceFiles(further).wait_change()
+    def _watch(self, files: SourceFiles) -> None:
+        path = files.wait_change()
         logger.info("%s changed: reloading", os.path.relpath(path))
         self._exit_code = RELOAD
         self._ending.set()
@@ -220,7 +222,12 @@ class Program:
         return server
 
 
-def _is_ours(error: Exception) -> bool:
-    """Return whether :func:`load_app` raised it, whose text says all."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return frames[-1].filename == __file__
+def _frames_of_program(error: Exception) -> TracebackType | None:
+    """Return the traceback of *error* from the first frame of the program on; None without any."""
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith(_PACKAGE) and "importlib" not in name:
+            break
+        trace = trace.tb_next
+    return trace

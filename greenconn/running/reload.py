@@ -27,19 +27,24 @@ class SourceFiles:
     def __init__(self, further: tuple[str, ...] = ()) -> None:
         self._further = further
         self._seen: dict[str, float] = {}
+        self._changed()
 
     def wait_change(self) -> str:
-        """Return the path of the first file that changes.  May switch."""
-        while True:
-            for path in {*self._loaded(), *self._further}:
-                try:
-                    changed_at = os.stat(path).st_mtime
-                except OSError:
-                    continue  # it is just being written, or gone
-                if self._seen.setdefault(path, changed_at) != changed_at:
-                    self._seen[path] = changed_at
-                    return path
+        """Return the path of the first file that changes after this was made.  May switch."""
+        while (path := self._changed()) is None:
             gevent.sleep(INTERVAL)
+        return path
+
+    def _changed(self) -> str | None:
+        for path in {*self._loaded(), *self._further}:
+            try:
+                changed_at = os.stat(path).st_mtime
+            except OSError:
+                continue  # it is just being written, or gone
+            if self._seen.setdefault(path, changed_at) != changed_at:
+                self._seen[path] = changed_at
+                return path
+        return None
 
     def _loaded(self) -> list[str]:
         standard = os.path.dirname(os.__file__)

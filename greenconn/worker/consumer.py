@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from inspect import signature
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ from greenconn.worker.options import ConsumerOptions, Handler, OnError, QueueLik
 __all__ = [
     "ConsumerFailure",
     "ConsumerGreenlet",
+    "check_consumer",
     "failures",
     "forget_failures",
     "running_consumers",
@@ -410,6 +412,20 @@ def spawn_consumer(
     _register(consumer)
     consumer.start()
     return consumer
+
+
+def check_consumer(queue: Any, handler: Any, options: Mapping[str, Any]) -> None:
+    """Check the arguments of :func:`spawn_consumer`.  Never switches.
+
+    Raises:
+        TypeError, ValueError: one of them is wrong.
+    """
+    call = signature(spawn_consumer).bind(queue, handler, **options)
+    call.apply_defaults()
+    given = call.arguments
+    further = given.pop("consumer_args")
+    del given["connection"]
+    checked_options(given.pop("queue"), given, further)
 
 
 def stop_consumers(timeout: float | None = None) -> bool:

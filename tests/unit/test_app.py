@@ -93,6 +93,24 @@ def test_an_application_in_text(unique_memory: str) -> None:
             TypeError,
             r"connection must be given to App\(\)",
         ),
+        (
+            lambda app: app.consumer("mail", concurency=3)(print),
+            TypeError,
+            r"spawn_consumer\(\) has no option 'concurency'; did you mean 'concurrency'",
+        ),
+        (
+            lambda app: app.consumer("mail", concurrency=0)(print),
+            ValueError,
+            "concurrency must be",
+        ),
+        (lambda app: app.consumer(3)(print), TypeError, "queue must be a name"),
+        (
+            lambda app: app.consumer("mail")(lambda body: None),
+            TypeError,
+            "handler must take two arguments",
+        ),
+        (lambda app: app.rpc("add", retry=3)(sum), TypeError, "spawn_server has no option 'retry'"),
+        (lambda app: app.rpc("add", name=3)(sum), ValueError, "name must be of type str"),
         (lambda app: app.around_handle(3), TypeError, "context must be a callable, got 3"),
         (lambda app: app.start(), RuntimeError, "declares no consumer"),
         (lambda app: app.configure("nothing://"), KeyError, "nothing"),
@@ -103,14 +121,6 @@ def test_wrong_declarations(
 ) -> None:
     with pytest.raises(error, match=text):
         declare(app)
-
-
-def test_a_wrong_option_starts_nothing(app: App) -> None:
-    app.consumer("mail")(lambda body, message: None)
-    app.consumer("post", concurency=3)(lambda body, message: None)
-    with MemoryBroker(), pytest.raises(TypeError, match="did you mean 'concurrency'"):
-        app.start()
-    assert app.consumers == []
 
 
 def test_contexts_around_handlers_and_publishes(app: App) -> None:
