@@ -91,9 +91,10 @@ def _folder(
 
 def _redis(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> Callable[[], object]:
     """The key of the queue is something else than a list."""
-    call = channel.connection.commands.call
-    call(pack("SET", queue, "no list"))
-    return lambda: call(pack("DEL", queue))
+    commands = channel.connection.placement.of(queue).commands
+    key = commands.keys.plain(queue)
+    commands.call(pack("SET", key, "no list"))
+    return lambda: commands.call(pack("DEL", key))
 
 
 _REFUSALS = {

@@ -50,7 +50,7 @@ def test_the_access_list_is_enough(own_redis: RedisServer) -> None:
             with gevent.Timeout(SOON):
                 while set(got) != {1, 2, 3}:
                     gevent.sleep(0.01)
-            assert connection.connection.sweeper.sweep() == 0
+            assert connection.connection.placement.partition("").sweeper.sweep() == 0
             assert consumer.stop(SOON)
             channel = connection.default_channel
             channel.queue_declare("plain", arguments={"x-expires": 60000}, durable=True)

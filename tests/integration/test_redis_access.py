@@ -85,8 +85,10 @@ def program(url: str) -> list[Any]:
                 consumer.get(timeout=SOON)
         finally:
             consumer.stop(SOON)
-        connection.connection.sweeper.advance()
-        connection.connection.sweeper.sweep()  # finds what a dead owner held
+        connection.connection.placement.partition("").sweeper.advance()
+        connection.connection.placement.partition(
+            ""
+        ).sweeper.sweep()  # finds what a dead owner held
         channel.queue_declare("other")
         channel.queue_purge("other")
         channel.basic_publish(channel.prepare_message("x"), "", "other")

@@ -58,7 +58,7 @@ def test_living_consumers_keep_what_they_hold(
             greenconn.publish("q", body, connection=connection, declare=True)
         until(lambda: len(got) == 10)
         stepped_redis.set_clock(step)
-        sweepers = [each.connection.sweeper for each in (connection, rival)]
+        sweepers = [each.connection.placement.partition("").sweeper for each in (connection, rival)]
         with control(stepped_redis.url) as at_server:
             time = pack("ZSCORE", "greenconn.owners", "clock")
             server = connection.connection
@@ -107,7 +107,7 @@ def test_what_programs_of_kombu_hold_is_theirs(
         stepped_redis.set_clock(2 * HOUR)
         consumer = greenconn.spawn_consumer("other", print, connection=connection)
         assert consumer.wait_ready(SOON)
-        sweeper = connection.connection.sweeper
+        sweeper = connection.connection.placement.partition("").sweeper
         assert sweeper.sweep() == 0
         assert at_server("HLEN", "unacked") == 1
         message.ack()
@@ -122,6 +122,6 @@ def test_an_exclusive_queue_is_its_owners(
         stepped_redis.set_clock(HOUR)
         with pytest.raises(greenconn.exceptions.ResourceLocked):
             rival.channel().queue_declare("own", exclusive=True)
-        assert rival.connection.sweeper.sweep() == 0
+        assert rival.connection.placement.partition("").sweeper.sweep() == 0
         with pytest.raises(greenconn.exceptions.ResourceLocked):
             rival.channel().queue_declare("own", exclusive=True)

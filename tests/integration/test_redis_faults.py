@@ -299,7 +299,7 @@ def test_what_no_push_reports_is_found(
             until(lambda: feed.source.state is WatchState.ARMED)
             greenconn.publish(unique, number, connection=other)
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
-        assert connection.connection.waking.found >= 3
+        assert connection.connection.placement.partition("").waking.found >= 3
         assert consumer.stop(SOON)
         other.default_channel.queue_delete(unique)
     assert got == [0, 1, 2]

@@ -15,6 +15,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import owners, pipeline
 from greenconn.transport.redis.claiming import WatchState
 from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.wire.resp import RespParser, pack
 from tests.fix_wires import until
@@ -46,6 +47,13 @@ def opened(redis_url: str, unique: str) -> Iterator[Callable[..., RedisLink]]:
     cleaner.close()
 
 
+def socket_of(link: RedisLink) -> Pipeline:
+    """The socket of a link to one server."""
+    pipeline = link.commands.pipeline
+    assert isinstance(pipeline, Pipeline)
+    return pipeline
+
+
 def filled(link: RedisLink, count: int, queue: str = "q") -> Any:
     """A channel, and a queue with so many messages."""
     channel = Channel(link)
@@ -62,7 +70,7 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     channel.basic_qos(0, 3, False)
     channel.basic_consume("q", sink=store)
     until(lambda: len(store) == 3)
-    dead.commands.pipeline.stream.close()  # as if it had been killed
+    socket_of(dead).stream.close()  # as if it had been killed
     dead.collect()
     taken = Store()
     other = Channel(alive)
@@ -71,7 +79,7 @@ def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., Re
     assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
     assert [each.redelivered for each in taken] == [False, False, True, True, True]
     assert [each.headers.get("x-delivery-count") for each in taken][2:] == [1, 1, 1]
-    until(lambda: alive.sweeper.requeued == 3)
+    until(lambda: alive.placement.partition("").sweeper.requeued == 3)
 
 
 @pytest.mark.full
@@ -83,7 +91,7 @@ def test_messages_of_a_dead_consumer_come_back_to_one_that_is_never_idle(
     store = Store()
     channel.basic_consume("q", sink=store)
     until(lambda: store)
-    dead.commands.pipeline.stream.close()  # as if it had been killed
+    socket_of(dead).stream.close()  # as if it had been killed
     dead.collect()
     busy = Channel(alive)
     seen: set[str] = set()
@@ -162,11 +170,11 @@ def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     feed = first.feeds["q"]
     until(lambda: feed.source.state is WatchState.ARMED)
     other = Channel(second)
-    first.waking.stop()  # nothing is told of what comes now
+    first.placement.partition("").waking.stop()  # nothing is told of what comes now
     for number in range(3):
         other.basic_publish(other.prepare_message(str(number)), "", "q")
     feed.wake()
-    first.commands.pipeline.writer.flush()  # the claim leaves when the turn ends
+    socket_of(first).writer.flush()  # the claim leaves when the turn ends
     assert feed.state is FeedState.CLAIMING
     first.close()
     found = [other.basic_get("q") for _ in range(3)]
@@ -220,7 +228,7 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     until(lambda: len(store) == 4)
     dead.leases.stop()  # as if its process were killed
     dead.commands.pipeline.close()
-    dead.sweeper.stop()
+    dead.placement.partition("").sweeper.stop()
     alive.commands.call(pack("SET", alive.commands.keys.plain("spoiled"), "something else"))
     found = Store()
     Channel(alive).basic_consume("sound", sink=found)
@@ -263,12 +271,12 @@ def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLin
     for field in fields:
         link.commands.call(pack("HSET", unacked, field, b'[{}, "", ""]'))
         link.commands.call(pack("ZADD", index, 1, field))
-    link.claims.is_trying = True
+    link.placement.partition("").claims.is_trying = True
     link.end(ConnectionError("cut by the test"))
     again = cast(Transport, link.transport).establish_connection()
     try:
         assert again.commands.call(pack("HKEYS", unacked)) == [b"gc.killed.0"]
-        again.sweeper.sweep()
+        again.placement.partition("").sweeper.sweep()
         assert (
             again.commands.call(pack("HLEN", unacked))
             == again.commands.call(pack("ZCARD", index))
@@ -293,7 +301,7 @@ def test_what_a_killed_process_owned_alone_is_free_at_once(
         theirs.queue_declare("own", exclusive=True)
     else:
         theirs.basic_consume("shared", exclusive=True, sink=Store())
-    assert alive.owners.is_alive(killed.owner)
+    assert alive.placement.partition("").owners.is_alive(killed.owner)
     killed.collect()
     client_id = killed.owner.rpartition("-")[2]
     until(lambda: not alive.commands.call(pack("CLIENT", "LIST", "ID", client_id)))
@@ -320,4 +328,4 @@ def test_the_lease_alone_decides_where_clients_may_not_be_listed(
         return call(command, *args, **kwargs)
 
     monkeypatch.setattr(alive.commands, "call", refusing)
-    assert alive.owners.is_alive(killed.owner)
+    assert alive.placement.partition("").owners.is_alive(killed.owner)

@@ -121,10 +121,10 @@ def test_a_deleted_queue_is_looked_after_no_more(
 ) -> None:
     delay(connection)
     link = connection.connection
-    assert link.expiry.watches("delay")
+    assert link.placement.partition("").expiry.watches("delay")
     connection.default_channel.queue_delete("delay")
-    assert not link.expiry.watches("delay")
-    link.sweeper.sweep()
+    assert not link.placement.partition("").expiry.watches("delay")
+    link.placement.partition("").sweeper.sweep()
     assert not at_server("EXISTS", "greenconn.timed")
 
 

@@ -516,11 +516,11 @@ def test_held_messages_of_kombu_go_where_their_exchange_leads(connect: Connect, 
     for tag, text in (("a-tag", held), ("b-tag", lost), ("c-tag", "no JSON")):
         link.commands.call(pack("HSET", link.commands.keys.unacked, tag, text))
         link.commands.call(pack("ZADD", link.commands.keys.unacked_index, 1, tag))
-    assert link.sweeper.sweep() == 2
+    assert link.placement.partition("").sweeper.sweep() == 2
     assert channel.queue_declare("q", passive=True).message_count == 1
     assert link.commands.call(pack("HKEYS", link.commands.keys.unacked)) == [b"c-tag"]
     # What cannot be read is left alone, and harms nobody.
-    assert link.sweeper.sweep() == 0
+    assert link.placement.partition("").sweeper.sweep() == 0
 
 
 @pytest.mark.parametrize("window", [0, 4])

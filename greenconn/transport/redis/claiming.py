@@ -47,6 +47,7 @@ from greenconn.green.single_flight import SingleFlight
 from greenconn.green.state import moved
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery
+from greenconn.transport.redis.errors import NodeLost
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.scripts import (
     CANARY,
@@ -91,6 +92,11 @@ class Claims:
         self._flight = SingleFlight("redis-permissions")
         self.under_way: set[int] = set()
         self.is_trying = False
+
+    @property
+    def last_number(self) -> int:
+        """The number that was reserved last."""
+        return self._last_number
 
     def take_numbers(self, count: int) -> int:
         """Reserve numbers for fields, and return the first of them.  Never switches."""
@@ -335,6 +341,10 @@ class RedisSource:
         # In the reader.
         if self.state is not _ASKING or self._commands.pipeline.lost is not None:
             return
+        if isinstance(reply, NodeLost):
+            self.stop()
+            self._ask()
+            return
         if isinstance(reply, Exception):
             self.stop()
             self._refused(reply)
@@ -404,8 +414,13 @@ class RedisSource:
             # The server's scripts were flushed: send this one again, with its text.
             commands.scripts.forget()
             commands.pipeline.post(pack("SCRIPT", "LOAD", CLAIM.text), self._loaded)
+            return
+        self._count = 0
+        if isinstance(reply, NodeLost):
+            # What it has taken is requeued when the node is back.
+            self._feed.free()
+            self._feed.ended(is_dry=False)
         else:
-            self._count = 0
             self._refused(reply)
 
     def _loaded(self, reply: Any) -> None:
@@ -413,8 +428,7 @@ class RedisSource:
         if self._commands.pipeline.lost is not None:
             return
         if isinstance(reply, Exception):
-            self._count = 0
-            self._refused(reply)
+            self._failed(reply)
         else:
             self._claim()
 

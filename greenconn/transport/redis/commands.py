@@ -1,4 +1,4 @@
-"""The command socket of one link, its key names and its scripts, shared by all parts of the link.
+"""The way of commands to a server, key names and scripts, shared by all parts of a partition.
 
 Replies are checked: one of another form would be taken for what it is not, in some greenlet that did
 nothing wrong (bytes were spoiled, or what answers is no Redis).  So it ends the connection.  Only the
@@ -8,11 +8,12 @@ commands whose replies are looked at are named here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis.exceptions import NoScriptError
 
 from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
@@ -20,7 +21,15 @@ from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.scripts import ADVANCE, DROP, EXPIRE, JOIN, MOVE, Script, Scripts
 from greenconn.wire.resp import Argument, ErrorReply, pack
 
-__all__ = ["PING", "Commands", "as_pairs", "check_reply"]
+__all__ = [
+    "PING",
+    "CommandPipeline",
+    "CommandWriter",
+    "Commands",
+    "as_pairs",
+    "call_together",
+    "check_reply",
+]
 
 
 def _is_count(reply: Any) -> bool:
@@ -161,8 +170,68 @@ def as_pairs(reply: Any) -> dict[bytes, bytes]:
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
 
+class CommandWriter(Protocol):
+    """The sending side for commands."""
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether :meth:`CommandPipeline.wait_writable` is to be called before a command."""
+
+    def before_flush(self, callback: Callable[[], None]) -> None:
+        """Call *callback* in the hub when this turn ends, before the flush.  Never switches."""
+
+
+class CommandPipeline(Protocol):
+    """The way of commands to a server: one socket, or those to the nodes of a cluster.
+
+    Attributes:
+        lost: why nothing more can be sent; None while it can.
+        where: the URL, password masked, for messages.
+        writer: the sending side.
+    """
+
+    @property
+    def lost(self) -> BaseException | None: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def writer(self) -> CommandWriter: ...
+
+    def post(self, command: bytes, callback: Callable[[Any], Any] | None = None) -> None:
+        """Write one command; *callback* gets its reply.  Never switches."""
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Write one command and return its reply.  May switch."""
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Write several commands at once and return their replies.  May switch."""
+
+    def wait_writable(self, deadline: Deadline) -> None:
+        """Let other greenlets run, or wait for a slow server, where that is due.  May switch."""
+
+    def drain(self, deadline: Deadline = ENDLESS) -> None:
+        """Wait until what was written has left.  May switch."""
+
+    def error(self, reply: BaseException, what: str = "") -> BaseException:
+        """Return the exception to raise for a reply that is one; what ends the link ends it."""
+
+    def interrupted(self, exc: BaseException) -> None:
+        """Fail, as an exception came between two steps that belong together.  Never switches."""
+
+    def end(self, exc: BaseException) -> None:
+        """End it because it is of no use any more, and tell its owner.  Never switches."""
+
+    def close(self) -> None:
+        """Close it; who still waits gets an error.  Never switches."""
+
+    def forget(self) -> None:
+        """Forget it in the child of a fork: the parent owns it."""
+
+
 class Commands:
-    """The socket for commands, the names of keys, the scripts and the options of one link.
+    """The way of commands, the names of keys, the scripts and the options of one partition.
 
     Arguments:
         where: the server's URL, password masked, for messages.
@@ -170,10 +239,11 @@ class Commands:
             must not switch.
 
     Attributes:
+        is_begun: there is a pipeline.
         is_tracking: the server pushes when an idle queue gets a message.
         lost: why the link is over; None while it is not.
         owner: the unique name under which this life holds messages.  Known when it is open.
-        pipeline: the socket.
+        pipeline: where they are sent.
         prefix: begins the fields under which messages are held.
         protocol: the version of Redis' protocol, 3 or 2.
     """
@@ -185,19 +255,21 @@ class Commands:
         self.keys = keys
         self.options = options
         self.scripts = Scripts()
-        self._before_call = before_call
+        self.before_call = before_call
         self.lost: BaseException | None = None
         self.owner = self.prefix = ""
-        self.is_tracking = False
+        self.is_begun = self.is_tracking = False
         self.protocol = 3
-        self.pipeline: Pipeline
+        self.pipeline: CommandPipeline
 
-    def begin(self, pipeline: Pipeline, protocol: int, owner: str) -> None:
+    def begin(self, pipeline: CommandPipeline, protocol: int, owner: str) -> None:
         """Send commands on *pipeline* from now on.  Never switches."""
         self.pipeline = pipeline
+        self.is_begun = True
         self.protocol = protocol
         self.owner = owner
-        self.prefix = f"gc.{owner}."
+        tag = self.keys.tag
+        self.prefix = f"gc.{owner}.{tag}." if tag else f"gc.{owner}."
         if protocol == 3:
             # Nothing is registered by this alone; reads are, from now on.
             pipeline.post(_TRACK, self._on_tracking)
@@ -207,22 +279,27 @@ class Commands:
 
     def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
         """Send a command and return its reply; see :meth:`Pipeline.call`.  May switch."""
-        self._before_call()
+        self.before_call()
         reply = self.pipeline.call(command, deadline, what)
-        self._check_reply(command, reply)
+        self.check_reply(command, reply)
         return reply
 
     def call_all(
         self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
     ) -> list[Any]:
         """Send commands and return their replies; see :meth:`Pipeline.call_all`.  May switch."""
-        self._before_call()
+        self.before_call()
         replies = self.pipeline.call_all(commands, deadline, what)
         for command, reply in zip(commands, replies, strict=True):
-            self._check_reply(command, reply)
+            self.check_reply(command, reply)
         return replies
 
-    def _check_reply(self, command: bytes, reply: Any) -> None:
+    def check_reply(self, command: bytes, reply: Any) -> None:
+        """End the link unless *reply* has the form of a reply to *command*.
+
+        Raises:
+            LinkLost: it has not.
+        """
         try:
             check_reply(command, reply, self.where)
         except NotRedis as exc:
@@ -275,3 +352,25 @@ class Commands:
         """
         if self.lost is not None:
             raise LinkLost(f"connection is closed ({self.lost})") from self.lost
+
+
+def call_together(asked: Sequence[tuple[Commands, bytes]], what: str = "") -> list[Any]:
+    """Send commands, each to where its keys are, and return their replies.  May switch.
+
+    Raises:
+        Exception: as :meth:`Commands.call`, for the first of them that failed.
+    """
+    slots: list[Slot[Any]] = []
+    for commands, command in asked:
+        slot: Slot[Any] = Slot()
+        slots.append(slot)
+        commands.before_call()
+        commands.pipeline.post(command, slot.offer)
+    replies = []
+    for (commands, command), slot in zip(asked, slots, strict=True):
+        reply = slot.wait(ENDLESS)
+        if isinstance(reply, Exception):
+            raise commands.pipeline.error(reply, what)
+        commands.check_reply(command, reply)
+        replies.append(reply)
+    return replies

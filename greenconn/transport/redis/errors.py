@@ -27,6 +27,7 @@ __all__ = [
     "LinkLost",
     "LoginRefused",
     "NoSuchDatabase",
+    "NodeLost",
     "NotRedis",
     "ReplyLate",
     "ServerNotReady",
@@ -55,6 +56,13 @@ class LinkLost(_Both, RecoverableConnectionError, redis.ConnectionError):  # typ
 
 class ServerNotReady(LinkLost, redis.BusyLoadingError):
     """The server cannot work now: it loads its data, runs a script, is full or no master (any more)."""
+
+
+class NodeLost(LinkLost):
+    """A node of a cluster is gone, or serves no keys now; the others go on.
+
+    What was sent may have been carried out.
+    """
 
 
 class ReplyLate(LinkLost, redis.TimeoutError):
@@ -122,13 +130,13 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
     "NOSCRIPT": (redis.NoScriptError, ""),
     "CROSSSLOT": (
         redis.ResponseError,
-        "this is a node of a cluster, and the keys are on several: set global_keyprefix to a hash tag, "
-        "as '{app}', so that one node has them all",
+        "this is a node of a cluster, and the keys are on several: connect with redis+cluster://, or "
+        "rediss+cluster:// for TLS",
     ),
     "MOVED": (
         redis.ResponseError,
-        "this is a node of a cluster, and the key is on the named one: clusters are not "
-        "supported, but with a hash tag as global_keyprefix, as '{app}', connect to that node",
+        "this is a node of a cluster, and the key is on the named one: connect with "
+        "redis+cluster://, or rediss+cluster:// for TLS",
     ),
     "CLUSTERDOWN": (
         redis.ResponseError,

@@ -23,7 +23,7 @@ from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.pipeline import Pipeline, ignore
-from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
+from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
@@ -90,7 +90,7 @@ class Fanout:
     def __init__(
         self,
         commands: Commands,
-        server: Server,
+        server: Opener,
         state: BrokerState,
         feeds: Mapping[str, RedisFeed],
         gap_before: Callable[[str], float | None],

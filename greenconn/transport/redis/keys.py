@@ -21,7 +21,8 @@
 ``greenconn.exchange.<exchange>``          how an exchange was declared (JSON)
 =========================================  ======================================================
 
-``global_keyprefix`` stands before all of them.
+``global_keyprefix`` stands before all of them.  In a cluster a hash tag follows it, but for channels,
+and ``greenconn.partitions.<exchange>`` is the set of the tags under which an exchange has bindings.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ _PREFIXES: Final = (
     "greenconn.exchange.",
     "greenconn.onward.",
     "greenconn.sources.",
+    "greenconn.partitions.",
     "greenconn.canary.",
     "_kombu.binding.",
     "_kombu.binding_permanent.",
@@ -64,12 +66,18 @@ _PREFIXES: Final = (
 class Keys:
     """The names for one database and one set of options.
 
+    Arguments:
+        tag: the hash tag of all keys, in a cluster; empty for none.
+
     Attributes:
+        prefix: begins all keys.
         sep: what stands between the parts of a binding.
     """
 
-    def __init__(self, options: RedisOptions, database: int = 0) -> None:
-        prefix = self.prefix = options.global_keyprefix
+    def __init__(self, options: RedisOptions, database: int = 0, tag: str = "") -> None:
+        self.tag = tag
+        prefix = options.global_keyprefix + (f"{{{tag}}}" if tag else "")
+        self.prefix = prefix
         self.sep = options.sep
         self.steps: list[int] = sorted(int(each) for each in options.priority_steps)
         self.unacked = (prefix + options.unacked_key).encode()
@@ -88,6 +96,8 @@ class Keys:
         for name in (options.dead_letter_queue, options.deadletter_queue):
             if name is not None and self.is_reserved(name):
                 raise ValueError(f"queue {name!r}: {RESERVED}")
+        #: Channels have no slot.
+        self._topic_prefix = options.global_keyprefix
         self._patterns = options.fanout_patterns
         #: The lists of a queue, the one that is served first in front.
         self.lists = lru_cache(maxsize=4096)(self._lists)
@@ -164,13 +174,17 @@ class Keys:
         """Return the set of the exchanges that an exchange was bound to, as their destination."""
         return f"{self.prefix}greenconn.sources.{exchange}".encode()
 
+    def exchange_partitions(self, exchange: str) -> bytes:
+        """Return the set of the tags under which an exchange of a cluster has bindings."""
+        return f"{self.prefix}greenconn.partitions.{exchange}".encode()
+
     def topic(self, exchange: str, routing_key: str = "", *, legacy: bool = False) -> str:
         """Return the channel of a fan-out exchange.
 
         Arguments:
             legacy: as kombu before 5.4 named it with Sentinel.
         """
-        prefix = self.prefix + (self.fanout_template if legacy else self.fanout_prefix)
+        prefix = self._topic_prefix + (self.fanout_template if legacy else self.fanout_prefix)
         if routing_key and self._patterns:
             return f"{prefix}{exchange}/{routing_key}"
         return f"{prefix}{exchange}"

@@ -8,11 +8,11 @@ Two more sockets are opened when they are needed: one for fan-out, one for bodie
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from greenconn.broker.channel import StoreChannel
+from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.directory import Directory
 from greenconn.broker.handover import Handover
@@ -26,30 +26,25 @@ from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.claiming import Claims, RedisFeed, RedisSource
+from greenconn.transport.redis.claiming import RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
 from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.maintenance import Expiry, Sweeper
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.owners import FormerOwners, Owners, owner_of
+from greenconn.transport.redis.owners import FormerOwners
+from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.publishing import LargeBodies, RedisPublisher
-from greenconn.transport.redis.queues import RedisQueues
-from greenconn.transport.redis.server import Reauthentication, Server, check_eviction
-from greenconn.transport.redis.settling import Requeuer
-from greenconn.transport.redis.store import RedisConsuming, RedisSettler
-from greenconn.transport.redis.topology import RedisTopology
-from greenconn.transport.redis.waking import Waking
-from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
+from greenconn.transport.redis.placement import PlacedLink, Placement
+from greenconn.transport.redis.publishing import LargeBodies
+from greenconn.transport.redis.server import Reauthentication, Server
+from greenconn.transport.redis.window import UnreportedPublishes
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.link import ForkHandler
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
-from greenconn.wire.resp import pack
 
 __all__ = ["MasterWatch", "RedisLink"]
 
@@ -97,6 +92,9 @@ class LinkTransport(Protocol):
     @property
     def changing_credentials(self) -> bool: ...
 
+    def placement(self, link: PlacedLink) -> Placement:
+        """Return where the keys of a new link are."""
+
     def watch_master(
         self, commands: Commands, end: Callable[[BaseException], None]
     ) -> MasterWatch | None:
@@ -110,9 +108,12 @@ class RedisLink(LeasedLink):
         transport: has address, login, options and the exchanges.
 
     Attributes:
-        commands: the socket that its parts share.
+        commands: for what concerns no key.
+        expiring: queues that expire when they are not used, after so many milliseconds.
         feeds: queue -> what serves its consumers.
+        known: the declarations of queues that were read.
         owner: the unique name under which this life holds messages.  Known when it is open.
+        placement: the parts that talk to servers.
         records: the exchanges and bindings in the server.
     """
 
@@ -126,45 +127,27 @@ class RedisLink(LeasedLink):
         self.transport = transport
         self.state = transport.state
         self.owner = ""
-        self.feeds: dict[str, RedisFeed] = {}
-        server, feeds = transport.server, self.feeds
-        self.commands = commands = Commands(
-            self.where, transport.keys, self.options, self._before_call
-        )
-        self.owners = owners = Owners(commands, self._count_time)
-        self.records = RedisTopology(self)
+        self.known = KnownQueues()
+        self.expiring: dict[str, int] = {}
+        self.placement = placement = transport.placement(self)
+        self.commands = commands = placement.commands
+        self.feeds: Mapping[str, RedisFeed] = placement.feeds
+        self.records = placement.records
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self, checks_queues=True)
-        self.fanout = Fanout(commands, server, self.state, feeds, transport.former.gap)
+        server = placement.server
+        self.fanout = Fanout(commands, server, self.state, self.feeds, transport.former.gap)
         self.large = LargeBodies(commands, server)
-        known = KnownQueues()
-        self.queues = queues = RedisQueues(self, known, commands, owners, feeds)
-        self.directory = Directory(self, queues, known, self.options.delivery_limit)
-        dead_letters = partial(dead_letter_entries, self)
-        requeuer = Requeuer(commands, self.directory, self.bound_queues, dead_letters)
-        self.claims = Claims(commands, owners, self.keep_alive)
-        self.expiry = Expiry(commands, self.claims, requeuer)
-        self.sweeper = Sweeper(commands, owners, queues, requeuer, self.expiry)
-        self.settler = RedisSettler(
-            commands, owners, self.claims, self.directory, queues, requeuer, feeds
-        )
+        self.queues = placement.queues
+        self.directory = Directory(self, placement.queues, self.known, self.options.delivery_limit)
+        self.settler = placement.settler
         self.settlements = Settlements(self)
         self.leases = Leases(self)
-        self.waking = Waking(commands, queues.changed)
-        consuming = RedisConsuming(
-            commands,
-            self.claims,
-            self.settlements,
-            self.directory,
-            queues,
-            self.fanout,
-            self.waking,
-            feeds,
-        )
-        self.subscriptions = StoreSubscriptions(consuming)
-        self.clients = Clients(commands, server, partial(self.hub_affinity.check, self))
+        self.subscriptions = StoreSubscriptions(placement.consuming)
+        check = partial(self.hub_affinity.check, self)
+        self.clients = Clients(commands, transport.server, check)
         self.reauthentication = Reauthentication(
-            commands, server.login.credentials, self.other_pipelines
+            commands, transport.server.login.credentials, self.other_pipelines
         )
         self._master: MasterWatch | None = None
 
@@ -174,46 +157,45 @@ class RedisLink(LeasedLink):
         Raises:
             Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
         """
-        transport, commands = self.transport, self.commands
-        pipeline, welcome = transport.server.open(deadline, self._on_push, self._on_pipeline_lost)
-        self.owner = owner_of(welcome.client_id)
+        transport = self.transport
+        self.owner = self.placement.open(deadline)
         try:
-            commands.begin(pipeline, welcome.protocol, self.owner)
-            check_eviction(pipeline)
-            pipeline.call(PING, deadline)
-            commands.watch(pipeline)
-            self._master = transport.watch_master(commands, self.end)
+            self._master = transport.watch_master(self.commands, self.end)
             if transport.changing_credentials:
                 self.reauthentication.watch()
             self._after_fork = ForkHandler(self)
         except BaseException:
-            pipeline.close()
+            self.placement.close()
             raise
 
     # What its parts ask of it
 
-    def _before_call(self) -> None:
+    def before_call(self) -> None:
+        """Send what must arrive before a call.  Never switches."""
         self.settlements.before_call()
 
-    def _count_time(self) -> None:
-        self.sweeper.start()
+    @property
+    def unreported(self) -> UnreportedPublishes:
+        """The outcomes of publishes that were not waited for."""
+        return self.transport.unreported
 
     def other_pipelines(self) -> list[Pipeline]:
         """Return the open sockets beside that for commands.  Never switches."""
         found = (self.fanout.socket.pipeline, self.large.socket.pipeline)
-        return [each for each in found if each is not None and each.lost is None]
+        open_ones = [each for each in found if each is not None and each.lost is None]
+        return [*self.placement.pipelines(), *open_ones]
 
-    def wait_dead_letters(self, deadline: Deadline) -> None:
-        """Wait until dead letters are stored.  May switch."""
-        self.settlements.wait_routed(deadline)
+    def dead_letters(self, partition: Partition, message: Delivery, reason: str) -> Sequence[Entry]:
+        """Return the copies of a dead letter that belong to *partition*.  May switch.
 
-    def queue_expires_messages(self, name: str, seconds: float) -> None:
-        """See that messages of a queue expire after so long.  Never switches."""
-        self.expiry.watch(name, seconds)
+        Those that belong to others are stored now.
+        """
+        entries = dead_letter_entries(self, message, reason)
+        return self.placement.local_entries(partition, message.raw, entries)
 
-    def queue_used(self, name: str, expires_ms: int) -> None:
-        """Renew what goes with a queue that expires so long after its last use.  Never switches."""
-        self.records.keep(name, expires_ms)
+    def sweep(self) -> int:
+        """Requeue what dead consumers held, and return the number of messages.  May switch."""
+        return sum(each.sweeper.sweep() for each in self.placement.partitions())
 
     def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
         """End what goes with a queue that is gone, as *exchanges* do that it leaves unbound.
@@ -221,9 +203,7 @@ class RedisLink(LeasedLink):
         May switch.
         """
         self.directory.ended(name)
-        self.expiry.forget(name)
         self.fanout.leave(name)
-        self.records.ended(name)
         self.state.queue_bindings_delete(name)
         self.topology.delete_unbound(exchanges)
 
@@ -282,10 +262,8 @@ class RedisLink(LeasedLink):
 
     def keep_alive(self) -> None:
         """See that others know this owner as living from now on.  Never switches."""
-        if not self.leases.is_renewing:
-            self.leases.start()
-            self.leases.renew()
-            self.sweeper.start()
+        self.leases.start()
+        self.leases.renew()
 
     def entries(self, envelope: Envelope, queues: Sequence[str]) -> list[Entry]:
         """Return a message on its way into *queues*."""
@@ -296,15 +274,12 @@ class RedisLink(LeasedLink):
         if self.lost is None:
             spawn("log", logger.error, "%s: %s failed: %s", self.where, what, exc)
 
-    def publisher(self, channel: StoreChannel[Any]) -> RedisPublisher:
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return what *channel* publishes with."""
-        size = self.options.publish_window
-        if size:
-            return WindowPublisher(channel, self, size, self.transport.unreported)
-        return RedisPublisher(channel, self)
+        return self.placement.publisher(channel)
 
     def _wait_sent(self, deadline: Deadline) -> None:
-        self.commands.pipeline.drain(deadline)
+        self.placement.drain(deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """Return when all is written, and publishes of a window are answered.  May switch.
@@ -346,33 +321,31 @@ class RedisLink(LeasedLink):
         self.settlements.repeat()
         self.settlements.wait_routed()
         self.settlements.flush()
-        if self.leases.is_renewing:
-            self.leases.stop()
-            self.commands.pipeline.post(pack("ZREM", self.commands.keys.owners, self.owner))
-        self.commands.pipeline.call(PING)
+        self.leases.stop()
+        self.placement.leave()
 
     def end(self, exc: BaseException, *, closed: bool = False) -> None:
         """End this life.  Never switches."""
         if self.lost is not None:
             return
-        is_leased = self.leases.is_renewing
-        self.transport.former.add(self.owner, self.fanout.queues, is_leased=is_leased)
-        self.commands.lost = exc
+        partitions = self.placement.partitions()
+        leased = [each.tag for each in partitions if each.is_kept_alive]
+        self.transport.former.add(self.owner, self.fanout.queues, leased)
+        self._note_lost(exc)
         super().end(exc, closed=closed)
-        if hasattr(self.commands, "pipeline"):
+        if self.commands.is_begun:
             self.settlements.flush()
-            self.commands.pipeline.close()
+            self.placement.close()
 
     def forget(self, exc: BaseException) -> None:
         """Forget it in the child of a fork: the parent owns it."""
-        self.commands.lost = exc
+        self._note_lost(exc)
         super().forget(exc)
-        self.commands.pipeline.forget()
+        self.placement.forget()
         self.fanout.socket.forget()
         self.large.socket.forget()
         if self._master is not None:
             self._master.forget()
-        self.feeds.clear()
 
     @staticmethod
     def _gone_error(exc: BaseException) -> LinkLost:
@@ -380,25 +353,16 @@ class RedisLink(LeasedLink):
 
     def _stop(self, gone: BaseException) -> None:
         super()._stop(gone)
-        self.sweeper.stop()
-        self.expiry.stop()
-        self.waking.stop()
-        self.queues.stop()
+        for partition in self.placement.partitions():
+            partition.stop()
         self.fanout.socket.stop()
         self.large.socket.stop()
         self.clients.stop()
         self.reauthentication.stop()
         if self._master is not None:
             self._master.stop()
-        for feed in list(self.feeds.values()):
-            feed.source.stop()
-            feed.consumers.clear()
 
-    # In the reader: nothing here may switch or run user code.
-
-    def _on_push(self, push: list[Any]) -> None:
-        if push[0] == b"invalidate":
-            self.waking.invalidated(push[1])
-
-    def _on_pipeline_lost(self, exc: LinkLost) -> None:
-        self.end(exc)
+    def _note_lost(self, exc: BaseException) -> None:
+        self.commands.lost = exc
+        for partition in self.placement.partitions():
+            partition.commands.lost = exc

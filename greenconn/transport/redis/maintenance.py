@@ -51,6 +51,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims
 from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.envelope import Delivery
+from greenconn.transport.redis.errors import NodeLost
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues
@@ -339,7 +340,7 @@ class Expiry:
             try:
                 watch.check()
                 has_failed = False
-            except ResponseError as exc:
+            except (ResponseError, NodeLost) as exc:
                 if not has_failed and commands.lost is None:
                     logger.error(
                         "%s: messages of queue %r do not expire: %s",

@@ -107,33 +107,37 @@ class FormerOwners:
     __slots__ = ("_leased", "_listened")
 
     def __init__(self) -> None:
-        #: Those that the server may still take for living.
-        self._leased: list[str] = []
+        #: Those that the server may still take for living, with the tags of the partitions.
+        self._leased: list[tuple[str, str]] = []
         #: Queues that listened to fan-out exchanges, and when that ended.
         self._listened: dict[str, float] = {}
 
-    def add(self, owner: str, listened: Iterable[str], *, is_leased: bool) -> None:
+    def add(self, owner: str, listened: Iterable[str], leased: Iterable[str]) -> None:
         """Note that the life of *owner* is over.  Never switches.
 
         Arguments:
             listened: queues that listened to fan-out exchanges.
-            is_leased: the server may still take it for living.
+            leased: the tags of the partitions where the server may still take it for living.
         """
         self._listened.update(dict.fromkeys(listened, monotonic()))
-        if is_leased:
-            self._leased.append(owner)
+        self._leased += ((tag, owner) for tag in leased)
 
     def gap(self, queue: str) -> float | None:
         """Return, once, the seconds since a queue was subscribed in a former life; None if never."""
         since = self._listened.pop(queue, None)
         return None if since is None else monotonic() - since
 
-    def end_leases(self, commands: Commands) -> None:
+    def end_leases(self, commands_of: Callable[[str], Commands]) -> None:
         """End their leases over a link which has requeued what they held.  May switch.
 
         An owner without a lease is no consumer, and others requeue what it still holds.
+
+        Arguments:
+            commands_of: returns the commands of the link for a partition, by its tag.
         """
-        if self._leased:
-            command = pack(b"ZREM", commands.keys.owners, *self._leased)
-            commands.call(command, what="ending leases")
-            self._leased.clear()
+        leased, done = self._leased, 0
+        for tag, owner in leased:
+            commands = commands_of(tag)
+            commands.call(pack(b"ZREM", commands.keys.owners, owner), what="ending leases")
+            done += 1
+        del leased[:done]

@@ -23,13 +23,14 @@ from greenconn.broker.publisher import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import RedisFeed
-from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.commands import CommandPipeline, Commands, CommandWriter
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import topic_of
+from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline, ignore
-from greenconn.transport.redis.queues import RedisQueues
+from greenconn.transport.redis.queues import LinkQueues
 from greenconn.transport.redis.scripts import PUSH
-from greenconn.transport.redis.server import ExtraSocket, Server, Welcome
+from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.channel import ChannelPort
@@ -53,7 +54,11 @@ class Routed:
     __slots__ = ("commands", "may_end", "pipeline", "queues")
 
     def __init__(
-        self, pipeline: Pipeline, commands: list[bytes], queues: list[str], may_end: bool = False
+        self,
+        pipeline: CommandPipeline,
+        commands: list[bytes],
+        queues: list[str],
+        may_end: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.commands = commands
@@ -71,8 +76,12 @@ class Routed:
             else:
                 outcomes.note(None if reply or not self.may_end else NoQueue())
 
-        for command in self.commands:
-            self.pipeline.post(command, take)
+        for pipeline, command in zip(self._ways(), self.commands, strict=True):
+            pipeline.post(command, take)
+
+    def _ways(self) -> Sequence[CommandPipeline]:
+        """Return where each command is sent."""
+        return [self.pipeline] * len(self.commands)
 
 
 class LargeOutcome:
@@ -87,7 +96,7 @@ class LargeOutcome:
 
     __slots__ = ("_done", "_pipeline", "arrived")
 
-    def __init__(self, pipeline: Pipeline, done: Completion) -> None:
+    def __init__(self, pipeline: CommandPipeline, done: Completion) -> None:
         self._pipeline = pipeline
         self._done = done
         self.arrived: Slot[None] = Slot()
@@ -112,7 +121,7 @@ class LargeBodies:
         socket: opened when the first one comes.
     """
 
-    def __init__(self, commands: Commands, server: Server) -> None:
+    def __init__(self, commands: Commands, server: Opener) -> None:
         self._server = server
         self.socket = ExtraSocket(commands, "redis-large")
 
@@ -146,7 +155,7 @@ class RedisPublishingLink(PublishingLink, Protocol):
     @property
     def commands(self) -> Commands: ...
     @property
-    def queues(self) -> RedisQueues: ...
+    def queues(self) -> LinkQueues: ...
     @property
     def large(self) -> LargeBodies: ...
     @property
@@ -169,6 +178,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         commands = link.commands
         self._keys = commands.keys
         self._pipeline = commands.pipeline
+        self._writer: CommandWriter = commands.pipeline.writer
         self._options = commands.options
         self._encoding = commands.options.body_encoding
         self._queues = link.queues
@@ -191,9 +201,8 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         mandatory: bool,
         deadline: DeadlineLike | None,
     ) -> bytes | Routed | None:
-        pipeline = self._pipeline
-        if pipeline.writer.must_wait:
-            pipeline.wait_writable(deadline or ENDLESS)  # type: ignore[arg-type]
+        if self._writer.must_wait:
+            self._pipeline.wait_writable(deadline or ENDLESS)  # type: ignore[arg-type]
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         size = len(message.raw)
@@ -229,7 +238,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """Return the head of the command that appends a message to a queue, and the route in it."""
         self._queues.check_name(queue, Method.BASIC_PUBLISH)
-        key = self._keys.list_for(queue, message.priority)
+        key = self._keys_of(queue).list_for(queue, message.priority)
         head = b"*3\r\n$5\r\nLPUSH\r\n%b$" % bulk(key)
         route = message.route_json("", queue, self._encoding)
         if message.delivery_info is None:
@@ -275,20 +284,36 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     ) -> Routed:
         message = Outgoing.of(message)
         raw = self._envelope(message, exchange, routing_key)
-        commands, lists, is_ending = [], [], False
+        copies: list[tuple[str, bytes]] = []
+        lists, is_ending = [], False
         for name in queues:
             topic = topic_of(name)
             if topic is None:
                 may_end = self._queues.may_end(name)
                 is_ending = is_ending or may_end
-                commands.append(self._append(name, message.priority, raw, may_end))
+                copies.append((name, self._append(name, message.priority, raw, may_end)))
                 lists.append(name)
                 continue
-            commands.append(pack(b"PUBLISH", self._keys.topic(*topic), raw))
+            copies.append((name, pack(b"PUBLISH", self._keys.topic(*topic), raw)))
             if self._options.sentinel_fanout_compat:
-                commands.append(pack(b"PUBLISH", self._keys.topic(*topic, legacy=True), raw))
-        pipeline = self._pipeline if len(raw) <= LARGE else self.link.large.pipeline()
-        return Routed(pipeline, commands, lists, is_ending and len(lists) == len(commands))
+                legacy = self._keys.topic(*topic, legacy=True)
+                copies.append((name, pack(b"PUBLISH", legacy, raw)))
+        return self._placed(copies, len(raw), lists, is_ending and len(lists) == len(copies))
+
+    def _placed(
+        self, copies: list[tuple[str, bytes]], size: int, lists: list[str], may_end: bool
+    ) -> Routed:
+        """Return the target of commands, each with what it stores its copy in.  May switch.
+
+        Arguments:
+            size: bytes of each copy.
+        """
+        pipeline = self._pipeline if size <= LARGE else self.link.large.pipeline()
+        return Routed(pipeline, [command for _, command in copies], lists, may_end)
+
+    def _keys_of(self, queue: str) -> Keys:
+        """Return the names of the keys of a queue.  Never switches."""
+        return self._keys
 
     def _put_large(self, target: Routed, done: Completion, deadline: DeadlineLike) -> None:
         """Send a large message, and wait: what this greenlet sends keeps its order.  May switch."""
@@ -299,7 +324,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
 
     def _append(self, queue: str, priority: Any, raw: bytes, may_end: bool) -> bytes:
         """Return the command that appends a message to a queue; it does not need a loaded script."""
-        keys = self._keys
+        keys = self._keys_of(queue)
         key = keys.list_for(queue, priority)
         if may_end:
             return pack(b"EVAL", PUSH.text, 2, keys.queue(queue), key, raw)

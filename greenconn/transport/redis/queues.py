@@ -11,6 +11,7 @@ decided by the directory of all brokers (``broker.directory``).
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -31,7 +32,7 @@ from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["RedisQueues"]
+__all__ = ["LinkQueues", "RedisQueues"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -58,8 +59,39 @@ class QueueLink(Protocol):
         """Handle that a queue was deleted, whose bindings to *exchanges* have gone, too.  May switch."""
 
 
-class RedisQueues(QueueStore):
-    """The queues of a server, as one link asks for them.
+class LinkQueues(QueueStore):
+    """The queues that a link asks for."""
+
+    #: Queues that expire when they are not used, after so many milliseconds.
+    expiring: dict[str, int]
+
+    @abstractmethod
+    def is_known_to_exist(self, name: str) -> bool:
+        """Return whether a queue is known to exist, without asking.  Never switches."""
+
+    @abstractmethod
+    def is_permanent(self, name: str) -> bool:
+        """Return whether a queue is known to exist, and cannot have ended since.  Never switches."""
+
+    @abstractmethod
+    def may_end(self, name: str) -> bool:
+        """Return whether a queue may have ended since it was looked at.  Never switches."""
+
+    @abstractmethod
+    def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
+        """Return those of *queues* that exist.  May switch.
+
+        Arguments:
+            queues: names, with the fields of the bindings that lead there.
+        """
+
+    @abstractmethod
+    def pushed(self, name: str) -> None:
+        """Note a message sent to a queue that expires, with which it goes.  Never switches."""
+
+
+class RedisQueues(LinkQueues):
+    """The queues of one partition, as one link asks for them.
 
     Arguments:
         link: does what else begins and ends with a queue.
@@ -67,9 +99,7 @@ class RedisQueues(QueueStore):
         commands: of the link.
         owners: of exclusive queues.
         feeds: queue -> what serves its consumers of this link.
-
-    Attributes:
-        expiring: queues that expire when they are not used, after so many milliseconds.
+        expiring: queues that expire when they are not used, after so many milliseconds; filled here.
     """
 
     def __init__(
@@ -79,13 +109,14 @@ class RedisQueues(QueueStore):
         commands: Commands,
         owners: Owners,
         feeds: Mapping[str, ConsumedQueue],
+        expiring: dict[str, int],
     ) -> None:
         self._link = link
         self._known = known
         self._commands = commands
         self._owners = owners
         self._feeds = feeds
-        self.expiring: dict[str, int] = {}
+        self.expiring = expiring
         self._ticker: Ticker | None = None
         #: Queues that may end with another process -> until when they count as being there.
         self._exists_until: dict[str, float] = {}

@@ -16,7 +16,7 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from greenconn.green.connect import connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
@@ -43,6 +43,7 @@ __all__ = [
     "Credentials",
     "ExtraSocket",
     "Login",
+    "Opener",
     "Reauthentication",
     "Server",
     "Welcome",
@@ -110,6 +111,25 @@ class Welcome:
 
     protocol: int
     client_id: int | None = None
+
+
+class Opener(Protocol):
+    """Opens sockets to a server.
+
+    Attributes:
+        connect_timeout: seconds for one connection; None waits.
+    """
+
+    @property
+    def connect_timeout(self) -> float | None: ...
+
+    def open(
+        self,
+        deadline: Deadline,
+        on_push: Callable[[list[Any]], None],
+        on_lost: Callable[[LinkLost], None],
+    ) -> tuple[Pipeline, Welcome]:
+        """Open a socket; see :func:`open_pipeline`.  May switch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ nothing for an entry that is no longer there: two who requeue the same message d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
@@ -32,6 +32,7 @@ __all__ = [
     "Move",
     "Requeuer",
     "batched",
+    "copies_of",
     "move_arguments",
     "move_of",
     "number_of",
@@ -121,9 +122,29 @@ def move_of(commands: Commands, disposition: Disposition) -> Move:
 
 
 def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
-    """Return the lists that a dead letter goes to, with its text."""
-    keys, text = commands.keys, raw
+    """Return the lists that a dead letter goes to, with its text; fan-out is published at once."""
     copies: list[tuple[bytes, bytes]] = []
+    for key, text, is_topic in _destinations(commands.keys, raw, entries):
+        if is_topic:
+            commands.pipeline.post(pack(b"PUBLISH", key, text))
+        else:
+            copies.append((key, text))
+    return copies
+
+
+def copies_of(keys: Keys, raw: bytes, entries: Sequence[Entry]) -> list[bytes]:
+    """Return the commands that store a dead letter where it is not held.  Never switches."""
+    return [
+        pack(b"PUBLISH" if is_topic else b"LPUSH", key, text)
+        for key, text, is_topic in _destinations(keys, raw, entries)
+    ]
+
+
+def _destinations(
+    keys: Keys, raw: bytes, entries: Sequence[Entry]
+) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yield where the copies of a dead letter go: list or channel, text, whether it is a channel."""
+    text = raw
     written: Envelope | None = None
     for entry in entries:
         envelope = entry.envelope
@@ -131,10 +152,9 @@ def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tu
             text, written = _written(envelope) or raw, envelope
         topic = topic_of(entry.queue)
         if topic is not None:
-            commands.pipeline.post(pack(b"PUBLISH", keys.topic(*topic), text))
+            yield keys.topic(*topic).encode(), text, True
         elif not keys.is_reserved(entry.queue):
-            copies.append((list_of(keys, entry.queue, envelope), text))
-    return copies
+            yield list_of(keys, entry.queue, envelope), text, False
 
 
 def _written(envelope: Envelope) -> bytes | None:

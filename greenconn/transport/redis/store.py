@@ -129,6 +129,13 @@ class RedisConsuming:
         self._waking.add(feed.source)
         return True
 
+    def announce(self) -> None:
+        """Register all consumers again, since the server may have forgotten them.  May switch."""
+        for feed in list(self._feeds.values()):
+            if feed.consumers:
+                is_exclusive = any(each.exclusive for each in feed.consumers)
+                self._queues.join(feed.queue, "exclusive" if is_exclusive else len(feed.consumers))
+
     def left(self, feed: RedisFeed) -> None:
         """Unregister a consumer.  Never switches."""
         if feed.is_used:

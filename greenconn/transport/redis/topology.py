@@ -8,7 +8,8 @@ is known by its table alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -24,7 +25,7 @@ from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = ["RedisTopology"]
+__all__ = ["LinkRecords", "RedisTopology"]
 
 #: A table of bindings of expiring queues is kept for so many times their expiry, and for an hour at
 #: least (kombu's figures).
@@ -38,16 +39,32 @@ class TopologyLink(Protocol):
     """The link that reads the records."""
 
     commands: Commands
-    state: BrokerState
-    routing: Routing
-    directory: Directory
+
+    @property
+    def state(self) -> BrokerState: ...
+    @property
+    def routing(self) -> Routing: ...
+    @property
+    def directory(self) -> Directory: ...
 
     def is_broadcast(self, exchange: str) -> bool:
         """Return whether messages to an exchange are published to a channel.  Never switches."""
 
 
-class RedisTopology(TopologyStore):
-    """The records of one database, as one link reads them."""
+class LinkRecords(TopologyStore):
+    """The records that a link reads."""
+
+    @abstractmethod
+    def table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """Return the rows of kombu's table: routing key, pattern, queue.  May switch."""
+
+    @abstractmethod
+    def bound_field(self, exchange: str, row: Row) -> bytes:
+        """Return the field of a binding among those of its queue.  Never switches."""
+
+
+class RedisTopology(LinkRecords):
+    """The records of one partition, as one link reads them."""
 
     def __init__(self, link: TopologyLink) -> None:
         self._link = link
@@ -117,9 +134,16 @@ class RedisTopology(TopologyStore):
         known = self._read.get(exchange)
         if known is None or known[0] != what:
             rows = [each if isinstance(each, Row) else self._row(each) for each in table]
-            rows += [each for each in map(_onward_row, others) if each is not None]
-            known = self._read[exchange] = (what, tuple(rows))
+            known = self._read[exchange] = (what, (*rows, *self.onward_rows(others)))
         return known[1]
+
+    def rows_of(self, members: Iterable[bytes]) -> list[Row]:
+        """Return the bindings that members of kombu's table are.  Never switches."""
+        return [self._row(each) for each in members]
+
+    def onward_rows(self, members: Iterable[bytes]) -> list[Row]:
+        """Return the bindings of exchanges that members of such a set are.  Never switches."""
+        return [each for each in map(_onward_row, members) if each is not None]
 
     def has_rows(self, exchange: str) -> bool:
         keys = self._link.commands.keys
@@ -127,15 +151,10 @@ class RedisTopology(TopologyStore):
         return bool(self._link.commands.call(command, what="routing"))
 
     def add(self, exchange: str, row: Row) -> None:
-        link, keys = self._link, self._link.commands.keys
+        link = self._link
         if row.to_exchange:
-            link.commands.call_all(
-                [
-                    pack(b"SADD", keys.onward(exchange), _onward_member(row)),
-                    pack(b"SADD", keys.sources(row.queue), exchange),
-                ],
-                what="binding",
-            )
+            self.add_onward(exchange, row)
+            self.add_source(row.queue, exchange)
             return
         # The queue may have ended since the caller looked; a binding of none would stay for ever.
         while True:
@@ -144,6 +163,17 @@ class RedisTopology(TopologyStore):
             if link.commands.run(BIND, names, *args, what="binding") >= 0:
                 return
             link.directory.forget(row.queue)
+
+    def add_onward(self, exchange: str, row: Row) -> None:
+        """Add the binding of another exchange to its source.  May switch."""
+        commands = self._link.commands
+        key = commands.keys.onward(exchange)
+        commands.call(pack(b"SADD", key, _onward_member(row)), what="binding")
+
+    def add_source(self, destination: str, exchange: str) -> None:
+        """Note that *destination* was bound to an exchange.  May switch."""
+        commands = self._link.commands
+        commands.call(pack(b"SADD", commands.keys.sources(destination), exchange), what="binding")
 
     def _binding(
         self, exchange: str, row: Row, declared: Declaration
@@ -194,20 +224,35 @@ class RedisTopology(TopologyStore):
         return [pack(b"SREM", table, member) for table in tables]
 
     def _leave_exchanges(self, destination: str) -> Collection[str]:
-        link, keys = self._link, self._link.commands.keys
-        members = link.commands.call(pack(b"SMEMBERS", keys.sources(destination)), what="routing")
-        sources = [each.decode() for each in members]
-        tables = link.commands.call_all(
-            [pack(b"SMEMBERS", keys.onward(each)) for each in sources], what="routing"
-        )
-        commands = [pack(b"DEL", keys.sources(destination))]
-        for source, table in zip(sources, tables, strict=True):
-            rows = {each: _onward_row(each) for each in table}
-            gone = [each for each, row in rows.items() if row and row.queue == destination]
-            if gone:
-                commands.append(pack(b"SREM", keys.onward(source), *gone))
-        link.commands.call_all(commands, what="unbinding")
+        sources = self.sources(destination)
+        for each in sources:
+            self.remove_onward(each, destination)
+        self.forget_sources(destination)
         return sources
+
+    def sources(self, destination: str) -> list[str]:
+        """Return the exchanges that an exchange was bound to.  May switch."""
+        commands = self._link.commands
+        key = commands.keys.sources(destination)
+        members = commands.call(pack(b"SMEMBERS", key), what="routing")
+        return [each.decode() for each in members]
+
+    def forget_sources(self, destination: str) -> None:
+        """Forget what an exchange was bound to.  May switch."""
+        commands = self._link.commands
+        commands.call(pack(b"DEL", commands.keys.sources(destination)), what="unbinding")
+
+    def remove_onward(self, exchange: str, destination: str) -> None:
+        """Remove all bindings of another exchange to its source.  May switch."""
+        commands = self._link.commands
+        key = commands.keys.onward(exchange)
+        rows = {
+            each: _onward_row(each)
+            for each in commands.call(pack(b"SMEMBERS", key), what="routing")
+        }
+        gone = [each for each, row in rows.items() if row and row.queue == destination]
+        if gone:
+            commands.call(pack(b"SREM", key, *gone), what="unbinding")
 
     def keep(self, queue: str, expires_ms: int) -> None:
         """Renew the bindings, known here, of an expiring queue that is in use.  Never switches.

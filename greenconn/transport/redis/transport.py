@@ -35,9 +35,9 @@ from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.fanout import router_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import MasterWatch, RedisLink
-from greenconn.transport.redis.maintenance import Sweeper
 from greenconn.transport.redis.options import RedisOptions, is_client_name
 from greenconn.transport.redis.owners import FormerOwners
+from greenconn.transport.redis.placement import PlacedLink, Placement, SinglePlacement
 from greenconn.transport.redis.server import Address, Credentials, Login, Server
 from greenconn.transport.redis.window import UnreportedPublishes
 from greenconn.transport.refusal import Method
@@ -55,13 +55,13 @@ logger = logging.getLogger("greenconn.transport.redis")
 class RedisPrefetchView(PrefetchView):
     """The ``qos`` of a channel to Redis, as kombu's programs use it."""
 
-    def __init__(self, prefetch: Prefetch, sweeper: Sweeper) -> None:
+    def __init__(self, prefetch: Prefetch, sweep: Callable[[], int]) -> None:
         super().__init__(prefetch)
-        self._sweeper = sweeper
+        self._sweep = sweep
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Requeue what dead consumers held; sweepers do so anyway.  May switch."""
-        self._sweeper.sweep()
+        self._sweep()
 
 
 class RedisEntities(SharedEntities):
@@ -118,7 +118,7 @@ class Channel(StoreChannel[RedisLink]):
     @property
     def qos(self) -> RedisPrefetchView:
         """The prefetch and what is unanswered, as kombu's programs read them."""
-        return RedisPrefetchView(self.prefetch, self.connection.sweeper)
+        return RedisPrefetchView(self.prefetch, self.connection.sweep)
 
     @property
     def visibility_timeout(self) -> float:
@@ -265,7 +265,7 @@ class Transport(base.Transport[RedisLink]):
         try:
             self.handover.pass_on(link)
             link.settlements.flush()
-            self.former.end_leases(link.commands)
+            self.former.end_leases(lambda tag: link.placement.partition(tag).commands)
         except exceptions.ResponseError as exc:
             # The server refuses to write just now; what is held is requeued when the lease ends.
             logger.error(
@@ -291,6 +291,10 @@ class Transport(base.Transport[RedisLink]):
         if given is not None:
             return given
         return "".join(each if is_client_name(each) else "_" for each in program_name())
+
+    def placement(self, link: PlacedLink) -> Placement:
+        """Return where the keys of a new link are."""
+        return SinglePlacement(link, self.server, self.keys)
 
     def watch_master(
         self, commands: Commands, end: Callable[[BaseException], None]

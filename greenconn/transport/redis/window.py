@@ -9,9 +9,9 @@ from greenconn.exceptions import PublishTimeout
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.commands import PING
+from greenconn.transport.redis.commands import PING, CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.wire.resp import ErrorReply
@@ -77,7 +77,7 @@ class Failures:
             )
         return f"{where}: {'; '.join(parts)}"
 
-    def error(self, pipeline: Pipeline) -> BaseException:
+    def error(self, pipeline: CommandPipeline) -> BaseException:
         """Return the exception that says so; what ends the link ends it.  Never switches."""
         refused: BaseException | None = None
         if isinstance(self.first, ErrorReply):
