@@ -46,10 +46,11 @@ NEWER_FIXTURES = frozenset(
         *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
         *("rabbitmq_cluster", "tls_rabbitmq"),
         *("redis_url", "own_redis", "redis_with", "sentinel_group"),
+        *("redis_cluster_url", "own_redis_cluster"),
         "beanstalk_servers",
     }
 )
-NEWER_KINDS = frozenset({"amqp", "redis", "beanstalk"})
+NEWER_KINDS = frozenset({"amqp", "redis", "redis+cluster", "beanstalk"})
 summary = pytest.StashKey["str | None"]()
 share = pytest.StashKey["Share | None"]()
 #: Seconds that the tests of each file took.

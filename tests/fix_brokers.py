@@ -25,10 +25,18 @@ from tests.brokers.moto import MotoServer
 from tests.brokers.packages import NoBroker
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
+from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer, SteppedRedis
 
 Broker = TypeVar(
-    "Broker", PouchDB, RabbitMQ, RabbitMQCluster, RedisServer, SteppedRedis, MotoServer
+    "Broker",
+    PouchDB,
+    RabbitMQ,
+    RabbitMQCluster,
+    RedisCluster,
+    RedisServer,
+    SteppedRedis,
+    MotoServer,
 )
 
 
@@ -70,6 +78,14 @@ class Brokers:
             return self._started(RedisServer, options=options)
         except NoBroker as error:
             self._skip(RedisServer, f"no Redis: {error}")
+
+    def redis_cluster(self, **options: Any) -> RedisCluster:
+        """Start a Redis Cluster; skip the test, with the reason, when there is none."""
+        self._skip_again(RedisCluster)
+        try:
+            return self._started(RedisCluster, **options)
+        except NoBroker as error:
+            self._skip(RedisCluster, f"no Redis Cluster: {error}")
 
     def stepped_redis(self) -> SteppedRedis:
         """Start a Redis whose clock can be set; skip the test, with the reason, when there is none."""
@@ -175,6 +191,20 @@ def amqp_url(request: pytest.FixtureRequest, brokers: Brokers) -> str:
 def redis_url(brokers: Brokers) -> str:
     """The address of a Redis and a database that is this process's own."""
     return os.environ.get(REDIS_URL) or brokers.redis().url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url(brokers: Brokers) -> str:
+    """The address of a Redis Cluster of this process, without replicas; never stop a node."""
+    return brokers.redis_cluster(replicas=0).url
+
+
+@pytest.fixture
+def own_redis_cluster(brokers: Brokers) -> Iterator[RedisCluster]:
+    """A Redis Cluster whose nodes the test may kill, freeze or reshard."""
+    cluster = brokers.redis_cluster()
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from greenconn.options import (
     typed_query,
 )
 from greenconn.records import Record
-from greenconn.transport.registry import get_transport_cls
+from greenconn.transport.registry import get_transport_cls, is_name
 from greenconn.url import BrokerURL, check_host, mask_secrets, parse_url
 
 __all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "check_scheme", "combined"]
@@ -32,7 +32,7 @@ __all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "check_scheme", "c
 DEFAULT_TRANSPORT: Final = "amqp"
 
 #: Aliases whose name says TLS.
-_TLS_ALIASES: Final = frozenset({"amqps", "rediss"})
+_TLS_ALIASES: Final = frozenset({"amqps", "rediss", "rediss+cluster"})
 _HOST_AND_PORT: Final = r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})"
 #: So that the digest of a password says nothing outside of this process.
 _SALT: Final = os.urandom(16)
@@ -158,7 +158,7 @@ def combined(
     if not address or "://" not in address:
         return _with_tls(_of_host(address, keywords)), {}
     scheme, _, rest = address.partition("://")
-    if "+" in scheme:
+    if "+" in scheme and not is_name(scheme):
         # The rest is the transport's to parse: sqla+mysql://..., redis+socket:///path
         prefix, _, inner = scheme.partition("+")
         check_scheme(prefix, address)

@@ -16,6 +16,7 @@ from greenconn.importing import symbol_by_name
 __all__ = [
     "TRANSPORT_ALIASES",
     "get_transport_cls",
+    "is_name",
     "resolve_transport",
     "supports_librabbitmq",
 ]
@@ -39,6 +40,8 @@ TRANSPORT_ALIASES: dict[str, str | Callable[[], str | type[Any]]] = {
     "redis": "greenconn.transport.redis:Transport",
     "rediss": "greenconn.transport.redis:Transport",
     "pyredis": "greenconn.transport.redis:Transport",
+    "redis+cluster": "greenconn.transport.redis:ClusterTransport",
+    "rediss+cluster": "greenconn.transport.redis:ClusterTransport",
     "sentinel": "greenconn.transport.redis:SentinelTransport",
     "SQS": "greenconn.transport.SQS:Transport",
     "sqs": "greenconn.transport.SQS:Transport",
@@ -77,7 +80,9 @@ MEANT: Final[Mapping[str, str]] = {
     "rmq": "amqp",
     "sqlite3": "sqlite",
     "valkey": "redis",
+    "valkey+cluster": "redis+cluster",
     "valkeys": "rediss",
+    "valkeys+cluster": "rediss+cluster",
 }
 
 #: Class paths that begin so mean ours of the same name, when we have one.
@@ -105,6 +110,11 @@ _OLD_CLASSES: Final = frozenset(
 )
 
 _classes: dict[str, Any] = {}
+
+
+def is_name(scheme: str) -> bool:
+    """Return whether a scheme with a ``+`` is the name of a transport as a whole."""
+    return scheme.lower() in TRANSPORT_ALIASES or scheme.lower() in MEANT
 
 
 def supports_librabbitmq() -> bool | None:

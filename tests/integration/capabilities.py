@@ -23,6 +23,7 @@ from tests.integration.contract import (
     mongodb_side,
     polled_side,
     rabbitmq_side,
+    redis_cluster_side,
     redis_side,
     sqlite_side,
     sqs_side,
@@ -139,6 +140,15 @@ _LEASE: Final = {"lease": 1.0}
 #: The same, with fan-out that waits in queues.
 _LISTS: Final = {**_LEASE, "fanout_lists": True}
 
+#: What lists of Redis cannot, and nobody else does.
+_LISTS_LACK: Final = {
+    Can.PRIORITIES: "the lowest comes first, as with kombu",
+    Can.EXPIRATION: "a list of Redis expires in its order; the log names ``expiration``",
+    Can.IMMEDIATE: "a message is stored before it is delivered",
+    Can.BOUNDS: "lists of Redis have no bounds, as with kombu",
+    Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+}
+
 KINDS: Final[Mapping[str, Kind]] = {
     "memory": Kind(
         title="memory",
@@ -168,12 +178,16 @@ KINDS: Final[Mapping[str, Kind]] = {
         side=redis_side,
         server="durable_redis",
         options=_LISTS,
+        lacks=_LISTS_LACK,
+    ),
+    "redis+cluster": Kind(
+        title="Redis Cluster",
+        url="redis_cluster_url",
+        side=redis_cluster_side,
+        options=_LISTS,
         lacks={
-            Can.PRIORITIES: "the lowest comes first, as with kombu",
-            Can.EXPIRATION: "a list of Redis expires in its order; the log names ``expiration``",
-            Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.BOUNDS: "lists of Redis have no bounds, as with kombu",
-            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            **_LISTS_LACK,
+            Can.SERVER: f"{UNTESTED}its nodes are killed by tests of their own",
         },
     ),
     "sqlite": Kind(

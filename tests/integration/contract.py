@@ -17,6 +17,7 @@ from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransp
 from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.hosted import hosted
 from greenconn.transport.mongodb import Transport as MongoTransport
+from greenconn.transport.redis import ClusterTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport
 from greenconn.transport.sqlite.transport import Transport as SqliteTransport
 from greenconn.transport.SQS import Transport as SqsTransport
@@ -35,6 +36,7 @@ __all__ = [
     "mongodb_side",
     "polled_side",
     "rabbitmq_side",
+    "redis_cluster_side",
     "redis_side",
     "sqlite_side",
     "sqs_side",
@@ -213,6 +215,11 @@ def rabbitmq_side(url: str, prefix: str) -> Side:
 def redis_side(url: str, prefix: str) -> Side:
     """A Redis, where fan-out goes into lists, since nothing else keeps a message for later."""
     return Side("redis", RedisTransport(TinyClient(url, fanout_lists=True)), prefix)
+
+
+def redis_cluster_side(url: str, prefix: str) -> Side:
+    """A Redis Cluster, with the same."""
+    return Side("redis", ClusterTransport(TinyClient(url, fanout_lists=True)), prefix)
 
 
 def mongodb_side(url: str, prefix: str) -> Side:

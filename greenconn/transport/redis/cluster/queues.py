@@ -1,0 +1,129 @@
+"""The queues of a cluster, each asked for in its partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from greenconn.transport.redis.claiming import RedisFeed
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.partition import Partition
+from greenconn.transport.redis.queues import LinkQueues
+from greenconn.transport.refusal import Method
+from greenconn.transport.virtual.declaration import Declaration
+
+__all__ = ["ClusterFeeds", "ClusterQueues", "Partitions"]
+
+
+class Partitions(Protocol):
+    """The partitions of one link.
+
+    Attributes:
+        commands: for what concerns no key.
+    """
+
+    @property
+    def commands(self) -> Commands: ...
+
+    def of(self, name: str) -> Partition:
+        """Return the partition of a queue or an exchange.  Never switches."""
+
+    def of_handle(self, handle: str) -> Partition:
+        """Return the partition of a message, by the field under which it is held.  Never switches."""
+
+    def partition(self, tag: str) -> Partition:
+        """Return the partition of a tag.  Never switches."""
+
+    def partitions(self) -> Iterable[Partition]:
+        """Return those that were used.  Never switches."""
+
+
+class ClusterFeeds(Mapping[str, RedisFeed]):
+    """The feeds of all partitions, by the names of their queues.
+
+    Arguments:
+        partitions: of the link.
+    """
+
+    def __init__(self, partitions: Partitions) -> None:
+        self._partitions = partitions
+
+    def __getitem__(self, queue: str) -> RedisFeed:
+        return self._partitions.of(queue).feeds[queue]
+
+    def get(self, queue: str, default: Any = None) -> Any:
+        """Return the feed of a queue, or *default*.  Never switches."""
+        return self._partitions.of(queue).feeds.get(queue, default)
+
+    def __iter__(self) -> Iterator[str]:
+        for each in self._partitions.partitions():
+            yield from each.feeds
+
+    def __len__(self) -> int:
+        return sum(len(each.feeds) for each in self._partitions.partitions())
+
+
+class ClusterQueues(LinkQueues):
+    """The queues of a cluster, as one link asks for them.
+
+    Arguments:
+        partitions: of the link.
+        expiring: queues that expire when they are not used, after so many milliseconds.
+    """
+
+    def __init__(self, partitions: Partitions, expiring: dict[str, int]) -> None:
+        self._partitions = partitions
+        self.expiring = expiring
+
+    def check_name(self, name: str, method: Method) -> None:
+        self._partitions.of(name).queues.check_name(name, method)
+
+    def settle(self) -> None:
+        for each in self._partitions.partitions():
+            each.queues.settle()
+
+    def find(self, name: str) -> Declaration | None:
+        return self._partitions.of(name).queues.find(name)
+
+    def is_current(self, name: str) -> bool:
+        return self._partitions.of(name).queues.is_current(name)
+
+    def is_known_to_exist(self, name: str) -> bool:
+        return self._partitions.of(name).queues.is_known_to_exist(name)
+
+    def is_permanent(self, name: str) -> bool:
+        return self._partitions.of(name).queues.is_permanent(name)
+
+    def may_end(self, name: str) -> bool:
+        return self._partitions.of(name).queues.may_end(name)
+
+    def is_there(self, name: str) -> bool:
+        return self._partitions.of(name).queues.is_there(name)
+
+    def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
+        by_partition: dict[Partition, dict[str, Iterable[bytes]]] = {}
+        for name, fields in queues.items():
+            by_partition.setdefault(self._partitions.of(name), {})[name] = fields
+        return [
+            name
+            for partition, asked in by_partition.items()
+            for name in partition.queues.existing(asked)
+        ]
+
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        return self._partitions.of(name).queues.make(name, declared)
+
+    def counts(self, name: str) -> tuple[int, int]:
+        return self._partitions.of(name).queues.counts(name)
+
+    def touch(self, name: str) -> None:
+        self._partitions.of(name).queues.touch(name)
+
+    def pushed(self, name: str) -> None:
+        self._partitions.of(name).queues.pushed(name)
+
+    def purge(self, name: str) -> int:
+        return self._partitions.of(name).queues.purge(name)
+
+    def drop(self, name: str) -> int:
+        return self._partitions.of(name).queues.drop(name)

@@ -1,0 +1,521 @@
+"""The way of commands to one slot of a cluster, wherever it is now.
+
+Theory
+------
+All keys of a partition are in one slot, so its commands go to one node at a time, over the socket that
+all partitions there share::
+
+    IDLE     no command was sent yet
+    SEEKING  the node is being looked for, or asked to wait; commands are kept
+    READY    commands leave at once
+    CLOSED   the link is over
+
+Callbacks get their replies in the order of the commands, as on a single server.  A reply that says
+where the slot is now, or that it is not served at this moment, is no answer: nothing was carried out.
+When all replies that were due have come, the node is looked for, and these commands are sent again, in
+their order, before those that came meanwhile:
+
+- ``MOVED``: the slot is at another node.
+- ``ASK``: the slot is being moved, and this key is at the other node already: that is asked, once.
+- ``TRYAGAIN``: the slot is being moved, and only some of the keys are there: later.
+- ``CLUSTERDOWN`` and others: the cluster is asked for its slots until it serves this one.
+
+When the socket is lost, commands that may be carried out twice are sent again.  The others (pushes,
+claims) get :class:`~greenconn.transport.redis.errors.NodeLost`, since their outcome is unknown.
+Commands that wait for longer than ``reply_timeout`` get it, too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+from gevent import Greenlet, get_hub
+
+from greenconn.green.condition import Condition
+from greenconn.green.deadline import Deadline
+from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
+from greenconn.green.slot import Slot
+from greenconn.green.state import moved
+from greenconn.green.supervisor import spawn
+from greenconn.transport.redis.cluster.nodes import ClusterUnreachable, Nodes, Place
+from greenconn.transport.redis.errors import LinkLost, LoginRefused, NodeLost, as_error
+from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
+from greenconn.wire.resp import ErrorReply, pack
+
+__all__ = ["SLOT_MOVES", "SlotPipeline", "SlotState"]
+
+#: While the node of a slot is away.
+SEEKING: Final = RetryPolicy(first=0.02, longest=0.5)
+#: While keys of the slot are on their way to another node.
+WAITING: Final = RetryPolicy(first=0.005, longest=0.2)
+_ASKING: Final = pack("ASKING")
+#: First words of replies after which the cluster is asked where the slot is.
+_NOT_SERVED: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "BUSY"})
+_INFO: Final = pack("CLUSTER", "INFO")
+_IS_OK: Final = b"cluster_state:ok"
+#: Commands, and scripts, that must not be carried out twice.
+_ONCE: Final = frozenset({b"LPUSH", b"RPUSH", b"PUBLISH"})
+_SCRIPTS_ONCE: Final = frozenset(
+    name for script in (CLAIM, EXPIRE, PUSH) for name in (script.text, script.digest)
+)
+
+
+class SlotState(Enum):
+    """See the module's theory."""
+
+    IDLE = "idle"
+    SEEKING = "seeking"
+    READY = "ready"
+    CLOSED = "closed"
+
+
+_IDLE, _SEEKING, _READY, _CLOSED = SlotState
+
+SLOT_MOVES: Final[Mapping[SlotState, frozenset[SlotState]]] = {
+    SlotState.IDLE: frozenset({SlotState.SEEKING, SlotState.CLOSED}),
+    SlotState.SEEKING: frozenset({SlotState.READY, SlotState.CLOSED}),
+    SlotState.READY: frozenset({SlotState.SEEKING, SlotState.CLOSED}),
+    SlotState.CLOSED: frozenset(),
+}
+
+
+def may_repeat(command: bytes) -> bool:
+    """Return whether a command (packed) may be carried out twice."""
+    _, _, name, *behind = command.split(b"\r\n", 5)
+    if name in (b"EVAL", b"EVALSHA"):
+        return behind[1] not in _SCRIPTS_ONCE
+    return name not in _ONCE
+
+
+class Sent:
+    """A command, and what it is waiting for.
+
+    Attributes:
+        asks: the node that has the keys already, while the slot is being moved; None: no such.
+        is_answered: *reply* is there.
+    """
+
+    __slots__ = ("asks", "callback", "command", "is_answered", "reply")
+
+    def __init__(self, command: bytes, callback: Callable[[Any], Any] | None) -> None:
+        self.command = command
+        self.callback = callback
+        self.asks: Place | None = None
+        self.is_answered = False
+        self.reply: Any = None
+
+
+class SlotWriter:
+    """The sending side of one slot."""
+
+    __slots__ = ("_pipeline",)
+
+    def __init__(self, pipeline: SlotPipeline) -> None:
+        self._pipeline = pipeline
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether the node is not known now, or takes no more."""
+        return self._pipeline.must_wait
+
+    def before_flush(self, callback: Callable[[], None]) -> None:
+        """Call *callback* in the hub when all that can run now has run.  Never switches."""
+        get_hub().loop.run_callback(callback)
+
+
+class SlotPipeline:
+    """The way of commands to one slot.
+
+    Arguments:
+        nodes: of the cluster.
+        slot: its number.
+        where: the URL, password masked, for messages.
+        reply_timeout: seconds that a command waits for its slot to be served; None: no limit.
+        end: ends the link.  Never switches.
+        on_moved: called when the slot is at another node than before, or the socket is another one;
+            with whether commands may have been lost with it.  Never switches.
+
+    Attributes:
+        lost: why the link is over; None while it is not.
+        writer: the sending side.
+    """
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        slot: int,
+        where: str,
+        reply_timeout: float | None,
+        end: Callable[[BaseException], None],
+        on_moved: Callable[[bool], None],
+    ) -> None:
+        self._nodes = nodes
+        self.slot = slot
+        self.where = where
+        self._reply_timeout = reply_timeout
+        self._end = end
+        self._on_moved = on_moved
+        self.lost: BaseException | None = None
+        self.writer = SlotWriter(self)
+        self.state: SlotState = _IDLE
+        #: The socket that was used last.
+        self.node: Pipeline | None = None
+        #: Commands whose callbacks have not been called, in order.
+        self._waiting: deque[Sent] = deque()
+        #: Those of them that are to be sent: again, and for the first time.
+        self._again: list[Sent] = []
+        self._kept: deque[Sent] = deque()
+        #: Replies that are due.
+        self._due = 0
+        #: Why the node is looked for.
+        self._is_lost = self._is_unserved = self._must_pause = False
+        self._moved_to: Place | None = None
+        self._reason = ""
+        self._pauses: Backoff | None = None
+        #: When the trouble began; None: there is none.
+        self._since: float | None = None
+        self._is_ready = Condition()
+        self._greenlet: Greenlet[..., Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.slot}: {self.state.value}, {len(self._waiting)} replies due>"
+
+    def _move(self, state: SlotState) -> None:
+        self.state = moved(self.state, state, SLOT_MOVES, "a slot")
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether :meth:`wait_writable` is to be called before a command."""
+        return self.state is not _READY or self.node is None or self.node.writer.must_wait
+
+    # -- commands
+
+    def post(self, command: bytes, callback: Callable[[Any], Any] | None = None) -> None:
+        """Send one command, or keep it until the node is known.  Never switches."""
+        if self.lost is not None:
+            if callback is not None:
+                callback(self.lost)
+            return
+        sent = Sent(command, callback)
+        self._waiting.append(sent)
+        if self.state is _READY:
+            self._send(sent)
+        else:
+            self._kept.append(sent)
+            if self.state is _IDLE:
+                self._seek()
+
+    def _send(self, sent: Sent) -> None:
+        assert self.node is not None
+        self._due += 1
+        self.node.post(sent.command, partial(self._replied, sent))
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Send one command and return its reply.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server's error.
+            TimeoutError: no reply before the deadline; the command may have been carried out.
+            LinkLost: the node or the link was lost before the reply came.
+        """
+        return self.call_all([command], deadline, what)[0]
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Send several commands and return their replies.  May switch.
+
+        Raises:
+            Exception: as :meth:`call`, for the first of them that failed.
+        """
+        if not commands:
+            return []
+        if self.must_wait:
+            self.wait_writable(deadline)
+        slot: Slot[Any] = Slot()
+        replies: list[Any] = []
+        for command in commands[:-1]:
+            self.post(command, replies.append)
+        self.post(commands[-1], slot.offer)
+        replies.append(slot.wait(deadline))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self.error(reply, what)
+        return replies
+
+    def wait_writable(self, deadline: Deadline) -> None:
+        """Wait until the node is known and takes more, or let others run.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline, or within ``reply_timeout``; says why.
+            LinkLost: the link is lost.
+        """
+        deadline = deadline.within(self._reply_timeout)
+        while self.state is not _READY:
+            self._check()
+            if self.state is _IDLE:
+                self._seek()
+            try:
+                self._is_ready.wait(deadline)
+            except TimeoutError:
+                raise TimeoutError(self._unserved_text()) from None
+        assert self.node is not None
+        if self.node.writer.must_wait:
+            self.node.wait_writable(deadline)
+
+    def drain(self, deadline: Deadline = ENDLESS) -> None:
+        """Wait until the socket has taken what was sent.  May switch.
+
+        Raises:
+            TimeoutError: it was not before the deadline.
+        """
+        if self._waiting:
+            if self.state is not _READY:
+                self.wait_writable(deadline)
+            if self.node is not None:
+                self.node.drain(deadline)
+
+    def _check(self) -> None:
+        if self.lost is not None:
+            raise self.error(self.lost)
+
+    def error(self, reply: BaseException, what: str = "") -> BaseException:
+        """Return the exception to raise for a reply that is one."""
+        if isinstance(reply, ErrorReply):
+            return as_error(reply, self.where, what)
+        if isinstance(reply, LinkLost):  # one for each waiter: a traceback belongs to one greenlet
+            own = type(reply)(*reply.args)
+            own.__cause__ = reply.__cause__
+            return own
+        return reply
+
+    # -- replies, in the reader: nothing here may switch or run user code
+
+    def _replied(self, sent: Sent, reply: Any) -> None:
+        self._due -= 1
+        if self.lost is None and isinstance(reply, Exception) and self._is_no_answer(sent, reply):
+            self._again.append(sent)
+            if self.state is _READY:
+                self._move(_SEEKING)
+        else:
+            if isinstance(reply, LinkLost) and self.lost is None:
+                reply = NodeLost(str(reply))
+                if self.state is _READY:
+                    self._move(_SEEKING)
+            elif self._since is not None and self.state is _READY:
+                self._since = self._pauses = None
+            self._answer(sent, reply)
+        if self.state is _SEEKING and not self._due and self._greenlet is None:
+            self._all_replied()
+
+    def _answer(self, sent: Sent, reply: Any) -> None:
+        sent.reply = reply
+        sent.is_answered = True
+        waiting = self._waiting
+        while waiting and waiting[0].is_answered:
+            first = waiting.popleft()
+            if first.callback is not None:
+                first.callback(first.reply)
+
+    def _is_no_answer(self, sent: Sent, reply: Exception) -> bool:
+        """Return whether the command is to be sent again, and note why."""
+        if isinstance(reply, LinkLost):
+            self._is_lost = True
+            self._reason = str(reply)
+            return sent.callback is None or may_repeat(sent.command)
+        if not isinstance(reply, ErrorReply):
+            return False
+        code = reply.code
+        sent.asks = None
+        if code == "MOVED":
+            self._moved_to = self._place(reply)
+        elif code == "ASK":
+            sent.asks = self._place(reply)
+        elif code == "TRYAGAIN":
+            self._must_pause = True
+        elif code in _NOT_SERVED:
+            self._is_unserved = self._must_pause = True
+        else:
+            return False
+        self._reason = str(reply)
+        return True
+
+    def _place(self, reply: ErrorReply) -> Place:
+        host, _, port = str(reply).split(" ")[2].rpartition(":")
+        if not host and self.node is not None:
+            host = self.node.stream.peer_address()[1][0]
+        return Place(host, int(port))
+
+    # -- looking for the node
+
+    def dropped(self, node: Pipeline) -> None:
+        """Note that the socket to a node is lost.  Never switches."""
+        if self.node is not node or self.lost is not None:
+            return
+        self._is_lost = True
+        if self.state is _READY:
+            self._seek()
+
+    def _seek(self) -> None:
+        self._move(_SEEKING)
+        if not self._due and self._greenlet is None:
+            self._greenlet = spawn("redis-slot", self._run)
+
+    def _all_replied(self) -> None:
+        """Go on, as no reply is due any more."""
+        if self._again or self._is_lost:
+            self._greenlet = spawn("redis-slot", self._run)
+        else:
+            assert self.node is not None  # what was asked for elsewhere is answered
+            self._use(self.node)
+
+    def _run(self) -> None:
+        if self._since is None:
+            self._since = monotonic()
+        try:
+            for attempt in attempts(SEEKING, is_retryable=_may_pass):
+                with attempt:
+                    self._settle(self._find())
+                    return
+                if self.state is not _SEEKING:
+                    return
+                self._is_unserved = True
+                self._reason = str(attempt.error)
+                self._give_up_late()
+        except (LoginRefused, ClusterUnreachable) as exc:
+            self._greenlet = None
+            self._end(exc)
+
+    def _settle(self, node: Pipeline | None) -> None:
+        """Go on with what was found.  Never switches."""
+        self._greenlet = None
+        if self.state is not _SEEKING:
+            return
+        if node is not None:
+            self._use(node)
+        elif not self._due:
+            self._all_replied()
+
+    def _find(self) -> Pipeline | None:
+        """Return the socket to the node that serves the slot.  May switch.
+
+        Returns:
+            None: commands were sent to the node that the slot is being moved to.
+        """
+        if self._must_pause:
+            self._must_pause = False
+            self._give_up_late()
+            if self._pauses is None:
+                self._pauses = Backoff(WAITING)
+            sleep(next(self._pauses))
+        nodes = self._nodes
+        if self._moved_to is not None:
+            nodes.note_moved(self.slot, self._moved_to)
+            self._moved_to = None
+        elif self._is_lost or self._is_unserved or nodes.place_of(self.slot) is None:
+            nodes.refresh()
+        elif self._again and all(each.asks is not None for each in self._again):
+            self._ask()
+            return None
+        place = nodes.place_of(self.slot)
+        if place is None:
+            raise NodeLost(self._reason or "no node has it")
+        node = nodes.open(place)
+        if self._is_unserved and _IS_OK not in node.call(_INFO, Deadline(nodes.connect_timeout)):
+            raise NodeLost(self._reason)
+        return node
+
+    def _ask(self) -> None:
+        """Send commands to the node that the slot is being moved to.  May switch."""
+        place = self._again[0].asks
+        assert place is not None
+        node = self._nodes.open(place)
+        asked, self._again = self._again, []
+        for each in asked:
+            each.asks = None
+            self._due += 1
+            node.post(_ASKING)
+            node.post(each.command, partial(self._replied, each))
+
+    def _use(self, node: Pipeline) -> None:
+        """Send all that waits to *node*.  Never switches."""
+        was_lost, self._is_lost = self._is_lost, False
+        self._is_unserved = False
+        is_moved = self.node is not None and (was_lost or node is not self.node)
+        self.node = node
+        self._move(_READY)
+        unsent, self._again = [*self._again, *self._kept], []
+        self._kept = deque()
+        for at, sent in enumerate(unsent):
+            if self.state is not _READY:  # lost again
+                self._kept.extendleft(reversed(unsent[at:]))
+                break
+            self._send(sent)
+        self._is_ready.wake_all()
+        if is_moved:
+            self._on_moved(was_lost)
+
+    def _give_up_late(self) -> None:
+        """Give up on commands that have waited too long.  Never switches."""
+        timeout, now = self._reply_timeout, monotonic()
+        if timeout and self._since is not None and now - self._since > timeout:
+            self._since = now
+            unsent, self._again = [*self._again, *self._kept], []
+            self._kept = deque()
+            error = NodeLost(self._unserved_text())
+            for sent in unsent:
+                self._answer(sent, error)
+
+    def _unserved_text(self) -> str:
+        reason = f": {self._reason}" if self._reason else ""
+        return (
+            f"{self.where}: no node serves slot {self.slot} now{reason} (CLUSTER INFO says which "
+            f"slots have no master; bring their nodes back, or set cluster-require-full-coverage "
+            f"to no for the others)"
+        )
+
+    # -- ending
+
+    def interrupted(self, exc: BaseException) -> None:
+        """End the link, as an exception came between two steps that belong together."""
+        self._end(LinkLost(f"{self.where}: a command was interrupted by {exc!r}"))
+
+    def end(self, exc: BaseException) -> None:
+        """End the link, since it is of no use any more.  Never switches."""
+        self._end(exc)
+
+    def close(self) -> None:
+        """Close it; who still waits gets an error.  Never switches."""
+        self._finish(LinkLost(f"{self.where}: the connection was closed"))
+        waiting, self._waiting = self._waiting, deque()
+        for sent in waiting:
+            if sent.callback is not None:
+                sent.callback(sent.reply if sent.is_answered else self.lost)
+
+    def forget(self) -> None:
+        """Forget it in the child of a fork: the parent owns it."""
+        self._finish(LinkLost(f"{self.where}: the connection was opened before a fork"))
+        self._waiting.clear()
+        self._is_ready.forget()
+
+    def _finish(self, exc: BaseException) -> None:
+        if self.lost is None:
+            self.lost = exc
+            self._move(_CLOSED)
+            greenlet, self._greenlet = self._greenlet, None
+            if greenlet is not None:
+                greenlet.kill(block=False)
+            self._again.clear()
+            self._kept.clear()
+            self._is_ready.wake_all(exc)
+
+
+def _may_pass(exc: Exception) -> bool:
+    """Return whether looking for the node may succeed later."""
+    return not isinstance(exc, (LoginRefused, ClusterUnreachable))

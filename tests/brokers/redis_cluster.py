@@ -1,0 +1,210 @@
+"""A Redis Cluster of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import monotonic
+from typing import BinaryIO, Final
+
+from gevent import sleep
+from gevent.socket import create_connection
+
+from tests.brokers.keeper import Keeper
+from tests.brokers.packages import NoBroker
+from tests.brokers.redis_server import RedisServer
+
+__all__ = ["SLOTS", "ClusterNode", "RedisCluster"]
+
+SLOTS: Final = 16384
+#: Milliseconds after which the others take a silent node for dead.
+NODE_TIMEOUT: Final = 1000
+#: Seconds that a cluster may take to agree.
+SOON: Final = 60.0
+
+
+class ClusterNode(RedisServer):
+    """A node of a cluster.
+
+    Arguments:
+        options: further options of ``redis-server``.
+    """
+
+    name = "redis-node"
+
+    def __init__(
+        self, keeper: Keeper, options: tuple[str, ...] = (), program: str | None = None
+    ) -> None:
+        super().__init__(keeper, program=program)
+        self._options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT)),
+            *("--cluster-config-file", str(self.directory / "nodes.conf")),
+            *("--cluster-port", str(self.port + 10000), "--cluster-announce-ip", "127.0.0.1"),
+            *("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"),
+            *options,
+        )
+
+    def command(self) -> list[str]:
+        """The program and its arguments; a cluster has one database."""
+        command = super().command()
+        at = command.index("--databases")
+        return command[:at] + command[at + 2 :]
+
+    def ask(self, *words: object) -> str:
+        """Send a command and return its reply as text.  May switch."""
+        with create_connection(("127.0.0.1", self.port), timeout=10) as sock:
+            parts = [str(each).encode() for each in words]
+            sock.sendall(
+                b"*%d\r\n%b"
+                % (len(parts), b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in parts))
+            )
+            return _read(sock.makefile("rb"))
+
+    @property
+    def id(self) -> str:
+        """Its name in the cluster."""
+        return self.ask("CLUSTER", "MYID")
+
+    @property
+    def is_master(self) -> bool:
+        """Whether it is a master now."""
+        return self.is_running and self.ask("ROLE").startswith("master")
+
+
+def _read(file: BinaryIO) -> str:
+    line = file.readline().decode().rstrip("\r\n")
+    kind, text = line[:1], line[1:]
+    if kind == "$":
+        size = int(text)
+        return "" if size < 0 else file.read(size + 2)[:-2].decode("utf-8", "replace")
+    if kind == "*":
+        return " ".join(_read(file) for _ in range(int(text)))
+    if kind == "-":
+        raise RuntimeError(text)
+    return text
+
+
+class RedisCluster:
+    """Three masters with a replica each, on this machine.
+
+    Arguments:
+        keeper: ends the nodes, whatever becomes of this process.
+        options: further options of each node.
+        replicas: of each master.
+
+    Raises:
+        NoBroker: the program is not to be had.
+    """
+
+    def __init__(
+        self, keeper: Keeper, options: tuple[str, ...] = (), replicas: int = 1, masters: int = 3
+    ) -> None:
+        self.nodes = [ClusterNode(keeper, options) for _ in range(masters * (1 + replicas))]
+        self._masters = masters
+
+    @property
+    def url(self) -> str:
+        """The address of the cluster, by its first nodes."""
+        return f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
+    @property
+    def urls(self) -> str:
+        """The addresses of its first nodes."""
+        ports = [each.port for each in self.nodes[: self._masters]]
+        return ";".join(f"redis+cluster://127.0.0.1:{each}" for each in ports)
+
+    def start(self) -> None:
+        """Start the nodes, and join them.  May switch.
+
+        Raises:
+            NoBroker: they do not start, or do not agree.
+        """
+        for each in self.nodes:
+            each.begin()
+        for each in self.nodes:
+            each.wait_ready()
+        first, *others = self.nodes
+        for number, each in enumerate(self.nodes, 1):
+            each.ask("CLUSTER", "SET-CONFIG-EPOCH", number)
+        for each in others:
+            each.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
+        masters = self.nodes[: self._masters]
+        share = SLOTS // len(masters)
+        for number, each in enumerate(masters):
+            end = SLOTS if each is masters[-1] else (number + 1) * share
+            each.ask("CLUSTER", "ADDSLOTSRANGE", number * share, end - 1)
+        self.until(lambda: all(self._knows_all(each) for each in self.nodes), "they do not meet")
+        for number, each in enumerate(self.nodes[self._masters :]):
+            each.ask("CLUSTER", "REPLICATE", masters[number % len(masters)].id)
+        self.wait_ready()
+
+    def _knows_all(self, node: ClusterNode) -> bool:
+        return f"cluster_known_nodes:{len(self.nodes)}" in node.ask("CLUSTER", "INFO")
+
+    def wait_ready(self) -> None:
+        """Wait until all slots are served, and all replicas follow.  May switch."""
+        self.until(lambda: all(_is_ok(each) for each in self.nodes), "they do not agree")
+        masters = sum(each.is_master for each in self.nodes)
+        self.until(lambda: self._in_sync() == len(self.nodes) - masters, "replicas do not follow")
+
+    def _in_sync(self) -> int:
+        return sum(
+            "master_link_status:up" in each.ask("INFO", "replication") for each in self.nodes
+        )
+
+    def until(self, is_so: object, why: str) -> None:
+        """Wait until something is so.  May switch.
+
+        Raises:
+            NoBroker: it was not in time.
+        """
+        end = monotonic() + SOON
+        while not is_so():  # type: ignore[operator]
+            if monotonic() > end:
+                raise NoBroker(f"redis cluster: {why}")
+            sleep(0.02)
+
+    @property
+    def masters(self) -> Sequence[ClusterNode]:
+        """The nodes that are masters now."""
+        return [each for each in self.nodes if each.is_master]
+
+    def owner_of(self, slot: int) -> ClusterNode:
+        """Return the master that serves a slot.  May switch."""
+        for line in self.masters[0].ask("CLUSTER", "NODES").splitlines():
+            _, address, flags, _, _, _, _, _, *ranges = line.split()
+            for each in ranges:
+                first, _, last = each.partition("-")
+                if "master" not in flags or each.startswith("["):
+                    continue  # a replica, or a slot on its way
+                if int(first) <= slot <= int(last or first):
+                    port = int(address.partition("@")[0].rpartition(":")[2])
+                    return next(node for node in self.nodes if node.port == port)
+        raise LookupError(slot)
+
+    def move(self, slot: int, to: ClusterNode) -> None:
+        """Move a slot with its keys to another master, key by key.  May switch."""
+        source = self.owner_of(slot)
+        to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1):
+            source.ask("MIGRATE", "127.0.0.1", to.port, keys, 0, 5000)
+        to.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        source.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+
+    def mend(self) -> None:
+        """Start what was stopped, and wait until all is well again.  May switch."""
+        for each in self.nodes:
+            each.resume()
+            if not each.is_running:
+                each.start()
+        self.wait_ready()
+
+    def close(self) -> None:
+        """Stop it for good.  May switch."""
+        for each in self.nodes:
+            each.kill()
+            each.close()
+
+
+def _is_ok(node: ClusterNode) -> bool:
+    return "cluster_state:ok" in node.ask("CLUSTER", "INFO")
