@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from greenconn.defaults import declare_by_name
@@ -63,6 +64,8 @@ T = TypeVar("T")
 PUBLISHING: Final = RetryPolicy(first=0.05, longest=2.0, jitter=0.0, immediate=1)
 #: For a queue whose node is away.
 FINDING: Final = RetryPolicy(first=0.05, longest=2.0, jitter=0.0)
+#: Seconds for which an empty queue may refuse a message, since it may have no leader.
+LEADER_WAIT: Final = 10.0
 
 
 class Publisher:
@@ -76,6 +79,8 @@ class Publisher:
         self._session = session
         self._channel: Any = None
         self._flight = SingleFlight("publish-channel")
+        #: When an empty queue refused a message first, while its caller tries again.
+        self._nacked_at: dict[OutgoingMessage, float] = {}
         #: One channel, one holder, in the order of arrival: where each message is sent alone.
         self._isolated: FairPool[Any] = FairPool(
             self._open,
@@ -111,7 +116,13 @@ class Publisher:
             except Exception as exc:
                 failure = exc
             if failure is not None:
-                self._try_again(partial(self._publish_once, message, deadline), deadline, failure)
+                try:
+                    again = partial(self._publish_once, message, deadline)
+                    self._try_again(again, deadline, failure)
+                finally:
+                    self._nacked_at.pop(message, None)
+        except _NoLeader as exc:
+            raise exc.nack from exc.nack.__cause__
         except ConnectionBlocked as exc:
             if not message.maybe_delivered:
                 raise
@@ -252,17 +263,18 @@ class Publisher:
         """
         return not (exc.has_reason or isinstance(options.target, Exchange))
 
-    def _check_nack(self, exc: PublishNacked, options: PublishOptions, deadline: Deadline) -> None:
+    def _check_nack(self, exc: PublishNacked, message: OutgoingMessage, deadline: Deadline) -> None:
         """Return if the queue that refused a message is there and holds messages.  May switch.
 
         It may be full then.  But RabbitMQ also refuses what it cannot give to a queue that it knows: a
         classic one whose node is away, or a quorum queue between two leaders, of which it says that it
-        is empty.
+        is empty.  An empty queue may also be too small for the message.
 
         Raises:
-            PublishNacked: *exc*: nothing is known of the queue.
+            PublishNacked: *exc*: nothing is known of the queue, or it was empty for too long.
             TimeoutError: the queue is not available, and the next attempt waits for it.
         """
+        options = message.options
         if not self.may_pass(exc, options) or not self._session.is_open:
             raise exc
         forget_existence(self._session, options.target)
@@ -275,7 +287,10 @@ class Publisher:
         except Exception as failure:
             logger.debug("checking %s after a nack: %s", options, failure)
             raise exc from exc.__cause__
-        raise TimeoutError(f"{exc}: the queue is empty and has no leader, or has one again")
+        now = monotonic()
+        if now - self._nacked_at.setdefault(message, now) > LEADER_WAIT:
+            raise exc from exc.__cause__
+        raise _NoLeader(exc)
 
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
         """Take note of why a message was not published."""
@@ -299,7 +314,7 @@ class Publisher:
                 return
             except PublishNacked as exc:
                 # If it has a leader again, or room, it is taken now.
-                self._check_nack(exc, message.options, deadline)
+                self._check_nack(exc, message, deadline)
             except NEVER_REPEATED as exc:
                 self.note_failure(exc, message.options)
                 raise
@@ -323,7 +338,7 @@ class Publisher:
             is_settled = True
         except PublishNacked as exc:
             is_settled = True
-            self._check_nack(exc, message.options, deadline)
+            self._check_nack(exc, message, deadline)
             raise
         except Unroutable as exc:
             is_settled = True
@@ -356,6 +371,14 @@ class Publisher:
             _close(channel)
             raise
         return channel
+
+
+class _NoLeader(TimeoutError):
+    """A nack by an empty queue, which may be taken back by the next attempt."""
+
+    def __init__(self, nack: PublishNacked) -> None:
+        super().__init__(str(nack))
+        self.nack = nack
 
 
 def _close(channel: Channel) -> None:

@@ -11,6 +11,7 @@ from amqp import spec
 
 from greenconn import Connection, Exchange, Queue, publish, publish_many
 from greenconn.exceptions import BatchPublishError, PublishNacked, PublishTimeout
+from greenconn.publishing import publisher
 from greenconn.publishing.message import Target
 from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_wires import until
@@ -110,9 +111,24 @@ def test_a_queue_is_waited_for_until_the_deadline(
     end.method(channel, spec.Basic.Nack, "LB", 1, 0)
     end.expect(spec.Queue.Declare)
     refusing = gevent.spawn(nack_all, end)
-    with pytest.raises(PublishTimeout, match="orders"):
+    # A nack is the broker's answer: it has not the message.
+    with pytest.raises(PublishNacked if is_known else PublishTimeout, match="orders"):
         publishing.get(timeout=CAME)
     refusing.kill()
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_message_that_its_queue_is_too_small_for(
+    amqp_url: str, unique: str, queue_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "LEADER_WAIT", 0.2)
+    bounds = {"x-max-length-bytes": 100, "x-overflow": "reject-publish"}
+    queue = Queue(unique, queue_arguments={**bounds, "x-queue-type": queue_type})
+    with Connection(amqp_url) as connection:
+        with pytest.raises(PublishNacked):
+            for _ in range(2):  # a quorum queue takes one above its bounds
+                publish(queue, "x" * 1000, connection=connection)
+        queue(connection).delete()
 
 
 def test_a_message_to_an_exchange_is_not_sent_again(
