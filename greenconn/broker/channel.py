@@ -18,6 +18,7 @@ from greenconn.abc import DeadlineLike, Sink
 from greenconn.broker.consumers import StoreConsumer, Subscriptions
 from greenconn.broker.deliveries import Acknowledger, DeliveredMessage, Deliveries
 from greenconn.broker.entities import SharedEntities, SharingLink
+from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
@@ -195,7 +196,7 @@ class StoreChannel(StdChannel, Generic[L]):
         ),
         exchange=frozenset({"alternate-exchange"}),
         consumer=frozenset({"x-priority"}),
-        message=frozenset({"priority", "expiration", "x-delay", "CC", "BCC"}),
+        message=frozenset({"priority", "expiration", DELAY, "CC", "BCC"}),
     )
 
     def __init__(self, connection: L, channel_id: int | None = None) -> None:
@@ -268,6 +269,22 @@ class StoreChannel(StdChannel, Generic[L]):
         if arguments:
             client = self.connection.client
             warn_of_unsupported(self.supported_arguments, client, kind, name, arguments)
+
+    def delayed_route(
+        self,
+        exchange: str,
+        routing_key: str,
+        delay: float,
+        headers: Mapping[str, Any] | None,
+        properties: Mapping[str, Any],
+    ) -> DelayedRoute:
+        """Return how a message is published that is delayed; see ``delays.delayed_route``.
+
+        Never switches.
+        """
+        if DELAY not in self.supported_arguments.message:
+            raise refused_delay(self, delay)
+        return header_route(exchange, routing_key, delay, headers)
 
     def close(self) -> None:
         """Close it: cancel its consumers and requeue its unacknowledged messages.  May switch.

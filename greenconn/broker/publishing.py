@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
@@ -25,6 +25,7 @@ from greenconn.broker.publisher import (
     CopyOutcomes,
     PublishingLink,
 )
+from greenconn.delays import delay_of
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import check_headers
@@ -106,7 +107,7 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
         self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]
     ) -> Sequence[Entry]:
         headers = message["headers"]
-        delay = _delay(headers) if headers else 0.0
+        delay = delay_of(headers) if headers else 0.0
         return self.link.entries(self._envelope(message, exchange, routing_key), queues, delay)
 
     def _begin_last_resort(self, queue: str) -> None:
@@ -137,23 +138,6 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
                 "delivery_tag": link.tags.next().decode(),
             },
         }
-
-
-def _delay(headers: Mapping[str, Any]) -> float:
-    """Return a message's delay in seconds, from the header (in ms) of RabbitMQ's plug-in.
-
-    Raises:
-        ValueError: it is no number.
-    """
-    given = headers.get("x-delay")
-    if given is None:
-        return 0.0
-    try:
-        return max(float(given), 0.0) / 1000
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"header x-delay must be a number of milliseconds, got {given!r}"
-        ) from None
 
 
 class PutBatcher:

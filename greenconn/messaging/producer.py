@@ -30,6 +30,7 @@ from gevent import getcurrent
 from greenconn.abc import Lender, is_connection
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
 from greenconn.compression import compress
+from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
 from greenconn.messaging.batch import BatchState, ProducerBatch
@@ -251,6 +252,8 @@ class Producer:
         expiration: float | None = None,
         timeout: float | None = None,
         confirm_timeout: float | None = None,
+        delay: float | None = None,
+        expires: float | None = None,
         **properties: Any,
     ) -> Any:
         """Publish a message.  May switch.
@@ -276,6 +279,8 @@ class Producer:
             expiration: seconds that it may wait in a queue.
             timeout: seconds for all of it: connecting, declaring, sending, the confirm.
             confirm_timeout: seconds for the confirm, on a channel with confirms.
+            delay: seconds until it reaches its queue; RabbitMQ has whole ones, rounded up.
+            expires: same as *expiration*.
             properties: other AMQP properties: ``reply_to`` (a Queue too), ``correlation_id``...
 
         Raises:
@@ -283,6 +288,7 @@ class Producer:
             EncodeError, SerializerNotInstalled: the body could not be serialised.
             OperationalError: retrying was given up.
             ConnectionError, ChannelError: what ended the channel, without *retry*.
+            ValueError: the transport cannot keep *delay*.
         """
         # The fast path makes no object but the message's own: every microsecond here is paid for
         # each message of a program, and the rest of a publish costs about four.
@@ -307,12 +313,17 @@ class Producer:
         else:
             mode = delivery_mode or default.delivery_mode
         properties["delivery_mode"] = _MODES.get(mode) or maybe_delivery_mode(mode)
+        if expires is not None:
+            if expiration is not None:
+                raise ValueError("expires must be None with expiration, whose other name it is")
+            expiration = expires
         if expiration is not None:
             properties["expiration"] = str(int(expiration * 1000))
         if routing_key is None:
             routing_key = self.routing_key
-        if retry or timeout is not None:
-            publication = Publication(self, declare, timeout, retry_policy or {} if retry else None)
+        if retry or timeout is not None or delay is not None:
+            policy = retry_policy or {} if retry else None
+            publication = Publication(self, declare, timeout, policy, checked_delay(delay))
             return publication.run(
                 confirm_timeout, exchange, routing_key, mandatory, immediate,
                 body, priority, content_type, content_encoding, headers, properties,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout
 
+from greenconn.delays import delayed_route
 from greenconn.exceptions import PublishTimeout
 from greenconn.green.deadline import Deadline
 
@@ -35,6 +36,7 @@ class Publication:
         declare: entities that must exist before.
         timeout: seconds for all of it, or None.
         policy: for ``Connection.ensure``; None: one attempt.
+        delay: seconds until the message reaches its queue, above 0; None: at once.
     """
 
     #: ``ensure`` names its wrapper after this.
@@ -46,12 +48,14 @@ class Publication:
         declare: Iterable[Any] | None,
         timeout: float | None,
         policy: dict[str, Any] | None,
+        delay: float | None = None,
     ) -> None:
         self._producer = producer
         self._declare = None if declare is None else list(declare)
         self._timeout = timeout
         self._deadline = Deadline(timeout)
         self._policy = policy
+        self._delay = delay
         self._message: tuple[Any, ...] = ()
         self._confirm_timeout: float | None = None
         self._failure: Exception | None = None
@@ -116,19 +120,30 @@ class Publication:
             self._start_timer()
             channel = self._ready_channel()
             timeout = self._deadline.left()
+        message = self._message
+        if self._delay is not None:
+            self._start_timer()
+            message = self._delayed(channel, self._delay)
+            timeout = self._deadline.left()
         self._stop_timer()
         try:
             return producer._send(
                 channel,
                 timeout,
                 self._confirm_timeout,
-                *self._message,
+                *message,
                 resends=self._policy is not None,
             )
         except Exception:
             self._maybe_delivered = True
             self._start_timer()
             raise
+
+    def _delayed(self, channel: Channel, delay: float) -> tuple[Any, ...]:
+        """Return the message as it is published to arrive later.  May switch."""
+        exchange, routing_key, *others, headers, properties = self._message
+        route = delayed_route(channel, exchange, routing_key, delay, headers, properties)
+        return route.exchange, route.routing_key, *others, route.headers, properties
 
     def _ready_channel(self) -> Any:
         producer = self._producer

@@ -55,8 +55,10 @@ def publish(
             else False), ``routing_key`` (of an Exchange), ``mandatory=True``,
             ``delivery_mode='persistent'``, ``serializer``, ``compression``, ``content_type`` (of a
             body that is serialised already), ``content_encoding``, ``headers``, ``priority`` (0 to
-            255), ``expiration`` (seconds), and the properties ``app_id``, ``cluster_id``,
-            ``correlation_id``, ``message_id``, ``reply_to``, ``timestamp``, ``type``, ``user_id``.
+            255), ``expires`` (seconds that it may wait in the queue; kombu says ``expiration``),
+            ``delay`` (seconds until it reaches the queue; RabbitMQ has whole ones, rounded up), and the
+            properties ``app_id``, ``cluster_id``, ``correlation_id``, ``message_id``, ``reply_to``,
+            ``timestamp``, ``type``, ``user_id``.
 
     Raises:
         PublishTimeout: the deadline ended; ``maybe_delivered`` says whether the broker may have it.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from greenconn.checks import is_number
 from greenconn.compression import compress
+from greenconn.delays import checked_delay, delayed_route
 from greenconn.encoding import plain_text
 from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.existence import existence_key
@@ -35,8 +36,10 @@ OPTIONS: Final = frozenset(
         "content_encoding",
         "content_type",
         "declare",
+        "delay",
         "delivery_mode",
         "expiration",
+        "expires",
         "headers",
         "mandatory",
         "priority",
@@ -124,21 +127,27 @@ class OutgoingMessage:
         Returns:
             an object whose ``wait(deadline)`` tells what became of it.
         """
-        options, message = self.options, self.prepare(channel)
+        options = self.options
+        exchange, routing_key = options.exchange, options.routing_key
+        if options.delay is not None:
+            route = delayed_route(
+                channel, exchange, routing_key, options.delay, self.headers, options.properties
+            )
+            exchange, routing_key = route.exchange, route.routing_key
+            self.headers = route.headers
+        message = self.prepare(channel)
         begin = getattr(channel, "begin_publish", None)
         if begin is None:
             # A channel made for kombu: what it knows of the outcome is known when it returns.
             self.maybe_delivered = True
             channel.basic_publish(
                 message,
-                exchange=options.exchange,
-                routing_key=options.routing_key,
+                exchange=exchange,
+                routing_key=routing_key,
                 mandatory=options.mandatory,
             )
             return _DONE
-        confirm = begin(
-            message, options.exchange, options.routing_key, options.mandatory, False, deadline
-        )
+        confirm = begin(message, exchange, routing_key, options.mandatory, False, deadline)
         self.maybe_delivered = True
         return confirm
 
@@ -177,6 +186,7 @@ class PublishOptions:
         "content_encoding",
         "content_type",
         "declare",
+        "delay",
         "exchange",
         "headers",
         "key",
@@ -198,6 +208,8 @@ class PublishOptions:
         self.mandatory = True
         #: Whether a queue that is known only by its name is declared; None: as the program chose.
         self.declare: bool | None = None
+        #: Seconds until it reaches the queue, above 0.
+        self.delay: float | None = None
         self.serializer: str | None = None
         self.compression: str | None = None
         self.content_type: str | None = None
@@ -234,6 +246,7 @@ class PublishOptions:
         get = options.get
         self.mandatory = bool(get("mandatory", True))
         self.declare = _declare(get("declare"), self.target)
+        self.delay = checked_delay(get("delay"))
         self.serializer = _text("serializer", get("serializer"))
         self.compression = _text("compression", get("compression"))
         self.content_type = _text("content_type", get("content_type"))
@@ -243,8 +256,11 @@ class PublishOptions:
         properties = self.properties
         if (mode := get("delivery_mode")) is not None:
             properties["delivery_mode"] = _delivery_mode(mode)
-        if (seconds := get("expiration")) is not None:
-            properties["expiration"] = _milliseconds(seconds)
+        for name in ("expiration", "expires"):
+            if (seconds := get(name)) is not None:
+                if "expiration" in properties:
+                    raise ValueError("expires must be None with expiration, whose other name it is")
+                properties["expiration"] = _milliseconds(name, seconds)
         for name in PROPERTIES & options.keys():
             value = options[name]
             if name == "reply_to" and isinstance(value, Queue):
@@ -369,9 +385,9 @@ def _delivery_mode(value: Any) -> int:
     )
 
 
-def _milliseconds(seconds: Any) -> str:
+def _milliseconds(option: str, seconds: Any) -> str:
     if not is_number(seconds) or seconds < 0:
-        raise ValueError(f"expiration must be a number of seconds, at least 0, got {seconds!r}")
+        raise ValueError(f"{option} must be a number of seconds, at least 0, got {seconds!r}")
     return str(int(seconds * 1000))
 
 

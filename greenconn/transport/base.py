@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 from gevent import get_hub
 
+from greenconn.delays import DelayedRoute, refused_delay
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
@@ -159,6 +160,20 @@ class StdChannel:
     ) -> dict[str, Any]:
         """Return the declare arguments of a queue; see :func:`to_rabbitmq_queue_arguments`."""
         return to_rabbitmq_queue_arguments(arguments, **kwargs)
+
+    def delayed_route(
+        self,
+        exchange: str,
+        routing_key: str,
+        delay: float,
+        headers: Mapping[str, Any] | None,
+        properties: Mapping[str, Any],
+    ) -> DelayedRoute:
+        """Return how a message is published that is delayed; see ``delays.delayed_route``.
+
+        May switch.
+        """
+        raise refused_delay(self, delay)
 
     def flush(self, timeout: float | None = None) -> None:
         """Return when all publishes and acks of this channel are on their way.  May switch.

@@ -32,7 +32,9 @@ __all__ = [
     "MAX_NUMBER_OF_BITS_TO_USE",
     "bind_queue_to_native_delayed_delivery_exchange",
     "calculate_routing_key",
+    "declare_levels",
     "declare_native_delayed_delivery_exchanges_and_queues",
+    "delivery_exchange",
     "level_name",
 ]
 
@@ -68,7 +70,8 @@ def _prefixed(name: str, prefix: str | None) -> str:
     return f"{prefix}_{name}" if prefix else name
 
 
-def _delivery_exchange(prefix: str | None) -> str:
+def delivery_exchange(prefix: str | None = None) -> str:
+    """Return the name of the exchange behind the lowest level; *prefix* as for :func:`level_name`."""
     return _prefixed(CELERY_DELAYED_DELIVERY_EXCHANGE, prefix)
 
 
@@ -91,18 +94,23 @@ def declare_native_delayed_delivery_exchanges_and_queues(
     """
     if queue_type not in ("classic", "quorum"):
         raise ValueError(f"queue_type must be 'classic' or 'quorum', got {queue_type!r}")
-    delivery = _delivery_exchange(prefix)
     with connection.channel() as channel:
-        _declare_exchange(channel, delivery)
-        # From the lowest up, so that no level ever sends on to one that is not there.
-        for level in range(MAX_NUMBER_OF_BITS_TO_USE):
-            name = level_name(level, prefix)
-            behind = level_name(level - 1, prefix) if level else delivery
-            _declare_exchange(channel, name)
-            _declare_level_queue(channel, name, level, queue_type, behind)
-            digits_before = "*." * (MAX_LEVEL - level)
-            channel.queue_bind(name, name, f"{digits_before}1.#")
-            channel.exchange_bind(behind, name, f"{digits_before}0.#")
+        declare_levels(channel, queue_type, prefix)
+
+
+def declare_levels(channel: Channel, queue_type: str, prefix: str | None = None) -> None:
+    """Declare the same over *channel*.  May switch."""
+    delivery = delivery_exchange(prefix)
+    _declare_exchange(channel, delivery)
+    # From the lowest up, so that no level ever sends on to one that is not there.
+    for level in range(MAX_NUMBER_OF_BITS_TO_USE):
+        name = level_name(level, prefix)
+        behind = level_name(level - 1, prefix) if level else delivery
+        _declare_exchange(channel, name)
+        _declare_level_queue(channel, name, level, queue_type, behind)
+        digits_before = "*." * (MAX_LEVEL - level)
+        channel.queue_bind(name, name, f"{digits_before}1.#")
+        channel.exchange_bind(behind, name, f"{digits_before}0.#")
 
 
 def _declare_exchange(channel: Channel, name: str) -> None:
@@ -150,7 +158,7 @@ def bind_queue_to_native_delayed_delivery_exchange(
                 )
                 continue
             pattern = key if key.startswith("#") else f"#.{key}"
-            channel.exchange_bind(exchange.name, _delivery_exchange(prefix), pattern)
+            channel.exchange_bind(exchange.name, delivery_exchange(prefix), pattern)
             channel.queue_bind(queue.name, exchange.name, pattern, arguments=arguments)
 
 

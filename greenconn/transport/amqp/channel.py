@@ -18,6 +18,7 @@ from amqp.exceptions import error_for_code
 from amqp.serialization import dumps
 from gevent import get_hub
 
+from greenconn.delays import DelayedRoute
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     ChannelError,
@@ -416,6 +417,20 @@ class Channel(DeclaringChannel):
             self, message, exchange, routing_key, mandatory, timeout=deadline.left()
         )
         self._writer.mark(AWAITED)
+
+    def delayed_route(
+        self,
+        exchange: str,
+        routing_key: str,
+        delay: float,
+        headers: Mapping[str, Any] | None,
+        properties: Mapping[str, Any],
+    ) -> DelayedRoute:
+        """Return how a message is published that is delayed; see ``delays.delayed_route``.
+
+        May switch.
+        """
+        return self.connection.delays.route(exchange, routing_key, delay, headers, properties)
 
     def keep_publish(self) -> None:
         """Send the message that was published last again if the connection is lost before it left.

@@ -39,6 +39,7 @@ from greenconn.green.writer import Writer
 from greenconn.identity import program_name
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.channel import Channel, withdraw
+from greenconn.transport.amqp.delays import DelayLevels
 from greenconn.transport.amqp.errors import closing_error, opening_error
 from greenconn.transport.amqp.flow import HARD_LIMIT, FlowControl, InboxBudget
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
@@ -89,6 +90,7 @@ class AmqpLink(Link):
 
     Attributes:
         channel_max: channels that may be open at once.
+        delays: what delayed messages pass through.
         frame_max: bytes of a frame; 0 is no limit.
         heartbeat: seconds; 0 is off.
         host: of the broker, with the port.
@@ -177,6 +179,7 @@ class AmqpLink(Link):
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
         self.queues = KnownQueues(where, None)
+        self.delays = DelayLevels(self.channel)
         self._has_warned_of_qos = False
 
     def __repr__(self) -> str:

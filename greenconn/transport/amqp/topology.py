@@ -43,6 +43,8 @@ class DeclaringChannel(StdChannel):
         self.calls = calls
         self.cause: BaseException | None = None
         self._link = link
+        #: Whether what it declares is declared again after the loss of the connection.
+        self.is_recorded = True
         #: What a queue without a name means (AMQP 0-9-1, 1.7.2.1): the one declared last.
         self._last_queue = ""
 
@@ -263,7 +265,7 @@ class DeclaringChannel(StdChannel):
     def _recorder(self, what: str) -> Callable[..., None] | None:
         """Return the method of the connection's topology that records it; it never switches."""
         topology = self._link.topology
-        return None if topology is None else getattr(topology, what)
+        return getattr(topology, what) if topology is not None and self.is_recorded else None
 
     def _ask(
         self,

@@ -141,8 +141,13 @@ class Broker:
 
     # -- messages
 
-    def publish(self, envelope: Envelope, exchange: str, routing_key: str) -> Outcome:
+    def publish(
+        self, envelope: Envelope, exchange: str, routing_key: str, delay: float = 0.0
+    ) -> Outcome:
         """Put a message into the queues that it is routed to.
+
+        Arguments:
+            delay: seconds until it comes into them.
 
         Raises:
             NotFound: there is no such exchange.
@@ -154,11 +159,17 @@ class Broker:
             queue = self.queues.get(routing_key)
             if queue is None:
                 return Outcome.UNROUTED
+            if delay:
+                queue.accept_later(delay, envelope, exchange, routing_key, ttl)
+                return Outcome.ROUTED
             is_taken = queue.accept(envelope, exchange, routing_key, ttl)
             return Outcome.ROUTED if is_taken else Outcome.REFUSED
         queues, envelope = self._routes(envelope, exchange, routing_key)
         outcome = Outcome.ROUTED if queues else Outcome.UNROUTED
         for queue in queues:
+            if delay:
+                queue.accept_later(delay, envelope, exchange, routing_key, ttl)
+                continue
             if not queue.accept(envelope, exchange, routing_key, ttl):
                 outcome = Outcome.REFUSED
         return outcome

@@ -9,6 +9,7 @@ from greenconn.broker.channel import BrokerLink, StoreChannel
 from greenconn.broker.directory import Directory
 from greenconn.broker.queue_port import KnownQueues, QueueStore
 from greenconn.broker.routing import Routing
+from greenconn.delays import DELAY
 from greenconn.options import MemoryOptions
 from greenconn.transport.memory.broker import Broker, Queues
 from greenconn.transport.memory.message import Entry, Message
@@ -228,7 +229,7 @@ class Channel(StoreChannel[MemoryLink]):
         queue=QueuePolicy.ARGUMENTS,
         exchange=frozenset({"alternate-exchange"}),
         consumer=frozenset({"x-priority"}),
-        message=frozenset({"priority", "expiration", "CC", "BCC"}),
+        message=frozenset({"priority", "expiration", DELAY, "CC", "BCC"}),
     )
 
     @property

@@ -7,6 +7,7 @@ from typing import Final
 
 from gevent import get_hub
 
+from greenconn.delays import delay_of
 from greenconn.exceptions import ChannelError
 from greenconn.options import MemoryOptions
 from greenconn.transport.memory.broker import Broker, Outcome
@@ -20,7 +21,6 @@ from greenconn.transport.virtual.publishing import (
     too_large,
     undeliverable,
     unroutable,
-    warn_of_message,
 )
 
 __all__ = ["MemoryPublisher"]
@@ -55,10 +55,9 @@ class MemoryPublisher(SynchronousPublisher):
         if len(message["body"]) > self._max_size:
             raise too_large(len(message["body"]), self._max_size)
         headers = message["headers"]
-        if headers and "x-delay" in headers:
-            warn_of_message(self._channel, message, exchange, routing_key)
+        delay = delay_of(headers) if headers else 0.0
         try:
-            outcome = self._broker.publish(message, exchange, routing_key)
+            outcome = self._broker.publish(message, exchange, routing_key, delay)
         except ChannelError as exc:
             self._channel.fail(exc)
             raise

@@ -8,7 +8,9 @@ Nothing here switches greenlets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
 from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
@@ -19,6 +21,8 @@ from greenconn.transport.virtual.publishing import Envelope, level_of
 
 __all__ = ["Queue", "QueueBroker"]
 
+#: Seconds until a full queue is given a delayed message again.
+FULL_PAUSE = 0.1
 #: Messages that grow too old at once are dropped so many a turn of the hub.
 EXPIRED_A_TURN = 1000
 
@@ -75,6 +79,9 @@ class Queue:
         self._is_ruled = self.policy.is_bounded or self.policy.message_ttl is not None
         #: Some of what waits, or waited since the store was last empty, may grow too old.
         self._may_expire = False
+        #: (when it is due, number, accepts it, whether it is persistent) of what is delayed: a heap.
+        self._delayed: list[tuple[float, int, Callable[[], bool], bool]] = []
+        self._delays = broker.timer(self._accept_due)
         self._expiry = broker.timer(self._expire)
         self._idle = broker.timer(self._note_idle)
         self.touch()
@@ -125,6 +132,25 @@ class Queue:
             self._enforce()
         return True
 
+    def accept_later(self, delay: float, envelope: Envelope, *rest: Any) -> None:
+        """Accept a message in *delay* seconds; *rest* as for :meth:`accept`."""
+        is_persistent: bool = envelope["properties"].get("delivery_mode") == 2
+        accept: Callable[[], bool] = partial(self.accept, envelope, *rest)
+        at = self._broker.now() + delay
+        self._position += 1
+        heappush(self._delayed, (at, self._position, accept, is_persistent))
+        self._delays.set(self._delayed[0][0])
+
+    def _accept_due(self) -> None:
+        now = self._broker.now()
+        while self._delayed and self._delayed[0][0] <= now:
+            _, number, accept, is_persistent = heappop(self._delayed)
+            if not accept() and self.policy.overflow == "reject-publish":
+                # It was confirmed, so it must not be lost: it waits until there is room.
+                heappush(self._delayed, (now + FULL_PAUSE, number, accept, is_persistent))
+        if self._delayed:
+            self._delays.set(self._delayed[0][0])
+
     def _rule(self, entry: Entry, ttl: float | None) -> None:
         policy = self.policy
         ttls = [each for each in (ttl, policy.message_ttl) if each is not None]
@@ -167,11 +193,15 @@ class Queue:
         for entry in [self.store.take() for _ in range(self.store.count)]:
             if entry.envelope["properties"].get("delivery_mode") == 2:
                 self.store.put_back(entry)
+        self._delayed = [each for each in self._delayed if each[3]]
+        heapify(self._delayed)
         self._watch_expiry()
 
     def purge(self) -> int:
         """Drop what waits and return how many there were."""
         count = self.store.clear()
+        self._delayed.clear()
+        self._delays.stop()
         self._watch_expiry()
         return count
 

@@ -18,7 +18,16 @@ from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
-from greenconn.transport.redis.scripts import ADVANCE, DROP, EXPIRE, JOIN, MOVE, Script, Scripts
+from greenconn.transport.redis.scripts import (
+    ADVANCE,
+    DROP,
+    EXPIRE,
+    JOIN,
+    MOVE,
+    PROMOTE,
+    Script,
+    Scripts,
+)
 from greenconn.wire.resp import Argument, ErrorReply, pack
 
 __all__ = [
@@ -136,6 +145,7 @@ _OF_SCRIPTS: Final[dict[Script, Callable[[Any], bool]]] = {
     EXPIRE: _are_texts,
     JOIN: _is_count,
     MOVE: _is_count,
+    PROMOTE: _is_count,
 }
 #: By text and by digest.
 _SCRIPTS: Final[dict[bytes, Callable[[Any], bool]]] = {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
+from greenconn.delays import DELAY
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.virtual import envelope
 from greenconn.transport.virtual.envelope import (
@@ -51,7 +52,7 @@ class Outgoing(Prepared):
         priority: as it was given.
         headers, properties: as they were given, copied; for messages that come back.
         is_plain: it goes to the one queue that its routing key names, over the common connection.
-        ignored: what RabbitMQ would obey and a list of Redis cannot (expiration, ``x-delay``).
+        ignored: what RabbitMQ would obey and a list of Redis cannot (expiration).
     """
 
     __slots__ = (
@@ -108,13 +109,10 @@ class Outgoing(Prepared):
             self.middle = middle
             return
         own = self.properties = copied(properties)
-        if "expiration" in own or "x-delay" in self.headers:
-            self.ignored = {
-                "expiration": own.get("expiration"),
-                "x-delay": self.headers.get("x-delay"),
-            }
+        if "expiration" in own:
+            self.ignored = {"expiration": own["expiration"]}
             self.is_plain = False
-        if "CC" in self.headers or "BCC" in self.headers:
+        if "CC" in self.headers or "BCC" in self.headers or DELAY in self.headers:
             self.is_plain = False
         self.priority = own.pop("priority", priority or 0)
         self.delivery_info = own.pop("delivery_info", None)

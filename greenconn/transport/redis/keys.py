@@ -12,6 +12,8 @@
 ``greenconn.temporary``                    set: queues that end by themselves (auto-delete, expires)
 ``greenconn.ended``                        sorted set: queues that have ended, by the time of the leases
 ``greenconn.timed``                        set: queues whose messages have a time to live
+``greenconn.delayed``                      sorted set: delayed messages, by when they are due (server's
+                                           clock, ms)
 ``greenconn.queue.<queue>``                how a queue was declared (JSON)
 ``greenconn.consumers.<queue>``            hash of the owners that consume from it
 ``greenconn.bound.<queue>``                hash of its bindings: 1 those that we made, 0 those that
@@ -47,6 +49,7 @@ _OURS: Final = (
     "greenconn.temporary",
     "greenconn.ended",
     "greenconn.timed",
+    "greenconn.delayed",
     "_kombu.binding_deadlines",
 )
 _PREFIXES: Final = (
@@ -87,6 +90,7 @@ class Keys:
         self.temporary = f"{prefix}greenconn.temporary".encode()
         self.ended = f"{prefix}greenconn.ended".encode()
         self.timed = f"{prefix}greenconn.timed".encode()
+        self.delayed = f"{prefix}greenconn.delayed".encode()
         fanout = options.fanout_prefix
         self.fanout_template = fanout if isinstance(fanout, str) else "/{db}." if fanout else ""
         self.fanout_prefix = self.fanout_template.replace("{db}", str(database))

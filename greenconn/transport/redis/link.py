@@ -29,6 +29,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
 from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
@@ -196,6 +197,10 @@ class RedisLink(LeasedLink):
     def sweep(self) -> int:
         """Requeue what dead consumers held, and return the number of messages.  May switch."""
         return sum(each.sweeper.sweep() for each in self.placement.partitions())
+
+    def delays_of(self, queue: str) -> Delays:
+        """Return what looks after the delayed messages of a queue.  Never switches."""
+        return self.placement.of(queue).delays
 
     def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
         """End what goes with a queue that is gone, as *exchanges* do that it leaves unbound.

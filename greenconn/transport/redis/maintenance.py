@@ -50,6 +50,7 @@ from redis.exceptions import ResponseError
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims
 from greenconn.transport.redis.commands import Commands, as_pairs
+from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.transport.redis.owners import Owners
@@ -87,6 +88,7 @@ class Sweeper:
         queues: ends queues.
         requeuer: requeues what is held.
         expiry: looks after messages that expire.
+        delays: looks after messages that are delayed.
 
     Attributes:
         requeued: messages that it has requeued.
@@ -99,12 +101,14 @@ class Sweeper:
         queues: RedisQueues,
         requeuer: Requeuer,
         expiry: Expiry,
+        delays: Delays,
     ) -> None:
         self._commands = commands
         self._owners = owners
         self._queues = queues
         self._requeuer = requeuer
         self._expiry = expiry
+        self._delays = delays
         self._greenlet: Greenlet[..., Any] | None = None
         self._has_failed = False
         self.requeued = 0
@@ -178,6 +182,7 @@ class Sweeper:
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
+        self._delays.find()
         self._forget_ended(float(time_now) - 1000 * ENDED_LEASES * commands.options.lease)
         if is_complete:
             # Of those who have come back meanwhile the lease ends later.

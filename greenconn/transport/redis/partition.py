@@ -18,6 +18,7 @@ from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.claiming import Claims, RedisFeed
 from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.keys import Keys
@@ -129,7 +130,13 @@ class Partition:
     @cached_property
     def sweeper(self) -> Sweeper:
         """The search for dead consumers."""
-        return Sweeper(self.commands, self.owners, self.queues, self.requeuer, self.expiry)
+        parts = self.queues, self.requeuer, self.expiry, self.delays
+        return Sweeper(self.commands, self.owners, *parts)
+
+    @cached_property
+    def delays(self) -> Delays:
+        """The messages that are delayed."""
+        return Delays(self.commands)
 
     @cached_property
     def settler(self) -> RedisSettler:
@@ -234,6 +241,7 @@ class Partition:
         """End what goes by a clock.  Never switches."""
         self.sweeper.stop()
         self.expiry.stop()
+        self.delays.stop()
         self.waking.stop()
         self.queues.stop()
         for feed in list(self.feeds.values()):

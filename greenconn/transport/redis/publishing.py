@@ -7,8 +7,9 @@ publishes be unanswered, and raises what became of them later.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 from greenconn.abc import DeadlineLike
@@ -20,10 +21,12 @@ from greenconn.broker.publisher import (
     CopyOutcomes,
     PublishingLink,
 )
+from greenconn.delays import delay_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import CommandPipeline, Commands, CommandWriter
+from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.keys import Keys
@@ -49,9 +52,12 @@ class Routed:
     Arguments:
         queues: that get it.
         may_end: all replies that are 0 mean that its queues had ended.
+
+    Attributes:
+        stored: called when one is stored; must not switch.
     """
 
-    __slots__ = ("commands", "may_end", "pipeline", "queues")
+    __slots__ = ("commands", "may_end", "pipeline", "queues", "stored")
 
     def __init__(
         self,
@@ -64,6 +70,7 @@ class Routed:
         self.commands = commands
         self.queues = queues
         self.may_end = may_end
+        self.stored: Callable[[], object] | None = None
 
     def send(self, done: Completion) -> None:
         """Send the commands; *done* gets their outcome.  Never switches."""
@@ -75,6 +82,8 @@ class Routed:
                 outcomes.note(reply)
             else:
                 outcomes.note(None if reply or not self.may_end else NoQueue())
+                if self.stored is not None:
+                    self.stored()
 
         for pipeline, command in zip(self._ways(), self.commands, strict=True):
             pipeline.post(command, take)
@@ -160,6 +169,9 @@ class RedisPublishingLink(PublishingLink, Protocol):
     def large(self) -> LargeBodies: ...
     @property
     def feeds(self) -> Mapping[str, RedisFeed]: ...
+
+    def delays_of(self, queue: str) -> Delays:
+        """Return what looks after the delayed messages of a queue.  Never switches."""
 
 
 class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Routed"]):
@@ -286,8 +298,12 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         raw = self._envelope(message, exchange, routing_key)
         copies: list[tuple[str, bytes]] = []
         lists, is_ending = [], False
+        delay = delay_of(message.headers)
         for name in queues:
             topic = topic_of(name)
+            if delay:
+                copies.append((name, self._delayed(name, message.priority, raw, delay, topic)))
+                continue
             if topic is None:
                 may_end = self._queues.may_end(name)
                 is_ending = is_ending or may_end
@@ -298,7 +314,10 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
             if self._options.sentinel_fanout_compat:
                 legacy = self._keys.topic(*topic, legacy=True)
                 copies.append((name, pack(b"PUBLISH", legacy, raw)))
-        return self._placed(copies, len(raw), lists, is_ending and len(lists) == len(copies))
+        target = self._placed(copies, len(raw), lists, is_ending and len(lists) == len(copies))
+        if delay:
+            target.stored = partial(self._expect, queues, delay)
+        return target
 
     def _placed(
         self, copies: list[tuple[str, bytes]], size: int, lists: list[str], may_end: bool
@@ -329,6 +348,27 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
         if may_end:
             return pack(b"EVAL", PUSH.text, 2, keys.queue(queue), key, raw)
         return pack(b"LPUSH", key, raw)
+
+    def _delayed(self, queue: str, priority: Any, raw: bytes, delay: float, topic: Any) -> bytes:
+        """Return the command that stores a message that is delayed.
+
+        Raises:
+            ValueError: it is broadcast, and nothing keeps it until then.
+        """
+        if topic is not None:
+            raise ValueError(
+                f"delay must be None for fan-out exchange {topic[0]!r}, which Redis broadcasts "
+                f"(or set the transport option fanout_lists), got {delay:g}"
+            )
+        keys = self._keys_of(queue)
+        declaration = keys.queue(queue) if self._queues.may_end(queue) else None
+        key = keys.list_for(queue, priority)
+        return self.link.delays_of(queue).put_command(key, declaration, raw, delay)
+
+    def _expect(self, queues: Sequence[str], delay: float) -> None:
+        """Look after a message that was stored with a delay.  In the reader."""
+        for queue in queues:
+            self.link.delays_of(queue).expect(delay)
 
     def _envelope(self, message: Outgoing, exchange: str, routing_key: str) -> bytes:
         middle = message.middle

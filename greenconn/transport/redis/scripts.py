@@ -8,8 +8,8 @@ Rules for scripts:
 - The first write is one that needs no memory, since a server at its maxmemory refuses a script by its
   first write alone: consuming makes room, so it must go on.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
-- No script reads the server's clock, which may be set: leases end by the time that the sweepers count
-  (see ``maintenance``), and marks for kombu's consumers are the clients' time, as kombu's own are.
+- No script of leases reads the server's clock, which may be set: they end by the time that the sweepers
+  count (see ``maintenance``), and marks for kombu's consumers are the clients' time, as kombu's own are.
 - At most :data:`CLAIM_COUNT` messages or about :data:`CLAIM_BYTES` bytes in one call, since no
   other client is served meanwhile.
 
@@ -34,10 +34,12 @@ __all__ = [
     "CLAIM_BYTES",
     "CLAIM_COUNT",
     "DECLARE",
+    "DELAY",
     "DROP",
     "EXPIRE",
     "JOIN",
     "MOVE",
+    "PROMOTE",
     "PUSH",
     "RENEW",
     "Script",
@@ -179,6 +181,55 @@ if redis.call('SET', KEYS[1], '', 'NX') then
     return 0
 end
 return redis.call('LPUSH', KEYS[2], ARGV[1])
+""",
+)
+
+#: Stores a message that is delayed, by the server's clock; see ``delays``.
+#:
+#: Keys: the delayed messages.  Arguments: milliseconds, the message with where it goes.
+DELAY: Final = Script(
+    "delay",
+    """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
+return 1
+""",
+)
+
+#: Moves delayed messages that are due into their lists; returns the milliseconds until the next one
+#: is due, -1 where none is left.  What its list refuses is tried again after a minute.
+#:
+#: Keys: the delayed messages.  Arguments: messages and bytes at most.
+PROMOTE: Final = Script(
+    "promote",
+    """
+redis.call('ZREM', KEYS[1], '')
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local count, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
+while true do
+    local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+    if #first == 0 then return -1 end
+    local text, left = first[1], math.ceil(tonumber(first[2]) - now)
+    if left > 0 then return left end
+    if count <= 0 or bytes <= 0 then return 0 end
+    local key, needed, at = string.match(text, '^(%d+):(%d+):()')
+    local list = string.sub(text, at, at + key - 1)
+    at = at + key
+    local declared = string.sub(text, at, at + needed - 1)
+    local is_stored = true
+    if declared == '' or redis.call('EXISTS', declared) == 1 then
+        local reply = redis.pcall('LPUSH', list, string.sub(text, at + needed))
+        is_stored = type(reply) ~= 'table'
+    end
+    if is_stored then
+        redis.call('ZREM', KEYS[1], text)
+    else
+        redis.call('ZADD', KEYS[1], now + 60000, text)
+    end
+    count, bytes = count - 1, bytes - #text
+end
 """,
 )
 

@@ -14,6 +14,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.handover import Handover
 from greenconn.caching import cached_property
+from greenconn.delays import DELAY
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -107,7 +108,7 @@ class Channel(StoreChannel[RedisLink]):
         ),
         exchange=frozenset({"alternate-exchange"}),
         consumer=frozenset({"x-priority"}),
-        message=frozenset({"priority", "CC", "BCC"}),
+        message=frozenset({"priority", DELAY, "CC", "BCC"}),
     )
 
     def __init__(self, connection: RedisLink, channel_id: int | None = None) -> None:

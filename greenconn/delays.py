@@ -1,0 +1,108 @@
+"""Delays of messages: how a message is addressed that is to reach its queue later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from greenconn.checks import is_number
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+
+__all__ = [
+    "DELAY",
+    "DelayedRoute",
+    "checked_delay",
+    "delayed_route",
+    "header_route",
+    "refused_delay",
+]
+
+#: The header of RabbitMQ's plug-in for delayed messages, in milliseconds, which the stores obey.
+DELAY: Final = "x-delay"
+
+
+class DelayedRoute(NamedTuple):
+    """The address of a message that is delayed.
+
+    Attributes:
+        exchange, routing_key: where it is published to.
+        headers: that it is published with.
+    """
+
+    exchange: str
+    routing_key: str
+    headers: dict[str, Any]
+
+
+def checked_delay(seconds: Any) -> float | None:
+    """Return the seconds of the option ``delay``; None: there is no delay.
+
+    Raises:
+        ValueError: it is no number of seconds.
+    """
+    if seconds is None:
+        return None
+    if not is_number(seconds) or seconds < 0:
+        raise ValueError(f"delay must be a number of seconds, at least 0, or None, got {seconds!r}")
+    return float(seconds) or None
+
+
+def delayed_route(
+    channel: Channel,
+    exchange: str,
+    routing_key: str,
+    delay: float,
+    headers: Mapping[str, Any] | None,
+    properties: Mapping[str, Any],
+) -> DelayedRoute:
+    """Return how a message is published over *channel* that reaches its queue in *delay* seconds.
+
+    What the broker needs for that is declared, once in the life of a connection.  May switch.
+
+    Arguments:
+        headers, properties: of the message.
+
+    Raises:
+        ValueError: the transport has no delays, or cannot keep this one.
+    """
+    route = getattr(channel, "delayed_route", None)
+    if route is None:
+        raise refused_delay(channel, delay)
+    found: DelayedRoute = route(exchange, routing_key, delay, headers, properties)
+    return found
+
+
+def delay_of(headers: Mapping[str, Any]) -> float:
+    """Return a message's delay in seconds, from the header (in ms) of RabbitMQ's plug-in.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    given = headers.get(DELAY)
+    if given is None:
+        return 0.0
+    try:
+        return max(float(given), 0.0) / 1000
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"header x-delay must be a number of milliseconds, got {given!r}"
+        ) from None
+
+
+def header_route(
+    exchange: str, routing_key: str, delay: float, headers: Mapping[str, Any] | None
+) -> DelayedRoute:
+    """Return the address where the broker obeys the header of RabbitMQ's plug-in."""
+    return DelayedRoute(exchange, routing_key, {**(headers or {}), DELAY: ceil(delay * 1000)})
+
+
+def refused_delay(channel: object, delay: float) -> ValueError:
+    """Return the error for a channel that cannot delay messages."""
+    kind = type(channel)
+    return ValueError(
+        f"delay must be None on this transport, which cannot delay messages "
+        f"({kind.__module__}.{kind.__qualname__}), got {delay:g}"
+    )

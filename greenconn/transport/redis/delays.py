@@ -1,0 +1,132 @@
+"""Delayed messages: they wait in a sorted set until they are due, then go into their lists.
+
+``greenconn.delayed`` has them by the time at which they are due, on the server's clock, so they outlive
+clients and, as far as the server keeps its data, the server.  Each is one text: the list that it goes
+to, the declaration of its queue if that may end by itself, and the message.
+
+A link that knows of delayed messages moves what is due: one that has published some, and one whose
+sweeper has found some that another process left behind, which it looks for a few times in a lease.  Of
+several that do so the script lets one move each message.  A link that knows of none asks for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import Any, Final
+
+from gevent import Greenlet
+from gevent.event import Event
+from redis.exceptions import ResponseError
+
+from greenconn.green.supervisor import current, spawn
+from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, DELAY, PROMOTE
+from greenconn.wire.resp import pack
+
+__all__ = ["Delays"]
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Seconds between two looks at least, and after the server has refused one.
+LEAST_PAUSE: Final = 0.01
+AFTER_REFUSAL: Final = 5.0
+
+
+class Delays:
+    """The delayed messages that one link looks after.
+
+    Arguments:
+        commands: of the link.
+    """
+
+    __slots__ = ("_commands", "_due_at", "_greenlet", "_has_failed", "_is_sooner")
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._greenlet: Greenlet[..., Any] | None = None
+        #: When the next one is due, by the monotonic clock.
+        self._due_at = 0.0
+        self._is_sooner = Event()
+        self._has_failed = False
+
+    def put_command(
+        self, key: bytes, declaration: bytes | None, raw: bytes, seconds: float
+    ) -> bytes:
+        """Return the command that stores a delayed message; it does not need a loaded script.
+
+        Arguments:
+            key: of the list.
+            declaration: key of the declaration that there must be when it is due; None: it need not.
+            seconds: of the delay.
+        """
+        needed = declaration or b""
+        text = b"%d:%d:%b%b%b" % (len(key), len(needed), key, needed, raw)
+        delayed = self._commands.keys.delayed
+        return pack(b"EVAL", DELAY.text, 1, delayed, round(seconds * 1000), text)
+
+    def expect(self, seconds: float) -> None:
+        """Look after a message that is due in so long.  Never switches."""
+        due_at = monotonic() + seconds
+        if self._greenlet is None:
+            self._due_at = due_at
+            self._greenlet = spawn("redis-delays", self._run)
+        elif due_at < self._due_at:
+            self._due_at = due_at
+            self._is_sooner.set()
+
+    def find(self) -> None:
+        """Look after what other processes have left behind, if there is something.  May switch."""
+        if self._greenlet is None:
+            delayed = self._commands.keys.delayed
+            if self._commands.call(pack(b"EXISTS", delayed), what="sweeping"):
+                self.expect(0.0)
+
+    def stop(self) -> None:
+        """End.  Never switches."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        commands = self._commands
+        try:
+            while commands.lost is None:
+                left = self._due_at - monotonic()
+                self._is_sooner.clear()
+                if left > 0 and self._is_sooner.wait(left):
+                    continue
+                seconds = self._promote()
+                if seconds is None:
+                    return
+                self._due_at = monotonic() + max(seconds, LEAST_PAUSE)
+        finally:
+            if self._greenlet is current():
+                self._greenlet = None
+
+    def _promote(self) -> float | None:
+        """Move what is due, and return the seconds until there is more; None: none is left."""
+        commands = self._commands
+        # What is stored from now on may be missed by the script, but not by ``expect``.
+        self._due_at = float("inf")
+        try:
+            left_ms: int = commands.run(
+                PROMOTE,
+                (commands.keys.delayed,),
+                *(CLAIM_COUNT, CLAIM_BYTES),
+                what="moving delayed messages",
+            )
+        except ResponseError as exc:
+            if not self._has_failed and commands.lost is None:
+                logger.error("%s: delayed messages are not delivered: %s", commands.where, exc)
+            self._has_failed = True
+            return AFTER_REFUSAL
+        except Exception:
+            if commands.lost is not None:
+                return None
+            raise
+        self._has_failed = False
+        own = max(self._due_at - monotonic(), 0.0)
+        if left_ms < 0:
+            return None if own == float("inf") else own
+        return min(left_ms / 1000, own)

@@ -1,0 +1,102 @@
+"""Delayed messages on RabbitMQ: levels, landing queues, and what they cannot keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+from gevent.queue import Queue as GreenQueue
+
+import greenconn
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.transport.amqp.delays import LONGEST_DELAY, landing_queue, without_former_delays
+from tests.brokers.rabbitmq import RabbitMQ
+
+SOON = 30.0
+
+
+def test_what_rabbitmq_cannot_keep(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        Queue(unique, exclusive=True)(connection.default_channel).declare()
+        for options, text in (
+            ({"delay": LONGEST_DELAY + 1}, f"delay must be at most {LONGEST_DELAY} seconds"),
+            ({"delay": 1, "expires": 5}, "expiration must be None with a delay"),
+            ({"delay": 1, "headers": {"CC": ["a"]}}, "header CC must not be set with a delay"),
+        ):
+            with pytest.raises(ValueError, match=text):
+                greenconn.publish(unique, "x", connection=connection, **options)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key"), [("", "a/b"), ("x", "k.#"), ("", "*"), ("", "ü" * 100), ("x" * 200, "k")]
+)
+def test_landing_queue_has_no_wildcards_and_room_for_the_digits(exchange: str, key: str) -> None:
+    name = landing_queue(exchange, key)
+    assert len(name.encode()) < 255 - 2 * 28
+    assert not set(name) & set("*#")
+    assert name != landing_queue(exchange, key + "x") != landing_queue("other", key)
+
+
+def test_levels_are_declared_once_a_link(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        channel = connection.default_channel
+        Queue(unique, exclusive=True)(channel).declare()
+        greenlets = [
+            gevent.spawn(greenconn.publish, unique, n, connection=connection, delay=1)
+            for n in range(20)
+        ]
+        gevent.joinall(greenlets, timeout=SOON, raise_error=True)
+        got: set[Any] = set()
+        with gevent.Timeout(SOON):
+            while len(got) < 20:
+                message = channel.basic_get(unique, no_ack=True)
+                if message is None:
+                    gevent.sleep(0.05)
+                else:
+                    got.add(message.payload)
+        channel.queue_delete(landing_queue("", unique))
+
+
+def test_delays_outlive_a_kill_of_rabbitmq(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    came: GreenQueue[Any] = GreenQueue()
+    with Connection(own_rabbitmq.url) as connection:
+        Queue(unique, durable=True)(connection.default_channel).declare()
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: came.put(body), connection=connection
+        )
+        # RabbitMQ 3.10 that is killed just after it has declared quorum queues does not start them.
+        greenconn.publish(unique, "first", connection=connection, delay=5)
+        assert came.get(timeout=SOON) == "first"
+        for number in range(20):
+            greenconn.publish(unique, number, connection=connection, delay=20 + number % 3)
+        assert consumer.stop(SOON)
+    # None is due while it starts: it would be tried again after three minutes.
+    own_rabbitmq.kill()
+    own_rabbitmq.start()
+    with Connection(own_rabbitmq.url) as connection:
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: came.put(body), connection=connection
+        )
+        got: set[Any] = set()
+        while len(got) < 20:
+            got.add(came.get(timeout=120.0))
+        assert got - {"first"} == set(range(20))
+        assert consumer.stop(SOON)
+
+
+def test_traces_of_a_former_delay_are_taken_off() -> None:
+    own = {"queue": "greenconn_celery_delayed_3", "reason": "expired"}
+    other = {"queue": "mail", "reason": "rejected"}
+    headers = {
+        "a": 1,
+        "x-death": [own, {"queue": landing_queue("", "mail")}],
+        "x-first-death-queue": "greenconn_celery_delayed_3",
+        "x-first-death-reason": "expired",
+        "x-first-death-exchange": "",
+        "x-last-death-queue": "mail",
+    }
+    assert without_former_delays(headers) == {"a": 1, "x-last-death-queue": "mail"}
+    assert without_former_delays({"x-death": [own, other]}) == {"x-death": [other]}
+    assert without_former_delays({"x-death": [other]}) == {"x-death": [other]}

@@ -1,0 +1,129 @@
+"""Messages that are published with a delay, on every transport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import pytest
+from gevent.queue import Queue as GreenQueue
+
+import greenconn
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import Unroutable
+from greenconn.transport import memory
+from tests.integration.capabilities import Kind
+
+SOON = 30.0
+
+
+@pytest.fixture
+def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
+    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
+    with Connection(kind_url, transport_options=options) as connection:
+        yield connection
+
+
+class Arrivals:
+    """What a consumer of *queue* is given, with the times."""
+
+    def __init__(self, connection: Connection, queue: Any) -> None:
+        self.queue: GreenQueue[tuple[Any, float, Any]] = GreenQueue()
+        self.consumer = greenconn.spawn_consumer(queue, self._take, connection=connection)
+        assert self.consumer.wait_ready(SOON)
+
+    def _take(self, body: Any, message: Any) -> None:
+        self.queue.put((body, monotonic(), message))
+
+    def next(self) -> tuple[Any, float, Any]:
+        return self.queue.get(timeout=SOON)
+
+    def stop(self) -> None:
+        assert self.consumer.stop(SOON)
+
+
+def test_delayed_message_comes_when_it_is_due(connection: Connection, unique: str) -> None:
+    arrivals = Arrivals(connection, unique)
+    began = monotonic()
+    greenconn.publish(unique, "later", connection=connection, delay=1, priority=3, headers={"a": 1})
+    greenconn.publish(unique, "now", connection=connection, delay=0)
+    assert arrivals.next()[0] == "now"
+    body, at, message = arrivals.next()
+    assert body == "later"
+    assert at - began >= 0.99  # clocks of two machines, or of two kinds, may differ by some ms
+    assert message.headers["a"] == 1
+    assert message.delivery_info["routing_key"] == unique
+    assert message.delivery_info["exchange"] == ""
+    arrivals.stop()
+
+
+def test_messages_with_other_delays_do_not_wait_for_one_another(
+    connection: Connection, unique: str
+) -> None:
+    arrivals = Arrivals(connection, unique)
+    for delay in (600, 1):
+        greenconn.publish(unique, delay, connection=connection, delay=delay)
+    assert arrivals.next()[0] == 1
+    arrivals.stop()
+
+
+def test_delay_to_an_exchange_of_any_type(connection: Connection, unique: str) -> None:
+    exchange = Exchange(f"{unique}-x", "direct", durable=True)
+    arrivals = Arrivals(connection, Queue(unique, exchange, "key"))
+    assert (
+        greenconn.publish_many(
+            exchange, ["a", "b"], connection=connection, routing_key="key", delay=1
+        )
+        == 2
+    )
+    first, second = arrivals.next(), arrivals.next()
+    assert {first[0], second[0]} == {"a", "b"}
+    info = first[2].delivery_info
+    assert (info["exchange"], info["routing_key"]) == (exchange.name, "key")
+    arrivals.stop()
+
+
+def test_producers_delay_as_well(connection: Connection, unique: str) -> None:
+    arrivals = Arrivals(connection, unique)
+    began = monotonic()
+    producer = connection.Producer()
+    producer.publish("plain", routing_key=unique, delay=1)
+    producer.publish("retried", routing_key=unique, delay=1, retry=True, timeout=SOON)
+    assert {arrivals.next()[0], arrivals.next()[0]} == {"plain", "retried"}
+    assert monotonic() - began >= 0.99
+    arrivals.stop()
+
+
+def test_delayed_message_needs_a_queue_now(connection: Connection, unique: str) -> None:
+    with pytest.raises(Unroutable):
+        greenconn.publish(unique, "x", connection=connection, delay=1, timeout=SOON)
+
+
+@pytest.mark.parametrize("delay", [-1, "1", True, float("inf"), float("nan")])
+def test_wrong_delay(memory_url: str, delay: Any) -> None:
+    with Connection(memory_url) as connection:
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            greenconn.publish("q", 1, connection=connection, delay=delay, declare=True)
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            connection.Producer().publish(1, routing_key="q", delay=delay)
+
+
+def test_expires_is_expiration(memory_url: str) -> None:
+    with Connection(memory_url) as connection:
+        greenconn.publish("q", 1, connection=connection, expires=60, declare=True)
+        connection.Producer().publish(2, routing_key="q", expires=60)
+        for _ in range(2):
+            message = connection.default_channel.basic_get("q", no_ack=True)
+            assert message.properties["expiration"] == "60000"
+        with pytest.raises(ValueError, match="expires must be None with expiration"):
+            greenconn.publish("q", 1, connection=connection, expires=1, expiration=1)
+        with pytest.raises(ValueError, match="expires must be None with expiration"):
+            connection.Producer().publish(1, routing_key="q", expires=1, expiration=1)
+
+
+@pytest.fixture
+def memory_url(unique: str) -> Iterator[str]:
+    yield f"memory:///{unique}"
+    memory.reset(unique)
