@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from statistics import median
 from time import perf_counter
-from types import TracebackType
 from typing import ClassVar, Protocol
 
 __all__ = ["Clock", "Figures", "p50", "p99"]
@@ -39,12 +38,7 @@ class Clock:
         self._began = (_cpu(), perf_counter())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         if self._took is None:
             self.stop()
 

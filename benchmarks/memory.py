@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import resource
-from types import TracebackType
 
 __all__ = ["Growth"]
 
@@ -33,12 +32,7 @@ class Growth:
         self._grown = -_resident()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         gc.collect()
         self._grown += _resident()
         self._ballast.clear()
