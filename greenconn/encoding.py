@@ -12,8 +12,6 @@ __all__ = [
     "as_text",
     "bytes_to_str",
     "charset",
-    "charset_of",
-    "decoded",
     "default_encode",
     "default_encoding",
     "ensure_bytes",
@@ -132,21 +130,23 @@ def charset(name: str) -> str | None:
     return _CHARSETS.get(normalize_encoding(name).lower())
 
 
-def charset_of(encoding: Any) -> str | None:
-    """Return the character set that a content encoding names; None if it is not one of text."""
-    return charset(encoding) if encoding and isinstance(encoding, str) else None
+class _Charsets(dict[Any, str | None]):
+    """Content encoding -> its character set; None: it is not one of text."""
+
+    def __missing__(self, encoding: Any) -> str | None:
+        known = charset(encoding) if encoding and isinstance(encoding, str) else None
+        if len(self) < 256:
+            self[encoding] = known
+        return known
 
 
-def decoded(raw: Any, known: str | None) -> Any:
-    """Return a body as text in the character set *known*; as it is if that is None or cannot be."""
-    if known is not None:
-        try:
-            return str(raw, known)
-        except (LookupError, UnicodeError, TypeError):  # not one of text, or text already
-            pass
-    return raw
+_charsets: Final = _Charsets()
 
 
 def as_text(raw: Any, encoding: Any) -> Any:
     """Return a body as amqp's ``auto_decode``: text where *encoding* is one of text, else as it is."""
-    return decoded(raw, charset_of(encoding))
+    try:
+        known = _charsets[encoding]
+        return raw if known is None else str(raw, known)
+    except (LookupError, UnicodeError, TypeError):  # not one of text, or text already
+        return raw

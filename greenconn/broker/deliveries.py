@@ -132,10 +132,10 @@ class Deliveries:
             RecoverableChannelError: the channel was closed.
             WrongHub: called from another thread.
         """
-        if self._link.lost is not None:
-            self._acknowledger.ack_late(tag)
-            return
         if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
+            if self._link.lost is not None:  # its channels are closed, too
+                self._acknowledger.ack_late(tag)
+                return
             self._channel.check_open()
         if multiple:
             self._free(self._acked_each(self._up_to(tag)))

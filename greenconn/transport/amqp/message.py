@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import amqp
 
-from greenconn.encoding import as_text, decoded
+from greenconn.encoding import as_text
 from greenconn.exceptions import DecodeError
 from greenconn.message import Message
 from greenconn.serialization import loads
@@ -196,8 +196,8 @@ class Delivery(Message):
         if self._stage == _RAW:
             kind = content_kind(self._header[12:])
             if kind is not None:
-                content_type, encoding, known = kind
-                return loads(decoded(self.raw, known), content_type, encoding, self.accept)
+                content_type, encoding = kind
+                return loads(as_text(self.raw, encoding), content_type, encoding, self.accept)
         return super()._decode()
 
     def _read(self, stage: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps, loads
 
-from greenconn.encoding import charset_of, plain_text
+from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError
 from greenconn.transport.amqp.methods import UNREADABLE
 
@@ -57,10 +57,10 @@ _packed: dict[tuple[Any, ...], bytes] = {}
 _unpacked: dict[bytes, dict[str, Any]] = {}
 #: Which fields a block with these flags has.
 _present: dict[int, tuple[tuple[str, str], ...]] = {}
-#: Content type, encoding and character set of the blocks in ``_unpacked``.
-_kinds: dict[bytes, tuple[str | None, str | None, str | None]] = {}
-#: Content type, encoding and character set of a block, if it is a known one.  None: ask
-#: ``unpack_properties``; the next such block is known if it is worth keeping.
+#: Content type and encoding of the blocks in ``_unpacked``.
+_kinds: dict[bytes, tuple[str | None, str | None]] = {}
+#: Content type and encoding of a block, if it is a known one.  None: ask ``unpack_properties``; the
+#: next such block is known if it is worth keeping.
 content_kind: Final = _kinds.get
 
 
@@ -198,8 +198,7 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
             _unpacked.clear()
             _kinds.clear()
         _unpacked[block] = properties.copy()
-        encoding = properties.get("content_encoding")
-        _kinds[block] = (properties.get("content_type"), encoding, charset_of(encoding))
+        _kinds[block] = (properties.get("content_type"), properties.get("content_encoding"))
     return properties
 
 

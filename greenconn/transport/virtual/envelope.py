@@ -73,12 +73,13 @@ def contents_in(envelope: Any) -> Contents:
     """
     try:
         contents = checked(envelope)
-        body, encoding = contents.body, contents.properties.get("body_encoding")
+        properties, headers, content_type, content_encoding, body = contents
+        encoding = properties.get("body_encoding")
         if body is None or not encoding or encoding.lower() == "utf-8":
             return contents
         if encoding != "base64":
             raise LookupError(f"body_encoding must be 'base64' or 'utf-8', got {encoding[:40]!r}")
-        return contents._replace(body=a2b_base64(body))
+        return Contents(properties, headers, content_type, content_encoding, a2b_base64(body))
     except Exception as exc:
         raise decode_error(exc, WHAT) from exc
 
@@ -91,9 +92,10 @@ def checked(envelope: Any) -> Contents:
     info = properties.get("delivery_info") or {}
     if not (isinstance(headers, dict) and isinstance(properties, dict) and isinstance(info, dict)):
         raise TypeError("properties, headers and delivery_info must be objects")
-    if not isinstance(body, (str, bytes, type(None))):
+    if body is not None and not isinstance(body, (str, bytes)):
         raise TypeError("a body must be text")
-    if not isinstance(properties.get("body_encoding"), (str, type(None))):
+    encoding = properties.get("body_encoding")
+    if encoding is not None and not isinstance(encoding, str):
         raise TypeError("body_encoding must be text")
     return Contents(
         properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
@@ -179,6 +181,9 @@ class Delivery(Message):
 
     __slots__ = ("consumer", "handle", "is_held", "number", "queue", "raw", "waiting")
 
+    #: The compressed body, until it is asked for.
+    _packed: Any = None
+
     def __init__(
         self,
         channel: ChannelPort | None,
@@ -214,16 +219,15 @@ class Delivery(Message):
 
     def __getattr__(self, name: str) -> Any:
         # An unset slot: read what it stands for, once.
+        if name in _LAZY:
+            if self._packed is None:
+                self._read()
+            else:
+                self._unpack(self._packed)
+            return getattr(self, name)
         if name == "delivery_info":
             self.delivery_info = self._delivery_info()
             return self.delivery_info
-        if name in _LAZY:
-            packed = self.__dict__.get("_packed")
-            if packed is None:
-                self._read()
-            else:
-                self._unpack(packed)
-            return getattr(self, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _read(self) -> None:
@@ -236,7 +240,7 @@ class Delivery(Message):
         self.properties, self.headers, self.content_type, self.content_encoding, body = contents
         if self.errors:
             self.body = body
-        elif self.headers.get("compression"):
+        elif body is not None and self.headers.get("compression"):
             # Unpacked when the program asks for it: here nothing may switch.
             self._packed = body
             del self.errors

@@ -47,3 +47,9 @@ def test_what_cannot_be_read_is_raw(connect: Opener) -> None:
     delivery = StoreDelivery(channel, "t", 1, Claimed("q", None, "handle", raw=b"\0"))
     assert delivery.body == b"\0"
     assert delivery.errors
+
+
+def test_a_message_without_a_body_need_not_be_decompressed(connect: Opener) -> None:
+    stored = {**envelope(), "body": None, "headers": {"compression": "application/x-gzip"}}
+    delivery = StoreDelivery(channel_to(connect), "t", 1, Claimed("q", stored, "handle"))
+    assert (delivery.body, delivery.errors) == (None, [])
