@@ -15,7 +15,7 @@ from greenconn.broker.topology_port import Row
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.mongodb import waking
+from greenconn.transport.mongodb import notifications
 from greenconn.transport.mongodb.claiming import Claims
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
@@ -34,7 +34,7 @@ QUEUE = "mail"
 @pytest.fixture
 def stores(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
     """Opens stores with ``stores(lease=..., ttl=...)``, which look often; closed after the test."""
-    monkeypatch.setattr(waking, "SWEEP_INTERVAL", 0.1)
+    monkeypatch.setattr(notifications, "SWEEP_INTERVAL", 0.1)
     opened: list[MongoStore] = []
 
     def make(unanswered: set[Any] | None = None, **options: Any) -> MongoStore:

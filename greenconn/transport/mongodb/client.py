@@ -38,7 +38,7 @@ from greenconn.url import mask_secrets
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["AWAIT_TIME", "Address", "Client", "TailCursor", "address_of", "lease"]
+__all__ = ["AWAIT_TIME", "Address", "Client", "ClientReference", "TailCursor", "address_of"]
 
 
 #: Sockets that all greenlets of one process may use at once.
@@ -185,7 +185,7 @@ class Client:
     def __init__(self, address: Address, where: str, threads: int) -> None:
         self.where = where
         self.is_green = are_sockets_green()
-        self.users = 0
+        self.references = 0
         self._process = os.getpid()
         self.is_set = False
         #: What former connections have learnt of this database; see ``directory``.
@@ -320,8 +320,8 @@ class _Clients:
 _clients: Final[PerHub[_Clients]] = PerHub(_Clients)
 
 
-class lease:  # noqa: N801 - used as what it gives
-    """The use of a client by one connection, until ``end``.  Making it may switch.
+class ClientReference:
+    """A counted reference to the client of an address.  Making it may switch.
 
     Attributes:
         client: the client.
@@ -338,20 +338,20 @@ class lease:  # noqa: N801 - used as what it gives
             if found is not made:
                 spawn("mongodb close", made.close)
         self.client = found
-        found.users += 1
-        self._is_over = False
+        found.references += 1
+        self._is_released = False
 
-    def end(self) -> Greenlet[..., Any] | None:
-        """End one use; if it was the last one, return the greenlet that closes the client.
+    def release(self) -> Greenlet[..., Any] | None:
+        """Release it; if it was the last one, return the greenlet that closes the client.
 
         Never switches.  A second call does nothing.
         """
-        if self._is_over:
+        if self._is_released:
             return None
-        self._is_over = True
+        self._is_released = True
         client = self.client
-        client.users -= 1
-        if client.users or self._clients.open.get(self._key) is not client:
+        client.references -= 1
+        if client.references or self._clients.open.get(self._key) is not client:
             return None
         del self._clients.open[self._key]
         return spawn("mongodb close", client.close)

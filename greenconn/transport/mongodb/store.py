@@ -4,7 +4,7 @@ The work is done by the parts: :class:`~greenconn.transport.mongodb.claiming.Cla
 :class:`~greenconn.transport.mongodb.queues.Queues` for queues,
 :class:`~greenconn.transport.mongodb.topology.MongoTopology` for exchanges and bindings,
 :class:`~greenconn.transport.mongodb.fanout.Broadcast` for fan-out, and
-:class:`~greenconn.transport.mongodb.waking.Waking`, which looks for what others have published.
+:class:`~greenconn.transport.mongodb.notifications.Notifications` of what others have published.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
 from greenconn.jsoncodec import dumps
 from greenconn.transport.mongodb.claiming import Claims
-from greenconn.transport.mongodb.client import Client, address_of, lease
+from greenconn.transport.mongodb.client import Client, ClientReference, address_of
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
 from greenconn.transport.mongodb.errors import LinkLost
 from greenconn.transport.mongodb.fanout import PREFIX, Broadcast, Copy, broadcast_of
+from greenconn.transport.mongodb.notifications import Notifications
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.queues import Queues
 from greenconn.transport.mongodb.topology import MongoTopology
-from greenconn.transport.mongodb.waking import Waking
 from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
@@ -80,14 +80,14 @@ class MongoStore(Store):
         self.lease = options.lease
         self.body_encoding = options.body_encoding
         self._options = options
-        self._lease: lease | None = None
+        self._reference: ClientReference | None = None
         self._servers: Client
         self._messages: Any
         self._claims: Claims
         self._bindings: MongoTopology
         self._queues: Queues
         self._broadcast: Broadcast
-        self._waking: Waking
+        self._notifications: Notifications
         self._is_ending = False
         #: Expired messages that are to be dead letters.
         self._dead: list[Claimed] = []
@@ -100,8 +100,8 @@ class MongoStore(Store):
     def open(self, deadline: Deadline) -> None:
         options = self._options
         where = self.client.as_uri()
-        self._lease = lease(address_of(self.client, options), where, options.threads)
-        servers = self._servers = self._lease.client
+        self._reference = ClientReference(address_of(self.client, options), where, options.threads)
+        servers = self._servers = self._reference.client
         servers.greet(deadline)
         database = servers.database
         self._messages = database[options.messages_collection]
@@ -111,14 +111,14 @@ class MongoStore(Store):
         self._bindings = MongoTopology(servers, options, self._broadcast, self, self.wake)
         self.topology = DirectTopology(self._bindings)
         self._queues = Queues(servers, options, self.topology)
-        self._waking = Waking(
+        self._notifications = Notifications(
             servers,
             options.messages_collection,
             options.polling_interval,
             weakly(self.wake),
             weakly(self._sweep),
         )
-        self._waking.log_polling()
+        self._notifications.log_polling()
         if self._unanswered:
             self._requeue(self._unanswered)
 
@@ -132,11 +132,11 @@ class MongoStore(Store):
 
     def _release(self) -> Greenlet[..., Any] | None:
         """Let go of everything; return what still has to end, if anything has.  Never switches."""
-        if self._lease is None:
+        if self._reference is None:
             return None
-        if not hasattr(self, "_waking"):
-            return self._lease.end()
-        self._waking.stop()
+        if not hasattr(self, "_notifications"):
+            return self._reference.release()
+        self._notifications.stop()
         self._broadcast.leave(self)
         if self._is_ending or self._servers.is_inherited:
             return None
@@ -144,7 +144,7 @@ class MongoStore(Store):
         self._abandon_dead()
         self._unanswered |= self._abandoned
         if not self._abandoned:
-            return self._lease.end()
+            return self._reference.release()
         self._is_ending = True
         return spawn("mongodb end", self._end)
 
@@ -154,8 +154,8 @@ class MongoStore(Store):
             self._abandon_dead()
             self._requeue(self._abandoned)
         finally:
-            assert self._lease is not None
-            ending = self._lease.end()
+            assert self._reference is not None
+            ending = self._reference.release()
             if ending is not None:
                 ending.join()
 
@@ -235,7 +235,7 @@ class MongoStore(Store):
             collection = self._servers.database[self._options.broadcast_collection]
             self._servers.call(_insert, collection, copies)
         if soonest is not None:
-            self._waking.expect(soonest)
+            self._notifications.expect(soonest)
         return outcomes
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
@@ -256,7 +256,7 @@ class MongoStore(Store):
                 self._broadcast.put_back(each.handle)
             raise
         found += copies + taken
-        self._waking.note_claim(len(copies) + len(taken), sum(wanted.values()))
+        self._notifications.note_claim(len(copies) + len(taken), sum(wanted.values()))
         return found
 
     def _take_dead(self) -> list[Claimed]:
@@ -292,7 +292,7 @@ class MongoStore(Store):
         if stored:
             self._claims.settle(stored)
         if soonest is not None:
-            self._waking.expect(soonest)
+            self._notifications.expect(soonest)
 
     def _with_copies(self, requests: Sequence[SettleRequest]) -> Sequence[SettleRequest]:
         """Store the copies of all requests; where one is refused, its message stays."""

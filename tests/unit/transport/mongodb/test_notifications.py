@@ -1,4 +1,4 @@
-"""Waking: what falls due is swept, however late."""
+"""Notifications: what falls due is swept, however late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from gevent import monkey
 from gevent.event import Event
 
-from greenconn.transport.mongodb.waking import Waking
+from greenconn.transport.mongodb.notifications import Notifications
 
 SOON = 30.0
 #: Of the process, in a patched one too.
@@ -27,10 +27,10 @@ def test_what_fell_due_while_the_process_stood_still_is_swept() -> None:
         return 0.05
 
     client: Any = SimpleNamespace(is_set=False, where="mongodb://h", notes={})
-    waking = Waking(client, "messages", None, lambda queue: None, sweep)
-    waking.expect(0.02)
+    notifications = Notifications(client, "messages", None, lambda queue: None, sweep)
+    notifications.expect(0.02)
     _sleep(0.1)
     try:
         assert is_swept.wait(SOON)  # it also sweeps what the first sweep says is due next
     finally:
-        waking.stop()
+        notifications.stop()

@@ -9,7 +9,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection
-from greenconn.transport.mongodb import waking
+from greenconn.transport.mongodb import notifications
 from greenconn.transport.mongodb.store import MongoStore
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -25,14 +25,14 @@ def store_of(connection: Connection) -> MongoStore:
 def test_member_of_a_set_reports_changes(
     mongodb_set_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waking, "WATCHED", 3600.0)
+    monkeypatch.setattr(notifications, "WATCHED", 3600.0)
     got: list[Any] = []
     with Connection(mongodb_set_url) as connection:
         consumer = greenconn.spawn_consumer(
             "q", lambda body, message: got.append(body), connection=connection
         )
         assert consumer.wait_ready(SOON)
-        waker = store_of(connection)._waking
+        waker = store_of(connection)._notifications
         until(lambda: waker._is_streaming)
         with Connection(mongodb_set_url) as other:
             for number in range(5):

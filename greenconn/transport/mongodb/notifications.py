@@ -1,4 +1,4 @@
-"""Waking claims that found no message, when one is published.
+"""Notifications claims that found no message, when one is published.
 
 A member of a replica set tells of changes (a *change stream*), as long as we want to know: while the
 queues are empty.  A lone server cannot; there we look again, after 10 ms, then less and less often,
@@ -25,7 +25,7 @@ from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["Waking"]
+__all__ = ["Notifications"]
 
 logger = logging.getLogger("greenconn.transport.mongodb")
 
@@ -59,7 +59,7 @@ _STREAM: Final = [
 ]
 
 
-class Waking:
+class Notifications:
     """Wakes the consumers of one connection.
 
     Arguments:
@@ -108,7 +108,7 @@ class Waking:
         if self._is_stopped:
             return
         if self._greenlet is None:
-            self._greenlet = spawn("mongodb waking", self._run)
+            self._greenlet = spawn("mongodb notifications", self._run)
         if self._can_stream and self._stream is None and not count:
             self._stream = spawn("mongodb changes", self._watch)
 
@@ -119,10 +119,10 @@ class Waking:
             self._due_at = at
             self._wanted.set()
         if self._greenlet is None and not self._is_stopped:
-            self._greenlet = spawn("mongodb waking", self._run)
+            self._greenlet = spawn("mongodb notifications", self._run)
 
     def stop(self) -> None:
-        """Stop waking.  Never switches."""
+        """Stop.  Never switches."""
         self._is_stopped = True
         for each in (self._greenlet, self._stream):
             if each is not None:
