@@ -11,6 +11,7 @@ from gevent.socket import create_connection
 
 from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
+from tests.brokers.ports import free_ports
 from tests.brokers.redis_server import RedisServer
 
 __all__ = ["SLOTS", "ClusterNode", "RedisCluster"]
@@ -27,6 +28,9 @@ class ClusterNode(RedisServer):
 
     Arguments:
         options: further options of ``redis-server``.
+
+    Attributes:
+        bus: the port at which the other nodes reach it.
     """
 
     name = "redis-node"
@@ -35,10 +39,11 @@ class ClusterNode(RedisServer):
         self, keeper: Keeper, options: tuple[str, ...] = (), program: str | None = None
     ) -> None:
         super().__init__(keeper, program=program)
+        (self.bus,) = free_ports(1)
         self._options = (
             *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT)),
             *("--cluster-config-file", str(self.directory / "nodes.conf")),
-            *("--cluster-port", str(self.port + 10000), "--cluster-announce-ip", "127.0.0.1"),
+            *("--cluster-port", str(self.bus), "--cluster-announce-ip", "127.0.0.1"),
             *("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"),
             *options,
         )
@@ -68,6 +73,10 @@ class ClusterNode(RedisServer):
     def is_master(self) -> bool:
         """Whether it is a master now."""
         return self.is_running and self.ask("ROLE").startswith("master")
+
+    def follows(self, master: ClusterNode) -> bool:
+        """Return whether it is a replica of a master.  May switch."""
+        return f"slave 127.0.0.1 {master.port}" in self.ask("ROLE")
 
 
 def _read(file: BinaryIO) -> str:
@@ -126,7 +135,7 @@ class RedisCluster:
         for number, each in enumerate(self.nodes, 1):
             each.ask("CLUSTER", "SET-CONFIG-EPOCH", number)
         for each in others:
-            each.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
+            each.ask("CLUSTER", "MEET", "127.0.0.1", first.port, first.bus)
         masters = self.nodes[: self._masters]
         share = SLOTS // len(masters)
         for number, each in enumerate(masters):
@@ -142,7 +151,7 @@ class RedisCluster:
 
     def wait_ready(self) -> None:
         """Wait until all slots are served, and all replicas follow.  May switch."""
-        self.until(lambda: all(_is_ok(each) for each in self.nodes), "they do not agree")
+        self.until(lambda: all(self.is_ok(each) for each in self.nodes), "they do not agree")
         masters = sum(each.is_master for each in self.nodes)
         self.until(lambda: self._in_sync() == len(self.nodes) - masters, "replicas do not follow")
 
@@ -162,6 +171,10 @@ class RedisCluster:
             if monotonic() > end:
                 raise NoBroker(f"redis cluster: {why}")
             sleep(0.02)
+
+    def is_ok(self, node: ClusterNode) -> bool:
+        """Return whether a node takes all slots for served.  May switch."""
+        return "cluster_state:ok" in node.ask("CLUSTER", "INFO")
 
     @property
     def masters(self) -> Sequence[ClusterNode]:
@@ -204,7 +217,3 @@ class RedisCluster:
         for each in self.nodes:
             each.kill()
             each.close()
-
-
-def _is_ok(node: ClusterNode) -> bool:
-    return "cluster_state:ok" in node.ask("CLUSTER", "INFO")

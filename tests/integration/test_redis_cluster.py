@@ -7,11 +7,16 @@ from time import monotonic
 from typing import Any
 
 import gevent
+import pytest
 from redis.crc import key_slot
 
 import greenconn
-from greenconn import Connection, Queue
+from greenconn import Connection, Exchange, Queue
+from greenconn.exceptions import PublishTimeout
 from greenconn.transport.redis.cluster.placement import PARTITIONS, ClusterPlacement, tag_of
+from greenconn.transport.redis.cluster.slot import SlotPipeline
+from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
 from tests.brokers.redis_cluster import SLOTS, RedisCluster
 from tests.fix_wires import until
 
@@ -135,3 +140,135 @@ def test_a_master_is_killed_under_load(
             own_redis_cluster.mend()
         load.finish()
     assert load.lost == [], "a node that is lost does not end the connection"
+
+
+def test_a_frozen_master_is_replaced(own_redis_cluster: RedisCluster, unique: str) -> None:
+    """It keeps its sockets, so only the others can say that another one has its slots."""
+    names = [f"{unique}-{number}" for number in range(20)]
+    with Load(own_redis_cluster.urls, names) as load:
+        load.go_on(200)
+        frozen = own_redis_cluster.masters[0]
+        slots = {slot_of(name) for name in names}
+        mine = [each for each in slots if own_redis_cluster.owner_of(each) is frozen]
+        frozen.pause()
+        others = [each for each in own_redis_cluster.nodes if each is not frozen]
+        until(lambda: sum(each.is_master for each in others) == 3, SOON)
+        began = len(load.confirmed)
+        load.go_on(2000)
+        assert mine, "no queue was on it"
+        assert len(load.confirmed) > began
+        frozen.resume()
+        own_redis_cluster.wait_ready()
+        load.finish()
+    assert load.lost == []
+    assert load.longest < SOON / 2
+
+
+def test_a_cluster_that_is_down_is_waited_for(own_redis_cluster: RedisCluster, unique: str) -> None:
+    """Without a master and its replica, which have it on no disk, all slots are refused."""
+    with Connection(own_redis_cluster.urls, transport_options=OPTIONS) as connection:
+        greenconn.publish(Queue(unique), "before", connection=connection)
+        owner = own_redis_cluster.owner_of(slot_of(unique))
+        dead = next(each for each in own_redis_cluster.masters if each is not owner)
+        pair = [each for each in own_redis_cluster.nodes if each.follows(dead)] + [dead]
+        for each in pair:
+            each.kill()
+        until(lambda: not own_redis_cluster.is_ok(owner), SOON)
+        with pytest.raises(PublishTimeout) as sent:
+            greenconn.publish(Queue(unique), "x", connection=connection, timeout=0.5)
+        with pytest.raises(PublishTimeout, match="CLUSTER INFO says") as waited:
+            greenconn.publish(Queue(unique), "y", connection=connection, timeout=0.5)
+        assert "CLUSTERDOWN" in str(waited.value)
+        assert (sent.value.maybe_delivered, waited.value.maybe_delivered) == (True, False)
+        waiting = gevent.spawn(
+            greenconn.publish, Queue(unique), "after", connection=connection, timeout=SOON
+        )
+        link = connection.connection
+        own_redis_cluster.mend()
+        waiting.get(timeout=SOON)
+        assert connection.connection is link
+        channel, bodies = connection.channel(), []
+        while (message := channel.basic_get(unique, no_ack=True)) is not None:
+            bodies.append(message.decode())
+        assert bodies in (["before", "after"], ["before", "x", "after"])
+
+
+def test_fan_out_reaches_all(redis_cluster_url: str, unique: str) -> None:
+    exchange = Exchange(unique, "fanout")
+    got: list[str] = []
+    with Connection(redis_cluster_url) as one, Connection(redis_cluster_url) as other:
+        consumers = [
+            greenconn.spawn_consumer(
+                Queue(f"{unique}-{number}", exchange, auto_delete=True),
+                lambda body, message: got.append(body),
+                connection=connection,
+            )
+            for number, connection in enumerate((one, other))
+        ]
+        assert all(each.wait_ready(SOON) for each in consumers)
+        for number in range(10):
+            greenconn.publish(exchange, f"{number}", connection=one)
+        until(lambda: len(got) == 20, SOON)
+        assert Counter(got) == Counter([str(number) for number in range(10)] * 2)
+        for each in consumers:
+            assert each.stop(SOON)
+
+
+def test_a_dead_letter_goes_to_another_partition(redis_cluster_url: str, unique: str) -> None:
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{unique}-dead"}
+    assert tag_of(unique) != tag_of(f"{unique}-dead") or pytest.skip("they are together")
+    with Connection(redis_cluster_url, transport_options=OPTIONS) as connection:
+        channel = connection.channel()
+        channel.queue_declare(f"{unique}-dead")
+        channel.queue_declare(unique, arguments={**arguments, "x-message-ttl": 500})
+        for body in ("rejected", "expired"):
+            channel.basic_publish(channel.prepare_message(body), "", unique)
+        channel.basic_get(unique).reject()
+        until(lambda: channel.queue_declare(f"{unique}-dead", passive=True)[1] == 2, SOON)
+        letters = [channel.basic_get(f"{unique}-dead") for _ in range(2)]
+        reasons = [each.headers["x-death"][0]["reason"] for each in letters]
+        assert reasons == ["rejected", "expired"]
+        assert channel.basic_get(unique) is None
+        for name in (unique, f"{unique}-dead"):
+            channel.queue_delete(name)
+
+
+def test_what_a_lost_socket_had_claimed_is_requeued(redis_cluster_url: str, unique: str) -> None:
+    """The owner lives on, so no lease ends: the placement looks for it."""
+    with (
+        Connection(redis_cluster_url, transport_options={"lease": 600.0}) as connection,
+        Connection(redis_cluster_url) as other,
+    ):
+        channel = connection.channel()
+        channel.queue_declare(unique)
+        placement = placement_of(connection)
+        partition = placement.of(unique)
+        for number in range(3):
+            channel.basic_publish(channel.prepare_message(str(number)), "", unique)
+        held = channel.basic_get(unique)
+        # As a claim whose reply is lost with the socket.
+        commands, keys = partition.commands, partition.commands.keys
+        number = partition.claims.take_numbers(1)
+        lists = (keys.unacked, keys.unacked_index, *keys.lists(unique))
+        arguments = (commands.prefix, number, 1, 1, entry_suffix(unique), mark())
+        commands.run(CLAIM, lists, *arguments, what="claiming")
+        assert other.channel().queue_declare(unique, passive=True)[1] == 1
+        slot = commands.pipeline
+        assert isinstance(slot, SlotPipeline)
+        assert slot.node is not None
+        slot.node.end(LinkLost("as if it had been cut"))
+        until(lambda: other.channel().queue_declare(unique, passive=True)[1] == 2, SOON)
+        held.ack()
+        bodies = [channel.basic_get(unique).body for _ in range(2)]
+        assert bodies == ["1", "2"]
+        channel.queue_delete(unique)
+
+
+def test_a_database_is_refused(redis_cluster_url: str) -> None:
+    with pytest.raises(ValueError, match="only database 0"):
+        Connection(f"{redis_cluster_url}/3").connect()
+
+
+def test_the_client_of_one_server_is_refused(redis_cluster_url: str) -> None:
+    with Connection(redis_cluster_url) as connection, pytest.raises(NotImplementedError):
+        _ = connection.default_channel.client

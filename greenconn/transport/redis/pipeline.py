@@ -245,6 +245,12 @@ class Pipeline(PipelineLife):
             # Who got it has taken it for what the command's reply must be.
             raise NotRedis(f"{self.where}: unexpected reply: {exc}") from exc
 
+    def overdue(self, now: float) -> float:
+        """Return the seconds for which the server has been silent while a reply is due."""
+        if not self._callbacks:
+            return 0.0
+        return now - max(self.stream.received_at, self._waits_since)
+
     def _tick(self, lag: float) -> None:
         now = monotonic()
         silent = now - self.stream.received_at
@@ -253,7 +259,7 @@ class Pipeline(PipelineLife):
                 self.post(_PING)
             return
         timeout = self._reply_timeout
-        if timeout and not lag and min(silent, now - self._waits_since) > timeout:
+        if timeout and not lag and self.overdue(now) > timeout:
             self.end(ReplyLate(f"{self.where} did not reply within {timeout:g} s"))
 
 

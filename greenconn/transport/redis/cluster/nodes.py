@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from random import shuffle
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost, LoginRefused, NotRedis, ServerNotReady
 from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import Address, Login, Welcome, check_eviction, open_pipeline
@@ -18,6 +22,10 @@ from greenconn.wire.resp import pack
 
 __all__ = ["AnyNode", "ClusterUnreachable", "Nodes", "Place"]
 
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Seconds of silence after which others are asked whether a node still serves its slots.
+SILENCE: Final = 1.0
 _SLOTS: Final = pack("CLUSTER", "SLOTS")
 _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
 #: Errors after which another node is asked.
@@ -100,6 +108,7 @@ class Nodes:
         #: Slots that a node has said to be elsewhere since.
         self._moved: dict[int, Place] = {}
         self._is_closed = False
+        self._ticker: Ticker | None = None
 
     # -- where slots are
 
@@ -121,14 +130,15 @@ class Nodes:
         """Return the nodes that serve slots, as far as they are known.  Never switches."""
         return list(dict.fromkeys((*(each.place for each in self._ranges), *self._moved.values())))
 
-    def refresh(self) -> None:
+    def refresh(self, deadline: Deadline | None = None) -> None:
         """Ask a node which of them serves which slots.  May switch.
 
         Raises:
             ClusterUnreachable: none answers; says why.
             LoginRefused: they do not take the user name or the password.
+            TimeoutError: the deadline has ended.
         """
-        self._flight.run("slots", self._refresh)
+        self._flight.run("slots", self._refresh, deadline)
 
     def _refresh(self) -> None:
         errors = []
@@ -185,6 +195,11 @@ class Nodes:
             raise NotRedis(f"{where}: unexpected reply to CLUSTER SLOTS: {reply!r:.60}") from exc
         self._ranges = ranges
         self._moved.clear()
+        serving = {each.place for each in ranges}
+        for node in list(self._nodes.values()):
+            if node.pipeline is not None and node.place not in serving:
+                # Another one has taken its slots.  It may be silent, so it cannot say so itself.
+                node.pipeline.end(LinkLost(f"{node.pipeline.where} serves no slots any more"))
 
     # -- sockets
 
@@ -227,7 +242,24 @@ class Nodes:
         check_eviction(pipeline)
         self._watch(pipeline)
         node.pipeline = pipeline
+        if self._ticker is None:
+            self._ticker = Ticker(SILENCE, self._tick, "redis-nodes")
+            self._ticker.start()
         return pipeline
+
+    def _tick(self, lag: float) -> None:
+        # In the hub.
+        now = monotonic()
+        late = any(each.overdue(now) > SILENCE for each in self.pipelines())
+        if late and not lag and not self._flight.is_running("slots"):
+            spawn("redis-slots", self._look_again)
+
+    def _look_again(self) -> None:
+        """Ask whether the slots of a silent node are elsewhere now.  May switch."""
+        try:
+            self.refresh()
+        except (ClusterUnreachable, LoginRefused) as exc:
+            logger.debug("cannot ask for slots: %s", exc)  # its commands are late, soon
 
     def open_any(
         self,
@@ -258,16 +290,21 @@ class Nodes:
 
     def close(self) -> None:
         """Close all sockets.  Never switches."""
-        self._is_closed = True
+        self._stop()
         for pipeline in self.pipelines():
             pipeline.close()
 
     def forget(self) -> None:
         """Leave them to the parent process, in the child of a fork."""
-        self._is_closed = True
+        self._stop()
         for node in self._nodes.values():
             if node.pipeline is not None:
                 node.pipeline.forget()
+
+    def _stop(self) -> None:
+        self._is_closed = True
+        if self._ticker is not None:
+            self._ticker.stop()
 
 
 class AnyNode:

@@ -107,7 +107,7 @@ class ClusterPlacement:
         """See :class:`~greenconn.transport.redis.placement.Placement`."""
         self._owner = owner_of(None)
         try:
-            self.nodes.refresh()
+            self.nodes.refresh(deadline)
             self._begin(self.commands, _tags()[0])
             self.commands.pipeline.call(PING, deadline)
         except BaseException:
