@@ -670,7 +670,12 @@ class Connection:
             life = session.wait_ready(deadline)
             timeout = deadline.left()
         try:
-            return session.broker.transport.drain_events(life.link, timeout=timeout, **kwargs)
+            drain = session.broker.transport.drain_events
+            if (
+                kwargs
+            ):  # not passed on where there are none: that alone would cost as much as the rest
+                return drain(life.link, timeout=timeout, **kwargs)
+            return drain(life.link, timeout=timeout)
         except Exception as exc:
             session.note_error(exc)
             raise

@@ -305,7 +305,7 @@ class Producer:
             )
         else:
             content_type, content_encoding, body = dumps(body, serializer or self.serializer)
-        default = self.__dict__.get("exchange", _DEFAULT)  # without binding it
+        default = self.__dict__.get("exchange", _DEFAULT)  # as _own_exchange, without a call
         if not exchange:
             exchange, mode = default.name, delivery_mode or default.delivery_mode
         elif isinstance(exchange, Exchange):
@@ -329,7 +329,7 @@ class Producer:
                 body, priority, content_type, content_encoding, headers, properties,
             )  # fmt: skip
         channel = self._channel
-        if declare or not self._is_ready(channel):
+        if declare or not self._is_ready(channel, default):
             channel = self._ready_channel(declare)
         return self._send(
             channel, None, confirm_timeout, exchange, routing_key, mandatory, immediate,
@@ -363,11 +363,20 @@ class Producer:
                 headers["compression"] = name
         return body, content_type, content_encoding
 
-    def _is_ready(self, channel: Channel) -> bool:
-        """Return whether *channel* can be published to without anything before."""
+    @property
+    def _own_exchange(self) -> Exchange:
+        """The producer's exchange, which need not be bound."""
+        exchange: Exchange = self.__dict__.get("exchange", _DEFAULT)
+        return exchange
+
+    def _is_ready(self, channel: Channel, default: Exchange) -> bool:
+        """Return whether *channel* can be published to without anything before.
+
+        Arguments:
+            default: the producer's exchange.
+        """
         if channel is None or not getattr(channel, "is_open", True):
             return False
-        default = self.__dict__.get("exchange", _DEFAULT)
         if not default.name or not self.auto_declare:
             return True
         # An attribute and a set: cheaper than asking maybe_declare each time.

@@ -93,7 +93,7 @@ def pack_properties(
         if len(_packed) >= _KEPT:
             _packed.clear()
         _packed[key] = block
-    if not properties or (len(properties) == 1 and "delivery_mode" in properties):
+    if not properties or (mode is not None and len(properties) == 1):
         return block
     return _append(block[0] << 8 | block[1], [b"", block[2:]], properties)
 

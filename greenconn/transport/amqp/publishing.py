@@ -216,11 +216,10 @@ class Publisher:
         head = self._heads.get((exchange, routing_key, mandatory, immediate))
         if head is None:
             head = self._make_head(exchange, routing_key, mandatory, immediate)
-        body, packed = message.body, message.packed
-        size, block, number = len(body), 12 + len(message.packed), self._number
+        body, packed, confirms = message.body, message.packed, self.confirms
+        size, block, number = len(body), 12 + len(packed), self._number
         frames: bytes | list[Any]
         if size and size + block <= self._small:
-            write: Callable[[Any], None] = writer.write
             frames = b"".join(
                 (
                     head,
@@ -231,6 +230,10 @@ class Publisher:
                     b"\xce",
                 )
             )
+            if confirms is None:
+                writer.write(frames)
+                return
+            write: Callable[[Any], None] = writer.write
         else:
             if block > self._room:
                 raise ContentTooLarge(
@@ -239,10 +242,9 @@ class Publisher:
             self._link.check_size(size)
             write = writer.write_many
             frames = content_frames(head, number, packed, body, self._link.frame_max)
-        confirms = self.confirms
-        if confirms is None:
-            write(frames)
-            return
+            if confirms is None:
+                write(frames)
+                return
         try:
             if pending is None:
                 confirms.skip()
