@@ -129,8 +129,9 @@ def test_slots_move_under_load(own_redis_cluster: RedisCluster, unique: str, lon
 def test_a_master_is_killed_under_load(
     own_redis_cluster: RedisCluster, unique: str, long: bool
 ) -> None:
+    """What a replica has is not lost."""
     names = [f"{unique}-{number}" for number in range(20)]
-    with Load(own_redis_cluster.urls, names) as load:
+    with Load(own_redis_cluster.urls, names, replicas=1) as load:
         for _ in range(3 if long else 1):
             load.go_on(500)
             own_redis_cluster.masters[0].kill()
@@ -272,3 +273,8 @@ def test_a_database_is_refused(redis_cluster_url: str) -> None:
 def test_the_client_of_one_server_is_refused(redis_cluster_url: str) -> None:
     with Connection(redis_cluster_url) as connection, pytest.raises(NotImplementedError):
         _ = connection.default_channel.client
+
+
+def test_a_publish_window_is_refused(redis_cluster_url: str) -> None:
+    with pytest.raises(ValueError, match="publish_window"):
+        Connection(redis_cluster_url, transport_options={"publish_window": 8}).connect()

@@ -103,6 +103,10 @@ class RedisOptions(Record):
     call of the channel, or by ``channel.flush()``, and logged when the channel ends.  With 0 each
     publish waits for its confirm."""
 
+    replicas: int = 0
+    """Number of replicas that must have a message before its publish is confirmed; with 0 the
+    master's answer is enough, and a failover can lose what it had just confirmed."""
+
     confirm_publish: bool = False
     """Accepted as for AMQP and ignored: every publish waits for its confirm, unless there is a
     *publish_window*."""
@@ -187,11 +191,13 @@ class RedisOptions(Record):
         check_seconds(self, "socket_timeout", "reply_timeout", "socket_connect_timeout")
         check_seconds(self, "confirm_timeout", "polling_interval")
         check_count(self, "unacked_restore_limit", "max_connections", "delivery_limit", least=1)
-        check_count(self, "publish_window", "min_other_sentinels", optional=False)
+        check_count(self, "publish_window", "replicas", "min_other_sentinels", optional=False)
         check_count(self, "max_message_size", least=1, optional=False)
         check_count(self, "unacked_restore_throttle", optional=False)
         if not self.lease:
             raise invalid(self, "lease", "a number of seconds above 0")
+        if self.replicas and self.publish_window:
+            raise invalid(self, "publish_window", "0 with replicas, which each publish waits for")
         if self.body_encoding not in (None, "base64"):
             raise invalid(self, "body_encoding", "'base64' or None")
         if not is_client_name(self.client_name or ""):

@@ -24,6 +24,7 @@ from greenconn.transport.redis.partition import Partition, PartitionLink
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink
 from greenconn.transport.redis.queues import LinkQueues
+from greenconn.transport.redis.replicas import ReplicaConfirms, ReplicatedPublisher
 from greenconn.transport.redis.server import Opener, Server, check_eviction
 from greenconn.transport.redis.topology import LinkRecords
 from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
@@ -130,6 +131,8 @@ class SinglePlacement:
     def __init__(self, link: PlacedLink, server: Server, keys: Keys) -> None:
         self._link = link
         self.server = server
+        replicas = link.options.replicas
+        self._confirms = ReplicaConfirms(replicas) if replicas else None
         self.whole = whole = Partition(link, keys)
         self.commands = whole.commands
         self.feeds = whole.feeds
@@ -167,6 +170,8 @@ class SinglePlacement:
         size = link.options.publish_window
         if size:
             return WindowPublisher(channel, link, size, link.unreported)
+        if self._confirms is not None:
+            return ReplicatedPublisher(channel, link, self._confirms)
         return RedisPublisher(channel, link)
 
     def of(self, name: str) -> Partition:

@@ -85,12 +85,12 @@ class Routed:
                 if self.stored is not None:
                     self.stored()
 
-        for pipeline, command in zip(self._ways(), self.commands, strict=True):
-            pipeline.post(command, take)
+        self._send(take, done)
 
-    def _ways(self) -> Sequence[CommandPipeline]:
-        """Return where each command is sent."""
-        return [self.pipeline] * len(self.commands)
+    def _send(self, take: Callable[[Any], object], done: Completion) -> None:
+        """Send the commands; *take* gets the reply to each.  Never switches."""
+        for command in self.commands:
+            self.pipeline.post(command, take)
 
 
 class LargeOutcome:

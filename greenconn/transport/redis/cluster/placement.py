@@ -22,6 +22,7 @@ from redis.crc import key_slot
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.port import Entry
+from greenconn.broker.publisher import Completion
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.consuming import ClusterConsuming
@@ -38,6 +39,7 @@ from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.placement import PlacedLink
+from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.server import Address, Login
 from greenconn.transport.redis.settling import number_of
 from greenconn.wire.resp import pack
@@ -97,6 +99,7 @@ class ClusterPlacement:
         self._owner = ""
         self._partitions: dict[str, Partition] = {}
         self._slots: list[SlotPipeline] = []
+        self._confirms = ReplicaConfirms(options.replicas) if options.replicas else None
         self.feeds = ClusterFeeds(self)
         self.queues = ClusterQueues(self, link.expiring)
         self.records = ClusterRecords(self, link)
@@ -125,6 +128,7 @@ class ClusterPlacement:
             options.socket_timeout or options.reply_timeout,
             link.end,
             partial(self._on_moved, commands),
+            self._confirms,
         )
         self._slots.append(slot)
         commands.begin(slot, 3, self._owner)
@@ -156,6 +160,15 @@ class ClusterPlacement:
     def partitions(self) -> Collection[Partition]:
         """Return those that were used.  Never switches."""
         return list(self._partitions.values())
+
+    def post_stored(self, name: str, command: bytes, done: Completion) -> None:
+        """Send a command that stores a message in a queue, or publishes it to an exchange.
+
+        *done* gets the outcome.  Never switches.
+        """
+        pipeline = self.of(name).commands.pipeline
+        assert isinstance(pipeline, SlotPipeline)
+        pipeline.post_stored(command, done)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return what *channel* publishes with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from greenconn.abc import DeadlineLike
@@ -32,14 +32,40 @@ class _Passing:
 _PASSING: Final = _Passing()
 
 
+class Copy:
+    """The receiver of the outcome of one copy of a message.
+
+    Arguments:
+        take: gets it.
+        done: gets the outcome of all copies.
+    """
+
+    __slots__ = ("_done", "_take")
+
+    def __init__(self, take: Callable[[Any], object], done: Completion) -> None:
+        self._take = take
+        self._done = done
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the message is not to be stored any more."""
+        return self._done.has_left
+
+    def offer(self, value: Any) -> bool:
+        """Take the outcome.  In the reader."""
+        self._take(value)
+        return True
+
+
 class Divided(Routed):
     """Commands that store one message in queues of several partitions.
 
     Arguments:
-        pipelines: where each command is sent.
+        names: the queue or exchange of each command.
+        partitions: of the link.
     """
 
-    __slots__ = ("_pipelines",)
+    __slots__ = ("_names", "_partitions")
 
     def __init__(
         self,
@@ -47,13 +73,16 @@ class Divided(Routed):
         commands: list[bytes],
         queues: list[str],
         may_end: bool,
-        pipelines: Sequence[CommandPipeline],
+        names: Sequence[str],
+        partitions: Partitions,
     ) -> None:
         super().__init__(pipeline, commands, queues, may_end)
-        self._pipelines = pipelines
+        self._names = names
+        self._partitions = partitions
 
-    def _ways(self) -> Sequence[CommandPipeline]:
-        return self._pipelines
+    def _send(self, take: Callable[[Any], object], done: Completion) -> None:
+        for name, command in zip(self._names, self.commands, strict=True):
+            self._partitions.post_stored(name, command, Copy(take, done))
 
 
 class ClusterPublisher(RedisPublisher):
@@ -73,8 +102,7 @@ class ClusterPublisher(RedisPublisher):
         self._writer = _PASSING
 
     def _pipeline_of(self, name: str) -> CommandPipeline:
-        topic = topic_of(name)
-        return self._partitions.of(name if topic is None else topic[0]).commands.pipeline
+        return self._partitions.of(name).commands.pipeline
 
     def _keys_of(self, queue: str) -> Keys:
         return self._partitions.of(queue).commands.keys
@@ -103,7 +131,7 @@ class ClusterPublisher(RedisPublisher):
         deadline: DeadlineLike | None,
     ) -> None:
         if isinstance(target, bytes):
-            self._pipeline_of(queue).post(target, done.offer)
+            self._partitions.post_stored(queue, target, done)
             self._pushed(queue)
         else:
             super()._put(target, queue, done, deadline)
@@ -111,8 +139,8 @@ class ClusterPublisher(RedisPublisher):
     def _placed(
         self, copies: list[tuple[str, bytes]], size: int, lists: list[str], may_end: bool
     ) -> Routed:
-        pipelines = [self._pipeline_of(name) for name, _ in copies]
-        for each in dict.fromkeys(pipelines):
+        names = [name if (topic := topic_of(name)) is None else topic[0] for name, _ in copies]
+        for each in dict.fromkeys(map(self._pipeline_of, names)):
             self._wait_writable(each, None)
         commands = [command for _, command in copies]
-        return Divided(self._pipeline, commands, lists, may_end, pipelines)
+        return Divided(self._pipeline, commands, lists, may_end, names, self._partitions)

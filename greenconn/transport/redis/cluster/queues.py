@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from greenconn.broker.publisher import Completion
 from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.partition import Partition
@@ -33,6 +34,12 @@ class Partitions(Protocol):
 
     def partition(self, tag: str) -> Partition:
         """Return the partition of a tag.  Never switches."""
+
+    def post_stored(self, name: str, command: bytes, done: Completion) -> None:
+        """Send a command that stores a message in a queue, or publishes it to an exchange.
+
+        *done* gets the outcome.  Never switches.
+        """
 
     def partitions(self) -> Iterable[Partition]:
         """Return those that were used.  Never switches."""

@@ -36,6 +36,7 @@ from typing import Any, Final
 
 from gevent import Greenlet, get_hub
 
+from greenconn.broker.publisher import Completion
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
@@ -45,6 +46,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.nodes import ClusterUnreachable, Nodes, Place
 from greenconn.transport.redis.errors import LinkLost, LoginRefused, NodeLost, as_error
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
 from greenconn.wire.resp import ErrorReply, pack
 
@@ -98,14 +100,24 @@ class Sent:
 
     Attributes:
         asks: the node that has the keys already, while the slot is being moved; None: no such.
+        callback: gets the reply.
+        done: gets the outcome of a message, when replicas have it; None: *callback* is enough.
         is_answered: *reply* is there.
+        node: the socket over which it was sent last.
     """
 
-    __slots__ = ("asks", "callback", "command", "is_answered", "reply")
+    __slots__ = ("asks", "callback", "command", "done", "is_answered", "node", "reply")
 
-    def __init__(self, command: bytes, callback: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self,
+        command: bytes,
+        callback: Callable[[Any], Any] | None,
+        done: Completion | None = None,
+    ) -> None:
         self.command = command
         self.callback = callback
+        self.done = done
+        self.node: Pipeline | None = None
         self.asks: Place | None = None
         self.is_answered = False
         self.reply: Any = None
@@ -138,6 +150,7 @@ class SlotPipeline:
         where: the URL, password masked, for messages.
         reply_timeout: seconds that a command waits for its slot to be served; None: no limit.
         end: ends the link.  Never switches.
+        confirms: of the replicas that must have what is stored; None: there need be none.
         on_moved: called when the slot is at another node than before, or the socket is another one;
             with whether commands may have been lost with it.  Never switches.
 
@@ -154,6 +167,7 @@ class SlotPipeline:
         reply_timeout: float | None,
         end: Callable[[BaseException], None],
         on_moved: Callable[[bool], None],
+        confirms: ReplicaConfirms | None = None,
     ) -> None:
         self._nodes = nodes
         self.slot = slot
@@ -161,6 +175,7 @@ class SlotPipeline:
         self._reply_timeout = reply_timeout
         self._end = end
         self._on_moved = on_moved
+        self._confirms = confirms
         self.lost: BaseException | None = None
         self.writer = SlotWriter(self)
         self.state: SlotState = _IDLE
@@ -202,7 +217,19 @@ class SlotPipeline:
             if callback is not None:
                 callback(self.lost)
             return
-        sent = Sent(command, callback)
+        self._begin(Sent(command, callback))
+
+    def post_stored(self, command: bytes, done: Completion) -> None:
+        """Send a command that stores a message; *done* gets the outcome.  Never switches.
+
+        Where replicas must have the message, it waits for them.
+        """
+        if self._confirms is None or self.lost is not None:
+            self.post(command, done.offer)
+        else:
+            self._begin(Sent(command, None, done))
+
+    def _begin(self, sent: Sent) -> None:
         self._waiting.append(sent)
         if self.state is _READY:
             self._send(sent)
@@ -214,6 +241,7 @@ class SlotPipeline:
     def _send(self, sent: Sent) -> None:
         assert self.node is not None
         self._due += 1
+        sent.node = self.node
         self.node.post(sent.command, partial(self._replied, sent))
 
     def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
@@ -322,13 +350,25 @@ class SlotPipeline:
             first = waiting.popleft()
             if first.callback is not None:
                 first.callback(first.reply)
+            elif first.done is not None:
+                self._stored(first)
+
+    def _stored(self, sent: Sent) -> None:
+        """Wait for the replicas of a message, unless it was not stored.  Never switches."""
+        assert sent.done is not None
+        is_stored = isinstance(sent.reply, int) and sent.reply > 0
+        if is_stored and self._confirms is not None and sent.node is not None:
+            self._confirms.add(sent.node, sent.done)
+        else:
+            sent.done.offer(sent.reply)
 
     def _is_no_answer(self, sent: Sent, reply: Exception) -> bool:
         """Return whether the command is to be sent again, and note why."""
         if isinstance(reply, LinkLost):
             self._is_lost = True
             self._reason = str(reply)
-            return sent.callback is None or may_repeat(sent.command)
+            is_unwatched = sent.callback is None and sent.done is None
+            return is_unwatched or may_repeat(sent.command)
         if not isinstance(reply, ErrorReply):
             return False
         code = reply.code
@@ -439,6 +479,7 @@ class SlotPipeline:
         asked, self._again = self._again, []
         for each in asked:
             each.asks = None
+            each.node = node
             self._due += 1
             node.post(_ASKING)
             node.post(each.command, partial(self._replied, each))
@@ -495,8 +536,12 @@ class SlotPipeline:
         self._finish(LinkLost(f"{self.where}: the connection was closed"))
         waiting, self._waiting = self._waiting, deque()
         for sent in waiting:
+            if not sent.is_answered:
+                sent.reply = self.lost
             if sent.callback is not None:
-                sent.callback(sent.reply if sent.is_answered else self.lost)
+                sent.callback(sent.reply)
+            elif sent.done is not None:
+                self._stored(sent)
 
     def forget(self) -> None:
         """Forget it in the child of a fork: the parent owns it."""
