@@ -14,6 +14,7 @@ from types import UnionType
 from typing import (
     Any,
     Final,
+    Literal,
     TypeVar,
     Union,
     get_args,
@@ -248,30 +249,36 @@ class Retry(Record):
     """Number of calls, including the first; at least 1."""
 
     delay: float = 1.0
-    """Seconds before the second call; at most 60."""
+    """Seconds before the second call; at most 60 unless the broker holds the message."""
 
     backoff: float = 2.0
     """Factor from one delay to the next; at least 1."""
 
     max_delay: float = 60.0
-    """Maximum seconds of a delay; at most 60."""
+    """Maximum seconds of a delay; at most 60 unless the broker holds the message."""
 
     jitter: bool = True
     """Whether each delay is a random time between half of its length and the whole."""
+
+    hold: Literal["broker", "process"] | None = None
+    """Where a message waits: ``broker``, which takes no place in the prefetch and survives this process;
+    ``process``, unacknowledged; None: with the broker from 1 s on."""
 
     def __post_init__(self) -> None:
         check_count(self, "tries", least=1, optional=False)
         check_seconds(self, "delay", "max_delay", optional=False)
         check_type(self, bool, "jitter")
+        if self.hold not in (None, "broker", "process"):
+            raise invalid(self, "hold", "'broker', 'process' or None")
         if not is_number(self.backoff) or self.backoff < 1:
             raise invalid(self, "backoff", "a number, at least 1")
         for name in ("delay", "max_delay"):
-            if getattr(self, name) > LONGEST_RETRY_DELAY:
+            if self.hold != "broker" and getattr(self, name) > LONGEST_RETRY_DELAY:
                 raise invalid(
                     self,
                     name,
-                    f"at most {LONGEST_RETRY_DELAY} s, as the message stays unacked during the delay "
-                    f"(for a longer delay reject it to a dead-letter queue with a TTL)",
+                    f"at most {LONGEST_RETRY_DELAY} s, as the message may stay unacked during the "
+                    f"delay (for a longer delay say hold='broker')",
                 )
 
     @classmethod

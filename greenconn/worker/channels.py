@@ -325,6 +325,14 @@ class Subscription:
         return self._queue.name if isinstance(self._queue, Queue) else self._queue
 
     @property
+    def outlives_consumer(self) -> bool:
+        """Whether the queue, as far as its consumer knows, is there when its consumers are gone."""
+        queue = self._queue
+        if self._position is not None:
+            return False  # a stream, which takes no message back
+        return not isinstance(queue, Queue) or not (queue.exclusive or queue.auto_delete)
+
+    @property
     def arguments(self) -> dict[str, Any] | None:
         """Arguments of the queue as its consumer has them; None if that was given a name only."""
         return self._queue.queue_arguments or {} if isinstance(self._queue, Queue) else None

@@ -362,15 +362,18 @@ def spawn_consumer(
             *no_ack*, gets a connection of its own.
         no_ack: the broker forgets a message when it sends it.
         accept: names of serializers or content types; None: all that are not disabled.
-        on_error: ``'reject'``: the message goes to the queue's dead-letter exchange, *and is gone if
-            there is none*; ``'requeue'``; or a callable ``(message, exc)``, after which a message
-            that it left unacknowledged is rejected.
-        retry: :class:`~greenconn.options.Retry`, or a dict of its arguments.  The message waits in
-            this process, unacknowledged, and the handler's place is free meanwhile.
+        on_error: ``'reject'``: the message goes where *dead_letter* says, else to the queue's
+            dead-letter exchange, *and is gone if there is none*; ``'requeue'``; or a callable
+            ``(message, exc)``, after which a message that it left unacknowledged is rejected.
+        retry: :class:`~greenconn.options.Retry`, or a dict of its arguments.  The broker holds the
+            message for delays of 1 s and more, if it can; else it waits in this process,
+            unacknowledged.  The handler's place is free meanwhile.
         name: for logs; default: the names of the queues.
         consumer_args:
             ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded or is
             not accepted; default: it is rejected.
+            ``dead_letter``: where a message goes that is given up, with the reason in its headers:
+            True is the queue ``<queue>.dead``, text the name of one; it is declared when it is needed.
             ``blocking_threshold``: a handler that ran for longer without letting others run is logged,
             once (0.5 s; None: never).
             ``handler_timeout``: seconds after which a handler is interrupted: a failure.

@@ -315,13 +315,15 @@ class MessageBatch:
 
     Attributes:
         delays: seconds until each further call of the handler; None before the first failure.
+        failures: how often its handler has failed.
     """
 
-    __slots__ = ("delays", "messages")
+    __slots__ = ("delays", "failures", "messages")
 
     def __init__(self, messages: list[Any]) -> None:
         self.messages = messages
         self.delays: Iterator[float] | None = None
+        self.failures = 0
 
 
 class BatchDispatcher(Dispatcher):

@@ -1,8 +1,9 @@
 """Handling of a message: decode it, call the handler, ack it; retry or reject it when that fails.
 
 A message is settled once, by the handler itself or here.  After a handler that returned it is acked.
-After one that failed it is handled again after the delays of ``retry``; then ``on_error`` decides: it
-is rejected, requeued, or passed to a function.  A body that cannot be decoded never reaches the
+After one that failed it is handled again after the delays of ``retry``, for which the broker holds it
+where it can; then ``on_error`` decides: it is rejected (a dead letter with ``dead_letter``), requeued,
+or passed to a function.  A body that cannot be decoded never reaches the
 handler.
 
 A message whose channel was closed cannot be settled, and the broker redelivers it.  So an ack that
@@ -12,7 +13,7 @@ fails is logged and ends nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
 from greenconn.worker.dispatch import Interrupted, MessageBatch
+from greenconn.worker.failures import ATTEMPTS, FailedMessages, attempts_of, restore_route
 from greenconn.worker.options import ConsumerOptions
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ __all__ = ["BatchHandling", "Handling"]
 
 logger = logging.getLogger("greenconn.worker")
 
+#: Seconds of a delay from which on the broker holds a message by default.
+SHORT_DELAY: Final = 1.0
+#: Seconds until a message whose dead letter could not be stored is handled again.
+UNSTORED_DELAY: Final = 5.0
 #: Failures of a handler; whatever else it raises is meant for the greenlet.
 FAILURES: Final = (Exception, Timeout, Interrupted)
 
@@ -47,6 +53,7 @@ class Handling:
     Arguments:
         options: the consumer's.
         queue_of: returns the name of a message's queue.
+        failed_messages: sends messages that failed to where they wait; None: none is sent.
 
     Attributes:
         retry_later: has a load handled again after a delay; set by the owner.
@@ -60,11 +67,15 @@ class Handling:
 
     __slots__ = (
         "_accept",
+        "_backoffs",
         "_context",
-        "_delays",
+        "_dead_letters_of",
+        "_failed_messages",
         "_handler",
         "_has_warned",
+        "_holds",
         "_is_counted",
+        "_is_resent",
         "_no_ack",
         "_on_decode_error",
         "_on_error",
@@ -83,7 +94,12 @@ class Handling:
         "retry_later",
     )
 
-    def __init__(self, options: ConsumerOptions, queue_of: Callable[[Any], str]) -> None:
+    def __init__(
+        self,
+        options: ConsumerOptions,
+        queue_of: Callable[[Any], str],
+        failed_messages: FailedMessages | None = None,
+    ) -> None:
         self._handler = options.handler
         self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
         self._on_error = options.on_error
@@ -95,8 +111,13 @@ class Handling:
         self._queue_of = queue_of
         # Each message has a copy: workers are reused, and what one handler sets is not the next one's.
         self._context: Context = copy_context()
+        self._failed_messages = failed_messages
+        self._holds = options.holds
+        #: Whether messages may have been sent again by :class:`FailedMessages`.
+        self._is_resent = options.holds != "process"
+        self._dead_letters_of = options.dead_letters_of
         #: Of what failed before: the delays that are left.
-        self._delays: dict[Any, Iterator[float]] = {}
+        self._backoffs: dict[Any, Backoff] = {}
         self._has_warned = False
         self.retry_later: Callable[[Any, float], None] = _no_dispatcher
         self.on_exit: Callable[[], None] = _do_nothing
@@ -131,14 +152,16 @@ class Handling:
             except Exception as exc:
                 self._refuse_undecodable(message, exc)
                 return
+            if self._is_resent and ATTEMPTS in message.headers:
+                restore_route(message)
             try:
                 self._call(body, message)
             except FAILURES as exc:
                 self._failed(message, exc)
                 return
             self.handled += 1
-            if self._delays:
-                self._delays.pop(message, None)
+            if self._backoffs:
+                self._backoffs.pop(message, None)
             if not self._no_ack and not message.acknowledged:
                 self._ack(message)
         except BaseException as exc:
@@ -166,36 +189,57 @@ class Handling:
     def _failed(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
         if not self._no_ack and not self._is_unsettled(message):
-            self._delays.pop(message, None)
+            self._backoffs.pop(message, None)
             self._log_failure(message, exc, "the message is already settled")
             return
-        delay = self._next_delay(message, exc)
+        attempts, delay = self._next_retry(message, exc)
         if delay is None:
             self._log_failure(message, exc, f"on_error is {self._on_error!r}")
-            self._give_up(message, exc)
+            self._give_up(message, exc, attempts)
         elif self.is_ending:
             self._log_failure(message, exc, "the message is requeued")
             self.requeue(message)
         else:
             self._log_failure(message, exc, f"retry in {delay:.1f} s", is_final=False)
-            self._retry(message, delay)
+            if not self._is_held_by_broker(message, attempts, delay):
+                self._retry(message, delay)
+
+    def _is_held_by_broker(self, message: Message, attempts: int, delay: float) -> bool:
+        """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
+        if (
+            self._failed_messages is None
+            or self._holds == "process"
+            or (self._holds is None and delay < SHORT_DELAY)
+            or not delay
+            or not self._failed_messages.delay(message, self._queue_of(message), attempts, delay)
+        ):
+            return False
+        self._backoffs.pop(message, None)
+        self.retried += 1
+        self._ack(message)
+        return True
 
     def _is_unsettled(self, message: Message) -> bool:
         """Return whether it is unacked and can be settled; with its channel gone it is redelivered."""
         return not self._no_ack and not message.acknowledged and message.channel.is_open
 
-    def _next_delay(self, load: Any, exc: BaseException) -> float | None:
-        """Return the seconds until *load* is handled again; None if it is not."""
+    def _next_retry(self, message: Message, exc: BaseException) -> tuple[int, float | None]:
+        """Return how often *message* has failed, and the seconds until it is handled again.
+
+        None: it is not handled again.
+        """
+        backoff = self._backoffs.pop(message, None)
+        former = attempts_of(message) if backoff is None else backoff.failures
         if self._retry_policy is None or isinstance(exc, Interrupted):
-            self._delays.pop(load, None)
-            return None
-        delays = self._delays.get(load)
-        if delays is None:
-            delays = self._delays[load] = Backoff(self._retry_policy)
-        delay = next(delays, None)
-        if delay is None:
-            del self._delays[load]
-        return delay
+            return former + 1, None
+        if backoff is None:
+            backoff = Backoff(self._retry_policy)
+            for _ in range(former):
+                next(backoff, None)
+        delay = next(backoff, None)
+        if delay is not None:
+            self._backoffs[message] = backoff
+        return former + 1, delay
 
     def _retry(self, message: Message, delay: float) -> None:
         """Have *message* handled again in *delay* seconds."""
@@ -216,14 +260,18 @@ class Handling:
             exc_info=(type(exc), exc, exc.__traceback__),
         )
 
-    def _give_up(self, message: Message, exc: BaseException) -> None:
-        """Do what ``on_error`` says, after all retries failed."""
+    def _give_up(self, message: Message, exc: BaseException, attempts: int) -> None:
+        """Do what ``on_error`` says, after all retries failed.
+
+        Arguments:
+            attempts: how often it has failed.
+        """
         if self._on_error == "requeue":
             self._settle(message, requeue=True)
         elif callable(self._on_error):
-            self._decide(self._on_error, message, exc)
+            self._decide(self._on_error, message, exc, attempts)
         else:
-            self._reject(message)
+            self._reject(message, exc, attempts)
 
     def _refuse_undecodable(self, message: Message, exc: Exception) -> None:
         self.failed += 1
@@ -238,12 +286,16 @@ class Handling:
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
         )
         if self._on_decode_error is not None:
-            self._decide(self._on_decode_error, message, exc)
+            self._decide(self._on_decode_error, message, exc, 0)
         else:
-            self._reject(message)
+            self._reject(message, exc, 0)
 
     def _decide(
-        self, function: Callable[[Any, Any], Any], message: Message, exc: BaseException
+        self,
+        function: Callable[[Any, Any], Any],
+        message: Message,
+        exc: BaseException,
+        attempts: int,
     ) -> None:
         """Call *function*, and reject *message* unless that has settled it."""
         try:
@@ -255,7 +307,7 @@ class Handling:
                 self._queue_of(message),
                 message.delivery_tag,
             )
-        self._reject(message)
+        self._reject(message, exc, attempts)
 
     # Acks and rejects
 
@@ -267,7 +319,23 @@ class Handling:
         except Exception as exc:
             self._log_unacked(message, exc)
 
-    def _reject(self, message: Message) -> None:
+    def _reject(self, message: Message, exc: BaseException, attempts: int) -> None:
+        """Make a dead letter of *message*, or reject it.  May switch.
+
+        Arguments:
+            exc: why.
+            attempts: how often its handler has failed.
+        """
+        failed, queue = self._failed_messages, self._queue_of(message)
+        target = None if failed is None else self._dead_letters_of(queue)
+        if failed is not None and target is not None:
+            if not message.acknowledged and message.channel.is_open:
+                if failed.dead_letter(message, queue, target, attempts, exc):
+                    self._ack(message)
+                    self.rejected += 1
+                else:
+                    self._try_later(message)
+            return
         if (
             not self._has_warned
             and not self._no_ack
@@ -281,6 +349,13 @@ class Handling:
                 self._queue_of(message),
             )
         self._settle(message, requeue=False)
+
+    def _try_later(self, message: Message) -> None:
+        """Handle *message* again after a while, as its dead letter cannot be stored now."""
+        if self.is_ending:
+            self._settle(message, requeue=True)
+        else:
+            self._retry(message, UNSTORED_DELAY)
 
     def _settle(self, message: Message, *, requeue: bool) -> None:
         if self._no_ack or message.acknowledged:
@@ -348,7 +423,7 @@ class Handling:
 
         Such a message is back among those that no handler has begun with when its time has come.
         """
-        return self._delays.pop(message, None) is not None
+        return self._backoffs.pop(message, None) is not None
 
     def _requeue(self, message: Message) -> None:
         self._settle(message, requeue=True)
@@ -424,7 +499,7 @@ class BatchHandling(Handling):
         if delay is None:
             self._log_failure(first, exc, f"on_error is {self._on_error!r}")
             for message in batch.messages:
-                self._give_up(message, exc)
+                self._give_up(message, exc, batch.failures)
         elif self.is_ending:
             self._log_failure(first, exc, "its messages are requeued")
             self._requeue_all(batch.messages)
@@ -433,6 +508,7 @@ class BatchHandling(Handling):
             self._retry_batch(batch, delay)
 
     def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:
+        load.failures += 1
         if self._retry_policy is None or isinstance(exc, Interrupted):
             return None
         if load.delays is None:
@@ -444,6 +520,9 @@ class BatchHandling(Handling):
         for message in load.messages:
             message._decoded_cache = None
         self.retry_later(load, delay)
+
+    def _try_later(self, message: Message) -> None:
+        self._settle(message, requeue=True)
 
     def _requeue_all(self, messages: list[Any]) -> None:
         for position, message in enumerate(messages):

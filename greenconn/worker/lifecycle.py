@@ -34,6 +34,7 @@ from greenconn.session.connect import is_lockout
 from greenconn.worker.active import ActiveReader
 from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
+from greenconn.worker.failures import FailedMessages
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.options import ConsumerOptions
 from greenconn.worker.recovery import (
@@ -182,8 +183,11 @@ class ConsumerLifecycle:
             self._session = self._own_connection.session
             self._parent.on_closed.append(self.shut_down)
         self._group = group = group_of(self._session)
+        sends = options.holds != "process" or options.dead_letter
         self.handling = (Handling if options.batch_size is None else BatchHandling)(
-            options, self._queue_of
+            options,
+            self._queue_of,
+            FailedMessages(connection, self._outlives_consumer) if sends else None,
         )
         self.dispatcher = _dispatcher_for(options, group.pool, self.handling)
         self.handling.retry_later = self.dispatcher.retry_later
@@ -527,6 +531,11 @@ class ConsumerLifecycle:
             if subscription.tag == tag:
                 return subscription.name
         return self.options.name or ""
+
+    def _outlives_consumer(self, message: Message) -> bool:
+        """Return whether the queue of *message* is there when its consumers are gone."""
+        tag = message.delivery_info.get("consumer_tag")
+        return any(each.tag == tag and each.outlives_consumer for each in self._queues)
 
     def _has_dead_letters(self, message: Message) -> bool:
         """Return whether the queue of *message* is known to have a dead-letter exchange."""

@@ -23,7 +23,7 @@ from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
 
-__all__ = ["ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
+__all__ = ["DEAD", "ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
 
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
@@ -34,6 +34,8 @@ LEAST_PREFETCH: Final = 10
 #: What fits into ``basic.qos``.
 MOST_PREFETCH: Final = 65535
 BATCH_INTERVAL: Final = 1.0
+#: What a queue's name gets for that of its dead letters.
+DEAD: Final = ".dead"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,10 @@ class ConsumerOptions:
 
     on_error: OnError = "reject"
     """What becomes of a message whose handler failed, after all retries."""
+
+    dead_letter: bool | str = False
+    """Where a message goes that is given up: True is the queue ``<queue>.dead``, text the name of one.
+    False: the queue's dead-letter exchange, if it has one."""
 
     retry: Retry | Mapping[str, Any] | None = None
     """How often a handler that failed is called again."""
@@ -173,6 +179,15 @@ class ConsumerOptions:
                 f"retry must be None with no_ack, as the broker has already deleted the message, "
                 f"got {self.retry!r}"
             )
+        if not isinstance(self.dead_letter, (bool, str)) or self.dead_letter == "":
+            raise invalid(self, "dead_letter", "True, False or the name of a queue")
+        if self.dead_letter and (self.no_ack or self.on_error == "requeue"):
+            why = "no_ack" if self.no_ack else "on_error='requeue'"
+            raise ValueError(f"dead_letter must be False with {why}, got {self.dead_letter!r}")
+        if self.batch_size is not None and self.holds == "broker":
+            raise ValueError(
+                "retry must not have hold='broker' with batch_size, as a batch is retried as one"
+            )
         if self.no_ack and self.on_error == "requeue":
             raise ValueError(
                 "on_error must not be 'requeue' with no_ack, as the broker has already deleted the "
@@ -235,6 +250,17 @@ class ConsumerOptions:
         return self.no_ack or not self.prefetch
 
     @property
+    def holds(self) -> str | None:
+        """Return where a message waits for a retry; None: the broker holds it if that is long."""
+        return self.retry.hold if isinstance(self.retry, Retry) else "process"
+
+    def dead_letters_of(self, queue: str) -> str | None:
+        """Return the queue for what is given up of *queue*; None: that is rejected."""
+        if self.dead_letter is True:
+            return f"{queue}{DEAD}"
+        return self.dead_letter or None
+
+    @property
     def policy(self) -> RetryPolicy | None:
         """Return the policy by which a failed handler is called again."""
         retry = self.retry
@@ -279,6 +305,7 @@ _FURTHER: Final = frozenset(
         "batch_interval",
         "batch_size",
         "blocking_threshold",
+        "dead_letter",
         "exclusive",
         "handler_timeout",
         "offset",

@@ -117,7 +117,7 @@ def test_defaults_of_the_design() -> None:
         (MemoryOptions, {"body_encoding": 1}, "body_encoding must be .* got 1"),
         (Retry, {"tries": 0}, "Retry.tries must be a positive integer, got 0"),
         (Retry, {"tries": None}, "tries must be .* got None"),
-        (Retry, {"delay": 61}, "delay must be at most 60.0 s.*dead-letter.* got 61"),
+        (Retry, {"delay": 61}, "delay must be at most 60.0 s.*hold='broker'.* got 61"),
         (Retry, {"max_delay": 60.1}, "max_delay must be .* got 60.1"),
         (Retry, {"delay": -1}, "delay must be .* got -1"),
         (Retry, {"backoff": 0.5}, "backoff must be a number, at least 1, got 0.5"),

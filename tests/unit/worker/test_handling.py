@@ -223,7 +223,7 @@ def test_a_retry_that_succeeds(connection: Connection, broker: Broker) -> None:
     broker.publish("q", "a", "b")
     consumer = spawn_consumer("q", handler, connection=connection, retry={"delay": 0.01})
     count(consumer, failed=2, retried=2, handled=2, rejected=0, received=2)
-    assert not consumer.lifecycle.handling._delays
+    assert not consumer.lifecycle.handling._backoffs
     assert consumer.stop(CAME)
     assert broker.ready("q") == 0
 
@@ -238,10 +238,9 @@ def test_while_a_message_waits_for_its_retry_the_place_is_free(
         if body == "bad":
             raise Boom
 
+    retry = {"delay": 30, "hold": "process"}
     broker.publish("q", "bad", *range(5))
-    consumer = spawn_consumer(
-        "q", handler, connection=connection, retry={"delay": 30}, prefetch_count=3
-    )
+    consumer = spawn_consumer("q", handler, connection=connection, retry=retry, prefetch_count=3)
     until(lambda: len(calls) == 6)
     assert calls == ["bad", 0, 1, 2, 3, 4]
     # It waits here, unacked.
@@ -260,6 +259,7 @@ class Delivered:
 
     def __init__(self) -> None:
         self.back: list[str] = []
+        self.headers: dict[str, Any] = {}
 
     def decode(self) -> str:
         return "body"

@@ -277,3 +277,25 @@ def test_a_reader_whose_offset_is_kept_begins_with_the_first_message() -> None:
 def test_what_offsets_need(queue: Any, options: Any, further: Any, error: str) -> None:
     with pytest.raises((TypeError, ValueError), match=error):
         checked_options(queue, {"handler": handler, **options}, {"offsets": Offsets(), **further})
+
+
+def test_queue_of_dead_letters() -> None:
+    assert consumer().dead_letters_of("mail") is None
+    assert consumer(dead_letter=True).dead_letters_of("mail") == "mail.dead"
+    assert consumer(dead_letter="failed").dead_letters_of("mail") == "failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"dead_letter": ""}, "dead_letter must be True, False or the name of a queue"),
+        ({"dead_letter": 1.5}, "dead_letter must be True, False or the name of a queue"),
+        ({"dead_letter": True, "no_ack": True}, "dead_letter must be False with no_ack"),
+        ({"dead_letter": "x", "on_error": "requeue"}, "dead_letter must be False with on_error"),
+        ({"retry": {"hold": "broker"}, "batch_size": 2}, "hold='broker' with batch_size"),
+        ({"retry": {"hold": "nowhere"}}, "hold must be 'broker', 'process' or None"),
+    ],
+)
+def test_where_failures_cannot_go(options: dict[str, Any], text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=text):
+        consumer(**options)

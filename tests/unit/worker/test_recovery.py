@@ -104,13 +104,15 @@ def test_a_retry_that_waits_is_dropped_with_its_life(
     broker.declare("q")
     broker.publish("q", "x")
     seen.error = ValueError("no")
-    consumer = spawn_consumer("q", seen, connection=connection, retry=Retry(delay=30))
+    consumer = spawn_consumer(
+        "q", seen, connection=connection, retry=Retry(delay=30, hold="process")
+    )
     until(lambda: consumer.stats()["retried"] == 1)
     seen.error = None
     memory.restart(unique)
     until(lambda: seen.done == ["x"])
     assert consumer.stats()["in_flight"] == 0
-    assert not consumer.lifecycle.handling._delays
+    assert not consumer.lifecycle.handling._backoffs
     assert consumer.stop(CAME)
     assert broker.ready("q") == 0
 

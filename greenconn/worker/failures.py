@@ -1,0 +1,206 @@
+"""Messages whose handler failed, sent to where they wait: their queue after a delay, or dead letters.
+
+Each is published as it was, with what is known of the failure in headers, and acknowledged when the
+broker has confirmed that.  So none is lost, and one is there twice only if the process or the connection
+ends between the two.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+from greenconn.compression import compress
+from greenconn.defaults import publishing_connection
+from greenconn.delays import DELAY
+from greenconn.green.deadline import Deadline
+from greenconn.publishing.calls import publisher_of
+from greenconn.publishing.message import OutgoingMessage, PublishOptions
+
+if TYPE_CHECKING:
+    from greenconn.abc import Message
+    from greenconn.connection import Connection
+
+__all__ = [
+    "ATTEMPTS",
+    "ERROR",
+    "EXCHANGE",
+    "FAILURE_HEADERS",
+    "FIRST_FAILURE",
+    "QUEUE",
+    "REASON",
+    "ROUTING_KEY",
+    "TEXT",
+    "FailedMessages",
+    "attempts_of",
+    "resent",
+    "restore_route",
+]
+
+logger = logging.getLogger("greenconn.worker")
+
+#: How often its handler has failed.
+ATTEMPTS: Final = "x-greenconn-attempts"
+#: When it did so first: UTC, ISO 8601.
+FIRST_FAILURE: Final = "x-greenconn-first-failure"
+#: Where the message was published to, before it was sent again.
+EXCHANGE: Final = "x-greenconn-exchange"
+ROUTING_KEY: Final = "x-greenconn-routing-key"
+#: Of a dead letter: its queue, ``failed`` or ``undecodable``, the class of the error and its text.
+QUEUE: Final = "x-greenconn-queue"
+REASON: Final = "x-greenconn-reason"
+ERROR: Final = "x-greenconn-error"
+TEXT: Final = "x-greenconn-error-text"
+FAILURE_HEADERS: Final = frozenset(
+    {ATTEMPTS, FIRST_FAILURE, EXCHANGE, ROUTING_KEY, QUEUE, REASON, ERROR, TEXT}
+)
+
+#: Seconds for sending one; then it waits in this process.
+SENDING_TIMEOUT: Final = 10.0
+#: Characters of an error's text that are kept.
+LONGEST_TEXT: Final = 1000
+#: Properties that a message gets anew, or that have an argument of their own.
+_NOT_COPIED: Final = frozenset(
+    {
+        "application_headers",
+        "body_encoding",
+        "content_encoding",
+        "content_type",
+        "delivery_info",
+        "delivery_tag",
+        "priority",
+    }
+)
+#: Headers that the broker would obey again.
+_OBEYED: Final = (DELAY, "CC", "BCC")
+
+
+class FailedMessages:
+    """The messages of one consumer whose handler failed.
+
+    Arguments:
+        connection: the consumer's.
+        can_wait: returns whether the broker may hold a message of its queue until a retry.
+    """
+
+    __slots__ = ("_can_wait", "_connection", "_has_warned", "_is_unable")
+
+    def __init__(self, connection: Connection, can_wait: Callable[[Any], bool]) -> None:
+        self._connection = connection
+        self._can_wait = can_wait
+        self._is_unable = self._has_warned = False
+
+    def delay(self, message: Message, queue: str, attempts: int, delay: float) -> bool:
+        """Have the broker deliver a message again in *delay* seconds; False: it does not.  May switch.
+
+        Arguments:
+            attempts: how often its handler has failed.
+        """
+        headers = message.headers
+        if (
+            self._is_unable
+            or not self._can_wait(message)
+            # RabbitMQ would end the delay for the one, and send copies for the others.
+            or message.properties.get("expiration") is not None
+            or "CC" in headers
+            or "BCC" in headers
+        ):
+            return False
+        options = PublishOptions(queue, {"delay": delay, **_priority(message)})
+        outgoing = resent(message, options, _failure_headers(message, attempts))
+        try:
+            self._publish(outgoing)
+        except ValueError as exc:
+            # The transport has no delays; the next message need not try.
+            self._is_unable = True
+            logger.info("retries of queue %r wait in this process: %s", queue, exc)
+        except Exception as exc:
+            if message.channel.is_open:
+                logger.warning("a retry of queue %r waits in this process: %s", queue, exc)
+        else:
+            return True
+        return False
+
+    def dead_letter(
+        self, message: Message, queue: str, target: str, attempts: int, exc: BaseException
+    ) -> bool:
+        """Publish a message to the queue of dead letters, and return whether it is there.  May switch.
+
+        Arguments:
+            target: that queue, which is declared if it does not exist.
+            attempts: how often its handler has failed; 0: its body could not be decoded.
+        """
+        headers = _failure_headers(message, attempts)
+        for name in _OBEYED:
+            headers.pop(name, None)
+        headers[QUEUE] = queue
+        headers[REASON] = "failed" if attempts else "undecodable"
+        headers[ERROR] = f"{type(exc).__module__}.{type(exc).__qualname__}"
+        headers[TEXT] = str(exc)[:LONGEST_TEXT]
+        options = PublishOptions(target, {"declare": True, **_priority(message)})
+        outgoing = resent(message, options, headers)
+        assert outgoing.own is not None
+        # It does not expire there, and it is this user who publishes it.
+        outgoing.own.pop("expiration", None)
+        outgoing.own.pop("user_id", None)
+        try:
+            self._publish(outgoing)
+        except Exception as failure:
+            logger.error(
+                "a failed message of queue %r cannot be stored in queue %r, and stays: %s",
+                queue,
+                target,
+                failure,
+            )
+            return False
+        return True
+
+    def _publish(self, outgoing: OutgoingMessage) -> None:
+        publisher = publisher_of(publishing_connection(self._connection))
+        publisher.publish(outgoing, Deadline(SENDING_TIMEOUT))
+
+
+def attempts_of(message: Message) -> int:
+    """Return how often a message failed before it was sent again."""
+    known = message.headers.get(ATTEMPTS)
+    return known if isinstance(known, int) and known > 0 else 0
+
+
+def restore_route(message: Message) -> None:
+    """Have a message that was sent again say where it was published to at first."""
+    headers = message.headers
+    for name, header in (("exchange", EXCHANGE), ("routing_key", ROUTING_KEY)):
+        if isinstance(headers.get(header), str):
+            message.delivery_info[name] = headers[header]
+
+
+def resent(message: Message, options: PublishOptions, headers: dict[str, Any]) -> OutgoingMessage:
+    """Return a received message as it is published again, with its properties and other headers."""
+    body = message.body
+    compression = headers.get("compression")
+    if compression and not message.errors:  # else it could not be unpacked, and is as it was
+        body, _ = compress(body, compression)
+    properties = message.properties
+    kind: Any = getattr(message, "content_type", None)
+    encoding: Any = getattr(message, "content_encoding", None)
+    outgoing = OutgoingMessage(options, body, kind, encoding, headers)
+    outgoing.own = {name: each for name, each in properties.items() if name not in _NOT_COPIED}
+    return outgoing
+
+
+def _priority(message: Message) -> dict[str, Any]:
+    priority = message.properties.get("priority")
+    return {"priority": priority} if isinstance(priority, int) and 0 <= priority <= 255 else {}
+
+
+def _failure_headers(message: Message, attempts: int) -> dict[str, Any]:
+    headers, info = dict(message.headers), message.delivery_info
+    if attempts:
+        headers[ATTEMPTS] = attempts
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    headers.setdefault(FIRST_FAILURE, now)
+    headers.setdefault(EXCHANGE, info.get("exchange") or "")
+    headers.setdefault(ROUTING_KEY, info.get("routing_key") or "")
+    return headers

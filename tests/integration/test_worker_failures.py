@@ -1,0 +1,216 @@
+"""Messages whose handler failed: retries that the broker holds, and dead letters."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import gevent
+import pytest
+from gevent.queue import Queue as GreenQueue
+
+import greenconn
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.options import Retry
+from tests.fix_wires import until
+from tests.integration.capabilities import Kind
+from tests.integration.processes import start
+
+SOON = 60.0
+
+
+@pytest.fixture
+def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
+    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
+    with Connection(kind_url, transport_options=options) as connection:
+        yield connection
+
+
+def test_waiting_retries_stall_nothing(connection: Connection, unique: str) -> None:
+    """Ten failing messages fill the prefetch window, and the good ones behind them are not held up."""
+    handled: GreenQueue[Any] = GreenQueue()
+    tries: dict[int, int] = {}
+
+    def handle(body: int, message: Any) -> None:
+        if body < 10:
+            tries[body] = tries.get(body, 0) + 1
+            if tries[body] == 1:
+                raise OSError("try me again")
+        handled.put(body)
+
+    consumer = greenconn.spawn_consumer(
+        unique,
+        handle,
+        connection=connection,
+        prefetch_count=10,
+        retry=Retry(tries=2, delay=30.0, jitter=False, hold="broker"),
+    )
+    assert consumer.wait_ready(SOON)
+    began = monotonic()
+    greenconn.publish_many(unique, list(range(20)), connection=connection)
+    assert {handled.get(timeout=SOON) for _ in range(10)} == set(range(10, 20))
+    assert monotonic() - began < 25.0  # else they came after the retries
+    until(lambda: consumer.stats()["retried"] == 10 and consumer.stats()["in_flight"] == 0)
+    assert consumer.stop(SOON)
+
+
+def test_retry_keeps_what_the_message_had(connection: Connection, unique: str) -> None:
+    exchange = Exchange(f"{unique}-x", "topic", durable=True)
+    seen: GreenQueue[Any] = GreenQueue()
+
+    def handle(body: Any, message: Any) -> None:
+        info = message.delivery_info
+        properties = message.properties
+        seen.put(
+            (
+                body,
+                message.headers.get("a"),
+                message.headers.get("x-greenconn-attempts"),
+                (info["exchange"], info["routing_key"]),
+                [properties.get(each) for each in ("message_id", "correlation_id", "type")],
+                message.content_type,
+            )
+        )
+        if message.headers.get("x-greenconn-attempts", 0) < 2:
+            raise OSError("try me again")
+
+    consumer = greenconn.spawn_consumer(
+        Queue(unique, exchange, "user.#"),
+        handle,
+        connection=connection,
+        retry=Retry(tries=3, delay=1.0, backoff=1.0, jitter=False),
+    )
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(
+        exchange,
+        {"n": "ü" * 100},
+        connection=connection,
+        routing_key="user.new",
+        headers={"a": [1, "b"]},
+        message_id="m",
+        correlation_id="c",
+        type="t",
+        compression="zlib",
+    )
+    found = [seen.get(timeout=SOON) for _ in range(3)]
+    assert [each[2] for each in found] == [None, 1, 2]
+    for each in found:
+        assert each[:2] == ({"n": "ü" * 100}, [1, "b"])
+        assert each[3] == (exchange.name, "user.new")
+        assert each[4] == ["m", "c", "t"]
+        assert each[5] == "application/json"
+    until(lambda: consumer.stats()["handled"] == 1)
+    stats = consumer.stats()
+    assert (stats["failed"], stats["retried"], stats["rejected"]) == (2, 2, 0)
+    assert consumer.stop(SOON)
+
+
+def test_failed_message_becomes_a_dead_letter(connection: Connection, unique: str) -> None:
+    def handle(body: Any, message: Any) -> None:
+        raise KeyError("no such article")
+
+    consumer = greenconn.spawn_consumer(
+        unique,
+        handle,
+        connection=connection,
+        dead_letter=True,
+        retry=Retry(tries=2, delay=0.01),
+    )
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(
+        unique, {"article": 17}, connection=connection, headers={"a": 1}, message_id="m-1"
+    )
+    greenconn.publish(unique, b"{", connection=connection, content_type="application/json")
+    letters = [got(connection, f"{unique}.dead") for _ in range(2)]
+    failed, bad = sorted(letters, key=lambda each: each.headers["x-greenconn-reason"])
+    assert failed.payload == {"article": 17}
+    assert failed.properties["message_id"] == "m-1"
+    headers = failed.headers
+    assert headers["a"] == 1
+    assert headers["x-greenconn-reason"] == "failed"
+    assert headers["x-greenconn-error"] == "builtins.KeyError"
+    assert headers["x-greenconn-error-text"] == "'no such article'"
+    assert headers["x-greenconn-attempts"] == 2
+    assert headers["x-greenconn-queue"] == unique
+    assert headers["x-greenconn-first-failure"].endswith("+00:00")
+    assert bad.headers["x-greenconn-reason"] == "undecodable"
+    assert "x-greenconn-attempts" not in bad.headers
+    until(lambda: consumer.stats()["rejected"] == 2)
+    assert consumer.stop(SOON)
+
+
+def got(connection: Connection, queue: str) -> Any:
+    """Take a message that must come."""
+    with gevent.Timeout(SOON):
+        while True:
+            channel = connection.channel()
+            try:
+                message = channel.basic_get(queue, no_ack=True)
+            except connection.channel_errors:
+                message = None  # it is not declared yet
+            if channel.is_open:
+                channel.close()
+            if message is not None:
+                return message
+            gevent.sleep(0.02)
+
+
+PROGRAM = """
+import logging
+import sys
+import gevent
+import greenconn
+from greenconn import Retry
+
+logging.disable()  # nobody reads the pipe
+
+def handle(body, message):
+    if "x-greenconn-attempts" not in message.headers:
+        raise OSError("try me again")
+    sys.stdout.write("%d\\n" % body)
+    sys.stdout.flush()
+
+greenconn.configure({url!r}, transport_options={options!r})
+consumer = greenconn.spawn_consumer(
+    {queue!r}, handle, prefetch_count=20,
+    retry=Retry(tries=5, delay=2.0, backoff=1.0, hold="broker"),
+)
+print("ready" if consumer.wait_ready(60) else "not ready", flush=True)
+consumer.join()
+"""
+
+
+@pytest.mark.parametrize("which", ["amqp_url", "redis_url", "sqlite_url"])
+def test_killed_worker_loses_no_waiting_retry(
+    request: pytest.FixtureRequest, which: str, unique: str
+) -> None:
+    url = request.getfixturevalue(which)
+    options = {} if which == "amqp_url" else {"lease": 1.0}
+    program = PROGRAM.format(url=url, options=options, queue=unique)
+    with Connection(url, transport_options=options) as connection:
+        greenconn.publish_many(unique, list(range(200)), connection=connection, declare=True)
+        done: set[int] = set()
+        for life in range(3):
+            worker = start("-c", program)
+            try:
+                assert worker.line() == "ready"
+                if life < 2:
+                    # Some wait for their retry, some are being sent again, some were not begun.
+                    with connection.channel() as channel:
+                        until(lambda: waiting(channel, unique) < 150 - 60 * life)  # noqa: B023
+                    worker.signal(signal.SIGKILL)
+                    done |= {int(each) for each in worker.outcome().output.split()}
+                else:
+                    with gevent.Timeout(SOON):
+                        while len(done) < 200:
+                            done.add(int(worker.line()))
+            finally:
+                worker.end()
+    assert done == set(range(200))
+
+
+def waiting(channel: Any, queue: str) -> int:
+    return int(channel.queue_declare(queue, passive=True).message_count)
