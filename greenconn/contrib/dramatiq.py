@@ -1,0 +1,400 @@
+"""A broker for Dramatiq: its actors over one shared connection, on every transport of greenconn.
+
+In the module of the actors::
+
+    import dramatiq
+    from greenconn.contrib.dramatiq import GreenconnBroker
+
+    dramatiq.set_broker(GreenconnBroker("amqp://user:password@host/vhost"))
+
+and its workers are run by ``dramatiq-gevent``.  ``send`` returns when the broker has the message.
+Delays and the pauses of retries of a second and more are kept by the broker: such a message takes no
+place in a worker, and survives it.  Messages that failed for good are in ``<queue>.XQ``, as with
+Dramatiq's own broker for RabbitMQ.
+
+Dramatiq's threads are greenlets under ``dramatiq-gevent``, which all use one connection for consuming
+and one for publishing.  A program that only sends may have threads of any kind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from enum import Enum
+from time import monotonic
+from typing import Any, Final
+
+import gevent
+from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
+from dramatiq.common import current_millis
+from dramatiq.errors import (
+    ConnectionClosed,
+    ConnectionFailed,
+    DecodeError,
+    QueueJoinTimeout,
+    QueueNotFound,
+)
+from gevent import monkey
+from gevent.queue import Empty, SimpleQueue
+
+import greenconn
+from greenconn.connection import Connection
+from greenconn.defaults import publishing_connection
+from greenconn.entity import Queue
+from greenconn.entity.existence import ensure_declared
+from greenconn.exceptions import NotFound, OperationalError
+from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
+from greenconn.green.slot import Slot
+from greenconn.publishing import publish
+from greenconn.worker import spawn_consumer
+
+__all__ = ["GreenconnBroker"]
+
+#: Milliseconds for which dead letters are kept; Dramatiq's own broker reads the same variable.
+DEAD_MESSAGE_TTL: Final = int(os.environ.get("dramatiq_dead_message_ttl", 7 * 86_400_000))  # noqa: SIM112
+#: Milliseconds below which a delay is waited for in a worker: some brokers know whole seconds only.
+SHORTEST_BROKER_DELAY: Final = 1000
+#: Seconds that a consumer has to requeue what its worker has not begun with.
+CLOSING: Final = 10.0
+
+
+class _Outcome(Enum):
+    """The outcome of a message in a worker."""
+
+    ACK = "ack"
+    NACK = "nack"
+    REQUEUE = "requeue"
+
+
+class GreenconnBroker(Broker):
+    """A broker of Dramatiq over a connection of greenconn.
+
+    Nothing is opened before the first message is sent or a worker starts.
+
+    Arguments:
+        url: as :class:`greenconn.Connection` takes it; None, without further arguments, is the default
+            connection.
+        middleware: as for ``dramatiq.Broker``.
+        quorum: queues at RabbitMQ are quorum queues.  False: classic ones, with the arguments that
+            Dramatiq's own broker declares, so that both may use the same queues.
+        max_priority: of the queues, which are classic ones then; that of a message is its option
+            ``broker_priority``.
+        timeout: seconds in which the broker must take a message that is sent.
+        connection_kwargs: as :class:`greenconn.Connection` takes them.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        middleware: list[Middleware] | None = None,
+        quorum: bool = True,
+        max_priority: int | None = None,
+        timeout: float = 30.0,
+        **connection_kwargs: Any,
+    ) -> None:
+        super().__init__(middleware=middleware)
+        if max_priority is not None and not 0 < max_priority <= 255:
+            raise ValueError(f"max_priority must be from 1 to 255, got {max_priority!r}")
+        is_default = url is None and not connection_kwargs
+        template = Connection(url, **connection_kwargs)  # to be checked; it never opens
+        self._connections: PerHub[Connection | None] = PerHub(
+            lambda: None if is_default else template.clone()
+        )
+        self._timeout = timeout
+        self._max_priority = max_priority
+        is_amqp = template.get_transport_cls().driver_type == "amqp"
+        self._is_quorum = quorum and is_amqp and max_priority is None
+        self.queues: dict[str, Queue] = {}
+        #: Times, of this process, when messages that it has sent with a delay reach their queues.
+        self._due: dict[str, list[float]] = {}
+
+    @property
+    def connection(self) -> Connection | None:
+        """The connection of this thread; None is the default one."""
+        return self._connections.get()
+
+    # -- queues
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue, which the broker gets when it is first used."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues[queue_name] = self._queue(queue_name)
+            self.emit_after("declare_queue", queue_name)
+
+    def _queue(self, name: str) -> Queue:
+        arguments: dict[str, Any] = {
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": dead_letter_name(name),
+        }
+        if self._max_priority is not None:
+            arguments["x-max-priority"] = self._max_priority
+        return Queue(name, durable=True, queue_arguments={**arguments, **self._queue_type()})
+
+    def _dead_letters(self, name: str) -> Queue:
+        arguments = {"x-message-ttl": DEAD_MESSAGE_TTL, **self._queue_type()}
+        return Queue(dead_letter_name(name), durable=True, queue_arguments=arguments)
+
+    def _queue_type(self) -> dict[str, str]:
+        return {"x-queue-type": "quorum"} if self._is_quorum else {}
+
+    def _ensure_queue(self, name: str, connection: Connection) -> Queue:
+        """Return a queue after it was declared, with that of its dead letters.  May switch.
+
+        Raises:
+            QueueNotFound: no actor has it.
+        """
+        try:
+            queue = self.queues[name]
+        except KeyError:
+            raise QueueNotFound(name) from None
+        deadline = Deadline(self._timeout)
+        for each in (self._dead_letters(name), queue):
+            ensure_declared(connection.session, each, deadline)  # once in the life of a connection
+        return queue
+
+    # -- messages
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Send a message, and return it when the broker has it.  May switch.
+
+        Arguments:
+            delay: milliseconds after which a worker may have it; of 1,000 and more the broker keeps it.
+
+        Raises:
+            ConnectionFailed: the broker has not taken it in time.
+            QueueNotFound: no actor has its queue.
+        """
+        name = message.queue_name
+        options: dict[str, Any] = {"priority": message.options.get("broker_priority")}
+        if delay is not None and delay >= SHORTEST_BROKER_DELAY:
+            options["delay"] = delay / 1000
+        elif delay is not None:
+            message = message.copy(options={"eta": current_millis() + delay})
+        self.emit_before("enqueue", message, delay)
+        try:
+            connection = publishing_connection(self.connection)
+            queue = self._ensure_queue(name, connection)
+            publish(
+                queue,
+                message.encode(),
+                connection=connection,
+                timeout=self._timeout,
+                content_type="application/octet-stream",
+                content_encoding="binary",
+                **options,
+            )
+        except (OperationalError, OSError) as exc:
+            raise ConnectionFailed(str(exc)) from exc
+        if "delay" in options:
+            self._note_delay(name, options["delay"])
+        self.emit_after("enqueue", message, delay)
+        return message
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        """Return an iterator over the messages of a queue.
+
+        Arguments:
+            prefetch: messages that it may hold.
+            timeout: milliseconds after which it yields None when none came.
+
+        Raises:
+            RuntimeError: the process is not patched, so that its threads are no greenlets.
+        """
+        if not monkey.is_module_patched("threading"):
+            raise RuntimeError(
+                "the threads of Dramatiq's workers must be greenlets: run dramatiq-gevent instead of "
+                "dramatiq"
+            )
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        return _Consumer(self, queue_name, prefetch, timeout / 1000)
+
+    # -- for tests, mostly
+
+    def flush(self, queue_name: str) -> None:
+        """Drop the messages of a queue and its dead letters.  May switch.
+
+        Messages that the broker still delays stay.
+        """
+        connection = publishing_connection(self.connection)
+        for name in (queue_name, dead_letter_name(queue_name)):
+            try:
+                with connection.channel() as channel:
+                    channel.queue_purge(name)
+            except NotFound:
+                pass
+
+    def flush_all(self) -> None:
+        """Drop the messages of all queues that actors have, and their dead letters.  May switch."""
+        for name in self.queues:
+            self.flush(name)
+
+    def get_queue_message_counts(self, queue_name: str) -> tuple[int, int, int]:
+        """Return numbers of messages: waiting ones, those that this process has delayed, dead letters.
+
+        May switch.
+        """
+        connection = publishing_connection(self.connection)
+        queue = self._ensure_queue(queue_name, connection)
+        with connection.channel() as channel:
+            waiting, dead = (
+                int(channel.queue_declare(each, passive=True).message_count)
+                for each in (queue.name, dead_letter_name(queue_name))
+            )
+        now = monotonic()
+        due = self._due[queue_name] = [at for at in self._due.get(queue_name, ()) if at > now]
+        return waiting, len(due), dead
+
+    def join(
+        self,
+        queue_name: str,
+        min_successes: int = 10,
+        idle_time: int = 100,
+        *,
+        timeout: int | None = None,
+    ) -> None:
+        """Wait until nothing waits in a queue, of what this process has delayed, either.  May switch.
+
+        It knows nothing of messages that workers have.
+
+        Arguments:
+            min_successes: how often in a row nothing must be there.
+            idle_time: milliseconds between two looks.
+            timeout: milliseconds; None waits.
+
+        Raises:
+            QueueJoinTimeout: something was still there.
+        """
+        deadline = Deadline(None if timeout is None else timeout / 1000)
+        successes = 0
+        while successes < min_successes:
+            if deadline.has_ended:
+                raise QueueJoinTimeout(queue_name)
+            waiting, delayed, _ = self.get_queue_message_counts(queue_name)
+            successes = 0 if waiting or delayed else successes + 1
+            gevent.sleep(idle_time / 1000)
+
+    def _note_delay(self, name: str, delay: float) -> None:
+        # Brokers that know whole seconds round up.
+        now = monotonic()
+        self._due[name] = [at for at in self._due.get(name, ()) if at > now]
+        self._due[name].append(now + delay + 1.0)
+
+    def close(self) -> None:
+        """Close the connections of this thread, unless they are the default ones.  May switch."""
+        connection = self._connections.pop()
+        if connection is not None:
+            connection.close()
+
+
+class _Delivery(MessageProxy):
+    """A message in a worker, and the slot in which its outcome is waited for."""
+
+    def __init__(self, message: Message[Any], is_redelivered: bool) -> None:
+        super().__init__(message)
+        self.redelivered = is_redelivered
+        self._outcome: Slot[_Outcome] = Slot()
+
+    def settle(self, outcome: _Outcome) -> None:
+        """Have the broker know of *outcome*.  Never switches.  A second call does nothing."""
+        self._outcome.offer(outcome)
+
+    def wait(self) -> _Outcome:
+        """Return the outcome.  May switch."""
+        return self._outcome.wait(Deadline())
+
+
+class _Consumer(Consumer):
+    """An iterator over the messages of a queue.
+
+    The consumer of greenconn survives losses of the connection; each of its handlers waits for the
+    outcome of one message, so that a message is acked, rejected or requeued where it came from.
+    """
+
+    def __init__(
+        self, broker: GreenconnBroker, queue_name: str, prefetch: int, timeout: float
+    ) -> None:
+        self._timeout = timeout
+        self._inbox: SimpleQueue[_Delivery] = SimpleQueue()
+        #: Those without an outcome.
+        self._outstanding: dict[int, _Delivery] = {}
+        self._is_closing = False
+        try:
+            publishing = publishing_connection(broker.connection)
+            queue = broker._ensure_queue(queue_name, publishing)
+        except (OperationalError, OSError) as exc:
+            raise ConnectionFailed(str(exc)) from exc
+        self._consumer = spawn_consumer(
+            queue,
+            self._handle,
+            connection=broker.connection,
+            concurrency=prefetch,
+            prefetch_count=prefetch,
+            name=f"dramatiq:{queue_name}",
+        )
+
+    def _handle(self, body: Any, message: greenconn.Message) -> None:
+        try:
+            content: Message[Any] = Message.decode(bytes(message.body))
+        except DecodeError:
+            message.reject()
+            raise
+        delivery = _Delivery(content, bool(message.delivery_info.get("redelivered")))
+        self._outstanding[id(delivery)] = delivery
+        try:
+            outcome = _Outcome.REQUEUE
+            if not self._is_closing:
+                self._inbox.put(delivery)
+                outcome = delivery.wait()
+        finally:
+            del self._outstanding[id(delivery)]
+        if outcome is _Outcome.NACK:
+            message.reject()
+        elif outcome is _Outcome.REQUEUE:
+            message.requeue()
+
+    def __next__(self) -> MessageProxy | None:
+        """Return the next message; None when none came in time.  May switch.
+
+        Raises:
+            ConnectionClosed: the broker has refused the consumer for good.
+        """
+        try:
+            return self._inbox.get(timeout=self._timeout)
+        except Empty:
+            if self._consumer.ready():
+                raise ConnectionClosed(str(self._consumer.exception)) from None
+            return None
+
+    def ack(self, message: MessageProxy) -> None:
+        """Have the broker remove a message."""
+        _settle(message, _Outcome.ACK)
+
+    def nack(self, message: MessageProxy) -> None:
+        """Have the broker move a message to the dead letters."""
+        _settle(message, _Outcome.NACK)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Have the broker deliver messages again."""
+        for message in messages:
+            _settle(message, _Outcome.REQUEUE)
+
+    def close(self) -> None:
+        """End it; what has no outcome is requeued.  May switch."""
+        self._is_closing = True
+        for delivery in list(self._outstanding.values()):
+            delivery.settle(_Outcome.REQUEUE)
+        self._consumer.stop(CLOSING)
+
+
+def _settle(message: MessageProxy, outcome: _Outcome) -> None:
+    if isinstance(message, _Delivery):
+        message.settle(outcome)
+
+
+def dead_letter_name(queue_name: str) -> str:
+    """Return the name of the queue of dead letters of a queue, which is Dramatiq's."""
+    return f"{queue_name}.XQ"
