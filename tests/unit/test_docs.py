@@ -12,7 +12,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Run on a broker, in the integration tests.
-ELSEWHERE = {"beanstalk.rst", "couchdb.rst", "rabbitmq.rst", "redis.rst", "mongodb.rst", "sqs.rst"}
+ELSEWHERE = {
+    "recipes.rst",
+    "beanstalk.rst",
+    "couchdb.rst",
+    "rabbitmq.rst",
+    "redis.rst",
+    "mongodb.rst",
+    "sqs.rst",
+}
 TEXTS = [
     ROOT / "README.rst",
     *(each for each in sorted((ROOT / "docs").glob("*.rst")) if each.name not in ELSEWHERE),
