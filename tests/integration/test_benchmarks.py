@@ -109,3 +109,16 @@ def test_the_profile_names_modules(amqp_url: str) -> None:
     outcome = benchmarks(RABBITMQ, amqp_url, "--profile=import")
     assert outcome.code == 0, outcome.errors
     assert "greenconn" in outcome.output
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", "redis"])
+def test_the_benchmark_of_many_consumers_runs(name: str, request: pytest.FixtureRequest) -> None:
+    url: str = request.getfixturevalue(URLS[name])
+    done = run(
+        *("-m", "benchmarks.scale", "--broker", name, "--url", url),
+        *("--consumers", "20", "--messages", "100", "--queues", "10", "--connections", "2"),
+    )
+    assert done.code == 0, done.errors
+    figures = json.loads(done.output)
+    assert figures["consumers"] == 20
+    assert figures["client_kib"] > 0
