@@ -194,9 +194,15 @@ def redis_url(brokers: Brokers) -> str:
 
 
 @pytest.fixture(scope="session")
-def redis_cluster_url(brokers: Brokers) -> str:
-    """The address of a Redis Cluster of this process, without replicas; never stop a node."""
-    return brokers.redis_cluster(replicas=0).url
+def redis_cluster(brokers: Brokers) -> RedisCluster:
+    """A Redis Cluster of this process, without replicas; never stop a node."""
+    return brokers.redis_cluster(replicas=0)
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url(redis_cluster: RedisCluster) -> str:
+    """The address of that cluster."""
+    return redis_cluster.url
 
 
 @pytest.fixture

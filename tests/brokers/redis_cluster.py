@@ -109,6 +109,7 @@ class RedisCluster:
     ) -> None:
         self.nodes = [ClusterNode(keeper, options) for _ in range(masters * (1 + replicas))]
         self._masters = masters
+        self._is_joined = False
 
     @property
     def url(self) -> str:
@@ -121,8 +122,13 @@ class RedisCluster:
         ports = [each.port for each in self.nodes[: self._masters]]
         return ";".join(f"redis+cluster://127.0.0.1:{each}" for each in ports)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether all nodes live."""
+        return all(each.is_running for each in self.nodes)
+
     def start(self) -> None:
-        """Start the nodes, and join them.  May switch.
+        """Start the nodes, and join them if they are new.  May switch.
 
         Raises:
             NoBroker: they do not start, or do not agree.
@@ -131,6 +137,10 @@ class RedisCluster:
             each.begin()
         for each in self.nodes:
             each.wait_ready()
+        if self._is_joined:
+            self.wait_ready()
+            return
+        self._is_joined = True
         first, *others = self.nodes
         for number, each in enumerate(self.nodes, 1):
             each.ask("CLUSTER", "SET-CONFIG-EPOCH", number)
@@ -203,6 +213,26 @@ class RedisCluster:
             source.ask("MIGRATE", "127.0.0.1", to.port, keys, 0, 5000)
         to.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
         source.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+
+    def stop(self) -> None:
+        """Stop all nodes in order.  May switch."""
+        for each in self.nodes:
+            each.stop()
+
+    def kill(self) -> None:
+        """End all nodes at once (SIGKILL).  May switch."""
+        for each in self.nodes:
+            each.kill()
+
+    def pause(self) -> None:
+        """Freeze all nodes (SIGSTOP).  May switch."""
+        for each in self.nodes:
+            each.pause()
+
+    def resume(self) -> None:
+        """Let them go on after :meth:`pause`."""
+        for each in self.nodes:
+            each.resume()
 
     def mend(self) -> None:
         """Start what was stopped, and wait until all is well again.  May switch."""

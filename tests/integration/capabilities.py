@@ -184,11 +184,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         title="Redis Cluster",
         url="redis_cluster_url",
         side=redis_cluster_side,
+        server="durable_redis_cluster",
         options=_LISTS,
-        lacks={
-            **_LISTS_LACK,
-            Can.SERVER: f"{UNTESTED}its nodes are killed by tests of their own",
-        },
+        lacks=_LISTS_LACK,
     ),
     "sqlite": Kind(
         title="SQLite",

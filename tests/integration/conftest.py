@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from greenconn.transport import memory
+from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
-from tests.fix_brokers import RedisFactory
+from tests.fix_brokers import Brokers, RedisFactory
 from tests.integration.capabilities import EVERYWHERE, EXAMPLES, HOOKED, KINDS, Kind
 from tests.integration.contract import Side
 from tests.integration.processes import ROOT
@@ -95,6 +96,15 @@ def folder_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def durable_redis(redis_with: RedisFactory) -> RedisServer:
     """A Redis of the test's own that has everything again when it is back."""
     return redis_with("--appendonly", "yes", "--appendfsync", "always")
+
+
+@pytest.fixture
+def durable_redis_cluster(brokers: Brokers) -> Iterator[RedisCluster]:
+    """A Redis Cluster of the test's own that has everything again when it is back."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    cluster = brokers.redis_cluster(replicas=0, options=options)
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture

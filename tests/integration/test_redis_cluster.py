@@ -143,6 +143,18 @@ def test_a_master_is_killed_under_load(
     assert load.lost == [], "a node that is lost does not end the connection"
 
 
+def test_sockets_are_cut_under_load(redis_cluster: RedisCluster, unique: str, long: bool) -> None:
+    """A node ends its connections, amid whatever is on its way."""
+    names = [f"{unique}-{number}" for number in range(20)]
+    with Load(redis_cluster.url, names) as load:
+        for number in range(100 if long else 10):
+            load.go_on(50)
+            redis_cluster.nodes[number % 3].ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        load.go_on(200)
+        load.finish()
+    assert load.lost == []
+
+
 def test_a_frozen_master_is_replaced(own_redis_cluster: RedisCluster, unique: str) -> None:
     """It keeps its sockets, so only the others can say that another one has its slots."""
     names = [f"{unique}-{number}" for number in range(20)]
