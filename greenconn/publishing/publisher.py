@@ -292,6 +292,25 @@ class Publisher:
             raise exc from exc.__cause__
         raise _NoLeader(exc)
 
+    def _check_return(self, exc: Unroutable, options: PublishOptions, deadline: Deadline) -> None:
+        """Return unless a message reached no queue since the node of its queue is away.  May switch.
+
+        RabbitMQ up to 3.13 does not route to such a queue.
+
+        Raises:
+            TimeoutError: the next attempt waits for the queue.
+        """
+        self.note_failure(exc, options)
+        if isinstance(options.target, Exchange) or not self._session.is_open:
+            return  # the queue is not known
+        try:
+            has_messages(self._session, options.routing_key, deadline)
+        except NotFound as away:
+            if is_unavailable(away):
+                raise TimeoutError(str(away)) from exc
+        except Exception as failure:
+            logger.debug("checking %s after a return: %s", options, failure)
+
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
         """Take note of why a message was not published."""
         if isinstance(exc, Unroutable):
@@ -315,8 +334,10 @@ class Publisher:
             except PublishNacked as exc:
                 # If it has a leader again, or room, it is taken now.
                 self._check_nack(exc, message, deadline)
-            except NEVER_REPEATED as exc:
-                self.note_failure(exc, message.options)
+            except Unroutable as exc:
+                self._check_return(exc, message.options, deadline)
+                raise
+            except NEVER_REPEATED:
                 raise
             except IrrecoverableConnectionError:
                 # Some message or declaration made the broker close the whole connection.
@@ -342,7 +363,7 @@ class Publisher:
             raise
         except Unroutable as exc:
             is_settled = True
-            self.note_failure(exc, message.options)
+            self._check_return(exc, message.options, deadline)
             raise
         except NEVER_REPEATED:
             raise
