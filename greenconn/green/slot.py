@@ -36,12 +36,14 @@ class Slot(Generic[T]):
 
     __slots__ = ("_content", "_hub", "_state", "_wake", "_waking", "on_left")
 
+    #: Value or error; unset before.
+    _content: Any
+    #: The hub of the waiter, set before ``_wake``; a switch from another hub would never wake it.
+    _hub: Any
+
     def __init__(self, on_left: Callable[[Slot[Any]], None] | None = None) -> None:
         self._state = _EMPTY
-        self._content: Any = None
         self._wake: Callable[..., Any] | None = None
-        #: The hub of the waiter; a switch from another hub would never wake it.
-        self._hub: Any = None
         #: The hub's callback that will wake the waiter, from the filling on.
         self._waking: Any = None
         #: Called (without switching) when the waiter leaves before the slot was filled.

@@ -340,12 +340,15 @@ class Writer:
                     return
                 self.pending = len(sealed)
                 buffers: list[Buffer] = [sealed]
-            elif len(out) > 1 and (self.pending < GATHER or len(out) > IOV_MAX):
+            elif len(out) == 1:
+                buffers = out
+                self.pending = len(out[0])
+            elif self.pending < GATHER or len(out) > IOV_MAX:
                 joined = b"".join(out)
                 self.pending = len(joined)
                 buffers = [joined]
             else:
-                self.pending = len(out[0]) if len(out) == 1 else sum(map(len, out))
+                self.pending = sum(map(len, out))
                 buffers = out
             if not self.pending:
                 self._offered = ()  # only marks
