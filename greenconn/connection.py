@@ -333,12 +333,12 @@ class Connection:
             kwargs: arguments of the constructor that are to differ.
         """
         broker = self.session.broker
-        twin = self._family(**{**broker.info(resolve=False), **kwargs})
+        clone = self._family(**{**broker.info(resolve=False), **kwargs})
         if not {"hostname", "alternates"} & kwargs.keys():
             # Parts that a URL lacks come from the keywords, not from the URL in use.
             changes = {name: value for name, value in kwargs.items() if name in _NAMES}
-            twin.session.broker.keywords = broker.keywords.replace(**changes)
-        return twin
+            clone.session.broker.keywords = broker.keywords.replace(**changes)
+        return clone
 
     def __copy__(self) -> Self:
         return self.clone()

@@ -154,10 +154,10 @@ def open_sockets() -> Left:
 
 def _ends_of(fd: int) -> str:
     """The addresses of both ends of a socket."""
-    with socket.socket(fileno=os.dup(fd)) as twin:
+    with socket.socket(fileno=os.dup(fd)) as duplicate:
         try:
-            ends = f"from {twin.getsockname()!r}"
-            return f"{ends} to {twin.getpeername()!r}"
+            ends = f"from {duplicate.getsockname()!r}"
+            return f"{ends} to {duplicate.getpeername()!r}"
         except OSError:
             return f"{ends}, not connected"
 

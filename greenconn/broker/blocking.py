@@ -148,22 +148,24 @@ class StoreSettler:
         if self._renewer is None:
             self._renewer = spawn("renew", self._renew)
 
-    def doubtful(self) -> Iterable[HeldMessage]:
+    def unconfirmed_claims(self) -> Iterable[HeldMessage]:
         """Return messages that claims without a reply may have taken.  Never switches."""
-        return [Claimed(queue, None, handle) for queue, handle in self._store.doubtful()]
+        return [Claimed(queue, None, handle) for queue, handle in self._store.unconfirmed_claims()]
 
     def reclaim(
         self,
         held: Sequence[HeldMessage],
         unhandled: Sequence[HeldMessage],
-        doubtful: Sequence[HeldMessage],
+        unconfirmed: Sequence[HeldMessage],
     ) -> None:
         """Requeue what former lives held, and what they may have claimed.  Never switches."""
         dispositions = [Disposition(each, Settlement.REQUEUE) for each in held]
         dispositions += [
             Disposition(each, Settlement.REQUEUE, is_unhandled=True) for each in unhandled
         ]
-        dispositions += [Disposition(each, Settlement.REQUEUE, is_unseen=True) for each in doubtful]
+        dispositions += [
+            Disposition(each, Settlement.REQUEUE, is_unseen=True) for each in unconfirmed
+        ]
         self._link.settlements.take_over((), dispositions)
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:

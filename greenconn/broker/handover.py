@@ -20,7 +20,7 @@ __all__ = ["Handover"]
 class Handover:
     """Held messages of former lives, and their acks and dispositions."""
 
-    __slots__ = ("_acks", "_dispositions", "_doubtful", "_held", "_successor", "_unhandled")
+    __slots__ = ("_acks", "_dispositions", "_held", "_successor", "_unconfirmed", "_unhandled")
 
     def __init__(self) -> None:
         #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
@@ -28,7 +28,7 @@ class Handover:
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
         #: Claims without a reply may have taken these.
-        self._doubtful: list[HeldMessage] = []
+        self._unconfirmed: list[HeldMessage] = []
         #: Delivery tag -> message, until it is acked.
         self._held: dict[Any, HeldMessage] = {}
         #: Of those, the ones that no handler has begun with.
@@ -43,7 +43,7 @@ class Handover:
         acks, dispositions = link.settlements.unsettled()
         self._acks += acks
         self._dispositions += dispositions
-        self._doubtful += link.settler.doubtful()
+        self._unconfirmed += link.settler.unconfirmed_claims()
         for each in link.held():
             if each.is_held:
                 self._held[each.delivery_tag] = each.claimed
@@ -77,7 +77,7 @@ class Handover:
         back = [
             each.message for each in self._dispositions if each.settlement is Settlement.REQUEUE
         ]
-        return [*back, *self._held.values(), *self._doubtful]
+        return [*back, *self._held.values(), *self._unconfirmed]
 
     def pass_on(self, link: SettlementLink) -> None:
         """Have *link* send and requeue everything.  May switch.
@@ -89,12 +89,12 @@ class Handover:
         dispositions, self._dispositions = self._dispositions, []
         if acks or dispositions:
             link.settlements.take_over(acks, dispositions)
-        held, doubtful = dict(self._held), list(self._doubtful)
-        if held or doubtful:
+        held, unconfirmed = dict(self._held), list(self._unconfirmed)
+        if held or unconfirmed:
             begun = [each for tag, each in held.items() if tag not in self._unhandled]
             unhandled = [each for tag, each in held.items() if tag in self._unhandled]
-            link.settler.reclaim(begun, unhandled, doubtful)
+            link.settler.reclaim(begun, unhandled, unconfirmed)
         for tag in held:
             self._held.pop(tag, None)
             self._unhandled.discard(tag)
-        del self._doubtful[: len(doubtful)]
+        del self._unconfirmed[: len(unconfirmed)]

@@ -47,6 +47,7 @@ logger = logging.getLogger("greenconn.broker")
 
 #: Methods that a store of another package may still have under their former names.
 _RENAMED_METHODS: Final = {
+    "doubtful": "unconfirmed_claims",
     "enrol": "set_consumers",
     "others": "other_consumers",
     "tell_of_refusal": "log_refusal",
@@ -295,7 +296,7 @@ class Store(ABC):
         Never switches.
         """
 
-    def doubtful(self) -> Sequence[tuple[str, Any]]:
+    def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
         """Return queue and handle of messages that claims without a reply may have taken.
 
         Asked for when the link ends.  The next life of the connection requeues them as undelivered, so

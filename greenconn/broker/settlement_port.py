@@ -142,7 +142,7 @@ class MessageSettler(Protocol):
         *done* gets the handles whose leases had ended, None, or an Exception.
         """
 
-    def doubtful(self) -> Iterable[HeldMessage]:
+    def unconfirmed_claims(self) -> Iterable[HeldMessage]:
         """Return messages that claims without a reply may have taken; only their handles count.
 
         Asked for when the link ends.
@@ -152,7 +152,7 @@ class MessageSettler(Protocol):
         self,
         held: Sequence[HeldMessage],
         unhandled: Sequence[HeldMessage],
-        doubtful: Sequence[HeldMessage],
+        unconfirmed: Sequence[HeldMessage],
     ) -> None:
         """Requeue what former lives held, and what they may have claimed.  May switch."""
 

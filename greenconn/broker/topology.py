@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
@@ -29,13 +29,13 @@ class Topology(ABC):
 
     def declare(self, exchange: Exchange) -> None:
         """Keep an exchange, unless there is one of its name."""
-        facts = {
+        record = {
             "type": exchange.type,
             "durable": exchange.durable,
             "auto_delete": exchange.auto_delete,
             "arguments": dict(exchange.arguments),
         }
-        self._change(_put, exchange.name, facts)
+        self._change(_put, exchange.name, record)
 
     def find(self, name: str) -> Exchange | None:
         """Return an exchange without its bindings; None: there is none."""
@@ -97,12 +97,12 @@ class DirectTopology(Topology):
 # What is called with the store.
 
 
-def _get(store: TopologyStore, name: str) -> Facts | None:
+def _get(store: TopologyStore, name: str) -> ExchangeRecord | None:
     return store.get(name)
 
 
-def _put(store: TopologyStore, name: str, facts: Facts) -> None:
-    store.put(name, facts)
+def _put(store: TopologyStore, name: str, record: ExchangeRecord) -> None:
+    store.put(name, record)
 
 
 def _rows(store: TopologyStore, name: str) -> Sequence[Row] | None:
@@ -133,23 +133,23 @@ def _forget_queue(store: TopologyStore, name: str) -> None:
 
 def _delete_unbound(store: TopologyStore, names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
-        facts = store.get(name)
-        if facts is not None and facts.get("auto_delete") and not store.has_rows(name):
+        record = store.get(name)
+        if record is not None and record.get("auto_delete") and not store.has_rows(name):
             _delete(store, name)
 
 
-def _exchange(name: str, facts: Facts | None) -> Exchange | None:
+def _exchange(name: str, record: ExchangeRecord | None) -> Exchange | None:
     """Return the exchange; None: there is none, or its type is unknown here."""
-    kind = None if facts is None else facts.get("type")
-    if facts is None or not isinstance(kind, str) or kind not in ROUTERS:
+    kind = None if record is None else record.get("type")
+    if record is None or not isinstance(kind, str) or kind not in ROUTERS:
         return None
-    arguments = facts.get("arguments")
+    arguments = record.get("arguments")
     return Exchange(
         name,
         kind,
         ROUTERS[kind](),
-        durable=bool(facts.get("durable")),
-        auto_delete=bool(facts.get("auto_delete")),
+        durable=bool(record.get("durable")),
+        auto_delete=bool(record.get("auto_delete")),
         arguments=arguments if isinstance(arguments, dict) else {},
-        is_guess=bool(facts.get("is_guess")),
+        is_guess=bool(record.get("is_guess")),
     )

@@ -6,16 +6,17 @@ An adapter has no rules of its own: which exchange goes with which binding is de
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-__all__ = ["Facts", "Row", "TopologyStore"]
+__all__ = ["ExchangeRecord", "Row", "TopologyStore"]
 
 #: How an exchange was declared: ``type``, ``durable``, ``auto_delete`` and ``arguments``.  Any may be
 #: missing from what a foreign program has written.  ``is_guess`` is true where no program has said so,
 #: and only bindings tell that there is an exchange.
-Facts: TypeAlias = Mapping[str, Any]
+ExchangeRecord: TypeAlias = Mapping[str, Any]
 
 
 class Row(NamedTuple):
@@ -38,11 +39,11 @@ class TopologyStore(ABC):
     """Named records of exchanges, each with its bindings.  All methods may switch."""
 
     @abstractmethod
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         """Return how an exchange was declared; None: there is none."""
 
     @abstractmethod
-    def put(self, exchange: str, facts: Facts) -> None:
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
         """Keep how an exchange was declared, unless it is there."""
 
     @abstractmethod
@@ -72,3 +73,13 @@ class TopologyStore(ABC):
     @abstractmethod
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         """Remove all bindings that lead to a queue or an exchange; return where they began."""
+
+
+if not TYPE_CHECKING:  # or a type checker would let any name pass
+
+    def __getattr__(name: str) -> Any:
+        if name != "Facts":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        text = f"{__name__}.Facts is renamed to {__name__}.ExchangeRecord"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return ExchangeRecord

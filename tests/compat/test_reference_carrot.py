@@ -134,9 +134,9 @@ def test_info_reports_the_parameters() -> None:
 
 def test_copies_are_equal_and_closed(broker: BrokerConnection) -> None:
     broker.connect()
-    twin = copy(broker)
-    assert twin.info() == broker.info()
-    assert not twin.connected
+    copied = copy(broker)
+    assert copied.info() == broker.info()
+    assert not copied.connected
 
 
 def test_connect_opens_and_close_closes(broker: BrokerConnection) -> None:

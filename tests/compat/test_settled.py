@@ -50,13 +50,13 @@ def test_broker_connection_is_a_small_subclass_at_the_top() -> None:
 
 def test_pools_and_copies_keep_the_class(url: str) -> None:
     with BrokerConnection(url) as connection:
-        twins = [connection.clone(), copy.copy(connection), pickle.loads(pickle.dumps(connection))]
+        copies = [connection.clone(), copy.copy(connection), pickle.loads(pickle.dumps(connection))]
         pool = connection.Pool(1)
         with pool.acquire() as pooled:
-            twins.append(pooled)
+            copies.append(pooled)
             assert not pooled.connected()
         pool.force_close_all()
-        assert [isinstance(each, BrokerConnection) for each in twins] == [True] * 4
+        assert [isinstance(each, BrokerConnection) for each in copies] == [True] * 4
 
 
 @pytest.mark.parametrize(

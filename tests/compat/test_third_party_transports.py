@@ -15,14 +15,14 @@ from gevent.event import Event
 import greenconn
 from tests.compat import third_party
 from tests.compat.programs.library import GREENCONN, KOMBU, Library, Raised, drain, outcome, quiet
-from tests.compat.third_party import Shelf
+from tests.compat.third_party import Backend
 from tests.integration.processes import run
 
 pytestmark = pytest.mark.full
 
 pytest.importorskip("kombu")
 
-Shape = Callable[[Library, Shelf], Any]
+Shape = Callable[[Library, Backend], Any]
 
 #: Whose virtual layer the class is built on, and whose ``Connection`` it is used with.
 WAYS = {
@@ -38,19 +38,19 @@ def way(request: pytest.FixtureRequest) -> tuple[Library, Library]:
     return WAYS[request.param]
 
 
-def connected(shape: Shape, way: tuple[Library, Library], **options: Any) -> tuple[Any, Shelf]:
-    """A connection over a transport of that shape, and its shelf."""
-    shelf = Shelf()
+def connected(shape: Shape, way: tuple[Library, Library], **options: Any) -> tuple[Any, Backend]:
+    """A connection over a transport of that shape, and its backend."""
+    backend = Backend()
     made, used = way
-    transport = shape(made, shelf)
+    transport = shape(made, backend)
     connection = used.connection.Connection(transport=transport, transport_options=options)
-    return connection, shelf
+    return connection, backend
 
 
 @pytest.mark.parametrize("shape", third_party.SHAPES, ids=lambda shape: shape.__name__)
 def test_messages_come_and_go(shape: Shape, way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(shape, way)
+    connection, backend = connected(shape, way)
     with connection:
         queue = lib.entity.Queue("q", lib.entity.Exchange("e", "topic"), "a.*")
         got: list[Any] = []
@@ -74,12 +74,12 @@ def test_messages_come_and_go(shape: Shape, way: tuple[Library, Library]) -> Non
                 message = simple.get(timeout=30)
                 assert message.payload == body
                 message.ack()
-    assert not any(shelf.queues.values())
+    assert not any(backend.queues.values())
 
 
 def test_a_qos_sees_every_ack_and_reject(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.own_qos, way)
+    connection, backend = connected(third_party.own_qos, way)
     with connection:
         producer = lib.messaging.Producer(connection)
         queue = lib.entity.Queue("q")
@@ -96,16 +96,16 @@ def test_a_qos_sees_every_ack_and_reject(way: tuple[Library, Library]) -> None:
             drain(connection, lambda: len(held) == 5)
             held[3].ack()
             held[4].ack()
-    assert shelf.notes.count("append") == 5
-    assert shelf.notes.count("ack") == 3
-    assert ("reject", "q", False) in shelf.notes
-    assert ("reject", "q", True) in shelf.notes
-    assert [held[4].payload, shelf.queues["q"]] == [held[2].payload, deque()]
+    assert backend.notes.count("append") == 5
+    assert backend.notes.count("ack") == 3
+    assert ("reject", "q", False) in backend.notes
+    assert ("reject", "q", True) in backend.notes
+    assert [held[4].payload, backend.queues["q"]] == [held[2].payload, deque()]
 
 
 def test_several_at_once_reach_their_consumers(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.bulk, way)
+    connection, backend = connected(third_party.bulk, way)
     with connection:
         producer = lib.messaging.Producer(connection)
         queues = [lib.entity.Queue("q"), lib.entity.Queue("r")]
@@ -123,12 +123,12 @@ def test_several_at_once_reach_their_consumers(way: tuple[Library, Library]) -> 
                 if not message.acknowledged:
                     message.ack()
     assert sorted(message.payload for message in got) == list(range(6))
-    assert not any(shelf.queues.values())
+    assert not any(backend.queues.values())
 
 
 def test_a_fan_out_of_its_own_is_used(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.broadcasting, way)
+    connection, backend = connected(third_party.broadcasting, way)
     with connection:
         exchange = lib.entity.Exchange("news", "fanout")
         queues = [lib.entity.Queue(name, exchange) for name in "ab"]
@@ -138,12 +138,12 @@ def test_a_fan_out_of_its_own_is_used(way: tuple[Library, Library]) -> None:
         assert [queue(connection).get(no_ack=True).payload for queue in queues] == ["x", "x"]
         assert connection.supports_exchange_type("fanout")
         assert not connection.supports_exchange_type("headers")
-    assert shelf.notes == [("fanout", "news", "k")]
+    assert backend.notes == [("fanout", "news", "k")]
 
 
 def test_methods_of_its_own_are_called(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.own_methods, way)
+    connection, backend = connected(third_party.own_methods, way)
     with connection:
         queue = lib.entity.Queue("q", lib.entity.Exchange("e", "direct"), "k")
         got: list[Any] = []
@@ -162,11 +162,11 @@ def test_methods_of_its_own_are_called(way: tuple[Library, Library]) -> None:
         ("ack", True),
         ("cancel", "q"),
     ]:
-        assert note in shelf.notes
+        assert note in backend.notes
 
 
 def test_publishing_of_its_own_is_not_passed_by() -> None:
-    connection, shelf = connected(third_party.own_methods, WAYS["instead"], confirm_publish=True)
+    connection, backend = connected(third_party.own_methods, WAYS["instead"], confirm_publish=True)
     with connection:
         got: list[Any] = []
         came = Event()
@@ -182,13 +182,13 @@ def test_publishing_of_its_own_is_not_passed_by() -> None:
             greenconn.publish("q", body, connection=connection)
         assert came.wait(30)
         assert consumer.stop(10)
-    assert shelf.notes.count(("publish", "", "q")) == 2
+    assert backend.notes.count(("publish", "", "q")) == 2
     assert got == [True, True]
 
 
 def test_routing_of_its_own_is_used(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.own_routing, way, prefix="here")
+    connection, backend = connected(third_party.own_routing, way, prefix="here")
     with connection:
         exchange = lib.entity.Exchange("by-letter", "x-initial")
         queues = {name: lib.entity.Queue(name, exchange, name) for name in ("apple", "pear")}
@@ -200,27 +200,27 @@ def test_routing_of_its_own_is_used(way: tuple[Library, Library]) -> None:
         assert queues["apple"](connection).get(no_ack=True).payload == "to a"
         assert queues["pear"](connection).get(no_ack=True).payload == "to p"
         assert queues["pear"](connection).get(no_ack=True) is None
-    assert ("here", "by-letter", "plum") in shelf.notes
+    assert ("here", "by-letter", "plum") in backend.notes
 
 
 def test_a_life_of_its_own_is_led(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.own_life, way)
+    connection, backend = connected(third_party.own_life, way)
     with connection:
         lib.messaging.Producer(connection).publish("x", "q", declare=[lib.entity.Queue("q")])
         assert lib.entity.Queue("q")(connection).get(no_ack=True).payload == "x"
         assert LookupError in connection.connection_errors
         assert ArithmeticError in connection.channel_errors
         assert connection.transport.verify_connection(connection.connection)
-        assert connection.as_uri() == "shelf://masked"
+        assert connection.as_uri() == "backend://masked"
         assert (connection.transport.driver_version(), connection.info()["port"]) == ("1", 4711)
     for note in ("establish", ("channel", "/"), "message", "channel closed", "close"):
-        assert note in shelf.notes
+        assert note in backend.notes
 
 
 def test_what_has_no_queue_goes_to_that_of_last_resort(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.plain, way, deadletter_queue="dead")
+    connection, backend = connected(third_party.plain, way, deadletter_queue="dead")
     with connection, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exchange = lib.entity.Exchange("e", "direct")
@@ -233,17 +233,17 @@ def test_what_has_no_queue_goes_to_that_of_last_resort(way: tuple[Library, Libra
         assert dead.get(no_ack=True).payload == "lost too"
     warned = [each for each in caught if each.category.__name__ == "UndeliverableWarning"]
     assert len(warned) == 2
-    assert shelf.queues["dead"] == deque()
+    assert backend.queues["dead"] == deque()
 
 
 @pytest.mark.parametrize("encoding", ["base64", None])
 def test_bodies_are_stored_as_given(way: tuple[Library, Library], encoding: str | None) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.plain, way, body_encoding=encoding)
+    connection, backend = connected(third_party.plain, way, body_encoding=encoding)
     with connection:
         queue = lib.entity.Queue("q")
         lib.messaging.Producer(connection).publish("text", "q", declare=[queue])
-        stored = shelf.queues["q"][0]
+        stored = backend.queues["q"][0]
         assert stored["properties"]["body_encoding"] == encoding
         assert stored["body"] == ("dGV4dA==" if encoding else stored["body"])
         assert stored["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q"}
@@ -252,20 +252,20 @@ def test_bodies_are_stored_as_given(way: tuple[Library, Library], encoding: str 
 
 def test_what_was_not_settled_is_redelivered(way: tuple[Library, Library]) -> None:
     lib = way[1]
-    connection, shelf = connected(third_party.plain, way)
+    connection, backend = connected(third_party.plain, way)
     queue = lib.entity.Queue("q")
     with connection:
         lib.messaging.Producer(connection).publish("x", "q", declare=[queue])
         channel = connection.channel()
         assert queue(channel).get().payload == "x"
-        assert not shelf.queues["q"]
+        assert not backend.queues["q"]
         channel.close()
-        assert len(shelf.queues["q"]) == 1
+        assert len(backend.queues["q"]) == 1
         again = queue(connection).get()
         assert again.payload == "x"
         again.reject(requeue=True)
         assert isinstance(outcome(again.ack), Raised)
-        assert len(shelf.queues["q"]) == 1
+        assert len(backend.queues["q"]) == 1
 
 
 @pytest.mark.parametrize("name", ["filesystem", "memory"])

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from tests.compat.programs.library import Library
 
-__all__ = ["SHAPES", "Shelf"]
+__all__ = ["SHAPES", "Backend"]
 
 
-class Shelf:
+class Backend:
     """Where the queues of a transport are kept, and what its hooks noted."""
 
     def __init__(self) -> None:
@@ -29,40 +29,40 @@ def _virtual(lib: Library) -> Any:
     return Library(f"{lib.root}.transport").virtual
 
 
-def plain(lib: Library, shelf: Shelf) -> Any:
+def plain(lib: Library, backend: Backend) -> Any:
     """The least that there can be."""
     virtual = _virtual(lib)
 
     class Channel(virtual.Channel):  # type: ignore[misc, name-defined]
         def _new_queue(self, queue: str, **kwargs: Any) -> None:
-            shelf.queues.setdefault(queue, deque())
+            backend.queues.setdefault(queue, deque())
 
         def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-            return bool(shelf.queues.get(queue))  # as where an empty list is no list
+            return bool(backend.queues.get(queue))  # as where an empty list is no list
 
         def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-            shelf.queues.setdefault(queue, deque()).append(message)
+            backend.queues.setdefault(queue, deque()).append(message)
 
         def _get(self, queue: str, timeout: float | None = None) -> Any:
             try:
-                return shelf.queues[queue].popleft()
+                return backend.queues[queue].popleft()
             except LookupError:
                 raise Empty from None
 
         def _size(self, queue: str) -> int:
-            return len(shelf.queues.get(queue, ()))
+            return len(backend.queues.get(queue, ()))
 
         def _purge(self, queue: str) -> int:
             size = self._size(queue)
-            shelf.queues.pop(queue, None)
+            backend.queues.pop(queue, None)
             return size
 
         def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-            shelf.queues.pop(queue, None)
+            backend.queues.pop(queue, None)
 
     class Transport(virtual.Transport):  # type: ignore[misc, name-defined]
-        driver_type = "shelf"
-        driver_name = "shelf"
+        driver_type = "backend"
+        driver_name = "backend"
         polling_interval = 0.01
         default_port = 4711
 
@@ -77,23 +77,23 @@ def plain(lib: Library, shelf: Shelf) -> Any:
     return Transport
 
 
-def own_qos(lib: Library, shelf: Shelf) -> Any:
+def own_qos(lib: Library, backend: Backend) -> Any:
     """With a QoS that looks at what it has just answered, and says when more may come."""
-    transport = plain(lib, shelf)
+    transport = plain(lib, backend)
 
     class QoS(_virtual(lib).QoS):  # type: ignore[misc]
         def append(self, message: Any, delivery_tag: Any) -> None:
-            shelf.notes.append("append")
+            backend.notes.append("append")
             super().append(message, delivery_tag)
 
         def ack(self, delivery_tag: Any) -> None:
-            shelf.notes.append("ack")
+            backend.notes.append("ack")
             super().ack(delivery_tag)
 
         def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
             super().reject(delivery_tag, requeue=requeue)
             message = self._delivered[delivery_tag]
-            shelf.notes.append(("reject", message.delivery_info["routing_key"], requeue))
+            backend.notes.append(("reject", message.delivery_info["routing_key"], requeue))
 
         def can_consume(self) -> bool:
             return len(self._delivered) - len(self._dirty) < 2
@@ -106,13 +106,15 @@ def own_qos(lib: Library, shelf: Shelf) -> Any:
     return transport
 
 
-def bulk(lib: Library, shelf: Shelf) -> Any:
+def bulk(lib: Library, backend: Backend) -> Any:
     """Takes several messages at once, and delivers them through the connection."""
-    transport = plain(lib, shelf)
+    transport = plain(lib, backend)
 
     class Channel(transport.Channel):  # type: ignore[misc, name-defined]
         def _get_many(self, queues: Any, timeout: float | None = None) -> None:
-            found = [(queue, shelf.queues[queue]) for queue in queues if shelf.queues.get(queue)]
+            found = [
+                (queue, backend.queues[queue]) for queue in queues if backend.queues.get(queue)
+            ]
             if not found:
                 raise Empty
             for queue, messages in found:
@@ -124,20 +126,20 @@ def bulk(lib: Library, shelf: Shelf) -> Any:
     return transport
 
 
-def broadcasting(lib: Library, shelf: Shelf) -> Any:
+def broadcasting(lib: Library, backend: Backend) -> Any:
     """With a fan-out of its own."""
-    transport = plain(lib, shelf)
+    transport = plain(lib, backend)
 
     class Channel(transport.Channel):  # type: ignore[misc, name-defined]
         supports_fanout = True
 
         def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None:
             if self.typeof(exchange).type == "fanout":
-                shelf.fanout.setdefault(exchange, set()).add(queue)
+                backend.fanout.setdefault(exchange, set()).add(queue)
 
         def _put_fanout(self, exchange: str, message: Any, routing_key: str, **kwargs: Any) -> None:
-            shelf.notes.append(("fanout", exchange, routing_key))
-            for queue in sorted(shelf.fanout.get(exchange, ())):
+            backend.notes.append(("fanout", exchange, routing_key))
+            for queue in sorted(backend.fanout.get(exchange, ())):
                 self._put(queue, message)
 
     base = _virtual(lib).Transport
@@ -148,29 +150,29 @@ def broadcasting(lib: Library, shelf: Shelf) -> Any:
     return transport
 
 
-def own_methods(lib: Library, shelf: Shelf) -> Any:
+def own_methods(lib: Library, backend: Backend) -> Any:
     """Overrides the methods of channels, by kombu's order of arguments."""
-    transport = plain(lib, shelf)
+    transport = plain(lib, backend)
 
     class Channel(transport.Channel):  # type: ignore[misc, name-defined]
         def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-            shelf.notes.append(("consume", queue, no_ack, queue in self._tag_to_queue.values()))
+            backend.notes.append(("consume", queue, no_ack, queue in self._tag_to_queue.values()))
             return super().basic_consume(queue, no_ack, *args, **kwargs)
 
         def basic_cancel(self, consumer_tag: str) -> Any:
             if consumer_tag in self._consumers:
-                shelf.notes.append(("cancel", self._tag_to_queue[consumer_tag]))
+                backend.notes.append(("cancel", self._tag_to_queue[consumer_tag]))
             return super().basic_cancel(consumer_tag)
 
         def basic_publish(
             self, message: Any, exchange: str, routing_key: str, **kwargs: Any
         ) -> Any:
-            shelf.notes.append(("publish", exchange, routing_key))
+            backend.notes.append(("publish", exchange, routing_key))
             message["headers"]["seen"] = True
             return super().basic_publish(message, exchange, routing_key, **kwargs)
 
         def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> Any:
-            shelf.notes.append(("ack", self.qos.get(delivery_tag).headers["seen"]))
+            backend.notes.append(("ack", self.qos.get(delivery_tag).headers["seen"]))
             return super().basic_ack(delivery_tag, multiple)
 
         def queue_bind(
@@ -181,7 +183,7 @@ def own_methods(lib: Library, shelf: Shelf) -> Any:
             arguments: Any = None,
             **kwargs: Any,
         ) -> Any:
-            shelf.notes.append(("bind", exchange, routing_key, self.connection.label))
+            backend.notes.append(("bind", exchange, routing_key, self.connection.label))
             return super().queue_bind(queue, exchange, routing_key, arguments, **kwargs)
 
         def exchange_declare(
@@ -192,13 +194,13 @@ def own_methods(lib: Library, shelf: Shelf) -> Any:
             *args: Any,
             **kwargs: Any,
         ) -> Any:
-            shelf.notes.append(("declare", exchange, type, durable))
+            backend.notes.append(("declare", exchange, type, durable))
             return super().exchange_declare(exchange, type, durable, *args, **kwargs)
 
         def queue_declare(
             self, queue: str | None = None, passive: bool = False, **kwargs: Any
         ) -> Any:
-            shelf.notes.append(("queue", queue, passive))
+            backend.notes.append(("queue", queue, passive))
             return super().queue_declare(queue, passive, **kwargs)
 
         def drain_events(
@@ -222,9 +224,9 @@ def own_methods(lib: Library, shelf: Shelf) -> Any:
     return transport
 
 
-def own_routing(lib: Library, shelf: Shelf) -> Any:
+def own_routing(lib: Library, backend: Backend) -> Any:
     """With an exchange type, a table of bindings and a way to look up of its own."""
-    transport = plain(lib, shelf)
+    transport = plain(lib, backend)
     exchange = Library(f"{lib.root}.transport.virtual").exchange
 
     class Initial(exchange.DirectExchange):  # type: ignore[misc, name-defined]
@@ -239,30 +241,30 @@ def own_routing(lib: Library, shelf: Shelf) -> Any:
         prefix = ""
 
         def _lookup(self, exchange: str, routing_key: str, default: Any = None) -> Any:
-            shelf.notes.append((self.prefix, exchange, routing_key))
+            backend.notes.append((self.prefix, exchange, routing_key))
             return super()._lookup(exchange, routing_key, default)
 
     transport.Channel = Channel
     return transport
 
 
-def own_life(lib: Library, shelf: Shelf) -> Any:
+def own_life(lib: Library, backend: Backend) -> Any:
     """With connecting, channels, messages and URLs of its own, and no pause between its looks."""
-    base = plain(lib, shelf)
+    base = plain(lib, backend)
 
     class Message(_virtual(lib).Message):  # type: ignore[misc]
         def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
             super().__init__(payload, channel=channel, **kwargs)
-            shelf.notes.append("message")
+            backend.notes.append("message")
 
     class Channel(base.Channel):  # type: ignore[misc, name-defined]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            shelf.notes.append(("channel", self.connection.client.virtual_host))
+            backend.notes.append(("channel", self.connection.client.virtual_host))
 
         def close(self) -> None:
             if not self.closed:
-                shelf.notes.append("channel closed")
+                backend.notes.append("channel closed")
             super().close()
 
     Channel.Message = Message
@@ -274,7 +276,7 @@ def own_life(lib: Library, shelf: Shelf) -> Any:
         channel_errors = (*base.channel_errors, ArithmeticError)
 
         def establish_connection(self) -> Any:
-            shelf.notes.append("establish")
+            backend.notes.append("establish")
             return super().establish_connection()
 
         def verify_connection(self, connection: Any) -> bool:
@@ -284,24 +286,24 @@ def own_life(lib: Library, shelf: Shelf) -> Any:
             return super().create_channel(connection)
 
         def close_connection(self, connection: Any) -> None:
-            shelf.notes.append("close")
+            backend.notes.append("close")
             super().close_connection(connection)
 
         def drain_events(self, connection: Any, timeout: float | None = None) -> Any:
             return super().drain_events(connection, timeout=timeout)
 
         def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-            return "shelf://masked"
+            return "backend://masked"
 
         @property
         def default_connection_params(self) -> dict[str, Any]:
-            return {"port": 4711, "hostname": "shelf.example"}
+            return {"port": 4711, "hostname": "backend.example"}
 
     Transport.Channel = Channel
     return Transport
 
 
-SHAPES: Final[list[Callable[[Library, Shelf], Any]]] = [
+SHAPES: Final[list[Callable[[Library, Backend], Any]]] = [
     plain,
     own_qos,
     bulk,

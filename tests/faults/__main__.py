@@ -79,7 +79,7 @@ def maker_of(client: str) -> Callable[[Target, bool], Client]:
     """What makes the client of that name."""
     if client == "greenconn":
         return Greenconn
-    from tests.faults.rival import (
+    from tests.faults.kombu_client import (
         Kombu,
     )  # it need not be installed otherwise, and only works patched
 

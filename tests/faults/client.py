@@ -18,7 +18,7 @@ from greenconn.publishing import publish, publish_many
 from greenconn.worker import spawn_consumer
 from tests.faults.targets.base import Place, Role, Target
 
-__all__ = ["Client", "Greenconn", "Handle", "Mishap", "Receiver", "Send"]
+__all__ = ["Client", "Greenconn", "Handle", "Mishap", "Receiver", "Send", "receive"]
 
 #: Publishes bodies to a queue in their order; returns the errors of those that failed, by position.
 Send: TypeAlias = Callable[[str, list[str]], Mapping[int, BaseException]]
@@ -39,6 +39,17 @@ POLICY = {"max_retries": 20, "interval_start": 0.1, "interval_step": 0.1, "inter
 
 class Mishap(Exception):
     """A handler fails on purpose: its message shall come again."""
+
+
+def receive(handle: Handle, queue: str, no_ack: bool, body: object, message: Any) -> None:
+    """Handle a delivery of *queue*, and settle it as a program does."""
+    try:
+        handle(queue, body, bool(message.delivery_info.get("redelivered")))
+    except Mishap:
+        message.requeue()
+    else:
+        if not no_ack:
+            message.ack()
 
 
 class Receiver(Protocol):
@@ -263,14 +274,7 @@ class Draining:
             gevent.sleep(0.2)
 
     def _receive(self, body: object, message: Any) -> None:
-        try:
-            redelivered = bool(message.delivery_info.get("redelivered"))
-            self._handle(self._queue.name, body, redelivered)
-        except Mishap:
-            message.requeue()
-        else:
-            if not self._no_ack:
-                message.ack()
+        receive(self._handle, self._queue.name, self._no_ack, body, message)
 
     def end(self) -> None:
         """Cancel it, and handle what is there."""

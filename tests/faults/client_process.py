@@ -19,9 +19,9 @@ from typing import Any
 from gevent.fileobject import FileObject
 
 from tests.faults.client import Greenconn
-from tests.faults.crowd import Crowd
 from tests.faults.ledger import Ledger, Stream, key_of
 from tests.faults.targets.base import Place
+from tests.faults.workload import Workload
 
 __all__ = ["Orders", "main"]
 
@@ -92,12 +92,12 @@ def main() -> None:
     orders: Orders = pickle.load(sys.stdin.buffer)
     logging.getLogger("greenconn").setLevel(logging.CRITICAL)
     if orders.client == "kombu":
-        from tests.faults.rival import Kombu  # it need not be installed otherwise
+        from tests.faults.kombu_client import Kombu  # it need not be installed otherwise
 
         client: Any = Kombu(orders, False)  # type: ignore[arg-type]  # all of a target that it needs
     else:
         client = Greenconn(orders, False)  # type: ignore[arg-type]
-    crowd = Crowd(
+    workload = Workload(
         client,
         Report(orders.streams),
         orders.places,
@@ -106,15 +106,15 @@ def main() -> None:
         seed=orders.seed,
         is_calm=False,
     )
-    crowd.begin()
+    workload.begin()
     report("ready")
     orders_to_come = FileObject(0, "rb", 0, closefd=False)
     orders_to_come.readline()
-    for text in [*crowd.stop_publishing(), *crowd.troubles()]:
+    for text in [*workload.stop_publishing(), *workload.troubles()]:
         report("trouble", text)
     report("quiet")
     orders_to_come.readline()
-    for text in crowd.end():
+    for text in workload.end():
         report("trouble", text)
     client.close()
     report("ended")

@@ -20,9 +20,9 @@ from gevent.fileobject import FileObject
 
 from tests.brokers.keeper import send, wait_for_end
 from tests.faults.client_process import Orders
-from tests.faults.crowd import END_TIMEOUT, assigned
 from tests.faults.ledger import Ledger
 from tests.faults.targets.base import Role, Target
+from tests.faults.workload import END_TIMEOUT, assigned
 
 __all__ = ["ClientProcesses"]
 

@@ -1,8 +1,8 @@
 """What was published, and what became of it.
 
 Each publisher is a *stream* of numbered messages; a body names its stream and number and carries a
-checksum.  A message is *sent* when its publish has returned, *doubtful* when that raised: the broker may
-have it or not.  At the end:
+checksum.  A message is *sent* when its publish has returned, *unconfirmed* when that raised: the broker
+may have it or not.  At the end:
 
 - each sent message was handled; those that are not are lost;
 - a message was handled twice only if it was marked as redelivered, or if there was a fault between the
@@ -119,7 +119,7 @@ class Ledger:
     """All streams of a run.
 
     Attributes:
-        sent, doubtful, handled: messages; *handled* counts each once.
+        sent, unconfirmed, handled: messages; *handled* counts each once.
         redelivered: handled again, and so marked.
         repeated: handled again without a mark, which a fault explains.
         unexplained: handled again, and no fault explains it.
@@ -135,7 +135,7 @@ class Ledger:
     def __init__(self, is_ordered: bool) -> None:
         self._is_ordered = is_ordered
         self.streams: list[Stream] = []
-        self.sent = self.doubtful = self.handled = 0
+        self.sent = self.unconfirmed = self.handled = 0
         self.redelivered = self.repeated = self.unexplained = 0
         self.disordered = self.spoiled = 0
         self.longest_recovery = 0.0
@@ -201,7 +201,7 @@ class Ledger:
     def failed(self, stream: Stream, number: int, error: str) -> None:
         """The publish of a message has raised an error of that name."""
         stream.entries[number].is_over = True
-        self.doubtful += 1
+        self.unconfirmed += 1
         self.errors[error] += 1
 
     # -- consumers

@@ -33,7 +33,7 @@ ROWS = (
 )
 #: What is shown when it was asked for, or when it is not as it must be.
 DETAILS = (
-    ("doubtful", "publishes that raised"),
+    ("unconfirmed", "publishes that raised"),
     ("handled", "messages handled"),
     ("redelivered", "handled again, so marked"),
     ("repeated", "handled again, not marked"),

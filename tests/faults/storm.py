@@ -1,4 +1,4 @@
-"""One run: a client and its crowd in a target, the faults, and the balance."""
+"""One run: a client and its workload in a target, the faults, and the balance."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from gevent import monkey
 
 from tests.faults.client import Client
 from tests.faults.client_processes import ClientProcesses
-from tests.faults.crowd import Crowd
 from tests.faults.kinds import LASTING, OF_PROCESSES, Fault, Kind, faults_of
 from tests.faults.ledger import Ledger
 from tests.faults.targets.base import DELETED, Target
 from tests.faults.targets.registry import declare, depths
+from tests.faults.workload import Workload
 from tests.fix_leaks import Traces
 
 __all__ = ["Outcome", "Plan", "Storm"]
@@ -64,7 +64,7 @@ class Outcome:
     """What came of a run.  ``lost`` and what stands below it is 0 when all is well.
 
     Attributes:
-        doubtful: messages whose publish raised.
+        unconfirmed: messages whose publish raised.
         redelivered, repeated: handled again, with the mark, and without it because of a fault.
         dropped: of consumers without acks, lost by a fault.
         lost: sent and never handled.
@@ -86,7 +86,7 @@ class Outcome:
     faults: dict[str, int] = field(default_factory=dict)
     sent: int = 0
     handled: int = 0
-    doubtful: int = 0
+    unconfirmed: int = 0
     redelivered: int = 0
     repeated: int = 0
     dropped: int = 0
@@ -180,10 +180,10 @@ class Storm:
             plan.seed,
             plan.processes if OF_PROCESSES & self.kinds else 0,
         )
-        crowd: Crowd | None = None
+        workload: Workload | None = None
         try:
             declare(self.target, for_good=Kind.KILL in self.kinds)
-            crowd = Crowd(
+            workload = Workload(
                 client,
                 self.ledger,
                 self.target.places(),
@@ -192,19 +192,19 @@ class Storm:
                 seed=plan.seed,
                 is_calm=not self.kinds,
             )
-            crowd.begin()
+            workload.begin()
             client_processes.begin()
-            self._inject_faults(crowd, client_processes)
-            hung = self._end_faults(crowd, client_processes)
-            hung += crowd.troubles()
+            self._inject_faults(workload, client_processes)
+            hung = self._end_faults(workload, client_processes)
+            hung += workload.troubles()
             slots = client.slots()
             self._left(DRAIN_TIMEOUT)
-            hung += crowd.end() + client_processes.end()
+            hung += workload.end() + client_processes.end()
             left = self._left(ACK_TIMEOUT)
         finally:
             self.stage = "closing"
-            if crowd is not None:
-                crowd.close()
+            if workload is not None:
+                workload.close()
             client_processes.close()
             client.close()
         new = traces.settle()
@@ -216,7 +216,7 @@ class Storm:
         outcome.descriptors = max(len(os.listdir(DESCRIPTORS)) - descriptors, 0)
         return outcome
 
-    def _inject_faults(self, crowd: Crowd, client_processes: ClientProcesses) -> None:
+    def _inject_faults(self, workload: Workload, client_processes: ClientProcesses) -> None:
         """Have the faults come until the time is up."""
         end = monotonic() + self.plan.seconds
         faults = faults_of(self.plan.seed, self.kinds, self.plan.longest)
@@ -228,7 +228,7 @@ class Storm:
             if monotonic() >= end:
                 break
             self._show(f"{monotonic() - end + self.plan.seconds:6.1f} s  {fault}")
-            self._inject(fault, crowd, client_processes)
+            self._inject(fault, workload, client_processes)
             if fault.is_alone:
                 self._recover(end)
         if self.plan.count is None or not self.kinds:
@@ -242,12 +242,12 @@ class Storm:
         if not is_whole and left > RECOVERY_TIMEOUT:
             self.ledger.give_up()
 
-    def _inject(self, fault: Fault, crowd: Crowd, client_processes: ClientProcesses) -> None:
+    def _inject(self, fault: Fault, workload: Workload, client_processes: ClientProcesses) -> None:
         self.stage = str(fault)
         self.injected[fault.kind.value] += 1
-        with self._noted(fault, crowd):
+        with self._noted(fault, workload):
             if fault.kind is Kind.INTERRUPT:
-                crowd.interrupt(random.Random(fault.seed))
+                workload.interrupt(random.Random(fault.seed))
             elif fault.kind is Kind.KILL_CLIENT:
                 client_processes.kill(random.Random(fault.seed))
             elif fault.kind is Kind.SUSPEND_CLIENT:
@@ -259,14 +259,14 @@ class Storm:
                 self.ledger.excuse(DELETED)
 
     @contextmanager
-    def _noted(self, fault: Fault, crowd: Crowd) -> Iterator[None]:
+    def _noted(self, fault: Fault, workload: Workload) -> Iterator[None]:
         """Tell the ledger of the begin and of the end of a fault."""
         self.ledger.fault_begins()
 
         def ended() -> None:
             alone = fault.kind.value if fault.is_alone else ""
-            self.ledger.fault_ended(str(fault), crowd.queues_in_use, alone)
-            crowd.publish_now()
+            self.ledger.fault_ended(str(fault), workload.queues_in_use, alone)
+            workload.publish_now()
 
         try:
             yield
@@ -276,15 +276,15 @@ class Storm:
             else:
                 ended()
 
-    def _end_faults(self, crowd: Crowd, client_processes: ClientProcesses) -> list[str]:
+    def _end_faults(self, workload: Workload, client_processes: ClientProcesses) -> list[str]:
         """End all faults and wait for the balance; returns what hangs."""
         self.stage = "healing"
         self.target.heal()
         gevent.joinall(list(self._lasting), raise_error=True)
         self.stage = "last publishes"
-        hung = crowd.stop_publishing()
+        hung = workload.stop_publishing()
         hung += client_processes.stop_publishing()
-        hung += crowd.publish_last()
+        hung += workload.publish_last()
         self.stage = "balance"
         self._balance()
         return hung
@@ -325,7 +325,7 @@ class Storm:
             faults=dict(self.injected),
             sent=ledger.sent,
             handled=ledger.handled,
-            doubtful=ledger.doubtful,
+            unconfirmed=ledger.unconfirmed,
             redelivered=ledger.redelivered,
             repeated=ledger.repeated,
             recovery=round(ledger.longest_recovery, 2),

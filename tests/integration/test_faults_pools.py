@@ -1,4 +1,4 @@
-"""Pools of real connections under crowds, kills, cuts and forgetful programs."""
+"""Pools of real connections under many callers, kills, cuts and forgetful programs."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def check_is_whole(pool: Any, limit: int) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("is_cut", [False, True], ids=["steady", "cut"])
-def test_a_crowd_shares_ten_connections(
+def test_many_callers_share_ten_connections(
     relay: Relay, unique: str, is_cut: bool, long: bool
 ) -> None:
     """In the order of arrival, within the limit, whoever is killed or runs out of time."""
     rng = random.Random(5)
-    crowd = 10_000 if long else 1_000
+    callers = 10_000 if long else 1_000
     arrivals: list[int] = []
     served: list[int] = []
     published: set[int] = set()
@@ -87,7 +87,7 @@ def test_a_crowd_shares_ten_connections(
                 timer.close()
 
     greenlets = []
-    for number in range(crowd):
+    for number in range(callers):
         greenlets.append(gevent.spawn(one, number))
         if number % 50 == 0:
             gevent.sleep(0.001)  # they do not come all at once
@@ -105,7 +105,7 @@ def test_a_crowd_shares_ten_connections(
     found = counted(direct, unique)
     if not is_cut:
         assert published <= found.keys()
-        assert len(published) > crowd / 3
+        assert len(published) > callers / 3
         assert relay.accepted <= 2 * LIMIT  # who is killed may take an attempt along
     direct.default_channel.queue_delete(unique)
     pool.force_close_all()
@@ -124,11 +124,11 @@ def test_the_limit_holds_while_connections_are_opened(relay: Relay) -> None:
             if number % 5 == 0:
                 connection.collect()  # the next one has to connect again
 
-    crowd = [gevent.spawn(one, number) for number in range(30)]
-    gevent.joinall(crowd[5:8], timeout=0.15)
-    for each in crowd[::4]:
+    greenlets = [gevent.spawn(one, number) for number in range(30)]
+    gevent.joinall(greenlets[5:8], timeout=0.15)
+    for each in greenlets[::4]:
         each.kill(block=False)
-    gevent.joinall(crowd, timeout=SOON, raise_error=True)
+    gevent.joinall(greenlets, timeout=SOON, raise_error=True)
     assert relay.most <= 3
     check_is_whole(pool, 3)
     pool.force_close_all()
@@ -316,10 +316,10 @@ def test_holders_are_named_when_none_is_free(amqp_url: str) -> None:
     pool.force_close_all()
 
 
-def test_a_crowd_shares_a_pool_of_producers(relay: Relay, unique: str, long: bool) -> None:
+def test_many_callers_share_a_pool_of_producers(relay: Relay, unique: str, long: bool) -> None:
     """A place and a connection each, and both come back, whoever is killed or runs out of time."""
     rng = random.Random(7)
-    crowd = 5_000 if long else 500
+    callers = 5_000 if long else 500
     template = Connection(relay.url, transport_options={"confirm_publish": True})
     template.default_channel.queue_declare(unique, durable=True, auto_delete=False)
     producers = ProducerPool(template.Pool(3), limit=5)
@@ -332,7 +332,7 @@ def test_a_crowd_shares_a_pool_of_producers(relay: Relay, unique: str, long: boo
             published.add(number)
 
     greenlets = []
-    for number in range(crowd):
+    for number in range(callers):
         greenlets.append(gevent.spawn(one, number))
         if number % 20 == 0:
             gevent.sleep(0.001)
@@ -341,7 +341,7 @@ def test_a_crowd_shares_a_pool_of_producers(relay: Relay, unique: str, long: boo
     check_is_whole(producers, 3)  # as many as there are connections
     check_is_whole(producers.connections, 3)
     assert published <= counted(template, unique).keys()
-    assert len(published) > crowd / 3
+    assert len(published) > callers / 3
     template.default_channel.queue_delete(unique)
     producers.force_close_all()
     producers.connections.force_close_all()
@@ -350,7 +350,7 @@ def test_a_crowd_shares_a_pool_of_producers(relay: Relay, unique: str, long: boo
 
 def test_who_hand_connections_on_share_their_sends(amqp_url: str, unique: str) -> None:
     """Each greenlet runs because of the one before, all of them in one turn of the hub."""
-    crowd, each = 200, 5
+    callers, each = 200, 5
     template = Connection(amqp_url)
     template.default_channel.queue_declare(unique, durable=True, auto_delete=False)
     producers = ProducerPool(template.Pool(2), limit=2)
@@ -362,18 +362,18 @@ def test_who_hand_connections_on_share_their_sends(amqp_url: str, unique: str) -
             with producers.acquire(block=True) as producer:
                 producer.publish(number, unique)
 
-    greenlets = [gevent.spawn(some) for _ in range(crowd)]
-    until(lambda: producers.stats()["waiting"] == crowd)
+    greenlets = [gevent.spawn(some) for _ in range(callers)]
+    until(lambda: producers.stats()["waiting"] == callers)
     before = sum(writer.sends for writer in writers)
     for producer in held:
         producer.release()
     gevent.joinall(greenlets, timeout=SOON, raise_error=True)
-    assert sum(writer.sends for writer in writers) - before < crowd * each / 4
+    assert sum(writer.sends for writer in writers) - before < callers * each / 4
     held = [producers.acquire(block=True) for _ in range(2)]
     for producer in held:
         producer.channel.queue_declare(unique, passive=True)  # behind what was published
         producer.release()
-    assert counted(template, unique) == dict.fromkeys(range(each), crowd)
+    assert counted(template, unique) == dict.fromkeys(range(each), callers)
     template.default_channel.queue_delete(unique)
     producers.force_close_all()
     producers.connections.force_close_all()

@@ -48,17 +48,17 @@ def test_living_consumers_keep_what_they_hold(
         got[body] += 1
         assert is_over.wait(SOON)
 
-    rival = Connection(stepped_redis.url, transport_options={"lease": LEASE})
-    with rival:
+    other = Connection(stepped_redis.url, transport_options={"lease": LEASE})
+    with other:
         consumers = [
             greenconn.spawn_consumer("q", hold, connection=each, concurrency=5, prefetch_count=5)
-            for each in (connection, rival)
+            for each in (connection, other)
         ]
         for body in range(10):
             greenconn.publish("q", body, connection=connection, declare=True)
         until(lambda: len(got) == 10)
         stepped_redis.set_clock(step)
-        sweepers = [each.connection.placement.partition("").sweeper for each in (connection, rival)]
+        sweepers = [each.connection.placement.partition("").sweeper for each in (connection, other)]
         with control(stepped_redis.url) as at_server:
             time = pack("ZSCORE", "greenconn.owners", "clock")
             server = connection.connection
@@ -70,7 +70,7 @@ def test_living_consumers_keep_what_they_hold(
         assert [each.requeued for each in sweepers] == [0, 0]
         is_over.set()
         assert all(each.stop(SOON) for each in consumers)
-        assert [each.connection.leases.lost for each in (connection, rival)] == [0, 0]
+        assert [each.connection.leases.lost for each in (connection, other)] == [0, 0]
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
@@ -118,10 +118,10 @@ def test_an_exclusive_queue_is_its_owners(
     stepped_redis: SteppedRedis, connection: Connection
 ) -> None:
     connection.default_channel.queue_declare("own", exclusive=True)
-    with Connection(stepped_redis.url, transport_options={"lease": LEASE}) as rival:
+    with Connection(stepped_redis.url, transport_options={"lease": LEASE}) as other:
         stepped_redis.set_clock(HOUR)
         with pytest.raises(greenconn.exceptions.ResourceLocked):
-            rival.channel().queue_declare("own", exclusive=True)
-        assert rival.connection.placement.partition("").sweeper.sweep() == 0
+            other.channel().queue_declare("own", exclusive=True)
+        assert other.connection.placement.partition("").sweeper.sweep() == 0
         with pytest.raises(greenconn.exceptions.ResourceLocked):
-            rival.channel().queue_declare("own", exclusive=True)
+            other.channel().queue_declare("own", exclusive=True)

@@ -83,13 +83,13 @@ def test_many_that_wait_for_one_queue_do_not_stampede(own_redis: RedisServer, lo
     try:
         for connection in connections:
             channel = connection.default_channel
-            channel.queue_declare("crowd")
-            channel.basic_consume("crowd", no_ack=True, sink=store)
+            channel.queue_declare("shared")
+            channel.basic_consume("shared", no_ack=True, sink=store)
         with Connection(own_redis.url) as sending:
             before = commands_of(sending, "evalsha")
             producer = Producer(sending)
             for each in range(number):
-                producer.publish(each, routing_key="crowd")
+                producer.publish(each, routing_key="shared")
                 gevent.sleep(0.001)
             with gevent.Timeout(SOON):
                 while len(store) < number:

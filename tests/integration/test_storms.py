@@ -36,7 +36,7 @@ SLOW = frozenset(
 
 pytestmark = [
     pytest.mark.timeout(600),
-    # The most that a crowd on a broken line produces, which would bury what is looked for.
+    # The most that a workload on a broken line produces, which would bury what is looked for.
     pytest.mark.usefixtures("quiet"),
 ]
 
@@ -173,13 +173,13 @@ def test_order_is_kept_everywhere(broker: str) -> None:
 def check_calm(outcome: Outcome) -> None:
     """Nothing was handled twice, nothing raised, all was handled, acks or not."""
     check(outcome)
-    assert outcome.again == outcome.doubtful == outcome.dropped == 0
+    assert outcome.again == outcome.unconfirmed == outcome.dropped == 0
     assert outcome.handled == outcome.sent
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("broker", "greenlets"), [("memory", 1), ("redis", 1000)])
-def test_crowds_of_all_sizes(broker: str, greenlets: int) -> None:
+def test_workloads_of_all_sizes(broker: str, greenlets: int) -> None:
     kinds = frozenset({Kind.CUT, Kind.RESET, Kind.DELETE, Kind.INTERRUPT})
     check(outcome_of(broker, short_plan(3, kinds, greenlets=greenlets)))
 
@@ -187,7 +187,7 @@ def test_crowds_of_all_sizes(broker: str, greenlets: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("broker", STEADY)
 @pytest.mark.parametrize("greenlets", [1, 1000])
-def test_crowds_of_all_sizes_for_minutes(broker: str, greenlets: int) -> None:
+def test_workloads_of_all_sizes_for_minutes(broker: str, greenlets: int) -> None:
     kinds = frozenset(Kind)
     check(
         outcome_of(broker, Plan(seed=3, seconds=60.0, greenlets=greenlets, rate=200, kinds=kinds))

@@ -72,9 +72,9 @@ def test_cache_without_limit_and_its_pickle() -> None:
     cache: LRUCache[int, int] = LRUCache()
     cache.update({n: n for n in range(1000)})
     assert len(cache) == 1000
-    for twin in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)):
-        assert twin == cache
-        assert twin.limit is None
+    for copied in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)):
+        assert copied == cache
+        assert copied.limit is None
 
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.booleans(), st.integers(0, 8)), max_size=40))
@@ -144,8 +144,8 @@ def test_lazy() -> None:
     assert maybe_evaluate(value) == 3
     assert maybe_evaluate(5) == 5
     assert copy.deepcopy(value) is value
-    twin = pickle.loads(pickle.dumps(lazy(int, "11", base=2)))
-    assert twin() == 3
+    copied = pickle.loads(pickle.dumps(lazy(int, "11", base=2)))
+    assert copied() == 3
 
 
 def test_lists() -> None:

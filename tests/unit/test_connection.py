@@ -290,12 +290,12 @@ def test_an_open_connection_says_what_was_taken_for_blanks(connect: Connect) -> 
 @pytest.mark.parametrize("url", URLS)
 def test_copies_mean_the_same_broker(cls: type[Connection], url: str) -> None:
     source = cls(url, password="pw", transport_options={"confirm_publish": True})
-    for twin in (source.clone(), copy.copy(source), pickle.loads(pickle.dumps(source))):
-        assert type(twin) is cls
-        assert twin != source
-        assert twin.__eqhash__() == source.__eqhash__()
-        assert twin.info() == source.info()
-        assert twin.session is not source.session
+    for copied in (source.clone(), copy.copy(source), pickle.loads(pickle.dumps(source))):
+        assert type(copied) is cls
+        assert copied != source
+        assert copied.__eqhash__() == source.__eqhash__()
+        assert copied.info() == source.info()
+        assert copied.session is not source.session
     assert source.clone(userid="other").__eqhash__() != source.__eqhash__()
     assert source == source
     address: object = "amqp://"
@@ -310,12 +310,12 @@ def test_a_clone_takes_what_differs() -> None:
 def test_a_clone_goes_on_where_its_source_is() -> None:
     source = Connection("amqp://u@a:99/v;amqp://b;amqp://c")
     source.maybe_switch_next()
-    for twin in (source.clone(), pickle.loads(pickle.dumps(source))):
-        assert twin.hostname == "b"
-        twin.maybe_switch_next()
-        assert twin.hostname == "c"
-        twin.maybe_switch_next()
-        assert twin.as_uri() == "amqp://u:**@a:99/v"
+    for copied in (source.clone(), pickle.loads(pickle.dumps(source))):
+        assert copied.hostname == "b"
+        copied.maybe_switch_next()
+        assert copied.hostname == "c"
+        copied.maybe_switch_next()
+        assert copied.as_uri() == "amqp://u:**@a:99/v"
 
 
 def test_failing_over_does_not_change_the_key() -> None:

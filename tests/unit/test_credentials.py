@@ -35,8 +35,8 @@ def test_a_token_shows_nothing() -> None:
 @pytest.mark.parametrize("expires_in", [None, 60.0])
 def test_copies_end_at_the_same_time(expires_in: float | None) -> None:
     token = Token("secret-word", expires_in)
-    for twin in (copy.copy(token), copy.deepcopy(token), pickle.loads(pickle.dumps(token))):
-        assert (twin, type(twin)) == (token, Token)
-        assert (twin.expires_in is None) == (expires_in is None)
-        if twin.expires_in is not None and token.expires_in is not None:
-            assert twin.expires_in == pytest.approx(token.expires_in, abs=5)
+    for copied in (copy.copy(token), copy.deepcopy(token), pickle.loads(pickle.dumps(token))):
+        assert (copied, type(copied)) == (token, Token)
+        assert (copied.expires_in is None) == (expires_in is None)
+        if copied.expires_in is not None and token.expires_in is not None:
+            assert copied.expires_in == pytest.approx(token.expires_in, abs=5)

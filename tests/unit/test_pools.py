@@ -276,16 +276,16 @@ def test_who_waits_for_a_connection_gets_it_before_later_producers(
         with source.acquire(block=True, timeout=5):
             order.append(name)
 
-    crowd = []
+    greenlets = []
     for name, source in (("connection", below), ("one", pool), ("two", pool)):
-        crowd.append(gevent.spawn(take, name, source))
+        greenlets.append(gevent.spawn(take, name, source))
         yield_to_hub()
     if gives_back == "release":
         held.pop().release()
     else:
         del held[0]
         gc.collect()
-    gevent.joinall(crowd, timeout=10, raise_error=True)
+    gevent.joinall(greenlets, timeout=10, raise_error=True)
     assert order == ["connection", "one", "two"]
     assert below.stats()["in_use"] == pool.stats()["in_use"] == 0
     below.force_close_all()
@@ -480,17 +480,17 @@ def test_a_dropped_producer_releases_both(connection: Connection) -> None:
 
 
 def test_many_greenlets_share_few_connections(connection: Connection) -> None:
-    connection.SimpleQueue("crowd").close()
+    connection.SimpleQueue("shared").close()
 
     def publish(number: int) -> None:
         with pools.producers[connection].acquire(block=True, timeout=5) as producer:
-            producer.publish(number, routing_key="crowd")
+            producer.publish(number, routing_key="shared")
             yield_to_hub()
 
-    crowd = [gevent.spawn(publish, number) for number in range(200)]
-    gevent.joinall(crowd, timeout=10, raise_error=True)
+    greenlets = [gevent.spawn(publish, number) for number in range(200)]
+    gevent.joinall(greenlets, timeout=10, raise_error=True)
     assert pools.connections[connection].stats()["created"] == 10
-    with connection.SimpleQueue("crowd") as box:
+    with connection.SimpleQueue("shared") as box:
         assert box.qsize() == 200
 
 

@@ -101,9 +101,9 @@ class BrokerConnection:
         return f"<{type(self).__name__}: {self.host}>"
 
     def __copy__(self) -> BrokerConnection:
-        twin = type(self).__new__(type(self))
+        clone = type(self).__new__(type(self))
         BrokerConnection.__init__(
-            twin,
+            clone,
             self.hostname,
             self.userid,
             self.password,
@@ -116,7 +116,7 @@ class BrokerConnection:
             backend_cls=self.backend_cls,
             **self._others,
         )
-        return twin
+        return clone
 
     def __enter__(self) -> BrokerConnection:
         return self

@@ -27,7 +27,7 @@ from typing import Any, Final
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.beanstalk.connection import CommandConnection, ignore_reply, number_of
@@ -121,10 +121,10 @@ class Records:
             peeked, again, counted = self._server.ask_using(tube, [PEEK, PEEK, _stats(tube)])
             if is_whole(peeked, again):
                 return self._content(tube, peeked)
-            facts = self._server.read_counts(counted)
-            if _ready(facts) or b"FOUND" in (peeked.word, again.word):
+            record = self._server.read_counts(counted)
+            if _ready(record) or b"FOUND" in (peeked.word, again.word):
                 continue  # it was replaced meanwhile
-            if not _reserved(facts):
+            if not _reserved(record):
                 self._read.pop(tube, None)
                 return None
             # It is about to be replaced, or its writer was stopped: then what was read last has to do.
@@ -185,8 +185,8 @@ class Records:
         )
         if statistics(stats.body).get(b"state") != b"delayed":
             return  # another program has kicked ours already
-        facts = server.read_counts(counted)
-        if _ready(facts) or _reserved(facts):
+        record = server.read_counts(counted)
+        if _ready(record) or _reserved(record):
             commands = [line(b"delete", made.number)]
         else:
             commands = [line(b"kick-job", peeked.number)]
@@ -304,12 +304,12 @@ def _stats(tube: bytes) -> bytes:
     return line(b"stats-tube", tube)
 
 
-def _ready(facts: dict[bytes, bytes]) -> int:
-    return number_of(facts, b"current-jobs-ready")
+def _ready(record: dict[bytes, bytes]) -> int:
+    return number_of(record, b"current-jobs-ready")
 
 
-def _reserved(facts: dict[bytes, bytes]) -> int:
-    return number_of(facts, b"current-jobs-reserved")
+def _reserved(record: dict[bytes, bytes]) -> int:
+    return number_of(record, b"current-jobs-reserved")
 
 
 def _release(held: Reply, content: Content) -> bytes:
@@ -345,16 +345,16 @@ class BeanstalkTopology(TopologyStore):
     def _tube(self, exchange: str) -> bytes:
         return self._records.tube(EXCHANGES, exchange)
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         return self._records.read(self._tube(exchange))
 
-    def put(self, exchange: str, facts: Facts) -> None:
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
         def declare(content: Content) -> Content | None:
             # A queue that was bound to before its declaration has no arguments.
-            return None if "type" in content else {"rows": [], **content, **facts}
+            return None if "type" in content else {"rows": [], **content, **record}
 
         tube = self._tube(exchange)
-        if declare(self._records.make(tube, {**facts, "rows": []})) is not None:
+        if declare(self._records.make(tube, {**record, "rows": []})) is not None:
             self._records.change(tube, declare)
 
     def delete(self, exchange: str) -> None:

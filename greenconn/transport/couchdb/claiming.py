@@ -56,12 +56,12 @@ class ClaimWriter:
         self._api = api
         self._owner = owner
         #: Id -> who has it, perhaps.
-        self._doubtful: dict[str, str] = {}
+        self._unconfirmed: dict[str, str] = {}
 
     def take(self, docs: Sequence[Document]) -> dict[str, Handle]:
         """Claim what was read, by id; others may be quicker.  May switch."""
         owner = self._owner()
-        self._doubtful.update((doc["_id"], owner) for doc in docs)
+        self._unconfirmed.update((doc["_id"], owner) for doc in docs)
         # Sent once: a conflict with ourselves would look as if others had been quicker.
         results = self._api.write([claimed(doc, owner) for doc in docs], may_repeat=False)
         ours: dict[str, Handle] = {}
@@ -69,18 +69,19 @@ class ClaimWriter:
             if "rev" in result:
                 ours[doc["_id"]] = (doc["_id"], result["rev"], owner)
             else:
-                self._doubtful.pop(doc["_id"], None)
+                self._unconfirmed.pop(doc["_id"], None)
         return ours
 
     def handed_over(self, messages: Iterable[Claimed]) -> None:
         """Note that these were handed over: their claims are certain.  Never switches."""
         for each in messages:
-            self._doubtful.pop(each.handle[0], None)
+            self._unconfirmed.pop(each.handle[0], None)
 
-    def doubtful(self) -> list[tuple[str, Handle]]:
+    def unconfirmed_claims(self) -> list[tuple[str, Handle]]:
         """Return what claims without a reply may have taken: queue and handle.  Never switches."""
         return [
-            (name_of(doc_id), (doc_id, UNKNOWN, owner)) for doc_id, owner in self._doubtful.items()
+            (name_of(doc_id), (doc_id, UNKNOWN, owner))
+            for doc_id, owner in self._unconfirmed.items()
         ]
 
 

@@ -303,8 +303,8 @@ class CouchStore(Store):
             self.settle([SettleRequest(handle, Settlement.REQUEUE) for handle in lost])
         return lost
 
-    def doubtful(self) -> Sequence[tuple[str, Any]]:
-        return self._claim_writer.doubtful()
+    def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
+        return self._claim_writer.unconfirmed_claims()
 
 
 def _refused(doc: Document, exc: Exception) -> list[Exception | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.documents import (
@@ -39,7 +39,7 @@ class TopologyCache:
 
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
-        self.exchanges: dict[str, Facts] = {}
+        self.exchanges: dict[str, ExchangeRecord] = {}
         #: Exchange -> its bindings; the same object as long as nothing has changed.
         self._tables: dict[str, tuple[Row, ...]] = {}
         self._bindings: dict[str, dict[str, Row]] = {}
@@ -94,13 +94,13 @@ class TopologyCache:
         name, kind = name_of(doc_id), doc_id[: len(QUEUE)]
         self._revisions[doc_id] = doc["_rev"]
         self._unread.discard(doc_id)
-        facts = _facts(doc)
+        record = _record(doc)
         if kind == QUEUE:
             self.queues[name] = read_queue(doc)
         elif kind == EXCHANGE:
-            self.exchanges[name] = facts
+            self.exchanges[name] = record
         elif kind == BINDING:
-            self._bindings.setdefault(name, {})[doc_id] = _row(facts)
+            self._bindings.setdefault(name, {})[doc_id] = _row(record)
             self._tables.pop(name, None)
 
     def remove(self, doc_id: str) -> None:
@@ -147,7 +147,7 @@ class CouchTopology(TopologyStore):
         self._cache = cache
         self._siblings = siblings
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         doc_id = named(EXCHANGE, exchange)
         doc = self._api.get(doc_id)
         if doc is None:
@@ -156,8 +156,8 @@ class CouchTopology(TopologyStore):
         self._cache.take(doc)
         return self._cache.exchanges[exchange]
 
-    def put(self, exchange: str, facts: Facts) -> None:
-        self._store({"_id": named(EXCHANGE, exchange), "declared": dumps(facts)})
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        self._store({"_id": named(EXCHANGE, exchange), "declared": dumps(record)})
 
     def delete(self, exchange: str) -> None:
         self._cache.refresh(self._api)
@@ -172,8 +172,8 @@ class CouchTopology(TopologyStore):
         return cache.table(exchange)
 
     def add(self, exchange: str, row: Row) -> None:
-        facts = {**row._asdict(), "arguments": dict(row.arguments or {})}
-        self._store({"_id": binding_id(exchange, row), "declared": dumps(facts)})
+        record = {**row._asdict(), "arguments": dict(row.arguments or {})}
+        self._store({"_id": binding_id(exchange, row), "declared": dumps(record)})
 
     def remove(self, exchange: str, row: Row) -> bool:
         return bool(self._remove([binding_id(exchange, row)]))
@@ -214,21 +214,21 @@ def deleted(doc_id: str, revision: str) -> Document:
     return {"_id": doc_id, "_rev": revision, "_deleted": True}
 
 
-def _facts(doc: Document) -> Mapping[str, Any]:
+def _record(doc: Document) -> Mapping[str, Any]:
     try:
-        facts = loads(doc.get("declared") or "{}")
+        record = loads(doc.get("declared") or "{}")
     except (ValueError, TypeError):
         return {}
-    return facts if isinstance(facts, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _row(facts: Mapping[str, Any]) -> Row:
+def _row(record: Mapping[str, Any]) -> Row:
     return Row(
-        str(facts.get("routing_key", "")),
-        str(facts.get("pattern", "")),
-        str(facts.get("queue", "")),
-        _table(facts.get("arguments")) or None,
-        bool(facts.get("to_exchange")),
+        str(record.get("routing_key", "")),
+        str(record.get("pattern", "")),
+        str(record.get("queue", "")),
+        _table(record.get("arguments")) or None,
+        bool(record.get("to_exchange")),
     )
 
 

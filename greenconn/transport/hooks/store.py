@@ -277,7 +277,7 @@ class HookStore(Store):
         for message in self._arrived.pop(queue, ()):
             self.link.settlements.requeue_unseen(message.claimed)
 
-    def doubtful(self) -> Sequence[tuple[str, Any]]:
+    def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
         """Return queue and message of what was taken out when no consumer had room."""
         return [(queue, each) for queue, found in self._arrived.items() for each in found]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any, Final
 
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import EXPIRE_AT, Document
@@ -64,14 +64,14 @@ class MongoTopology(TopologyStore):
 
     # -- exchanges
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         found: Document | None = self._client.call(self._exchanges.find_one, {"_id": exchange})
         if found is None:
             return self._guess(exchange)
         self._kinds[exchange] = found.get("type") or "direct"
         return {**found, "arguments": _table(found.get("arguments"))}
 
-    def _guess(self, exchange: str) -> Facts | None:
+    def _guess(self, exchange: str) -> ExchangeRecord | None:
         """Return what an exchange looks like that only programs of kombu have declared."""
         if not self._client.call(self._routing.find_one, {"exchange": exchange}, {"_id": 1}):
             return None
@@ -79,11 +79,11 @@ class MongoTopology(TopologyStore):
         has_patterns = self._client.call(self._routing.find_one, patterned, {"_id": 1})
         return {"type": "topic" if has_patterns else "direct", "is_guess": True}
 
-    def put(self, exchange: str, facts: Facts) -> None:
-        document = {**facts, "arguments": dumps(facts["arguments"])}
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        document = {**record, "arguments": dumps(record["arguments"])}
         update = {"$setOnInsert": document}
         self._client.call(self._exchanges.update_one, {"_id": exchange}, update, upsert=True)
-        self._kinds[exchange] = facts["type"]
+        self._kinds[exchange] = record["type"]
         known = self._rows.get(exchange)
         if known is not None and known[1] is None:
             del self._rows[exchange]

@@ -104,7 +104,7 @@ class Claims:
         self._last_number += count
         return first
 
-    def doubtful(self) -> Iterable[int]:
+    def unconfirmed_claims(self) -> Iterable[int]:
         """Return the numbers of the fields that may be filled.  Never switches."""
         return [*self.under_way, CANARY_NUMBER] if self.is_trying else [*self.under_way]
 

@@ -244,15 +244,15 @@ class RedisLink(LeasedLink):
     def existing(self, queues: Sequence[str]) -> Sequence[str]:
         """Return those of *queues* that exist, and what stands for channels.  May switch."""
         is_known, field = self.queues.is_known_to_exist, self.records.bound_field
-        doubtful = {
+        unknown = {
             each: [field(*binding) for binding in self.routing.rows_to(each)]
             for each in queues
             if not is_known(each) and topic_of(each) is None
         }
-        if not doubtful:
+        if not unknown:
             return queues
-        there = self.queues.existing(doubtful)
-        return [each for each in queues if each not in doubtful or each in there]
+        there = self.queues.existing(unknown)
+        return [each for each in queues if each not in unknown or each in there]
 
     def bound_queues(self, exchange: str, routing_key: str) -> Sequence[str]:
         """Return the queues that an exchange leads to by its table alone, fan-out too.  May switch."""

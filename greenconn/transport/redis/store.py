@@ -327,9 +327,9 @@ class RedisSettler:
         commands.post_script(RENEW, keys, *args, done=renewed)
         self._queues.renew()
 
-    def doubtful(self) -> Iterable[HeldMessage]:
+    def unconfirmed_claims(self) -> Iterable[HeldMessage]:
         """Return what claims may have taken whose answers never came.  Never switches."""
-        numbers = list(self._claims.doubtful())
+        numbers = list(self._claims.unconfirmed_claims())
         for feed in self._feeds.values():
             numbers += feed.source.under_way()
         prefix = self._commands.prefix
@@ -339,15 +339,15 @@ class RedisSettler:
         self,
         held: Sequence[HeldMessage],
         unhandled: Sequence[HeldMessage],
-        doubtful: Sequence[HeldMessage],
+        unconfirmed: Sequence[HeldMessage],
     ) -> None:
         """Requeue what former lives held, and what they may have.  May switch.
 
         Raises:
             redis.exceptions.ResponseError: the server refuses.
         """
-        uncounted = {each.handle for each in (*unhandled, *doubtful)}
-        fields = [each.handle for each in (*held, *unhandled, *doubtful)]
+        uncounted = {each.handle for each in (*unhandled, *unconfirmed)}
+        fields = [each.handle for each in (*held, *unhandled, *unconfirmed)]
         # The newest come first: each goes to the head, before those that were put there already.
         fields.sort(key=number_of, reverse=True)
         count = self._requeuer.requeue(fields, uncounted=uncounted)

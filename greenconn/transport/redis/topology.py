@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from greenconn.broker.directory import Directory
 from greenconn.broker.routing import Routing
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.scripts import BIND
@@ -75,22 +75,22 @@ class RedisTopology(LinkRecords):
 
     # -- exchanges
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         keys = self._link.commands.keys
         what = f"looking up exchange {exchange!r}"
         text = self._link.commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
         if text is not None:
-            facts = _decoded(text)
-            if isinstance(facts.get("type"), str):
-                return facts
+            record = _decoded(text)
+            if isinstance(record.get("type"), str):
+                return record
         table = self._table(exchange, what)
         if text is None and not table:
             return None
         has_patterns = any(keys.row(each)[1] for each in table)
         return {"type": "topic" if has_patterns else "direct", "is_guess": True}
 
-    def put(self, exchange: str, facts: Facts) -> None:
-        command = pack(b"SET", self._link.commands.keys.exchange(exchange), dumps(facts), b"NX")
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        command = pack(b"SET", self._link.commands.keys.exchange(exchange), dumps(record), b"NX")
         self._link.commands.call(command, what=f"declaring exchange {exchange!r}")
 
     def delete(self, exchange: str) -> None:

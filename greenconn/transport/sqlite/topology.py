@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.jsoncodec import dumps, loads
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Records(TopologyStore):
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         found = self._db.execute(
             "SELECT type, durable, auto_delete, arguments FROM exchanges WHERE name = ?",
             (exchange,),
@@ -39,8 +39,13 @@ class Records(TopologyStore):
             "arguments": loads(arguments),
         }
 
-    def put(self, exchange: str, facts: Facts) -> None:
-        values = (facts["type"], facts["durable"], facts["auto_delete"], _text(facts["arguments"]))
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        values = (
+            record["type"],
+            record["durable"],
+            record["auto_delete"],
+            _text(record["arguments"]),
+        )
         self._write(
             "INSERT INTO exchanges VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
             exchange,

@@ -208,9 +208,14 @@ def copies_of_producers(lib: Library, connection: Any, names: Names) -> Any:
     producer = lib.messaging.Producer(
         connection, lib.entity.Exchange("e", "topic"), "k", "yaml", False, "zlib"
     )
-    twin = pickle.loads(pickle.dumps(producer))
-    log = [twin.exchange == producer.exchange, twin.routing_key, twin.serializer, twin.compression]
-    return [*log, twin.auto_declare, producer.connection is connection]
+    copied = pickle.loads(pickle.dumps(producer))
+    log = [
+        copied.exchange == producer.exchange,
+        copied.routing_key,
+        copied.serializer,
+        copied.compression,
+    ]
+    return [*log, copied.auto_declare, producer.connection is connection]
 
 
 def odd_failover_strategies(lib: Library, connection: Any, names: Names) -> Any:

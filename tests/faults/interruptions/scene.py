@@ -182,14 +182,14 @@ class Scene:
 
     def whole(self, connection: Connection) -> None:
         """A hundred operations over *connection*, each of which must do what it says.  May switch."""
-        crowd: list[gevent.Greenlet[..., None]] = [
+        greenlets: list[gevent.Greenlet[..., None]] = [
             gevent.spawn(self._work, connection, number) for number in range(CROWD)
         ]
         try:
             with gevent.Timeout(SOON, AssertionError("the others are stuck")):
-                gevent.joinall(crowd, raise_error=True)
+                gevent.joinall(greenlets, raise_error=True)
         finally:
-            gevent.killall(crowd)
+            gevent.killall(greenlets)
 
     def _work(self, connection: Connection, number: int) -> None:
         channel = connection.default_channel

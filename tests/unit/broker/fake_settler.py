@@ -51,11 +51,11 @@ class Settler:
     def renew(self, handles: Sequence[Any], done: Done) -> None:
         self.renewed.append((handles, done))
 
-    def doubtful(self) -> Iterable[Any]:
+    def unconfirmed_claims(self) -> Iterable[Any]:
         return ()
 
     def reclaim(
-        self, held: Sequence[Any], unhandled: Sequence[Any], doubtful: Sequence[Any]
+        self, held: Sequence[Any], unhandled: Sequence[Any], unconfirmed: Sequence[Any]
     ) -> None:
         raise NotImplementedError
 

@@ -20,7 +20,7 @@ from greenconn.broker.port import (
     Store,
 )
 from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.broker.topology_port import Facts, Row, TopologyStore
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
@@ -53,7 +53,7 @@ class FakeBroker:
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
         self.items: dict[str, list[Item]] = {}
-        self.exchanges: dict[str, Facts] = {}
+        self.exchanges: dict[str, ExchangeRecord] = {}
         self.rows: dict[str, tuple[Row, ...]] = {}
         self.stores: list[FakeStore] = []
         self.number = 0
@@ -95,13 +95,13 @@ class FakeTopology(TopologyStore):
         self._world = fake_broker
         self._call = call
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         self._call("get_exchange", exchange)
         return self._world.exchanges.get(exchange)
 
-    def put(self, exchange: str, facts: Facts) -> None:
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
         self._call("put_exchange", exchange)
-        self._world.exchanges.setdefault(exchange, facts)
+        self._world.exchanges.setdefault(exchange, record)
         self._world.rows.setdefault(exchange, ())
 
     def delete(self, exchange: str) -> None:

@@ -464,8 +464,8 @@ def test_what_claims_may_have_taken_is_reported(
     connect: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = connect()
-    monkeypatch.setattr(link.store, "doubtful", lambda: [("q", "handle")])
-    (claimed,) = link.settler.doubtful()
+    monkeypatch.setattr(link.store, "unconfirmed_claims", lambda: [("q", "handle")])
+    (claimed,) = link.settler.unconfirmed_claims()
     assert (claimed.queue, claimed.envelope, claimed.handle) == ("q", None, "handle")
 
 

@@ -81,7 +81,7 @@ class Queues(QueueStore):
         return 3
 
 
-class Shelf(Directory):
+class QueueDirectory(Directory):
     """A directory over such queues.
 
     Attributes:
@@ -104,103 +104,103 @@ def test_no_name_asks_for_the_queue_that_was_declared_last(connect: Opener) -> N
 
 
 def test_exclusive_queue_is_deleted_with_its_link() -> None:
-    shelf = Shelf()
-    shelf.declare("q", Declaration(owner="us"))
-    shelf.declare("p", Declaration())
-    shelf.close()
-    assert list(shelf.queues.queues) == ["p"]
-    shelf.close()
-    assert shelf.queues.calls.count("drop q") == 1
+    directory = QueueDirectory()
+    directory.declare("q", Declaration(owner="us"))
+    directory.declare("p", Declaration())
+    directory.close()
+    assert list(directory.queues.queues) == ["p"]
+    directory.close()
+    assert directory.queues.calls.count("drop q") == 1
 
 
 def test_exclusive_queue_that_may_have_been_made_is_deleted_with_its_link() -> None:
-    shelf = Shelf()
-    shelf.queues.fails = True
+    directory = QueueDirectory()
+    directory.queues.fails = True
     with pytest.raises(TimeoutError):
-        shelf.declare("q", Declaration(owner="us"))
-    shelf.close()
-    assert shelf.queues.calls[-1] == "drop q"
+        directory.declare("q", Declaration(owner="us"))
+    directory.close()
+    assert directory.queues.calls[-1] == "drop q"
 
 
 def test_exclusive_queue_that_ended_is_not_deleted_with_its_link() -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     for name in ("p", "q"):
-        shelf.declare(name, Declaration(owner="us"))
-    shelf.ended("p")
-    assert shelf.drop("q") == 3
-    shelf.queues.calls.clear()
-    shelf.close()
-    assert not shelf.queues.calls
+        directory.declare(name, Declaration(owner="us"))
+    directory.ended("p")
+    assert directory.drop("q") == 3
+    directory.queues.calls.clear()
+    directory.close()
+    assert not directory.queues.calls
 
 
 def test_broker_that_deletes_exclusive_queues_itself_is_not_asked_to() -> None:
-    shelf = Shelf()
-    shelf.queues.ends_exclusive = True  # type: ignore[misc]
-    shelf.declare("q", Declaration(owner="us"))
-    shelf.close()
-    assert list(shelf.queues.queues) == ["q"]
+    directory = QueueDirectory()
+    directory.queues.ends_exclusive = True  # type: ignore[misc]
+    directory.declare("q", Declaration(owner="us"))
+    directory.close()
+    assert list(directory.queues.queues) == ["q"]
 
 
 @pytest.mark.parametrize("owner", [None, "them"])
 def test_queue_that_another_link_declared_first_is_left_to_it(owner: str | None) -> None:
-    shelf = Shelf(Declaration(owner=owner))
+    directory = QueueDirectory(Declaration(owner=owner))
     with pytest.raises(ResourceLocked):
-        shelf.declare("q", Declaration(owner="us"))
-    shelf.close()
-    assert list(shelf.queues.queues) == ["q"]
+        directory.declare("q", Declaration(owner="us"))
+    directory.close()
+    assert list(directory.queues.queues) == ["q"]
 
 
 def test_what_is_believed_is_not_asked_for() -> None:
-    shelf = Shelf()
-    shelf.declare("q", Declaration())
-    shelf.queues.calls.clear()
-    shelf.declare_passively("q")
-    assert shelf.queues.calls == ["find q", "touch q"]
-    shelf.queues.is_believed = True
-    shelf.queues.calls.clear()
-    shelf.check("q", Method.BASIC_CONSUME)
-    shelf.declare("q", Declaration())
-    assert shelf.queues.calls == ["touch q"]
-    shelf.forget("q")
-    shelf.check("q", Method.BASIC_CONSUME)
-    assert shelf.queues.calls == ["touch q", "find q"]
+    directory = QueueDirectory()
+    directory.declare("q", Declaration())
+    directory.queues.calls.clear()
+    directory.declare_passively("q")
+    assert directory.queues.calls == ["find q", "touch q"]
+    directory.queues.is_believed = True
+    directory.queues.calls.clear()
+    directory.check("q", Method.BASIC_CONSUME)
+    directory.declare("q", Declaration())
+    assert directory.queues.calls == ["touch q"]
+    directory.forget("q")
+    directory.check("q", Method.BASIC_CONSUME)
+    assert directory.queues.calls == ["touch q", "find q"]
 
 
 def test_what_was_read_last_is_kept_until_the_queue_has_ended() -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     declared = Declaration(auto_delete=True, arguments={"x-delivery-limit": 2})
-    shelf.declare("q", declared)
-    shelf.forget("q")
-    assert (shelf.last("q"), shelf.delivery_limit("q")) == (declared, 2)
-    assert not shelf.is_known("q")
-    shelf.ended("q")
-    assert (shelf.last("q"), shelf.delivery_limit("q")) == (UNDECLARED, None)
+    directory.declare("q", declared)
+    directory.forget("q")
+    assert (directory.last("q"), directory.delivery_limit("q")) == (declared, 2)
+    assert not directory.is_known("q")
+    directory.ended("q")
+    assert (directory.last("q"), directory.delivery_limit("q")) == (UNDECLARED, None)
 
 
 def test_queue_of_which_nothing_was_known_is_declared_once() -> None:
-    shelf = Shelf()
-    shelf.queues.queues["q"] = UNDECLARED  # it has messages of a program that declares nothing
-    shelf.check("q", Method.BASIC_CONSUME)
-    shelf.queues.is_believed = True
+    directory = QueueDirectory()
+    directory.queues.queues["q"] = UNDECLARED  # it has messages of a program that declares nothing
+    directory.check("q", Method.BASIC_CONSUME)
+    directory.queues.is_believed = True
     for _ in range(2):
-        shelf.declare("q", Declaration())
-    assert shelf.queues.calls.count("make q") == 1
-    shelf.queues.queues["q"] = UNDECLARED
-    shelf.find("q")
-    shelf.declare("q", Declaration())
-    assert shelf.queues.calls.count("make q") == 2
+        directory.declare("q", Declaration())
+    assert directory.queues.calls.count("make q") == 1
+    directory.queues.queues["q"] = UNDECLARED
+    directory.find("q")
+    directory.declare("q", Declaration())
+    assert directory.queues.calls.count("make q") == 2
 
 
 def test_reserved_name_is_refused_before_anything_is_asked() -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     for ask in (
-        lambda: shelf.check("reserved", Method.BASIC_CONSUME),
-        lambda: shelf.declare("reserved", Declaration()),
-        lambda: shelf.drop("reserved"),
+        lambda: directory.check("reserved", Method.BASIC_CONSUME),
+        lambda: directory.declare("reserved", Declaration()),
+        lambda: directory.drop("reserved"),
     ):
         with pytest.raises(AccessRefused):
             ask()
-    assert not shelf.queues.calls
+    assert not directory.queues.calls
 
 
 @pytest.fixture
@@ -376,42 +376,42 @@ def test_what_was_done_before_counts(connect: Opener, fake_broker: FakeBroker) -
 
 
 def test_arguments_that_cannot_be_are_refused() -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     with pytest.raises(PreconditionFailed, match=r"'x-message-ttl': -1 .*queue 'q' in vhost '/'"):
-        shelf.declare("q", Declaration(arguments={"x-message-ttl": -1}))
-    assert shelf.queues.calls == []
+        directory.declare("q", Declaration(arguments={"x-message-ttl": -1}))
+    assert directory.queues.calls == []
 
 
 def test_names_of_the_broker_are_not_declared() -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     with pytest.raises(AccessRefused, match=r"amq\.mine"):
-        shelf.declare("amq.mine", Declaration())
-    assert shelf.queues.queues == {}
-    shelf.declare("amq.gen-1", Declaration())  # a name that a broker has made up
-    shelf.queues.queues["amq.mine"] = Declaration()
-    shelf.declare("amq.mine", Declaration())  # it is there
-    assert "make amq.mine" not in shelf.queues.calls
+        directory.declare("amq.mine", Declaration())
+    assert directory.queues.queues == {}
+    directory.declare("amq.gen-1", Declaration())  # a name that a broker has made up
+    directory.queues.queues["amq.mine"] = Declaration()
+    directory.declare("amq.mine", Declaration())  # it is there
+    assert "make amq.mine" not in directory.queues.calls
 
 
 def test_names_are_checked_and_writes_settled_by_the_broker_side(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     with pytest.raises(AccessRefused):
-        shelf.check_name("reserved", Method.BASIC_PUBLISH)
-    shelf.check_name("q", Method.BASIC_PUBLISH)
-    monkeypatch.setattr(shelf.queues, "settle", lambda: shelf.queues.calls.append("settle"))
-    shelf.settle()
-    assert shelf.queues.calls == ["settle"]
+        directory.check_name("reserved", Method.BASIC_PUBLISH)
+    directory.check_name("q", Method.BASIC_PUBLISH)
+    monkeypatch.setattr(directory.queues, "settle", lambda: directory.queues.calls.append("settle"))
+    directory.settle()
+    assert directory.queues.calls == ["settle"]
 
 
 def test_a_check_returns_the_declaration() -> None:
-    shelf = Shelf()
+    directory = QueueDirectory()
     declared = Declaration(durable=True)
-    shelf.declare("q", declared)
-    assert shelf.check("q", Method.BASIC_CONSUME) == declared
-    shelf.queues.is_believed = True
-    assert shelf.check("q", Method.BASIC_CONSUME) == declared
+    directory.declare("q", declared)
+    assert directory.check("q", Method.BASIC_CONSUME) == declared
+    directory.queues.is_believed = True
+    assert directory.check("q", Method.BASIC_CONSUME) == declared
 
 
 def test_errors_name_the_virtual_host() -> None:
@@ -424,23 +424,23 @@ def test_errors_name_the_virtual_host() -> None:
 
 @pytest.mark.parametrize("theirs", [Declaration(durable=True), Declaration(auto_delete=True)])
 def test_a_queue_that_differs_is_refused(theirs: Declaration) -> None:
-    shelf = Shelf()
-    shelf.queues.queues["q"] = theirs
+    directory = QueueDirectory()
+    directory.queues.queues["q"] = theirs
     with pytest.raises(PreconditionFailed, match="inequivalent arg"):
-        shelf.declare("q", Declaration())
-    assert "touch q" not in shelf.queues.calls
+        directory.declare("q", Declaration())
+    assert "touch q" not in directory.queues.calls
 
 
 def test_a_queue_that_is_deleted_is_asked_for_while_it_goes() -> None:
-    shelf = Shelf()
-    shelf.declare("q", Declaration())
+    directory = QueueDirectory()
+    directory.declare("q", Declaration())
     seen: list[bool] = []
-    drop = shelf.queues.drop
+    drop = directory.queues.drop
 
     def look(name: str) -> int:
-        seen.append(shelf.is_known(name))
+        seen.append(directory.is_known(name))
         return drop(name)
 
-    shelf.queues.drop = look  # type: ignore[method-assign]
-    assert shelf.drop("q") == 3
-    assert (seen, shelf.is_known("q")) == ([False], False)
+    directory.queues.drop = look  # type: ignore[method-assign]
+    assert directory.drop("q") == 3
+    assert (seen, directory.is_known("q")) == ([False], False)

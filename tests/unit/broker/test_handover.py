@@ -265,7 +265,7 @@ def test_what_may_have_been_claimed_goes_back_as_unseen(
     publish(channel, "x")
     link = channel.connection
     (claimed,) = link.store.claim({"q": 1}, 0.0)
-    monkeypatch.setattr(link.store, "doubtful", lambda: [("q", claimed.handle)])
+    monkeypatch.setattr(link.store, "unconfirmed_claims", lambda: [("q", claimed.handle)])
     link.end(RecoverableConnectionError("it is gone"))
     assert got(succeed(link)) == [("x", False)]
 
@@ -322,12 +322,12 @@ def test_what_was_settled_before_and_after_the_end_is_sent_by_the_next(
     assert not any(item.claim for item in fake_broker.items["q"])
 
 
-def test_what_is_doubtful_is_given_back_once(
+def test_an_unconfirmed_claim_is_given_back_once(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link, claimed = lost_with_a_claim(connect)
     handover = link.transport.handover
-    monkeypatch.setattr(link.store, "doubtful", lambda: [("q", claimed.handle)])
+    monkeypatch.setattr(link.store, "unconfirmed_claims", lambda: [("q", claimed.handle)])
     handover.take(link)
     assert [each.handle for each in handover.left()] == [claimed.handle]
     following = succeed(link)

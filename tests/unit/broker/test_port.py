@@ -63,9 +63,9 @@ def test_each_entry_has_an_outcome(store: FakeStore) -> None:
         store.unless_refused(SettleRequest("handle", Settlement.ACK, entries=[ENTRY]), [])
 
 
-def test_by_default_nothing_is_lost_and_nothing_doubtful(store: FakeStore) -> None:
+def test_by_default_nothing_is_lost_and_no_claim_is_unconfirmed(store: FakeStore) -> None:
     assert list(Store.renew(store, ["handle"])) == []
-    assert list(store.doubtful()) == []
+    assert list(store.unconfirmed_claims()) == []
     store.gone("q")
     store.lost(OSError())
     store.died([Claimed("q", None, "handle")])

@@ -47,7 +47,7 @@ def test_what_was_in_a_queue_that_was_deleted_is_excused(ledger: Ledger) -> None
     assert ledger.missing() == [(stream, 1), (other, 0)]
 
 
-def test_a_doubtful_message_may_come_or_not(ledger: Ledger) -> None:
+def test_a_unconfirmed_message_may_come_or_not(ledger: Ledger) -> None:
     stream = ledger.stream("q")
     ledger.failed(stream, stream.begin(), "OSError")
     assert not ledger.missing()

@@ -1,4 +1,4 @@
-"""The fair pool under crowds, kills and timeouts: order of arrival, and no place is ever lost."""
+"""The fair pool under many callers, kills and timeouts: order of arrival, and no place is ever lost."""
 
 from __future__ import annotations
 
@@ -118,13 +118,13 @@ def switches(of: set[object], at: Callable[[int, object], None]) -> Iterator[lis
 
 
 def run_and_kill(number: int | None, delay: int, seed: int) -> int:
-    """Run a small crowd and kill the one that is the *number*-th to switch away, *delay* turns later.
+    """Run a few greenlets and kill the one that is the *number*-th to switch away, *delay* turns later.
 
     Returns:
         how many switches there were.
     """
     fixture = Fixture(2, seed, broken=0.15)
-    crowd = [gevent.spawn(fixture.work, 3, None if each % 3 else 0.002) for each in range(7)]
+    greenlets = [gevent.spawn(fixture.work, 3, None if each % 3 else 0.002) for each in range(7)]
 
     def kill(target: gevent.Greenlet[..., object]) -> None:
         for _ in range(delay):
@@ -141,10 +141,10 @@ def run_and_kill(number: int | None, delay: int, seed: int) -> int:
             else:
                 target.kill(block=False)
 
-    with switches(set(crowd), at) as count:
-        gevent.joinall(crowd, timeout=30)
+    with switches(set(greenlets), at) as count:
+        gevent.joinall(greenlets, timeout=30)
         gevent.joinall(killers, timeout=30)
-    assert all(greenlet.ready() and greenlet.successful() for greenlet in crowd)
+    assert all(greenlet.ready() and greenlet.successful() for greenlet in greenlets)
     fixture.check_whole()
     return count[0]
 
@@ -158,7 +158,7 @@ def test_one_killed_at_any_switch_point_loses_no_place(delay: int, long: bool) -
             run_and_kill(number, delay, seed)
 
 
-def crowd_of(fixture: Fixture, size: int, order: list[int]) -> list[gevent.Greenlet[..., object]]:
+def spawned(fixture: Fixture, size: int, order: list[int]) -> list[gevent.Greenlet[..., object]]:
     """Greenlets that note the order in which they were served."""
 
     def one(number: int) -> None:
@@ -172,13 +172,13 @@ def crowd_of(fixture: Fixture, size: int, order: list[int]) -> list[gevent.Green
     return [gevent.spawn(one, number) for number in range(size)]
 
 
-def test_a_crowd_is_served_in_the_order_of_arrival(long: bool) -> None:
+def test_many_callers_are_served_in_the_order_of_arrival(long: bool) -> None:
     fixture = Fixture(10)
     order: list[int] = []
-    crowd = crowd_of(fixture, 10_000 if long else 1_000, order)
-    gevent.joinall(crowd, timeout=120, raise_error=True)
+    greenlets = spawned(fixture, 10_000 if long else 1_000, order)
+    gevent.joinall(greenlets, timeout=120, raise_error=True)
     assert order == sorted(order)
-    assert len(order) == len(crowd)
+    assert len(order) == len(greenlets)
     assert fixture.most == 10
     fixture.check_whole()
 
@@ -186,12 +186,12 @@ def test_a_crowd_is_served_in_the_order_of_arrival(long: bool) -> None:
 def test_random_kills_do_not_change_the_order_of_the_others(long: bool) -> None:
     fixture = Fixture(10)
     order: list[int] = []
-    crowd = crowd_of(fixture, 10_000 if long else 1_000, order)
+    greenlets = spawned(fixture, 10_000 if long else 1_000, order)
     chance = random.Random(3)
-    while not all(greenlet.ready() for greenlet in crowd):
+    while not all(greenlet.ready() for greenlet in greenlets):
         yield_to_hub()
         for _ in range(5):
-            chance.choice(crowd).kill(block=False)
+            chance.choice(greenlets).kill(block=False)
     assert order == sorted(order)
     assert len(order) > 100
     fixture.check_whole()
@@ -201,7 +201,7 @@ def test_random_kills_do_not_change_the_order_of_the_others(long: bool) -> None:
 def test_random_kills_timeouts_failures_and_deaths_lose_no_place(seed: int, long: bool) -> None:
     fixture = Fixture(10, seed, broken=0.1)
     size = 10_000 if long else 300
-    crowd = [
+    greenlets = [
         gevent.spawn(fixture.work, 3, fixture.random.choice([None, None, 0.001, 0.01, 1.0]))
         for _ in range(size)
     ]
@@ -210,7 +210,7 @@ def test_random_kills_timeouts_failures_and_deaths_lose_no_place(seed: int, long
     def kill() -> None:
         while killing:
             yield_to_hub()
-            target = fixture.random.choice(crowd)
+            target = fixture.random.choice(greenlets)
             target.kill(block=False)
 
     def resize() -> None:
@@ -219,7 +219,7 @@ def test_random_kills_timeouts_failures_and_deaths_lose_no_place(seed: int, long
             fixture.pool.resize(fixture.random.choice([1, 5, 10, 20, None]))
 
     others = [gevent.spawn(kill), gevent.spawn(resize)]
-    gevent.joinall(crowd, timeout=240, raise_error=True)
+    gevent.joinall(greenlets, timeout=240, raise_error=True)
     killing = False
     gevent.joinall(others, timeout=5, raise_error=True)
     fixture.pool.resize(10)
@@ -238,6 +238,6 @@ def test_timeouts_of_the_users_lose_no_place() -> None:
         finally:
             timeout.close()
 
-    crowd = [gevent.spawn(impatient, number) for number in range(200)]
-    gevent.joinall(crowd, timeout=20, raise_error=True)
+    greenlets = [gevent.spawn(impatient, number) for number in range(200)]
+    gevent.joinall(greenlets, timeout=20, raise_error=True)
     fixture.check_whole()

@@ -135,7 +135,7 @@ class CountingSocket(RawSocket):
         return super().recvmsg_into(*args)
 
 
-class Shelf:
+class OwnBuffers:
     """Takes the bytes from the third on where it wants them, in pieces of up to *size* bytes."""
 
     def __init__(self, size: int) -> None:
@@ -156,14 +156,14 @@ def test_a_busy_stream_receives_at_least_64_kib_at_once(wire: Wire, has_room: bo
     sock.setblocking(False)
     sock.setsockopt(SOL_SOCKET, SO_RCVBUF, 1 << 20)
     received: list[int] = []
-    shelf = Shelf(131072 - 2)
+    buffers = OwnBuffers(131072 - 2)
 
     def take(data: bytes) -> None:
         received.append(len(data))
-        shelf.has_begun = has_room
+        buffers.has_begun = has_room
 
     lost: list[BaseException] = []
-    stream = Stream(sock, take, lost.append, "peer", None, shelf)
+    stream = Stream(sock, take, lost.append, "peer", None, buffers)
     stream.pause()
     sent = 0
     try:
@@ -171,31 +171,31 @@ def test_a_busy_stream_receives_at_least_64_kib_at_once(wire: Wire, has_room: bo
             sent += wire.theirs.send(bytes(1 << 16))
     except BlockingIOError:
         pass  # as much as there is room for
-    until(lambda: sum(received) + len(shelf.taken) == sent)
+    until(lambda: sum(received) + len(buffers.taken) == sent)
     assert not lost
     assert sent > 1 << 19
     assert sock.receives <= sent / 65536 + 2
     assert sock.receives == stream.receives
-    assert (len(shelf.taken) > 0) is has_room
+    assert (len(buffers.taken) > 0) is has_room
     stream.close()
 
 
 def test_a_part_goes_where_its_owner_wants_it(wire: Wire) -> None:
-    shelf = Shelf(3)
+    buffers = OwnBuffers(3)
     pieces: list[bytes] = []
 
     def take(data: bytes) -> None:
         pieces.append(data)
-        shelf.has_begun = True
+        buffers.has_begun = True
 
     lost: list[BaseException] = []
-    stream = Stream(wire.take(), take, lost.append, "peer", None, shelf)
+    stream = Stream(wire.take(), take, lost.append, "peer", None, buffers)
     wire.send(b"ab")
     until(lambda: pieces == [b"ab"])
     wire.send(b"c")
-    until(lambda: shelf.taken == b"c")
+    until(lambda: buffers.taken == b"c")
     wire.send(b"defghijkl")
-    until(lambda: shelf.taken == b"cdefghijkl")
+    until(lambda: buffers.taken == b"cdefghijkl")
     wire.hang_up()
     until(lambda: lost)
     assert isinstance(lost[0], ConnectionResetError)

@@ -205,7 +205,7 @@ class ClusterPlacement:
         try:
             link.settlements.flush()
             known = {each.handle for each in link.held() if each.is_held}
-            known.update(each.handle for each in partition.settler.doubtful())
+            known.update(each.handle for each in partition.settler.unconfirmed_claims())
             last = partition.claims.last_number
             unknown: list[str] = []
             cursor = b"0"

@@ -188,23 +188,23 @@ class ClusterSettler:
         for partition, own in divided.items():
             partition.settler.renew(own, parts.note)
 
-    def doubtful(self) -> Iterable[HeldMessage]:
+    def unconfirmed_claims(self) -> Iterable[HeldMessage]:
         """Return what claims may have taken whose answers never came.  Never switches."""
         return [
             each
             for partition in self._partitions.partitions()
-            for each in partition.settler.doubtful()
+            for each in partition.settler.unconfirmed_claims()
         ]
 
     def reclaim(
         self,
         held: Sequence[HeldMessage],
         unhandled: Sequence[HeldMessage],
-        doubtful: Sequence[HeldMessage],
+        unconfirmed: Sequence[HeldMessage],
     ) -> None:
         """Requeue what former lives held, and what they may have.  May switch."""
         divided: dict[Partition, tuple[list[HeldMessage], ...]] = {}
-        for place, messages in enumerate((held, unhandled, doubtful)):
+        for place, messages in enumerate((held, unhandled, unconfirmed)):
             for each in messages:
                 partition = self._partitions.of_handle(each.handle)
                 divided.setdefault(partition, ([], [], []))[place].append(each)

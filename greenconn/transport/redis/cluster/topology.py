@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from greenconn.broker.topology_port import Facts, Row
+from greenconn.broker.topology_port import ExchangeRecord, Row
 from greenconn.transport.redis.cluster.queues import Partitions
 from greenconn.transport.redis.commands import Commands, call_together
 from greenconn.transport.redis.partition import Partition, PartitionLink
@@ -36,11 +36,11 @@ class ClusterRecords(LinkRecords):
 
     # -- exchanges
 
-    def get(self, exchange: str) -> Facts | None:
+    def get(self, exchange: str) -> ExchangeRecord | None:
         return self._partitions.of(exchange).records.get(exchange)
 
-    def put(self, exchange: str, facts: Facts) -> None:
-        self._partitions.of(exchange).records.put(exchange, facts)
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        self._partitions.of(exchange).records.put(exchange, record)
 
     def delete(self, exchange: str) -> None:
         home = self._partitions.of(exchange)

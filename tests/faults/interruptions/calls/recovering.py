@@ -194,11 +194,11 @@ def rpc_call(scene: Scene) -> Interruptible:
             run = yield lambda: rpc.call(queue, 1, connection=connection, timeout=SOON)
             if ended(run):
                 assert run.result == 1
-            crowd = [
+            greenlets = [
                 gevent.spawn(rpc.call, queue, number, connection=connection, timeout=SOON)
                 for number in range(5)
             ]
-            assert [each.get(timeout=SOON) for each in crowd] == list(range(5))
+            assert [each.get(timeout=SOON) for each in greenlets] == list(range(5))
             scene.whole(connection)
     finally:
         server.stop(SOON)

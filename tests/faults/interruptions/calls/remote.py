@@ -29,11 +29,11 @@ def calling(scene: Scene, is_first: bool) -> Interruptible:
             run = yield lambda: rpc.call(queue, number, connection=connection, timeout=SOON)
             if ended(run):
                 assert run.result == ["reply", number]
-            crowd = [
+            greenlets = [
                 gevent.spawn(rpc.call, queue, [number, each], connection=connection, timeout=SOON)
                 for each in range(10)
             ]
-            for each, greenlet in enumerate(crowd):
+            for each, greenlet in enumerate(greenlets):
                 assert greenlet.get(timeout=SOON) == ["reply", [number, each]]
             scene.whole(connection)
             if is_first:

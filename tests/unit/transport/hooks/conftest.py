@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from greenconn.transport.hooks.link import HookLink
-from tests.unit.transport.hooks.test_channel import ShelfChannel, opened
+from tests.unit.transport.hooks.test_channel import BackendChannel, opened
 
 
 @pytest.fixture
-def channel(link: HookLink) -> ShelfChannel:
+def channel(link: HookLink) -> BackendChannel:
     """A channel with a queue ``q``."""
     made = opened(link)
     made.queue_declare("q")

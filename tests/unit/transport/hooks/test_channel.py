@@ -39,7 +39,7 @@ from tests.tiny_client import TinyClient
 NOW, SOON = Deadline(0), 5.0
 
 
-class Shelf:
+class Backend:
     """The broker: queues of JSON, and how often it was asked."""
 
     def __init__(self) -> None:
@@ -51,90 +51,90 @@ class Shelf:
         self.may_answer.set()
 
 
-class ShelfChannel(virtual.Channel):
+class BackendChannel(virtual.Channel):
     """The hooks."""
 
-    shelf: Shelf
+    backend: Backend
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
-        self.shelf.asked += 1
-        self.shelf.may_answer.wait()
-        if self.shelf.error is not None:
-            raise self.shelf.error
-        if not self.shelf.queues[queue]:
+        self.backend.asked += 1
+        self.backend.may_answer.wait()
+        if self.backend.error is not None:
+            raise self.backend.error
+        if not self.backend.queues[queue]:
             raise Empty
-        found: dict[str, Any] = json.loads(self.shelf.queues[queue].popleft())
+        found: dict[str, Any] = json.loads(self.backend.queues[queue].popleft())
         return found
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        self.shelf.queues[queue].append(json.dumps(message))
+        self.backend.queues[queue].append(json.dumps(message))
 
     def _purge(self, queue: str) -> int:
-        count = len(self.shelf.queues[queue])
-        self.shelf.queues[queue].clear()
+        count = len(self.backend.queues[queue])
+        self.backend.queues[queue].clear()
         return count
 
     def _size(self, queue: str) -> int:
-        return len(self.shelf.queues[queue])
+        return len(self.backend.queues[queue])
 
     def _new_queue(self, queue: str, **kwargs: Any) -> None:
-        self.shelf.queues[queue]
+        self.backend.queues[queue]
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        return queue in self.shelf.queues
+        return queue in self.backend.queues
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        self.shelf.queues.pop(queue, None)
+        self.backend.queues.pop(queue, None)
 
 
-class ShelfTransport(virtual.Transport):
+class BackendTransport(virtual.Transport):
     """Looks often."""
 
-    Channel = ShelfChannel
+    Channel = BackendChannel
     polling_interval = 0.01
 
 
 @pytest.fixture
-def shelf() -> Shelf:
+def backend() -> Backend:
     """The broker."""
-    return Shelf()
+    return Backend()
 
 
 @pytest.fixture
-def link(shelf: Shelf) -> Iterator[HookLink]:
-    """A link to ``shelf``."""
+def link(backend: Backend) -> Iterator[HookLink]:
+    """A link to ``backend``."""
 
-    class Channel(ShelfChannel):
+    class Channel(BackendChannel):
         pass
 
-    class Transport(ShelfTransport):
+    class Transport(BackendTransport):
         pass
 
-    Channel.shelf = shelf
+    Channel.backend = backend
     Transport.Channel = Channel
-    link = Transport(TinyClient("shelf://")).establish_connection()
+    link = Transport(TinyClient("backend://")).establish_connection()
     yield link
-    shelf.may_answer.set()
-    shelf.error = None
+    backend.may_answer.set()
+    backend.error = None
     link.close()
     gevent.sleep(0)
 
 
-def opened(link: HookLink) -> ShelfChannel:
+def opened(link: HookLink) -> BackendChannel:
     """Another channel."""
     made: Any = link.transport.create_channel(link)
-    assert isinstance(made, ShelfChannel)
+    assert isinstance(made, BackendChannel)
     return made
 
 
-def send(channel: ShelfChannel, *bodies: str, queue: str = "q", exchange: str = "") -> None:
+def send(channel: BackendChannel, *bodies: str, queue: str = "q", exchange: str = "") -> None:
     for body in bodies:
         message = channel.prepare_message(body, 3, "text/plain", "utf-8", {"h": 1}, {"cid": "c"})
         channel.basic_publish(message, exchange, queue)
 
 
-def bodies(shelf: Shelf, channel: ShelfChannel, queue: str = "q") -> list[str]:
-    raws = [json.loads(each) for each in shelf.queues[queue]]
+def bodies(backend: Backend, channel: BackendChannel, queue: str = "q") -> list[str]:
+    raws = [json.loads(each) for each in backend.queues[queue]]
     return [virtual.Message(raw, channel=channel).body.decode() for raw in raws]
 
 
@@ -144,9 +144,9 @@ def drain(link: HookLink, got: list[Any], count: int) -> None:
             link.drain(Deadline(SOON))
 
 
-def test_message_goes_in_kombus_envelope(shelf: Shelf, channel: ShelfChannel) -> None:
+def test_message_goes_in_kombus_envelope(backend: Backend, channel: BackendChannel) -> None:
     send(channel, "{}")
-    (raw,) = shelf.queues["q"]
+    (raw,) = backend.queues["q"]
     stored = json.loads(raw)
     tag = stored["properties"].pop("delivery_tag")
     assert len(tag) == 36
@@ -164,16 +164,16 @@ def test_message_goes_in_kombus_envelope(shelf: Shelf, channel: ShelfChannel) ->
     }
 
 
-def test_prepared_message_may_be_published_again(shelf: Shelf, channel: ShelfChannel) -> None:
+def test_prepared_message_may_be_published_again(backend: Backend, channel: BackendChannel) -> None:
     message = channel.prepare_message("x")
     for _ in range(2):
         channel.basic_publish(message, "", "q")
-    tags = {json.loads(each)["properties"]["delivery_tag"] for each in shelf.queues["q"]}
+    tags = {json.loads(each)["properties"]["delivery_tag"] for each in backend.queues["q"]}
     assert len(tags) == 2
-    assert bodies(shelf, channel) == ["x", "x"]
+    assert bodies(backend, channel) == ["x", "x"]
 
 
-def test_consume_and_ack(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_consume_and_ack(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
     got: list[Message] = []
     channel.basic_consume("q", consumer_tag="tag", callback=got.append)
     send(channel, "1", "2")
@@ -190,10 +190,12 @@ def test_consume_and_ack(shelf: Shelf, link: HookLink, channel: ShelfChannel) ->
     got[0].ack()
     got[1].reject()
     assert len(channel.qos) == 0
-    assert bodies(shelf, channel) == []
+    assert bodies(backend, channel) == []
 
 
-def test_local_publish_is_seen_before_the_next_look(link: HookLink, channel: ShelfChannel) -> None:
+def test_local_publish_is_seen_before_the_next_look(
+    link: HookLink, channel: BackendChannel
+) -> None:
     link.store.interval = 100.0
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
@@ -203,30 +205,32 @@ def test_local_publish_is_seen_before_the_next_look(link: HookLink, channel: She
     drain(link, got, 1)
 
 
-def test_nobody_is_asked_without_need(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_nobody_is_asked_without_need(
+    backend: Backend, link: HookLink, channel: BackendChannel
+) -> None:
     link.store.interval = 0.001
     gevent.sleep(0.01)
-    assert shelf.asked == 0
+    assert backend.asked == 0
     channel.basic_qos(0, 1, False)
     got: list[Message] = []
     tag = channel.basic_consume("q", callback=got.append)
     send(channel, "1", "2")
     drain(link, got, 1)
-    asked = shelf.asked
+    asked = backend.asked
     gevent.sleep(0.02)
-    assert shelf.asked == asked
+    assert backend.asked == asked
     got[0].ack()
     drain(link, got, 2)
     got[1].ack()
     gevent.sleep(0.01)
     channel.basic_cancel(tag)
     gevent.sleep(0.01)
-    asked = shelf.asked
+    asked = backend.asked
     gevent.sleep(0.02)
-    assert shelf.asked == asked
+    assert backend.asked == asked
 
 
-def test_prefetch(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_prefetch(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
     channel.queue_declare("other")
     channel.basic_qos(0, 2, False)
     first, second = Store(), Store()
@@ -243,39 +247,39 @@ def test_prefetch(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
 
 
 def test_message_is_there_while_the_next_look_waits(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     send(channel, "x")
     get = channel._get
 
     def get_and_close(queue: str, timeout: float | None = None) -> dict[str, Any]:
         found = get(queue, timeout)
-        shelf.may_answer.clear()
+        backend.may_answer.clear()
         return found
 
     channel._get = get_and_close  # type: ignore[method-assign]
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
     drain(link, got, 1)
-    until(lambda: shelf.asked == 2)
-    assert not shelf.may_answer.is_set()
+    until(lambda: backend.asked == 2)
+    assert not backend.may_answer.is_set()
     got[0].ack()
 
 
 def test_unbounded_consumers_have_a_window(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", no_ack=True, callback=got.append)
     send(channel, *(str(n) for n in range(2 * WINDOW)))
-    until(lambda: len(shelf.queues["q"]) == WINDOW)
+    until(lambda: len(backend.queues["q"]) == WINDOW)
     gevent.sleep(0.03)
-    assert len(shelf.queues["q"]) == WINDOW
+    assert len(backend.queues["q"]) == WINDOW
     drain(link, got, 2 * WINDOW)
     assert [int(each.body) for each in got] == list(range(2 * WINDOW))
 
 
-def test_busy_link_lets_others_run(link: HookLink, channel: ShelfChannel) -> None:
+def test_busy_link_lets_others_run(link: HookLink, channel: BackendChannel) -> None:
     """A consumer that requeues all it gets keeps the link busy for ever."""
     store = Store()
     channel.basic_consume("q", consumer_tag="tag", no_ack=True, sink=store)
@@ -296,15 +300,15 @@ def test_busy_link_lets_others_run(link: HookLink, channel: ShelfChannel) -> Non
 
 @pytest.mark.parametrize("no_ack", [True, False])
 def test_unseen_goes_back_with_a_cancel(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel, no_ack: bool
+    backend: Backend, link: HookLink, channel: BackendChannel, no_ack: bool
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", consumer_tag="tag", no_ack=no_ack, callback=got.append)
     send(channel, *"123")
     drain(link, got, 1)
-    until(lambda: not shelf.queues["q"])
+    until(lambda: not backend.queues["q"])
     channel.basic_cancel("tag")
-    assert bodies(shelf, channel) == ["2", "3"]
+    assert bodies(backend, channel) == ["2", "3"]
     again = channel.basic_get("q", no_ack=True)
     assert again is not None
     assert again.delivery_info["redelivered"]
@@ -313,21 +317,23 @@ def test_unseen_goes_back_with_a_cancel(
 
 
 def test_message_that_comes_after_the_cancel_goes_back(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     send(channel, "x")
-    shelf.may_answer.clear()
+    backend.may_answer.clear()
     channel.basic_consume("q", consumer_tag="tag", callback=print)
-    until(lambda: shelf.asked)
+    until(lambda: backend.asked)
     channel.basic_cancel("tag")
-    shelf.may_answer.set()
-    until(lambda: any("redelivered" in each for each in shelf.queues["q"]))
-    assert bodies(shelf, channel) == ["x"]
-    assert json.loads(shelf.queues["q"][0])["redelivered"]
+    backend.may_answer.set()
+    until(lambda: any("redelivered" in each for each in backend.queues["q"]))
+    assert bodies(backend, channel) == ["x"]
+    assert json.loads(backend.queues["q"][0])["redelivered"]
 
 
 @pytest.mark.parametrize("end", ["channel", "link", "refused"])
-def test_unacked_messages_are_requeued_at_the_end(shelf: Shelf, link: HookLink, end: str) -> None:
+def test_unacked_messages_are_requeued_at_the_end(
+    backend: Backend, link: HookLink, end: str
+) -> None:
     channel = opened(link)
     channel.queue_declare("q")
     got: list[Message] = []
@@ -335,7 +341,7 @@ def test_unacked_messages_are_requeued_at_the_end(shelf: Shelf, link: HookLink, 
     send(channel, *"1234")
     drain(link, got, 2)
     got[0].ack()
-    until(lambda: not shelf.queues["q"])
+    until(lambda: not backend.queues["q"])
     if end == "channel":
         channel.close()
     elif end == "link":
@@ -343,19 +349,19 @@ def test_unacked_messages_are_requeued_at_the_end(shelf: Shelf, link: HookLink, 
     else:
         with pytest.raises(NotFound):
             channel.queue_declare("absent", passive=True)
-        until(lambda: len(shelf.queues["q"]) == 3)
-    assert sorted(bodies(shelf, channel)) == ["2", "3", "4"]
+        until(lambda: len(backend.queues["q"]) == 3)
+    assert sorted(bodies(backend, channel)) == ["2", "3", "4"]
     channel.close()
 
 
 def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, link: HookLink, channel: BackendChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks_link, "POLL_TIMEOUT", 0.01)
     monkeypatch.setattr(HookLink, "close_timeout", None)  # the usual end of a close
-    shelf.may_answer.clear()
+    backend.may_answer.clear()
     channel.basic_consume("q", callback=print)
-    until(lambda: shelf.asked)
+    until(lambda: backend.asked)
     lost: list[BaseException] = []
     link.on_lost = lost.append
     with gevent.Timeout(SOON):
@@ -366,38 +372,40 @@ def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
 
 
 def test_lost_link_leaves_the_rest_to_the_broker(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
     send(channel, "x")
     drain(link, got, 1)
-    shelf.error = OSError("cut")
+    backend.error = OSError("cut")
     with pytest.raises(RecoverableConnectionError, match="cut"):
         link.drain(Deadline(SOON))
     assert not link.is_open
     assert not channel.is_open
     got[0].ack()  # nothing happens
-    assert bodies(shelf, channel) == []
+    assert bodies(backend, channel) == []
 
 
 def test_error_of_the_transports_own_ends_the_link(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     channel.basic_consume("q", callback=print)
-    shelf.error = ResourceError("no more")
+    backend.error = ResourceError("no more")
     with pytest.raises(ResourceError):
         link.drain(Deadline(SOON))
 
 
-def test_child_of_a_fork_does_not_ask(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_child_of_a_fork_does_not_ask(
+    backend: Backend, link: HookLink, channel: BackendChannel
+) -> None:
     channel.basic_consume("q", callback=print)
-    until(lambda: shelf.asked)
+    until(lambda: backend.asked)
     assert holds_in_child(lambda: not link.is_open and not link.store.is_waiting)
     assert link.is_open
 
 
-def test_recover(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_recover(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
     send(channel, *"12")
@@ -411,7 +419,7 @@ def test_recover(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     assert got[1].delivery_info["redelivered"]
 
 
-def test_one_message_in_two_queues(link: HookLink, channel: ShelfChannel) -> None:
+def test_one_message_in_two_queues(link: HookLink, channel: BackendChannel) -> None:
     """Both copies carry one tag; here they have two."""
     channel.queue_declare("other")
     for queue in ("q", "other"):
@@ -426,27 +434,27 @@ def test_one_message_in_two_queues(link: HookLink, channel: ShelfChannel) -> Non
     assert len(channel.qos) == 0
 
 
-def test_get(shelf: Shelf, channel: ShelfChannel) -> None:
+def test_get(backend: Backend, channel: BackendChannel) -> None:
     assert channel.basic_get("q") is None
     send(channel, "1", "2")
     message = channel.basic_get("q")
     assert message is not None
     message.requeue()
-    assert bodies(shelf, channel) == ["2", "1"]
+    assert bodies(backend, channel) == ["2", "1"]
     with pytest.raises(PreconditionFailed):
         channel.basic_ack("unknown")
 
 
-def test_queue_of_last_resort(shelf: Shelf, link: HookLink) -> None:
+def test_queue_of_last_resort(backend: Backend, link: HookLink) -> None:
     link.client.transport_options["deadletter_queue"] = "rest"
     link.client.transport_options["body_encoding"] = None
     channel = opened(link)
     with pytest.warns(virtual.UndeliverableWarning, match="amq.direct"):
         send(channel, "x", exchange="amq.direct", queue="nowhere")
-    assert json.loads(shelf.queues["rest"][0])["body"] == "x"
+    assert json.loads(backend.queues["rest"][0])["body"] == "x"
 
 
-def test_deleting(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_deleting(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
     send(channel, "x")
     channel.queue_bind("q", "amq.direct", "k")
     with pytest.raises(PreconditionFailed):
@@ -458,7 +466,7 @@ def test_deleting(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     with pytest.raises(PreconditionFailed):
         link.transport.create_channel(link).queue_delete("q", if_unused=True)
     assert channel.queue_delete("q") == 1
-    assert "q" not in shelf.queues
+    assert "q" not in backend.queues
     link.drain(NOW)
     assert notified == ["a"]
     with pytest.raises(ConsumerCancelled):
@@ -466,8 +474,8 @@ def test_deleting(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
     assert list(channel.list_bindings()) == []
 
 
-def test_refusals(link: HookLink, channel: ShelfChannel) -> None:
-    def other() -> ShelfChannel:
+def test_refusals(link: HookLink, channel: BackendChannel) -> None:
+    def other() -> BackendChannel:
         return opened(link)
 
     with pytest.raises(NotFound):
@@ -482,7 +490,7 @@ def test_refusals(link: HookLink, channel: ShelfChannel) -> None:
         other().exchange_declare("y", "carrier")
 
 
-def test_names_that_kombus_transports_use(channel: ShelfChannel) -> None:
+def test_names_that_kombus_transports_use(channel: BackendChannel) -> None:
     channel.exchange_declare("x", "topic")
     channel.queue_bind("q", "x", "a.*")
     assert channel.get_table("x") == [("a.*", r"^a\.[^\.]+$", "q")]
@@ -502,7 +510,7 @@ def test_names_that_kombus_transports_use(channel: ShelfChannel) -> None:
     assert isinstance(virtual.QoS(channel, 2), type(channel.qos))
 
 
-class SharedTable(ShelfChannel):
+class SharedTable(BackendChannel):
     """Bindings are kept elsewhere, and so is fan-out."""
 
     supports_fanout = True
@@ -521,22 +529,22 @@ class SharedTable(ShelfChannel):
         self.broadcast.append((exchange, routing_key))
 
 
-def test_bindings_may_be_kept_elsewhere(shelf: Shelf, link: HookLink) -> None:
+def test_bindings_may_be_kept_elsewhere(backend: Backend, link: HookLink) -> None:
     channel = SharedTable(link)
-    channel.shelf, channel.rows, channel.broadcast = shelf, [], []
+    channel.backend, channel.rows, channel.broadcast = backend, [], []
     channel.exchange_declare("x", "topic")
     channel.queue_bind("q", "x", "a.#")
     assert channel.rows == [("a.#", r"^a\..*?$", "q")]
     channel.rows.append(("#", None, "theirs"))
     send(channel, "x", exchange="x", queue="a")
-    assert [len(shelf.queues[name]) for name in ("q", "theirs")] == [1, 1]
+    assert [len(backend.queues[name]) for name in ("q", "theirs")] == [1, 1]
     send(channel, "x", exchange="unknown", queue="a")
     send(channel, "x", exchange="amq.fanout", queue="key")
     assert channel.broadcast == [("amq.fanout", "key")]
     assert channel._lookup("x", "a", "default") == {"q", "theirs"}
 
 
-def test_unacked_deliveries_are_counted(channel: ShelfChannel) -> None:
+def test_unacked_deliveries_are_counted(channel: BackendChannel) -> None:
     qos = virtual.QoS(channel, 2)
     assert qos.can_consume()
     assert qos.can_consume_max_estimate() == 2
@@ -558,14 +566,14 @@ def dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def dumped(folder: Path, channel: ShelfChannel) -> list[Any]:
+def dumped(folder: Path, channel: BackendChannel) -> list[Any]:
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     return [channel.message_to_python(each).body for each in pickle.loads(path.read_bytes())]
 
 
 def test_what_cannot_be_restored_is_dumped(
-    shelf: Shelf, channel: ShelfChannel, dumps: Path, caplog: pytest.LogCaptureFixture
+    backend: Backend, channel: BackendChannel, dumps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     send(channel, "secret")
     assert channel.basic_get("q") is not None
@@ -579,7 +587,7 @@ def test_what_cannot_be_restored_is_dumped(
 
 
 def test_what_nobody_has_seen_and_no_queue_takes_is_dumped(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel, dumps: Path
+    backend: Backend, link: HookLink, channel: BackendChannel, dumps: Path
 ) -> None:
     for body in "abc":
         send(channel, body)
@@ -592,7 +600,7 @@ def test_what_nobody_has_seen_and_no_queue_takes_is_dumped(
 
 
 def test_a_dump_that_fails_is_logged(
-    shelf: Shelf, channel: ShelfChannel, dumps: Path, caplog: pytest.LogCaptureFixture
+    backend: Backend, channel: BackendChannel, dumps: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     send(channel, "x")
     assert channel.basic_get("q") is not None
@@ -606,7 +614,7 @@ def fail(message: Any) -> None:
     raise OSError("gone")
 
 
-def test_management_lists_bindings(link: HookLink, channel: ShelfChannel) -> None:
+def test_management_lists_bindings(link: HookLink, channel: BackendChannel) -> None:
     channel.queue_bind("q", "amq.direct", "k")
     client: Any = link.client
     client.channel = lambda: link.transport.create_channel(link)
@@ -640,7 +648,9 @@ def test_hooks_that_nobody_has_written(link: HookLink) -> None:
 
 
 def test_options_of_the_transport() -> None:
-    transport = ShelfTransport(TinyClient("shelf://", polling_interval=0.5, confirm_publish=True))
+    transport = BackendTransport(
+        TinyClient("backend://", polling_interval=0.5, confirm_publish=True)
+    )
     assert transport.polling_interval == 0.5
     with_confirms = transport.establish_connection()
     assert with_confirms.is_confirming

@@ -19,9 +19,9 @@ from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.tiny_client import TinyClient
 from tests.unit.transport.hooks.test_channel import (
-    Shelf,
-    ShelfChannel,
-    ShelfTransport,
+    Backend,
+    BackendChannel,
+    BackendTransport,
     bodies,
     drain,
     opened,
@@ -29,27 +29,27 @@ from tests.unit.transport.hooks.test_channel import (
 )
 
 
-class BrokenShelf(Shelf):
-    """A shelf that takes nothing while ``put_error`` is set."""
+class BrokenBackend(Backend):
+    """A backend that takes nothing while ``put_error`` is set."""
 
     put_error: Exception | None = None
 
 
-class BrokenChannel(ShelfChannel):
+class BrokenChannel(BackendChannel):
     """A channel whose puts may fail."""
 
-    shelf: BrokenShelf
+    backend: BrokenBackend
 
     def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
-        if self.shelf.put_error is not None:
-            raise self.shelf.put_error
+        if self.backend.put_error is not None:
+            raise self.backend.put_error
         super()._put(queue, message, **kwargs)
 
 
 @pytest.fixture
-def shelf() -> BrokenShelf:
+def backend() -> BrokenBackend:
     """The broker."""
-    return BrokenShelf()
+    return BrokenBackend()
 
 
 @pytest.fixture
@@ -60,77 +60,77 @@ def dumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def transport(shelf: BrokenShelf, dumps: Path) -> ShelfTransport:
-    """A transport to ``shelf``, whose links are lives of one connection."""
+def transport(backend: BrokenBackend, dumps: Path) -> BackendTransport:
+    """A transport to ``backend``, whose links are lives of one connection."""
 
     class Channel(BrokenChannel):
         pass
 
-    class Transport(ShelfTransport):
-        connection_errors = (*ShelfTransport.connection_errors, OSError)
+    class Transport(BackendTransport):
+        connection_errors = (*BackendTransport.connection_errors, OSError)
 
-    Channel.shelf = shelf
+    Channel.backend = backend
     Transport.Channel = Channel
-    return Transport(TinyClient("shelf://"))
+    return Transport(TinyClient("backend://"))
 
 
 @pytest.fixture
-def link(transport: ShelfTransport, shelf: BrokenShelf) -> Iterator[HookLink]:
+def link(transport: BackendTransport, backend: BrokenBackend) -> Iterator[HookLink]:
     """The first life."""
     link = transport.establish_connection()
     yield link
-    shelf.put_error = None
+    backend.put_error = None
     link.close()
 
 
-def came_back(shelf: Shelf, channel: ShelfChannel, *wanted: str) -> None:
-    until(lambda: sorted(bodies(shelf, channel)) == sorted(wanted))
-    assert all(json.loads(each)["redelivered"] for each in shelf.queues["q"])
+def came_back(backend: Backend, channel: BackendChannel, *wanted: str) -> None:
+    until(lambda: sorted(bodies(backend, channel)) == sorted(wanted))
+    assert all(json.loads(each)["redelivered"] for each in backend.queues["q"])
 
 
-def dumped(folder: Path, channel: ShelfChannel) -> list[Any]:
+def dumped(folder: Path, channel: BackendChannel) -> list[Any]:
     (path,) = folder.iterdir()
     return [channel.message_to_python(each).body for each in pickle.loads(path.read_bytes())]
 
 
 def test_a_message_that_nobody_has_seen_and_that_cannot_be_put_back(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel, dumps: Path
 ) -> None:
     send(channel, "x")
-    raw = json.loads(shelf.queues["q"].popleft())
-    shelf.put_error = OSError("cut")
+    raw = json.loads(backend.queues["q"].popleft())
+    backend.put_error = OSError("cut")
     link._deliver(raw, "q")  # for a consumer that is gone
     until(lambda: not link.is_open)
-    shelf.put_error = None
+    backend.put_error = None
     successor = link.transport.establish_connection()
-    came_back(shelf, channel, "x")
+    came_back(backend, channel, "x")
     successor.close()
     assert list(dumps.iterdir()) == []
 
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_a_rejected_message_that_cannot_be_put_back(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, multiple: bool
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel, multiple: bool
 ) -> None:
     got: list[Message] = []
     channel.basic_qos(0, 3, False)
     channel.basic_consume("q", callback=got.append)
     send(channel, *"abc")
     drain(link, got, 3)
-    shelf.put_error = OSError("cut")
+    backend.put_error = OSError("cut")
     for message in got[-1:] if multiple else got:
         with pytest.raises(OSError, match="cut"):
             channel.basic_nack(message.delivery_tag, multiple=multiple, requeue=True)
     assert len(channel.deliveries.unacked) == channel.prefetch.in_flight == 3
     link.end(RecoverableConnectionError("lost"))
-    shelf.put_error = None
+    backend.put_error = None
     successor = link.transport.establish_connection()
-    came_back(shelf, channel, "a", "b", "c")
+    came_back(backend, channel, "a", "b", "c")
     successor.close()
 
 
 def test_what_went_back_before_the_failure_takes_no_room(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
@@ -146,13 +146,13 @@ def test_what_went_back_before_the_failure_takes_no_room(
     channel._restore = restore  # type: ignore[method-assign]
     with pytest.raises(OSError, match="cut"):
         channel.basic_nack(got[2].delivery_tag, multiple=True, requeue=True)
-    assert bodies(shelf, channel) == ["a"]
+    assert bodies(backend, channel) == ["a"]
     assert set(channel.deliveries.unacked) == {each.delivery_tag for each in got[1:]}
     assert channel.prefetch.in_flight == 2
 
 
 def test_an_ack_that_fails_leaves_the_later_ones_unacked(
-    link: HookLink, channel: ShelfChannel
+    link: HookLink, channel: BackendChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_consume("q", callback=got.append)
@@ -172,7 +172,7 @@ def test_an_ack_that_fails_leaves_the_later_ones_unacked(
 
 
 def test_what_a_lost_connection_held_is_put_back(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel
 ) -> None:
     got: list[Message] = []
     channel.basic_qos(0, 2, False)
@@ -182,18 +182,18 @@ def test_what_a_lost_connection_held_is_put_back(
     link.end(RecoverableConnectionError("lost"))
     got[0].ack()
     successor = link.transport.establish_connection()
-    came_back(shelf, channel, "b")
+    came_back(backend, channel, "b")
     got[1].ack()  # too late: does nothing
     successor.close()
 
 
 def test_what_two_connections_cannot_put_back_is_dumped(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel, dumps: Path
 ) -> None:
     send(channel, "x")
     assert channel.basic_get("q") is not None
     link.end(RecoverableConnectionError("lost"))
-    shelf.put_error = OSError("no room")
+    backend.put_error = OSError("no room")
     successor = link.transport.establish_connection()
     until(lambda: list(dumps.iterdir()))
     assert dumped(dumps, channel) == [b"x"]
@@ -202,14 +202,14 @@ def test_what_two_connections_cannot_put_back_is_dumped(
 
 
 def test_what_no_connection_puts_back_is_dumped_in_the_end(
-    shelf: BrokenShelf, dumps: Path, transport: ShelfTransport
+    backend: BrokenBackend, dumps: Path, transport: BackendTransport
 ) -> None:
     link = transport.establish_connection()
     channel = opened(link)
     channel.queue_declare("q")
     send(channel, *"xy")
     assert channel.basic_get("q") is not None
-    (message,) = [channel.message_of(json.loads(shelf.queues["q"].popleft()), "q")]
+    (message,) = [channel.message_of(json.loads(backend.queues["q"].popleft()), "q")]
     link.end(RecoverableConnectionError("lost"))
     link.settlements.requeue_unseen(message.claimed)
 
@@ -224,7 +224,7 @@ def test_what_no_connection_puts_back_is_dumped_in_the_end(
 
 
 def test_what_the_broker_requeues_by_itself_is_left_to_it(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel, dumps: Path
 ) -> None:
     type(channel).do_restore = False
     send(channel, "x")
@@ -234,17 +234,17 @@ def test_what_the_broker_requeues_by_itself_is_left_to_it(
     successor = link.transport.establish_connection()
     successor.store.settle([SettleRequest(message, Settlement.REQUEUE)])
     successor.close()
-    assert bodies(shelf, channel) == []
+    assert bodies(backend, channel) == []
     assert list(dumps.iterdir()) == []
 
 
 def test_a_channel_closes_that_cannot_put_back_what_it_has(
-    shelf: BrokenShelf, link: HookLink, channel: ShelfChannel, dumps: Path
+    backend: BrokenBackend, link: HookLink, channel: BackendChannel, dumps: Path
 ) -> None:
     channel.basic_consume("q", callback=print)
     send(channel, *"ab")
     until(lambda: len(link.events) == 2)
-    shelf.put_error = ValueError("no")
+    backend.put_error = ValueError("no")
     channel.close()
     assert sorted(dumped(dumps, channel)) == [b"a", b"b"]
     assert not channel.is_open

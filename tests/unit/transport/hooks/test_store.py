@@ -19,9 +19,9 @@ from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
 from tests.unit.transport.hooks.test_channel import (
     NOW,
-    Shelf,
-    ShelfChannel,
-    ShelfTransport,
+    Backend,
+    BackendChannel,
+    BackendTransport,
     bodies,
     drain,
     fail,
@@ -30,44 +30,44 @@ from tests.unit.transport.hooks.test_channel import (
 )
 
 
-class GreedyChannel(ShelfChannel):
+class GreedyChannel(BackendChannel):
     """Takes all that there is, whatever is wanted."""
 
     def _get_many(self, queues: Any, timeout: float | None = None) -> None:
         found = False
         for queue in queues:
-            while self.shelf.queues[queue]:
+            while self.backend.queues[queue]:
                 found = True
-                raw = json.loads(self.shelf.queues[queue].popleft())
+                raw = json.loads(self.backend.queues[queue].popleft())
                 self.connection._deliver(raw, queue)
         if not found:
             raise Empty
 
 
 @pytest.fixture
-def shelf() -> Shelf:
+def backend() -> Backend:
     """The broker."""
-    return Shelf()
+    return Backend()
 
 
 @pytest.fixture
-def link(shelf: Shelf) -> Iterator[HookLink]:
-    """A link to ``shelf`` whose channels take more than is wanted."""
+def link(backend: Backend) -> Iterator[HookLink]:
+    """A link to ``backend`` whose channels take more than is wanted."""
 
     class Channel(GreedyChannel):
         pass
 
-    class Transport(ShelfTransport):
+    class Transport(BackendTransport):
         pass
 
-    Channel.shelf = shelf
+    Channel.backend = backend
     Transport.Channel = Channel
-    link = Transport(TinyClient("shelf://")).establish_connection()
+    link = Transport(TinyClient("backend://")).establish_connection()
     yield link
     link.close()
 
 
-def test_it_is_a_store(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> None:
+def test_it_is_a_store(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
     store = link.store
     declared = Declaration(durable=True)
     assert store.make_queue("new", declared) is declared
@@ -79,18 +79,18 @@ def test_it_is_a_store(shelf: Shelf, link: HookLink, channel: ShelfChannel) -> N
     assert store.purge("new") == 2
     store.put([Entry("new", envelope)])
     assert store.drop_queue("new") == 1
-    assert "new" not in shelf.queues
+    assert "new" not in backend.queues
 
 
 def test_what_is_too_many_waits_for_room(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     channel.basic_qos(0, 2, False)
     sink = Store()
     send(channel, *"12345")
     channel.basic_consume("q", sink=sink)
     until(lambda: len(sink) == 2)
-    assert not shelf.queues["q"]
+    assert not backend.queues["q"]
     assert len(channel.qos) == 2
     sink[1].ack(multiple=True)
     until(lambda: len(sink) == 4)
@@ -98,7 +98,7 @@ def test_what_is_too_many_waits_for_room(
 
 
 def test_what_is_too_many_goes_back_with_the_last_consumer(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     channel.basic_qos(0, 1, False)
     sink = Store()
@@ -107,27 +107,27 @@ def test_what_is_too_many_goes_back_with_the_last_consumer(
     channel.basic_consume("q", consumer_tag="b", sink=sink)
     until(lambda: len(sink) == 2)
     channel.basic_cancel("a")
-    assert not shelf.queues["q"]
+    assert not backend.queues["q"]
     channel.basic_cancel("b")
-    until(lambda: bodies(shelf, channel) == ["3"])
-    assert json.loads(shelf.queues["q"][0])["redelivered"]
+    until(lambda: bodies(backend, channel) == ["3"])
+    assert json.loads(backend.queues["q"][0])["redelivered"]
 
 
 def test_what_comes_for_nobody_goes_back(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     send(channel, "x")
-    raw = json.loads(shelf.queues["q"].popleft())
+    raw = json.loads(backend.queues["q"].popleft())
     link._deliver(raw, "q")
-    until(lambda: bodies(shelf, channel) == ["x"])
+    until(lambda: bodies(backend, channel) == ["x"])
     with pytest.raises(KeyError, match="without the name"):
         link._deliver(raw, "")
 
 
 def test_what_cannot_be_put_back_is_dumped(
-    shelf: Shelf,
+    backend: Backend,
     link: HookLink,
-    channel: ShelfChannel,
+    channel: BackendChannel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -144,7 +144,7 @@ def test_what_cannot_be_put_back_is_dumped(
 
 
 def test_a_settlement_that_fails_may_be_repeated(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     send(channel, "x")
     message = channel.basic_get("q")
@@ -155,11 +155,11 @@ def test_a_settlement_that_fails_may_be_repeated(
     assert not message.acknowledged
     channel._restore = restore  # type: ignore[method-assign]
     message.requeue()
-    assert bodies(shelf, channel) == ["x"]
+    assert bodies(backend, channel) == ["x"]
 
 
 def test_messages_without_acks_that_nobody_took_are_requeued(
-    shelf: Shelf, link: HookLink, channel: ShelfChannel
+    backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
     sink = Store()
     channel.basic_consume("q", no_ack=True, sink=sink)
@@ -168,10 +168,10 @@ def test_messages_without_acks_that_nobody_took_are_requeued(
     sink.take()
     channel.close()
     other = opened(link)
-    until(lambda: bodies(shelf, other) == ["2"])
+    until(lambda: bodies(backend, other) == ["2"])
 
 
-def test_queues_are_looked_into_in_turn(link: HookLink, channel: ShelfChannel) -> None:
+def test_queues_are_looked_into_in_turn(link: HookLink, channel: BackendChannel) -> None:
     got: list[Message] = []
     for queue in "abc":
         channel.queue_declare(queue)

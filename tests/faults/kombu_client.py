@@ -11,7 +11,7 @@ import kombu.entity
 from kombu import pools
 from kombu.mixins import ConsumerMixin
 
-from tests.faults.client import POLICY, STOP_TIMEOUT, Handle, Mishap, Send
+from tests.faults.client import POLICY, STOP_TIMEOUT, Handle, Send, receive
 from tests.faults.targets.base import Place, Role, Target
 
 __all__ = ["Kombu"]
@@ -96,14 +96,7 @@ class Mixed(ConsumerMixin):
         ]
 
     def _receive(self, body: object, message: Any) -> None:
-        try:
-            redelivered = bool(message.delivery_info.get("redelivered"))
-            self._handle(self._queue.name, body, redelivered)
-        except Mishap:
-            message.requeue()
-        else:
-            if not self._no_ack:
-                message.ack()
+        receive(self._handle, self._queue.name, self._no_ack, body, message)
 
     def begin(self) -> None:
         """Consume."""

@@ -14,7 +14,7 @@ from tests.faults.client import Client, Mishap, Receiver, Send
 from tests.faults.ledger import Ledger, Stream, body_of, key_of
 from tests.faults.targets.base import Place, Role
 
-__all__ = ["Crowd", "assigned"]
+__all__ = ["Workload", "assigned"]
 
 #: Of so many messages a handler fails with one, the first time.
 MISHAP_EVERY = 97
@@ -116,7 +116,7 @@ class Publisher:
         return len(failed)
 
 
-class Crowd:
+class Workload:
     """All publishers and consumers.
 
     Arguments:
@@ -141,7 +141,7 @@ class Crowd:
         self._places = places
         self._unacked = {place.queue.name for place in places if place.role is Role.UNACKED}
         self._greenlets, self._pause = greenlets, greenlets / rate
-        self._chance = random.Random(f"crowd {seed}")
+        self._chance = random.Random(f"workload {seed}")
         self._is_calm = is_calm
         self._over = Event()
         self._failed_once: set[tuple[int, int]] = set()
