@@ -252,8 +252,6 @@ class Producer:
         expiration: float | None = None,
         timeout: float | None = None,
         confirm_timeout: float | None = None,
-        delay: float | None = None,
-        expires: float | None = None,
         **properties: Any,
     ) -> Any:
         """Publish a message.  May switch.
@@ -279,9 +277,9 @@ class Producer:
             expiration: seconds that it may wait in a queue.
             timeout: seconds for all of it: connecting, declaring, sending, the confirm.
             confirm_timeout: seconds for the confirm, on a channel with confirms.
-            delay: seconds until it reaches its queue; RabbitMQ has whole ones, rounded up.
-            expires: same as *expiration*.
-            properties: other AMQP properties: ``reply_to`` (a Queue too), ``correlation_id``...
+            properties: other AMQP properties: ``reply_to`` (a Queue too), ``correlation_id``...; beside
+                those ``delay``: seconds until it reaches its queue (RabbitMQ has whole ones, rounded
+                up), and ``expires``: same as *expiration*.
 
         Raises:
             PublishTimeout: *timeout* ended first.
@@ -292,6 +290,13 @@ class Producer:
         """
         # The fast path makes no object but the message's own: every microsecond here is paid for
         # each message of a program, and the rest of a publish costs about four.
+        delay = None
+        if properties:
+            delay = checked_delay(properties.pop("delay", None))
+            if (expires := properties.pop("expires", None)) is not None:
+                if expiration is not None:
+                    raise ValueError("expires must be None with expiration, whose other name it is")
+                expiration = expires
         if compression is None:
             compression = self.compression
         if compression:
@@ -313,17 +318,13 @@ class Producer:
         else:
             mode = delivery_mode or default.delivery_mode
         properties["delivery_mode"] = _MODES.get(mode) or maybe_delivery_mode(mode)
-        if expires is not None:
-            if expiration is not None:
-                raise ValueError("expires must be None with expiration, whose other name it is")
-            expiration = expires
         if expiration is not None:
             properties["expiration"] = str(int(expiration * 1000))
         if routing_key is None:
             routing_key = self.routing_key
         if retry or timeout is not None or delay is not None:
             policy = retry_policy or {} if retry else None
-            publication = Publication(self, declare, timeout, policy, checked_delay(delay))
+            publication = Publication(self, declare, timeout, policy, delay)
             return publication.run(
                 confirm_timeout, exchange, routing_key, mandatory, immediate,
                 body, priority, content_type, content_encoding, headers, properties,

@@ -14,8 +14,8 @@ that no queue takes when its delay is over waits in its landing queue until one 
 from __future__ import annotations
 
 import re
+from binascii import crc32
 from collections.abc import Mapping
-from hashlib import sha256
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -162,5 +162,8 @@ def landing_queue(exchange: str, routing_key: str) -> str:
     """Return the name of the queue through which delayed messages reach an address."""
     shown = f"{exchange}/{routing_key}"
     if "/" in exchange or "/" in routing_key or not _READABLE.fullmatch(shown):
-        shown = sha256(f"{exchange}\0{routing_key}".encode()).hexdigest()
+        # Two names that are the same here would differ in the arguments of the queue: no message
+        # reaches a wrong address, but the second declaration is refused.
+        address = f"{exchange}\0{routing_key}".encode()
+        shown = f"{crc32(address):08x}{crc32(address[::-1]):08x}"
     return f"{PREFIX}_delayed.{shown}"
