@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from greenconn.publishing import publish, publish_many
     from greenconn.serialization import disable_insecure_serializers, enable_insecure_serializers
     from greenconn.url import parse_url
-    from greenconn.worker import ConsumerGreenlet, spawn_consumer, stop_consumers
+    from greenconn.worker import (
+        ConsumerGreenlet,
+        dead_letters,
+        spawn_consumer,
+        stop_consumers,
+    )
 
 __all__ = [
     "VERSION",
@@ -48,6 +53,7 @@ __all__ = [
     "binding",
     "configure",
     "connections",
+    "dead_letters",
     "disable_insecure_serializers",
     "enable_insecure_serializers",
     "eventloop",
@@ -79,7 +85,7 @@ _NAMES = {
     "publishing": ("publish", "publish_many"),
     "serialization": ("disable_insecure_serializers", "enable_insecure_serializers"),
     "url": ("parse_url",),
-    "worker": ("ConsumerGreenlet", "spawn_consumer", "stop_consumers"),
+    "worker": ("ConsumerGreenlet", "dead_letters", "spawn_consumer", "stop_consumers"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "publish": "Publish messages to a queue.",
     "consume": "Print the messages of a queue.",
     "purge": "Delete all ready messages of a queue.",
+    "dead": "Show, count, replay or purge the dead letters of a queue.",
     "run": "Run the consumers of an application.",
 }
 

@@ -8,7 +8,7 @@ import click
 
 from greenconn.cli.options import timeout_option, url_option
 
-__all__ = ["command"]
+__all__ = ["command", "is_sure"]
 
 
 @click.command("purge")
@@ -33,7 +33,7 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
         with interruptible():
             connection.connect()
             waiting = connection.default_channel.queue_declare(queue, passive=True).message_count
-            if not yes and not _is_sure(f"Purge {waiting} messages of {queue}?"):
+            if not yes and not is_sure(f"Purge {waiting} messages of {queue}?"):
                 click.echo("nothing was purged", err=True)
                 return 1
             gone = connection.default_channel.queue_purge(queue)
@@ -43,7 +43,12 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
     return 0
 
 
-def _is_sure(question: str) -> bool:
+def is_sure(question: str) -> bool:
+    """Ask the user.
+
+    Raises:
+        click.UsageError: there is no terminal to ask at.
+    """
     try:
         return click.confirm(question)
     except click.Abort:

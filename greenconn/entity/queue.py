@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.abstract import MaybeChannelBound, Object
 from greenconn.encoding import plain_text
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.abstract import ChannelPromise
 
-__all__ = ["Queue"]
+__all__ = ["DEAD", "Queue"]
+
+#: What a queue's name gets for that of its dead letters.
+DEAD: Final = ".dead"
 
 
 class Queue(MaybeChannelBound):
@@ -44,6 +47,8 @@ class Queue(MaybeChannelBound):
             the consumers.
         alias: a name for the program's own use.
         no_declare: never declare it, nor its exchange and bindings.
+        dead_letter: keep what it gives up (rejected, too old, delivered too often) in another queue,
+            which is declared with it: True is ``<name>.dead``, text the name of one.
     """
 
     ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed
@@ -67,6 +72,9 @@ class Queue(MaybeChannelBound):
     max_length_bytes: int | None
     max_priority: int | None
     on_declared: Callable[..., Any] | None
+
+    #: Not in ``attrs``, which are kombu's.
+    dead_letter: bool | str | None = None
 
     #: The link on which the broker chose the name; None: the program did.
     _named_on: Any = None
@@ -117,6 +125,15 @@ class Queue(MaybeChannelBound):
             self.exchange = None
         if self.exclusive:
             self.auto_delete = True
+        if kwargs.get("dead_letter"):
+            self.dead_letter = kwargs["dead_letter"]
+        target = self.dead_letter_queue
+        if target is not None:
+            self.queue_arguments = {
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": target,
+                **(self.queue_arguments or {}),
+            }
         self.maybe_bind(channel)
 
     def __copy__(self) -> Self:
@@ -156,6 +173,17 @@ class Queue(MaybeChannelBound):
         )
 
     @property
+    def dead_letter_queue(self) -> str | None:
+        """Name of the queue that ``dead_letter`` means; None: it means none."""
+        if self.dead_letter is True:
+            if not self.name:
+                raise ValueError(
+                    "dead_letter must be the name of a queue for a queue without a name"
+                )
+            return f"{self.name}{DEAD}"
+        return plain_text(self.dead_letter) if self.dead_letter else None
+
+    @property
     def can_cache_declaration(self) -> bool:  # type: ignore[override]  # computed here
         """Whether it stays once it was declared."""
         expires = self.expires is not None or "x-expires" in (self.queue_arguments or ())
@@ -171,6 +199,11 @@ class Queue(MaybeChannelBound):
             return self.name
         if self.exchange:
             self.exchange.declare(nowait=nowait, channel=channel)
+        target = self.dead_letter_queue
+        if target is not None:
+            # First, so that nothing that it gives up is lost.
+            through = self.channel if channel is None else channel
+            through.queue_declare(queue=target, durable=True, auto_delete=False, nowait=nowait)
         self.queue_declare(nowait=nowait, passive=False, channel=channel)
         if self.exchange and self.exchange.name:
             self.queue_bind(nowait=nowait, channel=channel)
@@ -411,6 +444,8 @@ class Queue(MaybeChannelBound):
             recurse: exchange and bindings as dicts too.
         """
         result = super().as_dict(recurse)
+        if self.dead_letter:
+            result["dead_letter"] = self.dead_letter
         if recurse and result.get("bindings"):
             result["bindings"] = [
                 each.as_dict(recurse=True) if isinstance(each, Object) else each

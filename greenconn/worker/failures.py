@@ -35,6 +35,7 @@ __all__ = [
     "TEXT",
     "FailedMessages",
     "attempts_of",
+    "priority_of",
     "resent",
     "restore_route",
 ]
@@ -108,7 +109,7 @@ class FailedMessages:
             or "BCC" in headers
         ):
             return False
-        options = PublishOptions(queue, {"delay": delay, **_priority(message)})
+        options = PublishOptions(queue, {"delay": delay, **priority_of(message)})
         outgoing = resent(message, options, _failure_headers(message, attempts))
         try:
             self._publish(outgoing)
@@ -139,7 +140,7 @@ class FailedMessages:
         headers[REASON] = "failed" if attempts else "undecodable"
         headers[ERROR] = f"{type(exc).__module__}.{type(exc).__qualname__}"
         headers[TEXT] = str(exc)[:LONGEST_TEXT]
-        options = PublishOptions(target, {"declare": True, **_priority(message)})
+        options = PublishOptions(target, {"declare": True, **priority_of(message)})
         outgoing = resent(message, options, headers)
         assert outgoing.own is not None
         # It does not expire there, and it is this user who publishes it.
@@ -190,7 +191,8 @@ def resent(message: Message, options: PublishOptions, headers: dict[str, Any]) -
     return outgoing
 
 
-def _priority(message: Message) -> dict[str, Any]:
+def priority_of(message: Message) -> dict[str, Any]:
+    """Return the option of a publish that gives a message its priority again."""
     priority = message.properties.get("priority")
     return {"priority": priority} if isinstance(priority, int) and 0 <= priority <= 255 else {}
 

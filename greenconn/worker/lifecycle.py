@@ -183,7 +183,7 @@ class ConsumerLifecycle:
             self._session = self._own_connection.session
             self._parent.on_closed.append(self.shut_down)
         self._group = group = group_of(self._session)
-        sends = options.holds != "process" or options.dead_letter
+        sends = options.holds != "process" or options.keeps_dead_letters
         self.handling = (Handling if options.batch_size is None else BatchHandling)(
             options,
             self._queue_of,

@@ -18,12 +18,13 @@ from greenconn.checks import (
     is_number,
 )
 from greenconn.entity import Queue
+from greenconn.entity.queue import DEAD
 from greenconn.green.retry import RetryPolicy
 from greenconn.options import Retry
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
 
-__all__ = ["DEAD", "ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
+__all__ = ["ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
 
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
@@ -34,8 +35,6 @@ LEAST_PREFETCH: Final = 10
 #: What fits into ``basic.qos``.
 MOST_PREFETCH: Final = 65535
 BATCH_INTERVAL: Final = 1.0
-#: What a queue's name gets for that of its dead letters.
-DEAD: Final = ".dead"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,7 +257,19 @@ class ConsumerOptions:
         """Return the queue for what is given up of *queue*; None: that is rejected."""
         if self.dead_letter is True:
             return f"{queue}{DEAD}"
-        return self.dead_letter or None
+        if self.dead_letter:
+            return self.dead_letter
+        for each in self.queues:
+            if isinstance(each, Queue) and each.name == queue and each.dead_letter:
+                return each.dead_letter_queue
+        return None
+
+    @property
+    def keeps_dead_letters(self) -> bool:
+        """Whether what is given up of one of its queues is published to another one."""
+        return not self.no_ack and any(
+            self.dead_letters_of(_name_of(each)) is not None for each in self.queues
+        )
 
     @property
     def policy(self) -> RetryPolicy | None:

@@ -655,3 +655,20 @@ def test_a_killed_flight_is_an_operational_error(channel: FakeChannel) -> None:
     channel.script["exchange_declare"] = kill
     with pytest.raises(OperationalError):
         maybe_declare(Exchange("e"), channel)
+
+
+def test_queue_with_dead_letters_keeps_them_in_copies() -> None:
+    queue = Queue("mail", dead_letter=True, queue_arguments={"x-max-length": 5})
+    expected = {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "mail.dead",
+        "x-max-length": 5,
+    }
+    for each in (queue, copy(queue), pickle.loads(pickle.dumps(queue))):
+        assert each.queue_arguments == expected
+        assert each.dead_letter_queue == "mail.dead"
+    assert Queue("mail", dead_letter="failed").dead_letter_queue == "failed"
+    assert Queue("mail").dead_letter_queue is None
+    assert "dead_letter" not in Queue("mail").as_dict()
+    with pytest.raises(ValueError, match="dead_letter must be the name of a queue"):
+        Queue("", dead_letter=True)

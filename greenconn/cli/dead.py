@@ -1,0 +1,145 @@
+"""``greenconn dead``: the dead letters of a queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from greenconn.cli.options import Decorator, timeout_option, url_option
+
+if TYPE_CHECKING:
+    from greenconn.worker.replaying import DeadLetter, DeadLetters
+
+__all__ = ["command"]
+
+_name_option: Decorator = click.option(
+    "--name", help="Name of the queue of the dead letters.  [default: QUEUE.dead]"
+)
+
+
+@click.group("dead")
+def command() -> None:
+    """Show, count, replay or purge the dead letters of a queue.
+
+    \b
+    Example:
+      greenconn dead look mail
+      greenconn dead replay mail --error TimeoutError --rate 10
+    """
+
+
+@command.command("look")
+@click.argument("queue")
+@url_option
+@_name_option
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@timeout_option
+def look(queue: str, url: str, name: str | None, count: int, timeout: float) -> None:
+    """Print the oldest dead letters of QUEUE as JSON, a line each.  They stay."""
+    with _letters(queue, url, name, timeout) as letters:
+        for letter in letters.look(count):
+            click.echo(json.dumps(_shown(letter), default=repr, ensure_ascii=False))
+
+
+@command.command("count")
+@click.argument("queue")
+@url_option
+@_name_option
+@timeout_option
+def count(queue: str, url: str, name: str | None, timeout: float) -> None:
+    """Print how many dead letters QUEUE has."""
+    with _letters(queue, url, name, timeout) as letters:
+        click.echo(letters.count())
+
+
+@command.command("replay")
+@click.argument("queue")
+@url_option
+@_name_option
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Replay this many at most.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second.")
+@click.option("--reason", help="Only those with this reason: failed, undecodable, rejected...")
+@click.option("--error", help="Only those whose error is of this class, such as TimeoutError.")
+@click.option("--to", "target", help="Publish them to this queue instead of their own.")
+@timeout_option
+def replay(
+    queue: str,
+    url: str,
+    name: str | None,
+    count: int | None,
+    rate: float | None,
+    reason: str | None,
+    error: str | None,
+    target: str | None,
+    timeout: float,
+) -> None:
+    """Publish the dead letters of QUEUE to their queue again, the oldest first."""
+
+    def is_meant(letter: DeadLetter) -> bool:
+        known = letter.error or ""
+        return (reason is None or letter.reason == reason) and (
+            error is None or error in (known, known.rpartition(".")[2])
+        )
+
+    with _letters(queue, url, name, timeout) as letters:
+        done = letters.replay(is_meant, limit=count, rate=rate, target=target)
+        click.echo(f"replayed {done} message{'s' * (done != 1)} of {letters.name}")
+
+
+@command.command("purge")
+@click.argument("queue")
+@url_option
+@_name_option
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
+@timeout_option
+def purge(queue: str, url: str, name: str | None, yes: bool, timeout: float) -> int:
+    """Delete the dead letters of QUEUE."""
+    from greenconn.cli.purge import is_sure
+
+    with _letters(queue, url, name, timeout) as letters:
+        if not yes and not is_sure(f"Purge {letters.count()} messages of {letters.name}?"):
+            click.echo("nothing was purged", err=True)
+            return 1
+        gone = letters.purge()
+        click.echo(f"purged {gone} message{'s' * (gone != 1)} of {letters.name}")
+        return 0
+
+
+@contextmanager
+def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator[DeadLetters]:
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.interrupt import interruptible
+    from greenconn.worker.replaying import dead_letters
+
+    if not queue:
+        raise click.BadParameter("must not be empty", param_hint="QUEUE")
+    connection = connection_to(url, timeout)
+    try:
+        with interruptible():
+            connection.connect()
+            yield dead_letters(queue, name=name, connection=connection)
+    finally:
+        connection.close()
+
+
+def _shown(letter: DeadLetter) -> dict[str, object]:
+    try:
+        body: object = letter.message.payload
+    except Exception:
+        body = letter.message.body
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        body = bytes(body).decode("utf-8", "backslashreplace")
+    return {
+        "queue": letter.queue,
+        "reason": letter.reason,
+        "error": letter.error,
+        "text": letter.text,
+        "attempts": letter.attempts,
+        "first_failure": letter.first_failure,
+        "headers": letter.message.headers,
+        "body": body,
+    }

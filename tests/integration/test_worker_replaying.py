@@ -1,0 +1,145 @@
+"""Dead letters, seen, counted, published again and deleted, on every transport."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.queue import Queue as GreenQueue
+
+import greenconn
+from greenconn.cli.app import run
+from greenconn.connection import Connection
+from greenconn.entity import Queue
+from tests.fix_wires import until
+from tests.integration.capabilities import Kind
+
+SOON = 60.0
+
+
+@pytest.fixture
+def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
+    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
+    with Connection(kind_url, transport_options=options) as connection:
+        yield connection
+
+
+def fill(connection: Connection, queue: Any, count: int = 4) -> None:
+    """Make dead letters, every second one with another error."""
+
+    def fail(body: int, message: Any) -> None:
+        raise (KeyError if body % 2 else ValueError)(f"no {body}")
+
+    consumer = greenconn.spawn_consumer(queue, fail, connection=connection, dead_letter=True)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish_many(queue, list(range(count)), connection=connection)
+    until(lambda: consumer.stats()["rejected"] == count)
+    assert consumer.stop(SOON)
+
+
+def test_dead_letters_are_seen_replayed_and_purged(connection: Connection, unique: str) -> None:
+    dead = greenconn.dead_letters(unique, connection=connection)
+    assert dead.count() == 0
+    assert dead.look() == []
+    assert dead.replay() == 0
+    assert dead.purge() == 0
+    fill(connection, unique)
+    until(lambda: dead.count() == 4)
+    for _ in range(2):  # looking changes nothing
+        letters = dead.look()
+        assert sorted(each.message.payload for each in letters) == [0, 1, 2, 3]
+        assert {each.error for each in letters} == {"builtins.KeyError", "builtins.ValueError"}
+        assert {each.reason for each in letters} == {"failed"}
+        assert {each.attempts for each in letters} == {1}
+        assert {each.queue for each in letters} == {unique}
+        until(lambda: dead.count() == 4)
+    assert len(dead.look(1)) == 1
+
+    got: GreenQueue[Any] = GreenQueue()
+    consumer = greenconn.spawn_consumer(
+        unique, lambda body, message: got.put((body, message)), connection=connection
+    )
+    assert consumer.wait_ready(SOON)
+    until(lambda: dead.count() == 4)
+    assert dead.replay(lambda each: each.error == "builtins.KeyError") == 2
+    found = [got.get(timeout=SOON) for _ in range(2)]
+    assert sorted(body for body, _ in found) == [1, 3]
+    headers = found[0][1].headers
+    assert headers["x-greenconn-attempts"] == 0
+    assert "x-greenconn-error" not in headers
+    assert "x-death" not in headers
+    until(lambda: dead.count() == 2)
+    assert dead.replay(limit=1, rate=100.0) == 1
+    assert got.get(timeout=SOON)[0] in (0, 2)
+    until(lambda: dead.count() == 1)
+    assert dead.purge() in (0, 1)  # SQS does not tell
+    until(lambda: dead.count() == 0)
+    assert consumer.stop(SOON)
+
+
+def test_queue_declares_where_its_dead_letters_go(connection: Connection, unique: str) -> None:
+    queue = Queue(unique, dead_letter=True)
+    assert (queue.queue_arguments or {})["x-dead-letter-routing-key"] == f"{unique}.dead"
+    channel = connection.default_channel
+    queue(channel).declare()
+    greenconn.publish(queue, "x", connection=connection)
+    with gevent.Timeout(SOON):
+        while (message := channel.basic_get(unique)) is None:
+            gevent.sleep(0.02)
+    message.reject()
+    dead = greenconn.dead_letters(queue, connection=connection)
+    assert dead.name == f"{unique}.dead"
+    until(lambda: dead.count() == 1)
+    (letter,) = dead.look()
+    assert (letter.queue, letter.reason, letter.attempts) == (unique, "rejected", 0)
+    assert dead.replay() == 1
+    with gevent.Timeout(SOON):
+        while (message := channel.basic_get(unique)) is None:
+            gevent.sleep(0.02)
+    assert message.payload == "x"
+    assert "x-death" not in message.headers
+    message.ack()
+
+
+def test_one_that_cannot_be_published_stays(connection: Connection, unique: str) -> None:
+    fill(connection, unique, 2)
+    dead = greenconn.dead_letters(unique, connection=connection)
+    until(lambda: dead.count() == 2)
+    with pytest.raises(greenconn.exceptions.Unroutable):
+        dead.replay(target=f"{unique}-missing")
+    until(lambda: dead.count() == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"limit": 0}, "limit must be a positive integer or None, got 0"),
+        ({"rate": 0}, "rate must be a number above 0 or None, got 0"),
+    ],
+)
+def test_wrong_replay(amqp_url: str, options: dict[str, Any], text: str) -> None:
+    with Connection(amqp_url) as connection:
+        with pytest.raises(ValueError, match=text):
+            greenconn.dead_letters("q", connection=connection).replay(**options)
+        with pytest.raises(ValueError, match="queue must be the name"):
+            greenconn.dead_letters("", connection=connection)
+
+
+def test_command_line(amqp_url: str, unique: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Connection(amqp_url) as connection:
+        fill(connection, unique)
+        dead = greenconn.dead_letters(unique, connection=connection)
+        until(lambda: dead.count() == 4)
+        assert run(["dead", "count", unique, "-u", amqp_url]) == 0
+        assert capsys.readouterr().out == "4\n"
+        assert run(["dead", "look", unique, "-n", "1", "-u", amqp_url]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert (shown["reason"], shown["text"], shown["body"]) == ("failed", "no 0", 0)
+        assert run(["dead", "replay", unique, "--error", "KeyError", "-u", amqp_url]) == 0
+        assert capsys.readouterr().out == f"replayed 2 messages of {unique}.dead\n"
+        assert run(["dead", "purge", unique, "--yes", "-u", amqp_url]) == 0
+        assert capsys.readouterr().out == f"purged 2 messages of {unique}.dead\n"
+        assert dead.count() == 0
