@@ -8,7 +8,7 @@ In the module of the actors::
     dramatiq.set_broker(GreenconnBroker("amqp://user:password@host/vhost"))
 
 and its workers are run by ``dramatiq-gevent``.  ``send`` returns when the broker has the message.
-Delays and the pauses of retries of a second and more are kept by the broker: such a message takes no
+Delays and the pauses of retries are kept by the broker: such a message takes no
 place in a worker, and survives it.  Messages that failed for good are in ``<queue>.XQ``, as with
 Dramatiq's own broker for RabbitMQ.
 
@@ -32,7 +32,6 @@ from dramatiq.errors import (
     ConnectionFailed,
     DecodeError,
     QueueJoinTimeout,
-    QueueNotFound,
 )
 from gevent import monkey
 from gevent.queue import Empty, SimpleQueue
@@ -42,7 +41,7 @@ from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared
-from greenconn.exceptions import NotFound, OperationalError
+from greenconn.exceptions import NotFound, OperationalError, Unroutable
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.green.slot import Slot
@@ -53,8 +52,11 @@ __all__ = ["GreenconnBroker"]
 
 #: Milliseconds for which dead letters are kept; Dramatiq's own broker reads the same variable.
 DEAD_MESSAGE_TTL: Final = int(os.environ.get("dramatiq_dead_message_ttl", 7 * 86_400_000))  # noqa: SIM112
-#: Milliseconds below which a delay is waited for in a worker: some brokers know whole seconds only.
-SHORTEST_BROKER_DELAY: Final = 1000
+#: Header with the time at which a delay ends, in ms: some brokers delay by whole seconds only, and the
+#: rest passes in the worker.
+ETA: Final = "x-dramatiq-eta"
+#: Seconds that a worker holds a message at most for it, whatever its clock says.
+LONGEST_HOLD: Final = 1.0
 #: Seconds that a consumer has to requeue what its worker has not begun with.
 CLOSING: Final = 10.0
 
@@ -141,15 +143,9 @@ class GreenconnBroker(Broker):
         return {"x-queue-type": "quorum"} if self._is_quorum else {}
 
     def _ensure_queue(self, name: str, connection: Connection) -> Queue:
-        """Return a queue after it was declared, with that of its dead letters.  May switch.
-
-        Raises:
-            QueueNotFound: no actor has it.
-        """
-        try:
-            queue = self.queues[name]
-        except KeyError:
-            raise QueueNotFound(name) from None
+        """Return a queue after it was declared, with that of its dead letters.  May switch."""
+        self.declare_queue(name)
+        queue = self.queues[name]
         deadline = Deadline(self._timeout)
         for each in (self._dead_letters(name), queue):
             ensure_declared(connection.session, each, deadline)  # once in the life of a connection
@@ -161,37 +157,41 @@ class GreenconnBroker(Broker):
         """Send a message, and return it when the broker has it.  May switch.
 
         Arguments:
-            delay: milliseconds after which a worker may have it; of 1,000 and more the broker keeps it.
+            delay: milliseconds after which a worker may have it; the broker keeps it for the whole
+                seconds.
 
         Raises:
             ConnectionFailed: the broker has not taken it in time.
-            QueueNotFound: no actor has its queue.
         """
-        name = message.queue_name
         options: dict[str, Any] = {"priority": message.options.get("broker_priority")}
-        if delay is not None and delay >= SHORTEST_BROKER_DELAY:
-            options["delay"] = delay / 1000
-        elif delay is not None:
-            message = message.copy(options={"eta": current_millis() + delay})
+        if delay is not None:
+            options["headers"] = {ETA: current_millis() + delay}
+            if delay >= 1000:
+                options["delay"] = delay // 1000
         self.emit_before("enqueue", message, delay)
         try:
-            connection = publishing_connection(self.connection)
-            queue = self._ensure_queue(name, connection)
-            publish(
-                queue,
-                message.encode(),
-                connection=connection,
-                timeout=self._timeout,
-                content_type="application/octet-stream",
-                content_encoding="binary",
-                **options,
-            )
+            try:
+                self._publish(message, options)
+            except Unroutable:
+                self._publish(message, options)  # its queue was deleted, and is declared again
         except (OperationalError, OSError) as exc:
             raise ConnectionFailed(str(exc)) from exc
-        if "delay" in options:
-            self._note_delay(name, options["delay"])
+        if delay is not None:
+            self._note_delay(message.queue_name, delay / 1000)
         self.emit_after("enqueue", message, delay)
         return message
+
+    def _publish(self, message: Message[Any], options: dict[str, Any]) -> None:
+        connection = publishing_connection(self.connection)
+        publish(
+            self._ensure_queue(message.queue_name, connection),
+            message.encode(),
+            connection=connection,
+            timeout=self._timeout,
+            content_type="application/octet-stream",
+            content_encoding="binary",
+            **options,
+        )
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return an iterator over the messages of a queue.
@@ -208,8 +208,6 @@ class GreenconnBroker(Broker):
                 "the threads of Dramatiq's workers must be greenlets: run dramatiq-gevent instead of "
                 "dramatiq"
             )
-        if queue_name not in self.queues:
-            raise QueueNotFound(queue_name)
         return _Consumer(self, queue_name, prefetch, timeout / 1000)
 
     # -- for tests, mostly
@@ -278,10 +276,9 @@ class GreenconnBroker(Broker):
             gevent.sleep(idle_time / 1000)
 
     def _note_delay(self, name: str, delay: float) -> None:
-        # Brokers that know whole seconds round up.
         now = monotonic()
         self._due[name] = [at for at in self._due.get(name, ()) if at > now]
-        self._due[name].append(now + delay + 1.0)
+        self._due[name].append(now + delay)
 
     def close(self) -> None:
         """Close the connections of this thread, unless they are the default ones.  May switch."""
@@ -346,6 +343,7 @@ class _Consumer(Consumer):
         self._outstanding[id(delivery)] = delivery
         try:
             outcome = _Outcome.REQUEUE
+            _hold(message.headers.get(ETA))
             if not self._is_closing:
                 self._inbox.put(delivery)
                 outcome = delivery.wait()
@@ -388,6 +386,14 @@ class _Consumer(Consumer):
         for delivery in list(self._outstanding.values()):
             delivery.settle(_Outcome.REQUEUE)
         self._consumer.stop(CLOSING)
+
+
+def _hold(eta: object) -> None:
+    """Wait for the rest of a delay.  May switch."""
+    if isinstance(eta, int):
+        seconds = (eta - current_millis()) / 1000
+        if seconds > 0:
+            gevent.sleep(min(seconds, LONGEST_HOLD))
 
 
 def _settle(message: MessageProxy, outcome: _Outcome) -> None:

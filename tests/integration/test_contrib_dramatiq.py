@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("dramatiq")
 
 import dramatiq
-from dramatiq.errors import ConnectionFailed, QueueNotFound
+from dramatiq.errors import ConnectionFailed
 
 from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
 from tests.brokers.rabbitmq import RabbitMQ
@@ -93,7 +93,13 @@ class Actors:
         self.broker.close()
 
 
-@pytest.fixture(params=["amqp", "redis", "sqlite"])
+@pytest.fixture(
+    params=[
+        "amqp",
+        pytest.param("redis", marks=pytest.mark.long),
+        pytest.param("sqlite", marks=pytest.mark.long),
+    ]
+)
 def actors(request: pytest.FixtureRequest, unique: str, tmp_path: Path) -> Iterator[Actors]:
     kind = request.param
     url = (
@@ -170,6 +176,18 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, tmp_path: 
         actors.end()
 
 
+def test_a_queue_that_was_deleted_is_declared_again(actors: Actors) -> None:
+    actors.work.send(0)
+    actors.start()
+    until(lambda: actors.done()[0] == 1, timeout=SOON, what="the first")
+    connection = actors.broker._connections.get()
+    assert connection is not None
+    with connection.clone() as other:
+        other.default_channel.queue_delete(actors.queue)
+    actors.work.send(1)
+    until(lambda: actors.done()[1] == 1, timeout=SOON, what="the second")
+
+
 def test_a_broker_that_is_away(unique: str) -> None:
     broker = GreenconnBroker("amqp://guest:guest@127.0.0.1:1//", timeout=0.3)
     actor = make_actor(print, actor_name="print", queue_name=unique, broker=broker)
@@ -182,8 +200,6 @@ def test_wrong_use(unique: str) -> None:
     broker = GreenconnBroker(f"memory:///{unique}")
     with pytest.raises(RuntimeError, match="run dramatiq-gevent instead of dramatiq"):
         broker.consume("nothing")
-    with pytest.raises(QueueNotFound):
-        broker.enqueue(dramatiq.Message("nothing", "nothing", (), {}, {}))
     with pytest.raises(ValueError, match="max_priority must be from 1 to 255, got 256"):
         GreenconnBroker("memory://", max_priority=256)
     with pytest.raises(KeyError, match="nothing"):
