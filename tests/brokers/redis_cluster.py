@@ -31,6 +31,7 @@ class ClusterNode(RedisServer):
 
     Attributes:
         bus: the port at which the other nodes reach it.
+        tls_port: another one, which speaks TLS where *options* have certificates.
     """
 
     name = "redis-node"
@@ -39,7 +40,7 @@ class ClusterNode(RedisServer):
         self, keeper: Keeper, options: tuple[str, ...] = (), program: str | None = None
     ) -> None:
         super().__init__(keeper, program=program)
-        (self.bus,) = free_ports(1)
+        self.bus, self.tls_port = free_ports(2)
         self._options = (
             *("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT)),
             *("--cluster-config-file", str(self.directory / "nodes.conf")),
@@ -47,6 +48,14 @@ class ClusterNode(RedisServer):
             *("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0"),
             *options,
         )
+        self._has_tls = "--tls-cert-file" in options
+        if self._has_tls:
+            self._options += ("--tls-port", str(self.tls_port), "--tls-cluster", "yes")
+
+    @property
+    def known_port(self) -> int:
+        """The port by which the other nodes know it."""
+        return self.tls_port if self._has_tls else self.port
 
     def command(self) -> list[str]:
         """The program and its arguments; a cluster has one database."""
@@ -145,7 +154,7 @@ class RedisCluster:
         for number, each in enumerate(self.nodes, 1):
             each.ask("CLUSTER", "SET-CONFIG-EPOCH", number)
         for each in others:
-            each.ask("CLUSTER", "MEET", "127.0.0.1", first.port, first.bus)
+            each.ask("CLUSTER", "MEET", "127.0.0.1", first.known_port, first.bus)
         masters = self.nodes[: self._masters]
         share = SLOTS // len(masters)
         for number, each in enumerate(masters):

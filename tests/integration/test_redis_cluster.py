@@ -17,7 +17,10 @@ from greenconn.transport.redis.cluster.placement import PARTITIONS, ClusterPlace
 from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
+from tests.brokers.packages import NoBroker
 from tests.brokers.redis_cluster import SLOTS, RedisCluster
+from tests.fix_brokers import Brokers
+from tests.fix_tls import CERTS
 from tests.fix_wires import until
 
 SOON = 60.0
@@ -290,3 +293,35 @@ def test_the_client_of_one_server_is_refused(redis_cluster_url: str) -> None:
 def test_a_publish_window_is_refused(redis_cluster_url: str) -> None:
     with pytest.raises(ValueError, match="publish_window"):
         Connection(redis_cluster_url, transport_options={"publish_window": 8}).connect()
+
+
+def test_tls(brokers: Brokers, unique: str) -> None:
+    """The nodes tell each client the ports of its kind, and are verified as the first one is."""
+    options = (
+        *(
+            "--tls-cert-file",
+            str(CERTS / "server.pem"),
+            "--tls-key-file",
+            str(CERTS / "server.key"),
+        ),
+        *("--tls-ca-cert-file", str(CERTS / "ca.pem"), "--tls-auth-clients", "no"),
+    )
+    cluster = RedisCluster(brokers.keeper, options, replicas=0)
+    try:
+        try:
+            cluster.start()
+        except NoBroker as error:
+            pytest.skip(f"this Redis has no TLS: {error}")
+        url = f"rediss+cluster://127.0.0.1:{cluster.nodes[0].tls_port}"
+        with Connection(f"{url}?ssl_ca_certs={CERTS / 'ca.pem'}") as connection:
+            channel = connection.channel()
+            names = [f"{unique}-{number}" for number in range(12)]
+            for name in names:
+                greenconn.publish(Queue(name), name, connection=connection)
+            assert [channel.basic_get(name, no_ack=True).decode() for name in names] == names
+            ports = {each.port for each in placement_of(connection).nodes.places()}
+            assert ports == {each.tls_port for each in cluster.nodes}
+        with Connection(url) as connection, pytest.raises(OSError, match="certificate"):
+            connection.connect()
+    finally:
+        cluster.close()

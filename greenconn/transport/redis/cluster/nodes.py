@@ -134,14 +134,14 @@ class Nodes:
         """Ask a node which of them serves which slots.  May switch.
 
         Raises:
-            ClusterUnreachable: none answers; says why.
+            ClusterUnreachable: none answers; says why.  The error of the only seed is raised as it is.
             LoginRefused: they do not take the user name or the password.
             TimeoutError: the deadline has ended.
         """
         self._flight.run("slots", self._refresh, deadline)
 
     def _refresh(self) -> None:
-        errors = []
+        errors: list[Exception] = []
         open_ones = [each.pipeline for each in self._nodes.values() if each.pipeline is not None]
         open_ones.sort(key=lambda each: each.stream.received_at, reverse=True)
         for pipeline in open_ones:
@@ -150,14 +150,16 @@ class Nodes:
                 self._take_slots(reply, pipeline.stream.peer_address()[1][0], pipeline.where)
                 return
             except _PASSING as exc:
-                errors.append(str(exc))
+                errors.append(exc)
         for address in self._addresses():
             try:
                 self._ask(address)
                 return
             except _PASSING as exc:
-                errors.append(f"{address.where}: {exc}")
-        raise ClusterUnreachable(f"no node of the cluster answers ({'; '.join(errors)})")
+                errors.append(exc)
+        if len(errors) == 1 and not self._ranges:
+            raise errors[0]  # of the only seed: as that of a single server
+        raise _unreachable(errors)
 
     def _addresses(self) -> list[Address]:
         """Return all addresses at which there may be a node, the seeds in front."""
@@ -272,7 +274,7 @@ class Nodes:
         Raises:
             ClusterUnreachable: none can be reached.
         """
-        errors = []
+        errors: list[Exception] = []
         for address in reversed(self._addresses()):
             try:
                 within = deadline.within(self.connect_timeout)
@@ -280,8 +282,8 @@ class Nodes:
             except LoginRefused:
                 raise
             except _PASSING as exc:
-                errors.append(f"{address.where}: {exc}")
-        raise ClusterUnreachable(f"no node of the cluster answers ({'; '.join(errors)})")
+                errors.append(exc)
+        raise _unreachable(errors)
 
     def pipelines(self) -> Collection[Pipeline]:
         """Return the open sockets.  Never switches."""
@@ -305,6 +307,10 @@ class Nodes:
         self._is_closed = True
         if self._ticker is not None:
             self._ticker.stop()
+
+
+def _unreachable(errors: Sequence[Exception]) -> ClusterUnreachable:
+    return ClusterUnreachable(f"no node of the cluster answers ({'; '.join(map(str, errors))})")
 
 
 class AnyNode:

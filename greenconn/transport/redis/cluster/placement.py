@@ -204,6 +204,8 @@ class ClusterPlacement:
         commands, link = partition.commands, self._link
         try:
             link.settlements.flush()
+            # Callbacks keep their order: behind it, claims that were lost are not under way any more.
+            commands.call(PING)
             known = {each.handle for each in link.held() if each.is_held}
             known.update(each.handle for each in partition.settler.unconfirmed_claims())
             last = partition.claims.last_number

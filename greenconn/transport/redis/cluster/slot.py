@@ -231,12 +231,14 @@ class SlotPipeline:
 
     def _begin(self, sent: Sent) -> None:
         self._waiting.append(sent)
-        if self.state is _READY:
+        if self.state is _READY and self.node is not None and self.node.lost is None:
             self._send(sent)
-        else:
-            self._kept.append(sent)
-            if self.state is _IDLE:
-                self._seek()
+            return
+        self._kept.append(sent)
+        if self.state is _READY:  # the loss of its node is about to be noticed
+            self._is_lost = True
+        if self.state in (_IDLE, _READY):
+            self._seek()
 
     def _send(self, sent: Sent) -> None:
         assert self.node is not None
@@ -434,6 +436,8 @@ class SlotPipeline:
 
     def _settle(self, node: Pipeline | None) -> None:
         """Go on with what was found.  Never switches."""
+        if node is not None and node.lost is not None:
+            raise NodeLost(str(node.lost))  # it was lost before this greenlet ran
         self._greenlet = None
         if self.state is not _SEEKING:
             return
@@ -494,7 +498,7 @@ class SlotPipeline:
         unsent, self._again = [*self._again, *self._kept], []
         self._kept = deque()
         for at, sent in enumerate(unsent):
-            if self.state is not _READY:  # lost again
+            if self.state is not _READY or node.lost is not None:  # lost again
                 self._kept.extendleft(reversed(unsent[at:]))
                 break
             self._send(sent)
