@@ -1,0 +1,49 @@
+"""Names that are made up or checked."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from greenconn.transport.virtual.names import (
+    TagMaker,
+    generated_name,
+    is_lost,
+    is_name,
+    new_owner,
+    note_lost,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("orders", True), ("", True), ("\ud800", False), (b"a", False), (3, False)],
+)
+def test_what_can_name_something(value: Any, expected: bool) -> None:
+    assert is_name(value) is expected
+
+
+def test_names_as_a_server_makes_them() -> None:
+    names = {generated_name("amq.gen-") for _ in range(1000)}
+    assert len(names) == 1000
+    assert all(re.fullmatch(r"amq\.gen-[\w-]{22}", each) for each in names)
+
+
+def test_delivery_tags_are_uuids_and_unique() -> None:
+    makers = [TagMaker(), TagMaker()]
+    tags = [maker.next() for maker in makers for _ in range(100)]
+    assert len(set(tags)) == 200
+    assert all(
+        re.fullmatch(rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-a[0-9a-f]{3}-[0-9a-f]{12}", each)
+        for each in tags
+    )
+
+
+def test_owners_that_are_lost_are_known_in_this_process() -> None:
+    owner, other = new_owner(), new_owner()
+    note_lost(owner)
+    assert is_lost(owner)
+    assert not is_lost(other)
+    assert not is_lost(None)
