@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.transport.base import Link
 
-__all__ = ["call", "check_server", "spawn_server"]
+__all__ = ["call", "spawn_server"]
 
 logger = logging.getLogger("greenconn.rpc")
 

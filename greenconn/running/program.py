@@ -192,8 +192,10 @@ class Program:
             logger.error("the application could not be started:\n%s", text)
         if not self._reloads:
             return BOOT_FAILED
+        # As they are now: who reads the line may change them.
+        files = SourceFiles(files_of_error(error))
         logger.info("waiting for a change of its files")
-        watching = gevent.spawn(self._watch, SourceFiles(files_of_error(error)))
+        watching = gevent.spawn(self._watch, files)
         self._ending.wait()
         watching.kill()
         return self._exit_code

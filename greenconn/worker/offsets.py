@@ -46,6 +46,7 @@ class OffsetRecorder:
         "_greenlet",
         "_has_failed",
         "_is_loaded",
+        "_is_wanted",
         "_position",
         "_reader",
         "_store",
@@ -75,6 +76,8 @@ class OffsetRecorder:
         self._is_loaded = False
         self._has_failed = False
         self._greenlet: Greenlet[..., Any] | None = None
+        #: Whether it is to be stored, by the greenlet that is storing if there is one.
+        self._is_wanted = False
 
     def load(self) -> None:
         """Begin where the reader has ended, once until it stands down.  May switch.
@@ -116,16 +119,19 @@ class OffsetRecorder:
 
     def _begin(self) -> None:
         self._count = 0
+        self._is_wanted = True
         if self._greenlet is None:
             self._greenlet = spawn("store-offset", self._run)
 
     def _run(self) -> None:
         try:
-            offset = self._due
-            if offset is not None:
-                self._store.store(self._stream, self._reader, offset)
-                self._stored = offset
-                self._has_failed = False
+            while self._is_wanted:
+                self._is_wanted = False
+                offset = self._due
+                if offset is not None:
+                    self._store.store(self._stream, self._reader, offset)
+                    self._stored = offset
+                    self._has_failed = False
         except Exception as exc:
             level = logging.DEBUG if self._has_failed else logging.WARNING
             self._has_failed = True

@@ -80,7 +80,7 @@ def test_delays_outlive_a_kill_of_rabbitmq(own_rabbitmq: RabbitMQ, unique: str) 
             unique, lambda body, message: came.put(body), connection=connection
         )
         got: set[Any] = set()
-        while len(got) < 20:
+        while len(got - {"first"}) < 20:  # its ack may not have outlived the kill
             got.add(came.get(timeout=120.0))
         assert got - {"first"} == set(range(20))
         assert consumer.stop(SOON)

@@ -178,14 +178,13 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, tmp_path: 
 
 def test_a_queue_that_was_deleted_is_declared_again(actors: Actors) -> None:
     actors.work.send(0)
-    actors.start()
-    until(lambda: actors.done()[0] == 1, timeout=SOON, what="the first")
     connection = actors.broker._connections.get()
     assert connection is not None
     with connection.clone() as other:
         other.default_channel.queue_delete(actors.queue)
     actors.work.send(1)
-    until(lambda: actors.done()[1] == 1, timeout=SOON, what="the second")
+    actors.start()
+    until(lambda: actors.done() == {1: 1}, timeout=SOON, what="the second")
 
 
 def test_a_broker_that_is_away(unique: str) -> None:

@@ -252,19 +252,26 @@ FUNCTIONS: Mapping[str, Callable[[Connection, str], Any]] = {
     "rpc.spawn_server": lambda connection, queue: rpc.spawn_server(
         queue, abs, connection=connection
     ),
+    "dead_letters": lambda connection, queue: greenconn.dead_letters(
+        queue, connection=connection
+    ).count(),
     "eventloop": lambda connection, queue: next(greenconn.eventloop(connection, timeout=0.1)),
 }
 #: Those of the thread that asks, or no functions of a connection.
 FUNCTIONS_ANYWHERE = {
+    "App",
     "BrokerConnection",
     "Connection",
     "Consumer",
     "ConsumerGreenlet",
     "Exchange",
+    "FileOffsets",
     "Message",
     "Producer",
     "Queue",
+    "QueueOffsets",
     "Retry",
+    "SuperStream",
     "binding",
     "configure",
     "disable_insecure_serializers",

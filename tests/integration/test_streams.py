@@ -398,7 +398,11 @@ def test_an_offset_is_stored_while_its_reader_runs(
     reader = Reader(stream, connection, offsets=make_store(), **options)
     fill(connection, stream.name, range(10, 50))
     reader.wait(50)
-    until(lambda: (make_store().load(stream.name, "reader") or 0) >= 20)
+    # To load it here could put an older one in place of that which is just stored.
+    (subscription,) = reader.consumer.lifecycle._subscriptions
+    until(
+        lambda: subscription._recorder is not None and (subscription._recorder._stored or 0) >= 20
+    )
     reader.stop()
     assert make_store().load(stream.name, "reader") == 50
 

@@ -430,7 +430,8 @@ class Channel(DeclaringChannel):
 
         May switch.
         """
-        return self.connection.delays.route(exchange, routing_key, delay, headers, properties)
+        link = self.connection
+        return link.delays.route(link.channel, exchange, routing_key, delay, headers, properties)
 
     def keep_publish(self) -> None:
         """Send the message that was published last again if the connection is lost before it left.

@@ -54,22 +54,18 @@ class DeclaringChannel(Channel, Protocol):
 
 
 class DelayLevels:
-    """The levels and the landing queues that one link has declared.
+    """The levels and the landing queues that one link has declared."""
 
-    Arguments:
-        open_channel: opens a channel of the link.
-    """
+    __slots__ = ("_flight", "_known")
 
-    __slots__ = ("_flight", "_known", "_open_channel")
-
-    def __init__(self, open_channel: Callable[[], DeclaringChannel]) -> None:
-        self._open_channel = open_channel
+    def __init__(self) -> None:
         #: Addresses whose landing queue is declared, and all levels before.
         self._known: set[tuple[str, str]] = set()
         self._flight = SingleFlight("delay-levels")
 
     def route(
         self,
+        open_channel: Callable[[], DeclaringChannel],
         exchange: str,
         routing_key: str,
         delay: float,
@@ -77,6 +73,9 @@ class DelayLevels:
         properties: Mapping[str, Any],
     ) -> DelayedRoute:
         """Return how a delayed message is published.  May switch, the first time for its address.
+
+        Arguments:
+            open_channel: opens a channel of the link, which must not be kept: it would refer to itself.
 
         Raises:
             ValueError: it is delayed for too long, or has what a delayed message cannot keep.
@@ -101,7 +100,7 @@ class DelayLevels:
         address = exchange, routing_key
         if address not in self._known:
             # Its own greenlet: a caller that is killed leaves nothing half declared.
-            self._flight.run(address, lambda: self._declare(address))
+            self._flight.run(address, lambda: self._declare(open_channel, address))
         landing = landing_queue(exchange, routing_key)
         return DelayedRoute(
             level_name(MAX_LEVEL, PREFIX),
@@ -109,10 +108,12 @@ class DelayLevels:
             without_former_delays(headers or {}),
         )
 
-    def _declare(self, address: tuple[str, str]) -> None:
+    def _declare(
+        self, open_channel: Callable[[], DeclaringChannel], address: tuple[str, str]
+    ) -> None:
         exchange, routing_key = address
         name = landing_queue(exchange, routing_key)
-        with self._open_channel() as channel:
+        with open_channel() as channel:
             # They outlive the connection, whose recovery has nothing to do with them.
             channel.is_recorded = False
             if not self._known:

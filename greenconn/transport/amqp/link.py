@@ -179,7 +179,7 @@ class AmqpLink(Link):
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
         self.queues = KnownQueues(where, None)
-        self.delays = DelayLevels(self.channel)
+        self.delays = DelayLevels()
         self._has_warned_of_qos = False
 
     def __repr__(self) -> str:
