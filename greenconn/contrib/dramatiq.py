@@ -106,9 +106,10 @@ class GreenconnBroker(Broker):
         )
         self._timeout = timeout
         self._max_priority = max_priority
-        is_amqp = template.get_transport_cls().driver_type == "amqp"
-        self._is_quorum = quorum and is_amqp and max_priority is None
-        self.queues: dict[str, Queue] = {}
+        self._is_quorum = quorum and max_priority is None
+        self.queues: dict[str, None] = {}
+        #: By name, from the first use on: that of the dead letters, and the queue.
+        self._entities: dict[str, tuple[Queue, Queue]] = {}
         #: Times, of this process, when messages that it has sent with a delay reach their queues.
         self._due: dict[str, list[float]] = {}
 
@@ -123,33 +124,35 @@ class GreenconnBroker(Broker):
         """Declare a queue, which the broker gets when it is first used."""
         if queue_name not in self.queues:
             self.emit_before("declare_queue", queue_name)
-            self.queues[queue_name] = self._queue(queue_name)
+            self.queues[queue_name] = None
             self.emit_after("declare_queue", queue_name)
 
-    def _queue(self, name: str) -> Queue:
+    def _make_entities(self, name: str, connection: Connection) -> tuple[Queue, Queue]:
+        is_amqp = connection.get_transport_cls().driver_type == "amqp"
+        kind = {"x-queue-type": "quorum"} if self._is_quorum and is_amqp else {}
         arguments: dict[str, Any] = {
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": dead_letter_name(name),
+            **kind,
         }
         if self._max_priority is not None:
             arguments["x-max-priority"] = self._max_priority
-        return Queue(name, durable=True, queue_arguments={**arguments, **self._queue_type()})
-
-    def _dead_letters(self, name: str) -> Queue:
-        arguments = {"x-message-ttl": DEAD_MESSAGE_TTL, **self._queue_type()}
-        return Queue(dead_letter_name(name), durable=True, queue_arguments=arguments)
-
-    def _queue_type(self) -> dict[str, str]:
-        return {"x-queue-type": "quorum"} if self._is_quorum else {}
+        dead_arguments = {"x-message-ttl": DEAD_MESSAGE_TTL, **kind}
+        return (
+            Queue(dead_letter_name(name), durable=True, queue_arguments=dead_arguments),
+            Queue(name, durable=True, queue_arguments=arguments),
+        )
 
     def _ensure_queue(self, name: str, connection: Connection) -> Queue:
         """Return a queue after it was declared, with that of its dead letters.  May switch."""
         self.declare_queue(name)
-        queue = self.queues[name]
+        entities = self._entities.get(name)
+        if entities is None:
+            entities = self._entities[name] = self._make_entities(name, connection)
         deadline = Deadline(self._timeout)
-        for each in (self._dead_letters(name), queue):
+        for each in entities:
             ensure_declared(connection.session, each, deadline)  # once in the life of a connection
-        return queue
+        return entities[1]
 
     # -- messages
 
