@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from itertools import takewhile
 from typing import Any, Final
 
 import click
@@ -79,15 +81,6 @@ def cli(verbose: bool) -> None:
       greenconn ping amqp://guest:guest@localhost:5672//
       greenconn publish mail '{"to": "ada@example.org"}' --json
     """
-    logger = logging.getLogger("greenconn")
-    if verbose:
-        handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        logger.setLevel(logging.DEBUG)
-    else:
-        # The command itself says what matters to the user.
-        handler = logging.NullHandler()
-    logger.addHandler(handler)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -97,8 +90,28 @@ def run(arguments: Sequence[str] | None = None) -> int:
         0 when the work was done, 1 when it could not be, 2 for wrong usage, 130 when interrupted.
     """
     given = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    is_verbose = any(each in ("-v", "--verbose") for each in given)
-    return _guarded(lambda: _invoked(given), is_verbose)
+    own = takewhile(lambda each: each.startswith("-"), given)  # those before the command
+    is_verbose = not {"-v", "--verbose"}.isdisjoint(own)
+    with _log_shown(is_verbose):
+        return _guarded(lambda: _invoked(given), is_verbose)
+
+
+@contextmanager
+def _log_shown(is_shown: bool) -> Iterator[None]:
+    """Write the library's log to stderr, or nowhere: the command itself says what matters."""
+    logger = logging.getLogger("greenconn")
+    level = logger.level
+    handler: logging.Handler = logging.NullHandler()
+    if is_shown:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _invoked(arguments: list[str]) -> Any:

@@ -739,7 +739,8 @@ def test_a_reply_that_never_comes_has_its_deadline(amqp_peer: AmqpPeer) -> None:
         channel.queue_declare("late")
     with pytest.raises(TimeoutError, match="may have the message"):
         channel.basic_publish_confirm(channel.prepare_message("x"), "", "q")
-    # Its reply is not taken for that of the next.
+    # Its reply is not taken for that of the next, which has all the time that it needs.
+    link.options = link.options.replace(reply_timeout=WAIT)
     asking = gevent.spawn(channel.queue_declare, "next")
     end = amqp_peer.end
     end.expect(spec.Basic.Publish)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -67,8 +66,7 @@ def command(
 ) -> Iterator[Command]:
     """``command("ping", url)`` runs a command in this process."""
     monkeypatch.delenv("GREENCONN_URL", raising=False)
-    hub, logger = gevent.get_hub(), logging.getLogger("greenconn")
-    level, handlers = logger.level, logger.handlers[:]
+    hub = gevent.get_hub()
     hub.exception_stream = None  # the one it has may be a capture that has ended
 
     def start(*arguments: str) -> Ended:
@@ -79,8 +77,6 @@ def command(
 
     yield start
     del hub.exception_stream  # back to sys.stderr, whatever that is then
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
 
 
 @pytest.fixture
