@@ -197,12 +197,13 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         Raises:
             PublishNacked: the store accepts no messages now.
         """
-        result = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
+        slot: Slot[Any] = Slot()
+        limit = self.send(message, exchange, routing_key, mandatory, immediate, deadline, slot)
         try:
-            result.wait(deadline)
+            self.wait_stored(slot, exchange, routing_key, mandatory, limit)
         except PublishNacked:
             # As in AMQP, only a caller that asks for a confirm learns that a queue is full.
-            if not result.is_queue_full:
+            if not (slot.has_value and isinstance(slot.value, QueueFull)):
                 raise
         except Unroutable:
             return_message(self._channel, self._shown(message), exchange, routing_key)
@@ -215,12 +216,26 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         mandatory: bool,
         immediate: bool,
         deadline: DeadlineLike | None,
-        done: Completion | None = None,
     ) -> StoredResult:
-        """Publish *message*; the result's ``wait`` tells what became of it.  May switch.
+        """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
+        slot: Slot[Any] = Slot()
+        limit = self.send(message, exchange, routing_key, mandatory, immediate, deadline, slot)
+        return StoredResult(self, slot, exchange, routing_key, mandatory, limit)
 
-        Arguments:
-            done: gets the outcome; None: the result does.
+    def send(
+        self,
+        message: M | Envelope,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: DeadlineLike | None,
+        done: Completion,
+    ) -> DeadlineLike | None:
+        """Send *message*; *done* gets the outcome.  May switch.
+
+        Returns:
+            The deadline of the publish: *deadline*, or the connection's ``confirm_timeout`` from now on.
         """
         channel = self._channel
         if (
@@ -240,12 +255,48 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         except ChannelError as exc:
             channel.fail(exc)
             raise
-        slot: Slot[Any] = Slot()
         if target is None:
-            slot.offer(_NO_QUEUE)
+            done.offer(_NO_QUEUE)
         else:
-            self._put(target, routing_key, done or slot, deadline)
-        return StoredResult(self, slot, exchange, routing_key, mandatory, deadline)
+            self._put(target, routing_key, done, deadline)
+        return deadline
+
+    def wait_stored(
+        self,
+        slot: Slot[Any],
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        deadline: DeadlineLike | None,
+    ) -> None:
+        """Return when the broker has a message.  May switch.
+
+        Arguments:
+            slot: gets the outcome.
+            deadline: None: it waits as long as the link lives, which watches its broker by itself.
+
+        Raises:
+            Exception: see :meth:`StoredResult.wait`.
+        """
+        try:
+            outcome = slot.wait(deadline or NEVER)  # type: ignore[arg-type]
+        except TimeoutError as exc:
+            if deadline is None or deadline.timeout is None or not slot.has_left:
+                raise
+            raise PublishTimeout(
+                f"{self.link.where} did not confirm a publish to {route_text(exchange, routing_key)} "
+                f"within {deadline.timeout:g} s: it may have the message",
+                maybe_delivered=True,
+            ) from exc
+        if not isinstance(outcome, Exception):
+            return
+        if isinstance(outcome, NoQueue):
+            if mandatory:
+                raise unroutable(exchange, routing_key)
+        elif isinstance(outcome, QueueFull):
+            raise queue_full(exchange, routing_key)
+        else:
+            raise self.error(outcome, f"publishing to {route_text(exchange, routing_key)}")
 
     def _routed(
         self,
@@ -347,11 +398,6 @@ class StoredResult:
         self._routing_key = routing_key
         self._mandatory = mandatory
 
-    @property
-    def is_queue_full(self) -> bool:
-        """Whether a full queue has refused the message."""
-        return self._slot.has_value and isinstance(self._slot.value, QueueFull)
-
     def wait(self, deadline: DeadlineLike | None = None) -> None:
         """Return when the broker has the message.  May switch.
 
@@ -366,29 +412,8 @@ class StoredResult:
             RecoverableConnectionError: the connection went first; the broker may have it.
             Exception: the broker refused it.
         """
-        publisher = self._publisher
-        # Without an end it waits as long as the link lives, which watches its broker by itself.
         if deadline is None or deadline.timeout is None:
             deadline = self._limit
-        try:
-            outcome = self._slot.wait(deadline or NEVER)  # type: ignore[arg-type]
-        except TimeoutError as exc:
-            if deadline is None or deadline.timeout is None or not self._slot.has_left:
-                raise
-            raise PublishTimeout(
-                f"{publisher.link.where} did not confirm a publish to {self._what()} within "
-                f"{deadline.timeout:g} s: it may have the message",
-                maybe_delivered=True,
-            ) from exc
-        if not isinstance(outcome, Exception):
-            return
-        if isinstance(outcome, NoQueue):
-            if self._mandatory:
-                raise unroutable(self._exchange, self._routing_key)
-        elif isinstance(outcome, QueueFull):
-            raise queue_full(self._exchange, self._routing_key)
-        else:
-            raise publisher.error(outcome, f"publishing to {self._what()}")
-
-    def _what(self) -> str:
-        return route_text(self._exchange, self._routing_key)
+        self._publisher.wait_stored(
+            self._slot, self._exchange, self._routing_key, self._mandatory, deadline
+        )

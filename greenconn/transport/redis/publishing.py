@@ -230,9 +230,10 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
             return self._routed(
                 message, size, message.headers, exchange, routing_key, mandatory, deadline
             )
-        is_new = message.delivery_info is None  # not one that is sent on
-        found = self._heads.get((routing_key, message.priority)) if is_new else None
-        head, route = found or self._head(message, routing_key)
+        head, route = (
+            message.delivery_info is None  # not one that is sent on
+            and self._heads.get((routing_key, message.priority))
+        ) or self._head(message, routing_key)
         raw = b"".join(
             (
                 b'{"body": ',

@@ -231,7 +231,7 @@ class WindowPublisher(RedisPublisher):
         if exchange or not routing_key or mandatory or not message.is_plain:
             super().publish(message, exchange, routing_key, mandatory, immediate, deadline)
             return
-        self.begin(message, "", routing_key, False, immediate, deadline, window)
+        self.send(message, "", routing_key, False, immediate, deadline, window)
         window.unanswered += 1
 
     def end(self) -> None:
