@@ -20,7 +20,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.messaging import Producer
-from greenconn.transport.redis import waking
+from greenconn.transport.redis import invalidations
 from greenconn.transport.redis.claiming import WatchState
 from greenconn.wire.resp import pack
 from tests.faults.kinds import Direction, Fault, Kind
@@ -286,8 +286,8 @@ def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, re
 def test_what_no_push_reports_is_found(
     redis_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waking, "SAFETY", (0.1, 0.1))
-    monkeypatch.setattr(waking.Waking, "invalidated", lambda self, keys: None)
+    monkeypatch.setattr(invalidations, "SAFETY", (0.1, 0.1))
+    monkeypatch.setattr(invalidations.Invalidations, "take", lambda self, keys: None)
     got: list[Any] = []
     with Connection(redis_url) as connection, Connection(redis_url) as other:
         consumer = greenconn.spawn_consumer(
@@ -299,7 +299,7 @@ def test_what_no_push_reports_is_found(
             until(lambda: feed.source.state is WatchState.ARMED)
             greenconn.publish(unique, number, connection=other)
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
-        assert connection.connection.placement.partition("").waking.found >= 3
+        assert connection.connection.placement.partition("").invalidations.found >= 3
         assert consumer.stop(SOON)
         other.default_channel.queue_delete(unique)
     assert got == [0, 1, 2]

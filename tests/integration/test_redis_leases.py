@@ -170,7 +170,7 @@ def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     feed = first.feeds["q"]
     until(lambda: feed.source.state is WatchState.ARMED)
     other = Channel(second)
-    first.placement.partition("").waking.stop()  # nothing is told of what comes now
+    first.placement.partition("").invalidations.stop()  # nothing is told of what comes now
     for number in range(3):
         other.basic_publish(other.prepare_message(str(number)), "", "q")
     feed.wake()

@@ -177,7 +177,7 @@ WATCH_MOVES: Final[Mapping[WatchState, frozenset[WatchState]]] = {
 }
 
 
-class SourceWaking(Protocol):
+class SourceWatch(Protocol):
     """The counters and logs for the sources of a link.
 
     Attributes:
@@ -198,7 +198,7 @@ class RedisSource:
         claims: give numbers to the fields under which messages are held.
         due: claims that leave when the turn ends.
         settlements: requeue messages that no consumer takes.
-        waking: counts and logs.
+        invalidations: counts and logs.
         retire: forgets a feed that is not used any more.  Never switches.
         feed: has the consumers.
 
@@ -214,6 +214,7 @@ class RedisSource:
         "_exists",
         "_feed",
         "_front",
+        "_invalidations",
         "_misses",
         "_number",
         "_poll",
@@ -221,7 +222,6 @@ class RedisSource:
         "_retire",
         "_settlements",
         "_timer",
-        "_waking",
         "lists",
         "state",
     )
@@ -234,7 +234,7 @@ class RedisSource:
         claims: Claims,
         due: DueClaims,
         settlements: Settlements,
-        waking: SourceWaking,
+        invalidations: SourceWatch,
         retire: Callable[[RedisFeed], None],
         feed: RedisFeed,
     ) -> None:
@@ -242,7 +242,7 @@ class RedisSource:
         self._claims = claims
         self._due = due
         self._settlements = settlements
-        self._waking = waking
+        self._invalidations = invalidations
         self._retire = retire
         self._feed = feed
         self.lists = commands.keys.lists(feed.queue)
@@ -351,7 +351,7 @@ class RedisSource:
             return
         self._move(_ARMED)
         if reply:
-            self._waking.found += 1
+            self._invalidations.found += 1
             self.pushed()
 
     # -- claiming
@@ -448,7 +448,7 @@ class RedisSource:
         feed.arrive(Delivery(None, field, number, raw, feed.queue, is_broadcast=True))
         if len(feed.arrived) > FANNED:
             feed.arrived.popleft()
-            self._waking.overflowed(feed.queue)
+            self._invalidations.overflowed(feed.queue)
 
     def broadcast_again(self, message: Delivery) -> None:
         """Put back a fan-out message, which is the next one again."""

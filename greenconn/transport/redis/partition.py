@@ -21,6 +21,7 @@ from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import Fanout
+from greenconn.transport.redis.invalidations import Invalidations
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.maintenance import Expiry, Sweeper
 from greenconn.transport.redis.options import RedisOptions
@@ -29,7 +30,6 @@ from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.settling import Requeuer
 from greenconn.transport.redis.store import RedisConsuming, RedisSettler
 from greenconn.transport.redis.topology import RedisTopology
-from greenconn.transport.redis.waking import Waking
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
@@ -153,9 +153,9 @@ class Partition:
         )
 
     @cached_property
-    def waking(self) -> Waking:
+    def invalidations(self) -> Invalidations:
         """The hints that there are messages."""
-        return Waking(self.commands, self.queues.changed)
+        return Invalidations(self.commands, self.queues.changed)
 
     @cached_property
     def consuming(self) -> RedisConsuming:
@@ -168,7 +168,7 @@ class Partition:
             link.directory,
             self.queues,
             link.fanout,
-            self.waking,
+            self.invalidations,
             self.feeds,
         )
 
@@ -242,7 +242,7 @@ class Partition:
         self.sweeper.stop()
         self.expiry.stop()
         self.delays.stop()
-        self.waking.stop()
+        self.invalidations.stop()
         self.queues.stop()
         for feed in list(self.feeds.values()):
             feed.source.stop()

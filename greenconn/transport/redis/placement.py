@@ -218,7 +218,7 @@ class SinglePlacement:
 
     def _on_push(self, push: list[Any]) -> None:
         if push[0] == b"invalidate":
-            self.whole.waking.invalidated(push[1])
+            self.whole.invalidations.take(push[1])
 
     def _on_lost(self, exc: LinkLost) -> None:
         self._link.end(exc)

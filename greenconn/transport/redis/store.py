@@ -30,6 +30,7 @@ from greenconn.transport.redis.claiming import Claims, DueClaims, RedisFeed, Red
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import Fanout
+from greenconn.transport.redis.invalidations import Invalidations
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues
@@ -41,7 +42,6 @@ from greenconn.transport.redis.settling import (
     move_of,
     number_of,
 )
-from greenconn.transport.redis.waking import Waking
 from greenconn.transport.refusal import Method
 from greenconn.wire.resp import pack
 
@@ -63,7 +63,7 @@ class RedisConsuming:
         directory: says which queues may be used.
         queues: the queues in the server.
         fanout: has what is published to fan-out exchanges.
-        waking: tells when messages come.
+        invalidations: tells when messages come.
         feeds: queue -> what serves its consumers of this link; filled here.
     """
 
@@ -75,7 +75,7 @@ class RedisConsuming:
         directory: Directory,
         queues: RedisQueues,
         fanout: Fanout,
-        waking: Waking,
+        invalidations: Invalidations,
         feeds: dict[str, RedisFeed],
     ) -> None:
         self._commands = commands
@@ -85,7 +85,7 @@ class RedisConsuming:
         self._directory = directory
         self._queues = queues
         self._fanout = fanout
-        self._waking = waking
+        self._invalidations = invalidations
         self._feeds = feeds
 
     def check(self, queue: str, method: Method) -> None:
@@ -110,7 +110,7 @@ class RedisConsuming:
             self._claims,
             self._due,
             self._settlements,
-            self._waking,
+            self._invalidations,
             self._retire,
             feed,
         )
@@ -126,7 +126,7 @@ class RedisConsuming:
         how = "exclusive" if exclusive else len(feed.consumers) + feed.coming
         if not self._queues.join(feed.queue, how):
             return False
-        self._waking.add(feed.source)
+        self._invalidations.add(feed.source)
         return True
 
     def announce(self) -> None:
@@ -141,14 +141,14 @@ class RedisConsuming:
         if feed.is_used:
             self._queues.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
-            self._waking.discard(feed.source)
+            self._invalidations.discard(feed.source)
             self._fanout.leave(feed.queue)
             self._queues.unused(feed.queue)
 
     def ended(self, feed: RedisFeed) -> None:
         """Note that a consumer has left a queue that is gone.  Never switches."""
         if not feed.is_used:
-            self._waking.discard(feed.source)
+            self._invalidations.discard(feed.source)
 
     def take(self, channel: ChannelPort, queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch.

@@ -191,7 +191,7 @@ class ClusterPlacement:
         commands.scripts.forget()
         found = self._partitions.get(commands.keys.tag)
         if found is not None:
-            found.waking.invalidated(None)
+            found.invalidations.take(None)
             if was_lost:
                 spawn("redis-reconcile", self._reconcile, found)
 
@@ -282,7 +282,7 @@ class ClusterPlacement:
             return
         if push[1] is None:
             for each in self.partitions():
-                each.waking.invalidated(None)
+                each.invalidations.take(None)
             return
         start = len(self._options.global_keyprefix.encode()) + 1
         for key in push[1]:
@@ -290,4 +290,4 @@ class ClusterPlacement:
                 key[start : key.find(b"}", start)].decode("utf-8", "replace")
             )
             if found is not None:
-                found.waking.invalidated([key])
+                found.invalidations.take([key])

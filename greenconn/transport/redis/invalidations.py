@@ -1,8 +1,9 @@
-"""Wake-ups of sources: invalidations and the safety poll.
+"""Invalidation messages of the server, and the safety poll.
 
-An invalidation names a key that was changed after we had read it.  For the lists of a queue that
-is a hint to its source; for the declaration of a queue, to what is known of it.  Keys have no database
-in them, and other causes exist (expiry, a foreign pop): a hint is only a hint, the claim decides.
+An invalidation message names a key that was changed after we had read it (Redis, *Client-side
+caching*).  For the lists of a queue that is a hint to its source; for the declaration of a queue, to
+what is known of it.  Keys have no database in them, and other causes exist (expiry, a foreign pop): a
+hint is only a hint, the claim decides.
 
 A push may get lost (a server's limit of tracked keys, a proxy in between), but nothing waits for ever:
 sources of empty queues also look every few seconds.
@@ -22,7 +23,7 @@ from greenconn.transport.redis.claiming import RedisSource, WatchState
 from greenconn.transport.redis.commands import Commands
 from greenconn.wire.resp import pack
 
-__all__ = ["Waking"]
+__all__ = ["Invalidations"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -32,8 +33,8 @@ SAFETY: Final = (5.0, 10.0)
 PAGE: Final = 250
 
 
-class Waking:
-    """The hints of one link.
+class Invalidations:
+    """The receiver of the invalidation messages of one connection.
 
     Arguments:
         commands: of the link.
@@ -81,7 +82,7 @@ class Waking:
         if ticker is not None:
             ticker.stop()
 
-    def invalidated(self, keys: list[bytes] | None) -> None:
+    def take(self, keys: list[bytes] | None) -> None:
         """Handle that *keys* have changed; None: all may have.  In the reader."""
         if keys is None:
             for source in list(self._sources.values()):
