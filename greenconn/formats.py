@@ -9,6 +9,7 @@ from json import JSONDecodeError
 from typing import Any, Final
 
 from greenconn.exceptions import DecodeError, EncodeError, SerializerNotInstalled
+from greenconn.fields import as_plain
 
 __all__ = [
     "decode_error",
@@ -55,7 +56,20 @@ def _not_installed(module: str, package: str) -> SerializerNotInstalled:
 
 def yaml_dumps(value: Any) -> Any:
     """Encode a value as YAML; only YAML's safe types are possible."""
-    return _yaml().safe_dump(value)
+    return _yaml().dump(value, Dumper=_yaml_dumper())
+
+
+@cache
+def _yaml_dumper() -> Any:
+    """Return PyYAML's safe dumper, which also takes objects with fields."""
+
+    class Dumper(_yaml().SafeDumper):  # type: ignore[misc]
+        def represent_other(self, value: Any) -> Any:
+            plain = as_plain(value)
+            return self.represent_undefined(value) if plain is value else self.represent_data(plain)
+
+    Dumper.add_representer(None, Dumper.represent_other)
+    return Dumper
 
 
 def yaml_loads(body: Any) -> Any:
@@ -91,7 +105,7 @@ def _yaml_loader() -> Any:
 
 def msgpack_dumps(value: Any) -> Any:
     """Encode a value as MessagePack, which distinguishes text and bytes."""
-    return _msgpack().packb(value, use_bin_type=True)
+    return _msgpack().packb(value, use_bin_type=True, default=as_plain)
 
 
 def msgpack_loads(body: Any) -> Any:

@@ -21,6 +21,8 @@ from decimal import Decimal
 from json import encoder as _json_encoder
 from typing import Any, Final, TypeVar
 
+from greenconn.fields import as_plain
+
 __all__ = [
     "JSONEncoder",
     "NestedTooDeeply",
@@ -87,7 +89,10 @@ def _default(value: Any) -> Any:
             return {"__type__": "bytes", "__value__": value.decode("utf-8")}
         except UnicodeDecodeError:
             return {"__type__": "base64", "__value__": base64.b64encode(value).decode("ascii")}
-    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    plain = as_plain(value, _default)
+    if plain is value:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return plain
 
 
 def _is_lazy_translation(value: Any) -> bool:

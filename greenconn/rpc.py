@@ -40,6 +40,7 @@ from greenconn.identity import uuid
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOptions
 from greenconn.publishing.publisher import Publisher
+from greenconn.schemas import schema_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
@@ -120,6 +121,7 @@ def spawn_server(
     queue: str | Queue | Iterable[str | Queue],
     function: Callable[[Any], Any],
     *,
+    schema: Any = None,
     connection: Connection | str | None = None,
     serializer: str | None = None,
     around: Callable[[Message], AbstractContextManager[Any]] | None = None,
@@ -133,6 +135,8 @@ def spawn_server(
         queue: the queue of the calls: a name (declared as a durable queue if it does not exist), a
             ``Queue``, or a list of them.
         function: called with the body.  The serializer must be able to encode its result.
+        schema: of the body, as for :func:`greenconn.spawn_consumer`; the caller of one that does not fit
+            gets a ``RemoteError``.
         connection: as for :func:`greenconn.spawn_consumer`.
         serializer: of the replies; None: JSON, or for text and bytes their own content types.
         around: called with each request; the function runs within the context that it returns.
@@ -150,6 +154,7 @@ def spawn_server(
     consumer = spawn_consumer(
         queue,
         server.serve,
+        schema=schema_of(function) if schema is None else schema,
         connection=consuming_connection(connection),
         on_decode_error=server.refuse,
         **options,
@@ -175,6 +180,8 @@ def check_server(queue: Any, function: Any, options: Mapping[str, Any]) -> None:
     """
     further = {name: options[name] for name in options.keys() - {"serializer", "around"}}
     _check_function(function, further)
+    if further.get("schema") is None:
+        further["schema"] = schema_of(function)
     check_consumer(queue, _any_handler, further)
 
 

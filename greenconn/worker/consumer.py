@@ -327,6 +327,7 @@ def spawn_consumer(
     queue: QueueLike | Iterable[QueueLike],
     handler: Handler,
     *,
+    schema: Any = None,
     connection: Connection | str | None = None,
     concurrency: int = 1,
     prefetch_count: int | None = None,
@@ -355,6 +356,10 @@ def spawn_consumer(
             of them.
         handler: called as ``handler(body, message)``, in a greenlet that serves many messages, each
             in a copy of the context (``contextvars``) of this call.
+        schema: the type that decoded bodies are converted to.  None: the annotation of the handler's
+            first parameter (of its items, with ``batch_size``), if a dataclass, a TypedDict, a
+            ``msgspec.Struct`` or a pydantic model is in it; other annotations change nothing.  All but
+            models need the extra ``msgspec``.  ``object`` leaves bodies as they are.
         connection: shared and never closed by us; a URL; None is the default one.
         concurrency: handlers that run at once.
         prefetch_count: messages that may be unacked, over all queues; default max(10,
@@ -370,8 +375,8 @@ def spawn_consumer(
             unacknowledged.  The handler's place is free meanwhile.
         name: for logs; default: the names of the queues.
         consumer_args:
-            ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded or is
-            not accepted; default: it is rejected.
+            ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded, is not
+            accepted or does not fit the schema; default: it is rejected.
             ``dead_letter``: where a message goes that is given up, with the reason in its headers:
             True is the queue ``<queue>.dead``, text the name of one; it is declared when it is needed.
             ``blocking_threshold``: a handler that ran for longer without letting others run is logged,
@@ -395,10 +400,12 @@ def spawn_consumer(
     Raises:
         TypeError: an option that is not known, or a value of another type.
         ValueError: a value out of range, or options that exclude each other.
+        MissingExtra: the library that converts to the schema is not installed.
         WrongHub: the connection belongs to another thread.
     """
     given = {
         "handler": handler,
+        "schema": schema,
         "concurrency": concurrency,
         "prefetch_count": prefetch_count,
         "no_ack": no_ack,

@@ -3,8 +3,8 @@
 A message is settled once, by the handler itself or here.  After a handler that returned it is acked.
 After one that failed it is handled again after the delays of ``retry``, for which the broker holds it
 where it can; then ``on_error`` decides: it is rejected (a dead letter with ``dead_letter``), requeued,
-or passed to a function.  A body that cannot be decoded never reaches the
-handler.
+or passed to a function.  A body that cannot be decoded, or does not fit the handler's schema, never
+reaches the handler.
 
 A message whose channel was closed cannot be settled, and the broker redelivers it.  So an ack that
 fails is logged and ends nothing.
@@ -69,6 +69,7 @@ class Handling:
         "_accept",
         "_backoffs",
         "_context",
+        "_convert",
         "_dead_letters_of",
         "_failed_messages",
         "_handler",
@@ -102,6 +103,7 @@ class Handling:
     ) -> None:
         self._handler = options.handler
         self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
+        self._convert = options.convert
         self._on_error = options.on_error
         self._on_decode_error = options.on_decode_error
         self._retry_policy: RetryPolicy | None = options.policy
@@ -149,6 +151,8 @@ class Handling:
                 message.accept = self._accept
             try:
                 body = message.decode()
+                if self._convert is not None:
+                    body = message._decoded_cache = self._convert(body)
             except Exception as exc:
                 self._refuse_undecodable(message, exc)
                 return
@@ -471,17 +475,21 @@ class BatchHandling(Handling):
 
     def _decoded(self, batch: MessageBatch) -> list[Any]:
         """Return the bodies; messages that cannot be decoded leave the batch."""
-        bodies, good = [], []
+        bodies: list[Any] = []
+        good: list[Any] = []
         for message in batch.messages:
             if self._is_counted:
                 release(message)
             if self._accept is not None:
                 message.accept = self._accept
             try:
-                bodies.append(message.decode())
+                body = message.decode()
+                if self._convert is not None:
+                    body = message._decoded_cache = self._convert(body)
             except Exception as exc:
                 self._refuse_undecodable(message, exc)
             else:
+                bodies.append(body)
                 good.append(message)
         batch.messages = good
         return bodies

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
@@ -21,6 +20,7 @@ from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
 from greenconn.green.retry import RetryPolicy
 from greenconn.options import Retry
+from greenconn.schemas import Convert, converter_of, item_of, schema_of, signature_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
 
@@ -48,6 +48,10 @@ class ConsumerOptions:
 
     handler: Handler
     """Called with body and message; with *batch_size* with lists of both."""
+
+    schema: Any = None
+    """The type that bodies are converted to; None: the annotation of the handler's first parameter, if
+    that names a dataclass, a TypedDict, a Struct or a model."""
 
     concurrency: int = 1
     """Handlers that run at once."""
@@ -124,6 +128,9 @@ class ConsumerOptions:
     batch_interval: float | None = None
     """Seconds that a message waits until its batch is full; None is 1 s."""
 
+    convert: Convert | None = field(init=False, default=None)
+    """Converts decoded bodies to the schema; None leaves them as they are."""
+
     def __post_init__(self) -> None:
         _check_handler(self.handler)
         check_count(self, "concurrency", least=1, optional=False)
@@ -167,6 +174,13 @@ class ConsumerOptions:
             put(self, "prefetch_count", min(enough, MOST_PREFETCH))
         if self.batch_size is not None and self.batch_interval is None:
             put(self, "batch_interval", BATCH_INTERVAL)
+        schema = self.schema
+        if schema is None:
+            schema = schema_of(self.handler)
+            if schema is not None and self.batch_size is not None:
+                schema = item_of(schema)
+        if schema is not None:
+            put(self, "convert", converter_of(schema))
 
     def _check_acks(self) -> None:
         if self.on_error not in ("reject", "requeue") and not callable(self.on_error):
@@ -367,7 +381,7 @@ def _check_handler(handler: object) -> None:
         raise TypeError(f"handler must be a callable, got {handler!r}")
     check_runs("handler", handler)
     try:
-        signature = inspect.signature(handler)
+        signature = signature_of(handler)
     except (TypeError, ValueError):
         return  # of a function in C, which does not say
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ from gevent.queue import Queue as GreenQueue
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
+from greenconn.message import Message
 from greenconn.options import Retry
 from tests.fix_wires import until
 from tests.integration.capabilities import Kind
@@ -139,6 +141,41 @@ def test_failed_message_becomes_a_dead_letter(connection: Connection, unique: st
     assert bad.headers["x-greenconn-reason"] == "undecodable"
     assert "x-greenconn-attempts" not in bad.headers
     until(lambda: consumer.stats()["rejected"] == 2)
+    assert consumer.stop(SOON)
+
+
+@dataclass
+class Item:
+    price: float
+
+
+@dataclass
+class Order:
+    id: int
+    items: list[Item]
+
+
+def test_body_that_does_not_fit_becomes_a_dead_letter(connection: Connection, unique: str) -> None:
+    pytest.importorskip("msgspec")
+    handled: GreenQueue[Order] = GreenQueue()
+
+    def handle(order: Order, message: Message) -> None:
+        handled.put(order)
+
+    consumer = greenconn.spawn_consumer(unique, handle, connection=connection, dead_letter=True)
+    assert consumer.wait_ready(SOON)
+    bad = {"id": 17, "items": [{"price": "much"}]}
+    order = Order(18, [Item(1.5)])
+    assert greenconn.publish_many(unique, [bad, order], connection=connection) == 2
+    assert handled.get(timeout=SOON) == order
+    letter = got(connection, f"{unique}.dead")
+    assert letter.payload == bad
+    headers = letter.headers
+    assert headers["x-greenconn-reason"] == "undecodable"
+    assert headers["x-greenconn-error"] == "greenconn.exceptions.DecodeError"
+    assert headers["x-greenconn-error-text"] == (
+        "the body does not fit Order: Expected `float`, got `str` - at `$.items[0].price`"
+    )
     assert consumer.stop(SOON)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -58,6 +61,54 @@ def test_typed_values(value: Any, marker: str, encoded: Any) -> None:
     (back,) = loads(text)["v"]
     assert back == value
     assert type(back) is type(value)
+
+
+class Size(Enum):
+    SMALL = "s"
+
+
+class Pair(NamedTuple):
+    one: int
+    two: int
+
+
+@dataclass
+class Event:
+    day: date
+    size: Size
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "decoded"),
+    [
+        ((1, 2), "[1, 2]", [1, 2]),
+        (Pair(1, 2), "[1, 2]", [1, 2]),
+        ({1: "a", None: "b", 1.5: "c"}, '{"1": "a", "null": "b", "1.5": "c"}', None),
+        ([float("inf"), -float("inf")], "[Infinity, -Infinity]", None),
+        (2**70, "1180591620717411303424", 2**70),
+        (Size.SMALL, '"s"', "s"),
+        (
+            Event(date(2024, 5, 17), Size.SMALL),
+            '{"day": {"__type__": "date", "__value__": "2024-05-17"}, "size": "s"}',
+            {"day": date(2024, 5, 17), "size": "s"},
+        ),
+    ],
+)
+def test_what_becomes_something_else(value: Any, text: str, decoded: Any) -> None:
+    assert dumps(value) == text
+    if decoded is not None:
+        assert loads(text) == decoded
+
+
+def test_nan() -> None:
+    assert dumps(float("nan")) == "NaN"
+    assert math.isnan(loads("NaN"))
+
+
+@pytest.mark.parametrize("value", [{1}, timedelta(1), Event, {(1, 2): 3}, {date(2024, 5, 17): 1}])
+def test_what_cannot_be_written(value: Any) -> None:
+    with pytest.raises(TypeError):
+        dumps(value)
 
 
 def test_text_is_that_of_the_standard_library() -> None:

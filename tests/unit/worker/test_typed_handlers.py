@@ -1,0 +1,180 @@
+"""Handlers that get bodies of the type that they declare."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+
+from greenconn import App, rpc
+from greenconn.connection import Connection
+from greenconn.exceptions import DecodeError, RemoteError
+from greenconn.message import Message
+from greenconn.options import Retry
+from greenconn.worker import spawn_consumer
+from tests.fix_wires import until
+from tests.unit.worker.conftest import Broker
+
+pytest.importorskip("msgspec")
+
+#: Seconds in which what must come comes.
+SOON = 20.0
+
+
+@dataclass
+class Item:
+    price: float
+
+
+@dataclass
+class Order:
+    id: int
+    items: list[Item] = field(default_factory=list)
+
+
+@pytest.fixture(autouse=True)
+def queue(broker: Broker) -> None:
+    broker.declare("q")
+
+
+def test_the_annotation_decides(connection: Connection, broker: Broker) -> None:
+    seen: list[Any] = []
+
+    def handle(order: Order, message: Message) -> None:
+        seen.append((order, message.payload))
+
+    spawn_consumer("q", handle, connection=connection)
+    broker.publish("q", {"id": 1, "items": [{"price": 2}]}, Order(2, [Item(3.5)]))
+    until(lambda: len(seen) == 2)
+    first, second = Order(1, [Item(2.0)]), Order(2, [Item(3.5)])
+    assert seen == [(first, first), (second, second)]
+
+
+def test_the_schema_decides(connection: Connection, broker: Broker) -> None:
+    seen: list[Any] = []
+    broker.declare("r")
+    spawn_consumer("q", lambda body, message: seen.append(body), connection=connection, schema=Item)
+
+    def handle(order: Order, message: Message) -> None:
+        seen.append(order)
+
+    spawn_consumer("r", handle, connection=connection, schema=object)
+    broker.publish("q", {"price": 1})
+    broker.publish("r", {"price": 2})
+    until(lambda: len(seen) == 2)
+    assert Item(1.0) in seen
+    assert {"price": 2} in seen
+
+
+def test_each_retry_has_a_body_of_its_own(connection: Connection, broker: Broker) -> None:
+    seen: list[Order] = []
+
+    def handle(order: Order, message: Message) -> None:
+        seen.append(order)
+        order.items.append(Item(1.0))
+        if len(seen) < 3:
+            raise OSError("try me again")
+
+    broker.publish("q", Order(1))
+    consumer = spawn_consumer("q", handle, connection=connection, retry=Retry(delay=0.01))
+    until(lambda: consumer.stats()["handled"] == 1)
+    assert seen == [Order(1, [Item(1.0)])] * 3
+
+
+def test_a_body_that_does_not_fit_is_reported(connection: Connection, broker: Broker) -> None:
+    seen: list[Any] = []
+
+    def handle(order: Order, message: Message) -> None:
+        seen.append(order)
+
+    def refuse(message: Message, exc: Exception) -> None:
+        seen.append((message.payload, exc))
+
+    broker.publish("q", {"id": 1, "items": [{"price": "much"}]}, Order(2))
+    consumer = spawn_consumer("q", handle, connection=connection, on_decode_error=refuse)
+    until(lambda: consumer.stats()["handled"] == 1 and consumer.stats()["rejected"] == 1)
+    (payload, error), order = seen
+    assert payload == {"id": 1, "items": [{"price": "much"}]}
+    assert isinstance(error, DecodeError)
+    assert "Expected `float`, got `str` - at `$.items[0].price`" in str(error)
+    assert order == Order(2)
+
+
+def test_batches(connection: Connection, broker: Broker) -> None:
+    seen: list[Any] = []
+
+    def handle(orders: list[Order], messages: list[Message]) -> None:
+        seen.append((orders, [each.payload for each in messages]))
+
+    broker.publish("q", Order(1), {"id": "2"}, Order(3))
+    consumer = spawn_consumer("q", handle, connection=connection, batch_size=3, batch_interval=0.1)
+    until(lambda: consumer.stats()["handled"] == 2)
+    assert consumer.stats()["rejected"] == 1
+    assert seen == [([Order(1), Order(3)], [Order(1), Order(3)])]
+
+
+def test_servers(connection: Connection) -> None:
+    def total(order: Order) -> Item:
+        return Item(sum(each.price for each in order.items))
+
+    server = rpc.spawn_server("total", total, connection=connection)
+    plain = rpc.spawn_server("plain", lambda body: body, schema=Order, connection=connection)
+    assert server.wait_ready(SOON)
+    assert plain.wait_ready(SOON)
+    order = Order(1, [Item(1.5), Item(2.5)])
+    assert rpc.call("total", order, connection=connection) == {"price": 4.0}
+    assert rpc.call("plain", order, connection=connection) == asdict(order)
+    with pytest.raises(RemoteError, match=r"the body does not fit Order: Expected `int`.*`\$\.id`"):
+        rpc.call("total", {"id": "1"}, connection=connection)
+
+
+def test_applications() -> None:
+    app = App()
+    seen: list[Any] = []
+
+    @app.around_handle
+    def noted(message: Message) -> Any:
+        seen.append(message.payload)
+        yield
+
+    @app.consumer("orders")
+    def handle(order: Order, message: Message) -> None:
+        seen.append(order)
+
+    @app.consumer("items", schema=Item)
+    def handle_item(item: Any, message: Message) -> None:
+        seen.append(item)
+
+    @app.rpc("double")
+    def double(item: Item) -> Item:
+        return Item(2 * item.price)
+
+    with app.testing() as test:
+        app.publish_many("orders", [Order(1), Order(2)])
+        test.wait_until_handled(SOON)
+        assert sorted(seen, key=lambda each: each.id) == [Order(1), Order(1), Order(2), Order(2)]
+        app.publish("items", Item(1.0))
+        test.wait_until_handled(SOON)
+        assert seen[-2:] == [Item(1.0), Item(1.0)]
+        assert app.call("double", Item(2.0)) == {"price": 4.0}
+
+
+def test_wrong_types_are_refused_where_they_are_declared(connection: Connection) -> None:
+    app = App()
+    wrong = r"schema must be a type that bodies can be converted to, got 7"
+    with pytest.raises(TypeError, match=wrong):
+        spawn_consumer("q", lambda body, message: None, schema=7, connection=connection)
+    with pytest.raises(TypeError, match=wrong):
+        rpc.spawn_server("q", lambda body: None, schema=7, connection=connection)
+    with pytest.raises(TypeError, match=wrong):
+        app.consumer("q", schema=7)(lambda body, message: None)
+    with pytest.raises(TypeError, match=wrong):
+        app.rpc("q", schema=7)(lambda body: None)
+
+    def function(body: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(
+        TypeError, match="must be known where the handler is defined, got 'Nowhere'"
+    ):
+        app.rpc("q")(function)
