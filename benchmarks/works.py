@@ -73,6 +73,13 @@ WORKS: dict[str, Work] = {
     "consume": Work(figures=(cpu("consume, prefetch 100, ack each", 9.0),)),
     "consume_no_ack": Work(figures=(cpu("consume, no ack", 7.0),)),
     "spawned": Work(figures=(cpu("``spawn_consumer``, concurrency 100", 12.0),)),
+    "typed": Work(
+        figures=(
+            cpu("``spawn_consumer``, a dataclass as body", 14.0),
+            Figure("ratio", "the same, beside ``Body(**body)`` in the handler", "x", Budget(1.15)),
+        ),
+        divisor=4,
+    ),
     "consumers": Work(
         figures=(
             cpu("1,000 consumers on 1,000 queues, one connection", 11.0),

@@ -37,6 +37,7 @@ class Rival:
 _NO_WORKERS = "calls one handler at a time"
 _NO_POOL = "has no pool"
 _ONE_CALLER = "one caller at a time"
+_NO_TYPES = "decodes to no types"
 
 RIVALS = {
     "greenconn": Rival(
@@ -47,7 +48,7 @@ RIVALS = {
         module="benchmarks.rivals.kombu_works",
         distribution="kombu",
         patched=True,
-        cannot={"spawned": _NO_WORKERS},
+        cannot={"spawned": _NO_WORKERS, "typed": _NO_TYPES},
     ),
     "pika": Rival(
         title="pika",
@@ -58,6 +59,7 @@ RIVALS = {
             "publish_pool": _NO_POOL,
             "spawned": _NO_WORKERS,
             "rpc_shared": _ONE_CALLER,
+            "typed": _NO_TYPES,
         },
     ),
     "amqpstorm": Rival(
@@ -68,6 +70,7 @@ RIVALS = {
             "publish_pool": _NO_POOL,
             "spawned": _NO_WORKERS,
             "rpc_shared": _ONE_CALLER,
+            "typed": _NO_TYPES,
         },
         sleeps={"confirmed": 20, "confirmed_shared": 40, "consumers": 10, "rpc": 40, "connect": 10},
     ),
@@ -75,11 +78,14 @@ RIVALS = {
         title="aio-pika",
         module="benchmarks.rivals.aio_pika_works",
         distribution="aio-pika",
-        cannot={"spawned": "its handlers always run at once: see prefetch 100"},
+        cannot={
+            "spawned": "its handlers always run at once: see prefetch 100",
+            "typed": _NO_TYPES,
+        },
     ),
     "raw": Rival(
         title="raw loop",
         module="benchmarks.rivals.raw_works",
-        cannot={"spawned": "has no handlers"},
+        cannot={"spawned": "has no handlers", "typed": _NO_TYPES},
     ),
 }

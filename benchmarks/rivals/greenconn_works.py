@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
 
 from gevent.event import Event
 
@@ -16,6 +18,19 @@ from benchmarks.stage import BODY, Stage
 from greenconn import spawn_consumer
 
 __all__ = ["Works"]
+
+#: Measurements of each handler that ``typed`` compares.
+TURNS: Final = 5
+
+
+@dataclass
+class Body:
+    """The body of the stage."""
+
+    number: int
+    name: str
+    tags: list[str]
+    padding: str
 
 
 class Works(KombuApi):
@@ -70,6 +85,21 @@ class Works(KombuApi):
             greenconn.stop_consumers(TIMEOUT)
         return clock.per(count)
 
+    def typed(self, count: int) -> Figures:
+        """A handler that gets a dataclass, in turn with one that makes it by hand."""
+        typed: list[float] = []
+        by_hand: list[float] = []
+        with greenconn.Connection(self.url) as connection:
+            for turn in range(2 * TURNS):
+                source, counter = self.stage.source(count), Counter(count)
+                took, handler = (by_hand, counter.by_hand) if turn % 2 else (typed, counter.typed)
+                with Clock() as clock:
+                    spawn_consumer(source, handler, connection=connection, prefetch_count=PREFETCH)
+                    counter.wait()
+                greenconn.stop_consumers(TIMEOUT)
+                took.append(clock.per(count)["cpu"])
+        return {"cpu": median(typed), "ratio": median(typed) / median(by_hand)}
+
     def rpc(self, count: int, greenlets: int = 1) -> Figures:
         """``greenconn.rpc.call``."""
         requests = self.stage.server()
@@ -120,6 +150,14 @@ class Counter:
         self._seen += 1
         if self._seen == self.awaited:
             self._done.set()
+
+    def typed(self, body: Body, message: Any) -> None:
+        """Count one, which is a dataclass."""
+        self.handler(body, message)
+
+    def by_hand(self, body: Any, message: Any) -> None:
+        """Count one, after making it a dataclass."""
+        self.handler(Body(**body), message)
 
     def wait(self) -> None:
         """Wait until all came.  May switch."""
