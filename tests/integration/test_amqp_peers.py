@@ -733,14 +733,16 @@ def test_the_broker_is_asked_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> N
 
 def test_a_reply_that_never_comes_has_its_deadline(amqp_peer: AmqpPeer) -> None:
     links = Links(amqp_peer.url)
-    link = links(reply_timeout=0.1, confirm_timeout=0.1)
+    link = links()
     channel = link.channel()
+    usual = link.options
+    link.options = usual.replace(reply_timeout=0.1, confirm_timeout=0.1)
     with pytest.raises(TimeoutError, match=r"did not reply within 0\.1 s"):
         channel.queue_declare("late")
     with pytest.raises(TimeoutError, match="may have the message"):
         channel.basic_publish_confirm(channel.prepare_message("x"), "", "q")
     # Its reply is not taken for that of the next, which has all the time that it needs.
-    link.options = link.options.replace(reply_timeout=WAIT)
+    link.options = usual
     asking = gevent.spawn(channel.queue_declare, "next")
     end = amqp_peer.end
     end.expect(spec.Basic.Publish)
