@@ -408,6 +408,10 @@ class Topology:
         finally:
             self._rename(renamed)
         channels.close()
+        if locked and any(each.auto_delete for each in self._exchanges.values()):
+            # With the locked queues the broker deletes exchanges that they alone keep, those that are
+            # bound to these alone, and so on: after that all has to be there again.
+            return [each for each in records if not _is_server_named(each)]
         return later
 
     def _note_refusal(self, record: Declared, exc: Exception) -> None:

@@ -229,6 +229,29 @@ def test_a_queue_that_is_still_locked_is_tried_again_with_its_bindings(topology:
     topology.stop()
 
 
+def test_what_goes_with_a_queue_that_is_still_locked_is_declared_again(topology: Topology) -> None:
+    exchange(topology, "inner", auto_delete=True)
+    exchange(topology, "outer", auto_delete=True)
+    queue(topology, "mine")
+    queue(topology, "amq.gen-1", is_server_named=True)
+    bind(topology, "mine", "inner")
+    topology.bound(False, "inner", "outer", "", None)
+    link = Link()
+    link.errors["mine"] = [ResourceLocked("locked", (50, 10))] * 2
+    topology.restore(link, link.channel)
+    topology.record(link, link.channel)
+    exchanges = [("exchange", "direct", "inner"), ("exchange", "direct", "outer")]
+    outer = ("bind-exchange", "outer", "", "inner")
+    first = [*exchanges, link.done[2], outer]
+    assert first[2][0] == "queue"  # whose name the broker gives, and does not give again
+    until(lambda: len(link.done) == 12)
+    assert link.done == [
+        *first,
+        *(*exchanges, outer),  # the broker has not let go of it yet
+        *(*exchanges, ("queue", "mine"), ("bind", "inner", "", "mine"), outer),
+    ]
+
+
 def test_what_may_go_with_the_dead_connection_is_declared_once_more(topology: Topology) -> None:
     exchange(topology, "x", auto_delete=True)
     queue(topology, "q", auto_delete=True)
