@@ -39,6 +39,7 @@ from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target
 from greenconn.rpc import call, check_server, spawn_server
+from greenconn.shutdown import Service
 from greenconn.testing import MemoryBroker
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
@@ -51,6 +52,7 @@ from greenconn.worker.options import QueueLike
 __all__ = ["App", "AppTest"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound=Service)
 
 Queues: TypeAlias = "QueueLike | Iterable[QueueLike]"
 #: Entered before a handler is called with the message, left after it.
@@ -95,6 +97,7 @@ class App:
         #: Of each thread: its consumers that were started and have not been stopped.
         self._consumers: PerHub[list[ConsumerGreenlet]] = PerHub(list)
         self._registrations: list[_Registration] = []
+        self._services: list[Service] = []
         self._around_handle: list[AroundHandle] = []
         self._around_publish: list[AroundPublish] = []
         if url is not None or connection_kwargs:
@@ -174,6 +177,17 @@ class App:
 
         return register
 
+    def service(self, service: S) -> S:
+        """Start and stop *service* with the consumers; return it.
+
+        Arguments:
+            service: an object with ``start()`` and ``stop(timeout)``, such as the relay of an outbox.
+        """
+        if not all(callable(getattr(service, name, None)) for name in ("start", "stop")):
+            raise TypeError(f"service must have methods start and stop, got {service!r}")
+        self._services.append(service)
+        return service
+
     def around_handle(self, context: Callable[[Message], Any]) -> Callable[[Message], Any]:
         """Enter a context around each call of a handler; a decorator.
 
@@ -246,7 +260,7 @@ class App:
     # -- running
 
     def start(self) -> list[ConsumerGreenlet]:
-        """Start the consumers and servers that do not run in this thread.  Returns at once.
+        """Start the consumers, servers and services that do not run in this thread.  Returns at once.
 
         Returns:
             All that run, in the order of their declaration.
@@ -255,10 +269,12 @@ class App:
             RuntimeError: nothing is declared.
             WrongHub: the connection belongs to another thread.
         """
-        if not self._registrations:
+        if not self._registrations and not self._services:
             raise RuntimeError(
                 "the application declares no consumer: decorate a function with @app.consumer('queue')"
             )
+        for service in self._services:
+            service.start()
         if self.consumers:
             return self.consumers
         self._consumers.get()[:] = map(self._spawn, self._registrations)
@@ -307,7 +323,7 @@ class App:
         return all(each.wait_ready(deadline.left()) for each in self._consumers.get())
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Stop the consumers and servers of this thread in good order, together.  May switch.
+        """Stop the consumers, servers and services of this thread in good order.  May switch.
 
         Arguments:
             timeout: seconds for all of them; None waits.
@@ -316,7 +332,12 @@ class App:
             False: the time was up; the handlers that were left were interrupted, and their messages
             requeued.
         """
-        return stop_all(self.consumers, Deadline(timeout))
+        deadline = Deadline(timeout)
+        is_whole = stop_all(self.consumers, deadline)
+        # What handlers have left to them they do first.
+        for service in self._services:
+            is_whole = service.stop(deadline.left()) and is_whole
+        return is_whole
 
     # -- elsewhere
 
@@ -360,6 +381,8 @@ class App:
                 self.wait_ready(STOPPING)
                 yield AppTest(self, broker)
         finally:
+            for service in self._services:
+                service.stop(STOPPING)
             self._connections = before
 
 

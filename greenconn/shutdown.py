@@ -9,21 +9,55 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 import gevent
 
 from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.session.session import Session, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet, running_consumers, stop_all
 
-__all__ = ["stop_and_close", "stop_gracefully", "time_for_handlers"]
+__all__ = [
+    "Service",
+    "add_service",
+    "remove_service",
+    "stop_and_close",
+    "stop_gracefully",
+    "time_for_handlers",
+]
 
 logger = logging.getLogger("greenconn.shutdown")
 
 #: Seconds, at most, that are kept for interrupting handlers and closing.
 MARGIN: Final = 2.0
+
+
+class Service(Protocol):
+    """Work of a program that goes on beside its consumers, and is started and stopped with them."""
+
+    def start(self) -> None:
+        """Begin in this thread, and return at once; do nothing if it runs."""
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """End gracefully, within *timeout* seconds; return whether it did.  May switch."""
+
+
+#: Those of each thread that run.
+_services: Final[PerHub[list[Service]]] = PerHub(list)
+
+
+def add_service(service: Service) -> None:
+    """Have *service* stopped by :func:`stop_and_close`.  Never switches."""
+    _services.get().append(service)
+
+
+def remove_service(service: Service) -> None:
+    """Undo :func:`add_service`: it has ended.  Never switches."""
+    services = _services.get()
+    if service in services:
+        services.remove(service)
 
 
 def time_for_handlers(seconds: float) -> float:
@@ -47,12 +81,17 @@ def stop_gracefully(consumers: list[ConsumerGreenlet], deadline: Deadline) -> bo
 
 
 def stop_and_close(deadline: Deadline) -> bool:
-    """Stop all consumers of this thread, finish its publishes, and close its connections.  May switch.
+    """Stop all consumers and services of this thread, finish its publishes, close its connections.
+
+    May switch.
 
     Returns:
-        Whether all handlers finished by themselves.
+        Whether all handlers and services finished by themselves.
     """
+    stopping = [spawn("shutdown-service", each.stop, deadline.left()) for each in _services.get()]
     is_whole = stop_gracefully(running_consumers(), deadline)
+    gevent.joinall(stopping)
+    is_whole = is_whole and all(each.value for each in stopping)
     sessions = sessions_in_use()
     publishing = [each for each in sessions if _may_publish(each)]
     _close_all(each for each in sessions if each not in publishing)

@@ -60,7 +60,7 @@ OVER_IT = tuple(
     f"tests/integration/test_{name}.py"
     for name in (
         *("benchmarks", "celery_*", "cli", "contrib_*", "django", "examples", "gunicorn"),
-        *("other_threads", "patching"),
+        *("commands", "other_threads", "outbox", "patching"),
     )
 )
 #: What follows the kind of process where the costs are those of a run that was not full.

@@ -10,7 +10,7 @@ SECRET_KEY = "of a test"
 ALLOWED_HOSTS = ["*"]
 DEBUG = False
 ROOT_URLCONF = "urls"
-INSTALLED_APPS = ["greenconn.contrib.django", "letters"]
+INSTALLED_APPS = ["greenconn.contrib.django", "greenconn.contrib.outbox.django", "letters"]
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",

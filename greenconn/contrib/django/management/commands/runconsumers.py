@@ -2,80 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
 from django.utils.module_loading import autodiscover_modules
 
 from greenconn.app import App
 from greenconn.contrib.django import app
-from greenconn.running.processes import ProcessManager, is_managed, unblock_signals
-from greenconn.running.program import Program, parse_address
+from greenconn.contrib.django.program import ProgramCommand
 
 __all__ = ["Command"]
 
 
-class Command(BaseCommand):
-    """The command.
-
-    The processes that it starts are patched for gevent before Django is imported; this one manages them.
-    """
+class Command(ProgramCommand):
+    """The command."""
 
     help = (
         "Runs the consumers that the project's applications declare in their modules 'consumers'."
     )
 
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the options of ``greenconn run``."""
-        parser.add_argument("-p", "--processes", type=int, default=1, help="processes (1)")
-        parser.add_argument(
-            "-g",
-            "--graceful-timeout",
-            type=float,
-            default=30.0,
-            help="seconds that running handlers have when it is stopped (30)",
-        )
-        parser.add_argument(
-            "--reload", action="store_true", help="restart when a source file changes"
-        )
-        parser.add_argument(
-            "--health",
-            type=parse_address,
-            metavar="[HOST:]PORT",
-            help="answer /health/live and /health/ready there; process n listens at PORT + n",
-        )
-        parser.add_argument(
-            "--no-patch", action="store_true", help="do not patch the standard library for gevent"
-        )
-
-    def handle(self, *args: Any, **options: Any) -> None:
-        """Run it until a signal ends it."""
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-        timeout = options["graceful_timeout"]
-        if not is_managed():
-            # The directory of manage.py, which the interpreter adds for scripts only.
-            paths = [sys.path[0], os.environ.get("PYTHONPATH", "")]
-            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-            patch = [] if options["no_patch"] else ["-m", "gevent.monkey"]
-            command = [sys.executable, *patch, *sys.argv]
-            sys.exit(ProcessManager(command, options["processes"], graceful_timeout=timeout).run())
-        unblock_signals()
-        program = Program(
-            _discovered_app,
-            graceful_timeout=timeout,
-            health=options["health"],
-            reloads=options["reload"],
-        )
-        sys.exit(program.run())
-
-
-def _discovered_app() -> App:
-    """Return the project's application, after its modules ``consumers`` were imported."""
-    autodiscover_modules("consumers")
-    return app
+    def load(self, **options: Any) -> App:
+        """Return the project's application, after its modules ``consumers`` were imported."""
+        autodiscover_modules("consumers")
+        return app

@@ -1,0 +1,1 @@
+"""Commands of ``manage.py``; each is in the module of its name."""

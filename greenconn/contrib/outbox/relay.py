@@ -1,0 +1,399 @@
+"""The relay of an outbox: publishes what was committed, and marks it.
+
+It reads rows in the order of their ids, publishes each with a confirm, and marks those that the broker
+has.  Rows without a key are published side by side, those of one key one after another, each when the
+broker has the one before.  A row that the broker refuses is tried again later, without an end, and the
+later rows of its key wait for it.  While the broker is away nothing is tried or counted.
+
+A message is published at least once: a relay that dies between the confirm and the mark leaves a row
+that is published again, by itself or by another relay.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, ClassVar, Final
+
+import gevent
+from gevent import Greenlet, get_hub
+from gevent.event import Event
+
+from greenconn.checks import check_callable, check_count, invalid, is_number
+from greenconn.contrib.outbox.envelope import now_ms, publish_arguments
+from greenconn.contrib.outbox.partitions import Partitions
+from greenconn.contrib.outbox.store import OutboxStore, PendingMessage
+from greenconn.exceptions import OperationalError, PublishNacked, PublishRefused, Unroutable
+from greenconn.green.deadline import Deadline
+from greenconn.green.retry import Backoff, RetryPolicy
+from greenconn.green.supervisor import spawn
+from greenconn.green.threadpool import CallPool, are_sockets_green
+from greenconn.publishing import publish
+from greenconn.shutdown import add_service, remove_service
+
+__all__ = ["Relay", "RelayOptions", "has_relays", "wake_relays"]
+
+logger = logging.getLogger("greenconn.outbox")
+
+#: While the database or the broker is away.
+RETRYING: Final = RetryPolicy(first=0.2, longest=5.0)
+#: Of a row that the broker refuses: the pauses are 1 s, 2 s, 4 s and so on.
+LONGEST_PAUSE: Final = 300.0
+#: Characters of an error that are kept.
+ERROR_LENGTH: Final = 500
+#: Seconds between two deletions of old rows, and rows that are deleted at once.
+PRUNE_INTERVAL: Final = 60.0
+PRUNED_AT_ONCE: Final = 1000
+#: Errors that are about the message, not about the broker.
+_OF_MESSAGE: Final = (PublishNacked, PublishRefused, Unroutable)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelayOptions:
+    """The options of a relay."""
+
+    function_name: ClassVar[str] = "relay"
+
+    publish: Callable[..., object] = publish
+    """Called as :func:`greenconn.publish`; ``app.publish`` has the connection of an application."""
+
+    timeout: float = 30.0
+    """Seconds for the confirm of one message."""
+
+    poll_interval: float = 1.0
+    """Seconds after which new rows are looked for, unless a commit in this process wakes the relay."""
+
+    batch_size: int = 500
+    """Rows that are read, and marked, at once."""
+
+    concurrency: int = 100
+    """Messages that are under way at once."""
+
+    lease: float = 15.0
+    """Seconds after which other relays take over the work of one that died."""
+
+    keep: float = 86400.0
+    """Seconds for which published rows are kept."""
+
+    def __post_init__(self) -> None:
+        check_callable(self, "publish")
+        check_count(self, "batch_size", least=1, optional=False)
+        check_count(self, "concurrency", least=1, optional=False)
+        for name in ("timeout", "poll_interval", "lease"):
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise invalid(self, name, "a number of seconds above 0")
+        if not (is_number(self.keep) and self.keep >= 0):
+            raise invalid(self, "keep", "a number of seconds, at least 0")
+
+
+class _Batch:
+    """Rows that are published together.
+
+    Attributes:
+        chains: what is left: rows of one key, or a single one without.
+        sent: ids of those that the broker has.
+        failed: those that it refused, with the error.
+        error: why the broker takes nothing; None while it does.
+    """
+
+    def __init__(self, messages: list[PendingMessage]) -> None:
+        by_key: dict[object, list[PendingMessage]] = {}
+        for message in messages:
+            key = message.id if message.ordering_key is None else message.ordering_key
+            by_key.setdefault(key, []).append(message)
+        self.chains = deque(by_key.values())
+        self.sent: list[int] = []
+        self.failed: list[tuple[PendingMessage, Exception]] = []
+        self.error: Exception | None = None
+        #: When the broker took a message last.
+        self.sent_at = 0.0
+
+
+class Relay:
+    """A relay, made by ``relay()`` of an outbox.  All its methods belong to one thread.
+
+    Several relays of one outbox, in any processes, share the work.
+
+    Arguments:
+        store: the rows.
+        options: see :class:`RelayOptions`.
+
+    Attributes:
+        sent: messages that were published since the beginning.
+        failed: attempts that the broker refused.
+    """
+
+    def __init__(self, store: OutboxStore, options: RelayOptions) -> None:
+        self.sent = 0
+        self.failed = 0
+        self._store = store
+        self._options = options
+        self._partitions = Partitions(store, options.lease)
+        self._greenlet: Greenlet[..., Any] | None = None
+        #: The process of the greenlet: a fork inherits none.
+        self._pid = 0
+        self._loop: Any = None
+        self._wakeup = Event()
+        self._is_stopping = False
+        self._prune_at = 0.0
+        #: Ids of rows that the broker has.
+        self._unmarked: list[int] = []
+        self._calls = CallPool(None)
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running else "stopped"
+        return f"<Relay: {state}, {len(self._partitions.held)} partitions, {self.sent} sent>"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._greenlet is not None and not self._greenlet.dead and self._pid == os.getpid()
+
+    def start(self) -> None:
+        """Begin to publish.  Returns at once; nothing is done if it runs already."""
+        if self.is_running:
+            return
+        self._is_stopping = False
+        self._pid = os.getpid()
+        self._loop = get_hub().loop
+        # A driver that lets the hub turn is used as it is; other calls block in a thread of their own.
+        self._calls = CallPool(None if are_sockets_green() else 1)
+        self._partitions = Partitions(_Threaded(self._store, self._calls), self._options.lease)
+        self._greenlet = spawn("outbox-relay", self._run)
+        add_service(self)
+        _running.add(self)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """End it gracefully: what is under way gets its confirms and marks.  May switch.
+
+        Arguments:
+            timeout: seconds; None waits.
+
+        Returns:
+            False: the time was up, and what was under way will be published again.
+        """
+        greenlet = self._greenlet
+        if greenlet is None or not self.is_running:
+            return True
+        self._is_stopping = True
+        self._wakeup.set()
+        greenlet.join(timeout)
+        if greenlet.dead:
+            return True
+        greenlet.kill()
+        return False
+
+    def run(self) -> None:
+        """Publish until another greenlet calls :meth:`stop`.  May switch."""
+        self.start()
+        greenlet = self._greenlet
+        assert greenlet is not None
+        try:
+            greenlet.join()
+        finally:
+            self.stop()
+
+    def wake(self) -> None:
+        """Look for new rows now.  From any thread; never switches."""
+        if self.is_running:
+            self._loop.run_callback_threadsafe(self._wakeup.set)
+
+    def stats(self) -> dict[str, Any]:
+        """Return numbers of now and since the beginning.  Asks the database; may switch.
+
+        Returns:
+            ``waiting`` and ``failing``: rows that were not published, and those of them that the broker
+            has refused; ``oldest``: seconds since the oldest was written, None without any;
+            ``sent``, ``failed``; ``partitions``: how many of 32 this relay holds.
+        """
+        backlog = self._store.backlog()
+        oldest = backlog.oldest_ms
+        return {
+            "waiting": backlog.waiting,
+            "failing": backlog.failing,
+            "oldest": None if oldest is None else max(0.0, (now_ms() - oldest) / 1000),
+            "sent": self.sent,
+            "failed": self.failed,
+            "partitions": len(self._partitions.held),
+        }
+
+    # -- the greenlet
+
+    def _run(self) -> None:
+        store = _Threaded(self._store, self._calls)
+        backoff = Backoff(RETRYING)
+        try:
+            while not self._is_stopping:
+                self._wakeup.clear()
+                try:
+                    is_more = self._publish_some(store)
+                except Exception as exc:
+                    pause = next(backoff)
+                    logger.warning("outbox relay: %s; again in %.1f s", _text_of(exc), pause)
+                    self._pause(pause)
+                else:
+                    backoff.reset()
+                    if not is_more:
+                        self._wakeup.wait(self._options.poll_interval)
+        finally:
+            _running.discard(self)
+            remove_service(self)
+            self._finish(store)
+
+    def _finish(self, store: OutboxStore) -> None:
+        try:
+            self._partitions.release()
+        except Exception as exc:
+            logger.warning("outbox relay: its partitions are free later: %s", _text_of(exc))
+        finally:
+            store.close()
+            self._calls.close()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but for :meth:`stop`.  May switch."""
+        deadline = Deadline(seconds)
+        while not self._is_stopping and not deadline.has_ended:
+            self._wakeup.wait(deadline.left())
+            self._wakeup.clear()
+
+    def _publish_some(self, store: OutboxStore) -> bool:
+        """Publish a batch of rows; return whether there may be more.  May switch.
+
+        Raises:
+            Exception: of the database, or why the broker takes nothing.
+        """
+        partitions = self._partitions
+        # First, while their partitions are this relay's.
+        self._mark_sent(store)
+        if not partitions.renewal_due:
+            partitions.renew()
+            partitions.rebalance()
+        self._prune(store)
+        if not partitions.held or not partitions.are_valid:
+            return False
+        size = self._options.batch_size
+        messages = store.pending(sorted(partitions.held), now_ms(), size)
+        if not messages:
+            return False
+        batch = _Batch(messages)
+        self._publish(batch, store)
+        if batch.error is not None:
+            raise batch.error
+        return len(messages) == size
+
+    def _publish(self, batch: _Batch, store: OutboxStore) -> None:
+        """Publish a batch, and mark its rows.  May switch."""
+        count = min(self._options.concurrency, len(batch.chains))
+        workers = [spawn("outbox-publish", self._publish_chains, batch) for _ in range(count)]
+        renewing: Exception | None = None
+        try:
+            while not all(each.dead for each in workers):
+                gevent.joinall(workers, timeout=max(0.05, self._partitions.renewal_due))
+                if not self._partitions.renewal_due:
+                    try:
+                        self._partitions.renew()
+                    except Exception as exc:
+                        renewing = exc  # what is under way ends when the leases do
+        finally:
+            gevent.killall(workers)
+            self._mark(batch, store)
+        if renewing is not None:
+            raise renewing
+
+    def _mark(self, batch: _Batch, store: OutboxStore) -> None:
+        self.sent += len(batch.sent)
+        self.failed += len(batch.failed)
+        self._unmarked += batch.sent
+        self._mark_sent(store)
+        now = now_ms()
+        for message, exc in batch.failed:
+            pause = min(LONGEST_PAUSE, 2.0 ** min(message.attempts, 16))
+            text = _text_of(exc)
+            logger.warning(
+                "outbox message %d was refused, attempt %d, again in %g s: %s",
+                message.id,
+                message.attempts + 1,
+                pause,
+                text,
+            )
+            store.mark_failed(message.id, text[:ERROR_LENGTH], now + int(pause * 1000))
+
+    def _mark_sent(self, store: OutboxStore) -> None:
+        """Mark what the broker has; if that fails it is tried again before anything else."""
+        if self._unmarked:
+            store.mark_sent(self._unmarked, now_ms())
+            self._unmarked = []
+
+    def _publish_chains(self, batch: _Batch) -> None:
+        while batch.chains:
+            for message in batch.chains.popleft():
+                if not self._publish_one(batch, message):
+                    break
+
+    def _publish_one(self, batch: _Batch, message: PendingMessage) -> bool:
+        """Publish a message; False: the later ones of its key must wait.  May switch."""
+        left = self._partitions.left(message.partition)
+        if self._is_stopping or batch.error is not None or not left:
+            return False
+        options, begun = self._options, monotonic()
+        try:
+            arguments = publish_arguments(message.envelope)
+            options.publish(body=message.body, timeout=min(options.timeout, left), **arguments)
+        except Exception as exc:
+            is_away = isinstance(exc, OperationalError) and not isinstance(exc, _OF_MESSAGE)
+            if is_away and batch.sent_at < begun:
+                batch.error = exc
+            else:
+                # Meanwhile the broker took others.
+                batch.failed.append((message, exc))
+            return False
+        batch.sent.append(message.id)
+        batch.sent_at = monotonic()
+        return True
+
+    def _prune(self, store: OutboxStore) -> None:
+        """Delete rows that were published long ago; one of several relays does it."""
+        now = monotonic()
+        if now < self._prune_at or 0 not in self._partitions.held:
+            return
+        before = now_ms() - int(self._options.keep * 1000)
+        count = store.prune(before, PRUNED_AT_ONCE)
+        if count < PRUNED_AT_ONCE:
+            self._prune_at = now + PRUNE_INTERVAL
+
+
+class _Threaded:
+    """A store whose calls are made where they do not block the hub; see ``CallPool``."""
+
+    def __init__(self, store: OutboxStore, calls: CallPool) -> None:
+        self._store = store
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._store, name)
+        return lambda *arguments: self._calls.call(function, *arguments)
+
+
+#: The relays of this process.
+_running: Final[weakref.WeakSet[Relay]] = weakref.WeakSet()
+
+
+def has_relays() -> bool:
+    """Return whether a relay runs in this process.  Never switches."""
+    return bool(_running)
+
+
+def wake_relays() -> None:
+    """Have the relays of this process look for new rows now.  From any thread; never switches."""
+    for relay in list(_running):
+        relay.wake()
+
+
+def _text_of(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}"

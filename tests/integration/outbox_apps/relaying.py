@@ -1,0 +1,27 @@
+"""A program that runs a relay; says when it has begun."""
+
+from __future__ import annotations
+
+import os
+
+from gevent import monkey
+
+if os.environ["OUTBOX_PATCHED"] == "1":
+    monkey.patch_all()
+
+from sqlalchemy import create_engine
+
+import greenconn
+from greenconn.contrib.outbox.sqlalchemy import Outbox
+from tests.integration.stacks import print_on_signal
+
+print_on_signal()
+greenconn.configure(os.environ["OUTBOX_BROKER"])
+relay = Outbox().relay(
+    create_engine(os.environ["OUTBOX_DATABASE"], connect_args={"timeout": 60}),
+    poll_interval=0.1,
+    lease=2.0,
+    batch_size=20,
+)
+print("begun", flush=True)
+relay.run()
