@@ -4,8 +4,8 @@ Bodies are serialized and sent in windows, limited in number and bytes: all mess
 sent before the first confirm is waited for.  Each message ends in one of three ways: confirmed, failed
 with an error of its own, or left over because the channel or the connection was lost.  What is left
 over is sent again; after an error that closed the channel, one message at a time, since any of them may
-have caused it.  A failed message does not stop the others; a deadline or a broker that is unavailable
-does.
+have caused it.  What was returned since the node of its queue is away is left over, too, until it is
+back.  A failed message does not stop the others; a deadline or a broker that is unavailable does.
 """
 
 from __future__ import annotations
@@ -197,6 +197,7 @@ class PublishBatch:
     def _collect(self, begun: dict[int, Any]) -> BaseException | None:
         """Wait for the confirms; an error of the connection, if there was one."""
         error: BaseException | None = None
+        returned: dict[int, Unroutable] = {}
         deadline, broker, publisher = self._deadline, self._session.broker, self._publisher
         for position, confirm in begun.items():
             try:
@@ -206,6 +207,8 @@ class PublishBatch:
                 self._settle(position, exc)
                 self.is_given_up = True
                 deadline = _ENDED  # what was confirmed meanwhile still counts
+            except Unroutable as exc:
+                returned[position] = exc
             except NEVER_REPEATED as exc:
                 if isinstance(exc, PublishNacked) and publisher.may_pass(exc, self._options):
                     self._nacked[position] = exc
@@ -218,7 +221,21 @@ class PublishBatch:
                 error = exc
                 if isinstance(exc, IrrecoverableConnectionError):
                     self._isolate([position])
-        return error
+        return error or self._check_returned(returned)
+
+    def _check_returned(self, returned: dict[int, Unroutable]) -> TimeoutError | None:
+        """Fail the messages that reached no queue, or return why they wait for theirs.  May switch."""
+        if not returned:
+            return None
+        try:
+            self._publisher.check_return(
+                next(iter(returned.values())), self._options, self._deadline
+            )
+        except TimeoutError as away:
+            return away
+        for position, exc in returned.items():
+            self._settle(position, exc)
+        return None
 
     def _isolate(self, positions: Iterable[int]) -> None:
         for position in positions:

@@ -292,7 +292,7 @@ class Publisher:
             raise exc from exc.__cause__
         raise _NoLeader(exc)
 
-    def _check_return(self, exc: Unroutable, options: PublishOptions, deadline: Deadline) -> None:
+    def check_return(self, exc: Unroutable, options: PublishOptions, deadline: Deadline) -> None:
         """Return unless a message reached no queue since the node of its queue is away.  May switch.
 
         RabbitMQ up to 3.13 does not route to such a queue.
@@ -335,7 +335,7 @@ class Publisher:
                 # If it has a leader again, or room, it is taken now.
                 self._check_nack(exc, message, deadline)
             except Unroutable as exc:
-                self._check_return(exc, message.options, deadline)
+                self.check_return(exc, message.options, deadline)
                 raise
             except NEVER_REPEATED:
                 raise
@@ -363,7 +363,7 @@ class Publisher:
             raise
         except Unroutable as exc:
             is_settled = True
-            self._check_return(exc, message.options, deadline)
+            self.check_return(exc, message.options, deadline)
             raise
         except NEVER_REPEATED:
             raise

@@ -1,4 +1,4 @@
-"""A nack for a queue that is full, away, or between two leaders, said by a scripted server."""
+"""A nack or return for a queue that is full, away, or between two leaders, said by a scripted server."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from amqp import spec
 
 from greenconn import Connection, Exchange, Queue, publish, publish_many
-from greenconn.exceptions import BatchPublishError, PublishNacked, PublishTimeout
+from greenconn.exceptions import BatchPublishError, PublishNacked, PublishTimeout, Unroutable
 from greenconn.publishing import publisher
 from greenconn.publishing.message import Target
-from tests.fix_amqp import AmqpPeer, BrokerEnd
+from tests.fix_amqp import AmqpPeer, BrokerEnd, content, method_frame
 from tests.fix_wires import until
 
 CAME = 20.0
@@ -36,6 +36,12 @@ def connection(amqp_peer: AmqpPeer) -> Iterator[Connection]:
 def hold(end: BrokerEnd, number: int) -> None:
     """Have the server say from now on that its queue holds a *number* of messages."""
     end.answers[spec.Queue.Declare] = (spec.Queue.DeclareOk, "sll", "orders", number, 0)
+
+
+def take_away(end: BrokerEnd) -> None:
+    """Have the server say from now on that the node of its queue is away."""
+    text = "NOT_FOUND - home node 'one' of durable queue 'orders' is down or inaccessible"
+    end.answers[spec.Queue.Declare] = (spec.Channel.Close, "BsBB", 404, text, 50, 10)
 
 
 def begin(
@@ -63,6 +69,15 @@ def nack_all(end: BrokerEnd) -> None:
 def ack(end: BrokerEnd, tag: int = 1) -> None:
     """Take the next message.  May switch."""
     channel, *_ = end.expect(spec.Basic.Publish)
+    end.method(channel, spec.Basic.Ack, "LB", tag, 0)
+
+
+def give_back(end: BrokerEnd, tag: int = 1) -> None:
+    """Return the next message, which has that number on its channel.  May switch."""
+    channel, _, _, body = end.expect(spec.Basic.Publish)
+    assert body is not None
+    returned = method_frame(channel, spec.Basic.Return, "Bsss", 312, "NO_ROUTE", "", "orders")
+    end.send(returned + content(channel, body))
     end.method(channel, spec.Basic.Ack, "LB", tag, 0)
 
 
@@ -162,3 +177,33 @@ def test_what_was_refused_of_a_batch_is_sent_again_alone(
         publishing.get(timeout=CAME)
     assert sorted(caught.value.failed) == [1, 2, 3]
     assert {type(exc) for exc in caught.value.failed.values()} == {PublishNacked}
+
+
+@pytest.mark.parametrize("fate", ["comes back", "stays away", "is deleted"])
+def test_what_was_returned_of_a_batch_waits_for_its_queue(
+    amqp_peer: AmqpPeer, connection: Connection, fate: str
+) -> None:
+    bodies, timeout = ["taken", "one", "two"], 2.0 if fate == "stays away" else CAME
+    publishing = gevent.spawn(
+        publish_many, Queue("orders"), bodies, connection=connection, timeout=timeout
+    )
+    until(lambda: amqp_peer.ends, CAME, "a connection")
+    end = amqp_peer.end
+    ack(end)
+    if fate != "is deleted":
+        take_away(end)
+    for tag in (2, 3):
+        give_back(end, tag)
+    if fate == "comes back":
+        for _ in range(3):  # to look for it, and to declare it
+            end.expect(spec.Queue.Declare)
+        hold(end, 0)
+        for tag in (4, 5):
+            ack(end, tag)
+        assert publishing.get(timeout=CAME) == 3
+        return
+    with pytest.raises(BatchPublishError, match="orders") as caught:
+        publishing.get(timeout=CAME)
+    assert sorted(caught.value.failed) == [1, 2]
+    kind = Unroutable if fate == "is deleted" else PublishTimeout
+    assert {type(exc) for exc in caught.value.failed.values()} == {kind}

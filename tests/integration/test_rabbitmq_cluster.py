@@ -10,9 +10,9 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
-from greenconn import Connection, Queue, publish, spawn_consumer
+from greenconn import Connection, Queue, publish, publish_many, spawn_consumer
 from greenconn.defaults import publishing_connection
-from greenconn.exceptions import PublishTimeout
+from greenconn.exceptions import BatchPublishError, PublishTimeout
 from greenconn.green import connect
 from tests.brokers.cluster import RabbitMQCluster
 from tests.brokers.rabbitmq import RabbitMQ
@@ -106,9 +106,14 @@ def test_a_classic_queue_whose_node_is_away_is_waited_for(
         for publisher in (connection, other):
             with pytest.raises(PublishTimeout, match=unique):
                 publish(queue, "too early", connection=publisher, timeout=2.0)
+            with pytest.raises(BatchPublishError) as caught:
+                publish_many(queue, ["too", "early"], connection=publisher, timeout=2.0)
+            failures = caught.value.failed.values()
+            assert {type(exc) for exc in failures} == {PublishTimeout}, failures
         waiting = [
-            gevent.spawn(publish, queue, "in time", connection=each, timeout=2 * LATE)
+            gevent.spawn(publish_one_way, queue, ["in time"], connection=each, timeout=2 * LATE)
             for each in (connection, other)
+            for publish_one_way in (publish, publish_many)
         ]
         first.start()
         gevent.joinall(waiting, timeout=2 * LATE, raise_error=True)
