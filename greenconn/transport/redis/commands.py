@@ -195,11 +195,15 @@ class CommandPipeline(Protocol):
     """The way of commands to a server: one socket, or those to the nodes of a cluster.
 
     Attributes:
+        is_repeated: the command whose callback runs may have been carried out before, when a socket
+            was lost before its reply.
         lost: why nothing more can be sent; None while it can.
         where: the URL, password masked, for messages.
         writer: the sending side.
     """
 
+    @property
+    def is_repeated(self) -> bool: ...
     @property
     def lost(self) -> BaseException | None: ...
     @property

@@ -57,6 +57,8 @@ class Pipeline(PipelineLife):
     """
 
     lost_error = LinkLost
+    #: A command is never sent again: the link ends with the socket.
+    is_repeated: Final = False
 
     def __init__(
         self,

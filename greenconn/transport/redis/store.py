@@ -27,7 +27,7 @@ from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.broker.settlements import Settlements
 from greenconn.green.slot import Slot
 from greenconn.transport.redis.claiming import Claims, DueClaims, RedisFeed, RedisSource
-from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.commands import CommandPipeline, Commands
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.invalidations import Invalidations
@@ -270,7 +270,7 @@ class RedisSettler:
         def unlisted(reply: Any) -> None:
             # In the reader.  Only now: else a cut between the two would leave an entry.
             if pipeline.lost is None:
-                done(None if removed[0] == count else _outcome(removed[0], count))
+                done(None if removed[0] == count else _outcome(pipeline, removed[0], count))
 
         pipeline.post(pack(b"HDEL", keys.unacked, *handles), removed.append)
         pipeline.post(pack(b"ZREM", keys.unacked_index, *handles), unlisted)
@@ -290,7 +290,7 @@ class RedisSettler:
         def moved(reply: Any) -> None:
             # In the reader.
             if commands.pipeline.lost is None:
-                done(_outcome(reply, len(moves)))
+                done(_outcome(commands.pipeline, reply, len(moves)))
 
         keys, *args = move_arguments(commands.keys, self._directory, moves)
         commands.post_script(MOVE, keys, *args, done=moved)
@@ -385,8 +385,10 @@ def _goes_back(disposition: Disposition) -> bool:
     return disposition.settlement is Settlement.REQUEUE
 
 
-def _outcome(reply: Any, sent: int) -> Any:
+def _outcome(pipeline: CommandPipeline, reply: Any, sent: int) -> Any:
     """Return None, how many of the messages were not held any more, or the server's error."""
-    if reply == sent:
+    if isinstance(reply, Exception):
+        return reply
+    if reply == sent or pipeline.is_repeated:  # the first time may have settled them
         return None
-    return reply if isinstance(reply, Exception) else sent - max(int(reply), 0)
+    return sent - max(int(reply), 0)

@@ -103,10 +103,20 @@ class Sent:
         callback: gets the reply.
         done: gets the outcome of a message, when replicas have it; None: *callback* is enough.
         is_answered: *reply* is there.
+        is_repeated: a socket was lost before the answer, so that it may have been carried out before.
         node: the socket over which it was sent last.
     """
 
-    __slots__ = ("asks", "callback", "command", "done", "is_answered", "node", "reply")
+    __slots__ = (
+        "asks",
+        "callback",
+        "command",
+        "done",
+        "is_answered",
+        "is_repeated",
+        "node",
+        "reply",
+    )
 
     def __init__(
         self,
@@ -119,7 +129,7 @@ class Sent:
         self.done = done
         self.node: Pipeline | None = None
         self.asks: Place | None = None
-        self.is_answered = False
+        self.is_answered = self.is_repeated = False
         self.reply: Any = None
 
 
@@ -155,6 +165,7 @@ class SlotPipeline:
             with whether commands may have been lost with it.  Never switches.
 
     Attributes:
+        is_repeated: the command whose callback runs may have been carried out before.
         lost: why the link is over; None while it is not.
         writer: the sending side.
     """
@@ -176,6 +187,7 @@ class SlotPipeline:
         self._end = end
         self._on_moved = on_moved
         self._confirms = confirms
+        self.is_repeated = False
         self.lost: BaseException | None = None
         self.writer = SlotWriter(self)
         self.state: SlotState = _IDLE
@@ -351,6 +363,7 @@ class SlotPipeline:
         while waiting and waiting[0].is_answered:
             first = waiting.popleft()
             if first.callback is not None:
+                self.is_repeated = first.is_repeated
                 first.callback(first.reply)
             elif first.done is not None:
                 self._stored(first)
@@ -370,7 +383,8 @@ class SlotPipeline:
             self._is_lost = True
             self._reason = str(reply)
             is_unwatched = sent.callback is None and sent.done is None
-            return is_unwatched or may_repeat(sent.command)
+            sent.is_repeated = is_unwatched or may_repeat(sent.command)
+            return sent.is_repeated
         if not isinstance(reply, ErrorReply):
             return False
         code = reply.code

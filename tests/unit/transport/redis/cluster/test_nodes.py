@@ -1,0 +1,128 @@
+"""The nodes of a cluster that a test scripts."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenconn.transport.redis.cluster.nodes import AnyNode, ClusterUnreachable, Place
+from greenconn.transport.redis.errors import LinkLost, NotRedis
+from greenconn.transport.redis.pipeline import ENDLESS, ignore
+from greenconn.wire.resp import pack
+from tests.fix_redis_nodes import ScriptedCluster
+from tests.fix_wires import until
+
+CAME = 30.0
+
+
+def test_the_map_says_where_a_slot_is(scripted_cluster: ScriptedCluster) -> None:
+    first, second = scripted_cluster.nodes
+    scripted_cluster.ranges = [(0, 99, first), (100, 199, second)]
+    nodes = scripted_cluster.client()
+    assert nodes.place_of(0) is None
+    nodes.refresh()
+    asked = [nodes.place_of(slot) for slot in (0, 99, 100, 199, 200)]
+    assert asked == [first.place, first.place, second.place, second.place, None]
+    assert nodes.places() == [first.place, second.place]
+
+
+def test_a_node_that_says_where_a_slot_has_moved_is_believed_until_the_next_map(
+    scripted_cluster: ScriptedCluster,
+) -> None:
+    first, second = scripted_cluster.nodes
+    nodes = scripted_cluster.client()
+    nodes.refresh()
+    nodes.note_moved(7, second.place)
+    assert [nodes.place_of(7), nodes.place_of(8)] == [second.place, first.place]
+    assert nodes.places() == [first.place, second.place]
+    nodes.refresh()
+    assert nodes.place_of(7) == first.place
+
+
+@pytest.mark.parametrize("host", ["", "?"])
+def test_a_node_without_a_name_is_where_it_was_asked(
+    scripted_cluster: ScriptedCluster, host: str
+) -> None:
+    scripted_cluster.host = host
+    nodes = scripted_cluster.client()
+    nodes.refresh()
+    assert nodes.place_of(0) == (None if host else scripted_cluster.nodes[0].place)
+
+
+def test_another_seed_is_asked_when_the_first_is_away(scripted_cluster: ScriptedCluster) -> None:
+    first, second = scripted_cluster.nodes
+    scripted_cluster.serve_all(second)
+    first.peer.stop()
+    nodes = scripted_cluster.client([first, second])
+    nodes.refresh()
+    assert nodes.place_of(0) == second.place
+
+
+def test_all_that_were_asked_are_named_when_none_answers(
+    scripted_cluster: ScriptedCluster,
+) -> None:
+    for each in scripted_cluster.nodes:
+        each.peer.stop()
+    nodes = scripted_cluster.client(scripted_cluster.nodes)
+    with pytest.raises(ClusterUnreachable, match="no node of the cluster") as unreachable:
+        nodes.refresh()
+    assert all(str(each.place.port) in str(unreachable.value) for each in scripted_cluster.nodes)
+    with pytest.raises(ClusterUnreachable):
+        AnyNode(nodes).open(ENDLESS, ignore, ignore)
+
+
+def test_the_error_of_a_lone_seed_is_raised_as_it_is(scripted_cluster: ScriptedCluster) -> None:
+    scripted_cluster.nodes[0].peer.stop()
+    with pytest.raises(ConnectionRefusedError):
+        scripted_cluster.client().refresh()
+
+
+def test_a_server_that_is_no_node_is_named(scripted_cluster: ScriptedCluster) -> None:
+    scripted_cluster.slots = lambda: b":5\r\n"  # type: ignore[method-assign]
+    with pytest.raises(NotRedis, match="CLUSTER SLOTS: 5"):
+        scripted_cluster.client().refresh()
+
+
+def test_one_socket_is_shared_until_it_is_lost(scripted_cluster: ScriptedCluster) -> None:
+    first = scripted_cluster.nodes[0]
+    nodes = scripted_cluster.client()
+    nodes.refresh()
+    socket = nodes.open(first.place)
+    assert nodes.open(first.place) is socket
+    assert list(nodes.pipelines()) == [socket]
+    first.peer.drop()
+    until(lambda: scripted_cluster.lost == [socket], CAME)
+    assert list(nodes.pipelines()) == []
+    again = nodes.open(first.place)
+    assert again.call(pack("ECHO", "x")) == b"ECHO x"
+
+
+def test_the_socket_to_a_node_without_slots_is_ended(scripted_cluster: ScriptedCluster) -> None:
+    """It may be silent, so that it cannot say so itself."""
+    first, second = scripted_cluster.nodes
+    nodes = scripted_cluster.client([second])
+    nodes.refresh()
+    socket = nodes.open(first.place)
+    scripted_cluster.serve_all(second)
+    nodes.refresh()
+    until(lambda: scripted_cluster.lost == [socket], CAME)
+    assert isinstance(socket.lost, LinkLost)
+    assert "serves no slots" in str(socket.lost)
+
+
+def test_a_further_socket_leads_to_any_node(scripted_cluster: ScriptedCluster) -> None:
+    first, second = scripted_cluster.nodes
+    nodes = scripted_cluster.client([first, second])
+    first.peer.stop()
+    pipeline, welcome = AnyNode(nodes).open(ENDLESS, ignore, ignore)
+    assert (welcome.protocol, pipeline.call(pack("ECHO", "x"))) == (3, b"ECHO x")
+    assert second.got == ["ECHO x"]
+    pipeline.close()
+
+
+def test_nothing_is_opened_for_a_client_that_was_closed(scripted_cluster: ScriptedCluster) -> None:
+    nodes = scripted_cluster.client()
+    nodes.refresh()
+    nodes.close()
+    with pytest.raises(LinkLost, match="closed"):
+        nodes.open(scripted_cluster.nodes[0].place)
+    assert Place("127.0.0.1", 1) not in nodes.places()
