@@ -18,6 +18,7 @@ from tests.brokers.redis_server import RedisSentinel, RedisServer
 from tests.fix_brokers import Brokers
 from tests.fix_wires import until
 from tests.integration.contract import SOON
+from tests.integration.redis_load import Load
 
 #: Seconds for what sentinels need to agree.
 LATE = 40.0
@@ -25,20 +26,22 @@ OPTIONS = {"master_name": "mymaster"}
 
 
 class Group:
-    """A master, a replica, and three sentinels."""
+    """A master, its replicas, and three sentinels."""
 
-    def __init__(self, brokers: Brokers) -> None:
+    def __init__(self, brokers: Brokers, replicas: int = 1) -> None:
         brokers.redis().close()  # skips the test where there is no Redis
         keeper = brokers.keeper
         self.master = RedisServer(keeper)
         replica_of = ("--replicaof", f"127.0.0.1 {self.master.port}")
-        self.replica = RedisServer(keeper, replica_of)
+        self.replicas = [RedisServer(keeper, replica_of) for _ in range(replicas)]
+        self.replica = self.replicas[0]
         self.sentinels = [RedisSentinel(keeper, self.master.port, 2) for _ in range(3)]
-        self._all: list[RedisServer] = [self.master, self.replica, *self.sentinels]
+        self.servers = [self.master, *self.replicas]
         self.master.start()
-        self.replica.start()
+        for each in self.replicas:
+            each.start()
         # A sentinel looks for replicas when it begins, and then every 10 s.
-        until(lambda: b"state=online" in info(self.master))
+        until(lambda: info(self.master).count(b"state=online") == replicas)
         for each in self.sentinels:
             each.start()
         until(self.is_whole, LATE)
@@ -51,13 +54,43 @@ class Group:
         """Whether all know of all."""
         for each in self.sentinels:
             state = ask(each, "MASTER", "mymaster")
-            if state[b"num-other-sentinels"] != b"2" or state[b"num-slaves"] != b"1":
+            replicas = b"%d" % len(self.replicas)
+            if state[b"num-other-sentinels"] != b"2" or state[b"num-slaves"] != replicas:
                 return False
         return True
 
     def close(self) -> None:
-        for each in reversed(self._all):
+        for each in reversed((*self.servers, *self.sentinels)):
             each.close()
+
+    def fail_over(self, *, is_planned: bool) -> None:
+        """Have another server become the master, or kill the one that is it.  May switch."""
+        master = self.current()
+        assert master is not None
+        if is_planned:
+            ask(self.sentinels[0], "FAILOVER", "mymaster")
+        else:
+            master.kill()
+        until(lambda: self.current() not in (None, master), LATE)
+
+    def mend(self) -> None:
+        """Start what was killed, and wait until all follow the master.  May switch."""
+        for each in self.servers:
+            if not each.is_running:
+                each.start()
+        until(self.all_follow, LATE)
+        gevent.sleep(2.5)  # the sentinels' own pause between two failovers
+
+    def all_follow(self) -> bool:
+        """Return whether the master has all others as replicas.  May switch."""
+        master = self.current()
+        return master is not None and followers_of(master) == len(self.replicas)
+
+    def current(self) -> RedisServer | None:
+        """Return the master that the sentinels name, once it is one.  May switch."""
+        port = int(ask(self.sentinels[0], "MASTER", "mymaster")[b"port"])
+        found = next(each for each in self.servers if each.port == port)
+        return found if found.is_running and followers_of(found) is not None else None
 
 
 def info(server: RedisServer) -> bytes:
@@ -66,6 +99,14 @@ def info(server: RedisServer) -> bytes:
         text = connection.connection.commands.call(pack("INFO", "replication"))
     assert isinstance(text, bytes)
     return text
+
+
+def followers_of(server: RedisServer) -> int | None:
+    """Return how many replicas a server has; None: it is no master, or ends its connections now."""
+    try:
+        return info(server).count(b"state=online")
+    except RecoverableConnectionError:
+        return None
 
 
 def ask(sentinel: RedisSentinel, *args: str) -> Any:
@@ -141,6 +182,25 @@ def test_channel_client_goes_where_its_link_goes(sentinel_group: Group) -> None:
         assert successor.info("replication")["role"] == "master"
         with Connection(sentinel_group.replica.url) as direct:
             assert direct.default_channel.client.get("place") == b"after"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_failovers_under_load_lose_nothing_that_replicas_have(
+    brokers: Brokers, unique: str, long: bool
+) -> None:
+    group = Group(brokers, replicas=2)
+    names = [f"{unique}-{number}" for number in range(20)]
+    try:
+        with Load(group.url, names, replicas=1, **OPTIONS) as load:
+            for is_planned in (True, False) * (3 if long else 1):
+                load.go_on(500)
+                group.fail_over(is_planned=is_planned)
+                load.go_on(500)
+                group.mend()
+            load.finish()
+    finally:
+        group.close()
 
 
 def master_of(connection: Connection) -> Any:
