@@ -12,7 +12,17 @@ from benchmarks.redis import works as redis_works
 from benchmarks.stores import rivals as store_rivals
 from benchmarks.stores import works as store_works
 
-__all__ = ["BOARDS", "COUCHDB", "MONGODB", "RABBITMQ", "REDIS", "SQLITE", "SQS", "Board"]
+__all__ = [
+    "BOARDS",
+    "COUCHDB",
+    "MONGODB",
+    "RABBITMQ",
+    "REDIS",
+    "REDIS_CLUSTER",
+    "SQLITE",
+    "SQS",
+    "Board",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,12 @@ REDIS: Final = Board(
     works=redis_works.WORKS,
     rivals=redis_rivals.RIVALS,
 )
+REDIS_CLUSTER: Final = Board(
+    name="redis-cluster",
+    stage="benchmarks.redis.cluster_stage",
+    works={name: redis_works.WORKS[name] for name in ("publish", "publish_many", "consume")},
+    rivals={"greenconn": redis_rivals.RIVALS["greenconn"]},
+)
 MONGODB: Final = Board(
     name="mongodb",
     stage="benchmarks.stores.mongodb",
@@ -62,4 +78,6 @@ SQS: Final = Board(
     works=store_works.WORKS,
     rivals=store_rivals.SQS,
 )
-BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, MONGODB, COUCHDB, SQLITE, SQS)}
+BOARDS: Final = {
+    board.name: board for board in (RABBITMQ, REDIS, REDIS_CLUSTER, MONGODB, COUCHDB, SQLITE, SQS)
+}

@@ -9,10 +9,20 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from benchmarks.boards import COUCHDB, MONGODB, RABBITMQ, REDIS, SQLITE, SQS, Board
+from benchmarks.boards import (
+    COUCHDB,
+    MONGODB,
+    RABBITMQ,
+    REDIS,
+    REDIS_CLUSTER,
+    SQLITE,
+    SQS,
+    Board,
+)
 from benchmarks.clock import Figures
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import AMQP_URL, COUCHDB_URL, MONGODB_URL, REDIS_URL, SQS_URL
@@ -21,6 +31,7 @@ from tests.brokers.mongodb_server import MongoStandin
 from tests.brokers.moto import MotoServer
 from tests.brokers.pouchdb import PouchDB
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
 
 __all__ = ["Results", "broker", "measured", "profiled"]
@@ -43,6 +54,7 @@ class _Folder:
 _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     RABBITMQ.name: (RabbitMQ, AMQP_URL),
     REDIS.name: (RedisServer, REDIS_URL),
+    REDIS_CLUSTER.name: (partial(RedisCluster, replicas=0), "GREENCONN_TEST_REDIS_CLUSTER_URL"),
     MONGODB.name: (MongoStandin, MONGODB_URL),
     SQLITE.name: (_Folder, "GREENCONN_TEST_SQLITE_URL"),
     COUCHDB.name: (PouchDB, COUCHDB_URL),

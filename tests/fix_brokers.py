@@ -195,7 +195,7 @@ def redis_url(brokers: Brokers) -> str:
 
 @pytest.fixture(scope="session")
 def redis_cluster(brokers: Brokers) -> RedisCluster:
-    """A Redis Cluster of this process, without replicas; never stop a node."""
+    """A Redis Cluster of this process, without replicas; never end a node."""
     return brokers.redis_cluster(replicas=0)
 
 
@@ -205,12 +205,19 @@ def redis_cluster_url(redis_cluster: RedisCluster) -> str:
     return redis_cluster.url
 
 
-@pytest.fixture
-def own_redis_cluster(brokers: Brokers) -> Iterator[RedisCluster]:
-    """A Redis Cluster whose nodes the test may kill, freeze or reshard."""
+@pytest.fixture(scope="module")
+def own_redis_cluster_processes(brokers: Brokers) -> Iterator[RedisCluster]:
+    """The processes behind :func:`own_redis_cluster`."""
     cluster = brokers.redis_cluster()
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def own_redis_cluster(own_redis_cluster_processes: RedisCluster) -> Iterator[RedisCluster]:
+    """A Redis Cluster whose nodes the test may kill, freeze or reshard; mended after the test."""
+    yield own_redis_cluster_processes
+    own_redis_cluster_processes.mend()
 
 
 @pytest.fixture(scope="session")

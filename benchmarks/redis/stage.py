@@ -29,8 +29,15 @@ class Stage(Company):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.client: Any = redis.Redis.from_url(url)
+        self.client: Any = self._connect(url)
         self._names = (f"greenconn-benchmark-{os.getpid()}-{number}" for number in numbers())
+
+    def _connect(self, url: str) -> Any:
+        return redis.Redis.from_url(url)
+
+    def key(self, queue: str) -> str:
+        """The list of a queue."""
+        return queue
 
     def close(self) -> None:
         """End the connection."""
@@ -55,5 +62,5 @@ class Stage(Company):
         name = next(self._names)
         for begin in range(0, count, BATCH):
             raws = [envelope(BODY, name) for _ in range(min(BATCH, count - begin))]
-            self.client.lpush(name, *raws)
+            self.client.lpush(self.key(name), *raws)
         return name

@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.full, pytest.mark.programs]
 ALWAYS = {
     "rabbitmq": ("greenconn", "kombu"),
     "redis": ("greenconn",),
+    "redis-cluster": ("greenconn",),
     "mongodb": ("greenconn",),
     "sqlite": ("greenconn",),
     "couchdb": ("greenconn",),
@@ -24,6 +25,7 @@ ALWAYS = {
 URLS = {
     "rabbitmq": "amqp_url",
     "redis": "redis_url",
+    "redis-cluster": "redis_cluster_url",
     "mongodb": "mongodb_server",
     "sqlite": "sqlite_module_url",
     "couchdb": "couchdb_server",

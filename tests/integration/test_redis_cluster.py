@@ -114,6 +114,43 @@ def test_a_frozen_master_is_replaced(own_redis_cluster: RedisCluster, unique: st
     assert load.longest < SOON / 2
 
 
+def test_a_large_body_for_a_node_that_stops_reading_holds_up_no_other(
+    redis_cluster: RedisCluster, unique: str
+) -> None:
+    """It is more than all buffers on its way take, and its publisher leaves in between."""
+    body, names = "x" * 16 * 2**20, [f"{unique}-{number}" for number in range(50)]
+    owners = {name: redis_cluster.owner_of(slot_of(name)) for name in names}
+    frozen = owners[names[0]]
+    elsewhere = next(name for name in names if owners[name] is not frozen)
+    for node in redis_cluster.nodes:
+        node.ask("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    connection = Connection(redis_cluster.urls, transport_options=OPTIONS)
+    connection.connect()
+    for name in (names[0], elsewhere):
+        greenconn.publish(Queue(name), "before", connection=connection)
+    frozen.pause()
+    try:
+        waiting = gevent.spawn(
+            greenconn.publish, Queue(names[0]), body, connection=connection, timeout=SOON
+        )
+        with pytest.raises(PublishTimeout):
+            greenconn.publish(Queue(names[0]), body, connection=connection, timeout=0.5)
+        for number in range(10):
+            greenconn.publish(Queue(elsewhere), number, connection=connection, timeout=SOON)
+        assert not waiting.ready()
+    finally:
+        frozen.resume()
+        for node in redis_cluster.nodes:
+            node.ask("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+    waiting.get(timeout=SOON)
+    greenconn.publish(Queue(names[0]), "behind", connection=connection, timeout=SOON)
+    channel, bodies = connection.channel(), []
+    while (message := channel.basic_get(names[0], no_ack=True)) is not None:
+        bodies.append(message.decode())
+    assert bodies in (["before", body, "behind"], ["before", body, body, "behind"])
+    connection.close()
+
+
 def test_a_cluster_that_is_down_is_waited_for(own_redis_cluster: RedisCluster, unique: str) -> None:
     """Without a master and its replica, which have it on no disk, all slots are refused."""
     with Connection(own_redis_cluster.urls, transport_options=OPTIONS) as connection:
