@@ -26,6 +26,7 @@ INTERRUPTED: Final = 130
 COMMANDS: Final = {
     "demo": "Run consumers and publishers, and show live figures.",
     "ping": "Connect to a broker, and measure round trips.",
+    "doctor": "Check the way to a broker, and the broker.",
     "publish": "Publish messages to a queue.",
     "consume": "Print the messages of a queue.",
     "purge": "Delete all ready messages of a queue.",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import click
 import gevent
 
 from greenconn.connection import Connection
 from greenconn.url import maybe_sanitize_url
 
-__all__ = ["connection_to", "report_losses"]
+__all__ = ["connection_to", "product_of", "report_losses", "round_trip"]
 
 
 def connection_to(url: str, timeout: float | None = None) -> Connection:
@@ -48,3 +50,23 @@ def report_losses(connection: Connection) -> None:
     session.on_recovered.append(
         lambda: click.echo(f"greenconn: connected to {where} again", err=True)
     )
+
+
+def product_of(connection: Connection) -> str:
+    """Return the name and the version of the broker, as far as it tells them."""
+    properties = getattr(connection.connection, "server_properties", None) or {}
+    product = properties.get("product") or connection.transport.driver_type
+    return f"{product} {properties.get('version', '')}".strip()
+
+
+def round_trip(connection: Connection) -> float:
+    """Ask the broker something, and return the seconds until it replied.  May switch."""
+    # Where qos is no request to the broker, the link has a question that goes all the way.
+    ping = getattr(connection.connection, "ping", None)
+    channel = connection.default_channel
+    began = perf_counter()
+    if ping is None:
+        channel.basic_qos(0, 1, False)
+    else:
+        ping()
+    return perf_counter() - began

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from greenconn.wire.tlscontext import TlsOption, named_options, tls_context
 
@@ -84,6 +84,17 @@ class TlsSession:
     def version(self) -> str | None:
         """The protocol that was agreed upon, such as ``TLSv1.3``; None before that."""
         return self._tls.version()
+
+    @property
+    def cipher(self) -> str | None:
+        """The name of the cipher suite that was agreed upon; None before that."""
+        found = self._tls.cipher()
+        return None if found is None else found[0]
+
+    @property
+    def peer_certificate(self) -> dict[str, Any]:
+        """The peer's certificate as ``ssl.SSLSocket.getpeercert`` has it; empty if not verified."""
+        return self._tls.getpeercert() or {}
 
     def start(self) -> bytes:
         """Begin the handshake and return what is to be sent first (nothing, for a server)."""

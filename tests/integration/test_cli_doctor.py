@@ -1,0 +1,194 @@
+"""``greenconn doctor`` before real brokers: what it says when all is well, and of what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from greenconn import Connection, Queue
+from greenconn.cli.app import run
+from tests.brokers.ports import free_ports
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_brokers import RedisFactory
+from tests.fix_tls import CERTS, TlsFront
+from tests.fix_wires import until
+
+Found = dict[str, dict[str, Any]]
+
+
+class Doctor:
+    """Calls the command: ``doctor(url)`` returns the exit code, and what was found by check."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, url: str, *options: str) -> tuple[int, Found]:
+        self._capfd.readouterr()
+        code = run(["doctor", url, "--json", "--timeout", "20", *options])
+        output, errors = self._capfd.readouterr()
+        assert errors == ""
+        report = json.loads(output)
+        assert report["ok"] is (code == 0)
+        found = [each for findings in report["checks"].values() for each in findings]
+        return code, {each["check"]: each for each in found}
+
+
+@pytest.fixture
+def doctor(capfd: pytest.CaptureFixture[str]) -> Doctor:
+    return Doctor(capfd)
+
+
+@pytest.fixture
+def managed(managed_rabbitmq: RabbitMQ) -> Iterator[str]:
+    """The URL of a RabbitMQ with its management API; its alarms are off after the test."""
+    yield f"{managed_rabbitmq.url}?manager_port={managed_rabbitmq.http_port}"
+    managed_rabbitmq.set_memory_alarm(False)
+
+
+def bad(found: Found) -> dict[str, str]:
+    """Return what is not well, by check."""
+    return {
+        name: each["outcome"]
+        for name, each in found.items()
+        if each["outcome"] not in ("ok", "note")
+    }
+
+
+def test_a_broker_that_is_well(doctor: Doctor, managed: str) -> None:
+    code, found = doctor(managed)
+    assert (code, bad(found)) == (0, {})
+    assert "RabbitMQ" in found["login"]["text"]
+    assert {"versions", "TCP", "heartbeat", "round trip", "message", "node"} <= found.keys()
+
+
+def test_an_alarm(doctor: Doctor, managed: str, managed_rabbitmq: RabbitMQ) -> None:
+    managed_rabbitmq.set_memory_alarm(True)
+    until(lambda: "alarm" in doctor(managed, "--read-only")[1])
+    code, found = doctor(managed, "--read-only")
+    assert code == 1
+    assert "memory alarm blocks all publishers" in found["alarm"]["text"]
+    assert found["alarm"]["remedy"].startswith("consume")
+
+
+def test_queues(doctor: Doctor, managed: str, unique: str) -> None:
+    def declare(name: str, **arguments: Any) -> str:
+        queue = Queue(f"{unique}-{name}", queue_arguments=arguments, **durable)
+        with Connection(managed) as connection:
+            queue(connection.default_channel).declare()
+        return queue.name
+
+    durable: dict[str, Any] = {"durable": True, "auto_delete": False}
+    quorum = {"x-queue-type": "quorum"}
+    names = {
+        "safe": declare("safe", **quorum, **{"x-dead-letter-exchange": "amq.fanout"}),
+        "limited": declare("limited", **quorum, **{"x-delivery-limit": 3}),
+        "classic": declare("classic"),
+        "missing": f"{unique}-missing",
+    }
+    try:
+        for kind, outcome, text in (
+            ("safe", "ok", "failed messages go to exchange 'amq.fanout'"),
+            ("limited", "warning", "dropped after 3 failed deliveries"),
+            ("classic", "note", "rejected messages are dropped"),
+            ("missing", "failed", "no queue"),
+        ):
+            code, found = doctor(managed, "--read-only", "--queue", names[kind])
+            assert code == (outcome == "failed")
+            last = found[f"queue {names[kind]}"]
+            assert (last["outcome"], text in last["text"]) == (outcome, True)
+        assert doctor(managed, "--read-only", "--queue", names["limited"], "--strict")[0] == 1
+    finally:
+        with Connection(managed) as connection:
+            for name in names.values():
+                connection.default_channel.queue_delete(name)
+
+
+def test_rabbitmq_without_its_management_api(doctor: Doctor, amqp_url: str) -> None:
+    code, found = doctor(f"{amqp_url}?manager_port={free_ports(1)[0]}")
+    assert (code, bad(found)) == (0, {})
+    assert "were not checked" in found["management"]["text"]
+    assert "rabbitmq_management" in found["management"]["remedy"]
+
+
+def test_a_login_that_is_refused(doctor: Doctor, amqp_url: str) -> None:
+    code, found = doctor(amqp_url.replace("guest:guest@", "guest:wrong-secret@"))
+    assert (code, bad(found)) == (1, {"login": "failed"})
+    assert "check user, password" in found["login"]["text"]
+    assert "message" not in found
+    assert "wrong-secret" not in repr(found)
+
+
+def test_nothing_listens(doctor: Doctor) -> None:
+    code, found = doctor(f"redis://127.0.0.1:{free_ports(1)[0]}")
+    assert (code, bad(found)) == (1, {"TCP": "failed"})
+    assert "is the broker running" in found["TCP"]["text"]
+
+
+def test_a_name_that_is_unknown(doctor: Doctor) -> None:
+    code, found = doctor("amqp://nosuchhost.invalid//", "--timeout", "5")
+    assert (code, bad(found)) == (1, {"name": "failed"})
+
+
+@pytest.mark.parametrize(
+    ("certificate", "options", "outcome", "text"),
+    [
+        ("server", {"ca_certs": str(CERTS / "ca.pem")}, "ok", "verified, ends in"),
+        ("server", {"cert_reqs": "CERT_NONE"}, "warning", "not verified"),
+        ("server", {}, "failed", "ca_certs"),
+        ("expired", {"ca_certs": str(CERTS / "ca.pem")}, "failed", "renew it"),
+        ("elsewhere", {"ca_certs": str(CERTS / "ca.pem")}, "failed", "valid for"),
+    ],
+)
+def test_certificates(
+    doctor: Doctor,
+    redis_url: str,
+    tls_front: TlsFront,
+    certificate: str,
+    options: dict[str, str],
+    outcome: str,
+    text: str,
+) -> None:
+    port = int(redis_url.rpartition("/")[0].rpartition(":")[2])
+    front = tls_front(("127.0.0.1", port), certificate=certificate)
+    query = "&".join(f"ssl_{name}={quote(value)}" for name, value in options.items())
+    code, found = doctor(f"rediss://localhost:{front}/0?{query}", "--read-only")
+    assert code == (outcome == "failed")
+    last = found["TLS" if outcome == "failed" else "certificate"]
+    assert (last["outcome"], text in last["text"]) == (outcome, True)
+
+
+def test_redis(doctor: Doctor, redis_with: RedisFactory) -> None:
+    server = redis_with("--maxmemory-policy", "allkeys-lru", "--maxmemory", "1mb")
+    code, found = doctor(server.url, "--read-only")
+    assert code == 0
+    assert bad(found) == {"eviction": "warning", "memory": "warning"}
+    assert "deletes queues" in found["eviction"]["text"]
+    server = redis_with("--appendonly", "yes")
+    code, found = doctor(server.url)
+    assert (code, bad(found)) == (0, {})
+    assert found["server"]["text"].split()[0] in ("Redis", "Valkey")
+    assert "append-only" in found["persistence"]["text"]
+
+
+def test_each_broker_of_a_failover_list(
+    capfd: pytest.CaptureFixture[str], redis_url: str, amqp_url: str
+) -> None:
+    gone = f"redis://127.0.0.1:{free_ports(1)[0]}"
+    code = run(["doctor", f"{redis_url};{gone}", "--read-only"])
+    output = capfd.readouterr().out
+    assert code == 1
+    assert output.count("\n  ok      login") == 1
+    assert f"{gone}/\n  failed  TCP" in output
+    assert "\x1b" not in output  # no colours in a pipe
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///{tmp}/broker.db"])
+def test_embedded_brokers(doctor: Doctor, url: str, tmp_path: Any) -> None:
+    code, found = doctor(url.format(tmp=tmp_path))
+    assert (code, bad(found)) == (0, {})
+    assert "message" in found
+    assert "TCP" not in found
