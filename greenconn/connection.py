@@ -32,7 +32,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.state import moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
-from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover
+from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover, call_within
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.event_fd import EventDescriptor
 from greenconn.session.parameters import (
@@ -133,6 +133,20 @@ class _Parameter(_Shared[T]):
 
     def __set__(self, instance: Any, value: T) -> None:
         instance.session.broker.change(self._parameter or self.name, value)
+
+
+class _Errors(_Shared[tuple[type[BaseException], ...]]):
+    """An attribute of a connection with exception classes, which the transport names."""
+
+    def __init__(self) -> None:
+        super().__init__((), self._read_errors)
+
+    def _read_errors(self, session: Session) -> tuple[type[BaseException], ...]:
+        errors: tuple[type[BaseException], ...] = getattr(session.broker, self.name)
+        return errors
+
+    def __set__(self, instance: Any, value: tuple[type[BaseException], ...]) -> None:
+        instance.session.broker.replace_errors(self.name, tuple(value))
 
 
 class Connection:
@@ -280,8 +294,12 @@ class Connection:
         """Return a new transport for the current broker."""
         return self.get_transport_cls()(client=self)
 
+    # kombu's methods for opening the transport's connection, which tests of programs replace.
+
+    def _connection_factory(self, deadline: Deadline | None = None) -> Any:
+        return call_within(self._establish_connection, deadline or Deadline())
+
     def _establish_connection(self, deadline: Deadline | None = None) -> Any:
-        # kombu's method for opening the transport's connection, which tests of programs replace.
         return self.session.broker.open_link(deadline or Deadline())
 
     # kombu's private attributes that programs read, and that their tests replace.
@@ -626,25 +644,14 @@ class Connection:
         """
         return self.transport.get_manager(*args, **kwargs)
 
-    @property
-    def connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors that indicate a lost connection."""
-        return self.session.broker.connection_errors
-
-    @property
-    def channel_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors that indicate a lost channel."""
-        return self.session.broker.channel_errors
-
-    @property
-    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors after which a new connection may help."""
-        return self.session.broker.recoverable_connection_errors
-
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]:
-        """Errors after which a new channel may help."""
-        return self.session.broker.recoverable_channel_errors
+    #: Errors that indicate a lost connection; a tuple that is set replaces the transport's.
+    connection_errors = _Errors()
+    #: Errors that indicate a lost channel, as above.
+    channel_errors = _Errors()
+    #: Errors after which a new connection may help, as above.
+    recoverable_connection_errors = _Errors()
+    #: Errors after which a new channel may help, as above.
+    recoverable_channel_errors = _Errors()
 
     # Events
 

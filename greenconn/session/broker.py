@@ -24,7 +24,7 @@ from greenconn.session.state import drop
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
 
-__all__ = ["STRATEGIES", "URI_FIELDS", "Broker", "Failover", "shufflecycle"]
+__all__ = ["STRATEGIES", "URI_FIELDS", "Broker", "Failover", "call_within", "shufflecycle"]
 
 logger = logging.getLogger("greenconn.session")
 
@@ -139,7 +139,7 @@ class _Client(Protocol):
     def get_transport_cls(self) -> Any: ...
 
     @property
-    def _establish_connection(self) -> Callable[..., Any]: ...
+    def _connection_factory(self) -> Callable[..., Any]: ...
 
 
 class Broker:
@@ -163,6 +163,7 @@ class Broker:
         self._key: ParameterKey | None = None
         self._addresses: frozenset[tuple[Any, ...]] | None = None
         self._label: str | None = None
+        self._replaced_errors: dict[str, tuple[type[BaseException], ...]] = {}
 
     @property
     def parameters(self) -> Parameters:
@@ -227,11 +228,11 @@ class Broker:
             deadline: for the whole of it; transports written for kombu bound themselves.
         """
         self._fill_blanks()
-        return _call_within(self._client._establish_connection, deadline)
+        return call_within(self._client._connection_factory, deadline)
 
     def open_link(self, deadline: Deadline) -> Any:
         """Have the transport open a link.  May switch."""
-        return _call_within(self.transport.establish_connection, deadline)
+        return call_within(self.transport.establish_connection, deadline)
 
     def close(self, link: object) -> None:
         """Close *link* in good order; what the network does then is of no interest.  May switch."""
@@ -296,7 +297,13 @@ class Broker:
         """Whether the transport tells errors after which a new connection may help from others."""
         return hasattr(self.transport, "recoverable_connection_errors")
 
+    def replace_errors(self, name: str, errors: tuple[type[BaseException], ...]) -> None:
+        """Take *errors* for those that the transport has under *name*, whatever broker is meant."""
+        self._replaced_errors[name] = errors
+
     def _of_transport(self, name: str, default: Any) -> Any:
+        if name in self._replaced_errors:
+            return self._replaced_errors[name]
         try:
             transport = self.transport
         except Exception:
@@ -439,7 +446,8 @@ def _masked_url(
     return as_url(transport, hostname, port, userid, mask, path, sanitize=True, mask=mask or "")
 
 
-def _call_within(establish: Callable[..., Any], deadline: Deadline) -> Any:
+def call_within(establish: Callable[..., Any], deadline: Deadline) -> Any:
+    """Return what *establish* opens, which kombu's contract calls without arguments.  May switch."""
     return establish(deadline) if _takes_deadline(establish) else establish()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import Mock, PropertyMock, patch
 
 import pytest
 from gevent.exceptions import ConcurrentObjectUseError
@@ -169,6 +169,37 @@ def test_the_memory_broker_is_emptied_by_kombus_names(connection: Connection) ->
     assert "e" in connection.connection.state.exchanges
     connection.connection.state.clear()
     assert "e" not in channel.state.exchanges
+
+
+def test_errors_of_a_transport_are_replaced(connection: Connection) -> None:
+    fun = Mock(side_effect=[KeyError("lost"), "done"])
+    assert KeyError not in connection.recoverable_connection_errors
+    connection.recoverable_connection_errors = (KeyError,)
+    connection.recoverable_channel_errors = ()
+    assert connection.recoverable_connection_errors == (KeyError,)
+    assert connection.recoverable_channel_errors == ()
+    assert connection.ensure(connection, fun, max_retries=3)() == "done"
+    with patch.object(
+        Connection, "channel_errors", new_callable=PropertyMock, return_value=(OSError,)
+    ):
+        assert connection.channel_errors == (OSError,)
+    assert OSError not in connection.channel_errors
+
+
+def test_the_opening_of_a_connection_is_replaced(connection: Connection) -> None:
+    with patch.object(Connection, "_connection_factory") as factory:
+        assert connection.connect() is factory.return_value
+    connection.close()
+    with patch.object(Connection, "_establish_connection") as establish:
+        assert connection.connect() is establish.return_value
+
+
+def test_a_queue_is_made_by_kombus_private_name(connection: Connection, unique: str) -> None:
+    channel = connection.channel()
+    channel._new_queue(unique)
+    channel._new_queue(unique)
+    channel.basic_publish(channel.prepare_message(b"kept"), routing_key=unique)
+    assert channel.basic_get(unique, no_ack=True).body == b"kept"
 
 
 def test_no_host_is_no_host_on_sqs() -> None:

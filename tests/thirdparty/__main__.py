@@ -1,59 +1,120 @@
 """Run what others wrote for kombu, on greenconn and on kombu, and print the totals side by side.
 
 Not part of the tests: the programs come from the package index, each into an environment of its own
-that is kept.  Ends with 1 when greenconn passes less than kombu does.
+that is kept.  What cannot be installed is left out with a line that says so.  Ends with 1 when something
+fails with greenconn and not with kombu, unless the part has a reason for it.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
-from tests.thirdparty import socketio_part
+from tests.brokers.redis_server import RedisServer
+from tests.thirdparty import oslo_part, socketio_part
 from tests.thirdparty.environments import NotInstalled
+from tests.thirdparty.parts import AS_KOMBU, CONTRIB, KOMBU, Outcome, Part, Site, TooLong
 
-#: By name: takes the library, the broker's URL and seconds; returns what passed, and of how many.
-PARTS: dict[str, Callable[[str, str, float], tuple[int, int]]] = {"socketio": socketio_part.run}
-LIBRARIES = ("kombu", "greenconn")
+PARTS: Final = {
+    "socketio": Part(run=socketio_part.run),
+    "oslo-rpc": Part(run=oslo_part.run_rpc),
+    "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
+}
+WAYS: Final = (KOMBU, AS_KOMBU, CONTRIB)
+
+#: Of one part, by the way; a text says why there is none.
+Row = dict[str, Outcome | str]
+NO_END: Final = "no end"
 
 
 def main() -> int:
     """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m tests.thirdparty", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a process (300)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument(
+        "--timeout", type=float, help="seconds for a process (300 to 3600, as the part is)"
+    )
+    parser.add_argument("--logs", type=Path, help="folder for what the programs write")
     options = parser.parse_args()
-    code = 0
+    logs = options.logs or Path(tempfile.mkdtemp(prefix="greenconn-thirdparty-"))
+    logs.mkdir(parents=True, exist_ok=True)
     with Keeper() as keeper:
-        broker = RabbitMQ(keeper)
         try:
-            broker.start()
+            site = Site(
+                keeper=keeper, rabbitmq=RabbitMQ(keeper), redis=RedisServer(keeper), logs=logs
+            )
+            site.rabbitmq.start()
+            site.redis.start()
         except NoBroker as error:
-            print(f"no RabbitMQ: {error}")
-            return 1
+            print(f"nothing was run, there is no broker: {error}")
+            return 0
+        rows: dict[str, Row] = {}
         for name in options.only:
-            passed = {each: _run(name, each, broker.url, options.timeout) for each in LIBRARIES}
-            code |= passed["greenconn"] < passed["kombu"]
-    return code
+            rows[name] = {}
+            for way in options.ways:
+                if way in PARTS[name].ways:
+                    rows[name][way] = _run(name, way, site, options.timeout)
+    _print_table(rows)
+    print(f"what the programs wrote is in {logs}")
+    return int(any(_is_worse(name, row) for name, row in rows.items()))
 
 
-def _run(name: str, library: str, url: str, timeout: float) -> int:
-    """Run one part, print a line about it, and return what passed."""
+def _run(name: str, way: str, site: Site, timeout: float | None) -> Outcome | str:
+    """Run one part in one way, print a line about it, and return what it showed."""
+    outcome: Outcome | str
+    begin = time.monotonic()
     try:
-        passed, count = PARTS[name](library, url, timeout)
+        outcome = PARTS[name].run(way, site, timeout or PARTS[name].timeout)
     except NotInstalled as exc:
-        print(f"{name}, {library}: not run: {exc}")
-        return 0
-    except subprocess.TimeoutExpired as exc:
-        print(f"{name}, {library}: took longer than {exc.timeout:g} s")
-        return 0
-    print(f"{name}, {library}: {passed} of {count}", flush=True)
-    return passed
+        print(f"{name}, {way}: left out, cannot be installed: {exc}", flush=True)
+        return "left out"
+    except TooLong as exc:
+        print(f"{name}, {way}: {exc}", flush=True)
+        return NO_END
+    print(f"{name}, {way}: {outcome} in {time.monotonic() - begin:.0f} s", flush=True)
+    return outcome
+
+
+def _print_table(rows: dict[str, Row]) -> None:
+    """Print the totals, and what failed in one of greenconn's ways only."""
+    form = "{:<16}" + "{:>20}" * len(WAYS)
+    print(form.format("", *WAYS))
+    for name, row in rows.items():
+        print(form.format(name, *(str(row.get(way, "")) for way in WAYS)))
+    for name, row in rows.items():
+        for way, failed in _differences(row):
+            reason = PARTS[name].reason(failed) or "not with kombu"
+            print(f"{name}, {way}: {failed}: {reason}")
+
+
+def _differences(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield the names of what failed in greenconn's ways only, each with the way."""
+    with_kombu = row.get(KOMBU)
+    known = with_kombu.failed if isinstance(with_kombu, Outcome) else frozenset()
+    for way, outcome in row.items():
+        if isinstance(outcome, Outcome) and way != KOMBU:
+            for failed in sorted(outcome.failed - known):
+                yield way, failed
+
+
+def _is_worse(name: str, row: Row) -> bool:
+    """Return whether a way of greenconn's came to no end or, unexplained, was worse than kombu's."""
+    if NO_END in row.values():
+        return True
+    if any(not PARTS[name].reason(failed) for _, failed in _differences(row)):
+        return True
+    counted = {way: each for way, each in row.items() if isinstance(each, Outcome)}
+    least = counted[KOMBU].passed if KOMBU in counted else 0
+    return any(each.passed < least and not each.failed for each in counted.values())
 
 
 if __name__ == "__main__":

@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from contextlib import ExitStack
-from pathlib import Path
-
 from tests.thirdparty.environments import environment
+from tests.thirdparty.parts import Outcome, Site
 
 __all__ = ["REQUIREMENTS", "run"]
 
-ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ("gevent", "kombu", "python-socketio[client]")
 #: Events that are emitted.
 EVENTS = 200
 PROGRAM = "tests.thirdparty.socketio_program"
 
 
-def run(library: str, url: str, timeout: float) -> tuple[int, int]:
+def run(way: str, site: Site, timeout: float) -> Outcome:
     """Emit events in one process to the client of another one.
-
-    Arguments:
-        library: ``greenconn`` or ``kombu``.
-        timeout: seconds for each process.
-
-    Returns:
-        how many events the client received, and of how many.
 
     Raises:
         NotInstalled: python-socketio cannot be had.
-        subprocess.TimeoutExpired: a process took too long.
+        TooLong: a process did not come on within *timeout* seconds.
     """
-    python = str(environment("socketio", REQUIREMENTS))
-    with ExitStack() as stack:
-
-        def start(role: str, address: str) -> subprocess.Popen[str]:
-            process = subprocess.Popen(
-                [python, "-m", PROGRAM, library, role, address, str(EVENTS)],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            stack.enter_context(process)
-            stack.callback(process.kill)
-            return process
-
-        server = start("server", url)
-        assert server.stdout is not None
-        client = start("client", f"http://127.0.0.1:{server.stdout.readline().strip()}")
-        assert client.stdout is not None
-        if client.stdout.readline() != "connected\n":
-            return 0, EVENTS
-        start("emitter", url).wait(timeout)
-        output, _ = client.communicate(timeout=timeout)
-        return int(output or 0), EVENTS
+    command = [str(environment("socketio", REQUIREMENTS)), "-m", PROGRAM, way]
+    url, count = site.rabbitmq.url, str(EVENTS)
+    with site.program(f"socketio-server-{way}", [*command, "server", url, count]) as server:
+        address = f"http://127.0.0.1:{server.wait_line('port ', timeout)}"
+        with site.program(f"socketio-client-{way}", [*command, "client", address, count]) as client:
+            client.wait_line("connected", timeout)
+            with site.program(f"socketio-emitter-{way}", [*command, "emitter", url, count]):
+                return Outcome(passed=int(client.wait_line("received ", timeout)), count=EVENTS)

@@ -1,6 +1,6 @@
 """The processes of a python-socketio application whose servers share events by ``KombuManager``.
 
-``socketio_program.py LIBRARY ROLE URL EVENTS``: a *server* prints its port, a *client* of it prints how
+``socketio_program.py WAY ROLE URL EVENTS``: a *server* prints its port, a *client* of it prints how
 many events it received, an *emitter* sends them from a process that has no clients.
 """
 
@@ -13,7 +13,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
-if sys.argv[1] == "greenconn":
+if sys.argv[1] != "kombu":
     from greenconn.compat import install_as_kombu
 
     install_as_kombu()
@@ -32,7 +32,7 @@ def serve(url: str) -> None:
     server = socketio.Server(async_mode="gevent", client_manager=socketio.KombuManager(url))
     http = WSGIServer(("127.0.0.1", 0), socketio.WSGIApp(server), log=None)
     http.start()
-    print(http.server_port, flush=True)
+    print("port", http.server_port, flush=True)
     http.serve_forever()
 
 
@@ -49,7 +49,7 @@ def receive(url: str) -> None:
     client.connect(url)
     print("connected", flush=True)
     complete.wait(TIMEOUT)
-    print(len(got), flush=True)
+    print("received", len(got), flush=True)
     client.disconnect()
 
 
