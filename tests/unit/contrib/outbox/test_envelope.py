@@ -69,9 +69,16 @@ def test_targets_with_their_arguments(target: Queue | Exchange) -> None:
     arguments = publish_arguments(row.envelope)
     found = arguments["target"]
     assert type(found) is type(target)
-    assert found.as_dict(recurse=True) == target.as_dict(recurse=True)
+    assert described(found) == described(target)
     assert row.target == target.name
     assert arguments.get("routing_key") == options.get("routing_key")
+
+
+def described(entity: Queue | Exchange) -> dict[str, Any]:
+    result = entity.as_dict(recurse=True)
+    if "bindings" in result:  # a set of the queue
+        result["bindings"].sort(key=lambda each: each["routing_key"])
+    return result
 
 
 def test_messages_of_one_key_have_one_partition() -> None:

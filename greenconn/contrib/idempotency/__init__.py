@@ -1,0 +1,174 @@
+"""Idempotent handlers: a message that comes a second time is not handled a second time.
+
+::
+
+    from greenconn.contrib.idempotency import handled_once
+    from greenconn.contrib.idempotency.redis import RedisIds
+
+    @app.consumer("payments", concurrency=10)
+    @handled_once(RedisIds("redis://localhost"))
+    def pay(body, message):
+        ...
+
+The handler's name and the message's id are *claimed* in a store before the handler is called, and
+marked when it has returned; a claim of a handler that failed is released, so that a retry is handled.
+A claim lasts for a lease, which is renewed while the handler runs: when the process dies the message
+is redelivered, and handled when the lease has ended.  A second copy that comes while the first one is
+being handled waits for its end.
+
+A process that dies after the handler has returned and before the mark leaves a message that is handled
+twice.  No store outside of the handler's own transaction can close that gap.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final, TypeVar
+
+from gevent import Timeout
+
+from greenconn.checks import is_number
+from greenconn.contrib.idempotency.store import Claim, IdStore
+from greenconn.green.retry import RetryPolicy, attempts
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.identity import uuid
+from greenconn.message import Message
+
+__all__ = ["handled_once", "message_id"]
+
+logger = logging.getLogger("greenconn.idempotency")
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+#: Between two looks at a claim of another handler.
+WAITING: Final = RetryPolicy(first=0.02, longest=1.0)
+#: A claim is renewed so many times in its lease.
+RENEWALS: Final = 3
+
+
+def message_id(message: Message) -> str | None:
+    """Return the ``message_id`` that a message was published with; None if it has none."""
+    found = message.properties.get("message_id")
+    return None if found is None else str(found)
+
+
+def handled_once(
+    store: IdStore,
+    *,
+    name: str | None = None,
+    key: Callable[[Message], str | None] = message_id,
+    ttl: float = 86400.0,
+    lease: float = 60.0,
+) -> Callable[[H], H]:
+    """Return a decorator of handlers that calls them once for each message id.
+
+    A message without an id is handled whenever it comes.  One that was handled already is acked.
+
+    Arguments:
+        store: the ids: :class:`~greenconn.contrib.idempotency.memory.MemoryIds`, ``redis.RedisIds`` or
+            ``sqlalchemy.SqlIds``.
+        name: of the handler in the store, since several handlers may get one message; None: its module
+            and qualified name.
+        key: returns the id of a message; None: it has none.
+        ttl: seconds for which an id is known, longer than copies may come late.
+        lease: seconds after which the message of a process that died may be handled elsewhere.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    for option, value in (("ttl", ttl), ("lease", lease)):
+        if not (is_number(value) and value > 0):
+            raise ValueError(
+                f"handled_once.{option} must be a number of seconds above 0, got {value!r}"
+            )
+
+    def decorate(handler: H) -> H:
+        own_name = name or f"{handler.__module__}.{handler.__qualname__}"
+
+        @wraps(handler)
+        def handle(body: Any, message: Message) -> Any:
+            if isinstance(message, list):
+                raise TypeError(
+                    "handled_once must not be used with batch_size: a batch is settled as one"
+                )
+            found = key(message)
+            if found is None:
+                return handler(body, message)
+            claimed = _Claimed(store, f"{own_name}:{found}", lease)
+            if not claimed.wait():
+                logger.info("message %s was handled by %s already", found, own_name)
+                return None
+            with claimed:
+                result = handler(body, message)
+                # One that it has put back is not handled.
+                if message._state != "REQUEUED":
+                    claimed.finish(ttl)
+                return result
+
+        return handle  # type: ignore[return-value]
+
+    return decorate
+
+
+class _Claimed:
+    """The claim of one id by one call of a handler; released at its end unless it was finished."""
+
+    __slots__ = ("__weakref__", "_id", "_is_finished", "_lease", "_owner", "_store", "_ticker")
+
+    def __init__(self, store: IdStore, id: str, lease: float) -> None:
+        self._store = store
+        self._id = id
+        self._lease = lease
+        self._owner = uuid()
+        self._is_finished = False
+        self._ticker = Ticker(lease / RENEWALS, self._renew_soon, "idempotency")
+
+    def wait(self) -> bool:
+        """Claim the id, when it is free; False: it was handled.  May switch."""
+        for _ in attempts(WAITING):
+            claim = self._store.claim(self._id, self._owner, self._lease)
+            if claim is not Claim.BUSY:
+                return claim is Claim.NEW
+        raise AssertionError("unreachable")
+
+    def __enter__(self) -> None:
+        self._ticker.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ticker.stop()
+        if not self._is_finished:
+            try:
+                self._store.release(self._id, self._owner)
+            except (Exception, Timeout) as exc:
+                logger.warning("claim of %s ends with its lease only: %s", self._id, exc)
+
+    def finish(self, ttl: float) -> None:
+        """Mark the id as handled.  May switch.
+
+        What fails is logged: the message was handled, and the claim ends with its lease.
+        """
+        self._ticker.stop()
+        self._is_finished = True
+        try:
+            self._store.finish(self._id, self._owner, ttl)
+        except Exception as exc:
+            logger.error("message %s was handled, but could not be marked: %s", self._id, exc)
+
+    def _renew_soon(self, lag: float) -> None:
+        # In the hub.
+        spawn("idempotency-renewal", self._renew)
+
+    def _renew(self) -> None:
+        try:
+            if self._ticker.is_running and not self._store.renew(
+                self._id, self._owner, self._lease
+            ):
+                logger.warning(
+                    "claim of %s was lost: its lease had ended, and it may be handled twice",
+                    self._id,
+                )
+        except Exception as exc:
+            logger.warning("claim of %s could not be renewed: %s", self._id, exc)

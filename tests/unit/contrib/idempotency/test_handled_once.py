@@ -1,0 +1,243 @@
+"""Handlers that are called once for each message id."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import greenconn
+from greenconn import Message, Queue
+from greenconn.contrib.idempotency import handled_once
+from greenconn.contrib.idempotency.memory import MemoryIds
+from greenconn.contrib.idempotency.store import Claim
+from greenconn.testing import MemoryBroker
+from tests.fix_wires import until
+
+SOON = 60.0
+MAIL = Queue("mail")
+
+
+@pytest.fixture
+def broker() -> Iterator[MemoryBroker]:
+    with MemoryBroker() as broker:
+        yield broker
+
+
+def settled(consumer: greenconn.ConsumerGreenlet, count: int) -> None:
+    """Wait until *count* messages were acked."""
+    until(lambda: consumer.stats()["handled"] == count, SOON)
+
+
+def test_a_second_copy_is_acked_and_not_handled(broker: MemoryBroker) -> None:
+    handled: list[Any] = []
+
+    @handled_once(MemoryIds())
+    def send(body: Any, message: Message) -> None:
+        handled.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    for number in (1, 2, 1, 3, 2):
+        greenconn.publish(MAIL, number, message_id=f"m{number}")
+    greenconn.publish(MAIL, 4)
+    greenconn.publish(MAIL, 4)  # without an id
+    settled(consumer, 7)
+    assert handled == [1, 2, 3, 4, 4]
+    assert broker.count("mail") == 0
+
+
+def test_handlers_of_one_store_do_not_know_each_other(broker: MemoryBroker) -> None:
+    ids = MemoryIds()
+    handled: Counter[str] = Counter()
+
+    @handled_once(ids)
+    def one(body: Any, message: Message) -> None:
+        handled["one"] += 1
+
+    @handled_once(ids, name="other")
+    def two(body: Any, message: Message) -> None:
+        handled["two"] += 1
+
+    consumers = [greenconn.spawn_consumer("a", one), greenconn.spawn_consumer("b", two)]
+    for queue in "aabb":
+        greenconn.publish(queue, 1, message_id="m1")
+    for consumer in consumers:
+        settled(consumer, 2)
+    assert handled == {"one": 1, "two": 1}
+
+
+def test_a_handler_that_failed_is_called_again(broker: MemoryBroker) -> None:
+    calls: list[Any] = []
+
+    @handled_once(MemoryIds())
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+        if len(calls) < 3:
+            raise ValueError("not yet")
+
+    retry = {"tries": 5, "delay": 0.01}
+    consumer = greenconn.spawn_consumer(MAIL, send, retry=retry)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 1)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 2)
+    assert calls == [1, 1, 1]
+
+
+def test_a_message_that_was_put_back_is_not_handled(broker: MemoryBroker) -> None:
+    calls: list[Any] = []
+
+    @handled_once(MemoryIds())
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+        if len(calls) == 1:
+            message.requeue()
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 2)
+    assert calls == [1, 1]
+
+
+def test_a_copy_waits_for_the_handler_of_the_first(broker: MemoryBroker) -> None:
+    begun, may_end = Event(), Event()
+    calls: list[int] = []
+
+    @handled_once(MemoryIds())
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+        begun.set()
+        may_end.wait()
+
+    consumer = greenconn.spawn_consumer(MAIL, send, concurrency=3)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    assert begun.wait(SOON)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    greenconn.publish(MAIL, 2, message_id="m2")
+    until(lambda: calls == [1, 2], SOON)
+    assert consumer.stats()["in_flight"] == 3
+    may_end.set()
+    settled(consumer, 3)
+    assert calls == [1, 2]
+
+
+def test_a_long_handler_keeps_its_claim(broker: MemoryBroker) -> None:
+    now = 0.0
+    renewed: list[str] = []
+
+    class Ids(MemoryIds):
+        def renew(self, id: str, owner: str, lease: float) -> bool:
+            renewed.append(id)
+            return super().renew(id, owner, lease)
+
+    ids = Ids(clock=lambda: now)
+    may_end = Event()
+
+    @handled_once(ids, name="mail", lease=0.03)
+    def send(body: Any, message: Message) -> None:
+        may_end.wait()
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    until(lambda: len(renewed) > 3, SOON)
+    assert set(renewed) == {"mail:m1"}
+    may_end.set()
+    settled(consumer, 1)
+    assert ids.claim("mail:m1", "ada", 1) is Claim.HANDLED
+    count = len(renewed)
+    gevent.sleep(0.05)
+    assert len(renewed) <= count + 1
+
+
+def test_an_interrupted_handler_releases_its_claim(broker: MemoryBroker) -> None:
+    ids = MemoryIds()
+    begun = Event()
+
+    @handled_once(ids, name="mail")
+    def send(body: Any, message: Message) -> None:
+        begun.set()
+        Event().wait()
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    assert begun.wait(SOON)
+    consumer.kill()
+    assert broker.count("mail") == 1
+    assert ids.claim("mail:m1", "ada", 1) is Claim.NEW
+
+
+def test_a_store_that_fails(broker: MemoryBroker, caplog: pytest.LogCaptureFixture) -> None:
+    class Ids(MemoryIds):
+        def finish(self, id: str, owner: str, ttl: float) -> None:
+            raise OSError("the store is away")
+
+    calls: list[int] = []
+
+    @handled_once(Ids())
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 1)
+    assert calls == [1]
+    assert "was handled, but could not be marked: the store is away" in caplog.text
+
+
+@dataclass
+class Order:
+    number: int
+
+
+def test_typed_handlers(broker: MemoryBroker) -> None:
+    pytest.importorskip("msgspec")
+    handled: list[Order] = []
+
+    @handled_once(MemoryIds())
+    def ship(order: Order, message: Message) -> None:
+        handled.append(order)
+
+    consumer = greenconn.spawn_consumer(MAIL, ship)
+    greenconn.publish(MAIL, {"number": 7}, message_id="m1")
+    settled(consumer, 1)
+    assert handled == [Order(7)]
+
+
+def test_batches_are_refused() -> None:
+    @handled_once(MemoryIds())
+    def send(bodies: Any, messages: Any) -> None:
+        raise AssertionError("never")
+
+    with pytest.raises(TypeError, match="handled_once must not be used with batch_size"):
+        send([], [])
+
+
+@pytest.mark.parametrize("option", ["ttl", "lease"])
+def test_wrong_options(option: str) -> None:
+    given: Any = {option: 0}
+    with pytest.raises(ValueError, match=f"handled_once.{option} must be a number of seconds"):
+        handled_once(MemoryIds(), **given)
+    with pytest.raises(ValueError, match="most must be a positive integer, got 0"):
+        MemoryIds(0)
+
+
+def test_memory_keeps_so_many() -> None:
+    ids = MemoryIds(3)
+    for number in range(5):
+        ids.finish(f"m{number}", "ada", 1000)
+    claims = [ids.claim(f"m{number}", "ada", 1) for number in range(5)]
+    assert claims == [Claim.NEW] * 2 + [Claim.HANDLED] * 3
+
+
+def test_memory_forgets_what_is_over() -> None:
+    now = 0.0
+    ids = MemoryIds(clock=lambda: now)
+    ids.finish("m1", "ada", 10)
+    now = 10.0
+    ids.finish("m2", "ada", 10)
+    assert list(ids._handled) == ["m2"]
