@@ -22,12 +22,12 @@ unchanged, so that tests may call them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import isgeneratorfunction
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import gevent
 
@@ -48,6 +48,28 @@ from greenconn.worker.consumer import (
     stop_all,
 )
 from greenconn.worker.options import QueueLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.publishing.message import PublishArguments
+    from greenconn.worker.options import ConsumerArguments, ServerArguments
+
+    class _PublishArguments(PublishArguments, total=False):
+        timeout: float | None
+
+    class _CallArguments(_PublishArguments, total=False):
+        accept: Iterable[str] | None
+
+    class _ConsumerArguments(ConsumerArguments, total=False):
+        batch_interval: float | None
+        batch_size: int | None
+        schema: object
+
+    class _ServerArguments(ServerArguments, total=False):
+        schema: object
+        serializer: str | None
+
 
 __all__ = ["App", "AppTest"]
 
@@ -75,7 +97,7 @@ class _Registration:
 
     queue: Queues
     function: Callable[..., Any]
-    options: dict[str, Any]
+    options: Mapping[str, Any]
 
 
 class App:
@@ -135,7 +157,7 @@ class App:
 
     # -- declaring
 
-    def consumer(self, queue: Queues, **options: Any) -> Callable[[F], F]:
+    def consumer(self, queue: Queues, **options: Unpack[_ConsumerArguments]) -> Callable[[F], F]:
         """Return a decorator that declares a function as the handler of a queue.
 
         Arguments:
@@ -146,7 +168,7 @@ class App:
         """
         return self._registering(spawn_consumer, queue, options)
 
-    def rpc(self, queue: Queues, **options: Any) -> Callable[[F], F]:
+    def rpc(self, queue: Queues, **options: Unpack[_ServerArguments]) -> Callable[[F], F]:
         """Return a decorator that declares a function as the server of a queue's calls.
 
         Arguments:
@@ -158,7 +180,7 @@ class App:
         return self._registering(spawn_server, queue, options)
 
     def _registering(
-        self, spawn: Callable[..., ConsumerGreenlet], queue: Queues, options: dict[str, Any]
+        self, spawn: Callable[..., ConsumerGreenlet], queue: Queues, options: Mapping[str, Any]
     ) -> Callable[[F], F]:
         if "connection" in options:
             raise TypeError("connection must be given to App(), not to one of its consumers")
@@ -224,7 +246,7 @@ class App:
 
     # -- publishing
 
-    def publish(self, target: Target, body: Any, **options: Any) -> None:
+    def publish(self, target: Target, body: Any, **options: Unpack[_PublishArguments]) -> None:
         """Publish a message, as :func:`greenconn.publish` does.  May switch."""
         if not self._around_publish:
             publish(target, body, connection=self.connection, **options)
@@ -232,7 +254,9 @@ class App:
         with self._publishing(target, body, options):
             publish(target, body, connection=self.connection, **options)
 
-    def publish_many(self, target: Target, bodies: Iterable[Any], **options: Any) -> int:
+    def publish_many(
+        self, target: Target, bodies: Iterable[Any], **options: Unpack[_PublishArguments]
+    ) -> int:
         """Publish several messages, as :func:`greenconn.publish_many` does.  May switch.
 
         Contexts of :meth:`around_publish` are entered once, with the iterable as body.
@@ -240,13 +264,13 @@ class App:
         with self._publishing(target, bodies, options):
             return publish_many(target, bodies, connection=self.connection, **options)
 
-    def call(self, queue: QueueLike, body: Any, **options: Any) -> Any:
+    def call(self, queue: QueueLike, body: Any, **options: Unpack[_CallArguments]) -> Any:
         """Call an RPC server and return its reply, as :func:`greenconn.rpc.call` does.  May switch."""
         with self._publishing(queue, body, options):
             return call(queue, body, connection=self.connection, **options)
 
     @contextmanager
-    def _publishing(self, target: Target, body: Any, options: dict[str, Any]) -> Iterator[None]:
+    def _publishing(self, target: Target, body: Any, options: _PublishArguments) -> Iterator[None]:
         """Enter the contexts, and put the headers that they fill into *options*."""
         if not self._around_publish:
             yield

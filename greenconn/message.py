@@ -13,12 +13,21 @@ import logging
 import sys
 from collections.abc import Callable, Container
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
 from greenconn.formats import decode_error
 from greenconn.serialization import loads
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 __all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
 
@@ -31,8 +40,8 @@ ESSENTIAL_SLOTS: Final = ("channel", "delivery_tag", "accept", "_state", "_decod
 _ErrorTriple = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
-class Message:
-    """A received message (kombu's).
+class Message(Generic[T]):
+    """A received message (kombu's); its type argument is that of the decoded body.
 
     Arguments:
         body: the raw body.
@@ -293,14 +302,14 @@ class Message:
         except errors as exc:
             logger.critical("Couldn't reject %r, reason: %r", self.delivery_tag, exc, exc_info=True)
 
-    def decode(self) -> Any:
-        """Return the body as the publisher sent it; decoded once.
+    def decode(self) -> T:
+        """Return the body as the publisher sent it, or as the handler declares it; decoded once.
 
         Raises:
             ContentDisallowed: its content type is not accepted.
             DecodeError: it cannot be decoded or decompressed.
         """
-        decoded = self._decoded_cache
+        decoded: T | None = self._decoded_cache
         if decoded is None:
             decoded = self._decoded_cache = self._decode()
         return decoded
@@ -334,9 +343,9 @@ class Message:
         return False
 
     @property
-    def payload(self) -> Any:
+    def payload(self) -> T:
         """The decoded body; see :meth:`decode`."""
-        decoded = self._decoded_cache
+        decoded: T | None = self._decoded_cache
         return self.decode() if decoded is None else decoded
 
     def __repr__(self) -> str:

@@ -47,8 +47,12 @@ from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from greenconn.message import Message
+    from greenconn.publishing.message import PublishArguments
     from greenconn.transport.base import Link
+    from greenconn.worker.options import ServerArguments
 
 __all__ = ["call", "spawn_server"]
 
@@ -72,7 +76,7 @@ def call(
     connection: Connection | str | None = None,
     timeout: float | None = 30.0,
     accept: Iterable[str] | None = None,
-    **options: Any,
+    **options: Unpack[PublishArguments],
 ) -> Any:
     """Send *body* to the server of *queue* and return its reply.  May switch.
 
@@ -119,13 +123,13 @@ def call(
 
 def spawn_server(
     queue: str | Queue | Iterable[str | Queue],
-    function: Callable[[Any], Any],
+    function: Callable[[Any], object],
     *,
-    schema: Any = None,
+    schema: object = None,
     connection: Connection | str | None = None,
     serializer: str | None = None,
     around: Callable[[Message], AbstractContextManager[Any]] | None = None,
-    **options: Any,
+    **options: Unpack[ServerArguments],
 ) -> ConsumerGreenlet:
     """Serve calls: reply to each with the result of ``function(body)``.  Returns at once.
 

@@ -15,7 +15,7 @@ pipelined, and each caller waits for the confirm of its own.  What goes wrong:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
@@ -24,6 +24,11 @@ from greenconn.green.deadline import Deadline
 from greenconn.publishing.batch import PublishBatch
 from greenconn.publishing.message import PublishOptions, Target
 from greenconn.publishing.publisher import Publisher
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.publishing.message import PublishArguments
 
 __all__ = ["publish", "publish_many", "publisher_of"]
 
@@ -34,7 +39,7 @@ def publish(
     *,
     connection: Connection | str | None = None,
     timeout: float | None = 30.0,
-    **options: Any,
+    **options: Unpack[PublishArguments],
 ) -> None:
     """Publish a message and return when the broker has it.  May switch.
 
@@ -88,7 +93,7 @@ def publish_many(
     *,
     connection: Connection | str | None = None,
     timeout: float | None = 30.0,
-    **options: Any,
+    **options: Unpack[PublishArguments],
 ) -> int:
     """Publish many messages in their order and return when the broker has all.  May switch.
 

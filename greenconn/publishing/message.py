@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from greenconn.checks import is_number
 from greenconn.compression import compress
@@ -20,33 +20,44 @@ from greenconn.serialization import dumps
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["PROPERTIES", "OutgoingMessage", "PublishOptions", "Target"]
+__all__ = ["PROPERTIES", "OutgoingMessage", "PublishArguments", "PublishOptions", "Target"]
 
 Target: TypeAlias = str | Queue | Exchange
 
-#: Message properties that a caller may set and that are short texts.
-TEXTS: Final = frozenset(
-    {"app_id", "cluster_id", "correlation_id", "message_id", "reply_to", "type", "user_id"}
-)
-#: All message properties that a caller may set, beside the options with names of their own.
-PROPERTIES: Final = TEXTS | {"timestamp"}
-OPTIONS: Final = frozenset(
-    {
-        "compression",
-        "content_encoding",
-        "content_type",
-        "declare",
-        "delay",
-        "delivery_mode",
-        "expiration",
-        "expires",
-        "headers",
-        "mandatory",
-        "priority",
-        "routing_key",
-        "serializer",
-    }
-)
+
+class MessageProperties(TypedDict, total=False):
+    """The message properties that a caller may set, beside the options with names of their own."""
+
+    app_id: str | None
+    cluster_id: str | None
+    correlation_id: str | None
+    message_id: str | None
+    reply_to: str | Queue | None
+    timestamp: datetime | float | None
+    type: str | None
+    user_id: str | None
+
+
+class PublishArguments(MessageProperties, total=False):
+    """The options of :func:`greenconn.publish`, and of what publishes as it does."""
+
+    compression: str | None
+    content_encoding: str | None
+    content_type: str | None
+    declare: bool | None
+    delay: float | None
+    delivery_mode: Literal["transient", "persistent", 1, 2] | None
+    expiration: float | None
+    expires: float | None
+    headers: Mapping[str, Any] | None
+    mandatory: bool
+    priority: int | None
+    routing_key: str | None
+    serializer: str | None
+
+
+PROPERTIES: Final = MessageProperties.__optional_keys__
+OPTIONS: Final = PublishArguments.__optional_keys__ - PROPERTIES
 #: What ``Producer.publish`` takes and this does not, and what to do instead.
 ELSEWHERE: Final = {
     "exchange": "pass the Exchange as target",

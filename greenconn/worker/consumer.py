@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from inspect import signature
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
@@ -33,6 +33,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.message import Message
+    from greenconn.worker.options import BatchArguments, ConsumerArguments
+
+    T = TypeVar("T")
+
+    class Undeclared(Any):  # type: ignore[misc]  # it fits everywhere
+        """The body of a handler that declares none."""
+
     _Greenlet = Greenlet[..., dict[str, Any]]
 else:
     _Greenlet = Greenlet
@@ -321,6 +331,51 @@ def forget_failures(addresses: Hashable) -> None:
     registry = _registry.get()
     kept = {name: each for name, each in registry.failures.items() if each.addresses != addresses}
     registry.failures = kept
+
+
+# Of a handler that does not say what its message holds, as a lambda, the body may be anything.
+@overload
+def spawn_consumer(
+    queue: QueueLike | Iterable[QueueLike],
+    handler: Callable[[Any, Message[Undeclared]], object],
+    *,
+    schema: object = None,
+    connection: Connection | str | None = None,
+    **consumer_args: Unpack[ConsumerArguments],
+) -> ConsumerGreenlet: ...
+
+
+@overload
+def spawn_consumer(
+    queue: QueueLike | Iterable[QueueLike],
+    handler: Callable[[list[Any], list[Message[Undeclared]]], object],
+    *,
+    schema: object = None,
+    connection: Connection | str | None = None,
+    **consumer_args: Unpack[BatchArguments],
+) -> ConsumerGreenlet: ...
+
+
+@overload
+def spawn_consumer(
+    queue: QueueLike | Iterable[QueueLike],
+    handler: Callable[[T, Message[T]], object],
+    *,
+    schema: object = None,
+    connection: Connection | str | None = None,
+    **consumer_args: Unpack[ConsumerArguments],
+) -> ConsumerGreenlet: ...
+
+
+@overload
+def spawn_consumer(
+    queue: QueueLike | Iterable[QueueLike],
+    handler: Callable[[list[T], list[Message[T]]], object],
+    *,
+    schema: object = None,
+    connection: Connection | str | None = None,
+    **consumer_args: Unpack[BatchArguments],
+) -> ConsumerGreenlet: ...
 
 
 def spawn_consumer(

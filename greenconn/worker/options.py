@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypedDict
 
 from greenconn.checks import (
     check_callable,
@@ -24,11 +24,64 @@ from greenconn.schemas import Convert, converter_of, item_of, schema_of, signatu
 from greenconn.serialization import prepare_accept_content
 from greenconn.streams import OFFSET, Offset, OffsetStore, check_offset, offset_of
 
-__all__ = ["ConsumerOptions", "Handler", "OnError", "QueueLike", "checked_options"]
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+    from greenconn.message import Message
+
+__all__ = [
+    "BatchArguments",
+    "ConsumerArguments",
+    "ConsumerOptions",
+    "Handler",
+    "OnError",
+    "QueueLike",
+    "ServerArguments",
+    "checked_options",
+]
 
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
 OnError: TypeAlias = "Literal['reject', 'requeue'] | Callable[[Any, BaseException], Any]"
+
+
+class ServerArguments(TypedDict, total=False):
+    """The options of consumers and of servers; see :class:`ConsumerOptions`."""
+
+    accept: Iterable[str] | None
+    arguments: Mapping[str, Any] | None
+    blocking_threshold: float | None
+    concurrency: int
+    dead_letter: bool | str
+    exclusive: bool
+    handler_timeout: float | None
+    name: str | None
+    offset: Offset | None
+    offsets: OffsetStore | None
+    on_error: OnError
+    passive: bool
+    prefetch_count: int | None
+    priority: int | None
+    single_active: bool
+    store_every: int
+    store_interval: float
+    tag_prefix: str
+
+
+class ConsumerArguments(ServerArguments, total=False):
+    """The options of consumers."""
+
+    no_ack: bool
+    on_decode_error: Callable[[Message, Exception], object] | None
+    retry: Retry | Mapping[str, Any] | None
+
+
+class BatchArguments(ConsumerArguments):
+    """The options of consumers whose handlers get several messages at once."""
+
+    batch_size: int
+    batch_interval: NotRequired[float | None]
+
 
 #: Unacked messages of a consumer with which the broker is never waited for.
 LEAST_PREFETCH: Final = 10
@@ -324,26 +377,15 @@ class ConsumerOptions:
 
 
 #: Options that go into ``**consumer_args``.
-_FURTHER: Final = frozenset(
-    {
-        "arguments",
-        "batch_interval",
-        "batch_size",
-        "blocking_threshold",
-        "dead_letter",
-        "exclusive",
-        "handler_timeout",
-        "offset",
-        "offsets",
-        "on_decode_error",
-        "passive",
-        "priority",
-        "single_active",
-        "store_every",
-        "store_interval",
-        "tag_prefix",
-    }
-)
+_FURTHER: Final = (BatchArguments.__optional_keys__ | BatchArguments.__required_keys__) - {
+    "accept",
+    "concurrency",
+    "name",
+    "no_ack",
+    "on_error",
+    "prefetch_count",
+    "retry",
+}
 
 
 def checked_options(

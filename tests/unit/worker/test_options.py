@@ -141,11 +141,11 @@ def test_an_unknown_option_names_the_nearest() -> None:
 def test_the_public_function_checks_before_anything_is_done() -> None:
     connection = Connection("memory://")
     with pytest.raises(TypeError, match="did you mean 'exclusive'"):
-        spawn_consumer("q", handler, connection=connection, exclusiv=True)
+        spawn_consumer("q", handler, connection=connection, exclusiv=True)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="handler must be a callable, got 7"):
-        spawn_consumer("q", 7, connection=connection)  # type: ignore[arg-type]
+        spawn_consumer("q", 7, connection=connection)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="a Connection, a URL or None"):
-        spawn_consumer("q", handler, connection=7)  # type: ignore[arg-type]
+        spawn_consumer("q", handler, connection=7)  # type: ignore[call-overload]
     assert not connection.connected
 
 

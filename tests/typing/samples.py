@@ -1,0 +1,145 @@
+"""Programs as users write them, for type checkers: mypy and pyright; nothing here runs.
+
+A line that a checker must refuse says so with ``type: ignore``, and both report one that is needless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import greenconn
+from greenconn import App, Message, Retry, rpc
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+
+@dataclass
+class Item:
+    price: float
+
+
+@dataclass
+class Order:
+    id: int
+    items: list[Item]
+
+
+class Address(TypedDict):
+    to: str
+
+
+def on_order(order: Order, message: Message[Order]) -> None:
+    assert_type(message.payload, Order)
+    assert_type(message.decode().items[0].price, float)
+
+
+def on_plain(body: dict[str, Any], message: Message) -> None:
+    assert_type(message.payload, Any)
+
+
+def on_address(address: Address, message: Message) -> None:
+    address["to"]
+
+
+def on_orders(orders: list[Order], messages: list[Message[Order]]) -> int:
+    return len(orders)
+
+
+def on_plain_orders(orders: list[Order], messages: list[Message]) -> None: ...
+
+
+def on_another(order: Order, message: Message[Item]) -> None: ...
+
+
+def on_prefixed(prefix: str, order: Order, message: Message[Order]) -> None: ...
+
+
+def on_body(body: Order) -> None: ...
+
+
+class Shop:
+    def on_order(self, order: Order, message: Message[Order]) -> None: ...
+
+    def __call__(self, order: Order, message: Message) -> None: ...
+
+
+seen: list[int] = []
+
+
+def consumers() -> None:
+    """Handlers fit, and options have their types."""
+    spawn = greenconn.spawn_consumer
+    spawn("orders", on_order, concurrency=10, retry=Retry(tries=3), dead_letter=True)
+    spawn(greenconn.Queue("orders"), Shop().on_order, handler_timeout=1.5)
+    spawn(["orders", "others"], Shop(), schema=Order)
+    spawn("orders", partial(on_prefixed, "a"), on_error="requeue")
+    spawn("orders", on_plain, on_error=lambda message, exc: message.ack())
+    spawn("orders", on_address, on_decode_error=lambda message, exc: message.reject())
+    spawn("orders", lambda body, message: seen.append(body["id"]))
+    spawn("orders", lambda body, message: seen.append(message.delivery_count), schema=list[Item])
+    spawn("orders", on_orders, batch_size=10, batch_interval=0.5)
+    spawn("orders", on_plain_orders, batch_size=10)
+    spawn("orders", lambda bodies, messages: seen.append(len(bodies)), batch_size=10)
+    assert_type(spawn("orders", on_order), greenconn.ConsumerGreenlet)
+
+    spawn("orders", on_another)  # type: ignore[arg-type]
+    spawn("orders", on_orders)  # type: ignore[arg-type]
+    spawn("orders", on_order, batch_size=10)  # type: ignore[arg-type]
+    spawn("orders", on_body)  # type: ignore[arg-type]
+    spawn("orders", on_order, concurency=10)  # type: ignore[call-overload]
+    spawn("orders", on_order, concurrency="10")  # type: ignore[call-overload]
+    spawn("orders", on_order, on_error="drop")  # type: ignore[call-overload]
+
+
+def bodies() -> Iterator[Order]:
+    yield Order(1, [])
+
+
+def publishing() -> None:
+    """Any body, and options of their types."""
+    greenconn.publish("orders", Order(1, [Item(1.5)]), delay=3, headers={"a": 1})
+    greenconn.publish(greenconn.Exchange("orders"), {"id": 1}, routing_key="a", timeout=None)
+    assert_type(greenconn.publish_many("orders", bodies(), expires=10, message_id="a"), int)
+    rpc.call("orders", Order(1, []), accept=["json"], priority=5)
+
+    greenconn.publish("orders", {}, delai=3)  # type: ignore[call-arg]
+    greenconn.publish("orders", {}, delay="3")  # type: ignore[arg-type]
+    greenconn.publish("orders", {}, delivery_mode="lasting")  # type: ignore[arg-type]
+    greenconn.publish_many("orders", {1: 2}, priority="high")  # type: ignore[arg-type]
+    rpc.call("orders", {}, retries=3)  # type: ignore[call-arg]
+
+
+def servers() -> None:
+    """Functions with one argument."""
+    rpc.spawn_server("total", lambda order: order.id, schema=Order, concurrency=10)
+    rpc.spawn_server("total", on_body, serializer="msgpack", handler_timeout=1)
+
+    rpc.spawn_server("total", on_order)  # type: ignore[arg-type]
+    rpc.spawn_server("total", on_body, retry=Retry())  # type: ignore[call-arg]
+
+
+app = App()
+
+
+@app.consumer("orders", retry={"tries": 5}, schema=Order)
+def declared(order: Order, message: Message[Order]) -> None:
+    app.publish("mail", order, delay=1, timeout=5)
+    app.publish_many("mail", [order], compression="zlib")
+    app.call("total", order, timeout=5, accept=["json"])
+    app.publish("mail", order, delai=1)  # type: ignore[call-arg]
+
+
+@app.rpc("total", concurrency=3)
+def total(order: Order) -> float:
+    return sum(item.price for item in order.items)
+
+
+@app.consumer("orders", tries=5)  # type: ignore[call-arg]
+def misdeclared(order: Order, message: Message[Order]) -> None: ...
+
+
+assert_type(total(Order(1, [])), float)
