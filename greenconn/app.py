@@ -1,4 +1,4 @@
-"""Applications: the consumers and RPC servers of a program, declared beside their handlers.
+"""Applications: the consumers, RPC servers and periodic calls of a program, declared in one place.
 
 A module declares them and starts nothing::
 
@@ -14,6 +14,10 @@ A module declares them and starts nothing::
     def add(numbers):
         return sum(numbers)
 
+    @app.every(60)                       # or @app.cron("0 3 * * *"): in one of all processes
+    def clean_up():
+        ...
+
 What starts them decides where they run: ``greenconn run module:app``, a gunicorn worker
 (:mod:`greenconn.contrib.gunicorn`), Django's ``manage.py runconsumers``, a test
 (:meth:`App.testing`), or the program itself (:meth:`App.start`).  The decorators return the functions
@@ -25,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import tzinfo
 from functools import wraps
 from inspect import isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -33,9 +38,11 @@ import gevent
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
+from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.perhub import PerHub
 from greenconn.message import Message
+from greenconn.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target
 from greenconn.rpc import call, check_server, spawn_server
@@ -75,6 +82,7 @@ __all__ = ["App", "AppTest"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Service)
+P = TypeVar("P", bound=Callable[[], Any])
 
 Queues: TypeAlias = "QueueLike | Iterable[QueueLike]"
 #: Entered before a handler is called with the message, left after it.
@@ -93,9 +101,12 @@ class _Registration:
     """A consumer or server that an application declares."""
 
     spawn: Callable[..., ConsumerGreenlet]
-    """:func:`~greenconn.spawn_consumer` or :func:`greenconn.rpc.spawn_server`."""
+    """:func:`~greenconn.spawn_consumer`, :func:`greenconn.rpc.spawn_server` or
+    :func:`~greenconn.periodic.spawn_periodic`."""
 
     queue: Queues
+    """Of periodic calls their name."""
+
     function: Callable[..., Any]
     options: Mapping[str, Any]
 
@@ -120,6 +131,8 @@ class App:
         self._consumers: PerHub[list[ConsumerGreenlet]] = PerHub(list)
         self._registrations: list[_Registration] = []
         self._services: list[Service] = []
+        #: For periodic calls; None is the system's.
+        self._clock: Clock | None = None
         self._around_handle: list[AroundHandle] = []
         self._around_publish: list[AroundPublish] = []
         if url is not None or connection_kwargs:
@@ -209,6 +222,71 @@ class App:
             raise TypeError(f"service must have methods start and stop, got {service!r}")
         self._services.append(service)
         return service
+
+    def every(self, seconds: float, *, name: str | None = None) -> Callable[[P], P]:
+        """Return a decorator that has a function called every *seconds*, in one of all processes.
+
+        The periods begin in 1970, so that all processes have the same: 3600 is each full hour (UTC).
+        The process that calls is the leader; when it ends another one goes on.  A call that takes
+        longer than the period has the next ones left out, which is logged.  What the function raises
+        is logged.  It is called again by the next leader if the first one dies in it.
+
+        Arguments:
+            seconds: above 0.
+            name: the same in all processes, and no other function's at this broker; None is that of the
+                module and the function.
+
+        Raises:
+            TypeError, ValueError: it is no such number; or the name is taken.
+
+        Example::
+
+            @app.every(60)
+            def publish_load():
+                app.publish("load", {"load": os.getloadavg()[0]})
+        """
+        return self._periodically(Every(seconds), name)
+
+    def cron(
+        self, expression: str, *, tz: tzinfo | None = None, name: str | None = None
+    ) -> Callable[[P], P]:
+        """Return a decorator that has a function called at the times of a cron expression.
+
+        See :meth:`every`.
+
+        It needs ``pip install 'greenconn[cron]'``.
+
+        Arguments:
+            expression: minute, hour, day of month, month, day of week: ``"*/5 8-18 * * MON-FRI"``.  With
+                six fields the first one is the second.
+            tz: the time zone, for example ``zoneinfo.ZoneInfo("Europe/Paris")``; None is UTC.
+            name: as for :meth:`every`.
+
+        Raises:
+            MissingExtra: ``cronsim`` is not installed.
+            TypeError, ValueError: it is no cron expression, or never comes; or the name is taken.
+        """
+        return self._periodically(Cron(expression, tz), name)
+
+    def _periodically(self, schedule: Schedule, name: str | None) -> Callable[[P], P]:
+        def register(function: P) -> P:
+            check_periodic(function)
+            own = name_of(function) if name is None else name
+            if any(
+                each.spawn is spawn_periodic and each.queue == own for each in self._registrations
+            ):
+                raise ValueError(f"name {own!r} is taken by another periodic call: pass name=")
+            self._registrations.append(
+                _Registration(
+                    spawn=spawn_periodic,
+                    queue=own,
+                    function=function,
+                    options={"schedule": schedule},
+                )
+            )
+            return function
+
+        return register
 
     def around_handle(self, context: Callable[[Message], Any]) -> Callable[[Message], Any]:
         """Enter a context around each call of a handler; a decorator.
@@ -307,7 +385,9 @@ class App:
     def _spawn(self, registration: _Registration) -> ConsumerGreenlet:
         options = dict(registration.options)
         function = registration.function
-        if self._around_handle and registration.spawn is spawn_server:
+        if registration.spawn is spawn_periodic:
+            options["clock"] = self._clock
+        if self._around_handle and registration.spawn is not spawn_consumer:
             options["around"] = self._handling
         elif self._around_handle:
             function = self._wrapped(function)
@@ -401,13 +481,16 @@ class App:
         before, self._connections = self._connections, None
         try:
             with MemoryBroker() as broker:  # the default connection leads to it
+                self._clock = broker.clock
                 self.start()
                 self.wait_ready(STOPPING)
-                yield AppTest(self, broker)
+                test = AppTest(self, broker)
+                test.wait_until_handled(STOPPING)  # periodic calls know when they are due
+                yield test
         finally:
             for service in self._services:
                 service.stop(STOPPING)
-            self._connections = before
+            self._connections, self._clock = before, None
 
 
 class AppTest:
@@ -451,7 +534,7 @@ class AppTest:
         left = []
         for consumer in self.app.consumers:
             lifecycle = consumer.lifecycle
-            unsettled = sum(1 for _ in lifecycle.dispatcher.unacked())
+            unsettled = consumer.unsettled()
             queues = lifecycle.options.queues
             waiting = sum(self.broker.count(_name_of(each)) for each in queues)
             if unsettled or waiting:

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from greenconn.broker.settlement_port import SettlementLink
 from greenconn.green.blocking_monitor import log_blocked
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 
@@ -73,6 +75,22 @@ class Leases:
         for start in range(0, max(len(handles), 1), RENEWALS):
             self._under_way += 1
             link.settler.renew(handles[start : start + RENEWALS], self._renewed)
+
+    def confirm(self, handle: Any, deadline: Deadline) -> bool:
+        """Renew the lease of one message, and return whether it had not ended.  May switch.
+
+        Raises:
+            TimeoutError: the broker has not replied before the deadline.
+            Exception: it refuses.
+        """
+        link, slot = self._link, Slot[Any]()
+        link.settler.renew([handle], slot.offer)
+        outcome = slot.wait(deadline)
+        if isinstance(outcome, Exception):
+            raise link.settler.error(outcome, "renewing a lease")
+        if outcome:
+            self._note_lost(outcome)
+        return not outcome
 
     def _renewed(self, outcome: Any) -> None:
         link = self._link

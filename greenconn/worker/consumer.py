@@ -72,7 +72,7 @@ class ConsumerGreenlet(_Greenlet):
     :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read there.
     """
 
-    __slots__ = ("_hub_affinity", "answers_calls", "lifecycle")
+    __slots__ = ("_hub_affinity", "answers_calls", "lifecycle", "unsettled")
 
     def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
@@ -82,6 +82,8 @@ class ConsumerGreenlet(_Greenlet):
         self.answers_calls = False
         #: For the library.
         self.lifecycle = ConsumerLifecycle(options, connection)
+        #: Returns the number of messages that its handlers have to do.
+        self.unsettled: Callable[[], int] = self.lifecycle.dispatcher.unsettled
         self.rawlink(_on_end)
 
     def _run(self) -> dict[str, Any]:

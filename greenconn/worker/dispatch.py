@@ -190,6 +190,10 @@ class Dispatcher:
             yield from ((message, True) for message in self._messages_of(load))
         yield from ((message, False) for message in self.inbox)
 
+    def unsettled(self) -> int:
+        """Return the number of messages that are here."""
+        return sum(1 for _ in self.unacked())
+
     def _messages_of(self, load: Any) -> Iterable[Any]:
         return (load,)
 

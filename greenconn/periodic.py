@@ -1,0 +1,591 @@
+"""Periodic calls: a function that one of all processes calls at its times.
+
+Each schedule has a queue of its own, whose message, the *token*, says when the next call is due.  The
+process that holds it is the leader: it waits, calls the function, publishes the token of the next time,
+and acknowledges the one before.  When the leader, its connection or its program ends, the broker
+redelivers the token to another process, which goes on where the first one was.  So a call whose leader
+dies is made again by the next one, and a call that was due meanwhile is late, not left out.
+
+Which process gets the token is the broker's matter: a single active consumer where it has that, and
+elsewhere the process that has declared an exclusive queue, while the consumers of the others are paused.
+More than one token does no harm, since all go to one process, which keeps the one that is due first.  So
+each process publishes one when it begins, and again every few minutes: one that has no time yet, for a
+queue that is new, was purged, or deleted.  The leader replaces its own as often, so that none grows
+older than the broker's consumer timeout.
+
+Before each call the leader asks the broker whether it still holds the token: a process that was stopped
+for longer than its lease learns that others have gone on, and does not call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import datetime, timezone, tzinfo
+from math import floor, isfinite
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from gevent import Timeout, get_hub
+
+from greenconn.broker.leased_link import LeasedLink
+from greenconn.checks import check_runs, is_number
+from greenconn.connection import Connection
+from greenconn.defaults import consuming_connection
+from greenconn.entity import Queue
+from greenconn.exceptions import ResourceLocked, Unroutable
+from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.supervisor import spawn
+from greenconn.importing import needed
+from greenconn.publishing import publish
+from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer
+from greenconn.worker.lifecycle import ConsumerState, TargetState
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
+    from greenconn.session.session import Session
+
+__all__ = [
+    "Clock",
+    "Cron",
+    "Every",
+    "Schedule",
+    "check_periodic",
+    "periodic_queue",
+    "spawn_periodic",
+]
+
+logger = logging.getLogger("greenconn.periodic")
+
+#: Seconds between two looks at the clock, which may have been set.
+LOOK: Final = 10.0
+#: Seconds between two attempts to become the leader.
+ELECTION_INTERVAL: Final = 1.0
+#: Seconds after which a token is published anew; the consumer timeout of RabbitMQ is 30 minutes.
+RENEWAL_INTERVAL: Final = 300.0
+#: Seconds that the broker may take for a token, or for the question whether one is still held.
+TIMEOUT: Final = 30.0
+#: A call that is later than this is logged, and calls left out are counted up to here.
+LATE: Final = 1.0
+MOST_COUNTED: Final = 1000
+#: Tokens that a leader may be sent at once: its own, and those that it drops.
+PREFETCH: Final = 10
+#: Transports on which a queue that is exclusive to one connection keeps those of other processes out.
+_LOCKING: Final = frozenset({"redis", "couchdb", "beanstalk"})
+_AT_WORK: Final = frozenset(
+    {ConsumerState.STARTING, ConsumerState.RUNNING, ConsumerState.RECOVERING}
+)
+
+
+class Schedule(Protocol):
+    """The times of calls, in seconds since 1970."""
+
+    def following(self, after: float) -> float:
+        """Return the first time after *after*."""
+
+    def corrected(self, due: float, now: float) -> float:
+        """Return when a call that was due at *due* is due, if the clock says *now*."""
+
+
+class Every:
+    """A schedule of equal periods, which begin in 1970: all processes have the same times.
+
+    Arguments:
+        seconds: the period, above 0.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+
+    __slots__ = ("_seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        if not is_number(seconds):
+            raise TypeError(f"seconds must be a number: @app.every(60), got {seconds!r}")
+        if not (isfinite(seconds) and seconds > 0):
+            raise ValueError(f"seconds must be above 0, got {seconds!r}")
+        self._seconds = float(seconds)
+
+    def __repr__(self) -> str:
+        return f"every {self._seconds:g} s"
+
+    def following(self, after: float) -> float:
+        """Return the first time after *after*."""
+        return (floor(after / self._seconds) + 1) * self._seconds
+
+    def corrected(self, due: float, now: float) -> float:
+        """Return *due*, but no more than a period from now: the clock may have been set back."""
+        return min(due, self.following(now))
+
+
+class Cron:
+    """A schedule in cron's words.
+
+    Arguments:
+        expression: five fields: minute, hour, day of month, month, day of week; with six the first one
+            is the second.
+        tz: the time zone of the fields; None is UTC.
+
+    Raises:
+        MissingExtra: ``cronsim`` is not installed.
+        TypeError, ValueError: it is no cron expression, or never comes.
+    """
+
+    __slots__ = ("_cronsim", "_expression", "_tz")
+
+    def __init__(self, expression: str, tz: tzinfo | None = None) -> None:
+        self._cronsim: Any = needed("cronsim", "cronsim", "cron")
+        if not isinstance(expression, str):
+            raise TypeError(
+                f"expression must be text: @app.cron('*/5 * * * *'), got {expression!r}"
+            )
+        if not (tz is None or isinstance(tz, tzinfo)):
+            raise TypeError(
+                f"tz must be a tzinfo such as zoneinfo.ZoneInfo('Europe/Paris'), got {tz!r}"
+            )
+        self._expression = expression
+        self._tz = tz or timezone.utc
+        try:
+            self.following(time())
+        except self._cronsim.CronSimError as exc:
+            raise ValueError(
+                f"expression must have five fields such as '*/5 * * * *' ({exc}), got {expression!r}"
+            ) from exc
+        except StopIteration:
+            raise ValueError(
+                f"expression {expression!r} fits no time of the next 50 years"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"cron {self._expression!r} {self._tz}"
+
+    def following(self, after: float) -> float:
+        """Return the first time after *after*."""
+        begin = datetime.fromtimestamp(after, self._tz)
+        found: datetime = next(self._cronsim.CronSim(self._expression, begin))
+        return found.timestamp()
+
+    def corrected(self, due: float, now: float) -> float:
+        """Return *due*: a time of day that has been is not repeated when the clock is set back."""
+        return due
+
+
+class Clock(Protocol):
+    """A clock that schedules go by."""
+
+    def now(self) -> float:
+        """Return the time in seconds."""
+
+    def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Call *function* in the hub after *delay* seconds; return what stops that."""
+
+
+class WallClock:
+    """The clock of the system, and timers of this hub."""
+
+    def now(self) -> float:
+        """Return the seconds since 1970."""
+        return time()
+
+    def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
+        """Call *function* in the hub; it must not switch."""
+        timer: Any = get_hub().loop.timer(delay, ref=False)
+        timer.start(function, update=True)
+        close: Callable[[], Any] = timer.close
+        return close
+
+
+def periodic_queue(name: str, connection: Connection) -> Queue:
+    """Return the queue of a schedule's token.
+
+    Raises:
+        ValueError: the transport cannot say which process is the leader.
+    """
+    cls = connection.get_transport_cls()
+    arguments: dict[str, Any] = {}
+    if cls.driver_type == "amqp":
+        arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    elif _has_single_active(cls):
+        arguments = {"x-single-active-consumer": True}
+    elif cls.driver_type not in _LOCKING:
+        raise ValueError(
+            f"transport {cls.driver_type!r} cannot say which process makes the periodic call {name!r}: "
+            f"use RabbitMQ, Redis, SQLite, CouchDB or beanstalk"
+        )
+    return Queue(f"greenconn.periodic.{name}", queue_arguments=arguments)
+
+
+def _has_single_active(cls: Any) -> bool:
+    supported = getattr(cls.Channel, "supported_arguments", None)
+    return supported is not None and "x-single-active-consumer" in supported.queue
+
+
+class _Lock:
+    """An exclusive queue, which one process at a time has declared.
+
+    Arguments:
+        session: of the connection whose end releases it.
+        name: of the queue.
+    """
+
+    __slots__ = ("_channel", "_name", "_session")
+
+    def __init__(self, session: Session, name: str) -> None:
+        self._session = session
+        self._name = name
+        self._channel: Channel | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has it, as far as is known here."""
+        return self._channel is not None and bool(self._channel.is_open)
+
+    def acquire(self) -> bool:
+        """Return whether this process has it now.  May switch.
+
+        Raises:
+            Exception: what the broker or the connection did.
+        """
+        if self.is_held:
+            return True
+        session = self._session
+        channel = session.broker.transport.create_channel(session.link(Deadline(TIMEOUT)))
+        try:
+            if self._declare(channel):
+                self._channel = channel
+        finally:
+            if self._channel is not channel and channel.is_open:
+                channel.close()
+        return self.is_held
+
+    def _declare(self, channel: Channel) -> bool:
+        try:
+            channel.queue_declare(
+                queue=self._name, durable=False, exclusive=True, auto_delete=False
+            )
+        except ResourceLocked:
+            return False
+        return True
+
+    def confirm(self) -> bool:
+        """Ask the broker whether this process has it still.  May switch.
+
+        Raises:
+            Exception: what the broker or the connection did.
+        """
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return False
+        link: object = channel.connection
+        if isinstance(link, LeasedLink):
+            link.directory.forget(self._name)  # it may have changed while this process was stopped
+        return self._declare(channel)
+
+    def release(self) -> None:
+        """Let another process have it.  May switch."""
+        channel, self._channel = self._channel, None
+        if channel is not None and channel.is_open:
+            with suppress(Exception):  # the connection is closed meanwhile, which does the same
+                channel.queue_delete(self._name)
+                channel.close()
+
+
+class _Token:
+    """A token that this process holds.
+
+    Attributes:
+        due: when its call is due.
+        is_calling: the function runs.
+        is_replaced: another one stands for it, which was published later.
+        held_since: on the monotonic clock.
+    """
+
+    __slots__ = ("due", "held_since", "is_calling", "is_replaced")
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self.is_calling = self.is_replaced = False
+        self.held_since = monotonic()
+
+
+class PeriodicCalls:
+    """The calls of one schedule by this process, while it is the leader.
+
+    Arguments:
+        name: of the schedule, the same in all processes.
+        function: called without arguments.
+        schedule: its times.
+        connection: of the consumer; another one publishes for it.
+        clock: for the times.
+        around: entered around each call with the token's message.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[], Any],
+        schedule: Schedule,
+        connection: Connection,
+        clock: Clock,
+        around: Callable[[Message], AbstractContextManager[Any]],
+    ) -> None:
+        self._name = name
+        self._function = function
+        self._schedule = schedule
+        self._connection = connection
+        self._session = connection.session
+        self._clock = clock
+        self._around = around
+        self._queue = periodic_queue(name, connection)
+        is_elected = not self._queue.queue_arguments
+        self._lock = _Lock(self._session, f"{self._queue.name}.leader") if is_elected else None
+        #: The token that counts, of those that this process holds.
+        self._token: _Token | None = None
+        #: The last time whose call was made here.
+        self._last = 0.0
+        self._consumer: ConsumerGreenlet | None = None
+
+    def start(self) -> ConsumerGreenlet:
+        """Start the consumer of the token.  Returns at once."""
+        consumer = self._consumer = spawn_consumer(
+            self._queue,
+            self._handle,
+            connection=self._connection,
+            concurrency=2,
+            prefetch_count=PREFETCH,
+            on_error="requeue",
+            name=self._name,
+        )
+        consumer.unsettled = self._unsettled
+        if self._lock is not None:
+            consumer.lifecycle.request(TargetState.PAUSED)
+        companion = spawn("periodic", self._accompany, consumer)
+        consumer.rawlink(lambda ended: companion.kill(block=False))
+        return consumer
+
+    def _unsettled(self) -> int:
+        """Return how many calls are due or run; 1, too, while it is not known when one is."""
+        token = self._token
+        return int(token is None or token.is_calling or token.due <= self._clock.now())
+
+    # -- beside the consumer
+
+    def _accompany(self, consumer: ConsumerGreenlet) -> None:
+        """Publish tokens, and stand for election where the broker has none, until the end."""
+        published_at: float | None = None
+        try:
+            while not consumer.ready():
+                is_due = published_at is None or monotonic() - published_at > RENEWAL_INTERVAL
+                if is_due and (self._token is not None or self._publish(None)):
+                    published_at = monotonic()
+                pause = LOOK if published_at is not None else ELECTION_INTERVAL
+                if self._lock is not None:
+                    self._stand_for_election(consumer, self._lock)
+                    pause = ELECTION_INTERVAL
+                if not consumer.ready():
+                    self._wait(pause, WallClock())
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _stand_for_election(self, consumer: ConsumerGreenlet, lock: _Lock) -> None:
+        try:
+            is_leader = lock.acquire()
+        except Exception as exc:
+            logger.debug("schedule %r: no election: %s", self._name, exc)
+            is_leader = False
+        if is_leader:
+            consumer.lifecycle.resume()
+        else:
+            consumer.lifecycle.request(TargetState.PAUSED)
+
+    def _publish(self, due: float | None) -> bool:
+        """Publish a token, and return whether the broker has it.  May switch.
+
+        Arguments:
+            due: when its call is due; None: the leader is to say.
+        """
+        body = {"due": due, "schedule": repr(self._schedule)}
+        for _ in range(2):
+            try:
+                publish(self._queue, body, connection=self._connection, timeout=TIMEOUT)
+            except Unroutable:
+                continue  # the queue was deleted, and is declared again
+            except Exception as exc:
+                logger.debug("schedule %r: no token was published: %s", self._name, exc)
+                return False
+            return True
+        return False
+
+    def _wait(self, seconds: float, clock: Clock) -> None:
+        """Wait until something of the consumer changes, *seconds* at most.  May switch."""
+        assert self._consumer is not None
+        changed = self._consumer.lifecycle.changed
+        stop = clock.call_later(seconds, changed.wake_all)
+        try:
+            changed.wait(NEVER)
+        finally:
+            stop()
+
+    # -- as the handler of the token
+
+    def _handle(self, body: Any, message: Message) -> None:
+        """Hold a token until its call was made, or another one counts.  May switch."""
+        due = self._due_of(body)
+        current = self._token
+        if current is not None:
+            if current.is_calling or due is None or due > current.due:
+                return
+            current.is_replaced = True
+            self._wake()
+        token = self._token = _Token(self._following() if due is None else due)
+        try:
+            if self._await_turn(token, message):
+                self._call(token, message)
+        finally:
+            if self._token is token:
+                self._token = None
+
+    def _due_of(self, body: Any) -> float | None:
+        """Return the time in a token; None if it has none, is of another schedule, or has been."""
+        if not isinstance(body, dict) or body.get("schedule") != repr(self._schedule):
+            return None
+        due: Any = body.get("due")
+        return float(due) if is_number(due) and due > self._last else None
+
+    def _following(self) -> float:
+        """Return when the next call is due."""
+        now = self._clock.now()
+        if self._schedule.corrected(self._last, now) < self._last:
+            self._last = now  # the clock was set back
+        return self._schedule.following(max(now, self._last))
+
+    def _wake(self) -> None:
+        assert self._consumer is not None
+        self._consumer.lifecycle.changed.wake_all()
+
+    def _may_go_on(self, message: Message) -> bool:
+        assert self._consumer is not None
+        return self._consumer.state in _AT_WORK and bool(message.channel.is_open)
+
+    def _await_turn(self, token: _Token, message: Message) -> bool:
+        """Wait until the call is due; False: another token stands for this one.  May switch.
+
+        A token that this process may not keep is requeued.
+        """
+        while True:
+            if token.is_replaced:
+                return False
+            if not self._may_go_on(message):
+                message.requeue()
+                return False
+            now = self._clock.now()
+            token.due = self._schedule.corrected(token.due, now)
+            if monotonic() - token.held_since > RENEWAL_INTERVAL:
+                token.held_since = monotonic()
+                self._publish(token.due)  # it comes here, and replaces this one
+                continue
+            is_elected = self._lock is None or self._lock.is_held
+            if now >= token.due and is_elected:
+                if self._is_held(message):
+                    return True
+                logger.warning(
+                    "schedule %r: another process is the leader, as this one was stopped or busy for "
+                    "longer than its lease",
+                    self._name,
+                )
+                message.requeue()
+                return False
+            self._wait(
+                min(max(token.due - now, 0.0), LOOK) if is_elected else ELECTION_INTERVAL,
+                self._clock,
+            )
+
+    def _is_held(self, message: Message) -> bool:
+        """Ask the broker whether this process holds the token still.  May switch."""
+        link = message.channel.connection
+        deadline = Deadline(TIMEOUT)
+        try:
+            if self._lock is not None and not self._lock.confirm():
+                return False
+            if isinstance(link, LeasedLink) and link.settler.renewal_interval is not None:
+                # It may have been lost while the process was stopped.
+                return link.leases.confirm(getattr(message, "handle", None), deadline)
+            # Its connection holds it: one that answers has not been given up by the broker.
+            name = self._queue.name
+            self._session.utility.run(
+                lambda channel: channel.queue_declare(queue=name, passive=True), deadline
+            )
+        except Exception as exc:
+            logger.debug("schedule %r: the broker does not answer: %s", self._name, exc)
+            return False
+        return bool(message.channel.is_open)
+
+    def _call(self, token: _Token, message: Message) -> None:
+        """Make the call, and publish the token of the next one.  May switch."""
+        token.is_calling = True
+        late = self._clock.now() - token.due
+        if late > LATE:
+            logger.info("schedule %r: the call is %.1f s late", self._name, late)
+        try:
+            with self._around(message):
+                self._function()
+        except (Exception, Timeout):
+            logger.exception("the periodic call %r failed", self._name)
+        self._last = token.due
+        following = self._following()
+        self._log_left_out(token.due, following)
+        self._token = None  # what comes now counts
+        if not self._publish(following):
+            message.requeue()
+
+    def _log_left_out(self, last: float, following: float) -> None:
+        count, due = 0, self._schedule.following(last)
+        while due < following and count < MOST_COUNTED:
+            count, due = count + 1, self._schedule.following(due)
+        if count:
+            logger.warning(
+                "schedule %r: calls that were left out, as the one before took longer or came late: %d",
+                self._name,
+                count,
+            )
+
+
+def spawn_periodic(
+    name: str,
+    function: Callable[[], Any],
+    *,
+    schedule: Schedule,
+    connection: Connection | str | None = None,
+    clock: Clock | None = None,
+    around: Callable[[Message], AbstractContextManager[Any]] = nullcontext,
+) -> ConsumerGreenlet:
+    """Call *function* at the times of a schedule, in one of all processes that do so.  Returns at once.
+
+    Arguments:
+        name: of the schedule, the same in all processes and no other's at this broker.
+        function: called without arguments.  What it raises is logged.
+        schedule: :class:`Every` or :class:`Cron`.
+        connection: as for :func:`greenconn.spawn_consumer`.
+        clock: for tests; None is the system's.
+        around: returns a context manager for each call, of the message that stands for it.
+
+    Raises:
+        ValueError: the transport cannot say which process is the leader.
+        WrongHub: the connection belongs to another thread.
+    """
+    own = consuming_connection(connection)
+    return PeriodicCalls(name, function, schedule, own, clock or WallClock(), around).start()
+
+
+def check_periodic(function: object) -> None:
+    """Check a function that is to be called periodically.
+
+    Raises:
+        TypeError, ValueError: it cannot be.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a callable, got {function!r}")
+    check_runs("function", function)

@@ -1,0 +1,239 @@
+"""Periodic calls at real brokers: one process of several makes them, and another one goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import App
+from greenconn.periodic import periodic_queue
+from tests.fix_wires import until
+from tests.integration.processes import ROOT, Running, start
+
+CAME = 60.0
+PERIOD = 0.5
+
+#: Prints the time that each call was due, and its process.
+PROGRAM = """
+import json, os, sys
+import greenconn
+
+url, name, period, options = sys.argv[1:]
+app = greenconn.App(url, **json.loads(options))
+
+@app.around_handle
+def due(message):
+    print(message.payload["due"], os.getpid(), flush=True)
+    yield
+
+@app.every(float(period), name=name)
+def tick():
+    pass
+
+app.start()
+print("started", os.getpid(), flush=True)
+app.consumers[0].get()
+"""
+
+#: By kind: the fixture of the address, and what makes a dead process known soon.
+KINDS: dict[str, tuple[str, str]] = {
+    "amqp": ("amqp_url", '{"heartbeat": 1}'),
+    "redis": ("redis_url", '{"transport_options": {"lease": 1.0}}'),
+    "sqlite": ("sqlite_url", '{"transport_options": {"lease": 1.0}}'),
+    "couchdb": ("couchdb_url", '{"transport_options": {"lease": 1.0}}'),
+    "beanstalk": ("beanstalk_url", '{"transport_options": {"lease": 1.0}}'),
+    "redis+cluster": ("redis_cluster_url", '{"transport_options": {"lease": 1.0}}'),
+}
+QUICK = ("amqp", "redis", "sqlite")
+EACH = [
+    pytest.param(kind, marks=() if kind in QUICK else pytest.mark.full, id=kind) for kind in KINDS
+]
+
+
+class Calls:
+    """Processes with the same schedule, and the calls that they made."""
+
+    def __init__(self, url: str, name: str, options: str, count: int) -> None:
+        self.processes: dict[int, Running] = {}
+        #: Process and time, in the order in which they came here.
+        self.made: list[tuple[int, float | None]] = []
+        self._arguments = (url, name, str(PERIOD), options)
+        self._readers: list[Any] = []
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        """Start one more."""
+        running = start("-c", PROGRAM, *self._arguments, env={"PYTHONPATH": str(ROOT)})
+        self.processes[running.pid] = running
+        assert running.line(CAME).startswith("started")
+        self._readers.append(gevent.spawn(self._read, running))
+
+    def _read(self, running: Running) -> None:
+        try:
+            while True:
+                due, pid = running.line().split()
+                self.made.append((int(pid), None if due == "None" else float(due)))
+        except (EOFError, ValueError, OSError):
+            pass
+
+    def wait_calls(self, count: int, *, without: int = 0) -> int:
+        """Wait for so many calls more, and return the process of the last one.  May switch."""
+        begin = len(self.made)
+
+        def found() -> list[int]:
+            return [pid for pid, _ in self.made[begin:] if pid != without]
+
+        until(lambda: len(found()) >= count, CAME)
+        return found()[-1]
+
+    def end(self) -> None:
+        """End all."""
+        gevent.killall(self._readers)
+        for each in self.processes.values():
+            each.end()
+
+
+@pytest.fixture
+def calls(request: pytest.FixtureRequest, kind: str, unique: str) -> Iterator[Calls]:
+    fixture, options = KINDS[kind]
+    made = Calls(request.getfixturevalue(fixture), unique, options, 3)
+    yield made
+    made.end()
+
+
+def repeated(calls: Calls) -> list[float]:
+    """Return the times whose calls were made more than once."""
+    times = Counter(due for _, due in calls.made if due is not None)
+    return [due for due, count in times.items() if count > 1]
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", EACH)
+def test_another_process_goes_on_when_the_leader_is_killed(calls: Calls) -> None:
+    leaders = []
+    for _ in range(2):
+        leader = calls.wait_calls(3)
+        at_once = {pid for pid, _ in calls.made[-3:]}
+        assert at_once == {leader}  # one for all
+        # After its call, not in it: that one would be made again.
+        gevent.sleep(PERIOD / 3)
+        os.kill(leader, signal.SIGKILL)
+        leaders.append(leader)
+        calls.wait_calls(1, without=leader)
+    calls.wait_calls(3)
+    assert len({*leaders, calls.made[-1][0]}) == 3
+    assert repeated(calls) == []
+    times = [due for _, due in calls.made if due is not None]
+    assert times == sorted(times)
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", [each for each in EACH if each.id != "beanstalk"])
+def test_a_leader_that_was_stopped_does_not_call_when_it_goes_on(calls: Calls) -> None:
+    # A server of beanstalk takes a process for living as long as its connection is there.
+    leader = calls.wait_calls(3)
+    gevent.sleep(PERIOD / 3)
+    os.kill(leader, signal.SIGSTOP)
+    calls.wait_calls(3, without=leader)
+    os.kill(leader, signal.SIGCONT)
+    calls.wait_calls(6)
+    assert repeated(calls) == []
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", EACH)
+def test_a_leader_that_ends_leaves_the_rest_to_another(calls: Calls) -> None:
+    leader = calls.wait_calls(2)
+    calls.add()
+    os.kill(leader, signal.SIGTERM)
+    calls.wait_calls(3, without=leader)
+    assert repeated(calls) == []
+
+
+@pytest.fixture
+def app(amqp_url: str) -> Iterator[App]:
+    app = App(amqp_url)
+    yield app
+    assert app.stop(CAME)
+    assert app.connection is not None
+    app.connection.close()
+
+
+def test_a_deleted_queue_begins_anew(
+    app: App, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greenconn.periodic.RENEWAL_INTERVAL", 0.2)
+    monkeypatch.setattr("greenconn.periodic.LOOK", 0.1)
+    made: list[int] = []
+    app.every(0.3, name=unique)(lambda: made.append(1))
+    app.start()
+    until(lambda: len(made) >= 2)
+    connection = app.connection
+    assert connection is not None
+    queue = periodic_queue(unique, connection)
+    for _ in range(2):
+        connection.default_channel.queue_delete(queue.name)
+        count = len(made)
+        until(lambda: len(made) >= count + 3)  # noqa: B023 - it is called at once
+
+
+def test_a_lost_connection_is_recovered(app: App, unique: str) -> None:
+    made: list[int] = []
+    app.every(0.2, name=unique)(lambda: made.append(1))
+    app.start()
+    connection = app.connection
+    assert connection is not None
+    for _ in range(3):
+        count = len(made)
+        until(lambda: len(made) >= count + 2)  # noqa: B023 - it is called at once
+        connection.session.life.link.end(ConnectionResetError("cut"))
+
+
+def test_a_transport_that_elects_nobody(tmp_path: Path) -> None:
+    app = App("SQS://")
+    app.every(60, name="tick")(lambda: None)
+    with pytest.raises(
+        ValueError, match=r"transport 'sqs' cannot say which process .* use RabbitMQ"
+    ):
+        app.start()
+
+
+def test_one_process_of_several_under_the_manager(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "import os, greenconn\n"
+        "app = greenconn.App()\n"
+        "@app.every(0.5)\n"
+        "def tick():\n"
+        "    print('tick', os.getpid(), flush=True)\n"
+    )
+    env = {
+        "GREENCONN_URL": f"sqlite:///{tmp_path}/queue.db",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))),
+    }
+    run = start("-m", "greenconn", "run", "shop", "--processes=3", env=env)
+    try:
+        pids = {run.line(CAME) for _ in range(6)}
+        assert len(pids) == 1
+        run.signal(signal.SIGTERM)
+        assert run.outcome(timeout=CAME).code == 0
+    finally:
+        run.end()
+
+
+def test_publishing_from_a_call(app: App, unique: str) -> None:
+    queue = greenconn.Queue(unique)
+    app.every(0.2, name=unique)(lambda: app.publish(queue, {"n": 1}, timeout=CAME))
+    handled: list[Any] = []
+    app.consumer(queue)(lambda body, message: handled.append(body))
+    app.start()
+    until(lambda: len(handled) >= 2)
+    assert handled[:2] == [{"n": 1}, {"n": 1}]

@@ -1,0 +1,263 @@
+"""Times of periodic calls, and calls on a broker in memory with a clock that tests move."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import App, Queue
+from greenconn.periodic import Cron, Every, WallClock
+from tests.fix_wires import until
+
+SOON = 20.0
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+def at(text: str, zone: Any = timezone.utc) -> float:
+    """Return the seconds since 1970 of a local time."""
+    return datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()
+
+
+def test_periods_begin_in_1970() -> None:
+    assert [Every(60).following(each) for each in (0.0, 59.9, 60.0, 61.0)] == [60, 60, 120, 120]
+    assert Every(0.5).following(10.2) == 10.5
+    assert repr(Every(0.5)) == "every 0.5 s"
+
+
+def test_a_clock_that_is_set_back_delays_no_period() -> None:
+    assert Every(60).corrected(3600.0, 61.0) == 120
+    assert Every(60).corrected(120.0, 61.0) == 120
+
+
+def test_times_of_cron() -> None:
+    pytest.importorskip("cronsim")
+    cron = Cron("0 3 * * MON-FRI")
+    friday = at("2026-11-20T04:00:00")
+    assert cron.following(friday) == at("2026-11-23T03:00:00")
+    assert cron.corrected(friday, 0.0) == friday
+    assert repr(cron) == "cron '0 3 * * MON-FRI' UTC"
+    paris = ZoneInfo("Europe/Paris")
+    summer = Cron("30 9 * * *", paris)
+    assert summer.following(at("2026-07-01T00:00:00")) == at("2026-07-01T09:30:00", paris)
+
+
+@pytest.mark.parametrize(
+    ("declare", "error", "text"),
+    [
+        (lambda app: app.every(lambda: None), TypeError, r"must be a number: @app.every\(60\)"),
+        (lambda app: app.every(0), ValueError, "seconds must be above 0, got 0"),
+        (lambda app: app.every(-1.0), ValueError, "seconds must be above 0"),
+        (lambda app: app.every(60)(3), TypeError, "function must be a callable, got 3"),
+        (lambda app: [app.every(60, name="n")(print) for _ in "ab"], ValueError, "'n' is taken"),
+    ],
+)
+def test_wrong_declarations(app: App, declare: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        declare(app)
+
+
+@pytest.mark.parametrize(
+    ("expression", "tz", "error", "text"),
+    [
+        ("every day", None, ValueError, "must have five fields"),
+        ("61 * * * *", None, ValueError, "must have five fields such as .* got '61"),
+        (5, None, TypeError, "expression must be text"),
+        ("* * * * *", "UTC", TypeError, "tz must be a tzinfo"),
+        ("0 0 30 2 *", None, ValueError, "30 2"),
+    ],
+)
+def test_wrong_expressions(
+    app: App, expression: Any, tz: Any, error: type[Exception], text: str
+) -> None:
+    pytest.importorskip("cronsim")
+    with pytest.raises(error, match=text):
+        app.cron(expression, tz=tz)
+
+
+async def coroutine() -> None:
+    """Stand for a function that never runs when it is called."""
+
+
+def test_a_function_that_would_never_run(app: App) -> None:
+    with pytest.raises(TypeError, match="would never run"):
+        app.every(60)(coroutine)
+
+
+def test_a_clock_that_the_test_moves(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+
+    @app.every(60)
+    def minute() -> None:
+        calls.append("minute")
+
+    @app.every(90, name="longer")
+    def longer() -> None:
+        calls.append("longer")
+
+    with app.testing() as test:
+        assert calls == []
+        test.clock.move(60)
+        test.wait_until_handled(SOON)
+        assert calls == ["minute"]
+        test.clock.move(60)
+        test.wait_until_handled(SOON)
+        assert sorted(calls) == ["longer", "minute", "minute"]
+        names = [each.lifecycle.options.name for each in app.consumers]
+        assert names == [f"{__name__}.{minute.__qualname__}", "longer"]
+        with caplog.at_level(logging.INFO, "greenconn.periodic"):
+            test.clock.move(600)
+            test.wait_until_handled(SOON)
+        assert calls.count("minute") == 3  # one for all that were missed
+        assert "calls that were left out" in caplog.text
+    assert app.consumers == []
+    minute()
+
+
+def test_calls_publish_and_have_the_contexts_of_the_application(app: App) -> None:
+    handled: list[Any] = []
+    within: list[str] = []
+
+    @app.around_handle
+    def context(message: Any) -> Iterator[None]:
+        within.append("in")
+        yield
+        within.append("out")
+
+    @app.consumer("load")
+    def handle(body: Any, message: Any) -> None:
+        handled.append(body)
+
+    @app.every(60)
+    def load() -> None:
+        assert within[-1] == "in"
+        app.publish("load", len(handled))
+
+    with app.testing() as test:
+        for _ in range(3):
+            test.clock.move(60)
+            test.wait_until_handled(SOON)
+    assert handled == [0, 1, 2]
+    assert within.count("in") == within.count("out") == 6
+
+
+def test_a_call_that_fails_is_logged_and_the_next_one_comes(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    @app.every(60, name="failing")
+    def fails() -> None:
+        calls.append(1)
+        raise OSError("the disk is full")
+
+    with app.testing() as test:
+        for _ in range(2):
+            test.clock.move(60)
+            test.wait_until_handled(SOON)
+    assert len(calls) == 2
+    assert caplog.text.count("the periodic call 'failing' failed") == 2
+
+
+def test_calls_that_are_missed_while_one_runs_are_left_out(app: App) -> None:
+    calls: list[float] = []
+    hold = gevent.event.Event()
+
+    @app.every(60)
+    def slow() -> None:
+        calls.append(1)
+        hold.wait(SOON)
+
+    with app.testing() as test:
+        test.clock.move(60)
+        until(lambda: calls)
+        test.clock.move(180)
+        hold.set()
+        test.wait_until_handled(SOON)
+        assert len(calls) == 1
+        test.clock.move(60)
+        test.wait_until_handled(SOON)
+        assert len(calls) == 2
+
+
+def test_a_stop_waits_for_the_call_that_runs(app: App) -> None:
+    ended: list[int] = []
+    begun = gevent.event.Event()
+
+    @app.every(60)
+    def slow() -> None:
+        begun.set()
+        gevent.sleep(0.05)
+        ended.append(1)
+
+    with app.testing() as test:
+        test.clock.move(60)
+        assert begun.wait(SOON)
+    assert ended == [1]
+
+
+@contextmanager
+def two_programs() -> Iterator[tuple[Any, list[str]]]:
+    """Run one schedule in two applications on one broker in memory."""
+    made: list[str] = []
+    first, second = App(), App()
+    first.every(60, name="one")(lambda: made.append("first"))
+    second.every(60, name="one")(lambda: made.append("second"))
+    with first.testing() as test:
+        second._clock = test.clock
+        second.start()
+        assert second.wait_ready(SOON)
+        yield (test, first), made
+        assert second.stop(SOON)
+
+
+def test_one_of_two_programs_calls_and_the_other_goes_on() -> None:
+    with two_programs() as ((test, first), made):
+        for _ in range(3):
+            test.clock.move(60)
+            test.wait_until_handled(SOON)
+        assert made == ["first"] * 3
+        test.clock.move(59)
+        assert first.stop(SOON)
+        test.clock.move(30)  # missed by the one that has stopped, if the other was not there
+        until(lambda: len(made) == 4)
+        assert made[-1] == "second"
+        test.clock.move(60)
+        until(lambda: len(made) == 5)
+        assert made[-1] == "second"
+
+
+def test_a_token_of_another_schedule_says_nothing(app: App) -> None:
+    calls: list[int] = []
+    app.every(60, name="changed")(lambda: calls.append(1))
+    with app.testing() as test:
+        queue = Queue(
+            "greenconn.periodic.changed", queue_arguments={"x-single-active-consumer": True}
+        )
+        for body in ("text", {}, {"due": "soon"}, {"due": 1.0, "schedule": "every 5 s"}):
+            greenconn.publish(queue, body)
+        test.wait_until_handled(SOON)
+        assert calls == []
+        test.clock.move(60)
+        test.wait_until_handled(SOON)
+        assert calls == [1]
+
+
+def test_the_clock_of_the_system() -> None:
+    clock = WallClock()
+    assert abs(clock.now() - datetime.now(timezone.utc).timestamp()) < SOON
+    came = gevent.event.Event()
+    stop = clock.call_later(0.001, came.set)
+    assert came.wait(SOON)
+    stop()
