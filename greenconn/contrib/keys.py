@@ -1,0 +1,191 @@
+"""Handlers that run by keys: one at a time for each key, or so many a second.
+
+::
+
+    from greenconn.contrib.keys import in_order, rate_limited
+
+    @app.consumer("orders", concurrency=200)
+    @in_order(lambda body, message: body["customer"], running=10)
+    def ship(body, message):
+        ...
+
+    @app.consumer("mail", concurrency=200)
+    @rate_limited(5, per=1.0, key=lambda body, message: body["to"])
+    def send(body, message):
+        ...
+
+A handler that has to wait does so here, in its greenlet, with its message unacknowledged: so
+``concurrency`` is the number of messages that may wait or run, and should be far above the number that
+run.  What waits when the consumer stops is requeued by the end of its time.  The limits are those of one
+process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from functools import wraps
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+import gevent
+from gevent.lock import Semaphore
+
+from greenconn.checks import is_number
+from greenconn.green.deadline import NEVER
+from greenconn.green.perhub import PerHub
+from greenconn.green.slot import Slot
+from greenconn.message import Message
+
+__all__ = ["in_order", "rate_limited"]
+
+H = TypeVar("H", bound=Callable[..., Any])
+Key = Callable[[Any, Message], Hashable]
+
+#: Keys after which those that are free again are forgotten.
+SWEEP: Final = 1000
+
+
+def in_order(key: Key, *, running: int | None = None) -> Callable[[H], H]:
+    """Return a decorator of handlers that handles messages of one key one after another.
+
+    They are handled in the order of their delivery; those of other keys run beside.  A message that
+    failed and is retried is delivered once more, behind its successors.
+
+    Arguments:
+        key: called with the decoded body and the message.
+        running: handlers that run at once, of all keys; None: as many as ``concurrency`` allows.
+
+    Raises:
+        ValueError: *running* is no positive integer.
+    """
+    if running is not None and (not isinstance(running, int) or running < 1):
+        raise ValueError(f"in_order.running must be a positive integer, or None, got {running!r}")
+    lines = PerHub(_Lines)
+    places: PerHub[Any] = PerHub(lambda: nullcontext() if running is None else Semaphore(running))
+
+    def decorate(handler: H) -> H:
+        @wraps(handler)
+        def handle(body: Any, message: Message) -> Any:
+            _check_single(message, "in_order")
+            own_key, own_lines = key(body, message), lines.get()
+            own_lines.enter(own_key)
+            try:
+                with places.get():
+                    return handler(body, message)
+            finally:
+                own_lines.leave(own_key)
+
+        return handle  # type: ignore[return-value]
+
+    return decorate
+
+
+def rate_limited(
+    limit: float, *, per: float = 1.0, burst: int = 1, key: Key | None = None
+) -> Callable[[H], H]:
+    """Return a decorator of handlers that begins so many in a time, for each key.
+
+    Those that are too many wait for their turn, in the order of their delivery.  It is a token bucket:
+    it holds *burst* tokens, and gets *limit* of them in *per* seconds.
+
+    Arguments:
+        limit: handlers that may begin within *per* seconds.
+        burst: handlers that may begin at once after a pause.
+        key: called with the decoded body and the message; None: all messages have one limit.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    for name, value in (("limit", limit), ("per", per)):
+        if not (is_number(value) and value > 0):
+            raise ValueError(f"rate_limited.{name} must be a number above 0, got {value!r}")
+    if not isinstance(burst, int) or burst < 1:
+        raise ValueError(f"rate_limited.burst must be a positive integer, got {burst!r}")
+    buckets = PerHub(lambda: Buckets(per / limit, burst))
+
+    def decorate(handler: H) -> H:
+        @wraps(handler)
+        def handle(body: Any, message: Message) -> Any:
+            _check_single(message, "rate_limited")
+            own = None if key is None else key(body, message)
+            now = monotonic()
+            begins_at = now + buckets.get().take(own, now)
+            # The loop's own clock may be behind, and a timer early.
+            while (left := begins_at - monotonic()) > 0:
+                gevent.sleep(left)
+            return handler(body, message)
+
+        return handle  # type: ignore[return-value]
+
+    return decorate
+
+
+def _check_single(message: object, name: str) -> None:
+    if isinstance(message, list):
+        raise TypeError(f"{name} must not be used with batch_size: a batch has no key")
+
+
+class _Lines:
+    """The handlers that run, one for each key, and those that wait behind them."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        #: A key that is here has a handler that runs.
+        self._waiting: dict[Hashable, deque[Slot[None]]] = {}
+
+    def enter(self, key: Hashable) -> None:
+        """Wait for the turn.  May switch."""
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            self._waiting[key] = deque()
+            return
+        slot: Slot[None] = Slot()
+        waiting.append(slot)
+        try:
+            slot.wait(NEVER)
+        except BaseException:
+            # Interrupted; the turn may have come at the same moment.
+            if slot.is_filled:
+                self.leave(key)
+            raise
+
+    def leave(self, key: Hashable) -> None:
+        """Pass the turn on to the next one that still waits.  Never switches."""
+        waiting = self._waiting[key]
+        while waiting:
+            if waiting.popleft().offer(None):
+                return
+        del self._waiting[key]
+
+
+class Buckets:
+    """Token buckets, one for each key.
+
+    Arguments:
+        interval: seconds between two tokens.
+        burst: tokens that a bucket holds.
+    """
+
+    __slots__ = ("_burst", "_full_at", "_interval", "_sweep_at")
+
+    def __init__(self, interval: float, burst: int) -> None:
+        self._interval = interval
+        self._burst = burst
+        #: Key -> when its bucket is full again, had nothing more been taken.
+        self._full_at: dict[Hashable, float] = {}
+        self._sweep_at = SWEEP
+
+    def take(self, key: Hashable, now: float) -> float:
+        """Take a token; return the seconds until it is there.  Never switches."""
+        full_at = max(self._full_at.get(key, now), now)
+        self._full_at[key] = full_at + self._interval
+        if len(self._full_at) >= self._sweep_at:
+            self._full_at = {each: at for each, at in self._full_at.items() if at > now}
+            self._sweep_at = max(SWEEP, 2 * len(self._full_at))
+        return max(0.0, full_at - now - (self._burst - 1) * self._interval)
+
+    def __len__(self) -> int:
+        return len(self._full_at)
