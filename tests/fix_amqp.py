@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from struct import pack, unpack, unpack_from
 from typing import Any, TypeAlias
@@ -113,6 +114,8 @@ class BrokerEnd:
         self.answers: dict[Method, tuple[Any, ...]] = {}
         #: Methods for which the connection is closed, with the code and the text.
         self.refused: dict[Method, tuple[int, str]] = {}
+        #: Publishes that the test has answered, by channel.
+        self.answered: Counter[int] = Counter()
         #: A method at which the connection is reset.
         self.vanishes_at: Method | None = None
         self.product, self.version = "scripted", "1.0"
@@ -232,6 +235,7 @@ class BrokerEnd:
         elif method == spec.Connection.Close:
             self.method(0, spec.Connection.CloseOk)
         elif method == spec.Channel.Open:
+            self.answered[channel] = 0
             self.method(channel, spec.Channel.OpenOk, "S", "")
         elif method == spec.Channel.Close:
             self.method(channel, spec.Channel.CloseOk)

@@ -165,11 +165,14 @@ class PublishBatch:
             return
         try:
             publisher.ensure_target(self._options, self._deadline)
-            begun, error = self._begin_all(publisher.shared_channel(self._deadline))
+            channel = publisher.shared_channel(self._deadline)
+            begun, error = self._begin_all(channel)
         except IrrecoverableConnectionError:
             self._isolate(left)
             raise
         error = self._collect(begun) or error
+        if self._nacked:
+            publisher.retire(channel)  # another one may reach the queue
         if error is not None:
             raise error
 

@@ -48,6 +48,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.single_flight import SingleFlight
+from greenconn.green.supervisor import spawn
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.session.session import Session
 
@@ -78,6 +79,8 @@ class Publisher:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._channel: Any = None
+        #: Channels that are not used any more, some with outstanding confirms.
+        self._retired: list[Any] = []
         self._flight = SingleFlight("publish-channel")
         #: When an empty queue refused a message first, while its caller tries again.
         self._nacked_at: dict[OutgoingMessage, float] = {}
@@ -263,12 +266,18 @@ class Publisher:
         """
         return not (exc.has_reason or isinstance(options.target, Exchange))
 
-    def _check_nack(self, exc: PublishNacked, message: OutgoingMessage, deadline: Deadline) -> None:
+    def _check_nack(
+        self, exc: PublishNacked, message: OutgoingMessage, channel: Channel, deadline: Deadline
+    ) -> None:
         """Return if the queue that refused a message is there and holds messages.  May switch.
 
         It may be full then.  But RabbitMQ also refuses what it cannot give to a queue that it knows: a
         classic one whose node is away, or a quorum queue between two leaders, of which it says that it
         is empty.  An empty queue may also be too small for the message.
+
+        A channel of RabbitMQ 3.10 that never reached a quorum queue asks for the node on which it was
+        led when the channel was opened.  While that is away it refuses all messages for the queue, and
+        while it starts it also keeps all others waiting.  So the next attempt uses another channel.
 
         Raises:
             PublishNacked: *exc*: nothing is known of the queue, or it was empty for too long.
@@ -287,10 +296,20 @@ class Publisher:
         except Exception as failure:
             logger.debug("checking %s after a nack: %s", options, failure)
             raise exc from exc.__cause__
+        self.retire(channel)
         now = monotonic()
         if now - self._nacked_at.setdefault(message, now) > LEADER_WAIT:
             raise exc from exc.__cause__
         raise _NoLeader(exc)
+
+    def retire(self, channel: Channel) -> None:
+        """Publish over another channel from now on.  Never switches.
+
+        It is closed when its publishes are confirmed and a further one is opened.
+        """
+        if channel is self._channel:
+            self._channel = None
+            self._retired.append(channel)
 
     def check_return(self, exc: Unroutable, options: PublishOptions, deadline: Deadline) -> None:
         """Return unless a message reached no queue since the node of its queue is away.  May switch.
@@ -324,16 +343,18 @@ class Publisher:
             raise OperationalError(f"{self.label} refused the login: {exc}") from exc
 
     def _publish_once(self, message: OutgoingMessage, deadline: Deadline) -> None:
+        channel: Any = None
         if not message.is_isolated:
             try:
                 options = message.options
                 if options.key not in self._session.life.declared_entities:
                     self.ensure_target(options, deadline)
-                message.begin(self.shared_channel(deadline), deadline).wait(deadline)
+                channel = self.shared_channel(deadline)
+                message.begin(channel, deadline).wait(deadline)
                 return
             except PublishNacked as exc:
                 # If it has a leader again, or room, it is taken now.
-                self._check_nack(exc, message, deadline)
+                self._check_nack(exc, message, channel, deadline)
             except Unroutable as exc:
                 self.check_return(exc, message.options, deadline)
                 raise
@@ -345,7 +366,10 @@ class Publisher:
                 raise
             except self._session.broker.channel_errors:
                 message.is_isolated = True
+                channel = None
         self._publish_isolated(message, deadline)
+        if channel is not None:
+            self.retire(channel)  # it refused what another one takes
 
     def _publish_isolated(self, message: OutgoingMessage, deadline: Deadline) -> None:
         """Publish *message* while no other one is on its channel: an error is about this one."""
@@ -358,8 +382,8 @@ class Publisher:
             message.begin(channel, deadline).wait(deadline)
             is_settled = True
         except PublishNacked as exc:
-            is_settled = True
-            self._check_nack(exc, message, deadline)
+            # The next message has another channel, as above.
+            self._check_nack(exc, message, channel, deadline)
             raise
         except Unroutable as exc:
             is_settled = True
@@ -380,6 +404,12 @@ class Publisher:
 
     def _open_shared(self) -> Any:
         self._channel = channel = self._open(Deadline(self._session.broker.connect_timeout))
+        retired, self._retired = self._retired, []
+        for each in retired:
+            if each.is_open and each.has_unconfirmed:
+                self._retired.append(each)
+            else:
+                spawn("retired-channel", _discard, each)  # it may be slow to answer
         return channel
 
     def _open(self, deadline: Deadline) -> Any:
@@ -400,6 +430,13 @@ class _NoLeader(TimeoutError):
     def __init__(self, nack: PublishNacked) -> None:
         super().__init__(str(nack))
         self.nack = nack
+
+
+def _discard(channel: Channel) -> None:
+    try:
+        _close(channel)
+    except Exception as exc:
+        logger.debug("closing %r: %s", channel, exc)
 
 
 def _close(channel: Channel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import pairwise
 
 import gevent
 import pytest
@@ -54,28 +54,37 @@ def begin(
     return publishing
 
 
-def nack(end: BrokerEnd, tag: int = 1) -> None:
-    """Refuse the next message, which has that number on its channel.  May switch."""
-    channel, *_ = end.expect(spec.Basic.Publish)
+def take(end: BrokerEnd) -> tuple[int, int, bytes]:
+    """Return the channel of the next message, its number there, and its body.  May switch."""
+    channel, _, _, body = end.expect(spec.Basic.Publish)
+    assert body is not None
+    end.answered[channel] += 1
+    return channel, end.answered[channel], body
+
+
+def nack(end: BrokerEnd) -> int:
+    """Refuse the next message, and return its channel.  May switch."""
+    channel, tag, _ = take(end)
     end.method(channel, spec.Basic.Nack, "LB", tag, 0)
+    return channel
 
 
 def nack_all(end: BrokerEnd) -> None:
-    """Refuse all messages after the first.  May switch."""
-    for tag in count(2):
-        nack(end, tag)
+    """Refuse all messages.  May switch."""
+    while True:
+        nack(end)
 
 
-def ack(end: BrokerEnd, tag: int = 1) -> None:
-    """Take the next message.  May switch."""
-    channel, *_ = end.expect(spec.Basic.Publish)
+def ack(end: BrokerEnd) -> int:
+    """Take the next message, and return its channel.  May switch."""
+    channel, tag, _ = take(end)
     end.method(channel, spec.Basic.Ack, "LB", tag, 0)
+    return channel
 
 
-def give_back(end: BrokerEnd, tag: int = 1) -> None:
-    """Return the next message, which has that number on its channel.  May switch."""
-    channel, _, _, body = end.expect(spec.Basic.Publish)
-    assert body is not None
+def give_back(end: BrokerEnd) -> None:
+    """Return the next message.  May switch."""
+    channel, tag, body = take(end)
     returned = method_frame(channel, spec.Basic.Return, "Bsss", 312, "NO_ROUTE", "", "orders")
     end.send(returned + content(channel, body))
     end.method(channel, spec.Basic.Ack, "LB", tag, 0)
@@ -105,10 +114,11 @@ def test_a_queue_without_a_leader_is_waited_for(
 ) -> None:
     publishing = begin(amqp_peer, connection)
     hold(amqp_peer.end, 0)
-    for tag in range(1, 4):
-        nack(amqp_peer.end, tag)
-    ack(amqp_peer.end, 4)
+    used = [nack(amqp_peer.end) for _ in range(3)]
+    used.append(ack(amqp_peer.end))
     publishing.get(timeout=CAME)
+    # Numbers of channels that were closed are used again, too.
+    assert all(one != next_one for one, next_one in pairwise(used))
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["away", "without leader"])
@@ -165,11 +175,11 @@ def test_what_was_refused_of_a_batch_is_sent_again_alone(
     until(lambda: amqp_peer.ends, CAME, "a connection")
     end = amqp_peer.end
     ack(end)
-    for tag in (2, 3, 4):
-        nack(end, tag)
+    for _ in range(3):
+        nack(end)
     if not is_full:
-        for tag in (1, 2, 3):
-            ack(end, tag)
+        for _ in range(3):
+            ack(end)
         assert publishing.get(timeout=CAME) == 4
         return
     nack(end)  # one is enough to know
@@ -192,14 +202,14 @@ def test_what_was_returned_of_a_batch_waits_for_its_queue(
     ack(end)
     if fate != "is deleted":
         take_away(end)
-    for tag in (2, 3):
-        give_back(end, tag)
+    for _ in range(2):
+        give_back(end)
     if fate == "comes back":
         for _ in range(3):  # to look for it, and to declare it
             end.expect(spec.Queue.Declare)
         hold(end, 0)
-        for tag in (4, 5):
-            ack(end, tag)
+        for _ in range(2):
+            ack(end)
         assert publishing.get(timeout=CAME) == 3
         return
     with pytest.raises(BatchPublishError, match="orders") as caught:

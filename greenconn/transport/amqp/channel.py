@@ -486,6 +486,12 @@ class Channel(DeclaringChannel):
         if self.publisher.confirms is None:
             self.publisher.select_confirms(nowait=nowait)
 
+    @property
+    def has_unconfirmed(self) -> bool:
+        """Whether the broker has not confirmed all publishes that it is to confirm."""
+        confirms = self.publisher.confirms
+        return confirms is not None and bool(confirms.outstanding)
+
     def basic_publish_confirm(
         self,
         message: Outgoing | amqp.Message,
