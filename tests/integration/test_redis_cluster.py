@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import gevent
 import pytest
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
@@ -261,9 +263,48 @@ def test_the_client_of_one_server_is_refused(redis_cluster_url: str) -> None:
         _ = connection.default_channel.client
 
 
-def test_a_publish_window_is_refused(redis_cluster_url: str) -> None:
-    with pytest.raises(ValueError, match="publish_window"):
-        Connection(redis_cluster_url, transport_options={"publish_window": 8}).connect()
+def test_a_publish_window(redis_cluster: RedisCluster, unique: str) -> None:
+    """Publishes to all nodes share it; what one of them refuses is reported."""
+    names = [f"{unique}-{number}" for number in range(20)]
+    options = {**OPTIONS, "publish_window": 16}
+    with Connection(redis_cluster.url, transport_options=options) as connection:
+        channel: Any = connection.channel()
+        for number in range(500):
+            channel.basic_publish(channel.prepare_message("x"), "", names[number % 20])
+        channel.flush()
+        with Connection(redis_cluster.url) as other:
+            counts = [other.default_channel.queue_declare(name, passive=True)[1] for name in names]
+        assert counts == [25] * 20
+        wrong = f"{unique}-wrong"
+        redis_cluster.owner_of(slot_of(wrong)).ask("SET", f"{{{tag_of(wrong)}}}{wrong}", "no list")
+        closed: Any = connection.channel()
+        for each in (channel, closed):
+            for name in (names[0], wrong, names[1], wrong):
+                each.basic_publish(each.prepare_message("x"), "", name)
+        closed.close()
+        with pytest.raises(ResponseError, match=r"4 earlier publishes .* WRONGTYPE"):
+            channel.flush()
+        channel.flush()
+
+
+def test_a_lost_node_is_reported_by_the_window(redis_cluster: RedisCluster, unique: str) -> None:
+    options = {**OPTIONS, "publish_window": 16}
+    with Connection(redis_cluster.url, transport_options=options) as connection:
+        channel: Any = connection.channel()
+        channel.basic_publish(channel.prepare_message("x"), "", unique)
+        channel.flush()
+        for _ in range(8):
+            channel.basic_publish(channel.prepare_message("x"), "", unique)
+        placement = placement_of(connection)
+        pipeline = placement.of(unique).commands.pipeline
+        assert isinstance(pipeline, SlotPipeline)
+        assert pipeline.node is not None
+        pipeline.node.end(LinkLost("as if it had been cut"))
+        with pytest.raises(PublishTimeout, match=r"8 publishes .* were not confirmed") as caught:
+            channel.flush()
+        assert caught.value.maybe_delivered
+        channel.basic_publish(channel.prepare_message("x"), "", unique)
+        channel.flush()
 
 
 def test_tls(brokers: Brokers, unique: str) -> None:

@@ -301,8 +301,7 @@ class RedisLink(LeasedLink):
         for pipeline in self.other_pipelines():
             pipeline.drain(deadline)
         unreported = self.transport.unreported
-        if unreported.awaited:  # of channels that were closed; answers keep their order
-            self.commands.pipeline.call(PING, deadline)
+        unreported.wait(deadline)  # those of channels that were closed
         failures = unreported.failures.take()
         if failures:
             raise failures.error(self.commands.pipeline)

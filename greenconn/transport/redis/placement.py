@@ -169,7 +169,7 @@ class SinglePlacement:
         link = self._link
         size = link.options.publish_window
         if size:
-            return WindowPublisher(channel, link, size, link.unreported)
+            return WindowPublisher(RedisPublisher(channel, link), size, link.unreported)
         if self._confirms is not None:
             return ReplicatedPublisher(channel, link, self._confirms)
         return RedisPublisher(channel, link)

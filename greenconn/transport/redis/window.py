@@ -9,11 +9,10 @@ from greenconn.exceptions import PublishTimeout
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.commands import PING, CommandPipeline
+from greenconn.transport.redis.commands import CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink
-from greenconn.transport.virtual.channel import ChannelPort
+from greenconn.transport.redis.publishing import RedisPublisher
 from greenconn.wire.resp import ErrorReply
 
 __all__ = ["UnreportedPublishes", "WindowPublisher"]
@@ -96,12 +95,13 @@ class UnreportedPublishes:
         failures: what ``flush()`` raises.
     """
 
-    __slots__ = ("_unlogged", "_where", "_will_log", "awaited", "failures")
+    __slots__ = ("_are_answered", "_unlogged", "_where", "_will_log", "awaited", "failures")
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._unlogged = Failures()
         self._will_log = False
+        self._are_answered = Condition()
         self.awaited = 0
         self.failures = Failures()
 
@@ -112,11 +112,24 @@ class UnreportedPublishes:
             self._unlogged.add(failures)
             self._log_soon()
 
-    def note(self, reply: Exception) -> None:
-        """Note a failed publish of a channel that has ended.  Never switches."""
-        self.failures.note(reply)
-        self._unlogged.note(reply)
-        self._log_soon()
+    def offer(self, reply: Any) -> None:
+        """Take the answer to a publish of a channel that has ended.  In the reader."""
+        self.awaited -= 1
+        if isinstance(reply, Exception):
+            self.failures.note(reply)
+            self._unlogged.note(reply)
+            self._log_soon()
+        if not self.awaited:
+            self._are_answered.wake_all()
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait until all are answered.  May switch.
+
+        Raises:
+            TimeoutError: they were not before the deadline.
+        """
+        while self.awaited:
+            self._are_answered.wait(deadline)
 
     def _log_soon(self) -> None:
         # Those that fail together get their errors together.
@@ -165,9 +178,9 @@ class Window:
         """Take the answer to one.  In the reader."""
         self.unanswered -= 1
         if self._has_ended:
-            self._unreported.awaited -= 1
-        if isinstance(reply, Exception):
-            (self._unreported if self._has_ended else self.failures).note(reply)
+            self._unreported.offer(reply)
+        elif isinstance(reply, Exception):
+            self.failures.note(reply)
         # Half of it at a time, so that a publisher is woken once for many.
         if self._has_room and self.unanswered <= self._size // 2:
             self._has_room.wake_all()
@@ -189,25 +202,34 @@ class Window:
         while self.unanswered >= self._size:
             self._has_room.wait(deadline)
 
+    def wait_answered(self, deadline: Deadline) -> None:
+        """Wait until all are answered.  May switch.
 
-class WindowPublisher(RedisPublisher):
-    """The same with ``publish_window``: some of its publishes may be unanswered.
+        Raises:
+            TimeoutError: they were not before the deadline.
+        """
+        while self.unanswered:
+            self._has_room.wait(deadline)
+
+
+class WindowPublisher:
+    """The publisher of one channel, some of whose publishes may be unanswered.
 
     Arguments:
-        size: how many.
+        publisher: sends the messages.
+        size: how many may be unanswered.
         unreported: takes the outcomes of those that no caller waits for.
     """
 
     def __init__(
-        self,
-        channel: ChannelPort,
-        link: RedisPublishingLink,
-        size: int,
-        unreported: UnreportedPublishes,
+        self, publisher: RedisPublisher, size: int, unreported: UnreportedPublishes
     ) -> None:
-        super().__init__(channel, link)
+        self._publisher = publisher
+        self._pipeline = publisher.link.commands.pipeline
         self._unreported = unreported
         self._window = Window(size, unreported)
+        self.prepare = publisher.prepare
+        self.begin = publisher.begin
 
     def publish(
         self,
@@ -229,9 +251,9 @@ class WindowPublisher(RedisPublisher):
             raise window.failures.take().error(self._pipeline)
         message = Outgoing.of(message)
         if exchange or not routing_key or mandatory or not message.is_plain:
-            super().publish(message, exchange, routing_key, mandatory, immediate, deadline)
+            self._publisher.publish(message, exchange, routing_key, mandatory, immediate, deadline)
             return
-        self.send(message, "", routing_key, False, immediate, deadline, window)
+        self._publisher.send(message, "", routing_key, False, immediate, deadline, window)
         window.unanswered += 1
 
     def end(self) -> None:
@@ -249,15 +271,16 @@ class WindowPublisher(RedisPublisher):
             PublishTimeout: some were not confirmed before the connection was lost; says how many.
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
-        self.link.wait_settled(Deadline(timeout))
+        deadline = Deadline(timeout)
+        self._publisher.link.wait_settled(deadline)
         window, unreported = self._window, self._unreported
-        lost: Exception | None = None
-        if window.unanswered or unreported.awaited:
-            # Settlements keep their order: behind this one's all are there.
-            try:
-                self._pipeline.call(PING, Deadline(timeout))
-            except Exception as exc:
-                lost = exc
+        lost: TimeoutError | None = None
+        try:
+            # The end of a link answers all that were sent over it.
+            window.wait_answered(deadline)
+            unreported.wait(deadline)
+        except TimeoutError as exc:
+            lost = exc
         failures = window.failures.take()
         failures.add(unreported.failures.take())
         if failures:

@@ -42,6 +42,7 @@ from greenconn.transport.redis.placement import PlacedLink
 from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.server import Address, Login
 from greenconn.transport.redis.settling import number_of
+from greenconn.transport.redis.window import WindowPublisher
 from greenconn.wire.resp import pack
 
 __all__ = ["PARTITIONS", "ClusterPlacement", "tag_of"]
@@ -172,7 +173,9 @@ class ClusterPlacement:
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return what *channel* publishes with."""
-        return ClusterPublisher(channel, self._link, self)
+        link, size = self._link, self._options.publish_window
+        publisher = ClusterPublisher(channel, link, self)
+        return WindowPublisher(publisher, size, link.unreported) if size else publisher
 
     def local_entries(
         self, partition: Partition, raw: bytes, entries: Sequence[Entry]

@@ -38,11 +38,6 @@ class ClusterTransport(Transport):
     Channel = ClusterChannel
 
     def _resolve(self, deadline: Deadline) -> Address:
-        if self.options.publish_window:
-            raise ValueError(
-                f"{self.client.as_uri()}: publish_window must be 0 in a cluster, got "
-                f"{self.options.publish_window}: let several greenlets publish"
-            )
         return self.seeds()[0]
 
     def _place(self) -> str:
