@@ -19,7 +19,7 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
-from tests.thirdparty import oslo_part, socketio_part
+from tests.thirdparty import flower_part, oslo_part, socketio_part
 from tests.thirdparty.environments import NotInstalled
 from tests.thirdparty.parts import AS_KOMBU, CONTRIB, KOMBU, Outcome, Part, Site, TooLong
 
@@ -27,6 +27,7 @@ PARTS: Final = {
     "socketio": Part(run=socketio_part.run),
     "oslo-rpc": Part(run=oslo_part.run_rpc),
     "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
+    "flower": Part(run=flower_part.run, ways=(KOMBU, CONTRIB)),
 }
 WAYS: Final = (KOMBU, AS_KOMBU, CONTRIB)
 
@@ -81,6 +82,8 @@ def _run(name: str, way: str, site: Site, timeout: float | None) -> Outcome | st
         print(f"{name}, {way}: {exc}", flush=True)
         return NO_END
     print(f"{name}, {way}: {outcome} in {time.monotonic() - begin:.0f} s", flush=True)
+    for failed in sorted(outcome.failed):
+        print(f"    fails: {failed}", flush=True)
     return outcome
 
 
