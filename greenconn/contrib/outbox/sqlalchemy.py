@@ -39,7 +39,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, scoped_session
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
 from greenconn.contrib.outbox.envelope import LONGEST, row_of
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
@@ -48,7 +48,7 @@ from greenconn.publishing.message import Target
 
 __all__ = ["Outbox"]
 
-#: A mark of a session that wakes the relays when it commits.
+#: A session has it that has written messages; whether its transaction is to wake the relays.
 _MARK = "greenconn.outbox"
 
 
@@ -133,15 +133,16 @@ class Outbox:
 
 
 def _wake_at_commit(session: Session) -> None:
-    if session.info.setdefault(_MARK, False):
-        return
+    if _MARK not in session.info:
+        event.listen(session, "after_transaction_end", _wake_at_end)
     session.info[_MARK] = True
 
-    def wake(session: Session) -> None:
+
+def _wake_at_end(session: Session, transaction: SessionTransaction) -> None:
+    # Not at the end of a savepoint.  After a rollback there is nothing to do, and little lost.
+    if transaction.parent is None and session.info[_MARK]:
         session.info[_MARK] = False
         wake_relays()
-
-    event.listen(session, "after_commit", wake, once=True)
 
 
 class _Store(OutboxStore):

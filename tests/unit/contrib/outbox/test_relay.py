@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
+from sqlalchemy import create_engine
+from sqlalchemy.orm import scoped_session, sessionmaker
 
 import greenconn
 from greenconn import App, Queue
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays
+from greenconn.contrib.outbox.sqlalchemy import Outbox
 from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.shutdown import stop_and_close
@@ -77,6 +81,27 @@ def test_what_was_committed_is_published(box: Box, broker: MemoryBroker, start: 
     stats = relay.stats()
     assert stats.pop("oldest") is None
     assert stats == {"waiting": 0, "failing": 0, "sent": 2, "failed": 0, "partitions": 32}
+
+
+def test_a_savepoint_is_no_commit(broker: MemoryBroker, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/outbox.sqlite")
+    outbox = Outbox()
+    outbox.create_tables(engine)
+    relay = outbox.relay(engine, poll_interval=NEVER)
+    relay.start()
+    until(lambda: len(relay._partitions.held) == 32, SOON)
+    mail = Queue("mail")
+    sessions = scoped_session(sessionmaker(engine))
+    for number in (1, 2):  # of the same session
+        with sessions.begin():
+            with sessions.begin_nested():
+                outbox.publish(sessions, mail, number)
+            gevent.sleep(0.01)
+            assert broker.count("mail") == number - 1
+        until(lambda: broker.count("mail") == number, SOON)  # noqa: B023
+    sessions.remove()
+    assert relay.stop(SOON)
+    engine.dispose()
 
 
 def test_what_is_rolled_back_is_not(box: Box, broker: MemoryBroker, start: Any) -> None:

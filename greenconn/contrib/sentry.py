@@ -1,0 +1,104 @@
+"""Sentry for an application: transactions of messages, spans of publishes, errors of handlers.
+
+::
+
+    import sentry_sdk
+    from greenconn.contrib.sentry import instrument
+
+    sentry_sdk.init(dsn=..., traces_sample_rate=0.1)
+    instrument(app)
+
+A trace goes on from the publisher to the handler, by the headers ``sentry-trace`` and ``baggage``.
+Errors are reported with the names of queue and exchange, the id of the message, and the URL of the
+broker without its password.  Bodies are in the local variables of stack frames only, which
+``include_local_variables=False`` of ``sentry_sdk.init`` leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import sentry_sdk
+from gevent import Timeout
+
+from greenconn.app import App
+from greenconn.defaults import default_connection
+from greenconn.message import Message
+from greenconn.publishing.message import Target
+
+__all__ = ["instrument"]
+
+TRACE: Final = "sentry-trace"
+BAGGAGE: Final = "baggage"
+#: An attribute of errors that were reported; the library's log says them again.
+REPORTED: Final = "_greenconn_reported"
+
+
+def instrument(app: App) -> None:
+    """Report the handlers, RPC functions and publishes of an application to Sentry.
+
+    Contexts that the application declares before are outside of Sentry's, those after it inside.
+    """
+    sentry_sdk.get_global_scope().add_event_processor(_unless_reported)
+
+    @app.around_handle
+    def handled(message: Message | list[Message]) -> Iterator[None]:
+        first = message[0] if isinstance(message, list) else message
+        with sentry_sdk.isolation_scope() as scope:
+            headers: dict[str, Any] = {
+                name: first.headers[name] for name in (TRACE, BAGGAGE) if name in first.headers
+            }
+            details = _details(app, first)
+            transaction = sentry_sdk.continue_trace(
+                headers,
+                op="queue.process",
+                name=details["messaging.destination.name"],
+                source="task",
+            )
+            scope.set_context("message", details)
+            with sentry_sdk.start_transaction(transaction):
+                for name, value in details.items():
+                    transaction.set_data(name, value)
+                try:
+                    yield
+                except (Exception, Timeout) as exc:
+                    transaction.set_status("internal_error")
+                    sentry_sdk.capture_exception(exc)
+                    setattr(exc, REPORTED, True)
+                    raise
+
+    @app.around_publish
+    def published(target: Target, body: Any, headers: dict[str, Any]) -> Iterator[None]:
+        name = target if isinstance(target, str) else str(target.name)
+        with sentry_sdk.start_span(op="queue.publish", name=name) as span:
+            span.set_data("messaging.destination.name", name)
+            for header, value in (
+                (TRACE, sentry_sdk.get_traceparent()),
+                (BAGGAGE, sentry_sdk.get_baggage()),
+            ):
+                if value:
+                    headers.setdefault(header, value)
+            yield
+
+
+def _unless_reported(event: Any, hint: dict[str, Any]) -> Any:
+    """Return *event*, or None if it is a line of the library's log about an error that was reported."""
+    error = (hint.get("exc_info") or (None, None))[1]
+    is_ours = str(event.get("logger")).startswith("greenconn.")
+    return None if is_ours and getattr(error, REPORTED, False) else event
+
+
+def _details(app: App, message: Message) -> dict[str, Any]:
+    """Return what is said of a message."""
+    delivery = message.delivery_info
+    connection = app.connection or default_connection("consume")
+    return {
+        "messaging.destination.name": str(
+            delivery.get("routing_key") or delivery.get("exchange") or ""
+        ),
+        "messaging.destination.exchange": str(delivery.get("exchange") or ""),
+        "messaging.message.id": str(message.properties.get("message_id") or ""),
+        "messaging.message.redelivered": bool(delivery.get("redelivered")),
+        "messaging.broker": connection.as_uri(),
+    }
