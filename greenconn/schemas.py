@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import partial
 from inspect import Parameter, Signature, getattr_static, signature, unwrap
+from types import GenericAlias
 from typing import Any, Final
 
 from greenconn.exceptions import DecodeError
@@ -171,7 +172,7 @@ def _evaluated(annotation: Any, function: Any) -> Any:
     def holder() -> None:
         """Hold the annotation."""
 
-    holder.__annotations__ = {"body": annotation}
+    holder.__annotations__ = {"body": _with_references(annotation)}
     # Plain types are often imported for type checkers only: Any, Mapping...
     names = ChainMap(enclosed, defined, vars(typing))
     try:
@@ -183,6 +184,17 @@ def _evaluated(annotation: Any, function: Any) -> Any:
             f"{text!r} ({exc}): import it at run time, or pass schema=, which is object for bodies "
             f"as they are"
         ) from exc
+
+
+def _with_references(annotation: Any) -> Any:
+    """Return an annotation in which text in brackets is a reference, as Python 3.10 reads none there."""
+    if not isinstance(annotation, GenericAlias):
+        return annotation
+    arguments = (
+        typing.ForwardRef(each) if isinstance(each, str) else _with_references(each)
+        for each in annotation.__args__
+    )
+    return GenericAlias(typing.get_origin(annotation), tuple(arguments))
 
 
 def _plain_function(function: Any) -> Any:

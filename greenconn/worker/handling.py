@@ -153,7 +153,7 @@ class Handling:
                 body = message.decode()
                 if self._convert is not None:
                     body = message._decoded_cache = self._convert(body)
-            except Exception as exc:
+            except FAILURES as exc:
                 self._refuse_undecodable(message, exc)
                 return
             if self._is_resent and ATTEMPTS in message.headers:
@@ -277,7 +277,7 @@ class Handling:
         else:
             self._reject(message, exc, attempts)
 
-    def _refuse_undecodable(self, message: Message, exc: Exception) -> None:
+    def _refuse_undecodable(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
         logger.error(
             "message %s of queue %r (%s) cannot be decoded: %s: %s",
@@ -486,7 +486,7 @@ class BatchHandling(Handling):
                 body = message.decode()
                 if self._convert is not None:
                     body = message._decoded_cache = self._convert(body)
-            except Exception as exc:
+            except FAILURES as exc:
                 self._refuse_undecodable(message, exc)
             else:
                 bodies.append(body)

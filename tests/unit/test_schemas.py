@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -415,9 +415,43 @@ def test_a_library_that_is_missing(
         converter_of(schema)
 
 
-def test_a_module_of_its_own() -> None:
-    """Annotations are evaluated where the function is defined, not where it is used."""
+def elsewhere(text: str) -> Any:
+    """A module without ``from __future__ import annotations``."""
     module = types.ModuleType("elsewhere")
-    text = "class Order: pass\ndef handler(body: 'Order', message): pass"
-    exec(text, module.__dict__)
+    sys.modules["elsewhere"] = module
+    exec(compile(text, "elsewhere", "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def no_modules() -> Iterator[None]:
+    yield
+    sys.modules.pop("elsewhere", None)
+
+
+def test_annotations_are_read_where_the_function_is_defined() -> None:
+    module = elsewhere("class Order: ...\ndef handler(body: 'Order', message): ...")
     assert schema_of(module.handler) is None
+    module = elsewhere(
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Order:\n"
+        "    id: int\n"
+        "def handler(body: Order, message: 'Nowhere'): ..."
+    )
+    assert schema_of(module.handler) is module.Order
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated at once")
+def test_annotations_that_are_evaluated_late() -> None:
+    module = elsewhere(
+        "from dataclasses import dataclass\n"
+        "def handler(body: Order, message: Nowhere): ...\n"
+        "def lost(body: Nowhere, message): ...\n"
+        "@dataclass\n"
+        "class Order:\n"
+        "    id: int\n"
+    )
+    assert schema_of(module.handler) is module.Order
+    with pytest.raises(TypeError, match="must be known where the handler is defined"):
+        schema_of(module.lost)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn import App, rpc
 from greenconn.connection import Connection
@@ -99,6 +101,54 @@ def test_a_body_that_does_not_fit_is_reported(connection: Connection, broker: Br
     assert isinstance(error, DecodeError)
     assert "Expected `float`, got `str` - at `$.items[0].price`" in str(error)
     assert order == Order(2)
+
+
+@dataclass
+class Slow:
+    id: int
+
+    def __post_init__(self) -> None:
+        if self.id == 1:
+            with gevent.Timeout(0.001):
+                gevent.sleep(60)
+
+
+def test_a_check_of_the_class_may_wait(connection: Connection, broker: Broker) -> None:
+    seen: list[Any] = []
+
+    def handle(body: Slow, message: Message) -> None:
+        seen.append(body.id)
+
+    broker.publish("q", {"id": 1}, {"id": 2})
+    consumer = spawn_consumer(
+        "q", handle, connection=connection, on_decode_error=lambda message, exc: seen.append(exc)
+    )
+    until(lambda: consumer.stats()["handled"] == 1 and consumer.stats()["rejected"] == 1)
+    assert isinstance(seen[0], gevent.Timeout)
+    assert seen[1] == 2
+
+
+def test_a_consumer_killed_in_a_check_loses_nothing(connection: Connection, broker: Broker) -> None:
+    begun = Event()
+
+    def handle(body: Waiting, message: Message) -> None: ...
+
+    Waiting.begun = begun
+    broker.publish("q", {"id": 1})
+    consumer = spawn_consumer("q", handle, connection=connection)
+    assert begun.wait(SOON)
+    consumer.kill()
+    assert broker.get("q") == {"id": 1}
+
+
+@dataclass
+class Waiting:
+    begun: ClassVar[Event]
+    id: int
+
+    def __post_init__(self) -> None:
+        self.begun.set()
+        gevent.sleep(60)
 
 
 def test_batches(connection: Connection, broker: Broker) -> None:
