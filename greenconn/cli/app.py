@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "doctor": "Check the way to a broker, and the broker.",
     "publish": "Publish messages to a queue.",
     "consume": "Print the messages of a queue.",
+    "peek": "Look at the messages of a queue, which stay there.",
+    "move": "Move the messages of a queue to another, perhaps of another broker.",
     "purge": "Delete all ready messages of a queue.",
     "dead": "Show, count, replay or purge the dead letters of a queue.",
     "run": "Run the consumers of an application.",

@@ -14,7 +14,7 @@ from greenconn.cli.options import timeout_option, url_option
 if TYPE_CHECKING:
     from greenconn.connection import Connection
 
-__all__ = ["command"]
+__all__ = ["command", "parse_header"]
 
 
 @click.command("publish")
@@ -54,7 +54,7 @@ def command(
         raise click.UsageError(
             "--binary publishes the standard input unchanged: it cannot be combined with BODY or --json"
         )
-    parsed = dict(_header(each) for each in headers)
+    parsed = dict(parse_header(each) for each in headers)
     given = [[_body(each, as_json, "BODY") for each in bodies]] if bodies else None
 
     from greenconn.cli.broker import connection_to
@@ -125,7 +125,12 @@ def _body(text: str, as_json: bool, where: str) -> Any:
         raise click.UsageError(f"{where}: {text[:60]!r} is not JSON: {exc}") from None
 
 
-def _header(text: str) -> tuple[str, str]:
+def parse_header(text: str) -> tuple[str, str]:
+    """Return name and value of ``NAME=VALUE``.
+
+    Raises:
+        click.BadParameter: it is something else.
+    """
     name, separator, value = text.partition("=")
     if not separator or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--header")

@@ -10,7 +10,7 @@ back.  A failed message does not stop the others; a deadline or a broker that is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import (
@@ -94,6 +94,16 @@ class PublishBatch:
             for position in range(self.taken, len(bodies)):
                 self.failed[position] = _unsent(last)
             self.taken = len(bodies)
+
+    def send(self, messages: Sequence[OutgoingMessage]) -> None:
+        """Publish messages that are serialised already, as one window.  May switch."""
+        self._left.update(enumerate(messages, self.taken))
+        self.taken += len(messages)
+        self._publish_window()
+
+    def is_confirmed(self, position: int) -> bool:
+        """Return whether the broker has the message at *position*."""
+        return position < self.taken and position not in self._left and position not in self.failed
 
     def _serialize(self, supply: Iterator[Any]) -> bool:
         """Serialise the next window; False when that is the last one."""

@@ -10,17 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import gevent
-
-from greenconn.checks import is_number
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.delays import DELAY
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import NotFound
-from greenconn.green.deadline import Deadline
-from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import PublishOptions
 from greenconn.worker.failures import (
     ATTEMPTS,
@@ -35,16 +30,16 @@ from greenconn.worker.failures import (
     priority_of,
     resent,
 )
+from greenconn.worker.moving import count_of, look, move
 from greenconn.worker.options import QueueLike
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
+    from greenconn.publishing.message import OutgoingMessage
 
 __all__ = ["DeadLetter", "DeadLetters", "dead_letters"]
 
-#: Seconds for publishing one message again.
-TIMEOUT: Final = 30.0
 #: Headers of the broker about dead letters.
 _DEATHS: Final = ("x-death", "x-first-death-", "x-last-death-")
 
@@ -105,16 +100,10 @@ class DeadLetters:
             limit: how many at most.
         """
         with self._connection.channel() as channel:
-            messages: list[Message] = []
             try:
-                while len(messages) < min(limit, self._count(channel) + len(messages)):
-                    message = channel.basic_get(self.name)
-                    if message is None:
-                        break
-                    messages.append(message)
-                return [_dead_letter(each) for each in messages]
-            finally:
-                _put_back(messages)
+                return [_dead_letter(each) for each in look(channel, self.name, limit)]
+            except NotFound:
+                return []  # no message has failed yet
 
     def replay(
         self,
@@ -142,33 +131,20 @@ class DeadLetters:
             ValueError: *limit* or *rate* is out of its range.
             OperationalError: one cannot be published; it stays, as those behind it.
         """
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise ValueError(f"limit must be a positive integer or None, got {limit!r}")
-        if rate is not None and not (is_number(rate) and rate > 0):
-            raise ValueError(f"rate must be a number above 0 or None, got {rate!r}")
-        replayed = 0
+
+        def route(message: Message) -> OutgoingMessage | None:
+            letter = _dead_letter(message)
+            if where is not None and not where(letter):
+                return None
+            options = PublishOptions(target or letter.queue or self.queue, priority_of(message))
+            return resent(message, options, _fresh_headers(message))
+
+        publishing = publishing_connection(self._connection)
         with self._connection.channel() as channel:
-            kept: list[Message] = []
             try:
-                for _ in range(self._count(channel)):
-                    if replayed == limit:
-                        break
-                    message = channel.basic_get(self.name)
-                    if message is None:
-                        break
-                    kept.append(message)
-                    letter = _dead_letter(message)
-                    if where is not None and not where(letter):
-                        continue
-                    if rate is not None and replayed:
-                        gevent.sleep(1 / rate)
-                    self._publish(message, target or letter.queue or self.queue)
-                    kept.pop()
-                    message.ack()
-                    replayed += 1
-            finally:
-                _put_back(kept)
-        return replayed
+                return move(channel, self.name, publishing, route, limit=limit, rate=rate)
+            except NotFound:
+                return 0  # no message has failed yet
 
     def purge(self) -> int:
         """Delete those that wait, and return how many there were.  May switch."""
@@ -179,15 +155,9 @@ class DeadLetters:
 
     def _count(self, channel: Channel) -> int:
         try:
-            return int(channel.queue_declare(self.name, passive=True).message_count)
+            return count_of(channel, self.name)
         except NotFound:
             return 0  # no message has failed yet
-
-    def _publish(self, message: Message, target: str) -> None:
-        options = PublishOptions(target, priority_of(message))
-        outgoing = resent(message, options, _fresh_headers(message))
-        publisher = publisher_of(publishing_connection(self._connection))
-        publisher.publish(outgoing, Deadline(TIMEOUT))
 
 
 def dead_letters(
@@ -258,9 +228,3 @@ def _fresh_headers(message: Message) -> dict[str, Any]:
     headers[ROUTING_KEY] = message.headers.get(ROUTING_KEY, keys[0])
     headers[ATTEMPTS] = 0
     return headers
-
-
-def _put_back(messages: list[Message]) -> None:
-    """Leave messages in their queue, with no delivery counted."""
-    for message in messages:
-        message.put_back()

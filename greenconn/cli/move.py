@@ -1,0 +1,125 @@
+"""``greenconn move``: move the messages of a queue to another, perhaps of another broker."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from greenconn.cli.options import timeout_option, url_option
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
+
+__all__ = ["command"]
+
+
+@click.command("move")
+@click.argument("source")
+@click.argument("target")
+@url_option
+@click.option("--to", "to_url", metavar="URL", help="URL of TARGET's broker, where it is another.")
+@click.option("-n", "--count", type=click.IntRange(min=1), help="Move this many at most.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second.")
+@click.option(
+    "-H",
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only those with this header.  (Repeatable.)",
+)
+@click.option("--contains", metavar="TEXT", help="Only those whose body contains TEXT.")
+@click.option("--declare", is_flag=True, help="Declare TARGET (durable) if it does not exist.")
+@timeout_option
+def command(
+    source: str,
+    target: str,
+    url: str,
+    to_url: str | None,
+    count: int | None,
+    rate: float | None,
+    headers: tuple[str, ...],
+    contains: str | None,
+    declare: bool,
+    timeout: float,
+) -> None:
+    """Move the messages that wait in SOURCE to TARGET, the oldest first.
+
+    Each is acknowledged when TARGET's broker has confirmed it: none is lost, and the same command goes
+    on where one was interrupted.
+
+    \b
+    Example:
+      greenconn move mail mail.later
+      greenconn move mail mail --to amqp://guest:guest@other:5672// --rate 100
+    """
+    if source == target and to_url is None:
+        raise click.BadParameter("must not be SOURCE itself", param_hint="TARGET")
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.publish import parse_header
+    from greenconn.defaults import publishing_connection
+    from greenconn.publishing.message import PublishOptions
+    from greenconn.worker.failures import priority_of, resent
+    from greenconn.worker.moving import count_of, move
+
+    is_meant = _filter(dict(parse_header(each) for each in headers), contains)
+    taking = connection_to(url, timeout)
+    giving = connection_to(to_url, timeout) if to_url else taking
+    moved = 0
+
+    def route(message: Message) -> object:
+        if not is_meant(message):
+            return None
+        options = PublishOptions(target, {**priority_of(message), "declare": declare})
+        return resent(message, options, dict(message.headers))
+
+    def note(done: int) -> None:
+        nonlocal moved
+        moved = done
+        show(done)
+
+    try:
+        with interruptible():
+            taking.connect()
+            publishing = publishing_connection(giving)
+            publishing.connect()
+            with taking.channel() as channel:
+                waiting = count_of(channel, source)
+                total = waiting if count is None else min(count, waiting)
+                with _progress(total) as show:
+                    move(
+                        channel, source, publishing, route,  # type: ignore[arg-type]
+                        limit=count, rate=rate, on_moved=note,
+                    )  # fmt: skip
+    finally:
+        taking.close()
+        giving.close()
+        click.echo(f"moved {moved} message{'s' * (moved != 1)} from {source} to {target}", err=True)
+
+
+def _filter(headers: dict[str, str], contains: str | None) -> Callable[[Message], bool]:
+    def is_meant(message: Message) -> bool:
+        if any(str(message.headers.get(name)) != value for name, value in headers.items()):
+            return False
+        if contains is None:
+            return True
+        body = message.body
+        text = body if isinstance(body, str) else bytes(body).decode("utf-8", "replace")
+        return contains in text
+
+    return is_meant
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function that shows how many are done; it shows nothing but in a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    with click.progressbar(length=total, label="moved", file=sys.stderr, show_pos=True) as bar:
+        yield lambda done: bar.update(done - bar.pos)
