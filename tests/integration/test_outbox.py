@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections import Counter, defaultdict
@@ -22,6 +23,7 @@ from greenconn import Connection, Queue
 from greenconn.contrib.outbox.sqlalchemy import Outbox
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
+from tests.integration.outbox_apps.database import connect_arguments
 from tests.integration.processes import ROOT, Running, start
 
 pytestmark = [pytest.mark.programs]
@@ -35,9 +37,10 @@ class Shop:
 
     def __init__(self, url: str, name: str, folder: Path) -> None:
         self.url = url
-        self.database = f"sqlite:///{folder}/outbox.sqlite"
-        self.engine = create_engine(self.database, connect_args={"timeout": 60})
+        self.database = os.environ.get("GREENCONN_TEST_POSTGRESQL_URL", f"sqlite:///{folder}/box")
+        self.engine = create_engine(self.database, connect_args=connect_arguments(self.database))
         self.outbox = Outbox()
+        self.outbox.messages.metadata.drop_all(self.engine)
         self.outbox.create_tables(self.engine)
         self.store = self.outbox.relay(self.engine)._store
         self._begin = sessionmaker(self.engine).begin
@@ -114,7 +117,7 @@ def test_killed_relays_lose_nothing(
 ) -> None:
     chance = random.Random(request.config.getoption("randomly_seed", 0))
     relays = [shop.start(), shop.start(patched=False)]
-    for _ in range(60 if long else 3):
+    for _ in range(30 if long else 3):
         shop.write(chance.randrange(10, 40))
         before = sum(map(len, shop.received.values()))
         until(lambda: sum(map(len, shop.received.values())) > before, SOON)  # noqa: B023
@@ -129,7 +132,7 @@ def test_killed_relays_lose_nothing(
 
 def test_a_relay_that_stands_still_longer_than_its_lease(shop: Shop, long: bool) -> None:
     one, two = shop.start(), shop.start()
-    for stopped, _ in [(one, two), (two, one)] * (10 if long else 1):
+    for stopped, _ in [(one, two), (two, one)] * (5 if long else 1):
         shop.write(30)
         until(lambda: any(shop.received.values()), SOON)
         stopped.signal(signal.SIGSTOP)

@@ -13,12 +13,14 @@ from sqlalchemy import create_engine
 
 import greenconn
 from greenconn.contrib.outbox.sqlalchemy import Outbox
+from tests.integration.outbox_apps.database import connect_arguments
 from tests.integration.stacks import print_on_signal
 
+DATABASE = os.environ["OUTBOX_DATABASE"]
 print_on_signal()
 greenconn.configure(os.environ["OUTBOX_BROKER"])
 relay = Outbox().relay(
-    create_engine(os.environ["OUTBOX_DATABASE"], connect_args={"timeout": 60}),
+    create_engine(DATABASE, connect_args=connect_arguments(DATABASE)),
     poll_interval=0.1,
     lease=2.0,
     batch_size=20,
