@@ -135,6 +135,7 @@ class Claimer:
         return [feed for feed, _ in begun]
 
     def _claim(self, feeds: list[StoreFeed]) -> None:
+        """Claim messages for *feeds* in one call of the store, and hand them out."""
         link = self._link
         is_shared = any(each.has_rivals for each in feeds)
         # Claimers of other queues cannot say that they were left out.

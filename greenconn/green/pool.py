@@ -541,6 +541,7 @@ class FairPool(Generic[T]):
         return limit is None or len(self._held) + len(self._idle) + self._reserved < limit
 
     def _reserve(self) -> bool:
+        """Reserve a slot to create a resource in; False when there is none, or others wait."""
         if self._state is _CLOSED:
             raise self._closed_error()
         if self._waiters or not self._has_room():
@@ -549,7 +550,7 @@ class FairPool(Generic[T]):
         return True
 
     def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
-        # Nothing was idle, or a greenlet waits already.
+        """Acquire where nothing was idle, or others wait already.  May switch."""
         if self.sub_pools.reclaim():
             return self.acquire(block, deadline)
         if not self._waiters and self._reserve():
@@ -587,7 +588,7 @@ class FairPool(Generic[T]):
         return self._open(deadline)
 
     def _acquire_now(self, deadline: Deadline, block: bool) -> T:
-        # Without a wait.
+        """Acquire without a wait for another's release.  May switch."""
         yield_to_hub()
         if self._idle and not self._waiters:
             return self.acquire(block, deadline)
@@ -597,7 +598,7 @@ class FairPool(Generic[T]):
         raise self._error(self._timeout_text(deadline.timeout if block else None))
 
     def _open(self, deadline: Deadline) -> T:
-        # The slot is reserved.
+        """Create a resource in the slot that is reserved, and hold it.  May switch."""
         queue = self._queue
         try:
             item = self._create(deadline)
@@ -616,6 +617,7 @@ class FairPool(Generic[T]):
         return self._held.hold(item)
 
     def _serve(self) -> None:
+        """Assign what is free to the waiters, in the order in which they came.  Never switches."""
         waiters, idle = self._waiters, self._idle
         while waiters:
             if idle:

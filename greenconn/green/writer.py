@@ -203,6 +203,7 @@ class Writer:
             self._wait_for_room(deadline)
 
     def _wait_for_room(self, deadline: Deadline, is_first: bool = False) -> None:
+        """Wait in the line of writers until the buffer has room.  May switch."""
         slot: Slot[None] = Slot()
         if is_first:
             self._waiters.appendleft(slot)
@@ -302,6 +303,7 @@ class Writer:
     # In the hub: one non-blocking send, no lock, no wait, no logging, no user code.
 
     def _end_turn(self) -> None:
+        """Send what was written in this turn of the hub.  In the hub."""
         try:
             if self._before_flush:
                 self._run_before_flush()
@@ -321,6 +323,7 @@ class Writer:
             callback()
 
     def _flush(self) -> None:
+        """Send what is written, in one system call; the rest stays.  Never switches."""
         out = self._out
         if self._closed:
             out.clear()

@@ -343,6 +343,7 @@ class Publisher:
             raise OperationalError(f"{self.label} refused the login: {exc}") from exc
 
     def _publish_once(self, message: OutgoingMessage, deadline: Deadline) -> None:
+        """Publish *message* on the shared channel, or on one of its own.  May switch."""
         channel: Any = None
         if not message.is_isolated:
             try:

@@ -378,6 +378,7 @@ class Topology:
                 self._retry = spawn("declare-again", self._retry_declaring, later, open_channel)
 
     def _declare(self, records: list[Declared], open_channel: Callable[[], Any]) -> list[Declared]:
+        """Declare *records*, and return those that have to be declared later.  May switch."""
         channels = _Channels(open_channel)
         locked: set[tuple[bool, str]] = set()
         renamed: dict[str, str] = {}

@@ -199,6 +199,7 @@ class FrameParser:
         return self._parse(data)
 
     def _parse(self, data: bytes) -> list[Method]:
+        """Return the methods in *data* that are whole, with their content; what is left over is kept."""
         methods: list[Method] = []
         append = methods.append
         unpack, partial = _frame_head.unpack_from, self._partial

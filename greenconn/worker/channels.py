@@ -446,6 +446,7 @@ class Subscription:
                 raise
 
     def _consume(self, channel: Channel) -> None:
+        """Ask the broker for messages on *channel*.  May switch."""
         options = self._options
         sink = self._sink = self._new_sink(channel)
         arguments = options.consume_arguments()

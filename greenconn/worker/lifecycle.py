@@ -319,6 +319,7 @@ class ConsumerLifecycle:
                 self._move(end)
 
     def _steer(self) -> None:
+        """Start, pause, cancel, until it is to end.  In the consumer's greenlet.  May switch."""
         while self._target is not TargetState.ABORTED:
             deadline, task = _ENDLESS, self._task
             if task is not None:
@@ -492,7 +493,7 @@ class ConsumerLifecycle:
         self.changed.wake_all()
 
     def _on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
-        # In the reader.
+        """Note that a subscription has ended, and see that it is begun again.  In the reader."""
         if isinstance(exc, ConsumerCancelled):
             subscription.forget_declaration(self._session)
             self._cancelled.append(

@@ -118,6 +118,7 @@ class Claims:
             self._flight.run("check", self._check, deadline)
 
     def _check(self) -> None:
+        """Find out whether this user may do all that consuming needs.  May switch."""
         commands = self._commands
         keys, scripts = commands.keys, commands.scripts
         canary = f"{keys.prefix}greenconn.canary.{commands.owner}".encode()

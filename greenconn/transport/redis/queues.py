@@ -177,6 +177,11 @@ class RedisQueues(LinkQueues):
             return list(queues)
 
     def _existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
+        """Return those of *queues* that exist, asked in one round trip.  May switch.
+
+        Arguments:
+            queues: names -> their fields in the table of an exchange that they are bound to.
+        """
         commands, keys = self._commands, self._commands.keys
         queues = {name: queues[name] for name in queues if not keys.is_reserved(name)}
         asked = []

@@ -202,6 +202,10 @@ def _opening_error(exc: BaseException, where: str, step: str, deadline: Deadline
 
 
 def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> Welcome:
+    """Agree on the protocol, log in and select the database.  May switch.
+
+    RESP3 is asked for first; a server that does not know it, or has HELLO renamed, is asked as in RESP2.
+    """
     user, password = login.credentials()
     hello = ["HELLO", "3"]
     if password is not None:

@@ -366,6 +366,7 @@ class Requeuer:
             )
 
     def _requeue_move(self, held: Held, *, is_counted: bool) -> Move:
+        """Return the move that puts a message that was held back at the head of its queue."""
         if not held.exchange and not held.routing_key:
             return Move(held.number, held.field, "", HEAD, [])  # of one that died while it began
         commands, directory = self._commands, self._directory

@@ -218,6 +218,7 @@ class Database:
     # -- in the thread
 
     def _open(self, opened: sqlite3.Connection | None) -> None:
+        """Open the file, unless another link has opened it.  In the thread."""
         if opened is not None:
             return  # for another link
         path = self.path
@@ -258,6 +259,7 @@ class Database:
         self._reserve.ensure()
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Check whose file it is, set it up, and create its tables if it is new."""
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application != APPLICATION_ID:
