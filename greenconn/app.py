@@ -59,6 +59,7 @@ from greenconn.worker.options import QueueLike
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from greenconn.connection import ConnectionArguments
     from greenconn.publishing.message import PublishArguments
     from greenconn.worker.options import ConsumerArguments, ServerArguments
 
@@ -125,7 +126,9 @@ class App:
         TypeError, ValueError, KeyError: the URL or an option is wrong.
     """
 
-    def __init__(self, url: str | None = None, **connection_kwargs: Any) -> None:
+    def __init__(
+        self, url: str | None = None, **connection_kwargs: Unpack[ConnectionArguments]
+    ) -> None:
         self._connections: PerHub[Connection] | None = None
         #: Of each thread: its consumers that were started and have not been stopped.
         self._consumers: PerHub[list[ConsumerGreenlet]] = PerHub(list)
@@ -143,7 +146,9 @@ class App:
         where = "the default connection" if connection is None else connection.as_uri()
         return f"<App: {len(self._registrations)} consumers, {where}>"
 
-    def configure(self, url: str | None = None, **connection_kwargs: Any) -> None:
+    def configure(
+        self, url: str | None = None, **connection_kwargs: Unpack[ConnectionArguments]
+    ) -> None:
         """Set the broker, for programs that know it after the import.  Opens nothing.
 
         Arguments:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from itertools import chain
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from greenconn.abc import Lender, is_connection, maybe_channel
@@ -64,6 +64,7 @@ __all__ = [
     "ChannelLimitExceeded",
     "ChannelPool",
     "Connection",
+    "ConnectionArguments",
     "ConnectionLimitExceeded",
     "ConnectionPool",
     "PooledConnection",
@@ -1163,6 +1164,26 @@ def _consumer(*args: Any, **kwargs: Any) -> _Consumer:
     from greenconn.messaging import Consumer
 
     return Consumer(*args, **kwargs)
+
+
+class ConnectionArguments(TypedDict, total=False):
+    """The arguments of :class:`Connection` beside the URL."""
+
+    alternates: Iterable[str] | None
+    connect_timeout: float | None
+    credential_provider: Any
+    failover_strategy: Any
+    heartbeat: float | None
+    insist: bool
+    login_method: str | None
+    password: str | Callable[[], str] | None
+    port: int | None
+    ssl: Any
+    transport: str | type[Any] | None
+    transport_options: dict[str, Any] | None
+    uri_prefix: str | None
+    userid: str | None
+    virtual_host: str | None
 
 
 #: The names of the arguments of a connection.

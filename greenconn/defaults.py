@@ -21,7 +21,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import gevent
 
@@ -30,6 +30,11 @@ from greenconn.green import atexit as green_atexit
 from greenconn.green.perhub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.session.services import OWN_CONNECTION
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.connection import ConnectionArguments
 
 __all__ = [
     "configure",
@@ -57,11 +62,11 @@ class _Configuration:
     def __init__(
         self,
         url: str | None = None,
-        options: dict[str, Any] | None = None,
+        options: ConnectionArguments | None = None,
         declare_by_name: bool | None = None,
     ) -> None:
         self._url = url
-        self.options = options or {}
+        self.options: ConnectionArguments = options or {}
         self.declare_by_name = declare_by_name
 
     def connection(self) -> Connection:
@@ -139,7 +144,10 @@ _is_exit_watched = False
 
 
 def configure(
-    url: str | None = None, *, declare_by_name: bool | None = None, **connection_kwargs: Any
+    url: str | None = None,
+    *,
+    declare_by_name: bool | None = None,
+    **connection_kwargs: Unpack[ConnectionArguments],
 ) -> None:
     """Set the broker that ``spawn_consumer``, ``publish`` and ``rpc`` use when no connection is given.
 

@@ -122,6 +122,15 @@ def servers() -> None:
     rpc.spawn_server("total", on_body, retry=Retry())  # type: ignore[call-arg]
 
 
+def connecting() -> None:
+    """The arguments of a connection, wherever they are taken."""
+    greenconn.configure("amqp://", heartbeat=10, transport_options={"confirm_publish": True})
+    App("amqp://", connect_timeout=3, ssl=True).configure(None, userid="ada")
+
+    greenconn.configure("amqp://", heart_beat=10)  # type: ignore[call-arg]
+    App("amqp://", connect_timeout="3")  # type: ignore[arg-type]
+
+
 app = App()
 
 

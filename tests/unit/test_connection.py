@@ -13,10 +13,12 @@ import pytest
 from gevent.event import Event
 
 from greenconn.connection import (
+    ARGUMENTS,
     BrokerConnection,
     ChannelLimitExceeded,
     ChannelPool,
     Connection,
+    ConnectionArguments,
     ConnectionLimitExceeded,
     ConnectionPool,
     PooledConnection,
@@ -783,3 +785,7 @@ def test_a_loop_is_woken_when_an_event_waits(connection: Connection, script: Scr
 def test_a_loop_needs_add_reader(connection: Connection) -> None:
     with pytest.raises(TypeError, match="add_reader"):
         connection.register_with_event_loop(object())
+
+
+def test_type_checkers_know_all_arguments() -> None:
+    assert ConnectionArguments.__optional_keys__ == ARGUMENTS - {"hostname"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from greenconn.exceptions import SerializerNotInstalled
 from greenconn.green.retry import Backoff
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
-from greenconn.worker.options import ConsumerOptions, checked_options
+from greenconn.worker.options import BatchArguments, ConsumerOptions, checked_options
 
 
 def handler(body: Any, message: Any) -> None:
@@ -299,3 +300,9 @@ def test_queue_of_dead_letters() -> None:
 def test_where_failures_cannot_go(options: dict[str, Any], text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=text):
         consumer(**options)
+
+
+def test_type_checkers_know_all_options() -> None:
+    known = BatchArguments.__required_keys__ | BatchArguments.__optional_keys__
+    of_call = {"queues", "handler", "schema", "declares_names", "convert"}
+    assert known | of_call == {each.name for each in fields(ConsumerOptions)}
