@@ -146,8 +146,9 @@ def _ignoring(conn: _HasErrors) -> Iterator[None]:
     except Exception as exc:
         # Looked up only now: a stand-in in the tests of a program need not have them.
         # A hosted transport may close a socket that another greenlet reads from.
-        in_use = get_gevent_concurrent_error()
-        if not isinstance(exc, (*conn.connection_errors, *conn.channel_errors, in_use)):
+        in_use = get_gevent_concurrent_error() or ()
+        errors = (*conn.connection_errors, *conn.channel_errors)
+        if not isinstance(exc, errors) and not isinstance(exc, in_use):
             raise
 
 

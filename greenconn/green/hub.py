@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from threading import enumerate as enumerate_threads  # for messages only: none is started
@@ -9,7 +10,6 @@ from threading import main_thread
 from typing import Any, Final
 
 from gevent import get_hub
-from gevent.exceptions import ConcurrentObjectUseError
 
 from greenconn.exceptions import WrongHub
 
@@ -39,9 +39,12 @@ def yield_to_hub() -> None:
         timer.close()
 
 
-def get_gevent_concurrent_error() -> type[Exception]:
-    """Return gevent's error for a socket that two greenlets use (ours are never used so)."""
-    return ConcurrentObjectUseError
+def get_gevent_concurrent_error() -> type[Exception] | None:
+    """Return gevent's error for a socket that two greenlets use (ours are never used so).
+
+    It is looked up as kombu does it, and is None where a program's test hides gevent.
+    """
+    return getattr(sys.modules.get("gevent.exceptions"), "ConcurrentObjectUseError", None)
 
 
 def wake_hub() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import sys
+from types import ModuleType
 from typing import Any
 from unittest.mock import Mock, PropertyMock, patch
 
@@ -15,6 +17,7 @@ from greenconn.connection import _check_url_transport
 from greenconn.exceptions import ChannelError, InconsistencyError, SerializerNotInstalled
 from greenconn.pidbox import Mailbox
 from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
+from greenconn.utils.compat import get_gevent_concurrent_error
 
 
 @pytest.fixture
@@ -126,6 +129,15 @@ def test_an_error_of_a_socket_in_use_is_ignored() -> None:
     ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
     with pytest.raises(LookupError):
         ignore_errors(connection, Mock(side_effect=LookupError))
+
+
+def test_gevents_error_is_hidden() -> None:
+    connection = Mock(connection_errors=(), channel_errors=())
+    with patch.dict(sys.modules, {"gevent.exceptions": ModuleType("gevent.exceptions")}):
+        assert get_gevent_concurrent_error() is None
+        with pytest.raises(ConcurrentObjectUseError):
+            ignore_errors(connection, Mock(side_effect=ConcurrentObjectUseError))
+    assert get_gevent_concurrent_error() is ConcurrentObjectUseError
 
 
 def test_a_group_of_pools_of_the_programs_own_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
