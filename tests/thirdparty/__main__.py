@@ -19,7 +19,7 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
-from tests.thirdparty import flower_part, oslo_part, socketio_part
+from tests.thirdparty import celery_part, flower_part, oslo_part, socketio_part
 from tests.thirdparty.environments import NotInstalled
 from tests.thirdparty.parts import AS_KOMBU, CONTRIB, KOMBU, Outcome, Part, Site, TooLong
 
@@ -28,6 +28,7 @@ PARTS: Final = {
     "oslo-rpc": Part(run=oslo_part.run_rpc),
     "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
     "flower": Part(run=flower_part.run, ways=(KOMBU, CONTRIB)),
+    "celery": Part(run=celery_part.run, ways=(KOMBU, AS_KOMBU, CONTRIB), timeout=3600.0),
 }
 WAYS: Final = (KOMBU, AS_KOMBU, CONTRIB)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.brokers.fetching import cache_folder
 
-__all__ = ["NotInstalled", "environment"]
+__all__ = ["NotInstalled", "environment", "source"]
 
 #: Seconds for pip.
 TIMEOUT = 600.0
@@ -38,6 +38,24 @@ def environment(name: str, requirements: Sequence[str]) -> Path:
         _run([str(python), "-m", "pip", "install", "-q", *requirements])
         mark.write_text(wanted)
     return python
+
+
+def source(python: Path, requirement: str) -> Path:
+    """Return the source archive of a distribution, fetched the first time.
+
+    Arguments:
+        python: whose pip fetches it.
+        requirement: name and version, as ``celery==5.7.0``.
+
+    Raises:
+        NotInstalled: it cannot be had.
+    """
+    folder = python.parents[1] / "sources"
+    name = requirement.replace("==", "-")
+    if not list(folder.glob(f"{name}.tar.gz")):
+        arguments = ("--no-deps", "--no-binary", ":all:", "--dest", str(folder), requirement)
+        _run([str(python), "-m", "pip", "download", "-q", *arguments])
+    return folder / f"{name}.tar.gz"
 
 
 def _run(command: list[str]) -> None:
