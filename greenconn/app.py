@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
     class _CallArguments(_PublishArguments, total=False):
         accept: Iterable[str] | None
+        schema: object
 
     class _ConsumerArguments(ConsumerArguments, total=False):
         batch_interval: float | None

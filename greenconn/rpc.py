@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from gevent import Timeout
 
@@ -40,7 +40,7 @@ from greenconn.identity import uuid
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOptions
 from greenconn.publishing.publisher import Publisher
-from greenconn.schemas import schema_of
+from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 __all__ = ["call", "spawn_server"]
 
+T = TypeVar("T")
+
 logger = logging.getLogger("greenconn.rpc")
 
 DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to"
@@ -69,10 +71,37 @@ NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on
 _NO_CONTEXT: Final = nullcontext()
 
 
+@overload
 def call(
     queue: str | Queue,
     body: Any,
     *,
+    schema: type[T],
+    connection: Connection | str | None = None,
+    timeout: float | None = 30.0,
+    accept: Iterable[str] | None = None,
+    **options: Unpack[PublishArguments],
+) -> T: ...
+
+
+@overload
+def call(
+    queue: str | Queue,
+    body: Any,
+    *,
+    schema: object = None,
+    connection: Connection | str | None = None,
+    timeout: float | None = 30.0,
+    accept: Iterable[str] | None = None,
+    **options: Unpack[PublishArguments],
+) -> Any: ...
+
+
+def call(
+    queue: str | Queue,
+    body: Any,
+    *,
+    schema: object = None,
     connection: Connection | str | None = None,
     timeout: float | None = 30.0,
     accept: Iterable[str] | None = None,
@@ -85,6 +114,8 @@ def call(
 
     Arguments:
         queue: the queue of the server.
+        schema: the type that the reply is converted to, as bodies are for
+            :func:`greenconn.spawn_consumer`; None leaves it as it was decoded.
         connection: a ``Connection``, of which one clone is used; a URL; None is the default one.
         timeout: seconds for the whole call; None waits for ever.
         accept: serializers or content types that the reply may have; None: JSON, text and bytes.
@@ -99,6 +130,7 @@ def call(
         PublishTimeout, ConnectionBlocked: the request was not sent.
         OperationalError: the connection was lost before the reply came; it may have been executed.
         ContentDisallowed: the content type of the reply is not in *accept*.
+        DecodeError: the reply does not fit *schema*.
 
     Example::
 
@@ -111,6 +143,7 @@ def call(
     for name in ("correlation_id", "reply_to"):
         if name in options:
             raise TypeError(f"call has no option {name!r}: replies are correlated by it")
+    convert = None if schema is None else reply_converter_of(schema)
     message = PublishOptions.of(queue, options, TRANSIENT).message(body)
     reply = _client_of(publishing_connection(connection)).call(message, deadline)
     reply.accept = accepted
@@ -118,7 +151,7 @@ def call(
     remote_type = reply.headers.get(ERROR_HEADER)
     if remote_type is not None:
         raise RemoteError(f"{remote_type}: {result}", remote_type=str(remote_type))
-    return result
+    return result if convert is None else convert(result)
 
 
 def spawn_server(

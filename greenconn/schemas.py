@@ -13,7 +13,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from inspect import Parameter, Signature, getattr_static, signature, unwrap
 from types import GenericAlias
 from typing import Any, Final
@@ -22,12 +22,16 @@ from greenconn.exceptions import DecodeError
 from greenconn.fields import MODEL, STRUCT
 from greenconn.importing import needed
 
-__all__ = ["Convert", "converter_of", "item_of", "schema_of", "signature_of"]
+__all__ = ["Convert", "converter_of", "item_of", "reply_converter_of", "schema_of", "signature_of"]
 
 Convert = Callable[[Any], Any]
 
 #: Errors of pydantic that are reported at most.
 ERRORS: Final = 3
+#: Characters of a report, which may have keys of the body in it.
+LONGEST_TEXT: Final = 500
+#: Converters of replies that are kept.
+KEPT: Final = 256
 #: Texts of msgspec that quote the body.
 _QUOTING: Final = re.compile(
     r"(Invalid (?:enum )?value) .*?((?: - at `[^`]*`(?: in `[^`]*`)?)?)", re.DOTALL
@@ -105,6 +109,22 @@ def converter_of(schema: Any) -> Convert | None:
         ) from exc
 
 
+def reply_converter_of(schema: Any) -> Convert | None:
+    """Return what :func:`converter_of` returns, which is kept for the next call.
+
+    Raises:
+        TypeError: *schema* cannot be used.
+        MissingExtra: the library that converts to it is not installed.
+    """
+    try:
+        return _kept(schema)
+    except TypeError:
+        return converter_of(schema)  # it has no hash, or is none
+
+
+_kept = lru_cache(maxsize=KEPT)(converter_of)
+
+
 def _by_msgspec(schema: Any) -> Convert:
     msgspec = needed("msgspec", "msgspec", "msgspec")
     msgspec.json.Decoder(schema)  # reads the fields and their types, so that errors come now
@@ -149,7 +169,7 @@ def _said(error: Any) -> str:
 
 
 def _misfit(name: str, text: str) -> DecodeError:
-    return DecodeError(f"the body does not fit {name}: {text}")
+    return DecodeError(f"the body does not fit {name}: {text[:LONGEST_TEXT]}")
 
 
 def _name_of(schema: Any) -> str:

@@ -387,7 +387,7 @@ def test_wrong_options_of_a_call(options: dict[str, Any], text: str) -> None:
 
 def test_an_exchange_is_no_server() -> None:
     with pytest.raises(TypeError, match="name of a queue"):
-        rpc.call(Exchange("x"), 1, connection="memory://")  # type: ignore[arg-type]
+        rpc.call(Exchange("x"), 1, connection="memory://")  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("option", ["retry", "batch_size", "no_ack", "on_decode_error", "foo"])

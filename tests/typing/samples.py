@@ -104,13 +104,15 @@ def publishing() -> None:
     greenconn.publish("orders", Order(1, [Item(1.5)]), delay=3, headers={"a": 1})
     greenconn.publish(greenconn.Exchange("orders"), {"id": 1}, routing_key="a", timeout=None)
     assert_type(greenconn.publish_many("orders", bodies(), expires=10, message_id="a"), int)
-    rpc.call("orders", Order(1, []), accept=["json"], priority=5)
+    assert_type(rpc.call("orders", Order(1, []), accept=["json"], priority=5), Any)
+    assert_type(rpc.call("orders", {}, schema=Item).price, float)
+    assert_type(rpc.call("orders", {}, schema=list[Item]), list[Item])
 
     greenconn.publish("orders", {}, delai=3)  # type: ignore[call-arg]
     greenconn.publish("orders", {}, delay="3")  # type: ignore[arg-type]
     greenconn.publish("orders", {}, delivery_mode="lasting")  # type: ignore[arg-type]
     greenconn.publish_many("orders", {1: 2}, priority="high")  # type: ignore[arg-type]
-    rpc.call("orders", {}, retries=3)  # type: ignore[call-arg]
+    rpc.call("orders", {}, retries=3)  # type: ignore[call-overload]
 
 
 def servers() -> None:

@@ -6,6 +6,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -25,6 +26,8 @@ from typing import (
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from greenconn import serialization
 from greenconn.exceptions import DecodeError
@@ -368,6 +371,32 @@ def test_few_of_many_errors_are_named() -> None:
     assert str(caught.value).count("valid number") == 3
 
 
+def test_a_report_has_an_end() -> None:
+    with pytest.raises(DecodeError) as caught:
+        converted(dict[str, Line], {"k" * 10_000: {"price": "secret"}})
+    assert len(str(caught.value)) < 600
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "items", "price", "size", "no", "lines", "type", "at", "é"]),
+            inner,
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@given(body=JSON)
+def test_any_body_fits_or_is_an_error_of_this_library(body: Any) -> None:
+    for convert in CONVERTERS:
+        with suppress(DecodeError):
+            convert(body)
+
+
 @dataclass
 class Checked:
     number: int
@@ -384,6 +413,13 @@ def test_checks_of_the_class() -> None:
         converted(Checked, {"number": -1})
     with pytest.raises(DecodeError, match=r"Checked: LookupError$"):
         converted(Checked, {"number": 0})
+
+
+CONVERTERS = [
+    convert
+    for schema in (Order, Address, Paid | Refused, Keyed, Invoice, Invoice | Order, TAGGED)
+    if (convert := converter_of(schema)) is not None
+]
 
 
 class Tree(msgspec.Struct):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import gevent
 import pytest
@@ -174,6 +174,12 @@ def test_servers(connection: Connection) -> None:
     assert plain.wait_ready(SOON)
     order = Order(1, [Item(1.5), Item(2.5)])
     assert rpc.call("total", order, connection=connection) == {"price": 4.0}
+    for schema in (Item, Annotated[Item, []]):  # which has no hash
+        assert rpc.call("total", order, schema=schema, connection=connection) == Item(4.0)
+    with pytest.raises(DecodeError, match="the body does not fit Order: Object missing required"):
+        rpc.call("total", order, schema=Order, connection=connection)
+    with pytest.raises(TypeError, match="schema must be a type"):
+        rpc.call("total", order, schema=7, connection=connection)
     assert rpc.call("plain", order, connection=connection) == asdict(order)
     with pytest.raises(RemoteError, match=r"the body does not fit Order: Expected `int`.*`\$\.id`"):
         rpc.call("total", {"id": "1"}, connection=connection)
@@ -208,6 +214,7 @@ def test_applications() -> None:
         test.wait_until_handled(SOON)
         assert seen[-2:] == [Item(1.0), Item(1.0)]
         assert app.call("double", Item(2.0)) == {"price": 4.0}
+        assert app.call("double", Item(2.0), schema=Item) == Item(4.0)
 
 
 def test_wrong_types_are_refused_where_they_are_declared(connection: Connection) -> None:
