@@ -1,0 +1,85 @@
+"""The picture of what a process is doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import greenconn
+from greenconn import Connection
+from greenconn.debug import dump, dump_on_signal
+from greenconn.transport import memory
+from tests.fix_wires import until
+
+
+@pytest.fixture
+def connection(unique: str) -> Iterator[Connection]:
+    with Connection(f"memory:///{unique}") as connection:
+        yield connection
+    memory.reset(unique)
+
+
+def test_who_holds_and_who_waits(connection: Connection, unique: str) -> None:
+    is_over = Event()
+    pool = connection.Pool(2)
+
+    def hold() -> None:
+        with pool.acquire(block=True) as held:
+            held.connect()
+            is_over.wait()
+
+    holders = [gevent.spawn(hold) for _ in range(3)]
+    until(lambda: pool.stats()["waiting"] == 1)
+    text = dump()
+    is_over.set()
+    gevent.joinall(holders, raise_error=True)
+    pool.force_close_all()
+    assert f"  memory://:**@localhost/{unique}: open, opened 1 times" in text
+    assert "2 of 2 in use, 1 waiting" in text
+    assert text.count("    held for 0.") == 2
+    assert "resource.py:" in text
+    assert "test_debug.py:" in text
+
+
+def test_consumers_and_their_handlers(connection: Connection, unique: str) -> None:
+    is_over = Event()
+
+    def handler(body: object, message: object) -> None:
+        is_over.wait()
+
+    consumer = greenconn.spawn_consumer(unique, handler, connection=connection, concurrency=25)
+    assert consumer.wait_ready(30)
+    for number in range(25):
+        greenconn.publish(unique, "secret", connection=connection, message_id=f"m{number}")
+    until(lambda: consumer.stats()["in_flight"] == 25)
+    text = dump()
+    is_over.set()
+    assert consumer.stop(30)
+    assert f"  {unique}: running: received 25, in_flight 25" in text
+    assert text.count("    a handler has message m") == 20
+    assert "    and 5 more" in text
+    assert "25 x greenconn:worker: unit/test_debug.py:" in text
+    assert "secret" not in text
+
+
+def test_a_process_that_does_nothing() -> None:
+    assert "consumers: 0" in dump()
+    assert "greenlets: " in dump()
+
+
+def test_on_a_signal(caplog: pytest.LogCaptureFixture) -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        dump_on_signal()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        until(lambda: bool(caplog.records))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("greenconn.debug", "WARNING")
+    assert "connections: " in record.getMessage()
