@@ -112,13 +112,18 @@ def _differences(row: Row) -> Iterator[tuple[str, str]]:
 
 def _is_worse(name: str, row: Row) -> bool:
     """Return whether a way of greenconn's came to no end or, unexplained, was worse than kombu's."""
-    if NO_END in row.values():
-        return True
     if any(not PARTS[name].reason(failed) for _, failed in _differences(row)):
         return True
-    counted = {way: each for way, each in row.items() if isinstance(each, Outcome)}
-    least = counted[KOMBU].passed if KOMBU in counted else 0
-    return any(each.passed < least and not each.failed for each in counted.values())
+    with_kombu = row.get(KOMBU)
+    least = with_kombu.passed if isinstance(with_kombu, Outcome) else 0
+    for way, outcome in row.items():
+        if way != KOMBU:
+            if isinstance(outcome, str):
+                if outcome == NO_END:
+                    return True
+            elif not outcome.is_whole or (outcome.passed < least and not outcome.failed):
+                return True
+    return False
 
 
 if __name__ == "__main__":

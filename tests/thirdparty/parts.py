@@ -36,14 +36,16 @@ class Outcome:
     Arguments:
         passed: how many of *count* were as they should be.
         failed: the names of the others, where they have some.
+        is_whole: whether the run came to its end.
     """
 
     passed: int
     count: int
     failed: frozenset[str] = frozenset()
+    is_whole: bool = True
 
     def __str__(self) -> str:
-        return f"{self.passed} of {self.count}"
+        return f"{self.passed} of {self.count}" + ("" if self.is_whole else ", no end")
 
 
 class Program:
