@@ -187,7 +187,9 @@ def test_killed_processes(
             for each in processes:
                 each.signal(signal.SIGTERM)
             for each in processes:
-                until(lambda: each.process.poll() == 0, SOON)  # noqa: B023
+                until(lambda: each.process.poll() is not None, SOON)  # noqa: B023
+                # The last one may not have come to handle signals.
+                assert each.process.poll() in (0, -signal.SIGTERM)
             channel.queue_delete(unique)
     finally:
         for each in processes:
