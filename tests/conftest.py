@@ -46,7 +46,7 @@ NEWER_FIXTURES = frozenset(
     {
         *("amqp_url", "newer_amqp_url", "rabbitmq", "own_rabbitmq", "managed_rabbitmq"),
         *("rabbitmq_cluster", "tls_rabbitmq"),
-        *("redis_url", "own_redis", "redis_with", "sentinel_group"),
+        *("redis_url", "own_redis", "redis_with", "sentinel_group", "large_sentinel_group"),
         *("redis_cluster", "own_redis_cluster", "durable_redis_cluster"),
         "beanstalk_servers",
     }

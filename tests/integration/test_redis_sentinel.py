@@ -134,6 +134,14 @@ def sentinel_group(brokers: Brokers) -> Iterator[Group]:
     made.close()
 
 
+@pytest.fixture
+def large_sentinel_group(brokers: Brokers) -> Iterator[Group]:
+    """A group whose master has two replicas."""
+    made = Group(brokers, replicas=2)
+    yield made
+    made.close()
+
+
 def test_failovers(sentinel_group: Group) -> None:
     got: list[Any] = []
     with (
@@ -187,20 +195,17 @@ def test_channel_client_goes_where_its_link_goes(sentinel_group: Group) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(300)
 def test_failovers_under_load_lose_nothing_that_replicas_have(
-    brokers: Brokers, unique: str, long: bool
+    large_sentinel_group: Group, unique: str, long: bool
 ) -> None:
-    group = Group(brokers, replicas=2)
+    group = large_sentinel_group
     names = [f"{unique}-{number}" for number in range(20)]
-    try:
-        with Load(group.url, names, replicas=1, **OPTIONS) as load:
-            for is_planned in (True, False) * (3 if long else 1):
-                load.go_on(500)
-                group.fail_over(is_planned=is_planned)
-                load.go_on(500)
-                group.mend()
-            load.finish()
-    finally:
-        group.close()
+    with Load(group.url, names, replicas=1, **OPTIONS) as load:
+        for is_planned in (True, False) * (3 if long else 1):
+            load.go_on(500)
+            group.fail_over(is_planned=is_planned)
+            load.go_on(500)
+            group.mend()
+        load.finish()
 
 
 def master_of(connection: Connection) -> Any:
