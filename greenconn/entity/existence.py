@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from gevent import sleep
 
 from greenconn.entity.declaration import maybe_declare
 from greenconn.entity.queue import Queue
@@ -28,6 +31,7 @@ from greenconn.green.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from greenconn.session.session import Session
+    from greenconn.session.state import Life
 
 __all__ = [
     "Expectation",
@@ -39,12 +43,17 @@ __all__ = [
     "has_messages",
     "is_defined_by_consumer",
     "is_expected",
+    "note_deleted",
     "wait_declared",
     "wait_for_queue",
 ]
 
 #: How often a declaration is repeated that was the bystander of another one's error.
 TRIES: Final = 5
+#: Seconds between the deletion of a quorum queue, as far as it is known here, and its next declaration.
+#: RabbitMQ 3.10 tells consumers of the deletion only if the queue is not declared again within a moment:
+#: else it keeps them as consumers of the old one, and loses or never delivers what is published next.
+RECREATION_PAUSE: Final = 0.5
 #: Which queue: the broker's addresses, and the name there.
 _Key: TypeAlias = "tuple[Hashable, str]"
 
@@ -130,6 +139,7 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
         life = session.life
         if existence_key(entity) in life.declared_entities:
             return
+        _await_recreation(life, entity, deadline)
         try:
             # RabbitMQ waits for a classic queue whose node is away, for a minute and more.
             with TimeLimit(deadline, f"declaring {entity.name!r}"):
@@ -164,6 +174,22 @@ def has_messages(session: Session, name: str, deadline: Deadline) -> bool:
 def forget_existence(session: Session, target: Any) -> None:
     """Forget what is known of *target* (the name of a queue, or an entity)."""
     session.life.declared_entities.discard(existence_key(target))
+
+
+def note_deleted(session: Session, target: Any) -> None:
+    """Forget what is known of *target*, which turned out to be deleted.  Never switches."""
+    forget_existence(session, target)
+    if isinstance(target, Queue) and (target.queue_arguments or {}).get("x-queue-type") == "quorum":
+        session.life.deleted_at[target.name] = monotonic()
+
+
+def _await_recreation(life: Life, entity: Any, deadline: Deadline) -> None:
+    """Wait until a quorum queue that was deleted may be declared again.  May switch."""
+    if not life.deleted_at or (deleted_at := life.deleted_at.pop(entity.name, None)) is None:
+        return
+    pause = deleted_at + RECREATION_PAUSE - monotonic()
+    if pause > 0:
+        sleep(pause if (left := deadline.left()) is None else min(pause, left))
 
 
 def existence_key(target: Any) -> Any:

@@ -27,6 +27,7 @@ from greenconn.entity.existence import (
     forget_existence,
     has_messages,
     is_expected,
+    note_deleted,
     wait_for_queue,
 )
 from greenconn.exceptions import (
@@ -334,7 +335,7 @@ class Publisher:
         """Take note of why a message was not published."""
         if isinstance(exc, Unroutable):
             # It was there, and is gone: the next message declares it again.
-            forget_existence(self._session, options.target)
+            note_deleted(self._session, options.target)
 
     def _connect(self, deadline: Deadline, *, reopen: bool) -> None:
         try:

@@ -85,6 +85,7 @@ class Life:
         "declare_flight",
         "declared_entities",
         "default_channel",
+        "deleted_at",
         "flight",
         "generation",
         "link",
@@ -97,6 +98,8 @@ class Life:
         self.generation = generation
         #: Entities known to exist at the broker; a new life may find another broker.
         self.declared_entities: set[Any] = set()
+        #: Quorum queues that turned out to be deleted, by name, and when.
+        self.deleted_at: dict[str, float] = {}
         #: For ``maybe_declare``: one declaration at a time of each entity.
         self.declare_flight = SingleFlight("declare")
         #: For opening channels that several greenlets want.

@@ -25,6 +25,7 @@ from greenconn.entity.existence import (
     ensure_queue_exists,
     expect_queue,
     is_defined_by_consumer,
+    note_deleted,
 )
 from greenconn.exceptions import (
     ConsumerCancelled,
@@ -519,7 +520,7 @@ class Subscription:
         queue = self._queue
         declared.discard(("queue", self.name))
         if isinstance(queue, Queue):
-            declared.discard(hash(queue))
+            note_deleted(session, queue)
             if queue._named_on is not None:
                 queue.name, queue._named_on = "", None
 

@@ -416,3 +416,20 @@ def test_what_a_quorum_queue_cannot_be(connection: Connection, unique: str) -> N
     for options in ({"durable": False}, {"auto_delete": True}, {"max_priority": 5}):
         with pytest.raises(PreconditionFailed, match="invalid"):
             Queue(unique, queue_arguments=QUORUM, **options)(connection.channel()).declare()
+
+
+def test_a_quorum_queue_that_is_deleted_under_its_consumer(
+    connection: Connection, amqp_url: str, declare: Declare
+) -> None:
+    """RabbitMQ 3.10 leaves consumers at the old queue if it is declared again at once."""
+    queue = declare(queue_arguments=QUORUM)
+    came = received(connection, queue)
+    with Connection(amqp_url) as publishing:
+        greenconn.publish(queue, 0, connection=publishing, timeout=CAME)
+        assert came.get(timeout=CAME).payload == 0
+        for number in (1, 2, 3):
+            connection.default_channel.queue_delete(queue.name)
+            with pytest.raises(Unroutable):
+                greenconn.publish(queue, number, connection=publishing, timeout=CAME)
+            greenconn.publish(queue, number, connection=publishing, timeout=CAME)
+            assert came.get(timeout=CAME).payload == number
