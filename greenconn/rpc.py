@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -68,7 +68,8 @@ ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data
 REPLY_TIMEOUT: Final = 30.0
 #: Options of ``spawn_consumer`` that a server has no use for: each call has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
-_NO_CONTEXT: Final = nullcontext()
+#: The target of all replies: their routing key is the name of a queue.
+_DEFAULT_EXCHANGE: Final = Exchange("")
 
 
 @overload
@@ -185,9 +186,7 @@ def spawn_server(
         server = greenconn.rpc.spawn_server("add", sum, concurrency=10)
     """
     _check_function(function, options)
-    server = _Server(
-        function, publisher_of(publishing_connection(connection)), serializer, around or _no_context
-    )
+    server = _Server(function, publisher_of(publishing_connection(connection)), serializer, around)
     consumer = spawn_consumer(
         queue,
         server.serve,
@@ -226,10 +225,6 @@ def _any_handler(body: Any, message: Message) -> None:
     """Stand for the handler of a server."""
 
 
-def _no_context(message: Message) -> AbstractContextManager[None]:
-    return _NO_CONTEXT
-
-
 class _Server:
     """A server: it calls the function and sends the replies."""
 
@@ -238,7 +233,7 @@ class _Server:
         function: Callable[[Any], Any],
         publisher: Publisher,
         serializer: str | None,
-        around: Callable[[Message], AbstractContextManager[Any]],
+        around: Callable[[Message], AbstractContextManager[Any]] | None,
     ) -> None:
         self._function = function
         self._around = around
@@ -248,8 +243,11 @@ class _Server:
     def serve(self, body: Any, message: Message) -> None:
         """Handle one request; the broker has the reply before the request is acknowledged."""
         try:
-            with self._around(message):
+            if self._around is None:
                 result = self._function(body)
+            else:
+                with self._around(message):
+                    result = self._function(body)
             check_has_run("the function", result)
         except Exception as exc:
             logger.exception("RPC function %s of queue %r failed", *self._where(message))
@@ -293,7 +291,7 @@ class _Server:
             # The caller may have left.
             "mandatory": False,
         }
-        reply = PublishOptions(Exchange(""), options).message(result)
+        reply = PublishOptions(_DEFAULT_EXCHANGE, options).message(result)
         self._publisher.publish(reply, Deadline(REPLY_TIMEOUT))
 
 

@@ -159,10 +159,19 @@ class Window:
         failures: those of an open channel, which its next call raises.
     """
 
-    __slots__ = ("_has_ended", "_has_room", "_size", "_unreported", "failures", "unanswered")
+    __slots__ = (
+        "_half",
+        "_has_ended",
+        "_has_room",
+        "_size",
+        "_unreported",
+        "failures",
+        "unanswered",
+    )
 
     def __init__(self, size: int, unreported: UnreportedPublishes) -> None:
         self._size = size
+        self._half = size // 2
         self._unreported = unreported
         self._has_ended = False
         self.unanswered = 0
@@ -182,7 +191,7 @@ class Window:
         elif isinstance(reply, Exception):
             self.failures.note(reply)
         # Half of it at a time, so that a publisher is woken once for many.
-        if self._has_room and self.unanswered <= self._size // 2:
+        if self.unanswered <= self._half and self._has_room:
             self._has_room.wake_all()
         return True
 
@@ -249,7 +258,8 @@ class WindowPublisher:
         window.wait(deadline or ENDLESS)
         if window.failures:
             raise window.failures.take().error(self._pipeline)
-        message = Outgoing.of(message)
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
         if exchange or not routing_key or mandatory or not message.is_plain:
             self._publisher.publish(message, exchange, routing_key, mandatory, immediate, deadline)
             return
