@@ -504,4 +504,5 @@ _in_use: Final[PerHub[WeakSet[Session]]] = PerHub(WeakSet)
 
 def sessions_in_use() -> list[Session]:
     """Return the sessions of this thread that were used and not closed since.  Never switches."""
-    return list(_in_use.get())
+    # One that is only looked at after its end is there again.
+    return [each for each in _in_use.get() if not each.is_closed]

@@ -151,7 +151,8 @@ def test_where_replies_shall_go(connection: Connection, unique: str) -> None:
             "\0",
             "x" * 250,
         ):
-            producer.publish(1, reply_to=reply_to, correlation_id="\0")
+            # Again on another channel, where the broker has closed it because of the one before.
+            producer.publish(1, reply_to=reply_to, correlation_id="\0", retry=True)
         assert greenconn.rpc.call(unique, "fine", connection=connection, timeout=SOON) == "fine"
         assert server.stop(SOON)
     finally:

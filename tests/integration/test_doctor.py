@@ -43,10 +43,13 @@ def doctor(capfd: pytest.CaptureFixture[str]) -> Doctor:
 
 
 @pytest.fixture
-def managed(managed_rabbitmq: RabbitMQ) -> Iterator[str]:
+def managed(managed_rabbitmq: RabbitMQ, doctor: Doctor) -> Iterator[str]:
     """The URL of a RabbitMQ with its management API; its alarms are off after the test."""
-    yield f"{managed_rabbitmq.url}?manager_port={managed_rabbitmq.http_port}"
+    url = f"{managed_rabbitmq.url}?manager_port={managed_rabbitmq.http_port}"
+    yield url
     managed_rabbitmq.set_memory_alarm(False)
+    # The management API says so some time later.
+    until(lambda: not bad(doctor(url, "--read-only")[1]))
 
 
 def bad(found: Found) -> dict[str, str]:

@@ -117,6 +117,8 @@ WINDOW = 256
 
 #: What an event returns that turned out to belong to a consumer that is gone.
 STALE: Final = object()
+#: The backlog of consumers with a sink: their deliveries are no events.
+_NO_BACKLOG: Final[deque[Any]] = deque(maxlen=0)
 
 
 class Feed(Protocol):
@@ -198,7 +200,7 @@ class Consumer:
         #: Handed to the sink of an unbounded consumer, and not yet taken from it.
         self.ahead = 0
         #: Items that became events and were not drained yet, in order.
-        self.backlog: deque[Any] = deque()
+        self.backlog: deque[Any] = deque() if sink is None else _NO_BACKLOG
         #: How many of the events at the front are of no use any more.
         self.stale = 0
         self.is_active = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from gevent import monkey
 
@@ -18,6 +19,8 @@ from tests.integration.stacks import print_on_signal
 
 DATABASE = os.environ["OUTBOX_DATABASE"]
 print_on_signal()
+# A shell that starts something in the background has it ignore SIGINT, and its children with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 greenconn.configure(os.environ["OUTBOX_BROKER"])
 relay = Outbox().relay(
     create_engine(DATABASE, connect_args=connect_arguments(DATABASE)),
