@@ -25,17 +25,25 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_seconds(options: object, *names: str, optional: bool = True) -> None:
+def check_seconds(
+    options: object, *names: str, above_zero: bool = False, optional: bool = True
+) -> None:
     """Check that each option is a number of seconds, at least 0, or None if *optional*.
+
+    Arguments:
+        above_zero: 0 is none of them.
 
     Raises:
         ValueError: it is not.
     """
+    bound = " above 0" if above_zero else ", at least 0"
     for name in names:
         value = getattr(options, name)
-        if (value is None and optional) or (is_number(value) and value >= 0):
+        if (value is None and optional) or (
+            is_number(value) and (value > 0 or (value == 0 and not above_zero))
+        ):
             continue
-        raise invalid(options, name, "a number of seconds, at least 0" + _or_none(optional))
+        raise invalid(options, name, f"a number of seconds{bound}{_or_none(optional)}")
 
 
 def check_count(

@@ -106,7 +106,7 @@ def _greenlets() -> Iterator[str]:
     for each in gc.get_objects():
         if not isinstance(each, greenlet) or each is hub or each.dead:
             continue
-        if each is not current and (each.gr_frame is None or _hub_of(each) is not hub):
+        if each is not current and (each.gr_frame is None or not _is_of(each, hub)):
             continue  # it has not begun, or is another thread's
         frame = None if each is current else each.gr_frame
         place = "runs this" if frame is None else _place_of(frame)
@@ -116,14 +116,12 @@ def _greenlets() -> Iterator[str]:
         yield f"  {text}" if count == 1 else f"  {count} x {text}"
 
 
-def _hub_of(each: greenlet) -> object:
-    """Return the last of the parents, or the hub on the way to it."""
-    hub = get_hub()
+def _is_of(each: greenlet, hub: greenlet) -> bool:
+    """Return whether *each* runs in the thread of *hub*, whose parent is the main greenlet of that."""
     parent: greenlet | None = each
-    while parent is not None and parent is not hub and parent.parent is not None:
+    while parent is not None and parent is not hub and parent is not hub.parent:
         parent = parent.parent
-    # The main greenlet of a thread is the parent of its hub.
-    return hub if parent is hub or parent is hub.parent else parent
+    return parent is not None
 
 
 def _place_of(frame: FrameType) -> str:

@@ -13,6 +13,7 @@ from greenconn.cli.options import timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.message import Message
+    from greenconn.publishing.message import OutgoingMessage
 
 __all__ = ["command"]
 
@@ -72,7 +73,7 @@ def command(
     giving = connection_to(to_url, timeout) if to_url else taking
     moved = 0
 
-    def route(message: Message) -> object:
+    def route(message: Message) -> OutgoingMessage | None:
         if not is_meant(message):
             return None
         options = PublishOptions(target, {**priority_of(message), "declare": declare})
@@ -93,7 +94,7 @@ def command(
                 total = waiting if count is None else min(count, waiting)
                 with _progress(total) as show:
                     move(
-                        channel, source, publishing, route,  # type: ignore[arg-type]
+                        channel, source, publishing, route,
                         limit=count, rate=rate, on_moved=note,
                     )  # fmt: skip
     finally:

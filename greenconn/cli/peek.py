@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -86,10 +87,8 @@ def _body_of(message: Message) -> Any:
     """Return the body as it is decoded, where that is safe; else as text."""
     body: Any = message.body
     if str(message.content_type).startswith("application/json"):
-        try:
+        with suppress(Exception):  # it says that it is JSON, and is not
             return message.payload
-        except Exception:
-            body = message.body  # it says that it is JSON, and is not
     if isinstance(body, (bytes, bytearray, memoryview)):
         body = bytes(body).decode("utf-8", "backslashreplace")
     return body

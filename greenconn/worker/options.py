@@ -12,9 +12,9 @@ from greenconn.checks import (
     check_callable,
     check_count,
     check_runs,
+    check_seconds,
     check_type,
     invalid,
-    is_number,
 )
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
@@ -190,8 +190,7 @@ class ConsumerOptions:
         check_count(self, "prefetch_count", most=MOST_PREFETCH)
         check_count(self, "batch_size", least=1)
         check_count(self, "store_every", least=1, optional=False)
-        if not (is_number(self.store_interval) and self.store_interval > 0):
-            raise invalid(self, "store_interval", "a number of seconds above 0")
+        check_seconds(self, "store_interval", above_zero=True, optional=False)
         check_type(self, bool, "no_ack", "exclusive", "passive", "single_active")
         check_type(self, str, "name", optional=True)
         check_type(self, str, "tag_prefix")
@@ -200,10 +199,9 @@ class ConsumerOptions:
         check_callable(self, "on_decode_error")
         check_runs("on_decode_error", self.on_decode_error)
         check_runs("on_error", self.on_error)
-        for option in ("handler_timeout", "batch_interval", "blocking_threshold"):
-            value = getattr(self, option)
-            if value is not None and not (is_number(value) and value > 0):
-                raise invalid(self, option, "a number of seconds above 0, or None")
+        check_seconds(
+            self, "handler_timeout", "batch_interval", "blocking_threshold", above_zero=True
+        )
         if self.offsets is not None:
             self._check_offsets()
         elif self.single_active:

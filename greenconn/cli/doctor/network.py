@@ -116,9 +116,8 @@ def _ignore(anything: object) -> None:
 def _check_end(certificate: dict[str, Any]) -> Finding:
     names = [name for field in certificate.get("subject", ()) for key, name in field]
     subject = ", ".join(names) or "no subject"
-    # OpenSSL's form has no day of the week; UTC is the only zone there is.
     end = parsedate_to_datetime(certificate["notAfter"])
-    days = (end.replace(tzinfo=timezone.utc) - datetime.now(timezone.utc)).days
+    days = (end - datetime.now(timezone.utc)).days
     text = f"{subject}: verified, ends in {days:,} days ({end:%Y-%m-%d})"
     if days < RENEWED:
         return warning("certificate", text, "renew it on the broker")

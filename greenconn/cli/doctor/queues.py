@@ -12,6 +12,8 @@ from greenconn.exceptions import ManagementError, OperationalError
 
 __all__ = ["check_queue"]
 
+#: Where there is no dead-letter exchange.
+REMEDY: Final = "declare it with dead_letter=True, or set a policy with dead-letter-exchange"
 #: The delivery limit of a quorum queue that has none set, from RabbitMQ 4.0 on.
 DELIVERY_LIMIT: Final = 20
 
@@ -69,11 +71,11 @@ def _check_arguments(connection: Connection, name: str, check: str) -> Iterator[
         yield warning(
             check,
             f"a message is dropped after {limit} failed deliveries: there is no dead-letter exchange",
-            "declare it with dead_letter=True, or set a policy with dead-letter-exchange",
+            REMEDY,
         )
     else:
         yield note(
             check,
             "rejected messages are dropped: there is no dead-letter exchange",
-            "declare it with dead_letter=True, or set a policy with dead-letter-exchange",
+            REMEDY,
         )

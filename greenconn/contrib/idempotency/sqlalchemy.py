@@ -93,7 +93,7 @@ class SqlIds(IdStore):
         Raises:
             sqlalchemy.exc.IntegrityError: it was written before, perhaps a moment ago.
         """
-        values = {"id": id, "owner": "", "expires_ms": self._now_ms() + int(ttl * 1000)}
+        values = {"id": id, "owner": "", "expires_ms": self._expiry(ttl)}
         session.execute(self.table.insert(), values)
 
     def prune(self) -> int:
@@ -124,13 +124,13 @@ class SqlIds(IdStore):
     def _renew(self, id: str, owner: str, lease: float) -> bool:
         table = self.table
         longer = table.update().where(table.c.id == id, table.c.owner == owner)
-        values = {"expires_ms": self._now_ms() + int(lease * 1000)}
+        values = {"expires_ms": self._expiry(lease)}
         with self._engine.begin() as connection:
             return bool(connection.execute(longer.values(values)).rowcount)
 
     def _finish(self, id: str, owner: str, ttl: float) -> None:
         table = self.table
-        values = {"owner": "", "expires_ms": self._now_ms() + int(ttl * 1000)}
+        values = {"owner": "", "expires_ms": self._expiry(ttl)}
         with self._engine.begin() as connection:
             connection.execute(table.update().where(table.c.id == id).values(values))
 
@@ -138,6 +138,10 @@ class SqlIds(IdStore):
         table = self.table
         with self._engine.begin() as connection:
             connection.execute(table.delete().where(table.c.id == id, table.c.owner == owner))
+
+    def _expiry(self, seconds: float) -> int:
+        """Return the time in *seconds* from now."""
+        return self._now_ms() + int(seconds * 1000)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

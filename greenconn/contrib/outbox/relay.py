@@ -24,7 +24,7 @@ import gevent
 from gevent import Greenlet, get_hub
 from gevent.event import Event
 
-from greenconn.checks import check_callable, check_count, invalid, is_number
+from greenconn.checks import check_callable, check_count, check_seconds
 from greenconn.contrib.outbox.envelope import now_ms, publish_arguments
 from greenconn.contrib.outbox.partitions import Partitions
 from greenconn.contrib.outbox.store import OutboxStore, PendingMessage
@@ -84,12 +84,8 @@ class RelayOptions:
         check_callable(self, "publish")
         check_count(self, "batch_size", least=1, optional=False)
         check_count(self, "concurrency", least=1, optional=False)
-        for name in ("timeout", "poll_interval", "lease"):
-            value = getattr(self, name)
-            if not (is_number(value) and value > 0):
-                raise invalid(self, name, "a number of seconds above 0")
-        if not (is_number(self.keep) and self.keep >= 0):
-            raise invalid(self, "keep", "a number of seconds, at least 0")
+        check_seconds(self, "timeout", "poll_interval", "lease", above_zero=True, optional=False)
+        check_seconds(self, "keep", optional=False)
 
 
 class _Batch:
