@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 
 from greenconn import __version__
 
@@ -22,8 +23,27 @@ project = "greenconn"
 author = "the greenconn authors"
 copyright = f"2026, {author}"
 version = release = __version__
-html_theme = "alabaster"
-html_theme_options = {"description": "kombu's API for gevent", "page_width": "1100px"}
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "sphinx_copybutton",
+    "option_tables",
+    "signatures",
+]
+autodoc_typehints_format = "short"
+autodoc_member_order = "groupwise"
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+# A name in an annotation may be that of the class and of its protocol: both are described.
+suppress_warnings = ["ref.python"]
+# Commands have two hyphens, and quotes that can be copied.
+smartquotes = False
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_title = f"greenconn {version}"
 html_show_sourcelink = False
 highlight_language = "none"
 
@@ -40,7 +60,15 @@ def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
             link["refuri"] = app.builder.get_target_uri(target.removesuffix(".rst"))
 
 
+def set_dashes(app: Sphinx, document: nodes.document) -> None:
+    """Set the dash after the name of an argument, which the rest of the text does not need."""
+    for text in list(document.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("doctree-read", lead_to_pages)
+    app.connect("doctree-read", set_dashes)
     return {"parallel_read_safe": True}
