@@ -3,6 +3,9 @@
 At each connect the sentinels are asked in turn, and the server that they name must say itself that it is
 a master.  An old master may go on taking messages after a failover, which are lost: so a link keeps one
 connection to a sentinel and listens to ``+switch-master``, and ends when another master is named.
+
+Sentinels learn of a failover one after another, and the old master calls itself one until then.
+So one that names a master which another has called replaced is believed only if all the others do, too.
 """
 
 from __future__ import annotations
@@ -51,12 +54,15 @@ class SentinelTransport(Transport):
     """
 
     default_port: ClassVar[int] = DEFAULT_PORT  # type: ignore[misc]
+    #: Host and port of the master that was replaced last, as a sentinel said.
+    replaced: tuple[str, int] | None = None
 
     def _resolve(self, deadline: Deadline) -> Address:
         name = self.options.master_name
         if name is None:
             raise ValueError("'master_name' transport option must be specified.")
         errors = []
+        replaced: Address | None = None
         sentinels = self.sentinels()
         for number, sentinel in enumerate(sentinels, 1):
             left = deadline.left()
@@ -66,10 +72,19 @@ class SentinelTransport(Transport):
             except (OSError, LinkLost) as exc:
                 errors.append(f"{sentinel.where}: {exc}")
                 continue
-            if isinstance(found, Address):
+            if not isinstance(found, Address):
+                errors.append(f"{sentinel.where}: {found}")
+            elif self.is_replaced(found):
+                replaced = found
+            else:
                 return found
-            errors.append(f"{sentinel.where}: {found}")
+        if replaced is not None:
+            return replaced  # it is the master again
         raise ServerNotReady(f"no sentinel names a master {name!r} ({'; '.join(errors)})")
+
+    def is_replaced(self, address: Address) -> bool:
+        """Return whether a sentinel said that another server took the place of this one."""
+        return (address.host, address.port) == self.replaced
 
     def _place(self) -> str:
         return f"{self.options.master_name}/{self.client.virtual_host}"
@@ -206,12 +221,13 @@ class SwitchWatch:
         """Check whether the master changed between the query and the subscription."""
         name = self._transport.options.master_name or ""
         found = self._transport._ask(sentinel, name, Deadline(self._transport.connect_timeout))
-        if isinstance(found, Address):
+        if isinstance(found, Address) and not self._transport.is_replaced(found):
             self._named(found.host, found.port)
 
     def _named(self, host: str, port: int) -> None:
         address = self._address
         if (host, port) != (address.host, address.port):
+            self._transport.replaced = address.host, address.port
             self._end(
                 ServerNotReady(f"{address.where}: the sentinels name {host}:{port} as master now")
             )
