@@ -46,19 +46,19 @@ class Can(Enum):
     """What some have and others have not."""
 
     PRIORITIES = "higher priorities first"
-    EXPIRY = "messages expire by themselves"
-    EXPIRATION = "a message may have a time to live of its own"
-    IMMEDIATE = "a time to live of 0 needs a free consumer"
+    EXPIRY = "messages expire without a request"
+    EXPIRATION = "time to live of a single message"
+    IMMEDIATE = "a time to live of 0 delivers only to a ready consumer"
     QUEUE_EXPIRY = "unused queues expire"
-    BOUNDS = "queues have bounds"
+    BOUNDS = "maximum length of queues"
     SINGLE_ACTIVE = "single active consumer"
-    UNCOUNTED = "``x-delivery-limit`` counts begun handlers only"
-    COUNT = "``get`` says how many are left"
-    CROWD = "consumers of all processes count"
-    DURABLE = "messages outlive the server"
-    PROCESSES = "shared by processes; kill -9 of one loses nothing"
-    NAMES = "queues with any names"
-    SERVER = "reconnects when its server was killed"
+    UNCOUNTED = "``x-delivery-limit`` counts started handlers only"
+    COUNT = "``get`` returns the number of remaining messages"
+    CROWD = "consumers of all processes are counted"
+    DURABLE = "messages survive a restart of the server"
+    PROCESSES = "shared by processes; kill -9 loses no message"
+    NAMES = "queues of any name"
+    SERVER = "reconnects after its server was killed"
 
 
 def needs(*capabilities: Can) -> pytest.MarkDecorator:
@@ -132,21 +132,21 @@ NO_SERVER: Final = "there is no server"
 #: What a reason begins with where the test cannot tell.
 UNTESTED: Final = "not tested: "
 _ALONE: Final = (
-    "the connections of one process know of each other's consumers only: so far goes ``exclusive``, the "
-    "count of consumers, and who is the last one of an auto-delete queue"
+    "only consumers of the same process are known: to ``exclusive``, to the count of consumers, and to "
+    "the deletion of auto-delete queues"
 )
 #: A short one.
 _LEASE: Final = {"lease": 1.0}
 #: The same, with fan-out that waits in queues.
 _LISTS: Final = {**_LEASE, "fanout_lists": True}
 
-#: What lists of Redis cannot, and nobody else does.
+#: Features that lists in Redis lack.
 _LISTS_LACK: Final = {
-    Can.PRIORITIES: "the lowest comes first, as with kombu",
-    Can.EXPIRATION: "a list of Redis expires in its order; the log names ``expiration``",
+    Can.PRIORITIES: "the lowest number is served first, as with kombu",
+    Can.EXPIRATION: "messages of a list expire in their order; ``expiration`` is ignored, and logged",
     Can.IMMEDIATE: "a message is stored before it is delivered",
-    Can.BOUNDS: "lists of Redis have no bounds, as with kombu",
-    Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+    Can.BOUNDS: "lists in Redis have no maximum length, as with kombu",
+    Can.SINGLE_ACTIVE: "there is no election among processes",
 }
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -155,9 +155,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         url=None,
         side=_memory,
         lacks={
-            Can.UNCOUNTED: "nothing counts deliveries, and none is limited",
+            Can.UNCOUNTED: "deliveries are neither counted nor limited",
             Can.CROWD: "the broker is in the process",
-            Can.DURABLE: "the broker is in the process, and ends with it",
+            Can.DURABLE: "the broker ends with the process",
             Can.PROCESSES: "the broker is in the process",
             Can.SERVER: NO_SERVER,
         },
@@ -168,8 +168,8 @@ KINDS: Final[Mapping[str, Kind]] = {
         side=rabbitmq_side,
         server="own_rabbitmq",
         lacks={
-            Can.UNCOUNTED: "RabbitMQ counts each delivery, and from 4.3 on all but those that go back "
-            "before their channel is closed",
+            Can.UNCOUNTED: "RabbitMQ counts each delivery; 4.3 and later do not count messages that are "
+            "returned before their channel is closed",
         },
     ),
     "redis": Kind(
@@ -206,9 +206,9 @@ KINDS: Final[Mapping[str, Kind]] = {
         options=_LISTS,
         lacks={
             Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.BOUNDS: "queues in MongoDB have no bounds, as with kombu",
-            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
-            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.BOUNDS: "collections in MongoDB have no limit for a queue, as with kombu",
+            Can.SINGLE_ACTIVE: "there is no election among processes",
+            Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
         },
     ),
@@ -219,16 +219,16 @@ KINDS: Final[Mapping[str, Kind]] = {
         server="own_beanstalk",
         options=_LEASE,
         lacks={
-            Can.EXPIRY: "an expired message is dropped, or becomes a dead letter, when somebody asks "
-            "for messages of its queue, not before",
-            Can.EXPIRATION: "an expired message is dropped, or becomes a dead letter, when somebody "
-            "asks for messages of its queue, not before",
+            Can.EXPIRY: "an expired message is dropped or dead-lettered when a consumer asks for "
+            "messages of its queue, not before",
+            Can.EXPIRATION: "an expired message is dropped or dead-lettered when a consumer asks for "
+            "messages of its queue, not before",
             Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.QUEUE_EXPIRY: "a tube without jobs costs nothing, and stays",
-            Can.BOUNDS: "tubes have no bounds",
-            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.QUEUE_EXPIRY: "a tube without jobs costs nothing and remains",
+            Can.BOUNDS: "tubes have no maximum length",
+            Can.SINGLE_ACTIVE: "there is no election among processes",
             Can.UNCOUNTED: "the server counts reservations",
-            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
         },
     ),
     "couchdb": Kind(
@@ -240,10 +240,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         options=_LEASE,
         lacks={
             Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.QUEUE_EXPIRY: "nobody notes when a queue was used last",
-            Can.BOUNDS: "nobody counts what waits in a queue",
-            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
-            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.QUEUE_EXPIRY: "the last use of a queue is not recorded",
+            Can.BOUNDS: "the messages of a queue are not counted",
+            Can.SINGLE_ACTIVE: "there is no election among processes",
+            Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
         },
     ),
@@ -255,21 +255,20 @@ KINDS: Final[Mapping[str, Kind]] = {
         is_slow=True,
         options=_LEASE,
         lacks={
-            Can.PRIORITIES: "SQS has none",
-            Can.NAMES: "SQS has letters, digits, ``-`` and ``_`` only; others that kombu knows how to "
-            "replace are replaced",
-            Can.EXPIRY: "SQS has no such thing: an expired message is dropped, or becomes a dead "
-            "letter, when somebody asks for messages of its queue, not before",
-            Can.EXPIRATION: "SQS has no such thing: an expired message is dropped, or becomes a dead "
-            "letter, when somebody asks for messages of its queue, not before",
+            Can.PRIORITIES: "SQS has no priorities",
+            Can.NAMES: "SQS allows letters, digits, ``-`` and ``_``; others are replaced as in kombu",
+            Can.EXPIRY: "an expired message is dropped or dead-lettered when a consumer asks for "
+            "messages of its queue, not before",
+            Can.EXPIRATION: "an expired message is dropped or dead-lettered when a consumer asks for "
+            "messages of its queue, not before",
             Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.QUEUE_EXPIRY: "queues of SQS stay",
-            Can.BOUNDS: "queues of SQS have no bounds",
-            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.QUEUE_EXPIRY: "SQS does not delete unused queues",
+            Can.BOUNDS: "queues of SQS have no maximum length",
+            Can.SINGLE_ACTIVE: "there is no election among processes",
             Can.UNCOUNTED: "SQS counts how often a message was received",
-            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
-            Can.DURABLE: f"{UNTESTED}at AWS they do, but the stand-in that the tests have forgets all",
+            Can.DURABLE: f"{UNTESTED}AWS keeps them, but the stand-in of the tests does not",
         },
     ),
 }
@@ -282,14 +281,14 @@ EXAMPLES: Final[Mapping[str, Kind]] = {
         side=folder_side,
         options=_LEASE,
         lacks={
-            Can.EXPIRY: "an expired message is found when somebody asks for messages of its queue",
-            Can.EXPIRATION: "an expired message is found when somebody asks for messages of its queue",
+            Can.EXPIRY: "an expired message is found when a consumer asks for messages of its queue",
+            Can.EXPIRATION: "an expired message is found when a consumer asks for messages of its queue",
             Can.IMMEDIATE: "a message is stored before it is delivered",
-            Can.QUEUE_EXPIRY: "nobody notes when a queue was used last",
-            Can.BOUNDS: "nobody counts what waits in a queue",
-            Can.SINGLE_ACTIVE: "nobody elects one of several processes",
+            Can.QUEUE_EXPIRY: "the last use of a queue is not recorded",
+            Can.BOUNDS: "the messages of a queue are not counted",
+            Can.SINGLE_ACTIVE: "there is no election among processes",
             Can.UNCOUNTED: "the name of a file has one number for both",
-            Can.COUNT: "counting is a question of its own: ``queue_declare(passive=True)``",
+            Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
             Can.SERVER: NO_SERVER,
         },

@@ -34,7 +34,7 @@ def table() -> str:
     titles = [kind.title for kind in KINDS.values()]
     rows = [[what, *["yes"] * len(titles)] for what in EVERYWHERE]
     rows += [[can.value, *(cell(kind, can) for kind in KINDS.values())] for can in Can]
-    return rendered(["what", *titles], rows)
+    return rendered(["feature", *titles], rows)
 
 
 def rendered(head: list[str], rows: list[list[str]]) -> str:
