@@ -278,7 +278,11 @@ def _close_each(connections: list[Connection]) -> None:
         try:
             connection.close()
         except Exception:
-            logger.exception("closing %s failed", connection.session.broker.label)
+            logger.exception(
+                "closing %s failed",
+                connection.session.broker.label,
+                extra={"connection": connection.session.broker.label},
+            )
 
 
 def _for_other_kind(connection: Connection) -> Connection:

@@ -1,25 +1,33 @@
-"""Logging utilities as kombu has them.
+"""Logging: fields of the library's records, a formatter for them, and kombu's utilities.
 
 greenconn's own modules log to ``greenconn.<room>`` by the standard library alone, without handlers.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from logging.handlers import WatchedFileHandler
 from numbers import Number
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from greenconn.abc import Message
 
 __all__ = [
     "DISABLE_TRACEBACKS",
+    "FIELDS",
     "LOG_LEVELS",
+    "JSONFormatter",
     "Log",
     "LogMixin",
     "get_logger",
     "get_loglevel",
+    "message_fields",
     "safeify_format",
     "setup_logging",
 ]
@@ -240,3 +248,63 @@ def setup_logging(
             root.addHandler(logging.StreamHandler(target))
         root.setLevel(level)
     return root
+
+
+#: What records of the library may say beside their text, as attributes (``extra``).
+FIELDS: Final = frozenset(
+    {
+        "attempt",
+        "connection",
+        "consumer",
+        "correlation_id",
+        "delivery_tag",
+        "message_id",
+        "pool",
+        "queue",
+    }
+)
+#: What each record has.
+_STANDARD: Final = frozenset({*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"})
+
+
+def message_fields(message: Message, **fields: object) -> dict[str, Any]:
+    """Return the fields of a record about *message*: its ids and delivery tag, and *fields*.
+
+    None among them is left out.
+    """
+    properties = message.properties
+    found = {
+        **fields,
+        "delivery_tag": message.delivery_tag,
+        "message_id": properties.get("message_id"),
+        "correlation_id": properties.get("correlation_id"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class JSONFormatter(logging.Formatter):
+    """A formatter that makes one line of JSON of each record, of any logger.
+
+    A line has ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, what the record was given as
+    ``extra``, and of an error ``error`` (its class) and ``traceback``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        when = datetime.fromtimestamp(record.created, timezone.utc)
+        line: dict[str, Any] = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                line.setdefault(name, value)
+        error = record.exc_info[1] if record.exc_info else None
+        if record.exc_info and error is not None:
+            line["error"] = f"{type(error).__module__}.{type(error).__qualname__}"
+            line["traceback"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(line, default=lambda value: str(_Shown(value)), skipkeys=True)

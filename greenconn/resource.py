@@ -394,7 +394,12 @@ class Resource:
                     self.collect_resource(core)
             except Exception:
                 # The program no longer needs it.
-                logger.debug("pool %r: cannot close a resource", self._pool.name, exc_info=True)
+                logger.debug(
+                    "pool %r: cannot close a resource",
+                    self._pool.name,
+                    exc_info=True,
+                    extra={"pool": self._pool.name},
+                )
 
 
 class ConnectionPool(Resource):

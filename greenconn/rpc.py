@@ -37,6 +37,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
+from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOptions
 from greenconn.publishing.publisher import Publisher
@@ -250,7 +251,11 @@ class _Server:
                     result = self._function(body)
             check_has_run("the function", result)
         except Exception as exc:
-            logger.exception("RPC function %s of queue %r failed", *self._where(message))
+            logger.exception(
+                "RPC function %s of queue %r failed",
+                *self._where(message),
+                extra=self._fields(message),
+            )
             self._reply_error(message, exc)
             return
         except (Timeout, Interrupted) as exc:
@@ -260,13 +265,18 @@ class _Server:
             self._reply(message, result, None, self._serializer)
         except (SerializationError, SerializerNotInstalled) as exc:
             logger.exception(
-                "the result of RPC function %s of queue %r cannot be sent", *self._where(message)
+                "the result of RPC function %s of queue %r cannot be sent",
+                *self._where(message),
+                extra=self._fields(message),
             )
             self._reply_error(message, exc)
 
     def _where(self, message: Message) -> tuple[str, object]:
         """Return the function's name and the queue, which is the routing key of a call, for the log."""
         return name_of(self._function), message.delivery_info.get("routing_key")
+
+    def _fields(self, message: Message) -> dict[str, object]:
+        return message_fields(message, queue=message.delivery_info.get("routing_key"))
 
     def refuse(self, message: Message, exc: Exception) -> None:
         """Reply with an error to a request that cannot be decoded."""

@@ -124,4 +124,8 @@ def _await_confirms(session: Session, deadline: Deadline) -> None:
         try:
             settle(deadline)
         except TimeoutError:
-            logger.warning("%s did not confirm all publishes in time", session.broker.label)
+            logger.warning(
+                "%s did not confirm all publishes in time",
+                session.broker.label,
+                extra={"connection": session.broker.label},
+            )

@@ -197,6 +197,7 @@ def dead_letter_entries(link: SettlementLink, message: HeldMessage, reason: str)
             link.where,
             queue,
             target.exchange,
+            extra={"connection": link.where, "queue": queue},
         )
         return ()
     if letter is not None and reason != "rejected":

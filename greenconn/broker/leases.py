@@ -98,7 +98,7 @@ class Leases:
         if isinstance(outcome, Exception):
             error = link.settler.error(outcome, "renewing leases")
             if link.lost is None:
-                spawn("log", logger.error, "%s", error)
+                spawn("log", logger.error, "%s", error, extra={"connection": self._link.where})
         elif outcome:
             self._note_lost(outcome)
 
@@ -129,6 +129,7 @@ class Leases:
             link.settler.lease or 0.0,
             late,
             when,
+            extra={"connection": link.where},
         )
         for channel in list(link.channels.values()):
             for handler in list(channel.events.get("lease_lost", ())):

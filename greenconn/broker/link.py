@@ -232,12 +232,28 @@ class StoreLink(LeasedLink):
             return exc
         if isinstance(exc, (*self.transport.channel_errors, ValueError)):
             if not is_raised:
-                spawn("log", logger.error, "%s: %s: %s", self.where, what, exc)
+                spawn(
+                    "log",
+                    logger.error,
+                    "%s: %s: %s",
+                    self.where,
+                    what,
+                    exc,
+                    extra={"connection": self.where},
+                )
             return exc
         lost: BaseException = RecoverableConnectionError(f"{self.where}: {what} failed: {exc!r}")
         lost.__cause__ = exc
         if isinstance(exc, Exception):
-            spawn("log", logger.error, "%s: %s failed", self.where, what, exc_info=exc)
+            spawn(
+                "log",
+                logger.error,
+                "%s: %s failed",
+                self.where,
+                what,
+                exc_info=exc,
+                extra={"connection": self.where},
+            )
         self.end(lost)
         return lost
 

@@ -338,6 +338,7 @@ class Store(ABC):
             queue,
             self.lease or 0.0,
             "the queue is full" if isinstance(error, QueueFull) else error,
+            extra={"connection": self.client.as_uri(), "queue": queue},
         )
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:

@@ -227,6 +227,7 @@ class Settlements:
                 self._link.where,
                 count,
                 error,
+                extra={"connection": self._link.where},
             )
         return True
 

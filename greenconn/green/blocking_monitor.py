@@ -96,6 +96,7 @@ def log_blocked(logger: Logger, where: str, lag: float, interval: float) -> None
         lag,
         where,
         f"the last handler called was {handler}" if handler else "no handler was called",
+        extra={"connection": where},
     )
 
 

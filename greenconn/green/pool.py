@@ -673,12 +673,12 @@ class FairPool(Generic[T]):
                     "pool %r: an object %s was garbage-collected without being released: "
                     "the pool takes it back%s"
                 )
-                spawn("log", logger.warning, text, self.name, by, where)
+                spawn("log", logger.warning, text, self.name, by, where, extra={"pool": self.name})
 
     def _warn(self) -> None:
         # In the hub, where a log handler must not run.  The text is made here, of the current state.
         text = self._timeout_text(self._warn_after)
-        spawn("log", logger.warning, "%s; still waiting", text)
+        spawn("log", logger.warning, "%s; still waiting", text, extra={"pool": self.name})
 
     def _closed_error(self) -> RuntimeError:
         return RuntimeError(f"pool {self.name!r} is closed")

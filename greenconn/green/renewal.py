@@ -123,6 +123,7 @@ class Renewal:
                 pause,
                 type(exc).__name__,
                 exc,
+                extra={"connection": self._where},
             )
             self.begin_in(pause)
         else:

@@ -295,7 +295,12 @@ class Publisher:
         except (NotFound, TimeoutError) as away:
             raise TimeoutError(str(away)) from exc.__cause__
         except Exception as failure:
-            logger.debug("checking %s after a nack: %s", options, failure)
+            logger.debug(
+                "checking %s after a nack: %s",
+                options,
+                failure,
+                extra={"connection": self._session.broker.label, "queue": options.routing_key},
+            )
             raise exc from exc.__cause__
         self.retire(channel)
         now = monotonic()
@@ -329,7 +334,12 @@ class Publisher:
             if is_unavailable(away):
                 raise TimeoutError(str(away)) from exc
         except Exception as failure:
-            logger.debug("checking %s after a return: %s", options, failure)
+            logger.debug(
+                "checking %s after a return: %s",
+                options,
+                failure,
+                extra={"connection": self._session.broker.label, "queue": options.routing_key},
+            )
 
     def note_failure(self, exc: BaseException, options: PublishOptions) -> None:
         """Take note of why a message was not published."""

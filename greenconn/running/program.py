@@ -178,7 +178,11 @@ class Program:
         # In the hub.  One that the program stops by itself ends without an error.
         if not consumer.successful() and not self._ending.is_set():
             # Why is in the log already.
-            logger.error("consumer %s failed: stopping", consumer.lifecycle.options.name)
+            logger.error(
+                "consumer %s failed: stopping",
+                consumer.lifecycle.options.name,
+                extra={"consumer": consumer.lifecycle.options.name},
+            )
             self._exit_code = FAILED
             self._ending.set()
 

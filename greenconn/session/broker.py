@@ -241,7 +241,7 @@ class Broker:
         except Exception as exc:
             if not isinstance(exc, (*self.connection_errors, OSError)):
                 raise
-            logger.debug("closing %s: %s", self.label, exc)
+            logger.debug("closing %s: %s", self.label, exc, extra={"connection": self.label})
         finally:
             if getattr(link, "is_open", False):
                 # Killed on the way: what is left of it goes without a word.

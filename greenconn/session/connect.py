@@ -413,7 +413,7 @@ class Connector:
         if self._fails_over:
             self._fails_over = False
             broker.advance()
-        logger.debug("open.started %s", broker.label)
+        logger.debug("open.started %s", broker.label, extra={"connection": broker.label})
         link = broker.establish(Deadline(broker.connect_timeout))
         if is_open(link):
             self._prepare(link)
@@ -438,7 +438,13 @@ class Connector:
             return
         if attempt.state is not AttemptState.ABANDONED:
             error = outcome.error
-            logger.debug("open.failed %s: %s", self._broker.label, error, exc_info=error)
+            logger.debug(
+                "open.failed %s: %s",
+                self._broker.label,
+                error,
+                exc_info=error,
+                extra={"connection": self._broker.label},
+            )
             outcome.shorten()
             transport = self._broker.transport
             longest = getattr(transport, "longest_pause", ROUNDS_APART.longest)

@@ -84,7 +84,7 @@ class EventDescriptor:
                 events = self._session.wait_ready(Deadline()).link.events
                 events.put_back(events.get(Deadline()))
             except (OperationalError, RecoverableConnectionError, OSError) as exc:
-                logger.debug("no event: %s", exc)
+                logger.debug("no event: %s", exc, extra={"connection": self._session.broker.label})
                 if self._session.is_closed:
                     return
                 continue

@@ -24,6 +24,7 @@ from greenconn.exceptions import RecoverableConnectionError, raise_error
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
+from greenconn.session.broker import Broker
 from greenconn.session.connect import ConnectOutcome
 from greenconn.session.state import Life
 
@@ -47,11 +48,11 @@ class Members:
     removed: its ``failed(exc)`` is called, if it has one, else ``drain_events`` raises the error.
 
     Arguments:
-        is_transient: whether an error of ``recover`` may pass.
+        broker: says whether an error of ``recover`` may pass.
     """
 
-    def __init__(self, is_transient: Callable[[BaseException], bool]) -> None:
-        self._is_transient = is_transient
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
         # By identity: a member need not be hashable, and equal ones are not the same.
         self._all: dict[int, Recoverable] = {}
         self._due: dict[int, Recoverable] = {}
@@ -106,8 +107,13 @@ class Members:
                 if life.is_over:
                     return  # lost again: it stays due
                 self._due.pop(key, None)
-                if self._is_transient(exc):
-                    logger.info("recovery of %r failed, and is tried again: %s", member, exc)
+                if self._broker.is_transient(exc):
+                    logger.info(
+                        "recovery of %r failed, and is tried again: %s",
+                        member,
+                        exc,
+                        extra={"connection": self._broker.label},
+                    )
                     self._retry_apart(life, member, exc)
                 else:
                     self.fail(life, member, exc)
@@ -123,7 +129,9 @@ class Members:
 
     def fail(self, life: Life, member: Recoverable, exc: BaseException) -> None:
         """Part with a member that cannot be restored.  May switch."""
-        logger.error("%r cannot be recovered: %s", member, exc)
+        logger.error(
+            "%r cannot be recovered: %s", member, exc, extra={"connection": self._broker.label}
+        )
         self.discard(member)
         if not _notify_failure(member, exc):
             events = getattr(life.link, "events", None)
@@ -137,7 +145,7 @@ class Members:
 
     def _retry(self, life: Life, member: Recoverable, failure: Exception) -> None:
         def may_pass(exc: Exception) -> bool:
-            return not life.is_over and self._is_transient(exc)
+            return not life.is_over and self._broker.is_transient(exc)
 
         try:
             for attempt in attempts(RESTORING, NEVER, may_pass, failure=failure):
@@ -145,9 +153,16 @@ class Members:
                     return
                 with attempt:
                     member.recover(Deadline(RESTORE_TIMEOUT))
-                    logger.info("%r was recovered", member)
+                    logger.info(
+                        "%r was recovered", member, extra={"connection": self._broker.label}
+                    )
                     return
-                logger.debug("recovery of %r failed again: %s", member, attempt.error)
+                logger.debug(
+                    "recovery of %r failed again: %s",
+                    member,
+                    attempt.error,
+                    extra={"connection": self._broker.label},
+                )
         except Exception as exc:
             if not life.is_over:
                 self.fail(life, member, exc)

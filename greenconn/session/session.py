@@ -111,8 +111,8 @@ class Session:
         self._state = SessionState.IDLE
         self._hub_affinity: HubAffinity | None = None
         self._connector = Connector(broker, self._prepare, self._begin_life, self._attempt_failed)
-        self.topology = Topology()
-        self._members = Members(broker.is_transient)
+        self.topology = Topology(lambda: broker.label)
+        self._members = Members(broker)
         self._channels = Channels(self)
         self.utility = UtilityChannels(self)
         self.services = SessionServices()
@@ -382,7 +382,12 @@ class Session:
         self.topology.record(link, partial(self.broker.transport.create_channel, link))
         if hasattr(link, "on_lost"):
             link.on_lost = lambda exc: self._end_life(life, exc)
-        logger.info("connected to %s (life %d)", self.broker.label, self.generation)
+        logger.info(
+            "connected to %s (life %d)",
+            self.broker.label,
+            self.generation,
+            extra={"connection": self.broker.label},
+        )
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is SessionState.OPENING:
@@ -427,6 +432,7 @@ class Session:
             self.broker.label,
             exc,
             len(self._members),
+            extra={"connection": self.broker.label},
         )
         if self._members.are_due:
             self._begin_recovery()
@@ -452,10 +458,20 @@ class Session:
         self._move(state)
         self._changed.wake_all(error)
         if error is not None:
-            logger.error("connection to %s: recovery failed: %s", self.broker.label, error)
+            logger.error(
+                "connection to %s: recovery failed: %s",
+                self.broker.label,
+                error,
+                extra={"connection": self.broker.label},
+            )
             self._members.fail_all(error)
         elif self.life.is_open:
-            logger.warning("connection to %s recovered after %.1f s", self.broker.label, seconds)
+            logger.warning(
+                "connection to %s recovered after %.1f s",
+                self.broker.label,
+                seconds,
+                extra={"connection": self.broker.label},
+            )
             self.on_recovered.notify()
 
     def _end(self, state: SessionState) -> Life:

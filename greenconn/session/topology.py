@@ -201,9 +201,14 @@ class RecordingLink(Protocol):
 
 
 class Topology:
-    """The record of one session."""
+    """The record of one session.
 
-    def __init__(self) -> None:
+    Arguments:
+        where: returns the broker's URL with the password masked, for the log.
+    """
+
+    def __init__(self, where: Callable[[], str]) -> None:
+        self._where = where
         self._exchanges: dict[str, DeclaredExchange] = {}
         self._queues: dict[str, DeclaredQueue] = {}
         #: By destination.
@@ -335,7 +340,7 @@ class Topology:
         if not self._has_warned:
             self._has_warned = True
             text = "more than %d declarations on one connection: the oldest are not recovered"
-            spawn("log", logger.warning, text, LIMIT)
+            spawn("log", logger.warning, text, LIMIT, extra={"connection": self._where()})
         if self._queues:
             self.queue_deleted(next(iter(self._queues)))
         elif self._bindings:
@@ -396,7 +401,12 @@ class Topology:
                         locked.add((True, record.name))
                 except TimeoutError as exc:
                     # Its leader may be away.  That must not keep all from the link.
-                    logger.warning("%r could not be declared again yet: %s", record, exc)
+                    logger.warning(
+                        "%r could not be declared again yet: %s",
+                        record,
+                        exc,
+                        extra=self._fields(record),
+                    )
                     later += records[number:]
                     channels.drop()
                     break
@@ -417,7 +427,9 @@ class Topology:
 
     def _note_refusal(self, record: Declared, exc: Exception) -> None:
         """Log that the broker closed a channel because of *record*; raise if it closed the link."""
-        logger.warning("%r could not be declared again: %s", record, exc)
+        logger.warning(
+            "%r could not be declared again: %s", record, exc, extra=self._fields(record)
+        )
         if isinstance(exc, IrrecoverableConnectionError):
             record.refusals += 1
             if record.refusals >= MAX_REFUSALS:
@@ -425,6 +437,11 @@ class Topology:
             raise exc
         if _is_server_named(record):
             self._forget(record)  # it has no name any more
+
+    def _fields(self, record: Declared) -> dict[str, str]:
+        """Return what a log record says of *record*."""
+        queue = {"queue": record.name} if isinstance(record, DeclaredQueue) else {}
+        return {"connection": self._where(), **queue}
 
     def _declare_one(self, record: Declared, channels: _Channels) -> str:
         """Declare *record*; what it binds may have gone a moment ago with the dead connection's part."""
@@ -462,11 +479,20 @@ class Topology:
             try:
                 records = self._declare(records, open_channel)
             except Exception as exc:
-                logger.debug("%d entities could not be declared again: %s", len(records), exc)
+                logger.debug(
+                    "%d entities could not be declared again: %s",
+                    len(records),
+                    exc,
+                    extra={"connection": self._where()},
+                )
                 return  # the link was lost: all is declared on the next one
             if not records:
                 return
-        logger.warning("%r is locked by another connection, and is not declared again", records)
+        logger.warning(
+            "%r is locked by another connection, and is not declared again",
+            records,
+            extra={"connection": self._where()},
+        )
 
     def _has(self, record: Declared) -> bool:
         return any(each is record for each in self._all())

@@ -297,7 +297,14 @@ class Link:
             self._has_dropped_returns = True
             why = "drain_events() is not called" if has_listener else "on_return is not set"
             text = "%s: mandatory messages were returned as unroutable, and %s: they are dropped"
-            spawn("log", logger.warning, text, self.client.as_uri(), why)
+            spawn(
+                "log",
+                logger.warning,
+                text,
+                self.client.as_uri(),
+                why,
+                extra={"connection": self.client.as_uri()},
+            )
 
     def _call_handlers(self, event: tuple[Callable[[Any], object], Any, int]) -> None:
         # In the greenlet that drains.
@@ -394,7 +401,11 @@ def _close_and_log(link: Link) -> None:
     last, count = _dropped.get(where, (-DROPPED_INTERVAL, 0))
     if not link.warns_when_dropped or now - last < DROPPED_INTERVAL:
         _dropped[where] = last, count + 1
-        logger.debug("%s: a connection was dropped without close(), and is closed now", where)
+        logger.debug(
+            "%s: a connection was dropped without close(), and is closed now",
+            where,
+            extra={"connection": where},
+        )
     else:
         _dropped[where] = now, 0
         more = f" ({count} more since the last warning)" if count else ""
@@ -403,12 +414,15 @@ def _close_and_log(link: Link) -> None:
             "one connection",
             where,
             more,
+            extra={"connection": where},
         )
     try:
         link.revive()
         link.close()
     except Exception as exc:
-        logger.debug("%s: closing a dropped connection: %s", where, exc)
+        logger.debug(
+            "%s: closing a dropped connection: %s", where, exc, extra={"connection": where}
+        )
     finally:
         if link.lost is None:
             link.collect()

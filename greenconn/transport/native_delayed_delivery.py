@@ -155,6 +155,7 @@ def bind_queue_to_native_delayed_delivery_exchange(
                     "routed through it: use a topic exchange",
                     exchange.name,
                     queue.name,
+                    extra={"queue": queue.name},
                 )
                 continue
             pattern = key if key.startswith("#") else f"#.{key}"

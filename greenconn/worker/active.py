@@ -120,7 +120,9 @@ class ActiveReader(Subscription):
         try:
             self._publish()
         except Exception as exc:
-            logger.debug("token of queue %s was not renewed: %s", self.name, exc)
+            logger.debug(
+                "token of queue %s was not renewed: %s", self.name, exc, extra={"queue": self.name}
+            )
 
     def release(self, channels: SharedChannels, deadline: Deadline) -> None:
         """Let another reader begin.  May switch, until *deadline* at most."""
@@ -130,7 +132,7 @@ class ActiveReader(Subscription):
             with TimeLimit(deadline, "cancelling"):
                 self.cancel(channels)
         except Exception as exc:
-            logger.debug("cancelling %r: %s", self, exc)
+            logger.debug("cancelling %r: %s", self, exc, extra={"queue": self.name})
         token, self._token = self._token, None
         if token is not None:
             with suppress(Exception):  # its channel is gone

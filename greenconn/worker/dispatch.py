@@ -712,4 +712,5 @@ def _log_blocking(name: str, queue: str, seconds: float) -> None:
         queue,
         seconds,
         cause,
+        extra={"queue": queue, "consumer": queue},
     )

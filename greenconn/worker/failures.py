@@ -16,6 +16,7 @@ from greenconn.compression import compress
 from greenconn.defaults import publishing_connection
 from greenconn.delays import DELAY
 from greenconn.green.deadline import Deadline
+from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 
@@ -116,10 +117,20 @@ class FailedMessages:
         except ValueError as exc:
             # The transport has no delays; the next message need not try.
             self._is_unable = True
-            logger.info("retries of queue %r wait in this process: %s", queue, exc)
+            logger.info(
+                "retries of queue %r wait in this process: %s",
+                queue,
+                exc,
+                extra=message_fields(message, queue=queue),
+            )
         except Exception as exc:
             if message.channel.is_open:
-                logger.warning("a retry of queue %r waits in this process: %s", queue, exc)
+                logger.warning(
+                    "a retry of queue %r waits in this process: %s",
+                    queue,
+                    exc,
+                    extra=message_fields(message, queue=queue),
+                )
         else:
             return True
         return False
@@ -154,6 +165,7 @@ class FailedMessages:
                 queue,
                 target,
                 failure,
+                extra=message_fields(message, queue=queue),
             )
             return False
         return True

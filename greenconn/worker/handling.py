@@ -25,6 +25,7 @@ from greenconn.exceptions import MessageStateError
 from greenconn.green.blocking_monitor import HANDLERS
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
+from greenconn.log import message_fields
 from greenconn.worker.dispatch import Interrupted, MessageBatch
 from greenconn.worker.failures import ATTEMPTS, FailedMessages, attempts_of, restore_route
 from greenconn.worker.options import ConsumerOptions
@@ -60,6 +61,7 @@ class Handling:
         on_exit: called when a handler ends the program; set by the owner.
         has_dead_letters: returns whether the queue of a message is known to have a dead-letter
             exchange; set by the owner.
+        where: returns the broker's URL with the password masked; set by the owner.
         is_ending: while True what failed is requeued instead of handled again.
         handled, failed, retried, rejected, requeued, dropped: numbers of messages; one that fails twice
             counts twice; dropped are those that need no ack and were never handled.
@@ -77,6 +79,7 @@ class Handling:
         "_holds",
         "_is_counted",
         "_is_resent",
+        "_name",
         "_no_ack",
         "_on_decode_error",
         "_on_error",
@@ -93,6 +96,7 @@ class Handling:
         "requeued",
         "retried",
         "retry_later",
+        "where",
     )
 
     def __init__(
@@ -109,6 +113,7 @@ class Handling:
         self._retry_policy: RetryPolicy | None = options.policy
         self._timeout = options.handler_timeout
         self._no_ack = options.no_ack
+        self._name = options.name
         self._is_counted = options.is_unbounded
         self._queue_of = queue_of
         # Each message has a copy: workers are reused, and what one handler sets is not the next one's.
@@ -124,6 +129,7 @@ class Handling:
         self.retry_later: Callable[[Any, float], None] = _no_dispatcher
         self.on_exit: Callable[[], None] = _do_nothing
         self.has_dead_letters: Callable[[Any], bool] = _has_none
+        self.where: Callable[[], str | None] = _do_nothing
         self.is_ending = False
         self.handled = self.failed = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
@@ -194,17 +200,17 @@ class Handling:
         self.failed += 1
         if not self._no_ack and not self._is_unsettled(message):
             self._backoffs.pop(message, None)
-            self._log_failure(message, exc, "the message is already settled")
+            self._log_failure(message, exc, None, "the message is already settled")
             return
         attempts, delay = self._next_retry(message, exc)
         if delay is None:
-            self._log_failure(message, exc, f"on_error is {self._on_error!r}")
+            self._log_failure(message, exc, attempts, f"on_error is {self._on_error!r}")
             self._give_up(message, exc, attempts)
         elif self.is_ending:
-            self._log_failure(message, exc, "the message is requeued")
+            self._log_failure(message, exc, attempts, "the message is requeued")
             self.requeue(message)
         else:
-            self._log_failure(message, exc, f"retry in {delay:.1f} s", is_final=False)
+            self._log_failure(message, exc, attempts, f"retry in {delay:.1f} s", is_final=False)
             if not self._is_held_by_broker(message, attempts, delay):
                 self._retry(message, delay)
 
@@ -252,7 +258,13 @@ class Handling:
         self.retry_later(message, delay)
 
     def _log_failure(
-        self, message: Message, exc: BaseException, outcome: str, *, is_final: bool = True
+        self,
+        message: Message,
+        exc: BaseException,
+        attempt: int | None,
+        outcome: str,
+        *,
+        is_final: bool = True,
     ) -> None:
         logger.log(
             logging.ERROR if is_final else logging.WARNING,
@@ -262,6 +274,7 @@ class Handling:
             message.delivery_tag,
             outcome,
             exc_info=(type(exc), exc, exc.__traceback__),
+            extra=self._fields(message, attempt),
         )
 
     def _give_up(self, message: Message, exc: BaseException, attempts: int) -> None:
@@ -288,6 +301,7 @@ class Handling:
             exc,
             # Any publisher can cause this: log one line each, unless debugging.
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
+            extra=self._fields(message),
         )
         if self._on_decode_error is not None:
             self._decide(self._on_decode_error, message, exc, 0)
@@ -310,6 +324,7 @@ class Handling:
                 _name_of(function),
                 self._queue_of(message),
                 message.delivery_tag,
+                extra=self._fields(message),
             )
         self._reject(message, exc, attempts)
 
@@ -351,6 +366,7 @@ class Handling:
                 "rejected messages of queue %r go to its dead-letter exchange; without one they "
                 "are lost (logged once)",
                 self._queue_of(message),
+                extra=self._fields(message),
             )
         self._settle(message, requeue=False)
 
@@ -387,6 +403,17 @@ class Handling:
             message.delivery_tag,
             self._queue_of(message),
             exc,
+            extra=self._fields(message),
+        )
+
+    def _fields(self, message: Message, attempt: int | None = None) -> dict[str, Any]:
+        """Return what a log record says of *message*."""
+        return message_fields(
+            message,
+            queue=self._queue_of(message),
+            consumer=self._name,
+            connection=self.where(),
+            attempt=attempt,
         )
 
     def forget(self, message: Message, *, has_begun: bool) -> None:
@@ -501,18 +528,18 @@ class BatchHandling(Handling):
             # What the handler settled itself is left alone.
             batch.messages = [each for each in batch.messages if self._is_unsettled(each)]
         if not batch.messages:
-            self._log_failure(first, exc, "its messages are already settled")
+            self._log_failure(first, exc, None, "its messages are already settled")
             return
         delay = self._next_delay(batch, exc)
         if delay is None:
-            self._log_failure(first, exc, f"on_error is {self._on_error!r}")
+            self._log_failure(first, exc, batch.failures, f"on_error is {self._on_error!r}")
             for message in batch.messages:
                 self._give_up(message, exc, batch.failures)
         elif self.is_ending:
-            self._log_failure(first, exc, "its messages are requeued")
+            self._log_failure(first, exc, batch.failures, "its messages are requeued")
             self._requeue_all(batch.messages)
         else:
-            self._log_failure(first, exc, f"retry in {delay:.1f} s", is_final=False)
+            self._log_failure(first, exc, batch.failures, f"retry in {delay:.1f} s", is_final=False)
             self._retry_batch(batch, delay)
 
     def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:

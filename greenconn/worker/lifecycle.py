@@ -193,6 +193,7 @@ class ConsumerLifecycle:
         self.handling.retry_later = self.dispatcher.retry_later
         self.handling.on_exit = self.shut_down
         self.handling.has_dead_letters = self._has_dead_letters
+        self.handling.where = self._where
         #: Where only one reader of a name is active, one for each queue.
         self._active = tuple(
             ActiveReader(options, connection, queue, self._on_held, self._on_lost, self._on_closing)
@@ -285,6 +286,7 @@ class ConsumerLifecycle:
                 type(exc).__name__,
                 exc,
                 MIGRATION if isinstance(exc, PreconditionFailed) else "",
+                extra=self._fields(),
             )
         self.request(TargetState.STOPPED)
 
@@ -367,9 +369,19 @@ class ConsumerLifecycle:
         if overdue is not None:
             overdue.log()
         if isinstance(loss, ConsumerCancelled):
-            logger.warning("consumer of queue %s is restarted: %s", self.options.name, loss)
+            logger.warning(
+                "consumer of queue %s is restarted: %s",
+                self.options.name,
+                loss,
+                extra=self._fields(),
+            )
         elif loss is not None:
-            logger.info("consumer of queue %s is restarted: %s", self.options.name, loss)
+            logger.info(
+                "consumer of queue %s is restarted: %s",
+                self.options.name,
+                loss,
+                extra=self._fields(),
+            )
         while self._cancelled:
             self._cancelled[0].resolve(self._session)
             del self._cancelled[0]
@@ -387,7 +399,11 @@ class ConsumerLifecycle:
 
     def _stand_down(self, queue: Subscription) -> None:
         """Read no more of a stream that another reader of this name may read now."""
-        logger.info("consumer of queue %s is not the active one any more", queue.name)
+        logger.info(
+            "consumer of queue %s is not the active one any more",
+            queue.name,
+            extra=self._fields(queue.name),
+        )
         tag = queue.tag
         channel = queue.stand_down(self._group.channels)
         if channel is not None:
@@ -412,7 +428,9 @@ class ConsumerLifecycle:
             try:
                 subscription.cancel(self._group.channels, nowait=nowait)
             except Exception as exc:
-                logger.debug("cancelling %r: %s", subscription, exc)
+                logger.debug(
+                    "cancelling %r: %s", subscription, exc, extra=self._fields(subscription.name)
+                )
 
     def _cancel_soon(self) -> None:
         """Cancel, and wait for the reply of the broker, at most :data:`CANCEL_TIMEOUT`."""
@@ -420,7 +438,7 @@ class ConsumerLifecycle:
             with TimeLimit(Deadline(CANCEL_TIMEOUT), "cancelling"):
                 self._cancel()
         except TimeoutError as exc:
-            logger.debug("consumer of queue %s: %s", self.options.name, exc)
+            logger.debug("consumer of queue %s: %s", self.options.name, exc, extra=self._fields())
             self._cancel(nowait=True)
 
     def _requeue_all(self) -> None:
@@ -454,6 +472,7 @@ class ConsumerLifecycle:
                 "it handled them",
                 self.options.name,
                 self.handling.dropped,
+                extra=self._fields(),
             )
         if self._own_connection is not None:
             self._own_connection.close()
@@ -532,6 +551,17 @@ class ConsumerLifecycle:
             if subscription.tag == tag:
                 return subscription.name
         return self.options.name or ""
+
+    def _where(self) -> str:
+        return self._session.broker.label
+
+    def _fields(self, queue: str | None = None) -> dict[str, object]:
+        """Return what a log record says of this consumer; *queue*: of which of its queues."""
+        return {
+            "consumer": self.options.name,
+            "queue": queue or ", ".join(each.name for each in self._queues),
+            "connection": self._where(),
+        }
 
     def _outlives_consumer(self, message: Message) -> bool:
         """Return whether the queue of *message* is there when its consumers are gone."""

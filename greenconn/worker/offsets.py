@@ -142,6 +142,7 @@ class OffsetRecorder:
                 self._stream,
                 type(exc).__name__,
                 exc,
+                extra={"queue": self._stream, "consumer": self._reader},
             )
         finally:
             self._greenlet = None

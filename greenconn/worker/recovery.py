@@ -174,12 +174,14 @@ class SubscriptionRecovery:
         if not self._has_warned:
             self._has_warned = True
             level = logging.WARNING
+        names = ", ".join(each.name for each in self._subscriptions if not each.is_confirmed)
         logger.log(
             level,
             "consumer of queue %r cannot start yet, trying again: %s: %s",
-            ", ".join(each.name for each in self._subscriptions if not each.is_confirmed),
+            names,
             type(exc).__name__,
             exc,
+            extra={"connection": self._session.broker.label, "queue": names},
         )
 
     def _is_final(self, exc: Exception, subscription: Subscription | None) -> bool:
@@ -243,6 +245,7 @@ class OverdueDelivery(NamedTuple):
             if self.is_handled
             else f"waited for its handler {self.handler}",
             self.outcome,
+            extra={"queue": self.queue, "delivery_tag": self.delivery_tag},
         )
 
 
@@ -336,7 +339,7 @@ class CancelledConsumer:
         except NotFound as exc:
             return bool(is_unavailable(exc))
         except Exception as exc:
-            logger.debug("checking queue %r: %s", self._queue, exc)
+            logger.debug("checking queue %r: %s", self._queue, exc, extra={"queue": self._queue})
         return True
 
     def requeue(self) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import json
 import logging
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import WatchedFileHandler
@@ -14,7 +18,20 @@ import pytest
 
 from greenconn import log
 from greenconn.caching import lazy
-from greenconn.log import LOG_LEVELS, Log, LogMixin, get_logger, get_loglevel, setup_logging
+from greenconn.log import (
+    FIELDS,
+    LOG_LEVELS,
+    JSONFormatter,
+    Log,
+    LogMixin,
+    get_logger,
+    get_loglevel,
+    message_fields,
+    setup_logging,
+)
+from greenconn.message import Message
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextmanager
@@ -165,3 +182,131 @@ def test_setup_logging_to_standard_error() -> None:
         setup_logging()
         (handler,) = root.handlers
         assert isinstance(handler, logging.StreamHandler)
+
+
+# Fields
+
+
+def line_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What :class:`JSONFormatter` makes of a record."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JSONFormatter())
+    logger = logging.Logger("tests.json")
+    logger.addHandler(handler)
+    logger.warning(*args, **kwargs)
+    (text,) = stream.getvalue().splitlines()
+    line: dict[str, Any] = json.loads(text)
+    return line
+
+
+def test_a_record_is_one_line_of_json() -> None:
+    line = line_of("first\nsecond %d", 2, extra={"queue": "mail", "delivery_tag": 7})
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("time"))
+    assert line == {
+        "level": "WARNING",
+        "logger": "tests.json",
+        "message": "first\nsecond 2",
+        "queue": "mail",
+        "delivery_tag": 7,
+    }
+
+
+def test_an_error_is_told_in_the_same_line() -> None:
+    try:
+        raise LookupError("no such user")
+    except LookupError as exc:
+        line = line_of("failed", exc_info=exc, stack_info=True)
+    assert line["error"] == "builtins.LookupError"
+    assert line["traceback"].endswith("LookupError: no such user")
+    assert "test_an_error_is_told_in_the_same_line" in line["stack"]
+    assert "error" not in line_of("failed", exc_info=sys.exc_info())  # there is none
+
+
+def test_a_line_bears_what_is_no_json() -> None:
+    line = line_of(
+        "x", extra={"level": "mine", "message_id": b"\xff", "odd": Unwilling(), "a": {1: 2}}
+    )
+    assert line["level"] == "WARNING"
+    assert line["message_id"] == "\ufffd"
+    assert "Unwilling" in line["odd"]
+    assert line["a"] == {"1": 2}
+
+
+def test_what_is_not_known_of_a_message_is_left_out() -> None:
+    message: Message[Any] = Message(delivery_tag=3, properties={"message_id": "m"})
+    assert message_fields(message, queue="q", attempt=None) == {
+        "queue": "q",
+        "delivery_tag": 3,
+        "message_id": "m",
+    }
+
+
+#: Records of these rooms say which connection, consumer, queue or pool they are about.
+ROOMS = ("broker", "publishing", "session", "transport", "worker")
+#: ... but these, which do not know it: a file, and the beginning of the text.
+UNKNOWN = {
+    ("publishing/publisher.py", "closing %r"),
+    ("session/recovery.py", "the failure callback"),
+    ("session/recovery.py", "recovery failed"),
+    ("session/session.py", "a listener of a connection"),
+    ("transport/SQS/channel.py", "exchange %r has no SNS topic"),
+    ("transport/SQS/credentials.py", "credentials for AWS"),
+    ("transport/SQS/queues.py", "rejected messages stay"),
+    ("transport/SQS/topics.py", "topic %r was deleted"),
+    ("transport/hooks/channel.py", "a message could not be requeued"),
+    ("transport/hooks/qos.py", "%d message(s) could not be dumped"),
+    ("transport/hooks/qos.py", "%d message(s) were not requeued"),
+    ("transport/hooks/qos.py", "%d unacknowledged message(s)"),
+    ("transport/hooks/qos.py", "restoring %d unacknowledged"),
+    ("transport/hooks/store.py", "a message could not be requeued"),
+    ("transport/redis/cluster/nodes.py", "cannot ask for slots"),
+    ("transport/sqlite/store.py", "%s"),
+    ("transport/virtual/arguments.py", "%s: %s %r: arguments"),
+    ("worker/dispatch.py", "a gevent.Timeout"),
+}
+_LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
+
+
+def is_of_logger(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr in _LEVELS
+        and ast.unparse(node.value).endswith("logger")
+    )
+
+
+def records() -> Iterator[tuple[str, ast.Call]]:
+    """The calls of the library that log: the file and the call."""
+    for path in sorted((ROOT / "greenconn").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and any(map(is_of_logger, (node.func, *node.args))):
+                yield path.relative_to(ROOT / "greenconn").as_posix(), node
+
+
+@pytest.mark.pure
+def test_each_record_says_what_is_known() -> None:
+    without = set()
+    for file, call in records():
+        extra = next((each.value for each in call.keywords if each.arg == "extra"), None)
+        if isinstance(extra, ast.Dict):
+            assert {ast.literal_eval(key) for key in extra.keys if key is not None} <= FIELDS
+        if extra is None and file.startswith(ROOMS):
+            texts = [n for n in call.args if isinstance(n, ast.Constant) and n.value != "log"]
+            without.add((file, str(ast.literal_eval(texts[0]))))
+    assert {
+        (file, text)
+        for file, text in without
+        if not any(file == known and text.startswith(begins) for known, begins in UNKNOWN)
+    } == set()
+    assert all(
+        any(file == known and text.startswith(begins) for file, text in without)
+        for known, begins in UNKNOWN
+    )
+
+
+@pytest.mark.pure
+def test_the_documentation_names_the_fields() -> None:
+    page = (ROOT / "docs" / "logging.rst").read_text()
+    table = page[page.index("field             ") :].partition("\n\n")[0]
+    assert set(re.findall(r"^``(\w+)``", table, re.MULTILINE)) == FIELDS

@@ -99,7 +99,12 @@ def handled_once(
                 return handler(body, message)
             claimed = _Claimed(store, f"{own_name}:{found}", lease)
             if not claimed.wait():
-                logger.info("message %s was handled by %s already", found, own_name)
+                logger.info(
+                    "message %s was handled by %s already",
+                    found,
+                    own_name,
+                    extra={"message_id": found},
+                )
                 return None
             with claimed:
                 result = handler(body, message)
@@ -143,7 +148,12 @@ class _Claimed:
             try:
                 self._store.release(self._id, self._owner)
             except (Exception, Timeout) as exc:
-                logger.warning("claim of %s ends with its lease only: %s", self._id, exc)
+                logger.warning(
+                    "claim of %s ends with its lease only: %s",
+                    self._id,
+                    exc,
+                    extra={"message_id": self._id},
+                )
 
     def finish(self, ttl: float) -> None:
         """Mark the id as handled.  May switch.
@@ -155,7 +165,12 @@ class _Claimed:
         try:
             self._store.finish(self._id, self._owner, ttl)
         except Exception as exc:
-            logger.error("message %s was handled, but could not be marked: %s", self._id, exc)
+            logger.error(
+                "message %s was handled, but could not be marked: %s",
+                self._id,
+                exc,
+                extra={"message_id": self._id},
+            )
 
     def _renew_soon(self, lag: float) -> None:
         # In the hub.
@@ -169,6 +184,12 @@ class _Claimed:
                 logger.warning(
                     "claim of %s was lost: its lease had ended, and it may be handled twice",
                     self._id,
+                    extra={"message_id": self._id},
                 )
         except Exception as exc:
-            logger.warning("claim of %s could not be renewed: %s", self._id, exc)
+            logger.warning(
+                "claim of %s could not be renewed: %s",
+                self._id,
+                exc,
+                extra={"message_id": self._id},
+            )

@@ -317,6 +317,7 @@ class Relay:
                 message.attempts + 1,
                 pause,
                 text,
+                extra={"attempt": message.attempts + 1},
             )
             store.mark_failed(message.id, text[:ERROR_LENGTH], now + int(pause * 1000))
 

@@ -128,6 +128,7 @@ def _delay(entry: Entry, is_fifo: bool) -> int:
             entry.queue,
             most,
             seconds,
+            extra={"queue": entry.queue},
         )
     return max(min(seconds, most), ceil(entry.delay), 0)
 

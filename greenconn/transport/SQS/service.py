@@ -123,7 +123,12 @@ class Service:
                 with attempt:
                     return self._tried(action, parameters, deadline, waiting)
                 logger.debug(
-                    "%s: %s: %s, again in %.1f s", self.where, said, attempt.error, attempt.interval
+                    "%s: %s: %s, again in %.1f s",
+                    self.where,
+                    said,
+                    attempt.error,
+                    attempt.interval,
+                    extra={"connection": self.where},
                 )
         except Refusal as refusal:
             raise self._refused(said, refusal) from None

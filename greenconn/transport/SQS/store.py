@@ -108,7 +108,9 @@ class SqsSettler:
         try:
             return self._queues.get(name)
         except REFUSED as exc:
-            logger.warning("%s: cannot acknowledge the messages received from it", exc)
+            logger.warning(
+                "%s: cannot acknowledge the messages received from it", exc, extra={"queue": name}
+            )
             return None
 
     def _refused(self, request: SettleRequest) -> bool:
@@ -149,7 +151,9 @@ class SqsSettler:
             # If the lease has ended, the message was redelivered already: there is nothing to log.
             if error is not None and not isinstance(error, InvalidQueueException):
                 logger.warning(
-                    "%s: messages are redelivered when their visibility timeout ends", error
+                    "%s: messages are redelivered when their visibility timeout ends",
+                    error,
+                    extra={"queue": queue.name},
                 )
                 break
         return errors
@@ -459,7 +463,7 @@ class SqsStore(Store):
         except (DoesNotExistQueueException, UndefinedQueueException):
             self.gone(name)
         except ServiceBusy as exc:
-            logger.warning("%s; receiving is retried", exc)
+            logger.warning("%s; receiving is retried", exc, extra={"queue": name})
         return ()
 
     def _receive(self, queue: SqsQueue, count: int, seconds: int) -> Sequence[Claimed]:

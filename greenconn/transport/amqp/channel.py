@@ -463,7 +463,7 @@ class Channel(DeclaringChannel):
         error = left.error(self.connection.where)
         if error is not None:
             if left.refusal is None:  # else the log has it since then
-                logger.warning("%s", error)
+                logger.warning("%s", error, extra={"connection": self.connection.where})
             left.forget()
             self._raise_on_next_publish(error)
 

@@ -544,6 +544,7 @@ class Consumers:
                 self._link.where,
                 len(dropped),
                 consumer.queue,
+                extra={"connection": self._link.where, "queue": consumer.queue},
             )
 
     def _watch(self, consumer: ChannelConsumer) -> None:

@@ -185,9 +185,17 @@ class FlowControl:
     def _log(self, blocked: str | None, unlogged: int) -> None:
         more = f" ({unlogged} more changes in {LOG_INTERVAL:g} s)" if unlogged else ""
         if blocked is None:
-            logger.info("%s unblocked publishing%s", self._where, more)
+            logger.info(
+                "%s unblocked publishing%s", self._where, more, extra={"connection": self._where}
+            )
         else:
-            logger.warning("%s blocked publishing: %s%s", self._where, blocked, more)
+            logger.warning(
+                "%s blocked publishing: %s%s",
+                self._where,
+                blocked,
+                more,
+                extra={"connection": self._where},
+            )
 
     # In the greenlet that drains.
 

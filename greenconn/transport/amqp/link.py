@@ -385,6 +385,7 @@ class AmqpLink(Link):
                 self.where,
                 *version,
                 prefetch_count,
+                extra={"connection": self.where},
             )
         return False
 
@@ -458,6 +459,7 @@ class AmqpLink(Link):
                     "published without confirms just before may be lost",
                     self.where,
                     CLOSE_TIMEOUT,
+                    extra={"connection": self.where},
                 )
             except ConnectionError:
                 pass  # it is closed all the same
@@ -642,7 +644,11 @@ class _ExitRoundTrip:
         try:
             channel.flow(True)
         except (AMQPError, OSError):
-            logger.debug("no reply at the end of the interpreter", exc_info=True)
+            logger.debug(
+                "no reply at the end of the interpreter",
+                exc_info=True,
+                extra={"connection": channel.connection.where},
+            )
 
 
 class _Intake:

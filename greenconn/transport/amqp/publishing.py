@@ -313,7 +313,14 @@ class Publisher:
         session = getattr(self._link.client, "session", None)
         if closed or session is None:
             if count := unsent.count + len(unsent.to_resend):
-                spawn("log", logger.warning, "%s: %s", self._link.where, unsent_text(count))
+                spawn(
+                    "log",
+                    logger.warning,
+                    "%s: %s",
+                    self._link.where,
+                    unsent_text(count),
+                    extra={"connection": self._link.where},
+                )
         elif unsent.to_resend:
             session.add(UnsentRecovery(self._channel, session))
 
@@ -334,7 +341,13 @@ class Publisher:
         ):
             # It may have no waiter: the next publish raises it, otherwise it is logged.
             self.unsent.refusal = cause
-            spawn("log", logger.warning, "%s", self.unsent.error(self._link.where))
+            spawn(
+                "log",
+                logger.warning,
+                "%s",
+                self.unsent.error(self._link.where),
+                extra={"connection": self._link.where},
+            )
         # If there is only one, it is the one that the broker refused; otherwise that is unknown.
         mine = blamed is None or (blamed == BASIC_PUBLISH and len(left) == 1 and is_clear)
         for publish in left:

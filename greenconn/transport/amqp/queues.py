@@ -88,6 +88,7 @@ class KnownQueues:
             queue,
             count,
             limit,
+            extra={"connection": self._where, "queue": queue},
         )
 
     def _note(self, queue: str, limit: int | None) -> None:

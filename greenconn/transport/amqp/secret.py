@@ -95,7 +95,9 @@ class Secret:
         secret = self._ask()
         link.check_open()
         self.update(secret, REASON, Deadline(link.options.reply_timeout))
-        logger.debug("%s: the credentials were renewed", link.where)
+        logger.debug(
+            "%s: the credentials were renewed", link.where, extra={"connection": link.where}
+        )
         return secret
 
     # In the reader or the hub: nothing here may switch or run user code.

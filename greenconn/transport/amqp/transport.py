@@ -167,7 +167,10 @@ class Transport(base.Transport[AmqpLink]):
         ignored = sorted(set(unknown) - _COMMON)
         if ignored and warns:
             logger.warning(
-                "%s: unknown transport options are ignored: %s", self.client.as_uri(), ignored
+                "%s: unknown transport options are ignored: %s",
+                self.client.as_uri(),
+                ignored,
+                extra={"connection": self.client.as_uri()},
             )
         return options
 

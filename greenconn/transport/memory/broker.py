@@ -229,7 +229,10 @@ class Broker:
             )
         except Exception as exc:  # its headers may be of any form
             logger.warning(
-                "memory broker: a dead letter of queue %r is dropped: %s", queue.name, exc
+                "memory broker: a dead letter of queue %r is dropped: %s",
+                queue.name,
+                exc,
+                extra={"queue": queue.name},
             )
             return
         key = letter["properties"].pop("delivery_info")["routing_key"]
@@ -243,6 +246,7 @@ class Broker:
                 logger.warning(
                     "memory broker: a dead letter is dropped: queue %r is full and rejects it",
                     each.name,
+                    extra={"queue": each.name},
                 )
 
     # -- links

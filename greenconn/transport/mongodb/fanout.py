@@ -190,7 +190,12 @@ class Broadcast:
                 self._read()
             if attempt.error is not None:
                 # Those who publish and claim meet the same, and say so.
-                logger.debug("%s: reading broadcasts: %s", self._client.where, attempt.error)
+                logger.debug(
+                    "%s: reading broadcasts: %s",
+                    self._client.where,
+                    attempt.error,
+                    extra={"connection": self._client.where},
+                )
 
     def _read(self) -> None:
         reading = TailCursor(self._client, self._name)
@@ -230,6 +235,7 @@ class Broadcast:
                         self._client.where,
                         queue,
                         MOST_KEPT,
+                        extra={"connection": self._client.where, "queue": queue},
                     )
                 self.dropped += 1
             listener.copies.append(Copy(queue, document))

@@ -161,7 +161,9 @@ class Notifications:
             due = self._sweep(self._empty_polls < IN_VAIN)
         except (LinkLost, PyMongoError) as exc:
             # The next claim meets the same, and ends the connection if it must.
-            logger.debug("%s: polling: %s", self._client.where, exc)
+            logger.debug(
+                "%s: polling: %s", self._client.where, exc, extra={"connection": self._client.where}
+            )
             self._wake(None)
             return
         if due is not None:
@@ -176,7 +178,12 @@ class Notifications:
             self._can_stream = False
             self._log(f"does not permit a change stream ({exc})")
         except (LinkLost, PyMongoError) as exc:
-            logger.debug("%s: change stream: %s", self._client.where, exc)
+            logger.debug(
+                "%s: change stream: %s",
+                self._client.where,
+                exc,
+                extra={"connection": self._client.where},
+            )
             gevent.sleep(LONGEST)
         finally:
             self._is_streaming = False
@@ -212,6 +219,7 @@ class Notifications:
                 self._client.where,
                 why,
                 pause,
+                extra={"connection": self._client.where},
             )
 
 

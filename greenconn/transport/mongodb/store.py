@@ -171,7 +171,12 @@ class MongoStore(Store):
             self._claims.requeue(claims)
         except (LinkLost, PyMongoError) as exc:
             self._unanswered |= claims
-            logger.debug("%s: requeueing messages: %s", self._servers.where, exc)
+            logger.debug(
+                "%s: requeueing messages: %s",
+                self._servers.where,
+                exc,
+                extra={"connection": self._servers.where},
+            )
         else:
             self._unanswered -= claims
 

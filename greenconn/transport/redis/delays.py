@@ -118,7 +118,12 @@ class Delays:
             )
         except ResponseError as exc:
             if not self._has_failed and commands.lost is None:
-                logger.error("%s: delayed messages are not delivered: %s", commands.where, exc)
+                logger.error(
+                    "%s: delayed messages are not delivered: %s",
+                    commands.where,
+                    exc,
+                    extra={"connection": commands.where},
+                )
             self._has_failed = True
             return AFTER_REFUSAL
         except Exception:

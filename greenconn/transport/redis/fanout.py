@@ -217,7 +217,12 @@ class Fanout:
             with attempt:
                 self.socket.open(self._connect, self._begin)
                 break
-            logger.debug("%s: fan-out: %s", self._commands.where, attempt.error)
+            logger.debug(
+                "%s: fan-out: %s",
+                self._commands.where,
+                attempt.error,
+                extra={"connection": self._commands.where},
+            )
         self._report_gap(self.queues, monotonic() - self._lost_at)
 
     def _report_gap(self, queues: Iterable[str], seconds: float) -> None:
@@ -228,6 +233,7 @@ class Fanout:
                 self._commands.where,
                 queue,
                 seconds,
+                extra={"connection": self._commands.where, "queue": queue},
             )
             feed = self._feeds.get(queue)
             channels = {each.channel for each in feed.consumers} if feed is not None else set()

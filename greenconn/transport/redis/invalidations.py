@@ -67,6 +67,7 @@ class Invalidations:
                 logger.warning,
                 "%s cannot notify of new messages (this needs Redis 6 and RESP3): polling",
                 self._commands.where,
+                extra={"connection": self._commands.where},
             )
 
     def discard(self, source: RedisSource) -> None:
@@ -107,6 +108,7 @@ class Invalidations:
                 "are dropped",
                 self._commands.where,
                 queue,
+                extra={"connection": self._commands.where, "queue": queue},
             )
 
     def _check_armed(self, lag: float) -> None:

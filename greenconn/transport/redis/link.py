@@ -277,7 +277,15 @@ class RedisLink(LeasedLink):
     def failed(self, exc: BaseException, what: str) -> None:
         """Log that a call to the server failed.  Never switches."""
         if self.lost is None:
-            spawn("log", logger.error, "%s: %s failed: %s", self.where, what, exc)
+            spawn(
+                "log",
+                logger.error,
+                "%s: %s failed: %s",
+                self.where,
+                what,
+                exc,
+                extra={"connection": self.where},
+            )
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return what *channel* publishes with."""

@@ -139,7 +139,10 @@ class Sweeper:
             if self._commands.lost is None and not self._has_failed:
                 self._has_failed = True
                 logger.error(
-                    "%s: cannot check for messages of dead consumers: %s", self._commands.where, exc
+                    "%s: cannot check for messages of dead consumers: %s",
+                    self._commands.where,
+                    exc,
+                    extra={"connection": self._commands.where},
                 )
 
     @property
@@ -192,7 +195,12 @@ class Sweeper:
             )
         self.requeued += count
         if count:
-            logger.warning("%s: %d messages of dead consumers were requeued", commands.where, count)
+            logger.warning(
+                "%s: %d messages of dead consumers were requeued",
+                commands.where,
+                count,
+                extra={"connection": commands.where},
+            )
         return count
 
     def _page(self, key: bytes, most: float, start: int, size: int) -> list[tuple[str, float]]:
@@ -352,6 +360,7 @@ class Expiry:
                         commands.where,
                         watch.queue,
                         exc,
+                        extra={"connection": commands.where, "queue": watch.queue},
                     )
                 has_failed = True
             except Exception:

@@ -171,7 +171,12 @@ class RedisQueues(LinkQueues):
             # Who may only publish may not look: as kombu, which takes all of them to be there.
             if self._commands.lost is not None:
                 raise
-            logger.debug("%s: cannot check which queues exist: %s", self._commands.where, exc)
+            logger.debug(
+                "%s: cannot check which queues exist: %s",
+                self._commands.where,
+                exc,
+                extra={"connection": self._commands.where},
+            )
             until = monotonic() + self._commands.options.lease
             self._exists_until.update(dict.fromkeys(queues, until))
             return list(queues)
@@ -427,7 +432,7 @@ class RedisQueues(LinkQueues):
         commands = self._commands
         if isinstance(reply, ErrorReply):
             error = commands.pipeline.error(reply, f"cancelling the consumer of queue {name!r}")
-            spawn("log", logger.error, "%s", error)
+            spawn("log", logger.error, "%s", error, extra={"connection": self._commands.where})
         if isinstance(reply, list) and reply[0] >= 0:
             spawn("ended", self._after_leaving, name, reply)
         else:

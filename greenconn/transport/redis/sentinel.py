@@ -206,7 +206,9 @@ class SwitchWatch:
                     self._check_master(sentinel)
                     return
                 except (OSError, LinkLost) as exc:
-                    logger.debug("%s: %s", sentinel.where, exc)
+                    logger.debug(
+                        "%s: %s", sentinel.where, exc, extra={"connection": sentinel.where}
+                    )
 
     def _connect(self, sentinel: Address) -> tuple[Pipeline, Welcome]:
         deadline = Deadline(self._transport.connect_timeout)

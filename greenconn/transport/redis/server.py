@@ -475,4 +475,5 @@ def _warn_of_eviction(where: str, reply: Any) -> None:
         where,
         policy,
         what,
+        extra={"connection": where},
     )

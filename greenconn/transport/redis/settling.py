@@ -363,6 +363,7 @@ class Requeuer:
                 self._commands.where,
                 field,
                 why,
+                extra={"connection": self._commands.where},
             )
 
     def _requeue_move(self, held: Held, *, is_counted: bool) -> Move:
@@ -390,6 +391,7 @@ class Requeuer:
                     commands.where,
                     held.exchange,
                     "is dropped" if last is None else f"goes to {last!r}",
+                    extra={"connection": commands.where},
                 )
         copies = [(list_of(commands.keys, each, envelope), raw) for each in queues]
         queue = queues[0] if queues else ""

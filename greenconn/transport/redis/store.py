@@ -356,6 +356,7 @@ class RedisSettler:
                 "%s: %d messages that the lost connection held were requeued",
                 self._commands.where,
                 count,
+                extra={"connection": self._commands.where},
             )
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:

@@ -273,6 +273,7 @@ class Transport(base.Transport[RedisLink]):
                 "%s: the messages that the lost connection held could not be requeued: %s",
                 link.where,
                 exc,
+                extra={"connection": link.where},
             )
         except BaseException:
             link.collect()

@@ -145,7 +145,9 @@ class UnreportedPublishes:
         """Log, by number, what was not logged yet."""
         self._will_log = False
         if self._unlogged:
-            logger.error("%s", self._unlogged.take().text(self._where))
+            logger.error(
+                "%s", self._unlogged.take().text(self._where), extra={"connection": self._where}
+            )
 
 
 class Window:

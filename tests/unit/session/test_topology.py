@@ -79,7 +79,7 @@ class Channel:
 
 @pytest.fixture
 def topology() -> Topology:
-    return Topology()
+    return Topology(lambda: "broker")
 
 
 def exchange(topology: Topology, name: str, auto_delete: bool = False) -> None:

@@ -260,6 +260,7 @@ class Delivered:
     def __init__(self) -> None:
         self.back: list[str] = []
         self.headers: dict[str, Any] = {}
+        self.properties: dict[str, Any] = {}
 
     def decode(self) -> str:
         return "body"

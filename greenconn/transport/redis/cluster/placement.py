@@ -241,11 +241,14 @@ class ClusterPlacement:
                     "%s: %d messages whose delivery or ack was lost with a node were requeued",
                     link.where,
                     count,
+                    extra={"connection": link.where},
                 )
             link.leases.renew()
             partition.consuming.announce()
         except LinkLost as exc:
-            logger.debug("%s: reconciling: %s", link.where, exc)  # the next node does it
+            logger.debug(
+                "%s: reconciling: %s", link.where, exc, extra={"connection": link.where}
+            )  # the next node does it
 
     # -- sockets
 
