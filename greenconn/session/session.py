@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -92,6 +93,7 @@ class Session:
     Attributes:
         life: the current life; between two lives one that is not open.
         generation: the number of links so far.
+        changed_at: when the session has reached its state (``time.time()``).
         lost: the error that ended the last life; None before, and while a link is open.
         services: objects of other modules that live as long as this session.
         utility: channels for calls that may fail and so close their channel.
@@ -109,6 +111,7 @@ class Session:
         self.on_recovered = Listeners()
         self.on_closed = Listeners()
         self._state = SessionState.IDLE
+        self.changed_at = time()
         self._hub_affinity: HubAffinity | None = None
         self._connector = Connector(broker, self._prepare, self._begin_life, self._attempt_failed)
         self.topology = Topology(lambda: broker.label)
@@ -492,6 +495,8 @@ class Session:
         return life
 
     def _move(self, state: SessionState) -> None:
+        if state is not self._state:
+            self.changed_at = time()
         self._state = moved(self._state, state, MOVES, "a session")
 
     def _closed_error(self) -> RecoverableConnectionError:

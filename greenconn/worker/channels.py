@@ -13,7 +13,7 @@ channels as they need in the end.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent.lock import BoundedSemaphore
@@ -337,6 +337,18 @@ class Subscription:
     def arguments(self) -> dict[str, Any] | None:
         """Arguments of the queue as its consumer has them; None if that was given a name only."""
         return self._queue.queue_arguments or {} if isinstance(self._queue, Queue) else None
+
+    def is_shown_to_others(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether the queue may hold messages that are not for this consumer.
+
+        Arguments:
+            arguments: of the queue, as far as they are known.
+        """
+        return (
+            self._position is not None
+            or arguments.get("x-queue-type") == "stream"
+            or bool(arguments.get("x-single-active-consumer"))
+        )
 
     @property
     def is_passive(self) -> bool:

@@ -271,17 +271,19 @@ class ConsumerFailure:
     """A consumer that the broker refused for good.
 
     Attributes:
+        at: when (``time.time()``).
         error: class and text of the error, without its traceback, which would hold much.
         stats: what it had done until then.
         addresses: see ``Broker.addresses``.
     """
 
-    __slots__ = ("addresses", "error", "stats")
+    __slots__ = ("addresses", "at", "error", "stats")
 
-    def __init__(self, error: str, stats: dict[str, Any], addresses: Hashable) -> None:
+    def __init__(self, error: str, stats: dict[str, Any], addresses: Hashable, at: float) -> None:
         self.error = error
         self.stats = stats
         self.addresses = addresses
+        self.at = at
 
 
 class _Registry:
@@ -301,7 +303,10 @@ class _Registry:
         if lifecycle.state is ConsumerState.FAILED:
             error = lifecycle.error
             self.failures[lifecycle.options.name or ""] = ConsumerFailure(
-                f"{type(error).__name__}: {error}", consumer.stats(), lifecycle.addresses
+                f"{type(error).__name__}: {error}",
+                consumer.stats(),
+                lifecycle.addresses,
+                lifecycle.changed_at,
             )
             while len(self.failures) > FAILURES_KEPT:
                 del self.failures[next(iter(self.failures))]

@@ -18,11 +18,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum, IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from time import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gevent import Greenlet, getcurrent
 
 from greenconn.abc import DeadlineLike
+from greenconn.entity.existence import has_messages
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
 from greenconn.green.condition import Condition
@@ -60,6 +62,7 @@ __all__ = [
     "ConsumerGroup",
     "ConsumerLifecycle",
     "ConsumerState",
+    "Stall",
     "TargetState",
     "TaskState",
     "group_of",
@@ -133,6 +136,23 @@ class TargetState(IntEnum):
     ABORTED = 3
 
 
+class Stall(NamedTuple):
+    """A consumer that gets nothing although its queue holds messages.
+
+    Attributes:
+        received: how many messages it had received then: with more it is over.
+        since: when the last one came (``time.time()``).
+        why, remedy: for the log and for probes.
+        is_fatal: the process should be restarted.
+    """
+
+    received: int
+    since: float
+    why: str
+    remedy: str
+    is_fatal: bool
+
+
 class ConsumerLifecycle:
     """The life of one consumer, which moves its parts.
 
@@ -143,6 +163,8 @@ class ConsumerLifecycle:
     Attributes:
         changed: wakes those who wait for a change.
         state: the consumer's.
+        changed_at: when it has reached that (``time.time()``).
+        stall: set by a :class:`~greenconn.worker.watchdog.Watchdog`.
         error: the broker's refusal that ends it; None before.
         is_cancelled: the broker has cancelled the consumer, and what no handler had begun was requeued.
     """
@@ -164,11 +186,13 @@ class ConsumerLifecycle:
         "_target",
         "_task",
         "changed",
+        "changed_at",
         "dispatcher",
         "error",
         "handling",
         "is_cancelled",
         "options",
+        "stall",
         "state",
     )
 
@@ -209,6 +233,8 @@ class ConsumerLifecycle:
         self._subscriptions: tuple[Subscription, ...] = self._active + self._queues
         self._recovery = SubscriptionRecovery(self._session, group.channels, self._subscriptions)
         self.state = ConsumerState.STARTING
+        self.changed_at = time()
+        self.stall: Stall | None = None
         self.error: BaseException | None = None
         self.is_cancelled = False
         self._target = TargetState.RUNNING
@@ -286,7 +312,7 @@ class ConsumerLifecycle:
                 type(exc).__name__,
                 exc,
                 MIGRATION if isinstance(exc, PreconditionFailed) else "",
-                extra=self._fields(),
+                extra=self.fields(),
             )
         self.request(TargetState.STOPPED)
 
@@ -373,14 +399,14 @@ class ConsumerLifecycle:
                 "consumer of queue %s is restarted: %s",
                 self.options.name,
                 loss,
-                extra=self._fields(),
+                extra=self.fields(),
             )
         elif loss is not None:
             logger.info(
                 "consumer of queue %s is restarted: %s",
                 self.options.name,
                 loss,
-                extra=self._fields(),
+                extra=self.fields(),
             )
         while self._cancelled:
             self._cancelled[0].resolve(self._session)
@@ -402,7 +428,7 @@ class ConsumerLifecycle:
         logger.info(
             "consumer of queue %s is not the active one any more",
             queue.name,
-            extra=self._fields(queue.name),
+            extra=self.fields(queue.name),
         )
         tag = queue.tag
         channel = queue.stand_down(self._group.channels)
@@ -429,7 +455,7 @@ class ConsumerLifecycle:
                 subscription.cancel(self._group.channels, nowait=nowait)
             except Exception as exc:
                 logger.debug(
-                    "cancelling %r: %s", subscription, exc, extra=self._fields(subscription.name)
+                    "cancelling %r: %s", subscription, exc, extra=self.fields(subscription.name)
                 )
 
     def _cancel_soon(self) -> None:
@@ -438,7 +464,7 @@ class ConsumerLifecycle:
             with TimeLimit(Deadline(CANCEL_TIMEOUT), "cancelling"):
                 self._cancel()
         except TimeoutError as exc:
-            logger.debug("consumer of queue %s: %s", self.options.name, exc, extra=self._fields())
+            logger.debug("consumer of queue %s: %s", self.options.name, exc, extra=self.fields())
             self._cancel(nowait=True)
 
     def _requeue_all(self) -> None:
@@ -472,7 +498,7 @@ class ConsumerLifecycle:
                 "it handled them",
                 self.options.name,
                 self.handling.dropped,
-                extra=self._fields(),
+                extra=self.fields(),
             )
         if self._own_connection is not None:
             self._own_connection.close()
@@ -555,13 +581,47 @@ class ConsumerLifecycle:
     def _where(self) -> str:
         return self._session.broker.label
 
-    def _fields(self, queue: str | None = None) -> dict[str, object]:
+    def fields(self, queue: str | None = None) -> dict[str, object]:
         """Return what a log record says of this consumer; *queue*: of which of its queues."""
         return {
             "consumer": self.options.name,
             "queue": queue or ", ".join(each.name for each in self._queues),
             "connection": self._where(),
         }
+
+    @property
+    def current_stall(self) -> Stall | None:
+        """The stall that a watchdog has found, unless a message has come since."""
+        stall = self.stall
+        return stall if stall is not None and stall.received == self.dispatcher.received else None
+
+    @property
+    def failure(self) -> str | None:
+        """Class and text of the error for which it is not confirmed; None once it is."""
+        if self.error is not None:
+            return f"{type(self.error).__name__}: {self.error}"
+        return self._recovery.failure
+
+    def has_waiting_messages(self, deadline: Deadline) -> bool:
+        """Return whether one of its queues holds messages that no consumer has.  May switch.
+
+        Streams are left out, and queues with a single active consumer.
+
+        Raises:
+            Exception: what the broker or the connection did.
+        """
+        return any(
+            has_messages(self._session, each.name, deadline)
+            for each in self._queues
+            if not each.is_shown_to_others(self._arguments_of(each))
+        )
+
+    def _arguments_of(self, subscription: Subscription) -> Mapping[str, Any]:
+        """Return the arguments of a queue, as far as they are known."""
+        arguments = subscription.arguments
+        if arguments is None:
+            arguments = self._session.topology.arguments_of(subscription.name)
+        return arguments or {}
 
     def _outlives_consumer(self, message: Message) -> bool:
         """Return whether the queue of *message* is there when its consumers are gone."""
@@ -573,15 +633,13 @@ class ConsumerLifecycle:
         tag = message.delivery_info.get("consumer_tag")
         for subscription in self._subscriptions:
             if subscription.tag == tag:
-                arguments = subscription.arguments
-                if arguments is None:
-                    arguments = self._session.topology.arguments_of(subscription.name)
-                return "x-dead-letter-exchange" in (arguments or {})
+                return "x-dead-letter-exchange" in self._arguments_of(subscription)
         return False
 
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:
             self.state = moved(self.state, state, MOVES, "a consumer")
+            self.changed_at = time()
             self.changed.wake_all()
 
     def wait_recovered(self, deadline: Deadline) -> None:

@@ -84,6 +84,9 @@ class SubscriptionRecovery:
         session: of the connection.
         channels: channels.
         subscriptions: all of the consumer.
+
+    Attributes:
+        failure: class and text of the last error; None once all are confirmed.
     """
 
     __slots__ = (
@@ -97,6 +100,7 @@ class SubscriptionRecovery:
         "_not_before",
         "_session",
         "_subscriptions",
+        "failure",
     )
 
     def __init__(
@@ -111,6 +115,7 @@ class SubscriptionRecovery:
         self._disconnections = 0
         self._misses = 0
         self._has_warned = False
+        self.failure: str | None = None
         # To spawn a consumer is an explicit use, which opens a closed connection again; once.
         self._may_reopen = session.is_closed
 
@@ -160,9 +165,11 @@ class SubscriptionRecovery:
         self._disconnections = 0
         self._misses = 0
         self._has_warned = False
+        self.failure = None
         return RecoveryOutcome.CONFIRMED
 
     def _note_failure(self, exc: Exception, subscription: Subscription | None) -> None:
+        self.failure = f"{type(exc).__name__}: {exc}"
         if subscription is not None and isinstance(exc, ChannelError):
             # It may cost the next channel too: from now on one that is its alone.
             subscription.fails_alone = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -138,6 +139,16 @@ def test_one_that_the_broker_refused_needs_a_restart(connection: Connection) -> 
     assert not found.is_ready
     assert [(each.name, each.state) for each in found.consumers] == [("absent", "failed")]
     assert "absent" in str(found.consumers[0].error)
+    (reason,) = found.reasons
+    assert (reason.name, reason.state, reason.needs_restart) == ("absent", "failed", True)
+    assert "absent" in str(reason.why)
+    for path in ("/health/live", "/health/ready"):
+        status, _, body = ask(Probes(), path)
+        assert status == "503 Service Unavailable"
+        assert b"absent" not in body
+        assert json.loads(body)["reasons"][0]["state"] == "failed"
+    body = ask(Probes(has_details=True), "/health/live")[2]
+    assert json.loads(body)["reasons"][0]["why"] == reason.why
     Queue("absent")(connection.default_channel).declare()
     again = spawn_consumer("absent", print, connection=connection, passive=True)
     assert check(SOON).is_live
@@ -174,6 +185,11 @@ def test_a_connection_that_comes_back_is_waited_for(amqp_url: str, unique: str) 
         (found,) = check().connections
         assert found.state == "recovering"
         assert "cut" in str(found.lost)
+        (of_consumer, of_connection) = check().reasons
+        assert (of_consumer.what, of_consumer.state) == ("consumer", "recovering")
+        assert (of_connection.what, of_connection.state) == ("connection", "recovering")
+        assert "cut" in str(of_connection.why)
+        assert not of_connection.needs_restart
         assert check(SOON).is_ready
         consumer.stop(SOON)
 
@@ -184,6 +200,13 @@ def test_a_broker_that_takes_nothing_is_reported(amqp_url: str) -> None:
         flow_control = connection.session.life.link.flow_control
         flow_control.blocked = "low on memory"
         assert check().connections[0].blocked == "low on memory"
+        (reason,) = check().reasons
+        assert (reason.state, reason.why, reason.needs_restart) == (
+            "blocked",
+            "low on memory",
+            False,
+        )
+        assert "alarm" in reason.remedy
         assert not check().is_ready
         flow_control.blocked = None
         assert check().is_ready
@@ -220,7 +243,13 @@ def test_probes_answer_by_themselves(connection: Connection) -> None:
     spawn_consumer("q", print, connection=connection)
     status, _, body = ask(probes, "/health/ready")
     assert status == "503 Service Unavailable"
-    assert json.loads(body) == {"ready": False}
+    found = json.loads(body)
+    assert found["ready"] is False
+    (reason,) = found["reasons"]
+    since = datetime.fromisoformat(reason.pop("since"))
+    assert abs((datetime.now(timezone.utc) - since).total_seconds()) < SOON
+    assert "greenconn doctor" in reason.pop("remedy")
+    assert reason == {"what": "consumer", "state": "starting"}
     assert ask(probes, "/health/live")[0] == "200 OK"
     assert ask(Probes(timeout=SOON), "/health/ready")[0] == "200 OK"
 

@@ -1,0 +1,138 @@
+"""Watchdog for consumers that get nothing although their queues hold messages.
+
+Such a consumer looks well: its connection is open and the broker has confirmed it.  But its handlers
+may all be stuck, or the broker has forgotten it, or another consumer keeps the queue to itself.  So the
+watchdog asks the broker what queues hold, and compares that with what their consumers receive.
+"""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic, time
+from typing import Any, Final
+
+from gevent import Greenlet
+
+from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
+from greenconn.worker.consumer import running_consumers
+from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, Stall
+
+__all__ = ["Watchdog"]
+
+logger = logging.getLogger("greenconn.worker")
+
+#: Looks at a queue before its consumer is called stalled: a message that has just come is no sign.
+LOOKS: Final = 4
+#: Seconds that the broker may take to answer.
+ANSWER_TIMEOUT: Final = 10.0
+
+
+class Watchdog:
+    """A watch over the consumers of this thread, until it is stopped.
+
+    A consumer is *stalled* when its queue held messages at each look of the last *after* seconds, and it
+    was delivered none.  That is logged once, as an error, and :mod:`greenconn.health` reports the
+    consumer as not ready, until it is delivered something or its queue is empty.
+
+    Streams are left out, which always hold messages, and so are queues with a single active consumer.
+
+    Arguments:
+        after: seconds, above 0; more than the longest handler takes.
+        is_fatal: a stalled consumer also makes ``health.check()`` say that the process should be
+            restarted.
+
+    Raises:
+        ValueError: *after* is not above 0.
+    """
+
+    def __init__(self, after: float = 300.0, *, is_fatal: bool = False) -> None:
+        if not after > 0:
+            raise ValueError(f"after must be above 0 s, got {after!r}")
+        self.after = after
+        self.is_fatal = is_fatal
+        #: What was received, and since when the queue has held messages, as the last look saw them.
+        self._seen: dict[ConsumerLifecycle, tuple[int, float]] = {}
+        self._looking: Greenlet[..., Any] | None = None
+        self._ticker = Ticker(after / LOOKS, self._on_tick, "watchdog")
+        self._ticker.start()
+        _kept.get().add(self)
+
+    def stop(self) -> None:
+        """End the watch, and forget what it has found.  A second call does nothing."""
+        self._ticker.stop()
+        _kept.get().discard(self)
+        greenlet, self._looking = self._looking, None
+        if greenlet is not None:
+            greenlet.kill(block=False)
+        for consumer in running_consumers():
+            consumer.lifecycle.stall = None
+
+    def _on_tick(self, lag: float) -> None:
+        # In the hub.
+        if self._looking is None or self._looking.dead:
+            self._looking = spawn("watchdog", self._look)
+
+    def _look(self) -> None:
+        seen, self._seen = self._seen, {}
+        for consumer in running_consumers():
+            lifecycle = consumer.lifecycle
+            received = lifecycle.dispatcher.received
+            self._look_at(lifecycle, *seen.get(lifecycle, (received, monotonic())))
+
+    def _look_at(self, lifecycle: ConsumerLifecycle, number: int, since: float) -> None:
+        """Look at one consumer, which had received *number* messages *since* then.  May switch."""
+        received = lifecycle.dispatcher.received
+        if (
+            number != received
+            or lifecycle.state is not ConsumerState.RUNNING
+            or not self._is_waited_for(lifecycle)
+            or lifecycle.dispatcher.received != received
+        ):
+            lifecycle.stall = None
+            return
+        self._seen[lifecycle] = (received, since)
+        if monotonic() - since >= self.after and lifecycle.stall is None:
+            lifecycle.stall = self._stall_of(lifecycle)
+            logger.error(
+                "consumer of queue %s is stalled: %s; %s",
+                lifecycle.options.name,
+                lifecycle.stall.why,
+                lifecycle.stall.remedy,
+                extra=lifecycle.fields(),
+            )
+
+    def _is_waited_for(self, lifecycle: ConsumerLifecycle) -> bool:
+        """Return whether the broker says that a queue of the consumer holds messages.  May switch."""
+        last_at = lifecycle.dispatcher.last_at
+        if last_at is not None and monotonic() - last_at < self.after / LOOKS:
+            return False  # the broker need not be asked
+        try:
+            return lifecycle.has_waiting_messages(Deadline(ANSWER_TIMEOUT))
+        except Exception as exc:
+            logger.debug("watchdog: %s", exc, extra=lifecycle.fields())
+            return False
+
+    def _stall_of(self, lifecycle: ConsumerLifecycle) -> Stall:
+        dispatcher, last_at = lifecycle.dispatcher, lifecycle.dispatcher.last_at
+        waited = self.after if last_at is None else monotonic() - last_at
+        held, prefetch = dispatcher.unsettled(), lifecycle.options.prefetch
+        why = f"nothing was delivered for {waited:.0f} s, and its queue holds messages"
+        if held and held >= prefetch:
+            why += f"; it has {held} that its handlers do not finish"
+            remedy = (
+                "see in greenconn.debug.dump() what the handlers wait for, and give them a "
+                "handler_timeout"
+            )
+        else:
+            remedy = (
+                "look at the consumers of the queue at the broker: another may come first; if this "
+                "one is not among them, restart the process"
+            )
+        return Stall(dispatcher.received, time() - waited, why, remedy, self.is_fatal)
+
+
+#: Those at work: a ticker does not keep them.
+_kept: Final[PerHub[set[Watchdog]]] = PerHub(set)
