@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from greenconn.defaults import configure
     from greenconn.entity import Exchange, Queue, SuperStream, binding
     from greenconn.identity import uuid
+    from greenconn.listeners import Listener, add_listener, remove_listener
     from greenconn.message import Message
     from greenconn.messaging import Consumer, Producer
     from greenconn.offsets import FileOffsets, QueueOffsets
@@ -43,6 +44,7 @@ __all__ = [
     "ConsumerGreenlet",
     "Exchange",
     "FileOffsets",
+    "Listener",
     "Message",
     "Producer",
     "Queue",
@@ -50,6 +52,7 @@ __all__ = [
     "Retry",
     "SuperStream",
     "__version__",
+    "add_listener",
     "binding",
     "configure",
     "connections",
@@ -61,6 +64,7 @@ __all__ = [
     "producers",
     "publish",
     "publish_many",
+    "remove_listener",
     "rpc",
     "spawn_consumer",
     "stop_consumers",
@@ -77,6 +81,7 @@ _NAMES = {
     "defaults": ("configure",),
     "entity": ("Exchange", "Queue", "SuperStream", "binding"),
     "identity": ("uuid",),
+    "listeners": ("Listener", "add_listener", "remove_listener"),
     "message": ("Message",),
     "messaging": ("Consumer", "Producer"),
     "offsets": ("FileOffsets", "QueueOffsets"),

@@ -13,11 +13,12 @@ import logging
 import sys
 from collections.abc import Callable, Container
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 
 from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
 from greenconn.formats import decode_error
+from greenconn.listeners import LISTENERS, SettleEvent, tell
 from greenconn.serialization import loads
 
 if TYPE_CHECKING:
@@ -183,6 +184,8 @@ class Message(Generic[T]):
         except BaseException:
             self._state = state
             raise
+        if LISTENERS.settle is not None:
+            self._tell_settled("ack")
         if flush is None:
             try:
                 flush = channel.flushes_acks
@@ -229,6 +232,8 @@ class Message(Generic[T]):
         except BaseException:
             self._state = state
             raise
+        if LISTENERS.settle is not None:
+            self._tell_settled("requeue" if requeue else "reject")
         if flush is None:
             try:
                 flush = channel.flushes_acks
@@ -236,6 +241,10 @@ class Message(Generic[T]):
                 return
         if flush is True:
             channel.flush_acks()
+
+    def _tell_settled(self, outcome: Literal["ack", "reject", "requeue"]) -> None:
+        if (calls := LISTENERS.settle) is not None:
+            tell(calls, SettleEvent(self, outcome))
 
     def put_back(self) -> None:
         """Requeue this message, as no handler has seen it.  May switch.

@@ -37,6 +37,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid
+from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOptions
@@ -416,7 +417,11 @@ class _RpcClient:
         waiting = reply_channel.replies.waiting
         waiting[correlation_id] = slot
         try:
-            message.request(reply_channel.channel, deadline)
+            if (observers := LISTENERS.publishing) is None:
+                message.request(reply_channel.channel, deadline)
+            else:
+                observation = message.observe(observers, self._publisher.label)
+                observation.run(message.request, reply_channel.channel, deadline)
             return slot.wait(deadline)
         except NEVER_REPEATED:
             raise

@@ -10,6 +10,7 @@ from greenconn.encoding import plain_text
 from greenconn.entity.binding import pretty_bindings, shown
 from greenconn.entity.exchange import Exchange, name_of
 from greenconn.exceptions import ContentDisallowed
+from greenconn.listeners import LISTENERS, DeliverEvent, url_of
 from greenconn.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
@@ -351,6 +352,9 @@ class Queue(MaybeChannelBound):
         if message.errors:
             message._reraise_error()
         message.accept = prepare_accept_content(accept)
+        if (observers := LISTENERS.handling) is not None:
+            url, name = url_of(channel), self._name_on(channel)
+            observers.begin(DeliverEvent(url, name, (message,), None))
         return message
 
     def purge(self, nowait: bool = False) -> int:

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
+from greenconn.listeners import LISTENERS, HubBlockedEvent, tell
 
 __all__ = ["HANDLERS", "HandlerHistory", "log_blocked", "name_of"]
 
@@ -36,11 +37,12 @@ class HandlerHistory:
         handler: the handler, or None if none was called.
     """
 
-    __slots__ = ("_periods", "_since", "handler")
+    __slots__ = ("_periods", "_since", "_told_until", "handler")
 
     def __init__(self) -> None:
         self.handler: Callable[..., Any] | None = None
         self._since = 0.0
+        self._told_until = 0.0
         #: Name, beginning and end.  Names, since a handler may hold much and be gone.
         self._periods: deque[tuple[str, float, float]] = deque(maxlen=REMEMBERED)
 
@@ -73,6 +75,13 @@ class HandlerHistory:
         shares = self.shares_within(start, end)
         return max(shares, key=lambda name: shares[name]) if shares else None
 
+    def tell_blocked(self, start: float, end: float) -> None:
+        """Tell the listeners that the hub was blocked; once, of all who notice.  In the hub."""
+        if (calls := LISTENERS.hub_blocked) is not None and start >= self._told_until:
+            self._told_until = end
+            event = HubBlockedEvent(end - start, self.shares_within(start, end))
+            spawn("listener", tell, calls, event)
+
 
 #: That of this process.
 HANDLERS: Final = HandlerHistory()
@@ -87,6 +96,7 @@ def log_blocked(logger: Logger, where: str, lag: float, interval: float) -> None
         interval: of its ticker.
     """
     now = monotonic()
+    HANDLERS.tell_blocked(now - lag, now)
     handler = HANDLERS.name_within(now - lag - interval, now)
     spawn(
         "log",

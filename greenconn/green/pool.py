@@ -38,6 +38,7 @@ from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
+from greenconn.listeners import LISTENERS, PoolWaitEvent, tell
 
 __all__ = ["POOL_MOVES", "FairPool", "PoolState", "PoolStats"]
 
@@ -558,7 +559,7 @@ class FairPool(Generic[T]):
         if not block or (deadline.at is not None and deadline.has_ended):
             return self._acquire_now(deadline, block)
         queue = self._queue
-        slot = queue.enter(deadline.at is None)
+        slot, began_at = queue.enter(deadline.at is None), monotonic()
         try:
             given = slot.wait(deadline)
         except BaseException as exc:
@@ -566,9 +567,13 @@ class FairPool(Generic[T]):
             if slot.has_value and queue is self._queue:
                 self._pass_on(slot.value)
             if not isinstance(exc, TimeoutError):
+                self._tell_wait(began_at, exc)
                 raise
             self._timeouts += 1
-            raise self._error(self._timeout_text(deadline.timeout)) from None
+            error = self._error(self._timeout_text(deadline.timeout))
+            self._tell_wait(began_at, error)
+            raise error from None
+        self._tell_wait(began_at, None)
         if not queue.waiters:
             queue.stop_timer()
         if queue is not self._queue:
@@ -586,6 +591,10 @@ class FairPool(Generic[T]):
             self._reserved -= 1
             raise self._closed_error()
         return self._open(deadline)
+
+    def _tell_wait(self, began_at: float, error: BaseException | None) -> None:
+        if (calls := LISTENERS.pool_wait) is not None:
+            tell(calls, PoolWaitEvent(self.name, monotonic() - began_at, error))
 
     def _acquire_now(self, deadline: Deadline, block: bool) -> T:
         """Acquire without a wait for another's release.  May switch."""

@@ -42,8 +42,9 @@ from greenconn.exceptions import (
     NotBoundError,
     OperationalError,
 )
-from greenconn.green.blocking_monitor import HANDLERS
+from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.hub import check_hub
+from greenconn.listeners import LISTENERS, DeliverEvent, Observation, Observers, url_of
 from greenconn.message import Message
 from greenconn.messaging.recovery import ConsumerRecovery
 from greenconn.messaging.subscriptions import Subscriptions, is_open, start_lock
@@ -397,21 +398,45 @@ class Consumer:
             elif message.errors:
                 message._reraise_error()
         except Exception as exc:
+            if (observers := LISTENERS.handling) is not None:
+                self._observe(observers, message).end(exc)
             if self.on_decode_error is None:
                 raise
             return self.on_decode_error(message, exc)
+        run = None
+        if (observers := LISTENERS.handling) is not None:
+            run = self._observe(observers, message).run
         if on_message is None:
             # A subclass may return something.
-            result: object = self.receive(body, message)  # type: ignore[func-returns-value]
+            result: object = (
+                self.receive(body, message)  # type: ignore[func-returns-value]
+                if run is None
+                else run(self.receive, body, message)
+            )
             if result is not None:
                 check_has_run("receive", result)
             return result
         if HANDLERS.handler != on_message:  # a bound method is a new object each time
             HANDLERS.change(on_message)
-        result = on_message(message)
+        result = on_message(message) if run is None else run(on_message, message)
         if result is not None:
             check_has_run("on_message", result)
         return result
+
+    def _observe(
+        self, observers: Observers[DeliverEvent], message: Message
+    ) -> Observation[DeliverEvent]:
+        """Tell the listeners that *message* is about to be handled.  Never switches."""
+        tag = message.delivery_info.get("consumer_tag")
+        queue = next((name for name, each in self._active_tags.items() if each == tag), "")
+        handler = self.on_message or next(iter(self.callbacks or ()), self.receive)
+        # Of what comes by a sink the program takes the messages by itself.
+        name = name_of(handler) if self.sink is None else None
+        event = DeliverEvent(url_of(message.channel), queue, (message,), name)
+        observation = observers.begin(event)
+        if name is None:
+            observation.forget()
+        return observation
 
     # Ending
 

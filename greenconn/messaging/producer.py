@@ -12,7 +12,8 @@ A publish takes one of two paths:
   exchange is known to be declared, nothing else is done; this path is measured, so it makes no
   object but the message's own.  Otherwise the channel is replaced or the exchange declared first,
   which may switch.
-- With either it is a ``messaging.publication.Publication``, which has the deadline and the attempts.
+- With either, or while there are listeners, it is a ``messaging.publication.Publication``, which has the
+  deadline and the attempts.
 
 A channel that is not open is replaced by its successor (``session.channels``).  The new channel is set
 without a switch after it was looked up, and only if no other greenlet has replaced it meanwhile.
@@ -33,6 +34,7 @@ from greenconn.compression import compress
 from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
+from greenconn.listeners import LISTENERS
 from greenconn.messaging.batch import BatchState, ProducerBatch
 from greenconn.messaging.publication import Publication
 from greenconn.serialization import dumps
@@ -322,7 +324,7 @@ class Producer:
             properties["expiration"] = str(int(expiration * 1000))
         if routing_key is None:
             routing_key = self.routing_key
-        if retry or timeout is not None or delay is not None:
+        if retry or timeout is not None or delay is not None or LISTENERS.publishing is not None:
             policy = retry_policy or {} if retry else None
             publication = Publication(self, declare, timeout, policy, delay)
             return publication.run(

@@ -1,4 +1,4 @@
-"""One publish with a deadline, or with several attempts."""
+"""One publish with a deadline, with several attempts, or with listeners."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gevent import Timeout
 from greenconn.delays import delayed_route
 from greenconn.exceptions import PublishTimeout
 from greenconn.green.deadline import Deadline
+from greenconn.listeners import LISTENERS, Observation, Observers, PublishEvent
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -22,7 +23,7 @@ _CONNECTING = ("errback", "max_retries", "interval_start", "interval_step", "int
 
 
 class Publication:
-    """One call of ``Producer.publish`` that may take more than one attempt, or has a deadline.
+    """One call of ``Producer.publish`` that may take more than one attempt, has a deadline or listeners.
 
     The first attempt is made at once.  Only if it fails ``Connection.ensure`` is asked, and told of
     that failure as if it had made the attempt itself: it counts the retries and decides which errors
@@ -73,6 +74,30 @@ class Publication:
         """
         self._confirm_timeout = confirm_timeout
         self._message = message
+        if (observers := LISTENERS.publishing) is not None:
+            return self._observe(observers).run(self._run)
+        return self._run()
+
+    def _observe(self, observers: Observers[PublishEvent]) -> Observation[PublishEvent]:
+        """Tell the listeners that the message is about to be published.  Never switches."""
+        exchange, routing_key, mandatory, immediate, body, *others, headers, properties = (
+            self._message
+        )
+        connection = self._producer.connection
+        event = PublishEvent(
+            "" if connection is None else connection.as_uri(),
+            exchange,
+            routing_key,
+            dict(headers),  # the caller may use its own for the next message
+            properties,
+            len(body),
+        )
+        self._message = (
+            exchange, routing_key, mandatory, immediate, body, *others, event.headers, properties,
+        )  # fmt: skip
+        return observers.begin(event)
+
+    def _run(self) -> Any:
         try:
             if self._policy is None:
                 return self._attempt(self._timeout)

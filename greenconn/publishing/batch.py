@@ -26,6 +26,7 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
+from greenconn.listeners import LISTENERS
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.publishing.publisher import Publisher
 from greenconn.session.session import Session
@@ -97,6 +98,8 @@ class PublishBatch:
 
     def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """Publish messages that are serialised already, as one window.  May switch."""
+        for message in messages:
+            self._observe(message)
         self._left.update(enumerate(messages, self.taken))
         self.taken += len(messages)
         self._publish_window()
@@ -116,6 +119,7 @@ class PublishBatch:
             except EncodeError as exc:
                 self.failed[position] = exc
                 continue
+            self._observe(message)
             self._left[position] = message
             size += len(message.body)
             if len(self._left) >= WINDOW or size >= WINDOW_BYTES:
@@ -140,10 +144,18 @@ class PublishBatch:
                     if isinstance(exc, PublishNacked):
                         self._fail_nacked()
                 else:
-                    del left[position]
+                    self._settle(position, None)
         except lasting as exc:
             self._give_up(exc)
+        except BaseException as exc:
+            for message in left.values():
+                _end(message, exc)
+            raise
         self._nacked.clear()
+
+    def _observe(self, message: OutgoingMessage) -> None:
+        if (observers := LISTENERS.publishing) is not None:
+            message.observe(observers, self._publisher.label)
 
     def _fail_nacked(self) -> None:
         """Fail the others that the queue refused: it is full."""
@@ -166,6 +178,7 @@ class PublishBatch:
                 error = self._publisher.timed_out(message, self._deadline, exc)
                 error.__cause__ = exc
                 self.failed[position] = error
+            _end(message, self.failed[position])
         self._left.clear()
 
     def _publish_pipelined(self) -> None:
@@ -255,10 +268,16 @@ class PublishBatch:
             self._left[position].is_isolated = True
 
     def _settle(self, position: int, exc: Exception | None) -> None:
-        del self._left[position]
+        _end(self._left.pop(position), exc)
         if exc is not None:
             self.failed[position] = exc
             self._publisher.note_failure(exc, self._options)
+
+
+def _end(message: OutgoingMessage, error: BaseException | None) -> None:
+    """Tell the listeners what became of *message*, if there are some."""
+    if message.observation is not None:
+        message.observation.end(error)
 
 
 def _unsent(exc: Exception) -> Exception:

@@ -15,6 +15,7 @@ from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.listeners import Observation, Observers, PublishEvent
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class OutgoingMessage:
         maybe_delivered: whether it was sent and never answered, so that the broker may have it.
         is_isolated: its channel was closed by an error while it was outstanding: from then on it is
             published on a channel of its own.
+        observation: of its publish, while there are listeners; else None.
         own: properties that this message alone has.
     """
 
@@ -94,6 +96,7 @@ class OutgoingMessage:
         "headers",
         "is_isolated",
         "maybe_delivered",
+        "observation",
         "options",
         "own",
     )
@@ -114,6 +117,29 @@ class OutgoingMessage:
         self.maybe_delivered = False
         self.is_isolated = False
         self.own: dict[str, Any] | None = None
+        self.observation: Observation[PublishEvent] | None = None
+
+    def observe(
+        self, observers: Observers[PublishEvent], connection: str
+    ) -> Observation[PublishEvent]:
+        """Tell the listeners that it is about to be published.  Never switches.
+
+        Arguments:
+            connection: the broker's URL, password masked.
+        """
+        options = self.options
+        # The headers are a copy: other messages may have the same.
+        headers = self.headers = dict(self.headers or ())
+        event = PublishEvent(
+            connection,
+            options.exchange,
+            options.routing_key,
+            headers,
+            {**options.properties, **(self.own or {})},
+            len(self.body),
+        )
+        self.observation = observers.begin(event)
+        return self.observation
 
     def prepare(self, channel: Channel) -> Any:
         """Return the message as *channel* sends it.  Never switches.

@@ -50,6 +50,7 @@ from greenconn.green.pool import FairPool
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.supervisor import spawn
+from greenconn.listeners import LISTENERS
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.session.session import Session
 
@@ -110,6 +111,9 @@ class Publisher:
         Raises:
             OperationalError: see :func:`greenconn.publish`.
         """
+        if (observers := LISTENERS.publishing) is not None and message.observation is None:
+            message.observe(observers, self.label).run(self.publish, message, deadline)
+            return
         failure: Exception | None = None
         try:
             try:

@@ -319,6 +319,9 @@ class Connector:
         prepare: prepares a link before it is used.  May switch; drops the link if it fails.
         begin: takes a link that was opened.  Never switches.
         fail: called when an attempt ended without one.  Never switches.
+
+    Attributes:
+        duration: seconds that the last attempt to succeed took.
     """
 
     def __init__(
@@ -337,6 +340,7 @@ class Connector:
         self._refusals = 0
         #: The broker that is tried next is another than the last one.
         self._fails_over = False
+        self.duration = 0.0
 
     @property
     def is_under_way(self) -> bool:
@@ -409,7 +413,7 @@ class Connector:
 
     def _connect(self) -> Any:
         """Connect to one broker, in the attempt's greenlet."""
-        broker = self._broker
+        broker, began_at = self._broker, monotonic()
         if self._fails_over:
             self._fails_over = False
             broker.advance()
@@ -422,6 +426,7 @@ class Connector:
             raise RecoverableConnectionError(
                 f"connection to {broker.label} was lost as soon as it was open ({lost})"
             ) from lost
+        self.duration = monotonic() - began_at
         return link
 
     def _settle(self, attempt: Attempt) -> None:

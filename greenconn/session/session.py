@@ -37,6 +37,7 @@ from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.perhub import PerHub
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
+from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, tell
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels, UtilityChannels
 from greenconn.session.connect import Connector, ConnectOutcome
@@ -391,6 +392,9 @@ class Session:
             self.generation,
             extra={"connection": self.broker.label},
         )
+        if (calls := LISTENERS.connect) is not None:
+            opened = ConnectEvent(self.broker.label, life.generation, self._connector.duration)
+            spawn("listener", tell, calls, opened)
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is SessionState.OPENING:
@@ -442,6 +446,7 @@ class Session:
         elif self._state is not SessionState.RECOVERING:
             self._move(SessionState.IDLE)
         self.on_connection_lost.notify(exc)
+        self._tell_end(life, exc)
         self._changed.wake_all()
 
     def _begin_recovery(self) -> None:
@@ -492,7 +497,14 @@ class Session:
         self._connector.reset(exc)
         self._recovery.stop()
         self._changed.wake_all(exc)
+        if life.link is not None:
+            self._tell_end(life, None)
         return life
+
+    def _tell_end(self, life: Life, error: BaseException | None) -> None:
+        if (calls := LISTENERS.disconnect) is not None:
+            ended = DisconnectEvent(self.broker.label, life.generation, error)
+            spawn("listener", tell, calls, ended)
 
     def _move(self, state: SessionState) -> None:
         if state is not self._state:

@@ -676,6 +676,7 @@ class BlockingMonitor:
         before, self._sampled_at = self._sampled_at, monotonic()
         blocked = self._sampled_at - before - SAMPLING_INTERVAL
         if blocked >= SAMPLING_INTERVAL:
+            HANDLERS.tell_blocked(self._sampled_at - blocked, self._sampled_at)
             self._report(self._sampled_at - blocked)
         if not has_work():
             self.stop()

@@ -22,9 +22,19 @@ from gevent import Timeout
 
 from greenconn.checks import check_has_run
 from greenconn.exceptions import MessageStateError
-from greenconn.green.blocking_monitor import HANDLERS
+from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
+from greenconn.listeners import (
+    LISTENERS,
+    DeadLetterEvent,
+    DeliverEvent,
+    Observation,
+    Observers,
+    RetryEvent,
+    tell,
+    url_of,
+)
 from greenconn.log import message_fields
 from greenconn.worker.dispatch import Interrupted, MessageBatch
 from greenconn.worker.failures import ATTEMPTS, FailedMessages, attempts_of, restore_route
@@ -186,13 +196,30 @@ class Handling:
     def _call(self, body: Any, message: Message | list[Message]) -> None:
         if HANDLERS.handler is not self._handler:
             HANDLERS.change(self._handler)
+        handler = self._handler
+        if LISTENERS.handling is not None:
+            handler = self._call_observed
         if self._timeout is None:
-            result = self._context.copy().run(self._handler, body, message)
+            result = self._context.copy().run(handler, body, message)
         else:
             with Timeout(self._timeout):
-                result = self._context.copy().run(self._handler, body, message)
+                result = self._context.copy().run(handler, body, message)
         if result is not None:
             check_has_run("the handler", result)
+
+    def _call_observed(self, body: Any, message: Message | list[Message]) -> Any:
+        if (observers := LISTENERS.handling) is None:
+            return self._handler(body, message)
+        messages = message if isinstance(message, list) else [message]
+        return self._observe(observers, messages).run(self._handler, body, message)
+
+    def _observe(
+        self, observers: Observers[DeliverEvent], messages: list[Message]
+    ) -> Observation[DeliverEvent]:
+        """Tell the listeners that *messages* are about to be handled.  Never switches."""
+        first, name = messages[0], name_of(self._handler)
+        url, queue = url_of(first.channel), self._queue_of(first)
+        return observers.begin(DeliverEvent(url, queue, tuple(messages), name))
 
     # Failing
 
@@ -211,8 +238,16 @@ class Handling:
             self.requeue(message)
         else:
             self._log_failure(message, exc, attempts, f"retry in {delay:.1f} s", is_final=False)
+            self._tell_retry(message, exc, attempts, delay)
             if not self._is_held_by_broker(message, attempts, delay):
                 self._retry(message, delay)
+
+    def _tell_retry(
+        self, message: Message, exc: BaseException, attempts: int, delay: float
+    ) -> None:
+        if (calls := LISTENERS.retry) is not None:
+            url, queue = url_of(message.channel), self._queue_of(message)
+            tell(calls, RetryEvent(url, queue, message, exc, attempts, delay))
 
     def _is_held_by_broker(self, message: Message, attempts: int, delay: float) -> bool:
         """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
@@ -303,6 +338,8 @@ class Handling:
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
             extra=self._fields(message),
         )
+        if (observers := LISTENERS.handling) is not None:
+            self._observe(observers, [message]).end(exc)
         if self._on_decode_error is not None:
             self._decide(self._on_decode_error, message, exc, 0)
         else:
@@ -352,6 +389,7 @@ class Handling:
                 if failed.dead_letter(message, queue, target, attempts, exc):
                     self._ack(message)
                     self.rejected += 1
+                    self._tell_dead_letter(message, exc, attempts, target)
                 else:
                     self._try_later(message)
             return
@@ -368,7 +406,15 @@ class Handling:
                 self._queue_of(message),
                 extra=self._fields(message),
             )
-        self._settle(message, requeue=False)
+        if self._settle(message, requeue=False):
+            self._tell_dead_letter(message, exc, attempts, None)
+
+    def _tell_dead_letter(
+        self, message: Message, exc: BaseException, attempts: int, target: str | None
+    ) -> None:
+        if (calls := LISTENERS.dead_letter) is not None:
+            url, queue = url_of(message.channel), self._queue_of(message)
+            tell(calls, DeadLetterEvent(url, queue, message, exc, attempts, target))
 
     def _try_later(self, message: Message) -> None:
         """Handle *message* again after a while, as its dead letter cannot be stored now."""
@@ -377,9 +423,10 @@ class Handling:
         else:
             self._retry(message, UNSTORED_DELAY)
 
-    def _settle(self, message: Message, *, requeue: bool) -> None:
+    def _settle(self, message: Message, *, requeue: bool) -> bool:
+        """Requeue or reject *message*, and return whether that was still to be done.  May switch."""
         if self._no_ack or message.acknowledged:
-            return
+            return False
         try:
             if requeue:
                 # Not a reject with requeue: to the position in a stream that is settled.
@@ -387,14 +434,15 @@ class Handling:
             else:
                 message.reject(flush=False)
         except MessageStateError:
-            return
+            return False
         except Exception as exc:
             self._log_unacked(message, exc)
-            return
+            return False
         if requeue:
             self.requeued += 1
         else:
             self.rejected += 1
+        return True
 
     def _log_unacked(self, message: Message, exc: Exception) -> None:
         logger.info(
@@ -540,6 +588,8 @@ class BatchHandling(Handling):
             self._requeue_all(batch.messages)
         else:
             self._log_failure(first, exc, batch.failures, f"retry in {delay:.1f} s", is_final=False)
+            for message in batch.messages:
+                self._tell_retry(message, exc, batch.failures, delay)
             self._retry_batch(batch, delay)
 
     def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:

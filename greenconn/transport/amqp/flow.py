@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Final
 
 from gevent import get_hub
@@ -19,6 +20,7 @@ from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
+from greenconn.listeners import LISTENERS, BlockedEvent, UnblockedEvent, tell
 from greenconn.options import AmqpOptions
 
 __all__ = ["HARD_LIMIT", "FlowControl", "InboxBudget"]
@@ -53,6 +55,7 @@ class FlowControl:
     """
 
     __slots__ = (
+        "_blocked_at",
         "_changes",
         "_events",
         "_is_block_unreported",
@@ -71,6 +74,7 @@ class FlowControl:
     ) -> None:
         #: Why the broker blocks publishing, or None.
         self.blocked: str | None = None
+        self._blocked_at = 0.0
         self.writer: Writer | None = None
         self._where = where
         self._options = options
@@ -129,7 +133,10 @@ class FlowControl:
         if channel in self._reasons:
             return
         self._reasons[channel] = reason = reason or "no reason given"
-        self.blocked = self.blocked or reason
+        if self.blocked is None:
+            self.blocked, self._blocked_at = reason, monotonic()
+            if (calls := LISTENERS.blocked) is not None:
+                spawn("listener", tell, calls, BlockedEvent(self._where, reason))
         self._log_change()
         if not channel and self._options.on_blocked is not None:
             self._is_block_unreported = self._queued_events >= EVENTS
@@ -145,12 +152,15 @@ class FlowControl:
         if self.blocked is None:
             self._wake_waiters()
             self._log_change()
+            self._tell_end()
         if not channel and self._options.on_unblocked is not None and not self._is_block_unreported:
             self._queued_events += 1
             self._events.put((self._call_on_unblocked, None))
 
     def end(self) -> None:
         """Wake all, in their order: the connection has ended.  Never switches."""
+        if self.blocked is not None:
+            self._tell_end()
         self.blocked = None
         self._reasons.clear()
         self._wake_waiters()
@@ -158,6 +168,11 @@ class FlowControl:
             self._timer.stop()
             self._timer.close()
             self._timer = None
+
+    def _tell_end(self) -> None:
+        if (calls := LISTENERS.unblocked) is not None:
+            event = UnblockedEvent(self._where, monotonic() - self._blocked_at)
+            spawn("listener", tell, calls, event)
 
     def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, deque()

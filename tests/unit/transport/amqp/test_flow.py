@@ -7,10 +7,14 @@ from typing import Any
 import gevent
 import pytest
 
+import greenconn
+from greenconn import Listener
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
+from greenconn.listeners import BlockedEvent, UnblockedEvent
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.flow import PAUSE_ABOVE, RESUME_BELOW, FlowControl, InboxBudget
+from tests.fix_wires import until
 
 
 class Reader:
@@ -98,3 +102,31 @@ def test_hooks_are_called_once_for_a_block_and_for_its_end() -> None:
     assert called == ["memory", None]
     flow.end()
     flow.end()
+
+
+def test_listeners_are_told_of_a_block_and_of_its_end() -> None:
+    class Alarms(Listener):
+        def __init__(self) -> None:
+            self.heard: list[Any] = []
+
+        def on_blocked(self, event: BlockedEvent) -> None:
+            self.heard.append((event.connection, event.reason))
+
+        def on_unblocked(self, event: UnblockedEvent) -> None:
+            assert event.duration >= 0.0
+            self.heard.append(event.connection)
+
+    alarms = Alarms()
+    greenconn.add_listener(alarms)
+    try:
+        for end in ("unblock", "end"):
+            flow = FlowControl("amqp://host//", AmqpOptions(), Inbox())
+            flow.block("memory")
+            flow.block("channel.flow", 3)
+            flow.unblock(3)
+            getattr(flow, end)()
+            flow.end()
+        until(lambda: len(alarms.heard) == 4, 30.0)
+    finally:
+        greenconn.remove_listener(alarms)
+    assert alarms.heard == [("amqp://host//", "memory"), "amqp://host//"] * 2
