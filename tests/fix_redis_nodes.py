@@ -38,6 +38,7 @@ class ScriptedNode:
     Attributes:
         got: the commands of clients, as texts, but for those of logins and of the cluster.
         answer: returns what the node answers to one of them.
+        knows_hello: it speaks RESP3.
         state: of the cluster, as this node sees it.
     """
 
@@ -45,6 +46,7 @@ class ScriptedNode:
         self._cluster = cluster
         self.got: list[str] = []
         self.answer: Callable[[str], Answer] = bulk
+        self.knows_hello = True
         self.state = "ok"
         self.peer: Peer = start_peer(self._serve)
 
@@ -63,6 +65,8 @@ class ScriptedNode:
 
     def _reply(self, command: str) -> Answer:
         if command.startswith("HELLO"):
+            if not self.knows_hello:
+                return b"-ERR unknown command 'HELLO'\r\n"
             return b"%1\r\n" + bulk("id") + b":7\r\n"
         if command == "CLUSTER SLOTS":
             return self._cluster.slots()

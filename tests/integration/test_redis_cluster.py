@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -182,25 +185,178 @@ def test_a_cluster_that_is_down_is_waited_for(own_redis_cluster: RedisCluster, u
         assert bodies in (["before", "after"], ["before", "x", "after"])
 
 
-def test_fan_out_reaches_all(redis_cluster_url: str, unique: str) -> None:
-    exchange = Exchange(unique, "fanout")
-    got: list[str] = []
-    with Connection(redis_cluster_url) as one, Connection(redis_cluster_url) as other:
-        consumers = [
+class Audience:
+    """Consumers of one fan-out exchange, each with a connection of its own, and what they got.
+
+    Arguments:
+        url: of the cluster.
+        name: of the exchange.
+        keys: the binding key of each.
+        shardings: the value of ``fanout_sharding`` of each.
+    """
+
+    def __init__(self, url: str, name: str, keys: Sequence[str], shardings: Sequence[str]) -> None:
+        self.exchange = Exchange(name, "fanout")
+        self._keys = keys
+        self.connections = [
+            Connection(
+                url, transport_options={"fanout_sharding": each, "health_check_interval": 1.0}
+            )
+            for each in shardings
+        ]
+        self.got: list[list[str]] = [[] for _ in shardings]
+
+    def __enter__(self) -> Audience:
+        self._consumers = [
             greenconn.spawn_consumer(
-                Queue(f"{unique}-{number}", exchange, auto_delete=True),
-                lambda body, message: got.append(body),
+                Queue(f"{self.exchange.name}-{number}", self.exchange, key, auto_delete=True),
+                partial(self._take, number),
                 connection=connection,
             )
-            for number, connection in enumerate((one, other))
+            for number, (connection, key) in enumerate(
+                zip(self.connections, self._keys, strict=True)
+            )
         ]
-        assert all(each.wait_ready(SOON) for each in consumers)
+        assert all(each.wait_ready(SOON) for each in self._consumers)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for each in self._consumers:
+            each.stop(SOON)
+        for connection in self.connections:
+            connection.close()
+
+    def _take(self, number: int, body: str, message: object) -> None:
+        self.got[number].append(body)
+
+    def say(self, body: str, connection: Connection, routing_key: str = "") -> None:
+        """Publish a message.  May switch."""
+        greenconn.publish(
+            self.exchange, body, routing_key=routing_key, connection=connection, timeout=SOON
+        )
+
+    def await_again(self) -> None:
+        """Publish until all get it: after a loss, messages may be missing.  May switch."""
+
+        def is_there() -> bool:
+            self.say("again", self.connections[0])
+            return all("again" in got for got in self.got)
+
+        until(is_there, SOON)
+
+
+@pytest.mark.parametrize(
+    "shardings",
+    [
+        ("off", "off"),
+        ("off", "listen"),
+        ("listen", "listen"),
+        ("listen", "on"),
+        ("on", "on"),
+    ],
+    ids="-".join,
+)
+def test_fan_out_reaches_all(
+    redis_cluster_url: str, unique: str, shardings: tuple[str, ...]
+) -> None:
+    """Once each, whoever publishes, also while programs change their option one by one."""
+    with Audience(redis_cluster_url, unique, ["", ""], shardings) as audience:
         for number in range(10):
-            greenconn.publish(exchange, f"{number}", connection=one)
-        until(lambda: len(got) == 20, SOON)
-        assert Counter(got) == Counter([str(number) for number in range(10)] * 2)
-        for each in consumers:
-            assert each.stop(SOON)
+            audience.say(f"{number}", audience.connections[number % 2])
+        until(lambda: sum(map(len, audience.got)) == 20, SOON)
+        assert [Counter(each) for each in audience.got] == [Counter(map(str, range(10)))] * 2
+
+
+@pytest.mark.parametrize("sharding", ["off", "on"])
+def test_fan_out_by_patterns_of_keys(redis_cluster_url: str, unique: str, sharding: str) -> None:
+    keys = ["", "a.#", "a.b", "#"]
+    with Audience(redis_cluster_url, unique, keys, [sharding] * 4) as audience:
+        for key in ("", "a.b", "a.c", "b", "end"):
+            audience.say(key, audience.connections[0], key)
+        audience.say("last", audience.connections[0], "a.b")
+        until(lambda: all("last" in got for got in audience.got), SOON)
+    all_keys = ["", "a.b", "a.c", "b", "end", "last"]
+    assert audience.got == [all_keys, ["a.b", "a.c", "last"], ["a.b", "last"], all_keys[1:]]
+
+
+@pytest.mark.parametrize("sharding", ["off", "on"])
+def test_fan_out_of_dead_letters(redis_cluster_url: str, unique: str, sharding: str) -> None:
+    with Audience(redis_cluster_url, unique, [""], [sharding]) as audience:
+        channel = audience.connections[0].channel()
+        names = [f"{unique}-source-{number}" for number in range(3)]
+        for name in names:
+            channel.queue_declare(name, arguments={"x-dead-letter-exchange": unique})
+            channel.basic_publish(channel.prepare_message(name), "", name)
+            channel.basic_get(name).reject()
+        until(lambda: len(audience.got[0]) == 3, SOON)
+        assert sorted(audience.got[0]) == names
+        for name in names:
+            channel.queue_delete(name)
+
+
+def has_gaps(caplog: pytest.LogCaptureFixture, count: int) -> bool:
+    """Return whether the log has told of so many gaps."""
+    return caplog.text.count("may be missing") >= count
+
+
+def passed_on(cluster: RedisCluster) -> int:
+    """Return the number of messages that nodes have got from each other to publish.  May switch."""
+    found = re.compile(r"messages_publish_received:(\d+)")
+    texts = [each.ask("CLUSTER", "INFO") for each in cluster.nodes]
+    return sum(int(each) for text in texts for each in found.findall(text))
+
+
+@pytest.mark.parametrize("sharding", ["off", "on"])
+def test_sharded_messages_are_not_passed_on_to_all_nodes(
+    redis_cluster: RedisCluster, unique: str, sharding: str
+) -> None:
+    before = passed_on(redis_cluster)
+    with Audience(redis_cluster.url, unique, [""], [sharding]) as audience:
+        for number in range(20):
+            audience.say(f"{number}", audience.connections[0])
+        until(lambda: len(audience.got[0]) == 20, SOON)
+        assert audience.got[0] == [str(number) for number in range(20)]
+        if sharding == "on":
+            assert passed_on(redis_cluster) == before
+        else:
+            until(lambda: passed_on(redis_cluster) >= before + 20, SOON)
+
+
+def test_a_shard_channel_is_followed_to_another_node(
+    own_redis_cluster: RedisCluster, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = own_redis_cluster
+    slot = slot_of(unique)
+    with Audience(cluster.urls, unique, ["", ""], ["on", "on"]) as audience:
+        for number in range(3):
+            source = cluster.owner_of(slot)
+            cluster.move(slot, next(each for each in cluster.masters if each is not source))
+            for got in audience.got:
+                got.clear()
+            audience.await_again()
+            until(partial(has_gaps, caplog, 2 * (number + 1)), SOON)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["killed", "frozen"])
+def test_a_shard_channel_is_followed_to_a_new_master(
+    own_redis_cluster: RedisCluster,
+    unique: str,
+    is_frozen: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that is frozen keeps its sockets, so only the others can say that it was replaced."""
+    cluster = own_redis_cluster
+    with Audience(cluster.urls, unique, ["", ""], ["on", "on"]) as audience:
+        owner = cluster.owner_of(slot_of(unique))
+        others = [each for each in cluster.nodes if each is not owner]
+        if is_frozen:
+            owner.pause()
+        else:
+            owner.kill()
+        until(lambda: sum(each.is_master for each in others) == 3, SOON)
+        audience.await_again()
+        cluster.mend()
+    assert has_gaps(caplog, 2)
 
 
 def test_a_dead_letter_goes_to_another_partition(redis_cluster_url: str, unique: str) -> None:

@@ -100,6 +100,12 @@ _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?(?P<code>[A-Z]+) ")
 #: What servers say when the user may not do what a script does: Redis 7; Redis 8 and Valkey.
 _ACL_IN_SCRIPT: Final = ("The user executing the script", "ACL failure in script")
 
+#: What servers before Redis 7.0 say, and why they are asked.
+_NO_SHARDS: Final = re.compile(r"unknown command .?S(?:SUBSCRIBE|PUBLISH)\b", re.IGNORECASE)
+_SHARDS_REMEDY: Final = (
+    "sharded pub/sub needs Redis 7.0: set the transport option fanout_sharding to 'off'"
+)
+
 #: How the reply begins with which a server ends a connection: what came was no command of ours, so
 #: bytes were changed on their way, and it is unknown which commands it did not understand.
 PROTOCOL_ERROR: Final = "ERR Protocol error"
@@ -168,4 +174,6 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
     if code == "ERR" and str(reply).startswith(PROTOCOL_ERROR):
         return LinkLost(f"{text} (the command was damaged on its way)")
     cls, remedy = _CLASSES.get(code, (redis.ResponseError, ""))
+    if _NO_SHARDS.search(str(reply)):
+        remedy = _SHARDS_REMEDY
     return cls(f"{text} ({remedy})" if remedy else text)

@@ -1,5 +1,9 @@
 """Fan-out over pub/sub: a message reaches the queues that are subscribed when it is published.
 
+Subscriptions are to patterns of channels, as in kombu.  In a cluster messages may be published to shard
+channels instead: one for each exchange.  A message has the channel that would have been meant in front
+of it, so that a subscriber can compare it with its patterns.
+
 A queue that is bound to a fan-out exchange is subscribed to the exchange's channel while it is consumed.
 The subscription has a socket of its own, opened when it is needed: the server disconnects a subscriber
 that reads slowly, and that must not affect the claims.  A lost one is opened again until it succeeds.
@@ -10,10 +14,10 @@ seconds)``, and the log has a line.  (``fanout_lists`` has no gaps: it uses list
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
@@ -21,6 +25,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
@@ -28,7 +33,16 @@ from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = ["BroadcastRouter", "Fanout", "router_of", "topic_of"]
+__all__ = [
+    "BroadcastRouter",
+    "Fanout",
+    "Listener",
+    "Shards",
+    "broadcast_command",
+    "read_shard_message",
+    "router_of",
+    "topic_of",
+]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -49,6 +63,30 @@ def topic_of(name: str) -> tuple[str, str] | None:
         return None
     exchange, _, routing_key = name[len(_TOPIC) :].partition("\0")
     return exchange, routing_key
+
+
+def broadcast_command(keys: Keys, exchange: str, routing_key: str, raw: bytes) -> bytes:
+    """Return the command that publishes a message to a fan-out exchange.
+
+    Arguments:
+        keys: of the partition of the exchange.
+    """
+    topic = keys.topic(exchange, routing_key).encode()
+    if keys.is_sharded:
+        payload = b"%d:%b%b" % (len(topic), topic, raw)
+        return pack(b"SPUBLISH", keys.shard_channel(exchange), payload)
+    return pack(b"PUBLISH", topic, raw)
+
+
+def read_shard_message(payload: bytes) -> tuple[bytes, bytes]:
+    """Return the channel that a message of a shard channel is meant for, and the message.
+
+    Raises:
+        ValueError: it is no message of ours.
+    """
+    start = payload.index(b":") + 1
+    end = start + int(payload[: start - 1])
+    return payload[start:end], payload[end:]
 
 
 class BroadcastRouter(FanoutRouter):
@@ -75,6 +113,43 @@ def router_of(options: RedisOptions, exchange: str, type: str) -> Callable[[], R
     return partial(BroadcastRouter, exchange)
 
 
+class Listener(Protocol):
+    """Takes what subscriptions bring."""
+
+    def deliver(self, queue: str, raw: bytes) -> None:
+        """Deliver a message to the consumers of a queue.  In the reader."""
+
+    def report_gap(self, queues: Iterable[str], seconds: float) -> None:
+        """Tell that queues were not subscribed for some time.  May switch."""
+
+
+class Shards(Protocol):
+    """The subscriptions of one link to shard channels."""
+
+    def listen(self, queue: str, bindings: Sequence[tuple[str, bytes]]) -> None:
+        """Listen for a queue; returns when the nodes do.  May switch.
+
+        Arguments:
+            bindings: an exchange, and a pattern of channels.
+
+        Raises:
+            redis.exceptions.ResponseError: a node refuses.
+            TimeoutError: a slot was not served within ``reply_timeout``.
+        """
+
+    def unbound(self, queue: str, exchange: str, pattern: bytes) -> None:
+        """Listen no more for what one binding asked for.  Never switches."""
+
+    def leave(self, queue: str) -> None:
+        """Listen for a queue no more.  Never switches."""
+
+    def stop(self) -> None:
+        """End: the link is gone.  Never switches."""
+
+    def forget(self) -> None:
+        """Leave them to the parent process, in the child of a fork."""
+
+
 class Fanout:
     """The subscriptions of one link.
 
@@ -85,6 +160,7 @@ class Fanout:
         feeds: queue -> what serves its consumers of this link.
         gap_before: returns the seconds since a queue last listened in a former life, once; None: it
             did not.
+        shards: makes the subscriptions to shard channels; they are None where there are to be none.
     """
 
     def __init__(
@@ -94,6 +170,7 @@ class Fanout:
         state: BrokerState,
         feeds: Mapping[str, RedisFeed],
         gap_before: Callable[[str], float | None],
+        shards: Callable[[Listener], Shards | None],
     ) -> None:
         self._commands = commands
         self._server = server
@@ -105,6 +182,7 @@ class Fanout:
         self._listening: dict[bytes, dict[str, None]] = {}
         self._lost_at = 0.0
         self._number = 0
+        self._shards = shards(self)
 
     @property
     def queues(self) -> set[str]:
@@ -123,14 +201,16 @@ class Fanout:
         """Note that a queue was unbound.  Never switches."""
         for topic in self._channels(exchange, routing_key):
             self._leave(queue, topic.encode())
+            if self._shards is not None:
+                self._shards.unbound(queue, exchange, topic.encode())
 
-    def _topics(self, queue: str) -> list[bytes]:
-        """Return the channels that a queue subscribes to, by the bindings that this connection knows."""
+    def _bindings(self, queue: str) -> list[tuple[str, bytes]]:
+        """Return the exchanges and channels of a queue's bindings, as this connection knows them."""
         exchanges = self._state.exchanges
         if self._commands.options.fanout_lists:
             return []
         return [
-            topic.encode()
+            (exchange, topic.encode())
             for exchange, routing_key, _ in self._state.queue_bindings(queue)
             if exchange in exchanges and exchanges[exchange].type == "fanout"
             for topic in self._channels(exchange, routing_key)
@@ -159,9 +239,10 @@ class Fanout:
             redis.exceptions.ResponseError: the server refuses.
             OSError, LinkLost: there is no second connection to be had.
         """
-        topics = self._topics(queue)
-        if not topics:
+        bindings = self._bindings(queue)
+        if not bindings:
             return
+        topics = [topic for _, topic in bindings]
         for topic in topics:
             self._listening.setdefault(topic, {})[queue] = None
         pipeline = self.socket.pipeline
@@ -169,14 +250,18 @@ class Fanout:
             self.socket.open(self._connect, self._begin)
         else:
             self._subscribe(pipeline, topics)
+        if self._shards is not None:
+            self._shards.listen(queue, bindings)
         gap = self._gap_before(queue)
         if gap is not None:
-            self._report_gap([queue], gap)
+            self.report_gap([queue], gap)
 
     def leave(self, queue: str) -> None:
         """Listen for a queue no more.  Never switches."""
         for topic in [each for each, queues in self._listening.items() if queue in queues]:
             self._leave(queue, topic)
+        if self._shards is not None:
+            self._shards.leave(queue)
 
     def _leave(self, queue: str, topic: bytes) -> None:
         queues = self._listening.get(topic)
@@ -223,9 +308,10 @@ class Fanout:
                 attempt.error,
                 extra={"connection": self._commands.where},
             )
-        self._report_gap(self.queues, monotonic() - self._lost_at)
+        self.report_gap(self.queues, monotonic() - self._lost_at)
 
-    def _report_gap(self, queues: Iterable[str], seconds: float) -> None:
+    def report_gap(self, queues: Iterable[str], seconds: float) -> None:
+        """Tell that queues were not subscribed for some time.  May switch."""
         for queue in queues:
             logger.warning(
                 "%s: queue %r was not subscribed to its fan-out exchanges for %.1f s: messages "
@@ -247,7 +333,25 @@ class Fanout:
         if push[0] != b"pmessage":
             return
         for queue in list(self._listening.get(push[1], ())):
-            feed = self._feeds.get(queue)
-            if feed is not None:
-                self._number += 1
-                feed.source.broadcast(push[3], self._number)
+            self.deliver(queue, push[3])
+
+    def deliver(self, queue: str, raw: bytes) -> None:
+        """Deliver a message to the consumers of a queue.  In the reader."""
+        feed = self._feeds.get(queue)
+        if feed is not None:
+            self._number += 1
+            feed.source.broadcast(raw, self._number)
+
+    # -- ending
+
+    def stop(self) -> None:
+        """End: the link is gone.  Never switches."""
+        self.socket.stop()
+        if self._shards is not None:
+            self._shards.stop()
+
+    def forget(self) -> None:
+        """Leave them to the parent process, in the child of a fork."""
+        self.socket.forget()
+        if self._shards is not None:
+            self._shards.forget()

@@ -5,7 +5,8 @@
 ``_kombu.binding.<exchange>``              set of bindings (kombu)
 ``_kombu.binding_permanent.<exchange>``    those of queues that do not expire (kombu)
 ``unacked``, ``unacked_index``             what consumers hold (kombu)
-``/<db>.<exchange>``                       channel of a fan-out exchange (kombu)
+``/<db>.<exchange>``                       channel of a fan-out exchange (kombu); with a hash tag before
+                                           it, the shard channel of one in a cluster
 ``greenconn.owners``                       sorted set: the time of the leases, as member ``clock``, and
                                            consumers of ours, by the end of their lease
 ``greenconn.exclusive``                    hash: exclusive queues, with their owners
@@ -73,12 +74,14 @@ class Keys:
         tag: the hash tag of all keys, in a cluster; empty for none.
 
     Attributes:
+        is_sharded: fan-out messages are published to shard channels.
         prefix: begins all keys.
         sep: what stands between the parts of a binding.
     """
 
     def __init__(self, options: RedisOptions, database: int = 0, tag: str = "") -> None:
         self.tag = tag
+        self.is_sharded = bool(tag) and options.fanout_sharding == "on"
         prefix = options.global_keyprefix + (f"{{{tag}}}" if tag else "")
         self.prefix = prefix
         self.sep = options.sep
@@ -181,6 +184,10 @@ class Keys:
     def exchange_partitions(self, exchange: str) -> bytes:
         """Return the set of the tags under which an exchange of a cluster has bindings."""
         return f"{self.prefix}greenconn.partitions.{exchange}".encode()
+
+    def shard_channel(self, exchange: str) -> bytes:
+        """Return the shard channel of a fan-out exchange, which is in the slot of the hash tag."""
+        return f"{self.prefix}{self.fanout_prefix}{exchange}".encode()
 
     def topic(self, exchange: str, routing_key: str = "", *, legacy: bool = False) -> str:
         """Return the channel of a fan-out exchange.

@@ -137,7 +137,9 @@ class RedisLink(LeasedLink):
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self, checks_queues=True)
         server = placement.server
-        self.fanout = Fanout(commands, server, self.state, self.feeds, transport.former.gap)
+        self.fanout = Fanout(
+            commands, server, self.state, self.feeds, transport.former.gap, placement.shards
+        )
         self.large = LargeBodies(commands, server)
         self.queues = placement.queues
         self.directory = Directory(self, placement.queues, self.known, self.options.delivery_limit)
@@ -354,7 +356,7 @@ class RedisLink(LeasedLink):
         self._note_lost(exc)
         super().forget(exc)
         self.placement.forget()
-        self.fanout.socket.forget()
+        self.fanout.forget()
         self.large.socket.forget()
         if self._master is not None:
             self._master.forget()
@@ -367,7 +369,7 @@ class RedisLink(LeasedLink):
         super()._stop(gone)
         for partition in self.placement.partitions():
             partition.stop()
-        self.fanout.socket.stop()
+        self.fanout.stop()
         self.large.socket.stop()
         self.clients.stop()
         self.reauthentication.stop()

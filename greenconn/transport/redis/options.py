@@ -12,6 +12,8 @@ __all__ = ["RedisOptions", "is_client_name"]
 
 #: Values of ``queue_order_strategy``.
 QUEUE_ORDERS: Final = ("round_robin", "sorted", "priority")
+#: Values of ``fanout_sharding``.
+SHARDING: Final = ("off", "listen", "on")
 
 
 def is_client_name(text: str) -> bool:
@@ -176,8 +178,15 @@ class RedisOptions(Record):
     sentinel_fanout_compat: bool = False
     """Whether fan-out uses the channel names of kombu before 5.4, too (kombu's)."""
 
+    # -- Redis Cluster
+
+    fanout_sharding: str = "off"
+    """Whether fan-out in a cluster uses sharded pub/sub (Redis 7.0): ``on``; with ``listen`` messages
+    are published to all nodes, and listened for both ways, so that programs with ``off`` and, later,
+    with ``on`` can be among them."""
+
     def __post_init__(self) -> None:
-        check_type(self, str, "global_keyprefix", "sep", "queue_order_strategy")
+        check_type(self, str, "global_keyprefix", "sep", "queue_order_strategy", "fanout_sharding")
         check_type(self, str, "unacked_key", "unacked_index_key", "unacked_mutex_key")
         check_type(self, str, "body_encoding", "deadletter_queue", optional=True)
         check_type(self, str, "dead_letter_queue", "client_name", "master_name", optional=True)
@@ -204,6 +213,8 @@ class RedisOptions(Record):
             raise invalid(self, "client_name", "visible ASCII characters without spaces")
         if self.queue_order_strategy not in QUEUE_ORDERS:
             raise invalid(self, "queue_order_strategy", f"one of {', '.join(QUEUE_ORDERS)}")
+        if self.fanout_sharding not in SHARDING:
+            raise invalid(self, "fanout_sharding", f"one of {', '.join(SHARDING)}")
         if not isinstance(self.fanout_prefix, (bool, str)):
             raise invalid(self, "fanout_prefix", "True, False or text")
         self._check_steps()

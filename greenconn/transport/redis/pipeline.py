@@ -266,7 +266,13 @@ class Pipeline(PipelineLife):
 
 
 #: What a subscriber gets without a command that waits for it.
-_UNASKED: Final = frozenset({b"message", b"pmessage", b"subscribe", b"psubscribe", b"punsubscribe"})
+_UNASKED: Final = frozenset(
+    {
+        *(b"message", b"subscribe"),
+        *(b"pmessage", b"psubscribe", b"punsubscribe"),
+        *(b"smessage", b"ssubscribe", b"sunsubscribe"),
+    }
+)
 
 
 def _is_message(reply: Any) -> bool:

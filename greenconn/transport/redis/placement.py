@@ -18,6 +18,7 @@ from greenconn.transport.redis.claiming import RedisFeed, RedisSource
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.fanout import Listener, Shards
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.partition import Partition, PartitionLink
@@ -82,6 +83,9 @@ class Placement(Protocol):
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return what *channel* publishes with."""
+
+    def shards(self, listener: Listener) -> Shards | None:
+        """Return the subscriptions to shard channels; None: there are to be none."""
 
     def of(self, name: str) -> Partition:
         """Return the partition of a queue or an exchange.  Never switches."""
@@ -173,6 +177,10 @@ class SinglePlacement:
         if self._confirms is not None:
             return ReplicatedPublisher(channel, link, self._confirms)
         return RedisPublisher(channel, link)
+
+    def shards(self, listener: Listener) -> Shards | None:
+        """Return None: a single server has no shards."""
+        return None
 
     def of(self, name: str) -> Partition:
         """Return the only one."""

@@ -28,7 +28,7 @@ from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import CommandPipeline, Commands, CommandWriter
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import LARGE, Outgoing
-from greenconn.transport.redis.fanout import topic_of
+from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline, ignore
 from greenconn.transport.redis.queues import LinkQueues
@@ -309,7 +309,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
                 copies.append((name, self._append(name, message.priority, raw, may_end)))
                 lists.append(name)
                 continue
-            copies.append((name, pack(b"PUBLISH", self._keys.topic(*topic), raw)))
+            copies.append((name, broadcast_command(self._keys_of(topic[0]), *topic, raw)))
             if self._options.sentinel_fanout_compat:
                 legacy = self._keys.topic(*topic, legacy=True)
                 copies.append((name, pack(b"PUBLISH", legacy, raw)))

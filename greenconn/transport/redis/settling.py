@@ -20,7 +20,7 @@ from greenconn.broker.settlement_port import Disposition
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery, marked_redelivered
-from greenconn.transport.redis.fanout import topic_of
+from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.keys import HIGHEST, Keys
 from greenconn.transport.redis.scripts import MOVE
 from greenconn.transport.virtual.names import is_name
@@ -124,9 +124,9 @@ def move_of(commands: Commands, disposition: Disposition) -> Move:
 def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
     """Return the lists that a dead letter goes to, with its text; fan-out is published at once."""
     copies: list[tuple[bytes, bytes]] = []
-    for key, text, is_topic in _destinations(commands.keys, raw, entries):
-        if is_topic:
-            commands.pipeline.post(pack(b"PUBLISH", key, text))
+    for key, text in _destinations(commands.keys, raw, entries):
+        if key is None:
+            commands.pipeline.post(text)
         else:
             copies.append((key, text))
     return copies
@@ -135,15 +135,15 @@ def _copies(commands: Commands, raw: bytes, entries: Sequence[Entry]) -> list[tu
 def copies_of(keys: Keys, raw: bytes, entries: Sequence[Entry]) -> list[bytes]:
     """Return the commands that store a dead letter where it is not held.  Never switches."""
     return [
-        pack(b"PUBLISH" if is_topic else b"LPUSH", key, text)
-        for key, text, is_topic in _destinations(keys, raw, entries)
+        text if key is None else pack(b"LPUSH", key, text)
+        for key, text in _destinations(keys, raw, entries)
     ]
 
 
 def _destinations(
     keys: Keys, raw: bytes, entries: Sequence[Entry]
-) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield where the copies of a dead letter go: list or channel, text, whether it is a channel."""
+) -> Iterator[tuple[bytes | None, bytes]]:
+    """Yield where the copies of a dead letter go: list and text, or None and the command for fan-out."""
     text = raw
     written: Envelope | None = None
     for entry in entries:
@@ -152,9 +152,9 @@ def _destinations(
             text, written = _written(envelope) or raw, envelope
         topic = topic_of(entry.queue)
         if topic is not None:
-            yield keys.topic(*topic).encode(), text, True
+            yield None, broadcast_command(keys, *topic, text)
         elif not keys.is_reserved(entry.queue):
-            yield list_of(keys, entry.queue, envelope), text, False
+            yield list_of(keys, entry.queue, envelope), text
 
 
 def _written(envelope: Envelope) -> bytes | None:

@@ -18,9 +18,9 @@ from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.errors import LinkLost, LoginRefused, NotRedis, ServerNotReady
 from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import Address, Login, Welcome, check_eviction, open_pipeline
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["AnyNode", "ClusterUnreachable", "Nodes", "Place"]
+__all__ = ["AnyNode", "ClusterUnreachable", "Nodes", "Place", "place_named"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -41,6 +41,18 @@ class Place(NamedTuple):
 
     host: str
     port: int
+
+
+def place_named(reply: ErrorReply, asked: Pipeline | None) -> Place:
+    """Return the node that a ``MOVED`` or ``ASK`` names.
+
+    Arguments:
+        asked: the socket over which it came; a node without a name is at the same address.
+    """
+    host, _, port = str(reply).split(" ")[2].rpartition(":")
+    if not host and asked is not None:
+        host = asked.stream.peer_address()[1][0]
+    return Place(host, int(port))
 
 
 class SlotRange(NamedTuple):
@@ -104,6 +116,8 @@ class Nodes:
         self._on_lost = on_lost
         self._flight = SingleFlight("redis-node")
         self._nodes: dict[Place, Node] = {}
+        #: Sockets beside those for commands, and the nodes that they lead to.
+        self._further: dict[Pipeline, Place] = {}
         self._ranges: list[SlotRange] = []
         #: Slots that a node has said to be elsewhere since.
         self._moved: dict[int, Place] = {}
@@ -202,6 +216,9 @@ class Nodes:
             if node.pipeline is not None and node.place not in serving:
                 # Another one has taken its slots.  It may be silent, so it cannot say so itself.
                 node.pipeline.end(LinkLost(f"{node.pipeline.where} serves no slots any more"))
+        for pipeline, place in list(self._further.items()):
+            if place not in serving:
+                pipeline.end(LinkLost(f"{pipeline.where} serves no slots any more"))
 
     # -- sockets
 
@@ -249,6 +266,30 @@ class Nodes:
             self._ticker.start()
         return pipeline
 
+    def open_further(
+        self,
+        place: Place,
+        on_push: Callable[[list[Any]], None],
+        on_lost: Callable[[LinkLost], None],
+    ) -> tuple[Pipeline, Welcome]:
+        """Open a socket to a node beside that for commands.  May switch.
+
+        It is watched as that is, and ended when the node serves no slots any more.
+
+        Raises:
+            Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
+        """
+        address = self._address(place)
+        deadline = Deadline(self.connect_timeout)
+        pipeline, welcome = open_pipeline(address, self._login, deadline, on_push, on_lost)
+        if self._is_closed:
+            pipeline.close()
+            raise LinkLost(f"{address.where}: the connection was closed")
+        self._watch(pipeline)
+        self._further = {each: at for each, at in self._further.items() if each.lost is None}
+        self._further[pipeline] = place
+        return pipeline, welcome
+
     def _tick(self, lag: float) -> None:
         # In the hub.
         now = monotonic()
@@ -287,7 +328,7 @@ class Nodes:
 
     def pipelines(self) -> Collection[Pipeline]:
         """Return the open sockets.  Never switches."""
-        found = (each.pipeline for each in self._nodes.values())
+        found = (*(each.pipeline for each in self._nodes.values()), *self._further)
         return [each for each in found if each is not None and each.lost is None]
 
     def close(self) -> None:
@@ -302,6 +343,8 @@ class Nodes:
         for node in self._nodes.values():
             if node.pipeline is not None:
                 node.pipeline.forget()
+        for pipeline in self._further:
+            pipeline.forget()
 
     def _stop(self) -> None:
         self._is_closed = True

@@ -26,6 +26,7 @@ from greenconn.broker.publisher import Completion
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.consuming import ClusterConsuming
+from greenconn.transport.redis.cluster.fanout import ClusterShards
 from greenconn.transport.redis.cluster.nodes import AnyNode, Nodes
 from greenconn.transport.redis.cluster.publishing import ClusterPublisher
 from greenconn.transport.redis.cluster.queues import ClusterFeeds, ClusterQueues
@@ -34,6 +35,7 @@ from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.cluster.topology import ClusterRecords
 from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.fanout import Listener, Shards
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.partition import Partition
@@ -134,6 +136,15 @@ class ClusterPlacement:
         self._slots.append(slot)
         commands.begin(slot, 3, self._owner)
         return slot
+
+    def shards(self, listener: Listener) -> Shards | None:
+        """Return the subscriptions to shard channels; None: there are to be none."""
+        if self._options.fanout_sharding == "off":
+            return None
+        return ClusterShards(self.commands, self.nodes, self._shard_channel, listener)
+
+    def _shard_channel(self, exchange: str) -> bytes:
+        return self.of(exchange).commands.keys.shard_channel(exchange)
 
     # -- partitions
 

@@ -43,14 +43,14 @@ from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.cluster.nodes import ClusterUnreachable, Nodes, Place
+from greenconn.transport.redis.cluster.nodes import ClusterUnreachable, Nodes, Place, place_named
 from greenconn.transport.redis.errors import LinkLost, LoginRefused, NodeLost, as_error
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["SLOT_MOVES", "SlotPipeline", "SlotState"]
+__all__ = ["NOT_SERVED", "SLOT_MOVES", "SlotPipeline", "SlotState"]
 
 #: While the node of a slot is away.
 SEEKING: Final = RetryPolicy(first=0.02, longest=0.5)
@@ -58,11 +58,11 @@ SEEKING: Final = RetryPolicy(first=0.02, longest=0.5)
 WAITING: Final = RetryPolicy(first=0.005, longest=0.2)
 _ASKING: Final = pack("ASKING")
 #: First words of replies after which the cluster is asked where the slot is.
-_NOT_SERVED: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "BUSY"})
+NOT_SERVED: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "BUSY"})
 _INFO: Final = pack("CLUSTER", "INFO")
 _IS_OK: Final = b"cluster_state:ok"
 #: Commands, and scripts, that must not be carried out twice.
-_ONCE: Final = frozenset({b"LPUSH", b"RPUSH", b"PUBLISH"})
+_ONCE: Final = frozenset({b"LPUSH", b"RPUSH", b"PUBLISH", b"SPUBLISH"})
 _SCRIPTS_ONCE: Final = frozenset(
     name for script in (CLAIM, EXPIRE, PUSH) for name in (script.text, script.digest)
 )
@@ -390,23 +390,17 @@ class SlotPipeline:
         code = reply.code
         sent.asks = None
         if code == "MOVED":
-            self._moved_to = self._place(reply)
+            self._moved_to = place_named(reply, sent.node)
         elif code == "ASK":
-            sent.asks = self._place(reply)
+            sent.asks = place_named(reply, sent.node)
         elif code == "TRYAGAIN":
             self._must_pause = True
-        elif code in _NOT_SERVED:
+        elif code in NOT_SERVED:
             self._is_unserved = self._must_pause = True
         else:
             return False
         self._reason = str(reply)
         return True
-
-    def _place(self, reply: ErrorReply) -> Place:
-        host, _, port = str(reply).split(" ")[2].rpartition(":")
-        if not host and self.node is not None:
-            host = self.node.stream.peer_address()[1][0]
-        return Place(host, int(port))
 
     # -- looking for the node
 

@@ -59,6 +59,11 @@ def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) ->
         ("CROSSSLOT Keys in request", exceptions.ResponseError, "redis+cluster://"),
         ("MOVED 3999 127.0.0.1:6381", exceptions.ResponseError, "redis+cluster://"),
         ("ERR Protocol error: invalid bulk length", errors.LinkLost, "was damaged"),
+        (
+            "ERR unknown command `SPUBLISH`, with args beginning with: ",
+            exceptions.ResponseError,
+            "fanout_sharding to 'off'",
+        ),
         ("ERR something", exceptions.ResponseError, ""),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from redis.crc import key_slot
+
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
 
@@ -22,3 +24,12 @@ def test_keys() -> None:
     assert Keys(RedisOptions(fanout_prefix="/mine.", fanout_patterns=False)).topic("x", "a") == (
         "/mine.x"
     )
+
+
+def test_the_shard_channel_of_an_exchange_is_in_the_slot_of_its_keys() -> None:
+    keys = Keys(RedisOptions(global_keyprefix="p:", fanout_sharding="on"), 0, "177")
+    assert keys.shard_channel("x") == b"p:{177}/0.x"
+    assert key_slot(keys.shard_channel("x")) == key_slot(keys.plain("queue"))
+    assert keys.is_sharded
+    assert not Keys(RedisOptions(fanout_sharding="listen"), 0, "177").is_sharded
+    assert not Keys(RedisOptions(fanout_sharding="on")).is_sharded, "a single server has no shards"
