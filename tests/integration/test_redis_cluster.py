@@ -21,7 +21,7 @@ from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
 from tests.brokers.packages import NoBroker
-from tests.brokers.redis_cluster import SLOTS, RedisCluster
+from tests.brokers.redis_cluster import SLOTS, ClusterNode, RedisCluster
 from tests.fix_brokers import Brokers
 from tests.fix_tls import CERTS
 from tests.fix_wires import until
@@ -294,6 +294,11 @@ def test_fan_out_of_dead_letters(redis_cluster_url: str, unique: str, sharding: 
             channel.queue_delete(name)
 
 
+def is_owner(cluster: RedisCluster, slot: int, node: ClusterNode) -> bool:
+    """Return whether the cluster knows that a node serves a slot.  May switch."""
+    return cluster.owner_of(slot) is node
+
+
 def has_gaps(caplog: pytest.LogCaptureFixture, count: int) -> bool:
     """Return whether the log has told of so many gaps."""
     return caplog.text.count("may be missing") >= count
@@ -330,7 +335,9 @@ def test_a_shard_channel_is_followed_to_another_node(
     with Audience(cluster.urls, unique, ["", ""], ["on", "on"]) as audience:
         for number in range(3):
             source = cluster.owner_of(slot)
-            cluster.move(slot, next(each for each in cluster.masters if each is not source))
+            target = next(each for each in cluster.masters if each is not source)
+            cluster.move(slot, target)
+            until(partial(is_owner, cluster, slot, target), SOON)
             for got in audience.got:
                 got.clear()
             audience.await_again()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.transport.redis.cluster.nodes import AnyNode, ClusterUnreachable, Place
+from greenconn.transport.redis.cluster.nodes import (
+    AnyNode,
+    ClusterUnreachable,
+    Place,
+    place_named,
+)
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.pipeline import ENDLESS, ignore
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import ErrorReply, pack
 from tests.fix_redis_nodes import ScriptedCluster
 from tests.fix_wires import until
 
@@ -109,6 +114,36 @@ def test_the_socket_to_a_node_without_slots_is_ended(scripted_cluster: ScriptedC
     assert "serves no slots" in str(socket.lost)
 
 
+def test_a_further_socket_to_one_node_ends_as_that_for_commands(
+    scripted_cluster: ScriptedCluster,
+) -> None:
+    first, second = scripted_cluster.nodes
+    nodes = scripted_cluster.client([second])
+    nodes.refresh()
+    lost: list[LinkLost] = []
+    socket, _ = nodes.open_further(first.place, ignore, lost.append)
+    assert list(nodes.pipelines()) == [socket]
+    assert socket is not nodes.open(first.place)
+    scripted_cluster.serve_all(second)
+    nodes.refresh()
+    until(lambda: lost, CAME)
+    assert "serves no slots" in str(lost[0])
+    other, _ = nodes.open_further(second.place, ignore, lost.append)
+    assert list(nodes.pipelines()) == [other]
+    nodes.close()
+    assert len(lost) == 1
+    assert other.lost is not None
+
+
+def test_the_node_that_a_reply_names(scripted_cluster: ScriptedCluster) -> None:
+    """Without a host it is at the address that was asked."""
+    nodes = scripted_cluster.client()
+    nodes.refresh()
+    socket = nodes.open(scripted_cluster.nodes[0].place)
+    assert place_named(ErrorReply("MOVED 42 ::1:7000"), socket) == Place("::1", 7000)
+    assert place_named(ErrorReply("ASK 42 :7001"), socket) == Place("127.0.0.1", 7001)
+
+
 def test_a_further_socket_leads_to_any_node(scripted_cluster: ScriptedCluster) -> None:
     first, second = scripted_cluster.nodes
     nodes = scripted_cluster.client([first, second])
@@ -125,4 +160,6 @@ def test_nothing_is_opened_for_a_client_that_was_closed(scripted_cluster: Script
     nodes.close()
     with pytest.raises(LinkLost, match="closed"):
         nodes.open(scripted_cluster.nodes[0].place)
+    with pytest.raises(LinkLost, match="closed"):
+        nodes.open_further(scripted_cluster.nodes[0].place, ignore, ignore)
     assert Place("127.0.0.1", 1) not in nodes.places()
