@@ -327,6 +327,34 @@ def test_sharded_messages_are_not_passed_on_to_all_nodes(
             until(lambda: passed_on(redis_cluster) >= before + 20, SOON)
 
 
+def test_sharded_fan_out_with_the_documented_channels(
+    redis_cluster: RedisCluster, unique: str
+) -> None:
+    """A pattern must be permitted letter by letter, a shard channel by a pattern."""
+    channels = [f"&app:/0.{unique}", f"&app:/0.{unique}/*", "&app:{*}/0.*"]
+    prefix = {"global_keyprefix": "app:", "fanout_sharding": "on"}
+    url = redis_cluster.url.replace("//", "//app:password@")
+    try:
+        for node in redis_cluster.nodes:
+            node.ask(
+                "ACL", "SETUSER", "app", "reset", "on", ">password", "~app:*", "+@all", *channels
+            )
+        with Connection(url, transport_options=prefix) as connection:
+            got: list[str] = []
+            exchange = Exchange(unique, "fanout")
+            queue = Queue(unique, exchange, auto_delete=True)
+            consumer = greenconn.spawn_consumer(
+                queue, lambda body, message: got.append(body), connection=connection
+            )
+            assert consumer.wait_ready(SOON)
+            greenconn.publish(exchange, "x", connection=connection)
+            until(lambda: got == ["x"], SOON)
+            assert consumer.stop(SOON)
+    finally:
+        for node in redis_cluster.nodes:
+            node.ask("ACL", "DELUSER", "app")
+
+
 def test_a_shard_channel_is_followed_to_another_node(
     own_redis_cluster: RedisCluster, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
