@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
+from random import Random
 from typing import Any
 
 import gevent
@@ -16,6 +18,7 @@ from redis.exceptions import ResponseError
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import PublishTimeout
+from greenconn.transport.redis.cluster.fanout import glob
 from greenconn.transport.redis.cluster.placement import PARTITIONS, ClusterPlacement, tag_of
 from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.errors import LinkLost
@@ -277,6 +280,23 @@ def test_fan_out_by_patterns_of_keys(redis_cluster_url: str, unique: str, shardi
         until(lambda: all("last" in got for got in audience.got), SOON)
     all_keys = ["", "a.b", "a.c", "b", "end", "last"]
     assert audience.got == [all_keys, ["a.b", "a.c", "last"], ["a.b", "last"], all_keys[1:]]
+
+
+def test_patterns_mean_what_they_mean_to_the_server(
+    redis_url: str, unique: str, request: pytest.FixtureRequest, long: bool
+) -> None:
+    """Shard channels have no patterns, so the client compares channels with them."""
+    chance = Random(request.config.getoption("randomly_seed", 0))
+    names = ["".join(each) for size in (1, 2, 3) for each in product("ab]-[\\^*?", repeat=size)]
+    with Connection(redis_url) as connection:
+        client = connection.default_channel.client
+        client.mset({unique + name: "" for name in names})
+        for _ in range(5000 if long else 200):
+            pattern = "".join(chance.choices("ab*?[]^-\\", k=chance.randint(1, 7)))
+            found = {each.decode() for each in client.keys(unique + pattern)}
+            matching = glob((unique + pattern).encode()).fullmatch
+            assert {unique + each for each in names if matching((unique + each).encode())} == found
+        client.delete(*(unique + name for name in names))
 
 
 @pytest.mark.parametrize("sharding", ["off", "on"])

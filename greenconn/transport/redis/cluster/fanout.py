@@ -59,7 +59,9 @@ SEEKING: Final = RetryPolicy(first=0.02, longest=1.0)
 _PASSING: Final = (OSError, LinkLost)
 _PASSING_REPLIES: Final = NOT_SERVED | {"ASK", "MOVED", "TRYAGAIN"}
 #: The parts of a pattern, as Redis reads it.
-_GLOB: Final = re.compile(rb"\*+|\?|\[\^?(?:\\.|[^\]\\])*\]?|\\.|.", re.DOTALL)
+_GLOB: Final = re.compile(rb"\*+|\?|\[\^?(?:\\.|[^\]]-.|[^\]])*\]?|\\.|.", re.DOTALL)
+#: A member of a class: an escaped character, a range (its end may be any character), or a character.
+_MEMBER: Final = re.compile(rb"\\(?P<escaped>.)|(?P<first>[^\]])-(?P<last>.)|[^\]]", re.DOTALL)
 
 
 class ShardState(Enum):
@@ -99,10 +101,9 @@ def _translated_class(text: bytes) -> bytes:
     """Return the class of characters that *text* describes, without its first bracket."""
     is_not = text.startswith(b"^")
     members = []
-    for first, last in re.findall(
-        rb"(\\.|[^\]\\])(?:-(\\.|[^\]\\]))?", text[1:] if is_not else text, re.DOTALL
-    ):
-        ends = sorted((first[-1:], (last or first)[-1:]))
+    for each in _MEMBER.finditer(text, 1 if is_not else 0):
+        alone = each["escaped"] or each[0]
+        ends = sorted((each["first"] or alone, each["last"] or alone))
         members.append(b"%b-%b" % (re.escape(ends[0]), re.escape(ends[1])))
     if not members:
         return b"." if is_not else b"(?!)"
@@ -236,8 +237,9 @@ class ShardChannel:
 
     def _run(self) -> None:
         for attempt in attempts(SEEKING):
-            with attempt:
-                self._seek()
+            if self.state is _SEEKING:  # else the last reply was only late
+                with attempt:
+                    self._seek()
             if self.state is not _SEEKING:
                 break
             error = attempt.error
