@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import pytest
 from gevent import socket
+from redis.crc import key_slot
 
+from greenconn import Connection
 from greenconn.transport.redis.cluster.nodes import Nodes, Place
+from greenconn.transport.redis.cluster.placement import ClusterPlacement, tag_of
 from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import Address, Login
 from greenconn.wire.resp import RespParser
 from tests.fix_peer import Peer, PeerFactory
 
-__all__ = ["ScriptedCluster", "ScriptedNode"]
+__all__ = ["ClusterLink", "ClusterLinks", "ScriptedCluster", "ScriptedNode", "empty", "on_node"]
 
 #: What a node answers a command; None: nothing.
 Answer: TypeAlias = bytes | None
 
 LAST_SLOT = 16383
+MIDDLE = 8192
 
 
 def bulk(text: str) -> bytes:
@@ -54,6 +59,31 @@ class ScriptedNode:
     def place(self) -> Place:
         """Its address."""
         return Place(self.peer.host, self.peer.port)
+
+    def say(self, data: bytes) -> None:
+        """Say something on all sockets; some may be closed just now."""
+        for each in list(self.peer.sockets):
+            with suppress(OSError):
+                each.sendall(data)
+
+    def refuse(self, *texts: str, first: str = "") -> None:
+        """Answer with an error for each text, and then as an empty server does.
+
+        Arguments:
+            first: only to commands that begin so.
+        """
+        left = list(texts)
+
+        def answer(command: str) -> Answer:
+            if left and command.startswith(first):
+                return f"-{left.pop(0)}\r\n".encode()
+            return empty(command)
+
+        self.answer = answer
+
+    def names(self) -> list[str]:
+        """Return the names of the commands that came."""
+        return [each.partition(" ")[0] for each in self.got]
 
     def _serve(self, client: socket.socket) -> None:
         parser = RespParser()
@@ -110,6 +140,11 @@ class ScriptedCluster:
         """Let all nodes say that *node* serves all slots."""
         self.ranges = [(0, LAST_SLOT, node)]
 
+    def halve(self) -> None:
+        """Let all nodes say that the first one serves the lower slots, and the second the others."""
+        first, second = self.nodes
+        self.ranges = [(0, MIDDLE - 1, first), (MIDDLE, LAST_SLOT, second)]
+
     def client(self, seeds: Sequence[ScriptedNode] = ()) -> Nodes:
         """Return the nodes as a client sees them that knows *seeds*, or the first one."""
         nodes = Nodes(
@@ -144,6 +179,78 @@ def scripted_cluster(peer: PeerFactory) -> Iterator[ScriptedCluster]:
     cluster.serve_all(cluster.nodes[0])
     yield cluster
     cluster.close()
+
+
+def empty(command: str) -> Answer:
+    """Return what a server without any keys answers; it holds whatever it is to remove or to move."""
+    word, *rest = command.split(" ")
+    if word in ("HDEL", "ZREM"):
+        return b":%d\r\n" % (len(rest) - 1)
+    if word in ("SMEMBERS", "HKEYS", "HMGET"):
+        return array()
+    if word == "ZSCAN":
+        return array(bulk("0"), array())
+    if word == "GET":
+        return b"$-1\r\n"
+    if word in ("EXISTS", "DEL", "PUBLISH"):
+        return b":0\r\n"
+    return b":1\r\n"
+
+
+def on_node(number: int, count: int = 1) -> list[str]:
+    """Return names of queues that are on one of two nodes, each in a partition of its own."""
+    found: dict[str, str] = {}
+    candidates = (f"queue-{each}" for each in range(10_000))
+    while len(found) < count:
+        name = next(candidates)
+        tag = tag_of(name)
+        if key_slot(tag.encode()) // MIDDLE == number:
+            found.setdefault(tag, name)
+    return list(found.values())
+
+
+class ClusterLink:
+    """A connection to two nodes, each of which serves one half of the slots.
+
+    Arguments:
+        options: of the transport.
+    """
+
+    def __init__(self, cluster: ScriptedCluster, **options: Any) -> None:
+        host, port = cluster.nodes[0].place
+        url = f"redis+cluster://{host}:{port}"
+        self.connection = Connection(url, transport_options=options)
+        placement = self.connection.connection.placement
+        assert isinstance(placement, ClusterPlacement)
+        self.placement = placement
+
+    def prefix(self, queue: str) -> str:
+        """Return what begins the keys of a queue's partition."""
+        return self.placement.of(queue).commands.keys.prefix
+
+    def handle(self, queue: str, number: int) -> str:
+        """Return the field under which a message of a queue is held."""
+        return f"{self.placement.of(queue).commands.prefix}{number}"
+
+
+ClusterLinks: TypeAlias = Callable[..., ClusterLink]
+
+
+@pytest.fixture
+def cluster_links(scripted_cluster: ScriptedCluster) -> Iterator[ClusterLinks]:
+    """Makes links: ``cluster_links(reply_timeout=...)``; the nodes answer as if they had no keys."""
+    made: list[ClusterLink] = []
+    scripted_cluster.halve()
+    for node in scripted_cluster.nodes:
+        node.answer = empty
+
+    def make(**options: Any) -> ClusterLink:
+        made.append(ClusterLink(scripted_cluster, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.connection.close()
 
 
 def plain(value: Any) -> str:

@@ -135,6 +135,7 @@ _FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
     b"ZCOUNT": _is_count,
     b"ZRANGEBYSCORE": _are_scored,
     b"ZREM": _is_count,
+    b"ZSCAN": _is_page,
     b"ZSCORE": _is_score,
 }
 

@@ -24,6 +24,7 @@ from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.port import Entry
 from greenconn.broker.publisher import Completion
 from greenconn.green.deadline import Deadline
+from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.consuming import ClusterConsuming
 from greenconn.transport.redis.cluster.fanout import ClusterShards
@@ -55,6 +56,8 @@ logger = logging.getLogger("greenconn.transport.redis")
 PARTITIONS: Final = 128
 #: Fields that are read at once.
 PAGE: Final = 500
+#: While a node that has replaced another one cannot be asked what it holds for this link.
+RECONCILING: Final = RetryPolicy(first=0.1, longest=1.0)
 
 
 @lru_cache(maxsize=1)
@@ -215,51 +218,51 @@ class ClusterPlacement:
         A claim may have been carried out whose reply was lost, and a replica that was promoted may not
         know of the latest acks.
         """
-        commands, link = partition.commands, self._link
         try:
-            link.settlements.flush()
-            # Callbacks keep their order: behind it, claims that were lost are not under way any more.
-            commands.call(PING)
-            known = {each.handle for each in link.held() if each.is_held}
-            known.update(each.handle for each in partition.settler.unconfirmed_claims())
-            last = partition.claims.last_number
-            unknown: list[str] = []
-            cursor = b"0"
-            while True:
-                match = f"{commands.prefix}*"
-                cursor, flat = commands.call(
-                    pack(
-                        b"ZSCAN",
-                        commands.keys.unacked_index,
-                        cursor,
-                        b"MATCH",
-                        match,
-                        b"COUNT",
-                        PAGE,
-                    ),
-                    what="looking for lost messages",
+            for attempt in attempts(RECONCILING, is_retryable=self._may_reconcile):
+                with attempt:
+                    self._requeue_unknown(partition)
+                    return
+                where = self._link.where
+                logger.debug(
+                    "%s: reconciling: %s", where, attempt.error, extra={"connection": where}
                 )
-                fields = (each.decode() for each in flat[::2])
-                unknown += (
-                    each for each in fields if each not in known and number_of(each) <= last
-                )
-                if cursor == b"0":
-                    break
-            unknown.sort(key=number_of, reverse=True)
-            count = partition.requeuer.requeue(unknown, uncounted=set(unknown))
-            if count:
-                logger.warning(
-                    "%s: %d messages whose delivery or ack was lost with a node were requeued",
-                    link.where,
-                    count,
-                    extra={"connection": link.where},
-                )
-            link.leases.renew()
-            partition.consuming.announce()
-        except LinkLost as exc:
-            logger.debug(
-                "%s: reconciling: %s", link.where, exc, extra={"connection": link.where}
-            )  # the next node does it
+        except LinkLost:
+            pass  # the next life does it
+
+    def _may_reconcile(self, exc: Exception) -> bool:
+        return self.commands.lost is None and isinstance(exc, (LinkLost, TimeoutError))
+
+    def _requeue_unknown(self, partition: Partition) -> None:
+        """Requeue what is held in one partition and not known here.  May switch."""
+        commands, link = partition.commands, self._link
+        link.settlements.flush()
+        # Callbacks keep their order: behind it, claims that were lost are not under way any more.
+        commands.call(PING)
+        known = {each.handle for each in link.held() if each.is_held}
+        known.update(each.handle for each in partition.settler.unconfirmed_claims())
+        last = partition.claims.last_number
+        index, own = commands.keys.unacked_index, f"{commands.prefix}*"
+        unknown: list[str] = []
+        cursor = b"0"
+        while True:
+            page = pack(b"ZSCAN", index, cursor, b"MATCH", own, b"COUNT", PAGE)
+            cursor, flat = commands.call(page, what="looking for lost messages")
+            fields = (each.decode() for each in flat[::2])
+            unknown += (each for each in fields if each not in known and number_of(each) <= last)
+            if cursor == b"0":
+                break
+        unknown.sort(key=number_of, reverse=True)
+        count = partition.requeuer.requeue(unknown, uncounted=set(unknown))
+        if count:
+            logger.warning(
+                "%s: %d messages whose delivery or ack was lost with a node were requeued",
+                link.where,
+                count,
+                extra={"connection": link.where},
+            )
+        link.leases.renew()
+        partition.consuming.announce()
 
     # -- sockets
 

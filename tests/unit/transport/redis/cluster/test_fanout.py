@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 
 import gevent
 import pytest
@@ -100,17 +99,10 @@ def refusing(*texts: str) -> Callable[[str], Answer]:
     return lambda command: f"-{left.pop(0)}\r\n".encode() if left else taken(command)
 
 
-def say(node: ScriptedNode, data: bytes) -> None:
-    """Let a node say something on all its sockets; some may be closed just now."""
-    for each in list(node.peer.sockets):
-        with suppress(OSError):
-            each.sendall(data)
-
-
 def publish(node: ScriptedNode, topic: str, raw: str) -> None:
     """Let a node pass on a message."""
     payload = f"{len(topic)}:{topic}{raw}"
-    say(node, push(bulk("smessage"), bulk(NEWS.decode()), bulk(payload)))
+    node.say(push(bulk("smessage"), bulk(NEWS.decode()), bulk(payload)))
 
 
 def test_each_state_has_its_moves() -> None:
@@ -170,7 +162,7 @@ def test_what_another_program_has_sent_is_dropped(
     subscriber = subscribers()
     subscriber.shards.listen("q", ALL)
     node = scripted_cluster.nodes[0]
-    say(node, push(bulk("smessage"), bulk(NEWS.decode()), bulk("hello")))
+    node.say(push(bulk("smessage"), bulk(NEWS.decode()), bulk("hello")))
     publish(node, "/0.news", "{}")
     until(lambda: subscriber.got.messages == [("q", b"{}")], CAME)
     until(lambda: "another program" in caplog.text, CAME)
@@ -266,7 +258,7 @@ def test_a_slot_that_leaves_its_node_is_followed(
     subscriber.shards.listen("q", ALL)
     scripted_cluster.serve_all(second)
     first.answer = refusing(f"MOVED 42 {second.place.host}:{second.place.port}")
-    say(first, named("sunsubscribe", NEWS.decode()))
+    first.say(named("sunsubscribe", NEWS.decode()))
     until(lambda: subscriber.got.gaps == [{"q"}], CAME)
     assert second.got == [SUBSCRIBE]
     publish(second, "/0.news", "{}")
@@ -359,5 +351,5 @@ def test_without_pushes_messages_come_as_arrays(
     node.answer = lambda command: (taken(command) or b"").replace(b">", b"*")
     subscriber.shards.listen("q", ALL)
     payload = bulk("7:/0.news{}")
-    say(node, push(bulk("smessage"), bulk(NEWS.decode()), payload).replace(b">", b"*", 1))
+    node.say(push(bulk("smessage"), bulk(NEWS.decode()), payload).replace(b">", b"*", 1))
     until(lambda: subscriber.got.messages == [("q", b"{}")], CAME)

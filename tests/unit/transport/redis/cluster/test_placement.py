@@ -1,4 +1,4 @@
-"""The partitions of a Redis Cluster: evenly spread, the same in every program."""
+"""The partitions of a Redis Cluster: evenly spread, the same in every program, and mended by it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ import pytest
 from redis.crc import key_slot
 
 from greenconn.transport.redis.cluster.placement import PARTITIONS, _tags, tag_of
+from greenconn.wire.resp import pack
+from tests.fix_redis_nodes import (
+    Answer,
+    ClusterLinks,
+    ScriptedCluster,
+    array,
+    bulk,
+    empty,
+    on_node,
+)
+from tests.fix_wires import until
+
+CAME = 30.0
+NOTHING = b"$-1\r\n"
 
 
 def test_each_partition_has_a_part_of_the_slots_of_its_own() -> None:
@@ -38,3 +52,31 @@ def test_programs_of_all_versions_agree() -> None:
         _tags()[key_slot(b"mail", PARTITIONS)],
         _tags()[0],
     )
+
+
+def test_what_a_lost_node_held_is_looked_for_until_it_can_be(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The node that has the slot now may refuse it for longer than one command waits."""
+    [queue] = on_node(0)
+    link, node = cluster_links(reply_timeout=1.0), scripted_cluster.nodes[0]
+    partition = link.placement.of(queue)
+    partition.commands.call(pack("ECHO"))
+    field = link.handle(queue, partition.claims.take_numbers(1))
+    is_served = False
+
+    def answer(command: str) -> Answer:
+        if not command.startswith(("ZSCAN", "HMGET", "ZSCORE")):
+            return empty(command)
+        if not is_served:
+            return b"-CLUSTERDOWN Hash slot not served\r\n"
+        if command.startswith("ZSCAN"):
+            return array(bulk("0"), array(bulk(field), bulk("1")))
+        return array(bulk(f'[{{"body": "x"}}, "", "{queue}"]')) if "HMGET" in command else NOTHING
+
+    node.answer = answer
+    node.peer.drop()
+    until(lambda: "CLUSTERDOWN" in caplog.text, CAME, "the end of the first attempt")
+    is_served = True
+    until(lambda: "1 messages whose delivery" in caplog.text, CAME)
+    assert any(each.startswith("EVAL") and field in each for each in node.got)
