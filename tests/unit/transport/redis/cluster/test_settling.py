@@ -1,0 +1,207 @@
+"""Settling of messages that are held in several partitions, over scripted nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from greenconn.broker.port import Entry, Settlement
+from greenconn.broker.settlement_port import Disposition
+from greenconn.transport.redis.envelope import Delivery
+from greenconn.transport.redis.errors import NodeLost
+from greenconn.wire.resp import ErrorReply
+from tests.fix_redis_nodes import ClusterLink, ClusterLinks, ScriptedCluster, empty, on_node
+from tests.fix_wires import until
+
+CAME = 30.0
+(HERE, NEAR), (THERE, FAR) = on_node(0, 2), on_node(1, 2)
+RAW = b'{"body": "x"}'
+
+
+def rejected(link: ClusterLink, number: int, *to: str) -> Disposition:
+    """Return the disposition of a message of HERE that becomes a dead letter in some queues."""
+    message = Delivery(None, link.handle(HERE, number), number, RAW, HERE)
+    # No envelope: the message as it is.
+    return Disposition(message, Settlement.REJECT, entries=[Entry(name, {}) for name in to])
+
+
+def test_acks_go_where_the_messages_are_held(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    handles = [link.handle(*each) for each in ((HERE, 1), (THERE, 1), (HERE, 2), (NEAR, 1))]
+    link.placement.settler.ack(handles, outcomes.append)
+    until(lambda: outcomes, CAME)
+    assert outcomes == [None], "once, when all nodes have replied"
+    first, second = scripted_cluster.nodes
+    assert sorted(each for each in first.got if each.startswith("HDEL")) == sorted(
+        [
+            f"HDEL {link.prefix(HERE)}unacked {handles[0]} {handles[2]}",
+            f"HDEL {link.prefix(NEAR)}unacked {handles[3]}",
+        ]
+    )
+    assert second.names() == ["HDEL", "ZREM"]
+
+
+def test_messages_that_are_not_held_any_more_are_counted_together(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    for node in scripted_cluster.nodes:
+        node.answer = lambda command: b":0\r\n"
+    handles = [link.handle(*each) for each in ((HERE, 1), (THERE, 1), (HERE, 2))]
+    link.placement.settler.ack(handles, outcomes.append)
+    until(lambda: outcomes, CAME)
+    assert outcomes == [3]
+
+
+def test_outcomes_of_acks_come_in_their_order(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    """Settlements takes the first outcome for that of the first ack."""
+    link, outcomes = cluster_links(), list[str]()
+    first, second = scripted_cluster.nodes
+    first.answer = lambda command: None
+    settler = link.placement.settler
+    settler.ack([link.handle(HERE, 1)], lambda outcome: outcomes.append("slow"))
+    settler.ack([link.handle(THERE, 1)], lambda outcome: outcomes.append("quick"))
+    until(lambda: first.names() == second.names() == ["HDEL", "ZREM"], CAME)
+    link.placement.of(THERE).commands.call(b"*1\r\n$4\r\nECHO\r\n")
+    assert outcomes == [], "the reply to the second one is there"
+    first.say(b":1\r\n:1\r\n")
+    until(lambda: outcomes == ["slow", "quick"], CAME)
+
+
+def test_an_ack_that_a_lost_socket_had_carried_out_is_not_late(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    node = scripted_cluster.nodes[0]
+    node.answer = lambda command: None
+    link.placement.settler.ack([link.handle(HERE, 1)], outcomes.append)
+    until(lambda: node.names() == ["HDEL", "ZREM"], CAME)
+    is_gone = lambda command: command.startswith(("HDEL", "ZREM"))  # noqa: E731
+    node.answer = lambda command: b":0\r\n" if is_gone(command) else empty(command)
+    node.peer.drop()
+    until(lambda: outcomes, CAME)
+    assert outcomes == [None]
+
+
+def test_a_dead_letter_is_stored_elsewhere_before_it_is_removed_here(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    here, there = scripted_cluster.nodes
+    there.answer = lambda command: None
+    link.placement.settler.settle([rejected(link, 1, HERE, THERE)], outcomes.append)
+    until(lambda: there.got, CAME)
+    assert there.got == [f"LPUSH {link.prefix(THERE)}{THERE} {RAW.decode()}"]
+    link.placement.of(HERE).commands.call(b"*1\r\n$4\r\nECHO\r\n")
+    assert (here.names(), outcomes) == (["ECHO"], [])
+    there.say(b":1\r\n")
+    until(lambda: outcomes, CAME)
+    assert outcomes == [None]
+    move = here.got[-1]
+    assert move.startswith("EVAL")
+    assert f" {link.prefix(HERE)}{HERE} " in move, "the copy that stays in the partition"
+    assert link.prefix(THERE) not in move, "its keys are in another slot"
+
+
+@pytest.mark.parametrize("text", ["OOM no memory", "WRONGTYPE no list", "NOPERM not you"])
+def test_a_message_whose_dead_letter_is_refused_stays_held(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster, text: str
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    here, there = scripted_cluster.nodes
+    there.refuse(text, first="LPUSH")
+    link.placement.settler.settle([rejected(link, 1, THERE, FAR)], outcomes.append)
+    until(lambda: outcomes, CAME)
+    assert [(type(each), str(each)) for each in outcomes] == [(ErrorReply, text)]
+    assert there.names() == ["LPUSH", "LPUSH"]
+    assert here.got == []
+
+
+def test_a_message_whose_dead_letter_was_lost_on_its_way_stays_held(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    """Nobody knows whether the other node has it: the one who is asked decides, not the slot."""
+    link, outcomes = cluster_links(), list[Any]()
+    here, there = scripted_cluster.nodes
+    there.answer = lambda command: None
+    link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
+    until(lambda: there.names() == ["LPUSH"], CAME)
+    there.answer = empty
+    there.peer.drop()
+    until(lambda: outcomes, CAME)
+    assert isinstance(outcomes[0], NodeLost)
+    assert (here.got, there.names().count("LPUSH")) == ([], 1)
+    link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
+    until(lambda: len(outcomes) == 2, CAME)
+    assert outcomes[1] is None
+    assert there.names().count("LPUSH") == 2
+
+
+def test_a_dead_letter_follows_a_slot_that_has_moved(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    here, there = scripted_cluster.nodes
+    there.refuse(f"MOVED 1 {here.place.host}:{here.place.port}", first="LPUSH")
+    link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
+    until(lambda: outcomes, CAME)
+    assert outcomes == [None]
+    assert here.names()[0] == "LPUSH"
+    assert here.names()[-1].startswith("EVAL")
+
+
+def test_a_dead_letter_for_a_slot_that_is_not_served_is_given_up(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(reply_timeout=1.0), list[Any]()
+    here, there = scripted_cluster.nodes
+    there.answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
+    link.placement.settler.settle([rejected(link, 1, THERE)], outcomes.append)
+    until(lambda: outcomes, CAME)
+    assert isinstance(outcomes[0], NodeLost)
+    assert "CLUSTERDOWN" in str(outcomes[0])
+    assert here.got == []
+
+
+def test_the_parts_of_a_turn_are_in_one_partition_each(cluster_links: ClusterLinks) -> None:
+    link = cluster_links()
+    dispositions = [
+        Disposition(
+            Delivery(None, link.handle(name, number), number, RAW, name), Settlement.REQUEUE
+        )
+        for number, name in enumerate((HERE, THERE, HERE, NEAR))
+    ]
+    parts = link.placement.settler.parts(dispositions)
+    queues = [[each.message.queue for each in part] for part in parts]
+    assert sorted(queues) == sorted([[HERE, HERE], [THERE], [NEAR]])
+
+
+def test_leases_are_renewed_where_messages_are_held_and_where_the_link_is_known(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    settler = link.placement.settler
+    settler.renew([], outcomes.append)
+    assert outcomes == [None], "nothing was held anywhere"
+    link.placement.of(THERE).keep_alive()
+    settler.renew([link.handle(HERE, 1)], outcomes.append)
+    until(lambda: len(outcomes) == 2, CAME)
+    assert outcomes[1] is None
+    for queue, node in zip((HERE, THERE), scripted_cluster.nodes, strict=True):
+        assert any(each.startswith("EVAL") and link.prefix(queue) in each for each in node.got)
+
+
+def test_a_renewal_that_one_node_refuses_is_refused(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, outcomes = cluster_links(), list[Any]()
+    scripted_cluster.nodes[1].refuse("READWRITE x", first="EVAL")
+    handles = [link.handle(HERE, 1), link.handle(THERE, 1)]
+    link.placement.settler.renew(handles, outcomes.append)
+    until(lambda: outcomes, CAME)
+    assert [str(each) for each in outcomes] == ["READWRITE x"]
