@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -14,17 +14,27 @@ from greenconn import Connection
 from greenconn.transport.redis.cluster.nodes import Nodes, Place
 from greenconn.transport.redis.cluster.placement import ClusterPlacement, tag_of
 from greenconn.transport.redis.pipeline import Pipeline, ignore
+from greenconn.transport.redis.scripts import DROP, Script
 from greenconn.transport.redis.server import Address, Login
 from greenconn.wire.resp import RespParser
 from tests.fix_peer import Peer, PeerFactory
 
-__all__ = ["ClusterLink", "ClusterLinks", "ScriptedCluster", "ScriptedNode", "empty", "on_node"]
+__all__ = [
+    "ClusterLink",
+    "ClusterLinks",
+    "ScriptedCluster",
+    "ScriptedNode",
+    "empty",
+    "on_node",
+    "with_sets",
+]
 
 #: What a node answers a command; None: nothing.
 Answer: TypeAlias = bytes | None
 
 LAST_SLOT = 16383
 MIDDLE = 8192
+NOTHING = b"$-1\r\n"
 
 
 def bulk(text: str) -> bytes:
@@ -181,20 +191,42 @@ def scripted_cluster(peer: PeerFactory) -> Iterator[ScriptedCluster]:
     cluster.close()
 
 
+def runs(script: Script, command: str) -> bool:
+    """Return whether a command runs a script, by its text or by its digest."""
+    words = f"EVAL {script.text.decode()}", f"EVALSHA {script.digest.decode()}"
+    return command.startswith(words)
+
+
 def empty(command: str) -> Answer:
     """Return what a server without any keys answers; it holds whatever it is to remove or to move."""
     word, *rest = command.split(" ")
     if word in ("HDEL", "ZREM"):
         return b":%d\r\n" % (len(rest) - 1)
-    if word in ("SMEMBERS", "HKEYS", "HMGET"):
+    if word in ("SMEMBERS", "HGETALL", "HKEYS"):
         return array()
+    if runs(DROP, command):
+        return array(b":0\r\n")
     if word == "ZSCAN":
         return array(bulk("0"), array())
-    if word == "GET":
-        return b"$-1\r\n"
-    if word in ("EXISTS", "DEL", "PUBLISH"):
+    if word == "HMGET":
+        return array(*[NOTHING] * (len(rest) - 1))
+    if word in ("GET", "ZSCORE"):
+        return NOTHING
+    if word in ("DEL", "EXISTS", "LLEN", "PUBLISH", "SISMEMBER"):
         return b":0\r\n"
     return b":1\r\n"
+
+
+def with_sets(sets: Mapping[str, Sequence[str]]) -> Callable[[str], Answer]:
+    """Return what answers as a server with these sets, by their keys; all other keys are there, too."""
+
+    def answer(command: str) -> Answer:
+        word, _, key = command.partition(" ")
+        if word == "SMEMBERS":
+            return array(*map(bulk, sets.get(key, ())))
+        return b":1\r\n" if word == "EXISTS" else empty(command)
+
+    return answer
 
 
 def on_node(number: int, count: int = 1) -> list[str]:

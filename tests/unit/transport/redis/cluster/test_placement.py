@@ -10,6 +10,7 @@ from redis.crc import key_slot
 from greenconn.transport.redis.cluster.placement import PARTITIONS, _tags, tag_of
 from greenconn.wire.resp import pack
 from tests.fix_redis_nodes import (
+    NOTHING,
     Answer,
     ClusterLinks,
     ScriptedCluster,
@@ -21,7 +22,6 @@ from tests.fix_redis_nodes import (
 from tests.fix_wires import until
 
 CAME = 30.0
-NOTHING = b"$-1\r\n"
 
 
 def test_each_partition_has_a_part_of_the_slots_of_its_own() -> None:

@@ -10,8 +10,15 @@ from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
-from greenconn.wire.resp import ErrorReply
-from tests.fix_redis_nodes import ClusterLink, ClusterLinks, ScriptedCluster, empty, on_node
+from greenconn.wire.resp import ErrorReply, pack
+from tests.fix_redis_nodes import (
+    Answer,
+    ClusterLink,
+    ClusterLinks,
+    ScriptedCluster,
+    empty,
+    on_node,
+)
 from tests.fix_wires import until
 
 CAME = 30.0
@@ -24,6 +31,11 @@ def rejected(link: ClusterLink, number: int, *to: str) -> Disposition:
     message = Delivery(None, link.handle(HERE, number), number, RAW, HERE)
     # No envelope: the message as it is.
     return Disposition(message, Settlement.REJECT, entries=[Entry(name, {}) for name in to])
+
+
+def removed_already(command: str) -> Answer:
+    """Return what a node answers that does not hold what is removed."""
+    return b":0\r\n" if command.startswith(("HDEL", "ZREM")) else empty(command)
 
 
 def test_acks_go_where_the_messages_are_held(
@@ -49,7 +61,7 @@ def test_messages_that_are_not_held_any_more_are_counted_together(
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
     for node in scripted_cluster.nodes:
-        node.answer = lambda command: b":0\r\n"
+        node.answer = removed_already
     handles = [link.handle(*each) for each in ((HERE, 1), (THERE, 1), (HERE, 2))]
     link.placement.settler.ack(handles, outcomes.append)
     until(lambda: outcomes, CAME)
@@ -67,7 +79,7 @@ def test_outcomes_of_acks_come_in_their_order(
     settler.ack([link.handle(HERE, 1)], lambda outcome: outcomes.append("slow"))
     settler.ack([link.handle(THERE, 1)], lambda outcome: outcomes.append("quick"))
     until(lambda: first.names() == second.names() == ["HDEL", "ZREM"], CAME)
-    link.placement.of(THERE).commands.call(b"*1\r\n$4\r\nECHO\r\n")
+    link.placement.of(THERE).commands.call(pack("ECHO"))
     assert outcomes == [], "the reply to the second one is there"
     first.say(b":1\r\n:1\r\n")
     until(lambda: outcomes == ["slow", "quick"], CAME)
@@ -81,8 +93,7 @@ def test_an_ack_that_a_lost_socket_had_carried_out_is_not_late(
     node.answer = lambda command: None
     link.placement.settler.ack([link.handle(HERE, 1)], outcomes.append)
     until(lambda: node.names() == ["HDEL", "ZREM"], CAME)
-    is_gone = lambda command: command.startswith(("HDEL", "ZREM"))  # noqa: E731
-    node.answer = lambda command: b":0\r\n" if is_gone(command) else empty(command)
+    node.answer = removed_already
     node.peer.drop()
     until(lambda: outcomes, CAME)
     assert outcomes == [None]
@@ -97,7 +108,7 @@ def test_a_dead_letter_is_stored_elsewhere_before_it_is_removed_here(
     link.placement.settler.settle([rejected(link, 1, HERE, THERE)], outcomes.append)
     until(lambda: there.got, CAME)
     assert there.got == [f"LPUSH {link.prefix(THERE)}{THERE} {RAW.decode()}"]
-    link.placement.of(HERE).commands.call(b"*1\r\n$4\r\nECHO\r\n")
+    link.placement.of(HERE).commands.call(pack("ECHO"))
     assert (here.names(), outcomes) == (["ECHO"], [])
     there.say(b":1\r\n")
     until(lambda: outcomes, CAME)

@@ -1,0 +1,45 @@
+"""Queues of several partitions, over scripted nodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenconn.transport.redis.errors import NodeLost
+from tests.fix_redis_nodes import ClusterLinks, ScriptedCluster, empty, on_node, with_sets
+
+[HERE, NEAR], [THERE] = on_node(0, 2), on_node(1)
+
+
+def test_queues_are_looked_for_at_their_nodes(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    link, (first, second) = cluster_links(), scripted_cluster.nodes
+    first.answer = with_sets({})
+    assert link.placement.queues.existing({HERE: (), THERE: (), NEAR: ()}) == [HERE, NEAR]
+    for node, queues in ((first, (HERE, NEAR)), (second, (THERE,))):
+        asked = " ".join(node.got)
+        found = [each for each in (HERE, NEAR, THERE) if f"{link.prefix(each)}{each}" in asked]
+        assert sorted(found) == sorted(queues)
+
+
+def test_queues_of_a_slot_that_is_not_served_are_not_taken_for_gone(
+    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
+) -> None:
+    """Their messages would be dropped as if nothing were bound."""
+    link = cluster_links(reply_timeout=1.0)
+    scripted_cluster.nodes[1].answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
+    with pytest.raises(NodeLost, match="CLUSTERDOWN"):
+        link.placement.queues.existing({HERE: (), THERE: ()})
+    scripted_cluster.nodes[1].answer = empty
+    assert link.placement.queues.existing({HERE: (), THERE: ()}) == []
+
+
+def test_feeds_are_those_of_all_partitions(cluster_links: ClusterLinks) -> None:
+    placement = cluster_links().placement
+    feeds = placement.feeds
+    assert (len(feeds), list(feeds), feeds.get(HERE)) == (0, [], None)
+    made = {name: placement.consuming.feed(name) for name in (HERE, THERE, NEAR)}
+    assert dict(feeds) == made
+    assert [placement.of(each).feeds for each in made] == [{each: made[each]} for each in made]
+    with pytest.raises(KeyError):
+        feeds["another"]
