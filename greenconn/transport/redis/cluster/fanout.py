@@ -245,7 +245,7 @@ class ShardChannel:
             error = attempt.error
             self._reason = str(error)
             if error is not None and not isinstance(error, _PASSING):
-                logger.debug("%r: %s", self, error)
+                logger.debug("%r: %s", self, error, extra={"connection": self._shards.where})
                 self._is_settled.wake_all(error)
         self._greenlet = None
         since, self._lost_at = self._lost_at, None
@@ -458,6 +458,7 @@ class ClusterShards:
                 self.where,
                 name,
                 channel.exchange,
+                extra={"connection": self.where},
             )
             return
         for queue in channel.queues(topic):
