@@ -264,6 +264,38 @@ class Message(Generic[T]):
             self._state = state
             raise
 
+    def replace(self, prepared: Any, queue: str) -> bool:
+        """Have the broker store another message in the place of this one, in one step.  May switch.
+
+        Arguments:
+            prepared: by the channel's ``prepare_message``.
+            queue: that both belong to.
+
+        Returns:
+            False: it has no such step, and nothing was done.
+
+        Raises:
+            MessageStateError: it was acknowledged, rejected or requeued before.
+        """
+        replace = getattr(self.channel, "replace_delivery", None)
+        if replace is None:
+            return False
+        state = self._state
+        if state in ACK_STATES and not self._is_rolled_back():
+            raise self._already_settled()
+        is_replaced: Any = False
+        self._state = "ACK"
+        try:
+            is_replaced = replace(self.delivery_tag, prepared, queue)
+        finally:
+            if is_replaced is not True:  # what stands in for a channel in tests may say anything
+                self._state = state
+        if is_replaced is not True:
+            return False
+        if LISTENERS.settle is not None:
+            self._tell_settled("ack")
+        return True
+
     def _send_back(self) -> None:
         self._send_refusal(True)
 

@@ -109,6 +109,12 @@ class Publisher(Protocol[M]):
     ) -> PublishResult:
         """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch."""
 
+    def replacement(self, message: M, queue: str) -> Callable[[Any], object] | None:
+        """Return what stores *message* in the place of a held one of *queue*.  May switch.
+
+        None: the broker cannot do both in one step.  What is returned never switches.
+        """
+
     def flush(self, timeout: float | None) -> None:
         """Return when the broker has all publishes and acks.  May switch."""
 
@@ -715,6 +721,30 @@ class StoreChannel(StdChannel, Generic[L]):
             RecoverableChannelError: the channel was closed.
         """
         self.deliveries.ack(delivery_tag, multiple)
+
+    def replace_delivery(self, delivery_tag: Any, message: Prepared | Envelope, queue: str) -> bool:
+        """Store *message* in the place of a delivery, in one step.  May switch, before that.
+
+        It leaves when this turn ends, as an ack does.
+
+        Arguments:
+            message: the result of ``prepare_message``, with a delay.
+            queue: of the delivery.
+
+        Returns:
+            False: the broker has no such step, or does not hold the delivery for this channel any more;
+            nothing was done.
+
+        Raises:
+            ContentTooLarge: the body is above ``max_message_size``.
+            RecoverableChannelError: the channel was closed meanwhile.
+            WrongHub: called from another thread.
+        """
+        self.check_hub()
+        if self.state_of_life is not _OPEN:
+            return False
+        replace = self._publisher.replacement(message, queue)
+        return replace is not None and self.deliveries.replace(delivery_tag, queue, replace)
 
     def basic_reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Reject a delivery: requeue it, or dead-letter or drop it.

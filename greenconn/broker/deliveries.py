@@ -22,7 +22,7 @@ Cost: an ack changes one dict and two counters; the acknowledger sends the acks 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from gevent import get_hub
@@ -154,6 +154,25 @@ class Deliveries:
                 self._channel.serve()
             elif consumer.is_parked:
                 consumer.wake()
+
+    def replace(self, tag: Any, queue: str, replace: Callable[[Any], object]) -> bool:
+        """Call *replace* with a delivery from *queue*, which settles it.  Never switches.
+
+        Returns:
+            False: the broker does not hold it for this channel any more, and nothing was done.
+        """
+        delivery = self.unacked.get(tag)
+        if (
+            self._link.lost is not None
+            or delivery is None
+            or not delivery.is_held
+            or delivery.queue != queue
+        ):
+            return False
+        del self.unacked[tag]
+        replace(delivery)
+        self._free([delivery])
+        return True
 
     def reject(self, tag: Any, requeue: bool, *, multiple: bool = False) -> None:
         """Reject a delivery.  May switch.

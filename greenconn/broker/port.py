@@ -135,9 +135,9 @@ class SettleRequest(NamedTuple):
 
     Attributes:
         delay: seconds before it may be claimed again, for REQUEUE.
-        entries: copies for dead-letter queues, stored before the message is removed; in one step with
-            that where the store can.  If one is refused, the message stays: see
-            :meth:`Store.unless_refused`.
+        entries: copies for dead-letter queues, or the one that is delivered after a delay, stored before
+            the message is removed; in one step with that where the store can.  If one is refused, the
+            message stays: see :meth:`Store.unless_refused`.
         is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed, where the
             store can tell.
         is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
@@ -189,6 +189,9 @@ class Store(ABC):
     settle_limit: ClassVar[int] = 100
     #: How bodies are stored; None: the store takes bytes.
     body_encoding: str | None = "base64"
+    #: Whether a delayed copy takes the place of its message in one step: a process that ends in between
+    #: leaves neither both nor none.
+    replaces_at_once: ClassVar[bool] = False
     #: Whether queues are looked for one by one, each claim waiting for its own (SQS), or together.
     claims_each_queue: ClassVar[bool] = False
     #: The exchanges and bindings that are shared with other processes; None: they are not.
@@ -331,7 +334,7 @@ class Store(ABC):
         return request
 
     def log_refusal(self, queue: str, error: Exception) -> None:
-        """Log that a dead letter for *queue* was not stored."""
+        """Log that a copy for *queue* was not stored."""
         logger.error(
             "%s: a dead letter for queue %r could not be stored, and is tried again in %g s: %s",
             self.client.as_uri(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from gevent import get_hub
@@ -18,6 +18,7 @@ from greenconn.broker.dead_letters import carbon_copies
 from greenconn.broker.directory import Directory
 from greenconn.broker.port import NoQueue, QueueFull
 from greenconn.broker.routing import Routing
+from greenconn.broker.settlement_port import HeldMessage
 from greenconn.exceptions import (
     ChannelError,
     ContentTooLarge,
@@ -148,6 +149,18 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             queue: where a plain message goes.
             deadline: when it returns at the latest; None: the link watches its broker.
         """
+
+    def replacement(
+        self, message: M | Envelope, queue: str
+    ) -> Callable[[HeldMessage], object] | None:
+        """Return what stores *message* in the place of a held one of *queue*.  May switch.
+
+        None: the broker cannot do both in one step.  What is returned never switches.
+
+        Raises:
+            ChannelError: the broker refuses.
+        """
+        return None
 
     def flush(self, timeout: float | None) -> None:
         """Return when the broker has the acks.  (A publish returns when it has the message.)

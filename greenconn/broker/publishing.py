@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from binascii import b2a_base64
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
@@ -25,6 +26,8 @@ from greenconn.broker.publisher import (
     CopyOutcomes,
     PublishingLink,
 )
+from greenconn.broker.settlement_port import HeldMessage
+from greenconn.broker.settlements import Settlements
 from greenconn.delays import delay_of
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.virtual.declaration import Declaration
@@ -50,6 +53,8 @@ class StorePublishingLink(PublishingLink, Protocol):
     def store(self) -> Store: ...
     @property
     def put_batcher(self) -> PutBatcher: ...
+    @property
+    def settlements(self) -> Settlements: ...
     @property
     def tags(self) -> TagMaker: ...
 
@@ -102,6 +107,15 @@ class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[En
         ):
             return self._routed(message, size, headers, exchange, routing_key, mandatory, deadline)
         return self._addressed(message, "", routing_key, (routing_key,))
+
+    def replacement(self, message: Envelope, queue: str) -> Callable[[HeldMessage], object] | None:
+        link = self.link
+        if not link.store.replaces_at_once:
+            return None
+        entries = self._target(message, "", queue, True, None)
+        if entries is None or len(entries) != 1 or not entries[0].delay:
+            return None
+        return partial(link.settlements.replace, entries)
 
     def _addressed(
         self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]

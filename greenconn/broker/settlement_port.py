@@ -73,7 +73,8 @@ class Disposition(NamedTuple):
     Attributes:
         delay: seconds before it may be claimed again, for REQUEUE.
         entries: stored before the message is removed, at once with it where the broker can: its copies
-            for dead-letter queues.  One with an empty envelope is the message as it is.
+            for dead-letter queues, or the one that is delivered after a delay.  One with an empty
+            envelope is the message as it is.
         is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed.
         is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
             redelivered, but this delivery of it does not count.

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.dead_letters import dead_letter_entries
-from greenconn.broker.port import Settlement
+from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage, SettlementLink
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.progress import Progress
@@ -117,6 +117,10 @@ class Settlements:
                 self.give_up(delivery, "delivery_limit")
             else:
                 self.settle(Disposition(delivery, Settlement.REQUEUE))
+
+    def replace(self, entries: Sequence[Entry], message: HeldMessage) -> None:
+        """Store *entries* in the place of a message.  Never switches."""
+        self.settle(Disposition(message, Settlement.ACK, entries=entries))
 
     def requeue_unseen(self, message: HeldMessage) -> None:
         """Requeue a message that no handler has seen.  Never switches."""

@@ -16,9 +16,11 @@ from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.listeners import Observation, Observers, PublishEvent
+from greenconn.message import Message
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
+    from greenconn import abc
     from greenconn.abc import Channel
 
 __all__ = ["PROPERTIES", "OutgoingMessage", "PublishArguments", "PublishOptions", "Target"]
@@ -157,6 +159,29 @@ class OutgoingMessage:
             self.headers,
             properties.copy() if self.own is None else {**properties, **self.own},
         )
+
+    def replace(self, received: abc.Message) -> bool:
+        """Have the broker deliver this one, after its delay, in the place of *received*.  May switch.
+
+        Returns:
+            False: it cannot do that in one step, and nothing was done.
+
+        Raises:
+            ValueError: the transport cannot keep this delay.
+        """
+        channel, options = received.channel, self.options
+        if (
+            options.delay is None
+            or not isinstance(received, Message)
+            or not hasattr(channel, "replace_delivery")
+        ):
+            return False
+        exchange, queue = options.exchange, options.routing_key
+        route = delayed_route(
+            channel, exchange, queue, options.delay, self.headers, options.properties
+        )
+        self.headers = route.headers
+        return received.replace(self.prepare(channel), queue)
 
     def begin(self, channel: Channel, deadline: Deadline) -> Any:
         """Publish on *channel*.  May switch, before the first byte only.

@@ -2,7 +2,8 @@
 
 Each is published as it was, with what is known of the failure in headers, and acknowledged when the
 broker has confirmed that.  So none is lost, and one is there twice only if the process or the connection
-ends between the two.
+ends between the two.  Where the broker can store a delayed message in the place of the one that
+failed, in one step, none is there twice.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from greenconn.compression import compress
 from greenconn.defaults import publishing_connection
 from greenconn.delays import DELAY
 from greenconn.green.deadline import Deadline
+from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
@@ -113,7 +115,11 @@ class FailedMessages:
         options = PublishOptions(queue, {"delay": delay, **priority_of(message)})
         outgoing = resent(message, options, _failure_headers(message, attempts))
         try:
-            self._publish(outgoing)
+            if (observers := LISTENERS.publishing) is not None:
+                observed = outgoing.observe(observers, url_of(message.channel))
+                observed.run(self._store_retry, outgoing, message)
+            else:
+                self._store_retry(outgoing, message)
         except ValueError as exc:
             # The transport has no delays; the next message need not try.
             self._is_unable = True
@@ -169,6 +175,10 @@ class FailedMessages:
             )
             return False
         return True
+
+    def _store_retry(self, outgoing: OutgoingMessage, message: Message) -> None:
+        if not outgoing.replace(message):
+            self._publish(outgoing)
 
     def _publish(self, outgoing: OutgoingMessage) -> None:
         publisher = publisher_of(publishing_connection(self._connection))

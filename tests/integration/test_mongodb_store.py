@@ -15,7 +15,7 @@ from greenconn.broker.topology_port import Row
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.mongodb import notifications
+from greenconn.transport.mongodb import notifications, queues
 from greenconn.transport.mongodb.claiming import Claims
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
@@ -274,6 +274,46 @@ def test_delayed_message(stores: Stores, mongodb_database: Database) -> None:
     assert mongodb_database["messages"].count_documents({}) == 2
 
 
+def test_delayed_copy_takes_the_place_of_its_message(
+    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores()
+    store.put([entry("old")])
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    monkeypatch.setattr(store, "put", None)  # it is one step
+    copy = entry("new", delay=0.1, priority=3, lifetime=600.0)
+    request = SettleRequest(claimed.handle, Settlement.ACK, entries=[copy])
+    store.settle([request])
+    (found,) = mongodb_database["messages"].find()
+    assert set(found) == {"_id", "payload", "priority", "claimed", "due_at", "dead_at"}
+    store.settle([request])  # as the next life does where it knows of no reply
+    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
+    (again,) = store.claim({QUEUE: 9}, 0)
+    assert (bodies([again]), again.deliveries) == (["new"], 0)
+    store.settle([request])  # it is another one's by now
+    store.settle(done([again]))
+    assert mongodb_database["messages"].count_documents({}) == 0
+
+
+def test_delayed_copy_that_is_refused(
+    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores()
+    store.put([entry("a"), entry("b")])
+    large, fine = store.claim({QUEUE: 9}, 0)
+    copies = [entry("x" * (16 * 1024 * 1024), delay=0.1), entry("again", delay=0.1)]
+    store.settle(
+        [
+            SettleRequest(each.handle, Settlement.ACK, entries=[copy])
+            for each, copy in zip((large, fine), copies, strict=True)
+        ]
+    )
+    assert mongodb_database["messages"].count_documents({"due_at": {"$exists": True}}) == 2
+    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
+    (again,) = store.claim({QUEUE: 9}, 0)
+    assert bodies([again]) == ["again"]  # the other one comes after a lease
+
+
 def test_dead_messages_are_reported(stores: Stores) -> None:
     store = stores()
     store.put([entry("dies", "lonely", lifetime=0.05), entry("stays")])
@@ -330,6 +370,83 @@ def test_exclusive_queue_whose_owner_has_gone(stores: Stores) -> None:
     gone.renew([])
     until(lambda: other.find_queue("mine") is None)
     assert other.size("mine") == 0
+
+
+def test_queue_that_another_one_has_declared_anew(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two find at the same time that an owner has gone: the slower one deletes nothing."""
+    gone, first, second = stores(lease=0.2), stores(), stores()
+    gone.make_queue("mine", Declaration(owner="gone"))
+    look = second._queues._find_queue
+    seen = [look("mine")]  # it reads the record before the other one deletes it
+    until(lambda: first.find_queue("mine") is None)
+    first.make_queue("mine", Declaration(owner="first"))
+    first.put([entry(queue="mine")])
+    late = lambda name: seen.pop() if seen else look(name)  # noqa: E731
+    monkeypatch.setattr(second._queues, "_find_queue", late)
+    found = second.find_queue("mine")
+    assert found is not None
+    assert (found.owner, seen) == ("first", [])
+    assert first.size("mine") == 1
+    first.renew([])  # else: LeaseExpired
+
+
+def test_owner_that_was_stopped_deletes_nothing_of_the_next_one(stores: Stores) -> None:
+    gone, other = stores(lease=0.2), stores()
+    gone.make_queue("mine", Declaration(owner="gone"))
+    until(lambda: other.find_queue("mine") is None)
+    other.make_queue("mine", Declaration(owner="other"))
+    other.put([entry(queue="mine")])
+    assert gone.drop_queue("mine") == 0
+    assert other.size("mine") == 1
+    assert other.drop_queue("mine") == 1
+    assert gone.find_queue("mine") is None
+
+
+def test_queue_that_expires_at_many_at_once(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"x-expires": 100}
+    first, second = stores(), stores()
+    first.make_queue("idle", Declaration(arguments=arguments))
+    find = second._queues._find_records
+    late: list[Any] = []
+
+    def expired() -> bool:
+        late[:] = find({"_id": "idle", "dead_at": {"$lte": second._servers.now()}})
+        return bool(late)
+
+    until(expired)
+    until(lambda: first.find_queue("idle") is None)
+    first.make_queue("idle", Declaration(arguments={"x-expires": 600_000}))
+    first.put([entry(queue="idle")])
+    monkeypatch.setattr(second._queues, "_find_records", lambda which: late)
+    assert second._queues.drop_unused() == []
+    assert first.size("idle") == 1
+
+
+@pytest.mark.parametrize("how", ["it ends", "it dies"])
+def test_queue_that_is_being_deleted(
+    stores: Stores, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who declares it waits until it is gone, or goes on with the deletion."""
+    if how == "it dies":
+        monkeypatch.setattr(queues, "ENDING_TIMEOUT", timedelta(seconds=0.3))
+    deleting, other = stores(), stores()
+    deleting.make_queue("mine", Declaration(durable=True))
+    deleting.put([entry(queue="mine")])
+    mark = deleting._queues._mark("mine", {})
+    assert mark is not None
+    made = gevent.spawn(other.make_queue, "mine", Declaration())
+    if how == "it ends":
+        gevent.sleep(0.1)
+        assert not made.ready()
+        assert deleting._queues._delete("mine", mark) == 1
+    assert made.get(timeout=30) == Declaration()
+    deleting._queues._delete("mine", mark)  # too late, it is another one's
+    found = other.find_queue("mine")
+    assert found == Declaration()
 
 
 def test_bindings_are_kombus(stores: Stores, mongodb_database: Database) -> None:

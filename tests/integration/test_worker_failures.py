@@ -15,6 +15,7 @@ from gevent.queue import Queue as GreenQueue
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import MessageStateError
 from greenconn.message import Message
 from greenconn.options import Retry
 from tests.fix_wires import until
@@ -247,6 +248,105 @@ def test_killed_worker_loses_no_waiting_retry(
             finally:
                 worker.end()
     assert done == set(range(200))
+
+
+#: Fails always, and prints a line for each attempt.
+FAILING = """
+import logging
+import greenconn
+from greenconn import Retry
+
+logging.disable()  # nobody reads the pipe
+
+def handle(body, message):
+    print(body, flush=True)
+    raise OSError("try me again")
+
+greenconn.configure({url!r}, transport_options={{"lease": 1.0}})
+consumer = greenconn.spawn_consumer(
+    {queue!r}, handle, prefetch_count=20,
+    retry=Retry(tries=100000, delay=0.05, backoff=1.0, hold="broker"),
+)
+print("ready" if consumer.wait_ready(60) else "not ready", flush=True)
+consumer.join()
+"""
+#: Transports that store a delayed message in the place of a held one, in one step.
+ONE_STEP = [
+    "redis_url",
+    "sqlite_url",
+    "mongodb_url",
+    pytest.param("redis_cluster_url", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("which", ONE_STEP)
+def test_killed_worker_leaves_no_message_twice(
+    request: pytest.FixtureRequest, which: str, unique: str
+) -> None:
+    url, count = request.getfixturevalue(which), 50
+    with Connection(url, transport_options={"lease": 1.0}) as connection:
+        greenconn.publish_many(unique, list(range(count)), connection=connection, declare=True)
+        for _ in range(3):
+            worker = start("-c", FAILING.format(url=url, queue=unique))
+            try:
+                assert worker.line() == "ready"
+                for _ in range(4 * count):
+                    worker.line()
+                worker.signal(signal.SIGKILL)
+                worker.outcome()
+            finally:
+                worker.end()
+        found: list[int] = []
+        consumer = greenconn.spawn_consumer(
+            unique, lambda body, message: found.append(body), connection=connection
+        )
+        until(lambda: len(set(found)) == count, SOON)
+        gevent.sleep(0.5)  # a second copy would wait for 0.05 s
+        assert consumer.stop(SOON)
+    assert sorted(found) == list(range(count))
+
+
+@pytest.mark.parametrize("which", ONE_STEP)
+def test_delayed_message_takes_the_place_of_a_held_one(
+    request: pytest.FixtureRequest, which: str, unique: str
+) -> None:
+    url = request.getfixturevalue(which)
+    with Connection(url, transport_options={"lease": 600.0}) as connection:
+        channel = connection.channel()
+        channel.queue_declare(unique, durable=True)
+        channel.basic_publish(channel.prepare_message("old"), "", unique)
+        held = channel.basic_get(unique)
+        later = channel.prepare_message("new", headers={"x-delay": 200}, priority=3)
+        assert not held.replace(later, "another queue")
+        assert not held.acknowledged
+        assert held.replace(later, unique)
+        assert held.acknowledged
+        with pytest.raises(MessageStateError):
+            held.replace(later, unique)
+        channel.flush()
+        assert waiting(channel, unique) == 0
+        channel.close()  # what is held would be requeued
+        message = got(connection, unique)
+        assert (message.body, message.properties["priority"]) == ("new", 3)
+        assert not message.redelivered
+
+
+@pytest.mark.parametrize("which", ONE_STEP)
+def test_message_of_a_lost_link_is_not_replaced(
+    request: pytest.FixtureRequest, which: str, unique: str
+) -> None:
+    url = request.getfixturevalue(which)
+    with Connection(url, transport_options={"lease": 600.0}) as connection:
+        channel = connection.channel()
+        channel.queue_declare(unique, durable=True)
+        channel.basic_publish(channel.prepare_message("old"), "", unique)
+        held = channel.basic_get(unique)
+        later = channel.prepare_message("new", headers={"x-delay": 200})
+        connection.session.life.link.end(ConnectionResetError("cut"))
+        assert not held.replace(later, unique)
+        assert not held.acknowledged
+        assert got(connection, unique).body == "old"
 
 
 def waiting(channel: Any, queue: str) -> int:

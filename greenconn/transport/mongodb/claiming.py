@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import gevent
 import pymongo
 from bson import ObjectId
-from pymongo import ASCENDING
-from pymongo.errors import OperationFailure
+from pymongo import ASCENDING, ReplaceOne
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import Deadline
@@ -31,8 +31,9 @@ from greenconn.transport.mongodb.documents import (
     claim_update,
     claimed_of,
 )
+from greenconn.transport.mongodb.errors import refusals_in
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "Replacement"]
 
 _ORDER: Final = [("priority", ASCENDING), ("_id", ASCENDING)]
 #: Looks for candidates that one claim makes when some queues have more than is wanted of them.
@@ -45,6 +46,13 @@ ABANDONED_TIMEOUT: Final = 5.0
 REQUEUE_TIMEOUT: Final = 0.5
 #: Seconds that a request takes to the server which was sent before its connection was dropped.
 ON_ITS_WAY: Final = 0.05
+
+
+class Replacement(NamedTuple):
+    """A message that is held, and the document that takes its place."""
+
+    handle: Handle
+    document: Document
 
 
 class Claims:
@@ -238,6 +246,33 @@ class Claims:
         if is_unseen or is_unhandled:
             update["$inc"] = {"deliveries": -1}
         return update
+
+    def replace(self, places: Sequence[Replacement]) -> Mapping[int, Exception]:
+        """Put documents in the places of messages; return, by number, why some were not.  May switch.
+
+        One that is not held any more is passed over.
+        """
+        valid = [number for number, each in enumerate(places) if self.is_mine(each.handle)]
+        if not valid:
+            return {}
+        refused = self._client.call(self._replace, [places[number] for number in valid])
+        found = {valid[at]: error for at, error in refused.items()}
+        for number in valid:
+            if number not in found:
+                self._held.pop(places[number].handle.id, None)
+        return found
+
+    def _replace(self, places: Sequence[Replacement]) -> dict[int, Exception]:
+        requests = []
+        for handle, document in places:
+            # Its key stays: a message is replaced in one step, and keeps its age.
+            document.pop("_id", None)
+            requests.append(ReplaceOne({"_id": handle.id, "claim": handle.claim}, document))
+        try:
+            self._messages.bulk_write(requests, ordered=False)
+        except BulkWriteError as exc:
+            return refusals_in(exc)
+        return {}
 
     # -- keeping
 

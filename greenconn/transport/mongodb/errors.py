@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from pymongo import errors
 
 from greenconn.exceptions import AccessRefused, AMQPError, RecoverableConnectionError
 from greenconn.url import mask_secrets
 
-__all__ = ["LinkLost", "LoginRefused", "ReplyLate", "translated_error"]
+__all__ = ["LinkLost", "LoginRefused", "ReplyLate", "refusals_in", "translated_error"]
 
 #: The server's numbers for: you may not, and: who are you; what Atlas says for the latter.
 _NOT_LOGGED_IN: Final = 18
@@ -60,6 +61,22 @@ def translated_error(exc: errors.PyMongoError, where: str) -> Exception | None:
     if isinstance(exc, errors.OperationFailure) and exc.code in _ACCESS_DENIED:
         return _refused(where, exc)
     return None
+
+
+def refusals_in(exc: errors.BulkWriteError) -> dict[int, Exception]:
+    """Return, by their place, why some of many writes were refused.
+
+    Raises:
+        BulkWriteError: none was, but they are not stored as safely as was asked for.
+    """
+    details: Mapping[str, Any] = exc.details or {}
+    refused: list[Mapping[str, Any]] = list(details.get("writeErrors", ()))
+    if not refused:
+        raise exc
+    return {
+        each["index"]: errors.OperationFailure(each.get("errmsg", "refused"), each.get("code"))
+        for each in refused
+    }
 
 
 def _refused(where: str, exc: errors.OperationFailure) -> Exception:

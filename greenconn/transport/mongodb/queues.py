@@ -1,12 +1,20 @@
-"""The declarations of queues, kept on the server for all programs."""
+"""The declarations of queues, kept on the server for all programs.
+
+Several connections may find at the same time that a queue has ended: that its owner is dead, or that
+it was not used for long enough.  One of them marks its record, if that is still as it was seen, deletes
+what belongs to the queue, and the record last.  The others wait until it is gone.  So a queue that was
+declared anew meanwhile is not deleted, nor are its messages and bindings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
+import gevent
+from bson import ObjectId
 from pymongo import ReturnDocument
 
 from greenconn.broker.port import LeaseExpired
@@ -15,8 +23,20 @@ from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
+from greenconn.transport.virtual.names import is_lost
 
 __all__ = ["Queues"]
+
+#: In the record of a queue that is being deleted: by which deletion, and until when that is taken for
+#: living.
+_ENDING: Final = "ending"
+_ENDING_UNTIL: Final = "ending_until"
+#: What belongs to an exclusive queue in its record.
+_OWNED: Final = ("owner", "owner_until")
+#: Seconds that a deletion may take until another connection goes on with it, and between two looks
+#: whether it is over.
+ENDING_TIMEOUT: Final = timedelta(seconds=10)
+LOOK_INTERVAL: Final = 0.02
 
 
 class Queues:
@@ -52,17 +72,22 @@ class Queues:
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
         """Make a queue; return how it was declared, which for an existing one may differ."""
         self._note_expiry(name, declaration)
-        document = self._client.call(
+        while _ENDING in (document := self._make_queue(name, declaration)):
+            self.find_queue(name)  # returns when it is gone
+        made = _declaration(document)
+        if declaration.owner is not None and made.owner == declaration.owner:
+            self._owned[name] = declaration.owner
+        return made
+
+    def _make_queue(self, name: str, declaration: Declaration) -> Document:
+        document: Document = self._client.call(
             self._queues.find_one_and_update,
             {"_id": name},
             {"$setOnInsert": self._queue_document(declaration)},
             upsert=True,
             return_document=ReturnDocument.AFTER,
         )
-        made = _declaration(document)
-        if declaration.owner is not None and made.owner == declaration.owner:
-            self._owned[name] = declaration.owner
-        return made
+        return document
 
     def _queue_document(self, declaration: Declaration) -> Document:
         now = self._client.now()
@@ -89,17 +114,32 @@ class Queues:
 
     def find_queue(self, name: str) -> Declaration | None:
         """Return how a queue was declared, as far as it is known; None: there is none."""
-        document, is_there = self._client.call(self._find_queue, name)
-        if document is None:
-            return UNDECLARED if is_there else None
+        while True:
+            document, is_there = self._client.call(self._find_queue, name)
+            if document is None:
+                return UNDECLARED if is_there else None
+            if not self._has_ended(document):
+                declaration = _declaration(document)
+                self._note_expiry(name, declaration)
+                return declaration
+            if self._is_being_deleted(document):
+                gevent.sleep(LOOK_INTERVAL)
+            elif self._end_queue(name, document):
+                return None
+
+    def _has_ended(self, document: Document) -> bool:
+        """Return whether a queue has lost its owner, has expired, or is being deleted."""
         now = self._client.now()
-        if document.get("owner_until", now) < now or document.get(self._end, now) < now:
-            # Its connection was lost, or it has expired.
-            self.drop_queue(name)
-            return None
-        declaration = _declaration(document)
-        self._note_expiry(name, declaration)
-        return declaration
+        return bool(
+            _ENDING in document
+            or is_lost(document.get("owner"))
+            or document.get("owner_until", now) < now
+            or document.get(self._end, now) < now
+        )
+
+    def _is_being_deleted(self, document: Document) -> bool:
+        now = self._client.now()
+        return bool(document.get(_ENDING_UNTIL, now) > now)
 
     def _find_queue(self, name: str) -> tuple[Document | None, bool]:
         document = self._queues.find_one({"_id": name})
@@ -110,16 +150,53 @@ class Queues:
         return None, (found or self._routing.find_one({"queue": name}, {"_id": 1})) is not None
 
     def drop_queue(self, name: str) -> int:
-        """Delete a queue, its messages and its bindings; return how many messages waited in it."""
+        """Delete a queue, its messages and its bindings; return how many messages waited in it.
+
+        One that was exclusive to this connection stays if another one has declared it meanwhile.
+        """
+        owner = self._owned.get(name)
+        self._forget(name)
+        mark = self._mark(name, {} if owner is None else {"owner": owner})
+        if mark is None and owner is not None:
+            return 0
+        return self._delete(name, mark)
+
+    def _end_queue(self, name: str, seen: Document) -> bool:
+        """Delete a queue that has ended, unless its record has changed; return whether it has not."""
+        owner = self._owned.pop(name, None)  # first: it is not to be renewed any more
+        mark = self._mark(name, {each: seen.get(each) for each in (*_OWNED, _ENDING, self._end)})
+        if mark is None:
+            if owner is not None:
+                self._owned.setdefault(name, owner)  # the next renewal finds out
+            return False
+        self._forget(name)
+        self._delete(name, mark)
+        return True
+
+    def _mark(self, name: str, seen: Mapping[str, Any]) -> ObjectId | None:
+        """Begin to delete a queue; None: its record is not as it was *seen*, or there is none."""
+        mark = ObjectId()
+        update = {
+            "$set": {_ENDING: mark, _ENDING_UNTIL: self._client.now() + ENDING_TIMEOUT},
+            "$unset": {"owner": ""},  # whose lease cannot be renewed from now on
+        }
+        result = self._client.call(self._queues.update_one, {"_id": name, **seen}, update)
+        return mark if result.matched_count else None
+
+    def _forget(self, name: str) -> None:
         self._owned.pop(name, None)
         self._expiring.pop(name, None)
         self._consumed.discard(name)
+
+    def _delete(self, name: str, mark: ObjectId | None) -> int:
+        """Delete what belongs to a queue, and last its record, if it has one that was marked."""
         self._topology.forget_queue(name)
-        count: int = self._client.call(self._drop_queue, name)
+        count: int = self._client.call(self._delete_messages, name)
+        if mark is not None:
+            self._client.call(self._queues.delete_one, {"_id": name, _ENDING: mark})
         return count
 
-    def _drop_queue(self, name: str) -> int:
-        self._queues.delete_one({"_id": name})
+    def _delete_messages(self, name: str) -> int:
         # Including claimed and delayed messages, by their indexes.
         held = [{"lease_until": {"$exists": True}}, {"due_at": {"$exists": True}}]
         self._messages.delete_many({"$or": held, "claimed": name})
@@ -192,7 +269,8 @@ class Queues:
             end = now + self._expiring[name]
             if name in self._consumed:
                 end += self._lease  # until it is said again
-            result = self._queues.update_one({"_id": name}, {"$set": {self._end: end}})
+            record = {"_id": name, _ENDING: None}
+            result = self._queues.update_one(record, {"$set": {self._end: end}})
             if not result.matched_count:
                 gone.add(name)
             if self._options.ttl:
@@ -200,12 +278,17 @@ class Queues:
         return gone
 
     def drop_unused(self) -> list[str]:
-        """Delete the expired queues; return their names."""
+        """Delete the expired queues; return the names of those that were deleted here."""
         late = {self._end: {"$lte": self._client.now()}}
-        names: list[str] = self._client.call(self._queues.distinct, "_id", late)
-        for name in names:
-            self.drop_queue(name)
-        return names
+        found: list[Document] = self._client.call(self._find_records, late)
+        return [
+            each["_id"]
+            for each in found
+            if not self._is_being_deleted(each) and self._end_queue(each["_id"], each)
+        ]
+
+    def _find_records(self, which: Document) -> list[Document]:
+        return list(self._queues.find(which))
 
 
 def _declaration(document: Document) -> Declaration:

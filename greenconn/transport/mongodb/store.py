@@ -25,10 +25,10 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.weak import weakly
 from greenconn.jsoncodec import dumps
-from greenconn.transport.mongodb.claiming import Claims
+from greenconn.transport.mongodb.claiming import Claims, Replacement
 from greenconn.transport.mongodb.client import Client, ClientReference, address_of
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
-from greenconn.transport.mongodb.errors import LinkLost
+from greenconn.transport.mongodb.errors import LinkLost, refusals_in
 from greenconn.transport.mongodb.fanout import PREFIX, Broadcast, Copy, broadcast_of
 from greenconn.transport.mongodb.notifications import Notifications
 from greenconn.transport.mongodb.options import MongoOptions
@@ -63,6 +63,7 @@ class MongoStore(Store):
     claim_limit: ClassVar[int] = 100
     put_limit: ClassVar[int] = 1000
     put_bytes: ClassVar[int] = 4 * 1024 * 1024
+    replaces_at_once: ClassVar[bool] = True
     settle_limit: ClassVar[int] = 1000
     topology: Topology
 
@@ -287,7 +288,7 @@ class MongoStore(Store):
         stored: list[SettleRequest] = []
         soonest: float | None = None
         # Dead letters first: if we die between the two, there is one too many, and none too few.
-        for each in self._with_copies(requests):
+        for each in self._with_copies(self._without_replaced(requests)):
             if isinstance(each.handle, Copy):
                 self._broadcast.settle(each)
                 continue
@@ -298,6 +299,31 @@ class MongoStore(Store):
             self._claims.settle(stored)
         if soonest is not None:
             self._notifications.expect(soonest)
+
+    def _without_replaced(self, requests: Sequence[SettleRequest]) -> Sequence[SettleRequest]:
+        """Put delayed copies in the places of their messages; return the requests that are left."""
+        if not any(each.entries for each in requests):
+            return requests
+        left: list[SettleRequest] = []
+        delayed: list[SettleRequest] = []
+        places: list[Replacement] = []
+        for each in requests:
+            entry = each.entries[0] if len(each.entries) == 1 else None
+            if entry is None or not entry.delay or not isinstance(each.handle, Handle):
+                left.append(each)
+                continue
+            payload = dumps(entry.envelope)
+            if len(payload) > LARGEST - _OVERHEAD:
+                left.append(self.unless_refused(each, [_too_large(len(payload))]))
+                continue
+            document = message_of(entry, payload, self._servers.now, ttl=self._options.ttl)
+            places.append(Replacement(each.handle, document))
+            delayed.append(each)
+        if places:
+            refused = self._claims.replace(places)
+            left += [self.unless_refused(delayed[at], [exc]) for at, exc in refused.items()]
+            self._notifications.expect(min(each.entries[0].delay for each in delayed))
+        return left
 
     def _with_copies(self, requests: Sequence[SettleRequest]) -> Sequence[SettleRequest]:
         """Store the copies of all requests; where one is refused, its message stays."""
@@ -373,14 +399,7 @@ def _insert(collection: Any, documents: list[Document]) -> dict[int, Exception]:
         else:
             collection.insert_many(documents, ordered=False)
     except BulkWriteError as exc:
-        details: Mapping[str, Any] = exc.details or {}
-        errors: list[Mapping[str, Any]] = list(details.get("writeErrors", ()))
-        if not errors:
-            raise  # they are stored, but not as safely as was asked for
-        return {
-            each["index"]: OperationFailure(each.get("errmsg", "refused"), each.get("code"))
-            for each in errors
-        }
+        return refusals_in(exc)
     return {}
 
 

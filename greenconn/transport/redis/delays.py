@@ -24,13 +24,19 @@ from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, DELAY, PROMOTE
 from greenconn.wire.resp import pack
 
-__all__ = ["Delays"]
+__all__ = ["Delays", "delayed_text"]
 
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two looks at least, and after the server has refused one.
 LEAST_PAUSE: Final = 0.01
 AFTER_REFUSAL: Final = 5.0
+
+
+def delayed_text(key: bytes, declaration: bytes | None, raw: bytes) -> bytes:
+    """Return what is stored of a delayed message; see :meth:`Delays.put_command`."""
+    needed = declaration or b""
+    return b"%d:%d:%b%b%b" % (len(key), len(needed), key, needed, raw)
 
 
 class Delays:
@@ -60,9 +66,8 @@ class Delays:
             declaration: key of the declaration that there must be when it is due; None: it need not.
             seconds: of the delay.
         """
-        needed = declaration or b""
-        text = b"%d:%d:%b%b%b" % (len(key), len(needed), key, needed, raw)
         delayed = self._commands.keys.delayed
+        text = delayed_text(key, declaration, raw)
         return pack(b"EVAL", DELAY.text, 1, delayed, round(seconds * 1000), text)
 
     def expect(self, seconds: float) -> None:

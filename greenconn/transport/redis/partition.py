@@ -149,6 +149,7 @@ class Partition:
             link.directory,
             self.queues,
             self.requeuer,
+            self.delays,
             self.feeds,
         )
 

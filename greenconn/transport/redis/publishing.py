@@ -14,16 +14,19 @@ from typing import Any, Final, Protocol
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import visible_headers
-from greenconn.broker.port import NoQueue
+from greenconn.broker.port import Entry, NoQueue
 from greenconn.broker.publisher import (
     ChannelPublisher,
     Completion,
     CopyOutcomes,
     PublishingLink,
 )
+from greenconn.broker.settlement_port import HeldMessage
+from greenconn.broker.settlements import Settlements
 from greenconn.delays import delay_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.jsoncodec import loads
 from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import CommandPipeline, Commands, CommandWriter
 from greenconn.transport.redis.delays import Delays
@@ -168,6 +171,8 @@ class RedisPublishingLink(PublishingLink, Protocol):
     @property
     def large(self) -> LargeBodies: ...
     @property
+    def settlements(self) -> Settlements: ...
+    @property
     def feeds(self) -> Mapping[str, RedisFeed]: ...
 
     def delays_of(self, queue: str) -> Delays:
@@ -257,6 +262,22 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
                 self._heads.clear()
             self._heads[queue, message.priority] = head, route
         return head, route
+
+    def replacement(
+        self, message: Outgoing | dict[str, Any], queue: str
+    ) -> Callable[[HeldMessage], object] | None:
+        message = Outgoing.of(message)
+        delay, size = delay_of(message.headers), len(message.raw)
+        if (
+            not delay
+            or size > min(LARGE, self._limit)
+            or topic_of(queue) is not None
+            or not self.link.directory.is_there(queue)
+        ):
+            return None
+        # As the entry of a dead letter, which may be stored by a later life of the link.
+        entry = Entry(queue, loads(self._envelope(message, "", queue)), delay=delay)
+        return partial(self.link.settlements.replace, [entry])
 
     def _put(
         self,

@@ -17,6 +17,7 @@ from gevent import get_hub
 from greenconn.abc import DeadlineLike
 from greenconn.broker.publisher import Completion
 from greenconn.transport.redis.commands import CommandPipeline
+from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink, Routed
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.wire.resp import pack
@@ -147,6 +148,9 @@ class ReplicatedPublisher(RedisPublisher):
     ) -> None:
         super().__init__(channel, link)
         self._confirms = confirms
+
+    def replacement(self, message: Outgoing | dict[str, Any], queue: str) -> None:
+        """Return None: replicas must have a message before the one in its place goes."""
 
     def _put(
         self,

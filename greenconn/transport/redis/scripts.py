@@ -34,6 +34,7 @@ __all__ = [
     "CLAIM_BYTES",
     "CLAIM_COUNT",
     "DECLARE",
+    "DEFER",
     "DELAY",
     "DROP",
     "EXPIRE",
@@ -194,6 +195,31 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[2])
 return 1
+""",
+)
+
+#: Stores delayed messages in the places of those that a consumer holds, and returns how many it still
+#: held.
+#:
+#: Keys: unacked, its index, the delayed messages.  Arguments: for each message its field, milliseconds,
+#: and the one that takes its place, with where that goes.
+DEFER: Final = Script(
+    "defer",
+    """
+redis.call('HDEL', KEYS[1], '')
+redis.call('ZREM', KEYS[2], '')
+redis.call('ZREM', KEYS[3], '')
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local deferred = 0
+for at = 1, #ARGV, 3 do
+    if redis.call('HDEL', KEYS[1], ARGV[at]) == 1 then
+        redis.call('ZADD', KEYS[3], now + ARGV[at + 1], ARGV[at + 2])
+        deferred = deferred + 1
+    end
+    redis.call('ZREM', KEYS[2], ARGV[at])
+end
+return deferred
 """,
 )
 

@@ -33,6 +33,7 @@ __all__ = [
     "Requeuer",
     "batched",
     "copies_of",
+    "list_of",
     "move_arguments",
     "move_of",
     "number_of",

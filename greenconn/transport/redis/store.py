@@ -26,18 +26,29 @@ from greenconn.broker.port import Claimed, Settlement
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.broker.settlements import Settlements
 from greenconn.green.slot import Slot
+from greenconn.jsoncodec import dumps
 from greenconn.transport.redis.claiming import Claims, DueClaims, RedisFeed, RedisSource
 from greenconn.transport.redis.commands import CommandPipeline, Commands
+from greenconn.transport.redis.delays import Delays, delayed_text
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.invalidations import Invalidations
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues
-from greenconn.transport.redis.scripts import CLAIM, CLAIM_BYTES, MOVE, RENEW, entry_suffix, mark
+from greenconn.transport.redis.scripts import (
+    CLAIM,
+    CLAIM_BYTES,
+    DEFER,
+    MOVE,
+    RENEW,
+    entry_suffix,
+    mark,
+)
 from greenconn.transport.redis.settling import (
     Requeuer,
     batched,
+    list_of,
     move_arguments,
     move_of,
     number_of,
@@ -225,6 +236,7 @@ class RedisSettler:
         directory: the queues as they are known.
         queues: the queues in the server.
         requeuer: requeues what former lives held.
+        delays: looks after delayed messages.
         feeds: queue -> what serves its consumers of this link.
     """
 
@@ -240,6 +252,7 @@ class RedisSettler:
         directory: Directory,
         queues: RedisQueues,
         requeuer: Requeuer,
+        delays: Delays,
         feeds: Mapping[str, RedisFeed],
     ) -> None:
         self._commands = commands
@@ -248,6 +261,7 @@ class RedisSettler:
         self._directory = directory
         self._queues = queues
         self._requeuer = requeuer
+        self._delays = delays
         self._feeds = feeds
 
     @property
@@ -280,11 +294,17 @@ class RedisSettler:
 
         The newest come first: each goes to the head, before those that were put there already.
         """
-        return batched(sorted(dispositions, key=_number, reverse=True), _size)
+        ordered = sorted(dispositions, key=_number, reverse=True)
+        moved = [each for each in ordered if not _is_delayed(each)]
+        delayed = [each for each in ordered if _is_delayed(each)]
+        return batched(moved, _size) + batched(delayed, _size)
 
     def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
         commands = self._commands
+        if _is_delayed(dispositions[0]):
+            self._defer(dispositions, done)
+            return
         moves = [move_of(commands, each) for each in dispositions]
 
         def moved(reply: Any) -> None:
@@ -299,6 +319,29 @@ class RedisSettler:
             feed = self._feeds.get(queue)
             if feed is not None:
                 feed.wake()
+
+    def _defer(self, dispositions: Sequence[Disposition], done: Done) -> None:
+        """Store delayed copies in the places of messages.  Never switches."""
+        commands = self._commands
+        keys = commands.keys
+        args: list[Any] = []
+        for each in dispositions:
+            ((queue, envelope, _, delay, _),) = each.entries
+            declaration = keys.queue(queue) if self._queues.may_end(queue) else None
+            raw = dumps(envelope).encode()
+            text = delayed_text(list_of(keys, queue, envelope), declaration, raw)
+            args += [each.message.handle, round(delay * 1000), text]
+        soonest = min(each.entries[0].delay for each in dispositions)
+
+        def deferred(reply: Any) -> None:
+            # In the reader.
+            if commands.pipeline.lost is None:
+                if not isinstance(reply, Exception):
+                    self._delays.expect(soonest)
+                done(_outcome(commands.pipeline, reply, len(dispositions)))
+
+        held = (keys.unacked, keys.unacked_index, keys.delayed)
+        commands.post_script(DEFER, held, *args, done=deferred)
 
     def return_unheld(self, delivery: Delivery) -> None:
         """Requeue a delivery that the server does not hold for us.  Never switches."""
@@ -380,6 +423,12 @@ def _size(disposition: Disposition) -> int:
     """Return about how many bytes a disposition moves."""
     copies = 1 if _goes_back(disposition) else len(disposition.entries)
     return len(disposition.message.raw) * copies
+
+
+def _is_delayed(disposition: Disposition) -> bool:
+    """Return whether a message is replaced by one that is delayed."""
+    entries = disposition.entries
+    return bool(entries) and entries[0].delay > 0
 
 
 def _goes_back(disposition: Disposition) -> bool:

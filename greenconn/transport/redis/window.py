@@ -241,6 +241,7 @@ class WindowPublisher:
         self._window = Window(size, unreported)
         self.prepare = publisher.prepare
         self.begin = publisher.begin
+        self.replacement = publisher.replacement
 
     def publish(
         self,

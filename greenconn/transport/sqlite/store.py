@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, time
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from gevent import get_hub
 
@@ -58,6 +58,7 @@ class SqliteStore(Store):
     settle_limit = 1000
     claim_limit = 256
     body_encoding = None
+    replaces_at_once: ClassVar[bool] = True
     topology: Topology
 
     def __init__(

@@ -198,6 +198,9 @@ class SynchronousPublisher(ABC):
         error = self._decide(message, exchange, routing_key, mandatory, immediate)
         return _DONE if error is None else PublishOutcome(error)
 
+    def replacement(self, message: Envelope, queue: str) -> None:  # noqa: B027
+        """Return None: the broker does not store a message in the place of a held one."""
+
     def flush(self, timeout: float | None) -> None:
         """Raise unless the channel can be used: the broker has all that was published.
 

@@ -15,6 +15,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.exceptions import (
     AccessRefused,
     AMQPNotImplementedError,
+    MessageStateError,
     NotFound,
     PreconditionFailed,
     RecoverableChannelError,
@@ -23,7 +24,7 @@ from greenconn.exceptions import (
 from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
-from tests.unit.broker.fake_store import FakeBroker
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -406,3 +407,96 @@ def test_its_virtual_host_is_the_connections(connect: Opener, unique: str) -> No
     assert channel.virtual_host == unique
     channel.connection.client.virtual_host = ""
     assert channel.virtual_host == "/"
+
+
+# -- a message in the place of another one
+
+
+def delayed(channel: Channel, body: str = "new", **headers: Any) -> Any:
+    """Return a message that is delayed for long."""
+    return channel.prepare_message(body, headers={"x-delay": 600_000, **headers})
+
+
+@pytest.fixture
+def held(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A message that *channel* holds, of a store that can put another one in its place."""
+    monkeypatch.setattr(FakeStore, "replaces_at_once", True)
+    publish(channel, "old")
+    return get(channel)
+
+
+def test_a_delayed_message_in_the_place_of_a_held_one(
+    channel: Channel, fake_broker: FakeBroker, held: Any
+) -> None:
+    publishes = fake_broker.count("put")
+    assert held.replace(delayed(channel), "q")
+    with pytest.raises(MessageStateError):
+        held.ack()
+    channel.flush()
+    assert fake_broker.bodies("q") == [b"new"]
+    assert fake_broker.count("put") == publishes
+    channel.close()
+    assert [bool(item.claim) for item in fake_broker.items["q"]] == [False]
+
+
+def test_it_makes_room_for_the_next_one(channel: Channel, held: Any) -> None:
+    channel.basic_qos(prefetch_count=1)
+    channel.basic_consume("q", sink=(sink := Sink()))
+    publish(channel, "a")
+    publish(channel, "b")
+    sink.wait_for(1)
+    assert sink[0].replace(delayed(channel), "q")
+    sink.wait_for(2)
+
+
+@pytest.mark.parametrize(
+    "why", ["no such step", "no delay", "copies", "another queue", "closed", "lost", "settled"]
+)
+def test_a_message_that_is_not_replaced(
+    channel: Channel,
+    fake_broker: FakeBroker,
+    held: Any,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later, queue = delayed(channel), "q"
+    if why == "no such step":
+        monkeypatch.setattr(FakeStore, "replaces_at_once", False)
+    elif why == "no delay":
+        later = channel.prepare_message("new")
+    elif why == "copies":
+        channel.queue_declare("other")
+        later = delayed(channel, CC=["other"])
+    elif why == "another queue":
+        channel.queue_declare(queue := "other")
+    elif why == "closed":
+        channel.close()
+    elif why == "lost":
+        channel.connection.end(ConnectionResetError("cut"))
+    else:
+        channel.basic_ack(held.delivery_tag)
+    assert not held.replace(later, queue)
+    assert not held.acknowledged
+    if why in ("closed", "lost"):
+        return
+    channel.flush()
+    assert fake_broker.bodies("q") == ([] if why == "settled" else [b"old"])
+
+
+def test_a_message_that_is_settled_while_it_is_replaced(
+    channel: Channel, fake_broker: FakeBroker, held: Any
+) -> None:
+    """The store is asked for the queue, and meanwhile the channel is closed: the message is back."""
+    channel.connection.directory.forget("q")
+    later = delayed(channel)
+
+    def close(method: str, argument: Any) -> None:
+        if method == "find_queue":
+            fake_broker.before = lambda method, argument: None
+            channel.close()
+
+    fake_broker.before = close
+    with pytest.raises(RecoverableChannelError):
+        held.replace(later, "q")
+    assert not held.acknowledged
+    assert get(anew(channel)).body == "old"
