@@ -191,7 +191,7 @@ class WallClock:
 
     def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
         """Call *function* in the hub; it must not switch."""
-        timer: Any = get_hub().loop.timer(delay, ref=False)
+        timer: Any = get_hub().loop.timer(delay)
         timer.start(function, update=True)
         close: Callable[[], Any] = timer.close
         return close

@@ -233,6 +233,18 @@ def test_one_process_of_several_under_the_manager(tmp_path: Path) -> None:
         run.end()
 
 
+@pytest.mark.programs
+def test_a_program_that_only_waits_for_its_calls() -> None:
+    """Nothing else wakes it: neither a connection to a broker, nor a consumer."""
+    program = start("-c", PROGRAM, "memory://", "tick", "0.2", "{}", env={"PYTHONPATH": str(ROOT)})
+    try:
+        assert program.line(CAME).startswith("started")
+        for _ in range(3):
+            assert program.line(CAME)
+    finally:
+        program.end()
+
+
 def test_publishing_from_a_call(app: App, unique: str) -> None:
     queue = greenconn.Queue(unique)
     app.every(0.2, name=unique)(lambda: app.publish(queue, {"n": 1}, timeout=CAME))
