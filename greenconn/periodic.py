@@ -73,7 +73,7 @@ MOST_COUNTED: Final = 1000
 #: Tokens that a leader may be sent at once: its own, and those that it drops.
 PREFETCH: Final = 10
 #: Transports on which a queue that is exclusive to one connection keeps those of other processes out.
-_LOCKING: Final = frozenset({"redis", "couchdb", "beanstalk"})
+_LOCKING: Final = frozenset({"redis", "mongodb", "couchdb", "beanstalk"})
 _AT_WORK: Final = frozenset(
     {ConsumerState.STARTING, ConsumerState.RUNNING, ConsumerState.RECOVERING}
 )
@@ -212,7 +212,7 @@ def periodic_queue(name: str, connection: Connection) -> Queue:
     elif cls.driver_type not in _LOCKING:
         raise ValueError(
             f"transport {cls.driver_type!r} cannot say which process makes the periodic call {name!r}: "
-            f"use RabbitMQ, Redis, SQLite, CouchDB or beanstalk"
+            f"use RabbitMQ, Redis, SQLite, MongoDB, CouchDB or beanstalk"
         )
     return Queue(f"greenconn.periodic.{name}", queue_arguments=arguments)
 

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "amqp": ("amqp_url", '{"heartbeat": 2}'),
     "redis": ("redis_url", '{"transport_options": {"lease": 2.0}}'),
     "sqlite": ("sqlite_url", '{"transport_options": {"lease": 2.0}}'),
+    "mongodb": ("mongodb_url", '{"transport_options": {"lease": 2.0}}'),
     "couchdb": ("couchdb_url", '{"transport_options": {"lease": 2.0}}'),
     "beanstalk": ("beanstalk_url", '{"transport_options": {"lease": 2.0}}'),
     "redis+cluster": ("redis_cluster_url", '{"transport_options": {"lease": 2.0}}'),
