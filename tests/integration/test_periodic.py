@@ -16,6 +16,7 @@ import greenconn
 from greenconn import App
 from greenconn.periodic import periodic_queue
 from tests.fix_wires import until
+from tests.integration.gunicorn import serving
 from tests.integration.processes import ROOT, Running, start
 
 CAME = 60.0
@@ -232,6 +233,84 @@ def test_one_process_of_several_under_the_manager(tmp_path: Path) -> None:
         assert run.outcome(timeout=CAME).code == 0
     finally:
         run.end()
+
+
+#: Writes the time that each call was due, and its process, into a file.
+SHOP = """
+import json, os
+import greenconn
+
+app = greenconn.App(os.environ["SHOP_URL"], **json.loads(os.environ["SHOP_OPTIONS"]))
+
+@app.around_handle
+def due(message):
+    with open(os.environ["SHOP_CALLS"], "a") as calls:
+        print(message.payload["due"], os.getpid(), file=calls)
+    yield
+
+@app.every(float(os.environ["SHOP_PERIOD"]), name=os.environ["SHOP_NAME"])
+def tick():
+    pass
+
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [b""]
+"""
+SHOP_CONF = """
+import greenconn.contrib.gunicorn
+
+globals().update(greenconn.contrib.gunicorn.hooks("shop:app"))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", ["amqp", "redis", "sqlite", "mongodb"])
+def test_one_worker_of_several_under_gunicorn(
+    request: pytest.FixtureRequest, kind: str, unique: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("gunicorn")
+    fixture, options = KINDS[kind]
+    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "shop.conf.py").write_text(SHOP_CONF)
+    path = tmp_path / "calls"
+    path.touch()
+
+    def made() -> list[tuple[int, str]]:
+        lines = [line.split() for line in path.read_text().splitlines()]
+        return [(int(pid), due) for due, pid in lines if due != "None"]
+
+    env = {
+        "SHOP_URL": request.getfixturevalue(fixture),
+        "SHOP_OPTIONS": options,
+        "SHOP_CALLS": str(path),
+        "SHOP_PERIOD": str(PERIOD),
+        "SHOP_NAME": unique,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))),
+    }
+    with serving("--workers=3", "-c", str(tmp_path / "shop.conf.py"), "shop", env=env) as server:
+        server.wait_ready("/", workers=3)
+        killed: set[str] = set()
+        former = 0
+        for number in (signal.SIGKILL, signal.SIGTERM, None):
+            begin = len(made())
+            until(lambda: {pid for pid, _ in made()[begin:]} - {former}, CAME)  # noqa: B023
+            first = len(made())
+            until(lambda: len(made()) >= first + 3, CAME)  # noqa: B023
+            (leader,) = {pid for pid, _ in made()[first:]}  # one for all
+            assert leader in server.booted
+            assert leader != former
+            if number is not None:
+                server.signal(number, leader)
+            if number is signal.SIGKILL:
+                # It may not have told the broker of its last call.
+                until(lambda: leader not in server.living(), CAME)  # noqa: B023
+                killed = {max(due for pid, due in made() if pid == leader)}
+            former = leader
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0, server.log
+    times = Counter(due for _, due in made())
+    assert [due for due, count in times.items() if count > 1 + (due in killed)] == []
 
 
 @pytest.mark.programs
