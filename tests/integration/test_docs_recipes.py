@@ -11,7 +11,10 @@ from textwrap import dedent
 
 import pytest
 
-from greenconn import Connection
+import greenconn
+from greenconn import Connection, Exchange
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.integration.processes import start
 
 pytestmark = [pytest.mark.programs]
 
@@ -41,15 +44,19 @@ def test_programs_are_short(title: str) -> None:
     assert len([line for line in program.splitlines() if line.strip()]) <= LINES
 
 
+def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """Return the address of a broker."""
+    if kind in ("amqp", "redis"):
+        return str(request.getfixturevalue(f"{kind}_url"))
+    return "memory://" if kind == "memory" else f"sqlite:///{folder}/queue.db"
+
+
 @pytest.mark.parametrize("kind", ["amqp", "redis", "sqlite", "memory"])
 @pytest.mark.parametrize("title", PROGRAMS)
 def test_programs_print_what_the_page_says(
     request: pytest.FixtureRequest, title: str, kind: str, tmp_path: Path
 ) -> None:
-    if kind in ("amqp", "redis"):
-        url = request.getfixturevalue(f"{kind}_url")
-    else:
-        url = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/queue.db"
+    url = url_of(kind, request, tmp_path)
     program, output = PROGRAMS[title]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -67,3 +74,70 @@ def test_programs_print_what_the_page_says(
             for name in re.findall(r'"([a-z-]+)"', program):
                 connection.default_channel.queue_delete(name)
                 connection.default_channel.queue_delete(f"{name}.dead")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["amqp", "redis", "sqlite"])
+def test_fan_out_reaches_processes(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    """The part that listens, in three processes, with one queue each."""
+    url = url_of(kind, request, tmp_path)
+    program, _ = PROGRAMS["Fan-out to several processes"]
+    listening = program.partition("greenconn.publish(")[0].replace("range(3)", "range(1)")
+    listening += "print('ready', flush=True)\nprint(*heard.get(timeout=150), flush=True)\n"
+    env = {"GREENCONN_URL": url, "PYTHONPATH": str(ROOT)}
+    running = [start("-c", listening, env=env) for _ in range(3)]
+    try:
+        assert [each.line() for each in running] == ["ready"] * 3
+        with Connection(url) as connection:
+            news = Exchange("news", type="fanout")
+            greenconn.publish(news, "the shop is open", connection=connection)
+        assert [each.line() for each in running] == ["0 the shop is open"] * 3
+    finally:
+        for each in running:
+            each.end()
+
+
+@pytest.mark.full
+def test_the_web_application_loses_nothing_when_the_broker_restarts(
+    own_rabbitmq: RabbitMQ,
+) -> None:
+    program, _ = PROGRAMS["A web application that loses nothing"]
+    requests = (
+        "import sys\nwhile sys.stdin.read(1):\n"
+        "    print(client.post('/orders', json={'item': 'milk'}).status_code, flush=True)\n"
+    )
+    env = {"GREENCONN_URL": own_rabbitmq.url, "PYTHONPATH": str(ROOT)}
+    site = start("-c", program + requests, env=env)
+    accepted = 0
+
+    def post() -> None:
+        os.write(site.input.fileno(), b"1")
+
+    def answer() -> str:
+        nonlocal accepted
+        status = site.line()
+        accepted += status == "200"
+        return status
+
+    try:
+        assert answer() == "200"
+        for _ in range(3):
+            post()
+            assert answer() == "200"
+            own_rabbitmq.stop_app()
+            post()  # it waits for the broker
+            own_rabbitmq.start_app()
+            answers = [answer()]
+            while answers[-1] != "200":  # it was away for more than five seconds
+                post()
+                answers.append(answer())
+            assert set(answers) <= {"200", "503"}
+        with Connection(own_rabbitmq.url) as connection:
+            channel = connection.default_channel
+            waiting = channel.queue_declare("web-orders", passive=True).message_count
+            assert waiting >= accepted  # where the answer was 503, the broker may have it, too
+            channel.queue_delete("web-orders")
+    finally:
+        site.end()
