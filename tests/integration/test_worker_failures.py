@@ -234,7 +234,8 @@ def test_killed_worker_loses_no_waiting_retry(
         for life in range(3):
             worker = start("-c", program)
             try:
-                assert worker.line() == "ready"
+                while (line := worker.line()) != "ready":
+                    done.add(int(line))  # a retry may be due before
                 if life < 2:
                     # Some wait for their retry, some are being sent again, some were not begun.
                     with connection.channel() as channel:
@@ -267,7 +268,6 @@ consumer = greenconn.spawn_consumer(
     {queue!r}, handle, prefetch_count=20,
     retry=Retry(tries=100000, delay=0.05, backoff=1.0, hold="broker"),
 )
-print("ready" if consumer.wait_ready(60) else "not ready", flush=True)
 consumer.join()
 """
 #: Transports that store a delayed message in the place of a held one, in one step.
@@ -290,7 +290,6 @@ def test_killed_worker_leaves_no_message_twice(
         for _ in range(3):
             worker = start("-c", FAILING.format(url=url, queue=unique))
             try:
-                assert worker.line() == "ready"
                 for _ in range(4 * count):
                     worker.line()
                 worker.signal(signal.SIGKILL)
