@@ -23,14 +23,15 @@ from tests.thirdparty import celery_part, flower_part, oslo_part, socketio_part
 from tests.thirdparty.environments import NotInstalled
 from tests.thirdparty.parts import AS_KOMBU, CONTRIB, KOMBU, Outcome, Part, Site, TooLong
 
+WAYS: Final = (KOMBU, AS_KOMBU, CONTRIB)
 PARTS: Final = {
-    "socketio": Part(run=socketio_part.run),
+    "socketio": Part(run=socketio_part.run, ways=WAYS),
+    "socketio-restart": Part(run=socketio_part.run_restart, ways=WAYS),
     "oslo-rpc": Part(run=oslo_part.run_rpc),
     "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
     "flower": Part(run=flower_part.run, ways=(KOMBU, CONTRIB)),
-    "celery": Part(run=celery_part.run, ways=(KOMBU, AS_KOMBU, CONTRIB), timeout=3600.0),
+    "celery": Part(run=celery_part.run, ways=WAYS, timeout=3600.0),
 }
-WAYS: Final = (KOMBU, AS_KOMBU, CONTRIB)
 
 #: Of one part, by the way; a text says why there is none.
 Row = dict[str, Outcome | str]

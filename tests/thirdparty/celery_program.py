@@ -18,7 +18,7 @@ if WAY == "install_as_kombu":
     from greenconn.compat import install_as_kombu
 
     install_as_kombu()
-elif WAY == "contrib.celery":
+elif WAY == "contrib":
     import greenconn.contrib.celery  # noqa: F401 - gives kombu the schemes
 
 import pytest  # noqa: E402 - what it imports is chosen above

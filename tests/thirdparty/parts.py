@@ -21,8 +21,8 @@ __all__ = ["AS_KOMBU", "CONTRIB", "KOMBU", "ROOT", "Outcome", "Part", "Program",
 ROOT = Path(__file__).resolve().parents[2]
 STEP = 0.05
 
-#: The ways to run a program: on kombu, on greenconn in its stead, on kombu over greenconn's transports.
-KOMBU, AS_KOMBU, CONTRIB = "kombu", "install_as_kombu", "contrib.celery"
+#: The ways to run a program: on kombu, on greenconn in its stead, by a module of ``greenconn.contrib``.
+KOMBU, AS_KOMBU, CONTRIB = "kombu", "install_as_kombu", "contrib"
 
 
 class TooLong(Exception):

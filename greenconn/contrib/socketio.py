@@ -1,0 +1,294 @@
+"""A client manager for python-socketio, and Flask-SocketIO: servers share events over any transport.
+
+::
+
+    import socketio
+    from greenconn.contrib.socketio import Manager
+
+    server = socketio.Server(
+        async_mode="gevent", client_manager=Manager("amqp://user:password@host/vhost")
+    )
+
+and in a process that has no clients::
+
+    Manager("amqp://user:password@host/vhost", write_only=True).emit("news", {"id": 7})
+
+``emit`` returns when the broker has the event.  Each server process has a queue of its own, which
+outlives its connection and restarts of the broker: what is emitted meanwhile waits there.  It is emitted
+once, although a message may be delivered twice.
+
+All greenlets of a process use one connection for what they emit and one for what others emit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from gevent import monkey
+from gevent.event import Event
+from gevent.queue import SimpleQueue
+from socketio import PubSubManager
+
+from greenconn.checks import is_number
+from greenconn.connection import Connection
+from greenconn.contrib.idempotency import handled_once
+from greenconn.contrib.idempotency.memory import MemoryIds
+from greenconn.defaults import consuming_connection
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import AMQPError, KombuError
+from greenconn.green.deadline import Deadline
+from greenconn.green.perhub import PerHub
+from greenconn.green.retry import Backoff, RetryPolicy
+from greenconn.green.slot import Slot
+from greenconn.identity import uuid
+from greenconn.message import Message
+from greenconn.publishing import publish
+from greenconn.worker import ConsumerGreenlet, spawn_consumer
+
+__all__ = ["Manager"]
+
+#: Events that the broker sends ahead.
+PREFETCH: Final = 100
+#: Ids of events that are remembered, and seconds for which: copies are sent soon, or never.
+IDS: Final = 20_000
+IDS_KEPT: Final = 3600.0
+#: Until a consumer that the broker has refused is started again.
+REFUSED: Final = RetryPolicy(first=1.0, longest=60.0)
+#: Seconds that :meth:`Manager.close` takes for each of its steps at most.
+CLOSING: Final = 10.0
+#: What a broker may answer, or not.
+FAILURES: Final = (AMQPError, KombuError, OSError)
+
+
+class _Closed(BaseException):
+    """The end of the listening; no ``Exception``, after each of which python-socketio listens again."""
+
+
+class Manager(PubSubManager):
+    """A client manager over a connection of greenconn.
+
+    Nothing is opened before the first client connects or the first event is emitted.
+
+    Arguments:
+        url: as :class:`greenconn.Connection` takes it; None, without further arguments, is the default
+            connection.
+        channel: the name that all processes have in common which share events.
+        write_only: it only emits.
+        logger, json: as for ``socketio.PubSubManager``.
+        expires: seconds without a connection after which the broker deletes the queue of a process.
+        timeout: seconds in which the broker must take an event; for so long the first clients wait
+            until the queue of their process is there.
+        queue_arguments: further ones for that queue, such as ``{"x-max-length": 10_000}``.
+        connection_kwargs: as :class:`greenconn.Connection` takes them.
+
+    Raises:
+        ValueError: a number of seconds is not above 0.
+    """
+
+    name = "greenconn"
+
+    def __init__(
+        self,
+        url: str | None = None,
+        channel: str = "socketio",
+        write_only: bool = False,
+        logger: Any = None,
+        json: Any = None,
+        *,
+        expires: float = 300.0,
+        timeout: float = 30.0,
+        queue_arguments: Mapping[str, Any] | None = None,
+        **connection_kwargs: Any,
+    ) -> None:
+        super().__init__(channel=channel, write_only=write_only, logger=logger)
+        if json is not None:
+            self.json = json
+        for option, value in (("expires", expires), ("timeout", timeout)):
+            if not (is_number(value) and value > 0):
+                raise ValueError(f"{option} must be a number of seconds above 0, got {value!r}")
+        is_default = url is None and not connection_kwargs
+        template = Connection(url, **connection_kwargs)  # to be checked; it never opens
+        self._connections: PerHub[Connection | None] = PerHub(
+            lambda: None if is_default else template.clone()
+        )
+        self._expires = float(expires)
+        self._timeout = float(timeout)
+        self._queue_arguments = dict(queue_arguments or {})
+        #: Direct: on every broker what is sent to it is kept in each queue that is bound to it.
+        self._exchange = Exchange(f"{channel}.events", type="direct", durable=True)
+        self._pid = os.getpid()
+        self._queue: Queue | None = None
+        self._consumer: ConsumerGreenlet | None = None
+        #: Until then clients wait for the queue; later it is there, and keeps what comes.
+        self._first_clients = Deadline(0.0)
+        #: Events with the slot that has their message acked; None: the consumer has ended.
+        self._inbox: SimpleQueue[tuple[Any, Slot[None]] | None] = SimpleQueue()
+        self._closing = Event()
+        self._handle = handled_once(MemoryIds(IDS), name=channel, ttl=IDS_KEPT)(self._receive)
+
+    # -- called by python-socketio
+
+    def set_server(self, server: Any) -> None:
+        """Take the server whose clients the events are for.
+
+        Raises:
+            RuntimeError: its background tasks are threads and no greenlets.
+        """
+        mode = server.eio.async_mode
+        if "gevent" not in mode and not monkey.is_module_patched("threading"):
+            raise RuntimeError(
+                f"async_mode of the server must be 'gevent', got {mode!r}, or the process must be "
+                f"patched with gevent.monkey.patch_all()"
+            )
+        super().set_server(server)
+
+    def initialize(self) -> None:
+        """Begin to listen: the first client of this process connects.  Never switches."""
+        if self._pid != os.getpid():
+            # Made before a fork: processes of one identity would ignore each other's events.
+            self._pid, self.host_id = os.getpid(), uuid()
+        if not self.write_only:
+            self._queue = Queue(
+                f"{self.channel}.events.{self.host_id}",
+                self._exchange,
+                routing_key=self.channel,
+                durable=True,
+                expires=self._expires,
+                queue_arguments=self._queue_arguments,
+            )
+            self._first_clients = Deadline(self._timeout)
+            self._start_consumer()
+        super().initialize()
+
+    def pre_connect(self, eio_sid: str, namespace: str) -> Any:
+        """Register a client, when the queue of this process is there.  May switch.
+
+        So what is emitted after a client has connected comes to it.
+        """
+        if self._consumer is not None and not self._first_clients.has_ended:
+            self._await_queue(self._consumer)
+        return super().pre_connect(eio_sid, namespace)
+
+    def _await_queue(self, consumer: ConsumerGreenlet) -> None:
+        try:
+            if consumer.wait_ready(self._first_clients.left()):
+                return
+        except FAILURES:
+            pass  # the listener logs it, and tries again
+        self._get_logger().warning(
+            "the queue of this process is not ready: until then its clients miss what other "
+            "processes emit"
+        )
+
+    def _publish(self, data: Any) -> None:
+        """Send an event to all other servers, and return when the broker has it.  May switch.
+
+        Raises:
+            OperationalError: the broker has not taken it in time; see :func:`greenconn.publish`.
+        """
+        publish(
+            self._exchange,
+            self.json.dumps(data),
+            connection=self._connections.get(),
+            timeout=self._timeout,
+            routing_key=self.channel,
+            mandatory=False,  # there may be no servers
+            content_type="text/plain",
+            message_id=uuid(),
+        )
+
+    def _thread(self) -> None:
+        """Pass on what other processes emit.  May switch."""
+        try:
+            super()._thread()
+        except _Closed:
+            pass
+
+    def _listen(self) -> Iterator[Any]:
+        """Yield events.  May switch.
+
+        Raises:
+            _Closed: the consumer was stopped, by :meth:`close` or at the end of the process.
+        """
+        pauses = Backoff(REFUSED)
+        while True:
+            entry = self._inbox.get()
+            if entry is None:
+                self._restart_consumer(next(pauses))
+                continue
+            pauses.reset()
+            event, done = entry
+            if not done.has_left:
+                yield event
+                done.offer(None)
+
+    # -- the consumer
+
+    def _start_consumer(self) -> None:
+        assert self._queue is not None
+        consumer = self._consumer = spawn_consumer(
+            self._queue,
+            self._handle,
+            connection=self._connections.get(),
+            prefetch_count=PREFETCH,
+            name=f"socketio:{self.channel}",
+        )
+        # Requests wait for the callbacks of clients of other processes: it is stopped after them.
+        consumer.answers_calls = True
+        consumer.rawlink(self._note_end)
+
+    def _note_end(self, consumer: ConsumerGreenlet) -> None:
+        # In the hub.
+        self._inbox.put(None)
+
+    def _receive(self, event: Any, message: Message) -> None:
+        """Have an event passed on, and wait for that.  May switch."""
+        done: Slot[None] = Slot()
+        self._inbox.put((event, done))
+        done.wait(Deadline())
+
+    def _restart_consumer(self, pause: float) -> None:
+        """Start the consumer anew, after *pause* seconds.  May switch.
+
+        Raises:
+            _Closed: it was stopped, and not refused.
+        """
+        consumer = self._consumer
+        if consumer is None or consumer.successful():
+            raise _Closed
+        self._get_logger().error(
+            "the consumer of this process has failed, next attempt in %.1f s: %s",
+            pause,
+            consumer.exception,
+        )
+        if self._closing.wait(pause):
+            raise _Closed
+        self._start_consumer()
+
+    def close(self) -> None:
+        """End it, and delete the queue of this process.  May switch.
+
+        A queue that cannot be deleted now is deleted by the broker, when it was not used for *expires*
+        seconds.
+        """
+        self._closing.set()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.stop(CLOSING)
+            self.thread.join(CLOSING)
+            self._delete_queue(consuming_connection(self._connections.get()))
+        connection = self._connections.pop()
+        if connection is not None:
+            connection.close()
+
+    def _delete_queue(self, connection: Connection) -> None:
+        assert self._queue is not None
+        name = self._queue.name
+        try:
+            connection.session.utility.run(
+                lambda channel: channel.queue_delete(name), Deadline(CLOSING)
+            )
+        except FAILURES as exc:
+            self._get_logger().warning("queue %s could not be deleted: %s", name, exc)
