@@ -270,22 +270,26 @@ class Manager(PubSubManager):
     def close(self) -> None:
         """End it, and delete the queue of this process.  May switch.
 
-        A queue that cannot be deleted now is deleted by the broker, when it was not used for *expires*
-        seconds.
+        A queue that cannot be deleted now, such as that of a lost connection, is deleted by the broker,
+        when it was not used for *expires* seconds.
         """
         self._closing.set()
         consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            consumer.stop(CLOSING)
-            self.thread.join(CLOSING)
-            self._delete_queue(consuming_connection(self._connections.get()))
-        connection = self._connections.pop()
-        if connection is not None:
-            connection.close()
+        try:
+            if consumer is not None:
+                consumer.stop(CLOSING)
+                self.thread.join(CLOSING)
+                self._delete_queue(consuming_connection(self._connections.get()))
+        finally:
+            connection = self._connections.pop()
+            if connection is not None:
+                connection.close()
 
     def _delete_queue(self, connection: Connection) -> None:
         assert self._queue is not None
         name = self._queue.name
+        if not connection.session.is_open:
+            return
         try:
             connection.session.utility.run(
                 lambda channel: channel.queue_delete(name), Deadline(CLOSING)
