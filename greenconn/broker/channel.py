@@ -473,6 +473,16 @@ class StoreChannel(StdChannel, Generic[L]):
             plain_text(queue), plain_text(exchange), plain_text(routing_key), arguments
         )
 
+    def list_queues(self) -> list[str]:
+        """Return the names of the queues that exist, in order.  May switch.
+
+        Raises:
+            NotImplementedError: the broker cannot list them.
+        """
+        directory = self.connection.directory
+        directory.settle()
+        return directory.names()
+
     def list_bindings(self) -> Iterator[tuple[str, str, str]]:
         """Yield ``(queue, exchange, routing key)`` for each binding of a queue."""
         return self.entities.list_bindings()

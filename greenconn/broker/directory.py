@@ -220,6 +220,17 @@ class Directory:
         )
         self._queues.touch(name)
 
+    def names(self) -> list[str]:
+        """Return the names of the queues that exist, in order.  May switch.
+
+        Raises:
+            NotImplementedError: the broker cannot list them.
+        """
+        names = self._queues.names()
+        if names is None:
+            raise NotImplementedError(f"{self._link.client.as_uri()}: cannot list queues")
+        return sorted(names)
+
     # -- use and its end
 
     def counts(self, name: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -237,6 +237,10 @@ class Store(ABC):
     @abstractmethod
     def find_queue(self, name: str) -> Declaration | None:
         """Return how a queue was declared, as far as the store knows; None: there is none."""
+
+    def queue_names(self) -> Collection[str] | None:
+        """Return the names of the queues that exist; None: the store cannot list them."""
+        return None
 
     @abstractmethod
     def drop_queue(self, name: str) -> int:

@@ -127,6 +127,10 @@ class QueueStore(ABC):
     def counts(self, name: str) -> tuple[int, int]:
         """Return the numbers of a queue's waiting messages and consumers."""
 
+    def names(self) -> Collection[str] | None:
+        """Return the names of the queues that exist; None: the broker cannot list them."""
+        return None
+
     def touch(self, name: str) -> None:  # noqa: B027
         """Begin the time without use of a queue anew: it was declared.  Never switches."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, TypeVar
 
 from greenconn.broker.port import Store
@@ -80,6 +80,9 @@ class StoredQueues(QueueStore):
         others = link.ask("counting consumers", link.store.other_consumers, name)
         feed = link.feeds.get(name)
         return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
+
+    def names(self) -> Collection[str] | None:
+        return self._link.ask("listing queues", self._link.store.queue_names)
 
     def purge(self, name: str) -> int:
         return int(self._link.ask("purging a queue", self._link.store.purge, name))

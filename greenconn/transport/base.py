@@ -148,6 +148,10 @@ class StdChannel:
         assert Factories.Producer is not None, "import greenconn.messaging first"
         return Factories.Producer(self, *args, **kwargs)
 
+    def list_queues(self) -> list[str]:
+        """Return the names of the queues that exist, where the transport can tell."""
+        raise NotImplementedError(f"{type(self).__name__} cannot list queues")
+
     def get_bindings(self) -> Any:
         """Return all bindings, where the transport can tell."""
         raise NotImplementedError(f"{type(self).__name__} cannot list bindings")

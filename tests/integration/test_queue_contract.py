@@ -11,6 +11,7 @@ import pytest
 
 from greenconn.exceptions import NotFound, PreconditionFailed, PublishNacked
 from greenconn.message import Message
+from greenconn.transport.redis import ClusterTransport
 from tests.fix_wires import until
 from tests.integration.capabilities import Can, needs
 from tests.integration.contract import SOON, Side, Store
@@ -410,3 +411,23 @@ def test_properties_without_effect_are_named_in_the_log(
     assert len(found) == bool(missing)
     for name in missing:
         assert f"{name}=" in found[0]
+
+
+#: Transports that list their queues, but for Redis Cluster.  RabbitMQ does it by its management API.
+LISTING = {"memory", "sqlite", "redis", "couchdb", "mongodb"}
+
+
+def test_queues_are_listed(side: Side) -> None:
+    channel = side.channel()
+    if side.kind not in LISTING or isinstance(side.transport, ClusterTransport):
+        with pytest.raises(NotImplementedError, match="cannot list queues"):
+            channel.list_queues()
+        return
+    empty, full, gone = side.queue(channel), side.queue(channel), side.queue(channel)
+    for priority in (0, 9):
+        side.send(channel, "x", "", full, priority=priority)
+    channel.queue_delete(gone)
+    listed = side.channel().list_queues()
+    assert listed == sorted(set(listed))
+    assert {empty, full} <= set(listed)
+    assert gone not in listed

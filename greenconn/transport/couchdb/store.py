@@ -36,6 +36,7 @@ from greenconn.transport.couchdb.documents import (
     Writer,
     is_held_as,
     is_waiting,
+    name_of,
     named,
     range_of,
     released,
@@ -184,6 +185,10 @@ class CouchStore(Store):
             return None
         self._cache.take(doc)
         return read_queue(doc)
+
+    def queue_names(self) -> Collection[str]:
+        pages = self._api.all_rows(range_of(QUEUE))
+        return [name_of(row["id"]) for page in pages for row in page]
 
     def _drop_owned(self, links: Collection[str]) -> None:
         """Delete the exclusive queues of links that are dead."""

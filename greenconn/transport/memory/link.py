@@ -44,6 +44,9 @@ class MemoryQueues(QueueStore):
     def make(self, name: str, declared: Declaration) -> Declaration:
         return self._broker.add_queue(name, declared).declared
 
+    def names(self) -> Collection[str]:
+        return self._broker.queues.keys()
+
     def touch(self, name: str) -> None:
         self._broker.queues[name].touch()
 

@@ -8,7 +8,7 @@ declared anew meanwhile is not deleted, nor are its messages and bindings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Final
@@ -140,6 +140,15 @@ class Queues:
     def _is_being_deleted(self, document: Document) -> bool:
         now = self._client.now()
         return bool(document.get(_ENDING_UNTIL, now) > now)
+
+    def queue_names(self) -> Collection[str]:
+        """Return the names of the queues that are declared, or that have messages."""
+        names: set[str] = self._client.call(self._queue_names)
+        return names
+
+    def _queue_names(self) -> set[str]:
+        declared = {document["_id"] for document in self._queues.find({}, {"_id": 1})}
+        return declared.union(self._messages.distinct("queue"))
 
     def _find_queue(self, name: str) -> tuple[Document | None, bool]:
         document = self._queues.find_one({"_id": name})

@@ -10,7 +10,7 @@ The work is done by the parts: :class:`~greenconn.transport.mongodb.claiming.Cla
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -190,6 +190,9 @@ class MongoStore(Store):
         if name.startswith(PREFIX):
             return Declaration()
         return self._queues.find_queue(name)
+
+    def queue_names(self) -> Collection[str]:
+        return self._queues.queue_names()
 
     def drop_queue(self, name: str) -> int:
         count = self._queues.drop_queue(name) + self._broadcast.size(name)

@@ -129,6 +129,7 @@ _FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
     b"HMGET": _are_texts,
     b"LINDEX": _is_text,
     b"LLEN": _is_count,
+    b"SCAN": _is_page,
     b"SISMEMBER": _is_count,
     b"SMEMBERS": _are_members,
     b"SSCAN": _is_page,

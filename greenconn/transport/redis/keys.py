@@ -157,6 +157,16 @@ class Keys:
         """Return the key of a queue's declaration."""
         return f"{self.prefix}greenconn.queue.{name}".encode()
 
+    def declared_name(self, key: bytes) -> str:
+        """Return the queue whose declaration has this key."""
+        return key[len(self.queue("")) :].decode("utf-8", "replace")
+
+    def list_name(self, key: bytes) -> str:
+        """Return the queue that has a list with this key."""
+        name = key[len(self.prefix.encode()) :].decode("utf-8", "replace")
+        plain, _, step = name.rpartition(self.sep)
+        return plain if step.isdigit() and int(step) in self.steps and int(step) else name
+
     def consumers(self, name: str) -> bytes:
         """Return the hash of the owners that consume from a queue."""
         return f"{self.prefix}greenconn.consumers.{name}".encode()

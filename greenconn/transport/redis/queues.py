@@ -11,8 +11,9 @@ decided by the directory of all brokers (``broker.directory``).
 from __future__ import annotations
 
 import logging
+import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -38,6 +39,8 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two renewals of queues that expire, at least.
 LEAST_RENEWAL: Final = 0.01
+#: Keys that one step of a listing looks at.
+PAGE: Final = 1000
 
 
 class QueueLink(Protocol):
@@ -299,6 +302,28 @@ class RedisQueues(LinkQueues):
         """Ask again when it is next needed.  Never switches."""
         self._known.forget(name)
         self._exists_until.pop(name, None)
+
+    def names(self) -> Collection[str]:
+        """Return the names of the queues that are declared, or have messages.  May switch.
+
+        Any list is a queue, as for :meth:`find`.  Those that others have declared exclusive may be
+        gone: who uses one finds out.
+        """
+        keys = self._commands.keys
+        declared = {keys.declared_name(each) for each in self._scan(keys.queue(""))}
+        lists = {keys.list_name(each) for each in self._scan(keys.plain(""), b"TYPE", b"list")}
+        return {name for name in declared | lists if not keys.is_reserved(name)}
+
+    def _scan(self, prefix: bytes, *options: bytes) -> Iterator[bytes]:
+        """Yield the keys that begin so, perhaps some of them twice.  May switch."""
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + b"*"
+        cursor = b"0"
+        while True:
+            command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", PAGE, *options)
+            cursor, found = self._commands.call(command, what="listing queues")
+            yield from found
+            if cursor == b"0":
+                return
 
     # -- declaring
 

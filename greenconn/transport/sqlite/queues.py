@@ -150,6 +150,19 @@ class Queues:
                 return None
         return row.declaration
 
+    def names(self, db: sqlite3.Connection, caller: str) -> Collection[str]:
+        """Return the names of the queues whose owners, where they have one, are alive.
+
+        Arguments:
+            caller: the link that asks; it lives.
+        """
+        found = db.execute(
+            "SELECT name FROM queues WHERE owner IS NULL OR owner = ? "
+            "OR owner IN (SELECT owner FROM owners WHERE until > ?)",
+            (caller, time()),
+        )
+        return [name for (name,) in found]
+
     def touch(self, db: sqlite3.Connection, row: QueueRow, now: float) -> float | None:
         """Start the ``x-expires`` of a used queue anew; return when it ends; None: never."""
         expires = row.policy.expires

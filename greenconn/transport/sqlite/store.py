@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any, ClassVar, Final
@@ -262,6 +262,10 @@ class SqliteStore(Store):
     def find_queue(self, name: str) -> Declaration | None:
         queues = self._database.queues
         found: Declaration | None = self._database.read(queues.find, name, self.owner)
+        return found
+
+    def queue_names(self) -> Collection[str]:
+        found: Collection[str] = self._database.read(self._database.queues.names, self.owner)
         return found
 
     def drop_queue(self, name: str) -> int:
