@@ -31,6 +31,8 @@ COMMANDS: Final = {
     "consume": "Print the messages of a queue.",
     "peek": "Look at the messages of a queue, which stay there.",
     "move": "Move the messages of a queue to another, perhaps of another broker.",
+    "top": "Show queues live: messages, consumers, rates and lag.",
+    "queues": "List, declare, bind or delete queues.",
     "purge": "Delete all ready messages of a queue.",
     "dead": "Show, count, replay or purge the dead letters of a queue.",
     "run": "Run the consumers of an application.",

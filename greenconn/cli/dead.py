@@ -21,7 +21,7 @@ _name_option: Decorator = click.option(
 )
 
 
-@click.group("dead")
+@click.group("dead", no_args_is_help=False)
 def command() -> None:
     """Show, count, replay or purge the dead letters of a queue.
 

@@ -12,6 +12,7 @@ __all__ = [
     "DEFAULT_URL",
     "URL_VARIABLE",
     "Decorator",
+    "json_option",
     "timeout_option",
     "url_argument",
     "url_option",
@@ -42,6 +43,9 @@ url_option: Decorator = click.option(
     help=f"URL of the broker  [default: ${URL_VARIABLE} or {DEFAULT_URL}]",
 )
 url_argument: Decorator = click.argument("url", required=False, callback=_default_url)
+json_option: Decorator = click.option(
+    "--json", "is_json", is_flag=True, help="Print JSON, an object a line."
+)
 timeout_option: Decorator = click.option(
     "-t",
     "--timeout",

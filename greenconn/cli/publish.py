@@ -125,13 +125,16 @@ def _body(text: str, as_json: bool, where: str) -> Any:
         raise click.UsageError(f"{where}: {text[:60]!r} is not JSON: {exc}") from None
 
 
-def parse_header(text: str) -> tuple[str, str]:
+def parse_header(text: str, option: str = "--header") -> tuple[str, str]:
     """Return name and value of ``NAME=VALUE``.
+
+    Arguments:
+        option: by which it was given.
 
     Raises:
         click.BadParameter: it is something else.
     """
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--header")
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
     return name, value

@@ -53,5 +53,5 @@ def is_sure(question: str) -> bool:
         return click.confirm(question)
     except click.Abort:
         if sys.stdin is None or not sys.stdin.isatty():
-            raise click.UsageError("not confirmed: use --yes to purge without a prompt") from None
+            raise click.UsageError("not confirmed: use --yes to do it without a prompt") from None
         raise

@@ -1,0 +1,77 @@
+"""The trends of queues."""
+
+from __future__ import annotations
+
+import pytest
+
+from greenconn.cli.listing import QueueFigures
+from greenconn.cli.monitor import ASCII_BARS, BARS, Monitor, sparkline
+
+pytestmark = pytest.mark.pure
+
+
+class Figures:
+    """A source of figures that a test sets, and its clock."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.queues: list[QueueFigures] = []
+
+    def read(self, *, must_exist: bool = False) -> list[QueueFigures]:
+        """Return what the test has set; two seconds have passed."""
+        self.now += 2.0
+        return self.queues
+
+
+def test_the_change_and_the_lag_follow_from_two_looks() -> None:
+    source = Figures()
+    monitor = Monitor(source, lambda: source.now)
+    source.queues = [QueueFigures(name="q", ready=100)]
+    (first,) = monitor.look()
+    assert (first.change, first.lag, first.totals) == (None, None, [100])
+    source.queues = [QueueFigures(name="q", ready=60)]
+    (second,) = monitor.look()
+    assert (second.change, second.lag, second.totals) == (-20.0, 3.0, [100, 60])
+    source.queues = [QueueFigures(name="q", ready=70)]
+    (third,) = monitor.look()
+    assert (third.change, third.lag) == (5.0, None)
+    source.queues = [QueueFigures(name="q", ready=0)]
+    assert monitor.look()[0].lag == 0.0
+
+
+def test_a_rate_that_the_broker_tells_counts() -> None:
+    source = Figures()
+    monitor = Monitor(source, lambda: source.now)
+    source.queues = [
+        QueueFigures(name="q", ready=90, unacked=10, in_rate=50.0, out_rate=20.0),
+        QueueFigures(name="still", ready=1, unacked=0, in_rate=0.0, out_rate=0.0),
+    ]
+    busy, still = monitor.look()
+    assert (busy.lag, still.lag) == (5.0, None)
+
+
+def test_a_queue_that_is_gone_is_forgotten() -> None:
+    source = Figures()
+    monitor = Monitor(source, lambda: source.now)
+    source.queues = [QueueFigures(name="q", ready=1)]
+    monitor.look()
+    source.queues = []
+    assert monitor.look() == []
+    source.queues = [QueueFigures(name="q", ready=5)]
+    assert monitor.look()[0].change is None
+
+
+def test_ten_looks_are_kept() -> None:
+    source = Figures()
+    monitor = Monitor(source, lambda: source.now)
+    for number in range(15):
+        source.queues = [QueueFigures(name="q", ready=number)]
+        (trend,) = monitor.look()
+    assert trend.totals == list(range(5, 15))
+
+
+def test_sparklines() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0, 0]) == BARS[0] * 2
+    assert sparkline([0, 50, 100]) == f"{BARS[0]}{BARS[3]}{BARS[-1]}"
+    assert sparkline([7], ASCII_BARS) == "#"
