@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "doctor": "Check the way to a broker, and the broker.",
     "publish": "Publish messages to a queue.",
     "consume": "Print the messages of a queue.",
+    "rpc": "Call the server of a queue.",
     "peek": "Look at the messages of a queue, which stay there.",
     "move": "Move the messages of a queue to another, perhaps of another broker.",
     "top": "Show queues live: messages, consumers, rates and lag.",

@@ -12,7 +12,7 @@ from greenconn.cli.options import timeout_option, url_option
 if TYPE_CHECKING:
     from greenconn.worker import ConsumerGreenlet
 
-__all__ = ["command"]
+__all__ = ["body_text", "command"]
 
 #: Messages that are fetched ahead at most.
 PREFETCH: Final = 100
@@ -58,7 +58,7 @@ def command(
     check_output()
     connection = connection_to(url, timeout)
     is_whole = False
-    printer = MessagePrinter(count, lambda body: _shown(body, as_json))
+    printer = MessagePrinter(count, lambda body: body_text(body, is_json=as_json))
     try:
         with interruptible():
             connection.connect()
@@ -93,9 +93,10 @@ def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None
         raise TimeoutError(f"no consumer of {queue!r} could be started within {timeout:g} s")
 
 
-def _shown(body: Any, as_json: bool) -> str:
+def body_text(body: Any, *, is_json: bool) -> str:
+    """Return a decoded body as a line; text stays as it is, unless it is to be JSON, too."""
     if isinstance(body, (bytes, bytearray, memoryview)):
         body = bytes(body).decode("utf-8", "backslashreplace")
-    if isinstance(body, str) and not as_json:
+    if isinstance(body, str) and not is_json:
         return body
     return json.dumps(body, default=repr, ensure_ascii=False)

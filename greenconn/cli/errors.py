@@ -17,6 +17,7 @@ from greenconn.exceptions import (
     NotAllowed,
     NotFound,
     PreconditionFailed,
+    ReplyTimeout,
     ResourceLocked,
     Unroutable,
 )
@@ -42,6 +43,7 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ContentTooLarge, "split it, or raise the broker's max_message_size"),
     (FrameError, "check that the port is the broker's AMQP port"),
     (ContentDisallowed, "name the content type with --accept if you trust the sender"),
+    (ReplyTimeout, "is a server of the queue running?"),
     (TimeoutError, "check host, port and firewall"),
 )
 #: What amqp and the system put before their texts.

@@ -14,7 +14,7 @@ from greenconn.cli.options import timeout_option, url_option
 if TYPE_CHECKING:
     from greenconn.connection import Connection
 
-__all__ = ["command", "parse_header"]
+__all__ = ["bodies_from_input", "command", "parse_body", "parse_header"]
 
 
 @click.command("publish")
@@ -55,7 +55,7 @@ def command(
             "--binary publishes the standard input unchanged: it cannot be combined with BODY or --json"
         )
     parsed = dict(parse_header(each) for each in headers)
-    given = [[_body(each, as_json, "BODY") for each in bodies]] if bodies else None
+    given = [[parse_body(each, as_json, "BODY") for each in bodies]] if bodies else None
 
     from greenconn.cli.broker import connection_to
     from greenconn.cli.interrupt import interruptible
@@ -67,7 +67,7 @@ def command(
     try:
         with interruptible():
             _open(publishing_connection(connection))
-            for batch in given or _from_input(as_json, binary):
+            for batch in given or bodies_from_input(as_json, binary):
                 count += publish_many(
                     queue,
                     batch,
@@ -88,8 +88,13 @@ def _open(connection: Connection) -> None:
     connection.connect()
 
 
-def _from_input(as_json: bool, binary: bool) -> Iterator[list[Any]]:
-    """Yield the bodies on the standard input, as many at a time as have come."""
+def bodies_from_input(as_json: bool, binary: bool = False) -> Iterator[list[Any]]:
+    """Yield the bodies on the standard input, as many at a time as have come.  May switch.
+
+    Arguments:
+        as_json: parse each line as JSON.
+        binary: the whole input is one body.
+    """
     from greenconn.cli.streams import lines, whole_input
 
     if binary:
@@ -102,7 +107,7 @@ def _from_input(as_json: bool, binary: bool) -> Iterator[list[Any]]:
         bodies = []
         for line in batch:
             number += 1
-            bodies.append(_body(_text(line, number), as_json, f"line {number}"))
+            bodies.append(parse_body(_text(line, number), as_json, f"line {number}"))
         yield bodies
 
 
@@ -116,7 +121,15 @@ def _text(line: bytes, number: int) -> str:
         ) from None
 
 
-def _body(text: str, as_json: bool, where: str) -> Any:
+def parse_body(text: str, as_json: bool, where: str) -> Any:
+    """Return a body of the command line.
+
+    Arguments:
+        where: the text stood, for the error.
+
+    Raises:
+        UsageError: it is not JSON, and must be.
+    """
     if not as_json:
         return text
     try:

@@ -1,0 +1,108 @@
+"""``greenconn rpc``: call the server of a queue."""
+
+from __future__ import annotations
+
+import json
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from greenconn.cli.options import timeout_option, url_option
+
+if TYPE_CHECKING:
+    from greenconn.connection import Connection
+
+__all__ = ["command"]
+
+
+@click.command("rpc")
+@click.argument("queue")
+@click.argument("bodies", nargs=-1, metavar="[BODY]...")
+@url_option
+@click.option(
+    "--json",
+    "is_json",
+    is_flag=True,
+    help="Parse each BODY as JSON, and print an object with each reply, its error and its seconds.",
+)
+@click.option("-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
+@timeout_option
+def command(
+    queue: str,
+    bodies: tuple[str, ...],
+    url: str,
+    is_json: bool,
+    headers: tuple[str, ...],
+    timeout: float,
+) -> int:
+    """Send each BODY to the server of QUEUE, or each line of the standard input if there is none, and
+    print the reply, a line each.
+
+    The requests are sent one after the other, and expire when the time for the reply has ended.  Exits
+    with 1 when the server reported an error or did not reply.
+
+    \b
+    Example:
+      greenconn rpc add '[1, 2]' --json
+      greenconn rpc shorten < texts.txt
+    """
+    from greenconn.cli.broker import connection_to
+    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.publish import bodies_from_input, parse_body, parse_header
+    from greenconn.cli.streams import check_output
+    from greenconn.defaults import publishing_connection
+
+    check_output()
+    parsed = dict(parse_header(each) for each in headers)
+    given = [[parse_body(each, is_json, "BODY") for each in bodies]] if bodies else None
+    connection = connection_to(url, timeout)
+    is_failed = False
+    try:
+        with interruptible():
+            publishing_connection(connection).connect()
+            for batch in given or bodies_from_input(is_json):
+                for body in batch:
+                    if not _call(queue, body, connection, timeout, parsed, is_json):
+                        is_failed = True
+    finally:
+        connection.close()
+    return int(is_failed)
+
+
+def _call(
+    queue: str,
+    body: Any,
+    connection: Connection,
+    timeout: float,
+    headers: dict[str, str],
+    is_json: bool,
+) -> bool:
+    """Print the reply to one request, and return whether there was one.  May switch."""
+    from greenconn.cli.consume import body_text
+    from greenconn.cli.errors import error_text
+    from greenconn.cli.streams import write_line
+    from greenconn.exceptions import RemoteError, ReplyTimeout
+    from greenconn.rpc import call
+
+    reply, error, began = None, None, perf_counter()
+    try:
+        reply = call(
+            queue,
+            body,
+            connection=connection,
+            timeout=timeout,
+            expiration=timeout,  # a server that comes later need not do it
+            headers=headers or None,
+        )
+    except (RemoteError, ReplyTimeout) as exc:
+        error = error_text(exc)[0]
+    if is_json:
+        seconds = round(perf_counter() - began, 6)
+        shown = {"reply": reply, "error": error, "seconds": seconds}
+        write_line(json.dumps(shown, default=repr, ensure_ascii=False))
+    elif error is None:
+        write_line(body_text(reply, is_json=False))
+    else:
+        click.echo(f"greenconn: {error}", err=True)
+    return error is None

@@ -1,0 +1,96 @@
+"""``greenconn rpc``, with a server in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from greenconn import Connection, Queue
+from greenconn.rpc import spawn_server
+from tests.unit.cli.conftest import Command
+
+Stdin = Callable[[bytes], None]
+SOON = 60.0
+
+
+def serve(body: Any) -> Any:
+    """Return the sum of a list, text in capitals, or an error."""
+    if isinstance(body, list):
+        return {"sum": sum(body)}
+    return str(body).upper()
+
+
+@pytest.fixture
+def server(url: str) -> Iterator[str]:
+    """The queue of a server."""
+    with Connection(url) as connection:
+        consumer = spawn_server(Queue("work"), serve, connection=connection)
+        assert consumer.wait_ready(SOON)
+        yield "work"
+        assert consumer.stop(SOON)
+
+
+def test_replies_a_line_each(command: Command, url: str, server: str) -> None:
+    ended = command("rpc", server, "one", "zwei", "-u", url)
+    assert (ended.code, ended.output, ended.errors) == (0, "ONE\nZWEI\n", "")
+
+
+def test_requests_from_the_standard_input(
+    command: Command, url: str, server: str, stdin: Stdin
+) -> None:
+    stdin(b"one\ntwo\n")
+    ended = command("rpc", server, "-u", url)
+    assert (ended.code, ended.output) == (0, "ONE\nTWO\n")
+
+
+def test_json(command: Command, url: str, server: str) -> None:
+    ended = command("rpc", server, "[1, 2]", '["x"]', "-H", "a=b", "--json", "-u", url)
+    good, bad = map(json.loads, ended.output.splitlines())
+    assert (ended.code, ended.errors) == (1, "")
+    assert good["reply"] == {"sum": 3}
+    assert good["error"] is None
+    assert good["seconds"] > 0
+    assert bad["reply"] is None
+    assert bad["error"].startswith("TypeError: unsupported operand")
+
+
+def test_an_error_of_the_server(command: Command, url: str, server: str) -> None:
+    with Connection(url) as connection:
+
+        def fail(body: Any) -> None:
+            raise ValueError("no such thing")
+
+        consumer = spawn_server(Queue("failing"), fail, connection=connection)
+        assert consumer.wait_ready(SOON)
+        ended = command("rpc", "failing", "x", "-u", url)
+        assert consumer.stop(SOON)
+    assert (ended.code, ended.output) == (1, "")
+    assert ended.complaint == "greenconn: ValueError: no such thing"
+
+
+def test_no_reply(command: Command, url: str) -> None:
+    command("queues", "declare", "idle", "-u", url)
+    ended = command("rpc", "idle", "x", "-t", "0.1", "-u", url)
+    assert (ended.code, ended.output) == (1, "")
+    assert "is a server of the queue running?" in ended.complaint
+    # The request has expired with its caller.
+    with Connection(url) as connection:
+        assert connection.default_channel.basic_get("idle") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code"),
+    [
+        (["nosuch", "x"], "check the name of the queue", 1),
+        (["work", "{x", "--json"], "'{x' is not JSON", 2),
+        (["work", "x", "-H", "foo"], "NAME=VALUE", 2),
+        ([], "QUEUE", 2),
+    ],
+)
+def test_mistakes(command: Command, url: str, arguments: list[str], text: str, code: int) -> None:
+    ended = command("rpc", *arguments, "-u", url)
+    assert ended.code == code
+    assert text in ended.complaint
