@@ -25,6 +25,7 @@ INTERRUPTED: Final = 130
 #: Command -> what it does.  Each is in the module of its name, imported when it is asked for.
 COMMANDS: Final = {
     "demo": "Run consumers and publishers, and show live figures.",
+    "bench": "Measure rates and latencies of a broker.",
     "ping": "Connect to a broker, and measure round trips.",
     "doctor": "Check the way to a broker, and the broker.",
     "publish": "Publish messages to a queue.",

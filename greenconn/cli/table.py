@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["UNKNOWN", "Column", "number", "rate", "span", "table_lines"]
+__all__ = ["UNKNOWN", "Column", "can_write", "number", "rate", "span", "table_lines"]
 
 #: Stands for what is not known.
 UNKNOWN: Final = "-"
@@ -80,3 +81,12 @@ def span(seconds: float | None) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def can_write(text: str) -> bool:
+    """Return whether the standard output has these characters."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

@@ -269,9 +269,6 @@ def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) ->
 def _bars() -> str:
     """Return the bars that the standard output can show."""
     from greenconn.cli.monitor import ASCII_BARS, BARS
+    from greenconn.cli.table import can_write
 
-    try:
-        BARS.encode(sys.stdout.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return ASCII_BARS
-    return BARS
+    return BARS if can_write(BARS) else ASCII_BARS

@@ -13,6 +13,7 @@ import gevent
 from gevent.event import Event
 
 from greenconn.cli.figures import cpu_seconds, peak_memory, sockets, threads
+from greenconn.cli.latencies import percentile
 from greenconn.cli.plan import Plan, Snapshot, Summary
 from greenconn.connection import Connection
 from greenconn.entity import Queue
@@ -110,7 +111,7 @@ class Workload:
             published=self.published,
             handled=self.handled,
             rate=(self.handled - handled) / (now - then) if now > then else 0.0,
-            latency=_percentile(list(self._latencies)[-1000:], 0.5),
+            latency=percentile(list(self._latencies)[-1000:], 0.5),
             ready=self._ready,
             sockets=sockets(),
             threads=threads(),
@@ -129,7 +130,7 @@ class Workload:
             in_flight=0 if self._is_whole else missing,
             duplicates=self.duplicates,
             cpu=cpu,
-            latencies=(_percentile(latencies, 0.5), _percentile(latencies, 0.99)),
+            latencies=(percentile(latencies, 0.5), percentile(latencies, 0.99)),
             sockets=open_sockets,
             threads=running,
             peak_memory=peak_memory(),
@@ -246,10 +247,3 @@ class Workload:
         channel = self._connection.default_channel
         for name in self.names:
             channel.queue_delete(name)
-
-
-def _percentile(values: list[float], share: float) -> float:
-    if not values:
-        return 0.0
-    values.sort()
-    return values[min(len(values) - 1, int(share * len(values)))]

@@ -69,7 +69,7 @@ def test_version(command: Command) -> None:
     ("arguments", "text"),
     [
         (["publsh", "q", "x"], "did you mean 'publish'"),
-        (["xyz"], "known: demo, ping"),
+        (["xyz"], "known: demo, bench"),
         (["--verbos", "ping"], "--verbose"),
         (["publish"], "QUEUE"),
         (["publish", "q", "x", "--jsno"], "--json"),
