@@ -192,6 +192,9 @@ def signals(
     Yields:
         What the run raised; it ends behind the run that came to its end before the signal.
     """
+    if sys.version_info[:2] == (3, 12):
+        # It traces no bytecodes of a function that it has not traced before.
+        SignalAt(sys.maxsize).run(function)
     number = first
     while True:
         run = SignalAt(number)
