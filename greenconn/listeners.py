@@ -53,6 +53,7 @@ __all__ = [
     "UnblockedEvent",
     "add_listener",
     "remove_listener",
+    "size_of",
     "tell",
     "url_of",
 ]
@@ -408,6 +409,13 @@ def tell(calls: tuple[Callable[[Any], object], ...], event: object) -> None:
             if name not in _logged:
                 _logged.add(name)
                 logger.exception("listener %s failed (logged once)", name)
+
+
+def size_of(body: object) -> int:
+    """Return the bytes of a body as it is sent; 0 for what only its channel can encode."""
+    if isinstance(body, str):
+        return len(body) if body.isascii() else len(body.encode("utf-8", "surrogatepass"))
+    return len(body) if isinstance(body, (bytes, bytearray, memoryview)) else 0
 
 
 def url_of(channel: object) -> str:

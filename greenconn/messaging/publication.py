@@ -10,7 +10,7 @@ from gevent import Timeout
 from greenconn.delays import delayed_route
 from greenconn.exceptions import PublishTimeout
 from greenconn.green.deadline import Deadline
-from greenconn.listeners import LISTENERS, Observation, Observers, PublishEvent
+from greenconn.listeners import LISTENERS, Observation, Observers, PublishEvent, size_of
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -90,7 +90,7 @@ class Publication:
             routing_key,
             dict(headers),  # the caller may use its own for the next message
             properties,
-            len(body),
+            size_of(body),
         )
         self._message = (
             exchange, routing_key, mandatory, immediate, body, *others, event.headers, properties,

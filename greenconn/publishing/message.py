@@ -15,7 +15,7 @@ from greenconn.entity import DELIVERY_MODES, Exchange, Queue
 from greenconn.entity.existence import existence_key
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.listeners import Observation, Observers, PublishEvent
+from greenconn.listeners import Observation, Observers, PublishEvent, size_of
 from greenconn.message import Message
 from greenconn.serialization import dumps
 
@@ -138,7 +138,7 @@ class OutgoingMessage:
             options.routing_key,
             headers,
             {**options.properties, **(self.own or {})},
-            len(self.body),
+            size_of(self.body),
         )
         self.observation = observers.begin(event)
         return self.observation

@@ -148,13 +148,13 @@ def test_a_message_of_spawn_consumer(recorder: Recorder, broker: MemoryBroker) -
 
     consumer = greenconn.spawn_consumer("mail", handle)
     headers = {"mine": 1}
-    greenconn.publish("mail", "hello", headers=headers, message_id="m1")
+    greenconn.publish("mail", "h\u00e9llo", headers=headers, message_id="m1")
     until(lambda: bool(recorder.of(SettleEvent)), SOON)
     assert consumer.stop(SOON)
     assert recorder.kinds.count("Publish") == 1
 
     (publish,) = recorder.of(PublishEvent)
-    assert (publish.exchange, publish.routing_key, publish.size) == ("", "mail", 5)
+    assert (publish.exchange, publish.routing_key, publish.size) == ("", "mail", 6)
     assert publish.connection.startswith("memory://")
     assert publish.headers == {"mine": 1}
     assert headers == {"mine": 1}
