@@ -1,9 +1,9 @@
 """Exceptions.
 
-The hierarchy is kombu's: :class:`KombuError` is the base class, and an error reply of an AMQP broker is
-raised as the class of the ``amqp`` package: ``amqp.exceptions.NotFound`` and
-``greenconn.exceptions.NotFound`` are the same.  The classes that greenconn adds derive from
-:class:`OperationalError`, and from the class that a program written for kombu catches in that case.
+The hierarchy is that of kombu.  :class:`KombuError` is the base class.  An error reply of an AMQP broker
+is raised as the class of the ``amqp`` package: ``amqp.exceptions.NotFound`` and
+``greenconn.exceptions.NotFound`` are the same class.  The exceptions that greenconn adds derive from
+:class:`OperationalError` and from the class that a program written for kombu catches in the same case.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ __all__ = [
     "reraise",
 ]
 
-#: ``socket.timeout`` is this same class since Python 3.10.
+#: The built-in exception; ``socket.timeout`` is the same class since Python 3.10.
 TimeoutError = TimeoutError
 
 
 def reraise(
     tp: type[BaseException], value: BaseException, tb: TracebackType | None = None
 ) -> NoReturn:
-    """Raise *value* with traceback *tb* (kombu's helper, kept for programs that import it)."""
+    """Raise *value* with the traceback *tb*.  Kept for programs that import it from kombu."""
     if value.__traceback__ is not tb:
         raise value.with_traceback(tb)
     raise value
@@ -123,78 +123,80 @@ _UNAVAILABLE: Final = (
 
 
 def raise_error(exc: BaseException) -> None:
-    """Raise *exc*, as the callback of an event that reports it to the greenlet that drains."""
+    """Raise *exc*.  Used as the callback of an event, to raise an error in the greenlet that drains."""
     raise exc
 
 
 def is_unavailable(exc: BaseException) -> bool:
-    """Return whether a 404 or 406 is about a queue that exists but is not available now."""
+    """Return whether *exc* is a 404 or 406 for a queue that exists but is temporarily unavailable."""
     text = str(exc)
     is_of_queue = isinstance(exc, (NotFound, PreconditionFailed))
     return is_of_queue and any(each in text for each in _UNAVAILABLE)
 
 
 class KombuError(Exception):
-    """The base class of all errors but the broker's error replies."""
+    """The base class of all exceptions except the error replies of a broker."""
 
 
 GreenconnError = KombuError
 
 
 class OperationalError(KombuError):
-    """An error of the network or the broker, or an exceeded limit.  A retry may succeed."""
+    """A network error, a broker error or an exceeded limit.  A retry may succeed."""
 
 
 class SerializationError(KombuError):
-    """A body could not be serialized or deserialized."""
+    """A message body could not be serialized or deserialized."""
 
 
 class EncodeError(SerializationError):
-    """A body could not be encoded."""
+    """A message body could not be encoded."""
 
 
 class DecodeError(SerializationError):
-    """A body could not be decoded."""
+    """A message body could not be decoded."""
 
 
 class NotBoundError(KombuError):
-    """An operation on an entity that is not bound to a channel."""
+    """An operation requires an entity that is bound to a channel."""
 
 
 class MessageStateError(KombuError):
-    """A message that was already acknowledged, rejected or requeued."""
+    """The message was already acknowledged, rejected or requeued."""
 
 
 class LimitExceeded(OperationalError):
-    """A pool has no free resource."""
+    """The pool has no free resource."""
 
 
 class ConnectionLimitExceeded(LimitExceeded):
-    """A pool has no free connection."""
+    """The pool has no free connection."""
 
 
 class ChannelLimitExceeded(LimitExceeded):
-    """A pool has no free channel."""
+    """The pool has no free channel."""
 
 
 class VersionMismatch(KombuError):
-    """An installed library has an unsupported version."""
+    """The version of an installed library is not supported."""
 
 
 class SerializerNotInstalled(KombuError):
-    """A serializer is not registered, or the package that it needs is not installed."""
+    """The serializer is not registered, or the package that it requires is not installed."""
 
 
 class ContentDisallowed(SerializerNotInstalled):
-    """The content type of a message is not accepted."""
+    """The consumer does not accept the content type of the message."""
 
 
 class BatchPublishError(OperationalError):
     """Some messages of a batch could not be published.
 
     Attributes:
-        failed: positions in the batch, from 0 -> the errors of the messages that were not published.
-        taken: the number of messages that were tried; the batch ends early if the connection is lost.
+        failed: a mapping of positions in the batch, counted from 0, to the errors of the messages that
+            were not published.
+        taken: the number of messages that were attempted.  The batch ends early if the connection is
+            lost.
     """
 
     def __init__(
@@ -206,16 +208,16 @@ class BatchPublishError(OperationalError):
 
 
 class InconsistencyError(ConnectionError):  # type: ignore[misc]
-    """The state of the broker is not the expected one, as for a queue that another node uses."""
+    """The state of the broker is not as expected, for example a queue is in use on another node."""
 
 
 class HttpError(Exception):
-    """An error reply of a broker that is accessed over HTTP.
+    """An error response of a broker that is accessed over HTTP.
 
     Attributes:
-        code: the HTTP status.
-        message: the error text of the broker, or None.
-        response: the response object.
+        code: the HTTP status code.
+        message: the error text of the broker, or None if it sent none.
+        response: the HTTP response object.
     """
 
     def __init__(self, code: int, message: str | None = None, response: object = None) -> None:
@@ -229,19 +231,21 @@ class HttpError(Exception):
 
 
 class ManagementError(OperationalError, HttpError):
-    """An error reply of the broker's management API.
+    """An error response of the broker's management API.
 
     Attributes:
-        code: the HTTP status: 401 wrong login, 403 no permission, 404 not found.
-        message: the reason that the broker gave.
+        code: the HTTP status code: 401 for wrong credentials, 403 for a missing permission, 404 for an
+            object that does not exist.
+        message: the reason in the response.
     """
 
 
 class PublishTimeout(OperationalError, TimeoutError):
-    """The deadline of a publish passed before the broker confirmed the message.
+    """The deadline of the publish passed before the broker confirmed the message.
 
     Attributes:
-        maybe_delivered: whether the message was sent, so that the broker may have it.
+        maybe_delivered: whether the message was sent.  If True, the broker may have received it, and
+            publishing it again may create a duplicate.
     """
 
     def __init__(self, message: str, *, maybe_delivered: bool) -> None:
@@ -250,10 +254,10 @@ class PublishTimeout(OperationalError, TimeoutError):
 
 
 class PublishNacked(OperationalError, MessageNacked):  # type: ignore[misc]
-    """The broker refused the message with ``basic.nack``.
+    """The broker rejected the message with a negative publisher confirm (``basic.nack``).
 
     Attributes:
-        has_reason: whether the broker said why; AMQP cannot.
+        has_reason: whether the broker sent a reason.  The AMQP protocol has no field for one.
     """
 
     def __init__(self, message: str, *, has_reason: bool = True) -> None:
@@ -262,10 +266,10 @@ class PublishNacked(OperationalError, MessageNacked):  # type: ignore[misc]
 
 
 class Unroutable(OperationalError, ChannelError):  # type: ignore[misc]
-    """A mandatory message reached no queue (``basic.return``).
+    """The broker returned a mandatory message because it was routed to no queue (``basic.return``).
 
     Attributes:
-        exchange, routing_key: the arguments of the publish.
+        exchange, routing_key: the arguments with which the message was published.
     """
 
     def __init__(
@@ -284,27 +288,27 @@ class Unroutable(OperationalError, ChannelError):  # type: ignore[misc]
 
 
 class PublishRefused(OperationalError):
-    """The broker closed the channel because of this message; ``__cause__`` is its reply."""
+    """The broker closed the channel because of this message.  ``__cause__`` is the error reply."""
 
 
 class ConnectionBlocked(OperationalError, TimeoutError):
-    """The broker blocked the connection (memory or disk alarm) for longer than the call waits."""
+    """The broker blocked the connection (memory or disk alarm) for longer than the timeout."""
 
 
 class WrongHub(OperationalError, RuntimeError):
-    """An object was used from a thread (a gevent hub) other than its own."""
+    """An object was used in a thread (gevent hub) other than the one that it belongs to."""
 
 
 class ReplyTimeout(OperationalError, TimeoutError):
-    """The reply of an rpc server did not arrive in time; the call may have been executed."""
+    """The reply of the RPC server did not arrive in time.  The call may have been executed."""
 
 
 class RemoteError(OperationalError):
-    """The remote function raised an exception.
+    """The function on the RPC server raised an exception.
 
     Attributes:
-        remote_type: the qualified name of the class of the remote exception.
-        remote_traceback: the remote traceback as text, or None if the server does not send it.
+        remote_type: the qualified name of the remote exception's class.
+        remote_traceback: the remote traceback as text, or None if the server does not send tracebacks.
     """
 
     def __init__(
@@ -315,8 +319,8 @@ class RemoteError(OperationalError):
         self.remote_traceback = remote_traceback
 
 
-#: Errors after which ``ensure`` and ``autoretry`` never retry, although some are an ``OSError``: the
-#: operation may have been done, or would fail again.
+#: Exceptions after which ``ensure`` and ``autoretry`` never retry, even if they derive from ``OSError``:
+#: the operation may already have succeeded, or a retry would fail again.
 NEVER_REPEATED: tuple[type[Exception], ...] = (
     PublishTimeout,
     PublishNacked,

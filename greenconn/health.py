@@ -1,7 +1,7 @@
-"""Health of the connections and consumers of a process: for probes of load balancers and orchestrators.
+"""Health checks of a process's connections and consumers, for load balancers and orchestrators.
 
-A connection that is not in use, or that the next use will open, is as good as an open one: a probe must
-never keep away the request that would mend it.
+A connection counts as ready when it is open, and also when it is idle and opens on its next use.
+Otherwise a failing probe would keep away the requests that open the connection.
 """
 
 from __future__ import annotations
@@ -59,60 +59,60 @@ _REMEDIES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """One thing that keeps a process from being ready."""
+    """A connection or consumer that is not ready, and the remedy."""
 
     what: str
-    """``connection`` or ``consumer``."""
+    """The kind of object: ``connection`` or ``consumer``."""
 
     name: str
-    """The URL, password masked; or the consumer's name."""
+    """The URL of the connection, with the password masked, or the name of the consumer."""
 
     state: str
-    """``recovering``, ``blocked``, ``starting``, ``stopping``, ``failed`` or ``stalled``."""
+    """The state: ``recovering``, ``blocked``, ``starting``, ``stopping``, ``failed`` or ``stalled``."""
 
     since: str
-    """UTC, ISO 8601, in seconds."""
+    """The time when the state began: UTC, ISO 8601, with a resolution of seconds."""
 
     why: str | None
-    """The error or the broker's reason, if there is one."""
+    """The error, or the reason that the broker sent; None if there is none."""
 
     remedy: str
-    """What to do."""
+    """The recommended action."""
 
     needs_restart: bool
-    """Whether only a restart of the process may help."""
+    """Whether only a restart of the process can resolve it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionHealth:
-    """One connection of this thread that was used and not closed."""
+    """The health of a connection of this thread that was used and is not closed."""
 
     url: str
-    """The URL of the broker, password masked."""
+    """The URL of the broker, with the password masked."""
 
     state: str
-    """A value of ``SessionState``: ``idle``, ``opening``, ``open``, ``recovering``."""
+    """The value of a ``SessionState``: ``idle``, ``opening``, ``open`` or ``recovering``."""
 
     blocked: str | None
-    """Why the broker blocks publishing (its memory or disk alarm); None while it does not."""
+    """The reason why the broker blocks publishing (memory or disk alarm); None if it does not."""
 
     lost: str | None
-    """Why the connection was lost; None once it is open again."""
+    """The error that ended the connection; None if it was not lost or is open again."""
 
     lives: int
-    """Number of times that it was opened: 1 more after each loss."""
+    """The number of times that the connection was opened; each reconnect adds 1."""
 
     since: str
-    """When it has reached its state, or was blocked: UTC, ISO 8601, in seconds."""
+    """The time when the state or the block began: UTC, ISO 8601, with a resolution of seconds."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether a message may be published now, or the next use will open the connection."""
+        """Whether a message can be published now, or the next use opens the connection."""
         return self.blocked is None and self.state != SessionState.RECOVERING.value
 
     @property
     def reason(self) -> Reason | None:
-        """Why it is not ready; None if it is."""
+        """The reason why it is not ready; None if it is ready."""
         if self.is_ready:
             return None
         is_lost = self.blocked is None
@@ -129,34 +129,34 @@ class ConnectionHealth:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsumerHealth:
-    """One consumer of this thread that runs, or that the broker refused."""
+    """The health of a consumer of this thread that is running or was refused by the broker."""
 
     name: str
-    """The name that ``spawn_consumer`` was given, or the names of its queues."""
+    """The name passed to ``spawn_consumer``, or else the names of the consumer's queues."""
 
     state: str
-    """A value of ``ConsumerState``."""
+    """The value of a ``ConsumerState``."""
 
     error: str | None
-    """Why the broker refused it, or does not confirm it yet; None if it has confirmed it."""
+    """The error that keeps the broker from confirming the consumer; None if it is confirmed."""
 
     since: str
-    """When it has reached its state: UTC, ISO 8601, in seconds."""
+    """The time when the state began: UTC, ISO 8601, with a resolution of seconds."""
 
     stats: Mapping[str, Any]
-    """Its ``stats()``; of one that the broker refused, those at its end."""
+    """The consumer's ``stats()``; for a refused consumer, its last ``stats()``."""
 
     stall: Reason | None
-    """What a :class:`Watchdog` has found."""
+    """The stall that a :class:`Watchdog` detected; None if there is none."""
 
     @property
     def is_ready(self) -> bool:
-        """Whether it receives messages, or was paused by the program."""
+        """Whether the consumer receives messages, or the program has paused it."""
         return self.stall is None and self.state in {each.value for each in _AT_WORK}
 
     @property
     def reason(self) -> Reason | None:
-        """Why it is not ready; None if it is."""
+        """The reason why it is not ready; None if it is ready."""
         if self.is_ready or self.stall is not None:
             return self.stall
         return Reason(
@@ -175,11 +175,14 @@ class Health:
     """The result of :func:`check`."""
 
     connections: tuple[ConnectionHealth, ...]
+    """The connections of this thread, sorted by URL."""
+
     consumers: tuple[ConsumerHealth, ...]
+    """The consumers of this thread, sorted by name."""
 
     @property
     def reasons(self) -> tuple[Reason, ...]:
-        """Why the process is not ready, the gravest first; empty if it is."""
+        """The reasons why the process is not ready, those that need a restart first; empty if ready."""
         found = [each.reason for each in self.consumers]
         found += [each.reason for each in self.connections]
         reasons = [each for each in found if each is not None]
@@ -187,16 +190,16 @@ class Health:
 
     @property
     def is_live(self) -> bool:
-        """Whether no restart is needed: the broker has refused no consumer for good."""
+        """Whether the process can recover without a restart."""
         return not any(each.needs_restart for each in self.reasons)
 
     @property
     def is_ready(self) -> bool:
-        """Whether all connections and consumers are at work."""
+        """Whether all connections and consumers are ready."""
         return not self.reasons
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as a dict that JSON can hold."""
+        """Return the result as a dict that can be serialized as JSON."""
         return {
             "live": self.is_live,
             "ready": self.is_ready,
@@ -206,11 +209,16 @@ class Health:
 
 
 def check(timeout: float = 0.0) -> Health:
-    """Look at the connections and consumers of this thread.
+    """Check the connections and consumers of this thread.
+
+    Never switches if *timeout* is 0.  Otherwise may switch.
 
     Arguments:
-        timeout: seconds to wait for what starts or comes back.  0: report how it is now, without
-            a switch.  Else may switch.
+        timeout: maximum seconds to wait for connections and consumers that are starting or recovering.
+            0 reports the current state without waiting.
+
+    Returns:
+        The state of each connection and consumer.
     """
     deadline = Deadline(timeout)
     if timeout > 0:
@@ -302,20 +310,22 @@ def _time_of(seconds: float) -> str:
 class Probes:
     """A WSGI application that answers ``/health/live`` and ``/health/ready``: 200, or 503.
 
-    By itself, or around another application, which gets all other paths::
+    Use it alone, or wrap another application, which then receives the requests for all other paths::
 
         application = greenconn.health.Probes(application)
 
-    ``live`` is 503 when only a restart can help: the broker refused a consumer for good.
-    ``ready`` is 503 while a consumer or a connection is starting, recovering or ending, and while the
-    broker blocks publishing.  A 503 has ``reasons``: what is not ready, since when, and what to do.
+    ``/health/live`` responds with 503 if only a restart of the process can help, for example after the
+    broker refused a consumer permanently.  ``/health/ready`` responds with 503 while a consumer or
+    connection is starting, recovering or stopping, and while the broker blocks publishing.  The body of
+    a 503 response lists ``reasons``: the objects that are not ready, since when, and the remedy.
 
     Arguments:
-        app: gets the requests for other paths; None: they are 404.
-        prefix: of both paths.
-        timeout: seconds that ``ready`` waits for what is starting or recovering, before it is 503.
-        has_details: respond with the whole result of :func:`check`; else reasons have neither names nor
-            errors, since others may see a probe.
+        app: the WSGI application for all other paths.  None responds to them with 404.
+        prefix: the common prefix of both paths.
+        timeout: maximum seconds that ``ready`` waits for connections and consumers that are starting or
+            recovering before it responds with 503.
+        has_details: whether to respond with the whole result of :func:`check`.  False omits names and
+            errors from the reasons, since a probe may be publicly accessible.
     """
 
     def __init__(
@@ -366,7 +376,7 @@ class Probes:
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
 
-#: The fields of a reason that probes show to all.
+#: The fields of a reason that a probe shows without ``has_details``.
 _PUBLIC: Final = ("what", "state", "since", "remedy")
 
 

@@ -1,8 +1,8 @@
-"""The end of a process that consumes and publishes: nothing is lost, and it ends in time.
+"""Graceful shutdown of a process: no message is lost, and the process ends within a deadline.
 
-First the consumers stop taking messages and running handlers finish; then publishes get their
-confirms; then all connections are closed, those that publish last, since a handler's last act may be
-a publish.
+The shutdown has three steps.  First the consumers stop receiving messages, and running handlers finish.
+Then pending publishes wait for their publisher confirms.  Then all connections are closed.  Connections
+that publish are closed last, since a handler may publish a message just before it returns.
 """
 
 from __future__ import annotations
@@ -35,41 +35,50 @@ MARGIN: Final = 2.0
 
 
 class Service(Protocol):
-    """Work of a program that goes on beside its consumers, and is started and stopped with them."""
+    """A background service of a program that is started and stopped together with its consumers."""
 
     def start(self) -> None:
-        """Begin in this thread, and return at once; do nothing if it runs."""
+        """Start the service in this thread and return immediately; do nothing if it is running."""
 
     def stop(self, timeout: float | None = None) -> bool:
-        """End gracefully, within *timeout* seconds; return whether it did.  May switch."""
+        """Stop the service gracefully.  May switch.
+
+        Arguments:
+            timeout: maximum seconds for the shutdown.  None waits without limit.
+
+        Returns:
+            Whether the service finished by itself within *timeout*.
+        """
 
 
-#: Those of each thread that run.
+#: The running services of each thread.
 _services: Final[PerHub[list[Service]]] = PerHub(list)
 
 
 def add_service(service: Service) -> None:
-    """Have *service* stopped by :func:`stop_and_close`.  Never switches."""
+    """Register *service*, to be stopped by :func:`stop_and_close`.  Never switches."""
     _services.get().append(service)
 
 
 def remove_service(service: Service) -> None:
-    """Undo :func:`add_service`: it has ended.  Never switches."""
+    """Unregister a *service* that has ended; ignore it if it is not registered.  Never switches."""
     services = _services.get()
     if service in services:
         services.remove(service)
 
 
 def time_for_handlers(seconds: float) -> float:
-    """Return *seconds* without those that interrupting handlers and closing connections take."""
+    """Return *seconds* minus the time reserved for interrupting handlers and closing connections."""
     return seconds - min(MARGIN, seconds / 4)
 
 
 def stop_gracefully(consumers: list[ConsumerGreenlet], deadline: Deadline) -> bool:
-    """Stop *consumers*; what has not ended by the deadline is interrupted, which is logged.  May switch.
+    """Stop *consumers* gracefully.  May switch.
+
+    Handlers that have not finished by the deadline are interrupted, and a warning is logged.
 
     Returns:
-        Whether all handlers finished by themselves.
+        Whether all handlers finished without being interrupted.
     """
     if stop_all(consumers, deadline):
         return True
@@ -81,12 +90,15 @@ def stop_gracefully(consumers: list[ConsumerGreenlet], deadline: Deadline) -> bo
 
 
 def stop_and_close(deadline: Deadline) -> bool:
-    """Stop all consumers and services of this thread, finish its publishes, close its connections.
+    """Stop the consumers and services of this thread, finish its publishes and close its connections.
 
     May switch.
 
+    Arguments:
+        deadline: the deadline for stopping and for the outstanding publisher confirms.
+
     Returns:
-        Whether all handlers and services finished by themselves.
+        Whether all handlers and services finished without being interrupted.
     """
     stopping = [spawn("shutdown-service", each.stop, deadline.left()) for each in _services.get()]
     is_whole = stop_gracefully(running_consumers(), deadline)
@@ -101,19 +113,19 @@ def stop_and_close(deadline: Deadline) -> bool:
 
 
 def _finish_publishes(sessions: Iterable[Session], deadline: Deadline) -> None:
-    """Wait for the confirms of the publishes of *sessions*; what is missing is logged.  May switch."""
+    """Wait for the publisher confirms of *sessions*; log missing ones.  May switch."""
     gevent.joinall(
         [spawn("shutdown-confirms", _await_confirms, each, deadline) for each in sessions]
     )
 
 
 def _close_all(sessions: Iterable[Session]) -> None:
-    """Close *sessions* side by side.  May switch."""
+    """Close *sessions* concurrently.  May switch."""
     gevent.joinall([spawn("shutdown-close", each.close) for each in sessions])
 
 
 def _may_publish(session: Session) -> bool:
-    """Return whether it is not for consumers alone."""
+    """Return whether *session* is used for more than consumers."""
     services = session.services
     return services.publisher is not None or services.consumers is None
 

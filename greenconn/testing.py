@@ -1,6 +1,6 @@
-"""Test support for programs: an in-memory broker, and a clock that tests control.
+"""Test support for programs: an in-memory broker, and a clock that the test controls.
 
-With pytest, name this module in ``conftest.py`` and ask for the fixture::
+With pytest, load this module as a plugin in ``conftest.py`` and request the fixture::
 
     pytest_plugins = ["greenconn.testing"]
 
@@ -9,7 +9,7 @@ With pytest, name this module in ``conftest.py`` and ask for the fixture::
         greenconn.publish("mail", {"to": "ada@example.org"})
         ...
 
-Without pytest, :class:`MemoryBroker` is a context manager.
+Without pytest, use :class:`MemoryBroker` as a context manager.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from greenconn.worker.consumer import forget_failures
 
 __all__ = ["ManualClock", "MemoryBroker"]
 
-#: Seconds that handlers have to end when a broker is closed.
+#: Maximum seconds for handlers to finish when a broker is closed.
 STOPPING: float = 10.0
 
 
 class ManualClock:
-    """A clock that stands still until the test moves it."""
+    """A clock that advances only when the test calls :meth:`move`."""
 
     def __init__(self) -> None:
         self._now = 1000.0
@@ -41,24 +41,31 @@ class ManualClock:
 
     @property
     def armed(self) -> int:
-        """Number of timers that run."""
+        """The number of pending timers."""
         return len(self._timers)
 
     def now(self) -> float:
-        """Return the time in seconds, from an arbitrary start."""
+        """Return the time in seconds since an arbitrary start."""
         return self._now
 
     def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Call *function* when the clock has moved by *delay* seconds; return what stops that."""
+        """Call *function* when the clock has advanced by *delay* seconds.
+
+        Returns:
+            A function that cancels the call.
+        """
         key = object()
         self._timers[key] = (self._now + delay, function)
         return lambda: self._timers.pop(key, None)
 
     def move(self, seconds: float) -> None:
-        """Advance by *seconds*: timers that are due run in order, before this returns.
+        """Advance the clock, and run the timers that become due, in order, before returning.
+
+        Arguments:
+            seconds: the seconds to advance by, at least 0.
 
         Raises:
-            ValueError: back in time.
+            ValueError: *seconds* is negative.
         """
         if seconds < 0:
             raise ValueError(f"seconds must be at least 0, got {seconds!r}")
@@ -74,18 +81,20 @@ class ManualClock:
 
 
 class MemoryBroker:
-    """An empty broker in memory, private to a test, as the broker of the default connections.
+    """An empty in-memory broker, private to a test, which the default connections use.
 
-    Messages and queues expire by its clock, so a test need not sleep.  When it is closed, consumers are
-    stopped, and the default connections are those of the environment again.
+    Messages and queues expire according to the broker's clock, so a test does not have to sleep.
+    Closing the broker stops all consumers, and the default connections use the environment's broker
+    again.
 
     Arguments:
-        declare_by_name: as for :func:`greenconn.configure`.  By default what a program publishes to a
-            queue by its name can be looked at by :meth:`messages`, though its consumer is not there.
+        declare_by_name: as in :func:`greenconn.configure`.  The default True declares the queue when a
+            program publishes to a queue by its name, so that :meth:`messages` returns the message even
+            if no consumer has declared the queue.
 
     Attributes:
-        url: its address.
-        clock: the clock by which messages and queues expire.
+        url: the URL of the broker.
+        clock: the :class:`ManualClock` that controls the expiry of messages and queues.
     """
 
     def __init__(self, *, declare_by_name: bool | None = True) -> None:
@@ -105,10 +114,10 @@ class MemoryBroker:
         self.close()
 
     def close(self) -> None:
-        """Stop all consumers, close the default connections, forget what was in the broker.  May switch.
+        """Stop all consumers, close the default connections and drop the broker's contents.  May switch.
 
         Raises:
-            TimeoutError: handlers did not end within 10 s; they were interrupted.
+            TimeoutError: handlers did not finish within 10 seconds and were interrupted.
         """
         ended = stop_consumers(timeout=STOPPING)
         forget_failures(self.connection().session.broker.addresses)
@@ -120,19 +129,23 @@ class MemoryBroker:
             )
 
     def connection(self, **kwargs: Any) -> Connection:
-        """Return a new connection to it."""
+        """Return a new connection to this broker.
+
+        Arguments:
+            kwargs: the arguments of :class:`greenconn.Connection` except the URL.
+        """
         return Connection(self.url, **kwargs)
 
     def count(self, queue: str) -> int:
-        """Return the number of messages that wait in a queue; 0 if it does not exist."""
+        """Return the number of messages that are ready in a queue; 0 if the queue does not exist."""
         found = self._broker.queues.get(queue)
         return 0 if found is None else len(found)
 
     def messages(self, queue: str) -> list[Message]:
-        """Return what waits in a queue, the next one first; it stays there.
+        """Return the messages that are ready in a queue, the next one first, without consuming them.
 
         Raises:
-            KeyError: there is no such queue.
+            KeyError: the queue does not exist.
         """
         if queue not in self._broker.queues:
             known = sorted(self._broker.queues)
@@ -140,11 +153,11 @@ class MemoryBroker:
         return [DeliveredMessage(None, 0, entry) for entry in self._broker.queues[queue].store]
 
     def bodies(self, queue: str) -> list[Any]:
-        """Return the decoded bodies of :meth:`messages`."""
+        """Return the decoded bodies of the messages that :meth:`messages` returns."""
         return [message.decode() for message in self.messages(queue)]
 
     def restart(self) -> None:
-        """Do what a restart of a broker does: all connections are lost, and what is not durable."""
+        """Simulate a restart of the broker: drop all connections and everything that is not durable."""
         memory.restart(self._name)
 
 
@@ -156,6 +169,6 @@ else:
 
     @pytest.fixture
     def greenconn_broker() -> Iterator[MemoryBroker]:
-        """Yield a broker in memory for one test."""
+        """Yield an in-memory broker for one test."""
         with MemoryBroker() as broker:
             yield broker
