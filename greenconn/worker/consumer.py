@@ -1,4 +1,4 @@
-"""Consumers: greenlets that call a handler with each message of a queue; those of this thread."""
+"""Consumers, the greenlets that call a handler with each message of a queue."""
 
 from __future__ import annotations
 
@@ -59,17 +59,20 @@ REMEDY: Final = (
 
 
 class ConsumerGreenlet(_Greenlet):
-    """A running consumer, made by :func:`~greenconn.worker.spawn_consumer`.
+    """A running consumer, created by :func:`~greenconn.worker.spawn_consumer`.
 
-    It is a ``gevent.Greenlet``: ``join``, ``get``, ``link``, ``kill``, ``dead`` and ``ready()`` mean
-    what they always mean.  ``get()`` returns the final :meth:`stats` after :meth:`stop`, and raises
-    what the broker refused it for.  ``kill()`` loses nothing that needs an ack: handlers are
-    interrupted and their messages go back to the queue; with ``no_ack`` what waits is dropped.
+    It is a ``gevent.Greenlet``: ``join``, ``get``, ``link``, ``kill``, ``dead`` and ``ready()`` behave
+    as documented by gevent.  ``get()`` returns the final :meth:`stats` after :meth:`stop`, and raises
+    the error if the broker refused the consumer for good.  ``kill()`` loses no message that requires an
+    acknowledgement: the handlers are interrupted and their messages return to the queue.  With
+    ``no_ack``, messages that have been received but not handled are dropped.
 
-    When its connection is closed it stops: running handlers finish, the rest is redelivered.
+    The consumer stops when its connection is closed: running handlers finish, and the broker redelivers
+    the other messages.
 
-    All methods belong to the thread that spawned it; in another one they raise
-    :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read there.
+    All methods must be called in the thread that spawned the consumer; in another thread they raise
+    :class:`~greenconn.exceptions.WrongHub`.  Only :attr:`state` and :meth:`stats` may be read from any
+    thread.
     """
 
     __slots__ = ("_hub_affinity", "answers_calls", "lifecycle", "unsettled")
@@ -78,11 +81,11 @@ class ConsumerGreenlet(_Greenlet):
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
         self.name = f"greenconn:consumer:{options.name}"
         self._hub_affinity = HubAffinity()
-        #: Whether callers wait for its messages to be handled: a server of ``rpc``.
+        #: Whether callers wait for a reply to each message: True for a server of ``rpc``.
         self.answers_calls = False
-        #: For the library.
+        #: For internal use.
         self.lifecycle = ConsumerLifecycle(options, connection)
-        #: Returns the number of messages that its handlers have to do.
+        #: Returns the number of messages that are being handled or wait for a handler.
         self.unsettled: Callable[[], int] = self.lifecycle.dispatcher.unsettled
         self.rawlink(_on_end)
 
@@ -95,27 +98,28 @@ class ConsumerGreenlet(_Greenlet):
 
     @property
     def state(self) -> ConsumerState:
-        """State of the consumer."""
+        """The current state of the consumer."""
         return self.lifecycle.state
 
     @property
     def runs_here(self) -> bool:
-        """Whether one of its handlers is the caller."""
+        """Whether the calling greenlet runs one of this consumer's handlers."""
         return self.lifecycle.dispatcher.runs_in(getcurrent())
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the broker has confirmed the consumer.  May switch.
 
-        A broker that is away is waited for.
+        If the broker is unavailable, the call waits until it returns.
 
         Arguments:
-            timeout: seconds; None waits.
+            timeout: maximum seconds to wait.  None waits without limit.
 
         Returns:
-            False: the time is up, or the consumer has ended.
+            True once the broker has confirmed the consumer; False if the timeout passed or the consumer
+            has ended.
 
         Raises:
-            ChannelError, ConnectionError: the broker refuses it for good.
+            ChannelError, ConnectionError: the broker refused the consumer for good.
         """
         self._hub_affinity.check(self, REMEDY)
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
@@ -133,18 +137,19 @@ class ConsumerGreenlet(_Greenlet):
         return True
 
     def stop(self, timeout: float | None = None) -> bool:
-        """End the consumer in good order.  May switch.
+        """Shut the consumer down gracefully.  May switch.
 
-        The broker is asked to send no more; what no handler has begun is requeued at once; running
-        handlers finish.  With ``no_ack`` nothing can be requeued: what was received is handled.
-        Called by one of its own handlers it returns at once, since that has to finish first.
+        The consumer cancels its subscription.  Messages that no handler has started are requeued at
+        once; running handlers finish.  With ``no_ack`` nothing can be requeued, so all received messages
+        are handled first.  A call from one of the consumer's own handlers returns at once, because that
+        handler has to finish first.
 
         Arguments:
-            timeout: seconds; None waits.
+            timeout: maximum seconds to wait for running handlers.  None waits without limit.
 
         Returns:
-            False: the time was up; the handlers that were left were interrupted, and their messages
-            requeued.
+            True if the consumer has ended, or if one of its own handlers made the call.  False if the
+            timeout passed: the remaining handlers were interrupted and their messages requeued.
         """
         self._hub_affinity.check(self, REMEDY)
         deadline = Deadline(timeout)
@@ -159,15 +164,15 @@ class ConsumerGreenlet(_Greenlet):
         return False
 
     def pause(self, timeout: float | None = None) -> bool:
-        """Take no more messages, and requeue those that no handler has begun.  May switch.
+        """Stop consuming, and requeue the messages that no handler has started.  May switch.
 
-        Running handlers go on.  With ``no_ack`` what was received is kept for :meth:`resume`.
+        Running handlers continue.  With ``no_ack``, received messages are kept until :meth:`resume`.
 
         Arguments:
-            timeout: seconds to wait until that is done; None waits.
+            timeout: maximum seconds to wait until the consumer is paused.  None waits without limit.
 
         Returns:
-            Whether it is paused.
+            Whether the consumer is paused.
         """
         self._hub_affinity.check(self, REMEDY)
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
@@ -184,34 +189,42 @@ class ConsumerGreenlet(_Greenlet):
     def interrupt(self, message_id: str) -> bool:
         """Interrupt the handler of one message.  Never switches.
 
-        :class:`~greenconn.worker.Interrupted`, which is no ``Exception``, is raised where the handler
-        waits.  That is a failure without a retry: ``on_error`` decides what becomes of the message
-        (of the whole batch, with ``batch_size``).
+        :class:`~greenconn.worker.Interrupted`, which is not a subclass of ``Exception``, is raised in
+        the handler at the point where it waits.  The interrupt counts as a failure and is not retried:
+        ``on_error`` decides what happens to the message, or to the whole batch with ``batch_size``.
 
         Arguments:
-            message_id: what it was published with.
+            message_id: the ``message_id`` property with which the message was published.
 
         Returns:
-            False: no handler of it runs here.
+            False if no handler of this consumer runs with that message, else True.
         """
         self._hub_affinity.check(self, REMEDY)
         return self.lifecycle.dispatcher.interrupt_one(message_id)
 
     def resume(self) -> None:
-        """Take messages again after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
+        """Resume consuming after :meth:`pause`.  Never switches; see :meth:`wait_ready`."""
         self._hub_affinity.check(self, REMEDY)
         self.lifecycle.resume()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for its end, as ``gevent.Greenlet.join`` does.  May switch."""
+        """Wait until the consumer has ended, as ``gevent.Greenlet.join`` does.  May switch.
+
+        Arguments:
+            timeout: maximum seconds to wait.  None waits without limit.
+        """
         self._hub_affinity.check(self, REMEDY)
         super().join(timeout)
 
     def get(self, block: bool = True, timeout: float | None = None) -> dict[str, Any]:
         """Return the final :meth:`stats`, as ``gevent.Greenlet.get`` does.  May switch.
 
+        Arguments:
+            block: whether to wait until the consumer has ended.
+            timeout: maximum seconds to wait.  None waits without limit.
+
         Raises:
-            BaseException: what the broker refused it for.
+            BaseException: the broker refused the consumer for good; the error is the broker's.
         """
         self._hub_affinity.check(self, REMEDY)
         result: dict[str, Any] = super().get(block, timeout)
@@ -223,18 +236,20 @@ class ConsumerGreenlet(_Greenlet):
         block: bool = True,
         timeout: float | None = None,
     ) -> None:
-        """End it at once, as ``gevent.Greenlet.kill`` does.  May switch."""
+        """End the consumer at once, as ``gevent.Greenlet.kill`` does.  May switch."""
         self._hub_affinity.check(self, REMEDY)
         super().kill(exception, block, timeout)
 
     def stats(self) -> dict[str, Any]:
-        """Return numbers of now and since the beginning.
+        """Return the state and the counters of the consumer.
 
         Returns:
-            ``state``; messages: ``received``, ``handled``, ``failed`` (handlers that raised, and bodies
-            that could not be decoded), ``retried``, ``rejected``, ``requeued``, ``dropped`` (with
-            ``no_ack``: received and never handled), ``in_flight`` (begun and not settled);
-            ``concurrency``; ``prefetch_count``; ``last_delivery_age`` (seconds; None before the first).
+            A dict with these keys.  ``state``: the name of the current state.  Numbers of messages since
+            the start: ``received``, ``handled``, ``failed`` (the handler raised, or the body could not
+            be decoded), ``retried``, ``rejected``, ``requeued``, ``dropped`` (with ``no_ack``: received
+            but never handled).  ``in_flight``: messages that handlers have started and that are not
+            settled.  ``concurrency`` and ``prefetch_count``: the options of the consumer.
+            ``last_delivery_age``: seconds since the last delivery, None before the first.
         """
         lifecycle = self.lifecycle
         handling, dispatcher = lifecycle.handling, lifecycle.dispatcher
@@ -268,13 +283,14 @@ def _on_end(consumer: ConsumerGreenlet) -> None:
 
 
 class ConsumerFailure:
-    """A consumer that the broker refused for good.
+    """A record of a consumer that the broker refused for good.
 
     Attributes:
-        at: when (``time.time()``).
-        error: class and text of the error, without its traceback, which would hold much.
-        stats: what it had done until then.
-        addresses: see ``Broker.addresses``.
+        at: time of the failure, as returned by ``time.time()``.
+        error: class and text of the error.  The traceback is omitted, because it would keep many objects
+            alive.
+        stats: the final :meth:`ConsumerGreenlet.stats`.
+        addresses: addresses of the broker; see ``Broker.addresses``.
     """
 
     __slots__ = ("addresses", "at", "error", "stats")
@@ -287,7 +303,7 @@ class ConsumerFailure:
 
 
 class _Registry:
-    """The consumers of one thread: those that run, and those that the broker refused."""
+    """The consumers of one thread: those that run, and those that the broker refused for good."""
 
     __slots__ = ("failures", "running")
 
@@ -316,7 +332,7 @@ _registry: Final[PerHub[_Registry]] = PerHub(_Registry)
 
 
 def _register(consumer: ConsumerGreenlet) -> None:
-    """Add *consumer* until it ends, and forget a failure of its namesake.  Never switches."""
+    """Add *consumer* until it ends, and forget an earlier failure under its name.  Never switches."""
     registry = _registry.get()
     registry.running.add(consumer)
     registry.failures.pop(consumer.lifecycle.options.name or "", None)
@@ -329,12 +345,15 @@ def running_consumers() -> list[ConsumerGreenlet]:
 
 
 def failures() -> dict[str, ConsumerFailure]:
-    """Return the consumers of this thread that the broker refused for good, by name.  Never switches."""
+    """Return the failures of this thread's consumers, by name of the consumer.  Never switches.
+
+    A failure is recorded when the broker refuses a consumer for good.
+    """
     return dict(_registry.get().failures)
 
 
 def forget_failures(addresses: Hashable) -> None:
-    """Forget the failures of the broker at *addresses*, which is gone.  Never switches."""
+    """Forget the failures of consumers of the broker at *addresses*.  Never switches."""
     registry = _registry.get()
     kept = {name: each for name, each in registry.failures.items() if each.addresses != addresses}
     registry.failures = kept
@@ -400,69 +419,95 @@ def spawn_consumer(
     name: str | None = None,
     **consumer_args: Any,
 ) -> ConsumerGreenlet:
-    """Have *handler* called with each message of a queue.  Returns at once.
+    """Start a consumer, which calls *handler* with each message of a queue.  Returns at once.
 
-    The consumer survives reconnects and restarts of the broker, and the program need not drain
-    events.  When the handler returns, its message is acked.  When it raises, first
-    *retry*, then *on_error* decides.  A handler that acked or rejected the message itself is left
-    alone.  ``Exception`` and ``gevent.Timeout`` are failures; ``GreenletExit`` puts the message back
-    into the queue; ``SystemExit`` and ``KeyboardInterrupt`` do so, stop the consumer and end the
-    program.  Handlers may publish, declare, spawn consumers, and stop their own.
+    The consumer recovers from lost connections and restarts of the broker, and the program does not have
+    to drain events.  A message is acknowledged after its handler returns.  If the handler raises,
+    *retry* decides whether it is called again; after the last attempt *on_error* decides what happens to
+    the message.  A message that the handler has acknowledged or rejected itself is not settled again.
 
-    Messages that are handled when the connection is lost are redelivered: handlers must bear being
-    called twice with one message.
+    ``Exception`` and ``gevent.Timeout`` are failures.  ``GreenletExit`` requeues the message.
+    ``SystemExit`` and ``KeyboardInterrupt`` also requeue it, stop the consumer and end the program.
+    Handlers may publish, declare, spawn consumers, and stop their own consumer.
+
+    Delivery is at least once, except with *no_ack*: a message whose handler runs when the connection is
+    lost is redelivered.  Handlers must be idempotent.
 
     Arguments:
-        queue: a name (looked up and used as it is; declared as a durable queue if it does not exist,
-            unless ``configure(declare_by_name=False)`` was said), a ``Queue`` (declared), or a list
-            of them.
-        handler: called as ``handler(body, message)``, in a greenlet that serves many messages, each
-            in a copy of the context (``contextvars``) of this call.
-        schema: the type that decoded bodies are converted to.  None: the annotation of the handler's
-            first parameter (of its items, with ``batch_size``), if a dataclass, a TypedDict, a
-            ``msgspec.Struct`` or a pydantic model is in it; other annotations change nothing.  All but
-            models need the extra ``msgspec``.  ``object`` leaves bodies as they are.
-        connection: shared and never closed by us; a URL; None is the default one.
-        concurrency: handlers that run at once.
-        prefetch_count: messages that may be unacked, over all queues; default max(10,
-            2 x concurrency, number of queues).  0 is no limit: such a consumer, and one with
-            *no_ack*, gets a connection of its own.
-        no_ack: the broker forgets a message when it sends it.
-        accept: names of serializers or content types; None: all that are not disabled.
-        on_error: ``'reject'``: the message goes where *dead_letter* says, else to the queue's
-            dead-letter exchange, *and is gone if there is none*; ``'requeue'``; or a callable
-            ``(message, exc)``, after which a message that it left unacknowledged is rejected.
-        retry: :class:`~greenconn.options.Retry`, or a dict of its arguments.  The broker holds the
-            message for delays of 1 s and more, if it can; else it waits in this process,
-            unacknowledged.  The handler's place is free meanwhile.
-        name: for logs; default: the names of the queues.
-        consumer_args:
-            ``on_decode_error``: called as ``(message, exc)`` for a body that cannot be decoded, is not
-            accepted or does not fit the schema; default: it is rejected.
-            ``dead_letter``: where a message goes that is given up, with the reason in its headers:
-            True is the queue ``<queue>.dead``, text the name of one; it is declared when it is needed.
-            ``blocking_threshold``: a handler that ran for longer without letting others run is logged,
-            once (0.5 s; None: never).
-            ``handler_timeout``: seconds after which a handler is interrupted: a failure.
-            ``batch_size``: the handler gets lists of so many bodies and messages, which are settled
-            as one; fewer after ``batch_interval`` (1 s).
-            ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: of the consumer at the broker.
-            ``passive``: the queue must exist.
-            ``offset``: where to begin in a stream: ``'first'``, ``'last'``, ``'next'``, a number, a
-            datetime, or an interval such as ``'1h'``.  After a reconnect it goes on with the first
-            message that was not handled.
-            ``offsets``: a store (:class:`~greenconn.offsets.FileOffsets`,
-            :class:`~greenconn.offsets.QueueOffsets`, or an object with their methods) from which
-            the reader of that *name* goes on in its next program; ``offset``, else ``'first'``, is
-            for its first one.  Stored every ``store_every`` messages (1000) or ``store_interval``
-            seconds (5), and at the end.
-            ``single_active``: of all readers of that *name*, in all programs, one reads each stream,
-            and another goes on when it ends.
+        queue: the queue to consume from: a name, a ``Queue``, or a list of them.  A ``Queue`` is
+            declared.  A queue given by name is used as it is; if it does not exist, it is declared as a
+            durable queue, unless ``configure(declare_by_name=False)`` was called.
+        handler: function that is called as ``handler(body, message)``.  It runs in a greenlet that
+            handles many messages, each in a copy of the context (``contextvars``) of this call.
+        schema: type to which decoded bodies are converted.  None uses the annotation of the handler's
+            first parameter (with ``batch_size``, that of its items) if it contains a dataclass, a
+            TypedDict, a ``msgspec.Struct`` or a pydantic model; other annotations have no effect.  All
+            types but pydantic models require the extra ``msgspec``.  ``object`` leaves bodies
+            unconverted.
+        connection: a ``Connection``, which is shared and never closed by the consumer, or a URL.  None
+            uses the default connection.
+        concurrency: maximum number of handlers that run at the same time.
+        prefetch_count: maximum number of unacknowledged messages over all queues.  None uses max(10, 2 x
+            *concurrency*, number of queues), or more if full batches need it.  0 sets no limit.  A
+            consumer with 0 or with *no_ack* gets a connection of its own.
+        no_ack: whether the broker deletes a message as soon as it has sent it (at most once).
+        accept: names of serializers or content types to accept.  None accepts all that are not disabled.
+        on_error: action for a message whose handler failed after all retries.  ``'reject'`` sends it to
+            the queue of *dead_letter* or, without one, to the dead-letter exchange of the queue;
+            *without either, the message is lost*.  ``'requeue'`` returns it to the queue.  A callable is
+            called as ``(message, exc)``; if it leaves the message unacknowledged, the message is
+            rejected.
+        retry: the policy for handlers that fail: a :class:`~greenconn.options.Retry`, or a dict of its
+            arguments.  None does not retry.  For delays of 1 s and more the broker holds the message if
+            it can; otherwise the message waits in this process, unacknowledged.  A message that waits
+            does not count towards *concurrency*.
+        name: name of the consumer for logs and its greenlet.  None uses the names of the queues.
+        consumer_args: further options.
+
+            ``on_decode_error``: function that is called as ``(message, exc)`` for a body that cannot be
+            decoded, is not accepted or does not fit the schema.  Default: None, which rejects the
+            message.
+
+            ``dead_letter``: queue for messages that are given up, with the reason in their headers.
+            True uses the queue ``<queue>.dead``, a string the queue of that name.  The queue is declared
+            when it is needed.  Default: False.
+
+            ``blocking_threshold``: seconds that a handler may run without switching to other greenlets
+            before this is logged, once.  Default: 0.5.  None never logs it.
+
+            ``handler_timeout``: maximum seconds for one call of the handler.  A handler that exceeds it
+            is interrupted, which counts as a failure.  Default: None, no limit.
+
+            ``batch_size``: maximum number of messages in a batch.  The handler is called with a list of
+            bodies and a list of messages, and the batch is settled as one.  A smaller batch is handled
+            after ``batch_interval`` seconds (default: 1).  Default: None, no batches.
+
+            ``exclusive``, ``priority``, ``arguments``, ``tag_prefix``: properties of the consumer at the
+            broker.
+
+            ``passive``: whether the queue must exist and is never declared.
+
+            ``offset``: position in a stream to start from: ``'first'``, ``'last'``, ``'next'``, the
+            number of a message, a datetime, or an interval such as ``'1h'``.  After a reconnect the
+            consumer resumes with the first message that it has not handled.
+
+            ``offsets``: store in which the position in a stream outlives the program:
+            :class:`~greenconn.offsets.FileOffsets`, :class:`~greenconn.offsets.QueueOffsets`, or an
+            object with their methods.  The reader called *name* resumes from the stored position; if
+            none is stored, it starts at ``offset``, by default ``'first'``.  The position is stored
+            every ``store_every`` messages (default: 1000) or ``store_interval`` seconds (default: 5),
+            and when the consumer ends.
+
+            ``single_active``: whether only one of the readers called *name*, in all programs, reads each
+            stream.  When it ends, another one resumes.  Requires ``offsets``.
+
+    Returns:
+        The running consumer.
 
     Raises:
-        TypeError: an option that is not known, or a value of another type.
-        ValueError: a value out of range, or options that exclude each other.
-        MissingExtra: the library that converts to the schema is not installed.
+        TypeError: an option is unknown, or a value has the wrong type.
+        ValueError: a value is out of range, or two options exclude each other.
+        MissingExtra: the library that converts bodies to the schema is not installed.
         WrongHub: the connection belongs to another thread.
     """
     given = {
@@ -490,7 +535,7 @@ def check_consumer(queue: Any, handler: Any, options: Mapping[str, Any]) -> None
     """Check the arguments of :func:`spawn_consumer`.  Never switches.
 
     Raises:
-        TypeError, ValueError: one of them is wrong.
+        TypeError, ValueError: an argument is invalid.
     """
     call = signature(spawn_consumer).bind(queue, handler, **options)
     call.apply_defaults()
@@ -501,22 +546,22 @@ def check_consumer(queue: Any, handler: Any, options: Mapping[str, Any]) -> None
 
 
 def stop_consumers(timeout: float | None = None) -> bool:
-    """Stop all consumers of this thread in good order, together.  May switch.
+    """Shut down all consumers of this thread gracefully and concurrently.  May switch.
 
-    Called by a handler it does not wait for that handler's own consumer.
+    A call from a handler does not wait for that handler's own consumer.
 
     Arguments:
-        timeout: seconds for all of them; None waits.
+        timeout: maximum seconds to wait for all consumers together.  None waits without limit.
 
     Returns:
-        False: the time was up; the handlers that were left were interrupted, and their messages given
-        back.
+        True if all consumers have ended, not counting that of a calling handler.  False if the timeout
+        passed: the remaining handlers were interrupted and their messages requeued.
     """
     return stop_all(running_consumers(), Deadline(timeout))
 
 
 def stop_all(consumers: list[ConsumerGreenlet], deadline: Deadline) -> bool:
-    """Stop *consumers* in good order, together; see :func:`stop_consumers`.  May switch."""
+    """Shut down *consumers* gracefully and concurrently; see :func:`stop_consumers`.  May switch."""
     for consumer in consumers:
         consumer.lifecycle.request(TargetState.STOPPED)
     others = [each for each in consumers if not each.runs_here]

@@ -1,4 +1,4 @@
-"""The options of a consumer: the arguments of ``spawn_consumer``, checked once."""
+"""The options of a consumer: the arguments of ``spawn_consumer``, validated once."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OnError: TypeAlias = "Literal['reject', 'requeue'] | Callable[[Any, BaseExceptio
 
 
 class ServerArguments(TypedDict, total=False):
-    """The options of consumers and of servers; see :class:`ConsumerOptions`."""
+    """The options that consumers and RPC servers share; see :class:`ConsumerOptions`."""
 
     accept: Iterable[str] | None
     arguments: Mapping[str, Any] | None
@@ -69,7 +69,7 @@ class ServerArguments(TypedDict, total=False):
 
 
 class ConsumerArguments(ServerArguments, total=False):
-    """The options of consumers."""
+    """The options of consumers whose handler is called with one message."""
 
     no_ack: bool
     on_decode_error: Callable[[Message, Exception], object] | None
@@ -77,112 +77,121 @@ class ConsumerArguments(ServerArguments, total=False):
 
 
 class BatchArguments(ConsumerArguments):
-    """The options of consumers whose handlers get several messages at once."""
+    """The options of consumers whose handler is called with a batch of messages."""
 
     batch_size: int
     batch_interval: NotRequired[float | None]
 
 
-#: Unacked messages of a consumer with which the broker is never waited for.
+#: Minimum of the default prefetch count.
 LEAST_PREFETCH: Final = 10
-#: What fits into ``basic.qos``.
+#: Maximum prefetch count of ``basic.qos``.
 MOST_PREFETCH: Final = 65535
 BATCH_INTERVAL: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsumerOptions:
-    """A consumer's options; counts are messages."""
+    """The options of a consumer."""
 
     function_name: ClassVar[str] = "spawn_consumer"
 
     queues: tuple[QueueLike, ...]
-    """Names, which are looked up, or queues, which are declared."""
+    """Queues to consume from.  A queue given by name is used as it is; a ``Queue`` is declared."""
 
     handler: Handler
-    """Called with body and message; with *batch_size* with lists of both."""
+    """Function that is called with the body and the message; with *batch_size*, with a list of bodies
+    and a list of messages."""
 
     schema: Any = None
-    """The type that bodies are converted to; None: the annotation of the handler's first parameter, if
-    that names a dataclass, a TypedDict, a Struct or a model."""
+    """Type to which decoded bodies are converted.  None uses the annotation of the handler's first
+    parameter if it contains a dataclass, a TypedDict, a ``msgspec.Struct`` or a pydantic model."""
 
     concurrency: int = 1
-    """Handlers that run at once."""
+    """Maximum number of handlers that run at the same time."""
 
     prefetch_count: int | None = None
-    """Messages that may be unacked, over all queues; 0 is no limit.  None: enough that no handler
-    waits for the broker."""
+    """Maximum number of unacknowledged messages over all queues; 0 sets no limit.  None sets a number at
+    which no handler waits for the broker: the greatest of 10, 2 x *concurrency*, *batch_size* x
+    *concurrency* and the number of queues."""
 
     no_ack: bool = False
-    """The broker forgets a message when it sends it."""
+    """Whether the broker deletes a message as soon as it has sent it."""
 
     accept: Iterable[str] | None = None
-    """Names of serializers or content types; None: all that are not disabled."""
+    """Names of serializers or content types to accept.  None accepts all that are not disabled."""
 
     on_error: OnError = "reject"
-    """What becomes of a message whose handler failed, after all retries."""
+    """Action for a message whose handler failed after all retries: ``'reject'``, ``'requeue'``, or a
+    callable that is called as ``(message, exc)``."""
 
     dead_letter: bool | str = False
-    """Where a message goes that is given up: True is the queue ``<queue>.dead``, text the name of one.
-    False: the queue's dead-letter exchange, if it has one."""
+    """Queue for messages that are given up: True uses the queue ``<queue>.dead``, a string the queue of
+    that name.  False uses the dead-letter exchange of the queue, if it has one."""
 
     retry: Retry | Mapping[str, Any] | None = None
-    """How often a handler that failed is called again."""
+    """Policy for calling a handler again after it failed.  None does not retry."""
 
     name: str | None = None
-    """For logs and the greenlet; None: the names of the queues."""
+    """Name of the consumer for logs and its greenlet.  None uses the names of the queues."""
 
     on_decode_error: Callable[[Any, Exception], Any] | None = None
-    """Gets a message whose body cannot be decoded or is not accepted; None rejects it."""
+    """Function that is called as ``(message, exc)`` for a body that cannot be decoded, is not accepted
+    or does not fit the schema.  None rejects the message."""
 
     tag_prefix: str = "greenconn-"
-    """Beginning of the consumer tag that the broker shows."""
+    """Prefix of the consumer tag that the broker shows."""
 
     exclusive: bool = False
     """Whether no other consumer may consume from the queue."""
 
     priority: int | None = None
-    """``x-priority``: the broker serves higher ones first."""
+    """Consumer priority (``x-priority``): the broker delivers to consumers with a higher priority first.
+    None sets no priority."""
 
     arguments: Mapping[str, Any] | None = None
-    """Further arguments of ``basic.consume``."""
+    """Additional arguments of ``basic.consume``."""
 
     passive: bool = False
-    """Never declare the queue: one that does not exist is an error."""
+    """Whether the queue is never declared.  A queue that does not exist is then an error."""
 
     declares_names: bool = True
-    """Declare a queue that is given by its name and does not exist."""
+    """Whether to declare a queue that is given by name and does not exist."""
 
     offset: Offset | None = None
-    """``x-stream-offset``: where to begin in a stream; None is ``next`` for a Queue that says it is
-    one, and else nowhere."""
+    """Position in a stream to start from (``x-stream-offset``): ``'first'``, ``'last'``, ``'next'``, the
+    number of a message, a datetime, or an interval such as ``'1h'``.  None uses ``'next'`` for a
+    ``Queue`` that is declared as a stream, and sends no offset for other queues."""
 
     offsets: OffsetStore | None = None
-    """Where the position in a stream is kept beyond the life of the program; *name* is the reader's."""
+    """Store that keeps the position in a stream between runs, under the *name* of the reader."""
 
     single_active: bool = False
-    """Whether only one of the readers of that *name* reads a stream at a time."""
+    """Whether only one of the readers with the same *name* reads a stream at a time."""
 
     store_every: int = 1000
-    """Messages after which the position is stored in *offsets*."""
+    """Number of messages after which the position is stored in *offsets*."""
 
     store_interval: float = 5.0
     """Seconds after which the position is stored in *offsets*, if it has changed."""
 
     handler_timeout: float | None = None
-    """Seconds after which a handler is interrupted, which counts as a failure."""
+    """Maximum seconds for one call of the handler.  A handler that exceeds it is interrupted, which
+    counts as a failure.  None sets no limit."""
 
     blocking_threshold: float | None = 0.5
-    """Seconds that a handler may run without a switch before that is logged, once; None: never."""
+    """Seconds that a handler may run without switching to other greenlets before this is logged, once.
+    None never logs it."""
 
     batch_size: int | None = None
-    """Messages that the handler gets at once; None: one, and not as a list."""
+    """Maximum number of messages in a batch.  None calls the handler with single messages instead of
+    lists."""
 
     batch_interval: float | None = None
-    """Seconds that a message waits until its batch is full; None is 1 s."""
+    """Maximum seconds that a message waits for its batch to fill.  None is 1 s."""
 
     convert: Convert | None = field(init=False, default=None)
-    """Converts decoded bodies to the schema; None leaves them as they are."""
+    """Function that converts decoded bodies to the schema.  None leaves bodies unconverted."""
 
     def __post_init__(self) -> None:
         _check_handler(self.handler)
@@ -213,7 +222,7 @@ class ConsumerOptions:
         self._check_prefetch()
 
     def _settle(self) -> None:
-        """Turn what may be given in several forms into one."""
+        """Convert options that have several forms to one."""
         put = object.__setattr__
         put(self, "retry", Retry.of(self.retry))
         put(self, "accept", prepare_accept_content(self.accept))
@@ -305,21 +314,21 @@ class ConsumerOptions:
 
     @property
     def prefetch(self) -> int:
-        """Messages that may be unacked; 0 is no limit."""
+        """Maximum number of unacknowledged messages; 0 sets no limit."""
         return self.prefetch_count or 0
 
     @property
     def is_unbounded(self) -> bool:
-        """Nothing but memory bounds what the broker sends."""
+        """Whether the broker may send without limit, as there are no acks or no prefetch limit."""
         return self.no_ack or not self.prefetch
 
     @property
     def holds(self) -> str | None:
-        """Return where a message waits for a retry; None: the broker holds it if that is long."""
+        """Return where a message waits for a retry; None: at the broker if the delay is long."""
         return self.retry.hold if isinstance(self.retry, Retry) else "process"
 
     def dead_letters_of(self, queue: str) -> str | None:
-        """Return the queue for what is given up of *queue*; None: that is rejected."""
+        """Return the queue for messages of *queue* that are given up; None if they are rejected."""
         if self.dead_letter is True:
             return f"{queue}{DEAD}"
         if self.dead_letter:
@@ -331,14 +340,14 @@ class ConsumerOptions:
 
     @property
     def keeps_dead_letters(self) -> bool:
-        """Whether what is given up of one of its queues is published to another one."""
+        """Whether messages of one of the queues that are given up are published to another queue."""
         return not self.no_ack and any(
             self.dead_letters_of(_name_of(each)) is not None for each in self.queues
         )
 
     @property
     def policy(self) -> RetryPolicy | None:
-        """Return the policy by which a failed handler is called again."""
+        """The policy for calling a failed handler again; None does not retry."""
         retry = self.retry
         if not isinstance(retry, Retry):
             return None
@@ -351,7 +360,7 @@ class ConsumerOptions:
         )
 
     def shares(self) -> list[int]:
-        """Return the prefetch of each queue; together they are the prefetch."""
+        """Return the prefetch count of each queue; their sum is the prefetch count of the consumer."""
         share, rest = divmod(self.prefetch, len(self.queues))
         return [share + (position < rest) for position in range(len(self.queues))]
 
@@ -365,7 +374,7 @@ class ConsumerOptions:
         return arguments
 
     def offset_of(self, queue: QueueLike) -> Offset | None:
-        """Return the offset at which to begin in *queue*; None if it is not known to be a stream."""
+        """Return the offset at which to start in *queue*; None if that is not known to be a stream."""
         if self.offset is not None:
             return self.offset
         arguments = (queue.consumer_arguments or {}) if isinstance(queue, Queue) else {}
@@ -374,7 +383,7 @@ class ConsumerOptions:
         return offset_of(queue) if isinstance(queue, Queue) else None
 
 
-#: Options that go into ``**consumer_args``.
+#: Names of the options that are passed as ``**consumer_args``.
 _FURTHER: Final = (BatchArguments.__optional_keys__ | BatchArguments.__required_keys__) - {
     "accept",
     "concurrency",
@@ -389,16 +398,16 @@ _FURTHER: Final = (BatchArguments.__optional_keys__ | BatchArguments.__required_
 def checked_options(
     queue: QueueLike | Iterable[QueueLike], options: Mapping[str, Any], further: Mapping[str, Any]
 ) -> ConsumerOptions:
-    """Return the options of a call of ``spawn_consumer``, checked.
+    """Validate the options of a call of ``spawn_consumer`` and return them.
 
     Arguments:
-        queue: a name, a Queue, or several of them.
-        options: those with a name of their own.
-        further: the others.
+        queue: a name, a ``Queue``, or an iterable of them.
+        options: the named parameters of ``spawn_consumer``.
+        further: the options that were passed as ``consumer_args``.
 
     Raises:
-        TypeError: *further* has a name that is not known; or something is not of its type.
-        ValueError: a value is out of its range, or two options exclude each other.
+        TypeError: *further* has an unknown name, or a value has the wrong type.
+        ValueError: a value is out of range, or two options exclude each other.
     """
     for name in further.keys() - _FURTHER:
         near = get_close_matches(name, sorted(_FURTHER | options.keys()), 1)
@@ -416,7 +425,7 @@ def checked_options(
 
 
 def _check_handler(handler: object) -> None:
-    """Refuse a handler that cannot be called: each message would be rejected for it later."""
+    """Refuse a handler that cannot be called, for which each message would be rejected later."""
     if not callable(handler):
         raise TypeError(f"handler must be a callable, got {handler!r}")
     check_runs("handler", handler)
