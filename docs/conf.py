@@ -34,7 +34,7 @@ extensions = [
 autodoc_typehints_format = "short"
 autodoc_member_order = "groupwise"
 # Its names are in no signature that is shown.
-autodoc_mock_imports = ["opentelemetry"]
+autodoc_mock_imports = ["opentelemetry", "prometheus_client"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 88

@@ -19,7 +19,7 @@ from gevent import get_hub
 from greenlet import getcurrent, greenlet
 
 from greenconn import health
-from greenconn.resource import Resource
+from greenconn.resource import Resource, all_pools
 from greenconn.worker.consumer import running_consumers
 
 __all__ = ["dump", "dump_on_signal"]
@@ -69,7 +69,7 @@ def _connections() -> Iterator[str]:
 
 
 def _pools() -> Iterator[str]:
-    found = [each for each in gc.get_objects() if isinstance(each, Resource) and _is_in_use(each)]
+    found = [each for each in all_pools() if _is_in_use(each)]
     yield f"pools in use: {len(found)}"
     for pool in found:
         yield f"  {pool!r}"

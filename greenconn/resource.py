@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from traceback import StackSummary, walk_stack
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import gevent
 from gevent import get_hub
@@ -34,7 +34,7 @@ from greenconn.green.time_limit import TimeLimit
 if TYPE_CHECKING:
     from greenconn.abc import Connection
 
-__all__ = ["ChannelPool", "ConnectionPool", "Resource"]
+__all__ = ["ChannelPool", "ConnectionPool", "Resource", "all_pools"]
 
 logger = logging.getLogger("greenconn.resource")
 
@@ -97,6 +97,7 @@ class Resource:
             self.LimitExceeded,
             parent=self._parent(),
         )
+        _all[id(self)] = self
         self._note_hooks()
         self._resource = _IdleQueue(self._pool, self.new)
         self._checkouts = _Checkouts(self._pool.note_lost)
@@ -257,6 +258,11 @@ class Resource:
     @limit.setter
     def limit(self, limit: int | None) -> None:
         self.resize(limit)
+
+    @property
+    def name(self) -> str:
+        """Its name in messages: the URL of the broker, password masked, where it is for one."""
+        return self._pool.name
 
     def stats(self) -> PoolStats:
         """Return ``limit``, ``in_use``, ``idle`` and ``waiting`` as of now, and the totals ``created``,
@@ -737,6 +743,15 @@ def _known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
             "%s: unknown arguments are ignored: %s", pool.__name__, ", ".join(sorted(others))
         )
     return {name: value for name, value in kwargs.items() if name in names}
+
+
+#: By identity, since a pool need not be hashable.
+_all: Final[WeakValueDictionary[int, Resource]] = WeakValueDictionary()
+
+
+def all_pools() -> list[Resource]:
+    """Return the pools of this process, of all threads.  Never switches."""
+    return list(_all.values())
 
 
 def _checked(limit: int | None) -> int | None:

@@ -235,6 +235,11 @@ class StoreChannel(StdChannel, Generic[L]):
         return not self.is_open
 
     @property
+    def unacked_count(self) -> int:
+        """The number of deliveries that are not acknowledged."""
+        return len(self.deliveries.unacked)
+
+    @property
     def virtual_host(self) -> str:
         """The virtual host, for messages."""
         return getattr(self.connection.client, "virtual_host", None) or "/"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 from weakref import WeakSet
 
@@ -298,29 +296,3 @@ def test_the_next_memory_broker_knows_nothing_of_a_refused_consumer(connection: 
         own.close()
     with MemoryBroker():
         assert [each.name for each in check().consumers] == ["kept"]
-
-
-def test_the_recipe_exports_what_its_table_alarms_on() -> None:
-    text = (ROOT / "docs" / "running.rst").read_text()
-    table = text[text.index("figure                   worth") : text.index("The lengths of queues")]
-    figures = re.findall(r"^``(\w+)``", table, re.MULTILINE)
-    assert len(figures) > 8
-    recipe = text[text.index("    from collections import Counter") :]
-    program: dict[str, Any] = {}
-    exec(dedent(recipe[: recipe.index("    consumer = ")]), program)
-    with MemoryBroker():
-        consumers = [spawn_consumer("mail", lambda body, message: None) for _ in range(2)]
-        publish("mail", 1)
-        with gevent.Timeout(SOON):
-            while not any(each.stats()["handled"] for each in consumers):
-                gevent.sleep(0.01)
-        said = ask(program["metrics"], "/metrics")[2].decode()
-        with pytest.raises(NotFound):
-            spawn_consumer("absent", print, passive=True).get(timeout=SOON)
-        of_refused = ask(program["metrics"], "/metrics")[2].decode()
-    series = [line.rpartition(" ")[0] for line in said.splitlines()]
-    assert len(series) == len(set(series))
-    for figure in figures:
-        assert re.search(rf"^greenconn_{figure}\{{\w+=\"[^\"]+\"\}} [0-9.e-]+$", said, re.MULTILINE)
-    assert 'greenconn_up{consumer="mail"} 2' in said
-    assert 'greenconn_up{consumer="absent"} 0' in of_refused

@@ -487,10 +487,15 @@ class Channel(DeclaringChannel):
             self.publisher.select_confirms(nowait=nowait)
 
     @property
+    def unconfirmed_count(self) -> int:
+        """The number of publishes that the broker has not confirmed yet."""
+        confirms = self.publisher.confirms
+        return 0 if confirms is None else len(confirms.outstanding)
+
+    @property
     def has_unconfirmed(self) -> bool:
         """Whether the broker has not confirmed all publishes that it is to confirm."""
-        confirms = self.publisher.confirms
-        return confirms is not None and bool(confirms.outstanding)
+        return bool(self.unconfirmed_count)
 
     def basic_publish_confirm(
         self,
@@ -681,6 +686,11 @@ class Channel(DeclaringChannel):
         return raw_message
 
     # Acks and rejects
+
+    @property
+    def unacked_count(self) -> int:
+        """The number of deliveries that are not acknowledged."""
+        return len(self.acks.ledger.outstanding)
 
     @property
     def oldest_unacked(self) -> int | None:
