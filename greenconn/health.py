@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from time import monotonic, time
 from typing import Any, Final, TypeAlias
 
 from greenconn.exceptions import RecoverableConnectionError
@@ -267,14 +268,16 @@ def _await_consumer(consumer: ConsumerGreenlet, deadline: Deadline) -> None:
 
 def _of_session(session: Session) -> ConnectionHealth:
     flow_control = getattr(session.life.link, "flow_control", None)
-    blocked = getattr(flow_control, "blocked", None)
+    blocked, since = getattr(flow_control, "blocked", None), session.changed_at
+    if flow_control is not None and blocked is not None:
+        since = time() - (monotonic() - flow_control.blocked_at)
     return ConnectionHealth(
         url=session.broker.label,
         state=session.state.value,
         blocked=blocked,
         lost=None if session.lost is None else f"{type(session.lost).__name__}: {session.lost}",
         lives=session.generation,
-        since=_time_of(session.changed_at),
+        since=_time_of(since),
     )
 
 

@@ -36,6 +36,12 @@ __all__ = ["command"]
     help="Answer /health/live and /health/ready there; process n listens at PORT + n.",
 )
 @click.option(
+    "--stalled-after",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Report a consumer that gets nothing for so long, though its queue holds messages.",
+)
+@click.option(
     "--patch/--no-patch",
     default=True,
     show_default=True,
@@ -55,6 +61,7 @@ def command(
     graceful_timeout: float,
     reloads: bool,
     health: str | None,
+    stalled_after: float | None,
     patch: bool,
     log_level: str,
 ) -> int:
@@ -100,7 +107,13 @@ def command(
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--health") from exc
     unblock_signals()
-    program = Program(load, graceful_timeout=graceful_timeout, health=address, reloads=reloads)
+    program = Program(
+        load,
+        graceful_timeout=graceful_timeout,
+        health=address,
+        stalled_after=stalled_after,
+        reloads=reloads,
+    )
     return program.run()
 
 

@@ -18,7 +18,7 @@ from gevent.pywsgi import WSGIServer
 
 from greenconn.app import App
 from greenconn.green.deadline import Deadline
-from greenconn.health import Probes
+from greenconn.health import Probes, Watchdog
 from greenconn.running.codes import (
     BOOT_FAILED,
     FAILED,
@@ -99,6 +99,7 @@ class Program:
         graceful_timeout: seconds for all of the end.
         health: host and port at which ``/health/live`` and ``/health/ready`` are answered; process
             number n of a manager listens at the port plus n.  None: nowhere.
+        stalled_after: seconds of a :class:`~greenconn.health.Watchdog`; None: there is none.
         reloads: end with :data:`~greenconn.running.codes.RELOAD` when a source file changes.
     """
 
@@ -108,11 +109,13 @@ class Program:
         *,
         graceful_timeout: float = 30.0,
         health: tuple[str, int] | None = None,
+        stalled_after: float | None = None,
         reloads: bool = False,
     ) -> None:
         self._load = load
         self._graceful_timeout = graceful_timeout
         self._health = health
+        self._stalled_after = stalled_after
         self._reloads = reloads
         #: Set when it is to end.
         self._ending = Event()
@@ -130,12 +133,15 @@ class Program:
         handlers = [gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS]
         helpers: list[gevent.Greenlet[..., Any]] = [gevent.spawn(self._watch_manager)]
         server: WSGIServer | None = None
+        watchdog: Watchdog | None = None
         try:
             try:
                 app = self._load()
                 consumers = app.start()
                 if self._health is not None:
                     server = self._probes(*self._health)
+                if self._stalled_after is not None:
+                    watchdog = Watchdog(self._stalled_after)
             except Exception as exc:
                 return self._boot_failed(exc)
             for each in consumers:
@@ -147,6 +153,8 @@ class Program:
             return self._end()
         finally:
             gevent.killall(helpers)
+            if watchdog is not None:
+                watchdog.stop()
             if server is not None:
                 server.stop(timeout=0)
             for handler in handlers:

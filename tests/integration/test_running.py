@@ -215,6 +215,16 @@ def test_probes(runs: Any) -> None:
     assert run.ended().code == 0
 
 
+def test_a_stalled_consumer_is_reported(connection: Connection, runs: Any) -> None:
+    run = runs("steady", "--stalled-after=1")
+    run.line("runs in process")
+    for number in range(200):  # more than the four handlers and their prefetch take
+        publish(connection, {"id": number, "seconds": 3600})
+    run.line("is stalled: nothing was delivered")
+    run.running.signal(signal.SIGQUIT)
+    run.ended()
+
+
 def get(url: str) -> Any:
     try:
         with urlopen(url, timeout=SOON) as answer:

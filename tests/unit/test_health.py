@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
@@ -197,6 +198,7 @@ def test_a_broker_that_takes_nothing_is_reported(amqp_url: str) -> None:
         connection.connect()
         flow_control = connection.session.life.link.flow_control
         flow_control.blocked = "low on memory"
+        flow_control.blocked_at = monotonic() - 3600
         assert check().connections[0].blocked == "low on memory"
         (reason,) = check().reasons
         assert (reason.state, reason.why, reason.needs_restart) == (
@@ -205,6 +207,8 @@ def test_a_broker_that_takes_nothing_is_reported(amqp_url: str) -> None:
             False,
         )
         assert "alarm" in reason.remedy
+        since = datetime.fromisoformat(reason.since)
+        assert abs((datetime.now(timezone.utc) - since).total_seconds() - 3600) < SOON
         assert not check().is_ready
         flow_control.blocked = None
         assert check().is_ready

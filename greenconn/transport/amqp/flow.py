@@ -55,7 +55,6 @@ class FlowControl:
     """
 
     __slots__ = (
-        "_blocked_at",
         "_changes",
         "_events",
         "_is_block_unreported",
@@ -66,6 +65,7 @@ class FlowControl:
         "_waiters",
         "_where",
         "blocked",
+        "blocked_at",
         "writer",
     )
 
@@ -74,7 +74,8 @@ class FlowControl:
     ) -> None:
         #: Why the broker blocks publishing, or None.
         self.blocked: str | None = None
-        self._blocked_at = 0.0
+        #: Since when, on the monotonic clock.
+        self.blocked_at = 0.0
         self.writer: Writer | None = None
         self._where = where
         self._options = options
@@ -134,7 +135,7 @@ class FlowControl:
             return
         self._reasons[channel] = reason = reason or "no reason given"
         if self.blocked is None:
-            self.blocked, self._blocked_at = reason, monotonic()
+            self.blocked, self.blocked_at = reason, monotonic()
             if (calls := LISTENERS.blocked) is not None:
                 spawn("listener", tell, calls, BlockedEvent(self._where, reason))
         self._log_change()
@@ -171,7 +172,7 @@ class FlowControl:
 
     def _tell_end(self) -> None:
         if (calls := LISTENERS.unblocked) is not None:
-            event = UnblockedEvent(self._where, monotonic() - self._blocked_at)
+            event = UnblockedEvent(self._where, monotonic() - self.blocked_at)
             spawn("listener", tell, calls, event)
 
     def _wake_waiters(self) -> None:
