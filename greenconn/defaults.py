@@ -1,17 +1,17 @@
-"""The default connections: those that are used when a program names none.
+"""The default connections, which are used when a program passes no connection.
 
-Each thread (gevent hub) that needs them has its own, made when they are first asked for: one for
-consuming and one for publishing.  On AMQP these are two sockets, since RabbitMQ stops reading a
-connection that it blocks, and acknowledgements must not wait behind publishes; on other transports
-both are one.
+Each thread (gevent hub) has its own pair, created on first use: one connection for consuming and one for
+publishing.  On AMQP these are two sockets, because RabbitMQ stops reading from a connection that it
+blocks, and acknowledgements must not wait behind publishes.  On other transports both are the same
+connection.
 
-Which broker is meant: ``configure(url)``, else the environment's ``GREENCONN_URL``, else kombu's
-default.  The environment is read once, when a default connection is first needed.
+The broker is the URL of ``configure(url)``, else the environment variable ``GREENCONN_URL``, else the
+default of kombu.  The environment is read once, when a default connection is first needed.
 
-``configure`` may be called at any time, and holds for all threads.  The default connections of the
-calling thread are closed at once, which stops the consumers that run on them; those of another thread
-are closed and replaced when it next asks for one.  Connections by URL and connections that the program
-made itself are not touched.
+``configure`` may be called at any time and applies to all threads.  The default connections of the
+calling thread are closed at once, which stops the consumers that use them.  Those of another thread are
+closed and replaced when that thread next requests one.  Connections by URL and connections that the
+program created are not affected.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class _Configuration:
 
 
 class _Pair(dict[str, Connection]):
-    """A connection for consuming and the one for publishing, by kind; each is made when it is needed.
+    """A connection for consuming and one for publishing, by kind; each is created on first use.
 
     Arguments:
-        make: returns the first of the two.
+        make: function that returns the first of the two.
     """
 
     __slots__ = ("_make",)
@@ -103,7 +103,7 @@ class _Pair(dict[str, Connection]):
 
 
 class _HubConnections:
-    """The default connections of one hub, and those that it keeps by URL."""
+    """The default connections of one hub, and the connections that it keeps by URL."""
 
     __slots__ = ("by_url", "configuration", "default")
 
@@ -133,7 +133,7 @@ class _HubConnections:
         _close_all(old.take())
 
     def take(self) -> Iterator[Connection]:
-        """Take all out."""
+        """Remove all connections and yield them."""
         for pair in (self.default, *self.by_url.values()):
             yield from pair.take()
 
@@ -149,21 +149,22 @@ def configure(
     declare_by_name: bool | None = None,
     **connection_kwargs: Unpack[ConnectionArguments],
 ) -> None:
-    """Set the broker that ``spawn_consumer``, ``publish`` and ``rpc`` use when no connection is given.
+    """Set the broker for ``spawn_consumer``, ``publish`` and ``rpc`` calls without a connection.  May
+    switch.
 
-    Nothing is opened.  Default connections that this thread had are closed: consumers that run on
-    them stop.  Another thread's are replaced when it next asks for them.  May switch.
+    No connection is opened.  Existing default connections of this thread are closed, which stops the
+    consumers that use them.  Those of another thread are replaced when that thread next requests one.
 
     Arguments:
-        url: of the broker; None is ``GREENCONN_URL`` of the environment, else
-            ``amqp://guest:guest@localhost:5672//``.
-        declare_by_name: which programs declare a queue that is given by its name and does not exist,
-            whatever the connection.  None: its consumers.  True: its publishers, too.  False: none;
-            such a queue is an error.
-        connection_kwargs: as :class:`~greenconn.connection.Connection` takes them.
+        url: URL of the broker.  None uses the environment variable ``GREENCONN_URL``, or
+            ``amqp://guest:guest@localhost:5672//`` if that is not set.
+        declare_by_name: who declares a queue that is given by name and does not exist, on any
+            connection.  None: consumers declare it.  True: consumers and publishers declare it.  False:
+            it is never declared, and its absence is an error.
+        connection_kwargs: arguments of :class:`~greenconn.connection.Connection`.
 
     Raises:
-        TypeError, ValueError, KeyError: the URL or an option is wrong; nothing was changed.
+        TypeError, ValueError, KeyError: the URL or an option is invalid; the configuration is unchanged.
     """
     global _configuration
     if declare_by_name not in (None, True, False):
@@ -186,15 +187,21 @@ def configure(
 
 
 def declare_by_name() -> bool | None:
-    """Return the argument of :func:`configure` by that name.  Never switches."""
+    """Return the argument *declare_by_name* of the last :func:`configure`.  Never switches."""
     return _configuration.declare_by_name
 
 
 def default_connection(kind: Kind) -> Connection:
-    """Return this thread's default connection for *kind* (``'consume'`` or ``'publish'``).
+    """Return this thread's default connection for *kind*.  May switch, once after :func:`configure`.
 
-    It is opened when it is used.  Both are the same one unless the transport is AMQP.  May switch, once
-    after :func:`configure`.
+    The connection is opened on first use.  Both kinds are the same connection unless the transport is
+    AMQP.
+
+    Arguments:
+        kind: ``'consume'`` or ``'publish'``.
+
+    Raises:
+        ValueError: *kind* is neither of them.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be 'consume' or 'publish', got {kind!r}")
@@ -205,8 +212,8 @@ def consuming_connection(connection: Connection | str | None = None) -> Connecti
     """Return the connection that consumers use.
 
     Arguments:
-        connection: None is the default one; a URL the one that this thread keeps for it; a connection
-            is used itself.
+        connection: a ``Connection``, which is returned itself, or a URL, for which this thread keeps a
+            connection.  None returns the default connection.
     """
     if isinstance(connection, Connection):
         return connection
@@ -219,9 +226,9 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
     """Return the connection that publishes for *connection*.
 
     Arguments:
-        connection: None is the default one; a URL the one that this thread keeps for it; for a
-            connection it is one clone, which is kept until the connection is closed.  On other
-            transports than AMQP it is the connection itself.
+        connection: a ``Connection`` or a URL, for which this thread keeps a connection.  None returns
+            the default connection.  On AMQP a ``Connection`` is represented by one clone, which is kept
+            until the connection is closed; on other transports it is returned itself.
 
     Raises:
         WrongHub: the connection belongs to another thread.
@@ -258,7 +265,7 @@ def _choose_publisher(connection: Connection) -> None:
 
 
 def reset() -> None:
-    """Close this thread's default connections and forget what was configured.  May switch."""
+    """Close this thread's default connections and discard the configuration.  May switch."""
     global _configuration
     _configuration = _Configuration()
     kept = _kept.pop()
@@ -267,7 +274,7 @@ def reset() -> None:
 
 
 def _close_all(connections: Iterator[Connection]) -> None:
-    """Close each, also if another fails or the caller is killed.  May switch."""
+    """Close all connections, even if closing one fails or the caller is killed.  May switch."""
     if closing := list(connections):
         # A caller that is interrupted meanwhile raises, while they go on closing.
         spawn("close-default", _close_each, closing).join()
@@ -305,7 +312,9 @@ def _close_at_exit() -> None:
 
 
 def _at_exit() -> None:
-    """Send what was published, then close.  Of the main thread alone: others have ended."""
+    """Finish outstanding publishes, then close the connections of the main thread; other threads have
+    ended.
+    """
     kept = _kept.pop()
     if kept is not None:
         closing = [spawn("close-default", _close_each, [each]) for each in kept.take()]

@@ -1,7 +1,7 @@
-"""Options of connections and transports, each with its type, unit, default and the reason for it.
+"""Options of connections and transports, each with its type, unit and default.
 
 An options class is frozen and validates its values once, when it is created.  :func:`typed_query`
-converts the options of a URL to values; :func:`from_transport_options` makes options of a mapping.
+converts the options of a URL to values; :func:`from_transport_options` creates options from a mapping.
 """
 
 from __future__ import annotations
@@ -66,38 +66,40 @@ class _BrokerHeartbeat(int):
         return self
 
 
-#: The default heartbeat of a connection: use the interval that the broker proposes.
+#: The default heartbeat of a connection, which uses the interval that the broker proposes.
 #: It equals 0, kombu's default, so test ``heartbeat is BROKER_HEARTBEAT``; any other 0 means off.
 BROKER_HEARTBEAT: Final = _BrokerHeartbeat()
 
 
 class ConnectOptions(Record):
-    """The options for opening a connection and for retrying that."""
+    """The options for opening a connection and for retrying failed attempts."""
 
     connect_timeout: float | None = 5.0
-    """Seconds for an attempt to connect to one host: name lookup, TCP, TLS, handshake and login
-    together.  The default is kombu's; None waits without limit; 0 fails at once."""
+    """Maximum seconds for an attempt to connect to one host: name lookup, TCP, TLS, handshake and login
+    together.  The default is kombu's.  None waits without limit; 0 fails at once."""
 
     max_retries: int | None = None
-    """Number of rounds over all hosts after the first.  None retries forever; 0 tries once."""
+    """Maximum number of rounds over all hosts after the first.  None retries without limit; 0 tries
+    once."""
 
     interval_start: float = 2.0
     """Seconds between the first and the second round (kombu's default)."""
 
     interval_step: float = 2.0
-    """Seconds by which each interval is longer than the one before (kombu's default)."""
+    """Seconds by which each interval exceeds the previous one (kombu's default)."""
 
     interval_max: float = 30.0
-    """Maximum seconds of an interval (kombu's default)."""
+    """Maximum seconds between two rounds (kombu's default)."""
 
     connect_retries_timeout: float | None = None
-    """Seconds for all rounds together.  None is no limit; 0 tries once."""
+    """Maximum seconds for all rounds together.  None sets no limit; 0 tries once."""
 
     errback: Callable[[Exception, float], Any] | None = None
-    """Called after each failed attempt with the error and the seconds until the next attempt."""
+    """Function that is called after each failed attempt with the error and the seconds until the next
+    attempt."""
 
     callback: Callable[[], Any] | None = None
-    """Called before each interval, and once a second during it."""
+    """Function that is called before each interval, and once a second during it."""
 
     def __post_init__(self) -> None:
         check_seconds(self, "connect_timeout", "connect_retries_timeout")
@@ -112,88 +114,91 @@ class AmqpOptions(Record):
     hidden = frozenset({"login_response", "manager_password"})
 
     login_method: str | None = None
-    """SASL mechanism, as PLAIN, AMQPLAIN or EXTERNAL; None is the best that both sides support."""
+    """SASL mechanism, for example PLAIN, AMQPLAIN or EXTERNAL.  None uses the best one that both sides
+    support."""
 
     login_response: Any = None
-    """Response to the SASL mechanism; None is made of the user name and the password."""
+    """Response to the SASL mechanism.  None builds it from the user name and the password."""
 
     authentication: Any = ()
-    """SASL mechanism objects of the amqp package to choose from; empty uses *login_method*."""
+    """SASL mechanism objects of the amqp package to choose from.  If empty, *login_method* is used."""
 
     locale: str = "en_US"
     """Locale of the broker's messages.  RabbitMQ supports no other."""
 
     client_properties: Mapping[str, Any] | None = None
-    """Client properties to show in the broker's list of connections, in addition to our own."""
+    """Client properties to show in the broker's list of connections, besides the built-in ones."""
 
     connection_name: str | None = None
-    """Name to show in the broker's list of connections; None is no name."""
+    """Name to show in the broker's list of connections.  None sets no name."""
 
     channel_max: int | None = None
-    """Maximum number of channels of a connection, at least 1; None and 0 are the broker's limit."""
+    """Maximum number of channels of a connection, at least 1.  None and 0 use the broker's limit."""
 
     frame_max: int | None = None
-    """Maximum bytes of a frame, at least 4096; the broker may lower it.  None is 128 KiB; 0 is the
-    broker's limit, which may be none at all."""
+    """Maximum bytes of a frame, at least 4096; the broker may lower it.  None is 128 KiB.  0 uses the
+    broker's limit; the broker may have none."""
 
     heartbeat: float | None = BROKER_HEARTBEAT
-    """Seconds between heartbeats.  ``BROKER_HEARTBEAT`` uses the interval that the broker proposes; any
-    other 0, and None, turn heartbeats off."""
+    """Seconds between heartbeats.  ``BROKER_HEARTBEAT`` uses the interval that the broker proposes.
+    None and any other 0 disable heartbeats."""
 
     confirm_publish: bool = False
-    """Whether ``basic_publish`` waits for the broker's confirm (kombu's default)."""
+    """Whether ``basic_publish`` waits for the publisher confirm (kombu's default)."""
 
     read_timeout: float | None = None
     """Seconds; accepted for compatibility with kombu and ignored: heartbeats detect a dead peer."""
 
     write_timeout: float | None = None
-    """Seconds that a writer waits for a slow peer; None is *blocked_timeout*."""
+    """Maximum seconds that a writer waits for a slow peer.  None uses *blocked_timeout*."""
 
     reply_timeout: float | None = 30.0
-    """Seconds to wait for the reply to a method if the call has no deadline; None is no limit."""
+    """Maximum seconds to wait for the reply to a method if the call has no deadline.  None sets no
+    limit."""
 
     confirm_timeout: float | None = 30.0
-    """Seconds to wait for a confirm if the call has no deadline; None is no limit."""
+    """Maximum seconds to wait for a confirm if the call has no deadline.  None sets no limit."""
 
     blocked_timeout: float | None = 30.0
-    """Seconds that a publish waits while the broker blocks the connection, if the call has no deadline.
-    None is no limit; 0 raises at once."""
+    """Maximum seconds that a publish waits while the broker blocks the connection, if the call has no
+    deadline.  None sets no limit; 0 raises at once."""
 
     max_message_size: int = 128 * 1024 * 1024
-    """Maximum bytes of the body of a delivery (RabbitMQ's default)."""
+    """Maximum bytes of the body of a received message (RabbitMQ's default)."""
 
     manager_hostname: str | None = None
-    """Host of the management API; None is the host of the connection."""
+    """Host of the management API.  None uses the host of the connection."""
 
     manager_port: int | None = None
-    """Port of the management API; None is 15672, or 15671 over TLS."""
+    """Port of the management API.  None uses 15672, or 15671 over TLS."""
 
     manager_ssl: bool | None = None
-    """Whether to use TLS for the management API; None does if the connection does."""
+    """Whether to use TLS for the management API.  None uses TLS if the connection does."""
 
     manager_userid: str | None = None
-    """User of the management API; None is the user of the connection."""
+    """User of the management API.  None uses the user of the connection."""
 
     manager_password: str | None = None
-    """Password of the management API; None is the password of the connection."""
+    """Password of the management API.  None uses the password of the connection."""
 
     socket_settings: Mapping[Any, Any] | None = None
-    """TCP options, as ``TCP_USER_TIMEOUT`` -> values; ``TCP_NODELAY`` and keepalive are always set."""
+    """TCP options, such as ``TCP_USER_TIMEOUT``, and their values.  ``TCP_NODELAY`` and keepalive are
+    always set."""
 
     topology_recovery: bool = True
-    """Whether to declare exchanges, queues and bindings again when a lost connection is restored."""
+    """Whether to declare exchanges, queues and bindings again after connection recovery."""
 
     on_open: Callable[..., Any] | None = None
-    """Called with the connection when it has been opened."""
+    """Function that is called with the connection after it has been opened."""
 
     on_blocked: Callable[..., Any] | None = None
-    """Called with the reason when the broker blocks the connection."""
+    """Function that is called with the reason when the broker blocks the connection."""
 
     on_unblocked: Callable[[], Any] | None = None
-    """Called when the broker unblocks the connection."""
+    """Function that is called when the broker unblocks the connection."""
 
     on_tune_ok: Callable[..., Any] | None = None
-    """Called when limits and heartbeat have been negotiated."""
+    """Function that is called after limits and heartbeat have been negotiated."""
 
     def __post_init__(self) -> None:
         check_seconds(self, "read_timeout", "write_timeout", "reply_timeout")
@@ -215,25 +220,25 @@ class AmqpOptions(Record):
 
 
 class MemoryOptions(Record):
-    """The transport options of the memory broker."""
+    """The transport options of the in-memory broker."""
 
     confirm_publish: bool = False
     """Accepted as for AMQP and ignored: a message is in its queues when ``basic_publish`` returns."""
 
     confirm_timeout: float | None = None
-    """Seconds; accepted as for AMQP and ignored: a confirm takes no time."""
+    """Seconds; accepted as for AMQP and ignored, because a confirm takes no time."""
 
     max_message_size: int = 128 * 1024 * 1024
-    """Maximum bytes of a body, as for AMQP."""
+    """Maximum bytes of the body of a message, as for AMQP."""
 
     body_encoding: str | None = "base64"
-    """Accepted for compatibility with kombu and ignored: bodies stay bytes."""
+    """Accepted for compatibility with kombu and ignored, because bodies are stored as bytes."""
 
     deadletter_queue: str | None = None
-    """Queue for messages that no binding matches; None drops them (kombu's default)."""
+    """Queue for messages that match no binding.  None drops them (kombu's default)."""
 
     polling_interval: float | None = 1.0
-    """Seconds; accepted for compatibility with kombu and ignored: nothing is polled."""
+    """Seconds; accepted for compatibility with kombu and ignored, because the broker is not polled."""
 
     def __post_init__(self) -> None:
         check_type(self, bool, "confirm_publish")
@@ -243,26 +248,27 @@ class MemoryOptions(Record):
 
 
 class Retry(Record):
-    """The number of calls of a handler that fails, and the delays between them."""
+    """The retry policy of a consumer: the number of attempts and the backoff between them."""
 
     tries: int = 3
-    """Number of calls, including the first; at least 1."""
+    """Maximum number of calls of the handler for a message, including the first; at least 1."""
 
     delay: float = 1.0
-    """Seconds before the second call; at most 60 unless the broker holds the message."""
+    """Seconds between the first and the second call; at most 60, unless *hold* is ``'broker'``."""
 
     backoff: float = 2.0
-    """Factor from one delay to the next; at least 1."""
+    """Factor by which the delay grows from one retry to the next; at least 1."""
 
     max_delay: float = 60.0
-    """Maximum seconds of a delay; at most 60 unless the broker holds the message."""
+    """Maximum seconds between two calls; at most 60, unless *hold* is ``'broker'``."""
 
     jitter: bool = True
-    """Whether each delay is a random time between half of its length and the whole."""
+    """Whether each delay is a random time between half of its length and its full length."""
 
     hold: Literal["broker", "process"] | None = None
-    """Where a message waits: ``broker``, which takes no place in the prefetch and survives this process;
-    ``process``, unacknowledged; None: with the broker from 1 s on."""
+    """Where a message waits for the next call.  ``'broker'``: at the broker, where it does not count
+    towards the prefetch limit and survives the end of this process.  ``'process'``: in this process,
+    unacknowledged.  None: at the broker for delays of 1 s and more."""
 
     def __post_init__(self) -> None:
         check_count(self, "tries", least=1, optional=False)
@@ -283,7 +289,7 @@ class Retry(Record):
 
     @classmethod
     def of(cls, value: Retry | Mapping[str, Any] | None) -> Retry | None:
-        """Return the options for *value*: a Retry, a mapping of its fields, or None.
+        """Return the policy for *value*: a ``Retry``, a mapping of its fields, or None.
 
         Raises:
             TypeError: *value* is none of these.
@@ -306,7 +312,7 @@ _defaults: Final[dict[type[Any], Any]] = {}
 
 
 def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O, tuple[str, ...]]:
-    """Make options of those entries of *mapping* that are fields of *cls*.
+    """Create options from those entries of *mapping* that are fields of *cls*.
 
     Returns:
         The options, and the names in *mapping* that are not fields.
@@ -325,13 +331,15 @@ def from_transport_options(cls: type[O], mapping: Mapping[str, Any]) -> tuple[O,
 def known_options(
     cls: type[O], mapping: Mapping[str, Any] | None, where: str, logger: logging.Logger
 ) -> O:
-    """Make options as :func:`from_transport_options` does, and log a warning for unknown names.
+    """Create options as :func:`from_transport_options` does, and log a warning for unknown names.
 
-    The fields of :class:`ConnectOptions` are not unknown: the connection reads them.
+    The fields of :class:`ConnectOptions` count as known, because the connection reads them.
 
     Arguments:
-        where: the name of the broker in the warning.
-        logger: the logger of the transport.
+        cls: the options class.
+        mapping: names and values of options.  None uses all defaults.
+        where: name of the broker in the warning.
+        logger: logger of the transport.
 
     Raises:
         ValueError: a value is invalid for its field.
@@ -348,7 +356,7 @@ _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _NUMBER: Final = r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _SECRET: Final = r"passw|secret|token|response"
 
-#: Options that a URL of any transport can have -> their types.
+#: Types of the options that a URL of any transport can have, by name.
 CONNECTION_QUERY: Final[Mapping[str, Any]] = {
     "ssl": bool,
     "ssl_ca_certs": str,
@@ -367,7 +375,7 @@ CONNECTION_QUERY: Final[Mapping[str, Any]] = {
 
 
 def query_types(cls: type[Record]) -> dict[str, Any]:
-    """Return those options of a class that text can express, with their types."""
+    """Return the options of a class that can be given as text in a URL, with their types."""
     hints = get_type_hints(cls)
     return {name: hints[name] for name in cls.fields if _kinds(hints[name])}
 
@@ -382,11 +390,13 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def typed_query(query: Mapping[str, str], known: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the options of a URL to values.
 
-    Booleans are 1, 0, true, false, yes, no, on, off; numbers are decimal; None is ``none``.
+    Booleans are written as 1, 0, true, false, yes, no, on or off, numbers in decimal, and None as
+    ``none``.
 
     Arguments:
-        query: names -> texts.
-        known: names -> types (``bool``, ``int``, ``float``, ``str``, or one of them ``| None``).
+        query: mapping of names to texts.
+        known: mapping of names to types (``bool``, ``int``, ``float``, ``str``, or one of them ``|
+            None``).
 
     Raises:
         ValueError: a name is unknown, or a text is invalid for its type.

@@ -1,4 +1,4 @@
-"""Publishing that returns when the broker has the message."""
+"""Publishing of messages that returns after the broker's confirm."""
 
 from greenconn.publishing.calls import publish, publish_many
 

@@ -1,15 +1,16 @@
-"""``greenconn.publish``: returns when the broker has the message.
+"""The functions ``greenconn.publish`` and ``publish_many``, which return after the broker's confirm.
 
-All greenlets that publish over one connection share one channel in confirm mode; their messages are
-pipelined, and each caller waits for the confirm of its own.  What goes wrong:
+All greenlets that publish over one connection share one channel in confirm mode.  Their messages are
+pipelined, and each caller waits for the publisher confirm of its own message.  Failures are handled as
+follows:
 
-- The connection is lost: while its caller still waits, a message is sent again after the reconnect,
-  in order.  It may then be there twice: at least once is what is promised.
-- The channel is closed by an error of the broker (403, 404, 406): it is unknown whose message did
-  it.  New publishes use another channel; what is outstanding is sent again on a channel apart, one
-  message at a time.  The one that closes that channel by itself is the culprit and gets
-  ``PublishRefused``; the others do not.
-- The deadline ends: ``PublishTimeout``, and the message is not sent again.
+- The connection is lost.  A message whose caller still waits is sent again after the reconnect, in
+order.  The broker may then have it twice: delivery is at least once.  - The broker closes the channel
+with an error (403, 404, 406).  The error does not name the message that caused it.  New messages are
+published on another channel.  The outstanding messages are sent again on a separate channel, one at a
+time.  A message that closes that channel on its own caused the error, and its caller gets
+``PublishRefused``; the other callers do not.  - The deadline passes.  The caller gets
+``PublishTimeout``, and the message is not sent again.
 """
 
 from __future__ import annotations
@@ -41,41 +42,69 @@ def publish(
     timeout: float | None = 30.0,
     **options: Unpack[PublishArguments],
 ) -> None:
-    """Publish a message and return when the broker has it.  May switch.
+    """Publish a message and return when the broker has confirmed it.  May switch.
 
-    Any number of greenlets may call this at once; they share one channel.  While a caller waits, its
-    message is sent again after each loss of the connection: it may then arrive twice.
+    Any number of greenlets may publish concurrently; they share one channel.  While the caller waits,
+    the message is sent again after each loss of the connection, so the broker may receive a duplicate
+    (at least once).
 
     Arguments:
-        target: a queue by its name, a ``Queue`` or an ``Exchange`` (declared with their arguments).
-            A queue by its name is looked up and used as it is.  If it does not exist, a consumer of
-            this thread that is about to declare it is waited for; else see *declare*.
-        body: what the serializer takes.
-        connection: a ``Connection``, of which one clone publishes; a URL; None is the default one.
-        timeout: seconds for all of it: connecting, declaring, sending, the confirm.  None waits until
-            the broker is there; then the connection's own ``confirm_timeout``, ``blocked_timeout``
-            and ``reply_timeout`` hold (30 s each).
-        options: ``declare`` (of a queue by its name that does not exist: True declares a durable queue,
-            False is ``Unroutable``; None, the default, is the argument of :func:`greenconn.configure`,
-            else False), ``routing_key`` (of an Exchange), ``mandatory=True``,
-            ``delivery_mode='persistent'``, ``serializer``, ``compression``, ``content_type`` (of a
-            body that is serialised already), ``content_encoding``, ``headers``, ``priority`` (0 to
-            255), ``expires`` (seconds that it may wait in the queue; kombu says ``expiration``),
-            ``delay`` (seconds until it reaches the queue; RabbitMQ has whole ones, rounded up), and the
-            properties ``app_id``, ``cluster_id``, ``correlation_id``, ``message_id``, ``reply_to``,
-            ``timestamp``, ``type``, ``user_id``.
+        target: the target of the message: the name of a queue, a ``Queue`` or an ``Exchange``.  A
+            ``Queue`` or an ``Exchange`` is declared with its arguments.  A queue given by name is used
+            as it is.  If it does not exist and a consumer of this thread is about to declare it, the
+            call waits for that; otherwise the option *declare* decides.
+        body: content of the message, of a type that the serializer can encode.
+        connection: a ``Connection``, of which one clone publishes, or a URL.  None uses the default
+            connection.
+        timeout: maximum seconds for connecting, declaring, sending and the confirm together.  None waits
+            until the broker is available; from then on the ``confirm_timeout``, ``blocked_timeout`` and
+            ``reply_timeout`` of the connection apply (30 s each by default).
+        options: further options.
+
+            ``declare``: whether to declare a queue that is given by name and does not exist, as a
+            durable queue.  False raises ``Unroutable`` instead.  Default: None, which uses the argument
+            of :func:`greenconn.configure`, or False if that is None.
+
+            ``routing_key``: routing key for an ``Exchange``.
+
+            ``mandatory``: whether publishing raises ``Unroutable`` if no queue receives the message.
+            Default: True.
+
+            ``delivery_mode``: ``'persistent'`` or ``'transient'``.  Default: the mode of the
+            ``Exchange``, else ``'persistent'``.
+
+            ``serializer``, ``compression``: names of the serializer and of the compression of the body.
+
+            ``content_type``, ``content_encoding``: content type and encoding of a body that is already
+            serialised.
+
+            ``headers``: dict of message headers.
+
+            ``priority``: priority of the message, 0 to 255.
+
+            ``expires``: maximum seconds that the message waits in the queue.  ``expiration``, kombu's
+            name of this option, is also accepted.
+
+            ``delay``: seconds until the message reaches the queue.  RabbitMQ supports whole seconds
+            only; fractions are rounded up.
+
+            ``app_id``, ``cluster_id``, ``correlation_id``, ``message_id``, ``reply_to``, ``timestamp``,
+            ``type``, ``user_id``: message properties.
 
     Raises:
-        PublishTimeout: the deadline ended; ``maybe_delivered`` says whether the broker may have it.
-        Unroutable: no queue takes it, or the one that was named does not exist.
-        PublishNacked: the broker refused it, e.g. because the queue is full.
-        PublishRefused: the broker's error 403, 404 or 406, as ``__cause__``.
-        ConnectionBlocked: the broker takes nothing (memory or disk alarm); it has not the message.
-        OperationalError: the broker refuses the login, or the connection was closed meanwhile; all of
-            the above are also this.
+        PublishTimeout: the deadline passed before the confirm; ``maybe_delivered`` says whether the
+            broker may have the message.
+        Unroutable: no queue received the message, or the named queue does not exist.
+        PublishNacked: the broker rejected the message, for example because the queue is full.
+        PublishRefused: the broker closed the channel with error 403, 404 or 406, which is the
+            ``__cause__``.
+        ConnectionBlocked: the broker accepts no messages (memory or disk alarm); it does not have this
+            one.
+        OperationalError: the broker refused the login, or the connection was closed during the call.
+            Base class of all errors above.
         EncodeError: the body cannot be serialised.
         WrongHub: the connection belongs to another thread.
-        TypeError, ValueError: wrong arguments.
+        TypeError, ValueError: an argument is invalid.
 
     Example::
 
@@ -95,24 +124,28 @@ def publish_many(
     timeout: float | None = 30.0,
     **options: Unpack[PublishArguments],
 ) -> int:
-    """Publish many messages in their order and return when the broker has all.  May switch.
+    """Publish many messages in order and return when the broker has confirmed all of them.  May switch.
 
-    They are pipelined: a thousand are under way at once, or 4 MiB.
+    The messages are pipelined: at most 1000 messages or 4 MiB are unconfirmed at a time.
 
     Arguments:
-        bodies: serialised one by one as they are sent; a generator is fine.
-        timeout: seconds for all of them together.
-        target, connection, options: as for :func:`publish`.
+        target: the target of all messages, as for :func:`publish`.
+        bodies: iterable of message bodies, which may be a generator.  Each body is serialised when it is
+            sent.
+        connection: as for :func:`publish`.
+        timeout: maximum seconds for all messages together.  None waits without limit, as for
+            :func:`publish`.
+        options: options for all messages, as for :func:`publish`.
 
     Returns:
-        How many there were.
+        The number of messages.
 
     Raises:
-        BatchPublishError: some were not published; ``failed`` has each one's error by position.  When
-            nothing more could be published (the deadline ended, say), those after the first
-            ``taken`` were not looked at.
-        Exception: what *bodies* raised; all that it had given before was published.
-        TypeError, ValueError: wrong arguments.
+        BatchPublishError: some messages were not published; ``failed`` maps the position of each one to
+            its error.  If publishing could not continue, for example because the deadline passed, the
+            bodies after the first ``taken`` were not processed.
+        Exception: *bodies* raised it; all messages before were published.
+        TypeError, ValueError: an argument is invalid.
     """
     deadline = Deadline(timeout)
     common = PublishOptions(target, options)
@@ -133,7 +166,7 @@ def publish_many(
 
 
 def publisher_of(connection: Connection) -> Publisher:
-    """Return the publisher of a connection; it lives as long as that.  Never switches."""
+    """Return the publisher of a connection, which exists as long as its session.  Never switches."""
     session = connection.session
     publisher = session.services.publisher
     if not isinstance(publisher, Publisher):
