@@ -18,10 +18,10 @@ A module declares them and starts nothing::
     def clean_up():
         ...
 
-What starts them decides where they run: ``greenconn run module:app``, a gunicorn worker
-(:mod:`greenconn.contrib.gunicorn`), Django's ``manage.py runconsumers``, a test
-(:meth:`App.testing`), or the program itself (:meth:`App.start`).  The decorators return the functions
-unchanged, so that tests may call them.
+The application is started by ``greenconn run module:app``, a gunicorn worker
+(:mod:`greenconn.contrib.gunicorn`), Django's ``manage.py runconsumers``, a test (:meth:`App.testing`),
+or the program itself (:meth:`App.start`).  The decorators return the functions unchanged, so tests can
+call them directly.
 """
 
 from __future__ import annotations
@@ -87,27 +87,27 @@ S = TypeVar("S", bound=Service)
 P = TypeVar("P", bound=Callable[[], Any])
 
 Queues: TypeAlias = "QueueLike | Iterable[QueueLike]"
-#: Entered before a handler is called with the message, left after it.
+#: Returns a context that is entered before a handler is called with the message, and left after it.
 AroundHandle: TypeAlias = Callable[[Message], AbstractContextManager[Any]]
-#: Entered before a message is published: called with the target, the body and the headers.
+#: Returns a context for a publish; called with the target, the body and the headers.
 AroundPublish: TypeAlias = Callable[[Target, Any, dict[str, Any]], AbstractContextManager[Any]]
 
-#: Seconds that handlers have to end when a test leaves its application.
+#: Maximum seconds for handlers to finish at the end of a test.
 STOPPING: Final = 10.0
-#: Seconds between two looks of a test at what is left.
+#: Seconds between two checks for unhandled messages in a test.
 LOOK: Final = 0.002
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Registration:
-    """A consumer or server that an application declares."""
+    """A consumer, server or periodic call that an application declares."""
 
     spawn: Callable[..., ConsumerGreenlet]
     """:func:`~greenconn.spawn_consumer`, :func:`greenconn.rpc.spawn_server` or
     :func:`~greenconn.periodic.spawn_periodic`."""
 
     queue: Queues
-    """Of periodic calls their name."""
+    """Queue or queues to consume from; for periodic calls, their name."""
 
     function: Callable[..., Any]
     options: Mapping[str, Any]
@@ -116,26 +116,27 @@ class _Registration:
 class App:
     """The consumers and RPC servers of a program, and the connection that they share.
 
-    It is made when a module is imported: nothing is opened before :meth:`start` or a publish.
+    An application can be created when a module is imported: no connection is opened before :meth:`start`
+    or a publish.
 
     Arguments:
-        url: of the broker; None, without further arguments, is the default connection: that of
-            :func:`greenconn.configure`, else of ``GREENCONN_URL``.
-        connection_kwargs: as :class:`greenconn.Connection` takes them.
+        url: URL of the broker.  None, without *connection_kwargs*, uses the default connection, that is,
+            the broker of :func:`greenconn.configure` or else of ``GREENCONN_URL``.
+        connection_kwargs: arguments of :class:`greenconn.Connection`.
 
     Raises:
-        TypeError, ValueError, KeyError: the URL or an option is wrong.
+        TypeError, ValueError, KeyError: the URL or an option is invalid.
     """
 
     def __init__(
         self, url: str | None = None, **connection_kwargs: Unpack[ConnectionArguments]
     ) -> None:
         self._connections: PerHub[Connection] | None = None
-        #: Of each thread: its consumers that were started and have not been stopped.
+        #: The consumers of each thread that were started and have not been stopped.
         self._consumers: PerHub[list[ConsumerGreenlet]] = PerHub(list)
         self._registrations: list[_Registration] = []
         self._services: list[Service] = []
-        #: For periodic calls; None is the system's.
+        #: The clock of periodic calls; None uses the system clock.
         self._clock: Clock | None = None
         self._around_handle: list[AroundHandle] = []
         self._around_publish: list[AroundPublish] = []
@@ -150,14 +151,16 @@ class App:
     def configure(
         self, url: str | None = None, **connection_kwargs: Unpack[ConnectionArguments]
     ) -> None:
-        """Set the broker, for programs that know it after the import.  Opens nothing.
+        """Set the broker, for programs that know it only after the import.  Opens no connection.
 
         Arguments:
-            url, connection_kwargs: as for the class.
+            url: URL of the broker, as for :class:`greenconn.Connection`.
+            connection_kwargs: arguments of :class:`greenconn.Connection`.
 
         Raises:
-            RuntimeError: consumers run.
-            TypeError, ValueError, KeyError: the URL or an option is wrong; nothing was changed.
+            RuntimeError: consumers of the application are running.
+            TypeError, ValueError, KeyError: the URL or an option is invalid; the configuration is
+                unchanged.
         """
         if self.consumers:
             raise RuntimeError("configure() must be called before start(): consumers run")
@@ -166,12 +169,12 @@ class App:
 
     @property
     def connection(self) -> Connection | None:
-        """The connection of this thread; None is the default one."""
+        """The connection of this thread; None if the application uses the default connection."""
         return None if self._connections is None else self._connections.get()
 
     @property
     def consumers(self) -> list[ConsumerGreenlet]:
-        """The consumers and servers of this thread that run, in the order of their declaration."""
+        """The running consumers and servers of this thread, in the order of their declaration."""
         return [each for each in self._consumers.get() if not each.ready()]
 
     # -- declaring
@@ -180,21 +183,23 @@ class App:
         """Return a decorator that declares a function as the handler of a queue.
 
         Arguments:
-            queue, options: as for :func:`greenconn.spawn_consumer`.
+            queue: the queue to consume from, as for :func:`greenconn.spawn_consumer`.
+            options: options of the consumer, as for :func:`greenconn.spawn_consumer`.
 
         Raises:
-            TypeError, ValueError: wrong options, or a function that is no handler.
+            TypeError, ValueError: an option is invalid, or the function cannot be called as a handler.
         """
         return self._registering(spawn_consumer, queue, options)
 
     def rpc(self, queue: Queues, **options: Unpack[_ServerArguments]) -> Callable[[F], F]:
-        """Return a decorator that declares a function as the server of a queue's calls.
+        """Return a decorator that declares a function as the RPC server of a queue.
 
         Arguments:
-            queue, options: as for :func:`greenconn.rpc.spawn_server`.
+            queue: the queue of the requests, as for :func:`greenconn.rpc.spawn_server`.
+            options: options of the server, as for :func:`greenconn.rpc.spawn_server`.
 
         Raises:
-            TypeError, ValueError: wrong options, or a function that cannot be called.
+            TypeError, ValueError: an option is invalid, or the function cannot be called.
         """
         return self._registering(spawn_server, queue, options)
 
@@ -219,10 +224,14 @@ class App:
         return register
 
     def service(self, service: S) -> S:
-        """Start and stop *service* with the consumers; return it.
+        """Register a service, which is started and stopped with the consumers, and return it.
 
         Arguments:
-            service: an object with ``start()`` and ``stop(timeout)``, such as the relay of an outbox.
+            service: object with methods ``start()`` and ``stop(timeout)``, such as the relay of an
+                outbox.
+
+        Raises:
+            TypeError: *service* does not have these methods.
         """
         if not all(callable(getattr(service, name, None)) for name in ("start", "stop")):
             raise TypeError(f"service must have methods start and stop, got {service!r}")
@@ -230,20 +239,22 @@ class App:
         return service
 
     def every(self, seconds: float, *, name: str | None = None) -> Callable[[P], P]:
-        """Return a decorator that has a function called every *seconds*, in one of all processes.
+        """Return a decorator that declares a function to be called every *seconds*, in one of all
+        processes.
 
-        The periods begin in 1970, so that all processes have the same: 3600 is each full hour (UTC).
-        The process that calls is the leader; when it ends another one goes on.  A call that takes
-        longer than the period has the next ones left out, which is logged.  What the function raises
-        is logged.  It is called again by the next leader if the first one dies in it.
+        The periods are counted from 1970, so all processes use the same times: 3600 is each full hour
+        (UTC).  One process, the leader, makes the calls; when it ends, another process takes over.  If a
+        call takes longer than the period, the calls due meanwhile are skipped, which is logged.  An
+        exception of the function is logged.  If the leader dies during a call, the next leader makes
+        that call again.
 
         Arguments:
-            seconds: above 0.
-            name: the same in all processes, and no other function's at this broker; None is that of the
-                module and the function.
+            seconds: the period in seconds, above 0.
+            name: name of the periodic call, the same in all processes and unique at the broker.  None
+                uses the names of the module and the function.
 
         Raises:
-            TypeError, ValueError: it is no such number; or the name is taken.
+            TypeError, ValueError: *seconds* is not a number above 0, or the name is already used.
 
         Example::
 
@@ -256,21 +267,21 @@ class App:
     def cron(
         self, expression: str, *, tz: tzinfo | None = None, name: str | None = None
     ) -> Callable[[P], P]:
-        """Return a decorator that has a function called at the times of a cron expression.
+        """Return a decorator that declares a function to be called at the times of a cron expression.
 
-        See :meth:`every`.
-
-        It needs ``pip install 'greenconn[cron]'``.
+        One of all processes makes the calls, as for :meth:`every`.  Requires the extra ``cron``: ``pip
+        install 'greenconn[cron]'``.
 
         Arguments:
-            expression: minute, hour, day of month, month, day of week: ``"*/5 8-18 * * MON-FRI"``.  With
-                six fields the first one is the second.
-            tz: the time zone, for example ``zoneinfo.ZoneInfo("Europe/Paris")``; None is UTC.
-            name: as for :meth:`every`.
+            expression: minute, hour, day of month, month and day of week, for example ``"*/5 8-18 * *
+                MON-FRI"``.  With six fields, the first one is the second.
+            tz: time zone of the expression, for example ``zoneinfo.ZoneInfo("Europe/Paris")``.  None is
+                UTC.
+            name: name of the periodic call, as for :meth:`every`.
 
         Raises:
             MissingExtra: ``cronsim`` is not installed.
-            TypeError, ValueError: it is no cron expression, or never comes; or the name is taken.
+            TypeError, ValueError: *expression* is invalid or never matches, or the name is already used.
         """
         return self._periodically(Cron(expression, tz), name)
 
@@ -295,15 +306,19 @@ class App:
         return register
 
     def around_handle(self, context: Callable[[Message], Any]) -> Callable[[Message], Any]:
-        """Enter a context around each call of a handler; a decorator.
+        """Register a context that is entered around each call of a handler.  For use as a decorator.
 
-        For what belongs to each message: an application context, a transaction, tracing.  Contexts
-        are entered in the order of their declaration and left in the opposite one.  An error in one
-        is a failure of the handler; what the handler raises passes through them.
+        Use it for resources that belong to one message: an application context, a transaction, a trace.
+        Contexts are entered in the order of their declaration and left in reverse order.  An error in a
+        context counts as a failure of the handler.  An exception of the handler propagates through the
+        contexts.
 
         Arguments:
-            context: a generator function with one ``yield``, or a function that returns a context
-                manager; called with the message (with ``batch_size``, with the list of messages).
+            context: generator function with one ``yield``, or function that returns a context manager.
+                It is called with the message; with ``batch_size``, with the list of messages.
+
+        Returns:
+            *context*, unchanged.
 
         Example::
 
@@ -319,11 +334,17 @@ class App:
     def around_publish(
         self, context: Callable[[Target, Any, dict[str, Any]], Any]
     ) -> Callable[[Target, Any, dict[str, Any]], Any]:
-        """Enter a context around each publish and call of this application; a decorator.
+        """Register a context that is entered around each publish and RPC call of this application.
+
+        For use as a decorator.
 
         Arguments:
-            context: as for :meth:`around_handle`; called with the target, the body and a dict of
-                headers, to which it may add.
+            context: generator function or function that returns a context manager, as for
+                :meth:`around_handle`.  It is called with the target, the body and a dict of headers, to
+                which it may add headers.
+
+        Returns:
+            *context*, unchanged.
         """
         self._around_publish.append(_context_manager(context))
         return context
@@ -331,7 +352,13 @@ class App:
     # -- publishing
 
     def publish(self, target: Target, body: Any, **options: Unpack[_PublishArguments]) -> None:
-        """Publish a message, as :func:`greenconn.publish` does.  May switch."""
+        """Publish a message, as :func:`greenconn.publish` does.  May switch.
+
+        Arguments:
+            target: the target of the message.
+            body: content of the message.
+            options: *timeout* and the other options of :func:`greenconn.publish`.
+        """
         if not self._around_publish:
             publish(target, body, connection=self.connection, **options)
             return
@@ -343,19 +370,33 @@ class App:
     ) -> int:
         """Publish several messages, as :func:`greenconn.publish_many` does.  May switch.
 
-        Contexts of :meth:`around_publish` are entered once, with the iterable as body.
+        Contexts of :meth:`around_publish` are entered once, with the iterable as the body.
+
+        Arguments:
+            target: the target of all messages.
+            bodies: iterable of message bodies.
+            options: *timeout* and the other options of :func:`greenconn.publish_many`.
+
+        Returns:
+            The number of messages.
         """
         with self._publishing(target, bodies, options):
             return publish_many(target, bodies, connection=self.connection, **options)
 
     def call(self, queue: QueueLike, body: Any, **options: Unpack[_CallArguments]) -> Any:
-        """Call an RPC server and return its reply, as :func:`greenconn.rpc.call` does.  May switch."""
+        """Call an RPC server and return its reply, as :func:`greenconn.rpc.call` does.  May switch.
+
+        Arguments:
+            queue: the queue of the server.
+            body: content of the request.
+            options: *timeout*, *schema*, *accept* and the other options of :func:`greenconn.rpc.call`.
+        """
         with self._publishing(queue, body, options):
             return call(queue, body, connection=self.connection, **options)
 
     @contextmanager
     def _publishing(self, target: Target, body: Any, options: _PublishArguments) -> Iterator[None]:
-        """Enter the contexts, and put the headers that they fill into *options*."""
+        """Enter the contexts, and add the headers that they set to *options*."""
         if not self._around_publish:
             yield
             return
@@ -368,13 +409,14 @@ class App:
     # -- running
 
     def start(self) -> list[ConsumerGreenlet]:
-        """Start the consumers, servers and services that do not run in this thread.  Returns at once.
+        """Start all consumers, servers and services that do not run in this thread yet.  Returns at
+        once.
 
         Returns:
-            All that run, in the order of their declaration.
+            All running consumers and servers of this thread, in the order of their declaration.
 
         Raises:
-            RuntimeError: nothing is declared.
+            RuntimeError: the application declares nothing.
             WrongHub: the connection belongs to another thread.
         """
         if not self._registrations and not self._services:
@@ -420,27 +462,31 @@ class App:
         """Wait until the broker has confirmed all consumers of this thread.  May switch.
 
         Arguments:
-            timeout: seconds for all of them; None waits.
+            timeout: maximum seconds to wait for all consumers together.  None waits without limit.
 
         Returns:
-            False: the time is up, or one of them has ended.
+            True once the broker has confirmed all consumers; False if the timeout passed or a consumer
+            has ended.
 
         Raises:
-            ChannelError, ConnectionError: the broker refuses one for good.
+            ChannelError, ConnectionError: the broker refused a consumer for good.
         """
         deadline = Deadline(timeout)
         # All of them, also those that have ended meanwhile, which raise why.
         return all(each.wait_ready(deadline.left()) for each in self._consumers.get())
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Stop the consumers, servers and services of this thread in good order.  May switch.
+        """Shut down the consumers, servers and services of this thread gracefully.  May switch.
+
+        Services are stopped after the consumers, so they can finish work that handlers have passed to
+        them.
 
         Arguments:
-            timeout: seconds for all of them; None waits.
+            timeout: maximum seconds to wait for all of them together.  None waits without limit.
 
         Returns:
-            False: the time was up; the handlers that were left were interrupted, and their messages
-            requeued.
+            True if all of them ended in time.  False if the timeout passed: the remaining handlers were
+            interrupted and their messages requeued.
         """
         deadline = Deadline(timeout)
         is_whole = stop_all(self.consumers, deadline)
@@ -454,12 +500,12 @@ class App:
     def init_app(self, flask: Any) -> None:
         """Use the configuration and the application context of a Flask application.
 
-        ``GREENCONN_URL`` of its configuration, if it is there, is the broker.  Handlers run within
-        ``flask.app_context()``, so that ``current_app`` and Flask-SQLAlchemy's sessions work.
-        ``flask.extensions["greenconn"]`` is this application.
+        The broker is ``GREENCONN_URL`` of the Flask configuration, if that is set.  Handlers run within
+        ``flask.app_context()``, so ``current_app`` and the sessions of Flask-SQLAlchemy work in them.
+        The application is stored as ``flask.extensions["greenconn"]``.
 
         Arguments:
-            flask: the ``flask.Flask``.
+            flask: the ``flask.Flask`` application.
         """
         url = flask.config.get("GREENCONN_URL")
         if url:
@@ -469,13 +515,13 @@ class App:
 
     @contextmanager
     def testing(self) -> Iterator[AppTest]:
-        """Run this application on an empty broker in memory, for a test.  May switch.
+        """Run this application on an empty in-memory broker, for a test.  May switch.
 
-        Its consumers are started, and stopped at the end.  Messages expire, and delayed ones become
-        ready, by the clock of the test.
+        The context manager starts the consumers, and stops them at the end.  Message expiry and delays
+        follow the clock of the test.
 
         Raises:
-            TimeoutError: at the end, handlers did not end within 10 s; they were interrupted.
+            TimeoutError: handlers did not finish within 10 s at the end; they were interrupted.
 
         Example::
 
@@ -500,12 +546,12 @@ class App:
 
 
 class AppTest:
-    """An application that runs on a broker in memory; see :meth:`App.testing`.
+    """An application that runs on an in-memory broker; see :meth:`App.testing`.
 
     Attributes:
         app: the application.
-        broker: the :class:`~greenconn.testing.MemoryBroker`: what waits in its queues can be looked at.
-        clock: the broker's clock; ``clock.move(seconds)`` moves delays, expiry and retries.
+        broker: the :class:`~greenconn.testing.MemoryBroker`, for inspecting the messages in its queues.
+        clock: the clock of the broker; ``clock.move(seconds)`` advances delays, expiry and retries.
     """
 
     def __init__(self, app: App, broker: MemoryBroker) -> None:
@@ -514,16 +560,17 @@ class AppTest:
         self.clock = broker.clock
 
     def wait_until_handled(self, timeout: float = 5.0) -> None:
-        """Wait until the application's consumers have nothing left to do.  May switch.
+        """Wait until the consumers of the application have handled all messages.  May switch.
 
-        That is: their queues are empty, and no handler runs or waits for a retry in this process.  What
-        waits at the broker, delayed, is not waited for: move the clock.
+        The queues of the consumers are then empty, and no handler runs or waits for a retry in this
+        process.  Delayed messages that the broker holds are not waited for: advance the clock with
+        ``clock.move()``.
 
         Arguments:
-            timeout: seconds.
+            timeout: maximum seconds to wait.
 
         Raises:
-            TimeoutError: something was left; the text says what.
+            TimeoutError: messages were left when the timeout passed; the text lists them by consumer.
         """
         deadline = Deadline(timeout)
         idle = 0
@@ -536,7 +583,7 @@ class AppTest:
             gevent.sleep(LOOK if left else 0)
 
     def _left(self) -> list[str]:
-        """Return what consumers have to do, in words."""
+        """Return a description of the unhandled messages of each consumer."""
         left = []
         for consumer in self.app.consumers:
             lifecycle = consumer.lifecycle
@@ -553,7 +600,7 @@ def _name_of(queue: QueueLike) -> str:
 
 
 def _context_manager(context: Callable[..., Any]) -> Callable[..., AbstractContextManager[Any]]:
-    """Return *context*, or a context manager made of it if it is a generator function."""
+    """Return *context*, or a context manager function made from it if it is a generator function."""
     if not callable(context):
         raise TypeError(f"context must be a callable, got {context!r}")
     return contextmanager(context) if isgeneratorfunction(context) else context

@@ -1,11 +1,12 @@
-"""Remote procedure calls over queues: ``call`` waits for the reply of a ``spawn_server``.
+"""Remote procedure calls (request/reply) over queues: ``call`` and ``spawn_server``.
 
 All callers of one connection share one channel and one consumer of replies.  On RabbitMQ they use direct
 reply-to, which needs no queue but requires that requests are published on the channel that consumes the
-replies; elsewhere replies go to an exclusive queue.  A reply whose caller has left is dropped.
+replies.  On other brokers, replies go to an exclusive queue.  A reply is dropped if its caller no longer
+waits.
 
-A request carries ``reply_to`` and ``correlation_id``; a reply that is an error carries the name of the
-exception's class in the header ``greenconn-error`` and its text as body.
+A request carries the properties ``reply_to`` and ``correlation_id``.  An error reply carries the name of
+the exception class in the header ``greenconn-error`` and the text of the exception as its body.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ logger = logging.getLogger("greenconn.rpc")
 
 DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to"
 ERROR_HEADER: Final = "greenconn-error"
-#: Content types that a caller takes as reply unless it says otherwise.
+#: Content types of replies that a caller accepts by default.
 ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data"})
-#: Seconds that a server takes to send a reply.
+#: Maximum seconds for sending a reply.
 REPLY_TIMEOUT: Final = 30.0
-#: Options of ``spawn_consumer`` that a server has no use for: each call has one reply.
+#: Options of ``spawn_consumer`` that a server does not support, because each request has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
 #: The target of all replies: their routing key is the name of a queue.
 _DEFAULT_EXCHANGE: Final = Exchange("")
@@ -112,26 +113,36 @@ def call(
 ) -> Any:
     """Send *body* to the server of *queue* and return its reply.  May switch.
 
-    Any number of greenlets may call at once.  The server declares the queue, not the caller; a call
-    waits for a server in this thread that is about to declare it.
+    Any number of greenlets may call concurrently.  The server declares the queue, not the caller.  If a
+    server in this thread is about to declare the queue, the call waits for it.
 
     Arguments:
-        queue: the queue of the server.
-        schema: the type that the reply is converted to, as bodies are for
-            :func:`greenconn.spawn_consumer`; None leaves it as it was decoded.
-        connection: a ``Connection``, of which one clone is used; a URL; None is the default one.
-        timeout: seconds for the whole call; None waits for ever.
-        accept: serializers or content types that the reply may have; None: JSON, text and bytes.
-        options: as for :func:`greenconn.publish`; ``delivery_mode`` is transient unless it is given.
-            With ``expiration`` a server that was down does not execute calls whose callers have left.
+        queue: the queue of the server: a name or a ``Queue``.
+        body: content of the request, of a type that the serializer can encode.
+        schema: type to which the reply is converted, as bodies are for :func:`greenconn.spawn_consumer`.
+            None returns the decoded reply unconverted.
+        connection: a ``Connection``, of which one clone is used, or a URL.  None uses the default
+            connection.
+        timeout: maximum seconds for the whole call.  None waits without limit.
+        accept: names of serializers or content types to accept in the reply.  None accepts JSON, text
+            and bytes.
+        options: options of the request, as for :func:`greenconn.publish`.  ``delivery_mode`` defaults to
+            ``'transient'``.  With ``expires``, a server that was unavailable does not execute requests
+            whose callers no longer wait.
+
+    Returns:
+        The result of the server's function.
 
     Raises:
-        RemoteError: the server's function raised; has the name of the class and the text.
-        ReplyTimeout: no reply in time; the call may have been executed.  (Requests are not confirmed,
-            so this is also raised when a full queue refused it.)
+        RemoteError: the function of the server raised an exception; the error has the name of its class
+            and its text.
+        ReplyTimeout: no reply arrived in time; the call may have been executed.  Requests are sent
+            without publisher confirms, so a request that a full queue rejected also ends with this
+            error.
         Unroutable: the queue does not exist.
         PublishTimeout, ConnectionBlocked: the request was not sent.
-        OperationalError: the connection was lost before the reply came; it may have been executed.
+        OperationalError: the connection was lost before the reply arrived; the call may have been
+            executed.
         ContentDisallowed: the content type of the reply is not in *accept*.
         DecodeError: the reply does not fit *schema*.
 
@@ -167,21 +178,34 @@ def spawn_server(
     around: Callable[[Message], AbstractContextManager[Any]] | None = None,
     **options: Unpack[ServerArguments],
 ) -> ConsumerGreenlet:
-    """Serve calls: reply to each with the result of ``function(body)``.  Returns at once.
+    """Start an RPC server, which replies to each request with ``function(body)``.  Returns at once.
 
-    An exception of the function is logged here, and raised in the caller as ``RemoteError``.
+    An exception of the function is logged by the server and raised in the caller as ``RemoteError``.
 
     Arguments:
-        queue: the queue of the calls: a name (declared as a durable queue if it does not exist), a
-            ``Queue``, or a list of them.
-        function: called with the body.  The serializer must be able to encode its result.
-        schema: of the body, as for :func:`greenconn.spawn_consumer`; the caller of one that does not fit
-            gets a ``RemoteError``.
-        connection: as for :func:`greenconn.spawn_consumer`.
-        serializer: of the replies; None: JSON, or for text and bytes their own content types.
-        around: called with each request; the function runs within the context that it returns.
-        options: as for :func:`greenconn.spawn_consumer`, e.g. ``concurrency``, ``prefetch_count``,
-            ``name``, ``handler_timeout``.
+        queue: the queue of the requests: a name, a ``Queue``, or a list of them.  A queue given by name
+            is declared as a durable queue if it does not exist.
+        function: function that is called with the body.  The serializer must be able to encode its
+            result.
+        schema: type to which the body is converted, as for :func:`greenconn.spawn_consumer`.  The caller
+            gets a ``RemoteError`` if the body does not fit.
+        connection: a ``Connection`` or a URL, as for :func:`greenconn.spawn_consumer`.  None uses the
+            default connection.
+        serializer: serializer of the replies.  None uses JSON; text and bytes are sent with their own
+            content types.
+        around: function that is called with each request message and returns a context manager, within
+            which *function* runs.  None uses no context.
+        options: options of the consumer, as for :func:`greenconn.spawn_consumer`, for example
+            ``concurrency``, ``prefetch_count``, ``name`` or ``handler_timeout``.  ``retry``, ``no_ack``,
+            ``batch_size``, ``batch_interval`` and ``on_decode_error`` are not available, because each
+            request has one reply.
+
+    Returns:
+        The running consumer of the requests.
+
+    Raises:
+        TypeError: an option is unknown or not available, or a value has the wrong type.
+        ValueError: a value is out of range, or two options exclude each other.
 
     Example::
 
@@ -214,7 +238,7 @@ def check_server(queue: Any, function: Any, options: Mapping[str, Any]) -> None:
     """Check the arguments of :func:`spawn_server`.  Never switches.
 
     Raises:
-        TypeError, ValueError: one of them is wrong.
+        TypeError, ValueError: an argument is invalid.
     """
     further = {name: options[name] for name in options.keys() - {"serializer", "around"}}
     _check_function(function, further)
@@ -224,11 +248,11 @@ def check_server(queue: Any, function: Any, options: Mapping[str, Any]) -> None:
 
 
 def _any_handler(body: Any, message: Message) -> None:
-    """Stand for the handler of a server."""
+    """Accept any arguments, in place of the handler of a server."""
 
 
 class _Server:
-    """A server: it calls the function and sends the replies."""
+    """An RPC server, which calls the function and sends the replies."""
 
     def __init__(
         self,
@@ -243,7 +267,7 @@ class _Server:
         self._serializer = serializer
 
     def serve(self, body: Any, message: Message) -> None:
-        """Handle one request; the broker has the reply before the request is acknowledged."""
+        """Handle one request, and acknowledge it after the broker has the reply."""
         try:
             if self._around is None:
                 result = self._function(body)
@@ -273,7 +297,9 @@ class _Server:
             self._reply_error(message, exc)
 
     def _where(self, message: Message) -> tuple[str, object]:
-        """Return the function's name and the queue, which is the routing key of a call, for the log."""
+        """Return the name of the function and the queue, which is the routing key of a request, for the
+        log.
+        """
         return name_of(self._function), message.delivery_info.get("routing_key")
 
     def _fields(self, message: Message) -> dict[str, object]:
@@ -289,7 +315,7 @@ class _Server:
     def _reply(
         self, message: Message, result: Any, headers: dict[str, str] | None, serializer: str | None
     ) -> None:
-        """Send a reply to the queue that the caller named.  May switch."""
+        """Send a reply to the queue that the caller specified.  May switch."""
         reply_to = message.properties.get("reply_to")
         if not reply_to:
             return
@@ -313,7 +339,7 @@ def _name_of(kind: type[BaseException]) -> str:
 
 
 class _Replies:
-    """The sink of the replies on one channel, until that is lost."""
+    """The sink of the replies on one channel, until the channel is lost."""
 
     __slots__ = ("taken", "waiting")
 
@@ -324,7 +350,7 @@ class _Replies:
     # In the reader.
 
     def deliver(self, message: Message) -> None:
-        """Pass a reply to its caller, or drop it if that has left."""
+        """Pass a reply to its caller, or drop it if the caller no longer waits."""
         if self.taken is not None:
             self.taken(message)
         slot = self._slot_of(message)
@@ -387,7 +413,7 @@ class _RpcClient:
         self._numbers = count(1)
 
     def call(self, message: OutgoingMessage, deadline: Deadline) -> Any:
-        """Send the request to a server, which may be about to start; return the reply.  May switch."""
+        """Send the request to a server that may be about to start, and return the reply.  May switch."""
         session, name = self._session, message.options.routing_key
         while True:
             is_awaited = is_expected(session, name)
@@ -405,8 +431,8 @@ class _RpcClient:
     def ask(self, message: OutgoingMessage, deadline: Deadline) -> Any:
         """Send the request and return the reply.  May switch.
 
-        The reply shows that the request arrived, so no confirm is waited for (which would wake the
-        caller once more); the return of an unroutable request ends the wait.
+        The reply shows that the request arrived, so the request is sent without a publisher confirm,
+        which would wake the caller once more.  The return of an unroutable request ends the wait.
         """
         reply_channel = self._reply_channel
         if reply_channel is None or not reply_channel.channel.is_open or deadline.has_ended:
@@ -443,7 +469,7 @@ class _RpcClient:
         return (*broker.connection_errors, *broker.channel_errors, TimeoutError)
 
     def _open_channel(self, message: OutgoingMessage, deadline: Deadline) -> _ReplyChannel:
-        """Return the open channel.  Nothing is sent yet, so failures to open it are retried."""
+        """Return the open channel.  Failures to open it are retried, as no request has been sent."""
         try:
             return self._publisher.retry(lambda: self._ready_channel(deadline), deadline)
         except NEVER_REPEATED:
