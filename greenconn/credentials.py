@@ -1,4 +1,4 @@
-"""Credentials that expire: a token, and when it must be renewed."""
+"""Credentials that expire, such as OAuth 2 tokens, and their renewal."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ __all__ = ["CredentialProvider", "Token"]
 
 
 class CredentialProvider(Protocol):
-    """The argument of ``Connection(credential_provider=...)`` (the same as redis-py's)."""
+    """The interface of ``Connection(credential_provider=...)``, compatible with redis-py."""
 
     def get_credentials(self) -> tuple[str | None, str | None]:
-        """Return user name and password, the latter a :class:`Token` if it expires.  May switch.
+        """Return the user name and the password.  May switch.
 
-        Called for each attempt to connect, and again before a token expires.
+        Called for each connection attempt, and again before a token expires.  Return the password as a
+        :class:`Token` if it expires.
         """
         ...
 
 
 class Token(str):
-    """A password that expires, such as an OAuth 2 token.  Its ``repr()`` does not show it.
+    """A password that expires, such as an OAuth 2 token.  Its ``repr()`` does not contain the secret.
 
-    Where a callable password or a :class:`CredentialProvider` returns one, each connection renews it
-    before it expires, without reconnecting.
+    If a callable password or a :class:`CredentialProvider` returns a token, each connection renews the
+    token before it expires, without reconnecting.
 
     Arguments:
-        secret: the text that is sent.
-        expires_in: seconds from now; None: it does not expire.
+        secret: the secret that is sent to the broker.
+        expires_in: the seconds from now until the token expires.  None means that it does not expire.
 
     Attributes:
-        expires_at: on the monotonic clock; None: never.
+        expires_at: the time of expiry on the monotonic clock, in seconds.  None means that the token
+            does not expire.
     """
 
     __slots__ = ("expires_at",)
@@ -44,7 +46,7 @@ class Token(str):
 
     @property
     def expires_in(self) -> float | None:
-        """Seconds left, below 0 when it has expired; None: it does not expire."""
+        """The seconds until the token expires, negative once expired; None if it does not expire."""
         return None if self.expires_at is None else self.expires_at - monotonic()
 
     def __reduce__(self) -> tuple[object, ...]:

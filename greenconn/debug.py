@@ -1,7 +1,6 @@
-"""The state of a process: its connections, pools and consumers, and where each greenlet waits.
+"""Debugging of a process that hangs: a report of its connections, pools, consumers and greenlets.
 
-For the moment when something hangs.  It costs nothing until it is called, and then a look at all objects
-of the process.
+The module has no cost until a dump is requested.  A dump iterates over all objects of the process.
 """
 
 from __future__ import annotations
@@ -35,25 +34,26 @@ NAMED: Final = 20
 
 
 def dump() -> str:
-    """Return what the greenlets of this thread do, for a person to read.  Never switches.
+    """Return a human-readable report of the state of this thread.  Never switches.
 
-    Connections with their state; pools with who holds what, and for how long; consumers with their
-    figures and the messages that their handlers have begun; and each greenlet, with the place in which
-    it waits.  No body, header or password is shown.
+    The report lists connections with their state; pools with the holder of each resource and the time
+    for which it is held; consumers with their statistics and the messages in their handlers; and each
+    greenlet with the place where it waits.  It contains no message body, header or password.
     """
     return "\n".join([*_connections(), *_pools(), *_consumers(), *_greenlets()])
 
 
 def dump_on_signal(number: int = signal.SIGUSR1) -> None:
-    """Log :func:`dump` under ``greenconn.debug`` whenever the process gets a signal, as a warning.
+    """Log the result of :func:`dump` whenever the process receives a signal.
 
-    It works while a handler blocks the hub, too, unless that is in C code.
+    The report is logged as a warning of the logger ``greenconn.debug``.  This also works while a handler
+    blocks the hub, unless the handler is blocked in C code.
 
     Arguments:
-        number: the signal; what handled it before is replaced.
+        number: the number of the signal.  The previous signal handler is replaced.
 
     Raises:
-        ValueError: this is not the main thread.
+        ValueError: the caller is not in the main thread.
     """
     signal.signal(number, lambda *_: logger.warning("%s", dump()))
 

@@ -10,14 +10,15 @@
 
     greenconn.add_listener(Durations())
 
-A listener hears of the whole process: each transport, ``Producer`` and ``Consumer`` as well as
-``publish`` and ``spawn_consumer``.  Only the methods that it overrides are called, and without a
-listener no event is made: a publish, a delivery, an ack costs the look at one attribute of
-:data:`LISTENERS` more than without this module.
+A listener receives the events of the whole process: from all transports, and from ``Producer`` and
+``Consumer`` as well as ``publish`` and ``spawn_consumer``.  Only the methods that the listener overrides
+are called.  Without a listener, no event objects are created: a publish, a delivery or an ack costs one
+additional attribute access on :data:`LISTENERS`.
 
-Events of messages come in the greenlet that they belong to, those of a handler also in its
-``contextvars`` context: what ``on_deliver`` sets there holds in the handler, until ``on_handled``.
-Events of connections arise in the reader or the hub, so each comes in a greenlet of its own.
+Message events are emitted in the greenlet that publishes or handles the message.  The events of a
+handler are also emitted in the handler's ``contextvars`` context: a variable that ``on_deliver`` sets is
+visible in the handler until ``on_handled``.  Connection events originate in the reader or the hub, so
+each of them is emitted in a greenlet of its own.
 """
 
 from __future__ import annotations
@@ -71,31 +72,31 @@ Calls: TypeAlias = "tuple[Callable[[Any], object], ...] | None"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConnectEvent:
-    """A connection that was opened, at first or again."""
+    """A connection was opened, for the first time or by a reconnect."""
 
     connection: str
-    """The URL, password masked."""
+    """The URL of the connection, with the password masked."""
 
     life: int
-    """1 for the first link of a connection, 2 for that after the first reconnect, and so on."""
+    """1 after the first connect, 2 after the first reconnect, and so on."""
 
     duration: float
-    """Seconds that connecting and logging in took."""
+    """The seconds that connecting and logging in took."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DisconnectEvent:
-    """A connection that was lost or closed."""
+    """A connection was lost or closed."""
 
     connection: str
     life: int
     error: BaseException | None
-    """None: the program closed it."""
+    """The error that ended the connection; None if the program closed it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockedEvent:
-    """A broker that accepts no messages for now."""
+    """The broker temporarily accepts no messages (memory or disk alarm)."""
 
     connection: str
     reason: str
@@ -103,72 +104,73 @@ class BlockedEvent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnblockedEvent:
-    """A broker that accepts messages again, or whose connection has ended."""
+    """The broker accepts messages again, or its connection has ended."""
 
     connection: str
     duration: float
-    """Seconds for which it was blocked."""
+    """The seconds for which the connection was blocked."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PublishEvent:
-    """A message that is about to be published."""
+    """A message is about to be published."""
 
     connection: str
     exchange: str
     routing_key: str
     headers: dict[str, Any]
-    """Of this message alone: a listener may add to them."""
+    """The headers of this message only; a listener may add headers."""
 
     properties: Mapping[str, Any]
-    """``message_id``, ``correlation_id``, ``expiration``...: those that were given."""
+    """The properties that were passed, such as ``message_id``, ``correlation_id`` or ``expiration``."""
 
     size: int
-    """Bytes of the body as it is sent."""
+    """The size of the encoded body, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfirmEvent:
-    """The end of a publish."""
+    """A publish has ended."""
 
     publish: PublishEvent
     duration: float
-    """Seconds since :class:`PublishEvent`, with the wait for a connection or for the confirm."""
+    """The seconds since :class:`PublishEvent`, including waits for a connection and for the confirm."""
 
     error: BaseException | None
-    """None: the broker has the message, or where no confirm is waited for, it is on its way."""
+    """The error of the publish.  None if the broker confirmed the message or, without publisher
+    confirms, if the message is being sent."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeliverEvent:
-    """Messages that a handler or the program gets: one, or several of a batch."""
+    """A message, or a batch of messages, is about to be passed to a handler or to the program."""
 
     connection: str
     queue: str
     messages: tuple[Message[Any], ...]
     handler: str | None
-    """Name of the handler, of which :class:`HandledEvent` tells the end.  None: the program has taken
-    the message by itself (``Queue.get``, ``SimpleQueue.get``)."""
+    """The name of the handler; a :class:`HandledEvent` follows when it ends.  None if the program
+    fetched the message itself (``Queue.get``, ``SimpleQueue.get``)."""
 
     @property
     def message(self) -> Message[Any]:
-        """The first of them."""
+        """The first of the messages."""
         return self.messages[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HandledEvent:
-    """The end of a handler's call."""
+    """The call of a handler has ended."""
 
     delivery: DeliverEvent
     duration: float
     error: BaseException | None
-    """What the handler raised, or why the body could not be decoded."""
+    """The exception that the handler raised, or the error of decoding the body; None if it succeeded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SettleEvent:
-    """A message that was acknowledged or refused, by the program or for it."""
+    """A message was acknowledged, rejected or requeued, by the program or on its behalf."""
 
     message: Message[Any]
     outcome: Literal["ack", "reject", "requeue"]
@@ -176,22 +178,22 @@ class SettleEvent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RetryEvent:
-    """A message whose handler failed, and that is handled again."""
+    """A handler failed, and its message is retried."""
 
     connection: str
     queue: str
     message: Message[Any]
     error: BaseException
     attempts: int
-    """How often the handler has failed."""
+    """The number of times that the handler has failed for this message."""
 
     delay: float
-    """Seconds until it is handled again."""
+    """The seconds until the next attempt."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeadLetterEvent:
-    """A message that is not handled again, after its handler failed or its body could not be decoded."""
+    """A message was given up because its handler failed or its body could not be decoded."""
 
     connection: str
     queue: str
@@ -199,83 +201,88 @@ class DeadLetterEvent:
     error: BaseException
     attempts: int
     target: str | None
-    """The queue of dead letters.  None: it was rejected, and goes to where its queue's arguments say."""
+    """The dead-letter queue.  None if the message was rejected, so that the arguments of its queue
+    determine the dead-letter target."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoolWaitEvent:
-    """The end of a wait for a connection or channel of a pool."""
+    """A wait for a connection or channel of a pool has ended."""
 
     pool: str
     duration: float
     error: BaseException | None
-    """None: it got one."""
+    """The error of the wait; None if a connection or channel was acquired."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HubBlockedEvent:
-    """A hub that got no turn for a while, so that no other greenlet could run."""
+    """The hub was blocked for some time, so that no other greenlet could run."""
 
     duration: float
     handlers: dict[str, float]
-    """Name of each handler that was called meanwhile, and its seconds."""
+    """The handlers that were called in that time: a mapping of their names to the seconds they took."""
 
 
 class Listener:
-    """A base class: override the methods for the events that you want to hear of.
+    """A base class for listeners: override the methods for the events that you want to receive.
 
-    A listener is called between two steps of a message, so it must not switch: no network, no lock or
-    queue that waits, no ``gevent.sleep``.  Other threads with a hub of their own call it, too.  What it
-    raises is logged, once for each method, and changes nothing for the message.
+    The methods must not switch: do not use the network, wait for a lock or a queue, or call
+    ``gevent.sleep``.  They are also called by other threads, which have their own hub.  An exception
+    that a method raises is logged, once for each method, and does not affect the message.
     """
 
     def on_connect(self, event: ConnectEvent) -> None:
-        """Hear of a connection that was opened."""
+        """Handle the opening of a connection, by the first connect or a reconnect."""
 
     def on_disconnect(self, event: DisconnectEvent) -> None:
-        """Hear of a connection that was lost or closed."""
+        """Handle the loss or the closing of a connection."""
 
     def on_blocked(self, event: BlockedEvent) -> None:
-        """Hear of a broker that accepts no messages (memory or disk alarm)."""
+        """Handle a block: the broker accepts no messages (memory or disk alarm)."""
 
     def on_unblocked(self, event: UnblockedEvent) -> None:
-        """Hear of a broker that accepts messages again."""
+        """Handle the end of a block: the broker accepts messages again."""
 
     def on_publish(self, event: PublishEvent) -> None:
-        """Hear of a message before it is published; once, however many attempts that takes."""
+        """Handle a message before it is published.
+
+        Called once, however many attempts the publish takes.
+        """
 
     def on_confirm(self, event: ConfirmEvent) -> None:
-        """Hear of the end of a publish; once for each that ``on_publish`` was called for."""
+        """Handle the end of a publish.  Called once after each ``on_publish``."""
 
     def on_deliver(self, event: DeliverEvent) -> None:
-        """Hear of a message before its handler is called."""
+        """Handle a message before its handler is called, or before the program receives it."""
 
     def on_handled(self, event: HandledEvent) -> None:
-        """Hear of the end of a handler; once for each delivery that has one."""
+        """Handle the end of a handler.  Called once for each delivery that has a handler."""
 
     def on_settle(self, event: SettleEvent) -> None:
-        """Hear of a message that was acknowledged, rejected or requeued."""
+        """Handle the acknowledgement, rejection or requeueing of a message."""
 
     def on_retry(self, event: RetryEvent) -> None:
-        """Hear of a message that is handled again, as its handler failed."""
+        """Handle a retry: the handler of a message failed and is to be called again."""
 
     def on_dead_letter(self, event: DeadLetterEvent) -> None:
-        """Hear of a message that is given up."""
+        """Handle a message that was given up and rejected or moved to a dead-letter queue."""
 
     def on_pool_wait(self, event: PoolWaitEvent) -> None:
-        """Hear of a greenlet that had to wait for a connection or channel of a pool."""
+        """Handle the end of a greenlet's wait for a connection or channel of a pool."""
 
     def on_hub_blocked(self, event: HubBlockedEvent) -> None:
-        """Hear of a hub that was blocked."""
+        """Handle a hub that was blocked."""
 
 
 class Observers(Generic[E]):
-    """The methods that are called before and after something.
+    """The methods of listeners that are called before and after an operation.
 
     Arguments:
-        before: called with the event.
-        after: called with the outcome, in the opposite order.
-        outcome: makes that of the event, its seconds and its error.
+        before: the methods that are called with the event.
+        after: the methods that are called with the outcome, in reverse order.
+        outcome: a function that creates the outcome from the event, the duration in seconds and the
+            error.
     """
 
     __slots__ = ("after", "before", "outcome")
@@ -286,14 +293,14 @@ class Observers(Generic[E]):
         self.outcome = outcome
 
     def begin(self, event: E) -> Observation[E]:
-        """Call the methods of the beginning; the same listeners hear of the end."""
+        """Call the methods for the beginning of an operation, and return an object to report its end."""
         if self.before is not None:
             tell(self.before, event)
         return Observation(self, event)
 
 
 class Observation(Generic[E]):
-    """Something that has begun, and of whose end the same listeners hear once."""
+    """An operation that has begun, and whose end is reported once to the same listeners."""
 
     __slots__ = ("_began_at", "_observers", "event")
 
@@ -303,18 +310,18 @@ class Observation(Generic[E]):
         self._began_at = monotonic()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Tell the end; a second call does nothing."""
+        """Report the end of the operation; a second call does nothing."""
         observers, self._observers = self._observers, None
         if observers is not None and observers.after is not None:
             duration = monotonic() - self._began_at
             tell(observers.after, observers.outcome(self.event, duration, error))
 
     def forget(self) -> None:
-        """Tell no end, as nothing will tell when that is."""
+        """Report no end, because the end of the operation cannot be observed."""
         self._observers = None
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Return what *function* returns, and tell the end of it.  May switch if it does."""
+        """Call *function*, report its end and return its result.  May switch if *function* does."""
         try:
             result = function(*args)
         except BaseException as exc:
@@ -328,10 +335,10 @@ class ListenerRegistry:
     """The listeners of this process, and the methods to call for each kind of event.
 
     Attributes:
-        publishing: of ``on_publish`` and ``on_confirm``; None: there are none.
-        handling: of ``on_deliver`` and ``on_handled``.
-        connect, disconnect, blocked, unblocked, settle, retry, dead_letter, pool_wait, hub_blocked: of
-            the method with that name.
+        publishing: the methods ``on_publish`` and ``on_confirm``.  None if no listener has them.
+        handling: the methods ``on_deliver`` and ``on_handled``.  None if no listener has them.
+        connect, disconnect, blocked, unblocked, settle, retry, dead_letter, pool_wait, hub_blocked: the
+            methods with the corresponding name, such as ``on_connect``.  None if no listener has them.
     """
 
     __slots__ = (
@@ -354,13 +361,13 @@ class ListenerRegistry:
         self._prepare()
 
     def add(self, listener: Listener) -> None:
-        """Call the methods of *listener* from now on."""
+        """Add *listener*; adding it again does nothing."""
         if not any(each is listener for each in self._all):
             self._all = (*self._all, listener)
             self._prepare()
 
     def remove(self, listener: Listener) -> None:
-        """Call the methods of *listener* no more, but for the end of what has begun."""
+        """Remove *listener*.  It is still called for the end of operations that have begun."""
         self._all = tuple(each for each in self._all if each is not listener)
         self._prepare()
 
@@ -392,7 +399,7 @@ def _observers(
     return None if before is after is None else Observers(before, after, outcome)
 
 
-#: Those of this process.
+#: The listeners of this process.
 LISTENERS: Final = ListenerRegistry()
 
 #: The methods that have raised, by the class of their listener, and that was logged.
@@ -400,7 +407,7 @@ _logged: Final[set[str]] = set()
 
 
 def tell(calls: tuple[Callable[[Any], object], ...], event: object) -> None:
-    """Call each method with *event*.  An error of one is logged, once for each method."""
+    """Call each method with *event*.  Exceptions are logged, once for each method."""
     for method in calls:
         try:
             method(event)
@@ -419,19 +426,20 @@ def size_of(body: object) -> int:
 
 
 def url_of(channel: object) -> str:
-    """Return the URL of the broker of *channel*, password masked; empty if that is unknown."""
+    """Return the URL of the broker of *channel*, with the password masked; empty if it is unknown."""
     client = getattr(getattr(channel, "connection", None), "client", None)
     as_uri = getattr(client, "as_uri", None)
     return "" if as_uri is None else str(as_uri())
 
 
 def add_listener(listener: Listener) -> None:
-    """Have *listener* hear of all that happens in this process from now on.  Never switches.
+    """Add *listener*, which receives all further events of this process.  Never switches.
 
-    Added before, it is called once all the same.
+    A listener that is added more than once is called once for each event.
 
     Raises:
-        TypeError: it is no ``Listener``, or one of its methods is ``async def`` or a generator.
+        TypeError: *listener* is not a ``Listener``, or one of its methods is ``async def`` or a
+            generator.
     """
     if not isinstance(listener, Listener):
         raise TypeError(f"listener must be an instance of greenconn.Listener, got {listener!r}")
@@ -442,8 +450,9 @@ def add_listener(listener: Listener) -> None:
 
 
 def remove_listener(listener: Listener) -> None:
-    """Have *listener* hear of nothing more, but the end of what has begun.  Never switches.
+    """Remove *listener*.  Never switches.
 
-    One that was not added is ignored.
+    The listener still receives the events for the end of operations that have begun.  A listener that
+    was not added is ignored.
     """
     LISTENERS.remove(listener)

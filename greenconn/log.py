@@ -1,6 +1,7 @@
-"""Logging: fields of the library's records, a formatter for them, and kombu's utilities.
+"""Logging: the fields of the library's log records, a JSON formatter, and kombu's logging utilities.
 
-greenconn's own modules log to ``greenconn.<room>`` by the standard library alone, without handlers.
+The modules of greenconn log to the loggers ``greenconn.<module>`` with the standard library, and add no
+handlers.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _NUMBERS: Final[Mapping[str, int]] = {
     "NOTSET": logging.NOTSET,
 }
 
-#: Numbers of levels by name, and their names by number.
+#: The numbers of log levels by name, and their names by number.
 LOG_LEVELS: Final[dict[Any, Any]] = {
     **_NUMBERS,
     **{number: logging.getLevelName(number) for number in _NUMBERS.values()},
@@ -54,7 +55,11 @@ DISABLE_TRACEBACKS = False
 
 
 def get_logger(logger: str | logging.Logger) -> logging.Logger:
-    """Return a logger by name, with a handler that does nothing if it has none."""
+    """Return a logger, with a ``NullHandler`` if it has no handler.
+
+    Arguments:
+        logger: the name of a logger, or a logger.
+    """
     if isinstance(logger, str):
         logger = logging.getLogger(logger)
     if not logger.handlers:
@@ -63,10 +68,13 @@ def get_logger(logger: str | logging.Logger) -> logging.Logger:
 
 
 def get_loglevel(level: Any) -> Any:
-    """Return the number of a level that is given by name; numbers stay as they are.
+    """Return the number of a log level; a number is returned unchanged.
+
+    Arguments:
+        level: the name or the number of the level.
 
     Raises:
-        KeyError: there is no such level.
+        KeyError: no level has this name.
     """
     return LOG_LEVELS[level] if isinstance(level, str) else level
 
@@ -102,11 +110,13 @@ def _shown(value: Any) -> Any:
 def safeify_format(
     fmt: str, args: Sequence[Any], filters: Mapping[str, Callable[[Any], str]] | None = None
 ) -> Iterator[Any]:
-    """Yield each of *args* as it can be put into *fmt* without an error.
+    """Yield each of *args*, converted so that formatting it with *fmt* does not raise an error.
 
     Arguments:
-        fmt: a text with ``%`` places.
-        filters: a function for each kind of place; None makes text for ``%s`` and ``%r``.
+        fmt: a format string with ``%`` placeholders.
+        args: the arguments of the format string.
+        filters: a mapping of conversion types, such as ``s``, to functions that convert an argument to
+            text.  None converts the arguments of ``%s`` and ``%r``.
     """
     kinds = re.findall(r"%(.)", fmt.replace("%%", ""))
     for kind, value in zip(kinds, args, strict=False):
@@ -121,7 +131,7 @@ _FILTERS: Final[Mapping[str, Callable[[Any], str]]] = {
 
 
 class LogMixin:
-    """Gives a class the methods of a logger."""
+    """A mixin that adds the methods of a logger to a class."""
 
     def debug(self, *args: Any, **kwargs: Any) -> None:
         """Log a detail for debugging."""
@@ -146,17 +156,17 @@ class LogMixin:
         self.log(logging.CRITICAL, *args, **kwargs)
 
     def annotate(self, text: str) -> str:
-        """Put the logger's name before a message."""
+        """Return *text* with the logger's name in front."""
         return f"{self.logger_name} - {text}"
 
     def log(self, severity: int, *args: Any, **kwargs: Any) -> None:
-        """Log a format with its arguments, or several things side by side.
+        """Log a format string with its arguments, or several objects separated by spaces.
 
         Arguments:
-            severity: the level's number.
-            args: a text with ``%`` places and what goes there; or one thing, or things of which the
-                first is no text.
-            kwargs: for ``Logger.log``.
+            severity: the number of the log level.
+            args: a format string with ``%`` placeholders and its arguments; or a single object; or
+                several objects of which the first is not a string.
+            kwargs: the keyword arguments of ``Logger.log``.
         """
         if DISABLE_TRACEBACKS:
             kwargs.pop("exc_info", None)
@@ -171,7 +181,7 @@ class LogMixin:
             logger.log(severity, self.annotate(text), **kwargs)
 
     def get_logger(self) -> logging.Logger:
-        """Return the logger that ``logger_name`` names."""
+        """Return the logger with the name ``logger_name``."""
         return get_logger(self.logger_name)
 
     def is_enabled_for(self, level: int | str) -> bool:
@@ -179,16 +189,16 @@ class LogMixin:
         return self.logger.isEnabledFor(self.get_loglevel(level))
 
     def get_loglevel(self, level: int | str) -> int:
-        """Return the number of a level.
+        """Return the number of a log level.
 
         Raises:
-            KeyError: there is no such level.
+            KeyError: no level has this name.
         """
         return level if isinstance(level, int) else int(LOG_LEVELS[level])
 
     @property
     def logger(self) -> logging.Logger:
-        """The logger."""
+        """The logger that the methods of this object log to."""
         logger = self.__dict__.get("_mixed_in_logger")
         if logger is None:
             logger = self.__dict__["_mixed_in_logger"] = self.get_logger()
@@ -200,16 +210,16 @@ class LogMixin:
 
     @property
     def logger_name(self) -> str:
-        """The logger's name: the class's."""
+        """The name of the logger: the name of the class."""
         return type(self).__name__
 
 
 class Log(LogMixin):
-    """A logger of one name.
+    """A logger with the methods of :class:`LogMixin`.
 
     Arguments:
-        name: its name.
-        logger: what to log to; None: the logger of that name.
+        name: the name of the logger, which precedes each message.
+        logger: the logger to log to.  None uses the logger named *name*.
     """
 
     def __init__(self, name: str, logger: logging.Logger | None = None) -> None:
@@ -217,23 +227,23 @@ class Log(LogMixin):
         self._logger = logger
 
     def get_logger(self) -> logging.Logger:
-        """Return the logger that was given, or the one of that name."""
+        """Return the logger that was passed, or the logger with the name ``logger_name``."""
         return self._logger or super().get_logger()
 
     @property
     def logger_name(self) -> str:
-        """The logger's name."""
+        """The name of the logger."""
         return self._logger_name
 
 
 def setup_logging(
     loglevel: int | str | None = None, logfile: str | TextIO | None = None
 ) -> logging.Logger:
-    """Give the root logger a handler, unless it has one.
+    """Add a handler to the root logger and set its level, unless it already has a handler.
 
     Arguments:
-        loglevel: name or number; None means ERROR.
-        logfile: a path, or an open file; None means standard error.
+        loglevel: the name or the number of the log level.  None means ERROR.
+        logfile: the path of a log file, or an open file.  None means standard error.
 
     Returns:
         The root logger.
@@ -250,7 +260,7 @@ def setup_logging(
     return root
 
 
-#: What records of the library may say beside their text, as attributes (``extra``).
+#: The additional attributes (``extra``) that log records of the library may have.
 FIELDS: Final = frozenset(
     {
         "attempt",
@@ -268,9 +278,9 @@ _STANDARD: Final = frozenset({*vars(logging.makeLogRecord({})), "asctime", "mess
 
 
 def message_fields(message: Message, **fields: object) -> dict[str, Any]:
-    """Return the fields of a record about *message*: its ids and delivery tag, and *fields*.
+    """Return the fields of a log record about *message*: its ids, its delivery tag and *fields*.
 
-    None among them is left out.
+    Fields whose value is None are omitted.
     """
     properties = message.properties
     found = {
@@ -283,14 +293,14 @@ def message_fields(message: Message, **fields: object) -> dict[str, Any]:
 
 
 class JSONFormatter(logging.Formatter):
-    """A formatter that makes one line of JSON of each record, of any logger.
+    """A formatter that writes each log record, of any logger, as one line of JSON.
 
-    A line has ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, what the record was given as
-    ``extra``, and of an error ``error`` (its class) and ``traceback``.
+    Each line has ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message`` and the fields passed as
+    ``extra``.  Records with an exception also have ``error`` (its class) and ``traceback``.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as one line of JSON."""
         when = datetime.fromtimestamp(record.created, timezone.utc)
         line: dict[str, Any] = {
             "time": when.isoformat(timespec="milliseconds"),

@@ -1,8 +1,8 @@
-"""Stores for the offsets of stream readers: files, and queues of the streams' broker.
+"""Stores for the offsets of stream readers: in files, or in queues of the broker.
 
-AMQP 0-9-1 has no method by which a broker keeps them.  Both stores keep one offset for each pair of a
-stream and a reader, and replace it as a whole: whatever ends the program or the broker, the last one
-or the one before is there.
+AMQP 0-9-1 has no method for storing offsets on the broker.  Both stores keep one offset for each pair of
+a stream and a reader, and replace it atomically: after a crash of the program or the broker, the store
+contains either the last offset or the previous one.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TIMEOUT: Final = 30.0
 
 
 class FileOffsets:
-    """Offsets in files, one for each stream and reader.
+    """A store that keeps offsets in files, one file for each stream and reader.
 
-    A file has another name until it is whole and on the disk.  That is done in the hub's own threads,
-    so that the hub turns meanwhile.
+    Each offset is written to a temporary file, which replaces the previous file when it is on the disk.
+    Reading and writing run in the hub's thread pool, so that they do not block the hub.
 
     Arguments:
-        folder: exists, or is made when the first offset is stored.
+        folder: the directory of the files.  It is created when the first offset is stored.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -48,25 +48,25 @@ class FileOffsets:
         return f"FileOffsets({self._folder!r})"
 
     def path(self, stream: str, reader: str) -> str:
-        """Return the name of the file.  Never switches."""
+        """Return the path of the file for *stream* and *reader*.  Never switches."""
         return os.path.join(self._folder, f"{quote(reader, safe='')}@{quote(stream, safe='')}")
 
     def load(self, stream: str, reader: str) -> int | None:
-        """Return the offset that was stored last; None if there is none.  May switch.
+        """Return the last stored offset, or None if there is none.  May switch.
 
         Raises:
-            ValueError: there is something else in the file.
-            OSError: it cannot be read.
+            ValueError: the file does not contain an offset.
+            OSError: the file cannot be read.
         """
         path = self.path(stream, reader)
         text = in_hub_thread(lambda: _read(path))
         return None if text is None else _offset(text.strip(), f"file {path!r}")
 
     def store(self, stream: str, reader: str, offset: int) -> None:
-        """Return when *offset* is on the disk.  May switch.
+        """Store *offset*, and return when it is on the disk.  May switch.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         path = self.path(stream, reader)
         in_hub_thread(lambda: _write(path, f"{offset}\n"))
@@ -101,13 +101,15 @@ def _write(path: str, text: str) -> None:
 
 
 class QueueOffsets:
-    """Offsets in queues of the broker: each stream and reader has one, which holds the last offset.
+    """A store that keeps offsets in queues of the broker, one queue for each stream and reader.
 
     Arguments:
-        connection: a ``Connection``, a URL, or None for the default ones; see :func:`greenconn.publish`.
-        prefix: beginning of the queues' names; the reader and the stream follow, as in
+        connection: a ``Connection``, a URL, or None for the default connections, as in
+            :func:`greenconn.publish`.
+        prefix: the prefix of the queue names, which the reader and the stream follow, for example
             ``offsets.billing@invoices``.
-        queue_arguments: of the queues; quorum queues are declared where these say nothing else.
+        queue_arguments: additional arguments for declaring the queues.  The queues are quorum queues
+            unless the arguments set ``x-queue-type``.
     """
 
     def __init__(
@@ -125,16 +127,19 @@ class QueueOffsets:
         return f"QueueOffsets(prefix={self._prefix!r})"
 
     def queue(self, stream: str, reader: str) -> Queue:
-        """Return the queue for an offset; its newest message counts.  Never switches."""
+        """Return the queue for the offset of *stream* and *reader*.  Never switches.
+
+        The newest message in the queue is the current offset.
+        """
         name = f"{self._prefix}{reader}@{stream}"
         return Queue(name, max_length=1, queue_arguments=self._arguments)
 
     def load(self, stream: str, reader: str) -> int | None:
-        """Return the offset that was stored last; None if there is none.  May switch.
+        """Return the last stored offset, or None if there is none.  May switch.
 
         Raises:
-            ValueError: there is something else in the queue.
-            Exception: what the broker or the connection did.
+            ValueError: a message in the queue is not an offset.
+            Exception: the connection failed, or the broker sent an error reply.
         """
         queue, deadline = self.queue(stream, reader), Deadline(TIMEOUT)
         session = consuming_connection(self._connection).session
@@ -159,10 +164,11 @@ class QueueOffsets:
         return offset
 
     def store(self, stream: str, reader: str, offset: int) -> None:
-        """Return when the broker has confirmed *offset*.  May switch.
+        """Store *offset*, and return when the broker has confirmed it.  May switch.
 
         Raises:
-            OperationalError: it has not, or the program has closed the connection.
+            OperationalError: the broker did not confirm the offset, or the program has closed the
+                connection.
         """
         self._publish(self.queue(stream, reader), offset)
 

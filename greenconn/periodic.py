@@ -1,20 +1,22 @@
-"""Periodic calls: a function that one of all processes calls at its times.
+"""Periodic calls: a function that one of several processes calls at scheduled times.
 
-Each schedule has a queue of its own, whose message, the *token*, says when the next call is due.  The
-process that holds it is the leader: it waits, calls the function, publishes the token of the next time,
-and acknowledges the one before.  When the leader, its connection or its program ends, the broker
-redelivers the token to another process, which goes on where the first one was.  So a call whose leader
-dies is made again by the next one, and a call that was due meanwhile is late, not left out.
+Each schedule has its own queue.  The message in the queue, the *token*, contains the time of the next
+call.  The process that holds the token is the leader: it waits until the call is due, calls the
+function, publishes the token for the next time and acknowledges the previous token.  When the leader's
+connection or process ends, the broker redelivers the token to another process, which becomes the leader.
+A call that was interrupted is made again by the new leader, and a call that became due in between is
+made late instead of being skipped.
 
-Which process gets the token is the broker's matter: a single active consumer where it has that, and
-elsewhere the process that has declared an exclusive queue, while the consumers of the others are paused.
-More than one token does no harm, since all go to one process, which keeps the one that is due first.  So
-each process publishes one when it begins, and again every few minutes: one that has no time yet, for a
-queue that is new, was purged, or deleted.  The leader replaces its own as often, so that none grows
-older than the broker's consumer timeout.
+The broker chooses the leader.  Brokers that support it use a single active consumer.  On other brokers,
+the leader is the process that has declared an exclusive queue, and the consumers of the other processes
+are paused.  Duplicate tokens are harmless: all are delivered to the leader, which keeps the one that is
+due first.  Each process therefore publishes a token without a time when it starts and every few minutes,
+in case the queue is new, or was purged or deleted.  The leader replaces its own token at the same
+interval, so that no token exceeds the broker's consumer timeout.
 
-Before each call the leader asks the broker whether it still holds the token: a process that was stopped
-for longer than its lease learns that others have gone on, and does not call.
+Before each call, the leader asks the broker whether it still holds the token.  A process that was
+suspended for longer than its lease therefore does not call the function after another process has become
+the leader.
 """
 
 from __future__ import annotations
@@ -80,23 +82,24 @@ _AT_WORK: Final = frozenset(
 
 
 class Schedule(Protocol):
-    """The times of calls, in seconds since 1970."""
+    """A schedule: the times of calls, in seconds since 1970 (UTC)."""
 
     def following(self, after: float) -> float:
         """Return the first time after *after*."""
 
     def corrected(self, due: float, now: float) -> float:
-        """Return when a call that was due at *due* is due, if the clock says *now*."""
+        """Return the time of a call that was due at *due*, after the clock was set to *now*."""
 
 
 class Every:
-    """A schedule of equal periods, which begin in 1970: all processes have the same times.
+    """A schedule with a fixed period, counted from 1970, so that all processes share the same times.
 
     Arguments:
-        seconds: the period, above 0.
+        seconds: the period in seconds, above 0.
 
     Raises:
-        TypeError, ValueError: it is not.
+        TypeError: *seconds* is not a number.
+        ValueError: *seconds* is not finite or not above 0.
     """
 
     __slots__ = ("_seconds",)
@@ -116,21 +119,22 @@ class Every:
         return (floor(after / self._seconds) + 1) * self._seconds
 
     def corrected(self, due: float, now: float) -> float:
-        """Return *due*, but no more than a period from now: the clock may have been set back."""
+        """Return *due*, limited to the next time after *now*, in case the clock was set back."""
         return min(due, self.following(now))
 
 
 class Cron:
-    """A schedule in cron's words.
+    """A schedule defined by a cron expression.
 
     Arguments:
-        expression: five fields: minute, hour, day of month, month, day of week; with six the first one
-            is the second.
-        tz: the time zone of the fields; None is UTC.
+        expression: five fields: minute, hour, day of month, month and day of week.  With six fields, the
+            first field is the second.
+        tz: the time zone of the fields.  None is UTC.
 
     Raises:
-        MissingExtra: ``cronsim`` is not installed.
-        TypeError, ValueError: it is no cron expression, or never comes.
+        MissingExtra: the package ``cronsim`` is not installed.
+        TypeError: *expression* is not text, or *tz* is not a ``tzinfo``.
+        ValueError: *expression* is not a cron expression, or matches no time in the next 50 years.
     """
 
     __slots__ = ("_cronsim", "_expression", "_tz")
@@ -168,22 +172,22 @@ class Cron:
         return found.timestamp()
 
     def corrected(self, due: float, now: float) -> float:
-        """Return *due*: a time of day that has been is not repeated when the clock is set back."""
+        """Return *due*: a time of day that has passed is not repeated when the clock is set back."""
         return due
 
 
 class Clock(Protocol):
-    """A clock that schedules go by."""
+    """A clock that determines when scheduled calls are due."""
 
     def now(self) -> float:
         """Return the time in seconds."""
 
     def call_later(self, delay: float, function: Callable[[], Any]) -> Callable[[], Any]:
-        """Call *function* in the hub after *delay* seconds; return what stops that."""
+        """Call *function* in the hub after *delay* seconds; return a function that cancels it."""
 
 
 class WallClock:
-    """The clock of the system, and timers of this hub."""
+    """The system clock, with timers of the current hub."""
 
     def now(self) -> float:
         """Return the seconds since 1970."""
@@ -198,10 +202,14 @@ class WallClock:
 
 
 def periodic_queue(name: str, connection: Connection) -> Queue:
-    """Return the queue of a schedule's token.
+    """Return the queue for the token of a schedule.
+
+    Arguments:
+        name: the name of the schedule.
+        connection: the connection whose transport determines the queue's arguments.
 
     Raises:
-        ValueError: the transport cannot say which process is the leader.
+        ValueError: the transport cannot determine which process is the leader.
     """
     cls = connection.get_transport_cls()
     arguments: dict[str, Any] = {}
@@ -311,15 +319,15 @@ class _Token:
 
 
 class PeriodicCalls:
-    """The calls of one schedule by this process, while it is the leader.
+    """The periodic calls of one schedule that this process makes while it is the leader.
 
     Arguments:
-        name: of the schedule, the same in all processes.
-        function: called without arguments.
-        schedule: its times.
-        connection: of the consumer; another one publishes for it.
-        clock: for the times.
-        around: entered around each call with the token's message.
+        name: the name of the schedule, the same in all processes.
+        function: the function to call, without arguments.
+        schedule: the times of the calls.
+        connection: the connection of the consumer.  Tokens are published on another connection.
+        clock: the clock that determines when a call is due.
+        around: a function that returns a context manager for each call, given the token's message.
     """
 
     def __init__(
@@ -348,7 +356,7 @@ class PeriodicCalls:
         self._consumer: ConsumerGreenlet | None = None
 
     def start(self) -> ConsumerGreenlet:
-        """Start the consumer of the token.  Returns at once."""
+        """Start the consumer of the token and return immediately."""
         consumer = self._consumer = spawn_consumer(
             self._queue,
             self._handle,
@@ -562,18 +570,25 @@ def spawn_periodic(
     clock: Clock | None = None,
     around: Callable[[Message], AbstractContextManager[Any]] = nullcontext,
 ) -> ConsumerGreenlet:
-    """Call *function* at the times of a schedule, in one of all processes that do so.  Returns at once.
+    """Call *function* at the times of a schedule, in one of the processes that run it.
+
+    Returns immediately; the calls are made by a consumer in the background.
 
     Arguments:
-        name: of the schedule, the same in all processes and no other's at this broker.
-        function: called without arguments.  What it raises is logged.
-        schedule: :class:`Every` or :class:`Cron`.
-        connection: as for :func:`greenconn.spawn_consumer`.
-        clock: for tests; None is the system's.
-        around: returns a context manager for each call, of the message that stands for it.
+        name: the name of the schedule.  It must be the same in all processes, and unique at the broker.
+        function: the function to call, without arguments.  Exceptions that it raises are logged.
+        schedule: an :class:`Every` or :class:`Cron` object, or another :class:`Schedule`.
+        connection: a ``Connection``, a URL, or None for the default one, as in
+            :func:`greenconn.spawn_consumer`.
+        clock: a replacement clock for tests.  None uses the system clock.
+        around: a function that takes the message of a call and returns a context manager, which is
+            entered around the call.
+
+    Returns:
+        The greenlet of the consumer.
 
     Raises:
-        ValueError: the transport cannot say which process is the leader.
+        ValueError: the transport cannot determine which process is the leader.
         WrongHub: the connection belongs to another thread.
     """
     own = consuming_connection(connection)
@@ -581,10 +596,10 @@ def spawn_periodic(
 
 
 def check_periodic(function: object) -> None:
-    """Check a function that is to be called periodically.
+    """Check that *function* can be called periodically.
 
     Raises:
-        TypeError, ValueError: it cannot be.
+        TypeError, ValueError: *function* is not callable, or cannot be called periodically.
     """
     if not callable(function):
         raise TypeError(f"function must be a callable, got {function!r}")

@@ -62,16 +62,16 @@ logger = logging.getLogger("greenconn.serialization")
 #: Content encodings of binary bodies, which are not decoded to text.
 SKIP_DECODE: Final = frozenset({"binary", "ascii-8bit"})
 
-#: Content types that every consumer accepts, as their bodies are not deserialized.
+#: Content types that every consumer accepts, because their bodies are not deserialized.
 TRUSTED_CONTENT: Final = frozenset({"application/data", "application/text"})
 
 #: Content types that need no decoder, so that none is looked up in the entry points.
 _PLAIN: Final = TRUSTED_CONTENT | {"text/plain", "application/octet-stream"}
 
-#: Group of the entry points that provide serializers (kombu's).
+#: The entry-point group of packages that provide serializers, the same as in kombu.
 ENTRY_POINTS: Final = "kombu.serializers"
 
-#: The pickle protocol to encode with.
+#: The pickle protocol for encoding.
 pickle_protocol = 4
 
 Encode = Callable[[Any], Any]
@@ -79,7 +79,7 @@ Decode = Callable[[Any], Any]
 
 
 class codec(NamedTuple):  # noqa: N801 - kombu's name
-    """An encoder with the content type and the content encoding of its results."""
+    """An encoder, with the content type and the content encoding of its output."""
 
     content_type: str
     content_encoding: str
@@ -87,7 +87,7 @@ class codec(NamedTuple):  # noqa: N801 - kombu's name
 
 
 class SerializerRegistry:
-    """The serializers by name, and the decoders by content type."""
+    """A registry of serializers by name, and of decoders by content type."""
 
     def __init__(self) -> None:
         self._encoders: dict[str, codec] = {}
@@ -106,14 +106,15 @@ class SerializerRegistry:
         content_type: str,
         content_encoding: str = "utf-8",
     ) -> None:
-        """Register a serializer, or replace the one of that name.
+        """Register a serializer, or replace the serializer with the same name.
 
         Arguments:
-            name: the name to publish with.
-            encoder: converts a value to text or bytes; None is a serializer that only decodes.
-            decoder: converts a body to a value; None leaves the body as text or bytes.
-            content_type: the MIME type of the body.
-            content_encoding: the character set of the body, or ``binary``.
+            name: the name of the serializer, for ``publish`` and ``accept``.
+            encoder: a function that converts a value to text or bytes.  None registers a serializer that
+                can only decode.
+            decoder: a function that converts a body to a value.  None leaves the body as text or bytes.
+            content_type: the MIME type of the encoded body.
+            content_encoding: the character set of the encoded body, or ``binary``.
         """
         if encoder is not None:
             self._encoders[name] = codec(content_type, content_encoding, encoder)
@@ -200,12 +201,13 @@ class SerializerRegistry:
         """Encode a body.
 
         Arguments:
-            data: the body.
-            serializer: a registered name, or ``raw``.  None sends text as ``text/plain``, bytes as
-                ``application/data``, and anything else encoded by the default serializer (JSON).
+            data: the body to encode.
+            serializer: the name of a registered serializer, or ``raw``.  None sends text as
+                ``text/plain``, bytes as ``application/data``, and encodes any other value with the
+                default serializer (JSON).
 
         Returns:
-            Content type, content encoding and the encoded body.
+            The content type, the content encoding and the encoded body.
 
         Raises:
             SerializerNotInstalled: no serializer of that name is registered.
@@ -244,16 +246,16 @@ class SerializerRegistry:
         """Decode a body.
 
         Arguments:
-            data: text, bytes or a buffer.
-            content_type: the MIME type of the body; None is ``application/data``.
-            content_encoding: the character set of a body without a decoder; None is UTF-8.
-            accept: the accepted content types; None accepts all that are not disabled.
-            force: whether to decode disabled content types too, if *accept* is None.
+            data: the encoded body: text, bytes or a buffer.
+            content_type: the MIME type of the body.  None means ``application/data``.
+            content_encoding: the character set of a body that has no decoder.  None means UTF-8.
+            accept: the accepted content types.  None accepts all content types that are not disabled.
+            force: whether to decode disabled content types as well if *accept* is None.
 
         Raises:
             ContentDisallowed: the content type is not accepted.
             DecodeError: the body is invalid for its content type.
-            SerializerNotInstalled: the package that decodes it is not installed.
+            SerializerNotInstalled: the package that decodes the content type is not installed.
         """
         if not content_type:
             content_type = "application/data"
@@ -308,7 +310,7 @@ def _pickle_dumps(value: Any) -> bytes:
     return pickle.dumps(value, protocol=pickle_protocol)
 
 
-#: The serializers of this process.
+#: The registry of serializers of this process.
 registry: Final = SerializerRegistry()
 dumps = registry.dumps
 loads = registry.loads
@@ -327,7 +329,10 @@ def register_yaml() -> None:
 
 
 def register_pickle() -> None:
-    """Register pickle.  A publisher can run any code in a process that decodes it."""
+    """Register pickle.
+
+    A publisher can execute arbitrary code in a process that decodes pickle.
+    """
     registry.register("pickle", _pickle_dumps, unpickle, "application/x-python-serialize", "binary")
 
 
@@ -343,7 +348,7 @@ def enable_insecure_serializers(choices: Iterable[str] | None = _INSECURE) -> No
     """Allow consumers that do not set *accept* to decode with these serializers.
 
     Arguments:
-        choices: names or content types; unknown names are ignored.
+        choices: the names or content types of the serializers.  Unknown names are ignored.
     """
     for choice in choices or ():
         try:
@@ -358,7 +363,7 @@ def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> N
     Publishing with the other serializers remains possible.
 
     Arguments:
-        allowed: names or content types.
+        allowed: the names or content types of the allowed serializers.
 
     Raises:
         KeyError: a name is unknown.
@@ -372,11 +377,11 @@ def disable_insecure_serializers(allowed: Iterable[str] | None = ("json",)) -> N
 def prepare_accept_content(
     content_types: Iterable[str] | None, name_to_type: Mapping[str, str] | None = None
 ) -> set[str] | None:
-    """Return the content types for names of serializers; None for None.
+    """Return the content types of serializers given by name, or None if *content_types* is None.
 
     Arguments:
-        content_types: names or content types, or a single one.
-        name_to_type: names -> content types; None uses the registry.
+        content_types: names of serializers or content types, or a single one of them.
+        name_to_type: a mapping of names to content types.  None uses the registry.
 
     Raises:
         SerializerNotInstalled: a name is unknown.

@@ -1,4 +1,4 @@
-"""Streams: the offset to start from, and the one to resume from after an interruption."""
+"""Offsets of streams: where a consumer starts, and where it resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["OFFSET", "Offset", "OffsetStore", "StreamPosition", "check_offset", "offset_of"]
 
-#: ``first``, ``last``, ``next``, an interval such as ``1h``; the number of a message; a time.
+#: A stream offset: ``first``, ``last``, ``next``, an interval such as ``1h``, an integer or a time.
 Offset: TypeAlias = "str | int | datetime"
 
-#: Argument of a consumer and header of its messages.
+#: The consumer argument with the start offset, and the header with the offset of a message.
 OFFSET: Final = "x-stream-offset"
 #: A number of years, months, days, hours, minutes or seconds.
 _INTERVAL: Final = re.compile(r"[0-9]+[YMDhms]", re.ASCII)
@@ -26,10 +26,10 @@ SLACK: Final = 64
 
 
 def check_offset(offset: Any) -> None:
-    """Refuse what the broker would crash at, which costs the whole connection.
+    """Check *offset* before it is sent: on an invalid one, the broker fails and ends the connection.
 
     Raises:
-        ValueError: it is no offset.
+        ValueError: *offset* is not a valid stream offset.
     """
     if isinstance(offset, str):
         is_offset = offset in ("first", "last", "next") or _INTERVAL.fullmatch(offset) is not None
@@ -45,7 +45,7 @@ def check_offset(offset: Any) -> None:
 
 
 def offset_of(queue: Any) -> Offset | None:
-    """Return the offset at which a consumer of *queue* begins; None if that is no stream."""
+    """Return the offset at which a consumer of *queue* starts; None if the queue is not a stream."""
     offset: Offset | None = (queue.consumer_arguments or {}).get(OFFSET)
     if offset is None and (queue.queue_arguments or {}).get("x-queue-type") == "stream":
         return "next"  # the broker's own default
@@ -53,29 +53,30 @@ def offset_of(queue: Any) -> Offset | None:
 
 
 class OffsetStore(Protocol):
-    """A store of the offsets at which the readers of streams go on, beyond the life of a program.
+    """A persistent store of the offsets at which stream readers resume after a restart.
 
-    Both methods may switch, may be called by several greenlets, and raise when they have failed.
+    Both methods may switch, can be called by several greenlets concurrently, and must raise an exception
+    on failure.
     """
 
     def load(self, stream: str, reader: str, /) -> int | None:
-        """Return the offset that was stored last; None if there is none."""
+        """Return the last stored offset, or None if there is none."""
         ...
 
     def store(self, stream: str, reader: str, offset: int, /) -> object:
-        """Return when *offset* is stored: that of the first message that *reader* has not settled."""
+        """Store *offset*, the first one that *reader* has not settled; return when it is stored."""
         ...
 
 
 class StreamPosition:
-    """The position in one stream.
+    """The position of a reader in one stream.
 
-    A stream keeps what was acknowledged, and takes nothing back: a consumer that reconnects says
-    where to begin.  That is the first message that was not settled, or was requeued; what came
-    after it may be handled twice.
+    A stream keeps acknowledged messages and does not requeue rejected ones, so a consumer that
+    reconnects must specify the offset to resume from.  It resumes from the first message that was not
+    settled or was requeued.  Messages after that one may be handled twice.
 
     Arguments:
-        first: where the program wants to begin.
+        first: the offset at which the program wants to start.
     """
 
     __slots__ = ("_began_at", "_first", "_next", "_outstanding", "_trim_above", "_unhandled")
@@ -92,7 +93,7 @@ class StreamPosition:
         self._unhandled: int | None = None
 
     def watching(self, put: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """*put*, with an eye on the offsets."""
+        """Return a function that records the offset of each message and then calls *put*."""
 
         def put_and_note(message: Message) -> Any:
             offset = message.headers.get(OFFSET)
@@ -118,36 +119,36 @@ class StreamPosition:
         self._trim_above = 2 * len(left) + SLACK
 
     def note_begin(self) -> None:
-        """Note that the broker has confirmed the reader."""
+        """Record the time when the broker first confirmed the reader."""
         if self._began_at is None:
             self._began_at = datetime.now(timezone.utc)
 
     @property
     def settled_before(self) -> int | None:
-        """The offset of the first message that is not settled; None before anything was read."""
+        """The offset of the first message that is not settled; None before the first message is read."""
         self._trim()
         unhandled = [] if self._unhandled is None else [self._unhandled]
         return min([*unhandled, *self._outstanding], default=self._next)
 
     def begin_at(self, offset: int) -> None:
-        """Begin at *offset*, before which another program has settled all."""
+        """Start at *offset*; all messages before it were settled by another program."""
         self._next = offset
         self._outstanding.clear()
         self._unhandled = None
 
     @property
     def has_read(self) -> bool:
-        """Whether anything has come."""
+        """Whether a message has been received."""
         return self._next is not None
 
     def begin_anew(self) -> None:
-        """Forget the offset of a deleted stream: all in a new one of its name is new."""
+        """Reset the offset after the stream was deleted: all messages of its replacement are new."""
         self._first = "first"
         self._next = self._unhandled = None
         self._outstanding.clear()
 
     def restart(self) -> Offset:
-        """Return the offset at which to begin now."""
+        """Return the offset at which the reader resumes, and forget unsettled messages."""
         self._next = self.settled_before
         self._outstanding.clear()
         self._unhandled = None

@@ -1,17 +1,18 @@
-"""greenconn's transports inside kombu, and so inside Celery.
+"""Transports of greenconn for kombu, and therefore for Celery.
 
-Importing this module gives kombu the schemes ``greenconn-amqp://``, ``greenconn-amqps://``,
-``greenconn-redis://`` and ``greenconn-rediss://``; or name the class::
+Importing this module registers the URL schemes ``greenconn-amqp://``, ``greenconn-amqps://``,
+``greenconn-redis://`` and ``greenconn-rediss://`` in kombu.  Alternatively, configure the transport
+class::
 
     app = Celery("tasks", broker="greenconn-amqp://guest:guest@localhost//")
 
     app.conf.broker_transport = "greenconn.contrib.celery:AmqpTransport"
 
-Meant for ``-P gevent`` workers and for clients in gevent programs: all greenlets may share a
-connection.  One of kombu's pools that goes from thread to thread (Flower, gunicorn's gthread workers,
-Django's runserver) gets a link of its own in each.  Messages are kombu's own class, so kombu's
-serializers, its accept lists and its exceptions decide.  A lost connection is the host's to mend:
-nothing is recovered here.
+The transports are intended for ``-P gevent`` workers and for clients in gevent programs, where all
+greenlets may share a connection.  A connection of kombu's pools that is used by several threads (Flower,
+gunicorn's gthread workers, Django's runserver) opens a separate link in each thread.  Messages are
+instances of kombu's own class, so kombu's serializers, accept lists and exceptions apply.  The
+transports do not recover a lost connection: kombu or Celery reconnects.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AmqpTransport", "AmqpsTransport", "RedisTransport", "RedissTransport"]
 
-#: Scheme -> class, in kombu's own table.
+#: The transport classes by URL scheme, as registered in kombu.
 SCHEMES: Final = {
     "greenconn-amqp": f"{__name__}:AmqpTransport",
     "greenconn-amqps": f"{__name__}:AmqpsTransport",
@@ -114,15 +115,15 @@ _link_of_channel: Final = attrgetter("connection")
 
 
 class AmqpChannel(channel.Channel):
-    """A channel that hands out kombu's messages.
+    """An AMQP channel that delivers messages of kombu's class.
 
-    As with kombu, what is published or acked is on its way when the call returns: a task that is
-    acknowledged early is not redelivered if its process dies or blocks the hub, and a program that is
-    not monkey-patched may wait for something else (a result in Redis) at once.
+    As in kombu, a publish or an ack has been sent when the call returns.  A task that is acknowledged
+    early is therefore not redelivered if its process dies or blocks the hub, and a program that is not
+    monkey-patched may immediately wait for something else, such as a result in Redis.
     """
 
     def basic_publish(self, *args: Any, **kwargs: Any) -> None:
-        """Publish; see :meth:`greenconn.transport.amqp.channel.Channel.basic_publish`."""
+        """Publish a message; see :meth:`greenconn.transport.amqp.channel.Channel.basic_publish`."""
         super().basic_publish(*args, **kwargs)
         self.connection.drain_writer(None)
 
@@ -135,14 +136,14 @@ class AmqpChannel(channel.Channel):
     queue_bind = _on_current_channel(channel.Channel.queue_bind)
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Return kombu's message for a delivery; its body as it came, for kombu to decode."""
+        """Return the kombu message for a delivery, with the body undecoded."""
         if isinstance(raw_message, Message):
             return raw_message
         return _kombu_message(raw_message, raw_message.raw, self)
 
 
 class AmqpLink(Link):
-    """A link whose channels hand out kombu's messages."""
+    """An AMQP link whose channels deliver messages of kombu's class."""
 
     channel_cls: ClassVar[type[channel.Channel]] = AmqpChannel
     warns_when_dropped: ClassVar[bool] = False
@@ -152,7 +153,7 @@ class AmqpLink(Link):
 
 
 class AmqpTransport(transport.Transport):
-    """AMQP 0-9-1 for kombu's ``Connection``."""
+    """A transport for kombu's ``Connection`` over AMQP 0-9-1."""
 
     Connection: ClassVar[type[Link]] = AmqpLink
     driver_name = "greenconn"
@@ -161,16 +162,19 @@ class AmqpTransport(transport.Transport):
     implements = transport.Transport.implements.extend(asynchronous=False, heartbeats=False)
 
     def verify_connection(self, connection: Link) -> bool:
-        """Return whether the link can be used here: in another thread the host opens one of its own."""
+        """Return whether the link can be used in this thread; if not, kombu opens another one."""
         return _is_here(connection) and super().verify_connection(connection)
 
 
 class AmqpsTransport(transport.SSLTransport, AmqpTransport):
-    """The same over TLS, verified."""
+    """A transport for kombu's ``Connection`` over AMQP 0-9-1 with TLS and certificate verification."""
 
 
 class RedisChannel(redis.Channel):
-    """A channel that hands out kombu's messages; acks are on their way when the call returns."""
+    """A Redis channel that delivers messages of kombu's class.
+
+    Acks have been sent when the call returns.
+    """
 
     basic_ack = _sent_at_once(redis.Channel.basic_ack)
     basic_reject = _sent_at_once(redis.Channel.basic_reject)
@@ -181,7 +185,7 @@ class RedisChannel(redis.Channel):
     queue_bind = _on_current_channel(redis.Channel.queue_bind)
 
     def message_to_python(self, raw_message: Any) -> Any:
-        """Return kombu's message for a delivery."""
+        """Return the kombu message for a delivery."""
         if isinstance(raw_message, Message):
             return raw_message
         body = raw_message.body
@@ -195,13 +199,13 @@ class RedisChannel(redis.Channel):
 
 
 class HostedRedisLink(RedisLink):
-    """A link that its host may drop without a close, as kombu's own."""
+    """A Redis link that kombu may drop without closing it."""
 
     warns_when_dropped: ClassVar[bool] = False
 
 
 class RedisTransport(redis.Transport):
-    """Redis for kombu's ``Connection``."""
+    """A transport for kombu's ``Connection`` over Redis."""
 
     Channel = RedisChannel
     link_cls: ClassVar[type[RedisLink]] = HostedRedisLink
@@ -210,11 +214,11 @@ class RedisTransport(redis.Transport):
     implements = redis.Transport.implements.extend(asynchronous=False)
 
     def verify_connection(self, connection: RedisLink) -> bool:
-        """Return whether the link can be used here: in another thread the host opens one of its own."""
+        """Return whether the link can be used in this thread; if not, kombu opens another one."""
         return _is_here(connection) and super().verify_connection(connection)
 
     def close_connection(self, connection: RedisLink) -> None:
-        """Close a link, or have the thread that it belongs to close it."""
+        """Close a link in the thread that it belongs to."""
         if _is_here(connection):
             super().close_connection(connection)
         else:
@@ -222,7 +226,7 @@ class RedisTransport(redis.Transport):
 
 
 class RedissTransport(RedisTransport):
-    """The same over TLS, verified."""
+    """A transport for kombu's ``Connection`` over Redis with TLS and certificate verification."""
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)

@@ -1,19 +1,19 @@
-"""A broker for Dramatiq: its actors over one shared connection, on every transport of greenconn.
+"""A broker for Dramatiq, with one shared connection, on every transport of greenconn.
 
-In the module of the actors::
+Set the broker in the module of the actors::
 
     import dramatiq
     from greenconn.contrib.dramatiq import GreenconnBroker
 
     dramatiq.set_broker(GreenconnBroker("amqp://user:password@host/vhost"))
 
-and its workers are run by ``dramatiq-gevent``.  ``send`` returns when the broker has the message.
-Delays and the pauses of retries are kept by the broker: such a message takes no
-place in a worker, and survives it.  Messages that failed for good are in ``<queue>.XQ``, as with
-Dramatiq's own broker for RabbitMQ.
+Run the workers with ``dramatiq-gevent``.  ``send`` returns when the broker has the message.  Delayed
+messages and retries wait at the broker: they occupy no place in a worker, and survive its end.  Messages
+that failed permanently are moved to the dead-letter queue ``<queue>.XQ``, as with Dramatiq's own broker
+for RabbitMQ.
 
-Dramatiq's threads are greenlets under ``dramatiq-gevent``, which all use one connection for consuming
-and one for publishing.  A program that only sends may have threads of any kind.
+Under ``dramatiq-gevent``, Dramatiq's threads are greenlets, which share one connection for consuming and
+one for publishing.  A program that only sends messages may use threads of any kind.
 """
 
 from __future__ import annotations
@@ -70,20 +70,24 @@ class _Outcome(Enum):
 
 
 class GreenconnBroker(Broker):
-    """A broker of Dramatiq over a connection of greenconn.
+    """A Dramatiq broker that uses connections of greenconn.
 
-    Nothing is opened before the first message is sent or a worker starts.
+    The connection is opened when the first message is sent or a worker starts.
 
     Arguments:
-        url: as :class:`greenconn.Connection` takes it; None, without further arguments, is the default
-            connection.
-        middleware: as for ``dramatiq.Broker``.
-        quorum: queues at RabbitMQ are quorum queues.  False: classic ones, with the arguments that
-            Dramatiq's own broker declares, so that both may use the same queues.
-        max_priority: of the queues, which are classic ones then; that of a message is its option
-            ``broker_priority``.
-        timeout: seconds in which the broker must take a message that is sent.
-        connection_kwargs: as :class:`greenconn.Connection` takes them.
+        url: the URL of the broker, as in :class:`greenconn.Connection`.  None, without connection
+            arguments, uses the default connection.
+        middleware: the list of middleware, as in ``dramatiq.Broker``.
+        quorum: whether to declare quorum queues on RabbitMQ.  False declares classic queues with the
+            same arguments as Dramatiq's own broker, so that both brokers can use the same queues.
+        max_priority: the maximum priority of the queues, from 1 to 255.  None declares queues without
+            priorities.  Queues with priorities are classic queues.  Set the priority of a message with
+            its option ``broker_priority``.
+        timeout: maximum seconds until the broker has accepted a message.
+        connection_kwargs: further arguments of :class:`greenconn.Connection`.
+
+    Raises:
+        ValueError: *max_priority* is out of range.
     """
 
     def __init__(
@@ -115,13 +119,13 @@ class GreenconnBroker(Broker):
 
     @property
     def connection(self) -> Connection | None:
-        """The connection of this thread; None is the default one."""
+        """The connection of this thread; None if the default connection is used."""
         return self._connections.get()
 
     # -- queues
 
     def declare_queue(self, queue_name: str) -> None:
-        """Declare a queue, which the broker gets when it is first used."""
+        """Register a queue; it is declared at the broker on its first use."""
         if queue_name not in self.queues:
             self.emit_before("declare_queue", queue_name)
             self.queues[queue_name] = None
@@ -160,11 +164,12 @@ class GreenconnBroker(Broker):
         """Send a message, and return it when the broker has it.  May switch.
 
         Arguments:
-            delay: milliseconds after which a worker may have it; the broker keeps it for the whole
-                seconds.
+            message: the message to send.
+            delay: the milliseconds after which a worker may process the message.  The broker delays the
+                message for the whole seconds of it.  None does not delay the message.
 
         Raises:
-            ConnectionFailed: the broker has not taken it in time.
+            ConnectionFailed: the connection failed, or the broker did not accept the message in time.
         """
         options: dict[str, Any] = {"priority": message.options.get("broker_priority")}
         if delay is not None:
@@ -200,11 +205,12 @@ class GreenconnBroker(Broker):
         """Return an iterator over the messages of a queue.
 
         Arguments:
-            prefetch: messages that it may hold.
-            timeout: milliseconds after which it yields None when none came.
+            queue_name: the name of the queue.
+            prefetch: the maximum number of unacknowledged messages of the iterator.
+            timeout: the milliseconds without a message after which the iterator yields None.
 
         Raises:
-            RuntimeError: the process is not patched, so that its threads are no greenlets.
+            RuntimeError: the process is not monkey-patched, so its threads are not greenlets.
         """
         if not monkey.is_module_patched("threading"):
             raise RuntimeError(
@@ -216,9 +222,9 @@ class GreenconnBroker(Broker):
     # -- for tests, mostly
 
     def flush(self, queue_name: str) -> None:
-        """Drop the messages of a queue and its dead letters.  May switch.
+        """Purge a queue and its dead-letter queue.  May switch.
 
-        Messages that the broker still delays stay.
+        Delayed messages that are not due are kept.
         """
         connection = publishing_connection(self.connection)
         for name in (queue_name, dead_letter_name(queue_name)):
@@ -229,14 +235,14 @@ class GreenconnBroker(Broker):
                 pass
 
     def flush_all(self) -> None:
-        """Drop the messages of all queues that actors have, and their dead letters.  May switch."""
+        """Purge all queues of actors and their dead-letter queues.  May switch."""
         for name in self.queues:
             self.flush(name)
 
     def get_queue_message_counts(self, queue_name: str) -> tuple[int, int, int]:
-        """Return numbers of messages: waiting ones, those that this process has delayed, dead letters.
+        """Return the numbers of ready messages, of delayed messages and of dead letters.  May switch.
 
-        May switch.
+        Delayed messages are counted only if this process has sent them.
         """
         connection = publishing_connection(self.connection)
         queue = self._ensure_queue(queue_name, connection)
@@ -257,17 +263,18 @@ class GreenconnBroker(Broker):
         *,
         timeout: int | None = None,
     ) -> None:
-        """Wait until nothing waits in a queue, of what this process has delayed, either.  May switch.
+        """Wait until a queue is empty and no message delayed by this process is pending.  May switch.
 
-        It knows nothing of messages that workers have.
+        Messages that workers have received but not acknowledged are not counted.
 
         Arguments:
-            min_successes: how often in a row nothing must be there.
-            idle_time: milliseconds between two looks.
-            timeout: milliseconds; None waits.
+            queue_name: the name of the queue.
+            min_successes: the number of consecutive checks that must find the queue empty.
+            idle_time: the milliseconds between two checks.
+            timeout: maximum milliseconds to wait.  None waits without limit.
 
         Raises:
-            QueueJoinTimeout: something was still there.
+            QueueJoinTimeout: the queue was not empty when the timeout passed.
         """
         deadline = Deadline(None if timeout is None else timeout / 1000)
         successes = 0
@@ -284,14 +291,14 @@ class GreenconnBroker(Broker):
         self._due[name].append(now + delay)
 
     def close(self) -> None:
-        """Close the connections of this thread, unless they are the default ones.  May switch."""
+        """Close the connections of this thread, except the default connections.  May switch."""
         connection = self._connections.pop()
         if connection is not None:
             connection.close()
 
 
 class _Delivery(MessageProxy):
-    """A message in a worker, and the slot in which its outcome is waited for."""
+    """A message in a worker, and the slot for its outcome."""
 
     def __init__(self, message: Message[Any], is_redelivered: bool) -> None:
         super().__init__(message)
@@ -299,7 +306,7 @@ class _Delivery(MessageProxy):
         self._outcome: Slot[_Outcome] = Slot()
 
     def settle(self, outcome: _Outcome) -> None:
-        """Have the broker know of *outcome*.  Never switches.  A second call does nothing."""
+        """Settle the message with *outcome*.  A second call does nothing.  Never switches."""
         self._outcome.offer(outcome)
 
     def wait(self) -> _Outcome:
@@ -358,10 +365,10 @@ class _Consumer(Consumer):
             message.requeue()
 
     def __next__(self) -> MessageProxy | None:
-        """Return the next message; None when none came in time.  May switch.
+        """Return the next message, or None if none arrives in time.  May switch.
 
         Raises:
-            ConnectionClosed: the broker has refused the consumer for good.
+            ConnectionClosed: the broker refused the consumer permanently.
         """
         try:
             return self._inbox.get(timeout=self._timeout)
@@ -371,20 +378,20 @@ class _Consumer(Consumer):
             return None
 
     def ack(self, message: MessageProxy) -> None:
-        """Have the broker remove a message."""
+        """Acknowledge a message."""
         _settle(message, _Outcome.ACK)
 
     def nack(self, message: MessageProxy) -> None:
-        """Have the broker move a message to the dead letters."""
+        """Reject a message; the broker moves it to the dead-letter queue."""
         _settle(message, _Outcome.NACK)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Have the broker deliver messages again."""
+        """Requeue messages."""
         for message in messages:
             _settle(message, _Outcome.REQUEUE)
 
     def close(self) -> None:
-        """End it; what has no outcome is requeued.  May switch."""
+        """Stop the consumer and requeue messages without an outcome.  May switch."""
         self._is_closing = True
         for delivery in list(self._outstanding.values()):
             delivery.settle(_Outcome.REQUEUE)
@@ -405,5 +412,5 @@ def _settle(message: MessageProxy, outcome: _Outcome) -> None:
 
 
 def dead_letter_name(queue_name: str) -> str:
-    """Return the name of the queue of dead letters of a queue, which is Dramatiq's."""
+    """Return the name of the dead-letter queue of a queue, the same as in Dramatiq."""
     return f"{queue_name}.XQ"

@@ -1,20 +1,21 @@
-"""Encrypted bodies: a serializer that encrypts what another one has made, with a key of both ends.
+"""Encrypted message bodies: a serializer that encrypts the output of another one with a shared key.
 
 ::
 
     from greenconn.contrib.encryption import generate_key, register_encryption
 
-    register_encryption([os.environ["MESSAGE_KEY"]])      # in each program, when it starts
+    register_encryption([os.environ["MESSAGE_KEY"]])      # at the start of each program
 
     greenconn.publish("mail", body, serializer="encrypted")
     greenconn.spawn_consumer("mail", handler, accept=["encrypted"])
 
-Bodies are encrypted and authenticated by AES-256-GCM.  Headers, properties and the names of queues
-are not; nor is it hidden how long a body is, or that one was sent twice: ``message_id`` and
-:mod:`greenconn.contrib.idempotency` are for that.
+Bodies are encrypted and authenticated with AES-256-GCM.  Headers, properties and queue names are not
+encrypted.  The length of a body is not hidden, and a duplicate of a message is not detected: use
+``message_id`` and :mod:`greenconn.contrib.idempotency` to detect duplicates.
 
-A body is: one byte that is 1, 4 bytes that name the key (the beginning of its SHA-256), a nonce of 12
-random bytes, and what AES-GCM made of content type, content encoding and the serialised body.
+An encrypted body consists of a version byte (1), 4 bytes that identify the key (the beginning of its
+SHA-256), a nonce of 12 random bytes, and the AES-GCM ciphertext of the content type, the content
+encoding and the serialized body.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _HEAD: Final = len(VERSION) + NAME_LENGTH + NONCE_LENGTH
 
 
 def generate_key() -> str:
-    """Return a new random key, as text for a setting."""
+    """Return a new random key as text, for use in a setting."""
     return urlsafe_b64encode(os.urandom(KEY_LENGTH)).decode()
 
 
@@ -56,19 +57,21 @@ def register_encryption(
     serializer: str = "json",
     compression: str | None = None,
 ) -> None:
-    """Register a serializer that encrypts; called again it replaces the keys.
+    """Register a serializer that encrypts message bodies.  A second call replaces the keys.
 
-    To change the key, give all programs the new one behind the old one, then the new one in front, and
-    take the old one away when no message of it is left.
+    To rotate the key, first deploy the new key after the old key in all programs.  Then deploy the new
+    key before the old key.  Remove the old key when no message encrypted with it is left.
 
     Arguments:
-        keys: of :func:`generate_key`; the first encrypts, all decrypt.
-        name: of the serializer, for ``publish`` and ``accept``.
-        serializer: makes the bytes that are encrypted.
-        compression: compresses them before; a publish's own ``compression`` would come too late.
+        keys: one or more keys from :func:`generate_key`.  The first key encrypts; all keys decrypt.
+        name: the name of the serializer, for ``publish`` and ``accept``.
+        serializer: the name of the serializer whose output is encrypted.
+        compression: the name of the compression that is applied before encryption.  None does not
+            compress.  Do not use the ``compression`` argument of ``publish``, which compresses the
+            encrypted body.
 
     Raises:
-        ValueError: there is no key, or one is wrong.
+        ValueError: *keys* is empty, or contains an invalid key.
     """
     if isinstance(keys, str) or not keys:
         raise ValueError("keys must be a list of one or more keys of generate_key()")
@@ -88,7 +91,7 @@ def _decoded(key: str) -> bytes:
 
 
 class _Cipher:
-    """The keys, and what is done with a body before it is encrypted."""
+    """The encryption of bodies with a set of keys, a serializer and a compression."""
 
     def __init__(self, keys: list[bytes], serializer: str, compression: str | None) -> None:
         self._keys = {sha256(key).digest()[:NAME_LENGTH]: AESGCM(key) for key in keys}
@@ -97,7 +100,7 @@ class _Cipher:
         self._compression = compression
 
     def encrypt(self, body: Any) -> bytes:
-        """Serialise and encrypt a body."""
+        """Serialize and encrypt a body."""
         content_type, encoding, data = dumps(body, self._serializer)
         data, compression = ensure_bytes(data), ""
         if self._compression is not None:
@@ -108,10 +111,10 @@ class _Cipher:
         return head + nonce + self._key.encrypt(nonce, plain, head)
 
     def decrypt(self, body: Any) -> Any:
-        """Decrypt and deserialise a body.
+        """Decrypt and deserialize a body.
 
         Raises:
-            DecodeError: it is of no key that is known here, or was changed.
+            DecodeError: the body was encrypted with an unknown key, or was modified.
         """
         data = bytes(body)
         head, nonce = data[: _HEAD - NONCE_LENGTH], data[_HEAD - NONCE_LENGTH : _HEAD]

@@ -1,22 +1,22 @@
-"""Hooks for gunicorn's gevent worker: its consumers are shut down gracefully.
+"""Hooks that gracefully shut down the consumers of gunicorn's gevent workers.
 
-In ``gunicorn.conf.py``, the one line for a :class:`greenconn.App` that each worker is to run, which
-works without one, too::
+Add one line to ``gunicorn.conf.py``, with the :class:`greenconn.App` that each worker starts, or without
+an argument if there is none::
 
     globals().update(greenconn.contrib.gunicorn.hooks("shop.tasks:app"))
 
-or the hooks by their names::
+Alternatively, import the hooks by name::
 
     from greenconn.contrib.gunicorn import post_fork, post_worker_init, worker_exit, worker_int
 
-When a worker is asked to stop, its consumers stop taking messages at once.  Its requests continue, and
-may publish and call; servers of ``rpc`` continue, too, since a request may wait for their reply.  When
-the requests have ended, or their time is up, running handlers finish and the servers stop.  Then
-publishes get their confirms, and all connections are closed, those that publish last.  All of it ends
-before the arbiter would kill the worker.
+When a worker receives a stop signal, its consumers immediately stop receiving messages.  Requests
+continue, and may publish messages and make RPC calls.  RPC servers also continue, since a request may
+wait for their reply.  When the requests have ended, or their time is up, running handlers finish and the
+RPC servers stop.  Then pending publishes wait for their publisher confirms, and all connections are
+closed, those that publish last.  The shutdown ends before the arbiter would kill the worker.
 
-Nothing here is needed to be safe: after a fork the library forgets what it inherits by itself, and what
-a worker that dies has not acknowledged is redelivered.
+The hooks are not required for safety: after a fork, the library discards inherited connections by
+itself, and messages that a killed worker has not acknowledged are redelivered.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from greenconn.worker.consumer import running_consumers
 
 __all__ = ["hooks", "post_fork", "post_worker_init", "worker_exit", "worker_int"]
 
-#: What tells a worker to go.
+#: The signals that stop a worker.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
 class WorkerShutdown:
-    """The end of one worker.
+    """The graceful shutdown of one worker.
 
     Arguments:
-        worker: gunicorn's.
+        worker: the worker object of gunicorn.
     """
 
     def __init__(self, worker: Any) -> None:
@@ -53,7 +53,10 @@ class WorkerShutdown:
         self._stopping: gevent.Greenlet[..., Any] | None = None
 
     def begin(self) -> None:
-        """Have the consumers take nothing more.  Never switches: signals' handlers call it."""
+        """Stop the consumers from receiving messages.
+
+        Never switches: it is called by signal handlers.
+        """
         if self._stopping is None:
             self._deadline = deadline = Deadline(
                 time_for_handlers(self._worker.cfg.graceful_timeout)
@@ -61,7 +64,7 @@ class WorkerShutdown:
             self._stopping = spawn("gunicorn-stop", self._stop_consumers, deadline)
 
     def _stop_consumers(self, deadline: Deadline) -> None:
-        """Stop the consumers that no request waits for."""
+        """Stop all consumers except those that a request may be waiting for."""
         stop_gracefully([each for each in running_consumers() if not each.answers_calls], deadline)
 
     def finish(self) -> None:
@@ -88,10 +91,10 @@ def _shutdown_of(worker: Any) -> WorkerShutdown:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Look at what the worker inherits: nothing of it is used.
+    """Check the state that a new worker inherits, none of which is used.
 
-    Consumers that an application started before the fork (``--preload``) do not run in the workers;
-    that is said in gunicorn's log.
+    Consumers that an application started before the fork (``--preload``) do not run in the workers.  A
+    warning in gunicorn's log names them.
     """
     global _shutdown
     _shutdown = None
@@ -107,7 +110,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Have the consumers stop taking as soon as the worker gets TERM, QUIT or INT."""
+    """Make the consumers stop receiving messages when the worker receives TERM, QUIT or INT."""
     shutdown = _shutdown_of(worker)
     for number in SIGNALS:
         _chain(number, shutdown)
@@ -128,25 +131,25 @@ def _chain(number: int, shutdown: WorkerShutdown) -> None:
 
 
 def worker_int(worker: Any) -> None:
-    """Have the consumers stop taking: the worker is to end at once (INT or QUIT)."""
+    """Stop the consumers from receiving messages: the worker must end immediately (INT or QUIT)."""
     _shutdown_of(worker).begin()
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Let handlers finish, then close all connections, those that publish last.  May switch.
+    """Wait for handlers to finish, then close all connections, those that publish last.  May switch.
 
-    It takes no longer than what is left of ``graceful_timeout``, or than ``timeout``.
+    This takes no longer than the rest of ``graceful_timeout``, and no longer than ``timeout``.
     """
     if worker.pid == os.getpid():  # gunicorn calls it in the arbiter too, for a worker that is gone
         _shutdown_of(worker).finish()
 
 
 def hooks(application: str | None = None) -> dict[str, Callable[..., None]]:
-    """Return all hooks, by their names in gunicorn's configuration.
+    """Return all hooks as a dict, by their names in gunicorn's configuration.
 
     Arguments:
-        application: ``module:name`` of a :class:`greenconn.App`, which each worker imports and starts
-            when it is ready; None: nothing is started.
+        application: the location (``module:name``) of a :class:`greenconn.App`, which each worker
+            imports and starts when it is ready.  None starts no application.
     """
 
     def start(worker: Any) -> None:

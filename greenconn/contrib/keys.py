@@ -1,4 +1,4 @@
-"""Handlers that run by keys: one at a time for each key, or so many a second.
+"""Decorators for handlers: processing in order for each key, and rate limits for each key.
 
 ::
 
@@ -14,10 +14,10 @@
     def send(body, message):
         ...
 
-A handler that has to wait does so here, in its greenlet, with its message unacknowledged: so
-``concurrency`` is the number of messages that may wait or run, and should be far above the number that
-run.  What waits when the consumer stops is requeued by the end of its time.  The limits are those of one
-process.
+A handler that must wait for its turn waits in its own greenlet, and its message stays unacknowledged.
+``concurrency`` therefore limits the number of messages that wait or run, and should be far higher than
+the number of handlers that run.  When the consumer stops, messages that still wait at the end of its
+timeout are requeued.  The limits apply to each process separately.
 """
 
 from __future__ import annotations
@@ -48,17 +48,18 @@ SWEEP: Final = 1000
 
 
 def in_order(key: Key, *, running: int | None = None) -> Callable[[H], H]:
-    """Return a decorator of handlers that handles messages of one key one after another.
+    """Return a decorator that makes a handler process the messages of each ordering key sequentially.
 
-    They are handled in the order of their delivery; those of other keys run beside.  A message that
-    failed and is retried is delivered once more, behind its successors.
+    Messages with the same key are handled in the order of their delivery.  Messages with different keys
+    are handled concurrently.  A message that failed and is retried is redelivered after its successors.
 
     Arguments:
-        key: called with the decoded body and the message.
-        running: handlers that run at once, of all keys; None: as many as ``concurrency`` allows.
+        key: a function that takes the decoded body and the message and returns the ordering key.
+        running: the maximum number of handlers that run concurrently, for all keys together.  None sets
+            no limit beside ``concurrency``.
 
     Raises:
-        ValueError: *running* is no positive integer.
+        ValueError: *running* is not a positive integer.
     """
     if running is not None and (not isinstance(running, int) or running < 1):
         raise ValueError(f"in_order.running must be a positive integer, or None, got {running!r}")
@@ -85,18 +86,20 @@ def in_order(key: Key, *, running: int | None = None) -> Callable[[H], H]:
 def rate_limited(
     limit: float, *, per: float = 1.0, burst: int = 1, key: Key | None = None
 ) -> Callable[[H], H]:
-    """Return a decorator of handlers that begins so many in a time, for each key.
+    """Return a decorator that applies a rate limit to a handler, for each key.
 
-    Those that are too many wait for their turn, in the order of their delivery.  It is a token bucket:
-    it holds *burst* tokens, and gets *limit* of them in *per* seconds.
+    Messages that exceed the limit wait for their turn, in the order of their delivery.  The rate limit
+    is a token bucket that holds *burst* tokens and is refilled with *limit* tokens in *per* seconds.
 
     Arguments:
-        limit: handlers that may begin within *per* seconds.
-        burst: handlers that may begin at once after a pause.
-        key: called with the decoded body and the message; None: all messages have one limit.
+        limit: the number of handlers that may start within *per* seconds.
+        per: the period of the limit, in seconds.
+        burst: the number of handlers that may start at once after a pause.
+        key: a function that takes the decoded body and the message and returns the key.  None applies
+            one limit to all messages.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: an argument is out of range.
     """
     for name, value in (("limit", limit), ("per", per)):
         if not (is_number(value) and value > 0):
@@ -137,7 +140,7 @@ class _Lines:
         self._waiting: dict[Hashable, deque[Slot[None]]] = {}
 
     def enter(self, key: Hashable) -> None:
-        """Wait for the turn.  May switch."""
+        """Wait until no other handler of this key runs.  May switch."""
         waiting = self._waiting.get(key)
         if waiting is None:
             self._waiting[key] = deque()
@@ -153,7 +156,7 @@ class _Lines:
             raise
 
     def leave(self, key: Hashable) -> None:
-        """Pass the turn on to the next one that still waits.  Never switches."""
+        """Let the next waiting handler of this key run.  Never switches."""
         waiting = self._waiting[key]
         while waiting:
             if waiting.popleft().offer(None):
@@ -165,8 +168,8 @@ class Buckets:
     """Token buckets, one for each key.
 
     Arguments:
-        interval: seconds between two tokens.
-        burst: tokens that a bucket holds.
+        interval: the seconds between two tokens.
+        burst: the number of tokens that a bucket holds.
     """
 
     __slots__ = ("_burst", "_full_at", "_interval", "_sweep_at")
@@ -179,7 +182,7 @@ class Buckets:
         self._sweep_at = SWEEP
 
     def take(self, key: Hashable, now: float) -> float:
-        """Take a token; return the seconds until it is there.  Never switches."""
+        """Take a token and return the seconds until it is available.  Never switches."""
         full_at = max(self._full_at.get(key, now), now)
         self._full_at[key] = full_at + self._interval
         if len(self._full_at) >= self._sweep_at:

@@ -1,4 +1,4 @@
-"""OpenTelemetry: spans and metrics of messages, by the semantic conventions for messaging.
+"""OpenTelemetry instrumentation: spans and metrics that follow the semantic conventions for messaging.
 
 ::
 
@@ -6,17 +6,17 @@
 
     GreenconnInstrumentor().instrument()
 
-It is a listener (:mod:`greenconn.listeners`), so it sees what the whole process does, over each
-transport and with kombu's classes, too:
+The instrumentation is a listener (:mod:`greenconn.listeners`).  It covers the whole process: all
+transports, and kombu's classes as well.  It provides:
 
-- a span for each publish (``send``), for each call of a handler (``process``), for each message that a
-  program takes by itself (``receive``), and for each ack, reject and requeue (``settle``);
-- the context of the trace in the headers of messages, in the form that the propagators of the program
-  write: ``traceparent`` and ``tracestate`` by default, as the instrumentations of Celery and of other
-  clients have them.  A handler runs within the context of its span;
-- counters of messages that were sent and consumed, and histograms of how long that took.
+- a span for each publish (``send``), for each call of a handler (``process``), for each message that the
+  program fetches itself (``receive``), and for each ack, reject and requeue (``settle``);
+- the trace context in the headers of messages, in the format of the program's propagators: by default
+  ``traceparent`` and ``tracestate``, as in the instrumentations of Celery and other clients.  A handler
+  runs in the context of its span;
+- counters of sent and consumed messages, and histograms of the duration of publishes and handlers.
 
-Bodies and passwords are in none of them.
+Spans and metrics contain no message bodies and no passwords.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ Attributes = dict[str, Any]
 
 
 class GreenconnInstrumentor:
-    """The instrumentation of this process; all instances are the same."""
+    """The instrumentation of this process.  All instances share the same state."""
 
     _tracing: ClassVar[_Tracing | None] = None
 
@@ -105,24 +105,27 @@ class GreenconnInstrumentor:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        """Make spans and metrics from now on.  A second call does nothing.
+        """Start to create spans and metrics.  A second call does nothing.
 
         Arguments:
-            tracer_provider, meter_provider: None are the global ones, which may be set later.
+            tracer_provider: the provider of the tracer.  None uses the global provider, which may be set
+                later.
+            meter_provider: the provider of the meter.  None uses the global provider, which may be set
+                later.
         """
         if self._tracing is None:
             GreenconnInstrumentor._tracing = tracing = _Tracing(tracer_provider, meter_provider)
             add_listener(tracing)
 
     def uninstrument(self) -> None:
-        """Make no more of them; spans that have begun are ended when their work is."""
+        """Stop creating spans and metrics.  Spans that have begun end with their operation."""
         tracing, GreenconnInstrumentor._tracing = self._tracing, None
         if tracing is not None:
             remove_listener(tracing)
 
 
 class _Tracing(Listener):
-    """The listener that makes spans and metrics."""
+    """The listener that creates spans and metrics."""
 
     def __init__(
         self, tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None
@@ -157,7 +160,7 @@ class _Tracing(Listener):
         self._processing: dict[DeliverEvent, tuple[Span, Attributes, Any]] = {}
 
     def on_publish(self, event: PublishEvent) -> None:
-        """Begin a span, and put its context into the headers."""
+        """Start the span of a publish, and add its context to the headers."""
         destination = event.exchange or event.routing_key
         common = _common(event.connection, "publish", "send", destination)
         attributes = {
@@ -185,7 +188,7 @@ class _Tracing(Listener):
         self._operation_duration.record(event.duration, attributes)
 
     def on_deliver(self, event: DeliverEvent) -> None:
-        """Begin the span of a handler, or make that of a message that the program has taken."""
+        """Start the span of a handler, or create the span of a message that the program fetched."""
         is_taken = event.handler is None
         operation = "receive" if is_taken else "process"
         common = _common(event.connection, operation, operation, event.queue)
@@ -220,7 +223,7 @@ class _Tracing(Listener):
         self._process_duration.record(event.duration, attributes)
 
     def on_settle(self, event: SettleEvent) -> None:
-        """Make a span of an ack, reject or requeue: a child of that in which the message was handled."""
+        """Create the span of an ack, reject or requeue, as a child of the span of the handler."""
         parent, common = event.message.__dict__.get(WITHIN, (None, {}))
         if parent is None:
             return  # it was delivered before this listened
@@ -245,7 +248,7 @@ def _common(connection: str, operation: str, kind: str, destination: str) -> Att
 
 @lru_cache(maxsize=256)
 def _server(url: str) -> Mapping[str, str | int]:
-    """Return what the URL of a broker tells."""
+    """Return the attributes derived from the URL of a broker."""
     parts = urlsplit(url)
     scheme = parts.scheme.partition("+")[0]
     found: dict[str, str | int] = {SYSTEM: SYSTEMS.get(scheme, scheme)}

@@ -1,4 +1,4 @@
-"""Sentry for an application: transactions of messages, spans of publishes, errors of handlers.
+"""Sentry integration: transactions for messages, spans for publishes, and errors of handlers.
 
 ::
 
@@ -8,10 +8,10 @@
     sentry_sdk.init(dsn=..., traces_sample_rate=0.1)
     instrument(app)
 
-A trace goes on from the publisher to the handler, by the headers ``sentry-trace`` and ``baggage``.
-Errors are reported with the names of queue and exchange, the id of the message, and the URL of the
-broker without its password.  Bodies are in the local variables of stack frames only, which
-``include_local_variables=False`` of ``sentry_sdk.init`` leaves out.
+A trace continues from the publisher to the handler, by means of the headers ``sentry-trace`` and
+``baggage``.  Errors are reported with the names of the queue and the exchange, the message id, and the
+URL of the broker without its password.  Message bodies appear only in the local variables of stack
+frames; pass ``include_local_variables=False`` to ``sentry_sdk.init`` to omit them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ REPORTED: Final = "_greenconn_reported"
 def instrument(app: App) -> None:
     """Report the handlers, RPC functions and publishes of an application to Sentry.
 
-    Contexts that the application declares before are outside of Sentry's, those after it inside.
+    Context managers that the application registered before this call are entered before Sentry's, those
+    registered later are entered after it.
+
+    Arguments:
+        app: the application to instrument.
     """
     sentry_sdk.get_global_scope().add_event_processor(_unless_reported)
 
@@ -83,14 +87,14 @@ def instrument(app: App) -> None:
 
 
 def _unless_reported(event: Any, hint: dict[str, Any]) -> Any:
-    """Return *event*, or None if it is a line of the library's log about an error that was reported."""
+    """Return *event*, or None if it is a log record about an error that was already reported."""
     error = (hint.get("exc_info") or (None, None))[1]
     is_ours = str(event.get("logger")).startswith("greenconn.")
     return None if is_ours and getattr(error, REPORTED, False) else event
 
 
 def _details(app: App, message: Message) -> dict[str, Any]:
-    """Return what is said of a message."""
+    """Return the attributes of a message that are reported."""
     delivery = message.delivery_info
     connection = app.connection or default_connection("consume")
     return {

@@ -1,4 +1,4 @@
-"""A client manager for python-socketio, and Flask-SocketIO: servers share events over any transport.
+"""A client manager for python-socketio and Flask-SocketIO that shares events between server processes.
 
 ::
 
@@ -9,15 +9,16 @@
         async_mode="gevent", client_manager=Manager("amqp://user:password@host/vhost")
     )
 
-and in a process that has no clients::
+In a process that has no clients and only emits events::
 
     Manager("amqp://user:password@host/vhost", write_only=True).emit("news", {"id": 7})
 
-``emit`` returns when the broker has the event.  Each server process has a queue of its own, which
-outlives its connection and restarts of the broker: what is emitted meanwhile waits there.  It is emitted
-once, although a message may be delivered twice.
+The manager works on every transport.  ``emit`` returns when the broker has the event.  Each server
+process has its own queue, which survives a loss of the connection and a restart of the broker: events
+that are emitted in the meantime wait in the queue.  Each event is emitted once to clients, even if its
+message is redelivered.
 
-All greenlets of a process use one connection for what they emit and one for what others emit.
+All greenlets of a process share one connection for publishing events and one for consuming them.
 """
 
 from __future__ import annotations
@@ -67,24 +68,25 @@ class _Closed(BaseException):
 
 
 class Manager(PubSubManager):
-    """A client manager over a connection of greenconn.
+    """A client manager that uses connections of greenconn.
 
-    Nothing is opened before the first client connects or the first event is emitted.
+    The connection is opened when the first client connects or the first event is emitted.
 
     Arguments:
-        url: as :class:`greenconn.Connection` takes it; None, without further arguments, is the default
-            connection.
-        channel: the name that all processes have in common which share events.
-        write_only: it only emits.
-        logger, json: as for ``socketio.PubSubManager``.
-        expires: seconds without a connection after which the broker deletes the queue of a process.
-        timeout: seconds in which the broker must take an event; for so long the first clients wait
-            until the queue of their process is there.
-        queue_arguments: further ones for that queue, such as ``{"x-max-length": 10_000}``.
-        connection_kwargs: as :class:`greenconn.Connection` takes them.
+        url: the URL of the broker, as in :class:`greenconn.Connection`.  None, without connection
+            arguments, uses the default connection.
+        channel: the name of the channel, the same in all processes that share events.
+        write_only: whether the process only emits events and receives none.
+        logger, json: as in ``socketio.PubSubManager``.
+        expires: the seconds without a connection after which the broker deletes the queue of a process.
+        timeout: maximum seconds until the broker has accepted an event.  The first clients wait no
+            longer than this until the queue of their process is declared.
+        queue_arguments: additional arguments for declaring the queue, such as ``{"x-max-length":
+            10_000}``.
+        connection_kwargs: further arguments of :class:`greenconn.Connection`.
 
     Raises:
-        ValueError: a number of seconds is not above 0.
+        ValueError: *expires* or *timeout* is not above 0.
     """
 
     name = "greenconn"
@@ -131,10 +133,10 @@ class Manager(PubSubManager):
     # -- called by python-socketio
 
     def set_server(self, server: Any) -> None:
-        """Take the server whose clients the events are for.
+        """Set the server whose clients receive the events.
 
         Raises:
-            RuntimeError: its background tasks are threads and no greenlets.
+            RuntimeError: the background tasks of the server are threads instead of greenlets.
         """
         mode = server.eio.async_mode
         if "gevent" not in mode and not monkey.is_module_patched("threading"):
@@ -145,7 +147,7 @@ class Manager(PubSubManager):
         super().set_server(server)
 
     def initialize(self) -> None:
-        """Begin to listen: the first client of this process connects.  Never switches."""
+        """Start the consumer when the first client of this process connects.  Never switches."""
         if self._pid != os.getpid():
             # Made before a fork: processes of one identity would ignore each other's events.
             self._pid, self.host_id = os.getpid(), uuid()
@@ -163,9 +165,9 @@ class Manager(PubSubManager):
         super().initialize()
 
     def pre_connect(self, eio_sid: str, namespace: str) -> Any:
-        """Register a client, when the queue of this process is there.  May switch.
+        """Register a client after the queue of this process is declared.  May switch.
 
-        So what is emitted after a client has connected comes to it.
+        The client therefore receives all events that are emitted after it has connected.
         """
         if self._consumer is not None and not self._first_clients.has_ended:
             self._await_queue(self._consumer)
@@ -186,7 +188,7 @@ class Manager(PubSubManager):
         """Send an event to all other servers, and return when the broker has it.  May switch.
 
         Raises:
-            OperationalError: the broker has not taken it in time; see :func:`greenconn.publish`.
+            OperationalError: the broker did not accept the event in time; see :func:`greenconn.publish`.
         """
         publish(
             self._exchange,
@@ -268,10 +270,10 @@ class Manager(PubSubManager):
         self._start_consumer()
 
     def close(self) -> None:
-        """End it, and delete the queue of this process.  May switch.
+        """Stop the consumer, delete the queue of this process and close the connections.  May switch.
 
-        A queue that cannot be deleted now, such as that of a lost connection, is deleted by the broker,
-        when it was not used for *expires* seconds.
+        If the queue cannot be deleted now, for example because the connection is lost, the broker
+        deletes it after *expires* seconds without use.
         """
         self._closing.set()
         consumer, self._consumer = self._consumer, None
