@@ -277,5 +277,5 @@ def test_the_documentation_has_the_rules_and_the_metrics() -> None:
         each for each in exported() if not each.endswith(("_bucket", "_count", "_sum"))
     }
     for name, (_, labels, _) in GAUGES.items():
-        text = "".join(f" {labels and ', '.join(labels)}" for _ in labels[:1])
-        assert f"   * - ``greenconn_{name}``\n     -{text}\n" in page
+        text = ", ".join(labels) or "none"
+        assert f"   * - ``greenconn_{name}``\n     - {text}\n" in page
