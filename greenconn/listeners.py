@@ -53,9 +53,9 @@ __all__ = [
     "SettleEvent",
     "UnblockedEvent",
     "add_listener",
+    "notify",
     "remove_listener",
     "size_of",
-    "tell",
     "url_of",
 ]
 
@@ -295,7 +295,7 @@ class Observers(Generic[E]):
     def begin(self, event: E) -> Observation[E]:
         """Call the methods for the beginning of an operation, and return an object to report its end."""
         if self.before is not None:
-            tell(self.before, event)
+            notify(self.before, event)
         return Observation(self, event)
 
 
@@ -314,7 +314,7 @@ class Observation(Generic[E]):
         observers, self._observers = self._observers, None
         if observers is not None and observers.after is not None:
             duration = monotonic() - self._began_at
-            tell(observers.after, observers.outcome(self.event, duration, error))
+            notify(observers.after, observers.outcome(self.event, duration, error))
 
     def forget(self) -> None:
         """Report no end, because the end of the operation cannot be observed."""
@@ -406,7 +406,7 @@ LISTENERS: Final = ListenerRegistry()
 _logged: Final[set[str]] = set()
 
 
-def tell(calls: tuple[Callable[[Any], object], ...], event: object) -> None:
+def notify(calls: tuple[Callable[[Any], object], ...], event: object) -> None:
     """Call each method with *event*.  Exceptions are logged, once for each method."""
     for method in calls:
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal
 from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
 from greenconn.formats import decode_error
-from greenconn.listeners import LISTENERS, SettleEvent, tell
+from greenconn.listeners import LISTENERS, SettleEvent, notify
 from greenconn.serialization import loads
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class Message(Generic[T]):
 
     def _tell_settled(self, outcome: Literal["ack", "reject", "requeue"]) -> None:
         if (calls := LISTENERS.settle) is not None:
-            tell(calls, SettleEvent(self, outcome))
+            notify(calls, SettleEvent(self, outcome))
 
     def put_back(self) -> None:
         """Requeue this message, as no handler has seen it.  May switch.

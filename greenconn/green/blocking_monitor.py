@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, Final
 
 from greenconn.green.supervisor import spawn
-from greenconn.listeners import LISTENERS, HubBlockedEvent, tell
+from greenconn.listeners import LISTENERS, HubBlockedEvent, notify
 
 __all__ = ["HANDLERS", "HandlerHistory", "log_blocked", "name_of"]
 
@@ -80,7 +80,7 @@ class HandlerHistory:
         if (calls := LISTENERS.hub_blocked) is not None and start >= self._told_until:
             self._told_until = end
             event = HubBlockedEvent(end - start, self.shares_within(start, end))
-            spawn("listener", tell, calls, event)
+            spawn("listener", notify, calls, event)
 
 
 #: That of this process.

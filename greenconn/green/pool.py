@@ -38,7 +38,7 @@ from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.slot import Slot
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
-from greenconn.listeners import LISTENERS, PoolWaitEvent, tell
+from greenconn.listeners import LISTENERS, PoolWaitEvent, notify
 
 __all__ = ["POOL_MOVES", "FairPool", "PoolState", "PoolStats"]
 
@@ -594,7 +594,7 @@ class FairPool(Generic[T]):
 
     def _tell_wait(self, began_at: float, error: BaseException | None) -> None:
         if (calls := LISTENERS.pool_wait) is not None:
-            tell(calls, PoolWaitEvent(self.name, monotonic() - began_at, error))
+            notify(calls, PoolWaitEvent(self.name, monotonic() - began_at, error))
 
     def _acquire_now(self, deadline: Deadline, block: bool) -> T:
         """Acquire without a wait for another's release.  May switch."""

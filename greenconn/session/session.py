@@ -37,7 +37,7 @@ from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.perhub import PerHub
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
-from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, tell
+from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, notify
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels, UtilityChannels
 from greenconn.session.connect import Connector, ConnectOutcome
@@ -394,7 +394,7 @@ class Session:
         )
         if (calls := LISTENERS.connect) is not None:
             opened = ConnectEvent(self.broker.label, life.generation, self._connector.duration)
-            spawn("listener", tell, calls, opened)
+            spawn("listener", notify, calls, opened)
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is SessionState.OPENING:
@@ -504,7 +504,7 @@ class Session:
     def _tell_end(self, life: Life, error: BaseException | None) -> None:
         if (calls := LISTENERS.disconnect) is not None:
             ended = DisconnectEvent(self.broker.label, life.generation, error)
-            spawn("listener", tell, calls, ended)
+            spawn("listener", notify, calls, ended)
 
     def _move(self, state: SessionState) -> None:
         if state is not self._state:

@@ -32,7 +32,7 @@ from greenconn.listeners import (
     Observation,
     Observers,
     RetryEvent,
-    tell,
+    notify,
     url_of,
 )
 from greenconn.log import message_fields
@@ -247,7 +247,7 @@ class Handling:
     ) -> None:
         if (calls := LISTENERS.retry) is not None:
             url, queue = url_of(message.channel), self._queue_of(message)
-            tell(calls, RetryEvent(url, queue, message, exc, attempts, delay))
+            notify(calls, RetryEvent(url, queue, message, exc, attempts, delay))
 
     def _is_held_by_broker(self, message: Message, attempts: int, delay: float) -> bool:
         """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
@@ -414,7 +414,7 @@ class Handling:
     ) -> None:
         if (calls := LISTENERS.dead_letter) is not None:
             url, queue = url_of(message.channel), self._queue_of(message)
-            tell(calls, DeadLetterEvent(url, queue, message, exc, attempts, target))
+            notify(calls, DeadLetterEvent(url, queue, message, exc, attempts, target))
 
     def _try_later(self, message: Message) -> None:
         """Handle *message* again after a while, as its dead letter cannot be stored now."""

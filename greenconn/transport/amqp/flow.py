@@ -20,7 +20,7 @@ from greenconn.green.inbox import Inbox
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
-from greenconn.listeners import LISTENERS, BlockedEvent, UnblockedEvent, tell
+from greenconn.listeners import LISTENERS, BlockedEvent, UnblockedEvent, notify
 from greenconn.options import AmqpOptions
 
 __all__ = ["HARD_LIMIT", "FlowControl", "InboxBudget"]
@@ -137,7 +137,7 @@ class FlowControl:
         if self.blocked is None:
             self.blocked, self.blocked_at = reason, monotonic()
             if (calls := LISTENERS.blocked) is not None:
-                spawn("listener", tell, calls, BlockedEvent(self._where, reason))
+                spawn("listener", notify, calls, BlockedEvent(self._where, reason))
         self._log_change()
         if not channel and self._options.on_blocked is not None:
             self._is_block_unreported = self._queued_events >= EVENTS
@@ -173,7 +173,7 @@ class FlowControl:
     def _tell_end(self) -> None:
         if (calls := LISTENERS.unblocked) is not None:
             event = UnblockedEvent(self._where, monotonic() - self.blocked_at)
-            spawn("listener", tell, calls, event)
+            spawn("listener", notify, calls, event)
 
     def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, deque()
