@@ -13,6 +13,8 @@ from greenconn.url import maybe_sanitize_url
 __all__ = ["command"]
 
 _DEFAULT: Final = Plan()
+#: Seconds between two cuts.
+CUT_INTERVAL: Final = 2.0
 
 
 def _number(name: str, help_text: str, default: int, least: int = 1) -> Decorator:
@@ -38,6 +40,11 @@ def _number(name: str, help_text: str, default: int, least: int = 1) -> Decorato
     "--burst", "Messages that a publisher sends each time it acquires a connection.", _DEFAULT.burst
 )
 @_number("--size", "Bytes of padding in each body.", _DEFAULT.size, 0)
+@click.option(
+    "--chaos",
+    is_flag=True,
+    help="Cut connections all the time, and survive a restart of the broker; publishes are confirmed.",
+)
 @click.option("--plain", is_flag=True, help="Print plain lines, even in a terminal.")
 def command(
     url: str,
@@ -48,15 +55,18 @@ def command(
     pool: int,
     burst: int,
     size: int,
+    chaos: bool,
     plain: bool,
 ) -> int:
     """Run consumers and publishers, show live what happens, and count every message.
 
-    The exit code is 1 if a message was lost, or if the broker went away.
+    The exit code is 1 if a message was lost, or if the broker went away (with
+    --chaos: for longer than 30 seconds).
 
     \b
     Example:
       greenconn demo
+      greenconn demo --chaos
       greenconn demo --url amqp://guest:guest@localhost:5672//
     """
     from rich.console import Console
@@ -75,9 +85,12 @@ def command(
         connections=pool,
         burst=burst,
         size=size,
+        cut_interval=CUT_INTERVAL if chaos else None,
     )
     console = Console(highlight=False)
     connection = connection_to(url)
+    if chaos and connection.get_transport_cls().driver_type == "amqp":
+        connection.transport_options["confirm_publish"] = True
     workload = Workload(plan, connection)
     console.print(
         f"{consumers:,} consumers on {plan.queues:,} queues of {maybe_sanitize_url(url)}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -9,7 +10,10 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from greenconn.cli.latencies import STEPS, histogram_lines, percentile
+from greenconn.cli.monitor import ASCII_BARS, BARS, sparkline
 from greenconn.cli.plan import Plan, Snapshot, Summary
+from greenconn.cli.table import can_write
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,6 +22,10 @@ __all__ = ["Display", "summary_table"]
 
 #: Seconds between plain lines.
 PLAIN_INTERVAL: Final = 1.0
+#: Columns of a terminal from which on there are pictures beside the figures.
+WIDE: Final = 78
+#: Lines and longest bar of the histogram of latencies.
+HISTOGRAM: Final = (8, 12)
 
 
 class Display:
@@ -31,13 +39,16 @@ class Display:
         self._console = console
         self._plan = plan
         self._next_line = 0.0
+        # Before rich takes the place of the standard output.
+        self._bars = BARS if can_write(BARS) else ASCII_BARS
         # Without auto-refresh rich needs no thread: each snapshot draws.
         self._live = None if plain else Live(console=console, auto_refresh=False, transient=True)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw *snapshot*."""
         if self._live is not None:
-            self._live.update(_picture(self._plan, snapshot), refresh=True)
+            bars = self._bars if self._console.width >= WIDE else None
+            self._live.update(_picture(self._plan, snapshot, bars), refresh=True)
         elif snapshot.elapsed >= self._next_line or self._is_at_end(snapshot):
             self._next_line = snapshot.elapsed + PLAIN_INTERVAL
             self._console.print(_line(self._plan, snapshot), soft_wrap=True)
@@ -84,8 +95,8 @@ def _line(plan: Plan, snapshot: Snapshot) -> str:
     return f"{snapshot.elapsed:6.1f} s  {share:3d}%  {'  '.join(figures)}"
 
 
-def _picture(plan: Plan, snapshot: Snapshot) -> Table:
-    """Return a bar, and the figures below it."""
+def _picture(plan: Plan, snapshot: Snapshot, bars: str | None) -> Table:
+    """Return a bar, the figures below it, and, with *bars*, rates and latencies beside them."""
     starting = not snapshot.published
     done, total = (
         (snapshot.ready, plan.consumers) if starting else (snapshot.handled, plan.messages)
@@ -102,10 +113,38 @@ def _picture(plan: Plan, snapshot: Snapshot) -> Table:
     figures = Table.grid(padding=(0, 1))
     figures.add_column(justify="right", min_width=9)
     figures.add_column()
-    for value, name in [(f"{done:,}", f"of {total:,} {what}"), *_figures(snapshot)]:
+    rows = [(f"{done:,}", f"of {total:,} {what}"), *_figures(snapshot)]
+    rows.append((f"{snapshot.memory / 2**20:,.0f}", "MiB of memory"))
+    if plan.cut_interval is not None:
+        rows.append((f"[red]{snapshot.outages:,}[/red]", "connections cut"))
+        rows.append((f"{snapshot.duplicates:,}", "handled twice"))
+    for value, name in rows:
         figures.add_row(f"[bold]{value}[/bold]", name)
-    table.add_row(figures)
+    if bars is None or starting:
+        table.add_row(figures)
+    else:
+        both = Table.grid(padding=(0, 2))
+        both.add_row(figures, _graphs(snapshot, bars))
+        table.add_row(both)
     return table
+
+
+def _graphs(snapshot: Snapshot, bars: str) -> Table:
+    """Return the latest rates and latencies as pictures."""
+    graphs = Table.grid()
+    graphs.add_column(no_wrap=True)
+    graphs.add_row(f"[dim]messages/s[/dim]  [green]{sparkline(snapshot.rates, bars)}[/green]")
+    graphs.add_row("[dim]latency of 99 % of the latest messages[/dim]")
+    for line in histogram_lines(_range(snapshot.latencies), bars[-1], *HISTOGRAM):
+        graphs.add_row(f"[cyan]{line}[/cyan]")
+    return graphs
+
+
+def _range(latencies: Sequence[float]) -> list[float]:
+    """Return what a histogram has room for: not the slowest, and the fastest in its first line."""
+    slowest = percentile(latencies, 0.99)
+    fastest = slowest / 2 ** ((HISTOGRAM[0] - 1) / STEPS)
+    return [max(each, fastest) for each in latencies if each <= slowest]
 
 
 def summary_table(plan: Plan, summary: Summary) -> Table:
@@ -128,6 +167,8 @@ def summary_table(plan: Plan, summary: Summary) -> Table:
         ("threads", f"{summary.threads:,}"),
         ("peak memory", f"{summary.peak_memory / 2**20:.0f} MiB"),
     ]
+    if plan.cut_interval is not None:
+        rows.insert(4, ("cut", f"{summary.outages:,} connections"))
     if summary.in_flight:
         rows.insert(3, ("in flight", f"{summary.in_flight:,} when it ended"))
     for name, value in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Plan", "Snapshot", "Summary"]
@@ -21,6 +22,8 @@ class Plan:
     window: int = 10_000  #: messages under way at most, so that latency means something
     size: int = 128  #: bytes of padding in each body
     stall_timeout: float = 30.0  #: seconds without progress after which the rest counts as lost
+    #: Seconds between two cuts of a connection; None: they are left alone, and a lost one ends the work.
+    cut_interval: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,11 @@ class Snapshot:
     ready: int  #: consumers that the broker has confirmed
     sockets: int | None
     threads: int
+    memory: int  #: bytes
+    latencies: Sequence[float]  #: of the latest messages, in seconds
+    rates: Sequence[int]  #: messages handled a second at the latest snapshots, this one at the end
+    outages: int  #: connections that were lost
+    duplicates: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +54,7 @@ class Summary:
     handled: int  #: different messages
     lost: int
     in_flight: int  #: published and not handled when the demo ended early
+    outages: int
     duplicates: int
     cpu: float  #: seconds of this process
     latencies: tuple[float, float]  #: median and 99th percentile, in seconds

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent.event import Event
 
-from greenconn.cli.figures import cpu_seconds, peak_memory, sockets, threads
+from greenconn.cli.figures import cpu_seconds, memory, peak_memory, sockets, threads
 from greenconn.cli.latencies import percentile
 from greenconn.cli.plan import Plan, Snapshot, Summary
 from greenconn.connection import Connection
@@ -33,6 +33,9 @@ Watch = Callable[[Snapshot], None]
 #: Every so many messages the latency is taken.
 SAMPLE: Final = 8
 SAMPLES: Final = 20_000
+#: Latencies and rates that a snapshot has.
+SHOWN_LATENCIES: Final = 1000
+SHOWN_RATES: Final = 30
 #: Seconds for the consumers to end, and for the queues to be deleted.
 STOP_TIMEOUT: Final = 10.0
 #: Seconds after which unused queues vanish, should this process be killed.
@@ -42,11 +45,17 @@ EXPIRES: Final = 300.0
 class Workload:
     """One run of a plan.
 
-    Every message has a number, and a ledger counts how often each number was handled.  The publishers
-    do not wait for confirms; published messages that were not handled are counted at the end.
+    Every message has a number, and a ledger counts how often each number was handled.  Messages that
+    were published and not handled are counted at the end.  The publishers do not wait for confirms,
+    unless connections are cut: then each publish is repeated until the broker has the message.
+
+    Arguments:
+        connection: of the consumers; its clones publish.  If connections are cut it must have
+            ``confirm_publish``, on AMQP.
 
     Attributes:
         names: of the queues.
+        outages: connections that were lost.
     """
 
     def __init__(self, plan: Plan, connection: Connection) -> None:
@@ -55,18 +64,22 @@ class Workload:
         #: Different messages, and how often one came again.
         self.handled = 0
         self.duplicates = 0
+        self.outages = 0
         self._ledger = array("B", bytes(plan.messages))
         self._latencies: deque[float] = deque(maxlen=SAMPLES)
         self._room = Event()
         self._over = Event()
         self._error: BaseException | None = None
         self._connection = connection
+        #: The connection that a publisher used last.
+        self._publishing = connection
         prefix = f"greenconn-demo-{uuid()[:8]}"
         self.names = [f"{prefix}-{number}" for number in range(plan.queues)]
         self._consumers: list[ConsumerGreenlet] = []
         self._publishers: list[gevent.Greenlet[..., Any]] = []
         self._ready = 0
         self._marks: deque[tuple[float, int]] = deque(maxlen=6)
+        self._rates: deque[int] = deque(maxlen=SHOWN_RATES)
         self._began = monotonic()
         self._cpu = 0.0
         #: The work came to its end by itself, even if messages were lost.
@@ -89,10 +102,13 @@ class Workload:
         )
         try:
             self._connection.connect()
-            self._connection.session.on_connection_lost.append(self._fail)
+            if self.plan.cut_interval is None:
+                self._connection.session.on_connection_lost.append(self._fail)
             self._start_consumers(watch, interval)
             self._began, self._cpu = monotonic(), cpu_seconds()
             self._start_publishers(pool)
+            if self.plan.cut_interval is not None:
+                self._publishers.append(spawn("demo-cuts", self._cut, self.plan.cut_interval))
             self._watch(watch, interval)
             self._is_whole = True
         finally:
@@ -106,15 +122,23 @@ class Workload:
         now = monotonic()
         self._marks.append((now, self.handled))
         then, handled = self._marks[0]
+        rate = (self.handled - handled) / (now - then) if now > then else 0.0
+        self._rates.append(int(rate))
+        latencies = list(self._latencies)[-SHOWN_LATENCIES:]
         return Snapshot(
             elapsed=now - self._began,
             published=self.published,
             handled=self.handled,
-            rate=(self.handled - handled) / (now - then) if now > then else 0.0,
-            latency=percentile(list(self._latencies)[-1000:], 0.5),
+            rate=rate,
+            latency=percentile(latencies, 0.5),
             ready=self._ready,
             sockets=sockets(),
             threads=threads(),
+            memory=memory(),
+            latencies=latencies,
+            rates=tuple(self._rates),
+            outages=self.outages,
+            duplicates=self.duplicates,
         )
 
     def summary(self) -> Summary:
@@ -128,6 +152,7 @@ class Workload:
             handled=self.handled,
             lost=missing if self._is_whole else 0,
             in_flight=0 if self._is_whole else missing,
+            outages=self.outages,
             duplicates=self.duplicates,
             cpu=cpu,
             latencies=(percentile(latencies, 0.5), percentile(latencies, 0.99)),
@@ -181,16 +206,33 @@ class Workload:
 
     def _publish(self, pool: ProducerPool, numbers: range) -> None:
         plan, names, padding = self.plan, self.names, "x" * self.plan.size
+        timeout = None if plan.cut_interval is None else plan.stall_timeout
         try:
             for start in range(0, len(numbers), plan.burst):
                 self._wait_for_room()
                 with pool.acquire(block=True) as producer:
+                    self._publishing = producer.connection
                     for number in numbers[start : start + plan.burst]:
                         body = {"number": number, "sent_at": monotonic(), "padding": padding}
-                        producer.publish(body, routing_key=names[number % plan.queues])
+                        producer.publish(
+                            body,
+                            routing_key=names[number % plan.queues],
+                            retry=timeout is not None,
+                            timeout=timeout,
+                        )
                         self.published += 1
         except Exception as exc:
             self._fail(exc)
+
+    def _cut(self, interval: float) -> None:
+        """Cut the connection of the consumers, and one of the publishers, in turn."""
+        while True:
+            for is_publishing in (False, True):
+                gevent.sleep(interval)
+                session = (self._publishing if is_publishing else self._connection).session
+                if session.is_open:
+                    self.outages += 1
+                    session.life.link.end(ConnectionResetError("cut by the demo"))
 
     def _wait_for_room(self) -> None:
         while self.published - self.handled >= self.plan.window:

@@ -388,6 +388,20 @@ def test_a_broker_that_dies_ends_the_demo(own_rabbitmq: RabbitMQ, starting: Star
 
 
 @pytest.mark.full
+def test_the_demo_with_chaos_survives_the_loss_of_all_connections(
+    own_rabbitmq: RabbitMQ, starting: Start
+) -> None:
+    demo = starting("demo", "--chaos", "--url", own_rabbitmq.url, *QUICK)
+    wait_for(demo, b"messages/s")
+    own_rabbitmq.ctl("close_all_connections", "chaos")
+    outcome = demo.outcome()
+    assert (outcome.code, outcome.errors) == (0, "")
+    values = summary(outcome.output)
+    assert values["lost"] == "0"
+    assert values["handled"] == "20,000"
+
+
+@pytest.mark.full
 def test_the_demo_in_a_terminal() -> None:
     ours, its = pty.openpty()
     os.set_blocking(ours, False)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+#: Before a remedy.
+ARROW: Final = "-> "
 #: Outcome -> colour.
 COLOURS: Final = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red"}
 #: Width of the outcome, and of the name of a check.
@@ -140,7 +142,9 @@ def _lines(finding: Finding, width: int | None) -> Iterator[str]:
     )
     margin = " " * (OUTCOME + 1 + CHECK + 1)
     for number, text in enumerate((finding.text, finding.remedy)):
-        parts = wrap(text, width - len(margin)) if width and text else [text] if text else []
+        mark = ARROW if number else ""
+        room = width and width - len(margin) - len(mark)
+        parts = wrap(text, room) if room and text else [text] if text else []
         for index, part in enumerate(parts):
-            mark = "-> " if number and not index else "   " if number else ""
-            yield (head if not number and not index else margin) + mark + part
+            begin = margin if number or index else head
+            yield begin + (" " * len(mark) if index else mark) + part

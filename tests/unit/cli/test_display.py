@@ -6,17 +6,41 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
+from rich.text import Text
 
 from greenconn.cli.display import Display, summary_table
 from greenconn.cli.plan import Plan, Snapshot, Summary
 
 PLAN = Plan(messages=1000, consumers=10)
 STARTING = Snapshot(
-    elapsed=0.1, published=0, handled=0, rate=0.0, latency=0.0, ready=4, sockets=1, threads=1
+    elapsed=0.1,
+    published=0,
+    handled=0,
+    rate=0.0,
+    latency=0.0,
+    ready=4,
+    sockets=1,
+    threads=1,
+    memory=48 * 2**20,
+    latencies=(),
+    rates=(0,),
+    outages=0,
+    duplicates=0,
 )
 RUNNING = replace(
-    STARTING, elapsed=1.5, published=600, handled=500, rate=12345.6, latency=0.0123, ready=10
+    STARTING,
+    elapsed=1.5,
+    published=600,
+    handled=500,
+    rate=12345.6,
+    latency=0.0123,
+    ready=10,
+    latencies=(0.012, 0.0123, 0.3),
+    rates=(0, 6000, 12345),
+    outages=3,
+    duplicates=17,
 )
 SUMMARY = Summary(
     elapsed=2.0,
@@ -24,6 +48,7 @@ SUMMARY = Summary(
     handled=990,
     lost=10,
     in_flight=0,
+    outages=5,
     duplicates=1,
     cpu=0.1,
     latencies=(0.001, 0.02),
@@ -33,11 +58,11 @@ SUMMARY = Summary(
 )
 
 
-def shown(*snapshots: Snapshot, terminal: bool = False, width: int = 100) -> str:
+def shown(*snapshots: Snapshot, terminal: bool = False, width: int = 100, plan: Plan = PLAN) -> str:
     """What a display draws."""
     file = StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, highlight=False, _environ={})
-    with Display(console, PLAN, plain=not terminal) as display:
+    with Display(console, plan, plain=not terminal) as display:
         for snapshot in snapshots:
             display.show(snapshot)
     return file.getvalue()
@@ -71,14 +96,35 @@ def test_the_picture_fits(width: int) -> None:
     assert "messages/s" in text
 
 
+def test_a_wide_picture_has_graphs() -> None:
+    lines = shown(RUNNING, terminal=True, width=80).splitlines()
+    assert all(cell_len(Text.from_ansi(line).plain) <= 80 for line in lines)
+    text = "\n".join(Text.from_ansi(line).plain for line in lines)
+    assert "48 MiB of memory" in " ".join(text.split())
+    assert "22.1 ms" in text  # the first line counts what was faster, too
+    assert "250.0 ms" in text
+    assert text.count(" ms  ") >= 8
+    assert "messages/s  " in text
+    narrow = shown(RUNNING, terminal=True, width=70)
+    assert "of the latest messages" not in narrow
+
+
+def test_cuts_are_shown_if_there_are_any() -> None:
+    assert "connections cut" not in shown(RUNNING, terminal=True)
+    plan = replace(PLAN, cut_interval=1.0)
+    text = Text.from_ansi(shown(RUNNING, terminal=True, plan=plan)).plain
+    assert "3 connections cut" in text
+    assert "17 handled twice" in text
+
+
 def test_what_the_system_does_not_report() -> None:
     assert "? sockets" in shown(replace(RUNNING, sockets=None))
 
 
-def table(summary: Summary, width: int = 100) -> str:
+def table(summary: Summary, width: int = 100, plan: Plan = PLAN) -> str:
     """A summary as text."""
     file = StringIO()
-    Console(file=file, width=width).print(summary_table(PLAN, summary))
+    Console(file=file, width=width).print(summary_table(plan, summary))
     return file.getvalue()
 
 
@@ -89,6 +135,8 @@ def test_the_summary_is_honest() -> None:
     assert rows["lost"].strip() == "10"
     assert rows["rate"].strip() == "495 messages/s"
     assert "in flight" not in table(SUMMARY)
+    assert "connections" not in table(SUMMARY)
+    assert "5 connections" in table(SUMMARY, plan=replace(PLAN, cut_interval=1.0))
     assert "7 when it ended" in table(replace(SUMMARY, in_flight=7))
     assert "unknown" in table(replace(SUMMARY, sockets=None, elapsed=0.0))
 

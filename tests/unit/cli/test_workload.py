@@ -78,6 +78,20 @@ def test_a_lost_connection_ends_it(url: str) -> None:
     assert summary.lost == 0
 
 
+def test_cut_connections_lose_nothing(url: str) -> None:
+    work = Workload(
+        replace(SMALL, messages=5000, cut_interval=0.01, stall_timeout=30), Connection(url)
+    )
+    seen: list[Snapshot] = []
+    work.run(seen.append, interval=0.01)
+    summary = work.summary()
+    assert (summary.handled, summary.lost, summary.in_flight) == (5000, 0, 0)
+    assert summary.outages > 1
+    assert seen[-1].outages == summary.outages
+    assert seen[-1].memory > 2**20
+    assert 1 < len(seen[-1].rates) <= 30
+
+
 def test_an_interrupted_demo_says_how_far_it_came(url: str) -> None:
     work = Workload(replace(SMALL, messages=100_000), Connection(url))
 
