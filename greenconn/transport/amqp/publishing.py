@@ -138,9 +138,11 @@ class PendingConfirm:
         except TimeoutError:
             if not slot.has_left:
                 raise
+            blocked = self.link.flow_control.blocked
+            reason = "" if blocked is None else f", as it blocks publishing ({blocked})"
             raise PublishTimeout(
-                f"{self.link.where} did not confirm {self._what()} within {deadline.timeout:g} s: "
-                f"it may have the message",
+                f"{self.link.where} did not confirm {self._what()} within {deadline.timeout:g} s"
+                f"{reason}: it may have the message",
                 maybe_delivered=True,
             ) from None
         finally:

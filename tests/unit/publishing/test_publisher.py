@@ -115,6 +115,17 @@ def test_without_a_confirm_it_may_be_delivered(connection: Connection) -> None:
     assert SOON <= monotonic() - began < WAIT
 
 
+def test_a_broker_that_blocks_after_a_message_is_named_as_the_reason(
+    spawn: Spawn, broker: AmqpPeer, connection: Connection
+) -> None:
+    publisher = spawn("x", timeout=SOON)
+    end = next_end(broker, 0)
+    end.expect(PUBLISH)
+    block(end, connection)
+    with pytest.raises(PublishTimeout, match=r"as it blocks publishing \(low on memory\): it may"):
+        publisher.get(timeout=WAIT)
+
+
 def test_without_a_deadline_the_option_of_the_connection_holds(broker: AmqpPeer) -> None:
     options = {"confirm_timeout": SOON}
     with Connection(broker.url, transport_options=options) as connection:
