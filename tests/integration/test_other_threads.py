@@ -185,7 +185,7 @@ CONNECTION_POOL: Calls = {
 }
 PRODUCER_POOL: Calls = POOL
 #: Numbers, and what pools do among themselves with what ``acquire`` has checked.
-POOL_ANYWHERE = {"holders", "limit", "stats"}
+POOL_ANYWHERE = {"holders", "limit", "name", "stats"}
 POOL_OWN = {
     "close_resource",
     "collect_resource",
@@ -266,17 +266,20 @@ FUNCTIONS_ANYWHERE = {
     "ConsumerGreenlet",
     "Exchange",
     "FileOffsets",
+    "Listener",
     "Message",
     "Producer",
     "Queue",
     "QueueOffsets",
     "Retry",
     "SuperStream",
+    "add_listener",
     "binding",
     "configure",
     "disable_insecure_serializers",
     "enable_insecure_serializers",
     "parse_url",
+    "remove_listener",
     "stop_consumers",
     "uuid",
     "version_info_t",

@@ -336,6 +336,7 @@ def ended(pid):
 how = "{how}"
 pending = gevent.spawn(publish_all, 0)
 gevent.sleep(0.002)  # the parent is in the midst of it
+gevent.idle()  # a greenlet that is ready to run now would go on in the children, too
 if how == "multiprocessing":
     context = multiprocessing.get_context("fork")
     children = [context.Process(target=child, args=(who,)) for who in range(1, 6)]
