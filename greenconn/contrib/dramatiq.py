@@ -34,7 +34,8 @@ from dramatiq.errors import (
     QueueJoinTimeout,
 )
 from gevent import monkey
-from gevent.queue import Empty, SimpleQueue
+from gevent.queue import Empty
+from gevent.queue import Queue as Inbox
 
 import greenconn
 from greenconn.connection import Connection
@@ -325,7 +326,7 @@ class _Consumer(Consumer):
         self, broker: GreenconnBroker, queue_name: str, prefetch: int, timeout: float
     ) -> None:
         self._timeout = timeout
-        self._inbox: SimpleQueue[_Delivery] = SimpleQueue()
+        self._inbox: Inbox[_Delivery] = Inbox()
         #: Those without an outcome.
         self._outstanding: dict[int, _Delivery] = {}
         self._is_closing = False

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from gevent import monkey
 from gevent.event import Event
-from gevent.queue import SimpleQueue
+from gevent.queue import Queue as Inbox  # SimpleQueue blocks the thread before gevent 25
 from socketio import PubSubManager
 
 from greenconn.checks import is_number
@@ -126,7 +126,7 @@ class Manager(PubSubManager):
         #: Until then clients wait for the queue; later it is there, and keeps what comes.
         self._first_clients = Deadline(0.0)
         #: Events with the slot that has their message acked; None: the consumer has ended.
-        self._inbox: SimpleQueue[tuple[Any, Slot[None]] | None] = SimpleQueue()
+        self._inbox: Inbox[tuple[Any, Slot[None]] | None] = Inbox()
         self._closing = Event()
         self._handle = handled_once(MemoryIds(IDS), name=channel, ttl=IDS_KEPT)(self._receive)
 
