@@ -112,7 +112,7 @@ def _as_dict(measured: Measurement) -> dict[str, object]:
 
 def _show(measured: Measurement) -> None:
     from greenconn.cli.latencies import histogram_lines
-    from greenconn.cli.table import can_write
+    from greenconn.cli.monitor import writable_bars
 
     click.echo()
     click.secho(f"{measured.part}: {PARTS[measured.part]}", bold=True)
@@ -124,6 +124,6 @@ def _show(measured: Measurement) -> None:
         return
     texts = (f"{name} {value:,.2f} ms" for name, value in measured.percentiles().items())
     click.echo(f"  {', '.join(texts)}")
-    bar = "█" if can_write("█") else "#"
+    bar = writable_bars()[-1]
     for line in histogram_lines(measured.latencies, bar):
         click.echo(f"  {line}")

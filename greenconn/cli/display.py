@@ -11,9 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from greenconn.cli.latencies import STEPS, histogram_lines, percentile
-from greenconn.cli.monitor import ASCII_BARS, BARS, sparkline
+from greenconn.cli.monitor import sparkline, writable_bars
 from greenconn.cli.plan import Plan, Snapshot, Summary
-from greenconn.cli.table import can_write
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -40,7 +39,7 @@ class Display:
         self._plan = plan
         self._next_line = 0.0
         # Before rich takes the place of the standard output.
-        self._bars = BARS if can_write(BARS) else ASCII_BARS
+        self._bars = writable_bars()
         # Without auto-refresh rich needs no thread: each snapshot draws.
         self._live = None if plain else Live(console=console, auto_refresh=False, transient=True)
 

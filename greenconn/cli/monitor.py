@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
+from greenconn.cli.table import can_write
+
 if TYPE_CHECKING:
     from greenconn.cli.listing import QueueFigures
 
-__all__ = ["ASCII_BARS", "BARS", "Monitor", "QueueTrend", "Reader", "sparkline"]
+__all__ = ["ASCII_BARS", "BARS", "Monitor", "QueueTrend", "Reader", "sparkline", "writable_bars"]
 
 #: Looks that a trend shows.
 TREND: Final = 10
@@ -92,3 +94,8 @@ def sparkline(totals: Sequence[int], bars: str = BARS) -> str:
     """
     highest = max(totals, default=0) or 1
     return "".join(bars[each * (len(bars) - 1) // highest] for each in totals)
+
+
+def writable_bars() -> str:
+    """Return the bars that the standard output has, from the lowest to the highest."""
+    return BARS if can_write(BARS) else ASCII_BARS

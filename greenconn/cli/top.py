@@ -162,10 +162,12 @@ class _Tables(_Pipe):
     """A table at each look."""
 
     def __init__(self, where: str, sort: str) -> None:
+        from greenconn.cli.monitor import writable_bars
+
         super().__init__()
         self._where = where
         self._sort = sort
-        self._bars = _bars()
+        self._bars = writable_bars()
 
     def show(self, trends: Sequence[QueueTrend]) -> None:
         click.echo(_head(self._where, trends))
@@ -181,9 +183,11 @@ class _Terminal:
         from rich.console import Console
         from rich.live import Live
 
+        from greenconn.cli.monitor import writable_bars
+
         self._where = where
         self._sort = sort
-        self._bars = _bars()  # rich puts something else in the place of the standard output
+        self._bars = writable_bars()  # rich puts something else in the place of the standard output
         self._trends: Sequence[QueueTrend] = ()
         self._console = Console(highlight=False)
         # Without auto-refresh rich needs no thread.
@@ -264,11 +268,3 @@ def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) ->
             ]
         )
     return table_lines(columns, rows, width)
-
-
-def _bars() -> str:
-    """Return the bars that the standard output can show."""
-    from greenconn.cli.monitor import ASCII_BARS, BARS
-    from greenconn.cli.table import can_write
-
-    return BARS if can_write(BARS) else ASCII_BARS
