@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from greenconn import Connection
 from greenconn.transport import memory
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
@@ -83,6 +84,13 @@ def side(request: pytest.FixtureRequest, unique: str, long: bool, patched: bool)
 def sqlite_url(tmp_path: Path) -> str:
     """The address of a file of the test's own."""
     return f"sqlite:///{tmp_path}/broker.db"
+
+
+@pytest.fixture(params=["amqp", "redis", "sqlite"])
+def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """A connection to a server of AMQP, to one of the stores, and to a file, in turn."""
+    with Connection(request.getfixturevalue(f"{request.param}_url")) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextvars import copy_context
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -93,15 +92,6 @@ def telemetry() -> Iterator[Telemetry]:
     instrumentor.uninstrument()
     assert not GreenconnInstrumentor().is_instrumented
     assert trace.get_current_span() is trace.INVALID_SPAN
-
-
-@pytest.fixture(params=["amqp", "redis", "sqlite"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connection]:
-    kind = request.param
-    is_file = kind == "sqlite"
-    url = f"sqlite:///{tmp_path}/q.db" if is_file else request.getfixturevalue(f"{kind}_url")
-    with Connection(url) as connection:
-        yield connection
 
 
 def delete(connection: Connection, *names: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -22,15 +20,6 @@ from tests.fix_wires import until
 SOON = 90.0
 KEYS = "abcdefgh"
 COUNT = 40
-
-
-@pytest.fixture(params=["amqp", "redis", "sqlite"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connection]:
-    kind = request.param
-    is_file = kind == "sqlite"
-    url = f"sqlite:///{tmp_path}/q.db" if is_file else request.getfixturevalue(f"{kind}_url")
-    with Connection(url) as connection:
-        yield connection
 
 
 def test_the_order_of_each_key_is_kept(connection: Connection, unique: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -86,15 +85,6 @@ def ledger() -> Iterator[Ledger]:
     greenconn.add_listener(ledger)
     yield ledger
     greenconn.remove_listener(ledger)
-
-
-@pytest.fixture(params=["amqp", "redis", "sqlite"])
-def connection(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Connection]:
-    kind = request.param
-    is_file = kind == "sqlite"
-    url = f"sqlite:///{tmp_path}/q.db" if is_file else request.getfixturevalue(f"{kind}_url")
-    with Connection(url) as connection:
-        yield connection
 
 
 def test_publish_and_spawn_consumer(connection: Connection, ledger: Ledger, unique: str) -> None:
