@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Container
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
@@ -184,8 +184,8 @@ class Message(Generic[T]):
         except BaseException:
             self._state = state
             raise
-        if LISTENERS.settle is not None:
-            self._tell_settled("ack")
+        if (calls := LISTENERS.settle) is not None:
+            notify(calls, SettleEvent(self, "ack"))
         if flush is None:
             try:
                 flush = channel.flushes_acks
@@ -232,8 +232,8 @@ class Message(Generic[T]):
         except BaseException:
             self._state = state
             raise
-        if LISTENERS.settle is not None:
-            self._tell_settled("requeue" if requeue else "reject")
+        if (calls := LISTENERS.settle) is not None:
+            notify(calls, SettleEvent(self, "requeue" if requeue else "reject"))
         if flush is None:
             try:
                 flush = channel.flushes_acks
@@ -241,10 +241,6 @@ class Message(Generic[T]):
                 return
         if flush is True:
             channel.flush_acks()
-
-    def _tell_settled(self, outcome: Literal["ack", "reject", "requeue"]) -> None:
-        if (calls := LISTENERS.settle) is not None:
-            notify(calls, SettleEvent(self, outcome))
 
     def put_back(self) -> None:
         """Requeue this message, as no handler has seen it.  May switch.
@@ -292,8 +288,8 @@ class Message(Generic[T]):
                 self._state = state
         if is_replaced is not True:
             return False
-        if LISTENERS.settle is not None:
-            self._tell_settled("ack")
+        if (calls := LISTENERS.settle) is not None:
+            notify(calls, SettleEvent(self, "ack"))
         return True
 
     def _send_back(self) -> None:

@@ -567,13 +567,13 @@ class FairPool(Generic[T]):
             if slot.has_value and queue is self._queue:
                 self._pass_on(slot.value)
             if not isinstance(exc, TimeoutError):
-                self._tell_wait(began_at, exc)
+                self._notify_wait(began_at, exc)
                 raise
             self._timeouts += 1
             error = self._error(self._timeout_text(deadline.timeout))
-            self._tell_wait(began_at, error)
+            self._notify_wait(began_at, error)
             raise error from None
-        self._tell_wait(began_at, None)
+        self._notify_wait(began_at, None)
         if not queue.waiters:
             queue.stop_timer()
         if queue is not self._queue:
@@ -592,7 +592,7 @@ class FairPool(Generic[T]):
             raise self._closed_error()
         return self._open(deadline)
 
-    def _tell_wait(self, began_at: float, error: BaseException | None) -> None:
+    def _notify_wait(self, began_at: float, error: BaseException | None) -> None:
         if (calls := LISTENERS.pool_wait) is not None:
             notify(calls, PoolWaitEvent(self.name, monotonic() - began_at, error))
 

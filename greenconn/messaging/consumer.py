@@ -426,7 +426,7 @@ class Consumer:
     def _observe(
         self, observers: Observers[DeliverEvent], message: Message
     ) -> Observation[DeliverEvent]:
-        """Tell the listeners that *message* is about to be handled.  Never switches."""
+        """Notify the listeners that *message* is about to be handled.  Never switches."""
         tag = message.delivery_info.get("consumer_tag")
         queue = next((name for name, each in self._active_tags.items() if each == tag), "")
         handler = self.on_message or next(iter(self.callbacks or ()), self.receive)

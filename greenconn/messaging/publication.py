@@ -79,7 +79,7 @@ class Publication:
         return self._run()
 
     def _observe(self, observers: Observers[PublishEvent]) -> Observation[PublishEvent]:
-        """Tell the listeners that the message is about to be published.  Never switches."""
+        """Notify the listeners that the message is about to be published.  Never switches."""
         exchange, routing_key, mandatory, immediate, body, *others, headers, properties = (
             self._message
         )

@@ -124,7 +124,7 @@ class OutgoingMessage:
     def observe(
         self, observers: Observers[PublishEvent], connection: str
     ) -> Observation[PublishEvent]:
-        """Tell the listeners that it is about to be published.  Never switches.
+        """Notify the listeners that it is about to be published.  Never switches.
 
         Arguments:
             connection: the broker's URL, password masked.

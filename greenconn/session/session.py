@@ -446,7 +446,7 @@ class Session:
         elif self._state is not SessionState.RECOVERING:
             self._move(SessionState.IDLE)
         self.on_connection_lost.notify(exc)
-        self._tell_end(life, exc)
+        self._notify_end(life, exc)
         self._changed.wake_all()
 
     def _begin_recovery(self) -> None:
@@ -498,10 +498,10 @@ class Session:
         self._recovery.stop()
         self._changed.wake_all(exc)
         if life.link is not None:
-            self._tell_end(life, None)
+            self._notify_end(life, None)
         return life
 
-    def _tell_end(self, life: Life, error: BaseException | None) -> None:
+    def _notify_end(self, life: Life, error: BaseException | None) -> None:
         if (calls := LISTENERS.disconnect) is not None:
             ended = DisconnectEvent(self.broker.label, life.generation, error)
             spawn("listener", notify, calls, ended)

@@ -216,7 +216,7 @@ class Handling:
     def _observe(
         self, observers: Observers[DeliverEvent], messages: list[Message]
     ) -> Observation[DeliverEvent]:
-        """Tell the listeners that *messages* are about to be handled.  Never switches."""
+        """Notify the listeners that *messages* are about to be handled.  Never switches."""
         first, name = messages[0], name_of(self._handler)
         url, queue = url_of(first.channel), self._queue_of(first)
         return observers.begin(DeliverEvent(url, queue, tuple(messages), name))
@@ -238,11 +238,11 @@ class Handling:
             self.requeue(message)
         else:
             self._log_failure(message, exc, attempts, f"retry in {delay:.1f} s", is_final=False)
-            self._tell_retry(message, exc, attempts, delay)
+            self._notify_retry(message, exc, attempts, delay)
             if not self._is_held_by_broker(message, attempts, delay):
                 self._retry(message, delay)
 
-    def _tell_retry(
+    def _notify_retry(
         self, message: Message, exc: BaseException, attempts: int, delay: float
     ) -> None:
         if (calls := LISTENERS.retry) is not None:
@@ -389,7 +389,7 @@ class Handling:
                 if failed.dead_letter(message, queue, target, attempts, exc):
                     self._ack(message)
                     self.rejected += 1
-                    self._tell_dead_letter(message, exc, attempts, target)
+                    self._notify_dead_letter(message, exc, attempts, target)
                 else:
                     self._try_later(message)
             return
@@ -407,9 +407,9 @@ class Handling:
                 extra=self._fields(message),
             )
         if self._settle(message, requeue=False):
-            self._tell_dead_letter(message, exc, attempts, None)
+            self._notify_dead_letter(message, exc, attempts, None)
 
-    def _tell_dead_letter(
+    def _notify_dead_letter(
         self, message: Message, exc: BaseException, attempts: int, target: str | None
     ) -> None:
         if (calls := LISTENERS.dead_letter) is not None:
@@ -589,7 +589,7 @@ class BatchHandling(Handling):
         else:
             self._log_failure(first, exc, batch.failures, f"retry in {delay:.1f} s", is_final=False)
             for message in batch.messages:
-                self._tell_retry(message, exc, batch.failures, delay)
+                self._notify_retry(message, exc, batch.failures, delay)
             self._retry_batch(batch, delay)
 
     def _next_delay(self, load: MessageBatch, exc: BaseException) -> float | None:

@@ -153,7 +153,7 @@ class FlowControl:
         if self.blocked is None:
             self._wake_waiters()
             self._log_change()
-            self._tell_end()
+            self._notify_end()
         if not channel and self._options.on_unblocked is not None and not self._is_block_unreported:
             self._queued_events += 1
             self._events.put((self._call_on_unblocked, None))
@@ -161,7 +161,7 @@ class FlowControl:
     def end(self) -> None:
         """Wake all, in their order: the connection has ended.  Never switches."""
         if self.blocked is not None:
-            self._tell_end()
+            self._notify_end()
         self.blocked = None
         self._reasons.clear()
         self._wake_waiters()
@@ -170,7 +170,7 @@ class FlowControl:
             self._timer.close()
             self._timer = None
 
-    def _tell_end(self) -> None:
+    def _notify_end(self) -> None:
         if (calls := LISTENERS.unblocked) is not None:
             event = UnblockedEvent(self._where, monotonic() - self.blocked_at)
             spawn("listener", notify, calls, event)
