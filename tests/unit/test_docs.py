@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_each_page_is_in_the_index_and_the_readme() -> None:
             assert f"<docs/{path.name}>" in readme, path.name
 
 
-_LINK = re.compile(r"<([^<>\s:]+)>`_")
+_LINK = re.compile(r"<([^<>\s:]+)>`_|^\.\. image:: (\S+)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +99,20 @@ _LINK = re.compile(r"<([^<>\s:]+)>`_")
     ids=lambda path: path.name,
 )
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in _LINK.findall(path.read_text()):
-        assert (path.parent / target).exists(), target
+    for link, image in _LINK.findall(path.read_text()):
+        assert (path.parent / (link or image)).exists(), link or image
+
+
+def test_links_of_the_package_page_are_absolute() -> None:
+    described = runpy.run_path(str(ROOT / "setup.py"), run_name="setup_py")["described"]
+    project = '[project.urls]\nDocumentation = "https://docs.test/green/"\nSource = "https://code.test/g"\n'
+    readme = (ROOT / "README.rst").read_text()
+    page = described(readme, project, "1.2.3")
+    assert _LINK.findall(page) == [("", "https://docs.test/green/_static/overview.svg")]
+    assert "<https://docs.test/green/guide.html>`_" in page
+    assert "<https://code.test/g/blob/v1.2.3/examples>`_" in page
+    addresses = len(re.findall("https://(?:docs|code)[.]test", page))
+    assert addresses == len(_LINK.findall(readme))
 
 
 PROGRAM = """\
