@@ -51,15 +51,17 @@ highlight_language = "none"
 
 
 def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
-    """Links to ``page.rst`` lead to the page; those to files beside these pages become plain text."""
+    """Links to ``page.rst`` lead to the page; those to other files become plain text."""
+    folder = Path(app.env.doc2path(app.env.docname)).parent
     for link in list(document.findall(nodes.reference)):
         target = link.get("refuri", "")
-        if "://" in target or not target:
+        if not target or "://" in target or target.startswith("mailto:"):
             continue
-        if target.startswith("../"):
+        page = target.removeprefix("docs/")  # as files beside the README name it
+        if page.endswith(".rst") and not page.startswith("../") and (folder / page).is_file():
+            link["refuri"] = app.builder.get_target_uri(page.removesuffix(".rst"))
+        else:
             link.replace_self(link.children)
-        elif target.endswith(".rst"):
-            link["refuri"] = app.builder.get_target_uri(target.removesuffix(".rst"))
 
 
 def set_dashes(app: Sphinx, document: nodes.document) -> None:

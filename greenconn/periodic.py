@@ -231,11 +231,11 @@ def _has_single_active(cls: Any) -> bool:
 
 
 class _Lock:
-    """An exclusive queue, which one process at a time has declared.
+    """A lock that one process holds: an exclusive queue that it has declared.
 
     Arguments:
-        session: of the connection whose end releases it.
-        name: of the queue.
+        session: the session that declares the queue.  The lock is released when its connection is lost.
+        name: the name of the queue.
     """
 
     __slots__ = ("_channel", "_name", "_session")
@@ -247,14 +247,14 @@ class _Lock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this process has it, as far as is known here."""
+        """Whether this process holds the lock, without asking the broker."""
         return self._channel is not None and bool(self._channel.is_open)
 
     def acquire(self) -> bool:
-        """Return whether this process has it now.  May switch.
+        """Try to acquire the lock, and return whether this process holds it.  May switch.
 
         Raises:
-            Exception: what the broker or the connection did.
+            Exception: the error of the broker or of the connection.
         """
         if self.is_held:
             return True
@@ -278,24 +278,26 @@ class _Lock:
         return True
 
     def confirm(self) -> bool:
-        """Ask the broker whether this process has it still.  May switch.
+        """Ask the broker whether this process still holds the lock.  May switch.
 
         Raises:
-            Exception: what the broker or the connection did.
+            Exception: the error of the broker or of the connection.
         """
         channel = self._channel
         if channel is None or not channel.is_open:
             return False
         link: object = channel.connection
         if isinstance(link, LeasedLink):
-            link.directory.forget(self._name)  # it may have changed while this process was stopped
+            link.directory.forget(
+                self._name
+            )  # the record may be older than a suspension of this process
         return self._declare(channel)
 
     def release(self) -> None:
-        """Let another process have it.  May switch."""
+        """Release the lock.  May switch."""
         channel, self._channel = self._channel, None
         if channel is not None and channel.is_open:
-            with suppress(Exception):  # the connection is closed meanwhile, which does the same
+            with suppress(Exception):  # a connection that was closed has released the lock, too
                 channel.queue_delete(self._name)
                 channel.close()
 
@@ -304,10 +306,10 @@ class _Token:
     """A token that this process holds.
 
     Attributes:
-        due: when its call is due.
-        is_calling: the function runs.
-        is_replaced: another one stands for it, which was published later.
-        held_since: on the monotonic clock.
+        due: the time at which the call is due, in seconds since 1970.
+        is_calling: whether the function is running.
+        is_replaced: whether a token that was published later has replaced this one.
+        held_since: the time at which it was received, on the monotonic clock.
     """
 
     __slots__ = ("due", "held_since", "is_calling", "is_replaced")
@@ -374,14 +376,14 @@ class PeriodicCalls:
         return consumer
 
     def _unsettled(self) -> int:
-        """Return how many calls are due or run; 1, too, while it is not known when one is."""
+        """Return the number of calls that are due or running; 1 if the time of the next is unknown."""
         token = self._token
         return int(token is None or token.is_calling or token.due <= self._clock.now())
 
     # -- beside the consumer
 
     def _accompany(self, consumer: ConsumerGreenlet) -> None:
-        """Publish tokens, and stand for election where the broker has none, until the end."""
+        """Publish tokens until the consumer ends, and elect a leader if the broker does not."""
         published_at: float | None = None
         try:
             while not consumer.ready():
@@ -413,7 +415,7 @@ class PeriodicCalls:
         """Publish a token, and return whether the broker has it.  May switch.
 
         Arguments:
-            due: when its call is due; None: the leader is to say.
+            due: the time at which the call is due; None lets the leader choose it.
         """
         body = {"due": due, "schedule": repr(self._schedule)}
         for _ in range(2):
@@ -428,7 +430,7 @@ class PeriodicCalls:
         return False
 
     def _wait(self, seconds: float, clock: Clock) -> None:
-        """Wait until something of the consumer changes, *seconds* at most.  May switch."""
+        """Wait for a change of the consumer's state, for at most *seconds*.  May switch."""
         assert self._consumer is not None
         changed = self._consumer.lifecycle.changed
         stop = clock.call_later(seconds, changed.wake_all)
@@ -440,7 +442,7 @@ class PeriodicCalls:
     # -- as the handler of the token
 
     def _handle(self, body: Any, message: Message) -> None:
-        """Hold a token until its call was made, or another one counts.  May switch."""
+        """Hold a token until its call is made or another token replaces it.  May switch."""
         due = self._due_of(body)
         current = self._token
         if current is not None:
@@ -457,14 +459,14 @@ class PeriodicCalls:
                 self._token = None
 
     def _due_of(self, body: Any) -> float | None:
-        """Return the time in a token; None if it has none, is of another schedule, or has been."""
+        """Return the time in a token, or None if it has passed, is missing or is another schedule's."""
         if not isinstance(body, dict) or body.get("schedule") != repr(self._schedule):
             return None
         due: Any = body.get("due")
         return float(due) if is_number(due) and due > self._last else None
 
     def _following(self) -> float:
-        """Return when the next call is due."""
+        """Return the time of the next call."""
         now = self._clock.now()
         if self._schedule.corrected(self._last, now) < self._last:
             self._last = now  # the clock was set back
@@ -479,9 +481,9 @@ class PeriodicCalls:
         return self._consumer.state in _AT_WORK and bool(message.channel.is_open)
 
     def _await_turn(self, token: _Token, message: Message) -> bool:
-        """Wait until the call is due; False: another token stands for this one.  May switch.
+        """Wait until the call is due, and return whether this process is to make it.  May switch.
 
-        A token that this process may not keep is requeued.
+        A token that has been replaced is dropped.  A token that this process may not keep is requeued.
         """
         while True:
             if token.is_replaced:
@@ -493,7 +495,7 @@ class PeriodicCalls:
             token.due = self._schedule.corrected(token.due, now)
             if monotonic() - token.held_since > RENEWAL_INTERVAL:
                 token.held_since = monotonic()
-                self._publish(token.due)  # it comes here, and replaces this one
+                self._publish(token.due)  # the new token is delivered here and replaces this one
                 continue
             is_elected = self._lock is None or self._lock.is_held
             if now >= token.due and is_elected:
@@ -512,16 +514,16 @@ class PeriodicCalls:
             )
 
     def _is_held(self, message: Message) -> bool:
-        """Ask the broker whether this process holds the token still.  May switch."""
+        """Ask the broker whether this process still holds the token.  May switch."""
         link = message.channel.connection
         deadline = Deadline(TIMEOUT)
         try:
             if self._lock is not None and not self._lock.confirm():
                 return False
             if isinstance(link, LeasedLink) and link.settler.renewal_interval is not None:
-                # It may have been lost while the process was stopped.
+                # The lease may have expired while the process was suspended.
                 return link.leases.confirm(getattr(message, "handle", None), deadline)
-            # Its connection holds it: one that answers has not been given up by the broker.
+            # The connection holds the token.  While the broker answers on it, the token is not requeued.
             name = self._queue.name
             self._session.utility.run(
                 lambda channel: channel.queue_declare(queue=name, passive=True), deadline
@@ -545,7 +547,7 @@ class PeriodicCalls:
         self._last = token.due
         following = self._following()
         self._log_left_out(token.due, following)
-        self._token = None  # what comes now counts
+        self._token = None  # tokens that arrive from now on are accepted
         if not self._publish(following):
             message.requeue()
 

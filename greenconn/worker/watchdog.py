@@ -1,8 +1,9 @@
-"""Watchdog for consumers that get nothing although their queues hold messages.
+"""Watchdog for consumers that receive nothing although their queues hold messages.
 
-Such a consumer looks well: its connection is open and the broker has confirmed it.  But its handlers
-may all be stuck, or the broker has forgotten it, or another consumer keeps the queue to itself.  So the
-watchdog asks the broker what queues hold, and compares that with what their consumers receive.
+Such a consumer looks healthy: its connection is open, and the broker has confirmed the consumer.  But
+all its handlers may be stuck, the broker may have forgotten it, or another consumer may receive all
+messages of the queue.  The watchdog therefore compares the number of messages in the queues, which it
+asks the broker for, with the deliveries that the consumers receive.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ __all__ = ["Watchdog"]
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Looks at a queue before its consumer is called stalled: a message that has just come is no sign.
+#: Checks of a queue before its consumer is reported as stalled.  One is not enough: a message may have
+#: arrived just before it.
 LOOKS: Final = 4
 #: Seconds that the broker may take to answer.
 ANSWER_TIMEOUT: Final = 10.0
 
 
 class Watchdog:
-    """A watch over the consumers of this thread, until it is stopped.
+    """A monitor of the consumers of this thread, which runs until it is stopped.
 
-    A consumer is *stalled* when its queue held messages at each look of the last *after* seconds, and it
-    was delivered none.  That is logged once, as an error, and :mod:`greenconn.health` reports the
-    consumer as not ready, until it is delivered something or its queue is empty.
+    A consumer is *stalled* when its queue held messages at each check of the last *after* seconds and no
+    message was delivered to it.  The watchdog logs this once, as an error, and :mod:`greenconn.health`
+    reports the consumer as not ready until it receives a message or its queue is empty.
 
-    Streams are left out, which always hold messages, and so are queues with a single active consumer.
+    The watchdog ignores streams, which always hold messages, and queues with a single active consumer.
 
     Arguments:
-        after: seconds, above 0; more than the longest handler takes.
+        after: seconds without a delivery, above 0; choose more than the longest handler takes.
         is_fatal: a stalled consumer also makes ``health.check()`` say that the process should be
             restarted.
 
@@ -53,7 +55,7 @@ class Watchdog:
             raise ValueError(f"after must be above 0 s, got {after!r}")
         self.after = after
         self.is_fatal = is_fatal
-        #: What was received, and since when the queue has held messages, as the last look saw them.
+        #: At the last check: the number of deliveries, and since when the queue has held messages.
         self._seen: dict[ConsumerLifecycle, tuple[int, float]] = {}
         self._looking: Greenlet[..., Any] | None = None
         self._ticker = Ticker(after / LOOKS, self._on_tick, "watchdog")
@@ -61,7 +63,7 @@ class Watchdog:
         _kept.get().add(self)
 
     def stop(self) -> None:
-        """End the watch, and forget what it has found.  A second call does nothing."""
+        """Stop the watchdog, and clear its findings.  A second call does nothing."""
         self._ticker.stop()
         _kept.get().discard(self)
         greenlet, self._looking = self._looking, None
@@ -83,7 +85,7 @@ class Watchdog:
             self._look_at(lifecycle, *seen.get(lifecycle, (received, monotonic())))
 
     def _look_at(self, lifecycle: ConsumerLifecycle, number: int, since: float) -> None:
-        """Look at one consumer, which had received *number* messages *since* then.  May switch."""
+        """Check one consumer, which had received *number* messages at the time *since*.  May switch."""
         received = lifecycle.dispatcher.received
         if (
             number != received
@@ -134,5 +136,5 @@ class Watchdog:
         return Stall(dispatcher.received, time() - waited, why, remedy, self.is_fatal)
 
 
-#: Those at work: a ticker does not keep them.
+#: The watchdogs that run.  This keeps them alive, as their tickers do not.
 _kept: Final[PerHub[set[Watchdog]]] = PerHub(set)
