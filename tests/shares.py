@@ -59,7 +59,7 @@ SERVED = ("tests/integration/*",)
 OVER_IT = tuple(
     f"tests/integration/test_{name}.py"
     for name in (
-        *("benchmarks", "celery_*", "cli", "contrib_*", "django", "examples", "gunicorn"),
+        *("benchmarks", "celery_*", "cli", "contrib_*", "django", "example*", "gunicorn"),
         *("commands", "other_threads", "outbox", "patching"),
     )
 )

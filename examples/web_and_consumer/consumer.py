@@ -1,7 +1,4 @@
-"""What does the work that ``web.py`` accepts: ``python examples/web_and_consumer/consumer.py``.
-
-Kill it in the middle of a mail, and another one, or the next one, sends that mail again.
-"""
+"""A program that sends the mails that ``web.py`` has accepted.  Start as many as you like."""
 
 from __future__ import annotations
 
@@ -14,19 +11,19 @@ from queues import MAIL
 
 import greenconn
 
-URL = os.environ.get("GREENCONN_URL", "sqlite:///mail.db")
 
-
-def send_mail(body: Any, message: greenconn.Message) -> None:
-    """Acknowledged when it returns."""
+def send_mail(mail: dict[str, Any], message: greenconn.Message) -> None:
+    """Send a mail; it is acknowledged when this returns, and retried when this raises."""
     gevent.sleep(0.05)  # as a mail server would
-    print(f"mail to {body['to']}", flush=True)
+    print(f"mail to {mail['to']}", flush=True)
 
 
 def main() -> None:
-    greenconn.configure(URL)
-    consumer = greenconn.spawn_consumer(MAIL, send_mail, concurrency=10)
-    # What runs is finished first, what has not begun goes back.
+    greenconn.configure(os.environ.get("GREENCONN_URL", "sqlite:///mail.db"))
+    consumer = greenconn.spawn_consumer(
+        MAIL, send_mail, concurrency=10, retry=greenconn.Retry(tries=5)
+    )
+    # Running handlers finish within 10 seconds; other messages are requeued.
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, consumer.stop, 10)
     consumer.wait_ready()

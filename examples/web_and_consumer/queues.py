@@ -1,7 +1,8 @@
-"""The queue between the two programs: both declare it alike, so it does not matter which is first."""
+"""The queue between the two programs: both declare it, so either may start first."""
 
 from __future__ import annotations
 
 from greenconn import Queue
 
-MAIL = Queue("mail")
+#: Mails that cannot be sent are kept in mail.dead.
+MAIL = Queue("mail", dead_letter=True)

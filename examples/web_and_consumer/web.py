@@ -1,30 +1,22 @@
-"""A web worker that leaves the work to another process: ``python examples/web_and_consumer/web.py``.
-
-Without a broker to install: the messages are in a SQLite file, which both processes open.  Start as many
-of these and of ``consumer.py`` as you like, in any order::
-
-    python examples/web_and_consumer/consumer.py &
-    python examples/web_and_consumer/web.py &
-    curl -d ada@example.org http://127.0.0.1:8000/mail
-"""
+"""A web server that accepts mails and leaves it to ``consumer.py`` to send them."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import gevent
 from gevent.pywsgi import WSGIServer
 from queues import MAIL
 
 import greenconn
 from greenconn.exceptions import OperationalError
 
-URL = os.environ.get("GREENCONN_URL", "sqlite:///mail.db")
-
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Accept an address; it is on the disk when the response says so."""
+    """Accept an address; the mail is on the disk when the response says so."""
     if environ["REQUEST_METHOD"] != "POST":
         start_response("405 Method Not Allowed", [("Allow", "POST")])
         return [b"POST an address\n"]
@@ -39,9 +31,12 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 
 
 def main() -> None:
-    greenconn.configure(URL)
+    greenconn.configure(os.environ.get("GREENCONN_URL", "sqlite:///mail.db"))
     server = WSGIServer(("127.0.0.1", int(os.environ.get("PORT", "8000"))), application, log=None)
     server.start()
+    # Running requests finish within 10 seconds.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, server.stop, 10)
     print(f"http://127.0.0.1:{server.server_port}/mail", flush=True)
     server.serve_forever()
 

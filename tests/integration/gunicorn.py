@@ -24,7 +24,7 @@ from tests.brokers.ports import free_ports
 from tests.fix_wires import until
 from tests.integration.processes import HELD_UP
 
-__all__ = ["ROOT", "SOON", "Load", "Server", "serving"]
+__all__ = ["ROOT", "SOON", "Answer", "Load", "Server", "fetch", "serving"]
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that anything here may take.
@@ -107,21 +107,7 @@ class Server:
         Raises:
             OSError: no answer came, or not all of it.
         """
-        body = b"" if form is None else urlencode(form).encode()
-        head = (
-            f"{'GET' if form is None else 'POST'} {path} HTTP/1.0\r\nHost: localhost\r\n"
-            f"Content-Type: application/x-www-form-urlencoded\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        with (
-            gevent.Timeout(SOON, AssertionError(f"no answer to {path}")),
-            socket.create_connection(("127.0.0.1", self.port)) as sock,
-        ):
-            sock.sendall(head.encode() + body)
-            parts = []
-            while part := sock.recv(65536):
-                parts.append(part)
-        return _answer(b"".join(parts))
+        return fetch(self.port, path, form)
 
     def knock(self, path: str) -> None:
         """Send a request whose answer does not matter.  May switch."""
@@ -167,6 +153,29 @@ class Server:
                 pass
         self.process.wait()
         self._log.close()
+
+
+def fetch(port: int, path: str, form: dict[str, str] | None = None, body: bytes = b"") -> Answer:
+    """GET *path* of a server on this machine, or POST *form* or *body* to it.  May switch.
+
+    Raises:
+        OSError: no answer came, or not all of it.
+    """
+    body = body if form is None else urlencode(form).encode()
+    head = (
+        f"{'POST' if form is not None or body else 'GET'} {path} HTTP/1.0\r\nHost: localhost\r\n"
+        f"Content-Type: application/x-www-form-urlencoded\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with (
+        gevent.Timeout(SOON, AssertionError(f"no answer to {path}")),
+        socket.create_connection(("127.0.0.1", port)) as sock,
+    ):
+        sock.sendall(head.encode() + body)
+        parts = []
+        while part := sock.recv(65536):
+            parts.append(part)
+    return _answer(b"".join(parts))
 
 
 @contextmanager

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-from http.client import HTTPConnection
 from pathlib import Path
 
-import gevent
 import pytest
 
-from tests.integration.processes import ROOT, run, start
+from tests.integration.processes import ROOT, run
 
 pytestmark = pytest.mark.programs
 
@@ -43,50 +40,10 @@ def test_it_says_how_to_run_it(path: object) -> None:
     assert f"python examples/{getattr(path, 'name', path)} [URL]``" in text
 
 
-@pytest.mark.full
-def test_a_web_worker_and_a_consumer(tmp_path: Path) -> None:
-    """Also when the consumer is killed in the middle of its work."""
-    folder = ROOT / "examples" / "web_and_consumer"
-    env = {"GREENCONN_URL": f"sqlite:///{tmp_path}/mail.db?lease=1", "PORT": "0"}
-    web = start(str(folder / "web.py"), env=env)
-    consumers = [start(str(folder / "consumer.py"), env=env)]
-    try:
-        address = web.line()
-        assert consumers[0].line() == "ready"
-        port = int(address.removeprefix("http://127.0.0.1:").removesuffix("/mail"))
-        answers = gevent.get_hub().threadpool.apply(_post, (port, 20))
-        assert answers == [202] * 20
-        done = {consumers[0].line() for _ in range(5)}
-        consumers[0].signal(signal.SIGKILL)
-        done.update(consumers[0].outcome().output.splitlines())
-        consumers.append(start(str(folder / "consumer.py"), env=env))
-        assert consumers[1].line() == "ready"
-        wanted = {f"mail to {number}@example.org" for number in range(20)}
-        while len(done) < 20:
-            done.add(consumers[1].line())  # what was not acknowledged comes again
-        assert done == wanted
-        consumers[1].signal(signal.SIGTERM)
-        outcome = consumers[1].outcome()
-        assert (outcome.code, outcome.errors) == (0, "")
-    finally:
-        for each in (web, *consumers):
-            each.end()
-
-
 def test_a_store_of_ones_own(tmp_path: Path) -> None:
     outcome = run(f"examples/{OWN_STORE}", f"files://{tmp_path}/letters")
     assert (outcome.errors, outcome.code) == ("", 0)
     assert "100 letters went through files:///" in outcome.output
-
-
-def _post(port: int, count: int) -> list[int]:
-    answers = []
-    for number in range(count):
-        client = HTTPConnection("127.0.0.1", port, timeout=20)
-        client.request("POST", "/mail", f"{number}@example.org")
-        answers.append(client.getresponse().status)
-        client.close()
-    return answers
 
 
 @pytest.mark.parametrize(
