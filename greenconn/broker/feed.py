@@ -55,6 +55,10 @@ FEED_MOVES: Final[Mapping[FeedState, frozenset[FeedState]]] = {
 }
 
 
+#: What has arrived at a feed to which nothing comes without a claim: an empty deque of its own takes
+#: 760 bytes, and a process may have tens of thousands of feeds.
+_NOTHING: Final[deque[Any]] = deque(maxlen=0)
+
 M = TypeVar("M")
 T_contra = TypeVar("T_contra", contravariant=True)
 
@@ -119,7 +123,7 @@ class Feed(Generic[M, S]):
         self.queue = queue
         self.coming = 0
         self.consumers: dict[Consumer, None] = {}
-        self.arrived: deque[M] = deque()
+        self.arrived: deque[M] = _NOTHING
         self.state: FeedState = _IDLE
         self._turns = Turns()
         #: Something came while a claim was on its way: do not believe that there is nothing.
@@ -279,13 +283,18 @@ class Feed(Generic[M, S]):
 
     def arrive(self, message: M) -> None:
         """Hand over a message that came without a claim as soon as a consumer has room."""
-        self.arrived.append(message)
+        self._own_arrived().append(message)
         self._serve_arrived()
 
     def arrive_again(self, message: M) -> None:
         """Make a requeued message that came without a claim the next again."""
-        self.arrived.appendleft(message)
+        self._own_arrived().appendleft(message)
         self._serve_arrived()
+
+    def _own_arrived(self) -> deque[M]:
+        if self.arrived is _NOTHING:
+            self.arrived = deque()
+        return self.arrived
 
     def _serve_arrived(self) -> None:
         arrived = self.arrived

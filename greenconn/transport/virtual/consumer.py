@@ -8,7 +8,7 @@ ahead of what has been taken, so that the rest stays in the queue for others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.abc import Sink
@@ -310,21 +310,33 @@ class Turns:
 
     A consumer without room is *parked*: it is not in here, and comes back by :meth:`add` when it
     has room again.
+
+    Most queues have one consumer, and a process may consume from tens of thousands.  So the first one
+    stands alone, and the levels, which take 850 bytes, are made for the second.
     """
 
-    __slots__ = ("_levels", "_order")
+    __slots__ = ("_alone", "_levels", "_order")
 
     def __init__(self) -> None:
-        self._levels: dict[int, deque[Consumer]] = {}
+        #: The only one that is in; always None from the second consumer on.
+        self._alone: Consumer | None = None
+        self._levels: dict[int, deque[Consumer]] | None = None
         #: The queues of ``_levels``, the highest priority first.
-        self._order: list[deque[Consumer]] = []
+        self._order: Sequence[deque[Consumer]] = ()
 
     def __bool__(self) -> bool:
-        return any(self._order)
+        return self._alone is not None or any(self._order)
 
     def add(self, consumer: Consumer) -> None:
         """Put *consumer* behind those of its priority."""
         consumer.is_parked = False
+        if self._levels is None:
+            first = self._alone
+            if first is None:
+                self._alone = consumer
+                return
+            self._alone, self._levels = None, {}
+            self.add(first)
         level = self._levels.get(consumer.priority)
         if level is None:
             level = self._levels[consumer.priority] = deque()
@@ -335,15 +347,26 @@ class Turns:
         """Take *consumer* out, if it is in."""
         if not consumer.is_parked:
             consumer.is_parked = True
-            self._levels[consumer.priority].remove(consumer)
+            if self._levels is None:
+                self._alone = None
+            else:
+                self._levels[consumer.priority].remove(consumer)
 
     def ready(self) -> Iterator[Consumer]:
         """Yield the consumers that are in, in no certain order."""
+        if self._alone is not None:
+            yield self._alone
         for level in self._order:
             yield from level
 
     def first(self) -> Consumer | None:
         """Return the consumer that is served next, without removing it; None if none has room."""
+        alone = self._alone
+        if alone is not None:
+            if alone.has_room():
+                return alone
+            self.discard(alone)
+            return None
         for level in self._order:
             while level:
                 consumer = level[0]
@@ -355,6 +378,11 @@ class Turns:
 
     def take(self) -> Consumer | None:
         """Remove and return the consumer that is served next; None if none has room."""
+        alone = self._alone
+        if alone is not None:
+            self._alone = None
+            alone.is_parked = True
+            return alone if alone.has_room() else None
         for level in self._order:
             while level:
                 consumer = level.popleft()
