@@ -10,6 +10,7 @@ import click
 from greenconn.cli.options import timeout_option, url_option
 
 if TYPE_CHECKING:
+    from greenconn.message import Message
     from greenconn.worker import ConsumerGreenlet
 
 __all__ = ["body_text", "command"]
@@ -28,27 +29,48 @@ PREFETCH: Final = 100
     type=click.FloatRange(min=0.01),
     help="Stop when no message arrived for this many seconds.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print each body as JSON, including text.")
-@click.option("--accept", multiple=True, help="Serializer or content type to accept; repeatable.")
+@click.option(
+    "--json",
+    "is_json",
+    is_flag=True,
+    help="Print each message with its headers and properties as JSON, a line each.",
+)
+@click.option(
+    "--accept", multiple=True, help="Serializer or content type to decode.  (Repeatable.)"
+)
+@click.option(
+    "--no-ack",
+    "is_no_ack",
+    is_flag=True,
+    help="The broker deletes messages as it sends them: they are lost if this command is killed.",
+)
 @timeout_option
 def command(
     queue: str,
     url: str,
     count: int | None,
     wait: float | None,
-    as_json: bool,
+    is_json: bool,
     accept: tuple[str, ...],
+    is_no_ack: bool,
     timeout: float,
 ) -> None:
-    """Print the messages of QUEUE, a line each, and acknowledge them once they are printed.
+    """Print the messages of QUEUE, a line each, and acknowledge each once it is printed.
 
-    JSON, text and bytes are accepted without --accept.
+    It waits for further messages until Ctrl-C, --count or --wait ends it; 'peek' leaves them in the
+    queue.  Without --json bodies are printed: JSON, text and bytes, and others with --accept.  With
+    --json whole messages are printed, which 'publish --jsonl' publishes again.
 
     \b
     Example:
       greenconn consume mail --count 10
       greenconn consume mail --wait 1 --json > mail.jsonl
+      greenconn publish mail --jsonl < mail.jsonl
     """
+    if is_no_ack and count is not None:
+        raise click.UsageError(
+            "--no-ack cannot be combined with --count: the broker sends and deletes more than that"
+        )
     from greenconn.cli.broker import connection_to, report_losses
     from greenconn.cli.interrupt import interruptible
     from greenconn.cli.printer import MessagePrinter
@@ -58,7 +80,9 @@ def command(
     check_output()
     connection = connection_to(url, timeout)
     is_whole = False
-    printer = MessagePrinter(count, lambda body: body_text(body, is_json=as_json))
+    printer = MessagePrinter(
+        count, _record if is_json else _body, is_raw=is_json, is_no_ack=is_no_ack
+    )
     try:
         with interruptible():
             connection.connect()
@@ -70,7 +94,8 @@ def command(
                 prefetch_count=min(count or PREFETCH, PREFETCH),
                 accept=["json", "text/plain", "application/data", *accept],
                 on_decode_error=printer.refuse,
-                on_error="requeue",
+                no_ack=is_no_ack,
+                on_error="reject" if is_no_ack else "requeue",  # the printer has settled it
                 passive=True,
             )
             try:
@@ -93,10 +118,18 @@ def _check_ready(consumer: ConsumerGreenlet, queue: str, timeout: float) -> None
         raise TimeoutError(f"no consumer of {queue!r} could be started within {timeout:g} s")
 
 
-def body_text(body: Any, *, is_json: bool) -> str:
-    """Return a decoded body as a line; text stays as it is, unless it is to be JSON, too."""
+def _record(body: Any, message: Message) -> str:
+    from greenconn.cli.records import line_of
+
+    return line_of(message)
+
+
+def _body(body: Any, message: Message) -> str:
+    return body_text(body)
+
+
+def body_text(body: Any) -> str:
+    """Return a decoded body as a line; text stays as it is."""
     if isinstance(body, (bytes, bytearray, memoryview)):
         body = bytes(body).decode("utf-8", "backslashreplace")
-    if isinstance(body, str) and not is_json:
-        return body
-    return json.dumps(body, default=repr, ensure_ascii=False)
+    return body if isinstance(body, str) else json.dumps(body, default=repr, ensure_ascii=False)

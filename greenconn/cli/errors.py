@@ -17,6 +17,7 @@ from greenconn.exceptions import (
     NotAllowed,
     NotFound,
     PreconditionFailed,
+    PublishRefused,
     ReplyTimeout,
     ResourceLocked,
     Unroutable,
@@ -46,6 +47,9 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ReplyTimeout, "is a server of the queue running?"),
     (TimeoutError, "check host, port and firewall"),
 )
+EXCHANGE_REMEDY: Final = (
+    "check the name of the exchange and the routing key, or bind a queue: greenconn queues bind"
+)
 #: What amqp and the system put before their texts.
 _NUMBERS: Final = re.compile(r"^(\[Errno -?\d+\]|\(\d+, \d+\):|None)\s*")
 
@@ -60,6 +64,8 @@ def error_text(exc: BaseException) -> tuple[str, int]:
         return f"unexpected {name}: {text}: this is a bug; --verbose shows the traceback", FAILED
     cause: BaseException | None = exc
     while cause is not None and not getattr(cause, "has_remedy", False):
+        if _is_about_exchange(cause):
+            return f"{text}: {EXCHANGE_REMEDY}", FAILED
         for kind, remedy in _REMEDIES:
             if isinstance(cause, kind):
                 return (text if remedy in text else f"{text}: {remedy}"), FAILED
@@ -67,6 +73,13 @@ def error_text(exc: BaseException) -> tuple[str, int]:
             return f"{text}: check the host name", FAILED  # a number of getaddrinfo
         cause = cause.__cause__
     return text, FAILED
+
+
+def _is_about_exchange(exc: BaseException) -> bool:
+    """Return whether an exchange does not exist, or has no binding for a message."""
+    if isinstance(exc, PublishRefused):  # of a queue by its name it is Unroutable
+        return isinstance(exc.__cause__, NotFound)
+    return isinstance(exc, Unroutable) and bool(exc.exchange)
 
 
 def _text_of(exc: BaseException) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -60,15 +58,16 @@ def command(
     """
     if source == target and to_url is None:
         raise click.BadParameter("must not be SOURCE itself", param_hint="TARGET")
+    from greenconn.cli.bodies import parse_pair
     from greenconn.cli.broker import connection_to
     from greenconn.cli.interrupt import interruptible
-    from greenconn.cli.publish import parse_header
+    from greenconn.cli.progress import progress
     from greenconn.defaults import publishing_connection
     from greenconn.publishing.message import PublishOptions
     from greenconn.worker.failures import priority_of, resent
     from greenconn.worker.moving import count_of, move
 
-    is_meant = _filter(dict(parse_header(each) for each in headers), contains)
+    is_meant = _filter(dict(parse_pair(each) for each in headers), contains)
     taking = connection_to(url, timeout)
     giving = connection_to(to_url, timeout) if to_url else taking
     moved = 0
@@ -92,7 +91,7 @@ def command(
             with taking.channel() as channel:
                 waiting = count_of(channel, source)
                 total = waiting if count is None else min(count, waiting)
-                with _progress(total) as show:
+                with progress("moved", total) as show:
                     move(
                         channel, source, publishing, route,
                         limit=count, rate=rate, on_moved=note,
@@ -114,13 +113,3 @@ def _filter(headers: dict[str, str], contains: str | None) -> Callable[[Message]
         return contains in text
 
     return is_meant
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that shows how many are done; it shows nothing but in a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    with click.progressbar(length=total, label="moved", file=sys.stderr, show_pos=True) as bar:
-        yield lambda done: bar.update(done - bar.pos)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -20,10 +19,8 @@ __all__ = ["command"]
 NAME: Final = 20
 #: Characters of a body that are printed.
 BODY: Final = 4000
-#: Properties that are the transport's own, or stand elsewhere.
-OWN: Final = frozenset({"application_headers", "body_encoding", "delivery_info", "delivery_tag"})
-#: Parts of ``delivery_info`` that are shown.
-ROUTE: Final = ("exchange", "routing_key", "redelivered", "priority")
+#: Fields of a record that are shown as properties are.
+ROUTE: Final = ("exchange", "routing_key", "redelivered", "content_encoding")
 
 
 @click.command("peek")
@@ -45,8 +42,11 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
     """
     from greenconn.cli.broker import connection_to
     from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.records import line_of
+    from greenconn.cli.streams import check_output, write_line
     from greenconn.worker.moving import count_of, look
 
+    check_output()
     connection = connection_to(url, timeout)
     try:
         with interruptible():
@@ -58,7 +58,7 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
         connection.close()
     for number, message in enumerate(messages, 1):
         if is_json:
-            click.echo(json.dumps(_as_dict(message), default=repr, ensure_ascii=False))
+            write_line(line_of(message))
         else:
             for line in _lines(number, message):
                 click.echo(line)
@@ -67,47 +67,24 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
         click.echo(f"{queue}: {what}", err=True)
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
-    info = message.delivery_info
-    return {
-        "route": {name: info[name] for name in ROUTE if info.get(name) not in (None, "")},
-        "content_type": message.content_type,
-        "content_encoding": message.content_encoding,
-        "properties": _given(message.properties, OWN),
-        "headers": _given(message.headers),
-        "body": _body_of(message),
-    }
-
-
-def _given(values: Mapping[str, Any], without: Container[str] = ()) -> dict[str, Any]:
-    return {name: each for name, each in values.items() if each is not None and name not in without}
-
-
-def _body_of(message: Message) -> Any:
-    """Return the body as it is decoded, where that is safe; else as text."""
-    body: Any = message.body
-    if str(message.content_type).startswith("application/json"):
-        with suppress(Exception):  # it says that it is JSON, and is not
-            return message.payload
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        body = bytes(body).decode("utf-8", "backslashreplace")
-    return body
-
-
 def _lines(number: int, message: Message) -> Iterator[str]:
-    shown = _as_dict(message)
-    yield click.style(f"#{number}  {shown['content_type'] or 'no content type'}", bold=True)
-    for part in ("route", "properties", "headers"):
-        for name, value in shown[part].items():
-            text = value if isinstance(value, str) else json.dumps(value, default=repr)
-            head = name if part != "headers" else f"header {name}"
-            yield f"  {click.style(f'{head:{NAME}}', fg='cyan')} {text}"
-    body = shown["body"]
-    text = (
-        body
-        if isinstance(body, str)
-        else json.dumps(body, indent=2, default=repr, ensure_ascii=False)
-    )
+    from greenconn.cli.records import record_of
+
+    record = record_of(message)
+    yield click.style(f"#{number}  {record['content_type'] or 'no content type'}", bold=True)
+    shown = {name: record[name] for name in ROUTE if record[name]}
+    shown.update(record["properties"])
+    shown.update((f"header {name}", each) for name, each in record["headers"].items())
+    for name, value in shown.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=repr)
+        yield f"  {click.style(f'{name:{NAME}}', fg='cyan')} {text}"
+    body = record["body"]
+    if isinstance(body, bytes):
+        text = body.decode("utf-8", "backslashreplace")
+    elif isinstance(body, str):
+        text = body
+    else:
+        text = json.dumps(body, indent=2, default=repr, ensure_ascii=False)
     if len(text) > BODY:
         text = f"{text[:BODY]}... ({len(text):,} characters)"
     yield from (f"  {line}" for line in text.splitlines() or [""])

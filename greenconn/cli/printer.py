@@ -21,39 +21,53 @@ class MessagePrinter:
 
     Arguments:
         wanted: after how many it is enough; None never.
-        show: makes the line of a body.
+        show: makes the line of a message; its body is None where it was not decoded.
+        is_raw: a message is printed whether or not its body can be decoded.
+        is_no_ack: the broker deleted the messages when it sent them.
 
     Attributes:
         handled: how many were printed and acknowledged.
     """
 
-    def __init__(self, wanted: int | None, show: Callable[[Any], str]) -> None:
+    def __init__(
+        self,
+        wanted: int | None,
+        show: Callable[[Any, Message], str],
+        *,
+        is_raw: bool,
+        is_no_ack: bool,
+    ) -> None:
         self.handled = 0
         self._wanted = wanted
         self._show = show
+        self._is_raw = is_raw
+        self._is_no_ack = is_no_ack
         self._error: Exception | None = None
         self._came = Event()
         self._is_over = Event()
 
     def handle(self, body: Any, message: Message) -> None:
         """Print one message, then acknowledge it.  May switch."""
-        if self._is_over.is_set():
+        if self._is_over.is_set() and not self._is_no_ack:
             message.put_back()
             return
         try:
-            write_line(self._show(body))
+            write_line(self._show(body, message))
         except Exception as exc:
             self._fail(message, exc)
             return
-        message.ack()
+        message.ack()  # which sends nothing without acknowledgements
         self.handled += 1
         self._came.set()
         if self.handled == self._wanted:
             self._is_over.set()
 
     def refuse(self, message: Message, exc: Exception) -> None:
-        """Leave a message in its queue whose body cannot be decoded."""
-        self._fail(message, exc)
+        """Print a message whose body cannot be decoded, or leave it in its queue.  May switch."""
+        if self._is_raw and not message.errors:
+            self.handle(None, message)
+        else:
+            self._fail(message, exc)
 
     def wait(self, consumer: gevent.Greenlet[..., Any], longest_pause: float | None) -> None:
         """Wait until there were enough, or none came for *longest_pause* seconds.
@@ -73,7 +87,8 @@ class MessagePrinter:
             consumer.get()
 
     def _fail(self, message: Message, exc: Exception) -> None:
-        message.requeue()
+        if not self._is_no_ack:
+            message.requeue()
         if self._error is None:
             self._error = exc
         self._is_over.set()

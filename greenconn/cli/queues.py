@@ -262,11 +262,11 @@ def _connected(url: str, timeout: float) -> Iterator[Connection]:
 
 def _parsed(arguments: tuple[str, ...]) -> dict[str, Any]:
     """Return arguments of a declaration; values that are JSON are parsed."""
-    from greenconn.cli.publish import parse_header
+    from greenconn.cli.bodies import parse_pair
 
     parsed: dict[str, Any] = {}
     for each in arguments:
-        name, text = parse_header(each, "--argument")
+        name, text = parse_pair(each, "--argument")
         try:
             parsed[name] = json.loads(text)
         except ValueError:

@@ -26,7 +26,9 @@ __all__ = ["command"]
     is_flag=True,
     help="Parse each BODY as JSON, and print an object with each reply, its error and its seconds.",
 )
-@click.option("-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="(Repeatable.)"
+)
 @timeout_option
 def command(
     queue: str,
@@ -47,21 +49,21 @@ def command(
       greenconn rpc add '[1, 2]' --json
       greenconn rpc shorten < texts.txt
     """
+    from greenconn.cli.bodies import bodies_of, parse_headers
     from greenconn.cli.broker import connection_to
     from greenconn.cli.interrupt import interruptible
-    from greenconn.cli.publish import bodies_from_input, parse_body, parse_header
     from greenconn.cli.streams import check_output
     from greenconn.defaults import publishing_connection
 
     check_output()
-    parsed = dict(parse_header(each) for each in headers)
-    given = [[parse_body(each, is_json, "BODY") for each in bodies]] if bodies else None
+    parsed = parse_headers(headers)
+    given = bodies_of(bodies, is_json)
     connection = connection_to(url, timeout)
     is_failed = False
     try:
         with interruptible():
             publishing_connection(connection).connect()
-            for batch in given or bodies_from_input(is_json):
+            for batch in given:
                 for body in batch:
                     if not _call(queue, body, connection, timeout, parsed, is_json):
                         is_failed = True
@@ -75,7 +77,7 @@ def _call(
     body: Any,
     connection: Connection,
     timeout: float,
-    headers: dict[str, str],
+    headers: dict[str, Any],
     is_json: bool,
 ) -> bool:
     """Print the reply to one request, and return whether there was one.  May switch."""
@@ -102,7 +104,7 @@ def _call(
         shown = {"reply": reply, "error": error, "seconds": seconds}
         write_line(json.dumps(shown, default=repr, ensure_ascii=False))
     elif error is None:
-        write_line(body_text(reply, is_json=False))
+        write_line(body_text(reply))
     else:
         click.echo(f"greenconn: {error}", err=True)
     return error is None

@@ -15,7 +15,8 @@ time.  A message that closes that channel on its own caused the error, and its c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from greenconn.connection import Connection
@@ -29,9 +30,9 @@ from greenconn.publishing.publisher import Publisher
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.publishing.message import PublishArguments
+    from greenconn.publishing.message import OutgoingMessage, PublishArguments
 
-__all__ = ["publish", "publish_many", "publisher_of"]
+__all__ = ["publish", "publish_many", "publish_prepared", "publisher_of"]
 
 
 def publish(
@@ -163,6 +164,43 @@ def publish_many(
             taken=batch.taken,
         ) from failed[first]
     return batch.taken
+
+
+def publish_prepared(
+    messages: Sequence[OutgoingMessage],
+    connection: Connection,
+    deadline: Deadline,
+    on_confirmed: Callable[[int], object],
+) -> None:
+    """Publish messages that are serialised already, each to its own target, in their order.  May switch.
+
+    Arguments:
+        messages: few enough to be under way at once.
+        connection: publishes them.
+        on_confirmed: called with the position of each that the broker has, also where an error follows.
+
+    Raises:
+        Exception: why the first of those could not be published.  What goes to another target than that
+            one, and comes after it, is not sent.
+    """
+    publisher = publisher_of(connection)
+    for _, group in groupby(enumerate(messages), key=_address_of):
+        pairs = list(group)
+        batch = PublishBatch(publisher, connection.session, pairs[0][1].options, deadline)
+        try:
+            batch.send([message for _, message in pairs])
+        finally:
+            # Where this greenlet was killed: what is not confirmed by now may be at the broker or not.
+            for n, (position, _) in enumerate(pairs):
+                if batch.is_confirmed(n):
+                    on_confirmed(position)
+        if batch.failed:
+            raise batch.failed[min(batch.failed)]
+
+
+def _address_of(pair: tuple[int, OutgoingMessage]) -> tuple[Target, str]:
+    options = pair[1].options
+    return options.target, options.routing_key
 
 
 def publisher_of(connection: Connection) -> Publisher:

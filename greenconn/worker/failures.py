@@ -32,6 +32,7 @@ __all__ = [
     "EXCHANGE",
     "FAILURE_HEADERS",
     "FIRST_FAILURE",
+    "NOT_COPIED",
     "QUEUE",
     "REASON",
     "ROUTING_KEY",
@@ -66,7 +67,7 @@ SENDING_TIMEOUT: Final = 10.0
 #: Characters of an error's text that are kept.
 LONGEST_TEXT: Final = 1000
 #: Properties that a message gets anew, or that have an argument of their own.
-_NOT_COPIED: Final = frozenset(
+NOT_COPIED: Final = frozenset(
     {
         "application_headers",
         "body_encoding",
@@ -209,7 +210,7 @@ def resent(message: Message, options: PublishOptions, headers: dict[str, Any]) -
     kind: Any = getattr(message, "content_type", None)
     encoding: Any = getattr(message, "content_encoding", None)
     outgoing = OutgoingMessage(options, body, kind, encoding, headers)
-    outgoing.own = {name: each for name, each in properties.items() if name not in _NOT_COPIED}
+    outgoing.own = {name: each for name, each in properties.items() if name not in NOT_COPIED}
     return outgoing
 
 

@@ -8,7 +8,6 @@ queue, so that a second call goes on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -16,14 +15,13 @@ import gevent
 
 from greenconn.checks import is_number
 from greenconn.green.deadline import Deadline
-from greenconn.publishing.batch import PublishBatch
-from greenconn.publishing.calls import publisher_of
+from greenconn.publishing.calls import publish_prepared
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.connection import Connection
     from greenconn.message import Message
-    from greenconn.publishing.message import OutgoingMessage, Target
+    from greenconn.publishing.message import OutgoingMessage
 
 __all__ = ["Route", "count_of", "look", "move", "put_back"]
 
@@ -102,7 +100,14 @@ def move(
     window = WINDOW if rate is None else 1
     left, moved, began = count_of(channel, queue), 0, monotonic()
     kept: list[Message] = []
-    due: list[tuple[Message, OutgoingMessage]] = []
+    due: dict[int, tuple[Message, OutgoingMessage]] = {}  # by position among those of a window
+
+    def settle(position: int) -> None:
+        nonlocal moved
+        message, _ = due.pop(position)
+        message.ack()
+        moved += 1
+
     try:
         while left and moved != limit:
             if rate is not None:
@@ -116,45 +121,16 @@ def move(
                 kept.append(message)
                 outgoing = route(message)
                 if outgoing is not None:
-                    due.append((kept.pop(), outgoing))
-            moved += _publish(due, connection)
-            if on_moved is not None:
-                on_moved(moved)
+                    due[len(due)] = kept.pop(), outgoing
+            try:
+                outgoing_now = [each for _, each in due.values()]
+                publish_prepared(outgoing_now, connection, Deadline(TIMEOUT), settle)
+            finally:
+                if on_moved is not None:
+                    on_moved(moved)
     finally:
-        put_back([*kept, *(message for message, _ in due)])
+        put_back([*kept, *(message for message, _ in due.values())])
     return moved
-
-
-def _publish(due: list[tuple[Message, OutgoingMessage]], connection: Connection) -> int:
-    """Publish messages, and acknowledge what the broker has; the rest stays in *due*.  May switch.
-
-    Returns:
-        How many were acknowledged.
-
-    Raises:
-        Exception: why the first of those could not be published.
-    """
-    done = 0
-    publisher, deadline = publisher_of(connection), Deadline(TIMEOUT)
-    for _, group in groupby(list(due), key=_target_of):
-        pairs = list(group)
-        batch = PublishBatch(publisher, connection.session, pairs[0][1].options, deadline)
-        try:
-            batch.send([outgoing for _, outgoing in pairs])
-        finally:
-            # Where this greenlet was killed: what is not confirmed by now stays.
-            confirmed = [each for n, each in enumerate(pairs) if batch.is_confirmed(n)]
-            for message, _ in confirmed:
-                message.ack()
-            done += len(confirmed)
-            due[:] = [each for each in due if each not in confirmed]
-        if batch.failed:
-            raise batch.failed[min(batch.failed)]
-    return done
-
-
-def _target_of(pair: tuple[Message, OutgoingMessage]) -> Target:
-    return pair[1].options.target
 
 
 def put_back(messages: list[Message]) -> None:

@@ -174,7 +174,7 @@ def test_messages_there_and_back(amqp_url: str, queue: str) -> None:
 @pytest.mark.full
 def test_a_huge_body(amqp_url: str, queue: str) -> None:
     body = os.urandom(20 * 2**20)
-    outcome = greenconn("publish", queue, "--declare", "--binary", "-u", amqp_url, input=body)
+    outcome = greenconn("publish", queue, "--declare", "@-", "-u", amqp_url, input=body)
     assert (outcome.code, only_line(outcome)) == (0, f"published 1 message to {queue}")
 
 

@@ -83,7 +83,19 @@ def test_version(command: Command) -> None:
         (["publish", "q", "x", "-H", "=foo", "-u", "memory://"], "NAME=VALUE"),
         (["publish", "q", "x", "-t", "soon"], "--timeout"),
         (["publish", "q", "x", "-t", "0"], "--timeout"),
-        (["publish", "q", "x", "--binary"], "combined with BODY"),
+        (["publish", "q", "x", "--jsonl"], "combined with BODY"),
+        (["publish", "--exchange", "e"], "QUEUE"),
+        (["publish", "k", "x", "-x", "e", "--declare"], "queues bind"),
+        (["publish", "q", "@nosuch"], "cannot read the file 'nosuch'"),
+        (["publish", "q", "x", "-H", "n:={"], "'{' is not JSON"),
+        (["publish", "q", "x", "-p", "priority=3"], "--priority"),
+        (["publish", "q", "x", "-p", "correlation-id=3"], "unknown property 'correlation-id'"),
+        (["publish", "q", "x", "-p", "timestamp=noon"], "ISO 8601"),
+        (["publish", "q", "x", "-p", "delivery_mode=3"], "delivery_mode must be"),
+        (["publish", "q", "x", "-p", "content_encoding=gzip"], "--content-type"),
+        (["publish", "q", "x", "--priority", "256"], "--priority"),
+        (["publish", "q", "x", "--rate", "0"], "--rate"),
+        (["consume", "q", "--no-ack", "-n", "1"], "cannot be combined with --count"),
         (["publish", "", "x", "-u", "memory://"], "must have a name"),
         (["publish", "q" * 300, "x", "-u", "memory://"], "255 bytes"),
         (["consume", "", "-u", "memory://"], "queue must not be empty"),
@@ -129,9 +141,9 @@ def test_json_bodies_and_headers(command: Command, url: str) -> None:
         command("publish", "q", "--declare", *bodies, "--json", "-H", "a=b=c", "-u", url).code == 0
     )
     ended = command("consume", "q", "-n", "3", "--json", "-u", url)
-    assert [json.loads(line) for line in ended.output.splitlines()] == [
-        json.loads(body) for body in bodies
-    ]
+    records = [json.loads(line) for line in ended.output.splitlines()]
+    assert [each["body"] for each in records] == [json.loads(body) for body in bodies]
+    assert {each["headers"]["a"] for each in records} == {"b=c"}
 
 
 def test_the_environment_names_the_broker(
@@ -168,13 +180,13 @@ def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None
     ended = command("publish", "q", "--declare", "-u", url)
     assert ended.code == 2
     assert "line 2 of the standard input is not UTF-8 text" in ended.complaint
-    assert "--binary" in ended.complaint
+    assert "use @- as BODY" in ended.complaint
 
 
 def test_binary_input_is_one_message(command: Command, url: str, stdin: Stdin) -> None:
     stdin(b"\x00\xff\n" * 50_000)
     assert (
-        command("publish", "q", "--declare", "--binary", "-u", url).complaint
+        command("publish", "q", "--declare", "@-", "-u", url).complaint
         == "published 1 message to q"
     )
     ended = command("consume", "q", "-n", "1", "-u", url)

@@ -1,0 +1,169 @@
+"""``greenconn publish`` and ``greenconn consume`` in processes of their own: messages there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn import Connection, Exchange, Queue
+from greenconn.message import Message
+from tests.integration.processes import Outcome, run, start
+
+pytestmark = pytest.mark.programs
+
+SOON = 60.0
+
+
+@pytest.fixture(params=["amqp", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The address of a broker."""
+    address: str = request.getfixturevalue(f"{request.param}_url")
+    return address
+
+
+@pytest.fixture
+def connection(url: str, unique: str) -> Iterator[Connection]:
+    """A connection, which deletes the queues of the test at its end."""
+    with Connection(url) as connection:
+        yield connection
+        for name in (unique, f"{unique}-copy"):
+            connection.default_channel.queue_delete(name)
+
+
+def command(*arguments: str, input: bytes = b"") -> Outcome:
+    """Run a command to its end."""
+    return run("-m", "greenconn", *arguments, input=input)
+
+
+def taken(connection: Connection, queue: str) -> list[Message]:
+    """Take all messages of a queue."""
+    channel, found = connection.default_channel, []
+    while (message := channel.basic_get(queue, no_ack=True)) is not None:
+        found.append(message)
+    return found
+
+
+def shown(message: Message) -> tuple[Any, ...]:
+    """Return what must be the same after a message was consumed and published."""
+    properties = dict(message.properties)
+    names = ("correlation_id", "reply_to", "delivery_mode", "priority", "message_id", "type")
+    return (
+        message.body if isinstance(message.body, str) else bytes(message.body),
+        message.content_type,
+        message.content_encoding,
+        message.headers,
+        *(properties.get(name) for name in names),
+    )
+
+
+def test_the_round_trip_of_whole_messages(url: str, connection: Connection, unique: str) -> None:
+    options: dict[str, Any] = {"connection": connection, "declare": True}
+    bodies = ({"a": [1, "ä", None]}, "grün", b"\x00\xff\n", "", [1.5, True])
+    for number, body in enumerate(bodies):
+        headers = {"n": number, "text": "ä", "table": {"list": [1, "x"]}}
+        greenconn.publish(
+            *(unique, body),
+            headers=headers,
+            correlation_id=f"c{number}",
+            reply_to="r",
+            message_id="m",
+            type="t",
+            delivery_mode="transient" if number % 2 else "persistent",
+            **options,
+        )
+    greenconn.publish(unique, {"b": 1}, serializer="pickle", **options)
+    greenconn.publish(unique, "x" * 5000, compression="zlib", **options)
+    out = command("consume", unique, "-n", "7", "--json", "-u", url)
+    assert (out.code, out.errors) == (0, f"consumed 7 messages from {unique}\n")
+    for target in (unique, f"{unique}-copy"):
+        ended = command(
+            *("publish", target, "--jsonl", "--declare", "-u", url), input=out.output.encode()
+        )
+        assert (ended.code, ended.errors) == (0, f"published 7 messages to {target}\n")
+    again = command("consume", unique, "-n", "7", "--json", "-u", url)
+    records = [[json.loads(line) for line in each.output.splitlines()] for each in (out, again)]
+    assert records[0] == records[1]
+    copies = taken(connection, f"{unique}-copy")
+    assert [each.payload for each in copies[:5]] == list(bodies)
+    assert copies[6].payload == "x" * 5000
+    assert copies[6].headers["compression"] == "application/x-gzip"
+    assert [shown(each)[4] for each in copies[:5]] == [f"c{number}" for number in range(5)]
+
+
+def test_values_that_only_amqp_has(amqp_url: str, unique: str) -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    with Connection(amqp_url) as connection:
+        greenconn.publish(
+            *(unique, b"x"),
+            headers={"bytes": b"\x00\xff", "when": when},
+            timestamp=when,
+            priority=4,
+            expires=600,
+            connection=connection,
+            declare=True,
+        )
+        out = command("consume", unique, "-n", "1", "--json", "-u", amqp_url)
+        ended = command("publish", unique, "--jsonl", "-u", amqp_url, input=out.output.encode())
+        assert ended.code == 0, ended.errors
+        (message,) = taken(connection, unique)
+        connection.default_channel.queue_delete(unique)
+    record = json.loads(out.output)
+    assert record["headers"]["bytes"] == {"__type__": "base64", "__value__": "AP8="}
+    assert message.headers["bytes"] in (b"\x00\xff", bytearray(b"\x00\xff"))
+    assert message.headers["when"].replace(tzinfo=timezone.utc) == when
+    assert message.properties["timestamp"] == when.timestamp()
+    assert (message.properties["priority"], message.properties["expiration"]) == (4, "600000")
+
+
+def test_an_exchange(url: str, connection: Connection, unique: str) -> None:
+    exchange = Exchange(f"{unique}-e", type="topic")
+    Queue(unique, exchange, routing_key="user.*")(connection.default_channel).declare()
+    try:
+        arguments = ("-x", exchange.name, "-u", url)
+        ended = command("publish", "user.new", "one", "-H", "a=b", *arguments)
+        assert ended.code == 0, ended.errors
+        (message,) = taken(connection, unique)
+        assert message.delivery_info["routing_key"] == "user.new"
+        ended = command("publish", "order.new", "two", *arguments)
+        assert ended.code == 1
+        assert all(text in ended.errors for text in (exchange.name, "order.new", "queues bind"))
+        ended = command("publish", "k", "x", "-x", f"{unique}-nosuch", "-u", url)
+        assert ended.code == 1
+        assert f"{unique}-nosuch" in ended.errors
+        assert len(ended.errors.splitlines()) == 1
+    finally:
+        connection.default_channel.exchange_delete(exchange.name)
+
+
+def test_no_ack(url: str, connection: Connection, unique: str) -> None:
+    lines = "".join(f"{number}\n" for number in range(500))
+    assert command("publish", unique, "--declare", "-u", url, input=lines.encode()).code == 0
+    ended = command("consume", unique, "--no-ack", "--wait", "0.5", "-u", url)
+    assert (ended.code, ended.output) == (0, lines)
+    assert connection.default_channel.queue_declare(unique, passive=True).message_count == 0
+
+
+@pytest.mark.full
+def test_lines_are_published_at_a_rate_while_others_consume(url: str, unique: str) -> None:
+    assert command("publish", unique, "first", "--declare", "-u", url).code == 0
+    consuming = start("-m", "greenconn", "consume", unique, "-n", "101", "-u", url)
+    publishing = start(
+        *("-m", "greenconn", "publish", unique, "more", "-t", "30"),
+        *("-n", "100", "--rate", "200", "-u", url),
+    )
+    try:
+        with gevent.Timeout(SOON):
+            assert publishing.outcome().errors == f"published 100 messages to {unique}\n"
+            outcome = consuming.outcome()
+    finally:
+        publishing.end()
+        consuming.end()
+    assert outcome.output.splitlines() == ["first", *["more"] * 100]
+    with Connection(url) as connection:
+        connection.default_channel.queue_delete(unique)
