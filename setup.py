@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parent
 LINK = re.compile(r"(?<=<)[^<>\s:]+(?=>`_)|(?<=^\.\. image:: )[^\s:]+$", re.MULTILINE)
 
 
+def addresses(project: str, version: str) -> tuple[str, str]:
+    """Return the addresses of the site and of the source of *version*, from pyproject.toml's text."""
+    site, source = (
+        re.findall(rf'^{name} = "(.+?)/?"$', project, re.MULTILINE)[0]
+        for name in ("Documentation", "Source")
+    )
+    return site, f"{source}/blob/v{version}"
+
+
 def described(readme: str, project: str, version: str) -> str:
     """Return *readme* with absolute links.
 
@@ -23,18 +32,15 @@ def described(readme: str, project: str, version: str) -> str:
         project: the text of pyproject.toml.
         version: the version of the package, whose tag the links to files name.
     """
-    documentation, source = (
-        re.findall(rf'^{name} = "(.+?)/?"$', project, re.MULTILINE)[0]
-        for name in ("Documentation", "Source")
-    )
+    site, source = addresses(project, version)
 
     def absolute(found: re.Match[str]) -> str:
         path = found[0]
         if page := re.fullmatch(r"docs/(.+)\.rst", path):
-            return f"{documentation}/{page[1]}.html"
+            return f"{site}/{page[1]}.html"
         if file := re.fullmatch(r"docs/static/(.+)", path):
-            return f"{documentation}/_static/{file[1]}"
-        return f"{source}/blob/v{version}/{path}"
+            return f"{site}/_static/{file[1]}"
+        return f"{source}/{path}"
 
     return LINK.sub(absolute, readme)
 

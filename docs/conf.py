@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 
 from greenconn import __version__
+from setup import addresses
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -42,6 +43,7 @@ python_maximum_signature_line_length = 88
 suppress_warnings = ["ref.python"]
 # Commands have two hyphens, and quotes that can be copied.
 smartquotes = False
+SOURCE = addresses((HERE.parent / "pyproject.toml").read_text("utf-8"), __version__)[1]
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -51,7 +53,7 @@ highlight_language = "none"
 
 
 def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
-    """Links to ``page.rst`` lead to the page; those to other files become plain text."""
+    """Links to ``page.rst`` lead to the page; those to other files, to the source of this version."""
     folder = Path(app.env.doc2path(app.env.docname)).parent
     for link in list(document.findall(nodes.reference)):
         target = link.get("refuri", "")
@@ -60,8 +62,8 @@ def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
         page = target.removeprefix("docs/")  # as files beside the README name it
         if page.endswith(".rst") and not page.startswith("../") and (folder / page).is_file():
             link["refuri"] = app.builder.get_target_uri(page.removesuffix(".rst"))
-        else:
-            link.replace_self(link.children)
+        elif target.startswith("../") or not (folder / target).exists():
+            link["refuri"] = f"{SOURCE}/{target.removeprefix('../')}"
 
 
 def set_dashes(app: Sphinx, document: nodes.document) -> None:

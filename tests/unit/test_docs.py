@@ -111,7 +111,7 @@ def test_links_of_the_package_page_are_absolute() -> None:
     page = described(readme, project, "1.2.3")
     assert _LINK.findall(page) == [("", "https://docs.test/green/_static/overview.svg")]
     assert "<https://docs.test/green/guide.html>`_" in page
-    assert "<https://code.test/g/blob/v1.2.3/examples>`_" in page
+    assert "<https://code.test/g/blob/v1.2.3/CONTRIBUTING.rst>`_" in page
     addresses = len(re.findall("https://(?:docs|code)[.]test", page))
     assert addresses == len(_LINK.findall(readme))
 
