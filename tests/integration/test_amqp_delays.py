@@ -6,13 +6,11 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.transport.amqp.delays import LONGEST_DELAY, landing_queue, without_former_delays
-from tests.brokers.rabbitmq import RabbitMQ
 
 SOON = 30.0
 
@@ -57,34 +55,6 @@ def test_levels_are_declared_once_a_link(amqp_url: str, unique: str) -> None:
                 else:
                     got.add(message.payload)
         channel.queue_delete(landing_queue("", unique))
-
-
-@pytest.mark.timeout(400)
-def test_delays_outlive_a_kill_of_rabbitmq(own_rabbitmq: RabbitMQ, unique: str) -> None:
-    came: GreenQueue[Any] = GreenQueue()
-    with Connection(own_rabbitmq.url) as connection:
-        Queue(unique, durable=True)(connection.default_channel).declare()
-        consumer = greenconn.spawn_consumer(
-            unique, lambda body, message: came.put(body), connection=connection
-        )
-        # RabbitMQ 3.10 that is killed just after it has declared quorum queues does not start them.
-        greenconn.publish(unique, "first", connection=connection, delay=5)
-        assert came.get(timeout=SOON) == "first"
-        for number in range(20):
-            greenconn.publish(unique, number, connection=connection, delay=20 + number % 3)
-        assert consumer.stop(SOON)
-    # What is due while RabbitMQ starts, which takes long on a busy machine, comes after three minutes.
-    own_rabbitmq.kill()
-    own_rabbitmq.start()
-    with Connection(own_rabbitmq.url) as connection:
-        consumer = greenconn.spawn_consumer(
-            unique, lambda body, message: came.put(body), connection=connection
-        )
-        got: set[Any] = set()
-        while len(got - {"first"}) < 20:  # its ack may not have outlived the kill
-            got.add(came.get(timeout=300.0))
-        assert got - {"first"} == set(range(20))
-        assert consumer.stop(SOON)
 
 
 def test_traces_of_a_former_delay_are_taken_off() -> None:
