@@ -145,7 +145,8 @@ class Workload:
         """Return the result of the work, after :meth:`run`."""
         elapsed, cpu, open_sockets, running = self._at_end or (0.0, 0.0, None, 1)
         latencies = list(self._latencies)
-        missing = self.published - self.handled
+        # A publish that failed in the end may have arrived.
+        missing = max(0, self.published - self.handled)
         return Summary(
             elapsed=elapsed,
             published=self.published,
@@ -194,7 +195,11 @@ class Workload:
         self.handled = handled = self.handled + 1
         if not handled % 100:
             self._room.set()
-        if handled == self.plan.messages:
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        # A message may be handled before its publisher hears of the confirm.
+        if self.handled == self.published == self.plan.messages:
             self._over.set()
 
     def _start_publishers(self, pool: ProducerPool) -> None:
@@ -221,6 +226,7 @@ class Workload:
                             timeout=timeout,
                         )
                         self.published += 1
+                        self._end_if_done()
         except Exception as exc:
             self._fail(exc)
 

@@ -395,7 +395,7 @@ def test_the_demo_with_chaos_survives_the_loss_of_all_connections(
     wait_for(demo, b"messages/s")
     own_rabbitmq.ctl("close_all_connections", "chaos")
     outcome = demo.outcome()
-    assert (outcome.code, outcome.errors) == (0, "")
+    assert (outcome.code, outcome.errors) == (0, ""), outcome.output
     values = summary(outcome.output)
     assert values["lost"] == "0"
     assert values["handled"] == "20,000"
