@@ -177,18 +177,21 @@ def app(amqp_url: str) -> Iterator[App]:
 def test_a_deleted_queue_begins_anew(
     app: App, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greenconn.periodic.RENEWAL_INTERVAL", 0.2)
+    # Nothing is published for most of a period after a call.  RabbitMQ 3.10 may forget to cancel, and serve
+    # no longer, the consumer of a quorum queue that is declared again the moment it was deleted.
+    monkeypatch.setattr("greenconn.periodic.RENEWAL_INTERVAL", 2.0)
     monkeypatch.setattr("greenconn.periodic.LOOK", 0.1)
     made: list[int] = []
-    app.every(0.3, name=unique)(lambda: made.append(1))
+    app.every(0.8, name=unique)(lambda: made.append(1))
     app.start()
-    until(lambda: len(made) >= 2)
+    until(lambda: len(made) >= 1)
     connection = app.connection
     assert connection is not None
     queue = periodic_queue(unique, connection)
     for _ in range(2):
-        connection.default_channel.queue_delete(queue.name)
         count = len(made)
+        until(lambda: len(made) > count)  # noqa: B023 - it is called at once
+        connection.default_channel.queue_delete(queue.name)
         until(lambda: len(made) >= count + 3)  # noqa: B023 - it is called at once
 
 
