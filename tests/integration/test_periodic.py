@@ -177,8 +177,8 @@ def app(amqp_url: str) -> Iterator[App]:
 def test_a_deleted_queue_begins_anew(
     app: App, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing is published for most of a period after a call.  RabbitMQ 3.10 may forget to cancel, and serve
-    # no longer, the consumer of a quorum queue that is declared again the moment it was deleted.
+    # Nothing is published for most of a period after a call.  RabbitMQ 3.10 may keep, and serve no
+    # longer, the consumer of a quorum queue that is declared again the moment it was deleted.
     monkeypatch.setattr("greenconn.periodic.RENEWAL_INTERVAL", 2.0)
     monkeypatch.setattr("greenconn.periodic.LOOK", 0.1)
     made: list[int] = []
