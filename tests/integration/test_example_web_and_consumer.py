@@ -10,7 +10,7 @@ import pytest
 from tests.fix_wires import until
 from tests.integration.projects import SOON, Project, project
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(600)]
 
 MAILS = {f"{number}@example.org" for number in range(20)}
 

@@ -1,4 +1,4 @@
-"""The Flask application of the examples under gunicorn's gevent workers: nothing is ever lost.
+"""A Flask application under gunicorn's gevent workers: nothing is ever lost.
 
 The ledger: each order that was answered with 200 is shipped once or more, or waits in its queue.
 """
@@ -24,10 +24,9 @@ pytest.importorskip("flask")
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
 
-EXAMPLE = ROOT / "examples" / "flask_app"
-#: Variants of the example, for programs that do not begin as it does.
+#: The shop, and variants of it that do not begin as it does.
 APPS = ROOT / "tests" / "integration" / "gunicorn_apps"
-HOOKED = ("-c", str(EXAMPLE / "gunicorn.conf.py"))
+HOOKED = ("-c", str(APPS / "hooked.conf.py"))
 
 
 class Ledger:
@@ -35,7 +34,7 @@ class Ledger:
 
     def __init__(self, url: str, prefix: str) -> None:
         self.prefix = prefix
-        path = os.pathsep.join(map(str, (ROOT, EXAMPLE)))
+        path = os.pathsep.join(map(str, (ROOT, APPS)))
         self.env = {"GREENCONN_URL": url, "SHOP_PREFIX": prefix, "PYTHONPATH": path}
         self._connection = Connection(url)
         self.shipped: set[str] = set()
@@ -105,7 +104,9 @@ def replace_workers(server: Server) -> None:
 
 def test_reload_and_stop_under_load(ledger: Ledger, long: bool) -> None:
     """200 requests at once, HUP, and TERM while they go on."""
-    with serving(*HOOKED, "shop:application", env=ledger.env) as server:
+    with serving(
+        *HOOKED, "tests.integration.gunicorn_apps.web_shop:application", env=ledger.env
+    ) as server:
         server.wait_ready()
         with Load(server, clients=200) as load:
             until(lambda: len(load.taken) >= 200, what="200 answers")
@@ -228,7 +229,9 @@ def test_the_hook_at_fork_is_enough(ledger: Ledger, long: bool) -> None:
 @pytest.mark.long
 def test_stop_at_once_under_load(ledger: Ledger) -> None:
     """INT: gunicorn waits for no request; what was answered is shipped all the same."""
-    with serving(*HOOKED, "shop:application", env=ledger.env) as server:
+    with serving(
+        *HOOKED, "tests.integration.gunicorn_apps.web_shop:application", env=ledger.env
+    ) as server:
         server.wait_ready()
         with Load(server, clients=50) as load:
             until(lambda: len(load.taken) >= 200, what="answers")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shop
-
 import greenconn
+from tests.integration.gunicorn_apps import web_shop as shop
 
 greenconn.publish(shop.ORDERS, {"id": "from-the-arbiter", "item": "teapot"})
 greenconn.publish(shop.NEWS, {"what": "began", "id": "", "by": 0}, mandatory=False)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-import shop
-
 import greenconn
 from greenconn import Connection
+from tests.integration.gunicorn_apps import web_shop as shop
 
 
 @shop.app.get("/late")

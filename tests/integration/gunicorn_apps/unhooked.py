@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shop
+from tests.integration.gunicorn_apps import web_shop as shop
 
 shop.start_consumers()
 application = shop.application

@@ -1,4 +1,4 @@
-"""gunicorn's settings: ``gunicorn -c gunicorn.conf.py shop:application``."""
+"""gunicorn's settings, with each hook by itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ worker_exit = green.worker_exit
 def post_worker_init(worker: Any) -> None:
     """Consumers belong into the workers, so that ``--preload`` is safe too."""
     green.post_worker_init(worker)
-    from shop import start_consumers  # only now: gunicorn has patched this process
+    from tests.integration.gunicorn_apps.web_shop import (
+        start_consumers,
+    )  # only now: gunicorn has patched this process
 
     start_consumers()

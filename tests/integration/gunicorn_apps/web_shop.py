@@ -1,11 +1,5 @@
 """A shop whose requests publish orders and ask for prices, and whose workers also handle both.
 
-Start it with gunicorn's gevent worker, and look at http://127.0.0.1:8000/::
-
-    pip install greenconn flask gunicorn
-    cd examples/flask_app
-    GREENCONN_URL=amqp://guest:guest@localhost// gunicorn -c gunicorn.conf.py shop:application
-
 Each worker process runs three consumers, which ``gunicorn.conf.py`` starts.  An order is published
 (the request goes on when the broker has it), its price comes by a call to whichever worker is free, and
 it is shipped by a worker some time later; all workers are notified, so that the page of each shows
