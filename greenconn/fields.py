@@ -1,13 +1,13 @@
 """Objects with fields as plain values: dataclasses, msgspec's Structs, pydantic's models.
 
-No library is imported here: a program that has such an object has imported its library.
+No library is imported here, nor ``dataclasses``: a program that has such an object has imported its
+library.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from enum import Enum
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ def as_plain(value: Any, other: Callable[[Any], Any] | None = None) -> Any:
     if hasattr(kind, STRUCT):
         return sys.modules["msgspec"].to_builtins(value, str_keys=True, enc_hook=other or as_plain)
     if hasattr(kind, "__dataclass_fields__"):
+        fields = sys.modules["dataclasses"].fields
         return {each.name: getattr(value, each.name) for each in fields(value)}
     if isinstance(value, Enum):
         return value.value

@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 from greenconn.checks import check_runs
+from greenconn.records import Event
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -67,11 +67,7 @@ E = TypeVar("E")
 Calls: TypeAlias = "tuple[Callable[[Any], object], ...] | None"
 
 
-# Events are compared by identity, so that they can be keys of what a listener keeps of them.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ConnectEvent:
+class ConnectEvent(Event):
     """A connection was opened, for the first time or by a reconnect."""
 
     connection: str
@@ -84,8 +80,7 @@ class ConnectEvent:
     """The seconds that connecting and logging in took."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DisconnectEvent:
+class DisconnectEvent(Event):
     """A connection was lost or closed."""
 
     connection: str
@@ -94,16 +89,14 @@ class DisconnectEvent:
     """The error that ended the connection; None if the program closed it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockedEvent:
+class BlockedEvent(Event):
     """The broker temporarily accepts no messages (memory or disk alarm)."""
 
     connection: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class UnblockedEvent:
+class UnblockedEvent(Event):
     """The broker accepts messages again, or its connection has ended."""
 
     connection: str
@@ -111,8 +104,7 @@ class UnblockedEvent:
     """The seconds for which the connection was blocked."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PublishEvent:
+class PublishEvent(Event):
     """A message is about to be published."""
 
     connection: str
@@ -128,8 +120,7 @@ class PublishEvent:
     """The size of the encoded body, in bytes."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ConfirmEvent:
+class ConfirmEvent(Event):
     """A publish has ended."""
 
     publish: PublishEvent
@@ -141,8 +132,7 @@ class ConfirmEvent:
     confirms, if the message is being sent."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DeliverEvent:
+class DeliverEvent(Event):
     """A message, or a batch of messages, is about to be passed to a handler or to the program."""
 
     connection: str
@@ -158,8 +148,7 @@ class DeliverEvent:
         return self.messages[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HandledEvent:
+class HandledEvent(Event):
     """The call of a handler has ended."""
 
     delivery: DeliverEvent
@@ -168,16 +157,14 @@ class HandledEvent:
     """The exception that the handler raised, or the error of decoding the body; None if it succeeded."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SettleEvent:
+class SettleEvent(Event):
     """A message was acknowledged, rejected or requeued, by the program or on its behalf."""
 
     message: Message[Any]
     outcome: Literal["ack", "reject", "requeue"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RetryEvent:
+class RetryEvent(Event):
     """A handler failed, and its message is retried."""
 
     connection: str
@@ -191,8 +178,7 @@ class RetryEvent:
     """The seconds until the next attempt."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DeadLetterEvent:
+class DeadLetterEvent(Event):
     """A message was given up because its handler failed or its body could not be decoded."""
 
     connection: str
@@ -205,8 +191,7 @@ class DeadLetterEvent:
     determine the dead-letter target."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PoolWaitEvent:
+class PoolWaitEvent(Event):
     """A wait for a connection or channel of a pool has ended."""
 
     pool: str
@@ -215,8 +200,7 @@ class PoolWaitEvent:
     """The error of the wait; None if a connection or channel was acquired."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HubBlockedEvent:
+class HubBlockedEvent(Event):
     """The hub was blocked for some time, so that no other greenlet could run."""
 
     duration: float

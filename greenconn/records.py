@@ -1,8 +1,9 @@
-"""A base class of immutable records, like frozen dataclasses, but faster to import.
+"""Base classes of immutable records, like frozen dataclasses, but faster to import.
 
 ``dataclasses.dataclass`` generates and compiles six functions for each class.  For options and
 parameters, which every program needs, that took a tenth of the time of importing the library.  Here
-these functions are written once; the fields of a class are its annotated attributes.
+these functions are written once; the fields of a class are its annotated attributes.  A :class:`Record`
+is a value, an :class:`Event` a thing that happened: two of them are never equal.
 """
 
 from __future__ import annotations
@@ -20,11 +21,37 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["Record"]
+__all__ = ["Event", "Record"]
+
+
+class _Immutable:
+    """An object whose fields are its annotated attributes."""
+
+    #: The names of all fields, in order of definition.
+    fields: ClassVar[tuple[str, ...]] = ()
+    #: Fields that ``repr()`` and the hash leave out: secrets, and values that cannot be hashed.
+    hidden: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = (name for name, hint in cls.__annotations__.items() if "ClassVar" not in hint)
+        cls.fields = tuple(dict.fromkeys((*cls.fields, *own)))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be deleted")
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={getattr(self, name)!r}" for name in self.fields if name not in self.hidden
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-class Record:
+class Record(_Immutable):
     """The base class of records.
 
     Each annotated attribute of a subclass is a field, with its value as the default, unless it is a
@@ -36,16 +63,6 @@ class Record:
     Raises:
         TypeError: a name is not that of a field, or an argument is positional.
     """
-
-    #: The names of all fields, in order of definition.
-    fields: ClassVar[tuple[str, ...]] = ()
-    #: Fields that ``repr()`` and the hash leave out: secrets, and values that cannot be hashed.
-    hidden: ClassVar[frozenset[str]] = frozenset()
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        own = (name for name, hint in cls.__annotations__.items() if "ClassVar" not in hint)
-        cls.fields = tuple(dict.fromkeys((*cls.fields, *own)))
 
     def __init__(self, *args: object, **values: Any) -> None:
         if args:
@@ -69,12 +86,6 @@ class Record:
         """Return a copy with *values* in some of its fields."""
         return type(self)(**{**self.__dict__, **values})
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__}.{name} cannot be changed")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__}.{name} cannot be deleted")
-
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
@@ -83,8 +94,28 @@ class Record:
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in self.fields if name not in self.hidden))
 
-    def __repr__(self) -> str:
-        shown = (
-            f"{name}={getattr(self, name)!r}" for name in self.fields if name not in self.hidden
-        )
-        return f"{type(self).__name__}({', '.join(shown)})"
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class Event(_Immutable):
+    """The base class of events.
+
+    Each annotated attribute of a subclass is a field.  Events are compared by identity, so that they can
+    be keys of what a listener keeps of them.
+
+    Arguments:
+        args, values: the values of all fields, by position or by name.
+
+    Raises:
+        TypeError: a field has no value or more than one, or there is no such field.
+    """
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        if values:
+            args = (
+                *args,
+                *(values.pop(name) for name in self.fields[len(args) :] if name in values),
+            )
+        if values or len(args) != len(self.fields):
+            expected = ", ".join(self.fields)
+            raise TypeError(f"{type(self).__name__} takes one value for each of: {expected}")
+        self.__dict__.update(zip(self.fields, args))  # noqa: B905 - they are equally many

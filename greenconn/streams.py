@@ -17,8 +17,8 @@ Offset: TypeAlias = "str | int | datetime"
 
 #: The consumer argument with the start offset, and the header with the offset of a message.
 OFFSET: Final = "x-stream-offset"
-#: A number of years, months, days, hours, minutes or seconds.
-_INTERVAL: Final = re.compile(r"[0-9]+[YMDhms]", re.ASCII)
+#: A number of years, months, days, hours, minutes or seconds.  Compiled by the first one.
+_INTERVAL: Final = r"[0-9]+[YMDhms]"
 #: Where a reader begins depends on the time when it begins.
 _MOVING: Final = frozenset({"last", "next"})
 #: Settled messages that may be kept until the next look.
@@ -32,7 +32,7 @@ def check_offset(offset: Any) -> None:
         ValueError: *offset* is not a valid stream offset.
     """
     if isinstance(offset, str):
-        is_offset = offset in ("first", "last", "next") or _INTERVAL.fullmatch(offset) is not None
+        is_offset = offset in ("first", "last", "next") or bool(re.fullmatch(_INTERVAL, offset))
     elif isinstance(offset, int) and not isinstance(offset, bool):
         is_offset = offset >= 0
     else:

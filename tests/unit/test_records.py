@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from greenconn.records import Record
+from greenconn.records import Event, Record
 
 
 class Place(Record):
@@ -85,3 +85,48 @@ def test_copies_and_pickles_are_equal() -> None:
     assert copy.copy(place) == copy.deepcopy(place) == place
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(place, protocol)) == place
+
+
+class Arrival(Event):
+    place: Place
+    count: int
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+
+def test_an_event_takes_all_its_fields_by_position_or_by_name() -> None:
+    here = Place()
+    for event in (Arrival(here, 1), Arrival(here, count=1), Arrival(count=1, place=here)):
+        assert (event.place, event.count, event.name) == (here, 1, "here")
+    assert repr(Arrival(here, 1)) == f"Arrival(place={here!r}, count=1)"
+
+
+@pytest.mark.parametrize(
+    ("args", "values"),
+    [
+        ((), {}),
+        ((1,), {}),
+        ((1, 2, 3), {}),
+        ((1,), {"place": 2}),
+        ((1, 2), {"count": 2}),
+        ((1, 2), {"colour": 3}),
+        ((1,), {"colour": 3}),
+    ],
+)
+def test_an_event_takes_nothing_but_its_fields(
+    args: tuple[int, ...], values: dict[str, int]
+) -> None:
+    with pytest.raises(TypeError, match="Arrival takes one value for each of: place, count"):
+        Arrival(*args, **values)  # type: ignore[arg-type]
+
+
+def test_events_are_equal_to_themselves_only_and_cannot_be_changed() -> None:
+    event = Arrival(Place(), 1)
+    assert event != Arrival(event.place, 1)
+    assert {event: 1}[event] == 1
+    with pytest.raises(AttributeError, match=r"Arrival\.count cannot be changed"):
+        event.count = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"Arrival\.count cannot be deleted"):
+        del event.count

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import ref
 
@@ -39,7 +40,6 @@ from greenconn.green.writer import Writer
 from greenconn.identity import program_name
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.channel import Channel, withdraw
-from greenconn.transport.amqp.delays import DelayLevels
 from greenconn.transport.amqp.errors import closing_error, opening_error
 from greenconn.transport.amqp.flow import HARD_LIMIT, FlowControl, InboxBudget
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
@@ -60,6 +60,7 @@ from greenconn.wire.amqp import (
 if TYPE_CHECKING:
     from gevent import Greenlet
 
+    from greenconn.transport.amqp.delays import DelayLevels
     from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
@@ -90,7 +91,6 @@ class AmqpLink(Link):
 
     Attributes:
         channel_max: channels that may be open at once.
-        delays: what delayed messages pass through.
         frame_max: bytes of a frame; 0 is no limit.
         heartbeat: seconds; 0 is off.
         host: of the broker, with the port.
@@ -179,7 +179,6 @@ class AmqpLink(Link):
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
         self.queues = KnownQueues(where, None)
-        self.delays = DelayLevels()
         self._has_warned_of_qos = False
 
     def __repr__(self) -> str:
@@ -261,6 +260,13 @@ class AmqpLink(Link):
     def client_properties(self) -> dict[str, Any]:
         """The client properties that were sent to the broker."""
         return self.handshake.client_properties
+
+    @cached_property
+    def delays(self) -> DelayLevels:
+        """Delay levels of this connection, through which delayed messages pass."""
+        from greenconn.transport.amqp.delays import DelayLevels  # when one is delayed
+
+        return DelayLevels()
 
     @property
     def stream(self) -> Stream | None:
