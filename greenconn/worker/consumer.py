@@ -75,23 +75,47 @@ class ConsumerGreenlet(_Greenlet):
     thread.
     """
 
-    __slots__ = ("_hub_affinity", "answers_calls", "lifecycle", "unsettled")
+    __slots__ = (
+        "_has_begun",
+        "_hub_affinity",
+        "_killed_by",
+        "answers_calls",
+        "lifecycle",
+        "unsettled",
+    )
 
     def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
+        #: It runs the end of the consumer, which until then is steered by callbacks of the hub.
+        self._has_begun = False
+        self._killed_by: BaseException | None = None
         self.name = f"greenconn:consumer:{options.name}"
         self._hub_affinity = HubAffinity()
         #: Whether callers wait for a reply to each message: True for a server of ``rpc``.
         self.answers_calls = False
         #: For internal use.
-        self.lifecycle = ConsumerLifecycle(options, connection)
+        self.lifecycle = ConsumerLifecycle(options, connection, super().start)
         #: Returns the number of messages that are being handled or wait for a handler.
         self.unsettled: Callable[[], int] = self.lifecycle.dispatcher.unsettled
         self.rawlink(_on_end)
 
+    def start(self) -> None:
+        """Start the consumer, once.  Never switches."""
+        self._hub_affinity.check(self, REMEDY)
+        self.lifecycle.steer_soon()
+
+    def __bool__(self) -> bool:
+        return not self.ready()
+
     def _run(self) -> dict[str, Any]:
+        self._has_begun = True
         lifecycle = self.lifecycle
         lifecycle.run()
+        if self._killed_by is not None:
+            try:
+                raise self._killed_by
+            finally:
+                self._killed_by = None  # its traceback leads here
         if lifecycle.error is not None:
             raise _without_our_frames(lifecycle.error)
         return self.stats()
@@ -238,7 +262,26 @@ class ConsumerGreenlet(_Greenlet):
     ) -> None:
         """End the consumer at once, as ``gevent.Greenlet.kill`` does.  May switch."""
         self._hub_affinity.check(self, REMEDY)
-        super().kill(exception, block, timeout)
+        if self._has_begun or self.ready():
+            super().kill(exception, block, timeout)
+            return
+        self.throw(*exception) if isinstance(exception, tuple) else self.throw(exception)
+        if block:
+            super().join(timeout)
+
+    def throw(self, *args: Any) -> Any:
+        """Raise an exception in the greenlet, as ``gevent.Greenlet.throw`` does: the consumer ends."""
+        self._hub_affinity.check(self, REMEDY)
+        if self._has_begun or self.ready():
+            return super().throw(*args)
+        if self._killed_by is None:
+            self._killed_by = _exception_of(*args)
+            self.lifecycle.kill()
+        return None
+
+    def _maybe_kill_before_start(self, exception: Any) -> bool:
+        # Called by gevent.killall(): no greenlet has begun, but the consumer has, so throw() ends it.
+        return self.ready()
 
     def stats(self) -> dict[str, Any]:
         """Return the state and the counters of the consumer.
@@ -271,6 +314,18 @@ class ConsumerGreenlet(_Greenlet):
         }
 
 
+def _exception_of(
+    kind: Any = GreenletExit, value: Any = None, traceback: Any = None
+) -> BaseException:
+    """Return what ``throw(kind, value, traceback)`` raises."""
+    if isinstance(kind, type):
+        error = value if isinstance(value, kind) else kind() if value is None else kind(value)
+    else:
+        error = kind
+    assert isinstance(error, BaseException)
+    return error.with_traceback(traceback)
+
+
 def _without_our_frames(error: BaseException) -> BaseException:
     """Remove our own frames where the text says all: gevent and callers of get() print it."""
     is_foreseen = isinstance(error, (OSError, AMQPError, KombuError, ImportError))
@@ -280,6 +335,7 @@ def _without_our_frames(error: BaseException) -> BaseException:
 def _on_end(consumer: ConsumerGreenlet) -> None:
     # In the hub.
     consumer.lifecycle.note_end()
+    _registry.get().note_end(consumer)
 
 
 class ConsumerFailure:
@@ -336,7 +392,6 @@ def _register(consumer: ConsumerGreenlet) -> None:
     registry = _registry.get()
     registry.running.add(consumer)
     registry.failures.pop(consumer.lifecycle.options.name or "", None)
-    consumer.rawlink(registry.note_end)
 
 
 def running_consumers() -> list[ConsumerGreenlet]:

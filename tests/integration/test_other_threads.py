@@ -223,7 +223,9 @@ GREENLET: Calls = {
     "kill": lambda each: each.kill(timeout=0.1),
     "pause": lambda each: each.pause(0.1),
     "resume": lambda each: each.resume(),
+    "start": lambda each: each.start(),
     "stop": lambda each: each.stop(0.1),
+    "throw": lambda each: each.throw(),
     "wait_ready": lambda each: each.wait_ready(0.1),
 }
 GREENLET_ANYWHERE = {"runs_here", "state", "stats"}

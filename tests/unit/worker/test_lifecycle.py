@@ -273,6 +273,49 @@ def test_killall(connection: Connection, broker: Broker, seen: RecordingHandler)
     assert stop_consumers(0)
 
 
+@pytest.mark.parametrize("block", [True, False])
+def test_killall_gives_all_back(
+    connection: Connection, broker: Broker, seen: RecordingHandler, block: bool
+) -> None:
+    consumer = begun(connection, broker, seen)
+    gevent.killall([consumer], block=block, timeout=CAME if block else None)
+    consumer.join(CAME)
+    assert consumer.state is ConsumerState.KILLED
+    assert broker.ready("q") == 6
+
+
+def test_a_with_statement_kills_it(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = begun(connection, broker, seen)
+    with pytest.raises(KeyError, match="mine"), consumer:
+        raise KeyError("mine")
+    with pytest.raises(KeyError, match="mine"):
+        consumer.get()
+    assert broker.ready("q") == 6
+
+
+def test_it_counts_as_started_until_it_ends(connection: Connection, seen: RecordingHandler) -> None:
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer
+    assert consumer.started
+    assert consumer.wait_ready(CAME)
+    consumer.start()  # as gevent: a second call does nothing
+    assert consumer
+    assert consumer.stop(CAME)
+    assert not consumer
+    assert not consumer.started
+
+
+def test_no_greenlet_waits_while_nothing_changes(
+    connection: Connection, seen: RecordingHandler
+) -> None:
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    assert consumer.gr_frame is None
+    consumer.kill()
+
+
 def test_a_kill_while_it_stops(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
