@@ -2,9 +2,9 @@
 
 Run it as ``python -m examples.rabbitmq_cluster.rolling_restart`` in a checkout, with ``--help`` for its
 options.  It starts three nodes of its own, lets greenlets publish to quorum queues with confirms and
-consumers handle the messages, and ends one node after the other, by SIGTERM and by SIGKILL.  The table
-at its end says what was sent, lost and duplicated, and for how long a queue stood still.  The exit code
-is 1 if anything was lost.
+consumers handle the messages, and ends one node after the other: by maintenance mode and SIGTERM
+(``drain``), by SIGTERM alone, and by SIGKILL.  The table at its end says what was sent, lost and
+duplicated, and for how long a queue stood still.  The exit code is 1 if anything was lost.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ QUORUM: Final = {
     "x-consumer-disconnected-timeout": 1000,
 }
 ENDS: Final[dict[str, Callable[[RabbitMQ], None]]] = {
+    "drain": RabbitMQ.drain,
     "SIGTERM": RabbitMQ.stop,
     "SIGKILL": RabbitMQ.kill,
 }

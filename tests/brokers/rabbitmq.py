@@ -79,6 +79,11 @@ class RabbitMQHandle:
         return self.directory / "log" / "broker.log"
 
     @property
+    def ctl_program(self) -> Path:
+        """The path of ``rabbitmqctl``, which needs :attr:`environment`."""
+        return self._tools / "rabbitmqctl"
+
+    @property
     def name(self) -> str:
         """The name of its node."""
         return self.environment["RABBITMQ_NODENAME"]
@@ -137,7 +142,7 @@ class RabbitMQHandle:
         Raises:
             RuntimeError: it failed or did not end within *timeout* seconds.
         """
-        return self._output([str(self._tools / "rabbitmqctl"), "--quiet", *arguments], timeout)
+        return self._output([str(self.ctl_program), "--quiet", *arguments], timeout)
 
     def _output(self, command: list[str], timeout: float, given: str = "") -> str:
         """Run a program, which is given a text, and return its output."""
@@ -364,6 +369,15 @@ class RabbitMQ(RabbitMQHandle):
         if not self.is_running:
             self.pid_file.unlink(missing_ok=True)
         super()._check_alive()
+
+    def drain(self) -> None:
+        """Put it into maintenance, as ``rabbitmq-upgrade drain`` does, then stop it.  May switch.
+
+        It closes its connections and moves the leaders of its queues to other nodes.  Started again, it
+        is in service.
+        """
+        self._call("rabbit_maintenance:drain()")
+        self.stop()
 
     def stop(self) -> None:
         """Stop its process in order; data stay.  May switch."""

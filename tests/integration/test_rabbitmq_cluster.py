@@ -32,7 +32,9 @@ def connection(rabbitmq_cluster: RabbitMQCluster) -> Iterator[Connection]:
         yield connection
 
 
-@pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill], ids=["stop", "kill"])
+@pytest.mark.parametrize(
+    "end", [RabbitMQ.drain, RabbitMQ.stop, RabbitMQ.kill], ids=["drain", "stop", "kill"]
+)
 def test_what_one_node_took_is_there_at_the_next(
     rabbitmq_cluster: RabbitMQCluster,
     connection: Connection,
