@@ -1,8 +1,8 @@
-"""Run what others wrote for kombu, on greenconn and on kombu, and print the totals side by side.
+"""Run what others wrote, on its own library (kombu, mostly) and on greenconn, and print the totals.
 
 Not part of the tests: the programs come from the package index, each into an environment of its own
 that is kept.  What cannot be installed is left out with a line that says so.  Ends with 1 when something
-fails with greenconn and not with kombu, unless the part has a reason for it.
+fails with greenconn and not with the other, unless the part has a reason for it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,35 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
-from tests.thirdparty import celery_part, flower_part, oslo_part, socketio_part
+from tests.thirdparty import celery_part, dramatiq_part, flower_part, oslo_part, socketio_part
 from tests.thirdparty.environments import NotInstalled
-from tests.thirdparty.parts import AS_KOMBU, CONTRIB, KOMBU, Outcome, Part, Site, TooLong
+from tests.thirdparty.parts import (
+    AS_KOMBU,
+    CONTRIB,
+    KOMBU,
+    OWN,
+    Outcome,
+    Part,
+    Site,
+    TooLong,
+)
 
-WAYS: Final = (KOMBU, AS_KOMBU, CONTRIB)
+WAYS: Final = (KOMBU, OWN, AS_KOMBU, CONTRIB)
+#: On kombu, or a module for it.
+KOMBUS: Final = (KOMBU, AS_KOMBU, CONTRIB)
 PARTS: Final = {
-    "socketio": Part(run=socketio_part.run, ways=WAYS),
-    "socketio-restart": Part(run=socketio_part.run_restart, ways=WAYS),
+    "socketio": Part(run=socketio_part.run, ways=KOMBUS),
+    "socketio-restart": Part(run=socketio_part.run_restart, ways=KOMBUS),
     "oslo-rpc": Part(run=oslo_part.run_rpc),
     "oslo-driver": Part(run=oslo_part.run_driver, timeout=900.0, explained=oslo_part.EXPLAINED),
     "flower": Part(run=flower_part.run, ways=(KOMBU, CONTRIB)),
-    "celery": Part(run=celery_part.run, ways=WAYS, timeout=3600.0),
+    "dramatiq": Part(
+        run=dramatiq_part.run,
+        ways=(OWN, CONTRIB),
+        timeout=900.0,
+        explained=dramatiq_part.EXPLAINED,
+    ),
+    "celery": Part(run=celery_part.run, ways=KOMBUS, timeout=3600.0),
 }
 
 #: Of one part, by the way; a text says why there is none.
@@ -91,34 +108,34 @@ def _run(name: str, way: str, site: Site, timeout: float | None) -> Outcome | st
 
 def _print_table(rows: dict[str, Row]) -> None:
     """Print the totals, and what failed in one of greenconn's ways only."""
-    form = "{:<16}" + "{:>20}" * len(WAYS)
+    form = "{:<16}" + "{:>18}" * len(WAYS)
     print(form.format("", *WAYS))
     for name, row in rows.items():
         print(form.format(name, *(str(row.get(way, "")) for way in WAYS)))
     for name, row in rows.items():
         for way, failed in _differences(row):
-            reason = PARTS[name].reason(failed) or "not with kombu"
+            reason = PARTS[name].reason(failed) or "not with the other library"
             print(f"{name}, {way}: {failed}: {reason}")
 
 
 def _differences(row: Row) -> Iterator[tuple[str, str]]:
     """Yield the names of what failed in greenconn's ways only, each with the way."""
-    with_kombu = row.get(KOMBU)
-    known = with_kombu.failed if isinstance(with_kombu, Outcome) else frozenset()
+    theirs = row.get(KOMBU, row.get(OWN))
+    known = theirs.failed if isinstance(theirs, Outcome) else frozenset()
     for way, outcome in row.items():
-        if isinstance(outcome, Outcome) and way != KOMBU:
+        if isinstance(outcome, Outcome) and way not in (KOMBU, OWN):
             for failed in sorted(outcome.failed - known):
                 yield way, failed
 
 
 def _is_worse(name: str, row: Row) -> bool:
-    """Return whether a way of greenconn's came to no end or, unexplained, was worse than kombu's."""
+    """Return whether a way of greenconn's came to no end or, unexplained, was worse than the other."""
     if any(not PARTS[name].reason(failed) for _, failed in _differences(row)):
         return True
-    with_kombu = row.get(KOMBU)
-    least = with_kombu.passed if isinstance(with_kombu, Outcome) else 0
+    theirs = row.get(KOMBU, row.get(OWN))
+    least = theirs.passed if isinstance(theirs, Outcome) else 0
     for way, outcome in row.items():
-        if way != KOMBU:
+        if way not in (KOMBU, OWN):
             if isinstance(outcome, str):
                 if outcome == NO_END:
                     return True

@@ -21,6 +21,8 @@ REQUIREMENTS = (
 #: Not those of other backends, beat and subprocesses, nor those of tasks: with a gevent pool they hang
 #: on kombu, too.
 CHOSEN: Final = ("inspect", "group_chains", "security", "canvas")
+#: Of the names of tests.
+PREFIX: Final = "t/integration/"
 #: Changes: the pool, the seconds of a test, and how often one that failed runs again.
 CHANGES: Final = (
     ("return 'prefork'", "return 'gevent'"),
@@ -55,8 +57,8 @@ def run(way: str, site: Site, timeout: float) -> Outcome:
         try:
             program.wait(timeout)
         except TooLong:
-            return _read(results, is_whole=False)
-    return _read(results)
+            return Outcome.of_results(results, PREFIX, is_whole=False)
+    return Outcome.of_results(results, PREFIX)
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
@@ -72,14 +74,3 @@ def _unpack(archive: Path, folder: Path) -> Path:
         path.write_text(text)
     (root / "pytest.ini").write_text("[pytest]\npython_classes = test_*\n")
     return root
-
-
-def _read(results: Path, *, is_whole: bool = True) -> Outcome:
-    """Return what the file says; a test that passed, and failed as it was cleared away, has failed."""
-    names: dict[str, set[str]] = {"passed": set(), "failed": set()}
-    for line in results.read_text().splitlines():
-        outcome, _, name = line.partition(" ")
-        names[outcome].add(name.removeprefix("t/integration/"))
-    failed = frozenset(names["failed"])
-    passed = len(names["passed"] - failed)
-    return Outcome(passed=passed, count=passed + len(failed), failed=failed, is_whole=is_whole)

@@ -23,18 +23,7 @@ elif WAY == "contrib":
 
 import pytest  # noqa: E402 - what it imports is chosen above
 
-
-class Results:
-    """Writes down each result at once, as the run may be ended early."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "w", buffering=1)  # noqa: SIM115 - as long as the process
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Write a line for a step of a test: that it failed, or that the test itself passed."""
-        if report.failed or (report.passed and report.when == "call"):
-            self._file.write(f"{report.outcome} {report.nodeid}\n")
-
+from tests.thirdparty.results import Results  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(pytest.main(sys.argv[3:], plugins=[Results(RESULTS)]))

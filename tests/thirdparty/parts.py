@@ -16,13 +16,25 @@ from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 
-__all__ = ["AS_KOMBU", "CONTRIB", "KOMBU", "ROOT", "Outcome", "Part", "Program", "Site", "TooLong"]
+__all__ = [
+    "AS_KOMBU",
+    "CONTRIB",
+    "KOMBU",
+    "OWN",
+    "ROOT",
+    "Outcome",
+    "Part",
+    "Program",
+    "Site",
+    "TooLong",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = 0.05
 
-#: The ways to run a program: on kombu, on greenconn in its stead, by a module of ``greenconn.contrib``.
-KOMBU, AS_KOMBU, CONTRIB = "kombu", "install_as_kombu", "contrib"
+#: The ways to run a program: on kombu, on its own library, on greenconn in kombu's stead, by a module of
+#: ``greenconn.contrib``.
+KOMBU, OWN, AS_KOMBU, CONTRIB = "kombu", "own", "install_as_kombu", "contrib"
 
 
 class TooLong(Exception):
@@ -43,6 +55,23 @@ class Outcome:
     count: int
     failed: frozenset[str] = frozenset()
     is_whole: bool = True
+
+    @classmethod
+    def of_results(cls, results: Path, prefix: str = "", *, is_whole: bool = True) -> Outcome:
+        """Return what the tests showed; one that passed, and failed as it was cleared away, has failed.
+
+        Arguments:
+            results: what :class:`tests.thirdparty.results.Results` has written.
+            prefix: what is removed from the names of tests.
+            is_whole: whether the run came to its end.
+        """
+        names: dict[str, set[str]] = {"passed": set(), "failed": set()}
+        for line in results.read_text().splitlines():
+            outcome, _, name = line.partition(" ")
+            names[outcome].add(name.removeprefix(prefix))
+        failed = frozenset(names["failed"])
+        passed = len(names["passed"] - failed)
+        return cls(passed=passed, count=passed + len(failed), failed=failed, is_whole=is_whole)
 
     def __str__(self) -> str:
         return f"{self.passed} of {self.count}" + ("" if self.is_whole else ", no end")
