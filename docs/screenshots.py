@@ -33,7 +33,7 @@ TARGET: Final = HERE / "static" / "screens"
 COLUMNS: Final = 80
 LINES: Final = 40
 #: Names of pyte -> those of rich.
-COLORS: Final = {"brown": "yellow"}
+COLORS: Final = {"brown": "yellow", "brightblack": "bright_black"}
 
 
 @dataclass(frozen=True)

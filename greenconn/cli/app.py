@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from greenconn._version import __version__
+from greenconn.cli.terminal import folded, is_colourless
 
 __all__ = ["cli", "run"]
 
@@ -123,7 +124,8 @@ def _log_shown(is_shown: bool) -> Iterator[None]:
 
 def _invoked(arguments: list[str]) -> Any:
     """Run the command as ``cli.main`` does, which would print and exit besides."""
-    with cli.make_context("greenconn", arguments) as context:
+    color = False if is_colourless() else None  # which click does not look at
+    with cli.make_context("greenconn", arguments, color=color) as context:
         return cli.invoke(context)
 
 
@@ -135,7 +137,7 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.ClickException as exc:
-        click.echo(_one_line(exc), err=True)
+        click.echo(folded(_one_line(exc), sys.stderr), err=True)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("greenconn: interrupted", err=True)
@@ -151,7 +153,7 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         if is_verbose:
             logging.getLogger("greenconn.cli").exception("the command failed")
         text, code = error_text(exc)
-        click.echo(f"greenconn: {text}", err=True)
+        click.echo(folded(f"greenconn: {text}", sys.stderr), err=True)
         return code
     return result if isinstance(result, int) else 0
 

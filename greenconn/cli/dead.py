@@ -41,8 +41,11 @@ def command() -> None:
 def look(queue: str, url: str, name: str | None, count: int, timeout: float) -> None:
     """Print the oldest dead letters of QUEUE as JSON, a line each.  They stay."""
     with _letters(queue, url, name, timeout) as letters:
-        for letter in letters.look(count):
+        found = letters.look(count)
+        for letter in found:
             click.echo(json.dumps(_shown(letter), default=repr, ensure_ascii=False))
+        if not found:
+            click.echo(f"{letters.name}: no message waits", err=True)
 
 
 @command.command("count")

@@ -98,7 +98,7 @@ def command(
         soft_wrap=True,
     )
     try:
-        is_plain = plain or not console.is_terminal
+        is_plain = plain or not console.is_terminal or console.is_dumb_terminal
         with interruptible(), Display(console, plan, plain=is_plain) as display:
             workload.run(display.show)
     finally:

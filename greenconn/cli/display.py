@@ -77,7 +77,7 @@ def _figures(snapshot: Snapshot) -> list[tuple[str, str]]:
         (f"{snapshot.latency * 1e3:,.1f}", "ms latency"),
         (f"{snapshot.ready:,}", "consumers"),
         (count, "sockets"),
-        (f"{snapshot.threads:,}", "threads"),
+        (f"{snapshot.threads:,}", "thread" if snapshot.threads == 1 else "threads"),
     ]
 
 
@@ -104,7 +104,15 @@ def _picture(plan: Plan, snapshot: Snapshot, bars: str | None) -> Table:
     table = Table.grid(padding=(0, 1))
     head = Table.grid(padding=(0, 1))
     head.add_row(
-        ProgressBar(total=total, completed=done, width=32),
+        ProgressBar(
+            total=total,
+            completed=done,
+            width=32,
+            # The colours of rich are for dark grounds only.
+            style="bright_black",
+            complete_style="green",
+            finished_style="green",
+        ),
         f"{100 * done // total:3d}%",
         f"{snapshot.elapsed:.1f} s",
     )

@@ -37,7 +37,7 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (NotFound, "check the name, or publish to it first with --declare"),
     (PreconditionFailed, "it exists with other arguments: use those, or delete it first"),
     (ResourceLocked, "another connection uses it exclusively"),
-    (Unroutable, "check the name of the queue, or declare it with --declare"),
+    (Unroutable, "check the name of the queue, or declare it: greenconn queues declare"),
     (ConnectionBlocked, "look at the broker's memory and disk alarms"),
     (ConnectionForced, "the broker was shut down: start it again"),
     (ConnectionResetError, "the broker closed the connection: look at its log"),
@@ -51,7 +51,11 @@ EXCHANGE_REMEDY: Final = (
     "check the name of the exchange and the routing key, or bind a queue: greenconn queues bind"
 )
 #: What amqp and the system put before their texts.
-_NUMBERS: Final = re.compile(r"^(\[Errno -?\d+\]|\(\d+, \d+\):|None)\s*")
+_NUMBERS: Final = re.compile(
+    r"^(\(\d+, \d+\):|None)\s*|\[Errno -?\d+\] |\b[A-Z]\w+\.\w+: \(\d{3}\) "
+)
+#: The end of a text that speaks of the arguments of a function.
+_LIBRARY: Final = re.compile(r", and publish\(\) by name does not declare it: .*")
 
 
 def error_text(exc: BaseException) -> tuple[str, int]:
@@ -87,5 +91,5 @@ def _text_of(exc: BaseException) -> str:
     if isinstance(exc, ImportError) and missing in ("click", "rich"):
         return f"this command needs {missing!r}: pip install 'greenconn[cli]'"
     text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
-    text = _NUMBERS.sub("", " ".join(text.split()))
+    text = _LIBRARY.sub("", _NUMBERS.sub("", " ".join(text.split())))
     return maybe_sanitize_url(text) if text else type(exc).__name__

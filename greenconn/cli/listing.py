@@ -98,7 +98,7 @@ class QueueReader:
         except ManagementError:
             raise
         except OperationalError as exc:
-            raise OperationalError(f"{exc}, or name the queues") from exc
+            raise type(exc)(f"{exc}, or name the queues") from exc
         return reports
 
     def _matches(self, name: str) -> bool:

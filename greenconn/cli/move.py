@@ -70,7 +70,7 @@ def command(
     is_meant = _filter(dict(parse_pair(each) for each in headers), contains)
     taking = connection_to(url, timeout)
     giving = connection_to(to_url, timeout) if to_url else taking
-    moved = 0
+    moved, is_whole = 0, False
 
     def route(message: Message) -> OutgoingMessage | None:
         if not is_meant(message):
@@ -96,10 +96,13 @@ def command(
                         channel, source, publishing, route,
                         limit=count, rate=rate, on_moved=note,
                     )  # fmt: skip
+        is_whole = True
     finally:
         taking.close()
         giving.close()
-        click.echo(f"moved {moved} message{'s' * (moved != 1)} from {source} to {target}", err=True)
+        if is_whole or moved:
+            what = f"moved {moved} message{'s' * (moved != 1)}"
+            click.echo(f"{what} from {source} to {target}", err=True)
 
 
 def _filter(headers: dict[str, str], contains: str | None) -> Callable[[Message], bool]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.terminal import visible
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -20,7 +21,7 @@ NAME: Final = 20
 #: Characters of a body that are printed.
 BODY: Final = 4000
 #: Fields of a record that are shown as properties are.
-ROUTE: Final = ("exchange", "routing_key", "redelivered", "content_encoding")
+ROUTE: Final = ("exchange", "routing_key", "redelivered")
 
 
 @click.command("peek")
@@ -76,13 +77,13 @@ def _lines(number: int, message: Message) -> Iterator[str]:
     shown.update(record["properties"])
     shown.update((f"header {name}", each) for name, each in record["headers"].items())
     for name, value in shown.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=repr)
+        text = visible(value) if isinstance(value, str) else json.dumps(value, default=repr)
         yield f"  {click.style(f'{name:{NAME}}', fg='cyan')} {text}"
     body = record["body"]
     if isinstance(body, bytes):
-        text = body.decode("utf-8", "backslashreplace")
+        text = visible(body.decode("utf-8", "backslashreplace"))
     elif isinstance(body, str):
-        text = body
+        text = visible(body)
     else:
         text = json.dumps(body, indent=2, default=repr, ensure_ascii=False)
     if len(text) > BODY:

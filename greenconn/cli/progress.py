@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
+from greenconn.cli.terminal import is_screen
+
 __all__ = ["progress"]
 
 #: Seconds until it is shown first, and between two looks.
@@ -27,7 +29,7 @@ def progress(verb: str, total: int | None) -> Iterator[Callable[[int], object]]:
         verb: what is done with a message, such as ``moved``.
         total: how many there are; None: unknown.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_screen(sys.stderr):
         yield lambda done: None
         return
     began = monotonic()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import click
 
 from greenconn.cli.options import json_option, timeout_option, url_option
+from greenconn.cli.terminal import ATTENTION, is_screen
 
 if TYPE_CHECKING:
     from greenconn.cli.monitor import QueueTrend
@@ -117,7 +118,7 @@ class _Screen(Protocol):
 def _screen(where: str, sort: str, is_json: bool) -> _Screen:
     if is_json:
         return _JsonLines()
-    if sys.stdout.isatty():
+    if is_screen(sys.stdout):
         return _Terminal(where, sort)
     return _Tables(where, sort)
 
@@ -216,7 +217,7 @@ class _Terminal:
         picture.append(titles, "bold")
         for trend, row in zip(trends, rows, strict=True):
             is_stuck = trend.figures.ready and trend.figures.consumers == 0
-            picture.append(f"\n{row}", "yellow" if is_stuck else "")
+            picture.append(f"\n{row}", ATTENTION if is_stuck else "")
         if hidden:
             picture.append(f"\nand {hidden:,} more", "dim")
         if warning:
@@ -237,7 +238,7 @@ def _head(where: str, trends: Sequence[QueueTrend]) -> str:
 
 
 def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) -> list[str]:
-    from greenconn.cli.monitor import sparkline
+    from greenconn.cli.monitor import TREND, sparkline
     from greenconn.cli.table import Column, number, rate, span, table_lines
 
     columns = [
@@ -252,6 +253,7 @@ def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) ->
         Column("TREND", is_right=False),
     ]
     rows = []
+    trend_width = 0 if width is None else TREND  # in a terminal no column moves as the trend grows
     for each in trends:
         figures = each.figures
         # The rates tell more.
@@ -264,7 +266,7 @@ def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) ->
                 *map(number, counts),
                 *map(rate, rates),
                 span(each.lag),
-                sparkline(each.totals, bars),
+                sparkline(each.totals, bars).ljust(trend_width),
             ]
         )
     return table_lines(columns, rows, width)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from greenconn.cli.options import timeout_option, url_argument
+from greenconn.cli.terminal import ATTENTION
 
 if TYPE_CHECKING:
     from greenconn.cli.doctor.finding import Finding
@@ -22,7 +23,7 @@ __all__ = ["command"]
 #: Before a remedy.
 ARROW: Final = "-> "
 #: Outcome -> colour.
-COLOURS: Final = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "red"}
+COLOURS: Final = {"ok": "green", "note": "cyan", "warning": ATTENTION, "failed": "red"}
 #: Width of the outcome, and of the name of a check.
 OUTCOME: Final = 9
 CHECK: Final = 14

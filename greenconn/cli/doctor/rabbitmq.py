@@ -43,7 +43,8 @@ def check_rabbitmq(connection: Connection) -> Iterator[Finding]:
     except OperationalError as exc:
         yield note(
             "management",
-            f"{error_text(exc)[0]}: alarms, nodes and queues were not checked",
+            f"no answer ({error_text(exc.__cause__ or exc)[0]}): alarms, nodes and queues were not "
+            f"checked",
             "enable the plugin rabbitmq_management, or name its port with ?manager_port=",
         )
         return

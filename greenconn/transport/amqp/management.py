@@ -30,6 +30,12 @@ Json: TypeAlias = Any
 LIMIT: Final = 256 * 1024 * 1024
 
 
+class _NoManagement(OperationalError):
+    """The management API does not answer.  Its text has the remedy."""
+
+    has_remedy = True
+
+
 class Management(base.Management):
     """RabbitMQ's management API.
 
@@ -442,7 +448,7 @@ class _Requests:
                     limit=LIMIT,
                 )
         except OSError as exc:
-            raise OperationalError(
+            raise _NoManagement(
                 f"no management API at {self.url} ({exc}): the broker needs the plugin "
                 f"rabbitmq_management; set its address with the transport options "
                 f"manager_hostname, manager_port and manager_ssl"

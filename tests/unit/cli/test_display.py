@@ -72,7 +72,7 @@ def test_plain_lines() -> None:
     lines = shown(STARTING, RUNNING).splitlines()
     assert lines[0] == "   0.1 s  4 of 10 consumers ready"
     assert " ".join(lines[1].split()) == (
-        "1.5 s 50% 12,346 messages/s 100 in flight 12.3 ms latency 10 consumers 1 sockets 1 threads"
+        "1.5 s 50% 12,346 messages/s 100 in flight 12.3 ms latency 10 consumers 1 sockets 1 thread"
     )
 
 
@@ -80,7 +80,7 @@ def test_plain_lines_come_once_a_second_and_are_not_broken() -> None:
     snapshots = [replace(RUNNING, elapsed=each / 10) for each in range(31)]
     lines = shown(*snapshots, width=20).splitlines()
     assert len(lines) == 4
-    assert all(line.endswith("threads") for line in lines)
+    assert all(line.endswith(" 1 thread") for line in lines)
 
 
 def test_the_last_line_comes_in_any_case() -> None:

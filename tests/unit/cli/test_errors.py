@@ -50,7 +50,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (caused(OperationalError("not let in"), AccessRefused("x")), "check user, password", 1),
         (caused(PublishRefused("no"), NotFound("x")), "check the name of the exchange", 1),
         (Unroutable("no route", exchange="e", routing_key="k"), "queues bind", 1),
-        (Unroutable("no queue", routing_key="k"), "--declare", 1),
+        (Unroutable("no queue", routing_key="k"), "queues declare", 1),
         (ValueError("bad port"), "bad port", 2),
         (KeyError("No such transport"), "No such transport", 2),
         (ImportError("no module x", name="x"), "no module x", 2),
