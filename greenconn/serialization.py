@@ -29,7 +29,7 @@ from greenconn.formats import (
     yaml_dumps,
     yaml_loads,
 )
-from greenconn.jsoncodec import encode as json_encode
+from greenconn.jsoncodec import encode_body as json_encode
 from greenconn.jsoncodec import loads as json_loads
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import math
 import sys
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -23,6 +24,8 @@ from greenconn.jsoncodec import (
     JSONEncoder,
     NestedTooDeeply,
     dumps,
+    encode,
+    encode_body,
     loads,
     object_hook,
     register_type,
@@ -42,6 +45,27 @@ TYPED = [
     (b"text", "bytes", "text"),
     (b"\xff\x00", "base64", "/wA="),
 ]
+
+
+@pytest.fixture(autouse=True, params=["fast", "standard"], scope="module")
+def library(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test runs with the faster libraries and without."""
+    if request.param == "fast":
+        yield
+    else:
+        with standard_library():
+            yield
+
+
+@contextmanager
+def standard_library() -> Iterator[None]:
+    """Encode and decode as where the faster libraries are not installed."""
+    before = jsoncodec._orjson_dumps, jsoncodec._msgspec_decode
+    jsoncodec._orjson_dumps = jsoncodec._msgspec_decode = None
+    try:
+        yield
+    finally:
+        jsoncodec._orjson_dumps, jsoncodec._msgspec_decode = before
 
 
 @pytest.fixture
@@ -255,3 +279,142 @@ def test_a_typed_value_that_is_none_is_a_value_error(name: Any, value: Any) -> N
 def test_what_is_nested_too_deeply_is_a_value_error(text: str | bytes) -> None:
     with pytest.raises(NestedTooDeeply):
         loads(text)
+
+
+# The faster libraries
+
+
+def outcome(work: Callable[[Any], Any], argument: Any) -> tuple[Any, ...]:
+    """Return what *work* returned, with its types and NaN as text, or the error that it raised."""
+    try:
+        return ("returned", repr(work(argument)))
+    except Exception as exc:
+        return (type(exc), str(exc))
+
+
+def decoded_body(value: Any) -> Any:
+    """Encode a body and decode it again."""
+    return loads(encode_body(value))
+
+
+numbers = st.integers() | st.integers(-(2**66), 2**66) | st.floats()
+texts = st.text() | st.text(st.characters(categories=["Cs", "Cc", "Lu"]))
+keys = texts | st.sampled_from(["__type__", "__value__"]) | numbers | st.booleans() | st.none()
+of_other_types = st.sampled_from(
+    [
+        *(value for value, _, _ in TYPED),
+        *(Size.SMALL, Pair(1, 2), Event(date(2024, 5, 17), Size.SMALL), {1, 2}, frozenset()),
+        *(timedelta(1), 1j, object, bytearray(b"x"), memoryview(b"x"), range(2)),
+    ]
+)
+bodies = st.recursive(
+    st.none() | st.booleans() | numbers | texts | of_other_types,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(keys, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+#: Pieces of JSON and of what is almost JSON.
+pieces = st.sampled_from(
+    [
+        *'[]{}:,"\\ \t\n\r\x00\x1f\ufeffé\ud800-+.eE019',
+        *("NaN", "-Infinity", "null", "true", "Null", "1e400", "-0", "1" * 20, "[[", "]]"),
+        *('"a"', "\\u00e9", "\\ud83d\\ude00", "\\ud800", "\\u005f", "\\/", "\\x"),
+        *('"__type__"', '"__value__"', '"\\u005f_type__"', '"decimal"', '{"a": 1, "a": 2}'),
+    ]
+)
+
+
+@pytest.mark.pure
+@given(bodies)
+def test_bodies_are_the_same_with_the_faster_libraries(value: Any) -> None:
+    with standard_library():
+        expected = outcome(decoded_body, value)
+    assert outcome(decoded_body, value) == expected
+
+
+@pytest.mark.pure
+@given(bodies, st.data())
+def test_texts_are_decoded_alike_with_the_faster_libraries(value: Any, data: st.DataObject) -> None:
+    try:
+        text = encode(value)
+    except (TypeError, ValueError):
+        text = "[]"
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(pieces) + text[at + data.draw(st.integers(0, 2)) :]
+    with standard_library():
+        expected = outcome(loads, text)
+    assert outcome(loads, text) == expected
+
+
+@pytest.mark.pure
+@given(st.lists(pieces, max_size=12).map("".join))
+def test_what_is_almost_json_is_refused_alike(text: str) -> None:
+    with standard_library():
+        expected = outcome(loads, text)
+    assert outcome(loads, text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000, "9" * 5000, "[" + "1," * 9],
+    ids=["open", "closed", "objects", "digits", "unfinished"],
+)
+def test_limits_of_texts_are_the_same(text: str) -> None:
+    with standard_library():
+        expected = outcome(loads, text)
+    assert outcome(loads, text) == expected
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def circular() -> list[Any]:
+    value: list[Any] = []
+    value.append({"itself": value})
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [nested(100), nested(300), nested(100_000), circular(), [10**5000], {"a": None, "b": math.nan}],
+    ids=["nested", "nested deeper", "nested too deeply", "circular", "digits", "null"],
+)
+def test_limits_of_bodies_are_the_same(value: Any) -> None:
+    with standard_library():
+        expected = outcome(decoded_body, value)
+    found = outcome(decoded_body, value)
+    assert found[0] == expected[0]
+    assert found[0] is RecursionError or found == expected
+
+
+def test_the_faster_libraries_are_used() -> None:
+    pytest.importorskip("orjson")
+    pytest.importorskip("msgspec")
+    if jsoncodec._orjson_dumps is None:
+        pytest.skip("runs with the faster libraries only")
+    assert encode_body({"a": [1, "é"]}) == '{"a":[1,"é"]}'
+    assert loads("[1]") == [1]
+    assert type(getattr(jsoncodec._msgspec_decode, "__self__", None)).__name__ == "Decoder"
+
+
+def test_text_of_bodies_without_the_faster_libraries() -> None:
+    with standard_library():
+        assert encode_body({"a": [1, "é"]}) == '{"a": [1, "\\u00e9"]}'
+
+
+def test_the_faster_libraries_are_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("orjson", "msgspec", "msgspec.json"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(jsoncodec, "_orjson_dumps", jsoncodec._load_orjson)
+    monkeypatch.setattr(jsoncodec, "_msgspec_decode", jsoncodec._load_msgspec)
+    assert decoded_body({"a": [1]}) == {"a": [1]}
+    assert jsoncodec._orjson_dumps is None
+    assert jsoncodec._msgspec_decode is None

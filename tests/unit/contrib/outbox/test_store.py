@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from greenconn.contrib.outbox.store import Backlog, Lease
 from tests.unit.contrib.outbox.conftest import Box
 
@@ -34,7 +36,7 @@ def test_rows_of_other_partitions_are_not_seen(box: Box) -> None:
     first, second = box.rows()
     found = box.store.pending([second["partition"]], 0, 9)
     assert [(each.id, each.ordering_key) for each in found] == [(second["id"], "b")]
-    assert found[0].body == b'{"number": 1}'
+    assert json.loads(found[0].body) == {"number": 1}
     assert found[0].attempts == 0
     assert first["partition"] != second["partition"]
 
