@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.boards import BOARDS, Board
+from benchmarks.chart import draw
 from benchmarks.runner import Results, broker, measured, profiled
 from benchmarks.table import Report
 
@@ -26,11 +28,19 @@ def main() -> int:
     options = _arguments()
     console = Console(stderr=True)
     board = BOARDS[options.broker]
-    with broker(board, options.url) as url:
-        if options.profile:
-            rival = (options.rival or ["greenconn"])[0]
-            return profiled(board, options.profile, rival, messages=options.count, url=url)
-        report = _measure(options, board, url, console)
+    if options.figures:
+        try:
+            report = Report.read(options.figures.read_text(), board)
+        except (OSError, ValueError) as exc:
+            sys.exit(f"{options.figures}: {exc}")
+    else:
+        with broker(board, options.url) as url:
+            if options.profile:
+                rival = (options.rival or ["greenconn"])[0]
+                return profiled(board, options.profile, rival, messages=options.count, url=url)
+            report = _measure(options, board, url, console)
+    if options.chart:
+        draw(report, options.chart)
     if options.json:
         print(report.json())
     elif options.rst:
@@ -88,6 +98,8 @@ def _arguments() -> argparse.Namespace:
     add("--budget", action="store_true", help="show what greenconn may cost at most")
     add("--rst", action="store_true", help="print the table as reStructuredText")
     add("--json", action="store_true", help="print all figures as JSON")
+    add("--chart", type=Path, metavar="FILE", help="draw all figures into this SVG file, too")
+    add("--figures", type=Path, metavar="FILE", help="measure nothing: show what --json printed")
     add("--profile", choices=works, metavar="WORK", help="print where its CPU time goes")
     options = parser.parse_args()
     rounds, count = QUICK if options.quick else (5, 10_000)

@@ -41,6 +41,40 @@ class Report:
     rounds: int
     budget: bool = False
     board: Board = RABBITMQ
+    #: It was measured on; empty: on this one, now.
+    machine: str = ""
+
+    @classmethod
+    def read(cls, text: str, board: Board) -> Report:
+        """Return the report that :meth:`json` returned as *text*.
+
+        Raises:
+            ValueError: it is of another board, or no report.
+        """
+        try:
+            read = json.loads(text)
+            figures, failures = read["figures"], read["failures"]
+            results = Results(
+                {
+                    (work, rival): rounds
+                    for work in figures
+                    for rival, rounds in figures[work].items()
+                },
+                {(work, rival): why for work in failures for rival, why in failures[work].items()},
+            )
+            machine = str(read["machine"])
+        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise ValueError(f"these are not figures that --json printed: {exc!r}") from None
+        pairs = [*results.figures, *results.failures]
+        for work, rival in pairs:
+            if work not in board.works or rival not in board.rivals:
+                raise ValueError(
+                    f"figures of {work!r} by {rival!r} are not of {board.name}: give --broker"
+                )
+        works = [work for work in board.works if any(work == pair[0] for pair in pairs)]
+        rivals = [rival for rival in board.rivals if any(rival == pair[1] for pair in pairs)]
+        rounds = max((len(each) for each in results.figures.values()), default=0)
+        return cls(results, works, rivals, rounds, board=board, machine=machine)
 
     def text(self) -> Table:
         """The table for a terminal."""
@@ -120,6 +154,8 @@ class Report:
 
     def _machine(self) -> str:
         """Where it was measured."""
+        if self.machine:
+            return self.machine
         python = f"{platform.python_implementation()} {platform.python_version()}"
         gevent = f"gevent {version('gevent')}"
         rivals = [

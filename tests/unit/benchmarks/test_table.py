@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from benchmarks.boards import BOARDS
+from benchmarks.chart import draw
 from benchmarks.runner import Results
 from benchmarks.table import Report
 from benchmarks.works import WORKS, Budget
@@ -46,6 +49,43 @@ def test_an_empty_cell_has_its_reason(report: Report) -> None:
 def test_programs_get_every_round(report: Report) -> None:
     figures = json.loads(report.json())["figures"]
     assert [each["cpu"] for each in figures["publish"]["greenconn"]] == [5.0, 4.0, 9.0]
+
+
+def test_a_report_is_read_again(report: Report, results: Results) -> None:
+    again = Report.read(report.json(), report.board)
+    assert again.results == results
+    assert (again.works, again.rivals, again.rounds) == (report.works, report.rivals, 3)
+    assert next(again.notes()) == again.machine
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "not figures that --json printed"),
+        ("[]", "not figures that --json printed"),
+        ('{"machine": "", "figures": {"fly": {"pika": []}}, "failures": {}}', "'fly' by 'pika'"),
+    ],
+)
+def test_what_is_no_report(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Report.read(text, BOARDS["rabbitmq"])
+
+
+def test_a_chart_has_a_panel_for_each_comparison(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw(report, tmp_path / "chart.svg")
+    svg = (tmp_path / "chart.svg").read_text()
+    assert svg.count("publish, one greenlet") == 1
+    assert "kombu + gevent" in svg
+    assert "41.0" in svg
+    assert "spawn_consumer" not in svg
+
+
+def test_a_chart_of_one_library_is_refused(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.rivals.remove("kombu")
+    with pytest.raises(ValueError, match="no two libraries"):
+        draw(report, tmp_path / "chart.svg")
 
 
 def test_a_budget_may_depend_on_a_rival() -> None:
