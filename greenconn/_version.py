@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 __all__ = ["VERSION", "__version__", "version_info", "version_info_t"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 class version_info_t(NamedTuple):  # noqa: N801 - kombu's name
