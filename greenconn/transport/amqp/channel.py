@@ -798,7 +798,9 @@ class Channel(DeclaringChannel):
             TimeoutError: the broker took too little within ``blocked_timeout`` seconds.
         """
         if self.cause is None:
-            self.acks.flush()
+            if self.acks.ledger.requeued:
+                self.acks.flush()
+            # Writes the acks of this turn first, as its end would.
             self.connection.drain_writer(None)
 
     # Transactions

@@ -184,7 +184,8 @@ class Delivery(Message):
             self.channel.basic_reject(self.delivery_tag, requeue)
 
     def _is_rolled_back(self) -> bool:
-        return bool(self.channel.is_rolled_back(self.delivery_tag))
+        channel = self.channel
+        return bool(channel.is_transactional and channel.is_rolled_back(self.delivery_tag))
 
     def _send_back(self) -> None:
         if self.is_of_stream:
