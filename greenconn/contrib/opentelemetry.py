@@ -172,9 +172,9 @@ class _Tracing(Listener):
         if common[SYSTEM] == RABBITMQ and event.routing_key:
             attributes[ROUTING_KEY] = event.routing_key
         parent = context.get_current()
-        if not trace.get_current_span(parent).get_span_context().is_valid:
+        if event.headers and not trace.get_current_span(parent).get_span_context().is_valid:
             # A message that is sent again (a retry, a dead letter, an outbox) stays in its trace.
-            parent = _extracted(event.headers)
+            parent = _extracted(event.headers, parent)
         name = _span_name("publish", destination)
         span = self._tracer.start_span(name, parent, SpanKind.PRODUCER, attributes)
         propagate.inject(event.headers, trace.set_span_in_context(span, parent))
@@ -299,11 +299,16 @@ def _span_name(operation: str, destination: str) -> str:
     return f"{operation} {'(anonymous)' if is_chosen else destination}"
 
 
-def _extracted(headers: Mapping[str, Any]) -> Context:
-    """Return the context that a publisher put into the headers of a message."""
+def _extracted(headers: Mapping[str, Any], base: Context | None = None) -> Context:
+    """Return the context that a publisher put into the headers of a message.
+
+    Arguments:
+        base: has the values for which there are no headers, such as the program's baggage; None: there
+            are none.
+    """
     # Other headers may have values that a propagator does not expect.
     return propagate.extract(
-        {name: each for name, each in headers.items() if isinstance(each, str)}
+        {name: each for name, each in headers.items() if isinstance(each, str)}, base
     )
 
 

@@ -312,6 +312,27 @@ def test_a_publish_that_fails(amqp_url: str, telemetry: Telemetry, unique: str) 
     assert point.attributes["error.type"] == "greenconn.exceptions.Unroutable"
 
 
+@pytest.mark.parametrize("headers", [{}, {"kind": "welcome"}])
+def test_baggage_without_a_span_is_published(
+    connection: Connection, telemetry: Telemetry, unique: str, headers: dict[str, str]
+) -> None:
+    token = context.attach(baggage.set_baggage("customer", "c1"))
+    try:
+        greenconn.publish(unique, {}, connection=connection, headers=headers, declare=True)
+    finally:
+        context.detach(token)
+    found: list[object] = []
+    consumer = greenconn.spawn_consumer(
+        unique,
+        lambda body, message: found.append(baggage.get_baggage("customer")),
+        connection=connection,
+    )
+    until(lambda: bool(found), SOON)
+    assert consumer.stop(SOON)
+    assert found == ["c1"]
+    delete(connection, unique)
+
+
 def test_headers_of_other_programs(
     connection: Connection, telemetry: Telemetry, unique: str
 ) -> None:
