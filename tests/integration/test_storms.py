@@ -16,7 +16,7 @@ from tests.faults.client import Greenconn
 from tests.faults.kinds import OF_PROCESSES, PROXIED, Kind
 from tests.faults.storm import Outcome, Plan, Storm
 from tests.faults.targets.amqp import AmqpTarget
-from tests.faults.targets.registry import STEADY, TARGETS
+from tests.faults.targets.registry import CLUSTERS, STEADY, TARGETS
 from tests.integration.processes import run
 
 #: Seconds of a storm: with ``--long``, and without.
@@ -91,6 +91,18 @@ def test_the_ledger_balances_after_a_storm_on_rabbitmq(
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("broker", CLUSTERS)
+def test_a_node_of_a_cluster_restarts_and_freezes(broker: str, patched: bool) -> None:
+    kinds = frozenset({Kind.RESTART, Kind.PAUSE, Kind.INTERRUPT})
+    plan = Plan(
+        seed=1 + patched, seconds=30.0, count=3, greenlets=40, rate=100, kinds=kinds, longest=1.0
+    )
+    outcome = outcome_of(broker, plan)
+    check(outcome)
+    assert {Kind.RESTART, Kind.PAUSE} <= outcome.faults.keys()
+
+
+@pytest.mark.full
 def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) -> None:
     with closing(AmqpTarget("rabbitmq", own_rabbitmq, ("quorum",))) as target:
         outcome = Storm(
@@ -134,7 +146,7 @@ def test_beanstalkd_drains() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("broker", STEADY)
+@pytest.mark.parametrize("broker", [*STEADY, *CLUSTERS])
 def test_the_ledger_balances_after_minutes_of_storm(broker: str, patched: bool) -> None:
     kinds = frozenset(Kind)
     outcome = outcome_of(

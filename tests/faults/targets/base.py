@@ -14,7 +14,7 @@ from greenconn.entity import Queue
 from tests.faults.kinds import OF_PROCESSES, PROXIED, Direction, Fault, Kind
 from tests.faults.proxied import ProxyProcess
 
-__all__ = ["DELETED", "Place", "Proxied", "Role", "Target", "places_of"]
+__all__ = ["DELETED", "Place", "Proxied", "Role", "Served", "Target", "places_of"]
 
 #: Seconds between two cuts of a link that flaps.
 BETWEEN_CUTS: Final = 0.1
@@ -115,37 +115,28 @@ class Server(Protocol):
     def resume(self) -> None: ...
 
 
-class Proxied:
-    """A server behind a proxy.
+class Served:
+    """A server that a storm ends, freezes and starts again.
 
     Arguments:
         server: the broker.
-        port: where it listens.
-        protocol: what it speaks, as the proxy has it.
     """
 
-    kinds = PROXIED | {
-        Kind.KILL,
-        Kind.RESTART,
-        Kind.PAUSE,
-        Kind.DELETE,
-        Kind.FLAP,
-        Kind.INTERRUPT,
-        *OF_PROCESSES,
-    }
+    kinds = frozenset(
+        {Kind.KILL, Kind.RESTART, Kind.PAUSE, Kind.DELETE, Kind.INTERRUPT, *OF_PROCESSES}
+    )
     heartbeat: float | None = None
     rate = float("inf")
     is_ordered = True
     url = ""
 
-    def __init__(self, server: Server, port: int, protocol: str) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
-        self.proxy = ProxyProcess(port, protocol)
         self.options: dict[str, Any] = {}
 
     @property
     def direct_url(self) -> str:
-        """The broker's address, past the proxy."""
+        """The broker's address, past a proxy."""
         raise NotImplementedError
 
     def settle(self) -> None:
@@ -157,17 +148,7 @@ class Proxied:
 
     def inject(self, fault: Fault) -> None:
         """Have a fault."""
-        if fault.kind in PROXIED:
-            self.proxy.inject(fault)
-        else:
-            getattr(self, fault.kind.value.replace("-", "_"))(fault)
-
-    def flap(self, fault: Fault) -> None:
-        """Links end as soon as they are back: what was prefetched is delivered again and again."""
-        for number in range(max(1, round(fault.seconds / BETWEEN_CUTS))):
-            cut = replace(fault, kind=Kind.CUT, direction=Direction.BOTH, seed=fault.seed + number)
-            self.proxy.inject(cut)
-            gevent.sleep(BETWEEN_CUTS)
+        getattr(self, fault.kind.value.replace("-", "_"))(fault)
 
     def kill(self, fault: Fault) -> None:
         """SIGKILL, and a start on what is on the disk."""
@@ -196,10 +177,47 @@ class Proxied:
 
     def heal(self) -> None:
         """Let it go on."""
-        self.proxy.heal()
         self.server.resume()
         if not self.server.is_running:
             self.server.start()
+
+    def close(self) -> None:
+        """Nothing is its own."""
+
+
+class Proxied(Served):
+    """A server behind a proxy.
+
+    Arguments:
+        server: the broker.
+        port: where it listens.
+        protocol: what it speaks, as the proxy has it.
+    """
+
+    kinds = Served.kinds | PROXIED | {Kind.FLAP}
+
+    def __init__(self, server: Server, port: int, protocol: str) -> None:
+        super().__init__(server)
+        self.proxy = ProxyProcess(port, protocol)
+
+    def inject(self, fault: Fault) -> None:
+        """Have a fault."""
+        if fault.kind in PROXIED:
+            self.proxy.inject(fault)
+        else:
+            super().inject(fault)
+
+    def flap(self, fault: Fault) -> None:
+        """Links end as soon as they are back: what was prefetched is delivered again and again."""
+        for number in range(max(1, round(fault.seconds / BETWEEN_CUTS))):
+            cut = replace(fault, kind=Kind.CUT, direction=Direction.BOTH, seed=fault.seed + number)
+            self.proxy.inject(cut)
+            gevent.sleep(BETWEEN_CUTS)
+
+    def heal(self) -> None:
+        """Let it go on."""
+        self.proxy.heal()
+        super().heal()
 
     def close(self) -> None:
         """End the proxy."""

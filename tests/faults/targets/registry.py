@@ -9,12 +9,13 @@ from functools import partial
 from greenconn.connection import Connection
 from tests.faults.targets.amqp import rabbitmq_target
 from tests.faults.targets.base import Target
+from tests.faults.targets.clusters import rabbitmq_cluster_target, redis_cluster_target
 from tests.faults.targets.memory import memory_target
 from tests.faults.targets.redis import redis_target
 from tests.faults.targets.sqlite import sqlite_target
 from tests.faults.targets.stores import beanstalk_target, couchdb_target, mongodb_target, sqs_target
 
-__all__ = ["STEADY", "TARGETS", "declare", "depths"]
+__all__ = ["CLUSTERS", "STEADY", "TARGETS", "declare", "depths"]
 
 #: Each starts a broker, which ends with the block; raises :class:`NoBroker` where it is not to be had.
 TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {
@@ -27,9 +28,13 @@ TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {
     "sqs": sqs_target,
     "mongodb": mongodb_target,
     "couchdb": couchdb_target,
+    "rabbitmq-cluster": rabbitmq_cluster_target,
+    "redis-cluster": redis_cluster_target,
 }
-#: All but pouchdb-server, which takes its time: a storm that is worth it takes minutes.
-STEADY = tuple(name for name in TARGETS if name != "couchdb")
+#: Those whose nodes end one at a time.
+CLUSTERS = ("rabbitmq-cluster", "redis-cluster")
+#: All but pouchdb-server and clusters, which take their time: a storm that is worth it takes minutes.
+STEADY = tuple(name for name in TARGETS if name not in ("couchdb", *CLUSTERS))
 
 
 def declare(target: Target, for_good: bool) -> None:
