@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
+from redis.cluster import RedisCluster as RedisPyCluster
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
@@ -470,7 +471,12 @@ def test_a_database_is_refused(redis_cluster_url: str) -> None:
 
 
 def test_the_client_of_one_server_is_refused(redis_cluster_url: str) -> None:
-    with Connection(redis_cluster_url) as connection, pytest.raises(NotImplementedError):
+    with (
+        Connection(redis_cluster_url) as connection,
+        pytest.raises(
+            NotImplementedError, match=r"make a redis\.cluster\.RedisCluster of your own"
+        ),
+    ):
         _ = connection.default_channel.client
 
 
@@ -548,3 +554,16 @@ def test_tls(brokers: Brokers, unique: str) -> None:
             connection.connect()
     finally:
         cluster.close()
+
+
+def test_a_client_of_ones_own_instead_of_the_channels(
+    redis_cluster: RedisCluster, unique: str
+) -> None:
+    """It blocks no greenlet in the threadpool, patched or not."""
+
+    def visit() -> tuple[Any, Any]:
+        with RedisPyCluster(host="127.0.0.1", port=redis_cluster.nodes[0].port) as cluster:
+            cluster.set(unique, 41)
+            return cluster.incr(unique), cluster.get(unique)
+
+    assert gevent.get_hub().threadpool.apply(visit) == (42, b"42")

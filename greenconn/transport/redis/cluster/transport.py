@@ -19,13 +19,14 @@ class ClusterChannel(Channel):
 
     @property
     def client(self) -> NoReturn:
-        """Not to be had: kombu's programs expect a client of one server.
+        """Not available: kombu has no cluster whose client programs could expect.
 
         Raises:
             NotImplementedError: always; names the remedy.
         """
         raise NotImplementedError(
-            "channel.client is for a single server: use a redis.cluster.RedisCluster of your own"
+            "channel.client is not available on a Redis Cluster: make a redis.cluster.RedisCluster of "
+            "your own, and call it in gevent's threadpool unless the process is monkey-patched"
         )
 
 
