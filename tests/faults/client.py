@@ -12,7 +12,7 @@ import gevent
 from greenconn import defaults, pools
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import BatchPublishError, OperationalError
+from greenconn.exceptions import BatchPublishError, ConsumerCancelled, OperationalError
 from greenconn.messaging import Consumer
 from greenconn.publishing import publish, publish_many
 from greenconn.worker import spawn_consumer
@@ -248,6 +248,8 @@ class Draining:
         while not self._is_over:
             try:
                 self._connection.drain_events(timeout=STEP)
+            except ConsumerCancelled:
+                self._consume()  # the node of its queue has ended
             except passing:
                 pass
             except refused:
