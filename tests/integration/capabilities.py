@@ -276,7 +276,7 @@ KINDS: Final[Mapping[str, Kind]] = {
 #: Stores of others, as docs/transports.rst teaches to write them: no column of the table.
 EXAMPLES: Final[Mapping[str, Kind]] = {
     "folder": Kind(
-        title="examples/folder_broker.py",
+        title="examples/own_store",
         url="folder_url",
         side=folder_side,
         options=_LEASE,

@@ -96,7 +96,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
 @pytest.fixture
 def folder_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a folder of the test's own."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "own_store"))
     return f"files://{tmp_path}/broker"
 
 

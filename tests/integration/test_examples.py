@@ -1,43 +1,56 @@
-"""The examples run as their first lines say."""
+"""The folder of examples: each is a project with a README, and those with one program run.
+
+The others have a file of tests each.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.integration.processes import ROOT, run
+from tests.integration.projects import EXAMPLES, command_of
 
 pytestmark = pytest.mark.programs
 
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"), key=lambda path: path.name)
-OWN_TRANSPORT = "own_transport.py"
-OWN_STORE = "folder_broker.py"
-#: They have brokers of their own.
-OWN = {OWN_TRANSPORT, OWN_STORE}
+NAMES = sorted(path.name for path in EXAMPLES.iterdir() if any(path.glob("*.*")))
+#: Those with one program, which are tested here.
+SMALL = {"own_store", "own_transport", "shared_pool"}
+#: Tested with the other tests of a cluster.
+CLUSTER = "rabbitmq_cluster"
+OWN_TRANSPORT = "own_transport/own_transport.py"
+OWN_STORE = "own_store/folder_broker.py"
+_PRIVATE = re.compile(r"\bgreenconn[\w.]*\._|import _")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_a_project(name: str) -> None:
+    folder = EXAMPLES / name
+    assert (folder / "requirements.txt").exists()
+    assert command_of(name)
+    assert f"<../examples/{name}/README.rst>" in (ROOT / "docs" / "examples.rst").read_text()
+    for path in folder.rglob("*.py"):
+        assert not _PRIVATE.search(path.read_text()), path
+    if name not in SMALL | {CLUSTER}:
+        assert Path(__file__).with_name(f"test_example_{name}.py").exists()
 
 
 @pytest.mark.parametrize(
     "broker",
     ["amqp", *(pytest.param(name, marks=pytest.mark.full) for name in ("memory", "redis"))],
 )
-@pytest.mark.parametrize("name", [path.name for path in EXAMPLES if path.name not in OWN])
-def test_it_runs(name: str, broker: str, request: pytest.FixtureRequest) -> None:
+def test_a_shared_pool(broker: str, request: pytest.FixtureRequest) -> None:
     arguments = []
     if broker == "amqp":
         arguments.append(request.getfixturevalue("amqp_url"))
     elif broker == "redis":
         # Its own: on a shared one it would say that it gives back what other tests left.
         arguments.append(request.getfixturevalue("redis_with")().url)
-    outcome = run(f"examples/{name}", *arguments)
+    outcome = run("examples/shared_pool/shared_pool.py", *arguments)
     assert (outcome.errors, outcome.code) == ("", 0), outcome.output
-    assert f"{broker}://" in outcome.output
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_it_says_how_to_run_it(path: object) -> None:
-    text = (ROOT / "examples" / str(path)).read_text()
-    assert f"python examples/{getattr(path, 'name', path)} [URL]``" in text
+    assert f"10000 messages over 4 connections of {broker}://" in outcome.output
 
 
 def test_a_store_of_ones_own(tmp_path: Path) -> None:
@@ -59,9 +72,9 @@ def test_a_store_of_ones_own(tmp_path: Path) -> None:
 )
 def test_a_transport_of_ones_own(line: str, tmp_path: Path) -> None:
     original = "from greenconn.transport import TRANSPORT_ALIASES, virtual"
-    text = (ROOT / "examples" / OWN_TRANSPORT).read_text()
+    text = (EXAMPLES / OWN_TRANSPORT).read_text()
     assert original in text
-    program = tmp_path / OWN_TRANSPORT
+    program = tmp_path / "own_transport.py"
     program.write_text(text.replace(original, line))
     outcome = run(str(program), f"folder://{tmp_path}/letters", env={"PYTHONPATH": str(ROOT)})
     assert (outcome.errors, outcome.code) == ("", 0), outcome.output

@@ -1,6 +1,6 @@
 """A broker in a plain folder: each queue is a folder, each message is a file.
 
-Run it as ``python examples/folder_broker.py [URL]``; the URL is ``files:///path``, by default a new
+Run it as ``python folder_broker.py [URL]``; the URL is ``files:///path``, by default a new
 temporary folder.
 
 It is a *store*: what ``greenconn.broker`` needs of a broker to do all the rest.  A message is claimed by

@@ -1,4 +1,4 @@
-"""Ten thousand greenlets share a pool of four connections: ``python examples/shared_pool.py [URL]``."""
+"""Ten thousand greenlets share a pool of four connections: ``python shared_pool.py [URL]``."""
 
 from __future__ import annotations
 

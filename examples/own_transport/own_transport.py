@@ -1,6 +1,6 @@
 """A transport of one's own: queues are folders, messages are files.
 
-Run it as ``python examples/own_transport.py [URL]``; the URL is ``folder:///path``, by default a new
+Run it as ``python own_transport.py [URL]``; the URL is ``folder:///path``, by default a new
 temporary folder.
 
 A virtual transport says how to put a message into a queue and how to get one; exchanges,
