@@ -16,18 +16,22 @@ from greenconn.exceptions import OperationalError
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Accept an address; the mail is on the disk when the response says so."""
+    """Accept an address; the mail is in the queue when the response says so."""
+
+    def respond(status: str, text: str, *headers: tuple[str, str]) -> Iterable[bytes]:
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8"), *headers])
+        return [f"{text}\n".encode()]
+
     if environ["REQUEST_METHOD"] != "POST":
-        start_response("405 Method Not Allowed", [("Allow", "POST")])
-        return [b"POST an address\n"]
-    address = environ["wsgi.input"].read().decode()
+        return respond("405 Method Not Allowed", "POST an address", ("Allow", "POST"))
+    address = environ["wsgi.input"].read(1000).decode(errors="replace").strip()
+    if "@" not in address:
+        return respond("400 Bad Request", "POST an address")
     try:
         greenconn.publish(MAIL, {"to": address}, timeout=5)
     except OperationalError as exc:
-        start_response("503 Service Unavailable", [("Retry-After", "10")])
-        return [f"not now: {exc}\n".encode()]
-    start_response("202 Accepted", [("Content-Type", "text/plain")])
-    return [b"accepted\n"]
+        return respond("503 Service Unavailable", f"not now: {exc}", ("Retry-After", "10"))
+    return respond("202 Accepted", "accepted")
 
 
 def main() -> None:

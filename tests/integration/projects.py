@@ -46,7 +46,9 @@ class Project:
         self._log = open(self._path, "wb")  # noqa: SIM115 - closed by end()
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         self._env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "PORT": "0", **env}
-        self._env |= {"PYTHONUNBUFFERED": "1", "HOME": str(within)}
+        self._env["HOME"] = str(within)
+        # Unbuffered, one call of print() writes several times, and others in between.
+        self._env.pop("PYTHONUNBUFFERED", None)
         self._started: list[subprocess.Popen[bytes]] = []
         self._main = self.start(command_of(name))
 

@@ -25,6 +25,7 @@ def test_a_killed_consumer_loses_no_mail(tmp_path: Path) -> None:
         running.wait_for("^ready$")
         (port,) = running.wait_for(r"^http://127\.0\.0\.1:(\d+)/mail$")
         assert running.request(port, "/mail").status == 405
+        assert send(running, port, "nonsense") == 400
         answers = [gevent.spawn(send, running, port, address) for address in MAILS]
         assert [each.get() for each in answers] == [202] * len(MAILS)
         running.wait_for("^mail to ", 5)

@@ -1,7 +1,7 @@
 """The page for new subscribers."""
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.http import require_POST
 
@@ -21,4 +21,6 @@ def subscribe(request: HttpRequest) -> JsonResponse:
             publish(WELCOME, {"id": subscriber.pk})
     except ValidationError as exc:
         return JsonResponse({"errors": exc.message_dict}, status=400)
+    except IntegrityError:  # two requests for one address at the same time
+        return JsonResponse({"errors": {"address": ["already subscribed"]}}, status=400)
     return JsonResponse({"id": subscriber.pk}, status=201)

@@ -32,12 +32,12 @@ def accept() -> tuple[Response, int]:
     return answer, 201
 
 
-@app.get("/orders/<int:id>")
-def show(id: int) -> Response | tuple[Response, int]:
+@app.get("/orders/<int:order_id>")
+def show(order_id: int) -> Response | tuple[Response, int]:
     with Session(engine) as session:
-        order = session.get(Order, id)
+        order = session.get(Order, order_id)
         if order is None:
-            return jsonify(error=f"there is no order {id}"), 404
+            return jsonify(error=f"there is no order {order_id}"), 404
         return jsonify(id=order.id, item=order.item, is_shipped=order.is_shipped)
 
 
