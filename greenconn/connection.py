@@ -84,6 +84,7 @@ CONNECT_INTERVAL: Final = 0.2
 #: Maximum number of places in the program that are logged for using a released connection.
 LATE_USES: Final = 1000
 _late_uses: Final[set[str]] = set()
+_new: Final = object.__new__
 _NAMES: Final = frozenset(Parameters.fields)
 
 
@@ -919,7 +920,12 @@ class Connection:
             pool: the pool, whose ``release`` or ``replace`` is called with the facade.
         """
         cls = type(self)
-        return (PooledConnection if cls is Connection else _facade_class(cls))(self, pool)
+        # Without a call of an __init__, as each acquire makes one.
+        facade = _new(PooledConnection if cls is Connection else _facade_class(cls))
+        facade._core = self
+        facade._lender = pool
+        facade.session = self.session
+        return facade
 
 
 class _Truth(int):
@@ -961,9 +967,6 @@ LOAN_MOVES: Final[Mapping[CheckoutState, frozenset[CheckoutState]]] = {
     CheckoutState.RELEASED: frozenset(),
     CheckoutState.EXPIRED: frozenset(),
 }
-#: Used by each acquire and release: looking up a member of an Enum has a cost.
-_LENT: Final = CheckoutState.LENT
-_RELEASED: Final = CheckoutState.RELEASED
 
 
 class PooledConnection(Connection):
@@ -974,32 +977,34 @@ class PooledConnection(Connection):
     it continue to work after the release.  By then the connection may belong to another holder, so the
     log names each place in the program that does so, once.
 
-    Arguments:
-        core: the connection below.
-        pool: the pool that it was acquired from.
+    Made by :meth:`Connection.lend`.
     """
 
-    _checkout = CheckoutState.LENT
+    #: The connection below.
+    _core: Connection
+    #: The pool that it was acquired from; None after the release.
+    _lender: Lender | None
+    #: Its state after the release.
+    _ended = CheckoutState.RELEASED
     #: The reason why it cannot be used any more; empty if it can.
     _reason = ""
-
-    def __init__(self, core: Connection, pool: Lender) -> None:
-        self._core = core
-        self._pool = pool
-        # Deleted by the release, so that the check of __getattr__ costs nothing before it.
-        self.session = core.session
 
     @property
     def _family(self) -> type[Any]:
         return type(self._core)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "session" and self._checkout is not _LENT:
+        # Deleted by the release, so that this check costs nothing before it.
+        if name == "session":
             return self._late_session()
         if name == "_core":
             raise AttributeError(name)
         # Attributes that a subclass of Connection sets on its instances.
         return getattr(self._core, name)
+
+    @property
+    def _checkout(self) -> CheckoutState:
+        return self._ended if self._lender is None else CheckoutState.LENT
 
     def _late_session(self) -> Session:
         """Return the session for a use after the release.
@@ -1032,7 +1037,7 @@ class PooledConnection(Connection):
         return hash(self._core)
 
     def __repr__(self) -> str:
-        state = "" if self._checkout is _LENT else ", released"
+        state = "" if self._lender is not None else ", released"
         label = self._core.session.broker.label
         return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
 
@@ -1046,38 +1051,38 @@ class PooledConnection(Connection):
 
     def mark_released(self) -> None:
         """Mark as released, so that later uses are logged.  For pools.  Never switches."""
-        # On the hot path: no call of moved(), and no __dict__.
-        if self._checkout is _LENT:
-            self._checkout = _RELEASED
-            del self.session
-        else:
-            self._checkout = moved(self._checkout, _RELEASED, LOAN_MOVES, "a loan")
+        # On the hot path: no call of moved(), and no __dict__.  Once, as no session is left.
+        del self.session
+        self._lender = None
 
     def expire(self, reason: str) -> None:
         """Make each later use raise an error with *reason*.  For pools.  Never switches."""
-        self._checkout = moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
+        self._ended = moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
         self._reason = reason
+        self._lender = None
         self.__dict__.pop("session", None)
 
     def release(self) -> None:
         """Release the connection to its pool; do nothing if it was released.  Never switches."""
-        if self._checkout is _LENT:
-            self._pool.release(self)
+        lender = self._lender
+        if lender is not None:
+            lender.release(self)
 
     close = release
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Close the sockets at once; do nothing if it was released."""
-        if self._checkout is _LENT:
+        if self._lender is not None:
             super().collect(socket_timeout)
 
     def replace(self) -> None:
         """Release the connection as broken, so that the pool replaces it."""
-        if self._checkout is _LENT:
-            self._pool.replace(self)
+        lender = self._lender
+        if lender is not None:
+            lender.replace(self)
 
     def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._checkout is _LENT and self.session.is_lost:
+        if exc_type is not None and self._lender is not None and self.session.is_lost:
             self.replace()
         else:
             self.release()

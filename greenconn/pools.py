@@ -107,7 +107,7 @@ class ProducerPool(Resource):
             producer: Any = self.Producer(self.connections.facade(core, self._lender))
             if self._has_prepare_hook:
                 producer = self.prepare(producer)
-            self._checkouts.lend(producer, core, traced=self.trace_acquire)
+            self._checkouts.lend(producer, core, self.trace_acquire)
             producer.lender = self
         except BaseException:
             self._pool.release(core)
@@ -137,7 +137,8 @@ class ProducerPool(Resource):
         producers = self._checkouts.facades()
         return next((each for each in producers if each.__connection__ is connection), None)
 
-    def _expire(self, borrowed: Any, reason: str) -> None:
+    def expire(self, borrowed: Any, reason: str) -> None:
+        """Make each later use of a producer and its connection raise an error.  Never switches."""
         borrowed.lender = borrowed.channel = None
         self.connections.expire(borrowed.__connection__, reason)
 
@@ -149,7 +150,8 @@ class ProducerPool(Resource):
         if resource is not None:
             resource.channel = None
 
-    def _returned(self, borrowed: Any) -> None:
+    def returned(self, borrowed: Any) -> None:
+        """Unbind a producer that was released.  Never switches."""
         borrowed.lender = borrowed.channel = None
         self.connections.returned(borrowed.__connection__)
 

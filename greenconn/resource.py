@@ -160,10 +160,13 @@ class Resource:
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
-        core = self._take(block, None if timeout is None else Deadline.of(timeout))
+        deadline = None if timeout is None else Deadline.of(timeout)
+        core = self._pool.acquire(block, deadline)
+        if self._has_prepare_hook or isinstance(core, lazy):
+            core = self._prepared(core, block, deadline)
         try:
             borrowed = self.facade(core, self)
-            self._checkouts.lend(borrowed, core, traced=self.trace_acquire)
+            self._checkouts.lend(borrowed, core, self.trace_acquire)
         except BaseException:
             self._pool.release(core)
             raise
@@ -177,11 +180,11 @@ class Resource:
         checkout = self._checkouts.end(resource)
         if checkout is not None:
             try:
-                self._returned(resource)
+                self.returned(resource)
                 if self._has_release_hook:
                     self.release_resource(checkout.core)
             finally:
-                pool.release(checkout.core)
+                pool.put_back(checkout.core)
         else:
             self._release_unlent(resource)
 
@@ -194,7 +197,7 @@ class Resource:
         checkout = self._checkouts.end(resource)
         if checkout is not None:
             try:
-                self._expire(resource, "it was released to its pool as broken")
+                self.expire(resource, "it was released to its pool as broken")
             finally:
                 self._pool.remove(checkout.core)
 
@@ -276,7 +279,7 @@ class Resource:
     def forget(self) -> None:
         """Forget all resources in the child of a fork.  Never switches."""
         for borrowed in self._checkouts.end_all():
-            self._expire(borrowed, "it was acquired before a fork")
+            self.expire(borrowed, "it was acquired before a fork")
         for sub_pool in list(self._sub_pools):
             sub_pool.forget()
         self._pool.forget()
@@ -318,7 +321,7 @@ class Resource:
     def evict(self, reason: str) -> None:
         """Expire all facades acquired here or from a sub-pool.  Never switches."""
         for borrowed in self._checkouts.end_all():
-            self._expire(borrowed, reason)
+            self.expire(borrowed, reason)
         for sub_pool in list(self._sub_pools):
             sub_pool._pool.clear()
             sub_pool.evict(reason)
@@ -349,26 +352,23 @@ class Resource:
         return type(self).__name__
 
     def _take(self, block: bool, deadline: Deadline | None) -> Any:
-        pool = self._pool
-        core = pool.acquire(block, deadline)
+        core = self._pool.acquire(block, deadline)
         if self._has_prepare_hook or isinstance(core, lazy):
-            try:
-                ready = self.prepare(core)
-            except BaseException:
-                pool.release(core)
-                raise
-            if ready is not core:
-                if not pool.exchange(core, ready):
-                    spawn("pool-discard", self._end, ready)
-                    return self._take(block, deadline)
-                core = ready
+            core = self._prepared(core, block, deadline)
         return core
 
-    def _expire(self, borrowed: Any, reason: str) -> None:
-        self.expire(borrowed, reason)
-
-    def _returned(self, borrowed: Any) -> None:
-        self.returned(borrowed)
+    def _prepared(self, core: Any, block: bool, deadline: Deadline | None) -> Any:
+        """Return what ``prepare`` makes of *core*, which was just acquired.  May switch."""
+        try:
+            ready = self.prepare(core)
+        except BaseException:
+            self._pool.release(core)
+            raise
+        if ready is not core and not self._pool.exchange(core, ready):
+            # Closed or cleared meanwhile.
+            spawn("pool-discard", self._end, ready)
+            return self._take(block, deadline)
+        return ready
 
     def _release_unlent(self, resource: Any) -> None:
         """Called for a facade that is not acquired, such as one that was released before."""
@@ -475,8 +475,11 @@ class ConnectionPool(Resource):
 
     def facade(self, core: Any, lender: Any) -> Any:
         """Return a facade over *core*, whose ``release`` calls that of *lender*.  Never switches."""
-        lend = getattr(core, "lend", None)
-        return super().facade(core, lender) if lend is None else lend(lender)
+        try:
+            lend = core.lend
+        except AttributeError:
+            return super().facade(core, lender)
+        return lend(lender)
 
     def expire(self, borrowed: Any, reason: str) -> None:
         """Make each later use of a facade raise an error with *reason*.  Never switches."""
@@ -489,8 +492,9 @@ class ConnectionPool(Resource):
 
     def returned(self, borrowed: Any) -> None:
         """Mark a facade as released, so that later uses are logged.  Never switches."""
-        mark_released = getattr(type(borrowed), "mark_released", None)
-        if mark_released is None:
+        try:
+            mark_released = type(borrowed).mark_released
+        except AttributeError:
             super().returned(borrowed)
         else:
             mark_released(borrowed)
@@ -589,14 +593,13 @@ class _Checkouts:
         self._by_id = by_id
         self._lost = lost
 
-    def lend(self, facade: Any, core: Any, *, traced: bool = False) -> _Checkout:
+    def lend(self, facade: Any, core: Any, traced: bool) -> None:
         """Record that *facade* is in use, over *core*."""
         checkout = _Checkout(facade, self._lost)
         checkout.core = core
         checkout.key = key = id(facade)
         checkout.place = _place() if traced else None
         self._by_id[key] = checkout
-        return checkout
 
     def end(self, facade: Any) -> _Checkout | None:
         """End the checkout of *facade* and return it; None if it is not in use."""

@@ -318,6 +318,9 @@ class FairPool(Generic[T]):
         self._parent = parent
         self._created = self._discarded = self._timeouts = 0
         self._state = PoolState.OPEN
+        #: Whether released items may have to be discarded: it is closed, or was above its limit when
+        #: that was changed.
+        self._may_discard = False
         #: Whether sub-pools must release their items at once, instead of keeping idle ones.
         self.wants_back = False
         #: Called with each item that a sub-pool releases.  Must not switch.
@@ -423,12 +426,14 @@ class FairPool(Generic[T]):
         """
         if get_hub() is not self.hub:
             self.check_hub()
-        held, limit = self._held, self._limit
+        return self.put_back(item)
+
+    def put_back(self, item: T) -> bool:
+        """Release a resource, where the caller has checked the hub; see :meth:`release`."""
+        held = self._held
         if held.pop(id(item), None) is None:
             return False
-        if self._state is _CLOSED or (
-            limit is not None and len(held) + len(self._idle) + self._reserved >= limit
-        ):
+        if self._may_discard and (self._state is _CLOSED or not self._has_room()):
             self._discard(item)
         elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
             self._return(item)
@@ -493,8 +498,10 @@ class FairPool(Generic[T]):
         self._limit = limit
         while self.sub_pools.reclaim():
             pass  # idle ones can go at once
+        self._may_discard = self._state is _CLOSED
         if limit is not None:
             beyond = len(self._idle) + len(self._held) + self._reserved - limit
+            self._may_discard |= beyond > 0
             for item in self._idle[: max(0, beyond)]:
                 self._discard(item)
             del self._idle[: max(0, beyond)]
@@ -515,6 +522,7 @@ class FairPool(Generic[T]):
     def close(self) -> list[T]:
         """Close the pool and return its resources; waiting and future acquires raise RuntimeError."""
         self._state = moved(self._state, _CLOSED, POOL_MOVES, "a pool")
+        self._may_discard = True
         self._queue.fail(self._closed_error())
         return self.clear()
 

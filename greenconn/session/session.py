@@ -56,6 +56,7 @@ logger = logging.getLogger("greenconn.session")
 
 #: Used for each event that is drained: looking up a member of an Enum has a cost.
 _OPEN: Final = SessionState.OPEN
+_CLOSED: Final = SessionState.CLOSED
 
 
 class Listeners(list[Callable[..., Any]]):
@@ -144,7 +145,7 @@ class Session:
     @property
     def is_closed(self) -> bool:
         """Whether it was closed and has not been used since."""
-        return self._state is SessionState.CLOSED
+        return self._state is _CLOSED
 
     def link(
         self,
