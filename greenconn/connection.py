@@ -43,6 +43,7 @@ from greenconn.session.parameters import (
     combined,
 )
 from greenconn.session.session import Listeners, Session
+from greenconn.session.state import SessionState
 from greenconn.transport.base import Factories, Link
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import split_urls
@@ -85,6 +86,7 @@ CONNECT_INTERVAL: Final = 0.2
 LATE_USES: Final = 1000
 _late_uses: Final[set[str]] = set()
 _new: Final = object.__new__
+_CLOSED: Final = SessionState.CLOSED
 _NAMES: Final = frozenset(Parameters.fields)
 
 
@@ -911,7 +913,8 @@ class Connection:
     @property
     def is_reusable(self) -> bool:
         """Whether a pool can reuse this connection, as it was not closed."""
-        return not self.session.is_closed
+        # Not is_closed: pools check this for each acquire, twice if they made the caller wait.
+        return self.session._state is not _CLOSED
 
     def lend(self, pool: Lender) -> PooledConnection:
         """Return a facade of this connection for one holder.  For pools.  Never switches.

@@ -101,6 +101,7 @@ class Resource:
         self._note_hooks()
         self._resource = _IdleQueue(self._pool, self.new)
         self._checkouts = _Checkouts(self._pool.note_lost)
+        self._lent = self._checkouts.by_id
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
@@ -177,7 +178,7 @@ class Resource:
         pool = self._pool
         if get_hub() is not pool.hub:
             pool.check_hub()
-        checkout = self._checkouts.end(resource)
+        checkout = self._lent.pop(id(resource), None)
         if checkout is not None:
             try:
                 self.returned(resource)
@@ -194,7 +195,7 @@ class Resource:
         A new one is created when it is needed.
         """
         self._pool.check_hub()
-        checkout = self._checkouts.end(resource)
+        checkout = self._lent.pop(id(resource), None)
         if checkout is not None:
             try:
                 self.expire(resource, "it was released to its pool as broken")
@@ -579,7 +580,7 @@ class _Checkouts:
             between any two instructions: it must only record.
     """
 
-    __slots__ = ("__weakref__", "_by_id", "_lost")
+    __slots__ = ("__weakref__", "_lost", "by_id")
 
     def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
         by_id: dict[int, _Checkout] = {}
@@ -590,7 +591,8 @@ class _Checkouts:
                 del by_id[checkout.key]
                 on_lost(checkout.core, checkout.place)
 
-        self._by_id = by_id
+        #: By the identity of the facade.  Removing one ends it.
+        self.by_id = by_id
         self._lost = lost
 
     def lend(self, facade: Any, core: Any, traced: bool) -> None:
@@ -599,22 +601,18 @@ class _Checkouts:
         checkout.core = core
         checkout.key = key = id(facade)
         checkout.place = _place() if traced else None
-        self._by_id[key] = checkout
-
-    def end(self, facade: Any) -> _Checkout | None:
-        """End the checkout of *facade* and return it; None if it is not in use."""
-        return self._by_id.pop(id(facade), None)
+        self.by_id[key] = checkout
 
     def facades(self) -> list[Any]:
         """Return all facades in use."""
         return [
-            facade for checkout in list(self._by_id.values()) if (facade := checkout()) is not None
+            facade for checkout in list(self.by_id.values()) if (facade := checkout()) is not None
         ]
 
     def end_all(self) -> list[Any]:
         """End all checkouts, and return their facades."""
         facades = self.facades()
-        self._by_id.clear()
+        self.by_id.clear()
         return facades
 
 

@@ -12,8 +12,10 @@ from benchmarks.rivals.kombu_api import many
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 
-__all__ = ["PUBLISHERS", "RedisApi"]
+__all__ = ["POOL", "PUBLISHERS", "RedisApi"]
 
+#: Connections of a pool.
+POOL = 10
 #: Greenlets that publish at once.
 PUBLISHERS = 1000
 
@@ -46,6 +48,22 @@ class RedisApi:
                 for _ in range(count):
                     producer.publish(BODY, routing_key=sink)
         return clock.per(count)
+
+    def publish_pool(self, count: int) -> Figures:
+        """1,000 greenlets, one acquire a message."""
+        sink = self.stage.sink()
+        self.api.pools.set_limit(POOL)
+        producers = self.api.pools.producers[self.api.Connection(self.url)]
+
+        def publish() -> None:
+            with producers.acquire(block=True) as producer:
+                producer.publish(BODY, routing_key=sink)
+
+        held = [producers.acquire(block=True) for _ in range(POOL)]
+        for producer in held:
+            producer.publish(BODY, routing_key=sink)  # connects
+            producer.release()
+        return self._timed(count, publish)
 
     def _timed(self, count: int, publish: Callable[[], None]) -> Figures:
         """1,000 greenlets, each with one message after the other."""

@@ -12,12 +12,8 @@ from benchmarks.clock import Clock, Figures, p50
 from benchmarks.redis.kombu_api import RedisApi
 from benchmarks.redis.stage import Stage
 from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
-from benchmarks.stage import BODY
 
 __all__ = ["Works"]
-
-#: Connections that the greenlets share.
-POOL = 10
 
 
 class Works(RedisApi):
@@ -27,20 +23,8 @@ class Works(RedisApi):
         super().__init__(kombu, url, stage)
 
     def publish_many(self, count: int) -> Figures:
-        """A pool of 10."""
-        sink = self.stage.sink()
-        self.api.pools.set_limit(POOL)
-        producers = self.api.pools.producers[self.api.Connection(self.url)]
-
-        def publish() -> None:
-            with producers.acquire(block=True) as producer:
-                producer.publish(BODY, routing_key=sink)
-
-        held = [producers.acquire(block=True) for _ in range(POOL)]
-        for producer in held:
-            producer.publish(BODY, routing_key=sink)  # connects
-            producer.release()
-        return self._timed(count, publish)
+        """A pool of 10: greenlets cannot share a connection."""
+        return self.publish_pool(count)
 
     def idle(self, count: int) -> Figures:
         """The same, and nothing comes for *count* seconds."""

@@ -36,6 +36,10 @@ class Works:
         """The same: it has no greenlets."""
         return self.publish(count)
 
+    def publish_pool(self, count: int) -> Figures:
+        """The same: it needs no pool."""
+        return self.publish(count)
+
     def consume(self, count: int) -> Figures:
         """RPOP."""
         return self._repeat(count, command("RPOP", self.stage.source(count + PREFETCH)), 2)

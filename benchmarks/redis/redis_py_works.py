@@ -46,6 +46,10 @@ class Works:
         return clock.per(count)
 
     def publish_many(self, count: int) -> Figures:
+        """The same: the client has no other way."""
+        return self.publish_pool(count)
+
+    def publish_pool(self, count: int) -> Figures:
         """1,000 greenlets and a pool of 10 connections."""
         self._sink = self.stage.sink()
         took: list[float] = []

@@ -16,6 +16,13 @@ WORKS: dict[str, Work] = {
         ),
         least=1000,
     ),
+    "publish_pool": Work(
+        figures=(
+            cpu("publish, 1,000 greenlets through a pool of 10", 12.0),
+            Figure("p99", "the same, p99 latency with the wait for a producer", "ms"),
+        ),
+        least=1000,
+    ),
     "consume": Work(figures=(cpu("consume, prefetch 100, ack each", 15.0),)),
     "queues": Work(
         figures=(cpu("1,000 queues consumed in one process", 18.0),), least=1000, warm_up=0

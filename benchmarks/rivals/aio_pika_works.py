@@ -13,7 +13,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.pool import Pool
 
-from benchmarks.clock import Clock, Figures, p50
+from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
@@ -58,9 +58,13 @@ class Works:
 
             channels: Pool[Any] = Pool(open_channel, max_size=limit)
 
+            took: list[float] = []
+
             async def publish() -> None:
+                began = perf_counter()
                 async with channels.acquire() as channel:
                     await _publish(channel, sink)
+                took.append(perf_counter() - began)
 
             async def settle() -> None:
                 async with channels.acquire() as channel:
@@ -71,7 +75,7 @@ class Works:
                 with Clock() as clock:
                     done = await many(1000, count, publish)
                     await many(limit, limit, settle)
-            return clock.per(done)
+            return clock.per(done, p99=p99(took))
 
         return asyncio.run(work())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import gevent
 
-from benchmarks.clock import Clock, Figures, p50
+from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
@@ -55,9 +55,13 @@ class KombuApi:
         pools.set_limit(limit)
         connection = self.api.Connection(self.url, **options)
 
+        took: list[float] = []
+
         def publish() -> None:
+            began = perf_counter()
             with pools.producers[connection].acquire(block=True) as producer:
                 producer.publish(BODY, routing_key=sink)
+            took.append(perf_counter() - began)
 
         def settle() -> None:
             producers = [pools.producers[connection].acquire(block=True) for _ in range(limit)]
@@ -69,7 +73,7 @@ class KombuApi:
         with Clock() as clock:
             count = many(greenlets, count, publish)
             settle()
-        return clock.per(count)
+        return clock.per(count, p99=p99(took))
 
     def confirmed(self, count: int) -> Figures:
         """One at a time."""

@@ -186,6 +186,8 @@ class SubPools:
 
     def reclaim(self) -> bool:
         """Have a sub-pool give up an idle item; False when there is none.  Never switches."""
+        if not self._sub_pools:
+            return False
         return any(sub_pool.give_up() for sub_pool in self.all())
 
     def holders(self) -> list[tuple[str, float]]:
