@@ -47,5 +47,6 @@ def test_a_stopped_consumer_sends_what_it_has_begun(tmp_path: Path) -> None:
         again = running.start("python consumer.py")
         until(lambda: {*running.find("^mail to (.*)$")} == MAILS, SOON, "all mails")
         assert len(running.find("^mail to ")) == len(MAILS)
+        running.wait_for("^ready$", 2)
         again.terminate()
         assert running.wait(again) == 0
