@@ -19,6 +19,8 @@ __all__ = [
     "is_number",
 ]
 
+_NUMBERS: Final = frozenset({int, float})
+
 
 def is_number(value: object) -> bool:
     """Return whether *value* is a finite number, but not a bool."""
@@ -39,6 +41,8 @@ def check_seconds(
     bound = " above 0" if above_zero else ", at least 0"
     for name in names:
         value = getattr(options, name)
+        if type(value) in _NUMBERS and 0 < value < math.inf:
+            continue  # what nearly all have
         if (value is None and optional) or (
             is_number(value) and (value > 0 or (value == 0 and not above_zero))
         ):

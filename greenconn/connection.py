@@ -16,7 +16,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from enum import Enum
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
@@ -30,7 +29,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover, call_within
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
@@ -127,16 +126,20 @@ class _Parameter(_Shared[T]):
         self._parameter = parameter
         self._fills = fills
 
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        super().__set_name__(owner, name)
+        self._parameter = self._parameter or name
+
     def __get__(self, instance: Any, owner: type[Any] | None = None) -> T:
         # The same without a call of self._read: opening a connection reads all parameters.
         return self._default if instance is None else self._read_parameter(instance.session)
 
     def _read_parameter(self, session: Session) -> T:
-        value = getattr(session.broker.parameters, self._parameter or self.name)
-        return self._default if value is None and self._fills else cast(T, value)
+        value: T = getattr(session.broker.parameters, self._parameter)
+        return self._default if value is None and self._fills else value
 
     def __set__(self, instance: Any, value: T) -> None:
-        instance.session.broker.change(self._parameter or self.name, value)
+        instance.session.broker.change(self._parameter, value)
 
 
 class _Errors(_Shared[tuple[type[BaseException], ...]]):
@@ -954,7 +957,7 @@ class BrokerConnection(Connection):
         return _Truth(self._is_connected())
 
 
-class CheckoutState(Enum):
+class CheckoutState(State):
     """The states of a pooled connection that a holder has acquired."""
 
     #: The holder can use it.

@@ -31,11 +31,14 @@ class _Immutable:
     fields: ClassVar[tuple[str, ...]] = ()
     #: Fields that ``repr()`` and the hash leave out: secrets, and values that cannot be hashed.
     hidden: ClassVar[frozenset[str]] = frozenset()
+    #: Those of ``fields``.
+    _names: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         own = (name for name, hint in cls.__annotations__.items() if "ClassVar" not in hint)
         cls.fields = tuple(dict.fromkeys((*cls.fields, *own)))
+        cls._names = frozenset(cls.fields)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{type(self).__name__}.{name} cannot be changed")
@@ -73,8 +76,8 @@ class Record(_Immutable):
                 if field not in self.hidden
             )
             raise TypeError(f"{name} takes keyword arguments only, as in {name}({shown})")
-        if not values.keys() <= set(self.fields):
-            unknown = ", ".join(sorted(values.keys() - set(self.fields)))
+        if not values.keys() <= self._names:
+            unknown = ", ".join(sorted(values.keys() - self._names))
             raise TypeError(f"{type(self).__name__} has no field {unknown}")
         self.__dict__.update(values)
         self.__post_init__()

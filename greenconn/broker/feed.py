@@ -25,10 +25,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer, Turns
@@ -36,7 +35,7 @@ from greenconn.transport.virtual.consumer import Consumer, Turns
 __all__ = ["FEED_MOVES", "Feed", "FeedState", "Source"]
 
 
-class FeedState(Enum):
+class FeedState(State):
     """See the module's theory."""
 
     IDLE = "idle"

@@ -213,8 +213,9 @@ def _connect(
         configure(sock, settings)
         code = sock.connect_ex(where)
         if code in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR):
-            if not _is_connected(sock):
-                _wait_writable(sock, deadline)
+            if _is_connected(sock):
+                return sock
+            _wait_writable(sock, deadline)
             code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))

@@ -36,7 +36,7 @@ from greenconn.exceptions import LimitExceeded
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, yield_to_hub
 from greenconn.green.slot import Slot
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, PoolWaitEvent, notify
 
@@ -58,7 +58,7 @@ class _Permit(Enum):
     PERMIT = "permit"
 
 
-class PoolState(Enum):
+class PoolState(State):
     """The stages of a pool's life."""
 
     OPEN = "open"

@@ -1,4 +1,4 @@
-"""Moves between the states of a life."""
+"""States of a life, and the moves between them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TypeVar
 
-__all__ = ["moved"]
+__all__ = ["State", "moved"]
+
+
+class State(Enum):
+    """The base class of the states of one life.
+
+    They are compared by identity, so that is their hash too: that of ``Enum`` is a function in Python.
+    """
+
+    __hash__ = object.__hash__
+
 
 #: The states of one life.
-S = TypeVar("S", bound=Enum)
+S = TypeVar("S", bound=State)
 
 
 def moved(old: S, new: S, moves: Mapping[S, frozenset[S]], subject: str) -> S:

@@ -16,7 +16,6 @@ import _socket
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -28,7 +27,7 @@ from greenlet import getcurrent
 from greenconn.green import atexit, fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 
@@ -54,7 +53,7 @@ class EndOfFile(ConnectionResetError):
     """The peer closed the connection in good order."""
 
 
-class StreamState(Enum):
+class StreamState(State):
     """The stages of a stream's life."""
 
     #: Nothing is received: the reader has not begun, or the peer has to wait.

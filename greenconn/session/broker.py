@@ -150,6 +150,9 @@ class Broker:
         keywords: what the URLs leave blank.
         parameters: where to begin.
         failover: the list of brokers; *parameters* are those of its first member.
+
+    Attributes:
+        parameters: those of the broker that is meant now.
     """
 
     def __init__(
@@ -158,21 +161,16 @@ class Broker:
         self.keywords = keywords
         self.failover = failover
         self._client = client
-        self._first = self._parameters = parameters
+        self._first = self.parameters = parameters
         self._transport: Any = None
         self._key: ParameterKey | None = None
         self._addresses: frozenset[tuple[Any, ...]] | None = None
         self._label: str | None = None
         self._replaced_errors: dict[str, tuple[type[BaseException], ...]] = {}
 
-    @property
-    def parameters(self) -> Parameters:
-        """Those of the broker that is meant now."""
-        return self._parameters
-
     def change(self, name: str, value: Any) -> None:
         """Change one parameter, until another broker is meant."""
-        self._parameters = self._parameters.replace(**{name: value})
+        self.parameters = self.parameters.replace(**{name: value})
         self._key = self._label = self._addresses = None
 
     @property
@@ -183,7 +181,7 @@ class Broker:
     @property
     def connect_timeout(self) -> float | None:
         """Seconds for one host; None waits."""
-        return self._parameters.connect_timeout
+        return self.parameters.connect_timeout
 
     @property
     def transport(self) -> Any:
@@ -195,7 +193,7 @@ class Broker:
     @property
     def transport_cls(self) -> Any:
         """Its class."""
-        return get_transport_cls(self._parameters.transport or DEFAULT_TRANSPORT)
+        return get_transport_cls(self.parameters.transport or DEFAULT_TRANSPORT)
 
     def drop_transport(self) -> None:
         """Make a new transport when one is needed again."""
@@ -212,7 +210,7 @@ class Broker:
         keywords = self.keywords if keeps_transport else self.keywords.replace(transport=None)
         if "://" not in address:
             keywords = self._first
-        self._parameters = combined(address, keywords)[0]
+        self.parameters = combined(address, keywords)[0]
         self._transport = self._key = self._label = self._addresses = None
 
     def advance(self) -> None:
@@ -260,10 +258,10 @@ class Broker:
         blanks = {
             name: defaults[name]
             for name in _FILLED
-            if name in defaults and not getattr(self._parameters, name)
+            if name in defaults and not getattr(self.parameters, name)
         }
         if blanks:
-            self._parameters = self._parameters.replace(**blanks)
+            self.parameters = self.parameters.replace(**blanks)
 
     @property
     def has_base_contract(self) -> bool:
@@ -321,7 +319,7 @@ class Broker:
             else:
                 info = self.info()
                 filled = {name: info[name] for name in _FILLED}
-                self._key = self._parameters.replace(**filled).key()
+                self._key = self.parameters.replace(**filled).key()
         return self._key
 
     @property
@@ -329,7 +327,7 @@ class Broker:
         """The brokers, as a key that is equal for connections to the same queues with any login."""
         if self._addresses is None:
             addresses = self.failover.addresses
-            brokers = [combined(each, self.keywords)[0] for each in addresses] or [self._parameters]
+            brokers = [combined(each, self.keywords)[0] for each in addresses] or [self.parameters]
             self._addresses = frozenset(map(self._address_of, brokers))
         return self._addresses
 
@@ -348,7 +346,7 @@ class Broker:
         Arguments:
             resolve: name the transport by its plain alias.
         """
-        parameters, defaults = self._parameters, self.transport.default_connection_params
+        parameters, defaults = self.parameters, self.transport.default_connection_params
         transport = parameters.transport or DEFAULT_TRANSPORT
         if resolve and isinstance(transport, str):
             transport = self._client.resolve_aliases.get(transport, transport)
@@ -378,7 +376,7 @@ class Broker:
     def label(self) -> str:
         """The URL for messages and logs, password masked.  Never raises."""
         try:
-            return self.as_uri()
+            return self._label or self.as_uri()
         except Exception:
             return "broker"
 
@@ -404,7 +402,7 @@ class Broker:
     def _uri(
         self, include_password: bool, mask: str, getfields: Callable[[dict[str, Any]], Any]
     ) -> str:
-        parameters = self._parameters
+        parameters = self.parameters
         has_host = getattr(self.transport, "has_host", True)
         hostname = parameters.hostname or ("localhost" if has_host else "")
         if self.transport.can_parse_url or parameters.uri_prefix:
@@ -419,7 +417,7 @@ class Broker:
 
     def _foreign_uri(self, hostname: str, include_password: bool, mask: str) -> str:
         """Return the URL where the transport parses it, or a part of it, itself."""
-        parameters = self._parameters
+        parameters = self.parameters
         if self.transport.can_parse_url:
             try:
                 return str(self.transport.as_uri(hostname, include_password, mask))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from enum import Enum
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -36,7 +35,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.slot import Slot
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
 from greenconn.session.state import drop, is_open
@@ -114,7 +113,7 @@ class ConnectOutcome:
         return self.link
 
 
-class AttemptState(Enum):
+class AttemptState(State):
     """The stages of one attempt."""
 
     #: Its time has not come yet.

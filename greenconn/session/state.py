@@ -7,15 +7,15 @@ A :class:`Life` holds what begins and ends with one link.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any, Final
 
 from greenconn.green.single_flight import SingleFlight
+from greenconn.green.state import State
 
 __all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
 
 
-class SessionState(Enum):
+class SessionState(State):
     """The stages in the life of a logical connection."""
 
     #: No link, and none is needed: never used, lost without anything to recover, or dropped.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from enum import Enum, IntEnum
+from enum import IntEnum
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -30,7 +30,7 @@ from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.time_limit import TimeLimit
 from greenconn.session.connect import is_lockout
@@ -84,7 +84,7 @@ MIGRATION: Final = (
 _ENDLESS: Final = Deadline()
 
 
-class ConsumerState(Enum):
+class ConsumerState(State):
     """A consumer's life."""
 
     #: The broker has not confirmed it yet.
@@ -708,7 +708,7 @@ class ConsumerLifecycle:
             self.changed.wait(deadline)
 
 
-class TaskState(Enum):
+class TaskState(State):
     """A task's life."""
 
     WAITING = "waiting"

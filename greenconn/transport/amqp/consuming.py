@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
@@ -37,7 +36,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.streams import OFFSET, check_offset
 from greenconn.transport.amqp.calls import Call
 from greenconn.transport.amqp.message import Delivery
@@ -68,7 +67,7 @@ _CANCEL: Final = ids_of(spec.Basic.Cancel)
 _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
 
 
-class ConsumerState(Enum):
+class ConsumerState(State):
     """The states of a consumer on a channel."""
 
     #: ``basic.consume`` was sent; its caller waits, and gets the error if there is one.

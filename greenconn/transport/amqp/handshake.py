@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil
@@ -41,6 +42,8 @@ _NEXT: Final[dict[int, frozenset[int]]] = {
     _SECURE: frozenset({_SECURE, _TUNE}),
     _TUNE: frozenset({_OPEN_OK}),
 }
+#: The size of a long string.
+_size: Final = struct.Struct(">I")
 #: Methods that may wait for the greenlet that connects.
 _WAITING: Final = 64
 #: The most channels of a connection, and seconds of a heartbeat, that fit into their fields.
@@ -133,13 +136,13 @@ class Handshake:
 
     __slots__ = (
         "_capabilities",
-        "_frames",
         "_last_received",
         "_last_sent",
         "_locale",
         "_login_size",
         "_mechanisms",
         "_methods",
+        "_reply",
         "_takes_brokers_heartbeat",
         "_virtual_host",
         "channel_max",
@@ -175,8 +178,8 @@ class Handshake:
         self._virtual_host = virtual_host
         self._capabilities = capabilities
         self._locale = locale
-        #: Frames of the reply to the broker's latest method; they are written in one piece.
-        self._frames: list[bytes] = []
+        #: Frames of the reply to the broker's latest method.
+        self._reply = b""
         #: Our latest method, and the broker's.
         self._last_sent: tuple[int, int] | None = None
         self._last_received = 0
@@ -217,7 +220,7 @@ class Handshake:
             except (*UNREADABLE, AttributeError, TypeError) as exc:
                 raise unreadable(ids, exc) from exc
             finally:
-                self._write_frames(link)
+                self._write_reply(link)
             if ids == _TUNE and link.options.on_tune_ok is not None:
                 link.options.on_tune_ok()  # here, for its errors are not the broker's
 
@@ -239,7 +242,8 @@ class Handshake:
 
     def _handle(self, link: AmqpLink, ids: int, payload: bytes) -> None:
         if ids == _CLOSE:
-            self._reply(spec.Connection.CloseOk)
+            self._reply = method_frame(0, spec.Connection.CloseOk)
+            self._last_sent = spec.Connection.CloseOk
             raise closing_error(payload)
         if self.is_done:
             link.on_method(ids, payload, None, None)
@@ -256,7 +260,7 @@ class Handshake:
             self.offered = mechanisms.split(b" ")
             self._login(link)
         elif ids == _TUNE:
-            self._tune(*read_arguments(ids, "BlB", payload))
+            self._tune(*_tune_arguments(payload))
         self.is_done = ids == _OPEN_OK
 
     def _login(self, link: AmqpLink) -> None:
@@ -278,8 +282,10 @@ class Handshake:
                 f"no login mechanism in common: greenconn supports {ours.decode()}, the broker offers "
                 f"{b', '.join(self.offered).decode()}; choose one with login_method"
             )
-        login = dumps("sSs", (each.mechanism, response, self._locale))
-        self._login_size = self._reply(spec.Connection.StartOk, _packed_table(properties) + login)
+        login = _packed_login(each.mechanism, response, self._locale)
+        self._reply = method_frame(0, spec.Connection.StartOk, _packed_table(properties) + login)
+        self._last_sent = spec.Connection.StartOk
+        self._login_size = len(self._reply)
 
     def _tune(self, channel_max: int, frame_max: int, heartbeat: int) -> None:
         """Agree on the smaller of both sides' limits, of which 0 is none, and open the virtual host."""
@@ -294,20 +300,13 @@ class Handshake:
         elif self.heartbeat:
             self.heartbeat = _smaller(heartbeat, self.heartbeat)
         agreed = (self.channel_max, self.frame_max, self.heartbeat)
-        self._reply(spec.Connection.TuneOk, dumps("BlB", agreed))
-        self._reply(spec.Connection.Open, dumps("ssb", (self._virtual_host, "", False)))
+        self._reply = _tuned(agreed, self._virtual_host)
+        self._last_sent = spec.Connection.Open
 
-    def _reply(self, sig: tuple[int, int], arguments: bytes = b"") -> int:
-        """Reply with this method, behind those that are due already; return its bytes."""
-        self._last_sent = sig
-        frame = method_frame(0, sig, arguments)
-        self._frames.append(frame)
-        return len(frame)
-
-    def _write_frames(self, link: AmqpLink) -> None:
-        if self._frames:
-            link.writer.write(b"".join(self._frames))
-            self._frames = []
+    def _write_reply(self, link: AmqpLink) -> None:
+        if self._reply:
+            link.writer.write(self._reply)
+            self._reply = b""
 
 
 def _smaller(theirs: int, ours: int) -> int:
@@ -315,8 +314,8 @@ def _smaller(theirs: int, ours: int) -> int:
     return min(theirs, ours) if theirs and ours else theirs or ours
 
 
-# The properties of server and client are the same each time, and packing them is most of the work of a
-# handshake.  Neither holds a secret.
+# All but the login is the same each time, and packing and unpacking it is most of the work of a
+# handshake.  None of it holds a secret.
 
 
 @lru_cache(maxsize=16)
@@ -324,11 +323,36 @@ def _start_arguments(payload: bytes) -> Any:
     return read_arguments(_START, "ooFSS", payload)
 
 
+def _packed_login(mechanism: bytes, response: str | bytes | None, locale: str) -> bytes:
+    """Return the arguments of ``connection.start-ok`` behind the client properties."""
+    login = response.encode("utf-8", "surrogatepass") if isinstance(response, str) else response
+    prefix, suffix = _around_login(mechanism, locale)
+    return b"".join((prefix, _size.pack(len(login or b"")), login or b"", suffix))
+
+
+@lru_cache(maxsize=16)
+def _around_login(mechanism: bytes, locale: str) -> tuple[bytes, bytes]:
+    return dumps("s", (mechanism,)), dumps("s", (locale,))
+
+
+@lru_cache(maxsize=16)
+def _tune_arguments(payload: bytes) -> Any:
+    return read_arguments(_TUNE, "BlB", payload)
+
+
+@lru_cache(maxsize=16)
+def _tuned(agreed: tuple[int, int, int], virtual_host: str) -> bytes:
+    """Return the frames of ``connection.tune-ok`` and ``connection.open``."""
+    return method_frame(0, spec.Connection.TuneOk, dumps("BlB", agreed)) + method_frame(
+        0, spec.Connection.Open, dumps("ssb", (virtual_host, "", False))
+    )
+
+
 def _packed_table(properties: dict[str, Any]) -> bytes:
     texts = dict(properties)
     capabilities = texts.pop("capabilities", {})
     plain = capabilities and all(capabilities.values())
-    if plain and all(type(value) is str for value in texts.values()):
+    if plain and set(map(type, texts.values())) == {str}:
         return _packed_texts(tuple(texts.items()), tuple(capabilities))
     return cast(bytes, dumps("F", (properties,)))
 

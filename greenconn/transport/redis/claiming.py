@@ -33,7 +33,6 @@ Nothing here switches; it runs in the reader, in the hub, and in greenlets of us
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
 from random import uniform
 from typing import Any, Final, Protocol
 
@@ -44,7 +43,7 @@ from greenconn.broker.feed import Feed
 from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
@@ -159,7 +158,7 @@ FIRST_POLL: Final = 0.01
 LONGEST_POLL: Final = 1.0
 
 
-class WatchState(Enum):
+class WatchState(State):
     """See the module's theory."""
 
     OFF = "off"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from gevent import get_hub
 
 from greenconn.exceptions import ChannelError
+from greenconn.green.state import State
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.arguments import ArgumentOf
@@ -71,7 +71,7 @@ class ChannelPort(Protocol):
         """Log arguments without effect.  Never switches."""
 
 
-class ChannelState(Enum):
+class ChannelState(State):
     """The stages of a channel's life."""
 
     #: It can be used.

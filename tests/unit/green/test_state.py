@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from greenconn.broker.feed import FEED_MOVES
 from greenconn.connection import LOAN_MOVES
 from greenconn.green.pool import POOL_MOVES
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
@@ -38,7 +37,8 @@ TABLES: dict[str, Table] = {
 @pytest.mark.parametrize("moves", TABLES.values(), ids=TABLES)
 def test_every_state_has_a_row(moves: Table) -> None:
     first = next(iter(moves))
-    states: type[Enum] = type(first)
+    states: type[State] = type(first)
+    assert issubclass(states, State)
     assert set(moves) == set(states)
     reached = set().union(*moves.values())
     assert set(states) - reached <= {first}, "a life begins with the first only"

@@ -26,7 +26,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from enum import Enum
 from functools import lru_cache, partial
 from time import monotonic
 from typing import Any, Final
@@ -39,7 +38,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.nodes import Nodes, Place, place_named
 from greenconn.transport.redis.cluster.slot import NOT_SERVED
@@ -64,7 +63,7 @@ _GLOB: Final = re.compile(rb"\*+|\?|\[\^?(?:\\.|[^\]]-.|[^\]])*\]?|\\.|.", re.DO
 _MEMBER: Final = re.compile(rb"\\(?P<escaped>.)|(?P<first>[^\]])-(?P<last>.)|[^\]]", re.DOTALL)
 
 
-class ShardState(Enum):
+class ShardState(State):
     """See the module's theory."""
 
     SEEKING = "seeking"

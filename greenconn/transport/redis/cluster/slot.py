@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -41,7 +40,7 @@ from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
 from greenconn.green.slot import Slot
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.nodes import ClusterUnreachable, Nodes, Place, place_named
 from greenconn.transport.redis.errors import LinkLost, LoginRefused, NodeLost, as_error
@@ -68,7 +67,7 @@ _SCRIPTS_ONCE: Final = frozenset(
 )
 
 
-class SlotState(Enum):
+class SlotState(State):
     """See the module's theory."""
 
     IDLE = "idle"

@@ -162,6 +162,28 @@ def test_a_mechanism_that_declines_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize(
+    ("response", "sent"),
+    [("gr\u00fcn", "gr\u00fcn"), (b"x" * 300, "x" * 300), ("", ""), (None, "")],
+)
+def test_the_response_of_a_mechanism_is_text_bytes_or_nothing(response: Any, sent: str) -> None:
+    class Own(sasl.EXTERNAL):  # type: ignore[misc]
+        mechanism = b"PLAIN"
+
+        def start(self, connection: object) -> Any:
+            return response
+
+    start_ok = run(handshake(mechanisms=(Own(),)))[0]
+    assert values("FsSs", start_ok[1])[1:] == ["PLAIN", sent, "en_US"]
+
+
+def test_each_virtual_host_and_limit_is_said_as_it_is() -> None:
+    for host, tune in (("one", (9, 8192, 5)), ("two", (9, 8192, 5)), ("two", (8, 8192, 5))):
+        _, tune_ok, opening = run(handshake(virtual_host=host), tune=tune)
+        assert values("BlB", tune_ok[1]) == list(tune)
+        assert values("ssb", opening[1])[0] == host
+
+
+@pytest.mark.parametrize(
     ("method", "name"), [("PLAIN", b"PLAIN"), ("AMQPLAIN", b"AMQPLAIN"), ("EXTERNAL", b"EXTERNAL")]
 )
 def test_mechanisms_by_name(method: str, name: bytes) -> None:
