@@ -157,7 +157,7 @@ def test_a_store_that_hangs_holds_up_the_end_no_longer_than_said(store: Stored) 
     recording = Recording(store)
     recording.read(0)
     store.may_store.clear()
-    recording.recorder.finish(Deadline(0.01))
+    recording.recorder.finish(Deadline(1.0))
     store.may_store.set()
     until(lambda: store.offsets == [1])  # nothing has killed it
 
