@@ -39,6 +39,7 @@ __all__ = [
     "TEXT",
     "FailedMessages",
     "attempts_of",
+    "note_failure",
     "priority_of",
     "resent",
     "restore_route",
@@ -192,6 +193,15 @@ def attempts_of(message: Message) -> int:
     return known if isinstance(known, int) and known > 0 else 0
 
 
+def note_failure(message: Message) -> None:
+    """Note when a message that is retried in this process failed first."""
+    message.headers.setdefault(FIRST_FAILURE, _now())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
 def restore_route(message: Message) -> None:
     """Have a message that was sent again say where it was published to at first."""
     headers = message.headers
@@ -224,8 +234,7 @@ def _failure_headers(message: Message, attempts: int) -> dict[str, Any]:
     headers, info = dict(message.headers), message.delivery_info
     if attempts:
         headers[ATTEMPTS] = attempts
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    headers.setdefault(FIRST_FAILURE, now)
+    headers.setdefault(FIRST_FAILURE, _now())
     headers.setdefault(EXCHANGE, info.get("exchange") or "")
     headers.setdefault(ROUTING_KEY, info.get("routing_key") or "")
     return headers

@@ -37,7 +37,13 @@ from greenconn.listeners import (
 )
 from greenconn.log import message_fields
 from greenconn.worker.dispatch import Interrupted, MessageBatch
-from greenconn.worker.failures import ATTEMPTS, FailedMessages, attempts_of, restore_route
+from greenconn.worker.failures import (
+    ATTEMPTS,
+    FailedMessages,
+    attempts_of,
+    note_failure,
+    restore_route,
+)
 from greenconn.worker.options import ConsumerOptions
 
 if TYPE_CHECKING:
@@ -289,6 +295,7 @@ class Handling:
     def _retry(self, message: Message, delay: float) -> None:
         """Have *message* handled again in *delay* seconds."""
         self.retried += 1
+        note_failure(message)
         message._decoded_cache = None  # the handler may have changed it
         self.retry_later(message, delay)
 
@@ -603,6 +610,7 @@ class BatchHandling(Handling):
     def _retry_batch(self, load: MessageBatch, delay: float) -> None:
         self.retried += len(load.messages)
         for message in load.messages:
+            note_failure(message)
             message._decoded_cache = None
         self.retry_later(load, delay)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import gevent
@@ -78,6 +79,28 @@ def test_dead_letters_are_seen_replayed_and_purged(connection: Connection, uniqu
     assert dead.purge() in (0, 1)  # SQS does not tell
     until(lambda: dead.count() == 0)
     assert consumer.stop(SOON)
+
+
+def test_first_failure_of_a_retry_held_in_the_process(connection: Connection, unique: str) -> None:
+    times: list[datetime] = []
+
+    def fail(body: object, message: object) -> None:
+        times.append(datetime.now(timezone.utc))
+        raise KeyError("no")
+
+    retry = greenconn.Retry(tries=3, delay=0.05, hold="process")
+    consumer = greenconn.spawn_consumer(
+        unique, fail, connection=connection, dead_letter=True, retry=retry
+    )
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(unique, "x", connection=connection)
+    until(lambda: consumer.stats()["rejected"] == 1)
+    assert consumer.stop(SOON)
+    dead = greenconn.dead_letters(unique, connection=connection)
+    until(lambda: dead.count() == 1)
+    (letter,) = dead.look()
+    assert letter.attempts == 3
+    assert datetime.fromisoformat(letter.first_failure or "") < times[1]
 
 
 def test_queue_declares_where_its_dead_letters_go(connection: Connection, unique: str) -> None:
