@@ -8,9 +8,9 @@ The encoded text is identical to kombu's.  Encoding and decoding are faster than
 reasons: one C encoder and one C scanner are reused instead of being created for each body, and the
 decoder calls a Python function for each object only if the text may contain a typed value.
 
-With the extra ``fast``, msgspec decodes and orjson encodes bodies.  msgspec has the same results as the
-standard library or raises an error; orjson does so for the values that :func:`_is_plain` accepts.  In
-all other cases the standard library decides.
+msgspec, if it is installed, decodes bodies; orjson encodes them after :func:`enable_orjson`.  msgspec
+has the same results as the standard library or raises an error; orjson does so for the values that
+:func:`_is_plain` accepts.  In all other cases the standard library decides.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from json import encoder as _json_encoder
 from typing import Any, Final, TypeVar
 
 from greenconn.fields import as_plain
+from greenconn.importing import needed
 
 __all__ = [
     "JSONEncoder",
     "NestedTooDeeply",
     "dumps",
+    "enable_orjson",
     "encode",
     "encode_body",
     "loads",
@@ -147,7 +149,8 @@ encode: Final = _make_encode()
 def encode_body(value: Any) -> str:
     """Return *value* as the JSON text of a message's body.
 
-    With orjson the text has no spaces and fewer escapes; it is decoded to the same value.
+    After :func:`enable_orjson` the text has no spaces and fewer escapes.  It
+    is decoded to the same value.
 
     Raises:
         TypeError: a value is of a type that is not registered.
@@ -183,20 +186,22 @@ _PLAIN_TYPES: Final = frozenset({str, int, bool, type(None)})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
 
 
-def _load_orjson(value: Any) -> bytes:
-    """Encode with orjson if it is installed, and have it used from now on."""
+#: Set by :func:`enable_orjson`.
+_orjson_dumps: Callable[[Any], bytes] | None = None
+
+
+def enable_orjson() -> None:
+    """Encode JSON bodies with orjson, in all of this process.
+
+    The text of a body then has no spaces and unescaped characters, so it is not identical to kombu's.
+    It is decoded to the same values.  Bodies with values of other types than JSON's are encoded as
+    before.
+
+    Raises:
+        MissingExtra: orjson is not installed.
+    """
     global _orjson_dumps
-    try:
-        import orjson
-    except ImportError:
-        _orjson_dumps = None
-        raise TypeError("orjson is not installed") from None
-    _orjson_dumps = orjson.dumps
-    return orjson.dumps(value)
-
-
-#: None: orjson is not installed.
-_orjson_dumps: Callable[[Any], bytes] | None = _load_orjson
+    _orjson_dumps = needed("orjson", "orjson", "fast").dumps
 
 
 def dumps(

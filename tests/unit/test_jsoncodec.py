@@ -8,7 +8,7 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -20,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenconn import jsoncodec
+from greenconn.importing import MissingExtra
 from greenconn.jsoncodec import (
     JSONEncoder,
     NestedTooDeeply,
     dumps,
+    enable_orjson,
     encode,
     encode_body,
     loads,
@@ -51,10 +53,23 @@ TYPED = [
 def library(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test runs with the faster libraries and without."""
     if request.param == "fast":
-        yield
+        with faster_libraries():
+            yield
     else:
         with standard_library():
             yield
+
+
+@contextmanager
+def faster_libraries() -> Iterator[None]:
+    """Encode with orjson, where it is installed."""
+    before = jsoncodec._orjson_dumps
+    with suppress(MissingExtra):
+        enable_orjson()
+    try:
+        yield
+    finally:
+        jsoncodec._orjson_dumps = before
 
 
 @contextmanager
@@ -413,8 +428,8 @@ def test_text_of_bodies_without_the_faster_libraries() -> None:
 def test_the_faster_libraries_are_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("orjson", "msgspec", "msgspec.json"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(jsoncodec, "_orjson_dumps", jsoncodec._load_orjson)
     monkeypatch.setattr(jsoncodec, "_msgspec_decode", jsoncodec._load_msgspec)
     assert decoded_body({"a": [1]}) == {"a": [1]}
-    assert jsoncodec._orjson_dumps is None
     assert jsoncodec._msgspec_decode is None
+    with pytest.raises(MissingExtra, match=r"orjson is not installed: .*greenconn\[fast\]"):
+        enable_orjson()
