@@ -270,8 +270,9 @@ def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: st
         for body in range(50, 100):
             publish(connection, unique, body)
         until(lambda: set(handled) == set(range(100)))
+        # A quorum queue of an earlier test may still know a consumer of before the restart.
         consumers = own_rabbitmq.ctl("list_consumers", "--no-table-headers", "queue_name")
-        assert consumers.split() == [unique]
+        assert consumers.split().count(unique) == 1
         assert consumer.stop(CAME)
 
 
