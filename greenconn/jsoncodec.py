@@ -300,7 +300,7 @@ def loads(
         if _msgspec_decode is not None:
             try:
                 return _msgspec_decode(s)
-            except (ValueError, RecursionError):
+            except Exception:  # that of older versions is no ValueError
                 pass  # NaN, infinity, lone surrogates, large numbers, or an error
         try:
             value, end = _plain_scan(s, 0)
