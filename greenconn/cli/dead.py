@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from greenconn.cli.options import Decorator, timeout_option, url_option
+from greenconn.cli.options import Decorator, rate_option, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.worker.replaying import DeadLetter, DeadLetters
@@ -64,7 +64,7 @@ def count(queue: str, url: str, name: str | None, timeout: float) -> None:
 @url_option
 @_name_option
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Replay this many at most.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second.")
+@rate_option
 @click.option("--reason", help="Only those with this reason: failed, undecodable, rejected...")
 @click.option("--error", help="Only those whose error is of this class, such as TimeoutError.")
 @click.option("--to", "target", help="Publish them to this queue instead of their own.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.options import header_option, rate_option, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -22,15 +22,8 @@ __all__ = ["command"]
 @url_option
 @click.option("--to", "to_url", metavar="URL", help="URL of TARGET's broker, where it is another.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Move this many at most.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second.")
-@click.option(
-    "-H",
-    "--header",
-    "headers",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Only those with this header.  (Repeatable.)",
-)
+@rate_option
+@header_option("Only those with this header.  (Repeatable.)")
 @click.option("--contains", metavar="TEXT", help="Only those whose body contains TEXT.")
 @click.option("--declare", is_flag=True, help="Declare TARGET (durable) if it does not exist.")
 @timeout_option

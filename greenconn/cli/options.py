@@ -12,7 +12,9 @@ __all__ = [
     "DEFAULT_URL",
     "URL_VARIABLE",
     "Decorator",
+    "header_option",
     "json_option",
+    "rate_option",
     "timeout_option",
     "url_argument",
     "url_option",
@@ -46,6 +48,9 @@ url_argument: Decorator = click.argument("url", required=False, callback=_defaul
 json_option: Decorator = click.option(
     "--json", "is_json", is_flag=True, help="Print JSON, an object a line."
 )
+rate_option: Decorator = click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second."
+)
 timeout_option: Decorator = click.option(
     "-t",
     "--timeout",
@@ -54,3 +59,10 @@ timeout_option: Decorator = click.option(
     show_default=True,
     help="Seconds to wait for the broker.",
 )
+
+
+def header_option(help_text: str) -> Decorator:
+    """Return the option for headers as ``NAME=VALUE``, which may be given more than once."""
+    return click.option(
+        "-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help=help_text
+    )

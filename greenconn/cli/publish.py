@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
-from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.options import header_option, rate_option, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.publishing.message import OutgoingMessage
@@ -51,14 +51,7 @@ _Batches: TypeAlias = "Iterator[Iterable[OutgoingMessage]]"
     is_flag=True,
     help="Each line of the standard input is a message as 'consume --json' prints it.",
 )
-@click.option(
-    "-H",
-    "--header",
-    "headers",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A header; NAME:=JSON for one that is no text.  (Repeatable.)",
-)
+@header_option("A header; NAME:=JSON for one that is no text.  (Repeatable.)")
 @click.option(
     "-p",
     "--property",
@@ -88,7 +81,7 @@ _Batches: TypeAlias = "Iterator[Iterable[OutgoingMessage]]"
     type=click.IntRange(min=1),
     help="Stop after so many messages; BODYs are repeated until then.",
 )
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second.")
+@rate_option
 @timeout_option
 def command(
     queue: str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.options import header_option, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
@@ -26,9 +26,7 @@ __all__ = ["command"]
     is_flag=True,
     help="Parse each BODY as JSON, and print an object with each reply, its error and its seconds.",
 )
-@click.option(
-    "-H", "--header", "headers", multiple=True, metavar="NAME=VALUE", help="(Repeatable.)"
-)
+@header_option("(Repeatable.)")
 @timeout_option
 def command(
     queue: str,
