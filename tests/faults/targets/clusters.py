@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from greenconn.entity import Queue
 from tests.brokers.cluster import RabbitMQCluster
@@ -14,6 +15,8 @@ from tests.faults.kinds import Kind
 from tests.faults.targets.base import Place, Served, places_of
 
 __all__ = ["rabbitmq_cluster_target", "redis_cluster_target"]
+
+C = TypeVar("C", RabbitMQCluster, RedisCluster)
 
 QUORUM = {
     "x-queue-type": "quorum",
@@ -167,24 +170,23 @@ class RedisClusterTarget(Served):
 
 
 @contextmanager
+def _started(cluster: C) -> Iterator[C]:
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@contextmanager
 def rabbitmq_cluster_target() -> Iterator[RabbitMQClusterTarget]:
     """Start a cluster of RabbitMQ; it ends with the block.  May switch."""
-    with Keeper() as keeper:
-        cluster = RabbitMQCluster(keeper)
-        cluster.start()
-        try:
-            yield RabbitMQClusterTarget(cluster)
-        finally:
-            cluster.close()
+    with Keeper() as keeper, _started(RabbitMQCluster(keeper)) as cluster:
+        yield RabbitMQClusterTarget(cluster)
 
 
 @contextmanager
 def redis_cluster_target() -> Iterator[RedisClusterTarget]:
     """Start a Redis Cluster; it ends with the block.  May switch."""
-    with Keeper() as keeper:
-        cluster = RedisCluster(keeper)
-        cluster.start()
-        try:
-            yield RedisClusterTarget(cluster)
-        finally:
-            cluster.close()
+    with Keeper() as keeper, _started(RedisCluster(keeper)) as cluster:
+        yield RedisClusterTarget(cluster)
