@@ -40,7 +40,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.message import Message
 from greenconn.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
 from greenconn.publishing import publish, publish_many

@@ -27,7 +27,7 @@ import gevent
 
 from greenconn.connection import ARGUMENTS, Connection
 from greenconn.green import atexit as green_atexit
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.session.services import OWN_CONNECTION
 

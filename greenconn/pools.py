@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import Resource

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import gevent
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.session.session import Session, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet, running_consumers, stop_all

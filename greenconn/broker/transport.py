@@ -22,7 +22,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.options import known_options
 from greenconn.transport import base
 from greenconn.transport.virtual.entities import PREDECLARED, Management

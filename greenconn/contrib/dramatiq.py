@@ -44,7 +44,7 @@ from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared
 from greenconn.exceptions import NotFound, OperationalError, Unroutable
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.publishing import publish
 from greenconn.worker import spawn_consumer

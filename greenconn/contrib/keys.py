@@ -34,7 +34,7 @@ from gevent.lock import Semaphore
 
 from greenconn.checks import is_number
 from greenconn.green.deadline import NEVER
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.message import Message
 

@@ -40,7 +40,7 @@ from greenconn.defaults import consuming_connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.slot import Slot
 from greenconn.identity import uuid

@@ -26,7 +26,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.time_limit import TimeLimit
 
 if TYPE_CHECKING:

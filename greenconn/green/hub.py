@@ -1,4 +1,4 @@
-"""The hub: yielding to it, the end of its turn, and the hub an object belongs to."""
+"""The hub: yielding to it, the end of its turn, values of each hub, and the hub an object belongs to."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from threading import enumerate as enumerate_threads  # for messages only: none is started
 from threading import main_thread
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from gevent import get_hub
+from gevent.monkey import get_original
 
 from greenconn.exceptions import WrongHub
 
 __all__ = [
     "HubAffinity",
+    "PerHub",
     "TurnEnd",
     "check_hub",
     "get_gevent_concurrent_error",
@@ -23,6 +25,11 @@ __all__ = [
 ]
 
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
+
+T = TypeVar("T")
+
+#: The native class: in a patched process ``threading.local`` means each greenlet.
+_ThreadLocal: Any = get_original("threading", "local")
 
 
 def yield_to_hub() -> None:
@@ -136,3 +143,32 @@ def _thread_of(hub: Any) -> str:
         if thread.ident == hub.thread_ident:
             return repr(thread.name)
     return str(hub.thread_ident)
+
+
+class PerHub(Generic[T]):
+    """A variable with a value of its own in each hub; it goes with the thread.
+
+    Arguments:
+        make: makes the value when it is first asked for in a hub.  Must not switch.
+    """
+
+    __slots__ = ("_local", "_make")
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._local = _ThreadLocal()
+
+    def get(self) -> T:
+        """Return the value of this hub, made now if there is none.  Never switches."""
+        hub = get_hub()
+        kept = getattr(self._local, "kept", None)
+        if kept is None or kept[0] is not hub:
+            kept = self._local.kept = (hub, self._make())
+        kept_value: T = kept[1]
+        return kept_value
+
+    def pop(self) -> T | None:
+        """Take the value of this hub out; None if there was none.  Never switches."""
+        kept = getattr(self._local, "kept", None)
+        self._local.kept = None
+        return kept[1] if kept is not None and kept[0] is get_hub() else None

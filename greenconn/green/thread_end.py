@@ -22,7 +22,7 @@ from gevent._hub_local import set_hub
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 
 if TYPE_CHECKING:
     from gevent.threadpool import ThreadPool

@@ -14,8 +14,7 @@ from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import HubAffinity
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
 from greenconn.worker.options import ConsumerOptions, Handler, OnError, QueueLike, checked_options

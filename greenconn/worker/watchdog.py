@@ -15,7 +15,7 @@ from typing import Any, Final
 from gevent import Greenlet
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.worker.consumer import running_consumers

@@ -23,7 +23,7 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.message import Message
 from tests.fix_wires import until
 from tests.integration.capabilities import Can, needs

@@ -18,7 +18,7 @@ from greenconn import defaults, health, rpc
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import NotFound
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.health import Probes, check
 from greenconn.publishing import publish
 from greenconn.session import session as module

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from greenconn.connection import Connection
 from greenconn.contrib.idempotency.store import Claim, IdStore
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 
 __all__ = ["RedisIds"]
 

@@ -18,7 +18,7 @@ from greenconn.broker.port import (
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.weak import weakly
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.changes import ChangesFeed

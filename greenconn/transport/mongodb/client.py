@@ -27,7 +27,7 @@ from pymongo import errors, uri_parser
 
 from greenconn.green import fork, thread_end
 from greenconn.green.deadline import Deadline
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.transport.mongodb.documents import Document

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 
 __all__ = ["KNOWN", "ArgumentOf", "SupportedArguments", "warn_of_unsupported"]
 

@@ -16,7 +16,7 @@ from gevent.event import Event
 from greenconn import defaults, rpc
 from greenconn.connection import Connection
 from greenconn.contrib import gunicorn
-from greenconn.green.perhub import PerHub
+from greenconn.green.hub import PerHub
 from greenconn.publishing import publish
 from greenconn.session import session as module
 from greenconn.session.session import sessions_in_use
