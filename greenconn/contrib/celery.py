@@ -28,8 +28,8 @@ from kombu.connection import Connection
 from kombu.message import Message
 from kombu.transport import TRANSPORT_ALIASES
 
+from greenconn.green.hub import call_in_hub
 from greenconn.green.supervisor import spawn
-from greenconn.green.weak import call_in_hub
 from greenconn.jsoncodec import loads
 from greenconn.transport import redis
 from greenconn.transport.amqp import channel, transport

@@ -1,4 +1,4 @@
-"""The hub: yielding to it, the end of its turn, values of each hub, and the hub an object belongs to."""
+"""The hub: yielding to it, the end of its turn, callbacks in it, and what belongs to each hub."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from threading import enumerate as enumerate_threads  # for messages only: none is started
 from threading import main_thread
-from typing import Any, Final, Generic, TypeVar
+from types import MethodType
+from typing import Any, Final, Generic, TypeVar, cast
+from weakref import ref
 
 from gevent import get_hub
+from gevent.hub import Hub
 from gevent.monkey import get_original
 
 from greenconn.exceptions import WrongHub
@@ -18,9 +21,11 @@ __all__ = [
     "HubAffinity",
     "PerHub",
     "TurnEnd",
+    "call_in_hub",
     "check_hub",
     "get_gevent_concurrent_error",
     "wake_hub",
+    "weakly",
     "yield_to_hub",
 ]
 
@@ -30,6 +35,8 @@ T = TypeVar("T")
 
 #: The native class: in a patched process ``threading.local`` means each greenlet.
 _ThreadLocal: Any = get_original("threading", "local")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def yield_to_hub() -> None:
@@ -172,3 +179,35 @@ class PerHub(Generic[T]):
         kept = getattr(self._local, "kept", None)
         self._local.kept = None
         return kept[1] if kept is not None and kept[0] is get_hub() else None
+
+
+def weakly(function: F) -> F:
+    """Return *function* if it is no bound method, else one that calls it while its object lives.
+
+    The hub holds its timers and watchers, and a greenlet that waits is never collected: they must not
+    keep a connection that its program has dropped, so they refer weakly to what they serve.
+
+    Later calls return None.  The object must not have ``__slots__`` without ``__weakref__``.
+    """
+    if not isinstance(function, MethodType):
+        return function
+    owner, method = ref(function.__self__), function.__func__
+
+    def call(*args: Any) -> Any:
+        living = owner()
+        return None if living is None else method(living, *args)
+
+    return cast(F, call)
+
+
+def call_in_hub(hub: Hub, function: Callable[..., object], *args: Any) -> bool:
+    """Have *function* called in *hub* soon.  Never switches; for ``__del__``, in any thread.
+
+    Returns:
+        False: that hub is gone, or the interpreter ends.
+    """
+    loop = None if sys.is_finalizing() else hub.loop
+    if loop is None or hub.dead:
+        return False
+    loop.run_callback_threadsafe(function, *args)
+    return True

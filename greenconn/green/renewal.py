@@ -10,9 +10,9 @@ from weakref import WeakMethod
 from gevent import Greenlet, get_hub, getcurrent
 
 from greenconn.credentials import Token
+from greenconn.green.hub import weakly
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
-from greenconn.green.weak import weakly
 
 __all__ = ["Renewal"]
 

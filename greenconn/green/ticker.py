@@ -9,8 +9,8 @@ from typing import Any
 
 from gevent import get_hub
 
+from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
-from greenconn.green.weak import weakly
 
 __all__ = ["Ticker"]
 

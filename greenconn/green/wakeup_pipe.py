@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from gevent import get_hub
 
-from greenconn.green.weak import weakly
+from greenconn.green.hub import weakly
 
 __all__ = ["WakeupPipe", "wake_process"]
 

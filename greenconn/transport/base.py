@@ -29,9 +29,9 @@ from greenconn.delays import DelayedRoute, refused_delay
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import call_in_hub
 from greenconn.green.inbox import Inbox
 from greenconn.green.supervisor import spawn
-from greenconn.green.weak import call_in_hub
 from greenconn.message import Message
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import Claimed
-from greenconn.green.weak import weakly
+from greenconn.green.hub import weakly
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.documents import (
     MARK,

@@ -18,8 +18,7 @@ from greenconn.broker.port import (
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.green.hub import PerHub
-from greenconn.green.weak import weakly
+from greenconn.green.hub import PerHub, weakly
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.changes import ChangesFeed
 from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of

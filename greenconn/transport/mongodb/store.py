@@ -22,8 +22,8 @@ from greenconn.broker.port import Claimed, Entry, SettleRequest, Store
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
-from greenconn.green.weak import weakly
 from greenconn.jsoncodec import dumps
 from greenconn.transport.mongodb.claiming import Claims, Replacement
 from greenconn.transport.mongodb.client import Client, ClientReference, address_of

@@ -21,10 +21,10 @@ from time import monotonic
 from typing import Any, Final
 
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
-from greenconn.green.weak import weakly
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack

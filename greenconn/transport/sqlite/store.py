@@ -26,9 +26,9 @@ from gevent import get_hub
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
 from greenconn.broker.topology import Topology
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
 from greenconn.green.wakeup_pipe import WakeupPipe, wake_process
-from greenconn.green.weak import weakly
 from greenconn.transport.sqlite import maintenance, messages
 from greenconn.transport.sqlite.database import database_of
 from greenconn.transport.sqlite.errors import CannotOpen, DiskFull

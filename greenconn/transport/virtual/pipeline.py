@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from greenconn.exceptions import RecoverableConnectionError
+from greenconn.green.hub import weakly
 from greenconn.green.stream import Stream, Tls
 from greenconn.green.ticker import Ticker
-from greenconn.green.weak import weakly
 
 __all__ = ["PipelineLife"]
 
