@@ -26,10 +26,9 @@ from greenconn.abc import Lender
 from greenconn.caching import lazy
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.supervisor import spawn
-from greenconn.green.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from greenconn.abc import Connection

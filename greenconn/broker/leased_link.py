@@ -17,8 +17,7 @@ from greenconn.broker.port import Entry
 from greenconn.broker.settlement_port import HeldDelivery, MessageSettler
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.deadline import Deadline
-from greenconn.green.time_limit import TimeLimit
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.transport.virtual.names import note_lost
 from greenconn.transport.virtual.publishing import Envelope
 

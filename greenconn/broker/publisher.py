@@ -26,9 +26,8 @@ from greenconn.exceptions import (
     PublishTimeout,
     Unroutable,
 )
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Slot
-from greenconn.green.time_limit import TimeLimit
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.channel import ChannelPort, ChannelState
 from greenconn.transport.virtual.publishing import (

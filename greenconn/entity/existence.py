@@ -25,9 +25,8 @@ from greenconn.exceptions import (
     is_unavailable,
 )
 from greenconn.green.condition import Condition
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import PerHub
-from greenconn.green.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from greenconn.session.session import Session

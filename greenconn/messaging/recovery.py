@@ -16,9 +16,8 @@ import gevent
 
 from greenconn.abc import DeadlineLike
 from greenconn.exceptions import NotFound, RecoverableChannelError
-from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.retry import attempts
-from greenconn.green.time_limit import TimeLimit
 from greenconn.messaging.subscriptions import is_open
 from greenconn.session.topology import GONE_MEANWHILE
 

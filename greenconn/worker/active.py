@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import Unroutable
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-from greenconn.green.time_limit import TimeLimit
 from greenconn.publishing import publish
 from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.options import ConsumerOptions, QueueLike

@@ -29,10 +29,9 @@ from greenconn.entity.existence import has_messages
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
 from greenconn.green.condition import Condition
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
-from greenconn.green.time_limit import TimeLimit
 from greenconn.session.connect import is_lockout
 from greenconn.worker.active import ActiveReader
 from greenconn.worker.channels import SharedChannels, Subscription

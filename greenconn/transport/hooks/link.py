@@ -17,8 +17,7 @@ from greenconn.broker.port import Claimed, Settlement
 from greenconn.broker.settlement_port import Disposition, SettlementLink
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.deadline import Deadline
-from greenconn.green.time_limit import TimeLimit
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
