@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from greenconn.broker.port import Claimed, Settlement, SettleRequest, Store
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage, LinkSettlements
+from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.progress import Progress
 from greenconn.green.supervisor import current, end_all, spawn
 
 if TYPE_CHECKING:

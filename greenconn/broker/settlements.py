@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage, SettlementLink
+from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.progress import Progress
 from greenconn.green.supervisor import current, end_all, spawn
 
 if TYPE_CHECKING:
