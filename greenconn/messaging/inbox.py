@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
-from greenconn.green.inbox import Inbox
-from greenconn.green.wait_any import take_any
+from greenconn.green.inbox import Inbox, take_any
 
 if TYPE_CHECKING:
     from greenconn.message import Message
