@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greenconn import abc
-    from greenconn.broker.delivery import StoreDelivery
+    from greenconn.broker.claiming import StoreDelivery
     from greenconn.broker.link import StoreLink
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.session.session import Session

@@ -16,8 +16,7 @@ from gevent import Greenlet
 
 from greenconn.broker.blocking import StoreSettler
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.claiming import Claimer, StoreConsuming, StoreFeed, StoreSource
-from greenconn.broker.delivery import StoreDelivery
+from greenconn.broker.claiming import Claimer, StoreConsuming, StoreDelivery, StoreFeed, StoreSource
 from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
 from greenconn.broker.leased_link import LeasedLink

@@ -15,7 +15,7 @@ from amqp import spec
 from hypothesis import strategies as st
 
 from greenconn import Connection
-from greenconn.broker.delivery import StoreDelivery
+from greenconn.broker.claiming import StoreDelivery
 from greenconn.broker.port import Claimed
 from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, encoders
 from greenconn.exceptions import AMQPError, DecodeError, KombuError
