@@ -6,9 +6,9 @@ something to ask for; it runs behind all that can run when the first claim is du
 A store that cannot wait is asked for queues that are not dry.  A store that can wait is asked for all
 queues whose consumers have room, and is interrupted when a queue comes that it was not asked for.
 
-No queue starves (see :class:`~greenconn.broker.due.DueFeeds`).  Where a claim waits, each queue may have
-as much as a claim may take, or those left out would wait for its end; and where the limit of a channel
-is less than one each, it does not wait long.
+No queue starves (see :class:`~greenconn.broker.feed.DueFeeds`).  Where a claim waits, each queue may
+have as much as a claim may take, or those left out would wait for its end; and where the limit of a
+channel is less than one each, it does not wait long.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.broker.dead_letters import DELIVERY_COUNT
-from greenconn.broker.due import DueFeeds
-from greenconn.broker.feed import Feed
+from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import spawn
@@ -237,7 +236,7 @@ class Claimer:
 
 
 class StoreConsuming:
-    """See :class:`~greenconn.broker.subscriptions.Consuming`."""
+    """See :class:`~greenconn.broker.consumers.Consuming`."""
 
     __slots__ = ("_link",)
 

@@ -1,18 +1,29 @@
-"""The consumers of queues that many processes share."""
+"""The consumers of queues that many processes share, and the queues that one link consumes from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.consumer import Consumer, Feed
+from greenconn.broker.feed import Feed, Source
+from greenconn.transport.refusal import Method, refused
+from greenconn.transport.virtual.consumer import Consumer
+from greenconn.transport.virtual.consumer import Feed as ConsumedFeed
 
 if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.message import Message
     from greenconn.transport.virtual.channel import ChannelPort
 
-__all__ = ["ConsumerRegistry", "StoreConsumer", "Subscriptions"]
+__all__ = [
+    "ConsumerRegistry",
+    "Consuming",
+    "StoreConsumer",
+    "StoreSubscriptions",
+    "Subscriptions",
+]
+
+M = TypeVar("M")
+S = TypeVar("S", bound=Source[Any])
 
 
 class StoreConsumer(Consumer):
@@ -27,7 +38,7 @@ class StoreConsumer(Consumer):
 class Subscriptions(Protocol):
     """The queues that are consumed from over one link."""
 
-    def feed(self, queue: str, method: Method) -> Feed:
+    def feed(self, queue: str, method: Method) -> ConsumedFeed:
         """Return what gives the messages of a queue to consumers.  May switch.
 
         Raises:
@@ -91,3 +102,123 @@ class ConsumerRegistry:
             owners.pop(owner, None)
             if not owners:
                 del self._queues[queue]
+
+
+class Consuming(Protocol[M, S]):
+    """The commands of one link about the queues that it consumes."""
+
+    def check(self, queue: str, method: Method) -> None:
+        """See that a queue may be consumed.  May switch.
+
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+
+    def feed(self, queue: str) -> Feed[M, S]:
+        """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
+
+    def set_consumers(self, feed: Feed[M, S], *, exclusive: bool) -> bool:
+        """Tell the broker how many consumers there are, with those that are about to be.  May switch.
+
+        Returns:
+            whether they may consume; False: others consume exclusively, or they do and this one wants
+            to be the only one.
+        """
+
+    def left(self, feed: Feed[M, S]) -> None:
+        """Tell the broker that a consumer has left, or did not come.  Never switches."""
+
+    def ended(self, feed: Feed[M, S]) -> None:
+        """Tell the broker that a consumer has left a queue that is gone.  Never switches."""
+
+    def take(self, channel: ChannelPort, queue: str) -> DeliveredMessage | None:
+        """Take one message for *channel*; None when none waits.  May switch.
+
+        Raises:
+            NotFound: there is no such queue.
+        """
+
+
+class StoreSubscriptions(Generic[M, S]):
+    """The subscriptions to a store; see :class:`Subscriptions`.
+
+    Arguments:
+        consuming: asks the broker.
+    """
+
+    __slots__ = ("_consuming",)
+
+    def __init__(self, consuming: Consuming[M, S]) -> None:
+        self._consuming = consuming
+
+    def feed(self, queue: str, method: Method) -> Feed[M, S]:
+        """Return what gives the messages of a queue to consumers.  May switch.
+
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+        self._consuming.check(queue, method)
+        return self._consuming.feed(queue)
+
+    def start(self, consumer: Consumer) -> None:
+        """Let *consumer* have messages.  May switch.
+
+        Raises:
+            AccessRefused: it may not consume beside another one.
+        """
+        channel = consumer.channel
+        # From now on the feed stays, even if its consumers leave during the call of the broker.
+        feed = consumer.feed = self._consuming.feed(consumer.queue)
+        feed.coming += 1
+        try:
+            others = feed.consumers
+            may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
+            if not may or not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
+                raise refused(
+                    f"queue '{feed.queue}' in vhost '{channel.virtual_host}' in exclusive use",
+                    Method.BASIC_CONSUME,
+                )
+            channel.check_open()  # it may have been closed meanwhile
+            feed.join(consumer)
+        finally:
+            feed.coming -= 1
+            if not feed.is_used:
+                feed.source.retire()
+                self._consuming.left(feed)
+
+    def left(self, consumer: Consumer) -> None:
+        """Forget a consumer: its queue may be of no use any more.  Never switches."""
+        feed = self._feed_of(consumer)
+        if consumer in feed.consumers:
+            _leave(feed, consumer)
+            self._consuming.left(feed)
+
+    def ended(self, consumer: Consumer) -> None:
+        """Forget a consumer whose queue is gone.  Never switches."""
+        feed = self._feed_of(consumer)
+        if consumer in feed.consumers:
+            _leave(feed, consumer)
+            self._consuming.ended(feed)
+
+    def serve(self, consumer: Consumer) -> None:
+        """Look for messages for a consumer that has room under its channel's limit.  Never switches."""
+        self._feed_of(consumer).serve()
+
+    def get(self, channel: ChannelPort, queue: str) -> DeliveredMessage | None:
+        """Take one message for *channel*; None when none waits.  May switch.
+
+        Raises:
+            NotFound: there is no such queue.
+        """
+        return self._consuming.take(channel, queue)
+
+    @staticmethod
+    def _feed_of(consumer: Consumer) -> Feed[M, S]:
+        assert isinstance(consumer.feed, Feed)
+        return consumer.feed
+
+
+def _leave(feed: Feed[M, S], consumer: Consumer) -> None:
+    feed.leave(consumer)
+    if not feed.is_used:
+        feed.source.retire()

@@ -17,6 +17,7 @@ from gevent import Greenlet
 from greenconn.broker.blocking import StoreSettler
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreDelivery, StoreFeed, StoreSource
+from greenconn.broker.consumers import StoreSubscriptions
 from greenconn.broker.directory import Directory
 from greenconn.broker.feed import Feed
 from greenconn.broker.leased_link import LeasedLink
@@ -27,7 +28,6 @@ from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.queues import StoredQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
-from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot

@@ -38,8 +38,7 @@ from typing import Any, Final, Protocol
 
 from gevent import get_hub
 
-from greenconn.broker.due import DueFeeds
-from greenconn.broker.feed import Feed
+from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight

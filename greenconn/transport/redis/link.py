@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from greenconn.broker.channel import Publisher, StoreChannel
+from greenconn.broker.consumers import StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.directory import Directory
 from greenconn.broker.handover import Handover
@@ -22,7 +23,6 @@ from greenconn.broker.port import Entry
 from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
-from greenconn.broker.subscriptions import StoreSubscriptions
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from greenconn.broker.channel import Publisher, StoreChannel
+from greenconn.broker.consumers import Consuming
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
 from greenconn.broker.settlement_port import HeldDelivery, MessageSettler
-from greenconn.broker.subscriptions import Consuming
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.claiming import RedisFeed, RedisSource
 from greenconn.transport.redis.commands import PING, Commands

@@ -65,7 +65,7 @@ logger = logging.getLogger("greenconn.transport.redis")
 
 
 class RedisConsuming:
-    """See :class:`~greenconn.broker.subscriptions.Consuming`.
+    """See :class:`~greenconn.broker.consumers.Consuming`.
 
     Arguments:
         commands: of the link.

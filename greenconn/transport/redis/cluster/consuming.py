@@ -13,7 +13,7 @@ __all__ = ["ClusterConsuming"]
 
 
 class ClusterConsuming:
-    """See :class:`~greenconn.broker.subscriptions.Consuming`.
+    """See :class:`~greenconn.broker.consumers.Consuming`.
 
     Arguments:
         partitions: of the link.
