@@ -1,14 +1,15 @@
 """The directory of the queues of one link: who may use them, and which declarations are the same.
 
-How a broker is asked for its queues is written in an adapter,
-:class:`~greenconn.broker.queue_port.QueueStore`.
-"""
+How a broker is asked for its queues is written in an adapter, a :class:`QueueStore`.  It has no rules of
+its own.  What it reads it notes in :class:`KnownQueues`, as far as it may be remembered."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
-from greenconn.broker.queue_port import KnownQueues, QueueStore, Rules
+from greenconn.broker.port import Store
 from greenconn.transport.refusal import (
     Method,
     check_equivalent,
@@ -17,14 +18,152 @@ from greenconn.transport.refusal import (
     no_queue,
     reserved_name,
 )
+from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import (
     COMPARED_ARGUMENTS,
     UNDECLARED,
     Declaration,
     QueuePolicy,
 )
+from greenconn.transport.virtual.names import is_lost
+from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["Directory", "DirectoryLink"]
+__all__ = [
+    "ConsumedQueue",
+    "Directory",
+    "DirectoryLink",
+    "KnownQueues",
+    "QueueStore",
+    "Rules",
+    "StoredQueues",
+]
+
+T = TypeVar("T")
+
+#: Queues that a link remembers.
+MOST_KNOWN: Final = 100_000
+
+
+class ConsumedQueue(Protocol):
+    """The feed of one queue, as the directory sees it."""
+
+    @property
+    def consumers(self) -> Collection[Consumer]: ...
+
+
+class Rules(NamedTuple):
+    """The rules of a queue that count at each publish and delivery.
+
+    Attributes:
+        message_ttl: seconds that a message may wait; None: for ever.
+        max_priority: the highest; None: all count.
+        delivery_limit: how often a message may be delivered; None: no limit.
+        is_single_active: only the oldest consumer is served.
+    """
+
+    message_ttl: float | None
+    max_priority: int | None
+    delivery_limit: int | None
+    is_single_active: bool
+
+
+class KnownQueues:
+    """The declarations of queues that one link has read.  Nothing here switches.
+
+    Attributes:
+        declared: queue -> its declaration, unless it may have changed since it was read.
+        rules: queue -> the rules of such a declaration.
+    """
+
+    __slots__ = ("_last", "declared", "rules")
+
+    def __init__(self) -> None:
+        self.declared: dict[str, Declaration] = {}
+        self.rules: dict[str, Rules] = {}
+        #: The declarations that were read last, whether or not they may have changed since.
+        self._last: dict[str, Declaration] = {}
+
+    def remember(self, name: str, declared: Declaration) -> None:
+        """Note the declaration of a queue."""
+        if self.declared.get(name) != declared:
+            self.rules.pop(name, None)
+            if name not in self._last and len(self._last) >= MOST_KNOWN:
+                self.clear()
+        self.declared[name] = self._last[name] = declared
+
+    def last(self, name: str) -> Declaration:
+        """Return the declaration of a queue as it was read last."""
+        return self._last.get(name, UNDECLARED)
+
+    def forget(self, name: str) -> None:
+        """Note that a queue may have changed: ask again when it is next needed."""
+        self.declared.pop(name, None)
+        self.rules.pop(name, None)
+
+    def ended(self, name: str) -> None:
+        """Note that a queue is gone."""
+        self.forget(name)
+        self._last.pop(name, None)
+
+    def clear(self) -> None:
+        """Forget all queues."""
+        for each in (self.declared, self.rules, self._last):
+            each.clear()
+
+
+class QueueStore(ABC):
+    """The queues of a broker, as one link asks for them.  All methods may switch, unless they say so."""
+
+    #: Whether the broker itself deletes the exclusive queues of a link that has ended.
+    ends_exclusive: ClassVar[bool] = False
+
+    def check_name(self, name: str, method: Method) -> None:  # noqa: B027
+        """See that a queue may have this name.  Never switches.
+
+        Raises:
+            AccessRefused: it is reserved.
+        """
+
+    def settle(self) -> None:  # noqa: B027
+        """Wait until earlier changes by this link are visible to all clients."""
+
+    @abstractmethod
+    def find(self, name: str) -> Declaration | None:
+        """Ask the broker for a queue; None when there is none."""
+
+    def is_current(self, name: str) -> bool:
+        """Return whether a known declaration may be believed where a queue must exist.
+
+        Never switches.  By default the broker is asked each time.
+        """
+        return False
+
+    def is_there(self, name: str) -> bool:
+        """Return whether a queue exists, as far as is known here; else ask the broker."""
+        return self.find(name) is not None
+
+    @abstractmethod
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        """Store *declared* unless another client was faster; return what is stored."""
+
+    @abstractmethod
+    def counts(self, name: str) -> tuple[int, int]:
+        """Return the numbers of a queue's waiting messages and consumers."""
+
+    def names(self) -> Collection[str] | None:
+        """Return the names of the queues that exist; None: the broker cannot list them."""
+        return None
+
+    def touch(self, name: str) -> None:  # noqa: B027
+        """Begin the time without use of a queue anew: it was declared.  Never switches."""
+
+    @abstractmethod
+    def purge(self, name: str) -> int:
+        """Drop the messages that wait in a queue, and return how many there were."""
+
+    @abstractmethod
+    def drop(self, name: str) -> int:
+        """Delete a queue and its bindings, and return how many messages it had."""
 
 
 class DirectoryLink(Protocol):
@@ -253,3 +392,80 @@ class Directory:
         """Delete the exclusive queues of this link.  May switch."""
         for name in list(self._own):
             self.drop(name)
+
+
+class QueuesLink(Protocol):
+    """The link to a store."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def state(self) -> BrokerState: ...
+    @property
+    def feeds(self) -> Mapping[str, ConsumedQueue]: ...
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return what a method of the store returns.  May switch."""
+
+    def catch_up(self) -> None:
+        """Wait until the store has all acks, rejects and cancels up to now.  May switch."""
+
+
+class StoredQueues(QueueStore):
+    """The queues of a store.
+
+    Where it matters that a queue is there, the store is asked; what does not change as long as it is
+    there (its arguments) is remembered.
+
+    Arguments:
+        link: asks the store.
+        known: gets what was read.
+    """
+
+    __slots__ = ("_known", "_link")
+
+    def __init__(self, link: QueuesLink, known: KnownQueues) -> None:
+        self._link = link
+        self._known = known
+
+    def settle(self) -> None:
+        self._link.catch_up()
+
+    def find(self, name: str) -> Declaration | None:
+        link = self._link
+        declared = link.ask("looking up a queue", link.store.find_queue, name)
+        if declared is not None and is_lost(declared.owner):
+            self.drop(name)  # its lease was ours, and is not waited for
+            declared = None
+        if declared is None:
+            self._known.ended(name)
+        else:
+            self._known.remember(name, declared)
+        return declared
+
+    def is_there(self, name: str) -> bool:
+        return name in self._known.declared or self.find(name) is not None
+
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        link = self._link
+        kept = link.ask("declaring a queue", link.store.make_queue, name, declared)
+        self._known.remember(name, kept)
+        return kept
+
+    def counts(self, name: str) -> tuple[int, int]:
+        link = self._link
+        size = link.ask("counting messages", link.store.size, name)
+        others = link.ask("counting consumers", link.store.other_consumers, name)
+        feed = link.feeds.get(name)
+        return int(size), int(others) + (len(feed.consumers) if feed is not None else 0)
+
+    def names(self) -> Collection[str] | None:
+        return self._link.ask("listing queues", self._link.store.queue_names)
+
+    def purge(self, name: str) -> int:
+        return int(self._link.ask("purging a queue", self._link.store.purge, name))
+
+    def drop(self, name: str) -> int:
+        link = self._link
+        link.state.queue_bindings_delete(name)
+        return int(link.ask("deleting a queue", link.store.drop_queue, name))

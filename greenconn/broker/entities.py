@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.broker.directory import Directory
-from greenconn.broker.queue_port import ConsumedQueue
+from greenconn.broker.directory import ConsumedQueue, Directory
 from greenconn.broker.routing import Routing
 from greenconn.broker.topology import Topology
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty

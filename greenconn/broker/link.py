@@ -18,14 +18,12 @@ from greenconn.broker.blocking import StoreSettler
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreDelivery, StoreFeed, StoreSource
 from greenconn.broker.consumers import StoreSubscriptions
-from greenconn.broker.directory import Directory
+from greenconn.broker.directory import Directory, KnownQueues, StoredQueues
 from greenconn.broker.feed import Feed
 from greenconn.broker.leased_link import LeasedLink
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import PutBatcher
-from greenconn.broker.queue_port import KnownQueues
-from greenconn.broker.queues import StoredQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError

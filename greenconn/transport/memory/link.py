@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenconn.broker.channel import BrokerLink, StoreChannel
-from greenconn.broker.directory import Directory
-from greenconn.broker.queue_port import KnownQueues, QueueStore
+from greenconn.broker.directory import Directory, KnownQueues, QueueStore
 from greenconn.broker.routing import Routing
 from greenconn.delays import DELAY
 from greenconn.options import MemoryOptions

@@ -15,12 +15,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consumers import StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
-from greenconn.broker.directory import Directory
+from greenconn.broker.directory import Directory, KnownQueues
 from greenconn.broker.handover import Handover
 from greenconn.broker.leased_link import LeasedLink
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
-from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.broker.topology import DirectTopology, Topology

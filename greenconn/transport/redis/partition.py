@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
-from greenconn.broker.directory import Directory
+from greenconn.broker.directory import Directory, KnownQueues
 from greenconn.broker.port import Entry
-from greenconn.broker.queue_port import KnownQueues
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline

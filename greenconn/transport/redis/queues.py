@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
-from greenconn.broker.queue_port import MOST_KNOWN, ConsumedQueue, KnownQueues, QueueStore
+from greenconn.broker.directory import MOST_KNOWN, ConsumedQueue, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from greenconn.broker import queue_port as module
-from greenconn.broker.directory import Directory
-from greenconn.broker.queue_port import KnownQueues, QueueStore, Rules
+from greenconn.broker import directory as module
+from greenconn.broker.directory import Directory, KnownQueues, QueueStore, Rules, StoredQueues
+from greenconn.broker.port import Entry
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.names import new_owner, note_lost
+from greenconn.transport.virtual.state import Binding, BrokerState
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import FakeBroker
+from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -24,6 +27,12 @@ ARGUMENTS = {
     "x-delivery-limit": 4,
     "x-single-active-consumer": True,
 }
+
+DURABLE = Declaration(durable=True)
+
+ONE = Declaration(durable=True)
+OTHER = Declaration(auto_delete=True)
+RULES = Rules(1.0, None, None, False)
 
 
 class Queues(QueueStore):
@@ -444,3 +453,207 @@ def test_a_queue_that_is_deleted_is_asked_for_while_it_goes() -> None:
     directory.queues.drop = look  # type: ignore[method-assign]
     assert directory.drop("q") == 3
     assert (seen, directory.is_known("q")) == ([False], False)
+
+
+class Feed:
+    """A feed with so many consumers."""
+
+    def __init__(self, count: int) -> None:
+        self.consumers: list[Any] = [None] * count
+
+
+class Link:
+    """A link that asks a store at once."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.store = store
+        self.state = BrokerState()
+        self.feeds: dict[str, Feed] = {}
+        self.asked: list[str] = []
+        self.caught_up = 0
+
+    def ask(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
+        self.asked.append(what)
+        return function(*args)
+
+    def catch_up(self) -> None:
+        self.caught_up += 1
+
+
+@pytest.fixture
+def link(fake_broker: FakeBroker) -> Link:
+    """A link whose store is open."""
+    store = FakeStore(None, lambda queue: None, fake_broker)
+    fake_broker.stores.append(store)
+    return Link(store)
+
+
+@pytest.fixture
+def known() -> KnownQueues:
+    """What the link remembers."""
+    return KnownQueues()
+
+
+@pytest.fixture
+def queues(link: Link, known: KnownQueues) -> StoredQueues:
+    """The queues of the store."""
+    return StoredQueues(link, known)
+
+
+def test_what_is_made_is_remembered(
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker, link: Link
+) -> None:
+    assert queues.make("q", DURABLE) is DURABLE
+    assert fake_broker.queues == known.declared == {"q": DURABLE}
+    assert queues.make("q", Declaration()) is DURABLE  # somebody was quicker
+    assert known.declared == {"q": DURABLE}
+    assert link.asked == ["declaring a queue"] * 2
+
+
+def test_what_is_found_is_remembered_and_what_is_not_there_forgotten(
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker
+) -> None:
+    assert queues.find("q") is None
+    fake_broker.queues["q"] = DURABLE
+    assert queues.find("q") is DURABLE
+    assert known.declared == {"q": DURABLE}
+    del fake_broker.queues["q"]
+    assert queues.find("q") is None
+    assert known.declared == {}
+
+
+def test_a_queue_whose_owner_is_gone_is_dropped(
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker, link: Link
+) -> None:
+    owner = new_owner()
+    mine = queues.make("mine", Declaration(owner=owner))
+    assert queues.find("mine") is mine
+    note_lost(owner)
+    assert queues.find("mine") is None
+    assert (fake_broker.queues, known.declared) == ({}, {})
+    assert link.asked[-1] == "deleting a queue"
+
+
+def test_a_queue_that_is_remembered_is_not_asked_for(
+    queues: StoredQueues, known: KnownQueues, fake_broker: FakeBroker
+) -> None:
+    assert not queues.is_there("q")
+    fake_broker.queues["q"] = DURABLE
+    assert queues.is_there("q")
+    del fake_broker.queues["q"]  # by somebody else
+    assert queues.is_there("q")
+    known.forget("q")
+    assert not queues.is_there("q")
+
+
+def test_messages_and_consumers_are_counted(
+    queues: StoredQueues, fake_broker: FakeBroker, link: Link
+) -> None:
+    queues.make("q", DURABLE)
+    link.store.put([Entry("q", {"body": b"x"})] * 3)
+    link.store.registry.set_consumers("q", "another", 2, False)
+    assert queues.counts("q") == (3, 2)
+    link.feeds["q"] = Feed(4)
+    assert queues.counts("q") == (3, 6)
+    assert queues.purge("q") == 3
+    assert queues.counts("q") == (0, 6)
+
+
+def test_a_queue_goes_with_its_bindings(
+    queues: StoredQueues, fake_broker: FakeBroker, link: Link
+) -> None:
+    queues.make("q", DURABLE)
+    link.state.declare("x", "direct")
+    link.state.bind(Binding("x", "q", "key"))
+    link.store.put([Entry("q", {"body": b"x"})])
+    assert queues.drop("q") == 1
+    assert (fake_broker.queues, list(link.state.exchanges["x"].bindings)) == ({}, [])
+
+
+def test_what_was_settled_counts_for_the_next_call(queues: StoredQueues, link: Link) -> None:
+    queues.settle()
+    assert link.caught_up == 1
+
+
+class PlainQueues(QueueStore):
+    """Has one queue."""
+
+    def find(self, name: str) -> Declaration | None:
+        return ONE if name == "q" else None
+
+    def make(self, name: str, declared: Declaration) -> Declaration:
+        return declared
+
+    def counts(self, name: str) -> tuple[int, int]:
+        return 0, 0
+
+    def purge(self, name: str) -> int:
+        return 0
+
+    def drop(self, name: str) -> int:
+        return 0
+
+
+@pytest.fixture
+def kept() -> KnownQueues:
+    """What is remembered, with one queue and its rules."""
+    kept = KnownQueues()
+    kept.remember("q", ONE)
+    kept.rules["q"] = RULES
+    return kept
+
+
+def test_rules_stay_as_long_as_the_declaration(kept: KnownQueues) -> None:
+    kept.remember("q", Declaration(durable=True))
+    assert (kept.declared, kept.rules) == ({"q": ONE}, {"q": RULES})
+    kept.remember("q", OTHER)
+    assert (kept.declared, kept.rules, kept.last("q")) == ({"q": OTHER}, {}, OTHER)
+
+
+def test_what_may_have_changed_was_still_read(kept: KnownQueues) -> None:
+    kept.forget("q")
+    assert (kept.declared, kept.rules, kept.last("q")) == ({}, {}, ONE)
+    kept.forget("q")
+    kept.ended("q")
+    kept.ended("q")
+    assert kept.last("q") is UNDECLARED
+
+
+def test_a_queue_that_ended_has_no_rules(kept: KnownQueues) -> None:
+    kept.ended("q")
+    assert (kept.declared, kept.rules, kept.last("q")) == ({}, {}, UNDECLARED)
+
+
+def test_so_many_are_remembered(kept: KnownQueues, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 2)
+    kept.remember("p", ONE)
+    kept.remember("p", ONE)
+    assert (set(kept.declared), kept.rules) == ({"p", "q"}, {"q": RULES})
+    kept.remember("r", ONE)
+    assert (set(kept.declared), kept.rules, kept.last("q")) == ({"r"}, {}, UNDECLARED)
+
+
+def test_queue_that_has_changed_is_no_further_one(
+    kept: KnownQueues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_KNOWN", 2)
+    kept.remember("p", ONE)
+    kept.remember("p", OTHER)
+    assert kept.declared == {"q": ONE, "p": OTHER}
+
+
+def test_queue_that_says_nothing_is_not_one_that_was_declared_so(kept: KnownQueues) -> None:
+    kept.remember("p", Declaration())
+    kept.remember("p", UNDECLARED)
+    assert kept.declared["p"] is UNDECLARED
+    assert kept.last("p") is UNDECLARED
+
+
+def test_by_default_the_broker_is_asked_each_time() -> None:
+    queues = PlainQueues()
+    assert not queues.is_current("q")
+    assert (queues.is_there("q"), queues.is_there("p")) == (True, False)
+    queues.check_name("amq.reserved", Method.QUEUE_DECLARE)
+    queues.settle()
+    queues.touch("q")
+    assert not queues.ends_exclusive

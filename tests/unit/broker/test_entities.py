@@ -9,8 +9,8 @@ import gevent
 import pytest
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.directory import QueueStore
 from greenconn.broker.link import StoreLink
-from greenconn.broker.queue_port import QueueStore
 from greenconn.exceptions import (
     AccessRefused,
     ConsumerCancelled,
