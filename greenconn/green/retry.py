@@ -10,14 +10,15 @@ The block is left by its result, by an error that is not retryable, or by the la
 attempt is left or the deadline has ended.  Otherwise the loop goes on: after the block
 ``attempt.error`` is why, and ``attempt.interval`` the seconds until the next attempt.  A block that
 ends without leaving the loop is tried again, too.  What has a state instead of a loop takes the
-intervals from a :class:`Backoff`.
+intervals from a :class:`Backoff`.  Items that are refused together are sent again one by one
+(:func:`isolated`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import gevent
 
@@ -28,7 +29,16 @@ from greenconn.records import Record
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Attempts", "Backoff", "RetryPolicy", "attempts"]
+__all__ = [
+    "Attempts",
+    "Backoff",
+    "RetryPolicy",
+    "attempts",
+    "isolated",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class RetryPolicy(Record):
@@ -259,3 +269,29 @@ class Attempts:
             return False
         self.interval = interval
         return True
+
+
+def isolated(
+    items: Sequence[T],
+    send: Callable[[Sequence[T]], R],
+    refused: Callable[[T, Exception], R],
+    is_refusal: Callable[[Exception], bool] = lambda exc: True,
+) -> list[R]:
+    """Return the outcomes of *items*, sent together, or each by itself where that is refused.
+
+    May switch where *send* does.
+
+    Arguments:
+        items: at least one.
+        send: sends them; either all of them count then, or none.
+        refused: returns what becomes of one that is refused by itself.
+        is_refusal: whether an error is for what was sent, as each is by default; others are raised.
+    """
+    try:
+        return [send(items)]
+    except Exception as exc:
+        if not is_refusal(exc):
+            raise
+        if len(items) == 1:
+            return [refused(items[0], exc)]
+    return [outcome for item in items for outcome in isolated([item], send, refused, is_refusal)]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
-from greenconn.broker.isolation import isolated
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -19,6 +18,7 @@ from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.green.hub import PerHub, weakly
+from greenconn.green.retry import isolated
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.changes import ChangesFeed
 from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of

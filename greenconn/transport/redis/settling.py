@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from redis.exceptions import ResponseError
 
 from greenconn.broker.directory import Directory
-from greenconn.broker.isolation import isolated
 from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition
+from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery, marked_redelivered

@@ -19,12 +19,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from greenconn.broker.isolation import isolated
 from greenconn.exceptions import AMQPError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.native_thread import CallOutcome, NativeThread, ThreadClosed
-from greenconn.green.retry import RetryPolicy, attempts
+from greenconn.green.retry import RetryPolicy, attempts, isolated
 from greenconn.transport.sqlite.errors import (
     CannotOpen,
     DatabaseLost,
