@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final
 
-from greenconn.running.codes import (
-    BOOT_FAILED,
-    INDEX_VARIABLE,
-    MANAGER_VARIABLE,
-    RELOAD,
-    STOPPED,
-)
-
-__all__ = ["ProcessManager", "command_line", "is_managed", "unblock_signals"]
+__all__ = [
+    "BOOT_FAILED",
+    "FAILED",
+    "INDEX_VARIABLE",
+    "MANAGER_VARIABLE",
+    "RELOAD",
+    "STOPPED",
+    "ProcessManager",
+    "command_line",
+    "is_managed",
+    "unblock_signals",
+]
 
 logger = logging.getLogger("greenconn.running")
 
@@ -46,6 +49,22 @@ FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 30.0
 #: Seconds that a process has, after the time of its handlers, before it is killed.
 KILL_MARGIN: Final = 5.0
+
+# The exit codes of a process that runs an application.
+
+#: A signal stopped it.
+STOPPED: Final = 0
+#: The broker refused a consumer for good, or handlers had to be interrupted.
+FAILED: Final = 1
+#: The application could not be imported or started: another process could not, either.
+BOOT_FAILED: Final = 3
+#: A source file changed.
+RELOAD: Final = 4
+
+#: The number of the process, from 0, in the environment of each that a manager starts.
+INDEX_VARIABLE: Final = "GREENCONN_PROCESS"
+#: The process id of the manager.
+MANAGER_VARIABLE: Final = "GREENCONN_MANAGER"
 
 
 def is_managed() -> bool:

@@ -19,7 +19,7 @@ from gevent.pywsgi import WSGIServer
 from greenconn.app import App
 from greenconn.green.deadline import Deadline
 from greenconn.health import Probes, Watchdog
-from greenconn.running.codes import (
+from greenconn.running.processes import (
     BOOT_FAILED,
     FAILED,
     INDEX_VARIABLE,
@@ -100,7 +100,7 @@ class Program:
         health: host and port at which ``/health/live`` and ``/health/ready`` are answered; process
             number n of a manager listens at the port plus n.  None: nowhere.
         stalled_after: seconds of a :class:`~greenconn.health.Watchdog`; None: there is none.
-        reloads: end with :data:`~greenconn.running.codes.RELOAD` when a source file changes.
+        reloads: end with :data:`~greenconn.running.processes.RELOAD` when a source file changes.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Program:
         """Run the application.  May switch.
 
         Returns:
-            An exit code of :mod:`greenconn.running.codes`.
+            An exit code of :mod:`greenconn.running.processes`.
         """
         handlers = [gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS]
         helpers: list[gevent.Greenlet[..., Any]] = [gevent.spawn(self._watch_manager)]
