@@ -32,8 +32,7 @@ from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.slot import Slot
 from greenconn.green.stream import EndOfFile, Stream
 from greenconn.wire.http import ResponseParser, request_head
-from greenconn.wire.tls import tls_sessions
-from greenconn.wire.tlscontext import TlsOption
+from greenconn.wire.tls import TlsOption, tls_sessions
 
 if TYPE_CHECKING:
     from typing_extensions import Self

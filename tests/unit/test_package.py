@@ -86,7 +86,6 @@ HEAVY = {
     "greenconn.transport.native_delayed_delivery": "who delays messages",
     "greenconn.transport.virtual": "another transport",
     "greenconn.wire.tls": "who uses TLS",
-    "greenconn.wire.tlscontext": "who uses TLS",
     "greenconn.worker": "who asks for it",
 }
 
