@@ -328,15 +328,16 @@ class Producer:
             policy = retry_policy or {} if retry else None
             publication = Publication(self, declare, timeout, policy, delay)
             return publication.run(
-                confirm_timeout, exchange, routing_key, mandatory, immediate,
+                confirm_timeout,
                 body, priority, content_type, content_encoding, headers, properties,
+                routing_key, mandatory, immediate, exchange,
             )  # fmt: skip
         channel = self._channel
         if declare or not self._is_ready(channel, default):
             channel = self._ready_channel(declare)
-        return self._send(
-            channel, None, confirm_timeout, exchange, routing_key, mandatory, immediate,
+        return self._publish(
             body, priority, content_type, content_encoding, headers, properties,
+            routing_key, mandatory, immediate, exchange, declare, None, confirm_timeout, channel,
         )  # fmt: skip
 
     def _prepare(
@@ -395,32 +396,38 @@ class Producer:
         if self.auto_declare and self.exchange.name and self.exchange not in entities:
             entities.append(self.exchange)
         for entity in entities:
-            self.maybe_declare(entity)
+            self.maybe_declare(entity, retry=False)
         return channel
 
-    def _send(
+    def _publish(
         self,
-        channel: Channel,
-        timeout: float | None,
-        confirm_timeout: float | None,
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        immediate: bool,
         body: Any,
         priority: int,
         content_type: str,
         content_encoding: str,
         headers: dict[str, Any],
         properties: dict[str, Any],
-        *,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        exchange: str,
+        declare: Iterable[Any] | None,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        channel: Channel | None = None,
         resends: bool = False,
     ) -> Any:
         """Hand a message to the channel.  May switch.
 
+        The name and the order of the arguments are kombu's: monitoring tools (Datadog's, New Relic's)
+        wrap this method, and read body, headers, routing key and exchange by their positions.
+
         Arguments:
+            channel: where everything in *declare* exists already; None: see to that first.
             resends: send it again if the connection is lost before it has left.
         """
+        if channel is None:
+            channel = self._ready_channel(declare)
         if "reply_to" in properties and isinstance(properties["reply_to"], Queue):
             # By now it has its name, if it is one of *declare* that the broker names.
             properties["reply_to"] = properties["reply_to"].name

@@ -67,7 +67,7 @@ class Publication:
         """Publish.  May switch.
 
         Arguments:
-            confirm_timeout, message: the other arguments of ``Producer._send``.
+            confirm_timeout, message: arguments of ``Producer._publish``.
 
         Raises:
             PublishTimeout: the deadline ended first.
@@ -80,7 +80,7 @@ class Publication:
 
     def _observe(self, observers: Observers[PublishEvent]) -> Observation[PublishEvent]:
         """Notify the listeners that the message is about to be published.  Never switches."""
-        exchange, routing_key, mandatory, immediate, body, *others, headers, properties = (
+        body, *others, headers, properties, routing_key, mandatory, immediate, exchange = (
             self._message
         )
         connection = self._producer.connection
@@ -93,7 +93,7 @@ class Publication:
             size_of(body),
         )
         self._message = (
-            exchange, routing_key, mandatory, immediate, body, *others, event.headers, properties,
+            body, *others, event.headers, properties, routing_key, mandatory, immediate, exchange,
         )  # fmt: skip
         return observers.begin(event)
 
@@ -152,11 +152,12 @@ class Publication:
             timeout = self._deadline.left()
         self._stop_timer()
         try:
-            return producer._send(
-                channel,
+            return producer._publish(
+                *message,
+                None,
                 timeout,
                 self._confirm_timeout,
-                *message,
+                channel=channel,
                 resends=self._policy is not None,
             )
         except Exception:
@@ -166,9 +167,11 @@ class Publication:
 
     def _delayed(self, channel: Channel, delay: float) -> tuple[Any, ...]:
         """Return the message as it is published to arrive later.  May switch."""
-        exchange, routing_key, *others, headers, properties = self._message
+        *body, headers, properties, routing_key, mandatory, immediate, exchange = self._message
         route = delayed_route(channel, exchange, routing_key, delay, headers, properties)
-        return route.exchange, route.routing_key, *others, route.headers, properties
+        return (
+            *body, route.headers, properties, route.routing_key, mandatory, immediate, route.exchange,
+        )  # fmt: skip
 
     def _ready_channel(self) -> Any:
         producer = self._producer
@@ -198,7 +201,7 @@ class Publication:
             if self._maybe_delivered
             else "the message was not sent"
         )
-        exchange, routing_key = self._message[:2]
+        routing_key, exchange = self._message[6], self._message[9]
         return PublishTimeout(
             f"publish to exchange {exchange!r} with routing key {routing_key!r} took longer than "
             f"{self._timeout:g} s; {fate}",

@@ -72,6 +72,29 @@ def test_exclusive_and_nameless_queues_come_back(connection: Connection) -> None
     consumer.cancel()
 
 
+@pytest.mark.parametrize("options", [{}, {"retry": True}, {"timeout": 30.0}])
+def test_a_monitoring_tool_wraps_each_publish(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Datadog's and New Relic's wrap ``_publish``, and know kombu's order of its arguments."""
+    inner, seen = Producer._publish, []
+
+    def traced(producer: Producer, *args: Any, **kwargs: Any) -> Any:
+        seen.append((len(args[0]), args[6], args[9]))
+        args[4]["traceparent"] = "00-1-2-01"
+        return inner(producer, *args, **kwargs)
+
+    monkeypatch.setattr(Producer, "_publish", traced)
+    queue = Queue("q", Exchange("e"), "k")
+    Producer(connection).publish(
+        "hello", exchange=queue.exchange, routing_key="k", declare=[queue], **options
+    )
+    message = queue(connection).get(no_ack=True)
+    assert message.payload == "hello"
+    assert message.headers == {"traceparent": "00-1-2-01"}
+    assert seen == [(5, "k", "e")]
+
+
 def test_the_with_block_leaves_no_consumer_after_a_restart(connection: Connection) -> None:
     with pytest.raises(RecoverableConnectionError), Consumer(connection, Queue("q")):
         waiting = gevent.spawn(outcome, connection.drain_events, timeout=5.0)

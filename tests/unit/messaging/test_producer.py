@@ -175,7 +175,7 @@ def test_publish_is_three_calls_of_this_room(channel: FakeChannel) -> None:
         producer.publish({"a": 1}, "key")
     finally:
         sys.setprofile(None)
-    assert called == ["publish", "_is_ready", "_send"]
+    assert called == ["publish", "_is_ready", "_publish"]
 
 
 def test_unknown_delivery_mode_is_refused(channel: FakeChannel) -> None:
