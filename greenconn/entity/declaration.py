@@ -72,7 +72,10 @@ def _check_connected(entity: Any, channel: Channel) -> None:
 
 
 class _Redeclaration:
-    """A declaration that ``Connection.ensure`` repeats; it leaves the entity as it is."""
+    """A declaration that ``Connection.ensure`` repeats.
+
+    It leaves the entity as it is, unless that is bound to a channel that has no connection any more.
+    """
 
     __name__ = "maybe_declare"
 
@@ -84,7 +87,11 @@ class _Redeclaration:
         self.channel = channel
 
     def __call__(self) -> bool:
-        return _declare_once(self.entity, self.channel)
+        entity = self.entity
+        if entity.is_bound and getattr(entity.channel, "connection", None) is None:
+            # A channel of a transport written for kombu; those of ours find their successors.
+            entity.revive(self.channel)
+        return _declare_once(entity, self.channel)
 
 
 def _declare_once(entity: Any, channel: Channel) -> bool:

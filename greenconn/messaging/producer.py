@@ -327,11 +327,11 @@ class Producer:
         if retry or timeout is not None or delay is not None or LISTENERS.publishing is not None:
             policy = retry_policy or {} if retry else None
             publication = Publication(self, declare, timeout, policy, delay)
-            return publication.run(
-                confirm_timeout,
+            message = (
                 body, priority, content_type, content_encoding, headers, properties,
                 routing_key, mandatory, immediate, exchange,
             )  # fmt: skip
+            return publication.run(confirm_timeout, message)
         channel = self._channel
         if declare or not self._is_ready(channel, default):
             channel = self._ready_channel(declare)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gevent import Timeout
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from greenconn.messaging.producer import Producer
 
 __all__ = ["Publication"]
+
+#: The first arguments of ``Producer._publish``: body, priority, content type and encoding, headers,
+#: properties, routing key, mandatory, immediate, exchange.
+Outgoing: TypeAlias = tuple[
+    Any, int, str, str, dict[str, Any], dict[str, Any], str, bool, bool, str
+]
 
 #: What of a retry policy concerns the opening of the connection.
 _CONNECTING = ("errback", "max_retries", "interval_start", "interval_step", "interval_max")
@@ -40,6 +46,7 @@ class Publication:
         delay: seconds until the message reaches its queue, above 0; None: at once.
     """
 
+    _message: Outgoing
     #: ``ensure`` names its wrapper after this.
     __name__ = "publish"
 
@@ -57,13 +64,12 @@ class Publication:
         self._deadline = Deadline(timeout)
         self._policy = policy
         self._delay = delay
-        self._message: tuple[Any, ...] = ()
         self._confirm_timeout: float | None = None
         self._failure: Exception | None = None
         self._maybe_delivered = False
         self._timer: Timeout | None = None
 
-    def run(self, confirm_timeout: float | None, *message: Any) -> Any:
+    def run(self, confirm_timeout: float | None, message: Outgoing) -> Any:
         """Publish.  May switch.
 
         Arguments:
@@ -80,9 +86,10 @@ class Publication:
 
     def _observe(self, observers: Observers[PublishEvent]) -> Observation[PublishEvent]:
         """Notify the listeners that the message is about to be published.  Never switches."""
-        body, *others, headers, properties, routing_key, mandatory, immediate, exchange = (
-            self._message
-        )
+        (
+            body, priority, content_type, content_encoding, headers, properties,
+            routing_key, mandatory, immediate, exchange,
+        ) = self._message  # fmt: skip
         connection = self._producer.connection
         event = PublishEvent(
             "" if connection is None else connection.as_uri(),
@@ -93,7 +100,8 @@ class Publication:
             size_of(body),
         )
         self._message = (
-            body, *others, event.headers, properties, routing_key, mandatory, immediate, exchange,
+            body, priority, content_type, content_encoding, event.headers, properties,
+            routing_key, mandatory, immediate, exchange,
         )  # fmt: skip
         return observers.begin(event)
 
@@ -157,20 +165,24 @@ class Publication:
                 None,
                 timeout,
                 self._confirm_timeout,
-                channel=channel,
-                resends=self._policy is not None,
+                channel,
+                self._policy is not None,
             )
         except Exception:
             self._maybe_delivered = True
             self._start_timer()
             raise
 
-    def _delayed(self, channel: Channel, delay: float) -> tuple[Any, ...]:
+    def _delayed(self, channel: Channel, delay: float) -> Outgoing:
         """Return the message as it is published to arrive later.  May switch."""
-        *body, headers, properties, routing_key, mandatory, immediate, exchange = self._message
+        (
+            body, priority, content_type, content_encoding, headers, properties,
+            routing_key, mandatory, immediate, exchange,
+        ) = self._message  # fmt: skip
         route = delayed_route(channel, exchange, routing_key, delay, headers, properties)
         return (
-            *body, route.headers, properties, route.routing_key, mandatory, immediate, route.exchange,
+            body, priority, content_type, content_encoding, route.headers, properties,
+            route.routing_key, mandatory, immediate, route.exchange,
         )  # fmt: skip
 
     def _ready_channel(self) -> Any:

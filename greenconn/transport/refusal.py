@@ -17,6 +17,7 @@ from greenconn.exceptions import (
 __all__ = [
     "Method",
     "NotEquivalentError",
+    "NotSupported",
     "check_equivalent",
     "in_use",
     "invalid_argument",
@@ -53,6 +54,10 @@ class Method(Enum):
 
 class NotEquivalentError(PreconditionFailed):  # type: ignore[misc]
     """A second declaration asks for something else than what there is (kombu's name)."""
+
+
+class NotSupported(AMQPNotImplementedError, NotImplementedError):  # type: ignore[misc]
+    """No broker does what was asked for; kombu's virtual channels raise NotImplementedError."""
 
 
 def no_exchange(name: str, vhost: str, method: Method) -> NotFound:
@@ -108,9 +113,9 @@ def unknown_delivery_tag(tag: Any, method: Method) -> PreconditionFailed:
     return PreconditionFailed(f"PRECONDITION_FAILED - unknown delivery tag {tag}", method.value)
 
 
-def no_recover_in_place() -> AMQPNotImplementedError:
+def no_recover_in_place() -> NotSupported:
     """Deliveries are given to the same consumers again by no broker; RabbitMQ ends the connection."""
-    return AMQPNotImplementedError(
+    return NotSupported(
         "NOT_IMPLEMENTED - basic.recover with requeue=False: call recover(requeue=True)",
         Method.BASIC_RECOVER.value,
     )

@@ -51,7 +51,8 @@ class Logwrapped:
         @wraps(method)
         def logged(*args: Any, **kwargs: Any) -> Any:
             prefix = self.ident.format(self.instance) if self.ident else ""
-            self.logger.debug("%s%s", prefix, reprcall(method.__name__, args, kwargs))
+            # One text, without arguments: so it may hold any character.
+            self.logger.debug(prefix + reprcall(method.__name__, args, kwargs))
             return method(*args, **kwargs)
 
         return logged

@@ -553,6 +553,17 @@ def test_maybe_declare_needs_a_channel(channel: FakeChannel) -> None:
             maybe_declare(Exchange("e"), channel, retry=retry)
 
 
+def test_an_entity_leaves_a_channel_that_has_no_connection(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    closed = client.channel()
+    exchange = Exchange("e")(closed)
+    closed.connection = None  # as on transports that are written for kombu
+    assert maybe_declare(exchange, channel, retry=True) is True
+    assert exchange.channel is channel
+    assert channel.methods == ["exchange_declare"]
+
+
 def test_a_thousand_greenlets_cause_one_declaration(channel: FakeChannel) -> None:
     go = Event()
     channel.script["queue_declare"] = lambda: go.wait(30.0)

@@ -9,8 +9,9 @@ table of bindings elsewhere.  Where bindings are kept in this process, each exch
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from greenconn.caching import LRUCache
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.state import Binding, Exchange
@@ -128,15 +129,17 @@ def topic_matches(pattern: str, key: str) -> bool:
     >>> topic_matches("z.#", "z")
     True
     """
-    return bool(_trie_of(pattern).match(key))
+    try:
+        trie = _tries[pattern]
+    except KeyError:
+        # A regular expression would need exponential time for a pattern of many "#".
+        trie = _tries[pattern] = Trie()
+        trie.add(pattern, True)
+    return bool(trie.match(key))
 
 
-@lru_cache(maxsize=1024)
-def _trie_of(pattern: str) -> Trie[bool]:
-    # A regular expression would need exponential time for a pattern of many "#".
-    trie: Trie[bool] = Trie()
-    trie.add(pattern, True)
-    return trie
+#: Pattern -> what matches keys with it.
+_tries: LRUCache[str, Trie[bool]] = LRUCache(limit=1024)
 
 
 def headers_match(wanted: Mapping[str, Any], headers: Mapping[str, Any]) -> bool:
@@ -350,6 +353,8 @@ class TopicExchange(ExchangeType):
 
     #: What kombu stores for a wildcard.
     wildcards: ClassVar[dict[str, str]] = {"*": r"[^\.]+", "#": r".*?"}
+    #: The patterns that were used last (kombu's name).
+    _compiled: ClassVar[LRUCache[str, Trie[bool]]] = _tries
 
     def lookup(
         self, table: Collection[Row], exchange: str, routing_key: str, default: str | None

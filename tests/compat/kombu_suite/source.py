@@ -32,8 +32,15 @@ CHOSEN: Final = (
 )
 
 #: Beside theirs: kombu's memory transport keeps nothing exclusive, so their tests share queues.
+#: Those of a mailbox send commands to a node whose queue an earlier test has left there.
 CONFTEST: Final = """
 import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if pyfuncitem.originalname in ("test_abcast", "test_call", "test_cast", "test_multi_call"):
+        pyfuncitem.instance.node.Consumer()
 
 
 @pytest.fixture(autouse=True)

@@ -413,6 +413,8 @@ def test_recover(backend: Backend, link: HookLink, channel: BackendChannel) -> N
     until(lambda: len(channel.qos) == 2)
     with pytest.raises(AMQPNotImplementedError):
         channel.basic_recover()
+    with pytest.raises(NotImplementedError):  # as kombu's virtual channels
+        channel.basic_recover(requeue=False)
     channel.basic_recover(requeue=True)
     drain(link, got, 3)
     assert [each.body for each in got] == [b"1", b"1", b"2"]
