@@ -13,6 +13,7 @@ from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import PublishTimeout
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
+from tests.integration.redis_clients import control
 
 SOON = 60.0
 
@@ -113,6 +114,25 @@ def test_a_master_that_is_killed_ends_the_wait(
         waiting.join()
     master.kill()
     with pytest.raises(connection.recoverable_connection_errors):
+        waiting.get(timeout=SOON)
+    replica.resume()
+
+
+def test_a_master_that_is_demoted_ends_the_wait(
+    pair: tuple[RedisServer, RedisServer], connection: Connection
+) -> None:
+    """It says so to WAIT, which is no refusal of the message."""
+    master, replica = pair
+    greenconn.publish(Queue("q"), "x", connection=connection, timeout=SOON)
+    replica.pause()
+    channel = connection.channel()
+    message = channel.prepare_message("y")
+    waiting = gevent.spawn(channel.basic_publish_confirm, message, "", "q")
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.3):
+        waiting.join()
+    with control(master.url) as admin:
+        admin("REPLICAOF", "127.0.0.1", replica.port)
+    with pytest.raises(connection.recoverable_connection_errors, match="no master any more"):
         waiting.get(timeout=SOON)
     replica.resume()
 

@@ -23,6 +23,7 @@ from greenconn.wire.resp import ErrorReply
 
 __all__ = [
     "ENDS_THE_LINK",
+    "PASSING",
     "CommandRefused",
     "LinkLost",
     "LoginRefused",
@@ -91,14 +92,22 @@ ENDS_THE_LINK: Final[dict[str, str]] = {
     "READONLY": "the server is no master",
     "LOADING": "the server is not ready yet",
     "MASTERDOWN": "the server has no ready master",
+    "UNBLOCKED": "the server is no master any more",
     "BUSY": "the server executes nothing else until that script ends, or is killed with SCRIPT KILL",
 }
+
+#: What a call may raise while the link lives: the server refuses, or no node of a cluster serves the
+#: keys now.  What goes on in the background waits, and tries again.
+PASSING: Final = (redis.ResponseError, LinkLost, TimeoutError)
 
 #: How a server before version 7 wraps the error of a command in a script.
 _IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?(?P<code>[A-Z]+) ")
 
 #: What servers say when the user may not do what a script does: Redis 7; Redis 8 and Valkey.
 _ACL_IN_SCRIPT: Final = ("The user executing the script", "ACL failure in script")
+
+#: What a server says to WAIT when it has become a replica since the message was stored.
+_WAIT_AT_REPLICA: Final = "WAIT cannot be used with replica"
 
 #: What servers before Redis 7.0 say, and why they are asked.
 _NO_SHARDS: Final = re.compile(r"unknown command .?S(?:SUBSCRIBE|PUBLISH)\b", re.IGNORECASE)
@@ -109,6 +118,11 @@ _SHARDS_REMEDY: Final = (
 #: How the reply begins with which a server ends a connection: what came was no command of ours, so
 #: bytes were changed on their way, and it is unknown which commands it did not understand.
 PROTOCOL_ERROR: Final = "ERR Protocol error"
+
+_CLUSTER_REMEDY: Final = (
+    "this is a node of a cluster, and the key is on another one, or on its way there: connect with "
+    "redis+cluster://, or rediss+cluster:// for TLS"
+)
 
 #: First word of an error reply -> redis-py's class, and the remedy.
 _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
@@ -139,11 +153,13 @@ _CLASSES: Final[dict[str, tuple[type[redis.ResponseError], str]]] = {
         "this is a node of a cluster, and the keys are on several: connect with redis+cluster://, or "
         "rediss+cluster:// for TLS",
     ),
-    "MOVED": (
-        redis.ResponseError,
-        "this is a node of a cluster, and the key is on the named one: connect with "
-        "redis+cluster://, or rediss+cluster:// for TLS",
+    "NOAUTH": (
+        LoginRefused,
+        "the server wants a login that the connection was opened without: redis://:password@host/0",
     ),
+    "MOVED": (redis.ResponseError, _CLUSTER_REMEDY),
+    "ASK": (redis.ResponseError, _CLUSTER_REMEDY),
+    "TRYAGAIN": (redis.ResponseError, _CLUSTER_REMEDY),
     "CLUSTERDOWN": (
         redis.ResponseError,
         "this is a node of a cluster that does not serve the key now: CLUSTER INFO says which slots "
@@ -168,6 +184,8 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
     code = _code_of(reply)
     if any(each in str(reply) for each in _ACL_IN_SCRIPT):
         code = "NOPERM"
+    elif _WAIT_AT_REPLICA in str(reply):
+        code = "UNBLOCKED"
     text = f"{where}: {what}: {reply}" if what else f"{where}: {reply}"
     if code in ENDS_THE_LINK:
         return ServerNotReady(f"{text} ({ENDS_THE_LINK[code]})")

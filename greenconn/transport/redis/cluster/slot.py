@@ -18,6 +18,7 @@ their order, before those that came meanwhile:
 - ``MOVED``: the slot is at another node.
 - ``ASK``: the slot is being moved, and this key is at the other node already: that is asked, once.
 - ``TRYAGAIN``: the slot is being moved, and only some of the keys are there: later.
+- The same, found out by a script that had begun: later, if it may be carried out twice.
 - ``CLUSTERDOWN`` and others: the cluster is asked for its slots until it serves this one.
 
 When the socket is lost, commands that may be carried out twice are sent again.  The others (pushes,
@@ -58,6 +59,8 @@ WAITING: Final = RetryPolicy(first=0.005, longest=0.2)
 _ASKING: Final = pack("ASKING")
 #: First words of replies after which the cluster is asked where the slot is.
 NOT_SERVED: Final = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY", "BUSY"})
+#: What a script says that comes upon a key that is at the other node, or that it has just emptied.
+_NOT_HERE: Final = "attempted to access a non local key"
 _INFO: Final = pack("CLUSTER", "INFO")
 _IS_OK: Final = b"cluster_state:ok"
 #: Commands, and scripts, that must not be carried out twice.
@@ -394,6 +397,8 @@ class SlotPipeline:
             sent.asks = place_named(reply, sent.node)
         elif code == "TRYAGAIN":
             self._must_pause = True
+        elif code == "ERR" and _NOT_HERE in str(reply) and may_repeat(sent.command):
+            self._must_pause = sent.is_repeated = True
         elif code in NOT_SERVED:
             self._is_unserved = self._must_pause = True
         else:

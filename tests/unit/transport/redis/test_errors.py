@@ -58,6 +58,12 @@ def test_both_kinds(cls: type[Exception], kinds: tuple[type[Exception], ...]) ->
         ("CLUSTERDOWN Hash slot not served", exceptions.ResponseError, "CLUSTER INFO"),
         ("CROSSSLOT Keys in request", exceptions.ResponseError, "redis+cluster://"),
         ("MOVED 3999 127.0.0.1:6381", exceptions.ResponseError, "redis+cluster://"),
+        ("ASK 3999 127.0.0.1:6381", exceptions.ResponseError, "redis+cluster://"),
+        ("TRYAGAIN Multiple keys request", exceptions.ResponseError, "redis+cluster://"),
+        ("NOREPLICAS Not enough good replicas", exceptions.ResponseError, "min-replicas-to-write"),
+        ("NOAUTH Authentication required.", errors.LoginRefused, "login"),
+        ("UNBLOCKED force unblock", errors.ServerNotReady, "no master any more"),
+        ("ERR WAIT cannot be used with replica instances.", errors.ServerNotReady, "no master any"),
         ("ERR Protocol error: invalid bulk length", errors.LinkLost, "was damaged"),
         (
             "ERR unknown command `SPUBLISH`, with args beginning with: ",
