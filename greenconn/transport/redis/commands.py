@@ -67,6 +67,11 @@ def _is_page(reply: Any) -> bool:
     )
 
 
+def _is_promotion(reply: Any) -> bool:
+    """Return whether it is a time, or keys."""
+    return _is_count(reply) or (bool(reply) and _are_members(reply))
+
+
 def _is_advance(reply: Any) -> bool:
     """Return whether the time was advanced, and the time."""
     return (
@@ -147,7 +152,7 @@ _OF_SCRIPTS: Final[dict[Script, Callable[[Any], bool]]] = {
     EXPIRE: _are_texts,
     JOIN: _is_count,
     MOVE: _is_count,
-    PROMOTE: _is_count,
+    PROMOTE: _is_promotion,
 }
 #: By text and by digest.
 _SCRIPTS: Final[dict[bytes, Callable[[Any], bool]]] = {

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from gevent import Greenlet
 from gevent.event import Event
-from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import current, spawn
 from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.errors import PASSING
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, DELAY, PROMOTE
 from greenconn.wire.resp import pack
 
@@ -46,7 +46,7 @@ class Delays:
         commands: of the link.
     """
 
-    __slots__ = ("_commands", "_due_at", "_greenlet", "_has_failed", "_is_sooner")
+    __slots__ = ("_commands", "_due_at", "_greenlet", "_has_failed", "_is_sooner", "_keys")
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
@@ -55,6 +55,8 @@ class Delays:
         self._due_at = 0.0
         self._is_sooner = Event()
         self._has_failed = False
+        #: The lists and declarations of what was due last.
+        self._keys: tuple[bytes, ...] = ()
 
     def put_command(
         self, key: bytes, declaration: bytes | None, raw: bytes, seconds: float
@@ -115,14 +117,11 @@ class Delays:
         # What is stored from now on may be missed by the script, but not by ``expect``.
         self._due_at = float("inf")
         try:
-            left_ms: int = commands.run(
-                PROMOTE,
-                (commands.keys.delayed,),
-                *(CLAIM_COUNT, CLAIM_BYTES),
-                what="moving delayed messages",
-            )
-        except ResponseError as exc:
-            if not self._has_failed and commands.lost is None:
+            left_ms = self._run_script()
+        except PASSING as exc:
+            if commands.lost is not None:
+                return None
+            if not self._has_failed:
                 logger.error(
                     "%s: delayed messages are not delivered: %s",
                     commands.where,
@@ -131,12 +130,22 @@ class Delays:
                 )
             self._has_failed = True
             return AFTER_REFUSAL
-        except Exception:
-            if commands.lost is not None:
-                return None
-            raise
         self._has_failed = False
         own = max(self._due_at - monotonic(), 0.0)
         if left_ms < 0:
             return None if own == float("inf") else own
         return min(left_ms / 1000, own)
+
+    def _run_script(self) -> int:
+        """Move what is due, and return the milliseconds until there is more; -1: none is left."""
+        commands = self._commands
+        while True:
+            reply: int | list[bytes] = commands.run(
+                PROMOTE,
+                (commands.keys.delayed, *self._keys),
+                *(CLAIM_COUNT, CLAIM_BYTES),
+                what="moving delayed messages",
+            )
+            if isinstance(reply, int):
+                return reply
+            self._keys = tuple(dict.fromkeys(reply))

@@ -226,7 +226,12 @@ return deferred
 #: Moves delayed messages that are due into their lists; returns the milliseconds until the next one
 #: is due, -1 where none is left.  What its list refuses is tried again after a minute.
 #:
-#: Keys: the delayed messages.  Arguments: messages and bytes at most.
+#: The server must know all keys beforehand, or while a cluster moves them to another node a list could
+#: be begun there that is still here, and a declaration seem to be gone.  So where some of them are
+#: missing below, it returns those of the messages that are due.
+#:
+#: Keys: the delayed messages; the lists and the declarations that may be used.  Arguments: messages and
+#: bytes at most.
 PROMOTE: Final = Script(
     "promote",
     """
@@ -234,19 +239,37 @@ redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local count, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
+local known = {}
+for place = 2, #KEYS do known[KEYS[place]] = true end
+local function read(place)
+    local found = redis.call('ZRANGE', KEYS[1], place, place, 'WITHSCORES')
+    if #found == 0 then return end
+    local text = found[1]
+    local key, needed, at = string.match(text, '^(%d+):(%d+):()')
+    local list, behind = string.sub(text, at, at + key - 1), at + key + needed
+    local left = math.ceil(tonumber(found[2]) - now)
+    return text, left, list, string.sub(text, at + key, behind - 1), behind
+end
+local function unknown()
+    local keys, place, read_bytes = {}, 0, 0
+    while place < count and read_bytes < bytes do
+        local text, left, list, declared = read(place)
+        if not text or left > 0 then break end
+        keys[#keys + 1] = list
+        if declared ~= '' then keys[#keys + 1] = declared end
+        place, read_bytes = place + 1, read_bytes + #text
+    end
+    return keys
+end
 while true do
-    local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-    if #first == 0 then return -1 end
-    local text, left = first[1], math.ceil(tonumber(first[2]) - now)
+    local text, left, list, declared, at = read(0)
+    if not text then return -1 end
     if left > 0 then return left end
     if count <= 0 or bytes <= 0 then return 0 end
-    local key, needed, at = string.match(text, '^(%d+):(%d+):()')
-    local list = string.sub(text, at, at + key - 1)
-    at = at + key
-    local declared = string.sub(text, at, at + needed - 1)
+    if not known[list] or (declared ~= '' and not known[declared]) then return unknown() end
     local is_stored = true
     if declared == '' or redis.call('EXISTS', declared) == 1 then
-        local reply = redis.pcall('LPUSH', list, string.sub(text, at + needed))
+        local reply = redis.pcall('LPUSH', list, string.sub(text, at))
         is_stored = type(reply) ~= 'table'
     end
     if is_stored then
