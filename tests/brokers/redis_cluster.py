@@ -215,9 +215,17 @@ class RedisCluster:
 
     def move(self, slot: int, to: ClusterNode) -> None:
         """Move a slot with its keys to another master, key by key.  May switch."""
+        self.end_move(slot, self.begin_move(slot, to), to)
+
+    def begin_move(self, slot: int, to: ClusterNode) -> ClusterNode:
+        """Begin to move a slot, and return the node that still has all its keys.  May switch."""
         source = self.owner_of(slot)
         to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+        return source
+
+    def end_move(self, slot: int, source: ClusterNode, to: ClusterNode) -> None:
+        """Move the keys that are left, one by one, and then the slot.  May switch."""
         while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1):
             source.ask("MIGRATE", "127.0.0.1", to.port, keys, 0, 5000)
         to.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)

@@ -23,6 +23,7 @@ from greenconn.transport.redis.cluster.fanout import glob
 from greenconn.transport.redis.cluster.placement import PARTITIONS, ClusterPlacement, tag_of
 from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
 from tests.brokers.packages import NoBroker
 from tests.brokers.redis_cluster import SLOTS, ClusterNode, RedisCluster
@@ -69,6 +70,71 @@ def test_slots_move_under_load(own_redis_cluster: RedisCluster, unique: str, lon
         load.finish()
     assert load.lost == []
     assert max(load.got.values()) == 1
+
+
+def test_delayed_messages_outlive_a_slot_that_moves(
+    own_redis_cluster: RedisCluster, unique: str
+) -> None:
+    """The list and the declaration are still at the old node when a message is due at the new one."""
+    cluster, slot = own_redis_cluster, slot_of(unique)
+    with Connection(cluster.urls) as connection:
+        channel = connection.channel()
+        channel.queue_declare(unique, arguments={"x-expires": 600_000})
+        placement = placement_of(connection)
+        delayed = placement.of(unique).commands.keys.delayed.decode()
+        producer = connection.Producer(channel)
+        producer.publish("first", routing_key=unique)
+        to = next(each for each in cluster.masters if each is not cluster.owner_of(slot))
+        producer.publish("delayed", routing_key=unique, delay=1.0)
+        source = cluster.begin_move(slot, to)
+        source.ask("MIGRATE", "127.0.0.1", to.port, delayed, 0, 5000)
+        until(lambda: "asking" in to.ask("INFO", "commandstats"), SOON)
+        cluster.end_move(slot, source, to)
+        until(lambda: channel.queue_declare(unique, passive=True)[1] == 2, SOON)
+        bodies = [channel.basic_get(unique, no_ack=True).decode() for _ in range(2)]
+        assert bodies == ["first", "delayed"]
+        channel.queue_delete(unique)
+
+
+def test_a_delayed_message_for_an_empty_queue_is_on_time_when_its_slot_has_moved(
+    own_redis_cluster: RedisCluster, unique: str
+) -> None:
+    """An empty list is at neither node; a minute is what a key of a wrong type waits."""
+    cluster, slot = own_redis_cluster, slot_of(unique)
+    with Connection(cluster.urls) as connection:
+        channel = connection.channel()
+        channel.queue_declare(unique)
+        connection.Producer(channel).publish("x", routing_key=unique, delay=0.5)
+        to = next(each for each in cluster.masters if each is not cluster.owner_of(slot))
+        source = cluster.begin_move(slot, to)
+        source.ask("CONFIG", "RESETSTAT")
+        until(lambda: "TRYAGAIN:count" in source.ask("INFO", "errorstats"), SOON)
+        cluster.end_move(slot, source, to)
+        until(lambda: channel.queue_declare(unique, passive=True)[1] == 1, SOON / 2)
+        channel.queue_delete(unique)
+
+
+def test_a_master_that_is_replaced_fails_publishes_that_wait_for_replicas(
+    own_redis_cluster: RedisCluster, unique: str
+) -> None:
+    """It says so to WAIT, which is no refusal of the message: the next master takes it."""
+    cluster = own_redis_cluster
+    with Connection(cluster.urls, transport_options={"replicas": 2}) as connection:
+        channel = connection.channel()
+        channel.queue_declare(unique)
+        master = cluster.owner_of(slot_of(unique))
+        message = channel.prepare_message("x")
+        publishers = [
+            gevent.spawn(channel.basic_publish_confirm, message, "", unique) for _ in range(20)
+        ]
+        until(lambda: channel.queue_declare(unique, passive=True)[1] == 20, SOON)
+        next(each for each in cluster.nodes if each.follows(master)).ask(
+            "CLUSTER", "FAILOVER", "TAKEOVER"
+        )
+        for each in publishers:
+            with pytest.raises(connection.recoverable_connection_errors, match=r"redis\+cluster:"):
+                each.get(timeout=SOON)
+        assert connection.connected
 
 
 def test_a_master_is_killed_under_load(
@@ -434,6 +500,15 @@ def test_a_dead_letter_goes_to_another_partition(redis_cluster_url: str, unique:
             channel.queue_delete(name)
 
 
+def claim_unseen(partition: Partition, queue: str) -> None:
+    """Claim a message, as if the reply had been lost with the socket.  May switch."""
+    commands, keys = partition.commands, partition.commands.keys
+    number = partition.claims.take_numbers(1)
+    lists = (keys.unacked, keys.unacked_index, *keys.lists(queue))
+    arguments = (commands.prefix, number, 1, 1, entry_suffix(queue), mark())
+    commands.run(CLAIM, lists, *arguments, what="claiming")
+
+
 def test_what_a_lost_socket_had_claimed_is_requeued(redis_cluster_url: str, unique: str) -> None:
     """The owner lives on, so no lease ends: the placement looks for it."""
     with (
@@ -447,14 +522,9 @@ def test_what_a_lost_socket_had_claimed_is_requeued(redis_cluster_url: str, uniq
         for number in range(3):
             channel.basic_publish(channel.prepare_message(str(number)), "", unique)
         held = channel.basic_get(unique)
-        # As a claim whose reply is lost with the socket.
-        commands, keys = partition.commands, partition.commands.keys
-        number = partition.claims.take_numbers(1)
-        lists = (keys.unacked, keys.unacked_index, *keys.lists(unique))
-        arguments = (commands.prefix, number, 1, 1, entry_suffix(unique), mark())
-        commands.run(CLAIM, lists, *arguments, what="claiming")
+        claim_unseen(partition, unique)
         assert other.channel().queue_declare(unique, passive=True)[1] == 1
-        slot = commands.pipeline
+        slot = partition.commands.pipeline
         assert isinstance(slot, SlotPipeline)
         assert slot.node is not None
         slot.node.end(LinkLost("as if it had been cut"))
@@ -462,6 +532,29 @@ def test_what_a_lost_socket_had_claimed_is_requeued(redis_cluster_url: str, uniq
         held.ack()
         bodies = [channel.basic_get(unique).body for _ in range(2)]
         assert bodies == ["1", "2"]
+        channel.queue_delete(unique)
+
+
+def test_what_a_lost_node_had_given_is_requeued_when_the_next_one_takes_writes(
+    own_redis_cluster: RedisCluster, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a new master has no replica yet (min-replicas-to-write)."""
+    cluster = own_redis_cluster
+    with Connection(cluster.urls, transport_options={"lease": 600.0}) as connection:
+        channel = connection.channel()
+        channel.queue_declare(unique)
+        partition = placement_of(connection).of(unique)
+        channel.basic_publish(channel.prepare_message("x"), "", unique)
+        claim_unseen(partition, unique)
+        node = cluster.owner_of(slot_of(unique))
+        node.ask("CONFIG", "SET", "min-replicas-to-write", 2)
+        slot = partition.commands.pipeline
+        assert isinstance(slot, SlotPipeline)
+        assert slot.node is not None
+        slot.node.end(LinkLost("as if it had been replaced"))
+        until(lambda: re.search("are requeued later: .*NOREPLICAS", caplog.text), SOON)
+        node.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+        until(lambda: channel.queue_declare(unique, passive=True)[1] == 1, SOON)
         channel.queue_delete(unique)
 
 

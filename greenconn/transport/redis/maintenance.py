@@ -45,14 +45,13 @@ from weakref import ref
 import gevent
 from gevent import Greenlet
 from gevent.event import Event
-from redis.exceptions import ResponseError
 
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims
 from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
-from greenconn.transport.redis.errors import NodeLost
+from greenconn.transport.redis.errors import PASSING
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.queues import RedisQueues
@@ -353,8 +352,10 @@ class Expiry:
             try:
                 watch.check()
                 has_failed = False
-            except (ResponseError, NodeLost) as exc:
-                if not has_failed and commands.lost is None:
+            except PASSING as exc:
+                if commands.lost is not None:
+                    return
+                if not has_failed:
                     logger.error(
                         "%s: messages of queue %r do not expire: %s",
                         commands.where,
@@ -363,10 +364,6 @@ class Expiry:
                         extra={"connection": commands.where, "queue": watch.queue},
                     )
                 has_failed = True
-            except Exception:
-                if commands.lost is not None:
-                    return
-                raise
             watch.is_over.wait(max(watch.seconds / LOOKS, LEAST_PAUSE))
 
 

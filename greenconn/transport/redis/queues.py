@@ -466,7 +466,7 @@ class RedisQueues(LinkQueues):
     def _after_leaving(self, name: str, reply: Any) -> None:
         try:
             self._ended(name, reply)
-        except LinkLost:
+        except (LinkLost, TimeoutError):
             pass  # an exchange stays that nothing is bound to
         finally:
             self._end_seen()

@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.port import Entry
@@ -35,7 +36,7 @@ from greenconn.transport.redis.cluster.settling import ClusterSettler
 from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.cluster.topology import ClusterRecords
 from greenconn.transport.redis.commands import PING, Commands
-from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.errors import PASSING, LinkLost
 from greenconn.transport.redis.fanout import Listener, Shards
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.owners import owner_of
@@ -216,22 +217,29 @@ class ClusterPlacement:
         """Requeue what the server holds for this owner without its knowledge.
 
         A claim may have been carried out whose reply was lost, and a replica that was promoted may not
-        know of the latest acks.
+        know of the latest acks.  One that was promoted just now may refuse all writes for a while, as
+        no replica follows it (``min-replicas-to-write``); no lease would end meanwhile.
         """
+        has_failed = False
         try:
             for attempt in attempts(RECONCILING, is_retryable=self._may_reconcile):
                 with attempt:
                     self._requeue_unknown(partition)
                     return
-                where = self._link.where
-                logger.debug(
-                    "%s: reconciling: %s", where, attempt.error, extra={"connection": where}
+                where, is_refused = self._link.where, isinstance(attempt.error, ResponseError)
+                logger.log(
+                    logging.ERROR if is_refused and not has_failed else logging.DEBUG,
+                    "%s: messages that a lost node may hold for this connection are requeued later: %s",
+                    where,
+                    attempt.error,
+                    extra={"connection": where},
                 )
+                has_failed = has_failed or is_refused
         except LinkLost:
             pass  # the next life does it
 
     def _may_reconcile(self, exc: Exception) -> bool:
-        return self.commands.lost is None and isinstance(exc, (LinkLost, TimeoutError))
+        return self.commands.lost is None and isinstance(exc, PASSING)
 
     def _requeue_unknown(self, partition: Partition) -> None:
         """Requeue what is held in one partition and not known here.  May switch."""
