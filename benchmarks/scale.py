@@ -12,7 +12,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any, Final
@@ -26,7 +26,7 @@ from benchmarks.runner import broker
 from greenconn import Connection, Queue, spawn_consumer
 from greenconn.worker import ConsumerGreenlet
 
-__all__ = ["main", "measure"]
+__all__ = ["Server", "aligned", "main", "measure"]
 
 BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS)}
 #: Seconds that each step may take.
@@ -72,7 +72,7 @@ def main() -> int:
             )
         rows.append(json.loads(done.stdout))
         print(json.dumps(rows[-1]), file=sys.stderr)
-    print("\n".join(_table(rows)))
+    print("\n".join(aligned(rows, HEADINGS)))
     return 0
 
 
@@ -256,9 +256,10 @@ def _holds(process: Path, inode: str) -> bool:
     return f"socket:[{inode}]" in links
 
 
-def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    cells = [[heading for heading, _ in HEADINGS.values()]]
-    cells += [[format(row[key], form) for key, (_, form) in HEADINGS.items()] for row in rows]
+def aligned(rows: list[dict[str, Any]], headings: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    """Yield the lines of a table; *headings* has the title and the format of each key of a row."""
+    cells = [[heading for heading, _ in headings.values()]]
+    cells += [[format(row[key], form) for key, (_, form) in headings.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         yield "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
