@@ -290,6 +290,24 @@ def test_single_active_consumer(side: Side) -> None:
     assert [each.body for each in second] == ["3"]
 
 
+def test_links_share_what_comes_one_by_one(side: Side) -> None:
+    """None takes all, although one of them would be fast enough for that."""
+    queue = side.queue(side.channel())
+    stores = [Store() for _ in range(3)]
+    for store in stores:
+        channel = side.channel()
+        channel.basic_qos(0, 10, False)
+        channel.basic_consume(queue, sink=store)
+    sender, shares = side.channel(), [0] * len(stores)
+    while min(shares) < 4:
+        assert sum(shares) < 1000, shares
+        side.send(sender, "x", "", queue)
+        until(lambda: any(stores))
+        (place,) = (place for place, store in enumerate(stores) if store)
+        stores[place].take().ack()
+        shares[place] += 1
+
+
 def test_idle_drain_is_woken_by_a_publish_elsewhere(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel)

@@ -15,12 +15,16 @@ with client tracking, for one push.  If they exist by then it claims again.
 
     OFF       no consumer has room
     ASKING    EXISTS is on its way
-    ARMED     the queue was empty; the server will push         (push: claim)
-    WAITING   backing off before a claim, not registered        (timer: claim)
+    ARMED     the queue was empty; the server will push         (push: claim, or back off)
+    WAITING   backing off, not registered                       (timer: ask again)
+    PROBING   EXISTS is on its way after backing off            (not empty: claim)
 
-Many processes may wait for one queue, and a push wakes them all.  Each claim that finds nothing makes
-a source wait longer before its next one, each that finds something less long, so a few of them settle
-on taking most of what comes and the others stay out of the way.  There is no leader.
+Many processes may wait for one queue, and a push wakes them all.  One that found nothing backs off
+after the next pushes, longer each time; one that found something claims at once again.  So one of them
+takes what comes, and the others stay out of the way.  The server pushes to its oldest connection first,
+which would win for ever: so each steps back after a term of :data:`TERM` messages, if there are others,
+and the first to ask then is the next.  All back off for random times, which are the longer the more
+there are, so that about one a millisecond asks.
 
 Pushes count only when ARMED: what was pushed earlier was caused before the claim or the EXISTS that
 is on its way, which will see it.
@@ -145,11 +149,13 @@ class Claims:
         self._keep_alive()
 
 
-#: Seconds of back-off after the first claim that found nothing; doubled by each, up to the limit.
-FIRST_WAIT: Final = 0.001
+#: Seconds of back-off at most, for each that consumes from the queue, and for any number of them.
+WAIT_EACH: Final = 0.001
 LONGEST_WAIT: Final = 0.1
-#: Claims without a message that count.
+#: Looks without a message that count; each doubles the seconds, until they are as above.
 MOST_MISSES: Final = 8
+#: Messages after which one that claims at once lets others be the first.
+TERM: Final = 16
 #: Messages of fan-out that wait for a consumer of one queue; then the oldest are dropped.
 FANNED: Final = 10_000
 #: Seconds between two looks where the server cannot push.
@@ -164,15 +170,20 @@ class WatchState(State):
     ASKING = "asking"
     ARMED = "armed"
     WAITING = "waiting"
+    PROBING = "probing"
 
 
-_OFF, _ASKING, _ARMED, _WAITING = WatchState
+_OFF, _ASKING, _ARMED, _WAITING, _PROBING = WatchState
+
+#: States in which an EXISTS is on its way.
+_LOOKING: Final = (_ASKING, _PROBING)
 
 WATCH_MOVES: Final[Mapping[WatchState, frozenset[WatchState]]] = {
     WatchState.OFF: frozenset({WatchState.ASKING, WatchState.WAITING}),
     WatchState.ASKING: frozenset({WatchState.OFF, WatchState.ARMED}),
     WatchState.ARMED: frozenset({WatchState.OFF, WatchState.ASKING, WatchState.WAITING}),
-    WatchState.WAITING: frozenset({WatchState.OFF}),
+    WatchState.WAITING: frozenset({WatchState.OFF, WatchState.PROBING}),
+    WatchState.PROBING: frozenset({WatchState.OFF, WatchState.ARMED}),
 }
 
 
@@ -219,6 +230,8 @@ class RedisSource:
         "_poll",
         "_rest",
         "_retire",
+        "_rivals",
+        "_served",
         "_settlements",
         "_timer",
         "lists",
@@ -247,6 +260,10 @@ class RedisSource:
         self.lists = commands.keys.lists(feed.queue)
         self.state: WatchState = _OFF
         self._misses = 0
+        #: The messages of this term.
+        self._served = 0
+        #: Links that consume from the queue, this one included, as far as is known.
+        self._rivals = 1
         #: The fields that the claim under way may fill: the number of the first, and how many.
         self._number = self._count = 0
         self._poll = FIRST_POLL
@@ -269,10 +286,12 @@ class RedisSource:
 
     def watch(self) -> None:
         """Ask the server to tell when the queue is not empty any more, or look again soon."""
-        if self._commands.is_tracking:
-            self._ask()
-        else:
+        if not self._commands.is_tracking:
             self._wait_for_poll()
+            return
+        if self._served >= TERM or (self._misses and self._rivals == 1):
+            self._count_rivals()
+        self._ask()
 
     def retire(self) -> None:
         """Forget the feed, unless a claim is on its way."""
@@ -295,17 +314,21 @@ class RedisSource:
     def stop(self) -> None:
         """Watch no more."""
         if self.state is not _OFF:
-            timer, self._timer = self._timer, None
-            if timer is not None:
-                timer.stop()
-                timer.close()
+            self._end_timer()
             self._move(_OFF)
+
+    def _end_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
 
     def pushed(self) -> None:
         """Note that the server has announced a change of the queue."""
         if self.state is _ARMED:
             if self._misses and self._feed.has_room:
-                self._wait(min(LONGEST_WAIT, FIRST_WAIT * (1 << self._misses)))
+                waiting = WAIT_EACH * min(self._rivals, 1 << self._misses)
+                self._wait(uniform(0.0, min(LONGEST_WAIT, waiting)))
             else:
                 self._feed.wake()
 
@@ -316,13 +339,19 @@ class RedisSource:
 
     def _wait(self, seconds: float) -> None:
         self._move(_WAITING)
-        self._timer = get_hub().loop.timer(uniform(seconds / 2, seconds), ref=False)
+        self._timer = get_hub().loop.timer(seconds, ref=False)
         self._timer.start(self._on_time, update=True)
 
     def _on_time(self) -> None:
         # In the hub.
-        self.stop()
-        if self._commands.lost is None:
+        if self._commands.lost is not None:
+            self.stop()
+        elif self._commands.is_tracking:
+            self._end_timer()
+            self._move(_PROBING)
+            self._commands.pipeline.post(self._exists, self._exists_replied)
+        else:
+            self.stop()
             self._feed.wake()
 
     def _wait_for_poll(self) -> None:
@@ -330,7 +359,7 @@ class RedisSource:
         if interval is None:
             interval = self._poll
             self._poll = min(2 * self._poll, LONGEST_POLL)
-        self._wait(interval)
+        self._wait(uniform(interval / 2, interval))
 
     def _ask(self) -> None:
         self._move(_ASKING)
@@ -338,7 +367,8 @@ class RedisSource:
 
     def _exists_replied(self, reply: Any) -> None:
         # In the reader.
-        if self.state is not _ASKING or self._commands.pipeline.lost is not None:
+        state = self.state
+        if state not in _LOOKING or self._commands.pipeline.lost is not None:
             return
         if isinstance(reply, NodeLost):
             self.stop()
@@ -349,9 +379,32 @@ class RedisSource:
             self._refused(reply)
             return
         self._move(_ARMED)
-        if reply:
+        if state is _PROBING:
+            if reply:
+                self._feed.wake()
+            else:
+                self._missed()
+        elif reply:
             self._invalidations.found += 1
             self.pushed()
+
+    def _missed(self) -> None:
+        self._misses = min(self._misses + 1, MOST_MISSES)
+
+    def _count_rivals(self) -> None:
+        """Learn how many links consume from the queue; the term of this one ends if there are others."""
+        commands = self._commands
+        is_term = self._served >= TERM
+        self._served = 0
+
+        def counted(reply: Any) -> None:
+            # In the reader.
+            if isinstance(reply, list):
+                self._rivals = max(len(reply), 1)
+                if is_term and self._rivals > 1:
+                    self._misses = MOST_MISSES
+
+        commands.pipeline.post(pack(b"HKEYS", commands.keys.consumers(self._feed.queue)), counted)
 
     # -- claiming
 
@@ -400,10 +453,11 @@ class RedisSource:
             number += 1
         found = len(reply)
         if found:
-            self._misses = max(0, self._misses - 2)
+            self._misses = 0
+            self._served += found
             self._poll = FIRST_POLL
         else:
-            self._misses = min(self._misses + 1, MOST_MISSES)
+            self._missed()
         feed.free()
         feed.ended(found < count and size < CLAIM_BYTES)
 

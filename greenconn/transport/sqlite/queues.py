@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection
+from random import shuffle
 from time import time
 from typing import Final, NamedTuple
 
@@ -48,6 +49,7 @@ def take_waiting(db: sqlite3.Connection, queues: Collection[int], owner: str) ->
                 f"UPDATE consumers SET armed = 0 WHERE armed = 1 AND owner != ? AND queue IN {marks}",
                 (owner, *values),
             )
+            shuffle(found)  # who is notified first is often the first to claim
             for queue, consumer in found:
                 pipes.setdefault(consumer, set()).add(queue)
     return pipes
