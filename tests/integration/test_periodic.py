@@ -138,8 +138,9 @@ def test_another_process_goes_on_when_the_leader_is_killed(calls: Calls) -> None
     calls.wait_calls(3)
     assert len({*leaders, calls.made[-1][0]}) == 3
     assert repeated(calls, *(last_call(calls, leader) for leader in leaders)) == []
-    times = [due for _, due in calls.made if due is not None]
-    assert times == sorted(times)
+    # An interrupted call may be made again when the claim of its leader ends, after later ones.
+    first_times = list(dict.fromkeys(due for _, due in calls.made if due is not None))
+    assert first_times == sorted(first_times)
 
 
 @pytest.mark.programs
