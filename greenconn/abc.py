@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, TypeIs
+    from typing_extensions import Self
 
 __all__ = [
     "Borrowed",
@@ -25,8 +25,6 @@ __all__ = [
     "Sink",
     "Transport",
     "TransportState",
-    "is_connection",
-    "maybe_channel",
 ]
 
 
@@ -446,21 +444,6 @@ class Lendable(Protocol):
 
 #: What kombu's classes take as *channel*: a connection means its default channel.
 ChannelOrConnection: TypeAlias = "Channel | Connection"
-
-
-def is_connection(obj: object) -> TypeIs[Connection]:
-    """Tell whether *obj* is a connection (rather than a channel), by protocol.
-
-    >>> is_connection(object())
-    False
-    """
-    # On the class: asking the object for its default channel would open it.
-    return hasattr(type(obj), "default_channel")
-
-
-def maybe_channel(channel: ChannelOrConnection) -> Channel:
-    """Return the default channel of a connection, and anything else as it is.  May switch."""
-    return channel.default_channel if is_connection(channel) else channel
 
 
 #: Former names -> the present ones.

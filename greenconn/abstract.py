@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from greenconn.abc import is_connection
+from greenconn.checks import is_connection
 from greenconn.exceptions import NotBoundError
 
 if TYPE_CHECKING:

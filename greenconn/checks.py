@@ -6,7 +6,12 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from greenconn.abc import Channel, ChannelOrConnection, Connection
 
 __all__ = [
     "check_callable",
@@ -16,7 +21,9 @@ __all__ = [
     "check_seconds",
     "check_type",
     "invalid",
+    "is_connection",
     "is_number",
+    "maybe_channel",
 ]
 
 _NUMBERS: Final = frozenset({int, float})
@@ -156,3 +163,18 @@ def check_has_run(name: str, result: object) -> None:
             result.close()  # otherwise Python warns that it was never awaited
         kind = type(result).__name__.replace("_", " ")
         raise TypeError(f"{name} returned the {kind} {result!r}, which never runs: {_REMEDY}")
+
+
+def is_connection(obj: object) -> TypeIs[Connection]:
+    """Tell whether *obj* is a connection (rather than a channel), by protocol.
+
+    >>> is_connection(object())
+    False
+    """
+    # On the class: asking the object for its default channel would open it.
+    return hasattr(type(obj), "default_channel")
+
+
+def maybe_channel(channel: ChannelOrConnection) -> Channel:
+    """Return the default channel of a connection, and anything else as it is.  May switch."""
+    return channel.default_channel if is_connection(channel) else channel

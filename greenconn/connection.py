@@ -21,7 +21,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from greenconn.abc import Lender, is_connection, maybe_channel
+from greenconn.checks import is_connection, maybe_channel
 from greenconn.exceptions import (
     ChannelLimitExceeded,
     ConnectionLimitExceeded,
@@ -33,7 +33,6 @@ from greenconn.green.state import State, moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover, call_within
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
-from greenconn.session.event_fd import EventDescriptor
 from greenconn.session.parameters import (
     DEFAULT_TRANSPORT,
     ParameterKey,
@@ -50,7 +49,7 @@ from greenconn.url import split_urls
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from greenconn.abc import Channel
+    from greenconn.abc import Channel, Lender
     from greenconn.messaging import Consumer as _Consumer
     from greenconn.messaging import Producer as _Producer
     from greenconn.resource import ChannelPool, ConnectionPool, Resource
@@ -736,6 +735,8 @@ class Connection:
         if self.session.broker.has_base_contract:
             self.transport.register_with_event_loop(self.connection, loop)
         else:
+            from greenconn.session.event_fd import EventDescriptor  # for loops beside the hub's
+
             EventDescriptor(self, loop)
 
     def maybe_close_channel(self, channel: Channel) -> None:
@@ -1177,26 +1178,28 @@ def _consumer(*args: Any, **kwargs: Any) -> _Consumer:
     return Consumer(*args, **kwargs)
 
 
-class ConnectionArguments(TypedDict, total=False):
-    """The arguments of :class:`Connection` beside the URL."""
-
-    alternates: Iterable[str] | None
-    connect_timeout: float | None
-    credential_provider: Any
-    failover_strategy: Any
-    heartbeat: float | None
-    insist: bool
-    login_method: str | None
-    password: str | Callable[[], str] | None
-    port: int | None
-    ssl: Any
-    transport: str | type[Any] | None
-    transport_options: dict[str, Any] | None
-    uri_prefix: str | None
-    userid: str | None
-    virtual_host: str | None
-
-
+#: The arguments of :class:`Connection` beside the URL.
+ConnectionArguments = TypedDict(  # noqa: UP013 - the types of a class are texts, each of which is compiled
+    "ConnectionArguments",
+    {
+        "alternates": Iterable[str] | None,
+        "connect_timeout": float | None,
+        "credential_provider": Any,
+        "failover_strategy": Any,
+        "heartbeat": float | None,
+        "insist": bool,
+        "login_method": str | None,
+        "password": str | Callable[[], str] | None,
+        "port": int | None,
+        "ssl": Any,
+        "transport": str | type[Any] | None,
+        "transport_options": dict[str, Any] | None,
+        "uri_prefix": str | None,
+        "userid": str | None,
+        "virtual_host": str | None,
+    },
+    total=False,
+)
 #: The names of the arguments of a connection.
 ARGUMENTS: Final = frozenset(Connection.__init__.__annotations__) - {"kwargs", "return"}
 #: The mappings of ``Connection``: an entry added here is added there.

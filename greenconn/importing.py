@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["MissingExtra", "needed", "symbol_by_name"]
+__all__ = ["MissingExtra", "native", "needed", "symbol_by_name"]
 
 
 class MissingExtra(ImportError):
@@ -32,6 +33,15 @@ def needed(module: str, package: str, extra: str) -> Any:
         raise MissingExtra(
             f"{package} is not installed: pip install 'greenconn[{extra}]'", name=exc.name
         ) from exc
+
+
+def native(module: str, name: str) -> Any:
+    """Return what *module* has under *name* when gevent has not patched it."""
+    # In a process that has not imported it nothing is patched, and it takes long to import.
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return getattr(importlib.import_module(module), name)
+    return monkey.get_original(module, name)
 
 
 def symbol_by_name(

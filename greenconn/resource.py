@@ -22,7 +22,6 @@ import gevent
 from gevent import get_hub
 
 from greenconn import exceptions
-from greenconn.abc import Lender
 from greenconn.caching import lazy
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
@@ -31,7 +30,7 @@ from greenconn.green.pool import FairPool, PoolStats
 from greenconn.green.supervisor import spawn
 
 if TYPE_CHECKING:
-    from greenconn.abc import Connection
+    from greenconn.abc import Connection, Lender
 
 __all__ = ["ChannelPool", "ConnectionPool", "Resource", "all_pools"]
 

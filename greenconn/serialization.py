@@ -78,12 +78,10 @@ Encode = Callable[[Any], Any]
 Decode = Callable[[Any], Any]
 
 
-class codec(NamedTuple):  # noqa: N801 - kombu's name
-    """An encoder, with the content type and the content encoding of its output."""
-
-    content_type: str
-    content_encoding: str
-    encoder: Encode
+#: An encoder, with the content type and the content encoding of its output (kombu's name).
+codec = NamedTuple(  # noqa: UP014 - the types of a class are texts here, each of which is compiled
+    "codec", [("content_type", str), ("content_encoding", str), ("encoder", Encode)]
+)
 
 
 class SerializerRegistry:

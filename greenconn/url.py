@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from ipaddress import IPv6Address
 from ssl import CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED, VerifyMode
+from string import ascii_letters, digits
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
 from urllib.parse import parse_qsl, quote, unquote
@@ -38,13 +39,15 @@ T = TypeVar("T")
 
 safequote: Final = partial(quote, safe="")
 
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*(\+[A-Za-z][A-Za-z0-9_.:-]*)?", re.ASCII)
+# Sets of characters: compiling a pattern takes longer than all else that is done with a URL.
+_LETTERS: Final = frozenset(ascii_letters)
+_IN_SCHEME: Final = frozenset(ascii_letters + digits + "_.:-")
 # "#" would cut the rest of the URL off; a blank or control character is a slip of the editor.
-_STRAY: Final = re.compile(r"[\x00-\x20\x7f\x85\xa0\u2028\u2029#]")
+_STRAY: Final = frozenset((*map(chr, range(0x21)), *"#\x7f\x85\xa0\u2028\u2029"))
+_NOT_IN_HOST: Final = frozenset("\\^`{}|<>\"'/?@")
+# Patterns of errors and of bare host names: compiled by the first one.
 # A scheme, and what is left of "://".  One letter may be a drive.
-_SLIP: Final = re.compile(r"([A-Za-z][A-Za-z0-9.+-]+)(?::/|//|:(?![0-9:]))", re.ASCII)
-_NOT_IN_HOST: Final = re.compile(r"[\s\\^`{}|<>\"'/?@]")
-# For messages: compiled by the first one.
+_SLIP: Final = r"([A-Za-z][A-Za-z0-9.+-]+)(?::/|//|:(?![0-9:]))"
 _NEXT_URL: Final = r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)"
 _SECRET_OPTION: Final = r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*"
 
@@ -66,16 +69,19 @@ _CERT_REQS: Final[Mapping[str, VerifyMode]] = {
 }
 
 
-class urlparts(NamedTuple):  # noqa: N801 - kombu's name
-    """The parts of a URL, percent-decoded; None is a part that is not there."""
-
-    scheme: str
-    hostname: str | None
-    port: int | None
-    username: str | None
-    password: str | None
-    path: str | None
-    query: dict[str, str]
+#: The parts of a URL (kombu's name), percent-decoded; None is a part that is not there.
+urlparts = NamedTuple(  # noqa: UP014 - the types of a class are texts here, each of which is compiled
+    "urlparts",
+    [
+        ("scheme", str),
+        ("hostname", str | None),
+        ("port", int | None),
+        ("username", str | None),
+        ("password", str | None),
+        ("path", str | None),
+        ("query", dict[str, str]),
+    ],
+)
 
 
 def mask_secrets(text: str, mask: str = "**") -> str:
@@ -113,9 +119,9 @@ def _decoded(text: str, url: str) -> str | None:
 
 
 def _check_characters(url: str) -> None:
-    stray = _STRAY.search(url)
-    if stray is not None:
-        _refuse(url, f"stray character {stray[0]!r}", _HOW_TO_QUOTE)
+    if not _STRAY.isdisjoint(url):
+        stray = next(each for each in url if each in _STRAY)
+        _refuse(url, f"stray character {stray!r}", _HOW_TO_QUOTE)
 
 
 def _split_host(hostport: str, url: str) -> tuple[str | None, int | None]:
@@ -137,9 +143,9 @@ def _split_host(hostport: str, url: str) -> tuple[str | None, int | None]:
             "invalid host or port",
             f"write an IPv6 address in brackets, as in amqp://[::1]:5672//, or {_HOW_TO_QUOTE}",
         )
-    stray = _NOT_IN_HOST.search(host)
-    if stray is not None:
-        _refuse(url, f"stray character {stray[0]!r} in the host", _HOW_TO_QUOTE)
+    for each in host:
+        if each in _NOT_IN_HOST or each.isspace():
+            _refuse(url, f"stray character {each!r} in the host", _HOW_TO_QUOTE)
     name, percent, encoded = host.partition("%")
     return _decoded(name.lower() + percent + encoded, url), _port(port, url)
 
@@ -158,13 +164,21 @@ def _scheme(text: str) -> str:
     return text if "." in text or ":" in text else text.lower()
 
 
+def _is_scheme(text: str) -> bool:
+    """Return whether *text* may name a transport: a name, or two with a plus sign between them."""
+    names = text.split("+")
+    return len(names) <= 2 and all(
+        name[:1] in _LETTERS and _IN_SCHEME.issuperset(name) for name in names
+    )
+
+
 def _split(url: str) -> tuple[str, str, str, str]:
     """Check *url*, and split it into scheme, authority, path without its slash, and query."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         _refuse(url, "the scheme is missing", "write transport://host, as in amqp://localhost//")
     _check_characters(url)
-    if not _SCHEME.fullmatch(scheme):
+    if not _is_scheme(scheme):
         _refuse(
             url, "the scheme must be the name of a transport", "write it as in amqp://localhost//"
         )
@@ -185,7 +199,7 @@ def check_host(text: str) -> None:
     Raises:
         ValueError: it looks like one.
     """
-    slip = _SLIP.match(text)
+    slip = re.match(_SLIP, text, re.ASCII)
     if slip is not None:
         problem = "'://' is missing after the scheme"
         _refuse(text, problem, f"write it as in {slip[1].lower()}://localhost//")

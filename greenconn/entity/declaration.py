@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from greenconn.abc import maybe_channel
+from greenconn.checks import maybe_channel
 from greenconn.exceptions import (
     ChannelError,
     RecoverableChannelError,

@@ -13,9 +13,9 @@ from weakref import ref
 
 from gevent import get_hub
 from gevent.hub import Hub
-from gevent.monkey import get_original
 
 from greenconn.exceptions import WrongHub
+from greenconn.importing import native
 
 __all__ = [
     "HubAffinity",
@@ -34,7 +34,7 @@ CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 T = TypeVar("T")
 
 #: The native class: in a patched process ``threading.local`` means each greenlet.
-_ThreadLocal: Any = get_original("threading", "local")
+_ThreadLocal: Any = native("threading", "local")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -16,21 +16,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from gevent.event import AsyncResult, Event
-from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
 from greenconn.green import thread_end
 from greenconn.green.deadline import NEVER
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
+from greenconn.importing import native
 
 __all__ = ["CallOutcome", "NativeThread", "ThreadClosed"]
 
 J = TypeVar("J")
 
 #: The native ones, also in a patched process: they are for a native thread.
-_allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
-_sleep: Callable[[float], None] = get_original("time", "sleep")
+_allocate_lock: Callable[[], Any] = native("_thread", "allocate_lock")
+_sleep: Callable[[float], None] = native("time", "sleep")
 
 
 class ThreadClosed(RuntimeError):

@@ -8,7 +8,6 @@ left (it was killed, or its deadline ended), and the caller then keeps or passes
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -162,6 +161,8 @@ class Slot(Generic[T]):
 def _own(exc: BaseException) -> BaseException:
     """Return a copy of *exc* for one greenlet: many may get one error, each with its own traceback."""
     try:
+        from copy import copy  # when something fails
+
         own = copy(exc)
     except Exception:
         return exc

@@ -20,9 +20,9 @@ from weakref import WeakSet
 from gevent import get_hub
 from gevent._hub_local import set_hub
 from gevent.hub import Hub
-from gevent.monkey import get_original
 
 from greenconn.green.hub import PerHub
+from greenconn.importing import native
 
 if TYPE_CHECKING:
     from gevent.threadpool import ThreadPool
@@ -32,8 +32,8 @@ __all__ = ["Member", "PoolOwner", "register", "register_pool", "wait_natively"]
 logger = logging.getLogger("greenconn.green")
 
 #: The native ones: those of a patched process are of greenlets.
-_get_ident: Final = get_original("_thread", "get_ident")
-_sleep: Final = get_original("time", "sleep")
+_get_ident: Final = native("_thread", "get_ident")
+_sleep: Final = native("time", "sleep")
 
 #: Seconds that the threads of the hub's pools (its own one looks up names) have for their end.
 POOL_TIMEOUT: Final = 0.2

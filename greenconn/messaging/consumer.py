@@ -31,9 +31,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from greenconn.abc import Sink, is_connection, maybe_channel
 from greenconn.abstract import current_channel
-from greenconn.checks import check_has_run, check_runs
+from greenconn.checks import check_has_run, check_runs, is_connection, maybe_channel
 from greenconn.entity import Queue
 from greenconn.exceptions import (
     AMQPError,
@@ -53,7 +52,7 @@ from greenconn.serialization import prepare_accept_content
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.abc import Channel, ChannelOrConnection, Sink
 
 __all__ = ["Consumer"]
 

@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import getcurrent
 
-from greenconn.abc import Lender, is_connection
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
-from greenconn.compression import compress
+from greenconn.checks import is_connection
 from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
@@ -42,7 +41,7 @@ from greenconn.serialization import dumps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.abc import Channel, ChannelOrConnection, Lender
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Producer"]
 
@@ -362,6 +361,8 @@ class Producer:
         elif not content_encoding:
             content_encoding = "binary"
         if compression:
+            from greenconn.compression import compress  # for who compresses
+
             body, name = compress(body, compression)
             if headers is not None:
                 headers["compression"] = name

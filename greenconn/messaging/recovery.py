@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 
 import gevent
 
-from greenconn.abc import DeadlineLike
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.retry import attempts
@@ -22,7 +21,7 @@ from greenconn.messaging.subscriptions import is_open
 from greenconn.session.topology import GONE_MEANWHILE
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel
+    from greenconn.abc import Channel, DeadlineLike
     from greenconn.messaging.consumer import Consumer
     from greenconn.session.session import Session
 

@@ -14,12 +14,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import Greenlet
 from greenlet import getcurrent
 
-from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError, raise_error
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts
@@ -27,6 +26,9 @@ from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
 from greenconn.session.connect import ConnectOutcome
 from greenconn.session.state import Life
+
+if TYPE_CHECKING:
+    from greenconn.abc import Recoverable
 
 __all__ = ["RESTORE_TIMEOUT", "Members", "SessionRecovery"]
 

@@ -28,7 +28,6 @@ from weakref import WeakSet
 
 from gevent import get_hub
 
-from greenconn.abc import Recoverable
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.condition import Condition
@@ -46,7 +45,7 @@ from greenconn.session.state import MOVES, Life, SessionState, drop, is_open
 from greenconn.session.topology import Topology
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel
+    from greenconn.abc import Channel, Recoverable
 
 __all__ = ["Listeners", "Session", "sessions_in_use"]
 

@@ -25,7 +25,6 @@ from weakref import WeakSet
 
 from gevent import get_hub
 
-from greenconn.delays import DelayedRoute, refused_delay
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from greenconn import abc
     from greenconn.abc import Channel
+    from greenconn.delays import DelayedRoute
 
 __all__ = [
     "Factories",
@@ -177,6 +177,8 @@ class StdChannel:
 
         May switch.
         """
+        from greenconn.delays import refused_delay  # for who asks for one
+
         raise refused_delay(self, delay)
 
     def flush(self, timeout: float | None = None) -> None:

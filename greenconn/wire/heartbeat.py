@@ -11,21 +11,21 @@ two.  Any byte counts as received.  Two exceptions:
 
 from __future__ import annotations
 
-from enum import Flag
+from typing import Final
 
 __all__ = ["Heartbeat", "HeartbeatAction"]
 
 
-class HeartbeatAction(Flag):
-    """The action after a tick.  SEND may come together with READ_FIRST."""
+class HeartbeatAction:
+    """The bits of the action after a tick.  SEND may come together with READ_FIRST."""
 
-    NOTHING = 0
+    NOTHING: Final = 0
     #: Send a heartbeat.
-    SEND = 1
+    SEND: Final = 1
     #: This process was blocked: read what is pending; the next tick judges.
-    READ_FIRST = 2
+    READ_FIRST: Final = 2
     #: The peer is gone.
-    DEAD = 4
+    DEAD: Final = 4
 
 
 class Heartbeat:
@@ -83,8 +83,8 @@ class Heartbeat:
             and now - self.received_at >= 2.0 * self.interval
         )
 
-    def tick(self, now: float, lag: float = 0.0) -> HeartbeatAction:
-        """Judge.
+    def tick(self, now: float, lag: float = 0.0) -> int:
+        """Judge, and return the bits of a :class:`HeartbeatAction`.
 
         Arguments:
             now: seconds on the monotonic clock.

@@ -27,7 +27,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Greenlet, GreenletExit, Timeout, get_hub
-from gevent.monkey import is_module_patched
 
 from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.hub import yield_to_hub
@@ -703,6 +702,8 @@ class BlockingMonitor:
 
 
 def _log_blocking(name: str, queue: str, seconds: float) -> None:
+    from gevent.monkey import is_module_patched  # loaded already where it has patched something
+
     if is_module_patched("time") and is_module_patched("socket"):
         cause = (
             "The process is monkey-patched, so the handler computes, or calls a C library that blocks: "

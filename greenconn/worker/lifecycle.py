@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gevent import Greenlet, get_hub, getcurrent
 
-from greenconn.abc import DeadlineLike
 from greenconn.entity.existence import has_messages
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
@@ -48,7 +47,7 @@ from greenconn.worker.recovery import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel
+    from greenconn.abc import Channel, DeadlineLike
     from greenconn.connection import Connection
     from greenconn.message import Message
     from greenconn.session.session import Session

@@ -18,7 +18,6 @@ from amqp.exceptions import error_for_code
 from amqp.serialization import dumps
 from gevent import get_hub
 
-from greenconn.delays import DelayedRoute
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     ChannelError,
@@ -46,11 +45,11 @@ from greenconn.transport.amqp.publishing import (
     UnsentMessage,
 )
 from greenconn.transport.amqp.topology import DeclaringChannel
-from greenconn.transport.refusal import no_recover_in_place
 from greenconn.wire.amqp import BASIC_RETURN, method_frame
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
+    from greenconn.delays import DelayedRoute
     from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["Channel"]
@@ -777,6 +776,8 @@ class Channel(DeclaringChannel):
 
     def _recover(self, requeue: bool, *, abandons: bool) -> None:
         if not requeue and self.connection.server_properties.get("product") == "RabbitMQ":
+            from greenconn.transport.refusal import no_recover_in_place  # for who asks for it
+
             raise no_recover_in_place()
         self.calls.wait_writable()
         self.acks.flush()

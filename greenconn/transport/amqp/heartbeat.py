@@ -79,9 +79,9 @@ class HeartbeatTimer:
         action = heartbeat.tick(now, lag)
         if lag > heartbeat.interval:
             log_blocked(logger, self._where, lag, heartbeat.tick_interval)
-        if HeartbeatAction.SEND in action and not stream.writer.is_stalled:
+        if action & HeartbeatAction.SEND and not stream.writer.is_stalled:
             stream.writer.write(heartbeat_frame())
-        if HeartbeatAction.DEAD in action:
+        if action & HeartbeatAction.DEAD:
             self._on_dead(
                 ConnectionForced(
                     f"{self._where}: nothing was received for {heartbeat.silence(now):.1f} s, "

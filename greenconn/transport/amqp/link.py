@@ -44,10 +44,16 @@ from greenconn.transport.amqp.errors import closing_error, opening_error
 from greenconn.transport.amqp.flow import HARD_LIMIT, FlowControl, InboxBudget
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
 from greenconn.transport.amqp.heartbeat import HeartbeatTimer
-from greenconn.transport.amqp.methods import UNREADABLE, Reply, ids_of, read_arguments, unreadable
+from greenconn.transport.amqp.methods import (
+    UNREADABLE,
+    UPDATE_SECRET_OK,
+    Reply,
+    ids_of,
+    read_arguments,
+    unreadable,
+)
 from greenconn.transport.amqp.publishing import find_unsent
 from greenconn.transport.amqp.queues import KnownQueues
-from greenconn.transport.amqp.secret import UPDATE_SECRET_OK, Secret
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import (
     BASIC_DELIVER,
@@ -61,6 +67,7 @@ if TYPE_CHECKING:
     from gevent import Greenlet
 
     from greenconn.transport.amqp.delays import DelayLevels
+    from greenconn.transport.amqp.secret import Secret
     from greenconn.wire.tls import TlsSession
 
 __all__ = ["AmqpLink"]
@@ -175,7 +182,7 @@ class AmqpLink(Link):
         self._closing: Slot[None] | None = None
         self._at_exit = _ExitRoundTrip(self)
         self._heartbeat_timer = HeartbeatTimer(where, self.end)
-        self.secret = Secret(self)
+        self._secret: Secret | None = None
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
         self.queues = KnownQueues(where, None)
@@ -255,6 +262,17 @@ class AmqpLink(Link):
     def server_capabilities(self) -> dict[str, Any]:
         """The extensions of the protocol that the broker has."""
         return self.server_properties.get("capabilities") or {}
+
+    @property
+    def secret(self) -> Secret:
+        """The secret of the login, for one that expires or is updated."""
+        if self._secret is None:
+            from greenconn.transport.amqp.secret import Secret  # when one is
+
+            self._secret = Secret(self)
+            if self.lost is not None:
+                self._secret.stop(self.lost)
+        return self._secret
 
     @property
     def client_properties(self) -> dict[str, Any]:
@@ -503,7 +521,8 @@ class AmqpLink(Link):
             return
         super().end(exc, closed=closed)
         self._heartbeat_timer.stop()
-        self.secret.stop(exc)
+        if self._secret is not None:
+            self._secret.stop(exc)
         self.handshake.fail(exc)
         if self._stream is not None:
             self._stream.close()
@@ -522,7 +541,8 @@ class AmqpLink(Link):
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
             self._heartbeat_timer.stop()
-            self.secret.forget()
+            if self._secret is not None:
+                self._secret.forget()
             for channel in self.channels.values():
                 if channel is not self:
                     channel.forget(self.lost)
@@ -573,8 +593,8 @@ class AmqpLink(Link):
                 self._stream.lift_user_timeout()
         elif ids == _UNBLOCKED:
             self.flow_control.unblock()
-        elif ids == UPDATE_SECRET_OK:
-            self.secret.on_ok()
+        elif ids == UPDATE_SECRET_OK and self._secret is not None:
+            self._secret.on_ok()
         else:
             self.unexpected_method(0, ids)
 

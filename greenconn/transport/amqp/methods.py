@@ -12,6 +12,7 @@ from greenconn.exceptions import FrameError
 
 __all__ = [
     "UNREADABLE",
+    "UPDATE_SECRET_OK",
     "Ids",
     "Method",
     "Reply",
@@ -29,6 +30,9 @@ Method: TypeAlias = "tuple[int, int]"
 Ids: TypeAlias = int
 #: ``(ids, arguments with their 4 bytes of ids, header, body)``
 Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
+
+#: The reply to ``connection.update-secret``, RabbitMQ's extension, which the amqp package does not know.
+UPDATE_SECRET_OK: Final = 10 << 16 | 71
 
 #: Exceptions of parsing a method that is cut off, or has no text, time or table where one must be.
 UNREADABLE: Final = (struct.error, LookupError, ValueError, OverflowError, RecursionError)

@@ -22,12 +22,11 @@ from greenconn.green.slot import Slot
 if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["UPDATE_SECRET_OK", "Secret"]
+__all__ = ["Secret"]
 
 logger = logging.getLogger("greenconn.transport.amqp")
 
 UPDATE_SECRET: Final = (10, 70)
-UPDATE_SECRET_OK: Final = 10 << 16 | 71
 
 REASON: Final = "the token is renewed before it ends"
 

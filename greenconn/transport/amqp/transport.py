@@ -116,7 +116,8 @@ class Transport(base.Transport[AmqpLink]):
         )
         within = (deadline or Deadline()).within(client.connect_timeout)
         link.open(within)
-        link.secret.keep(password, lambda: self.login()[1])
+        if isinstance(password, str) and type(password) is not str:  # it may say when it expires
+            link.secret.keep(password, lambda: self.login()[1])
         return link
 
     def update_secret(

@@ -61,9 +61,9 @@ def test_grace_is_given_once() -> None:
 
 def test_grace_is_given_again_after_a_sign_of_life() -> None:
     beat = Heartbeat(1.0, 0.0)
-    assert READ_FIRST in beat.tick(30.0, lag=29.0)
+    assert beat.tick(30.0, lag=29.0) & READ_FIRST
     beat.note_received(30.0)
-    assert READ_FIRST in beat.tick(60.0, lag=29.0)
+    assert beat.tick(60.0, lag=29.0) & READ_FIRST
     assert beat.tick(60.25) is DEAD
 
 
