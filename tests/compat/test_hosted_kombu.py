@@ -22,7 +22,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.transport.hosted import link
-from greenconn.transport.hosted.message import HostedMessage
+from greenconn.transport.hosted.channel import HostedMessage
 from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")

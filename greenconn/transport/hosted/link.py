@@ -19,8 +19,7 @@ from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookedLink
 from greenconn.transport.hooks.store import PACE, HookStore, TakenMessage
-from greenconn.transport.hosted.channel import HostedChannel
-from greenconn.transport.hosted.message import HostedMessage
+from greenconn.transport.hosted.channel import HostedChannel, HostedMessage
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import Envelope, SynchronousPublisher, copied
