@@ -19,8 +19,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.green.hub import PerHub, weakly
 from greenconn.green.retry import isolated
-from greenconn.transport.couchdb.api import CouchApi
-from greenconn.transport.couchdb.changes import ChangesFeed
+from greenconn.transport.couchdb.api import ChangesFeed, CouchApi
 from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of
 from greenconn.transport.couchdb.documents import (
     BINDING,

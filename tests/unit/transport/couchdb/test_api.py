@@ -11,8 +11,7 @@ from gevent import socket
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.transport.couchdb.api import CouchApi
-from greenconn.transport.couchdb.changes import ChangesFeed
+from greenconn.transport.couchdb.api import ChangesFeed, CouchApi
 from greenconn.transport.couchdb.documents import Range
 from greenconn.transport.couchdb.errors import (
     LinkLost,
