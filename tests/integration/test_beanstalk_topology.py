@@ -156,24 +156,3 @@ def test_tables_that_are_too_big_end_no_connection(
             for number in range(100):
                 channel.queue_bind(unique, unique, f"{number}.{'x' * 50}")
         assert link.is_open
-
-
-def test_exchanges(beanstalk_url: str, unique: str) -> None:
-    source, target, queue = f"{unique}.x", f"{unique}.y", f"{unique}.q"
-    with stores_at(beanstalk_url, 2) as (one, two):
-        assert two.topology.find(source) is None
-        one.topology.declare(exchange(source, durable=True, arguments={"a": 1}))
-        one.topology.declare(exchange(target, auto_delete=True))
-        found = two.topology.find(source)
-        assert found is not None
-        assert (found.type, found.durable, found.arguments) == ("direct", True, {"a": 1})
-        two.topology.bind(source, Row("k", "", target, None, True))
-        two.topology.bind(source, Row("k", "", queue, {"x": [1]}))
-        two.topology.bind(target, Row("k", "", queue))
-        one.make_queue(queue, PLAIN)
-        one.drop_queue(queue)
-        # The auto-delete exchange went with its last binding, and so did the binding to it.
-        assert two.topology.find(target) is None
-        assert two.topology.rows(source) == ()
-        one.topology.delete(source)
-        assert two.topology.rows(source) is None

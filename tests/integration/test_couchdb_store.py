@@ -87,26 +87,6 @@ def test_what_is_reported_by_the_feed_is_found(couchdb_new_url: str) -> None:
         assert bodies(other.claim({"q": 9, "none": 9}, 0)) == ["0"]
 
 
-@pytest.mark.full
-def test_claims_of_many_at_once_are_one_each(couchdb_new_url: str, long: bool) -> None:
-    number = 500 if long else 100
-    with store_at(couchdb_new_url) as first:
-        first.make_queue("q", PLAIN)
-        put(first, *(entry("q", f"{n}") for n in range(number)))
-        got: list[Claimed] = []
-
-        def claim() -> None:
-            with store_at(couchdb_new_url) as store:
-                while taken := store.claim({"q": 7, "none": 1}, 0):
-                    got.extend(taken)
-                    store.settle([done(each) for each in taken])
-
-        claimers = [gevent.spawn(claim) for _ in range(10)]
-        gevent.joinall(claimers, timeout=6 * SOON, raise_error=True)
-        assert sorted(map(int, bodies(got))) == list(range(number))
-        assert first.size("q") == 0
-
-
 def test_an_interrupted_claim_hides_nothing(couchdb_new_url: str) -> None:
     with store_at(couchdb_new_url) as store, raw_to(couchdb_new_url) as raw:
         store.make_queue("q", PLAIN)

@@ -18,26 +18,6 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 
 
-def test_many_publish_at_once(mongodb_url: str, long: bool) -> None:
-    count = 1000
-    got: set[int] = set()
-    with Connection(mongodb_url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "numbers", lambda body, message: got.add(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
-
-        def publish(number: int) -> None:
-            for turn in range(10 if long else 1):
-                greenconn.publish("numbers", number + turn * count, connection=connection)
-
-        publishers = [gevent.spawn(publish, number) for number in range(count)]
-        gevent.joinall(publishers, timeout=SOON * 3, raise_error=True)
-        until(lambda: len(got) == (10 if long else 1) * count, SOON * 3)
-        assert consumer.stop(SOON)
-        assert connection.default_channel.queue_declare("numbers", passive=True).message_count == 0
-
-
 def test_hub_turns_while_calls_wait(own_mongodb: MongoStandin, unique: str, long: bool) -> None:
     beats: list[float] = []
 
@@ -103,27 +83,6 @@ def test_login(mongodb_with: MongoFactory, caplog: pytest.LogCaptureFixture) -> 
 
 
 # Greenlets and processes
-
-
-def test_killed_publishers_leave_nothing(mongodb_url: str) -> None:
-    with Connection(mongodb_url) as connection:
-        greenconn.publish("q", "first", connection=connection, declare=True)
-        for delay in (0, 0.0005, 0.001, 0.002, 0.004):
-            publishers = [
-                gevent.spawn(greenconn.publish, "q", "maybe", connection=connection, declare=True)
-                for _ in range(20)
-            ]
-            gevent.sleep(delay)
-            gevent.killall(publishers)
-        greenconn.publish("q", "last", connection=connection, declare=True)
-        with connection.SimpleQueue("q") as queue:
-            bodies: list[Any] = []
-            while not bodies or bodies[-1] != "last":
-                message = queue.get(timeout=SOON)
-                message.ack()
-                bodies.append(message.payload)
-        assert bodies[0] == "first"
-        assert set(bodies[1:-1]) <= {"maybe"}
 
 
 @pytest.mark.long

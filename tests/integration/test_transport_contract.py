@@ -949,12 +949,19 @@ def test_many_greenlets_publish_on_one_channel(side: Side) -> None:
 def test_killed_publishers_affect_nobody_else(side: Side) -> None:
     channel = side.channel()
     queue = side.queue(channel)
-    greenlets = [gevent.spawn(side.send, channel, str(n), "", queue) for n in range(20)]
-    for greenlet in greenlets[::2]:
-        greenlet.kill(block=False)
-    gevent.joinall(greenlets)
-    for greenlet in greenlets[1::2]:
-        greenlet.get()
+    kept: list[int] = []
+    # Killed before they begin, while they are on their way, and when they are done.
+    for turn, delay in enumerate((0.0, 0.0005, 0.001, 0.002, 0.004)):
+        sent = range(turn * 20, turn * 20 + 20)
+        greenlets = [gevent.spawn(side.send, channel, str(n), "", queue) for n in sent]
+        if delay:
+            gevent.sleep(delay)
+        for greenlet in greenlets[::2]:
+            greenlet.kill(block=False)
+        gevent.joinall(greenlets)
+        for greenlet in greenlets[1::2]:
+            greenlet.get()
+        kept += sent[1::2]
     bodies = [int(each) for each in side.bodies(channel, queue)]
-    assert set(range(1, 20, 2)) <= set(bodies)
+    assert set(kept) <= set(bodies)
     assert len(bodies) == len(set(bodies))
