@@ -8,14 +8,19 @@ of the rounds, with the lowest and the highest.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.boards import BOARDS, Board
 from benchmarks.chart import draw
+from benchmarks.native import FOLDER, NATIVE, CannotBuild
 from benchmarks.runner import Results, broker, measured, profiled
 from benchmarks.table import Report
 
@@ -54,7 +59,18 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, board: Board, url: str, console: Console) -> Report:
     works = [work for work in board.works if not options.work or work in options.work]
-    rivals = _present(board, options.rival, console)
+    with _present(board, works, options.rival, console) as rivals:
+        return _rounds(options, board, works, rivals, url, console)
+
+
+def _rounds(
+    options: argparse.Namespace,
+    board: Board,
+    works: list[str],
+    rivals: list[str],
+    url: str,
+    console: Console,
+) -> Report:
     pairs = [(w, r) for w in works for r in rivals if w not in board.rivals[r].cannot]
     results = Results()
     with Progress(console=console) as progress:
@@ -70,13 +86,30 @@ def _measure(options: argparse.Namespace, board: Board, url: str, console: Conso
     return Report(results, works, rivals, options.rounds, options.budget, board)
 
 
-def _present(board: Board, wanted: list[str] | None, console: Console) -> list[str]:
-    """The rivals that are installed."""
-    rivals = [rival for rival in board.rivals if not wanted or rival in wanted]
-    for rival in rivals:
-        if board.rivals[rival].version is None:
-            console.print(f"{rival} is not installed: skipped")
-    return [rival for rival in rivals if board.rivals[rival].version is not None]
+@contextmanager
+def _present(
+    board: Board, works: list[str], wanted: list[str] | None, console: Console
+) -> Iterator[list[str]]:
+    """Yield the rivals that are installed, or can be built."""
+    with TemporaryDirectory(prefix="greenconn-benchmark-") as folder:
+        os.environ[FOLDER] = folder
+        rivals = []
+        for rival in board.rivals:
+            if wanted and rival not in wanted:
+                continue
+            if board.rivals[rival].version is None:
+                console.print(f"{rival} is not installed: skipped")
+                continue
+            if rival in NATIVE:
+                if all(work in board.rivals[rival].cannot for work in works):
+                    continue  # building takes time
+                try:
+                    NATIVE[rival].build(Path(folder), rival)
+                except CannotBuild as exc:
+                    console.print(f"{rival} is skipped: {exc}", soft_wrap=True, markup=False)
+                    continue
+            rivals.append(rival)
+        yield rivals
 
 
 def _arguments() -> argparse.Namespace:

@@ -60,7 +60,7 @@ def _prepared(board: Board, rival: str, work: str, url: str) -> Iterator[Callabl
     """The work as a function that may be called again."""
     module = importlib.import_module(board.rivals[rival].module)
     with importlib.import_module(board.stage).Stage(url) as stage:
-        works = module.Works(stage.url, stage)
+        works = getattr(module, board.rivals[rival].works)(stage.url, stage)
 
         def function(count: int) -> Figures:
             figures: Figures = getattr(works, work)(count)

@@ -114,7 +114,7 @@ class Report:
                 failure = self.results.failures.get((work, rival))
                 if failure is not None:
                     reason = f"failed: {failure.splitlines()[-1]}"
-                if reason is not None:
+                if reason:
                     reasons.setdefault(reason, []).append(self.board.rivals[rival].title)
             for reason, titles in reasons.items():
                 yield f"{plain(self.board.works[work].figures[0].title)}: {', '.join(titles)}: {reason}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
+from benchmarks.works import WORKS
+
 __all__ = ["RIVALS", "Rival"]
 
 
@@ -15,10 +17,11 @@ class Rival:
     title: str
     #: What has its ``Works``.
     module: str
+    works: str = "Works"
     #: What has to be installed.
     distribution: str | None = None
     patched: bool = False  #: whether its users monkey-patch
-    #: Works that it cannot do, and why.
+    #: Works that it cannot do, and why; no text: none is needed.
     cannot: dict[str, str] = field(default_factory=dict)
     #: Works in which it sleeps, 10 ms at a time, and by what their number of messages is divided.
     sleeps: dict[str, int] = field(default_factory=dict)
@@ -38,6 +41,8 @@ _NO_WORKERS = "calls one handler at a time"
 _NO_POOL = "has no pool"
 _ONE_CALLER = "one caller at a time"
 _NO_TYPES = "decodes to no types"
+#: Works that are measured with Python's clients only.
+_PYTHON = dict.fromkeys((work for work in WORKS if work not in ("publish", "consume")), "")
 
 RIVALS = {
     "greenconn": Rival(
@@ -87,5 +92,17 @@ RIVALS = {
         title="raw loop",
         module="benchmarks.rivals.raw_works",
         cannot={"spawned": "has no handlers", "typed": _NO_TYPES},
+    ),
+    "rabbitmq-c": Rival(
+        title="rabbitmq-c (C)",
+        module="benchmarks.rivals.native_works",
+        works="CWorks",
+        cannot=_PYTHON,
+    ),
+    "amqp091-go": Rival(
+        title="amqp091-go (Go)",
+        module="benchmarks.rivals.native_works",
+        works="GoWorks",
+        cannot=_PYTHON,
     ),
 }

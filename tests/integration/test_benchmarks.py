@@ -87,6 +87,8 @@ def test_each_work_is_measured(broker: str, rival: str, outcome: Outcome, long: 
         pytest.skip(f"{rival} is not installed")
     if rival not in ALWAYS.get(broker, ()) and not long:
         pytest.skip("runs only with --long")
+    if f"{rival} is skipped" in outcome.errors:
+        pytest.skip(f"{rival} cannot be built")
     figures: dict[str, Any] = json.loads(outcome.output)["figures"]
     for name, work in board.works.items():
         if name in board.rivals[rival].cannot:
@@ -107,10 +109,32 @@ def test_the_table_is_printed(amqp_url: str) -> None:
     assert "greenconn" in outcome.errors  # the machine and the versions
 
 
+def test_clients_in_other_languages_are_measured_or_skipped(amqp_url: str) -> None:
+    rivals = ("rabbitmq-c", "amqp091-go")
+    outcome = benchmarks(
+        RABBITMQ, amqp_url, "--json", "--work=consume", *(f"--rival={rival}" for rival in rivals)
+    )
+    assert outcome.code == 0, outcome.errors
+    figures = json.loads(outcome.output)["figures"].get("consume", {})
+    for rival in rivals:
+        assert (rival in figures) != (f"{rival} is skipped: " in outcome.errors)
+
+
 def test_the_profile_names_modules(amqp_url: str) -> None:
     outcome = benchmarks(RABBITMQ, amqp_url, "--profile=import")
     assert outcome.code == 0, outcome.errors
     assert "greenconn" in outcome.output
+
+
+@pytest.mark.parametrize("name", ["rabbitmq", "sqlite"])
+def test_the_benchmark_of_processes_runs(name: str, request: pytest.FixtureRequest) -> None:
+    url: str = request.getfixturevalue(URLS[name])
+    done = run(
+        *("-m", "benchmarks.processes", "--broker", name, "--url", url, "--json"),
+        *("--processes", "2", "--messages", "100"),
+    )
+    assert done.code == 0, done.errors
+    assert [sum(row["shares"]) for row in json.loads(done.output)] == [100, 100, 100]
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "redis"])
