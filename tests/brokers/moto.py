@@ -15,20 +15,35 @@ __all__ = ["MotoServer"]
 #: What it signs with is not checked.
 ACCESS_KEY, SECRET_KEY = "AKIATESTING", "no-secret-at-all"
 #: Serves over connections that are kept, as AWS does; moto's own server closes each after one answer.
+#: A request whose head was cut is none: gevent's server would take what has come of it for the whole,
+#: and without its length it would have no body, and name no queue.
 #: At each request moto asks the clock twice for every message in the queue, so it gets a quick one.
 PROGRAM = """
 from gevent import monkey
 monkey.patch_all()
 import socket, sys, time
-from gevent.pywsgi import WSGIServer
+from gevent.pywsgi import WSGIHandler, WSGIServer, headers_factory
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.sqs import models
+
+class Head:
+    def __init__(self, file):
+        self.file = file
+    def readline(self, *limit):
+        line = self.file.readline(*limit)
+        if not line.endswith(b"\\n"):
+            raise ValueError("the head has no end")
+        return line
+
+class Handler(WSGIHandler):
+    MessageClass = staticmethod(lambda file, *more: headers_factory(Head(file)))
 
 slow = models.unix_time_millis
 models.unix_time_millis = lambda at=None: time.time() * 1000 if at is None else slow(at)
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=512)
 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-WSGIServer(listener, DomainDispatcherApplication(create_backend_app), log=None).serve_forever()
+application = DomainDispatcherApplication(create_backend_app)
+WSGIServer(listener, application, log=None, handler_class=Handler).serve_forever()
 """
 
 

@@ -18,7 +18,10 @@ from gevent.event import Event
 from greenconn import Connection
 from greenconn.exceptions import AccessRefused
 from greenconn.transport.SQS.exceptions import ServiceBusy
+from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
+from tests.fix_relay import RelayFactory
+from tests.fix_sqs import Connect
 from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.sqs_peer import Asked, Scripted, error, stored, usual
@@ -33,6 +36,26 @@ def script(answers: dict[str, Callable[[Asked], Any]]) -> Callable[[Asked], Any]
 
 def connect(server: Scripted, **options: Any) -> Connection:
     return Connection(server.url, transport_options={"get_wait_time": 0, **options})
+
+
+def test_a_queue_is_never_missing_because_a_request_was_cut(
+    sqs_connect: Connect, moto: MotoServer, relay_to: RelayFactory, unique: str
+) -> None:
+    """The server sees the end of the request, and its answer to that comes back."""
+    relay = relay_to(moto.url)
+    connection = sqs_connect(relay.url)
+    channel = connection.channel()
+    channel.queue_declare(unique)
+    before = relay.passed
+    channel.queue_declare(unique, passive=True)
+    sizes = range(1, relay.passed - before, 29)
+    for size in sizes:
+        relay.budget = size
+        declaring = gevent.spawn(channel.queue_declare, unique, passive=True)
+        until(lambda: relay.budget == 0)
+        relay.budget = None
+        assert declaring.get(timeout=SOON).queue == unique
+    assert len(sizes) > 10
 
 
 def test_throttled_requests_are_sent_again(peer: PeerFactory) -> None:

@@ -84,6 +84,8 @@ class JsonProtocol:
         if reply.status < 300:
             return said
         code = str(said.get("__type") or reply.headers.get("x-amzn-errortype") or "")
+        if not code:  # not of the service: of something on the way, such as "400 Bad Request"
+            raise _unreadable(reply)
         raise Refusal(reply.status, code, str(said.get("message") or said.get("Message") or ""))
 
 

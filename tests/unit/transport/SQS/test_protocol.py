@@ -110,10 +110,15 @@ def test_json() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["sqs", "sns"])
-@pytest.mark.parametrize("body", [b"<html>Bad Gateway", b"\xff\xfe", b"[1]", b"<a>x</a>"])
-def test_what_is_no_response_may_be_requested_again(protocol: str, body: bytes) -> None:
+@pytest.mark.parametrize("status", [400, 502])
+@pytest.mark.parametrize(
+    "body", [b"<html>Bad Gateway", b"\xff\xfe", b"[1]", b"<a>x</a>", b"", b"{}"]
+)
+def test_what_is_no_response_may_be_requested_again(
+    protocol: str, body: bytes, status: int
+) -> None:
     with pytest.raises(Refusal) as caught:
-        PROTOCOLS[protocol].parse_response("X", reply(body, 502))
+        PROTOCOLS[protocol].parse_response("X", reply(body, status))
     assert caught.value.status >= 500
 
 
