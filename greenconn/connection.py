@@ -927,8 +927,9 @@ class Connection:
             pool: the pool, whose ``release`` or ``replace`` is called with the facade.
         """
         cls = type(self)
-        # Without a call of an __init__, as each acquire makes one.
-        facade = _new(PooledConnection if cls is Connection else _facade_class(cls))
+        # Without a call of an __init__, as an acquire may have to make one.
+        is_plain = cls is Connection and len(self.__dict__) == 1  # only its session
+        facade = _new(PooledConnection if is_plain else _facade_class(cls))
         facade._core = self
         facade._lender = pool
         facade.session = self.session
@@ -976,6 +977,13 @@ LOAN_MOVES: Final[Mapping[CheckoutState, frozenset[CheckoutState]]] = {
 }
 
 
+class _SessionAfterRelease:
+    """The session of a pooled connection that was released, or whose connection was closed."""
+
+    def __get__(self, facade: PooledConnection | None, owner: type[PooledConnection]) -> Any:
+        return self if facade is None else facade._late_session()
+
+
 class PooledConnection(Connection):
     """A pooled connection in the hands of one holder.
 
@@ -1000,14 +1008,8 @@ class PooledConnection(Connection):
     def _family(self) -> type[Any]:
         return type(self._core)
 
-    def __getattr__(self, name: str) -> Any:
-        # Deleted by the release, so that this check costs nothing before it.
-        if name == "session":
-            return self._late_session()
-        if name == "_core":
-            raise AttributeError(name)
-        # Attributes that a subclass of Connection sets on its instances.
-        return getattr(self._core, name)
+    # Each instance has its own, which the release deletes: this check costs nothing before it.
+    session = cast("Session", _SessionAfterRelease())
 
     @property
     def _checkout(self) -> CheckoutState:
@@ -1056,6 +1058,22 @@ class PooledConnection(Connection):
         """
         raise TypeError(f"{self!r} belongs to a pool already: make a pool of a connection")
 
+    def renew(self, pool: Lender) -> bool:
+        """Lend it to another holder, as if it was new; False if the connection was closed.
+
+        For pools, if nothing refers to it since its release.  Never switches.
+        """
+        session = self._core.session
+        if session._state is _CLOSED:
+            return False
+        if len(self.__dict__) != 2:  # attributes that the last holder has set
+            core = self._core
+            self.__dict__.clear()
+            self._core = core
+        self.session = session
+        self._lender = pool
+        return True
+
     def mark_released(self) -> None:
         """Mark as released, so that later uses are logged.  For pools.  Never switches."""
         # On the hot path: no call of moved(), and no __dict__.  Once, as no session is left.
@@ -1103,17 +1121,30 @@ def _calling_place() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+class _Forwarding:
+    """The attributes that a program or a subclass sets on the connection below a facade.
+
+    Only for those that have any, as each use of an attribute is slower with it.
+    """
+
+    _core: Connection
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_core":
+            raise AttributeError(name)
+        return getattr(self._core, name)
+
+
 #: Class of a connection -> class of its facades, which is a subclass of it.
 _facades: WeakKeyDictionary[type[Connection], type[PooledConnection]] = WeakKeyDictionary()
 
 
 def _facade_class(cls: type[Connection]) -> type[PooledConnection]:
-    if issubclass(PooledConnection, cls):
-        return PooledConnection
     found = _facades.get(cls)
     if found is None:
+        own = () if issubclass(PooledConnection, cls) else (cls,)
         namespace = {"__module__": cls.__module__}
-        found = type(f"Pooled{cls.__name__}", (PooledConnection, cls), namespace)
+        found = type(f"Pooled{cls.__name__}", (_Forwarding, PooledConnection, *own), namespace)
         _facades[cls] = found
     return found
 

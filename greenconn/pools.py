@@ -19,7 +19,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
-from greenconn.resource import Resource
+from greenconn.resource import Resource, acquiring_place
 
 if TYPE_CHECKING:
     from greenconn.abc import Connection
@@ -102,15 +102,15 @@ class ProducerPool(Resource):
             deadline: Deadline | None = Deadline(0.0)
         else:
             deadline = None if timeout is None else Deadline.of(timeout)
-        core = self._pool.acquire(block, deadline)
+        entry = self._pool.take(block, deadline)
         try:
-            producer: Any = self.Producer(self.connections.facade(core, self._lender))
+            producer: Any = self.Producer(self.connections.facade(entry.item, self._lender))
             if self._has_prepare_hook:
                 producer = self.prepare(producer)
-            self._checkouts.lend(producer, core, self.trace_acquire)
+            self._checkouts.lend(producer, entry, acquiring_place() if self.trace_acquire else None)
             producer.lender = self
         except BaseException:
-            self._pool.release(core)
+            self._pool.put_back(entry)
             raise
         return producer
 

@@ -14,19 +14,20 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from sys import getrefcount
 from traceback import StackSummary, walk_stack
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import gevent
-from gevent import get_hub
+from greenlet import getcurrent
 
 from greenconn import exceptions
 from greenconn.caching import lazy
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline, TimeLimit
-from greenconn.green.pool import FairPool, PoolStats
+from greenconn.green.pool import Entry, FairPool, PoolStats
 from greenconn.green.supervisor import spawn
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ FORWARDED: Final = (
 )
 #: Number of frames in the trace of an acquire.
 DEPTH: Final = 12
+#: What ``getrefcount`` returns for a facade to which only its loan refers.
+_UNSHARED: Final = 2
 
 
 class Resource:
@@ -71,6 +74,8 @@ class Resource:
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.LimitExceeded
     close_after_fork: bool = False
     trace_acquire: bool = False
+    #: Whether :meth:`acquire` finds out itself that an idle resource is dead.
+    _checks_itself = False
 
     def __init__(
         self,
@@ -94,12 +99,13 @@ class Resource:
             self._describe,
             self.LimitExceeded,
             parent=self._parent(),
+            lender_checks=self._checks_itself,
         )
         _all[id(self)] = self
+        self._checkouts = _Checkouts(self._pool.note_lost)
+        self._loans = self._checkouts.by_id
         self._note_hooks()
         self._resource = _IdleQueue(self._pool, self.new)
-        self._checkouts = _Checkouts(self._pool.note_lost)
-        self._lent = self._checkouts.by_id
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
@@ -159,33 +165,49 @@ class Resource:
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
-        deadline = None if timeout is None else Deadline.of(timeout)
-        core = self._pool.acquire(block, deadline)
-        if self._has_prepare_hook or isinstance(core, lazy):
-            core = self._prepared(core, block, deadline)
+        if timeout is not None:
+            timeout = Deadline.of(timeout)
+        entry = self._pool.take(block, timeout)
+        loan = entry.loan
+        # The facade of a former loan, if only the pool refers to it: the loan and this expression.
         try:
-            borrowed = self.facade(core, self)
-            self._checkouts.lend(borrowed, core, self.trace_acquire)
+            if (
+                loan is not None
+                and getrefcount(loan.facade) == _UNSHARED
+                and loan.facade.renew(self)
+            ):
+                borrowed, loan.facade = loan.facade, None
+                return borrowed
         except BaseException:
-            self._pool.release(core)
+            self._pool.put_back(entry)
             raise
-        return borrowed
+        return self._lend(entry, block, timeout)
 
     def release(self, resource: Any) -> None:
         """Release a resource that was acquired.  A second call does nothing.  Never switches."""
         pool = self._pool
-        if get_hub() is not pool.hub:
+        current = getcurrent()
+        if current.parent is not pool.hub and current is not pool.main:
             pool.check_hub()
-        checkout = self._lent.pop(id(resource), None)
-        if checkout is not None:
-            try:
-                self.returned(resource)
-                if self._has_release_hook:
-                    self.release_resource(checkout.core)
-            finally:
-                pool.put_back(checkout.core)
-        else:
+        loan = self._loans.get(id(resource))
+        if loan is None or loan.facade is not None:
             self._release_unlent(resource)
+            return
+        entry = loan.entry
+        if entry.loan is loan:
+            resource.mark_released()
+            loan.facade = resource
+            if entry.spare is not None:
+                entry.loan, entry.spare = entry.spare, loan
+            pool.put_back(entry)
+            return
+        del self._loans[loan.key]
+        try:
+            self.returned(resource)
+            if self._has_release_hook:
+                self.release_resource(entry.item)
+        finally:
+            pool.put_back(entry)
 
     def replace(self, resource: Any) -> None:
         """Release a broken resource, which is closed.  A second call does nothing.  Never switches.
@@ -193,12 +215,12 @@ class Resource:
         A new one is created when it is needed.
         """
         self._pool.check_hub()
-        checkout = self._lent.pop(id(resource), None)
-        if checkout is not None:
+        loan = self._checkouts.end(resource)
+        if loan is not None:
             try:
                 self.expire(resource, "it was released to its pool as broken")
             finally:
-                self._pool.remove(checkout.core)
+                self._pool.remove(loan.entry.item)
 
     def force_close_all(self, close_pool: bool = True) -> None:
         """Close all resources, also those in use.  May switch.
@@ -296,7 +318,7 @@ class Resource:
         Raises:
             LimitExceeded, RuntimeError, WrongHub: as :meth:`acquire`.
         """
-        core = self._take(block, deadline)
+        core = self._take(block, deadline).item
         self._pool.sub_pools.assign(core, sub_pool._pool)
         self._sub_pools.add(sub_pool)
         return core
@@ -333,6 +355,8 @@ class Resource:
         self._has_prepare_hook = self._has_own("prepare")
         self._pool.wants_back = self._has_release_hook or self._has_prepare_hook
         self._pool.on_returned = self.release_resource if self._has_release_hook else None
+        if self._pool.wants_back:
+            self._checkouts.keep_none()
 
     def _has_own(self, hook: str) -> bool:
         return hook in self.__dict__ or getattr(type(self), hook) is not getattr(Resource, hook)
@@ -341,7 +365,7 @@ class Resource:
 
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            if name in _HOOKS and "_pool" in self.__dict__:
+            if name in _HOOKS and "_loans" in self.__dict__:
                 self._note_hooks()
 
     def _parent(self) -> FairPool[Any] | None:
@@ -350,24 +374,53 @@ class Resource:
     def _describe(self) -> str:
         return type(self).__name__
 
-    def _take(self, block: bool, deadline: Deadline | None) -> Any:
-        core = self._pool.acquire(block, deadline)
-        if self._has_prepare_hook or isinstance(core, lazy):
-            core = self._prepared(core, block, deadline)
-        return core
+    def _lend(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Any:
+        """Lend what was just acquired, with another facade than that of the last loan.  May switch."""
+        entry = self._ready(entry, block, deadline)
+        try:
+            borrowed = self._checkouts.renew_spare(entry, self)
+            if borrowed is None:
+                borrowed = self.facade(entry.item, self)
+                place = acquiring_place() if self.trace_acquire else None
+                has_hooks = self._has_prepare_hook or self._has_release_hook
+                keeps = place is None and not has_hooks and hasattr(type(borrowed), "renew")
+                self._checkouts.lend(borrowed, entry, place, keeps)
+        except BaseException:
+            self._pool.put_back(entry)
+            raise
+        return borrowed
 
-    def _prepared(self, core: Any, block: bool, deadline: Deadline | None) -> Any:
-        """Return what ``prepare`` makes of *core*, which was just acquired.  May switch."""
+    def _ready(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Entry[Any]:
+        """Return *entry*, prepared, or what replaces it.  May switch."""
+        while self._checks_itself and not self._can_be_lent(entry):
+            entry = self._pool.take_instead(entry, block, deadline)
+        if self._has_prepare_hook or isinstance(entry.item, lazy):
+            entry = self._prepared(entry, block, deadline)
+        return entry
+
+    def _can_be_lent(self, entry: Entry[Any]) -> bool:
+        try:
+            return self.is_alive(entry.item)
+        except BaseException:
+            self._pool.remove(entry.item)
+            raise
+
+    def _take(self, block: bool, deadline: Deadline | None) -> Entry[Any]:
+        return self._ready(self._pool.take(block, deadline), block, deadline)
+
+    def _prepared(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Entry[Any]:
+        """Return *entry*, just acquired, with what ``prepare`` makes of it.  May switch."""
+        core = entry.item
         try:
             ready = self.prepare(core)
         except BaseException:
-            self._pool.release(core)
+            self._pool.put_back(entry)
             raise
         if ready is not core and not self._pool.exchange(core, ready):
             # Closed or cleared meanwhile.
             spawn("pool-discard", self._end, ready)
             return self._take(block, deadline)
-        return ready
+        return entry
 
     def _release_unlent(self, resource: Any) -> None:
         """Called for a facade that is not acquired, such as one that was released before."""
@@ -425,6 +478,8 @@ class ConnectionPool(Resource):
 
     def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
         self.connection = connection
+        # The renewal of a facade includes it, at less cost.
+        self._checks_itself = type(self).is_alive is ConnectionPool.is_alive
         super().__init__(limit=limit, **_known(type(self), kwargs))
 
     def new(self) -> Any:
@@ -554,23 +609,29 @@ class _IdleQueue:
         return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
 
 
-class _Checkout(weakref.ref[Any]):
+class _Loan(weakref.ref[Any]):
     """A weak reference to a facade in use, which may be collected without a release.
 
     Attributes:
-        core: the resource below the facade.
+        entry: that of the resource below the facade.
+        facade: the facade while it is not in use, for the next loan; None while it is.
         place: the stack where it was acquired; None unless that is traced.
     """
 
-    __slots__ = ("core", "key", "place")
+    __slots__ = ("entry", "facade", "key", "place")
 
-    core: Any
+    entry: Entry[Any]
+    facade: Any
     key: int
     place: StackSummary | None
 
 
 class _Checkouts:
     """The facades in use, by identity, since facades may be equal or unhashable.
+
+    A facade that a pool can lend again is kept after its release, with its loan, until it is lent
+    again, which happens only if nothing else refers to it.  An entry keeps two, since a program often
+    refers to the last one while it acquires the next.
 
     Arguments:
         on_lost: called with the resource of a facade that was collected without a release, and the
@@ -581,34 +642,75 @@ class _Checkouts:
     __slots__ = ("__weakref__", "_lost", "by_id")
 
     def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
-        by_id: dict[int, _Checkout] = {}
+        by_id: dict[int, _Loan] = {}
 
-        def lost(checkout: weakref.ref[Any]) -> None:
-            assert isinstance(checkout, _Checkout)
-            if by_id.get(checkout.key) is checkout and not sys.is_finalizing():
-                del by_id[checkout.key]
-                on_lost(checkout.core, checkout.place)
+        def lost(loan: weakref.ref[Any]) -> None:
+            assert isinstance(loan, _Loan)
+            if by_id.get(loan.key) is loan and not sys.is_finalizing():
+                del by_id[loan.key]
+                on_lost(loan.entry.item, loan.place)
 
-        #: By the identity of the facade.  Removing one ends it.
+        #: By the identity of the facade, also those of facades that are kept.
         self.by_id = by_id
         self._lost = lost
 
-    def lend(self, facade: Any, core: Any, traced: bool) -> None:
-        """Record that *facade* is in use, over *core*."""
-        checkout = _Checkout(facade, self._lost)
-        checkout.core = core
-        checkout.key = key = id(facade)
-        checkout.place = _place() if traced else None
-        self.by_id[key] = checkout
+    def lend(
+        self, facade: Any, entry: Entry[Any], place: StackSummary | None, keeps: bool = False
+    ) -> None:
+        """Record that *facade* is in use, over the resource of *entry*.
+
+        Arguments:
+            place: the stack of the acquire, if it is traced.
+            keeps: whether the facade can be lent again after its release.
+        """
+        loan = _Loan(facade, self._lost)
+        loan.entry = entry
+        loan.facade = None
+        loan.key = key = id(facade)
+        loan.place = place
+        self.by_id[key] = loan
+        if keeps:
+            former, entry.loan = entry.loan, loan
+            if entry.spare is None:
+                entry.spare = former
+            elif former is not None:
+                # The program keeps both: the older one is its own from now on.
+                self.by_id.pop(former.key, None)
+
+    def renew_spare(self, entry: Entry[Any], lender: Lender) -> Any:
+        """Lend the facade of the loan before the last again; None if the program refers to it, too."""
+        loan = entry.spare
+        if loan is None or getrefcount(loan.facade) != _UNSHARED or not loan.facade.renew(lender):
+            return None
+        entry.loan, entry.spare = loan, entry.loan
+        facade, loan.facade = loan.facade, None
+        return facade
+
+    def keep_none(self) -> None:
+        """Keep no facade after its release any more; those in use are released as others are."""
+        for loan in list(self.by_id.values()):
+            loan.entry.loan = loan.entry.spare = None
+            if loan.facade is not None:
+                del self.by_id[loan.key]
+
+    def end(self, facade: Any) -> _Loan | None:
+        """End the loan of *facade*, and return it; None if it is not in use."""
+        loan = self.by_id.get(id(facade))
+        if loan is None or loan.facade is not None:
+            return None
+        del self.by_id[loan.key]
+        return loan
 
     def facades(self) -> list[Any]:
         """Return all facades in use."""
         return [
-            facade for checkout in list(self.by_id.values()) if (facade := checkout()) is not None
+            facade
+            for loan in list(self.by_id.values())
+            if loan.facade is None and (facade := loan()) is not None
         ]
 
     def end_all(self) -> list[Any]:
-        """End all checkouts, and return their facades."""
+        """End all loans, and return their facades."""
         facades = self.facades()
         self.by_id.clear()
         return facades
@@ -723,11 +825,13 @@ def _forwarder(name: str) -> Callable[..., Any]:
     return forward
 
 
-def _place() -> StackSummary:
-    # Without this frame, lend() and, unless it is the greenlet's first, acquire().  Source lines are
-    # read only when the summary is formatted.
-    frame = sys._getframe(2)
-    frame = frame.f_back or frame
+def acquiring_place() -> StackSummary:
+    """Return the stack of an acquire."""
+    # Without the frames of the library, unless it is the greenlet's first.  Source lines are read only
+    # when the summary is formatted.
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("greenconn."):
+        frame = frame.f_back
     summary = StackSummary.extract(walk_stack(frame), limit=DEPTH, lookup_lines=False)
     summary.reverse()
     return summary

@@ -15,7 +15,8 @@ was just given it) or reserved (a greenlet is creating the resource).  The rules
 - Idle resources are reused last in, first out.  Dead ones are discarded when they are about to be
   reused.  Slow work (creating, closing) happens outside of these rules.
 
-Cost: an uncontended acquire and release touch one list and one dict.
+Cost: an uncontended acquire and release touch one list and the entry of the resource, which lasts as
+long as the resource.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from greenconn.listeners import LISTENERS, PoolWaitEvent, notify
 __all__ = ["POOL_MOVES", "FairPool", "PoolState", "PoolStats"]
 
 T = TypeVar("T")
+
+#: Called for each acquire: looking it up in its module has a cost.
+_ref: Final = weakref.ref
 
 logger = logging.getLogger("greenconn.green")
 
@@ -72,6 +76,8 @@ POOL_MOVES: Final[Mapping[PoolState, frozenset[PoolState]]] = {
 }
 #: Used by each release: looking up a member of an Enum has a cost.
 _CLOSED: Final = PoolState.CLOSED
+#: The hub of a pool that was not used yet.
+_UNUSED: Final = object()
 
 
 class PoolStats(TypedDict):
@@ -86,39 +92,77 @@ class PoolStats(TypedDict):
     timeouts: int  #: acquires that got nothing
 
 
-class Holders(dict[int, tuple[T, weakref.ref[greenlet], float]], Generic[T]):
-    """The held items, by identity (they may be equal, or not hashable), with holder and time.
+class Entry(Generic[T]):
+    """A resource in a pool, and its holder.
+
+    Attributes:
+        item: the resource.
+        holder: the greenlet, or the sub-pool, that holds it; None while nothing does.
+        since: when it was acquired.
+        loan, spare: for the lender of the pool, which can keep there what it made for the resource;
+            gone as soon as the resource leaves the pool.
 
     Greenlets are referred to weakly, so that a greenlet without another reference can be collected.
     """
 
-    def hold(self, item: T, holder: weakref.ref[greenlet] | None = None) -> T:
-        """Record that *holder*, by default the current greenlet, holds *item* from now on."""
-        self[id(item)] = (item, holder or weakref.ref(getcurrent()), monotonic())
-        return item
+    __slots__ = ("holder", "item", "loan", "since", "spare")
+
+    def __init__(self, item: T) -> None:
+        self.item = item
+        self.holder: weakref.ref[Any] | None = None
+        self.since = 0.0
+        self.loan: Any = None
+        self.spare: Any = None
+
+    def hold(self, holder: weakref.ref[Any] | None = None) -> None:
+        """Record that *holder*, by default the current greenlet, holds it from now on."""
+        self.holder = holder or weakref.ref(getcurrent())
+        self.since = monotonic()
+
+    def held_by(self) -> list[tuple[str, float]]:
+        """Return the name of the holder, and for how many seconds; empty if not held."""
+        holder = self.holder
+        return [] if holder is None else [(_name(holder()), monotonic() - self.since)]
+
+
+class Entries(dict[int, Entry[T]], Generic[T]):
+    """The resources of a pool, by identity (they may be equal, or not hashable)."""
+
+    def add(self, item: T) -> Entry[T]:
+        """Add *item*, which nothing holds."""
+        entry = self[id(item)] = Entry(item)
+        return entry
+
+    def held(self, item: T) -> Entry[T] | None:
+        """Return the entry of *item* if it is held."""
+        entry = self.get(id(item))
+        return None if entry is None or entry.holder is None else entry
 
     def exchange(self, item: T, other: T) -> bool:
         """Record *other* in place of *item*, with its holder and time; False if *item* is not held."""
-        entry = self.pop(id(item), None)
+        entry = self.held(item)
         if entry is None:
             return False
-        self[id(other)] = (other, *entry[1:])
+        del self[id(item)]
+        entry.item = other
+        self[id(other)] = entry
         return True
 
-    def held(self) -> list[T]:
-        """Return all items held."""
-        return [item for item, _, _ in self.values()]
+    def leave(self, entry: Entry[T]) -> T:
+        """Remove *entry* and return its resource; a later release of it does nothing."""
+        self.pop(id(entry.item), None)
+        entry.holder = entry.loan = entry.spare = None
+        return entry.item
 
-    def oldest_first(self) -> list[tuple[str, float]]:
-        """Return the names of the holders, and for how many seconds they have held."""
-        now = monotonic()
-        found = [(_name(holder()), now - since) for _, holder, since in self.values()]
-        return sorted(found, key=lambda entry: -entry[1])
+    def leave_all(self) -> list[T]:
+        """Remove all, and return the resources, those held first."""
+        entries = sorted(self.values(), key=lambda entry: entry.holder is None)
+        return [self.leave(entry) for entry in entries]
 
-    def of(self, item: T) -> list[tuple[str, float]]:
-        """Return the name of the holder of *item*, and for how many seconds; empty if not held."""
-        entry = self.get(id(item))
-        return [] if entry is None else [(_name(entry[1]()), monotonic() - entry[2])]
+
+def _oldest_first(entries: list[Entry[Any]]) -> list[tuple[str, float]]:
+    found = [holder for entry in entries for holder in entry.held_by()]
+    return sorted(found, key=lambda each: -each[1])
 
 
 class SubPool(Protocol):
@@ -147,27 +191,27 @@ class SubPools:
     """The sub-pools of one pool.
 
     Arguments:
-        held: the items in use of the pool.
+        entries: the items of the pool.
         on_left: called with an item whose sub-pool was garbage-collected.  The garbage collector
             calls it, in any thread: it must only record.
     """
 
-    __slots__ = ("__weakref__", "_held", "_left", "_sub_pools")
+    __slots__ = ("__weakref__", "_entries", "_left", "_sub_pools")
 
-    def __init__(self, held: Holders[Any], on_left: Callable[[Any], object]) -> None:
+    def __init__(self, entries: Entries[Any], on_left: Callable[[Any], object]) -> None:
         def left(held_by: weakref.ref[Any]) -> None:
             assert isinstance(held_by, SubPoolRef)
             on_left(held_by.item)
 
-        self._held = held
+        self._entries = entries
         self._left = left
         self._sub_pools: list[weakref.ref[Any]] = []
 
     def assign(self, item: Any, sub_pool: SubPool) -> None:
-        """Make *sub_pool* the holder of *item*."""
+        """Make *sub_pool* the holder of *item*, which is held."""
         held_by = SubPoolRef(sub_pool, self._left)
         held_by.item = item
-        self._held[id(item)] = (item, held_by, monotonic())
+        self._entries[id(item)].hold(held_by)
         if sub_pool not in self.all():
             self._sub_pools = [weakref.ref(each) for each in (*self.all(), sub_pool)]
 
@@ -177,8 +221,8 @@ class SubPools:
 
     def has(self, item: Any) -> bool:
         """Return whether a sub-pool holds *item*, or did when it was garbage-collected."""
-        entry = self._held.get(id(item))
-        return entry is not None and type(entry[1]) is SubPoolRef
+        entry = self._entries.get(id(item))
+        return entry is not None and type(entry.holder) is SubPoolRef
 
     def kept(self) -> int:
         """Return the number of idle items in all sub-pools."""
@@ -192,8 +236,8 @@ class SubPools:
 
     def holders(self) -> list[tuple[str, float]]:
         """Return the holders of items of the pool and of its sub-pools, with seconds; longest first."""
-        own = {key: entry for key, entry in self._held.items() if type(entry[1]) is not SubPoolRef}
-        found = Holders(own).oldest_first()
+        entries = self._entries.values()
+        found = _oldest_first([each for each in entries if type(each.holder) is not SubPoolRef])
         for sub_pool in self.all():
             found += sub_pool.holders()
         return sorted(found, key=lambda entry: -entry[1])
@@ -290,6 +334,8 @@ class FairPool(Generic[T]):
         create: returns a new resource; gets the deadline of the caller.  May switch.
         dispose: closes a resource that is out of use; called in a greenlet of its own.
         is_alive: returns whether an idle resource can still be used.  Must not switch.
+        lender_checks: whether the caller of :meth:`take` finds out itself that an idle resource is
+            dead, and calls :meth:`take_instead`.
         limit: resources at most, those being created included; None is unlimited.
         describe: returns the pool's name for messages (without secrets).
         error: class of the error when nothing is free.
@@ -307,12 +353,14 @@ class FairPool(Generic[T]):
         error: type[LimitExceeded] = LimitExceeded,
         warn_after: float = WARN_AFTER,
         parent: FairPool[T] | None = None,
+        lender_checks: bool = False,
     ) -> None:
         self._create = create
         self._dispose = dispose
         if is_alive is None and parent is not None:
             is_alive = parent._is_alive
         self._is_alive: Callable[[T], bool] | None = is_alive
+        self._checks_idle = is_alive is not None and not lender_checks
         self._limit = limit
         self._describe = describe
         self._error = error
@@ -334,14 +382,15 @@ class FairPool(Generic[T]):
         # child of a fork it is made anew; a call that finds another queue of waiters than before was
         # begun by the parent process.
         self._hub_affinity: HubAffinity | None = None
-        #: The hub of the first use; None before.  See :meth:`check_hub`.
-        self.hub: Any = None
-        self._idle: list[T] = []
-        self._held: Holders[T] = Holders()
+        #: The hub of the first use, and the main greenlet of its thread.  See :meth:`check_hub`.
+        self.hub: Any = _UNUSED
+        self.main: Any = _UNUSED
+        self._entries: Entries[T] = Entries()
+        self._idle: list[Entry[T]] = []
         self._reserved = 0
-        self._queue: WaitQueue[T | _Permit] = WaitQueue(self._warn_after, self._warn)
+        self._queue: WaitQueue[Entry[T] | _Permit] = WaitQueue(self._warn_after, self._warn)
         self._waiters = self._queue.waiters
-        self.sub_pools = SubPools(self._held, self.note_lost)
+        self.sub_pools = SubPools(self._entries, self.note_lost)
         # Also appended to by the garbage collector, in any thread.
         self._lost: deque[tuple[T, StackSummary | None]] = deque()
 
@@ -368,7 +417,7 @@ class FairPool(Generic[T]):
         """Release the least recently used idle item to the parent; False if none.  Never switches."""
         if self._parent is None or not self._idle:
             return False
-        self._return(self._idle.pop(0))
+        self._return(self._entries.leave(self._idle.pop(0)))
         return True
 
     def stats(self) -> PoolStats:
@@ -376,7 +425,7 @@ class FairPool(Generic[T]):
         kept = self.sub_pools.kept()
         return {
             "limit": self._limit,
-            "in_use": len(self._held) + self._reserved - kept,
+            "in_use": self._used() - kept,
             "idle": len(self._idle) + kept,
             "waiting": len(self._waiters),
             "created": self._created,
@@ -386,7 +435,7 @@ class FairPool(Generic[T]):
 
     def idle(self) -> list[T]:
         """Return the idle items of this pool; the next to be acquired comes last."""
-        return list(self._idle)
+        return [entry.item for entry in self._idle]
 
     def holders(self) -> list[tuple[str, float]]:
         """Return for each holder the name of its greenlet, and for how many seconds."""
@@ -405,20 +454,42 @@ class FairPool(Generic[T]):
             WrongHub: used from another thread than before.
             BaseException: the error of *create*; the slot goes to the next waiter.
         """
-        if get_hub() is not self.hub:
+        return self.take(block, deadline).item
+
+    def take(self, block: bool = True, deadline: Deadline | float | None = None) -> Entry[T]:
+        """Acquire a resource, for a lender that keeps something with it; see :meth:`acquire`."""
+        # A greenlet whose parent is the hub, or the main greenlet, is in the hub's thread: asking
+        # gevent for the hub takes three times as long.
+        current = getcurrent()
+        if current.parent is not self.hub and current is not self.main:
             self.check_hub()
         if self._lost:
             self._take_back()
-        if not self._waiters:
+        idle = self._idle
+        while idle and not self._waiters:
             # The common case, in one piece: nothing waits, and a resource is idle.
-            idle = self._idle
-            while idle:
-                item = idle.pop()
-                if self._is_alive is None or self._is_alive(item):
-                    self._held[id(item)] = (item, weakref.ref(getcurrent()), monotonic())
-                    return item
-                self._discard(item)
-        return self._acquire_slowly(block, Deadline.of(deadline))
+            entry = idle[-1]
+            if self._checks_idle and not self._can_be_used(entry):
+                del idle[-1]
+                self._discard(entry)
+                continue
+            holder, now = _ref(current), monotonic()
+            # No call from here on, since a signal can interrupt after each.
+            entry.holder = holder
+            entry.since = now
+            del idle[-1]
+            return entry
+        return self._take_slowly(block, Deadline.of(deadline))
+
+    def take_instead(
+        self, entry: Entry[T], block: bool = True, deadline: Deadline | float | None = None
+    ) -> Entry[T]:
+        """Discard *entry*, which is held and dead, and acquire another in its slot.  May switch."""
+        self._discard(entry)
+        if self._idle and not self._waiters:
+            return self.take(block, deadline)
+        self._reserved += 1
+        return self._open(Deadline.of(deadline))
 
     def release(self, item: T) -> bool:
         """Release a resource, once for each acquire.  Never switches.
@@ -426,37 +497,39 @@ class FairPool(Generic[T]):
         Returns:
             False when *item* is not held: nothing was done.
         """
-        if get_hub() is not self.hub:
-            self.check_hub()
-        return self.put_back(item)
-
-    def put_back(self, item: T) -> bool:
-        """Release a resource, where the caller has checked the hub; see :meth:`release`."""
-        held = self._held
-        if held.pop(id(item), None) is None:
+        self.check_hub()
+        entry = self._entries.held(item)
+        if entry is None:
             return False
-        if self._may_discard and (self._state is _CLOSED or not self._has_room()):
-            self._discard(item)
+        self.put_back(entry)
+        return True
+
+    def put_back(self, entry: Entry[T]) -> None:
+        """Release what is held, where the caller has checked the hub; see :meth:`release`."""
+        if entry.holder is None:
+            return  # it has left the pool
+        entry.holder = None
+        if self._may_discard and (self._state is _CLOSED or self._is_above_limit()):
+            self._discard(entry)
         elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
-            self._return(item)
+            self._return(self._entries.leave(entry))
             self._serve()
         elif not self._waiters:
-            self._idle.append(item)
-        elif (self._is_alive is None or self._is_alive(item)) and (
-            holder := self._queue.offer(item)
-        ):
+            self._idle.append(entry)
+        elif self._can_be_used(entry) and (holder := self._queue.offer(entry)):
             # Directly to the next holder: while a greenlet waits nothing is idle.
-            held[id(item)] = (item, holder, monotonic())
+            entry.hold(holder)
         else:
-            self._idle.append(item)
+            self._idle.append(entry)
             self._serve()
-        return True
 
     def remove(self, item: T) -> bool:
         """Release a defective resource, which is disposed of.  Never switches."""
         self.check_hub()
-        if self._held.pop(id(item), None) is None:
+        entry = self._entries.held(item)
+        if entry is None:
             return False
+        self._entries.leave(entry)
         self._discarded += 1
         if self._parent is not None:
             self._parent.remove(item)
@@ -467,14 +540,14 @@ class FairPool(Generic[T]):
 
     def exchange(self, item: T, other: T) -> bool:
         """Replace *item* by *other* for its holder; False when *item* is not held any more."""
-        return self._held.exchange(item, other)
+        return self._entries.exchange(item, other)
 
     def add(self, item: T) -> bool:
         """Add a resource that was made elsewhere; False when there is no room."""
         if self._state is _CLOSED or not self._has_room():
             return False
         self._created += 1
-        self._idle.append(item)
+        self._idle.append(self._entries.add(item))
         self._serve()
         return True
 
@@ -488,7 +561,7 @@ class FairPool(Generic[T]):
         """
         self._lost.append((item, place))
         hub = self.hub
-        if hub is not None and hub.loop is not None:
+        if hub is not _UNUSED and hub.loop is not None:
             hub.loop.run_callback_threadsafe(self._take_back)
 
     def resize(self, limit: int | None) -> None:
@@ -502,10 +575,10 @@ class FairPool(Generic[T]):
             pass  # idle ones can go at once
         self._may_discard = self._state is _CLOSED
         if limit is not None:
-            beyond = len(self._idle) + len(self._held) + self._reserved - limit
+            beyond = len(self._entries) + self._reserved - limit
             self._may_discard |= beyond > 0
-            for item in self._idle[: max(0, beyond)]:
-                self._discard(item)
+            for entry in self._idle[: max(0, beyond)]:
+                self._discard(entry)
             del self._idle[: max(0, beyond)]
         self._serve()
 
@@ -514,8 +587,7 @@ class FairPool(Generic[T]):
 
         Releasing them later does nothing.
         """
-        items = self._held.held() + self._idle
-        self._held.clear()
+        items = self._entries.leave_all()
         self._idle.clear()
         self._lost.clear()
         self._serve()
@@ -530,7 +602,7 @@ class FairPool(Generic[T]):
 
     def forget(self) -> list[T]:
         """Remove and return all resources in the child of a fork, as they are the parent's."""
-        items = self._held.held() + self._idle
+        items = self._entries.leave_all()
         self._queue.stop_timer()
         self._begin()
         return items
@@ -540,16 +612,25 @@ class FairPool(Generic[T]):
         if self._hub_affinity is None:
             self._hub_affinity = HubAffinity()
             self.hub = self._hub_affinity.hub
+            self.main = self.hub.parent
         self._hub_affinity.check(self)
 
     def check_hub_of_items(self) -> None:
         """Raise WrongHub if its resources belong to another hub; any hub may use an empty pool."""
-        if self._held or self._idle or self._reserved:
+        if self._entries or self._reserved:
             self.check_hub()
 
     def _has_room(self) -> bool:
         limit = self._limit
-        return limit is None or len(self._held) + len(self._idle) + self._reserved < limit
+        return limit is None or len(self._entries) + self._reserved < limit
+
+    def _is_above_limit(self) -> bool:
+        limit = self._limit
+        return limit is not None and len(self._entries) + self._reserved > limit
+
+    def _used(self) -> int:
+        """Return the number of slots that are held or reserved."""
+        return len(self._entries) - len(self._idle) + self._reserved
 
     def _reserve(self) -> bool:
         """Reserve a slot to create a resource in; False when there is none, or others wait."""
@@ -560,14 +641,14 @@ class FairPool(Generic[T]):
         self._reserved += 1
         return True
 
-    def _acquire_slowly(self, block: bool, deadline: Deadline) -> T:
+    def _take_slowly(self, block: bool, deadline: Deadline) -> Entry[T]:
         """Acquire where nothing was idle, or others wait already.  May switch."""
         if self.sub_pools.reclaim():
-            return self.acquire(block, deadline)
+            return self.take(block, deadline)
         if not self._waiters and self._reserve():
             return self._open(deadline)
         if not block or (deadline.at is not None and deadline.has_ended):
-            return self._acquire_now(deadline, block)
+            return self._take_now(deadline, block)
         queue = self._queue
         slot, began_at = queue.enter(deadline.at is None), monotonic()
         try:
@@ -589,15 +670,13 @@ class FairPool(Generic[T]):
         if queue is not self._queue:
             raise self._forked_error()
         if given is not _Permit.PERMIT:
-            if self._held.get(id(given)) is None:
+            if given.holder is None:
                 # The pool was cleared or closed before this greenlet ran.
-                return self.acquire(block, deadline)
-            if self._is_alive is None or self._is_alive(given):
+                return self.take(block, deadline)
+            if self._can_be_used(given):
                 return given
-            del self._held[id(given)]
-            self._discard(given)
-            self._reserved += 1
-        elif self._state is _CLOSED:
+            return self.take_instead(given, block, deadline)
+        if self._state is _CLOSED:
             self._reserved -= 1
             raise self._closed_error()
         return self._open(deadline)
@@ -606,17 +685,17 @@ class FairPool(Generic[T]):
         if (calls := LISTENERS.pool_wait) is not None:
             notify(calls, PoolWaitEvent(self.name, monotonic() - began_at, error))
 
-    def _acquire_now(self, deadline: Deadline, block: bool) -> T:
+    def _take_now(self, deadline: Deadline, block: bool) -> Entry[T]:
         """Acquire without a wait for another's release.  May switch."""
         yield_to_hub()
         if self._idle and not self._waiters:
-            return self.acquire(block, deadline)
+            return self.take(block, deadline)
         if self._reserve():
             return self._open(deadline)
         self._timeouts += 1
         raise self._error(self._timeout_text(deadline.timeout if block else None))
 
-    def _open(self, deadline: Deadline) -> T:
+    def _open(self, deadline: Deadline) -> Entry[T]:
         """Create a resource in the slot that is reserved, and hold it.  May switch."""
         queue = self._queue
         try:
@@ -630,39 +709,51 @@ class FairPool(Generic[T]):
             raise self._forked_error()
         self._reserved -= 1
         self._created += 1
+        entry = self._entries.add(item)
         if self._state is _CLOSED:
-            self._discard(item)
+            self._discard(entry)
             raise self._closed_error()
-        return self._held.hold(item)
+        entry.hold()
+        return entry
 
     def _serve(self) -> None:
         """Assign what is free to the waiters, in the order in which they came.  Never switches."""
         waiters, idle = self._waiters, self._idle
         while waiters:
             if idle:
-                item = idle.pop()
-                if self._is_alive is not None and not self._is_alive(item):
-                    self._discard(item)
-                elif holder := self._queue.offer(item):
-                    self._held.hold(item, holder)
+                entry = idle.pop()
+                if not self._can_be_used(entry):
+                    self._discard(entry)
+                elif holder := self._queue.offer(entry):
+                    entry.hold(holder)
                 else:
-                    idle.append(item)
+                    idle.append(entry)
             elif self._has_room():
                 if self._queue.offer(_Permit.PERMIT):
                     self._reserved += 1
             else:
                 return
 
-    def _pass_on(self, given: T | _Permit) -> None:
+    def _can_be_used(self, entry: Entry[T]) -> bool:
+        try:
+            return self._is_alive is None or self._is_alive(entry.item)
+        except BaseException:
+            # Nothing is known of it, so it is dropped.
+            self._idle[:] = [each for each in self._idle if each is not entry]
+            self._entries.leave(entry)
+            raise
+
+    def _pass_on(self, given: Entry[T] | _Permit) -> None:
         """Pass on what was assigned to a waiter that has left."""
         if given is not _Permit.PERMIT:
-            self.release(given)
+            self.put_back(given)
         else:
             self._reserved -= 1
             self._serve()
 
-    def _discard(self, item: T) -> None:
+    def _discard(self, entry: Entry[T]) -> None:
         self._discarded += 1
+        item = self._entries.leave(entry)
         if self._parent is not None:
             self._return(item)
         elif self._dispose is not None:
@@ -682,7 +773,8 @@ class FairPool(Generic[T]):
         # In the hub, where a log handler must not run, or in an acquire.
         while self._lost:
             item, place = self._lost.popleft()
-            by = _sentence(self._held.of(item))
+            entry = self._entries.held(item)
+            by = _sentence([] if entry is None else entry.held_by())
             is_of_sub_pool = self.sub_pools.has(item)
             if self.release(item) and not is_of_sub_pool:
                 where = (
@@ -707,7 +799,7 @@ class FairPool(Generic[T]):
 
     def _usage(self) -> str:
         limit = "any number" if self._limit is None else self._limit
-        in_use = len(self._held) + self._reserved - self.sub_pools.kept()
+        in_use = self._used() - self.sub_pools.kept()
         return f"{in_use} of {limit} in use, {len(self._waiters)} waiting"
 
     def _timeout_text(self, timeout: float | None) -> str:

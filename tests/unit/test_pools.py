@@ -115,6 +115,151 @@ def test_a_connection_that_was_closed_is_replaced(connection: Connection) -> Non
     pool.force_close_all()
 
 
+def test_a_facade_to_which_nothing_refers_is_lent_again(connection: Connection) -> None:
+    pool = connection.Pool(1)
+    lent = pool.acquire()
+    lent.tenant = "of the first holder"
+    lent.release()
+    identity = id(lent)
+    del lent
+    again = pool.acquire()
+    assert id(again) == identity
+    assert not hasattr(again, "tenant")
+    assert again.default_channel is not None
+    assert pool.stats()["in_use"] == 1
+    again.release()
+    again.release()
+    pool.release(again)
+    assert pool.stats() | {"in_use": 0, "idle": 1} == pool.stats()
+
+
+def test_a_former_holder_keeps_its_facade(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = connection.Pool(1)
+    formers = []
+    for _ in range(5):
+        formers.append(pool.acquire())
+        formers[-1].release()
+    assert len({id(each) for each in formers}) == 5
+    held = pool.acquire()
+    for former in formers:
+        former.release()
+        pool.release(former)
+        pool.replace(former)
+        assert former is not held
+        assert former.default_channel is held.default_channel
+    assert len([each for each in caplog.records if "used after its release" in each.message]) == 1
+    assert pool.stats()["in_use"] == 1
+    held.release()
+    assert pool.stats()["in_use"] == 0
+
+
+def test_a_loop_that_refers_to_the_last_uses_two_facades(connection: Connection) -> None:
+    pool = connection.Pool(1)
+    seen = []
+    for _ in range(10):
+        lent = pool.acquire()
+        seen.append(id(lent))
+        lent.release()
+    assert seen[2:] == [*seen[:2]] * 4
+    with pool.acquire(), pytest.raises(LimitExceeded):
+        pool.acquire()
+
+
+def test_a_facade_that_is_lent_again_and_dropped_comes_back(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = connection.Pool(1)
+    for times in range(1, 4):
+        pool.acquire().release()
+        pool.acquire()  # dropped
+        gc.collect()
+        pool.acquire(block=True, timeout=30).release()
+        settle()
+        assert caplog.text.count("garbage-collected without being released") == times
+    assert pool.stats()["created"] == 1
+
+
+def test_a_hook_set_later_is_called_for_each_acquire(connection: Connection) -> None:
+    pool = connection.Pool(1)
+    held = pool.acquire()
+    held.release()
+    del held
+    calls: list[str] = []
+    held = pool.acquire()
+
+    def prepare(resource: Any) -> Any:
+        calls.append("prepare")
+        return resource
+
+    setattr(pool, "prepare", prepare)  # noqa: B010  # as kombu's programs do
+    setattr(pool, "release_resource", lambda resource: calls.append("release"))  # noqa: B010
+    held.release()
+    del held
+    pool.acquire().release()
+    pool.acquire().release()
+    assert calls == ["release", *["prepare", "release"] * 2]
+
+
+def test_attributes_of_the_connection_below_are_there(connection: Connection) -> None:
+    class Tenants(ConnectionPool):
+        def new(self) -> Any:
+            made = super().new()
+            made.tenant = "blue"
+            return made
+
+    pool = Tenants(connection, limit=1)
+    for _ in range(3):
+        with pool.acquire() as lent:
+            assert type(lent).__name__ == "PooledConnection"
+            assert lent.tenant == "blue"
+            with pytest.raises(AttributeError, match="colour"):
+                _ = lent.colour
+    pool.force_close_all()
+
+
+def test_an_error_of_the_renewal_gives_the_connection_back(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = connection.Pool(1)
+    pool.acquire().release()
+
+    def fail(self: object, lender: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PooledConnection, "renew", fail)
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire()
+    monkeypatch.undo()
+    assert pool.stats()["in_use"] == 0
+    pool.acquire().release()
+
+
+def test_a_check_that_fails_gives_the_place_back(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cls in (ConnectionPool, ChannelPool):
+        pool = cls(connection, limit=1)
+        kept = pool.acquire()  # what is referred to needs another facade
+        kept.release()
+
+        def fail(self: object, resource: object) -> bool:
+            raise LookupError
+
+        monkeypatch.setattr(cls, "is_alive", fail)
+        if cls is ChannelPool:
+            pool._pool._is_alive = pool.is_alive
+        with pytest.raises(LookupError):
+            pool.acquire()
+        monkeypatch.undo()
+        if cls is ChannelPool:
+            pool._pool._is_alive = pool.is_alive
+        assert pool.stats()["in_use"] == 0
+        pool.acquire().release()
+        pool.force_close_all()
+
+
 def test_acquire_channel(connection: Connection) -> None:
     pool = connection.Pool(1)
     with pool.acquire_channel(block=True) as (pooled, channel):
@@ -303,7 +448,7 @@ def test_two_pools_of_producers_share_connections(connection: Connection) -> Non
     one.force_close_all()
     two.force_close_all()
     assert below.stats()["idle"] == 1
-    assert not below._pool._held
+    assert not below._pool.holders()
     below.force_close_all()
 
 
@@ -317,7 +462,7 @@ def test_a_pool_of_producers_that_is_dropped_keeps_nothing(
     gc.collect()
     settle()
     assert below.stats()["idle"] == 1
-    assert not below._pool._held
+    assert not below._pool.holders()
     assert not caplog.records
     below.force_close_all()
 

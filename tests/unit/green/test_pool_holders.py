@@ -12,7 +12,7 @@ from gevent.event import Event
 from greenlet import greenlet
 
 from greenconn.green import pool as module
-from greenconn.green.pool import NAMED, Holders, SubPools, _sentence
+from greenconn.green.pool import NAMED, Entries, SubPools, _oldest_first, _sentence
 
 
 class Thing:
@@ -51,57 +51,89 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return time
 
 
+def ages(entries: Entries[Any]) -> list[float]:
+    """The seconds for which they are held, in the order of messages."""
+    return [age for _, age in _oldest_first(list(entries.values()))]
+
+
 def test_things_are_distinguished_by_identity(now: list[float]) -> None:
-    holders: Holders[Thing] = Holders()
+    entries: Entries[Thing] = Entries()
     first, second = Thing(), Thing()
-    assert holders.hold(first) is first
+    one, two = entries.add(first), entries.add(second)
+    assert (one.item is first, two.item is second) == (True, True)
+    assert entries.held(first) is None
+    one.hold()
     now[0] += 1.5
-    assert holders.hold(second) is second
+    two.hold()
     now[0] += 1.0
-    assert list(map(id, holders.held())) == [id(first), id(second)]
-    assert holders.of(first) == [("main", 2.5)]
-    assert holders.of(second) == [("main", 1.0)]
-    assert holders.of(Thing()) == []
-    assert holders.oldest_first() == [("main", 2.5), ("main", 1.0)]
+    assert (entries.held(first), entries.held(second)) == (one, two)
+    assert one.held_by() == [("main", 2.5)]
+    assert two.held_by() == [("main", 1.0)]
+    assert entries.held(Thing()) is None
+    assert _oldest_first([two, one]) == [("main", 2.5), ("main", 1.0)]
+
+
+def test_what_nothing_holds_has_no_holder() -> None:
+    entries: Entries[Thing] = Entries()
+    idle, held = entries.add(Thing()), entries.add(Thing())
+    held.hold()
+    assert idle.held_by() == []
+    assert ages(entries) == pytest.approx([0.0], abs=60)
+    assert list(map(id, entries.leave_all())) == [id(held.item), id(idle.item)]
+    assert not entries
+    assert held.holder is None
+
+
+def test_what_leaves_keeps_no_loans() -> None:
+    entries: Entries[Thing] = Entries()
+    entry = entries.add(Thing())
+    entry.hold()
+    entry.loan = entry.spare = object()
+    assert entries.leave(entry) is entry.item
+    assert (entry.holder, entry.loan, entry.spare) == (None, None, None)
+    assert entries.held(entry.item) is None
+    assert entries.leave(entry) is entry.item  # again
 
 
 def test_the_oldest_is_first_whoever_came_first(now: list[float]) -> None:
-    holders: Holders[Thing] = Holders()
+    entries: Entries[Thing] = Entries()
     first, second, third = Thing(), Thing(), Thing()
-    holders.hold(first)
+    entries.add(first).hold()
     now[0] += 1.0
-    holders.hold(second)
-    assert holders.exchange(first, third)  # now it stands behind
-    assert [age for _, age in holders.oldest_first()] == [1.0, 0.0]
+    entries.add(second).hold()
+    assert entries.exchange(first, third)  # now it stands behind
+    assert ages(entries) == [1.0, 0.0]
 
 
 def test_what_is_exchanged_keeps_its_holder_and_time(now: list[float]) -> None:
-    holders: Holders[Thing] = Holders()
+    entries: Entries[Thing] = Entries()
     first, second = Thing(), Thing()
-    assert not holders.exchange(first, second)
-    assert holders.held() == []
-    holders.hold(first)
+    assert not entries.exchange(first, second)
+    entry = entries.add(first)
+    assert not entries.exchange(first, second)  # not held
+    entry.hold()
     now[0] += 3.0
-    assert holders.exchange(first, second)
-    assert holders.of(first) == []
-    assert holders.of(second) == [("main", 3.0)]
+    assert entries.exchange(first, second)
+    assert entries.held(first) is None
+    assert entries.held(second) is entry
+    assert entry.item is second
+    assert entry.held_by() == [("main", 3.0)]
 
 
 def test_holders_are_named_and_not_kept_alive() -> None:
-    holders: Holders[Thing] = Holders()
-    things = [Thing() for _ in range(3)]
+    entries = [Entries[Thing]().add(Thing()) for _ in range(3)]
     go_on = Event()
 
-    def hold(thing: Thing) -> None:
-        holders.hold(thing)
+    def hold() -> None:
+        entries[0].hold()
         go_on.wait()
 
-    named = gevent.spawn(hold, things[0])
+    named = gevent.spawn(hold)
     named.name = "worker-7"
-    ended = gevent.spawn(holders.hold, things[1])
+    ended = gevent.spawn(entries[1].hold)
     gevent.sleep(0)
-    assert holders.of(things[0])[0][0] == "worker-7"
-    assert holders.of(things[1])[0][0] == "a greenlet that has ended"
+    assert entries[0].held_by()[0][0] == "worker-7"
+    assert entries[1].held_by()[0][0] == "a greenlet that has ended"
     del ended
     go_on.set()
     named.join()
@@ -110,9 +142,9 @@ def test_holders_are_named_and_not_kept_alive() -> None:
     del named
     gc.collect()
     assert reference() is None
-    assert {name for name, _ in holders.oldest_first()} == {"a greenlet that has ended"}
-    holders.hold(things[2], reference)
-    assert holders.of(things[2])[0][0] == "a greenlet that has ended"
+    assert {name for name, _ in _oldest_first(entries)} == {"a greenlet that has ended"}
+    entries[2].hold(reference)
+    assert entries[2].held_by()[0][0] == "a greenlet that has ended"
 
 
 def test_the_sentence_names_the_first() -> None:
@@ -123,15 +155,21 @@ def test_the_sentence_names_the_first() -> None:
     assert _sentence([*many, ("x", 0.5), ("y", 0.5)]).endswith("'g9' for 1.0 s and 2 more")
 
 
+def held_in(entries: Entries[Any]) -> Thing:
+    """A thing in *entries*, which the current greenlet holds."""
+    thing = Thing()
+    entries.add(thing).hold()
+    return thing
+
+
 def test_sub_pools_count_as_holders(now: list[float]) -> None:
-    held: Holders[Any] = Holders()
-    pools = SubPools(held, lambda item: None)
-    own, lent = Thing(), Thing()
+    entries: Entries[Any] = Entries()
+    pools = SubPools(entries, lambda item: None)
+    own, lent = held_in(entries), held_in(entries)
     sub, other = Sub(1, ("deep", 7.0)), Sub(0, ("flat", 0.5))
-    held.hold(own)
     pools.assign(lent, sub)
-    pools.assign(Thing(), other)
-    pools.assign(Thing(), sub)
+    pools.assign(held_in(entries), other)
+    pools.assign(held_in(entries), sub)
     assert pools.all() == [sub, other]
     assert pools.has(lent)
     assert not pools.has(own)
@@ -142,10 +180,11 @@ def test_sub_pools_count_as_holders(now: list[float]) -> None:
 
 
 def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
-    pools = SubPools(Holders(), lambda item: None)
+    entries: Entries[Any] = Entries()
+    pools = SubPools(entries, lambda item: None)
     subs = [Sub(0), Sub(2), Sub(1)]
     for each in subs:
-        pools.assign(Thing(), each)
+        pools.assign(held_in(entries), each)
     assert [pools.reclaim() for _ in range(4)] == [True, True, True, False]
     assert [each.given_up for each in subs] == [4, 4, 2]
     assert pools.kept() == 0
@@ -153,9 +192,9 @@ def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
 
 def test_what_a_collected_sub_pool_held_is_reported() -> None:
     left: list[object] = []
-    held: Holders[Any] = Holders()
-    pools = SubPools(held, left.append)
-    item, sub = Thing(), Sub()
+    entries: Entries[Any] = Entries()
+    pools = SubPools(entries, left.append)
+    item, sub = held_in(entries), Sub()
     pools.assign(item, sub)
     del sub
     gc.collect()
@@ -163,7 +202,9 @@ def test_what_a_collected_sub_pool_held_is_reported() -> None:
     assert left[0] is item
     assert pools.all() == []
     assert pools.has(item)  # until the pool has taken it back
-    assert held.of(item)[0][0] == "a greenlet that has ended"
+    held = entries.held(item)
+    assert held is not None
+    assert held.held_by()[0][0] == "a greenlet that has ended"
     other = Sub()
-    pools.assign(Thing(), other)
+    pools.assign(held_in(entries), other)
     assert pools.all() == [other]
