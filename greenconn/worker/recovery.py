@@ -50,7 +50,9 @@ __all__ = [
 logger = logging.getLogger("greenconn.worker")
 
 CONSUMING: Final = RetryPolicy(first=0.1, longest=10.0, immediate=1)
-#: A consumer that ran for so many seconds begins its back-off anew.
+#: Seconds of a pause at most for a queue that exists, and whose node is away or has no leader.
+LONGEST_AWAY: Final = 1.0
+#: A consumer that ran for so many seconds begins its back-off after losses anew.
 STABLE_AFTER: Final = 10.0
 #: How often the broker may end the whole connection for what we ask before we stop asking, and how
 #: often it may not find a queue that we have just declared.
@@ -76,8 +78,9 @@ class RecoveryOutcome(Enum):
 class SubscriptionRecovery:
     """The start of those subscriptions of one consumer that are not confirmed.
 
-    A broker that is away is waited for.  What may pass is retried with back-off, and so is a
-    consumer that is lost again and again.  A refusal for want of rights ends a consumer that never
+    A broker that is away is waited for.  What may pass is retried with back-off, and so is, with a
+    back-off of its own, a consumer that is lost again and again: what a long start has cost is not
+    held against the next one.  A refusal for want of rights ends a consumer that never
     ran; for one that did, rights were taken away, and may be given back.
 
     Arguments:
@@ -90,11 +93,12 @@ class SubscriptionRecovery:
     """
 
     __slots__ = (
-        "_backoff",
         "_channels",
         "_confirmed_at",
         "_disconnections",
+        "_failures",
         "_has_warned",
+        "_losses",
         "_may_reopen",
         "_misses",
         "_not_before",
@@ -109,7 +113,9 @@ class SubscriptionRecovery:
         self._session = session
         self._channels = channels
         self._subscriptions = subscriptions
-        self._backoff: Backoff | None = None
+        # Made when needed: most consumers never fail.
+        self._failures: Backoff | None = None
+        self._losses: Backoff | None = None
         self._not_before = 0.0
         self._confirmed_at = 0.0
         self._disconnections = 0
@@ -131,15 +137,16 @@ class SubscriptionRecovery:
 
         Called by the reader.  Never switches.
         """
-        if monotonic() - self._confirmed_at > STABLE_AFTER:
-            self._backoff = None
-        self._back_off()
+        if self._losses is None or monotonic() - self._confirmed_at > STABLE_AFTER:
+            self._losses = Backoff(CONSUMING)
+        self._wait(next(self._losses))
 
-    def _back_off(self) -> None:
-        if self._backoff is None:
-            # Made when needed: most consumers never fail.
-            self._backoff = Backoff(CONSUMING)
-        interval = next(self._backoff)
+    def _back_off(self, longest: float = CONSUMING.longest) -> None:
+        if self._failures is None:
+            self._failures = Backoff(CONSUMING)
+        self._wait(min(next(self._failures), longest))
+
+    def _wait(self, interval: float) -> None:
         self._not_before = monotonic() + interval if interval else 0.0
 
     def attempt(self) -> RecoveryOutcome | Exception:
@@ -165,6 +172,7 @@ class SubscriptionRecovery:
         self._disconnections = 0
         self._misses = 0
         self._has_warned = False
+        self._failures = None
         self.failure = None
         return RecoveryOutcome.CONFIRMED
 
@@ -175,6 +183,8 @@ class SubscriptionRecovery:
             subscription.fails_alone = True
         if subscription is None:
             self._not_before = monotonic() + CONSUMING.first  # the session itself backs off
+        elif is_unavailable(exc):
+            self._back_off(LONGEST_AWAY)
         else:
             self._back_off()
         level = logging.DEBUG

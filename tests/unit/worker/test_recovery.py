@@ -14,12 +14,19 @@ from gevent import get_hub
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import AccessRefused, InternalError, NotFound, PreconditionFailed
+from greenconn.exceptions import (
+    AccessRefused,
+    InternalError,
+    NotFound,
+    PreconditionFailed,
+    RecoverableChannelError,
+)
 from greenconn.options import Retry
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 from greenconn.worker.channels import Subscription
+from greenconn.worker.recovery import LONGEST_AWAY, RecoveryOutcome, SubscriptionRecovery
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
@@ -416,3 +423,50 @@ def test_the_child_of_a_fork_handles_nothing(
     assert os.waitstatus_to_exitcode(status) == 0
     seen.gate.set()
     until(lambda: len(seen.done) == 3)
+
+
+class _Starting:
+    """A subscription whose start fails, as long as there is an error.
+
+    Attributes:
+        error: of the next start; None: it succeeds.
+    """
+
+    name = "orders"
+    is_confirmed = is_passive = fails_alone = False
+    was_confirmed = True
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def must_wait(self, session: Any) -> bool:
+        """Wait for no other consumer."""
+        return False
+
+    def start(self, session: Any, channels: Any) -> None:
+        """Fail, or be confirmed."""
+        if self.error is not None:
+            raise self.error
+        self.is_confirmed = True
+
+
+def test_a_queue_whose_node_is_away_is_looked_for_soon(connection: Connection) -> None:
+    """However long it was away, and the next loss is the first one."""
+    subscription: Any = _Starting()
+    recovery = SubscriptionRecovery(connection.session, None, [subscription])  # type: ignore[arg-type]
+    subscription.error = NotFound("NOT_FOUND - queue 'orders' process is stopped by supervisor")
+    for _ in range(20):
+        assert recovery.attempt() is RecoveryOutcome.FAILED
+        assert recovery.pause <= LONGEST_AWAY
+    subscription.error = RecoverableChannelError("something else")
+    assert recovery.attempt() is RecoveryOutcome.FAILED
+    assert recovery.pause > LONGEST_AWAY
+    subscription.error = None
+    assert recovery.attempt() is RecoveryOutcome.CONFIRMED
+    pauses = []
+    for _ in range(20):  # a consumer that is lost again and again
+        recovery.note_loss()
+        pauses.append(recovery.pause)
+    assert pauses[0] == 0.0
+    assert 0.0 < pauses[1] <= 0.1
+    assert pauses[-1] > LONGEST_AWAY
