@@ -408,12 +408,14 @@ class TailCursor:
         return found
 
     def close(self) -> None:
-        """Close the cursor and end its thread."""
+        """Close the cursor, or leave that to a server that cannot be asked, and end its thread."""
         try:
             if self._id:
                 number, self._id = self._id, 0
                 command = {"killCursors": self._collection, "cursors": [Int64(number)]}
                 self._client.call_in(self._threads, self._client.database.command, command)
+        except errors.PyMongoError:
+            pass  # the server closes it by itself
         finally:
             session, self._session = self._session, None
             if session is not None:

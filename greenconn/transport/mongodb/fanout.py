@@ -216,7 +216,7 @@ class Broadcast:
                     return  # so is the cursor of an empty collection
                 found = reading.more()
         finally:
-            spawn("mongodb broadcast end", _close, reading)
+            spawn("mongodb broadcast end", reading.close)
 
     def _is_there(self, key: Any) -> bool:
         return self._collection.find_one({"_id": key}, {"_id": 1}) is not None
@@ -244,13 +244,6 @@ class Broadcast:
     def _wake(self, queue: str, listener: _Listener) -> None:
         for wake in listener.users.values():
             wake(queue)
-
-
-def _close(reading: TailCursor) -> None:
-    try:
-        reading.close()
-    except (LinkLost, PyMongoError):
-        pass  # the server closes it by itself
 
 
 def broadcast_of(client: Client, collection: str) -> Broadcast:

@@ -203,7 +203,7 @@ class Notifications:
                         self._wake(queue)
                 found = reading.more()
         finally:
-            spawn("mongodb changes end", _close, reading)
+            spawn("mongodb changes end", reading.close)
 
     def log_polling(self) -> None:
         """Say once that the server cannot tell of changes.  Never switches."""
@@ -221,10 +221,3 @@ class Notifications:
                 pause,
                 extra={"connection": self._client.where},
             )
-
-
-def _close(reading: TailCursor) -> None:
-    try:
-        reading.close()
-    except (LinkLost, PyMongoError):
-        pass  # the server closes it by itself
