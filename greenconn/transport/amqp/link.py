@@ -498,10 +498,6 @@ class AmqpLink(Link):
         except (TimeoutError, ChannelError):
             pass  # a broker that does not reply requeues them by itself
 
-    def collect(self) -> None:
-        """Drop the connection at once, without a close method to the broker.  Never switches."""
-        self.end(RecoverableConnectionError("connection was dropped"), closed=True)
-
     def end_with_thread(self) -> None:
         """Close in good order, blocking at most 2 s.  Never switches.
 
