@@ -46,8 +46,9 @@ from greenconn.green.hub import check_hub
 from greenconn.listeners import LISTENERS, DeliverEvent, Observation, Observers, url_of
 from greenconn.message import Message
 from greenconn.messaging.recovery import ConsumerRecovery
-from greenconn.messaging.subscriptions import Subscriptions, is_open, start_lock
+from greenconn.messaging.subscriptions import Subscriptions, start_lock
 from greenconn.serialization import prepare_accept_content
+from greenconn.session.state import is_open
 
 if TYPE_CHECKING:
     from typing_extensions import Self

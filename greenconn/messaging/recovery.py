@@ -17,7 +17,7 @@ import gevent
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.retry import attempts
-from greenconn.messaging.subscriptions import is_open
+from greenconn.session.state import is_open
 from greenconn.session.topology import GONE_MEANWHILE
 
 if TYPE_CHECKING:

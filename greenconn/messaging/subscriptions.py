@@ -14,6 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from greenconn.session.state import is_open
 from greenconn.streams import OFFSET, StreamPosition, offset_of
 
 if TYPE_CHECKING:
@@ -42,11 +43,6 @@ def start_lock(channel: Channel) -> BoundedSemaphore:
 
         lock = _starting[channel] = BoundedSemaphore(1)
     return lock
-
-
-def is_open(channel: Channel) -> bool:
-    """Return whether a channel may be used.  One that cannot tell counts as open."""
-    return bool(getattr(channel, "is_open", True))
 
 
 class Subscriptions:
