@@ -151,12 +151,18 @@ class ConsumerGreenlet(_Greenlet):
                 raise _without_our_frames(lifecycle.error)
             if self.ready():
                 return False
-            try:
-                lifecycle.changed.wait(deadline)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # not the timeout of this call
+            if not self._wait_change(deadline):
                 return False
+        return True
+
+    def _wait_change(self, deadline: Deadline) -> bool:
+        """Wait for the next change; return False at the deadline.  May switch."""
+        try:
+            self.lifecycle.changed.wait(deadline)
+        except TimeoutError:
+            if not deadline.has_ended:
+                raise  # not the timeout of this call
+            return False
         return True
 
     def stop(self, timeout: float | None = None) -> bool:
@@ -201,11 +207,7 @@ class ConsumerGreenlet(_Greenlet):
         lifecycle, deadline = self.lifecycle, Deadline(timeout)
         lifecycle.request(TargetState.PAUSED)
         while lifecycle.is_pausing and not lifecycle.is_cancelled and not self.ready():
-            try:
-                lifecycle.changed.wait(deadline)
-            except TimeoutError:
-                if not deadline.has_ended:
-                    raise  # not the timeout of this call
+            if not self._wait_change(deadline):
                 return False
         return lifecycle.is_pausing and lifecycle.is_cancelled and not self.ready()
 
