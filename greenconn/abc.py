@@ -78,7 +78,8 @@ class Sink(Protocol):
     """The receiver of one consumer's deliveries, which do not become events of the connection then.
 
     ``deliver`` and ``cancelled`` are called by the connection's reader: they append, wake and return;
-    they never switch greenlets and never raise.
+    they never switch greenlets and never raise.  One in which no message ever waits may have an
+    attribute ``keeps_messages`` that is False, so that nothing is counted.
     """
 
     #: Set by the channel when nothing but memory bounds this consumer (``no_ack``, or no prefetch):

@@ -343,6 +343,8 @@ class _Replies:
 
     __slots__ = ("taken", "waiting")
 
+    keeps_messages = False
+
     def __init__(self) -> None:
         self.taken: Callable[[Any], None] | None = None
         self.waiting: dict[str, Slot[Any]] = {}

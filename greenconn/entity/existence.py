@@ -264,7 +264,8 @@ def expect_queue(session: Session, queue: str | Queue) -> Expectation:
 
 def is_expected(session: Session, name: str) -> bool:
     """Return whether a consumer of this thread is about to declare that queue.  Never switches."""
-    return _awaited_of(session, name) is not None
+    awaited = _awaited.get()
+    return bool(awaited) and _key_of(session, name) in awaited
 
 
 def is_defined_by_consumer(session: Session, name: str) -> bool:

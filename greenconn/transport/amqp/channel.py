@@ -120,7 +120,9 @@ class Channel(DeclaringChannel):
             ids_of(spec.Basic.Nack): self.publisher.on_confirm,
         }
         if link.confirm_publish:
-            self.basic_publish = self.basic_publish_confirm  # type: ignore[method-assign]
+            self.basic_publish = (  # type: ignore[method-assign]
+                self.basic_publish_confirm  # type: ignore[assignment]
+            )
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
@@ -363,14 +365,14 @@ class Channel(DeclaringChannel):
         routing_key: str = "",
         mandatory: bool = False,
         immediate: bool = False,
-        timeout: float | None = None,
+        timeout: float | Deadline | None = None,
         confirm_timeout: float | None = None,
     ) -> None:
         """Send a message; the broker does not confirm it.  May switch, before the first byte only.
 
         Arguments:
-            timeout: seconds to wait while the broker blocks us or takes nothing; None is the
-                connection's ``blocked_timeout``.
+            timeout: seconds to wait while the broker blocks us or takes nothing, or a deadline; None is
+                the connection's ``blocked_timeout``.
 
         Raises:
             ConnectionBlocked: it waited in vain; nothing was sent.
@@ -380,7 +382,7 @@ class Channel(DeclaringChannel):
             self.check_hub()
         writer = self._writer
         if writer.must_wait or self._flow_control.blocked is not None:
-            self._flow_control.wait(Deadline(timeout), publishing=True)
+            self._flow_control.wait(Deadline.of(timeout), publishing=True)
         if self.cause is not None:
             self.check_open()
         if message.__class__ is not Outgoing:
@@ -412,9 +414,7 @@ class Channel(DeclaringChannel):
         Arguments:
             deadline: for the wait while the broker takes nothing.
         """
-        Channel.basic_publish(
-            self, message, exchange, routing_key, mandatory, timeout=deadline.left()
-        )
+        Channel.basic_publish(self, message, exchange, routing_key, mandatory, timeout=deadline)
         self._writer.mark(AWAITED)
 
     def delayed_route(

@@ -149,8 +149,9 @@ class ChannelConsumer:
         self.watchers: list[Slot[None]] = []
         self.deliver: Callable[[Delivery], None]
         if sink is not None:
-            sink.taken = self._taken if unbounded else None
-            self.deliver = self._to_sink_counted if unbounded else sink.deliver
+            is_counted = unbounded and getattr(sink, "keeps_messages", True)
+            sink.taken = self._taken if is_counted else None
+            self.deliver = self._to_sink_counted if is_counted else sink.deliver
         else:
             self.deliver = self._to_events_counted if unbounded else self._to_events
 

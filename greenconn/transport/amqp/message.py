@@ -101,6 +101,9 @@ _set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_bo
     vars(Message)[name].__set__
     for name in ("properties", "headers", "content_type", "content_encoding", "body", "errors")
 )
+_headers, _content_type, _content_encoding = (
+    vars(Message)[name].__get__ for name in ("headers", "content_type", "content_encoding")
+)
 
 
 def _part(name: str, stage: int) -> Any:
@@ -199,6 +202,10 @@ class Delivery(Message):
             if kind is not None:
                 content_type, encoding = kind
                 return loads(as_text(self.raw, encoding), content_type, encoding, self.accept)
+            self._read(_HEADER_READ)
+        if self._stage == _HEADER_READ and not _headers(self).get("compression"):
+            encoding = _content_encoding(self)
+            return loads(as_text(self.raw, encoding), _content_type(self), encoding, self.accept)
         return super()._decode()
 
     def _read(self, stage: int) -> None:

@@ -124,8 +124,9 @@ def _field(name: str, kind: str, value: Any) -> bytes:
     try:
         if kind == "s":
             if value.__class__ is not bytes:
-                # Not what str() makes of a str of another class: an Enum would give its name.
-                value = plain_text(value) if isinstance(value, str) else str(value)
+                if value.__class__ is not str:
+                    # Not what str() makes of a str of another class: an Enum would give its name.
+                    value = plain_text(value) if isinstance(value, str) else str(value)
                 value = value.encode("utf-8", "surrogatepass")
             text: bytes = value
             return _octet.pack(len(text)) + text
@@ -215,7 +216,10 @@ def _unpack(block: bytes, flags: int) -> dict[str, Any]:
         if kind == "s":
             start = position + 1
             position = start + block[position]
-            properties[name] = text_of(block[start:position])
+            try:
+                properties[name] = block[start:position].decode()
+            except UnicodeDecodeError:
+                properties[name] = text_of(block[start:position])
         elif kind == "o":
             properties[name] = block[position]
             position += 1
