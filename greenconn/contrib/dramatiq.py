@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterable
 from enum import Enum
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
@@ -38,7 +38,7 @@ from gevent.queue import Empty
 from gevent.queue import Queue as Inbox
 
 import greenconn
-from greenconn.connection import Connection
+from greenconn.connection import ARGUMENTS, Connection
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared
@@ -48,6 +48,9 @@ from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.publishing import publish
 from greenconn.worker import spawn_consumer
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
 
 __all__ = ["GreenconnBroker"]
 
@@ -76,8 +79,8 @@ class GreenconnBroker(Broker):
     The connection is opened when the first message is sent or a worker starts.
 
     Arguments:
-        url: the URL of the broker, as in :class:`greenconn.Connection`.  None, without connection
-            arguments, uses the default connection.
+        url: the URL of the broker, or a list of URLs, as in :class:`greenconn.Connection`.  None,
+            without connection arguments, uses the default connection.
         middleware: the list of middleware, as in ``dramatiq.Broker``.
         quorum: whether to declare quorum queues on RabbitMQ.  False declares classic queues with the
             same arguments as Dramatiq's own broker, so that both brokers can use the same queues.
@@ -88,12 +91,13 @@ class GreenconnBroker(Broker):
         connection_kwargs: further arguments of :class:`greenconn.Connection`.
 
     Raises:
+        TypeError: a connection has no such argument.
         ValueError: *max_priority* is out of range.
     """
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Iterable[str] | None = None,
         *,
         middleware: list[Middleware] | None = None,
         quorum: bool = True,
@@ -104,11 +108,19 @@ class GreenconnBroker(Broker):
         super().__init__(middleware=middleware)
         if max_priority is not None and not 0 < max_priority <= 255:
             raise ValueError(f"max_priority must be from 1 to 255, got {max_priority!r}")
+        unknown = sorted(connection_kwargs.keys() - ARGUMENTS)
+        if unknown:
+            raise TypeError(
+                f"GreenconnBroker has no argument {unknown[0]!r}: put host, port, login and virtual "
+                f"host into the url"
+            )
         is_default = url is None and not connection_kwargs
         template = Connection(url, **connection_kwargs)  # to be checked; it never opens
         self._connections: PerHub[Connection | None] = PerHub(
             lambda: None if is_default else template.clone()
         )
+        #: By hub, those that the program asked for.
+        self._channels: PerHub[_KeptChannel] = PerHub(_KeptChannel)
         self._timeout = timeout
         self._max_priority = max_priority
         self._is_quorum = quorum and max_priority is None
@@ -119,9 +131,46 @@ class GreenconnBroker(Broker):
         self._due: dict[str, list[float]] = {}
 
     @property
-    def connection(self) -> Connection | None:
-        """The connection of this thread; None if the default connection is used."""
-        return self._connections.get()
+    def connection(self) -> Connection:
+        """The connection on which this thread sends messages.
+
+        It is opened when it is first needed, and again after it was lost or closed.  Deleting the
+        attribute closes it.  On AMQP, workers in this process consume on another one.
+        """
+        connection = publishing_connection(self._connections.get())
+        if connection.session.is_closed:
+            connection.session.restart()
+        return connection
+
+    @connection.deleter
+    def connection(self) -> None:
+        del self.channel
+        self.connection.close()
+
+    @property
+    def channel(self) -> Channel:
+        """A channel of :attr:`connection`, for what the broker has no method for.  May switch.
+
+        It is opened when it is first needed, and again after an error closed it.  Deleting the
+        attribute closes it.  The broker itself uses other channels.
+        """
+        return self._channels.get().on(self.connection)
+
+    @channel.deleter
+    def channel(self) -> None:
+        self._channels.get().close()
+
+    @property
+    def client(self) -> Any:
+        """The client of redis-py, on Redis: it works on :attr:`connection`.  May switch.
+
+        Raises:
+            AttributeError: the broker is not Redis.
+        """
+        client = getattr(self.channel, "client", None)
+        if client is None:
+            raise AttributeError(f"{self.connection!r} has no client: only Redis has one")
+        return client
 
     # -- queues
 
@@ -191,7 +240,7 @@ class GreenconnBroker(Broker):
         return message
 
     def _publish(self, message: Message[Any], options: dict[str, Any]) -> None:
-        connection = publishing_connection(self.connection)
+        connection = self.connection
         publish(
             self._ensure_queue(message.queue_name, connection),
             message.encode(),
@@ -227,7 +276,7 @@ class GreenconnBroker(Broker):
 
         Delayed messages that are not due are kept.
         """
-        connection = publishing_connection(self.connection)
+        connection = self.connection
         for name in (queue_name, dead_letter_name(queue_name)):
             try:
                 with connection.channel() as channel:
@@ -245,7 +294,7 @@ class GreenconnBroker(Broker):
 
         Delayed messages are counted only if this process has sent them.
         """
-        connection = publishing_connection(self.connection)
+        connection = self.connection
         queue = self._ensure_queue(queue_name, connection)
         with connection.channel() as channel:
             waiting, dead = (
@@ -293,9 +342,33 @@ class GreenconnBroker(Broker):
 
     def close(self) -> None:
         """Close the connections of this thread, except the default connections.  May switch."""
+        del self.channel
         connection = self._connections.pop()
         if connection is not None:
             connection.close()
+
+
+class _KeptChannel:
+    """The channel that the program uses in one hub."""
+
+    def __init__(self) -> None:
+        self._channel: Channel | None = None
+
+    def on(self, connection: Connection) -> Channel:
+        """Return the channel, or a new one if it is closed.  May switch."""
+        if self._channel is None or not self._channel.is_open:
+            channel: Channel = connection.channel()
+            if self._channel is not None and self._channel.is_open:
+                channel.close()  # another greenlet was faster
+            else:
+                self._channel = channel
+        return self._channel
+
+    def close(self) -> None:
+        """Close the channel.  May switch."""
+        channel, self._channel = self._channel, None
+        if channel is not None and channel.is_open:
+            channel.close()
 
 
 class _Delivery(MessageProxy):
@@ -331,14 +404,13 @@ class _Consumer(Consumer):
         self._outstanding: dict[int, _Delivery] = {}
         self._is_closing = False
         try:
-            publishing = publishing_connection(broker.connection)
-            queue = broker._ensure_queue(queue_name, publishing)
+            queue = broker._ensure_queue(queue_name, broker.connection)
         except (OperationalError, OSError) as exc:
             raise ConnectionFailed(str(exc)) from exc
         self._consumer = spawn_consumer(
             queue,
             self._handle,
-            connection=broker.connection,
+            connection=broker._connections.get(),
             concurrency=prefetch,
             prefetch_count=prefetch,
             name=f"dramatiq:{queue_name}",

@@ -132,6 +132,19 @@ def test_what_is_sent_is_done_and_what_fails_is_a_dead_letter(actors: Actors) ->
     assert worker.outcome(timeout=SOON).code == 0
 
 
+def test_its_connection_and_channel_may_be_used_and_closed(actors: Actors) -> None:
+    actors.work.send(1)
+    count = actors.broker.channel.queue_declare(actors.queue, passive=True).message_count
+    assert count == 1
+    actors.broker.connection.close()
+    actors.work.send(2)
+    del actors.broker.connection
+    actors.work.send(3)
+    assert actors.broker.channel.queue_purge(actors.queue) == 3
+    if actors.url.startswith("redis"):
+        assert actors.broker.client.ping()
+
+
 def test_a_worker_that_is_killed_loses_nothing(actors: Actors) -> None:
     actors.start()
     for number in range(8):

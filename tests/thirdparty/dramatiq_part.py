@@ -33,13 +33,15 @@ skip_unless_rabbit_mq = pytest.mark.skipif(False, reason="there is one")
 """
 #: In the order in which they are tried.
 EXPLAINED: Final = {
-    "rabbitmq.*independent_of_each_other": "the delays are declared before the first one",
+    "rabbitmq.*(independent_of_each|with_backoff)": "the delays are declared before the first one",
     "redis_broker_can_flush_queues": "join() looks ten times, as Dramatiq's does for RabbitMQ",
-    "invalid_parameter_combinations": "of arguments for pika",
-    "connections_are_lazy|max_attempts|retries_declaring": "inspects Dramatiq's class for RabbitMQ",
-    "after_enqueue_failure|failures_gracefully|deleted_multiple|re_declares": "calls pika's channel",
+    "parameter_combinations|parameters_for_failover|are_lazy": "of arguments for pika",
+    "max_attempts|retries_declaring": "replaces a private method of Dramatiq's class for RabbitMQ",
+    "after_enqueue_failure": "reads is_open of pika's connection, which is connected here",
+    "re_declares": "expects the replies and the exceptions of pika's channel",
     "only_registers_ignore_filter": "of the log records of pika",
-    "connect_via|dead_lettered$|redis_messages_belonging|on_shutdown": "calls the client of redis-py",
+    "connect_via_client": "gives a client of redis-py that is used for messages",
+    "dead_lettered$|redis_messages_belonging|on_shutdown": "reads the keys of Dramatiq's class",
     "test_redis_.*(requeued|cleaned_up|_retry_on|race)": "inspects Dramatiq's class for Redis",
 }
 
