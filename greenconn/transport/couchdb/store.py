@@ -176,13 +176,8 @@ class CouchStore(Store):
                 return found
 
     def find_queue(self, name: str) -> Declaration | None:
-        doc_id = named(QUEUE, name)
-        doc = self._api.get(doc_id)
-        if doc is None:
-            self._cache.remove(doc_id)
-            return None
-        self._cache.take(doc)
-        return read_queue(doc)
+        doc = self._cache.fetch(self._api, named(QUEUE, name))
+        return None if doc is None else read_queue(doc)
 
     def queue_names(self) -> Collection[str]:
         pages = self._api.all_rows(range_of(QUEUE))

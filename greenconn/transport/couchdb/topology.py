@@ -55,6 +55,15 @@ class TopologyCache:
             table = self._tables[exchange] = tuple(rows[doc_id] for doc_id in sorted(rows))
         return table
 
+    def fetch(self, api: CouchApi, doc_id: str) -> Document | None:
+        """Read a document, and note what it says; None: there is none.  May switch."""
+        doc = api.get(doc_id)
+        if doc is None:
+            self.remove(doc_id)
+        else:
+            self.take(doc)
+        return doc
+
     def revision(self, doc_id: str) -> str | None:
         """Return the revision of a document that is known."""
         return self._revisions.get(doc_id)
@@ -148,13 +157,8 @@ class CouchTopology(TopologyStore):
         self._siblings = siblings
 
     def get(self, exchange: str) -> ExchangeRecord | None:
-        doc_id = named(EXCHANGE, exchange)
-        doc = self._api.get(doc_id)
-        if doc is None:
-            self._cache.remove(doc_id)
-            return None
-        self._cache.take(doc)
-        return self._cache.exchanges[exchange]
+        doc = self._cache.fetch(self._api, named(EXCHANGE, exchange))
+        return None if doc is None else self._cache.exchanges[exchange]
 
     def put(self, exchange: str, record: ExchangeRecord) -> None:
         self._store({"_id": named(EXCHANGE, exchange), "declared": dumps(record)})
