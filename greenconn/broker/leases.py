@@ -40,11 +40,6 @@ class Leases:
         #: Calls without a reply.
         self._under_way = 0
 
-    @property
-    def is_renewing(self) -> bool:
-        """Whether the lease of this link is renewed."""
-        return self._ticker is not None
-
     def start(self) -> None:
         """Renew from now on.  A second call does nothing.  Never switches."""
         interval = self._link.settler.renewal_interval

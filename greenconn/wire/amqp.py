@@ -16,7 +16,6 @@ from greenconn.exceptions import FrameError, UnexpectedFrame
 from greenconn.wire.body import LARGE, BlockPool, LargeFrame
 
 __all__ = [
-    "BASIC_CANCEL",
     "BASIC_PUBLISH",
     "FRAME_MIN",
     "PROTOCOL_HEADER",
@@ -41,7 +40,6 @@ BASIC_PUBLISH: Final = 60 << 16 | 40
 BASIC_RETURN: Final = 60 << 16 | 50
 BASIC_DELIVER: Final = 60 << 16 | 60
 BASIC_GET_OK: Final = 60 << 16 | 71
-BASIC_CANCEL: Final = 60 << 16 | 30
 _WITH_CONTENT: Final = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
 
 _frame_head = Struct(">BHI")

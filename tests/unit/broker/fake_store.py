@@ -40,7 +40,6 @@ class Item:
         self.dies_at = None if entry.lifetime is None else self.ready_at + entry.lifetime
         #: Who has it: the number of the claim; 0: nobody.
         self.claim = 0
-        self.lease_ends = 0.0
 
     @property
     def order(self) -> tuple[int, int]:

@@ -31,12 +31,6 @@ from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
 
-def channels_of(connection: Connection) -> dict[int, Any]:
-    """The channels of the current life."""
-    channels: dict[int, Any] = connection.session.life.link.channels
-    return channels
-
-
 def recovered(connection: Connection, generation: int) -> None:
     """Wait until the connection is whole in that life."""
     until(
