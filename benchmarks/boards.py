@@ -17,6 +17,7 @@ __all__ = [
     "COUCHDB",
     "MONGODB",
     "RABBITMQ",
+    "RABBITMQ_LOAD",
     "REDIS",
     "REDIS_CLUSTER",
     "SQLITE",
@@ -41,6 +42,12 @@ RABBITMQ: Final = Board(
     stage="benchmarks.stage",
     works=works.WORKS,
     rivals=rivals.RIVALS,
+)
+RABBITMQ_LOAD: Final = Board(
+    name="rabbitmq-load",
+    stage="benchmarks.stage",
+    works=works.LOAD_WORKS,
+    rivals={name: rivals.RIVALS[name] for name in ("greenconn", "kombu", "pika", "aio-pika")},
 )
 REDIS: Final = Board(
     name="redis",
@@ -79,5 +86,9 @@ SQS: Final = Board(
     rivals=store_rivals.SQS,
 )
 BOARDS: Final = {
-    board.name: board for board in (RABBITMQ, REDIS, REDIS_CLUSTER, MONGODB, COUCHDB, SQLITE, SQS)
+    board.name: board
+    for board in (
+        *(RABBITMQ, RABBITMQ_LOAD, REDIS, REDIS_CLUSTER),
+        *(MONGODB, COUCHDB, SQLITE, SQS),
+    )
 }

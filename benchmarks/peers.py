@@ -16,6 +16,8 @@ from benchmarks.stage import BODY
 
 #: Seconds between two messages to an idle consumer.
 PAUSE = 0.005
+#: Messages that are sent at once where there is no rate.
+AT_ONCE = 100
 
 
 def echo(line: Line, queue: str) -> None:
@@ -52,6 +54,26 @@ def tick(line: Line, count: str, queue: str) -> None:
     _until_killed()
 
 
+def stream(line: Line, count: str, queue: str, rate: str) -> None:
+    """Send *count* messages that say when they were due, *rate* a second; 0: as fast as possible."""
+    properties = Properties.encode(**JSON)
+    pause = 1e9 / float(rate) if float(rate) else 0.0
+    _wait()
+    began, sent, total = monotonic_ns(), 0, int(count)
+    while sent < total:
+        now = monotonic_ns()
+        due = int((now - began) / pause) + 1 if pause else sent + AT_ONCE
+        if due <= sent:
+            sleep((began + sent * pause - now) / 1e9)
+            continue
+        numbers = range(sent, min(due, total))
+        times = (began + int(number * pause) if pause else now for number in numbers)
+        bodies = (json.dumps({**BODY, "sent": time}).encode() for time in times)
+        line.socket.sendall(b"".join(publish(queue, body, properties) for body in bodies))
+        sent = numbers.stop
+    _until_killed()
+
+
 def _wait() -> None:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -62,7 +84,12 @@ def _until_killed() -> None:
     sys.stdin.read()
 
 
-ROLES: dict[str, Callable[..., None]] = {"echo": echo, "feed": feed, "tick": tick}
+ROLES: dict[str, Callable[..., None]] = {
+    "echo": echo,
+    "feed": feed,
+    "tick": tick,
+    "stream": stream,
+}
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ Each number of processes is measured on a broker of its own, in three ways:
 - ``filled``: the messages wait before the consumers start, all at once.
 - ``burst``: the consumers are idle, and the messages come as fast as one process publishes them.
 - ``steady``: the consumers are idle, and the messages come at ``--rate``.
+
+With ``--waiting``, so many more messages than those that are measured are in the queue, and stay there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from struct import Struct
 from tempfile import TemporaryDirectory
@@ -43,6 +46,7 @@ QUEUE: Final = "greenconn-benchmark-shared"
 #: What is shown of each row, and how.
 HEADINGS: Final = {
     "arrivals": ("messages", "s"),
+    "waiting": ("waiting", ",.0f"),
     "processes": ("processes", ",.0f"),
     "rate": ("messages/s", ",.0f"),
     "cpu": ("client CPU us", ".1f"),
@@ -62,11 +66,12 @@ def main() -> int:
         _consume(options)
         return 0
     rows = []
-    for arrivals in options.arrivals:
-        for processes in options.processes:
-            with broker(BOARDS[options.broker], options.url) as url:
-                rows.append(_measure(url, arrivals, processes, options))
-            print(json.dumps(rows[-1]), file=sys.stderr)
+    for arrivals, waiting, processes in product(
+        options.arrivals, options.waiting, options.processes
+    ):
+        with broker(BOARDS[options.broker], options.url) as url:
+            rows.append(_measure(url, arrivals, waiting, processes, options))
+        print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps(rows) if options.json else "\n".join(aligned(rows, HEADINGS)))
     return 0
 
@@ -84,20 +89,24 @@ def _arguments() -> argparse.Namespace:
     add("--arrivals", choices=ARRIVALS, nargs="+", default=list(ARRIVALS))
     add("--messages", type=int, default=20000)
     add("--rate", type=int, default=1000, help="messages a second of steady arrivals")
+    add("--waiting", type=int, nargs="+", default=[0], help="messages that stay in the queue")
     add("--prefetch", type=int, default=100)
     add("--handling", type=float, default=0.0, help="milliseconds that a handler sleeps")
     add("--json", action="store_true", help="print the rows as JSON")
     # A consumer: the file of counts, and its place there.
     add("--counts", type=Path, help=argparse.SUPPRESS)
     add("--place", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if any(options.waiting) and options.arrivals != ["filled"]:
+        parser.error("--waiting must be given with --arrivals filled")
+    return options
 
 
 # -- the measuring process
 
 
 def _measure(
-    url: str, arrivals: str, processes: int, options: argparse.Namespace
+    url: str, arrivals: str, waiting: int, processes: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return the row of one number of processes.  May switch."""
     server = None if options.broker == SQLITE.name else Server(url)
@@ -114,7 +123,7 @@ def _measure(
             for place in range(processes)
         ]
         if arrivals == "filled":
-            _publish(connection, options.messages, 0)
+            _publish(connection, options.messages + waiting, 0)
             began, cpu = monotonic(), server.cpu_seconds if server else 0.0
             _tell(consumers)
         else:
@@ -130,16 +139,19 @@ def _measure(
         took = monotonic() - began
         broker_cpu = (server.cpu_seconds if server else 0.0) - cpu
         shares = _all(counts, processes)
+        handled = sum(shares)
         if arrivals == "filled":
             _expect(consumers, "consuming")
         _tell(consumers)
-        seconds = sum(float(_line(consumer)) for consumer in consumers)
+        used = [_line(consumer).split() for consumer in consumers]
     return {
         "arrivals": arrivals,
+        "waiting": waiting,
         "processes": processes,
-        "rate": options.messages / took,
-        "cpu": seconds / options.messages * 1e6,
-        "broker_cpu": broker_cpu / options.messages * 1e6,
+        "rate": handled / took,
+        # Where messages stay, consumers went on until they were told to stop.
+        "cpu": sum(float(cpu) for cpu, _ in used) / sum(int(count) for _, count in used) * 1e6,
+        "broker_cpu": broker_cpu / handled * 1e6,
         "least": min(shares),
         "most": max(shares),
         "fairness": min(shares) / max(shares),
@@ -235,7 +247,7 @@ def _consume(options: argparse.Namespace) -> None:
             consumer.wait_ready(TIMEOUT)
             print("consuming", flush=True)
             gevent.get_hub().threadpool.apply(sys.stdin.readline)
-            print(process_time() - began, flush=True)
+            print(process_time() - began, handled, flush=True)
             stop_consumers(TIMEOUT)
 
 

@@ -17,6 +17,7 @@ from benchmarks.boards import (
     COUCHDB,
     MONGODB,
     RABBITMQ,
+    RABBITMQ_LOAD,
     REDIS,
     REDIS_CLUSTER,
     SQLITE,
@@ -53,6 +54,7 @@ class _Folder:
 #: Board -> what is started for it, and the variable that names the user's own.
 _SERVERS: Final[Mapping[str, tuple[Callable[[Keeper], Any], str]]] = {
     RABBITMQ.name: (RabbitMQ, AMQP_URL),
+    RABBITMQ_LOAD.name: (RabbitMQ, AMQP_URL),
     REDIS.name: (RedisServer, REDIS_URL),
     REDIS_CLUSTER.name: (partial(RedisCluster, replicas=0), "GREENCONN_TEST_REDIS_CLUSTER_URL"),
     MONGODB.name: (MongoStandin, MONGODB_URL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["WORKS", "Budget", "Figure", "Work", "cpu"]
+__all__ = ["LOAD_WORKS", "WORKS", "Budget", "Figure", "Work", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,23 @@ WORKS: dict[str, Work] = {
         divisor=2000,
         warm_up=0,
     ),
+}
+
+
+def _under_load(title: str) -> tuple[Figure, ...]:
+    """The rows of what ``benchmarks.rivals.load`` measures."""
+    return (
+        Figure("rate", f"{title}: saturation", "1/s"),
+        *(
+            Figure(f"{key}_{load}", f"{title} at {load} % of that: {name}", "ms")
+            for load in (50, 90)
+            for key, name in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
+        ),
+    )
+
+
+#: Latency while calls or messages come at a rate.
+LOAD_WORKS: dict[str, Work] = {
+    "loaded_publish": Work(figures=_under_load("publish with confirm")),
+    "loaded_delivery": Work(figures=_under_load("delivery")),
 }

@@ -15,6 +15,7 @@ from aio_pika.pool import Pool
 
 from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
+from benchmarks.rivals.load import arrivals, under_load
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
 
@@ -207,12 +208,45 @@ class Works:
 
         return asyncio.run(work())
 
+    def loaded_publish(self, count: int) -> Figures:
+        """100 tasks share one channel; one of them is free when a call is due."""
+        sink = self.stage.sink()
+
+        async def work(count: int, rate: float) -> tuple[list[float], float]:
+            took: list[float] = []
+            async with self._channel(publisher_confirms=True) as channel:
+                due_times = arrivals(count, rate)
+
+                async def caller() -> None:
+                    for due in due_times:
+                        await asyncio.sleep(max(0.0, due - perf_counter()))
+                        await _publish(channel, sink)
+                        took.append(perf_counter() - due)
+
+                began = perf_counter()
+                await asyncio.gather(*(caller() for _ in range(CALLERS)))
+                return took, perf_counter() - began
+
+        return under_load(lambda count, rate: asyncio.run(work(count, rate)), count)
+
+    def loaded_delivery(self, count: int) -> Figures:
+        """A consumer that gets a stream."""
+
+        def run(count: int, rate: float) -> tuple[list[float], float]:
+            clock, took = self._listen(count, "stream", str(rate))
+            return took, clock.per(1)["wall"] / 1e6
+
+        return under_load(run, count)
+
     def latency(self, count: int) -> Figures:
         """A consumer that waits."""
+        clock, took = self._listen(count, "tick")
+        return clock.per(count, p50=p50(took))
 
-        async def work() -> Figures:
+    def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
+        async def work() -> tuple[Clock, list[float]]:
             (source,) = self.stage.sources(1)
-            ticker = self.stage.peer("tick", str(count), source)
+            ticker = self.stage.peer(role, str(count), source, *arguments)
             took: list[float] = []
 
             def load(body: bytes) -> None:
@@ -225,7 +259,7 @@ class Works:
                 with Clock() as clock:
                     self.stage.go(ticker)
                     await counter.wait()
-            return clock.per(count, p50=p50(took))
+            return clock, took
 
         return asyncio.run(work())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -117,8 +119,18 @@ class Works(KombuApi):
         """100 callers."""
         return self.rpc(count, greenlets=CALLERS)
 
+    @contextmanager
+    def _publishing(self) -> Iterator[Callable[[str], None]]:
+        with self._confirming() as connection:
+            producer = connection.Producer()
+            yield lambda queue: producer.publish(BODY, routing_key=queue)
+
     def latency(self, count: int) -> Figures:
         """``spawn_consumer``."""
+        clock, took = self._listen(count, "tick")
+        return clock.per(count, p50=p50(took))
+
+    def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
         (source,) = self.stage.sources(1)
         took, callback = self.latencies(count)
         counter = Counter(count)
@@ -127,14 +139,14 @@ class Works(KombuApi):
             callback(body, message)
             counter.handler(body, message)
 
-        ticker = self.stage.peer("tick", str(count), source)
+        ticker = self.stage.peer(role, str(count), source, *arguments)
         with greenconn.Connection(self.url) as connection:
             spawn_consumer(source, handler, connection=connection).wait_ready(TIMEOUT)
             with Clock() as clock:
                 self.stage.go(ticker)
                 counter.wait()
             greenconn.stop_consumers(TIMEOUT)
-        return clock.per(count, p50=p50(took))
+        return clock, took
 
 
 class Counter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from time import monotonic_ns, perf_counter
 from typing import Any
 
@@ -10,7 +11,8 @@ import gevent
 
 from benchmarks.clock import Clock, Figures, p50, p99
 from benchmarks.memory import Growth
-from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
+from benchmarks.rivals.load import arrivals, under_load
+from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
 
 __all__ = ["KombuApi", "many"]
@@ -87,6 +89,45 @@ class KombuApi:
                     producer.publish(BODY, routing_key=sink)
                     took.append(perf_counter() - began)
         return clock.per(count, p50=p50(took))
+
+    def loaded_publish(self, count: int) -> Figures:
+        """100 greenlets, of which one is free when a call is due."""
+        sink = self.stage.sink()
+        with self._publishing() as publish:
+
+            def run(count: int, rate: float) -> tuple[list[float], float]:
+                took: list[float] = []
+                due_times = arrivals(count, rate)
+
+                def caller() -> None:
+                    for due in due_times:
+                        gevent.sleep(max(0.0, due - perf_counter()))
+                        publish(sink)
+                        took.append(perf_counter() - due)
+
+                began = perf_counter()
+                callers = [gevent.spawn(caller) for _ in range(CALLERS)]
+                gevent.joinall(callers, raise_error=True)
+                return took, perf_counter() - began
+
+            return under_load(run, count)
+
+    def _publishing(self) -> AbstractContextManager[Callable[[str], None]]:
+        """A function that publishes to a queue with confirm, for greenlets."""
+        raise NotImplementedError
+
+    def loaded_delivery(self, count: int) -> Figures:
+        """A consumer that gets a stream."""
+
+        def run(count: int, rate: float) -> tuple[list[float], float]:
+            clock, took = self._listen(count, "stream", str(rate))
+            return took, clock.per(1)["wall"] / 1e6
+
+        return under_load(run, count)
+
+    def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
+        """Consume what another process sends; return how long each message was under way."""
+        raise NotImplementedError
 
     def _confirming(self) -> Any:
         return self.api.Connection(self.url, transport_options={"confirm_publish": True})

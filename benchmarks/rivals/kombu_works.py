@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -94,15 +96,31 @@ class Works(KombuApi):
         consumer.consume()
         return str(queue.name)
 
+    @contextmanager
+    def _publishing(self) -> Iterator[Callable[[str], None]]:
+        self.api.pools.set_limit(20)
+        connection = self.api.Connection(self.url, transport_options={"confirm_publish": True})
+        producers = self.api.pools.producers[connection]
+
+        def publish(queue: str) -> None:
+            with producers.acquire(block=True) as producer:
+                producer.publish(BODY, routing_key=queue)
+
+        yield publish
+
     def latency(self, count: int) -> Figures:
         """A consumer that drains."""
+        clock, took = self._listen(count, "tick")
+        return clock.per(count, p50=p50(took))
+
+    def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
         (source,) = self.stage.sources(1)
         took, callback = self.latencies(count)
-        ticker = self.stage.peer("tick", str(count), source)
+        ticker = self.stage.peer(role, str(count), source, *arguments)
         with self.api.Connection(self.url) as connection:
             queue = self.api.Queue(source, no_declare=True)
             with connection.Consumer([queue], callbacks=[callback]), Clock() as clock:
                 self.stage.go(ticker)
                 while len(took) < count:
                     connection.drain_events(timeout=TIMEOUT)
-        return clock.per(count, p50=p50(took))
+        return clock, took

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from time import monotonic_ns, perf_counter
+from time import monotonic_ns, perf_counter, sleep
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ import pika
 
 from benchmarks.clock import Clock, Figures, p50
 from benchmarks.memory import Growth
+from benchmarks.rivals.load import arrivals, under_load
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH
 from benchmarks.stage import BODY, LARGE, Stage
 
@@ -143,8 +144,38 @@ class Works:
             self.channel.queue_declare(self.stage.mark, passive=True)
         return clock.per(count)
 
+    def loaded_publish(self, count: int) -> Figures:
+        """One caller."""
+        sink = self.stage.sink()
+        self.channel = self.connection.channel()
+        self.channel.confirm_delivery()
+
+        def run(count: int, rate: float) -> tuple[list[float], float]:
+            took = []
+            began = perf_counter()
+            for due in arrivals(count, rate):
+                sleep(max(0.0, due - perf_counter()))
+                self._publish(sink, json.dumps(BODY).encode())
+                took.append(perf_counter() - due)
+            return took, perf_counter() - began
+
+        return under_load(run, count)
+
+    def loaded_delivery(self, count: int) -> Figures:
+        """A consumer that gets a stream."""
+
+        def run(count: int, rate: float) -> tuple[list[float], float]:
+            clock, took = self._listen(count, "stream", str(rate))
+            return took, clock.per(1)["wall"] / 1e6
+
+        return under_load(run, count)
+
     def latency(self, count: int) -> Figures:
         """A consumer that waits."""
+        clock, took = self._listen(count, "tick")
+        return clock.per(count, p50=p50(took))
+
+    def _listen(self, count: int, role: str, *arguments: str) -> tuple[Clock, list[float]]:
         (source,) = self.stage.sources(1)
         took: list[float] = []
 
@@ -154,12 +185,13 @@ class Works:
             if len(took) == count:
                 channel.stop_consuming()
 
-        ticker = self.stage.peer("tick", str(count), source)
-        self.channel.basic_consume(source, callback)
+        ticker = self.stage.peer(role, str(count), source, *arguments)
+        tag = self.channel.basic_consume(source, callback)
         with Clock() as clock:
             self.stage.go(ticker)
             self.channel.start_consuming()
-        return clock.per(count, p50=p50(took))
+        self.channel.basic_cancel(tag)
+        return clock, took
 
     def connect(self, count: int) -> Figures:
         """Connect and close."""

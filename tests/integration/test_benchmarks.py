@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.full, pytest.mark.programs]
 #: Measured always; the others with ``--long``.  (kombu needs a minute for a thousand Redis queues.)
 ALWAYS = {
     "rabbitmq": ("greenconn", "kombu"),
+    "rabbitmq-load": ("greenconn",),
     "redis": ("greenconn",),
     "redis-cluster": ("greenconn",),
     "mongodb": ("greenconn",),
@@ -24,6 +25,7 @@ ALWAYS = {
 #: The fixtures that give the addresses of the brokers.
 URLS = {
     "rabbitmq": "amqp_url",
+    "rabbitmq-load": "amqp_url",
     "redis": "redis_url",
     "redis-cluster": "redis_cluster_url",
     "mongodb": "mongodb_server",
