@@ -12,14 +12,16 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator, MutableMapping
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import PerHub
+from greenconn.green.pool import Entry
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
-from greenconn.resource import Resource, acquiring_place
+from greenconn.resource import UNSHARED, Resource, acquiring_place
 
 if TYPE_CHECKING:
     from greenconn.abc import Connection
@@ -48,8 +50,8 @@ class ProducerPool(Resource):
     """A pool of producers on the connections of another pool.
 
     An acquired producer counts in this pool and holds a connection of the other; its release releases
-    both.  The producer and its connection are new objects each time, so that their use after the
-    release does not affect the next holder.
+    both.  The producer is a new object each time, and so is its connection if anything refers to the
+    former one, so that their use after the release does not affect the next holder.
 
     The resources of this pool are connections.  An idle one stays here until the pool of connections
     needs it (see :mod:`greenconn.green.pool`), so that acquiring a producer costs the work of one pool,
@@ -70,6 +72,8 @@ class ProducerPool(Resource):
         if made is not None:
             self.Producer = made  # type: ignore[misc]  # kombu's: an instance may have its own
         self._lender = _Lender(self)
+        has_check = type(self).is_alive is not Resource.is_alive
+        self._checks_itself = connections._checks_itself and not has_check
         super().__init__(*args, **kwargs)
 
     def new(self) -> Any:
@@ -104,7 +108,13 @@ class ProducerPool(Resource):
             deadline = None if timeout is None else Deadline.of(timeout)
         entry = self._pool.take(block, deadline)
         try:
-            producer: Any = self.Producer(self.connections.facade(entry.item, self._lender))
+            # The facade of the producer before the last, if nothing else refers to it.
+            entry.loan, entry.spare = entry.spare, entry.loan
+            if getrefcount(entry.loan) == UNSHARED and entry.loan.renew(self._lender):
+                facade = entry.loan
+            else:
+                entry, facade = self._other_facade(entry, block, deadline)
+            producer: Any = self.Producer(facade)
             if self._has_prepare_hook:
                 producer = self.prepare(producer)
             self._checkouts.lend(producer, entry, acquiring_place() if self.trace_acquire else None)
@@ -113,6 +123,15 @@ class ProducerPool(Resource):
             self._pool.put_back(entry)
             raise
         return producer
+
+    def _other_facade(
+        self, entry: Entry[Any], block: bool, deadline: Deadline | None
+    ) -> tuple[Entry[Any], Any]:
+        """Return *entry*, or what replaces it if it is dead, with a facade over it.  May switch."""
+        entry = self._living(entry, block, deadline)
+        facade = self.connections.facade(entry.item, self._lender)
+        entry.loan = facade if hasattr(type(facade), "renew") else None
+        return entry, facade
 
     def collect_resource(self, resource: Any) -> None:
         """Release the connection to its own pool, which closes it."""
@@ -131,6 +150,10 @@ class ProducerPool(Resource):
 
     def _describe(self) -> str:
         return f"producers of {self.connections!r}"
+
+    def _is_core_alive(self, core: Any) -> bool:
+        alive: bool = self.connections.is_alive(core)
+        return alive
 
     def _producer_on(self, connection: Connection) -> Any:
         """Return the producer in use on *connection*; None if there is none."""

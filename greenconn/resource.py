@@ -47,7 +47,7 @@ FORWARDED: Final = (
 #: Number of frames in the trace of an acquire.
 DEPTH: Final = 12
 #: What ``getrefcount`` returns for a facade to which only its loan refers.
-_UNSHARED: Final = 2
+UNSHARED: Final = 2
 
 
 class Resource:
@@ -168,12 +168,14 @@ class Resource:
         if timeout is not None:
             timeout = Deadline.of(timeout)
         entry = self._pool.take(block, timeout)
-        loan = entry.loan
-        # The facade of a former loan, if only the pool refers to it: the loan and this expression.
+        # The loan before the last: programs often refer to the last one while they acquire the next.
+        loan, entry.spare = entry.spare, entry.loan
+        entry.loan = loan
         try:
+            # If only the pool refers to its facade: the loan, and this expression.
             if (
                 loan is not None
-                and getrefcount(loan.facade) == _UNSHARED
+                and getrefcount(loan.facade) == UNSHARED
                 and loan.facade.renew(self)
             ):
                 borrowed, loan.facade = loan.facade, None
@@ -197,8 +199,6 @@ class Resource:
         if entry.loan is loan:
             resource.mark_released()
             loan.facade = resource
-            if entry.spare is not None:
-                entry.loan, entry.spare = entry.spare, loan
             pool.put_back(entry)
             return
         del self._loans[loan.key]
@@ -378,13 +378,11 @@ class Resource:
         """Lend what was just acquired, with another facade than that of the last loan.  May switch."""
         entry = self._ready(entry, block, deadline)
         try:
-            borrowed = self._checkouts.renew_spare(entry, self)
-            if borrowed is None:
-                borrowed = self.facade(entry.item, self)
-                place = acquiring_place() if self.trace_acquire else None
-                has_hooks = self._has_prepare_hook or self._has_release_hook
-                keeps = place is None and not has_hooks and hasattr(type(borrowed), "renew")
-                self._checkouts.lend(borrowed, entry, place, keeps)
+            borrowed = self.facade(entry.item, self)
+            place = acquiring_place() if self.trace_acquire else None
+            has_hooks = self._has_prepare_hook or self._has_release_hook
+            keeps = place is None and not has_hooks and hasattr(type(borrowed), "renew")
+            self._checkouts.lend(borrowed, entry, place, keeps)
         except BaseException:
             self._pool.put_back(entry)
             raise
@@ -392,18 +390,24 @@ class Resource:
 
     def _ready(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Entry[Any]:
         """Return *entry*, prepared, or what replaces it.  May switch."""
-        while self._checks_itself and not self._can_be_lent(entry):
-            entry = self._pool.take_instead(entry, block, deadline)
+        entry = self._living(entry, block, deadline)
         if self._has_prepare_hook or isinstance(entry.item, lazy):
             entry = self._prepared(entry, block, deadline)
         return entry
 
-    def _can_be_lent(self, entry: Entry[Any]) -> bool:
+    def _living(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Entry[Any]:
+        """Return *entry*, or what replaces it if it is dead and that was not found out.  May switch."""
         try:
-            return self.is_alive(entry.item)
+            while self._checks_itself and not self._is_core_alive(entry.item):
+                entry = self._pool.take_instead(entry, block, deadline)
         except BaseException:
+            # Nothing is known of it; removing what has left the pool already does nothing.
             self._pool.remove(entry.item)
             raise
+        return entry
+
+    def _is_core_alive(self, core: Any) -> bool:
+        return self.is_alive(core)
 
     def _take(self, block: bool, deadline: Deadline | None) -> Entry[Any]:
         return self._ready(self._pool.take(block, deadline), block, deadline)
@@ -670,28 +674,18 @@ class _Checkouts:
         loan.place = place
         self.by_id[key] = loan
         if keeps:
-            former, entry.loan = entry.loan, loan
-            if entry.spare is None:
-                entry.spare = former
-            elif former is not None:
-                # The program keeps both: the older one is its own from now on.
-                self.by_id.pop(former.key, None)
-
-    def renew_spare(self, entry: Entry[Any], lender: Lender) -> Any:
-        """Lend the facade of the loan before the last again; None if the program refers to it, too."""
-        loan = entry.spare
-        if loan is None or getrefcount(loan.facade) != _UNSHARED or not loan.facade.renew(lender):
-            return None
-        entry.loan, entry.spare = loan, entry.loan
-        facade, loan.facade = loan.facade, None
-        return facade
+            former: _Loan | None = entry.loan
+            entry.loan = loan
+            # The program keeps that facade.  If it was lost, another may have its identity by now.
+            if former is not None and self.by_id.get(former.key) is former:
+                del self.by_id[former.key]
 
     def keep_none(self) -> None:
         """Keep no facade after its release any more; those in use are released as others are."""
         for loan in list(self.by_id.values()):
             loan.entry.loan = loan.entry.spare = None
             if loan.facade is not None:
-                del self.by_id[loan.key]
+                self.by_id.pop(loan.key, None)
 
     def end(self, facade: Any) -> _Loan | None:
         """End the loan of *facade*, and return it; None if it is not in use."""

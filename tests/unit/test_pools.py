@@ -122,6 +122,7 @@ def test_a_facade_to_which_nothing_refers_is_lent_again(connection: Connection) 
     lent.release()
     identity = id(lent)
     del lent
+    pool.acquire().release()  # a pool keeps two
     again = pool.acquire()
     assert id(again) == identity
     assert not hasattr(again, "tenant")
@@ -173,6 +174,7 @@ def test_a_facade_that_is_lent_again_and_dropped_comes_back(
     pool = connection.Pool(1)
     for times in range(1, 4):
         pool.acquire().release()
+        pool.acquire().release()
         pool.acquire()  # dropped
         gc.collect()
         pool.acquire(block=True, timeout=30).release()
@@ -223,7 +225,8 @@ def test_an_error_of_the_renewal_gives_the_connection_back(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = connection.Pool(1)
-    pool.acquire().release()
+    for _ in range(2):
+        pool.acquire().release()
 
     def fail(self: object, lender: object) -> bool:
         raise KeyboardInterrupt
@@ -450,6 +453,45 @@ def test_two_pools_of_producers_share_connections(connection: Connection) -> Non
     assert below.stats()["idle"] == 1
     assert not below._pool.holders()
     below.force_close_all()
+
+
+def test_producers_use_the_facades_of_former_ones_if_nothing_refers_to_them(
+    connection: Connection,
+) -> None:
+    pool = pools.ProducerPool(connection.Pool(1), limit=1)
+    seen = []
+    for _ in range(6):
+        producer = pool.acquire(block=True)
+        seen.append(id(producer.__connection__))
+        producer.release()
+    assert seen[2:] == [*seen[:2]] * 2
+    kept = producer.__connection__
+    others = []
+    for _ in range(4):
+        producer = pool.acquire(block=True)
+        others.append(producer.__connection__)
+        producer.release()
+        assert producer.__connection__ is not kept
+    assert len({id(each) for each in (kept, *others)}) == 5
+    assert pool.stats()["in_use"] == 0
+
+
+def test_a_producer_whose_connection_cannot_be_checked_gives_its_place_back(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = connection.Pool(1)
+    pool = pools.ProducerPool(below, limit=1)
+    pool.acquire(block=True).release()
+
+    def fail(self: object, resource: object) -> bool:
+        raise LookupError
+
+    monkeypatch.setattr(ConnectionPool, "is_alive", fail)
+    with pytest.raises(LookupError):
+        pool.acquire(block=True)
+    monkeypatch.undo()
+    assert pool.stats()["in_use"] == below.stats()["in_use"] == 0
+    pool.acquire(block=True).release()
 
 
 def test_a_pool_of_producers_that_is_dropped_keeps_nothing(
