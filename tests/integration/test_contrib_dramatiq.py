@@ -200,6 +200,19 @@ def test_a_queue_that_was_deleted_is_declared_again(actors: Actors) -> None:
     until(lambda: actors.done() == {1: 1}, timeout=SOON, what="the second")
 
 
+def test_a_queue_that_was_deleted_under_a_worker_is_declared_again(actors: Actors) -> None:
+    """Not at once: RabbitMQ 3.10 would not tell the worker, and give it nothing of the new queue."""
+    actors.start()
+    actors.work.send(0)
+    until(lambda: actors.done()[0] == 1, timeout=SOON, what="the first")
+    connection = actors.broker._connections.get()
+    assert connection is not None
+    with connection.clone() as other:
+        other.default_channel.queue_delete(actors.queue)
+    actors.work.send(1)
+    until(lambda: actors.done()[1] == 1, timeout=SOON, what="the second")
+
+
 def test_a_broker_that_is_away(unique: str) -> None:
     broker = GreenconnBroker("amqp://guest:guest@127.0.0.1:1//", timeout=0.3)
     actor = make_actor(print, actor_name="print", queue_name=unique, broker=broker)
