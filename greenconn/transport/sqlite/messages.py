@@ -133,6 +133,8 @@ class _Storing:
         self._rows: list[tuple[Any, ...]] = []
         self.dead: list[Claimed] = []
         self.next_at: float | None = None
+        #: Bounded queue -> its waiting messages, and the bytes of their bodies where these are bounded.
+        self._waiting: dict[int, tuple[int, int]] = {}
         #: By identity: one envelope may go into many queues.
         self._texts: dict[int, tuple[str, bytes]] = {}
 
@@ -142,7 +144,6 @@ class _Storing:
         if text is None:
             text = self._texts[id(entry.envelope)] = _written(entry.envelope)
         if queue.policy.is_bounded:
-            self.flush()
             refusal = self._make_room(queue, len(text[1]))
             if refusal is not None:
                 if queue.policy.overflow == "reject-publish-dlx":
@@ -153,6 +154,9 @@ class _Storing:
         if at is not None or expires is not None:
             self.next_at = earliest(self.next_at, at, expires)
         state = READY if at is None else DELAYED
+        if state == READY and queue.id in self._waiting:
+            count, total = self._waiting[queue.id]
+            self._waiting[queue.id] = (count + 1, total + len(text[1]))
         self._rows.append((queue.id, state, entry.priority, at, expires, *text))
         return None
 
@@ -181,16 +185,31 @@ class _Storing:
     def _make_room(self, queue: QueueRow, size: int) -> Exception | None:
         """Make room for one more message in a queue that is bounded; what it refuses."""
         policy = queue.policy
+        if queue.id not in self._waiting:
+            self._waiting[queue.id] = self._count(queue)
         while True:
-            count, total = self._db.execute(
-                "SELECT count(*), total(length(body)) FROM messages WHERE queue = ? AND state = 0",
-                (queue.id,),
-            ).fetchone()
-            if not policy.is_above(count + 1, int(total) + size):
+            count, total = self._waiting[queue.id]
+            if not policy.is_above(count + 1, total + size):
                 return None
             if policy.refuses_overflow or not count:
                 return QueueFull(queue.name)
-            self.dead += _take(self._db, queue, 1, self._claim, "maxlen")
+            self.flush()
+            dropped = _take(self._db, queue, 1, self._claim, "maxlen")
+            self._waiting[queue.id] = (
+                count - len(dropped),
+                total - sum(len(each.raw) for each in dropped),
+            )
+            self.dead += dropped
+
+    def _count(self, queue: QueueRow) -> tuple[int, int]:
+        """Return the waiting messages, and the bytes of their bodies where these are bounded."""
+        # Adding up the bytes takes ten times as long as counting, which walks an index only.
+        total = "0" if queue.policy.max_length_bytes is None else "total(length(body))"
+        found = self._db.execute(
+            f"SELECT count(*), {total} FROM messages WHERE queue = ? AND state = 0", (queue.id,)
+        )
+        count, size = found.fetchone()
+        return count, int(size)
 
 
 def put(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from typing import Any
 
-from greenconn.broker.port import Settlement, SettleRequest
-from greenconn.transport.sqlite.messages import Claim, claim, settle
+import pytest
+
+from greenconn.broker.port import Entry, Settlement, SettleRequest
+from greenconn.transport.sqlite.messages import Claim, claim, put, settle
 from greenconn.transport.sqlite.queues import Queues
 from greenconn.transport.sqlite.sql import SCHEMA
-from greenconn.transport.virtual.declaration import UNDECLARED
+from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
 
 def steps(waiting: int) -> int:
@@ -38,3 +41,26 @@ def steps(waiting: int) -> int:
 def test_a_claim_costs_the_same_whatever_waits() -> None:
     few, many = steps(100), steps(10_000)
     assert many < 1.1 * few
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        ({"x-max-length": 3}, [b"66", b"77", b"88"]),
+        ({"x-max-length-bytes": 5}, [b"77", b"88"]),
+        ({"x-max-length": 3, "x-overflow": "reject-publish"}, [b"00", b"11", b"22"]),
+    ],
+)
+def test_a_bounded_queue_is_counted_once_for_many_messages(
+    arguments: dict[str, Any], left: list[bytes]
+) -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.executescript(SCHEMA)
+        queues, how = Queues(), Claim(1, 60.0, "me")
+        queues.make(db, "q", Declaration(arguments=arguments), "me")
+        statements: list[str] = []
+        db.set_trace_callback(statements.append)
+        bodies = [b"%d%d" % (number, number) for number in range(9)]
+        put(db, queues, [Entry("q", {"body": body}) for body in bodies], how)
+        assert sum("count(*)" in each for each in statements) == 1
+        assert [each.raw for each in claim(db, queues, {1: 10}, how).claimed] == left
