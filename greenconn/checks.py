@@ -26,8 +26,6 @@ __all__ = [
     "maybe_channel",
 ]
 
-_NUMBERS: Final = frozenset({int, float})
-
 
 def is_number(value: object) -> bool:
     """Return whether *value* is a finite number, but not a bool."""
@@ -45,15 +43,18 @@ def check_seconds(
     Raises:
         ValueError: it is not.
     """
-    bound = " above 0" if above_zero else ", at least 0"
     for name in names:
         value = getattr(options, name)
-        if type(value) in _NUMBERS and 0 < value < math.inf:
-            continue  # what nearly all have
-        if (value is None and optional) or (
-            is_number(value) and (value > 0 or (value == 0 and not above_zero))
+        if value is None:
+            if optional:
+                continue
+        elif (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and (0 < value < math.inf or (value == 0 and not above_zero))
         ):
             continue
+        bound = " above 0" if above_zero else ", at least 0"
         raise invalid(options, name, f"a number of seconds{bound}{_or_none(optional)}")
 
 

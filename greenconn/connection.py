@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -121,20 +122,21 @@ class _Parameter(_Shared[T]):
     """
 
     def __init__(self, default: T, parameter: str = "", *, fills: bool = False) -> None:
-        super().__init__(default, self._read_parameter)
         self._parameter = parameter
         self._fills = fills
+        # Of C, since opening a connection reads all parameters.
+        super().__init__(default, attrgetter(f"broker.parameters.{parameter}"))
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         super().__set_name__(owner, name)
-        self._parameter = self._parameter or name
+        if not self._parameter:
+            self._parameter = name
+            self._read = attrgetter(f"broker.parameters.{name}")
 
     def __get__(self, instance: Any, owner: type[Any] | None = None) -> T:
-        # The same without a call of self._read: opening a connection reads all parameters.
-        return self._default if instance is None else self._read_parameter(instance.session)
-
-    def _read_parameter(self, session: Session) -> T:
-        value: T = getattr(session.broker.parameters, self._parameter)
+        if instance is None:
+            return self._default
+        value = self._read(instance.session)
         return self._default if value is None and self._fills else value
 
     def __set__(self, instance: Any, value: T) -> None:

@@ -116,7 +116,8 @@ class Session:
         self._connector = Connector(broker, self._prepare, self._begin_life, self._attempt_failed)
         self.topology = Topology(lambda: broker.label)
         self._members = Members(broker)
-        self._channels = Channels(self)
+        #: Made when it is first needed: a connection whose channels the program opens needs none.
+        self._made_channels: Channels | None = None
         self.utility = UtilityChannels(self)
         self.services = SessionServices()
         self._recovery = SessionRecovery(self, self._members, self._end_recovery)
@@ -223,7 +224,8 @@ class Session:
     def ready_life(self) -> Life | None:
         """The current life if its members are restored, else None.  Never switches."""
         life = self.life
-        if self._state is _OPEN and life.is_open:
+        # Asked for each event that is drained, so without a call of life.is_open.
+        if self._state is _OPEN and (life.link.is_open if life.can_tell else life.is_open):
             affinity = self._hub_affinity
             if affinity is not None and get_hub() is not affinity.hub:
                 affinity.check(self)
@@ -299,14 +301,20 @@ class Session:
         if channel is not None and is_open(channel) and self.life.is_open:
             self._bind_to_hub()
             return channel
-        return self._channels.default(deadline or Deadline(), reopen=reopen)
+        return self._channels().default(deadline or Deadline(), reopen=reopen)
 
     def set_default_channel(self, channel: Channel) -> Any:
         """Make *channel* the default channel, and return the open one that it replaces, or None.
 
         Never switches.
         """
-        return self._channels.set_default(channel)
+        return self._channels().set_default(channel)
+
+    def _channels(self) -> Channels:
+        channels = self._made_channels
+        if channels is None:
+            channels = self._made_channels = Channels(self)
+        return channels
 
     def successor(self, old_channel: Any, deadline: Deadline | None = None) -> Any:
         """Return the channel that replaces *old_channel*.  May switch.
@@ -314,7 +322,7 @@ class Session:
         That is itself while it is open, the default channel if it was that, else one opened in its
         place, with the same prefetch and confirm mode.  Raises as :meth:`link`.
         """
-        return self._channels.successor(old_channel, deadline or Deadline())
+        return self._channels().successor(old_channel, deadline or Deadline())
 
     def close(self) -> None:
         """Close the link and end recovery; all waiters get an error.  May switch.
@@ -364,7 +372,8 @@ class Session:
         self._connector.forget()
         self._members.forget()
         self.topology.clear()
-        self._channels.forget()
+        if self._made_channels is not None:
+            self._made_channels.forget()
         self.utility.forget()
         self.services = SessionServices()
         self.life = Life()
@@ -491,7 +500,8 @@ class Session:
         self.lost = None
         self._members.clear()
         self.topology.clear()
-        self._channels.forget()
+        if self._made_channels is not None:
+            self._made_channels.forget()
         self.utility.drop()
         self._connector.reset(exc)
         self._recovery.stop()

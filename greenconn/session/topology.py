@@ -16,7 +16,7 @@ once more a little later.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
@@ -214,7 +214,7 @@ class Topology:
         #: By destination.
         self._bindings: dict[tuple[bool, str], dict[Any, DeclaredBinding]] = {}
         #: How many bindings there are to each exchange.
-        self._bound_to: Counter[str] = Counter()
+        self._bound_to: defaultdict[str, int] = defaultdict(int)
         #: Former name -> present name of queues that the broker has named.
         self._names: dict[str, str] = {}
         self._count = 0  # of bindings
@@ -243,7 +243,7 @@ class Topology:
     def exchange_deleted(self, name: str) -> None:
         """Forget a deleted exchange and its bindings."""
         self._exchanges.pop(name, None)
-        if self._bound_to[name]:
+        if self._bound_to.get(name):
             for group in list(self._bindings.values()):
                 for each in [each for each in group.values() if each.source == name]:
                     self._unbind(each)

@@ -153,7 +153,7 @@ class Transport(base.Transport[AmqpLink]):
             userid = "guest" if userid is None else userid
             password = "guest" if password is None else password
         for name, value in (("user name", userid), ("password", password)):
-            if not isinstance(value, str | None):
+            if value is not None and not isinstance(value, str):
                 # Else it would look like an error of the broker, and be tried again.
                 raise TypeError(f"the {name} of a login must be text, got {type(value).__name__}")
         return userid, password
@@ -165,8 +165,8 @@ class Transport(base.Transport[AmqpLink]):
             warns: log names that are no options.
         """
         options, unknown = from_transport_options(AmqpOptions, self.client.transport_options or {})
-        ignored = sorted(set(unknown) - _COMMON)
-        if ignored and warns:
+        ignored = sorted(set(unknown) - _COMMON) if unknown and warns else ()
+        if ignored:
             logger.warning(
                 "%s: unknown transport options are ignored: %s",
                 self.client.as_uri(),
