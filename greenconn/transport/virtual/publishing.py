@@ -119,7 +119,11 @@ def prepared(
     Raises:
         TypeError: the body is neither text nor bytes.
     """
-    own: dict[str, Any] = copied(properties) if properties else {}
+    own: dict[str, Any] = dict(properties or ())
+    for name, value in own.items():
+        if value.__class__ not in _PLAIN or name.__class__ is not str:
+            own = copied(own)
+            break
     own.setdefault("priority", priority or 0)
     if isinstance(body, (bytearray, memoryview)):
         body = bytes(body)
