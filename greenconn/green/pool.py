@@ -368,8 +368,8 @@ class FairPool(Generic[T]):
         self._parent = parent
         self._created = self._discarded = self._timeouts = 0
         self._state = PoolState.OPEN
-        #: Whether released items may have to be discarded: it is closed, or was above its limit when
-        #: that was changed.
+        #: Whether released items may have to be discarded: there were more than the limit when that was
+        #: changed.  (What belonged to a pool that was closed has left it.)
         self._may_discard = False
         #: Whether sub-pools must release their items at once, instead of keeping idle ones.
         self.wants_back = False
@@ -509,7 +509,7 @@ class FairPool(Generic[T]):
         if entry.holder is None:
             return  # it has left the pool
         entry.holder = None
-        if self._may_discard and (self._state is _CLOSED or self._is_above_limit()):
+        if self._may_discard and self._is_above_limit():
             self._discard(entry)
         elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
             self._return(self._entries.leave(entry))
@@ -573,10 +573,9 @@ class FairPool(Generic[T]):
         self._limit = limit
         while self.sub_pools.reclaim():
             pass  # idle ones can go at once
-        self._may_discard = self._state is _CLOSED
+        self._may_discard = self._is_above_limit()
         if limit is not None:
             beyond = len(self._entries) + self._reserved - limit
-            self._may_discard |= beyond > 0
             for entry in self._idle[: max(0, beyond)]:
                 self._discard(entry)
             del self._idle[: max(0, beyond)]
@@ -596,7 +595,6 @@ class FairPool(Generic[T]):
     def close(self) -> list[T]:
         """Close the pool and return its resources; waiting and future acquires raise RuntimeError."""
         self._state = moved(self._state, _CLOSED, POOL_MOVES, "a pool")
-        self._may_discard = True
         self._queue.fail(self._closed_error())
         return self.clear()
 

@@ -624,3 +624,77 @@ def test_what_was_lost_before_the_first_use_is_noted(factory: Factory) -> None:
     pool = factory.pool(1)
     pool.note_lost(Thing(7))  # it has no hub yet
     assert pool.acquire().number == 1
+
+
+def test_one_that_the_lender_finds_dead_is_replaced(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2, lender_checks=True)
+    one, two = pool.acquire(), pool.acquire()
+    pool.release(one)
+    pool.release(two)
+    two.is_alive = False
+    dead = pool.take()
+    assert dead.item is two  # it was not asked
+    assert pool.take_instead(dead).item is one
+    taken = pool.take()
+    waiter = spawned(pool.acquire)
+    assert pool.take_instead(taken).item.number == 4  # before those that wait
+    assert not waiter.ready()
+    assert pool.release(one)
+    assert waiter.get(timeout=30) is one
+    settle()
+    assert factory.disposed == [2, 3]
+    assert (pool.stats()["created"], pool.stats()["discarded"]) == (4, 2)
+
+
+def test_what_no_waiter_takes_is_idle(factory: Factory) -> None:
+    pool = factory.pool(2)
+    held = pool.acquire()
+    gives: list[Callable[[], bool]] = [lambda: pool.add(Thing(7)), lambda: pool.release(held)]
+    for give in gives:
+        pool._queue.enter(False).fail(LookupError())  # it has left, but has not run
+        assert give()
+    assert [thing.number for thing in pool.idle()] == [7, 1]
+    assert pool.stats()["waiting"] == 0
+
+
+def test_a_pool_at_its_lower_limit_keeps_what_is_released(factory: Factory) -> None:
+    pool = factory.pool(3)
+    things = [pool.acquire() for _ in range(3)]
+    pool.resize(2)
+    assert pool.release(things[0])
+    assert pool.stats()["idle"] == 0
+    assert pool.release(things[1])
+    assert pool.release(things[2])
+    assert pool.idle() == things[1:]
+    settle()
+    assert factory.disposed == [1]
+
+
+def test_what_was_held_when_the_pool_was_closed_is_not_released(factory: Factory) -> None:
+    pool = factory.pool(2)
+    entry = pool.take()
+    pool.close()
+    pool.resize(5)
+    pool.put_back(entry)
+    assert pool.idle() == []
+    assert pool.stats()["in_use"] == 0
+    assert not pool.add(Thing(9))
+
+
+def test_one_that_cannot_be_checked_leaves_the_pool(factory: Factory) -> None:
+    asked: list[Thing] = []
+
+    def fail(thing: Thing) -> bool:
+        asked.append(thing)
+        raise LookupError
+
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    pool.release(thing)
+    pool._is_alive = fail
+    with pytest.raises(LookupError):
+        pool.acquire()
+    assert asked == [thing]
+    pool._is_alive = None
+    assert pool.stats()["idle"] == pool.stats()["in_use"] == 0
+    assert pool.acquire().number == 2
