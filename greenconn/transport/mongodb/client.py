@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 import gevent
 import pymongo
 from bson import Int64
-from pymongo import errors, uri_parser
+from pymongo import ReadPreference, errors, uri_parser
 
 from greenconn.green import fork, thread_end
 from greenconn.green.deadline import Deadline
@@ -202,7 +202,10 @@ class Client:
         except BaseException:
             self._threads.close()
             raise
-        self.database: Any = self._mongo[address.database]
+        # Whatever the URL says: a secondary may not know yet of a queue that was declared just now.
+        self.database: Any = self._mongo.get_database(
+            address.database, read_preference=ReadPreference.PRIMARY
+        )
         thread_end.register(self)
 
     def end_with_thread(self) -> None:

@@ -6,9 +6,10 @@ import ssl
 from typing import Any
 
 import pytest
+from pymongo import ReadPreference
 
 from greenconn import Connection
-from greenconn.transport.mongodb.client import Address, address_of
+from greenconn.transport.mongodb.client import Address, Client, address_of
 from greenconn.transport.mongodb.options import MongoOptions
 
 
@@ -94,3 +95,11 @@ def test_secrets_are_masked() -> None:
     assert "secret" not in shown
     assert "a,b/x" in shown
     assert connection.as_uri(include_password=True) == url
+
+
+def test_nothing_is_read_from_a_secondary() -> None:
+    """It may not know yet of a queue that was declared just now."""
+    found = address("mongodb://127.0.0.1:1/mail?readPreference=secondaryPreferred")
+    client = Client(found, "mongodb://127.0.0.1:1", 1)
+    assert client.database["queues"].read_preference == ReadPreference.PRIMARY
+    client.close()
