@@ -42,7 +42,12 @@ from greenconn.connection import ARGUMENTS, Connection
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
 from greenconn.entity.existence import ensure_declared
-from greenconn.exceptions import NotFound, OperationalError, Unroutable
+from greenconn.exceptions import (
+    NotFound,
+    OperationalError,
+    RecoverableConnectionError,
+    Unroutable,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
@@ -61,6 +66,8 @@ DEAD_MESSAGE_TTL: Final = int(os.environ.get("dramatiq_dead_message_ttl", 7 * 86
 ETA: Final = "x-dramatiq-eta"
 #: Seconds that a worker holds a message at most for it, whatever its clock says.
 LONGEST_HOLD: Final = 1.0
+#: Errors of a connection, which Dramatiq retries.
+_LOST: Final = (OperationalError, OSError, RecoverableConnectionError)
 #: Seconds that a consumer has to requeue what its worker has not begun with.
 CLOSING: Final = 10.0
 
@@ -232,7 +239,7 @@ class GreenconnBroker(Broker):
                 self._publish(message, options)
             except Unroutable:
                 self._publish(message, options)  # its queue was deleted, and is declared again
-        except (OperationalError, OSError) as exc:
+        except _LOST as exc:
             raise ConnectionFailed(str(exc)) from exc
         if delay is not None:
             self._note_delay(message.queue_name, delay / 1000)
@@ -405,7 +412,7 @@ class _Consumer(Consumer):
         self._is_closing = False
         try:
             queue = broker._ensure_queue(queue_name, broker.connection)
-        except (OperationalError, OSError) as exc:
+        except _LOST as exc:
             raise ConnectionFailed(str(exc)) from exc
         self._consumer = spawn_consumer(
             queue,

@@ -11,10 +11,14 @@ import pytest
 pytest.importorskip("dramatiq")
 
 import dramatiq
+import gevent
+from dramatiq.errors import ConnectionFailed
+from gevent import socket
 
 from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
 from greenconn.exceptions import NotFound
 from greenconn.transport import memory
+from tests.unit.fake_channel import outcome
 
 make_actor: Any = dramatiq.actor
 
@@ -77,6 +81,19 @@ def test_sending_opens_a_connection_that_was_closed(broker: GreenconnBroker, act
     broker.connection.close()
     actor.send()
     assert is_connected(broker)
+
+
+def test_closing_while_it_connects_fails_the_message() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        broker = GreenconnBroker(f"amqp://127.0.0.1:{silent.getsockname()[1]}//")
+        sending = gevent.spawn(outcome, broker.enqueue, dramatiq.Message("q", "a", (), {}, {}))
+        peer, _ = silent.accept()
+        with peer:
+            broker.connection.close()
+            assert isinstance(sending.get(timeout=30.0), ConnectionFailed)
+        broker.close()
 
 
 def test_a_client_belongs_to_redis(broker: GreenconnBroker) -> None:
