@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -69,6 +70,7 @@ def command(
     from greenconn.cli.benchmark import Benchmark, BenchmarkPlan
     from greenconn.cli.broker import connection_to, product_of
     from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.terminal import folded
     from greenconn.url import maybe_sanitize_url
 
     plan = BenchmarkPlan(
@@ -85,10 +87,12 @@ def command(
         with interruptible():
             connection.connect()
             if not is_json:
-                click.echo(
+                title = (
                     f"{maybe_sanitize_url(url)}: {product_of(connection)}, {messages:,} messages of "
-                    f"{size:,} bytes, {publishers:,} publishers, {consumers:,} consumers"
+                    f"{size:,} bytes, {publishers:,} publisher{'s' * (publishers != 1)}, "
+                    f"{consumers:,} consumer{'s' * (consumers != 1)}"
                 )
+                click.echo(folded(title, sys.stdout))
             with closing(Benchmark(plan, connection).run()) as parts:
                 for each in parts:
                     if is_json:

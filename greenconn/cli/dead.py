@@ -37,15 +37,26 @@ def command() -> None:
 @url_option
 @_name_option
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--json", "is_json", is_flag=True, help="Print each as JSON, a line each.")
 @timeout_option
-def look(queue: str, url: str, name: str | None, count: int, timeout: float) -> None:
-    """Print the oldest dead letters of QUEUE as JSON, a line each.  They stay."""
+def look(queue: str, url: str, name: str | None, count: int, is_json: bool, timeout: float) -> None:
+    """Print the oldest dead letters of QUEUE with the reason, the error and the body.  They stay."""
+    from greenconn.cli.layout import count_line
+    from greenconn.cli.streams import check_output, write_line
+
+    check_output()
     with _letters(queue, url, name, timeout) as letters:
-        found = letters.look(count)
-        for letter in found:
-            click.echo(json.dumps(_shown(letter), default=repr, ensure_ascii=False))
-        if not found:
-            click.echo(f"{letters.name}: no message waits", err=True)
+        # Counted first: those that were looked at go back to the queue a moment later.
+        waiting, found = letters.count(), letters.look(count)
+        where = letters.name
+    for number, letter in enumerate(found, 1):
+        if is_json:
+            write_line(json.dumps(_shown(letter), default=repr, ensure_ascii=False))
+        else:
+            for line in _lines(number, letter):
+                click.echo(line)
+    if not is_json or not found:
+        click.echo(count_line(where, len(found), max(waiting, len(found))), err=True)
 
 
 @command.command("count")
@@ -127,6 +138,32 @@ def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator
             yield dead_letters(queue, name=name, connection=connection)
     finally:
         connection.close()
+
+
+def _lines(number: int, letter: DeadLetter) -> Iterator[str]:
+    from greenconn.cli.layout import message_lines
+    from greenconn.cli.records import body_of
+    from greenconn.worker.failures import EXCHANGE, FAILURE_HEADERS, ROUTING_KEY
+
+    shown = {*FAILURE_HEADERS} - {EXCHANGE, ROUTING_KEY}  # by the fields
+    message = letter.message
+    fields: dict[str, object] = {
+        name: value
+        for name, value in (
+            ("error", letter.error),
+            ("text", letter.text),
+            ("attempts", letter.attempts),
+            ("first failure", letter.first_failure),
+            ("queue", letter.queue),
+        )
+        if value is not None
+    }
+    fields.update(
+        (f"header {name}", value)
+        for name, value in message.headers.items()
+        if value not in (None, "") and name not in shown
+    )
+    return message_lines(f"#{number}  {letter.reason or 'no reason'}", fields, body_of(message))
 
 
 def _shown(letter: DeadLetter) -> dict[str, object]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from greenconn.cli.latencies import STEPS, histogram_lines, percentile
 from greenconn.cli.monitor import sparkline, writable_bars
 from greenconn.cli.plan import Plan, Snapshot, Summary
+from greenconn.cli.terminal import ACCENT
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +24,8 @@ __all__ = ["Display", "summary_table"]
 PLAIN_INTERVAL: Final = 1.0
 #: Columns of a terminal from which on there are pictures beside the figures.
 WIDE: Final = 78
+#: The style of bars and graphs.
+GRAPH: Final = f"color({ACCENT})"
 #: Lines and longest bar of the histogram of latencies.
 HISTOGRAM: Final = (8, 12)
 
@@ -110,8 +113,8 @@ def _picture(plan: Plan, snapshot: Snapshot, bars: str | None) -> Table:
             width=32,
             # The colours of rich are for dark grounds only.
             style="bright_black",
-            complete_style="green",
-            finished_style="green",
+            complete_style=GRAPH,
+            finished_style=GRAPH,
         ),
         f"{100 * done // total:3d}%",
         f"{snapshot.elapsed:.1f} s",
@@ -140,10 +143,10 @@ def _graphs(snapshot: Snapshot, bars: str) -> Table:
     """Return the latest rates and latencies as pictures."""
     graphs = Table.grid()
     graphs.add_column(no_wrap=True)
-    graphs.add_row(f"[dim]messages/s[/dim]  [green]{sparkline(snapshot.rates, bars)}[/green]")
+    graphs.add_row(f"[dim]messages/s[/dim]  [{GRAPH}]{sparkline(snapshot.rates, bars)}[/]")
     graphs.add_row("[dim]latency of 99 % of the latest messages[/dim]")
     for line in histogram_lines(_range(snapshot.latencies), bars[-1], *HISTOGRAM):
-        graphs.add_row(f"[cyan]{line}[/cyan]")
+        graphs.add_row(f"[{GRAPH}]{line}[/]")
     return graphs
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from greenconn.cli.options import timeout_option, url_option
-from greenconn.cli.terminal import visible
 
 if TYPE_CHECKING:
     from greenconn.message import Message
 
 __all__ = ["command"]
 
-#: Width of the name of a property or header.
-NAME: Final = 20
-#: Characters of a body that are printed.
-BODY: Final = 4000
 #: Fields of a record that are shown as properties are.
 ROUTE: Final = ("exchange", "routing_key", "redelivered")
 
@@ -43,6 +37,7 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
     """
     from greenconn.cli.broker import connection_to
     from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.layout import count_line
     from greenconn.cli.records import line_of
     from greenconn.cli.streams import check_output, write_line
     from greenconn.worker.moving import count_of, look
@@ -64,29 +59,16 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
             for line in _lines(number, message):
                 click.echo(line)
     if not is_json:
-        what = f"{len(messages)} of {waiting:,} messages" if messages else "no message waits"
-        click.echo(f"{queue}: {what}", err=True)
+        click.echo(count_line(queue, len(messages), waiting), err=True)
 
 
 def _lines(number: int, message: Message) -> Iterator[str]:
+    from greenconn.cli.layout import message_lines
     from greenconn.cli.records import record_of
 
     record = record_of(message)
-    yield click.style(f"#{number}  {record['content_type'] or 'no content type'}", bold=True)
-    shown = {name: record[name] for name in ROUTE if record[name]}
-    shown.update(record["properties"])
-    shown.update((f"header {name}", each) for name, each in record["headers"].items())
-    for name, value in shown.items():
-        text = visible(value) if isinstance(value, str) else json.dumps(value, default=repr)
-        yield f"  {click.style(f'{name:{NAME}}', fg='cyan')} {text}"
-    body = record["body"]
-    if isinstance(body, bytes):
-        text = visible(body.decode("utf-8", "backslashreplace"))
-    elif isinstance(body, str):
-        text = visible(body)
-    else:
-        text = json.dumps(body, indent=2, default=repr, ensure_ascii=False)
-    if len(text) > BODY:
-        text = f"{text[:BODY]}... ({len(text):,} characters)"
-    yield from (f"  {line}" for line in text.splitlines() or [""])
-    yield ""
+    fields = {name: record[name] for name in ROUTE if record[name]}
+    fields.update(record["properties"])
+    fields.update((f"header {name}", each) for name, each in record["headers"].items())
+    title = f"#{number}  {record['content_type'] or 'no content type'}"
+    return message_lines(title, fields, record["body"])

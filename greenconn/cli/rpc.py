@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def _call(
     from greenconn.cli.consume import body_text
     from greenconn.cli.errors import error_text
     from greenconn.cli.streams import write_line
+    from greenconn.cli.terminal import folded
     from greenconn.exceptions import RemoteError, ReplyTimeout
     from greenconn.rpc import call
 
@@ -104,5 +106,5 @@ def _call(
     elif error is None:
         write_line(body_text(reply))
     else:
-        click.echo(f"greenconn: {error}", err=True)
+        click.echo(folded(f"greenconn: {error}", sys.stderr), err=True)
     return error is None

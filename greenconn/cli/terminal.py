@@ -8,10 +8,13 @@ import unicodedata
 from textwrap import wrap
 from typing import Final, TextIO
 
-__all__ = ["ATTENTION", "folded", "is_colourless", "is_screen", "visible"]
+__all__ = ["ACCENT", "ATTENTION", "folded", "is_colourless", "is_screen", "visible"]
 
 #: The colour of what is to be looked at.  It reads on dark and on light grounds, as yellow does not.
 ATTENTION: Final = "magenta"
+#: The colour of names, graphs, and of what is right: a number of the table of 256 colours.  Its contrast
+#: to black and to white is 4.5; the green and the cyan of most terminals are too light on white.
+ACCENT: Final = 29
 #: Control characters that text may have.
 _LAYOUT: Final = "\n\t"
 

@@ -394,12 +394,7 @@ class Session:
         self.topology.record(link, partial(self.broker.transport.create_channel, link))
         if hasattr(link, "on_lost"):
             link.on_lost = lambda exc: self._end_life(life, exc)
-        logger.info(
-            "connected to %s (life %d)",
-            self.broker.label,
-            self.generation,
-            extra={"connection": self.broker.label},
-        )
+        logger.info("connected to %s", self.broker.label, extra={"connection": self.broker.label})
         if (calls := LISTENERS.connect) is not None:
             opened = ConnectEvent(self.broker.label, life.generation, self._connector.duration)
             spawn("listener", notify, calls, opened)

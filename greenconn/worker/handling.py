@@ -310,9 +310,10 @@ class Handling:
     ) -> None:
         logger.log(
             logging.ERROR if is_final else logging.WARNING,
-            "handler %s of queue %r failed on delivery %s; %s",
+            "handler %s of queue %r failed%s on delivery %s; %s",
             _name_of(self._handler),
             self._queue_of(message),
+            "" if attempt is None else f" in attempt {attempt}",
             message.delivery_tag,
             outcome,
             exc_info=(type(exc), exc, exc.__traceback__),

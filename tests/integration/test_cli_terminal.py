@@ -13,16 +13,17 @@ from gevent.socket import wait_read
 
 import greenconn
 from greenconn import Connection
+from greenconn.cli.terminal import ACCENT
 from tests.integration.processes import run, start
 
 pytestmark = pytest.mark.programs
 
 SOON = 120.0
-#: Numbers of ANSI colours that read on dark and on light grounds: red, green, magenta, cyan; and grey,
-#: for the rest of a bar.
-READABLE = {31, 32, 35, 36, 90}
-#: Numbers that set no colour: reset, bold, dim, and the ends of those.
-NEUTRAL = {0, 1, 2, 22, 39, 49}
+#: ANSI colours that read on dark and on light grounds: red, magenta, ours of 256; and grey, for the rest
+#: of a bar.
+READABLE = {"31", "35", f"38;5;{ACCENT}", "90"}
+#: Codes that set no colour: reset, bold, dim, and the ends of those.
+NEUTRAL = {"0", "1", "2", "22", "39", "49"}
 
 
 def shown_in_terminal(*arguments: str, columns: int = 80, **environment: str) -> str:
@@ -51,11 +52,11 @@ def shown_in_terminal(*arguments: str, columns: int = 80, **environment: str) ->
     return seen.decode().replace("\r\n", "\n")
 
 
-def colours(text: str) -> set[int]:
-    """Return the numbers of the styles that *text* sets."""
-    found: set[int] = set()
+def colours(text: str) -> set[str]:
+    """Return the codes of the styles that *text* sets."""
+    found: set[str] = set()
     for codes in re.findall(r"\x1b\[([\d;]*)m", text):
-        found.update(int(each or 0) for each in codes.split(";"))
+        found.update(re.findall(r"38;5;\d+|\d+", codes or "0"))
     return found
 
 
@@ -87,7 +88,7 @@ def file(tmp_path: Path) -> str:
 def test_colours_read_on_every_ground(file: str, arguments: tuple[str, ...]) -> None:
     text = shown_in_terminal(*arguments, file)
     assert colours(text) - READABLE - NEUTRAL == set()
-    assert colours(text) & {1, *READABLE}
+    assert colours(text) & {"1", *READABLE}
     plain = shown_in_terminal(*arguments, file, NO_COLOR="1")
     assert colours(plain) - NEUTRAL == set()
     dumb = shown_in_terminal(*arguments, file, TERM="dumb")
@@ -108,6 +109,21 @@ def test_an_error_is_broken_between_words(file: str) -> None:
     outcome = run("-m", "greenconn", "publish", "nosuch", "x", "-u", file)
     assert text.split() == outcome.errors.split()
     assert "queue 'nosuch' does not exist" in " ".join(text.split())
+
+
+def test_a_long_field_is_broken_between_words(file: str) -> None:
+    with Connection(file) as connection:
+        long = " ".join(["word"] * 40)
+        greenconn.publish("mail", "x", connection=connection, headers={"long": long})
+    text = shown_in_terminal("peek", "mail", "-u", file, columns=40, NO_COLOR="1")
+    lines = text.splitlines()
+    begin = next(n for n, line in enumerate(lines) if line.startswith("  header long "))
+    field = lines[begin : lines.index("  x", begin)]
+    assert " ".join(" ".join(field).split()) == f"header long {long}"
+    assert max(map(len, field)) <= 40
+    assert len({len(line) - len(line.lstrip()) for line in field[1:]}) == 1  # below its first word
+    outcome = run("-m", "greenconn", "peek", "mail", "-u", file)
+    assert long in outcome.output
 
 
 def test_the_progress_of_a_long_command(file: str) -> None:

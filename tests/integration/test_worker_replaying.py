@@ -158,9 +158,21 @@ def test_command_line(amqp_url: str, unique: str, capsys: pytest.CaptureFixture[
         until(lambda: dead.count() == 4)
         assert run(["dead", "count", unique, "-u", amqp_url]) == 0
         assert capsys.readouterr().out == "4\n"
-        assert run(["dead", "look", unique, "-n", "1", "-u", amqp_url]) == 0
+        assert run(["dead", "look", unique, "-n", "1", "--json", "-u", amqp_url]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert (shown["reason"], shown["text"], shown["body"]) == ("failed", "no 0", 0)
+        assert run(["dead", "look", unique, "-n", "2", "-u", amqp_url]) == 0
+        seen = capsys.readouterr()
+        assert seen.err == f"{unique}.dead: 2 of 4 messages\n"
+        first, _, rest = seen.out.partition("\n\n")
+        assert [line.split(maxsplit=1) for line in first.splitlines()[:4]] == [
+            ["#1", "failed"],
+            ["error", "builtins.ValueError"],
+            ["text", "no 0"],
+            ["attempts", "1"],
+        ]
+        assert first.endswith("\n  0")
+        assert rest.startswith("#2  failed\n")
         assert run(["dead", "replay", unique, "--error", "KeyError", "-u", amqp_url]) == 0
         assert capsys.readouterr().out == f"replayed 2 messages of {unique}.dead\n"
         assert run(["dead", "purge", unique, "--yes", "-u", amqp_url]) == 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from greenconn.cli.options import timeout_option, url_argument
-from greenconn.cli.terminal import ATTENTION
+from greenconn.cli.terminal import ACCENT, ATTENTION
 
 if TYPE_CHECKING:
     from greenconn.cli.doctor.finding import Finding
@@ -23,7 +23,9 @@ __all__ = ["command"]
 #: Before a remedy.
 ARROW: Final = "-> "
 #: Outcome -> colour.
-COLOURS: Final = {"ok": "green", "note": "cyan", "warning": ATTENTION, "failed": "red"}
+COLOURS: Final = {"ok": ACCENT, "note": None, "warning": ATTENTION, "failed": "red"}
+#: Outcomes that stand out.
+BOLD: Final = frozenset({"warning", "failed"})
 #: Width of the outcome, and of the name of a check.
 OUTCOME: Final = 9
 CHECK: Final = 14
@@ -138,7 +140,7 @@ def _lines(finding: Finding, width: int | None) -> Iterator[str]:
     """
     outcome = finding.outcome.value
     head = (
-        click.style(f"  {outcome:{OUTCOME - 2}}", fg=COLOURS[outcome])
+        click.style(f"  {outcome:{OUTCOME - 2}}", fg=COLOURS[outcome], bold=outcome in BOLD)
         + f" {finding.check:{CHECK}} "
     )
     margin = " " * (OUTCOME + 1 + CHECK + 1)

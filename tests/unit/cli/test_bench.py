@@ -48,7 +48,7 @@ def test_the_report(command: Command, url: str) -> None:
     ended = command("bench", "--messages", "100", "--rate", "1000", "-u", url)
     assert (ended.code, ended.errors) == (0, "")
     head, publish, consume, latency = ended.output.split("\n\n")
-    assert "100 messages of 256 bytes, 10 publishers, 1 consumers" in head
+    assert "100 messages of 256 bytes, 10 publishers, 1 consumer" in head
     assert publish.startswith("publish: published, each confirmed\n  100 messages in ")
     assert "p99" in publish
     assert "p99" not in consume
