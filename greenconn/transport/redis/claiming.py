@@ -150,7 +150,7 @@ class Claims:
 
 
 #: Seconds of back-off at most, for each that consumes from the queue, and for any number of them.
-WAIT_EACH: Final = 0.001
+WAIT_EACH: Final = 0.002
 LONGEST_WAIT: Final = 0.1
 #: Looks without a message that count; each doubles the seconds, until they are as above.
 MOST_MISSES: Final = 8
