@@ -44,6 +44,13 @@ suppress_warnings = ["ref.python"]
 # Commands have two hyphens, and quotes that can be copied.
 smartquotes = False
 SOURCE = addresses((HERE.parent / "pyproject.toml").read_text("utf-8"), __version__)[1]
+# Placeholders, and addresses of the reader's own machine.
+linkcheck_ignore = [
+    r"https?://([\w.]+\.)?example\.(org|com|net)",
+    r"https?://(localhost|127\.0\.0\.1)",
+]
+linkcheck_timeout = 30
+linkcheck_retries = 3
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
