@@ -27,6 +27,7 @@ from greenconn.transport.SQS.credentials import (
 )
 from greenconn.transport.SQS.exceptions import LoginRefused, ServiceBusy
 from greenconn.transport.SQS.options import SQSOptions
+from greenconn.transport.SQS.queues import NewQueues
 from greenconn.transport.SQS.service import Endpoint, Service, find_endpoint
 from greenconn.transport.virtual.declaration import Declaration
 
@@ -230,6 +231,7 @@ class Accounts:
 
     Attributes:
         declared: how queues were declared, by name.
+        new: the queues that were made a moment ago.
     """
 
     def __init__(self, client: Any, options: SQSOptions) -> None:
@@ -239,6 +241,7 @@ class Accounts:
         self._is_secure = options.is_secure is not False
         self._accounts: dict[tuple[str | None, str | None], Account] = {}
         self.declared: dict[str, Declaration] = {}
+        self.new = NewQueues()
         self.main = self.of({})
 
     def forget(self) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
+from gevent import sleep
+
 from greenconn.transport.SQS.batch import in_batches
 from greenconn.transport.SQS.exceptions import (
     AccessDeniedQueueException,
@@ -20,7 +22,7 @@ from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.service import Service
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
-__all__ = ["FIFO", "Queues", "SqsQueue", "aws_name"]
+__all__ = ["FIFO", "NewQueues", "Queues", "SqsQueue", "aws_name"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
@@ -44,6 +46,38 @@ def aws_name(name: str) -> str:
 
 #: Seconds for which a redrive policy is remembered (kombu's): one may be added to a live queue.
 REDRIVE_KEPT: Final = 300.0
+#: Seconds in which SQS may still say of a new queue that there is none (CreateQueue: "wait at least one
+#: second"), and between two requests until then.
+SETTLING: Final = 3.0
+SETTLING_PAUSE: Final = 0.25
+
+
+class NewQueues(dict[str, float]):
+    """The queues that were made here, with the times; shared by all links of a transport."""
+
+    def add(self, name: str) -> None:
+        """Note that a queue was made now, and forget those known everywhere.  Never switches."""
+        now = monotonic()
+        for each in [each for each, made_at in self.items() if now - made_at > SETTLING]:
+            del self[each]
+        self[name] = now
+
+    def call(self, name: str, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Make a request about a queue, again while SQS may not know everywhere that it is there.
+
+        May switch.
+
+        Raises:
+            DoesNotExistQueueException: there is no such queue, and it was not made a moment ago.
+        """
+        while True:
+            try:
+                return request()
+            except DoesNotExistQueueException:
+                made_at = self.get(name)
+                if made_at is None or monotonic() - made_at > SETTLING:
+                    raise
+            sleep(SETTLING_PAUSE)
 
 
 class SqsQueue:
@@ -57,6 +91,7 @@ class SqsQueue:
     """
 
     __slots__ = (
+        "_new",
         "_redrives",
         "_redrives_until",
         "aws",
@@ -69,7 +104,13 @@ class SqsQueue:
     )
 
     def __init__(
-        self, name: str, aws: str, url: str, service: Service, settings: Mapping[str, Any]
+        self,
+        name: str,
+        aws: str,
+        url: str,
+        service: Service,
+        settings: Mapping[str, Any],
+        new: NewQueues,
     ) -> None:
         self.name = name
         self.aws = aws
@@ -78,6 +119,7 @@ class SqsQueue:
         self.settings = settings
         self.is_fifo = aws.endswith(FIFO)
         self.is_full = False
+        self._new = new
         self._redrives = False
         self._redrives_until = 0.0
 
@@ -86,7 +128,10 @@ class SqsQueue:
 
     def call(self, action: str, **parameters: Any) -> dict[str, Any]:
         """Have something done with it.  May switch; raises as :meth:`Service.call`."""
-        return self.service.call(action, repr(self.name), QueueUrl=self.url, **parameters)
+        return self._new.call(
+            self.name,
+            lambda: self.service.call(action, repr(self.name), QueueUrl=self.url, **parameters),
+        )
 
     def batch(
         self, action: str, fields: Sequence[Mapping[str, Any]], *, retries: int
@@ -134,6 +179,7 @@ class Queues:
         service_of: that of a predefined queue, by its settings.  May switch.
         declared: what is known of how queues were declared, kept for all links of a transport: SQS
             does not keep it.
+        new: the queues that were made a moment ago.
     """
 
     def __init__(
@@ -142,12 +188,14 @@ class Queues:
         options: SQSOptions,
         service_of: Callable[[Mapping[str, Any]], Service],
         declared: dict[str, Declaration],
+        new: NewQueues,
     ) -> None:
         self._service = service
         self._options = options
         self._service_of = service_of
         self._known: dict[str, SqsQueue] = {}
         self._declared = declared
+        self._new = new
 
     def get(self, name: str) -> SqsQueue:
         """Return a queue.  May switch when it is asked for first.
@@ -202,12 +250,15 @@ class Queues:
         if self._known.get(queue.name) is queue:
             del self._known[queue.name]
         self._declared.pop(queue.name, None)
+        self._new.pop(queue.name, None)
 
     def _look_up(self, name: str) -> SqsQueue:
         aws = aws_name(self._options.queue_name_prefix + name)
         if self._options.predefined_queues:
             return self._predefined(name, aws)
-        response = self._service.call("GetQueueUrl", repr(name), QueueName=aws)
+        response = self._new.call(
+            name, lambda: self._service.call("GetQueueUrl", repr(name), QueueName=aws)
+        )
         return self._note(name, aws, response["QueueUrl"])
 
     def _make(self, name: str, declaration: Declaration) -> SqsQueue:
@@ -228,6 +279,7 @@ class Queues:
         response = self._service.call(
             "CreateQueue", repr(name), QueueName=aws, Attributes=attributes, **more
         )
+        self._new.add(name)
         return self._note(name, aws, response["QueueUrl"])
 
     def _predefined(self, name: str, aws: str) -> SqsQueue:
@@ -251,6 +303,6 @@ class Queues:
         known = self._known.get(name)
         if known is not None and known.url == url:
             return known
-        queue = SqsQueue(name, aws, url, service or self._service, settings or {})
+        queue = SqsQueue(name, aws, url, service or self._service, settings or {}, self._new)
         self._known[name] = queue
         return queue

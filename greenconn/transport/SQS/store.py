@@ -337,6 +337,7 @@ class SqsStore(Store):
             self._options,
             partial(self._service, "sqs"),
             self._accounts.declared,
+            self._accounts.new,
         )
         self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
         self._sender = Sender(self._options, self.queues, self.topics, self._is_gone)

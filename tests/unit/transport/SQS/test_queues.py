@@ -1,0 +1,84 @@
+"""Queues that SQS does not know everywhere yet."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from greenconn.transport.SQS import queues
+from greenconn.transport.SQS.exceptions import DoesNotExistQueueException
+from greenconn.transport.SQS.options import SQSOptions
+from greenconn.transport.SQS.queues import NewQueues, Queues
+from greenconn.transport.virtual.declaration import UNDECLARED
+
+
+class Service:
+    """A service that says of each queue that there is none, *unknown* times after it was made.
+
+    No server that can be had does so.
+    """
+
+    where = "here"
+
+    def __init__(self, unknown: int) -> None:
+        self.unknown = unknown
+        self.made = False
+        self.calls: list[str] = []
+
+    def call(self, action: str, what: str, **parameters: Any) -> dict[str, Any]:
+        self.calls.append(action)
+        if action == "CreateQueue":
+            self.made = True
+        elif not self.made or self.unknown > 0:
+            self.unknown -= self.made
+            raise DoesNotExistQueueException(f"there is no queue {what}")
+        return {"QueueUrl": "http://localhost/queue", "Attributes": {"Some": "1"}}
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "SETTLING_PAUSE", 0.001)
+
+
+def queues_of(service: Service, new: NewQueues) -> Queues:
+    """What one link of a transport has."""
+    return Queues(cast("Any", service), SQSOptions(), lambda settings: cast("Any", None), {}, new)
+
+
+def test_a_new_queue_is_used_until_it_is_known_everywhere() -> None:
+    service = Service(unknown=3)
+    made = queues_of(service, NewQueues()).make("orders", UNDECLARED)
+    assert made.attributes("Some") == {"Some": "1"}
+    assert service.calls == ["GetQueueUrl", "CreateQueue", *4 * ["GetQueueAttributes"]]
+
+
+def test_another_link_finds_a_new_queue() -> None:
+    service, new = Service(unknown=3), NewQueues()
+    queues_of(service, new).make("orders", UNDECLARED)
+    assert queues_of(service, new).get("orders").name == "orders"
+
+
+def test_a_queue_that_was_never_there_is_missing_at_once() -> None:
+    service = Service(unknown=10**9)
+    with pytest.raises(DoesNotExistQueueException):
+        queues_of(service, NewQueues()).get("orders")
+    assert service.calls == ["GetQueueUrl"]
+
+
+def test_a_queue_is_new_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, new = Service(unknown=10**9), NewQueues()
+    made = queues_of(service, new).make("orders", UNDECLARED)
+    monkeypatch.setattr(queues, "SETTLING", 0.01)
+    with pytest.raises(DoesNotExistQueueException):
+        made.attributes("Some")
+    new.add("others")
+    assert list(new) == ["others"]
+
+
+def test_a_queue_that_was_deleted_here_is_new_no_more() -> None:
+    service, new = Service(unknown=10**9), NewQueues()
+    own = queues_of(service, new)
+    own.forget(own.make("orders", UNDECLARED))
+    with pytest.raises(DoesNotExistQueueException):
+        own.get("orders")
