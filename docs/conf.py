@@ -73,6 +73,15 @@ def lead_to_pages(app: Sphinx, document: nodes.document) -> None:
             link["refuri"] = f"{SOURCE}/{target.removeprefix('../')}"
 
 
+def drop_contents(app: Sphinx, document: nodes.document) -> None:
+    """Drop the list of a page's sections: the theme has one beside each page, and refuses another."""
+    for topic in list(document.findall(nodes.topic)):
+        if "contents" in topic["classes"]:
+            topic.parent.remove(topic)
+    for title in document.findall(nodes.title):
+        title.attributes.pop("refid", None)  # it led back to that list
+
+
 def set_dashes(app: Sphinx, document: nodes.document) -> None:
     """Set the dash after the name of an argument, which the rest of the text does not need."""
     for text in list(document.findall(nodes.Text)):
@@ -83,5 +92,6 @@ def set_dashes(app: Sphinx, document: nodes.document) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("doctree-read", lead_to_pages)
+    app.connect("doctree-read", drop_contents)
     app.connect("doctree-read", set_dashes)
     return {"parallel_read_safe": True}
