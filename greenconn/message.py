@@ -15,6 +15,7 @@ from collections.abc import Callable, Container
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic
 
+from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
 from greenconn.formats import decode_error
 from greenconn.listeners import LISTENERS, SettleEvent, notify
@@ -135,8 +136,6 @@ class Message(Generic[T]):
         if not compression or errors:
             return body
         try:
-            from greenconn.compression import decompress  # for who compresses
-
             return decompress(body, compression)
         except Exception:
             errors.append(_current_error())

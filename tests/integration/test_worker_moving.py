@@ -183,7 +183,7 @@ def test_commands(
         code, output, errors = command("peek", unique, "-u", url)
         assert (code, errors) == (0, f"{unique}: 2 of 2 messages\n")
         assert "#1  application/json\n" in output
-        assert "  header kind          a\n" in output
+        assert "  header kind   a\n" in output
         assert '  {\n    "name": "a"\n  }\n' in output
     code, output, _ = command("peek", unique, "-u", url, "--json", "-n", "1")
     assert json.loads(output)["body"] == {"name": "a"}
