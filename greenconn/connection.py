@@ -1069,9 +1069,8 @@ class PooledConnection(Connection):
         if session._state is _CLOSED:
             return False
         if len(self.__dict__) != 2:  # attributes that the last holder has set
-            core = self._core
-            self.__dict__.clear()
-            self._core = core
+            # At once: without its connection it could not be lent any more.
+            self.__dict__ = {"_core": self._core}
         self.session = session
         self._lender = pool
         return True

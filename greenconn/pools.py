@@ -108,9 +108,13 @@ class ProducerPool(Resource):
             deadline = None if timeout is None else Deadline.of(timeout)
         entry = self._pool.take(block, deadline)
         try:
-            # The facade of the producer before the last, if nothing else refers to it.
+            # The facade of the producer before the last, if nothing else refers to it, not even weakly.
             entry.loan, entry.spare = entry.spare, entry.loan
-            if getrefcount(entry.loan) == UNSHARED and entry.loan.renew(self._lender):
+            if (
+                getrefcount(entry.loan) == UNSHARED
+                and entry.loan.__weakref__ is None
+                and entry.loan.renew(self._lender)
+            ):
                 facade = entry.loan
             else:
                 entry, facade = self._other_facade(entry, block, deadline)
@@ -129,8 +133,12 @@ class ProducerPool(Resource):
     ) -> tuple[Entry[Any], Any]:
         """Return *entry*, or what replaces it if it is dead, with a facade over it.  May switch."""
         entry = self._living(entry, block, deadline)
-        facade = self.connections.facade(entry.item, self._lender)
-        entry.loan = facade if hasattr(type(facade), "renew") else None
+        try:
+            facade = self.connections.facade(entry.item, self._lender)
+            entry.loan = facade if hasattr(type(facade), "renew") else None
+        except BaseException:
+            self._pool.put_back(entry)
+            raise
         return entry, facade
 
     def collect_resource(self, resource: Any) -> None:

@@ -37,8 +37,8 @@ __all__ = ["ChannelPool", "ConnectionPool", "Resource", "all_pools"]
 
 logger = logging.getLogger("greenconn.resource")
 
-#: Hooks that a program can also replace on a single pool.
-_HOOKS: Final = frozenset({"prepare", "release_resource"})
+#: Hooks that a program can also replace on a single pool, and what else decides on what is kept.
+_HOOKS: Final = frozenset({"prepare", "release_resource", "trace_acquire"})
 #: Special methods that a facade forwards if the class of the resource has them.
 FORWARDED: Final = (
     *("__len__", "__iter__", "__next__", "__reversed__", "__contains__", "__call__", "__bool__"),
@@ -103,6 +103,7 @@ class Resource:
         )
         _all[id(self)] = self
         self._checkouts = _Checkouts(self._pool.note_lost)
+        self._pool.on_leave = self._checkouts.drop_kept
         self._loans = self._checkouts.by_id
         self._note_hooks()
         self._resource = _IdleQueue(self._pool, self.new)
@@ -172,10 +173,11 @@ class Resource:
         loan, entry.spare = entry.spare, entry.loan
         entry.loan = loan
         try:
-            # If only the pool refers to its facade: the loan, and this expression.
+            # If only the pool refers to its facade, also weakly: the loan, and this expression.
             if (
                 loan is not None
                 and getrefcount(loan.facade) == UNSHARED
+                and loan.facade.__weakref__ is loan
                 and loan.facade.renew(self)
             ):
                 borrowed, loan.facade = loan.facade, None
@@ -189,7 +191,7 @@ class Resource:
         """Release a resource that was acquired.  A second call does nothing.  Never switches."""
         pool = self._pool
         current = getcurrent()
-        if current.parent is not pool.hub and current is not pool.main:
+        if current.parent is not pool.hub and (current is not pool.main or pool.hub.loop is None):
             pool.check_hub()
         loan = self._loans.get(id(resource))
         if loan is None or loan.facade is not None:
@@ -355,7 +357,7 @@ class Resource:
         self._has_prepare_hook = self._has_own("prepare")
         self._pool.wants_back = self._has_release_hook or self._has_prepare_hook
         self._pool.on_returned = self.release_resource if self._has_release_hook else None
-        if self._pool.wants_back:
+        if self._pool.wants_back or self.trace_acquire:
             self._checkouts.keep_none()
 
     def _has_own(self, hook: str) -> bool:
@@ -672,13 +674,21 @@ class _Checkouts:
         loan.facade = None
         loan.key = key = id(facade)
         loan.place = place
-        self.by_id[key] = loan
         if keeps:
             former: _Loan | None = entry.loan
-            entry.loan = loan
+            entry.loan = None
             # The program keeps that facade.  If it was lost, another may have its identity by now.
             if former is not None and self.by_id.get(former.key) is former:
                 del self.by_id[former.key]
+            entry.loan = loan
+        # Last, since from here on the facade's end is a release.
+        self.by_id[key] = loan
+
+    def drop_kept(self, entry: Entry[Any]) -> None:
+        """Drop the facades that *entry* keeps, as its resource leaves the pool."""
+        for loan in (entry.loan, entry.spare):
+            if type(loan) is _Loan and loan.facade is not None:
+                self.by_id.pop(loan.key, None)
 
     def keep_none(self) -> None:
         """Keep no facade after its release any more; those in use are released as others are."""

@@ -375,6 +375,8 @@ class FairPool(Generic[T]):
         self.wants_back = False
         #: Called with each item that a sub-pool releases.  Must not switch.
         self.on_returned: Callable[[T], object] | None = None
+        #: Called with each entry that leaves the pool by itself, before that.  Must not switch.
+        self.on_leave: Callable[[Entry[T]], object] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -417,7 +419,7 @@ class FairPool(Generic[T]):
         """Release the least recently used idle item to the parent; False if none.  Never switches."""
         if self._parent is None or not self._idle:
             return False
-        self._return(self._entries.leave(self._idle.pop(0)))
+        self._return(self._leave(self._idle.pop(0)))
         return True
 
     def stats(self) -> PoolStats:
@@ -458,10 +460,10 @@ class FairPool(Generic[T]):
 
     def take(self, block: bool = True, deadline: Deadline | float | None = None) -> Entry[T]:
         """Acquire a resource, for a lender that keeps something with it; see :meth:`acquire`."""
-        # A greenlet whose parent is the hub, or the main greenlet, is in the hub's thread: asking
-        # gevent for the hub takes three times as long.
+        # A greenlet whose parent is the hub, or the main greenlet unless that hub was destroyed, has
+        # this hub: asking gevent for it takes three times as long.
         current = getcurrent()
-        if current.parent is not self.hub and current is not self.main:
+        if current.parent is not self.hub and (current is not self.main or self.hub.loop is None):
             self.check_hub()
         if self._lost:
             self._take_back()
@@ -512,7 +514,7 @@ class FairPool(Generic[T]):
         if self._may_discard and self._is_above_limit():
             self._discard(entry)
         elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
-            self._return(self._entries.leave(entry))
+            self._return(self._leave(entry))
             self._serve()
         elif not self._waiters:
             self._idle.append(entry)
@@ -529,7 +531,7 @@ class FairPool(Generic[T]):
         entry = self._entries.held(item)
         if entry is None:
             return False
-        self._entries.leave(entry)
+        self._leave(entry)
         self._discarded += 1
         if self._parent is not None:
             self._parent.remove(item)
@@ -736,9 +738,10 @@ class FairPool(Generic[T]):
         try:
             return self._is_alive is None or self._is_alive(entry.item)
         except BaseException:
-            # Nothing is known of it, so it is dropped.
+            # Nothing is known of it, so it is dropped, and the waiters get its slot.
             self._idle[:] = [each for each in self._idle if each is not entry]
-            self._entries.leave(entry)
+            self._leave(entry)
+            get_hub().loop.run_callback(self._serve)
             raise
 
     def _pass_on(self, given: Entry[T] | _Permit) -> None:
@@ -749,9 +752,14 @@ class FairPool(Generic[T]):
             self._reserved -= 1
             self._serve()
 
+    def _leave(self, entry: Entry[T]) -> T:
+        if self.on_leave is not None:
+            self.on_leave(entry)
+        return self._entries.leave(entry)
+
     def _discard(self, entry: Entry[T]) -> None:
         self._discarded += 1
-        item = self._entries.leave(entry)
+        item = self._leave(entry)
         if self._parent is not None:
             self._return(item)
         elif self._dispose is not None:

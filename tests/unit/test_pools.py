@@ -221,6 +221,62 @@ def test_attributes_of_the_connection_below_are_there(connection: Connection) ->
     pool.force_close_all()
 
 
+@pytest.mark.parametrize("end", ["replace", "close", "resize"])
+def test_nothing_is_kept_of_a_connection_that_leaves(connection: Connection, end: str) -> None:
+    pool = connection.Pool(2)
+    held = pool.acquire()
+    for _ in range(3):
+        for _ in range(3):
+            lent = pool.acquire()
+            core = weakref.ref(lent._core)
+            lent.release()
+            del lent
+        if end == "replace":
+            pool.acquire().replace()
+        elif end == "close":
+            below = core()
+            assert below is not None
+            below.close()
+            del below
+            pool.acquire().release()
+        else:
+            pool.resize(1, ignore_errors=True)
+            pool.resize(2)
+        settle()
+        gc.collect()
+        assert core() is None
+    held.release()
+    pool.force_close_all()
+
+
+def test_a_connection_with_weak_references_is_not_lent_again(connection: Connection) -> None:
+    below = connection.Pool(1)
+    for pool in (below, pools.ProducerPool(below, limit=1)):
+        seen: list[weakref.ref[Any]] = []
+        for _ in range(6):
+            lent = pool.acquire()
+            facade = lent if pool is below else lent.__connection__
+            assert all(each() is not facade for each in seen)
+            seen.append(weakref.ref(facade))
+            lent.release()
+            del lent, facade
+    below.force_close_all()
+
+
+def test_acquires_can_be_traced_from_now_on(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = connection.Pool(1)
+    for _ in range(3):
+        pool.acquire().release()
+    pool.trace_acquire = True
+    pool.acquire()  # and dropped
+    settle()
+    assert "it was acquired here" in caplog.text
+    assert __file__ in caplog.text
+    pool.force_close_all()
+
+
 def test_an_error_of_the_renewal_gives_the_connection_back(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

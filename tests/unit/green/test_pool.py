@@ -698,3 +698,31 @@ def test_one_that_cannot_be_checked_leaves_the_pool(factory: Factory) -> None:
     pool._is_alive = None
     assert pool.stats()["idle"] == pool.stats()["in_use"] == 0
     assert pool.acquire().number == 2
+
+
+def test_a_check_that_fails_at_a_release_gives_the_slot_to_the_next(
+    factory: Factory, spawned: Spawn
+) -> None:
+    def fail(thing: Thing) -> bool:
+        raise LookupError
+
+    pool = factory.pool(1)
+    entry = pool.take()
+    waiter = spawned(pool.acquire)
+    settle()
+    pool._is_alive = fail
+    with pytest.raises(LookupError):
+        pool.put_back(entry)
+    assert waiter.get(timeout=30).number == 2
+    assert (pool.stats()["in_use"], pool.stats()["waiting"]) == (1, 0)
+
+
+def test_a_hub_that_was_destroyed_is_another_one(factory: Factory, thread: ThreadPool) -> None:
+    def work() -> None:
+        pool = factory.pool(1)
+        pool.release(pool.acquire())
+        gevent.get_hub().destroy(destroy_loop=True)
+        with pytest.raises(WrongHub):
+            pool.acquire()
+
+    thread.apply(work)
