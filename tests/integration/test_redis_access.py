@@ -179,3 +179,44 @@ def test_flushed_scripts_that_may_not_be_loaded(
         at_server("ACL", "SETUSER", "app", "+script|load")
         until(lambda: got == [1])
         assert consumer.stop(SOON)
+
+
+def test_delayed_message_needs_the_documented_commands_only(
+    own_redis: RedisServer, at_server: Control
+) -> None:
+    user(at_server)
+    url = own_redis.url.replace("//", "//app:password@")
+    got: list[Any] = []
+    with Connection(url, transport_options={"global_keyprefix": "app:"}) as connection:
+        consumer = greenconn.spawn_consumer(
+            "plain", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        greenconn.publish("plain", 1, connection=connection, delay=0.1)
+        until(lambda: got == [1])
+        assert consumer.stop(SOON)
+
+
+def test_delayed_message_out_of_reach_holds_up_no_other(
+    own_redis: RedisServer, at_server: Control
+) -> None:
+    """Users who share the delayed messages, but not the queues."""
+    keys = ("~plain*", "~greenconn.*", "~unacked*")
+    at_server("ACL", "SETUSER", "app", "reset", "on", ">password", *keys, "&*", "+@all")
+    url = own_redis.url.replace("//", "//app:password@")
+    got: list[Any] = []
+    with Connection(own_redis.url) as other:
+        expiring = Queue("other-brief", expires=60)
+        expiring(other.default_channel).declare()
+        greenconn.publish(expiring, "for others", connection=other, delay=0.1)
+        greenconn.publish("other", "for others", connection=other, delay=0.1, declare=True)
+        consumer = greenconn.spawn_consumer(
+            "plain", lambda body, message: got.append(body), connection=Connection(url)
+        )
+        with Connection(url) as connection:
+            assert consumer.wait_ready(SOON)
+            other.close()
+            greenconn.publish("plain", 1, connection=connection, delay=0.2)
+            until(lambda: got == [1])
+            assert consumer.stop(SOON)
+            assert at_server("ZCARD", "greenconn.delayed") == 2

@@ -20,7 +20,7 @@ from gevent.event import Event
 
 from greenconn.green.supervisor import current, spawn
 from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.errors import PASSING
+from greenconn.transport.redis.errors import PASSING, CommandRefused
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, DELAY, PROMOTE
 from greenconn.wire.resp import pack
 
@@ -31,6 +31,8 @@ logger = logging.getLogger("greenconn.transport.redis")
 #: Seconds between two looks at least, and after the server has refused one.
 LEAST_PAUSE: Final = 0.01
 AFTER_REFUSAL: Final = 5.0
+#: The operation, for messages.
+_WHAT: Final = "moving delayed messages"
 
 
 def delayed_text(key: bytes, declaration: bytes | None, raw: bytes) -> bytes:
@@ -139,13 +141,32 @@ class Delays:
     def _run_script(self) -> int:
         """Move what is due, and return the milliseconds until there is more; -1: none is left."""
         commands = self._commands
+        refused: frozenset[bytes] = frozenset()
         while True:
-            reply: int | list[bytes] = commands.run(
-                PROMOTE,
-                (commands.keys.delayed, *self._keys),
-                *(CLAIM_COUNT, CLAIM_BYTES),
-                what="moving delayed messages",
-            )
+            try:
+                reply: int | list[bytes] = commands.run(
+                    PROMOTE,
+                    (commands.keys.delayed, *self._keys),
+                    CLAIM_COUNT,
+                    CLAIM_BYTES,
+                    *refused,
+                    what=_WHAT,
+                )
+            except CommandRefused:
+                found = frozenset(key for key in self._keys if self._is_refused(key))
+                if not found:
+                    raise  # not because of a queue
+                refused |= found
+                self._keys = tuple(key for key in self._keys if key not in found)
+                continue
             if isinstance(reply, int):
                 return reply
-            self._keys = tuple(dict.fromkeys(reply))
+            self._keys, refused = tuple(dict.fromkeys(reply)), frozenset()
+
+    def _is_refused(self, key: bytes) -> bool:
+        """Return whether a script of this user may not have a key.  May switch."""
+        try:
+            self._commands.call(pack(b"EVAL", b"return 1", 1, key), what=_WHAT)
+        except CommandRefused:
+            return True
+        return False

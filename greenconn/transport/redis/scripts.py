@@ -224,14 +224,15 @@ return deferred
 )
 
 #: Moves delayed messages that are due into their lists; returns the milliseconds until the next one
-#: is due, -1 where none is left.  What its list refuses is tried again after a minute.
+#: is due, -1 where none is left.  What its list refuses is tried again after a minute, as is what this
+#: user may not touch.
 #:
 #: The server must know all keys beforehand, or while a cluster moves them to another node a list could
 #: be begun there that is still here, and a declaration seem to be gone.  So where some of them are
 #: missing below, it returns those of the messages that are due.
 #:
 #: Keys: the delayed messages; the lists and the declarations that may be used.  Arguments: messages and
-#: bytes at most.
+#: bytes at most; the lists and the declarations that this user may not touch.
 PROMOTE: Final = Script(
     "promote",
     """
@@ -239,10 +240,13 @@ redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local count, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
-local known = {}
+local known, refused = {['']=true}, {}
 for place = 2, #KEYS do known[KEYS[place]] = true end
+for place = 3, #ARGV do
+    known[ARGV[place]], refused[ARGV[place]] = true, true
+end
 local function read(place)
-    local found = redis.call('ZRANGE', KEYS[1], place, place, 'WITHSCORES')
+    local found = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '+inf', 'WITHSCORES', 'LIMIT', place, 1)
     if #found == 0 then return end
     local text = found[1]
     local key, needed, at = string.match(text, '^(%d+):(%d+):()')
@@ -266,9 +270,9 @@ while true do
     if not text then return -1 end
     if left > 0 then return left end
     if count <= 0 or bytes <= 0 then return 0 end
-    if not known[list] or (declared ~= '' and not known[declared]) then return unknown() end
-    local is_stored = true
-    if declared == '' or redis.call('EXISTS', declared) == 1 then
+    if not (known[list] and known[declared]) then return unknown() end
+    local is_stored = not (refused[list] or refused[declared])
+    if is_stored and (declared == '' or redis.call('EXISTS', declared) == 1) then
         local reply = redis.pcall('LPUSH', list, string.sub(text, at))
         is_stored = type(reply) ~= 'table'
     end
