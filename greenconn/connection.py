@@ -1060,7 +1060,7 @@ class PooledConnection(Connection):
         """
         raise TypeError(f"{self!r} belongs to a pool already: make a pool of a connection")
 
-    def renew(self, pool: Lender) -> bool:
+    def lend_again(self, pool: Lender) -> bool:
         """Lend it to another holder, as if it was new; False if the connection was closed.
 
         For pools, if nothing refers to it since its release.  Never switches.

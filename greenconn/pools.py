@@ -113,7 +113,7 @@ class ProducerPool(Resource):
             if (
                 getrefcount(entry.loan) == UNSHARED
                 and entry.loan.__weakref__ is None
-                and entry.loan.renew(self._lender)
+                and entry.loan.lend_again(self._lender)
             ):
                 facade = entry.loan
             else:
@@ -135,7 +135,7 @@ class ProducerPool(Resource):
         entry = self._living(entry, block, deadline)
         try:
             facade = self.connections.facade(entry.item, self._lender)
-            entry.loan = facade if hasattr(type(facade), "renew") else None
+            entry.loan = facade if hasattr(type(facade), "lend_again") else None
         except BaseException:
             self._pool.put_back(entry)
             raise

@@ -178,7 +178,7 @@ class Resource:
                 loan is not None
                 and getrefcount(loan.facade) == UNSHARED
                 and loan.facade.__weakref__ is loan
-                and loan.facade.renew(self)
+                and loan.facade.lend_again(self)
             ):
                 borrowed, loan.facade = loan.facade, None
                 return borrowed
@@ -383,7 +383,7 @@ class Resource:
             borrowed = self.facade(entry.item, self)
             place = acquiring_place() if self.trace_acquire else None
             has_hooks = self._has_prepare_hook or self._has_release_hook
-            keeps = place is None and not has_hooks and hasattr(type(borrowed), "renew")
+            keeps = place is None and not has_hooks and hasattr(type(borrowed), "lend_again")
             self._checkouts.lend(borrowed, entry, place, keeps)
         except BaseException:
             self._pool.put_back(entry)

@@ -221,6 +221,19 @@ def test_attributes_of_the_connection_below_are_there(connection: Connection) ->
     pool.force_close_all()
 
 
+def test_a_subclass_may_renew_what_it_likes(connection: Connection) -> None:
+    class Tokens(Connection):
+        def renew(self) -> str:
+            return "renewed"
+
+    with Tokens(URL) as mine:
+        pool = mine.Pool(1)
+        for _ in range(3):
+            with pool.acquire() as lent:
+                assert lent.renew() == "renewed"
+        pool.force_close_all()
+
+
 @pytest.mark.parametrize("end", ["replace", "close", "resize"])
 def test_nothing_is_kept_of_a_connection_that_leaves(connection: Connection, end: str) -> None:
     pool = connection.Pool(2)
@@ -287,7 +300,7 @@ def test_an_error_of_the_renewal_gives_the_connection_back(
     def fail(self: object, lender: object) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PooledConnection, "renew", fail)
+    monkeypatch.setattr(PooledConnection, "lend_again", fail)
     with pytest.raises(KeyboardInterrupt):
         pool.acquire()
     monkeypatch.undo()
