@@ -1,9 +1,10 @@
 """The manager of several processes that run one application.
 
 It starts copies of its own command line, restarts those that end, and takes the signals that
-gunicorn's arbiter takes: TERM and INT stop gracefully, QUIT (and a second INT) at once, HUP replaces
-all processes, TTIN and TTOU add and remove one.  It runs no gevent, opens no connection and loads no
-code of the program, so that little in it can fail; if it is killed, its processes stop by themselves.
+gunicorn's arbiter takes: TERM and INT stop gracefully, QUIT (or the same a second time) at once, HUP
+replaces all processes, TTIN and TTOU add and remove one.  It runs no gevent, opens no connection and
+loads no code of the program, so that little in it can fail; if it is killed, its processes stop by
+themselves.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class ProcessManager:
         self._due: dict[int, float] = {}
         self._delays: dict[int, float] = {}
         self._exit_code: int | None = None
-        self._interrupts = 0
+        #: The signals that stop, as far as they came.
+        self._received: set[signal.Signals] = set()
 
     def run(self) -> int:
         """Run until a signal ends it.  Blocks.
@@ -184,9 +186,9 @@ class ProcessManager:
                 last = self._serving.pop(self._count, None)
                 self._stop([last] if last else [], signal.SIGTERM)
         elif number is not signal.SIGCHLD:
-            self._interrupts += number is signal.SIGINT
-            is_gentle = number is not signal.SIGQUIT and self._interrupts < 2
-            self._end(STOPPED, signal.SIGTERM if is_gentle else signal.SIGQUIT)
+            is_hasty = number is signal.SIGQUIT or number in self._received
+            self._received.add(number)
+            self._end(STOPPED, signal.SIGQUIT if is_hasty else signal.SIGTERM)
 
     def _end(self, code: int, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop all processes, and exit with *code* when they have ended."""
@@ -214,7 +216,11 @@ class ProcessManager:
                 process.child.kill()
 
     def _reap(self) -> None:
-        self._stopping = [each for each in self._stopping if each.child.poll() is None]
+        for process in [each for each in self._stopping if each.child.poll() is not None]:
+            self._stopping.remove(process)
+            was_interrupted = process.child.returncode in (FAILED, -signal.SIGKILL)
+            if was_interrupted and self._exit_code == STOPPED:
+                self._exit_code = FAILED
         for process in list(self._serving.values()):
             code = process.child.poll()
             if code is not None:

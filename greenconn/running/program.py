@@ -26,6 +26,7 @@ from greenconn.running.processes import (
     MANAGER_VARIABLE,
     RELOAD,
     STOPPED,
+    is_managed,
 )
 from greenconn.running.reload import SourceFiles, files_of_error
 from greenconn.shutdown import stop_and_close, time_for_handlers
@@ -92,7 +93,8 @@ class Program:
 
     TERM and INT stop it gracefully: no more messages are taken, running handlers finish, publishes get
     their confirms, connections are closed.  The same signal again, or QUIT, interrupts the handlers;
-    their messages are requeued.
+    their messages are requeued.  A process that has a manager is interrupted by QUIT alone, which the
+    manager sends.
 
     Arguments:
         load: returns the application; called once.
@@ -162,7 +164,9 @@ class Program:
 
     def _on_signal(self, number: int) -> None:
         """Handle a signal, in a greenlet of its own."""
-        is_hasty = number == signal.SIGQUIT or number in self._received
+        # systemd and terminals send a signal to all processes, and the manager passes it on besides.
+        is_repeated = number in self._received and not is_managed()
+        is_hasty = number == signal.SIGQUIT or is_repeated
         self._received.add(number)
         logger.info("received %s: stopping", signal.Signals(number).name)
         self._ending.set()

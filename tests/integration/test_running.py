@@ -105,11 +105,12 @@ def test_one_process_until_it_is_told_to_stop(connection: Connection, runs: Any)
     assert Queue("steady")(connection).get(no_ack=True).payload == {"id": 2}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_second_signal_interrupts(
-    connection: Connection, runs: Any, second: signal.Signals
+    connection: Connection, runs: Any, second: signal.Signals, processes: int
 ) -> None:
-    run = runs("steady:app")
+    run = runs("steady:app", f"--processes={processes}")
     run.line("runs in process")
     publish(connection, {"id": 1, "seconds": 3600})
     run.line("^begun 1")
@@ -121,6 +122,19 @@ def test_a_second_signal_interrupts(
         while (message := Queue("steady")(connection).get(no_ack=True)) is None:
             gevent.sleep(0.01)
     assert message.payload["id"] == 1
+
+
+def test_a_signal_to_all_processes_interrupts_none(connection: Connection, runs: Any) -> None:
+    run = runs("steady", "--processes=2")
+    run.line("runs in process")
+    publish(connection, {"id": 1, "seconds": 3})
+    begun = run.line(r"^begun 1 (\d+)")
+    # As systemd does; the manager passes its own on to them.
+    os.kill(int(begun[1]), signal.SIGTERM)
+    run.line("received SIGTERM: stopping")
+    run.running.signal(signal.SIGTERM)
+    assert run.line(r"^handled 1 (\d+)")[1] == begun[1]
+    assert run.ended().code == 0
 
 
 def test_processes_are_restarted_replaced_and_counted(connection: Connection, runs: Any) -> None:
