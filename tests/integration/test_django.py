@@ -77,7 +77,7 @@ def test_a_project(env: dict[str, str], settings: str, amqp_url: str) -> None:
         assert server.complaints == [], server.log
 
 
-@pytest.mark.parametrize("arguments", [(), ("--no-patch", "--processes=2")])
+@pytest.mark.parametrize("arguments", [(), ("--no-patch", "--processes=2", "--stalled-after=600")])
 def test_its_consumers_run_by_themselves(
     env: dict[str, str], arguments: tuple[str, ...], unique: str, amqp_url: str
 ) -> None:

@@ -48,6 +48,12 @@ class ProgramCommand(BaseCommand):
             help="answer /health/live and /health/ready there; process n listens at PORT + n",
         )
         parser.add_argument(
+            "--stalled-after",
+            type=float,
+            metavar="SECONDS",
+            help="report a consumer that gets nothing for so long, though its queue holds messages",
+        )
+        parser.add_argument(
             "--no-patch", action="store_true", help="do not patch the standard library for gevent"
         )
 
@@ -69,6 +75,7 @@ class ProgramCommand(BaseCommand):
             partial(self.load, **options),
             graceful_timeout=timeout,
             health=options["health"],
+            stalled_after=options["stalled_after"],
             reloads=options["reload"],
         )
         sys.exit(program.run())
