@@ -130,7 +130,7 @@ class AmqpOptions(Record):
     """Client properties to show in the broker's list of connections, besides the built-in ones."""
 
     connection_name: str | None = None
-    """Name to show in the broker's list of connections.  None sets no name."""
+    """Name to show in the broker's list of connections.  None is ``program@host:pid``."""
 
     channel_max: int | None = None
     """Maximum number of channels of a connection, at least 1.  None and 0 use the broker's limit."""
@@ -164,7 +164,7 @@ class AmqpOptions(Record):
     deadline.  None sets no limit; 0 raises at once."""
 
     max_message_size: int = 128 * 1024 * 1024
-    """Maximum bytes of the body of a received message (RabbitMQ's default)."""
+    """Maximum bytes of the body of a message, sent or received (RabbitMQ's default before 4.0)."""
 
     manager_hostname: str | None = None
     """Host of the management API.  None uses the host of the connection."""
