@@ -349,10 +349,12 @@ class GreenconnBroker(Broker):
 
     def close(self) -> None:
         """Close the connections of this thread, except the default connections.  May switch."""
-        del self.channel
-        connection = self._connections.pop()
-        if connection is not None:
-            connection.close()
+        try:
+            del self.channel
+        finally:
+            connection = self._connections.pop()
+            if connection is not None:
+                connection.close()
 
 
 class _KeptChannel:
@@ -363,13 +365,15 @@ class _KeptChannel:
 
     def on(self, connection: Connection) -> Channel:
         """Return the channel, or a new one if it is closed.  May switch."""
-        if self._channel is None or not self._channel.is_open:
+        found = self._channel
+        if found is None or not found.is_open:
             channel: Channel = connection.channel()
-            if self._channel is not None and self._channel.is_open:
+            found = self._channel
+            if found is not None and found.is_open:
                 channel.close()  # another greenlet was faster
             else:
-                self._channel = channel
-        return self._channel
+                found = self._channel = channel
+        return found
 
     def close(self) -> None:
         """Close the channel.  May switch."""

@@ -13,6 +13,7 @@ from redis import exceptions
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import OperationalError
+from greenconn.transport.redis.errors import NotRedis
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -220,3 +221,23 @@ def test_delayed_message_out_of_reach_holds_up_no_other(
             until(lambda: got == [1])
             assert consumer.stop(SOON)
             assert at_server("ZCARD", "greenconn.delayed") == 2
+
+
+def test_connection_may_end_in_any_way_while_delayed_messages_are_moved(
+    own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Connection(own_redis.url) as connection:
+        connection.connect()
+        partition = connection.connection.placement.partition("")
+        delays, pipeline = partition.delays, partition.commands.pipeline
+        at_server("CLIENT", "PAUSE", 60_000, "WRITE")
+        try:
+            delays.expect(0.0)
+            greenlet = delays._greenlet
+            assert greenlet is not None
+            until(lambda: pipeline._callbacks)
+            pipeline.end(NotRedis("no protocol"))
+            greenlet.join(SOON)
+        finally:
+            at_server("CLIENT", "UNPAUSE")
+    assert "failed" not in caplog.text

@@ -132,6 +132,10 @@ class Delays:
                 )
             self._has_failed = True
             return AFTER_REFUSAL
+        except Exception:
+            if commands.lost is None:
+                raise
+            return None  # it ended with an error of another kind
         self._has_failed = False
         own = max(self._due_at - monotonic(), 0.0)
         if left_ms < 0:

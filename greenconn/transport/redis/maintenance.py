@@ -364,6 +364,10 @@ class Expiry:
                         extra={"connection": commands.where, "queue": watch.queue},
                     )
                 has_failed = True
+            except Exception:
+                if commands.lost is None:
+                    raise
+                return  # it ended with an error of another kind
             watch.is_over.wait(max(watch.seconds / LOOKS, LEAST_PAUSE))
 
 

@@ -15,6 +15,7 @@ import gevent
 from dramatiq.errors import ConnectionFailed
 from gevent import socket
 
+from greenconn.broker.channel import StoreChannel
 from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
 from greenconn.exceptions import NotFound
 from greenconn.transport import memory
@@ -104,3 +105,25 @@ def test_a_client_belongs_to_redis(broker: GreenconnBroker) -> None:
 def test_an_argument_of_another_library_is_refused() -> None:
     with pytest.raises(TypeError, match=r"no argument 'host': put host"):
         GreenconnBroker(host="127.0.0.1")
+
+
+def test_channel_that_is_deleted_while_two_ask_for_it(
+    broker: GreenconnBroker, actor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor.send()
+    connection = broker.connection
+    open_channel, close = connection.channel, StoreChannel.close
+
+    def slowly_opened() -> Any:
+        gevent.sleep(0)
+        return open_channel()
+
+    def slowly_closed(channel: Any) -> None:
+        gevent.sleep(0)
+        del broker.channel
+        close(channel)
+
+    monkeypatch.setattr(connection, "channel", slowly_opened)
+    asking = [gevent.spawn(lambda: broker.channel) for _ in range(2)]
+    monkeypatch.setattr(StoreChannel, "close", slowly_closed)
+    assert None not in [each.get(timeout=30.0) for each in asking]
