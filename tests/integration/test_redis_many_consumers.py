@@ -9,11 +9,9 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn import Connection
-from greenconn.transport.redis.claiming import WatchState
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
@@ -184,44 +182,3 @@ def test_processes_share_a_stream(own_redis: RedisServer) -> None:
     (row,) = json.loads(done.output)
     assert sum(row["shares"]) == messages
     assert row["least"] >= messages / processes / 5, row["shares"]
-
-
-def test_single_consumer_does_not_look_for_rivals(
-    own_redis: RedisServer, at_server: Control
-) -> None:
-    """At a prefetch of 1 it claims in vain after each message."""
-    came: GreenQueue[Any] = GreenQueue()
-    with Connection(own_redis.url) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q",
-            lambda body, message: came.put(body),
-            connection=connection,
-            concurrency=1,
-            prefetch_count=1,
-        )
-        assert consumer.wait_ready(SOON)
-        feed = connection.connection.feeds["q"]
-        at_server("CONFIG", "RESETSTAT")
-        for number in range(32):
-            until(lambda: feed.source.state is WatchState.ARMED)
-            greenconn.publish("q", number, connection=connection)
-            assert came.get(timeout=SOON) == number
-        assert at_server.calls("hkeys") <= 2
-        assert consumer.stop(SOON)
-
-
-def test_dead_consumers_are_no_rivals_for_long(own_redis: RedisServer, at_server: Control) -> None:
-    came: GreenQueue[Any] = GreenQueue()
-    with Connection(own_redis.url, transport_options={"lease": 0.5}) as connection:
-        consumer = greenconn.spawn_consumer(
-            "q", lambda body, message: came.put(body), connection=connection
-        )
-        assert consumer.wait_ready(SOON)
-        for number in range(50):
-            at_server("HSET", "greenconn.consumers.q", f"dead{number}", 1)
-        end = monotonic() + SOON
-        while at_server("HLEN", "greenconn.consumers.q") > 1 and monotonic() < end:
-            greenconn.publish("q", "x", connection=connection)
-            assert came.get(timeout=SOON) == "x"
-        assert at_server("HLEN", "greenconn.consumers.q") == 1
-        assert consumer.stop(SOON)

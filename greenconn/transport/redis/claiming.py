@@ -24,7 +24,7 @@ after the next pushes, longer each time; one that found something claims at once
 takes what comes, and the others stay out of the way.  The server pushes to its oldest connection first,
 which would win for ever: so each steps back after a term of :data:`TERM` messages, if there are others,
 and the first to ask then is the next.  All back off for random times, which are the longer the more
-there are, so that about one a millisecond asks.  Who consumes alone never does.
+there are, so that about one a millisecond asks.
 
 Pushes count only when ARMED: what was pushed earlier was caused before the claim or the EXISTS that
 is on its way, which will see it.
@@ -38,7 +38,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from random import uniform
-from time import monotonic
 from typing import Any, Final, Protocol
 
 from gevent import get_hub
@@ -157,8 +156,6 @@ LONGEST_WAIT: Final = 0.1
 MOST_MISSES: Final = 8
 #: Messages after which one that claims at once lets others be the first.
 TERM: Final = 16
-#: Links that are taken to consume from a queue where the server does not tell: there may be others.
-UNKNOWN_RIVALS: Final = 2
 #: Messages of fan-out that wait for a consumer of one queue; then the oldest are dropped.
 FANNED: Final = 10_000
 #: Seconds between two looks where the server cannot push.
@@ -213,8 +210,6 @@ class RedisSource:
         settlements: requeue messages that no consumer takes.
         invalidations: counts and logs.
         retire: forgets a feed that is not used any more.  Never switches.
-        register: registers the consumers of a feed again, and forgets dead ones of others.  Never
-            switches.
         feed: has the consumers.
 
     Attributes:
@@ -233,8 +228,6 @@ class RedisSource:
         "_misses",
         "_number",
         "_poll",
-        "_register",
-        "_register_at",
         "_rest",
         "_retire",
         "_rivals",
@@ -255,7 +248,6 @@ class RedisSource:
         settlements: Settlements,
         invalidations: SourceWatch,
         retire: Callable[[RedisFeed], None],
-        register: Callable[[RedisFeed], None],
         feed: RedisFeed,
     ) -> None:
         self._commands = commands
@@ -264,8 +256,6 @@ class RedisSource:
         self._settlements = settlements
         self._invalidations = invalidations
         self._retire = retire
-        self._register = register
-        self._register_at = monotonic() + commands.options.lease
         self._feed = feed
         self.lists = commands.keys.lists(feed.queue)
         self.state: WatchState = _OFF
@@ -299,8 +289,7 @@ class RedisSource:
         if not self._commands.is_tracking:
             self._wait_for_poll()
             return
-        # At a prefetch of 1 one miss follows each message.
-        if self._served >= TERM or (self._misses > 1 and self._rivals == 1):
+        if self._served >= TERM or (self._misses and self._rivals == 1):
             self._count_rivals()
         self._ask()
 
@@ -337,7 +326,7 @@ class RedisSource:
     def pushed(self) -> None:
         """Note that the server has announced a change of the queue."""
         if self.state is _ARMED:
-            if self._misses and self._rivals > 1 and self._feed.has_room:
+            if self._misses and self._feed.has_room:
                 waiting = WAIT_EACH * min(self._rivals, 1 << self._misses)
                 self._wait(uniform(0.0, min(LONGEST_WAIT, waiting)))
             else:
@@ -410,19 +399,12 @@ class RedisSource:
 
         def counted(reply: Any) -> None:
             # In the reader.
-            self._rivals = max(len(reply), 1) if isinstance(reply, list) else UNKNOWN_RIVALS
-            if is_term and self._rivals > 1:
-                self._misses = MOST_MISSES
-                self._forget_dead()
+            if isinstance(reply, list):
+                self._rivals = max(len(reply), 1)
+                if is_term and self._rivals > 1:
+                    self._misses = MOST_MISSES
 
         commands.pipeline.post(pack(b"HKEYS", commands.keys.consumers(self._feed.queue)), counted)
-
-    def _forget_dead(self) -> None:
-        """Let those who died be rivals for about a lease at most."""
-        now = monotonic()
-        if now >= self._register_at and self._commands.lost is None:
-            self._register_at = now + self._commands.options.lease
-            self._register(self._feed)
 
     # -- claiming
 

@@ -28,7 +28,6 @@ from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import Owners
-from greenconn.transport.redis.pipeline import ignore
 from greenconn.transport.redis.scripts import DECLARE, DROP, JOIN
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
@@ -392,12 +391,6 @@ class RedisQueues(LinkQueues):
         if reply >= 0 and name in self.expiring:
             self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
-
-    def rejoin(self, name: str, how: str | int) -> None:
-        """Join once more, which forgets dead consumers of others.  Never switches."""
-        commands = self._commands
-        keys = (commands.keys.consumers(name), commands.keys.owners)
-        commands.post_script(JOIN, keys, commands.owner, how, done=ignore)
 
     def _forget_dead_consumers(self, name: str) -> bool:
         """Forget those who consume from a queue by their lease alone; whether there were any."""

@@ -123,7 +123,6 @@ class RedisConsuming:
             self._settlements,
             self._invalidations,
             self._retire,
-            self._register,
             feed,
         )
 
@@ -131,11 +130,6 @@ class RedisConsuming:
         """Forget a feed that is not used any more.  Never switches."""
         if not feed.is_used and self._feeds.get(feed.queue) is feed:
             del self._feeds[feed.queue]
-
-    def _register(self, feed: RedisFeed) -> None:
-        """Register the consumers of this link again; dead ones are forgotten.  Never switches."""
-        if feed.consumers:
-            self._queues.rejoin(feed.queue, _registered(feed))
 
     def set_consumers(self, feed: RedisFeed, *, exclusive: bool) -> bool:
         """Register the consumers of this link; False: others consume.  May switch."""
@@ -150,7 +144,8 @@ class RedisConsuming:
         """Register all consumers again, since the server may have forgotten them.  May switch."""
         for feed in list(self._feeds.values()):
             if feed.consumers:
-                self._queues.join(feed.queue, _registered(feed))
+                is_exclusive = any(each.exclusive for each in feed.consumers)
+                self._queues.join(feed.queue, "exclusive" if is_exclusive else len(feed.consumers))
 
     def left(self, feed: RedisFeed) -> None:
         """Unregister a consumer.  Never switches."""
@@ -229,13 +224,6 @@ class RedisConsuming:
         if isinstance(reply, Exception):
             raise pipeline.error(reply, f"getting from queue {queue!r}")
         return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))
-
-
-def _registered(feed: RedisFeed) -> str | int:
-    """Return how the consumers of *feed* are registered."""
-    if any(each.exclusive for each in feed.consumers):
-        return "exclusive"
-    return len(feed.consumers) + feed.coming
 
 
 class RedisSettler:
