@@ -157,6 +157,38 @@ def test_database_of_another_program(tmp_path: Path) -> None:
     assert "it belongs to another program; name another file" in refusal(tmp_path / "other.db")
 
 
+def test_file_that_another_process_creates_meanwhile(
+    path: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, just before the first look at the tables."""
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+    created: list[sqlite3.Connection] = []
+
+    def racing(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        db = connect(*args, **kwargs)
+        db.set_trace_callback(create)
+        return db
+
+    def create(statement: str) -> None:
+        if "sqlite_master" not in statement or created:
+            return
+        other = connect(path, timeout=0.0, isolation_level=None)
+        created.append(other)
+        other.execute("BEGIN IMMEDIATE")
+        Database._create(other)
+        try:
+            other.execute("COMMIT")
+        except sqlite3.OperationalError:  # it is being read
+            other.execute("ROLLBACK")
+        other.close()
+
+    monkeypatch.setattr(sqlite3, "connect", racing)
+    with Connection(sqlite_url) as connection:
+        connection.connect()
+        greenconn.publish("q", "x", connection=connection, declare=True)
+    assert created
+
+
 def test_file_of_a_later_version(path: str, sqlite_url: str) -> None:
     with Connection(sqlite_url) as connection:
         connection.connect()

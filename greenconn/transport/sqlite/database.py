@@ -259,10 +259,13 @@ class Database:
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         """Check whose file it is, set it up, and create its tables if it is new."""
+        # In one transaction: another process may be creating the tables.
+        connection.execute("BEGIN")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("COMMIT")
         if application != APPLICATION_ID:
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if tables or application:
                 raise CannotOpen(
                     f"SQLite file {self.path}: it belongs to another program; name another file"

@@ -13,6 +13,7 @@ import gevent
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
+from greenconn.transport.sqlite.messages import HELD
 from tests.faults.kinds import OF_PROCESSES, Fault, Kind
 from tests.faults.targets.base import DELETED, Place, places_of
 
@@ -48,8 +49,12 @@ class SqliteTarget:
         """Each write was a transaction."""
 
     def held(self) -> int:
-        """It is not asked."""
-        return 0
+        """Those of the dead, too, until their leases end."""
+        with closing(sqlite3.connect(self._file)) as file:
+            (count,) = file.execute(
+                "SELECT count(*) FROM messages WHERE state = ?", (HELD,)
+            ).fetchone()
+        return int(count)
 
     def inject(self, fault: Fault) -> None:
         """Have a fault."""
