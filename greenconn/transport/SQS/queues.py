@@ -58,8 +58,9 @@ class NewQueues(dict[str, float]):
     def add(self, name: str) -> None:
         """Note that a queue was made now, and forget those known everywhere.  Never switches."""
         now = monotonic()
-        for each in [each for each, made_at in self.items() if now - made_at > SETTLING]:
-            del self[each]
+        for each, made_at in list(self.items()):  # at once: other threads note theirs
+            if now - made_at > SETTLING:
+                self.pop(each, None)
         self[name] = now
 
     def call(self, name: str, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
