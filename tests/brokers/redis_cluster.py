@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import BinaryIO, Final
 
@@ -169,10 +170,39 @@ class RedisCluster:
         return f"cluster_known_nodes:{len(self.nodes)}" in node.ask("CLUSTER", "INFO")
 
     def wait_ready(self) -> None:
-        """Wait until all slots are served, and all replicas follow.  May switch."""
+        """Wait until all nodes have one view, with a master and its replicas in step.  May switch.
+
+        A node that was frozen or replaced is a master in its own view, which says that all is well,
+        until the others tell it; what is killed in that moment may have no replica.
+        """
+        replicas = len(self.nodes) - self._masters
         self.until(lambda: all(self.is_ok(each) for each in self.nodes), "they do not agree")
-        masters = sum(each.is_master for each in self.nodes)
-        self.until(lambda: self._in_sync() == len(self.nodes) - masters, "replicas do not follow")
+        self._wait_agreed()
+        self.until(lambda: len(self.masters) == self._masters, "too many masters, or too few")
+        self.until(lambda: self._in_sync() == replicas, "replicas do not follow")
+
+    def _wait_agreed(self) -> None:
+        self.until(lambda: len({self._view(each) for each in self.nodes}) == 1, "views differ")
+
+    def _view(self, node: ClusterNode) -> frozenset[tuple[str, ...]]:
+        """Return a node's name, flags, master and slots of each, as one of them sees them."""
+        lines = [line.split() for line in node.ask("CLUSTER", "NODES").splitlines()]
+        return frozenset(
+            (
+                name,
+                flags.replace("myself,", ""),
+                master,
+                *(each for each in slots if each[0] != "["),
+            )
+            for name, _, flags, master, _, _, _, _, *slots in lines
+        )
+
+    def _end_moves(self, node: ClusterNode) -> None:
+        """Have a node forget moves of slots that never ended: it would ignore who has the slot."""
+        for line in node.ask("CLUSTER", "NODES").splitlines():
+            for mark in (each for each in line.split()[8:] if each.startswith("[")):
+                with suppress(RuntimeError):  # it is a replica by now
+                    node.ask("CLUSTER", "SETSLOT", mark[1:].partition("-")[0], "STABLE")
 
     def _in_sync(self) -> int:
         return sum(
@@ -188,8 +218,19 @@ class RedisCluster:
         end = monotonic() + SOON
         while not is_so():  # type: ignore[operator]
             if monotonic() > end:
-                raise NoBroker(f"redis cluster: {why}")
+                raise NoBroker(f"redis cluster: {why}\n{self._describe()}")
             sleep(0.02)
+
+    def _describe(self) -> str:
+        """Return how each node sees the cluster, for a failed test to show."""
+        views = []
+        for each in self.nodes:
+            try:
+                view = each.ask("CLUSTER", "INFO") + each.ask("CLUSTER", "NODES")
+            except (OSError, RuntimeError) as error:
+                view = repr(error)
+            views.append(f"node at {each.port}, seen by itself:\n{view}")
+        return "\n".join(views)
 
     def is_ok(self, node: ClusterNode) -> bool:
         """Return whether a node takes all slots for served.  May switch."""
@@ -228,8 +269,9 @@ class RedisCluster:
         """Move the keys that are left, one by one, and then the slot.  May switch."""
         while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 1):
             source.ask("MIGRATE", "127.0.0.1", to.port, keys, 0, 5000)
-        to.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
-        source.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        for node in dict.fromkeys((to, source, *self.masters)):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+        self._wait_agreed()
 
     def stop(self) -> None:
         """Stop all nodes in order.  May switch."""
@@ -257,6 +299,9 @@ class RedisCluster:
             each.resume()
             if not each.is_running:
                 each.start()
+        for each in self.nodes:
+            if each.is_master:
+                self._end_moves(each)
         self.wait_ready()
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from random import Random
@@ -588,13 +588,26 @@ def test_a_publish_window(redis_cluster: RedisCluster, unique: str) -> None:
         wrong = f"{unique}-wrong"
         redis_cluster.owner_of(slot_of(wrong)).ask("SET", f"{{{tag_of(wrong)}}}{wrong}", "no list")
         closed: Any = connection.channel()
+        reported = 0
+
+        def call(method: Callable[..., object], *arguments: object) -> None:
+            # Where the reply was quick, the next publish reports it, and flush() the rest.
+            nonlocal reported
+            while True:
+                try:
+                    method(*arguments)
+                except ResponseError as exc:
+                    (count,) = re.findall(r"(\d+) earlier publishes .* WRONGTYPE", str(exc))
+                    reported += int(count)
+                else:
+                    return
+
         for each in (channel, closed):
             for name in (names[0], wrong, names[1], wrong):
-                each.basic_publish(each.prepare_message("x"), "", name)
+                call(each.basic_publish, each.prepare_message("x"), "", name)
         closed.close()
-        with pytest.raises(ResponseError, match=r"4 earlier publishes .* WRONGTYPE"):
-            channel.flush()
-        channel.flush()
+        call(channel.flush)
+        assert reported == 4
 
 
 def test_a_lost_node_is_reported_by_the_window(redis_cluster: RedisCluster, unique: str) -> None:

@@ -101,10 +101,10 @@ def test_many_publishers_wait_together(connection: Connection) -> None:
     assert channel.queue_declare("q0", passive=True)[1] == 501
 
 
-def test_a_master_that_is_killed_ends_the_wait(
-    pair: tuple[RedisServer, RedisServer], connection: Connection
-) -> None:
-    master, replica = pair
+def publish_without_confirm(
+    connection: Connection, replica: RedisServer
+) -> gevent.Greenlet[..., None]:
+    """Publish, and wait for a replica that is paused."""
     greenconn.publish(Queue("q"), "x", connection=connection, timeout=SOON)
     replica.pause()
     channel = connection.channel()
@@ -112,6 +112,14 @@ def test_a_master_that_is_killed_ends_the_wait(
     waiting = gevent.spawn(channel.basic_publish_confirm, message, "", "q")
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.3):
         waiting.join()
+    return waiting
+
+
+def test_a_master_that_is_killed_ends_the_wait(
+    pair: tuple[RedisServer, RedisServer], connection: Connection
+) -> None:
+    master, replica = pair
+    waiting = publish_without_confirm(connection, replica)
     master.kill()
     with pytest.raises(connection.recoverable_connection_errors):
         waiting.get(timeout=SOON)
@@ -123,13 +131,7 @@ def test_a_master_that_is_demoted_ends_the_wait(
 ) -> None:
     """It says so to WAIT, which is no refusal of the message."""
     master, replica = pair
-    greenconn.publish(Queue("q"), "x", connection=connection, timeout=SOON)
-    replica.pause()
-    channel = connection.channel()
-    message = channel.prepare_message("y")
-    waiting = gevent.spawn(channel.basic_publish_confirm, message, "", "q")
-    with pytest.raises(gevent.Timeout), gevent.Timeout(0.3):
-        waiting.join()
+    waiting = publish_without_confirm(connection, replica)
     with control(master.url) as admin:
         admin("REPLICAOF", "127.0.0.1", replica.port)
     with pytest.raises(connection.recoverable_connection_errors, match="no master any more"):

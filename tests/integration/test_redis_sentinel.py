@@ -218,6 +218,21 @@ def replicas_of(sentinel: RedisSentinel) -> Any:
 
 
 @pytest.mark.full
+def test_a_frozen_sentinel_in_front(sentinel_group: Group) -> None:
+    timeout = 6.0  # of which the frozen one must not take all
+    frozen = sentinel_group.sentinels[0]
+    frozen.pause()
+    try:
+        with Connection(
+            sentinel_group.url, transport_options=OPTIONS, connect_timeout=timeout
+        ) as connection:
+            connection.session.link(Deadline(timeout))
+            assert master_of(connection) == sentinel_group.master.port
+    finally:
+        frozen.resume()
+
+
+@pytest.mark.full
 def test_what_sentinels_do_not_know(sentinel_group: Group) -> None:
     with (
         Connection(sentinel_group.url) as connection,

@@ -11,8 +11,11 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
+from greenconn.broker.feed import FeedState
 from greenconn.broker.topology_port import Row
+from greenconn.transport.redis.claiming import WatchState
 from greenconn.transport.redis.link import RedisLink
+from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
@@ -267,6 +270,108 @@ def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: C
     channel.queue_bind("q", "news", "#")
     until(lambda: send(sender))
     assert not at_server("EXISTS", "greenconn.queue.q")
+
+
+@pytest.mark.parametrize("options", KINDS[:2])
+def test_messages_in_hand_end_with_the_queue_of_a_link_that_closes(
+    opened: Open, at_server: Control, options: dict[str, Any]
+) -> None:
+    sender, link = opened(), opened()
+    queue = subscribed(link, **options)
+    assert not send(sender)
+    until(lambda: at_server("HLEN", "unacked") == 1)
+    link.close()
+    assert not at_server("EXISTS", sender.commands.keys.plain(queue), "unacked")
+    assert send(sender)
+
+
+@pytest.mark.parametrize("options", KINDS[:2])
+def test_what_a_claim_takes_ends_with_the_queue_of_a_link_that_closes(
+    opened: Open, at_server: Control, options: dict[str, Any]
+) -> None:
+    sender, link = opened(), opened()
+    queue = subscribed(link, **options)
+    feed = link.feeds[queue]
+    until(lambda: feed.source.state is WatchState.ARMED)
+    link.placement.partition("").invalidations.stop()  # nothing is told of what comes now
+    assert not send(sender)
+    feed.wake()
+    pipeline = link.commands.pipeline
+    assert isinstance(pipeline, Pipeline)
+    pipeline.writer.flush()  # the claim leaves when the turn ends
+    assert feed.state is FeedState.CLAIMING
+    link.close()
+    assert not at_server("EXISTS", sender.commands.keys.plain(queue), "unacked")
+
+
+def test_a_message_in_hand_ends_with_the_queue_whose_last_consumer_leaves(
+    opened: Open, at_server: Control
+) -> None:
+    sender, link = opened(), opened()
+    channel = channel_of(link)
+    queue = channel.queue_declare("", auto_delete=True).queue
+    channel.queue_bind(queue, "news", "#")
+    store = Store()
+    tag = channel.basic_consume(queue, sink=store)
+    assert not send(sender)
+    until(lambda: store)
+    channel.basic_cancel(tag)
+    until(lambda: send(sender))
+    store[0].requeue()
+    until(lambda: not at_server("EXISTS", "unacked"))
+    assert not at_server("EXISTS", queue)
+
+
+@pytest.mark.parametrize("options", KINDS[:2])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_messages_of_the_killed_end_with_their_queues(
+    opened: Open,
+    at_server: Control,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    when: str,
+) -> None:
+    """Whether a queue ends before they are requeued, or while they are."""
+    sender, dead = opened(), opened()
+    queue = subscribed(dead, "own", **options)
+    assert not send(sender)
+    until(lambda: at_server("HLEN", "unacked") == 1)
+    sender.close()  # so that nobody else looks
+    killed(dead)
+    alive = opened().placement.partition("")
+    until(lambda: alive.sweeper.advance() and alive.owners.dead([dead.owner]), 60 * LEASE)
+    execute = alive.requeuer.execute
+
+    def end() -> None:
+        assert not alive.queues.existing({queue: ()})
+
+    def end_and_execute(*args: Any) -> int:
+        end()
+        return execute(*args)
+
+    if when == "before":
+        end()
+    else:
+        monkeypatch.setattr(alive.requeuer, "execute", end_and_execute)
+    alive.sweeper.sweep()
+    assert not at_server("EXISTS", queue, "unacked")
+
+
+def test_what_kombu_sends_to_the_name_of_an_ended_queue_can_be_requeued(
+    own_redis: RedisServer, opened: Open, at_server: Control
+) -> None:
+    first, link = opened(), opened()
+    subscribed(first, "q", auto_delete=True)
+    first.close()
+    assert at_server("ZSCORE", "greenconn.ended", "q") is not None
+    with kombu.Connection(own_redis.url) as theirs:
+        theirs.Producer().publish("x", routing_key="q")
+    store = Store()
+    Channel(link).basic_consume("q", sink=store)
+    until(lambda: store)
+    store.popleft().requeue()
+    until(lambda: store)
+    assert store[0].redelivered
 
 
 @pytest.mark.full

@@ -26,6 +26,11 @@ which would win for ever: so each steps back after a term of :data:`TERM` messag
 and the first to ask then is the next.  All back off for random times, which are the longer the more
 there are, so that about one a millisecond asks.
 
+Who consumes alone never does.  Rivals are those that are registered, and whose leases have not ended.
+They are counted again when the server pushes that one has joined or left, after each term if there are
+any, and a few times in a lease: one that has died is no rival any more, and one that was paused is one
+again.
+
 Pushes count only when ARMED: what was pushed earlier was caused before the claim or the EXISTS that
 is on its way, which will see it.
 
@@ -38,6 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from random import uniform
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from gevent import get_hub
@@ -58,6 +64,7 @@ from greenconn.transport.redis.scripts import (
     CLAIM_COUNT,
     MOVE,
     RENEW,
+    RIVALS,
     Scripts,
     entry_suffix,
     mark,
@@ -106,6 +113,17 @@ class Claims:
         self._last_number += count
         return first
 
+    def count_rivals(self, queue: str, done: Callable[[Any], object]) -> None:
+        """Count the other links that consume from *queue*; *done* gets the reply.  Never switches."""
+        commands = self._commands
+        keys = (commands.keys.consumers(queue), commands.keys.owners)
+        commands.post_script(RIVALS, keys, commands.owner, done=done)
+
+    @property
+    def count_interval(self) -> float:
+        """Seconds after which rivals are counted again."""
+        return self._owners.interval
+
     def unconfirmed_claims(self) -> Iterable[int]:
         """Return the numbers of the fields that may be filled.  Never switches."""
         return [*self.under_way, CANARY_NUMBER] if self.is_trying else [*self.under_way]
@@ -132,7 +150,7 @@ class Claims:
             scripts.call(CANARY, (canary,)),
             scripts.call(RENEW, *self._owners.renewal()),
             scripts.call(CLAIM, (*held, canary), commands.prefix, 0, 1, 1, ', "", ""]', mark()),
-            scripts.call(MOVE, (*held, keys.owners), "", 0),
+            scripts.call(MOVE, (*held, keys.owners, keys.ended), "", 0),
             pack("HDEL", keys.unacked, field),
             pack("ZREM", keys.unacked_index, field),
             pack("HMGET", keys.unacked, field),
@@ -214,12 +232,14 @@ class RedisSource:
 
     Attributes:
         lists: the keys of the queue's lists, the one that is served first in front.
+        rivals: how many other links consume from the queue, as far as is known.
     """
 
     __slots__ = (
         "_claims",
         "_commands",
         "_count",
+        "_count_at",
         "_due",
         "_exists",
         "_feed",
@@ -230,11 +250,11 @@ class RedisSource:
         "_poll",
         "_rest",
         "_retire",
-        "_rivals",
         "_served",
         "_settlements",
         "_timer",
         "lists",
+        "rivals",
         "state",
     )
 
@@ -262,8 +282,9 @@ class RedisSource:
         self._misses = 0
         #: The messages of this term.
         self._served = 0
-        #: Links that consume from the queue, this one included, as far as is known.
-        self._rivals = 1
+        self.rivals = 0
+        #: When they are counted again.
+        self._count_at = 0.0
         #: The fields that the claim under way may fill: the number of the first, and how many.
         self._number = self._count = 0
         self._poll = FIRST_POLL
@@ -289,7 +310,7 @@ class RedisSource:
         if not self._commands.is_tracking:
             self._wait_for_poll()
             return
-        if self._served >= TERM or (self._misses and self._rivals == 1):
+        if (self.rivals and self._served >= TERM) or monotonic() >= self._count_at:
             self._count_rivals()
         self._ask()
 
@@ -326,11 +347,15 @@ class RedisSource:
     def pushed(self) -> None:
         """Note that the server has announced a change of the queue."""
         if self.state is _ARMED:
-            if self._misses and self._feed.has_room:
-                waiting = WAIT_EACH * min(self._rivals, 1 << self._misses)
+            if self._misses and self.rivals and self._feed.has_room:
+                waiting = WAIT_EACH * min(self.rivals + 1, 1 << self._misses)
                 self._wait(uniform(0.0, min(LONGEST_WAIT, waiting)))
             else:
                 self._feed.wake()
+
+    def rivals_changed(self) -> None:
+        """Note that others have begun to consume from the queue, or ended."""
+        self._count_at = 0.0
 
     def check(self) -> None:
         """Ask whether there is something, although nothing was pushed."""
@@ -392,19 +417,19 @@ class RedisSource:
         self._misses = min(self._misses + 1, MOST_MISSES)
 
     def _count_rivals(self) -> None:
-        """Learn how many links consume from the queue; the term of this one ends if there are others."""
-        commands = self._commands
+        """Learn how many others consume from the queue; the term of this one ends if there are any."""
         is_term = self._served >= TERM
-        self._served = 0
+        if is_term:
+            self._served = 0
 
         def counted(reply: Any) -> None:
-            # In the reader.
-            if isinstance(reply, list):
-                self._rivals = max(len(reply), 1)
-                if is_term and self._rivals > 1:
-                    self._misses = MOST_MISSES
+            # In the reader.  Where the server does not tell, there may be others.
+            self.rivals = reply if isinstance(reply, int) else 1
+            self._count_at = monotonic() + self._claims.count_interval
+            if is_term and self.rivals:
+                self._misses = MOST_MISSES
 
-        commands.pipeline.post(pack(b"HKEYS", commands.keys.consumers(self._feed.queue)), counted)
+        self._claims.count_rivals(self._feed.queue, counted)
 
     # -- claiming
 

@@ -330,6 +330,9 @@ class RedisLink(LeasedLink):
             self.transport.unreported.log()
 
     def _take_leave(self) -> None:
+        # What these take goes back before the queues end that are this link's own, and others look.
+        for each in self.placement.partitions():
+            each.wait_claims()
         self.directory.close()
         self.settlements.repeat()
         self.settlements.wait_routed()

@@ -6,6 +6,7 @@ partition.  In a cluster there are many, and all keys of one are in one slot.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
@@ -15,10 +16,12 @@ from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims, RedisFeed
-from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
+from greenconn.transport.redis.errors import PASSING
 from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.invalidations import Invalidations
 from greenconn.transport.redis.keys import Keys
@@ -33,6 +36,8 @@ from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
 __all__ = ["Partition", "PartitionLink"]
+
+logger = logging.getLogger("greenconn.transport.redis")
 
 
 class PartitionLink(Protocol):
@@ -100,6 +105,8 @@ class Partition:
         self._link = link
         self.tag = keys.tag
         self.is_kept_alive = False
+        #: The lease had ended, and the consumers are to be registered again.
+        self._is_forgotten = False
         self.feeds: dict[str, RedisFeed] = {}
         self.commands = Commands(link.where, keys, link.options, link.before_call)
         self.owners = Owners(self.commands, self._count_time)
@@ -140,16 +147,15 @@ class Partition:
     @cached_property
     def settler(self) -> RedisSettler:
         """The commands about messages that are held here."""
-        link = self._link
         return RedisSettler(
             self.commands,
             self.owners,
             self.claims,
-            link.directory,
             self.queues,
             self.requeuer,
             self.delays,
             self.feeds,
+            self._renewed,
         )
 
     @cached_property
@@ -184,6 +190,30 @@ class Partition:
             self.is_kept_alive = True
             self._link.keep_alive()
             self.sweeper.start()
+
+    # In the reader.
+
+    def _renewed(self, had_ended: bool) -> None:
+        """Register the consumers again where others took this link for dead.  Never switches."""
+        if had_ended and any(feed.consumers for feed in self.feeds.values()):
+            self._is_forgotten = True
+        if self._is_forgotten:
+            self._is_forgotten = False
+            spawn("redis-announce", self._announce)
+
+    def _announce(self) -> None:
+        try:
+            self.consuming.announce()
+        except PASSING as exc:
+            if self.commands.lost is not None:
+                return
+            self._is_forgotten = True  # until the next renewal
+            logger.error(
+                "%s: the lease had ended, and consumers cannot be registered again: %s",
+                self.commands.where,
+                exc,
+                extra={"connection": self.commands.where},
+            )
 
     # See :class:`~greenconn.transport.redis.topology.TopologyLink`
 
@@ -230,6 +260,11 @@ class Partition:
         self._link.queue_ended(name, exchanges)
 
     # Ending
+
+    def wait_claims(self) -> None:
+        """Wait until the claims under way are answered.  May switch."""
+        if any(feed.source.under_way() for feed in self.feeds.values()):
+            self.commands.call(PING)
 
     def leave(self) -> None:
         """Say that this owner has ended, as it holds nothing any more.  Never switches."""

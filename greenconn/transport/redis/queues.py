@@ -20,10 +20,11 @@ from typing import Any, Final, Protocol
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
-from greenconn.broker.directory import MOST_KNOWN, ConsumedQueue, KnownQueues, QueueStore
+from greenconn.broker.directory import MOST_KNOWN, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
@@ -111,7 +112,7 @@ class RedisQueues(LinkQueues):
         known: KnownQueues,
         commands: Commands,
         owners: Owners,
-        feeds: Mapping[str, ConsumedQueue],
+        feeds: Mapping[str, RedisFeed],
         expiring: dict[str, int],
     ) -> None:
         self._link = link
@@ -388,6 +389,9 @@ class RedisQueues(LinkQueues):
         reply = commands.run(JOIN, keys, commands.owner, how, what="consuming")
         if reply < 0 and self._forget_dead_consumers(name):
             reply = commands.run(JOIN, keys, commands.owner, how, what="consuming")
+        if reply >= 0 and self._known.last(name) is UNDECLARED:
+            # A program of kombu uses the name of a queue that ended: what is taken goes back again.
+            commands.pipeline.post(pack(b"ZREM", commands.keys.ended, name))
         if reply >= 0 and name in self.expiring:
             self._keep_alive(self.expiring[name] / 1000)
         return bool(reply >= 0)
@@ -556,18 +560,28 @@ class RedisQueues(LinkQueues):
         prefix = self._commands.keys.queue("")
         if key is None:
             names = list(known)
+            for each in self._feeds.values():
+                each.source.rivals_changed()
         elif key.startswith(prefix):
             names = [key[len(prefix) :].decode("utf-8", "replace")]
         else:
+            self._consumers_changed(key)
             return
         for name in names:
             declared = known.get(name)
-            if declared is None or declared.owner is not None:
-                continue  # exclusive to this link: no other client changes it
+            if declared is None:
+                continue
             self._forget(name)
             feed = self._feeds.get(name)
             if feed is not None and feed.consumers:
                 spawn("queue-changed", self._verify, name)
+
+    def _consumers_changed(self, key: bytes) -> None:
+        prefix = self._commands.keys.consumers("")
+        if key.startswith(prefix):
+            feed = self._feeds.get(key[len(prefix) :].decode("utf-8", "replace"))
+            if feed is not None:
+                feed.source.rivals_changed()
 
     def _verify(self, name: str) -> None:
         """Verify that a changed queue that is consumed here still exists."""
@@ -577,6 +591,21 @@ class RedisQueues(LinkQueues):
                 return
         except Exception:
             return  # the link is gone, or about to go
+        self.cancel_consumers(feed)
+
+    def is_usable(self, name: str) -> bool:
+        """Return whether a queue that is consumed here has not ended, nor is another one's.  May switch.
+
+        Of one that was not declared kombu keeps nothing while it is empty.
+        """
+        if self._known.last(name) is UNDECLARED:
+            return True
+        declared = self.find(name)
+        return declared is not None and declared.owner in (None, self._commands.owner)
+
+    @staticmethod
+    def cancel_consumers(feed: RedisFeed) -> None:
+        """Tell the consumers of this link that their queue has ended.  Never switches."""
         for consumer in list(feed.consumers):
             consumer.channel.cancelled_by_broker(consumer)
 

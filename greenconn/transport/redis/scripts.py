@@ -43,6 +43,7 @@ __all__ = [
     "PROMOTE",
     "PUSH",
     "RENEW",
+    "RIVALS",
     "Script",
     "Scripts",
     "entry_suffix",
@@ -128,32 +129,34 @@ redis.call('PEXPIRE', KEYS[1], 60000)
 """,
 )
 
-#: Moves messages from what a consumer holds into lists, and returns how many it still held.
+#: Moves messages from what a consumer holds into lists, and returns how many it still held.  One that
+#: goes back to its queue goes with it where that has ended by itself, and was not declared anew.
 #:
-#: Keys: unacked, its index, the owners, the declarations of auto-delete queues, the lists.  Arguments:
-#: an owner who must be dead, or nothing; the number of the declarations; then for each message its
-#: field, which of them there must be or the message goes with its queue (0: none), RPUSH (to the head)
-#: or LPUSH, the number of its lists, and what goes into each of them.
+#: Keys: unacked, its index, the owners, the queues that have ended, declarations of queues, the lists.
+#: Arguments: an owner who must be dead, or nothing; the number of the declarations; the names of their
+#: queues; then for each message its field, which of these queues it goes with (0: none), RPUSH (to the
+#: head) or LPUSH, the number of its lists, and what goes into each of them.
 MOVE: Final = Script(
     "move",
     """
 redis.call('HDEL', KEYS[1], '')
 redis.call('ZREM', KEYS[2], '')
 local queues, gone = tonumber(ARGV[2]), {}
-for place = 4 + queues, #KEYS do redis.call('LTRIM', KEYS[place], 0, -1) end
+for place = 5 + queues, #KEYS do redis.call('LTRIM', KEYS[place], 0, -1) end
 if ARGV[1] ~= '' then
     local expiry = redis.call('ZSCORE', KEYS[3], ARGV[1])
     local now = redis.call('ZSCORE', KEYS[3], 'clock') or 0
     if expiry and tonumber(expiry) > tonumber(now) then return -1 end
 end
 for queue = 1, queues do
-    -- A look by a write: see the rules for scripts.
-    if redis.call('SET', KEYS[3 + queue], '', 'NX') then
-        redis.call('DEL', KEYS[3 + queue])
+    -- Looks by writes that change nothing: see the rules for scripts.
+    local has_ended = redis.call('ZADD', KEYS[4], 'XX', 'INCR', 0, ARGV[2 + queue])
+    if has_ended and redis.call('SET', KEYS[4 + queue], '', 'NX') then
+        redis.call('DEL', KEYS[4 + queue])
         gone[queue] = true
     end
 end
-local moved, place, at = 0, 4 + queues, 3
+local moved, place, at = 0, 5 + queues, 3 + queues
 while at <= #ARGV do
     local field, queue, push = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
     local lists = tonumber(ARGV[at + 3])
@@ -286,7 +289,7 @@ end
 """,
 )
 
-#: Tells that an owner lives.
+#: Tells that an owner lives; returns 0 where its lease had ended, or it is new.
 #:
 #: Keys: the owners, the index.  Arguments: owner, milliseconds of its lease, the client's time, the
 #: fields it holds.
@@ -295,8 +298,10 @@ RENEW: Final = Script(
     """
 redis.call('ZREM', KEYS[1], '')
 local now = redis.call('ZSCORE', KEYS[1], 'clock') or 0
+local expiry = redis.call('ZSCORE', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 for at = 4, #ARGV do redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[at]) end
+return expiry and tonumber(expiry) > tonumber(now) and 1 or 0
 """,
 )
 
@@ -340,6 +345,22 @@ for at = 1, #all, 2 do
 end
 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 return others
+""",
+)
+
+#: Returns how many other links consume from a queue: those whose leases have not ended.  It changes
+#: nothing, and so registers who asks: the server pushes when one joins or leaves.
+#:
+#: Keys: who consumes from it, all owners.  Arguments: who asks.
+RIVALS: Final = Script(
+    "rivals",
+    """
+local now, rivals = tonumber(redis.call('ZSCORE', KEYS[2], 'clock') or 0), 0
+for _, other in ipairs(redis.call('HKEYS', KEYS[1])) do
+    local expiry = redis.call('ZSCORE', KEYS[2], other)
+    if other ~= ARGV[1] and expiry and tonumber(expiry) > now then rivals = rivals + 1 end
+end
+return rivals
 """,
 )
 

@@ -64,11 +64,11 @@ class SentinelTransport(Transport):
         errors = []
         replaced: Address | None = None
         sentinels = self.sentinels()
-        for number, sentinel in enumerate(sentinels, 1):
-            left = deadline.left()
-            share = None if left is None or number == len(sentinels) else left / 2
+        for sentinel in sentinels:
+            # Half of what is left: each comes to the front, and a slow one must be reached there.
+            share = deadline.share(1 if sentinel is sentinels[-1] else 2)
             try:
-                found = self._ask(sentinel, name, deadline.within(share))
+                found = self._ask(sentinel, name, share)
             except (OSError, LinkLost) as exc:
                 errors.append(f"{sentinel.where}: {exc}")
                 continue
@@ -197,12 +197,21 @@ class SwitchWatch:
 
     def _run(self) -> None:
         """Find a sentinel that listens with us; one that is lost is replaced."""
-        for _ in attempts(FINDING):
+        timeout = self._transport.connect_timeout
+        for attempt in attempts(FINDING):
             if self._commands.lost is not None:
                 return
-            for sentinel in self._transport.sentinels():
+            sentinels = self._transport.sentinels()
+            together = Deadline(timeout)
+            for tried, sentinel in enumerate(sentinels):
+                # Silent ones must not hold up the others; later each has the time that a slow one needs.
+                is_first = attempt.number == 1
+                deadline = together.share(len(sentinels) - tried) if is_first else Deadline(timeout)
                 try:
-                    self._socket.open(partial(self._connect, sentinel), self._subscribe)
+                    self._socket.open(
+                        partial(self._connect, sentinel, deadline),
+                        partial(self._subscribe, deadline),
+                    )
                     self._check_master(sentinel)
                     return
                 except (OSError, LinkLost) as exc:
@@ -210,13 +219,11 @@ class SwitchWatch:
                         "%s: %s", sentinel.where, exc, extra={"connection": sentinel.where}
                     )
 
-    def _connect(self, sentinel: Address) -> tuple[Pipeline, Welcome]:
-        deadline = Deadline(self._transport.connect_timeout)
+    def _connect(self, sentinel: Address, deadline: Deadline) -> tuple[Pipeline, Welcome]:
         return self._transport.open_sentinel(sentinel, deadline, self._on_push, self._on_lost)
 
-    def _subscribe(self, pipeline: Pipeline, welcome: Welcome) -> None:
+    def _subscribe(self, deadline: Deadline, pipeline: Pipeline, welcome: Welcome) -> None:
         pipeline.takes_arrays = welcome.protocol == 2
-        deadline = Deadline(self._transport.connect_timeout)
         pipeline.subscribe(pack("SUBSCRIBE", _SWITCH), deadline, "subscribing to a sentinel")
 
     def _check_master(self, sentinel: Address) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
-from greenconn.green.connect import connect_tcp, connect_unix, numeric
+from greenconn.green.connect import avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.renewal import Renewal
 from greenconn.green.single_flight import SingleFlight
@@ -174,7 +174,7 @@ def open_pipeline(
         NotRedis: it does not speak the protocol.
     """
     step = "connecting"
-    pipeline = None
+    pipeline = sock = None
     try:
         sock, tls = address.connect(deadline)
         pipeline = Pipeline(sock, address.where, on_push, on_lost, tls)
@@ -183,6 +183,8 @@ def open_pipeline(
         step = "the login"
         return pipeline, _log_in(pipeline, login, deadline)
     except BaseException as exc:
+        if sock is not None and isinstance(exc, TimeoutError):
+            avoid(sock)
         if pipeline is not None:
             pipeline.close()
         error = _opening_error(exc, address.where, step, deadline)

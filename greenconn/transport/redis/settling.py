@@ -59,7 +59,7 @@ class Move(NamedTuple):
     Attributes:
         number: position among all that were taken.
         field: under which it is held.
-        queue: its name, where it goes back to it; else nothing.
+        queue: which it goes with when that has ended; else nothing.
         push: :data:`HEAD` or :data:`TAIL`.
         copies: pairs of a list's key and a message.
     """
@@ -175,28 +175,23 @@ def _read(raw: bytes) -> Any:
         return None
 
 
-def move_arguments(
-    keys: Keys, queues: Directory, moves: Sequence[Move], dead_owner: str = ""
-) -> tuple[Any, ...]:
+def move_arguments(keys: Keys, moves: Sequence[Move], dead_owner: str = "") -> tuple[Any, ...]:
     """Keys and arguments for the script that carries out *moves*.
 
     Arguments:
-        queues: as they were declared.
         dead_owner: nothing is done if this owner lives.
     """
     lists: list[bytes] = []
-    places: dict[str, int] = {}
+    queues: dict[str, int] = {}
     args: list[Any] = []
     for move in moves:
-        place = 0
-        if move.queue and queues.last(move.queue).auto_delete:
-            place = places.setdefault(move.queue, len(places) + 1)
+        place = queues.setdefault(move.queue, len(queues) + 1) if move.queue else 0
         args += [move.field, place, move.push, len(move.copies)]
         for key, raw in move.copies:
             lists.append(key)
             args.append(raw)
-    held = (keys.unacked, keys.unacked_index, keys.owners)
-    return (*held, *map(keys.queue, places), *lists), dead_owner, len(places), *args
+    held = (keys.unacked, keys.unacked_index, keys.owners, keys.ended)
+    return (*held, *map(keys.queue, queues), *lists), dead_owner, len(queues), *queues, *args
 
 
 #: What stands between a message and its queue in an entry of ours.
@@ -288,7 +283,6 @@ class Requeuer:
             asked = [pack(b"HMGET", keys.unacked, each) for each in page]
             values = commands.call_all(asked, what="requeueing messages")
             moves: list[Move] = []
-            found: list[Held] = []
             for field, (value,) in zip(page, values, strict=True):
                 if value is None:
                     # Another process was faster, or died between two commands.
@@ -298,32 +292,10 @@ class Requeuer:
                 if held is None or (not held.exchange and keys.is_reserved(held.routing_key)):
                     self._note_stuck(field, "it cannot be decoded")
                     continue
-                found.append(held)
-            ended = self._ended({each.routing_key for each in found if not each.exchange})
-            for held in found:
-                if not held.exchange and held.routing_key in ended:
-                    # It goes with its queue.
-                    moves.append(Move(held.number, held.field, "", HEAD, []))
-                else:
-                    moves.append(self._requeue_move(held, is_counted=held.field not in uncounted))
+                moves.append(self._requeue_move(held, is_counted=field not in uncounted))
             moves.sort(key=lambda move: move.number, reverse=True)
             requeued += self.execute(moves, dead_owner)
         return requeued
-
-    def _ended(self, queues: set[str]) -> set[str]:
-        """Return those of *queues* that have ended, and were not declared anew.  May switch."""
-        keys, names = self._commands.keys, sorted(queues)
-        asked = [
-            command
-            for name in names
-            for command in (pack(b"ZSCORE", keys.ended, name), pack(b"EXISTS", keys.queue(name)))
-        ]
-        replies = iter(self._commands.call_all(asked, what="requeueing messages"))
-        return {
-            name
-            for name, at, is_declared in zip(names, replies, replies, strict=True)
-            if at is not None and not is_declared
-        }
 
     def execute(self, moves: list[Move], dead_owner: str = "") -> int:
         """Move messages, and return the number that were still held.  May switch.
@@ -333,7 +305,7 @@ class Requeuer:
         keys = self._commands.keys
 
         def move(part: Sequence[Move]) -> int:
-            args = move_arguments(keys, self._directory, part, dead_owner)
+            args = move_arguments(keys, part, dead_owner)
             reply: int = self._commands.run(MOVE, *args, what="requeueing messages")
             return max(reply, 0)
 
@@ -379,7 +351,8 @@ class Requeuer:
             limit = directory.delivery_limit(held.routing_key)
             if limit is not None and deliveries >= limit:
                 message = Delivery(None, held.field, held.number, held.raw, held.routing_key)
-                return self.dead_letter_move(message, "delivery_limit")
+                move = self.dead_letter_move(message, "delivery_limit")
+                return move._replace(queue=held.routing_key)
         else:
             # Of kombu, which keeps where a message was sent instead of where it was taken.
             queues = self._bound_queues(held.exchange, held.routing_key)
@@ -395,7 +368,7 @@ class Requeuer:
                     extra={"connection": commands.where},
                 )
         copies = [(list_of(commands.keys, each, envelope), raw) for each in queues]
-        queue = queues[0] if queues else ""
+        queue = "" if held.exchange else held.routing_key
         return Move(held.number, held.field, queue, HEAD, copies)
 
 

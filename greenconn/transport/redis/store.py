@@ -53,7 +53,7 @@ from greenconn.transport.redis.settling import (
     move_of,
     number_of,
 )
-from greenconn.transport.refusal import Method
+from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -134,18 +134,28 @@ class RedisConsuming:
     def set_consumers(self, feed: RedisFeed, *, exclusive: bool) -> bool:
         """Register the consumers of this link; False: others consume.  May switch."""
         self._fanout.listen(feed.queue)
-        how = "exclusive" if exclusive else len(feed.consumers) + feed.coming
-        if not self._queues.join(feed.queue, how):
+        if not self._queues.join(feed.queue, _how(feed, exclusive=exclusive)):
             return False
         self._invalidations.add(feed.source)
         return True
 
     def announce(self) -> None:
-        """Register all consumers again, since the server may have forgotten them.  May switch."""
+        """Register all consumers again, since the server may have forgotten them.  May switch.
+
+        Those whose queue has ended meanwhile are cancelled.  Where another one consumes exclusively, or
+        they did and another one consumes, the server refuses them.
+        """
         for feed in list(self._feeds.values()):
-            if feed.consumers:
-                is_exclusive = any(each.exclusive for each in feed.consumers)
-                self._queues.join(feed.queue, "exclusive" if is_exclusive else len(feed.consumers))
+            if not feed.consumers:
+                continue
+            if not self._queues.is_usable(feed.queue):
+                self._queues.cancel_consumers(feed)
+                continue
+            is_exclusive = any(each.exclusive for each in feed.consumers)
+            if not self._queues.join(feed.queue, _how(feed, exclusive=is_exclusive)):
+                for consumer in list(feed.consumers):
+                    channel = consumer.channel
+                    channel.refuse(consumer, in_exclusive_use(feed.queue, channel.virtual_host))
 
     def left(self, feed: RedisFeed) -> None:
         """Unregister a consumer.  Never switches."""
@@ -226,6 +236,11 @@ class RedisConsuming:
         return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))
 
 
+def _how(feed: RedisFeed, *, exclusive: bool) -> str | int:
+    """Return how a queue is consumed here; see :meth:`RedisQueues.join`."""
+    return "exclusive" if exclusive else len(feed.consumers) + feed.coming
+
+
 class RedisSettler:
     """See :class:`~greenconn.broker.settlement_port.MessageSettler`.
 
@@ -233,11 +248,12 @@ class RedisSettler:
         commands: of the link.
         owners: the link is one of them.
         claims: that are no feed's.
-        directory: the queues as they are known.
         queues: the queues in the server.
         requeuer: requeues what former lives held.
         delays: looks after delayed messages.
         feeds: queue -> what serves its consumers of this link.
+        renewed: called with each renewal of the link's lease, and whether that had ended.  Never
+            switches.
     """
 
     ack_limit = 500
@@ -249,20 +265,20 @@ class RedisSettler:
         commands: Commands,
         owners: Owners,
         claims: Claims,
-        directory: Directory,
         queues: RedisQueues,
         requeuer: Requeuer,
         delays: Delays,
         feeds: Mapping[str, RedisFeed],
+        renewed: Callable[[bool], object],
     ) -> None:
         self._commands = commands
         self._owners = owners
         self._claims = claims
-        self._directory = directory
         self._queues = queues
         self._requeuer = requeuer
         self._delays = delays
         self._feeds = feeds
+        self._note_renewal = renewed
 
     @property
     def lease(self) -> float:
@@ -312,7 +328,7 @@ class RedisSettler:
             if commands.pipeline.lost is None:
                 done(_outcome(commands.pipeline, reply, len(moves)))
 
-        keys, *args = move_arguments(commands.keys, self._directory, moves)
+        keys, *args = move_arguments(commands.keys, moves)
         commands.post_script(MOVE, keys, *args, done=moved)
         # What goes back may come here again, where there is room.
         for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
@@ -364,7 +380,10 @@ class RedisSettler:
         def renewed(reply: Any) -> None:
             # In the reader.
             if commands.pipeline.lost is None:
-                done(reply if isinstance(reply, Exception) else None)
+                is_refused = isinstance(reply, Exception)
+                if not is_refused:
+                    self._note_renewal(not reply)
+                done(reply if is_refused else None)
 
         keys, *args = self._owners.renewal(handles)
         commands.post_script(RENEW, keys, *args, done=renewed)

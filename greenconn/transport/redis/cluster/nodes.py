@@ -147,30 +147,40 @@ class Nodes:
     def refresh(self, deadline: Deadline | None = None) -> None:
         """Ask a node which of them serves which slots.  May switch.
 
+        Arguments:
+            deadline: of the attempt to connect of which this is a part: the first seed may take all of
+                it, since the next attempt begins with another.  None: no node takes more than its share
+                of ``connect_timeout``, before those that were silent get all of it.
+
         Raises:
             ClusterUnreachable: none answers; says why.  The error of the only seed is raised as it is.
             LoginRefused: they do not take the user name or the password.
             TimeoutError: the deadline has ended.
         """
-        self._flight.run("slots", self._refresh, deadline)
+        self._flight.run("slots", partial(self._refresh, deadline), deadline)
 
-    def _refresh(self) -> None:
+    def _refresh(self, deadline: Deadline | None) -> None:
         errors: list[Exception] = []
         open_ones = [each.pipeline for each in self._nodes.values() if each.pipeline is not None]
         open_ones.sort(key=lambda each: each.stream.received_at, reverse=True)
-        for pipeline in open_ones:
-            try:
-                reply = pipeline.call(_SLOTS, Deadline(self.connect_timeout), "asking for slots")
-                self._take_slots(reply, pipeline.stream.peer_address()[1][0], pipeline.where)
+        asks: list[Callable[[Deadline], None]] = [
+            partial(self._ask_over, each) for each in open_ones
+        ]
+        asks += [partial(self._ask, each) for each in self._addresses()]
+        silent: list[Callable[[Deadline], None]] = []
+        together = Deadline(self.connect_timeout)
+        for tried, ask in enumerate(asks):
+            share = deadline or together.share(len(asks) - tried)
+            if _is_answered(ask, share, errors):
                 return
-            except _PASSING as exc:
-                errors.append(exc)
-        for address in self._addresses():
-            try:
-                self._ask(address)
-                return
-            except _PASSING as exc:
-                errors.append(exc)
+            if share.has_ended:
+                if deadline is not None:
+                    break
+                silent.append(ask)
+        if len(asks) > 1:
+            for ask in silent:
+                if _is_answered(ask, Deadline(self.connect_timeout), errors):
+                    return
         if len(errors) == 1 and not self._ranges:
             raise errors[0]  # of the only seed: as that of a single server
         raise _unreachable(errors)
@@ -182,9 +192,8 @@ class Nodes:
         seeds = (Place(each.host, each.port) for each in self._seeds)
         return [self._address(each) for each in dict.fromkeys((*seeds, *known))]
 
-    def _ask(self, address: Address) -> None:
+    def _ask(self, address: Address, deadline: Deadline) -> None:
         """Ask over a socket of its own, also a node that serves no slots.  May switch."""
-        deadline = Deadline(self.connect_timeout)
         login = self._any_login()
         pipeline, _ = open_pipeline(address, login, deadline, ignore, ignore)
         try:
@@ -192,6 +201,11 @@ class Nodes:
             self._take_slots(reply, address.host, address.where)
         finally:
             pipeline.close()
+
+    def _ask_over(self, pipeline: Pipeline, deadline: Deadline) -> None:
+        """Ask over an open socket.  May switch."""
+        reply = pipeline.call(_SLOTS, deadline, "asking for slots")
+        self._take_slots(reply, pipeline.stream.peer_address()[1][0], pipeline.where)
 
     def _any_login(self) -> Login:
         """Return the login for a node that may be a replica."""
@@ -350,6 +364,18 @@ class Nodes:
         self._is_closed = True
         if self._ticker is not None:
             self._ticker.stop()
+
+
+def _is_answered(
+    ask: Callable[[Deadline], None], deadline: Deadline, errors: list[Exception]
+) -> bool:
+    """Return whether a node answers; else its error is one of *errors*.  May switch."""
+    try:
+        ask(deadline)
+    except _PASSING as exc:
+        errors.append(exc)
+        return False
+    return True
 
 
 def _unreachable(errors: Sequence[Exception]) -> ClusterUnreachable:

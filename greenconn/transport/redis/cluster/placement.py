@@ -27,11 +27,10 @@ from greenconn.broker.publisher import Completion
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.cluster.consuming import ClusterConsuming
 from greenconn.transport.redis.cluster.fanout import ClusterShards
 from greenconn.transport.redis.cluster.nodes import AnyNode, Nodes
 from greenconn.transport.redis.cluster.publishing import ClusterPublisher
-from greenconn.transport.redis.cluster.queues import ClusterFeeds, ClusterQueues
+from greenconn.transport.redis.cluster.queues import ClusterConsuming, ClusterFeeds, ClusterQueues
 from greenconn.transport.redis.cluster.settling import ClusterSettler
 from greenconn.transport.redis.cluster.slot import SlotPipeline
 from greenconn.transport.redis.cluster.topology import ClusterRecords

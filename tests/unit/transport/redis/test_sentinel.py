@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from greenconn import Connection
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.errors import ServerNotReady
-from greenconn.transport.redis.sentinel import SentinelTransport
-from greenconn.transport.redis.server import Address
+from greenconn.transport.redis.sentinel import SentinelTransport, SwitchWatch
+from greenconn.transport.redis.server import Address, Login, Server
+from tests.fix_wires import until
 
 FORMER, MASTER = 7001, 7002
 
@@ -54,6 +56,29 @@ def test_a_master_that_all_name_again_is_believed(monkeypatch: pytest.MonkeyPatc
     sentinels = Sentinels(monkeypatch, FORMER, "it is s_down", FORMER)
     sentinels.transport.replaced = "127.0.0.1", FORMER
     assert sentinels.named() == FORMER
+
+
+def test_a_watcher_gives_silent_sentinels_a_share_first_and_then_all_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    transport = Sentinels(monkeypatch, MASTER, MASTER, MASTER).transport
+    transport.client.connect_timeout = 60
+    asked: list[tuple[int, float]] = []
+
+    def open_sentinel(sentinel: Address, deadline: Deadline, *_: Any) -> Any:
+        asked.append((sentinel.port, round(deadline.timeout or 0)))
+        raise TimeoutError("no reply")
+
+    monkeypatch.setattr(transport, "open_sentinel", open_sentinel)
+    login = Login(credentials=lambda: (None, None))
+    transport.server = Server(address=Address(), login=login, connect_timeout=60)
+    watch = SwitchWatch(transport, cast("Any", SimpleNamespace(lost=None)), lambda exc: None)
+    until(lambda: len(asked) >= 6)
+    watch.stop()
+    (one, third), (two, half), (three, rest), *later = asked
+    assert (one, two, three) == (1, 2, 3)
+    assert third <= 20 < half <= 30 < rest
+    assert later[:3] == [(1, 60), (2, 60), (3, 60)]
 
 
 def test_no_sentinel_names_a_master(monkeypatch: pytest.MonkeyPatch) -> None:

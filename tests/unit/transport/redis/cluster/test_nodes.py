@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gevent
 import pytest
 
+from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.cluster.nodes import (
     AnyNode,
     ClusterUnreachable,
@@ -12,6 +14,7 @@ from greenconn.transport.redis.cluster.nodes import (
 )
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.pipeline import ENDLESS, ignore
+from greenconn.transport.redis.server import Address
 from greenconn.wire.resp import ErrorReply, pack
 from tests.fix_redis_nodes import ScriptedCluster
 from tests.fix_wires import until
@@ -60,6 +63,49 @@ def test_another_seed_is_asked_when_the_first_is_away(scripted_cluster: Scripted
     nodes = scripted_cluster.client([first, second])
     nodes.refresh()
     assert nodes.place_of(0) == second.place
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_silent_seed_takes_its_share_and_a_slow_one_all_of_the_time(
+    scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch, is_slow: bool
+) -> None:
+    first, second = scripted_cluster.nodes
+    nodes = scripted_cluster.client([first, second])
+    nodes.connect_timeout = 0.2
+    asked: list[tuple[int, float | None]] = []
+    ask = nodes._ask
+
+    def ask_slowly(address: Address, deadline: Deadline) -> None:
+        asked.append((address.port, deadline.timeout))
+        if (address.port == first.place.port or is_slow) and len(asked) < 3:
+            gevent.sleep(deadline.left() or 0.0)
+            raise TimeoutError("no reply")
+        ask(address, Deadline(CAME))
+
+    monkeypatch.setattr(nodes, "_ask", ask_slowly)
+    nodes.refresh()
+    assert [port for port, _ in asked[:2]] == [first.place.port, second.place.port]
+    assert (asked[0][1] or 0.0) <= 0.1
+    assert asked[2:] == ([(first.place.port, 0.2)] if is_slow else [])
+
+
+def test_a_silent_seed_may_take_all_of_the_time_of_an_attempt_to_connect(
+    scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt begins with another one."""
+    nodes = scripted_cluster.client(scripted_cluster.nodes)
+    asked: list[Address] = []
+
+    def be_silent(address: Address, deadline: Deadline) -> None:
+        asked.append(address)
+        gevent.sleep(deadline.left() or 0.0)
+        raise TimeoutError("no reply")
+
+    monkeypatch.setattr(nodes, "_ask", be_silent)
+    with pytest.raises(TimeoutError):
+        nodes.refresh(Deadline(0.1))
+    until(lambda: not nodes._flight.is_running("slots"))
+    assert [each.port for each in asked] == [scripted_cluster.nodes[0].place.port]
 
 
 def test_all_that_were_asked_are_named_when_none_answers(
