@@ -32,7 +32,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.state import State, moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
-from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover, call_within
+from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.parameters import (
     DEFAULT_TRANSPORT,
@@ -181,6 +181,7 @@ class Connection:
         ssl: True for TLS with verification, or a dict of TLS options.
         transport: an alias, a class or the path of a class, if the URL has no scheme.
         connect_timeout: seconds to connect to one broker, from name lookup to login; None is no limit.
+            Of several brokers, all but the last have an equal part of it in the first round.
         transport_options: options of the transport, see there.
         login_method: SASL mechanism.
         uri_prefix: the part of the scheme before a ``+``.
@@ -302,13 +303,13 @@ class Connection:
         """Return a new transport for the current broker."""
         return self.get_transport_cls()(client=self)
 
-    # kombu's methods for opening the transport's connection, which tests of programs replace.
+    # kombu's methods for opening the transport's connection, which programs and their tests replace.
 
-    def _connection_factory(self, deadline: Deadline | None = None) -> Any:
-        return call_within(self._establish_connection, deadline or Deadline())
+    def _connection_factory(self) -> Any:
+        return self._establish_connection()
 
-    def _establish_connection(self, deadline: Deadline | None = None) -> Any:
-        return self.session.broker.open_link(deadline or Deadline())
+    def _establish_connection(self) -> Any:
+        return self.session.broker.open_link()
 
     # kombu's private attributes that programs read, and that their tests replace.
 
@@ -696,7 +697,7 @@ class Connection:
             raise
 
     def heartbeat_check(self, rate: float = 2) -> Any:
-        """Raise an error if the connection is lost.
+        """Raise an error if the connection is lost; open it if it never was.  May switch.
 
         Heartbeats are sent and checked in the background: there is no need to call this.
 
@@ -704,22 +705,21 @@ class Connection:
             rate: accepted for compatibility with kombu and ignored.
 
         Raises:
-            ConnectionError, OSError: the connection is lost or closed.
+            ConnectionError, OSError: the connection is lost or closed, or could not be opened.
         """
         session = self.session
         session.check_hub()
-        if session.is_open:
-            try:
-                return self.transport.heartbeat_check(session.life.link, rate=rate)
-            except Exception as exc:
-                session.note_error(exc)
-                raise
-        if session.is_lost or session.is_closed:
+        if not session.is_open and (session.is_lost or session.is_closed):
             lost = session.lost or getattr(session.life.link, "lost", None)
             raise RecoverableConnectionError(
                 f"connection to {session.broker.label} is not open ({lost or 'closed'})"
             ) from lost
-        return None
+        link = session.life.link if session.is_open else self.connect()
+        try:
+            return self.transport.heartbeat_check(link, rate=rate)
+        except Exception as exc:
+            session.note_error(exc)
+            raise
 
     def get_heartbeat_interval(self) -> Any:
         """Return the seconds between heartbeats as negotiated; 0 if they are off.  May switch."""
@@ -933,7 +933,7 @@ class Connection:
         is_plain = cls is Connection and len(self.__dict__) == 1  # only its session
         facade = _new(PooledConnection if is_plain else _facade_class(cls))
         facade._core = self
-        facade._lender = pool
+        facade._pool = pool
         facade.session = self.session
         return facade
 
@@ -1000,7 +1000,7 @@ class PooledConnection(Connection):
     #: The connection below.
     _core: Connection
     #: The pool that it was acquired from; None after the release.
-    _lender: Lender | None
+    _pool: Lender | None
     #: Its state after the release.
     _ended = CheckoutState.RELEASED
     #: The reason why it cannot be used any more; empty if it can.
@@ -1015,7 +1015,7 @@ class PooledConnection(Connection):
 
     @property
     def _checkout(self) -> CheckoutState:
-        return self._ended if self._lender is None else CheckoutState.LENT
+        return self._ended if self._pool is None else CheckoutState.LENT
 
     def _late_session(self) -> Session:
         """Return the session for a use after the release.
@@ -1048,7 +1048,7 @@ class PooledConnection(Connection):
         return hash(self._core)
 
     def __repr__(self) -> str:
-        state = "" if self._lender is not None else ", released"
+        state = "" if self._pool is not None else ", released"
         label = self._core.session.broker.label
         return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
 
@@ -1072,43 +1072,43 @@ class PooledConnection(Connection):
             # At once: without its connection it could not be lent any more.
             self.__dict__ = {"_core": self._core}
         self.session = session
-        self._lender = pool
+        self._pool = pool
         return True
 
     def mark_released(self) -> None:
         """Mark as released, so that later uses are logged.  For pools.  Never switches."""
         # On the hot path: no call of moved(), and no __dict__.  Once, as no session is left.
         del self.session
-        self._lender = None
+        self._pool = None
 
     def expire(self, reason: str) -> None:
         """Make each later use raise an error with *reason*.  For pools.  Never switches."""
         self._ended = moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
         self._reason = reason
-        self._lender = None
+        self._pool = None
         self.__dict__.pop("session", None)
 
     def release(self) -> None:
         """Release the connection to its pool; do nothing if it was released.  Never switches."""
-        lender = self._lender
-        if lender is not None:
-            lender.release(self)
+        pool = self._pool
+        if pool is not None:
+            pool.release(self)
 
     close = release
 
     def collect(self, socket_timeout: float | None = None) -> None:
         """Close the sockets at once; do nothing if it was released."""
-        if self._lender is not None:
+        if self._pool is not None:
             super().collect(socket_timeout)
 
     def replace(self) -> None:
         """Release the connection as broken, so that the pool replaces it."""
-        lender = self._lender
-        if lender is not None:
-            lender.replace(self)
+        pool = self._pool
+        if pool is not None:
+            pool.replace(self)
 
     def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._lender is not None and self.session.is_lost:
+        if exc_type is not None and self._pool is not None and self.session.is_lost:
             self.replace()
         else:
             self.release()

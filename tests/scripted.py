@@ -6,13 +6,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import gevent
+
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport import base
 
 #: What a broker does with an attempt: raise, call (which may wait, or raise), or accept.
@@ -27,6 +29,8 @@ class Script:
         #: Hosts without acts left: None accepts.
         self.otherwise: dict[str, Act] = {}
         self.attempts: list[str] = []
+        #: Of each attempt.
+        self.deadlines: list[Deadline] = []
         self.links: list[Link] = []
         self.channels: list[Channel] = []
         #: Called when a channel is opened; may wait or raise.
@@ -47,6 +51,11 @@ class Script:
             raise act
         if act is not None:
             act()
+
+    def be_silent(self) -> None:
+        """Do nothing until the deadline of the attempt has ended: an act."""
+        gevent.sleep(self.deadlines[-1].left() or 0.0)
+        raise TimeoutError("no reply")
 
     @property
     def link(self) -> Link:
@@ -133,6 +142,7 @@ class Transport(base.Transport[Any]):
 
     def establish_connection(self, deadline: Deadline | None = None) -> Link:
         host = self.client.hostname
+        self.script.deadlines.append(deadline or NEVER)
         self.script.meet(host)
         link = Link(self.client, self.script, host)
         self.script.links.append(link)

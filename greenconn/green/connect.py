@@ -2,7 +2,7 @@
 
 A name with several addresses may stand for the nodes of a cluster, or for a load balancer's.  The
 addresses of a family are tried in random order, so that the clients are spread over the nodes, and one
-that failed a moment ago is tried last.
+that failed a moment ago is tried last, also if it took the connection and was silent then.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import os
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from math import inf
 from time import monotonic
@@ -24,14 +25,14 @@ from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 
-__all__ = ["connect_tcp", "connect_unix", "numeric"]
+__all__ = ["avoid", "connect_tcp", "connect_unix", "numeric"]
 
 Address = tuple[int, int, int, Any]
 
 #: Seconds for which an address that could not be connected to is tried after the others.
 AVOIDED_FOR: Final = 30.0
-#: When each address last failed, of those of names that have others.
-_failed_at: dict[Address, float] = {}
+#: When each address last failed, as a socket names it.
+_failed_at: dict[Any, float] = {}
 
 #: For a UNIX socket with a full line of callers.
 CALLING: Final = RetryPolicy(first=0.01, factor=1.0, jitter=0.0)
@@ -67,8 +68,7 @@ def connect_tcp(
 
     Arguments:
         host: a name, an IPv4 or an IPv6 address.
-        deadline: for the name and all addresses together; none takes more than half of what is
-            left while others wait.
+        deadline: for the name and all addresses together, of which each gets its share.
         settings: further ``IPPROTO_TCP`` options, by name or number.
 
     Returns:
@@ -80,19 +80,17 @@ def connect_tcp(
     """
     addresses = _in_order(_resolve(host, port, deadline))
     error: OSError | None = None
-    for number, address in enumerate(addresses, 1):
-        left = deadline.left()
-        share = None if left is None or number == len(addresses) else left / 2
+    for tried, address in enumerate(addresses):
         try:
-            sock = _connect(address, deadline.within(share), settings or {})
+            sock = _connect(address, deadline.share(len(addresses) - tried), settings or {})
         except OSError as exc:
             error = exc
             if len(addresses) > 1:
-                _failed_at[address] = monotonic()
+                _note_failure(address[3])
             if deadline.has_ended:
                 break
         else:
-            _failed_at.pop(address, None)
+            _failed_at.pop(address[3], None)
             return sock
     assert error is not None
     where = f"{host}:{port}"
@@ -101,6 +99,16 @@ def connect_tcp(
             f"connecting to {where} took longer than {_seconds(deadline)}"
         ) from error
     raise type(error)(error.errno, f"cannot connect to {where}: {error.strerror}") from error
+
+
+def avoid(sock: RawSocket) -> None:
+    """Try the address that *sock* leads to after the others of its name.  Never switches.
+
+    That is for one that took the connection and was silent then, for :data:`AVOIDED_FOR` seconds.
+    """
+    if sock.family in (_socket.AF_INET, _socket.AF_INET6):
+        with suppress(OSError):  # it is not connected any more
+            _note_failure(sock.getpeername())
 
 
 def connect_unix(path: str, deadline: Deadline) -> RawSocket:
@@ -170,12 +178,23 @@ def _in_order(addresses: Sequence[Address]) -> Sequence[Address]:
         members = list(family)
         _shuffle(members)
         ordered += members
+    since = _forget_former()
+    ordered.sort(key=lambda each: _failed_at.get(each[3], -inf) >= since)
+    return ordered
+
+
+def _note_failure(address: Any) -> None:
+    _forget_former()
+    _failed_at[address] = monotonic()
+
+
+def _forget_former() -> float:
+    """Forget failures that do not count any more; return since when they do."""
     since = monotonic() - AVOIDED_FOR
     for address, at in list(_failed_at.items()):
         if at < since:
-            del _failed_at[address]
-    ordered.sort(key=lambda each: _failed_at.get(each, -inf) >= since)
-    return ordered
+            _failed_at.pop(address, None)
+    return since
 
 
 def _shuffle(addresses: list[Address]) -> None:

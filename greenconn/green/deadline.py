@@ -8,8 +8,11 @@ from typing import Final
 
 from gevent import Timeout
 
-__all__ = ["NEVER", "Deadline", "TimeLimit"]
+__all__ = ["LEAST_SHARE", "NEVER", "Deadline", "TimeLimit"]
 
+#: Seconds that a candidate gets at least where that leaves half of the time to the others: a
+#: connection's first packet, when it is lost, is sent again after 1 s.
+LEAST_SHARE: Final = 1.5
 #: Neither it nor NaN is a number of seconds.
 _FAR: Final = float("inf")
 
@@ -72,6 +75,20 @@ class Deadline:
         other = Deadline(timeout)
         assert other.at is not None
         return self if self.at is not None and self.at <= other.at else other
+
+    def share(self, candidates: int) -> Deadline:
+        """Return the deadline for the next of several candidates that are tried one after another.
+
+        That is an equal part of what is left, or :data:`LEAST_SHARE` if that is more, but never more
+        than half while others wait: one that is silent must not take the time of those behind it.
+
+        Arguments:
+            candidates: those that are not tried yet; the last one gets all that is left.
+        """
+        left = self.left()
+        if left is None or candidates < 2:
+            return self
+        return self.within(min(left / 2, max(left / candidates, LEAST_SHARE)))
 
     def __repr__(self) -> str:
         left = self.left()

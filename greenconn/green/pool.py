@@ -439,6 +439,11 @@ class FairPool(Generic[T]):
         """Return the idle items of this pool; the next to be acquired comes last."""
         return [entry.item for entry in self._idle]
 
+    def lost(self) -> list[T]:
+        """Return the items that were garbage-collected and are still to be released."""
+        # By number: an iterator would not bear what the garbage collector appends meanwhile.
+        return [self._lost[number][0] for number in range(len(self._lost))]
+
     def holders(self) -> list[tuple[str, float]]:
         """Return for each holder the name of its greenlet, and for how many seconds."""
         return self.sub_pools.holders()
@@ -487,7 +492,11 @@ class FairPool(Generic[T]):
         self, entry: Entry[T], block: bool = True, deadline: Deadline | float | None = None
     ) -> Entry[T]:
         """Discard *entry*, which is held and dead, and acquire another in its slot.  May switch."""
-        self._discard(entry)
+        try:
+            self._discard(entry)
+        except BaseException:
+            self._serve()
+            raise
         if self._idle and not self._waiters:
             return self.take(block, deadline)
         self._reserved += 1
@@ -514,8 +523,10 @@ class FairPool(Generic[T]):
         if self._may_discard and self._is_above_limit():
             self._discard(entry)
         elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
-            self._return(self._leave(entry))
-            self._serve()
+            try:
+                self._return(self._leave(entry))
+            finally:
+                self._serve()
         elif not self._waiters:
             self._idle.append(entry)
         elif self._can_be_used(entry) and (holder := self._queue.offer(entry)):
@@ -552,6 +563,13 @@ class FairPool(Generic[T]):
         self._idle.append(self._entries.add(item))
         self._serve()
         return True
+
+    def withdraw(self, item: T) -> None:
+        """Remove an idle resource, which the caller has from now on.  Never switches."""
+        entry = self._entries[id(item)]
+        self._idle.remove(entry)
+        self._leave(entry)
+        self._serve()
 
     def note_lost(self, item: T, place: StackSummary | None = None) -> None:
         """Record that *item* was garbage-collected without a release.  May be called at any time.

@@ -105,7 +105,7 @@ class Backoff:
     [0.0, 0.2, 0.4, 0.5, 0.5]
     """
 
-    __slots__ = ("_interval", "_policy", "_rng", "failures")
+    __slots__ = ("_interval", "_policy", "_rng", "failures", "unjittered")
 
     def __init__(self, policy: RetryPolicy, rng: Callable[[], float] = _draw) -> None:
         self._policy = policy
@@ -113,6 +113,8 @@ class Backoff:
         self._interval = min(policy.first, policy.longest)
         #: Intervals given since the beginning or the latest :meth:`reset`.
         self.failures = 0
+        #: The latest interval, before jitter shortened it.
+        self.unjittered = 0.0
 
     def __iter__(self) -> Self:
         return self
@@ -123,8 +125,9 @@ class Backoff:
         if policy.tries is not None and self.failures >= policy.tries:
             raise StopIteration
         if self.failures <= policy.immediate or self.failures % policy.round:
+            self.unjittered = 0.0
             return 0.0
-        interval = self._interval
+        self.unjittered = interval = self._interval
         self._interval = min(interval * policy.factor + policy.step, policy.longest)
         return interval * (1.0 - policy.jitter * self._rng()) if policy.jitter else interval
 

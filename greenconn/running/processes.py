@@ -155,7 +155,16 @@ class ProcessManager:
         for index in range(self._count):
             if index not in self._serving and self._due.get(index, 0.0) <= monotonic():
                 self._due.pop(index, None)
-                self._serving[index] = process = _Process(index, self._command)
+                try:
+                    process = _Process(index, self._command)
+                except OSError as exc:
+                    # Such as too many processes, or no memory: those that run go on.
+                    delay = self._back_off(index)
+                    logger.error(
+                        "process %d cannot be started, tried again in %g s: %s", index, delay, exc
+                    )
+                    continue
+                self._serving[index] = process
                 logger.info("process %d was started (%d)", process.child.pid, index)
 
     def _wait(self) -> None:
@@ -238,13 +247,18 @@ class ProcessManager:
             return
         delay = 0.0
         if process.age < SHORT_LIFE:
-            delay = self._delays.get(index, FIRST_DELAY)
-            self._delays[index] = min(2 * delay, LONGEST_DELAY)
+            delay = self._back_off(index)
         else:
             self._delays.pop(index, None)
-        self._due[index] = monotonic() + delay
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         logger.error("process %d %s; another is started in %g s", process.child.pid, how, delay)
+
+    def _back_off(self, index: int) -> float:
+        """Let a process be started later, each time twice as late; return in how many seconds."""
+        delay = self._delays.get(index, FIRST_DELAY)
+        self._delays[index] = min(2 * delay, LONGEST_DELAY)
+        self._due[index] = monotonic() + delay
+        return delay
 
 
 def command_line() -> list[str]:

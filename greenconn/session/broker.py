@@ -18,13 +18,13 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     is_unavailable,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
 from greenconn.session.state import drop
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
 
-__all__ = ["STRATEGIES", "URI_FIELDS", "Broker", "Failover", "call_within", "shufflecycle"]
+__all__ = ["STRATEGIES", "URI_FIELDS", "Broker", "Failover", "shufflecycle"]
 
 logger = logging.getLogger("greenconn.session")
 
@@ -139,7 +139,7 @@ class _Client(Protocol):
     def get_transport_cls(self) -> Any: ...
 
     @property
-    def _connection_factory(self) -> Callable[..., Any]: ...
+    def _connection_factory(self) -> Callable[[], Any]: ...
 
 
 class Broker:
@@ -167,6 +167,8 @@ class Broker:
         self._addresses: frozenset[tuple[Any, ...]] | None = None
         self._label: str | None = None
         self._replaced_errors: dict[str, tuple[type[BaseException], ...]] = {}
+        #: That of the attempt to connect that was begun last, while it lasts.
+        self._deadline = NEVER
 
     def change(self, name: str, value: Any) -> None:
         """Change one parameter, until another broker is meant."""
@@ -226,11 +228,18 @@ class Broker:
             deadline: for the whole of it; transports written for kombu bound themselves.
         """
         self._fill_blanks()
-        return call_within(self._client._connection_factory, deadline)
+        # No argument of kombu's methods in between, so that those of a program may call them, too.
+        self._deadline = deadline
+        try:
+            return self._client._connection_factory()
+        finally:
+            if self._deadline is deadline:
+                self._deadline = NEVER
 
-    def open_link(self, deadline: Deadline) -> Any:
-        """Have the transport open a link.  May switch."""
-        return call_within(self.transport.establish_connection, deadline)
+    def open_link(self) -> Any:
+        """Have the transport open a link, before the deadline of the attempt.  May switch."""
+        establish = self.transport.establish_connection
+        return establish(self._deadline) if _takes_deadline(establish) else establish()
 
     def close(self, link: object) -> None:
         """Close *link* in good order; what the network does then is of no interest.  May switch."""
@@ -442,11 +451,6 @@ def _masked_url(
 ) -> str:
     path = quote(virtual_host)
     return as_url(transport, hostname, port, userid, mask, path, sanitize=True, mask=mask or "")
-
-
-def call_within(establish: Callable[..., Any], deadline: Deadline) -> Any:
-    """Return what *establish* opens, which kombu's contract calls without arguments.  May switch."""
-    return establish(deadline) if _takes_deadline(establish) else establish()
 
 
 def _takes_deadline(establish: Any) -> bool:

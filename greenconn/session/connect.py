@@ -9,6 +9,10 @@ A failed attempt makes the next broker of the list the next one to try.  Within 
 the next attempt starts at once; after each round that failed there is a pause, which grows and has
 jitter.  A caller may ask for an earlier start, never for a later one.
 
+A host may accept the connection and be silent from then on.  So in the first round each broker but the
+last gets a share of ``connect_timeout`` only.  One that is healthy but slow gets all of it in the next
+round; until then callers go on waiting, as for one attempt.
+
 An error is final when every broker of the list has refused the login in turn, or when neither the
 network nor a broker raised it (a wrong argument, a missing library).  Any other error may pass.
 """
@@ -84,13 +88,15 @@ class ConnectOutcome:
     Attributes:
         link: what was opened, or None.
         error: why it failed, or None.
+        is_cut: whether the broker had only a share of ``connect_timeout``, and needed more.
     """
 
-    __slots__ = ("_traceback", "error", "link")
+    __slots__ = ("_traceback", "error", "is_cut", "link")
 
     def __init__(self, link: object, error: BaseException | None = None) -> None:
         self.link: Any = link
         self.error = error
+        self.is_cut = False
         self._traceback: TracebackType | None = None if error is None else error.__traceback__
 
     def shorten(self) -> None:
@@ -337,6 +343,8 @@ class Connector:
         self._backoff = ConnectBackoff()
         self._attempt: Attempt | None = None
         self._refusals = 0
+        #: Of the attempt under way, if that has less than ``connect_timeout``.
+        self._share: Deadline | None = None
         #: The broker that is tried next is another than the last one.
         self._fails_over = False
         self.duration = 0.0
@@ -368,14 +376,18 @@ class Connector:
         return outcome
 
     def limits(self, deadline: Deadline | None, rounds: int | None) -> tuple[Deadline, int | None]:
-        """Give a call that has no end one: ``connect_timeout`` for each broker of the list."""
+        """Give a call that has no end one: the shares, then ``connect_timeout`` for each broker."""
         if deadline is not None and deadline.at is not None:
             return deadline, rounds
-        timeout = self._broker.connect_timeout
-        if timeout is not None:
-            # The attempts' own errors, which name the step that took too long, come first.
-            return Deadline(timeout * self._broker.hosts + GRACE), rounds
-        return Deadline(), rounds or ROUNDS
+        timeout, hosts = self._broker.connect_timeout, self._broker.hosts
+        if timeout is None:
+            return Deadline(), rounds or ROUNDS
+        # The attempts' own errors, which name the step that took too long, come first.
+        limit = timeout * hosts + GRACE
+        if hosts > 1:
+            share = Deadline(timeout).share(hosts).timeout or 0.0
+            limit += share * (hosts - 1) + ROUNDS_APART.first
+        return Deadline(limit), rounds
 
     def is_final(self, exc: BaseException) -> bool:
         """Return whether to try again would be of no use after this outcome of an attempt.
@@ -417,7 +429,7 @@ class Connector:
             self._fails_over = False
             broker.advance()
         logger.debug("open.started %s", broker.label, extra={"connection": broker.label})
-        link = broker.establish(Deadline(broker.connect_timeout))
+        link = broker.establish(self._time_for_one())
         if is_open(link):
             self._prepare(link)
         if not is_open(link):
@@ -427,6 +439,15 @@ class Connector:
             ) from lost
         self.duration = monotonic() - began_at
         return link
+
+    def _time_for_one(self) -> Deadline:
+        """Return the deadline of an attempt at the broker that is meant now."""
+        whole, hosts = Deadline(self._broker.connect_timeout), self._broker.hosts
+        self._share = None
+        # A transport of kombu's contract takes the whole time in any case.
+        if self._backoff.failures < hosts - 1 and not self._broker.has_base_contract:
+            self._share = whole.share(hosts)
+        return self._share or whole
 
     def _settle(self, attempt: Attempt) -> None:
         """End the attempt, in its greenlet or in that of its last caller, if that was killed."""
@@ -453,6 +474,8 @@ class Connector:
             transport = self._broker.transport
             longest = getattr(transport, "longest_pause", ROUNDS_APART.longest)
             self._backoff.failed(self._broker.hosts, longest)
-            self._refusals = self._refusals + 1 if is_refusal(outcome.error) else 0
+            self._refusals = self._refusals + 1 if is_refusal(error) else 0
             self._fails_over = True
+            has_ended = self._share is not None and self._share.has_ended
+            outcome.is_cut = has_ended and not is_refusal(error) and not self.is_final(error)
         self._fail()

@@ -70,6 +70,12 @@ class Parameters(Record):
     def __post_init__(self) -> None:
         # Else the network or the broker would be blamed for it, and asked again.
         check_seconds(self, "connect_timeout", "heartbeat")
+        if self.port:
+            _check_port(self.port)
+        if not isinstance(self.transport_options, Mapping):
+            raise TypeError(
+                f"transport_options must be a dict, got {type(self.transport_options).__name__}"
+            )
 
     def key(self) -> ParameterKey:
         """Return what makes two connections mean the same broker, login and behaviour."""
@@ -134,6 +140,15 @@ class _KeyWithObjects(ParameterKey):
         return not self == other
 
     __hash__ = bytes.__hash__
+
+
+def _check_port(port: Any) -> None:
+    try:
+        number = int(port)
+    except (TypeError, ValueError):
+        number = 0
+    if not 0 < number < 65536:
+        raise ValueError(f"port must be a number from 1 to 65535, got {port!r}")
 
 
 def combined(

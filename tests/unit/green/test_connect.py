@@ -14,7 +14,7 @@ import pytest
 from gevent import socket
 
 from greenconn.green import connect as connect_module
-from greenconn.green.connect import KEEPALIVE, connect_tcp, connect_unix, numeric
+from greenconn.green.connect import KEEPALIVE, avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
@@ -208,6 +208,40 @@ def test_an_address_that_failed_a_moment_ago_is_tried_last(
     monkeypatch.setattr(connect_module, "AVOIDED_FOR", 0.0)
     connect_to("brokers.example")
     assert len(connect_module._failed_at) <= 1
+
+
+def test_an_address_that_was_silent_is_tried_last(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = [peer(lambda client: client.recv(1)) for _ in range(2)]
+    monkeypatch.setattr(connect_module, "_failed_at", {})
+    monkeypatch.setattr(connect_module, "_look_up", found(*(each.address for each in servers)))
+    sock = connect_tcp("brokers.example", 5672, LONG)
+    silent = sock.getpeername()
+    avoid(sock)
+    sock.close()
+    assert silent not in {connect_to("brokers.example") for _ in range(30)}
+
+
+def test_only_an_address_that_a_socket_leads_to_can_be_avoided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect_module, "_failed_at", {})
+    for family in (_socket.AF_INET, _socket.AF_UNIX):
+        sock = _socket.socket(family, _socket.SOCK_STREAM)
+        avoid(sock)
+        sock.close()
+        avoid(sock)
+    assert connect_module._failed_at == {}
+
+
+def test_failures_are_forgotten(peer: PeerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = peer(lambda client: client.recv(1))
+    monkeypatch.setattr(connect_module, "_failed_at", {("10.0.0.1", 1): monotonic() - 3600})
+    sock = connect_tcp(server.host, server.port, LONG)
+    avoid(sock)
+    sock.close()
+    assert list(connect_module._failed_at) == [server.address]
 
 
 def connect_to(host: str) -> Any:

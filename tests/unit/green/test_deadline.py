@@ -7,7 +7,7 @@ from time import monotonic
 import gevent
 import pytest
 
-from greenconn.green.deadline import Deadline, TimeLimit
+from greenconn.green.deadline import LEAST_SHARE, Deadline, TimeLimit
 
 
 def test_no_deadline_never_ends() -> None:
@@ -53,6 +53,46 @@ def test_the_earlier_of_two_counts() -> None:
     assert shorter.left() <= 1  # type: ignore[operator]
     assert Deadline().within(3).timeout == 3
     assert Deadline(0).within(3).has_ended
+
+
+@pytest.mark.parametrize(
+    ("timeout", "candidates", "share"),
+    [
+        (60, 1, 60),  # the last one gets all
+        (60, 2, 30),
+        (60, 3, 20),
+        (60, 60, LEAST_SHARE),
+        (5, 4, LEAST_SHARE),
+        (2, 4, 1),  # no more than half while others wait
+        (0, 3, 0),
+    ],
+)
+def test_a_candidate_gets_its_share(timeout: float, candidates: int, share: float) -> None:
+    deadline = Deadline(timeout)
+    assert deadline.share(candidates).timeout == pytest.approx(share, abs=0.1)
+
+
+def test_the_last_candidate_has_the_same_deadline() -> None:
+    deadline = Deadline(10)
+    assert deadline.share(1) is deadline
+    assert deadline.share(0) is deadline
+
+
+def test_without_an_end_a_share_has_none() -> None:
+    assert Deadline().share(3).left() is None
+
+
+@pytest.mark.parametrize("candidates", [2, 3, 7, 20])
+def test_something_is_left_for_each_candidate(candidates: int) -> None:
+    left = 5.0
+    for waiting in range(candidates, 0, -1):
+        share = Deadline(left).share(waiting).timeout
+        assert share is not None
+        assert share > 0.0
+        assert share <= left / 2 or waiting == 1
+        left -= share
+        left = max(left, 0.0)
+    assert left == pytest.approx(0.0, abs=0.1)
 
 
 def test_what_is_left_can_be_seen() -> None:

@@ -726,3 +726,27 @@ def test_a_hub_that_was_destroyed_is_another_one(factory: Factory, thread: Threa
             pool.acquire()
 
     thread.apply(work)
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_hook_that_fails_keeps_nobody_waiting(is_dead: bool) -> None:
+    def fail(item: object) -> None:
+        raise LookupError("no")
+
+    parent: FairPool[object] = FairPool(lambda deadline: object(), limit=1)
+    child: FairPool[object] = FairPool(
+        lambda deadline: parent.acquire(True, deadline), limit=1, parent=parent
+    )
+    held = child.take()
+    others = [gevent.spawn(pool.acquire, True, 30.0) for pool in (parent, child)]
+    gevent.sleep(0)
+    assert not any(each.ready() for each in others)
+    parent.on_returned = fail
+    with pytest.raises(LookupError):
+        if is_dead:
+            child.take_instead(held)
+        else:
+            child.release(held.item)
+    parent.on_returned = None
+    parent.release(others[0].get(timeout=30.0))
+    child.release(others[1].get(timeout=30.0))

@@ -19,11 +19,35 @@ logging.basicConfig(level="INFO", format="%(message)s")
 print(ProcessManager([sys.executable, "-c", sys.argv[1]], int(sys.argv[2])).run())
 assert "gevent" not in sys.modules
 """
+#: The shell is gone when the second process is started first, and there again afterwards.
+WITHOUT_SHELL = """
+import logging, os, sys
+from greenconn.running import processes
+shell, program = sys.argv[1:]
+
+class Manager(processes.ProcessManager):
+    def _start_missing(self):
+        super()._start_missing()
+        if not os.path.exists(shell):
+            os.rename(shell + ".away", shell)
+
+class Process(processes._Process):
+    def __init__(self, index, command):
+        super().__init__(index, command)
+        if index == 0:
+            os.rename(shell, shell + ".away")
+
+processes._Process = Process
+processes.KILL_MARGIN = 0.0
+logging.basicConfig(level="INFO", format="%(message)s")
+print(Manager([shell, "-c", program], 2, graceful_timeout=0.0).run())
+"""
 
 
 def test_an_application_that_cannot_start_ends_all() -> None:
     program = (
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
+        "signal.pthread_sigmask(signal.SIG_SETMASK, ())\n"
         "time.sleep(99) if os.environ['GREENCONN_PROCESS'] == '0' else sys.exit(3)\n"
     )
     outcome = run("-c", MANAGER, program, "2")
@@ -59,6 +83,18 @@ def test_what_ends_soon_is_started_again_later_and_later(tmp_path: Path) -> None
     assert outcome.output == "3\n"
     assert "exited with 1; another is started in 1 s" in outcome.errors
     assert "exited with 2; another is started in 2 s" in outcome.errors
+
+
+def test_a_process_that_cannot_be_started_is_tried_later_and_spares_the_others(
+    tmp_path: Path,
+) -> None:
+    shell = tmp_path / "sh"
+    shell.symlink_to("/bin/sh")
+    program = "[ $GREENCONN_PROCESS = 0 ] || exit 3; exec sleep 99"
+    outcome = run("-c", WITHOUT_SHELL, str(shell), program)
+    assert outcome.output == "3\n"
+    assert "process 1 cannot be started, tried again in 1 s" in outcome.errors
+    assert outcome.errors.count("was started") == 2
 
 
 def test_this_process_is_not_managed() -> None:

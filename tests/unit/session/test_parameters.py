@@ -208,3 +208,21 @@ def test_a_url_that_names_no_transport_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="transport") as caught:
         combined(address, Parameters(), is_first=True)
     assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["abc", 65536, -1, [1]])
+def test_a_port_that_is_none_is_refused(port: Any) -> None:
+    with pytest.raises(ValueError, match=r"port must be a number from 1 to 65535, got ") as raised:
+        Parameters(hostname="localhost", port=port)
+    assert repr(port) in str(raised.value)
+
+
+def test_a_port_may_be_text() -> None:
+    port: Any = "5671"
+    assert Parameters(port=port).port == port
+
+
+def test_transport_options_that_are_no_dict_are_refused() -> None:
+    options: Any = [1]
+    with pytest.raises(TypeError, match="transport_options must be a dict, got list"):
+        Parameters(transport_options=options)
