@@ -112,9 +112,16 @@ class Object:
         for name, convert in self.attrs:
             value = kwargs.get(name)
             if value is not None:
-                setattr(self, name, convert(value) if convert else value)
+                setattr(self, name, self._converted(name, convert, value) if convert else value)
             elif not hasattr(self, name):
                 setattr(self, name, None)
+
+    def _converted(self, name: str, convert: Callable[[Any], Any], value: Any) -> Any:
+        try:
+            return convert(value)
+        except (TypeError, ValueError) as exc:
+            kind = TypeError if isinstance(exc, TypeError) else ValueError
+            raise kind(f"{name} of {type(self).__name__} is {value!r}: {exc}") from exc
 
     def as_dict(self, recurse: bool = False) -> dict[str, Any]:
         """Return the attributes of the table.

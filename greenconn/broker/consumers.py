@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from greenconn.broker.feed import Feed, Source
-from greenconn.transport.refusal import Method, refused
+from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consumer import Feed as ConsumedFeed
 
@@ -174,10 +174,7 @@ class StoreSubscriptions(Generic[M, S]):
             others = feed.consumers
             may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
             if not may or not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
-                raise refused(
-                    f"queue '{feed.queue}' in vhost '{channel.virtual_host}' in exclusive use",
-                    Method.BASIC_CONSUME,
-                )
+                raise in_exclusive_use(feed.queue, channel.virtual_host)
             channel.check_open()  # it may have been closed meanwhile
             feed.join(consumer)
         finally:

@@ -1,7 +1,8 @@
 """The directory of the queues of one link: who may use them, and which declarations are the same.
 
 How a broker is asked for its queues is written in an adapter, a :class:`QueueStore`.  It has no rules of
-its own.  What it reads it notes in :class:`KnownQueues`, as far as it may be remembered."""
+its own.  What it reads it notes in :class:`KnownQueues`, as far as it may be remembered.
+"""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ class Session:
         It does not wait until members are restored; see :meth:`wait_ready`.
 
         Arguments:
-            deadline: for trying all brokers; without an end it is ``connect_timeout`` for each.
+            deadline: for trying all brokers; without an end it is ``connect_timeout`` for each, and the
+                shares of the first round.
             reopen: open a closed session again.
             rounds: failed rounds through the failover list after which to give up, even before the
                 deadline.
@@ -200,6 +201,8 @@ class Session:
     ) -> ConnectOutcome:
         """Return the open link, or the outcome of the next attempt to open one.  May switch.
 
+        An attempt that had only a share of ``connect_timeout`` is followed by the next one.
+
         Arguments:
             deadline: how long to wait for that attempt.
             reopen: open a closed session again.
@@ -211,14 +214,25 @@ class Session:
             RecoverableConnectionError: the session is closed.
         """
         self._bind_to_hub()
-        if self.life.is_open:
-            return ConnectOutcome(self.life.link)
-        self.notice_loss()
-        if self.is_closed and not reopen:
-            raise self._closed_error()
-        if self._state is not SessionState.RECOVERING:
-            self._move(SessionState.OPENING)
-        return self._connector.join(deadline or Deadline(), interval)
+        deadline = deadline or Deadline()
+        cut: ConnectOutcome | None = None
+        while True:
+            if self.life.is_open:
+                return ConnectOutcome(self.life.link)
+            self.notice_loss()
+            if self.is_closed and (cut is not None or not reopen):
+                raise self._closed_error()
+            if self._state is not SessionState.RECOVERING:
+                self._move(SessionState.OPENING)
+            try:
+                outcome = self._connector.join(deadline, interval)
+            except TimeoutError:
+                if cut is None or not deadline.has_ended:
+                    raise
+                return cut  # its error says more than a timeout
+            if not outcome.is_cut:
+                return outcome
+            cut = outcome
 
     @property
     def ready_life(self) -> Life | None:

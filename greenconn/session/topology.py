@@ -6,8 +6,9 @@ by hand on any channel.  Deleting, unbinding, and what the broker deletes by its
 bindings are not recorded.  The transport's channels call ``exchange_declared`` and so on; none of
 that switches.
 
-Before a new link is used, all is declared on it in the order exchanges, queues, bindings.
-What is refused is logged and kept for the next link.  The broker may still hold the dead
+Before a new link is used, all is declared on it in the order exchanges, queues, bindings, without a wait
+for each reply.  What is refused is logged and kept for the next link, and what was sent behind it is
+sent again on another channel.  The broker may still hold the dead
 connection.  An exclusive queue that it holds for that (405) is tried again in the background.  An
 auto-delete queue that has consumers may go with them, and take exchanges along: then all is declared
 once more a little later.
@@ -16,8 +17,9 @@ once more a little later.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
 
 import gevent
@@ -25,6 +27,7 @@ from gevent import Greenlet
 
 from greenconn.exceptions import (
     ChannelError,
+    ConnectionError,
     IrrecoverableConnectionError,
     NotFound,
     ResourceLocked,
@@ -53,6 +56,8 @@ LIMIT: Final = 50_000
 #: For what another connection holds: about two minutes.  A dead one holds it until the broker has
 #: noticed (by its heartbeats, one minute) that it is.
 DECLARING: Final = RetryPolicy(first=0.2, longest=10.0, tries=17)
+#: Declarations that are sent before the reply to the first of them.
+IN_FLIGHT: Final = 64
 #: How often the broker may end the whole connection for a declaration that it took before.
 MAX_REFUSALS: Final = 2
 #: For what met an exchange or queue that went at that moment: 0.02, 0.1 and 0.5 s.
@@ -62,6 +67,28 @@ NAMES_KEPT: Final = 10_000
 
 
 # Plain classes: to make a dataclass of each would take a tenth of the time that importing may take.
+
+
+class Pipeline(Protocol):
+    """Requests on one channel, sent without a wait for each reply (``transport.amqp.calls``)."""
+
+    @property
+    def channel(self) -> Channel: ...
+
+    def send(self, method: Callable[..., object], **arguments: Any) -> None: ...
+
+    def receive(self) -> list[Any]: ...
+
+
+class PipeliningChannel(Protocol):
+    """A channel of a link that records its topology."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def pipeline(self) -> AbstractContextManager[Pipeline]: ...
+
+    def close(self) -> None: ...
 
 
 class Declared:
@@ -74,8 +101,18 @@ class Declared:
         #: How often the broker has ended the whole connection for it.
         self.refusals = 0
 
-    def declare(self, channel: Channel) -> str:
+    def declare(self, channel: PipeliningChannel) -> str:
         """Declare it; return the name that it has then.  May switch."""
+        with channel.pipeline() as pipeline:
+            self.send(pipeline)
+            return self.receive(pipeline)
+
+    def send(self, pipeline: Pipeline) -> None:
+        """Send its declaration.  May switch, before the first byte only."""
+        raise NotImplementedError
+
+    def receive(self, pipeline: Pipeline) -> str:
+        """Wait for the reply; return the name that it has then.  May switch."""
         raise NotImplementedError
 
 
@@ -96,14 +133,18 @@ class DeclaredExchange(Declared):
     def __repr__(self) -> str:
         return f"<exchange {self.name!r} ({self.type})>"
 
-    def declare(self, channel: Channel) -> str:
-        channel.exchange_declare(
+    def send(self, pipeline: Pipeline) -> None:
+        pipeline.send(
+            pipeline.channel.exchange_declare,
             exchange=self.name,
             type=self.type,
             durable=self.durable,
             auto_delete=self.auto_delete,
             arguments=self.arguments,
         )
+
+    def receive(self, pipeline: Pipeline) -> str:
+        pipeline.receive()
         return self.name
 
 
@@ -133,16 +174,19 @@ class DeclaredQueue(Declared):
     def __repr__(self) -> str:
         return f"<queue {self.name!r}>"
 
-    def declare(self, channel: Channel) -> str:
-        reply = channel.queue_declare(
+    def send(self, pipeline: Pipeline) -> None:
+        pipeline.send(
+            pipeline.channel.queue_declare,
             queue="" if self.is_server_named else self.name,
             durable=self.durable,
             exclusive=self.exclusive,
             auto_delete=self.auto_delete,
             arguments=self.arguments,
         )
-        self.consumers = reply[2]
-        return str(reply[0])
+
+    def receive(self, pipeline: Pipeline) -> str:
+        name, _, self.consumers = pipeline.receive()
+        return str(name)
 
 
 class DeclaredBinding(Declared):
@@ -174,21 +218,26 @@ class DeclaredBinding(Declared):
         arguments = repr(sorted((self.arguments or {}).items(), key=repr))
         return self.source, self.routing_key, arguments
 
-    def declare(self, channel: Channel) -> str:
+    def send(self, pipeline: Pipeline) -> None:
         if self.to_queue:
-            channel.queue_bind(
+            pipeline.send(
+                pipeline.channel.queue_bind,
                 queue=self.destination,
                 exchange=self.source,
                 routing_key=self.routing_key,
                 arguments=self.arguments,
             )
         else:
-            channel.exchange_bind(
+            pipeline.send(
+                pipeline.channel.exchange_bind,
                 destination=self.destination,
                 source=self.source,
                 routing_key=self.routing_key,
                 arguments=self.arguments,
             )
+
+    def receive(self, pipeline: Pipeline) -> str:
+        pipeline.receive()
         return self.destination
 
 
@@ -384,17 +433,28 @@ class Topology:
 
     def _declare(self, records: list[Declared], open_channel: Callable[[], Any]) -> list[Declared]:
         """Declare *records*, and return those that have to be declared later.  May switch."""
-        channels = _Channels(open_channel)
-        locked: set[tuple[bool, str]] = set()
+        channels, declarations = _Channels(open_channel), _Declarations(records)
         renamed: dict[str, str] = {}
-        later: list[Declared] = []
+        locked, later = declarations.locked, declarations.later
+
+        def note(record: Declared, name: str) -> None:
+            record.refusals = 0
+            if _is_server_named(record):
+                renamed[record.name] = name
+                self._move_bindings(record.name, name)
+
         try:
-            for number, record in enumerate(records):
-                if isinstance(record, DeclaredBinding) and record.place in locked:
-                    later.append(record)
-                    continue
+            while declarations.waiting:
                 try:
-                    name = self._declare_one(record, channels)
+                    with channels.open().pipeline() as pipeline:
+                        for record, name in declarations.exchange(pipeline):
+                            note(record, name)
+                    continue
+                except Exception as exc:
+                    failure = exc
+                record = declarations.take_failed()
+                try:
+                    note(record, self._declare_again(record, channels, failure))
                 except ResourceLocked:
                     later.append(record)
                     if isinstance(record, DeclaredQueue):
@@ -407,15 +467,13 @@ class Topology:
                         exc,
                         extra=self._fields(record),
                     )
-                    later += records[number:]
+                    later += (record, *declarations.waiting)
                     channels.drop()
                     break
                 except (ChannelError, IrrecoverableConnectionError) as exc:
                     self._note_refusal(record, exc)
-                else:
-                    if _is_server_named(record):
-                        renamed[record.name] = name
-                        self._move_bindings(record.name, name)
+                finally:
+                    del failure  # it refers to this frame
         finally:
             self._rename(renamed)
         channels.close()
@@ -443,15 +501,19 @@ class Topology:
         queue = {"queue": record.name} if isinstance(record, DeclaredQueue) else {}
         return {"connection": self._where(), **queue}
 
-    def _declare_one(self, record: Declared, channels: _Channels) -> str:
-        """Declare *record*; what it binds may have gone a moment ago with the dead connection's part."""
+    def _declare_again(self, record: Declared, channels: _Channels, failure: Exception) -> str:
+        """Declare *record* once more where what it binds may have gone with the dead connection.
+
+        Raises:
+            Exception: *failure*, where it has another reason, or the last one.
+        """
 
         def has_gone(exc: Exception) -> bool:
             ends = self._ends_of(record)
             return isinstance(exc, NotFound) and any(each.auto_delete for each in ends)
 
-        for attempt in attempts(GONE_MEANWHILE, NEVER, has_gone):
-            for each in self._ends_of(record) if attempt.error else ():
+        for attempt in attempts(GONE_MEANWHILE, NEVER, has_gone, failure=failure):
+            for each in self._ends_of(record):
                 each.declare(channels.open())
             with attempt:
                 return record.declare(channels.open())
@@ -531,6 +593,65 @@ class Topology:
         self._names.update(renamed)
         while len(self._names) > NAMES_KEPT:
             del self._names[next(iter(self._names))]
+
+
+class _Declarations:
+    """Records that are declared in their order.
+
+    Arguments:
+        records: those to declare.
+
+    Attributes:
+        waiting: those that are not sent yet.
+        locked: destinations that another connection holds: bindings of them are not sent.
+        later: those that have to be declared later.
+    """
+
+    __slots__ = ("_limit", "_sent", "later", "locked", "waiting")
+
+    def __init__(self, records: list[Declared]) -> None:
+        self.waiting = deque(records)
+        self.locked: set[tuple[bool, str]] = set()
+        self.later: list[Declared] = []
+        #: Those without a reply yet.
+        self._sent: deque[Declared] = deque()
+        # Where one has ended a connection, replies to those before it may have been lost with it.
+        self._limit = 1 if any(each.refusals for each in records) else IN_FLIGHT
+
+    def exchange(self, pipeline: Pipeline) -> Iterator[tuple[Declared, str]]:
+        """Send what is waiting; yield each record with the name that it has then.  May switch.
+
+        Raises:
+            Exception: the error of the first that is left, see :meth:`take_failed`.
+        """
+        self._send(pipeline)
+        while self._sent:
+            name = self._sent[0].receive(pipeline)
+            yield self._sent.popleft(), name
+            self._send(pipeline)
+
+    def take_failed(self) -> Declared:
+        """Return the first without a reply; those behind it, of which none was declared, wait again."""
+        self.waiting.extendleft(reversed(self._sent))
+        self._sent.clear()
+        return self.waiting.popleft()
+
+    def _send(self, pipeline: Pipeline) -> None:
+        while self.waiting and len(self._sent) < self._limit:
+            record = self.waiting[0]
+            if isinstance(record, DeclaredBinding):
+                if any(isinstance(each, DeclaredQueue) for each in self._sent):
+                    return  # its queue may be locked, or get another name
+                if record.place in self.locked:
+                    self.later.append(self.waiting.popleft())
+                    continue
+            try:
+                record.send(pipeline)
+            except (ChannelError, ConnectionError):
+                if self._sent:
+                    return  # the first one without a reply learns why
+                raise
+            self._sent.append(self.waiting.popleft())
 
 
 class _Channels:

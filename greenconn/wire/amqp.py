@@ -261,7 +261,8 @@ class FrameParser:
             content.missing = _body_size.unpack_from(payload, 4)[0]
             if content.missing > self.body_limit:
                 raise FrameError(
-                    f"body of {content.missing} bytes announced; the limit is {self.body_limit}"
+                    f"body of {content.missing} bytes announced, above max_message_size "
+                    f"({self.body_limit})"
                 )
         else:
             if payload and content.is_kept:

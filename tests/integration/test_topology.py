@@ -313,6 +313,123 @@ def test_what_is_refused_does_not_keep_the_connection_away(
         other.default_channel.queue_delete(unique)
 
 
+@pytest.fixture
+def many(connection: Connection, amqp_url: str, unique: str) -> Iterator[list[str]]:
+    """Names of queues that are bound to an exchange by their names, and are deleted in the end."""
+    names = [f"{unique}-{number}" for number in range(150)]
+    channel = connection.default_channel
+    channel.exchange_declare(unique, "direct", durable=False, auto_delete=False)
+    with channel.pipeline() as pipeline:
+        for name in names:
+            pipeline.send(channel.queue_declare, queue=name, durable=False, auto_delete=False)
+            pipeline.send(channel.queue_bind, queue=name, exchange=unique, routing_key=name)
+        for _ in range(2 * len(names)):
+            pipeline.receive()
+    yield names
+    with Connection(amqp_url) as other:
+        channel = other.default_channel
+        for name in names:
+            channel.queue_delete(name)
+        channel.exchange_delete(unique)
+
+
+def are_bound(connection: Connection, exchange: str, queues: list[str]) -> bool:
+    """Whether each of *queues* is there, bound by its name, and empty before."""
+    with connection.channel() as channel:
+        for name in queues:
+            # A queue may be counted before it takes what it was not asked to confirm.
+            channel.basic_publish_confirm(
+                channel.prepare_message("x"), exchange, name, timeout=SOON
+            )
+        counts = [channel.queue_declare(name, passive=True).message_count for name in queues]
+        for name in queues:
+            channel.queue_purge(name)
+    return counts == [1] * len(queues)
+
+
+def test_of_many_only_those_that_are_refused_are_missing(
+    connection: Connection, relay: Relay, amqp_url: str, many: list[str], unique: str
+) -> None:
+    refused = [many[number] for number in (0, 1, 63, 64, 100, 149)]
+    with Connection(amqp_url) as other:
+        theirs = other.default_channel
+        relay.server.stop()
+        until(lambda: not connection.connected)
+        for name in many:
+            theirs.queue_delete(name)
+        for name in refused:
+            theirs.queue_declare(name, exclusive=True)
+        relay.server.start()
+        connection.ensure_connection(interval_start=0.1)
+        assert are_bound(connection, unique, [each for each in many if each not in refused])
+        for name in refused:
+            with pytest.raises(ResourceLocked):
+                connection.channel().queue_declare(name, passive=True)
+    until(lambda: all(is_mine(connection, name) for name in refused), SOON)
+    until(lambda: not is_declaring(connection))
+    assert are_bound(connection, unique, many)
+
+
+def test_of_many_only_the_one_that_ends_the_whole_connection_is_given_up(
+    connection: Connection, relay: Relay, many: list[str], unique: str
+) -> None:
+    """As if a plugin that is needed for its type had been disabled.
+
+    RabbitMQ 4 refuses that as any other, and keeps the connection.
+    """
+    channel, topology = connection.default_channel, connection.session.topology
+    kinds = ["fanout"] * 5 + ["x-no-such-type"] + ["fanout"] * 5
+    for number, kind in enumerate(kinds):
+        name = f"{unique}-{number}"
+        if kind == "fanout":
+            channel.exchange_declare(name, kind, durable=False, auto_delete=False)
+            channel.queue_bind(many[number], name)
+        else:
+            topology.exchange_declared(name, kind, False, False, None)
+    known, accepted = len(topology), relay.accepted
+    relay.cut()
+    until(lambda: not connection.connected)
+    with gevent.Timeout(SOON):
+        connection.ensure_connection(interval_start=0.1)
+    has_ended = relay.accepted > accepted + 1
+    assert len(topology) == known - has_ended
+    assert are_bound(connection, unique, many)
+    channel = connection.channel()
+    for number, kind in enumerate(kinds):
+        if kind == "fanout":
+            channel.exchange_delete(f"{unique}-{number}")
+
+
+@pytest.mark.parametrize("budget", ["budget", "back_budget"])
+def test_a_connection_that_is_lost_amid_many_declarations(
+    connection: Connection,
+    relay: Relay,
+    amqp_url: str,
+    many: list[str],
+    unique: str,
+    budget: str,
+    long: bool,
+) -> None:
+    with Connection(amqp_url) as other:
+        theirs = other.default_channel
+        for number in range(20 if long else 3):
+            relay.server.stop()
+            until(lambda: not connection.connected)
+            for name in many[number::2]:
+                theirs.queue_delete(name)
+            relay.server.start()
+            # The handshake takes less than 1,000 bytes, and all declarations more than 7,000.
+            before = relay.accepted
+            setattr(relay, budget, 1000 + 4997 * number % 6000)
+            coming = gevent.spawn(connection.ensure_connection, interval_start=0.1)
+            until(lambda: getattr(relay, budget) == 0)
+            setattr(relay, budget, None)
+            relay.cut()
+            coming.get(timeout=SOON)
+            assert relay.accepted >= before + 2
+            assert are_bound(connection, unique, many)
+
+
 def test_close_forgets_what_was_declared(connection: Connection, unique: str) -> None:
     connection.default_channel.queue_declare(unique, exclusive=True)
     connection.close()

@@ -10,6 +10,9 @@ consumer, by which they are matched.
 
 The call of a greenlet that is killed while it waits stays pending: its late reply is matched to it, and
 undone where it left something behind (see ``Call.undo``).
+
+A greenlet that has many requests sends them through a :class:`Pipeline`: they take the time of few round
+trips together.
 """
 
 from __future__ import annotations
@@ -42,10 +45,15 @@ from greenconn.transport.amqp.methods import (
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from greenconn.abc import Channel
     from greenconn.transport.amqp.acks import Acks
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
-__all__ = ["Call", "Calls", "PendingCalls", "bystander_error"]
+__all__ = ["Call", "Calls", "PendingCalls", "Pipeline", "bystander_error"]
 
 #: Called with a reply whose caller has left, by the reader or by a caller that was killed
 #: when the reply had come but it had not run: it must not switch.
@@ -223,7 +231,7 @@ class Calls:
         returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
-        abandons: bool = False,
+        abandons: bool | Pipeline = False,
     ) -> Any:
         """Write a method and return its reply.  May switch.
 
@@ -287,7 +295,7 @@ class Calls:
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,
-        abandons: bool = False,
+        abandons: bool | Pipeline = False,
     ) -> Any:
         """Write a method after :meth:`wait_writable`.  Switches only to wait for the reply.
 
@@ -298,13 +306,17 @@ class Calls:
             undo: called with the reply when the caller was killed before it had it.
             on_reply: called by the reader with the reply.
             tag: see :class:`Call`.
-            abandons: do not wait for the reply, and return None; its error is dropped.
+            abandons: do not wait for the reply, and return None; its error is dropped, save in a
+                pipeline, which waits.
         """
         call = self.begin(sig, arguments, wait, undo, on_reply, tag)
         if call is None:
             return None
         if abandons:
-            call.abandon()
+            if isinstance(abandons, Pipeline):
+                abandons.add(call)
+            else:
+                call.abandon()
             return None
         return self.end(call, returns_tuple=returns_tuple)
 
@@ -356,3 +368,69 @@ class Calls:
         if header is not None:
             args.append((payload, header, body))
         return args if returns_tuple else (args and args[0])
+
+
+class Pipeline:
+    """Requests of one greenlet on one channel, sent without a wait for each reply; a context manager.
+
+    The broker handles them in order, and ignores all behind the one for which it closes the channel.
+    So an error belongs to the oldest request without a reply, and none behind it was handled.  Where
+    the broker ends the whole connection, replies to earlier ones may be lost with it.
+
+    Each reply has ``reply_timeout`` from the one before.  What is still due at the end, as when the
+    greenlet was killed, is abandoned: its reply is undone where it left something behind.
+
+    Arguments:
+        channel: the channel, for its methods.
+        calls: the calls of the channel.
+    """
+
+    __slots__ = ("_calls", "_due", "channel")
+
+    def __init__(self, channel: Channel, calls: Calls) -> None:
+        self.channel = channel
+        self._calls = calls
+        self._due: deque[Call] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        due, self._due = self._due, deque()
+        for call in due:
+            if call.slot.is_filled:
+                call.undo_late_reply()
+            else:
+                call.abandon()
+
+    def send(self, method: Callable[..., object], **arguments: Any) -> None:
+        """Send a request.  May switch, before the first byte only.
+
+        Arguments:
+            method: of the channel, one that has ``nowait`` and asks the broker for a reply.
+            arguments: those of *method*.
+
+        Raises:
+            Exception: nothing was sent; of an earlier request that failed, :meth:`receive` tells.
+        """
+        method(**arguments, nowait=self)
+
+    def add(self, call: Call) -> None:
+        """Have :meth:`receive` wait for *call*, which was just written.  Never switches."""
+        self._due.append(call)
+
+    def receive(self) -> list[Any]:
+        """Wait for the reply to the oldest request, and return its arguments.  May switch.
+
+        Raises:
+            ChannelError: the broker's, if it blames this request.
+            TimeoutError: it did not reply in time.
+            ConnectionError: the connection is gone.
+        """
+        reply: list[Any] = self._calls.end(self._due.popleft(), returns_tuple=True)
+        return reply

@@ -31,7 +31,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport.amqp.acks import Acks
-from greenconn.transport.amqp.calls import Call, Calls
+from greenconn.transport.amqp.calls import Call, Calls, Pipeline
 from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, requeue_events
 from greenconn.transport.amqp.errors import with_remedy
 from greenconn.transport.amqp.message import Outgoing
@@ -152,6 +152,10 @@ class Channel(DeclaringChannel):
             WrongHub: names both threads and the remedy.
         """
         self.connection.hub_affinity.check(self)
+
+    def pipeline(self) -> Pipeline:
+        """Return a context for requests that are sent without a wait for each reply.  Never switches."""
+        return Pipeline(self, self.calls)
 
     # Opening and closing
 

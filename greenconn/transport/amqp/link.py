@@ -30,7 +30,7 @@ from greenconn.exceptions import (
     ResourceError,
 )
 from greenconn.green import atexit, fork
-from greenconn.green.connect import connect_tcp
+from greenconn.green.connect import avoid, connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity
 from greenconn.green.slot import Slot
@@ -203,7 +203,7 @@ class AmqpLink(Link):
             AccessRefused, NotAllowed: the broker refused the login or the virtual host.
             FrameError: the peer does not speak AMQP 0-9-1.
         """
-        step = "connecting"
+        step, sock = "connecting", None
         try:
             sock = connect_tcp(*self._address, deadline, self.options.socket_settings)
             intake = self._intake
@@ -219,6 +219,8 @@ class AmqpLink(Link):
                 self.options.on_open(self)
         except BaseException as exc:
             error = opening_error(exc, self.where, step, deadline, self.handshake.hint())
+            if sock is not None and isinstance(exc, TimeoutError):
+                avoid(sock)
             self.collect()
             if error is exc:
                 raise

@@ -4,7 +4,8 @@ The reader records what the broker has done in the connection's ``topology`` as 
 also for a caller that was killed, or does not wait.
 
 ``nowait`` means that the caller does not wait.  The broker is asked for the reply all the same: it tells
-which of several requests has failed, and costs less than an error that reaches the wrong caller.
+which of several requests has failed, and costs less than an error that reaches the wrong caller.  Where
+it is a :class:`Pipeline`, that waits instead.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from amqp import spec
 from amqp.protocol import queue_declare_ok_t
 from amqp.serialization import dumps
 
+from greenconn.transport.amqp.calls import Pipeline
 from greenconn.transport.amqp.methods import Reply, read_arguments
 from greenconn.transport.base import StdChannel
 
@@ -55,7 +57,7 @@ class DeclaringChannel(StdChannel):
         passive: bool = False,
         durable: bool = False,
         auto_delete: bool = True,
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         arguments: Any = None,
         argsig: str = "BssbbbbbF",
     ) -> None:
@@ -74,7 +76,7 @@ class DeclaringChannel(StdChannel):
         self,
         exchange: str,
         if_unused: bool = False,
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         argsig: str = "Bsbb",
     ) -> None:
         """Delete an exchange.  May switch."""
@@ -93,7 +95,7 @@ class DeclaringChannel(StdChannel):
         destination: str,
         source: str = "",
         routing_key: str = "",
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         arguments: Any = None,
         argsig: str = "BsssbF",
     ) -> None:
@@ -113,7 +115,7 @@ class DeclaringChannel(StdChannel):
         destination: str,
         source: str = "",
         routing_key: str = "",
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         arguments: Any = None,
         argsig: str = "BsssbF",
     ) -> None:
@@ -135,7 +137,7 @@ class DeclaringChannel(StdChannel):
         durable: bool = False,
         exclusive: bool = False,
         auto_delete: bool = True,
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         arguments: Any = None,
         argsig: str = "BsbbbbbF",
     ) -> Any:
@@ -147,6 +149,7 @@ class DeclaringChannel(StdChannel):
             Name, number of messages and of consumers; None with *nowait*.
         """
         record = None if passive else self._recorder("queue_declared")
+        is_abandoned = nowait and not isinstance(nowait, Pipeline)
 
         def on_reply(reply: Reply) -> None:
             name = self._last_queue = _name_in(reply)
@@ -161,7 +164,7 @@ class DeclaringChannel(StdChannel):
             (0, queue, passive, durable, exclusive, auto_delete, False, arguments),
             wait=spec.Queue.DeclareOk,
             returns_tuple=True,
-            undo=None if queue or nowait else self._undo_declare,
+            undo=None if queue or is_abandoned else self._undo_declare,
             on_reply=on_reply,
             abandons=nowait,
         )
@@ -184,7 +187,7 @@ class DeclaringChannel(StdChannel):
         queue: str = "",
         if_unused: bool = False,
         if_empty: bool = False,
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         argsig: str = "Bsbbb",
     ) -> Any:
         """Delete a queue.  May switch.
@@ -213,7 +216,7 @@ class DeclaringChannel(StdChannel):
         queue: str,
         exchange: str = "",
         routing_key: str = "",
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         arguments: Any = None,
         argsig: str = "BsssbF",
     ) -> None:
@@ -235,7 +238,7 @@ class DeclaringChannel(StdChannel):
         queue: str,
         exchange: str = "",
         routing_key: str = "",
-        nowait: bool = False,
+        nowait: bool | Pipeline = False,
         arguments: Any = None,
         argsig: str = "BsssF",
     ) -> None:
@@ -252,7 +255,9 @@ class DeclaringChannel(StdChannel):
             record and partial(record, True, name, exchange, key, arguments),
         )
 
-    def queue_purge(self, queue: str = "", nowait: bool = False, argsig: str = "Bsb") -> Any:
+    def queue_purge(
+        self, queue: str = "", nowait: bool | Pipeline = False, argsig: str = "Bsb"
+    ) -> Any:
         """Delete the messages of a queue that are ready for delivery.  May switch.
 
         Returns:
@@ -273,7 +278,7 @@ class DeclaringChannel(StdChannel):
         argsig: str,
         args: tuple[Any, ...],
         reply: tuple[int, int],
-        nowait: bool,
+        nowait: bool | Pipeline,
         record: Callable[[], None] | None,
     ) -> Any:
         """Send *method*; call *record*, which must not switch, when the broker has done it."""

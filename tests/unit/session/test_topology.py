@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from greenconn.exceptions import (
     IrrecoverableConnectionError,
     NotFound,
     PreconditionFailed,
+    RecoverableChannelError,
     RecoverableConnectionError,
     ResourceLocked,
 )
@@ -33,6 +36,8 @@ class Link:
         self.names = 0
         self.consumers = 0
         self.is_dropped = False
+        #: The largest number of requests without a reply.
+        self.most_sent = 0
 
     def channel(self) -> Channel:
         self.channels.append(Channel(self))
@@ -42,10 +47,38 @@ class Link:
         self.is_dropped = True
 
 
+class Pipeline:
+    """Requests of which the broker handles none behind one that it refuses."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.outcomes: list[Any] = []
+
+    def send(self, method: Callable[..., Any], **arguments: Any) -> None:
+        if not self.channel.is_open:
+            self.outcomes.append(RecoverableChannelError("closed because of another call"))
+            return
+        try:
+            self.outcomes.append(method(**arguments) or ())
+        except Exception as exc:
+            self.outcomes.append(exc)
+        self.channel.link.most_sent = max(self.channel.link.most_sent, len(self.outcomes))
+
+    def receive(self) -> list[Any]:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return list(outcome)
+
+
 class Channel:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.is_open = True
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Pipeline]:
+        yield Pipeline(self)
 
     def _do(self, name: str, *what: Any) -> None:
         assert self.is_open
@@ -213,6 +246,28 @@ def test_what_is_refused_costs_its_channel_only(
     assert len(restored(topology)) == 3  # perhaps the next link leads to another broker
 
 
+def test_all_is_sent_without_a_wait_for_each_reply(topology: Topology) -> None:
+    for number in range(200):
+        queue(topology, f"q{number}")
+        bind(topology, f"q{number}", "x")
+    refused = ("q0", "q63", "q64", "q65", "q199", "bind q1", "bind q150")
+    link = Link()
+    for name in refused:
+        link.errors[name] = [PreconditionFailed("not so", (50, 10))]
+    topology.restore(link, link.channel)
+    assert link.most_sent == module.IN_FLIGHT
+    assert len(link.channels) == 1 + len(refused)
+    queues, bindings = (
+        [each for each in link.done if each[0] == kind] for kind in ("queue", "bind")
+    )
+    assert link.done == queues + bindings  # the names of the queues must be known
+    names = [f"q{number}" for number in range(200)]
+    assert [each[-1] for each in queues] == [each for each in names if each not in refused]
+    assert [each[-1] for each in bindings] == [
+        each for each in names if f"bind {each}" not in refused
+    ]
+
+
 def test_a_queue_that_is_still_locked_is_tried_again_with_its_bindings(topology: Topology) -> None:
     queue(topology, "mine")
     queue(topology, "free")
@@ -342,6 +397,27 @@ def test_what_ends_the_whole_connection_again_is_given_up(topology: Topology) ->
         with pytest.raises(IrrecoverableConnectionError):
             topology.restore(link, link.channel)
     assert restored(topology) == [("queue", "q")]
+
+
+def test_after_the_end_of_a_connection_they_are_declared_one_by_one(topology: Topology) -> None:
+    """Replies to what came before the culprit may have been lost with the connection."""
+    for name in ("innocent", "culprit", "other"):
+        queue(topology, name)
+    link = Link()
+    link.errors["innocent"] = [IrrecoverableConnectionError("of the culprit")]
+    with pytest.raises(IrrecoverableConnectionError):
+        topology.restore(link, link.channel)
+    for _ in range(2):
+        link = Link()
+        link.errors["culprit"] = [IrrecoverableConnectionError("its own")]
+        with pytest.raises(IrrecoverableConnectionError):
+            topology.restore(link, link.channel)
+        assert link.most_sent == 1
+        assert link.done == [("queue", "innocent")]
+    link = Link()
+    topology.restore(link, link.channel)
+    assert link.done == [("queue", "innocent"), ("queue", "other")]
+    assert link.most_sent == 2
 
 
 def test_a_link_that_records_nothing_gets_nothing(topology: Topology) -> None:

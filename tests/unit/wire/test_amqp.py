@@ -267,7 +267,7 @@ def test_the_limit_of_a_frame_counts_its_eight_bytes_around() -> None:
 def test_an_announced_body_above_the_limit_is_refused() -> None:
     parser = FrameParser(body_limit=1000)
     data = method_frame(1, DELIVER) + header(1, 1001)
-    with pytest.raises(FrameError, match="body of 1001 bytes announced; the limit is 1000"):
+    with pytest.raises(FrameError, match=r"body of 1001 bytes announced, above max_message_size"):
         parser.feed(data)
     assert FrameParser(body_limit=1000).feed(method_frame(1, DELIVER) + header(1, 1000)) == []
 
@@ -373,7 +373,7 @@ def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limits(
     allowed = head + header(1, size) + frame(3, 1, bytes(size))
     assert FrameParser(*limits).feed(allowed * 3)[2][4] == bytes(size)
     above = head + header(1, size + 1) + frame(3, 1, bytes(size + 1))
-    with pytest.raises(FrameError, match=f"announced; the limit is {min(limits)}"):
+    with pytest.raises(FrameError, match=rf"announced.*\b{min(limits)}\b"):
         FrameParser(*limits).feed(allowed + above)
 
 
