@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import chain, repeat
 from logging.handlers import WatchedFileHandler
 from numbers import Number
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -118,16 +119,33 @@ def safeify_format(
         filters: a mapping of conversion types, such as ``s``, to functions that convert an argument to
             text.  None converts the arguments of ``%s`` and ``%r``.
     """
-    kinds = re.findall(r"%(.)", fmt.replace("%%", ""))
+    kinds = _KIND.findall(fmt.replace("%%", ""))
     for kind, value in zip(kinds, args, strict=False):
         convert = (filters or _FILTERS).get(kind)
         yield value if convert is None else convert(value)
 
 
+#: What follows a ``%``: the type of a conversion that has no width, or another ``%``.
+_KIND: Final = re.compile(r"%(.)")
 _FILTERS: Final[Mapping[str, Callable[[Any], str]]] = {
     "s": lambda value: str(_Shown(value)),
     "r": lambda value: repr(_Shown(value)),
 }
+
+
+def _as_text(fmt: str, args: Sequence[Any]) -> tuple[str, list[Any]]:
+    """Return a format with ``%s`` for ``%r``, and its arguments, as text where those are meant.
+
+    As with kombu, so that handlers that keep the arguments of records keep none of the objects.
+    """
+    if "*" in fmt:  # a width that is an argument itself
+        return fmt, [_shown(value) for value in args]
+    kinds = chain(_KIND.findall(fmt.replace("%%", "")), repeat(""))
+    shown = [
+        _FILTERS[kind](value) if kind in _FILTERS else _shown(value)
+        for kind, value in zip(kinds, args, strict=False)
+    ]
+    return _KIND.sub(lambda found: "%s" if found[1] == "r" else found[0], fmt), shown
 
 
 class LogMixin:
@@ -174,8 +192,8 @@ class LogMixin:
         if not logger.isEnabledFor(severity):
             return
         if len(args) > 1 and isinstance(args[0], str):
-            text = self.annotate(args[0])
-            logger.log(severity, text, *map(_shown, args[1:]), **kwargs)
+            fmt, shown = _as_text(args[0], args[1:])
+            logger.log(severity, self.annotate(fmt), *shown, **kwargs)
         else:
             text = " ".join(str(_Shown(argument)) for argument in args)
             logger.log(severity, self.annotate(text), **kwargs)

@@ -163,10 +163,11 @@ class ConsumerMixin:
                     left = pause.left() if timeout else safety_interval
                     connection.drain_events(timeout=left)
                 except TimeoutError:
-                    if not pause.has_ended:
-                        raise  # it came from a callback
                     connection.heartbeat_check()
                     if silence.has_ended:
+                        raise
+                    # Before the end of the pause it came from a callback.
+                    if not pause.has_ended and (timeout or not self.should_stop):
                         raise
                 except OSError:
                     if not self.should_stop:

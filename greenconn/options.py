@@ -76,7 +76,9 @@ class ConnectOptions(Record):
 
     connect_timeout: float | None = 5.0
     """Maximum seconds for an attempt to connect to one host: name lookup, TCP, TLS, handshake and login
-    together.  The default is kombu's.  None waits without limit; 0 fails at once."""
+    together.  The default is kombu's.  None waits without limit; 0 fails at once.  In the first round
+    over several hosts all but the last have an equal part of it, so that a silent one does not hold up
+    the others."""
 
     max_retries: int | None = None
     """Maximum number of rounds over all hosts after the first.  None retries without limit; 0 tries

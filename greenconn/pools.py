@@ -15,10 +15,9 @@ from collections.abc import Iterator, MutableMapping
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from greenconn.caching import HashedSeq, eqhash
+from greenconn.caching import HashedSeq, eqhash, lazy
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import PerHub
-from greenconn.green.pool import Entry
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import UNSHARED, Resource, acquiring_place
@@ -77,8 +76,20 @@ class ProducerPool(Resource):
         super().__init__(*args, **kwargs)
 
     def new(self) -> Any:
-        """Return a connection of the pool; the producer is made by ``acquire``.  May switch."""
-        return self._make(NEVER)
+        """Return the promise of a producer, which :meth:`prepare` makes."""
+        return lazy(self.create_producer)
+
+    def prepare(self, resource: Any) -> Any:
+        """Return a producer with a connection, for a producer or the promise of one.  May switch."""
+        producer = resource() if callable(resource) else resource
+        if producer._channel is None:
+            connection = self._acquire_connection()
+            try:
+                producer.revive(connection)
+            except BaseException:
+                connection.release()
+                raise
+        return producer
 
     def create_producer(self) -> _Producer:
         """Return a new producer that keeps a connection of the pool.  May switch."""
@@ -117,7 +128,9 @@ class ProducerPool(Resource):
             ):
                 facade = entry.loan
             else:
-                entry, facade = self._other_facade(entry, block, deadline)
+                entry = self._living(entry, block, deadline)
+                facade = self.connections.facade(entry.item, self._lender)
+                entry.loan = facade if hasattr(type(facade), "lend_again") else None
             producer: Any = self.Producer(facade)
             if self._has_prepare_hook:
                 producer = self.prepare(producer)
@@ -127,19 +140,6 @@ class ProducerPool(Resource):
             self._pool.put_back(entry)
             raise
         return producer
-
-    def _other_facade(
-        self, entry: Entry[Any], block: bool, deadline: Deadline | None
-    ) -> tuple[Entry[Any], Any]:
-        """Return *entry*, or what replaces it if it is dead, with a facade over it.  May switch."""
-        entry = self._living(entry, block, deadline)
-        try:
-            facade = self.connections.facade(entry.item, self._lender)
-            entry.loan = facade if hasattr(type(facade), "lend_again") else None
-        except BaseException:
-            self._pool.put_back(entry)
-            raise
-        return entry, facade
 
     def collect_resource(self, resource: Any) -> None:
         """Release the connection to its own pool, which closes it."""
@@ -153,8 +153,18 @@ class ProducerPool(Resource):
     def _make(self, deadline: Deadline) -> Any:
         return self.connections.lend_to_pool(self, not deadline.has_ended, deadline)
 
+    def _has_own(self, hook: str) -> bool:
+        return hook in self.__dict__ or getattr(type(self), hook) is not getattr(ProducerPool, hook)
+
     def _preloaded(self) -> Any:
+        return self._make(NEVER)
+
+    def _promise(self) -> Any:
         return self.new()
+
+    def _add(self, resource: Any) -> None:
+        if not isinstance(resource, lazy):  # the promise of a producer, which acquire makes
+            super()._add(resource)
 
     def _describe(self) -> str:
         return f"producers of {self.connections!r}"

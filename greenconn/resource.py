@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty
 from sys import getrefcount
 from traceback import StackSummary, walk_stack
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -106,7 +107,7 @@ class Resource:
         self._pool.on_leave = self._checkouts.drop_kept
         self._loans = self._checkouts.by_id
         self._note_hooks()
-        self._resource = _IdleQueue(self._pool, self.new)
+        self._resource = _IdleQueue(self._pool, self._promise, self._add)
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
             fork.register(self)
@@ -309,8 +310,14 @@ class Resource:
 
     @property
     def _dirty(self) -> list[Any]:
-        # kombu's attribute for the resources in use, which monitoring tools read.
-        return self._checkouts.facades()
+        # kombu's attribute for the resources in use, as many as stats() counts, for monitoring tools.
+        return [*self._checkouts.facades(), *self._pool.lost()]
+
+    def _add_when_empty(self) -> None:
+        # kombu's private method, by which subclasses add one more.
+        if self._limit and len(self._dirty) >= self._limit:
+            raise self.LimitExceeded(self._limit)
+        self._resource.put_nowait(self.new())
 
     # For a pool on top of this one
 
@@ -420,13 +427,26 @@ class Resource:
         try:
             ready = self.prepare(core)
         except BaseException:
-            self._pool.put_back(entry)
+            self._release_unprepared(entry)
             raise
         if ready is not core and not self._pool.exchange(core, ready):
             # Closed or cleared meanwhile.
             spawn("pool-discard", self._end, ready)
             return self._take(block, deadline)
         return entry
+
+    def _release_unprepared(self, entry: Entry[Any]) -> None:
+        """Release what ``prepare`` failed for; by :meth:`release`, which a subclass may define."""
+        if isinstance(entry.item, lazy):
+            self._pool.put_back(entry)
+            return
+        try:
+            borrowed = self.facade(entry.item, self)
+            self._checkouts.lend(borrowed, entry, None)
+        except BaseException:
+            self._pool.put_back(entry)
+            raise
+        self.release(borrowed)
 
     def _release_unlent(self, resource: Any) -> None:
         """Called for a facade that is not acquired, such as one that was released before."""
@@ -437,6 +457,14 @@ class Resource:
 
     def _preloaded(self) -> Any:
         return self.prepare(self.new())
+
+    def _promise(self) -> Any:
+        """Return what stands for a resource that was not created yet, and creates one when called."""
+        return lazy(self.new)
+
+    def _add(self, resource: Any) -> None:
+        """Add an idle resource, or the promise of one."""
+        self._pool.add(resource)
 
     def _end(self, resource: Any) -> None:
         if not isinstance(resource, lazy):
@@ -597,10 +625,15 @@ class ChannelPool(Resource):
 class _IdleQueue:
     """kombu's queue of idle resources, for the ``setup`` of subclasses and for monitoring tools."""
 
-    def __init__(self, pool: FairPool[Any], make: Callable[[], Any]) -> None:
-        self.put_nowait = pool.add
+    def __init__(
+        self,
+        pool: FairPool[Any],
+        promise: Callable[[], Any],
+        put_nowait: Callable[[Any], object],
+    ) -> None:
+        self.put_nowait = put_nowait
         self._pool = pool
-        self._make = make
+        self._promise = promise
 
     def qsize(self) -> int:
         """Return the number of resources that can be acquired now, including those not created yet."""
@@ -612,7 +645,21 @@ class _IdleQueue:
     def queue(self) -> list[Any]:
         """The idle resources, and lazy ones for those not created yet; the last is acquired next."""
         idle = self._pool.idle()
-        return [lazy(self._make)] * (self.qsize() - len(idle)) + idle
+        return [self._promise()] * (self.qsize() - len(idle)) + idle
+
+    def get_nowait(self) -> Any:
+        """Take out the resource that would be acquired next; the pool makes another one for it.
+
+        Raises:
+            queue.Empty: there is none.
+        """
+        idle = self._pool.idle()
+        if not idle and not self.qsize():
+            raise Empty
+        if not idle or self._pool.give_up():
+            return self._promise()
+        self._pool.withdraw(idle[-1])
+        return idle[-1]
 
 
 class _Loan(weakref.ref[Any]):
@@ -864,6 +911,8 @@ def all_pools() -> list[Resource]:
 def _checked(limit: int | None) -> int | None:
     if isinstance(limit, bool):
         raise TypeError(f"limit must be an int, not bool, got {limit!r}")
+    if isinstance(limit, str):
+        raise TypeError(f"limit must be an integer, at least 0, or None, got {limit!r}")
     if limit is not None and limit < 0:
         raise ValueError(f"limit must be an integer, at least 0, or None, got {limit}")
     return limit

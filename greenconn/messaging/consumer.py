@@ -154,6 +154,10 @@ class Consumer:
         self._subscriptions.tags = tags
 
     @property
+    def _active_queue_no_ack(self) -> dict[str, bool]:
+        return self._subscriptions.no_ack
+
+    @property
     def channel(self) -> Any:
         """The open channel to use; None without one.  May switch."""
         channel = self._channel
@@ -530,7 +534,13 @@ class Consumer:
 def _listed(queues: Any) -> list[Any]:
     if queues is None:
         return []
-    return [queues] if not isinstance(queues, Iterable) else list(queues)
+    if isinstance(queues, str) or not isinstance(queues, Iterable):
+        queues = [queues]
+    listed = list(queues)
+    for each in listed:
+        if isinstance(each, str):
+            raise TypeError(f"queues must be Queue objects, got {each!r}: use Queue({each!r})")
+    return listed
 
 
 def _name_of(queue: Queue | str) -> str:

@@ -320,6 +320,7 @@ class Producer:
             mode = delivery_mode or default.delivery_mode
         properties["delivery_mode"] = _MODES.get(mode) or maybe_delivery_mode(mode)
         if expiration is not None:
+            _check_expiration(expiration)
             properties["expiration"] = str(int(expiration * 1000))
         if routing_key is None:
             routing_key = self.routing_key
@@ -486,9 +487,10 @@ class Producer:
     ) -> None:
         # A channel of a pool that an error has broken is not used again.  (Being killed breaks nothing.)
         if isinstance(exc, Exception):
-            replace = getattr(self.__connection__, "replace", None)
+            # By kombu's name for the pool, so that its connections are replaced, too.
+            replace = getattr(getattr(self.__connection__, "_pool", None), "replace", None)
             if replace is not None and not self._is_connected():
-                replace()
+                replace(self.__connection__)
         self.release()
 
     def _is_connected(self) -> bool:
@@ -508,3 +510,9 @@ class Producer:
     def close(self) -> None:
         """Same as :meth:`release`."""
         self.release()
+
+
+def _check_expiration(expiration: object) -> None:
+    """Refuse a text, which would be repeated a thousand times."""
+    if isinstance(expiration, str):
+        raise ValueError(f"expiration must be a number of seconds, got {expiration!r}")

@@ -355,7 +355,7 @@ class Publisher:
         try:
             self._session.link(deadline, reopen=reopen)
         except (AccessRefused, NotAllowed) as exc:
-            raise OperationalError(f"{self.label} refused the login: {exc}") from exc
+            raise OperationalError(f"{self.label} refused the connection: {exc}") from exc
 
     def _publish_once(self, message: OutgoingMessage, deadline: Deadline) -> None:
         """Publish *message* on the shared channel, or on one of its own.  May switch."""

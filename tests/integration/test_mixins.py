@@ -116,6 +116,27 @@ def consumer_count(connection: Connection, queue: str) -> int:
         return int(channel.queue_declare(queue, passive=True).consumer_count)
 
 
+@pytest.mark.parametrize("timeout", [None, SOON])
+def test_a_timeout_of_a_callback_while_stopping(
+    connection: Connection, unique: str, timeout: float | None
+) -> None:
+    class Stopping(Worker):
+        def on_job(self, body: Any, message: Any) -> None:
+            super().on_job(body, message)
+            self.should_stop = True
+            raise TimeoutError("of the callback")
+
+    worker = Stopping(connection, unique)
+    maybe_declare(worker.queue, connection)
+    send(connection, unique, 1)
+    if timeout is None:  # an error of the network as any other
+        assert list(worker.consume()) == []
+    else:  # what the caller asked for
+        with pytest.raises(TimeoutError, match="callback"):
+            list(worker.consume(timeout=timeout))
+    assert worker.got == [1]
+
+
 def test_a_program_consumes_until_it_is_asked_to_stop(connection: Connection, unique: str) -> None:
     worker = Worker(connection, unique)
     with running(worker, safety_interval=0.02, colour="red") as greenlet:

@@ -26,6 +26,7 @@ from greenconn.connection import (
     maybe_channel,
 )
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.green.deadline import Deadline
 from greenconn.messaging import Consumer, Producer
 from greenconn.options import BROKER_HEARTBEAT
 from tests.fix_wires import until
@@ -452,9 +453,9 @@ def test_heartbeat_check_is_about_an_open_connection(
     connection: Connection, script: Script
 ) -> None:
     connection.heartbeat_check()
-    assert script.attempts == []
-    connection.connect()
+    assert len(script.attempts) == 1  # a probe that opens nothing would tell nothing
     connection.heartbeat_check(rate=2)
+    assert len(script.attempts) == 1
     script.link.lose()
     gevent.sleep(0.01)
     with pytest.raises(RecoverableConnectionError, match="one is gone"):
@@ -464,6 +465,26 @@ def test_heartbeat_check_is_about_an_open_connection(
     connection.close()
     with pytest.raises(RecoverableConnectionError, match="closed"):
         connection.heartbeat_check()
+
+
+def test_a_method_of_a_program_opens_within_the_time_limit(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float | None] = []
+
+    def establish(self: Transport, deadline: Deadline) -> Any:
+        limits.append(deadline.left())
+        return opens(self)
+
+    class Own(Connection):
+        def _establish_connection(self) -> Any:
+            return super()._establish_connection()
+
+    opens = Transport.establish_connection
+    monkeypatch.setattr(Transport, "establish_connection", establish)
+    with Own("one", transport=Transport, connect_timeout=7) as connection:
+        connection.connect()
+    assert [left is not None and 0 < left <= 7 for left in limits] == [True]
 
 
 def test_drain_opens_and_raises_socket_timeout(connection: Connection, script: Script) -> None:

@@ -683,3 +683,10 @@ def test_queue_with_dead_letters_keeps_them_in_copies() -> None:
     assert "dead_letter" not in Queue("mail").as_dict()
     with pytest.raises(ValueError, match="dead_letter must be the name of a queue"):
         Queue("", dead_letter=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_length", "x"), ("expires", [])])
+def test_an_argument_that_cannot_be_converted_is_named(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name} of Queue is ") as raised:
+        Queue("mail", **{name: value})
+    assert repr(value) in str(raised.value)

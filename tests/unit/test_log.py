@@ -100,6 +100,33 @@ def test_log(args: tuple[Any, ...], text: str, caplog: pytest.LogCaptureFixture)
     assert record.getMessage() == f"tests.worker - {text}"
 
 
+@pytest.mark.parametrize(
+    ("args", "fmt", "kept"),
+    [
+        (("a %s and %r", 1, "y"), "a %s and %s", ("1", "'y'")),
+        (("100 %% %r", "y"), "100 %% %s", ("'y'",)),
+        (("%%r %d", 3), "%%r %d", (3,)),
+        (("%*d %r", 5, 3, "y"), "%*d %r", (5, 3, "y")),
+        (("%s", 1, 2), "%s", ("1", 2)),
+    ],
+)
+def test_records_keep_text(
+    args: tuple[Any, ...],
+    fmt: str,
+    kept: tuple[Any, ...],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # too many arguments are an error
+    worker = Worker()
+    worker.logger = logging.Logger("tests.own")
+    handler = logging.handlers.BufferingHandler(10)
+    worker.logger.addHandler(handler)
+    worker.log(logging.ERROR, *args)
+    (record,) = handler.buffer
+    assert (record.msg, record.args) == (f"tests.worker - {fmt}", kept)
+
+
 def test_log_of_what_has_no_repr(caplog: pytest.LogCaptureFixture) -> None:
     Worker().warn("%r", Unwilling())
     Worker().warn("%s", Unwilling())

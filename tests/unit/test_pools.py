@@ -563,6 +563,29 @@ def test_a_producer_whose_connection_cannot_be_checked_gives_its_place_back(
     pool.acquire(block=True).release()
 
 
+def test_a_connection_without_a_facade_goes_to_one_waiter_only(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = connection.Pool(1)
+    pool = pools.ProducerPool(below, limit=1)
+    waiting: list[gevent.Greenlet[..., Any]] = []
+
+    def fail(self: object, core: object, lender: object) -> Any:
+        monkeypatch.undo()
+        waiting.append(gevent.spawn(pool.acquire, block=True, timeout=5))
+        yield_to_hub()  # it waits
+        raise LookupError
+
+    monkeypatch.setattr(ConnectionPool, "facade", fail)
+    with pytest.raises(LookupError):
+        pool.acquire(block=True)
+    with pytest.raises(LimitExceeded):
+        pool.acquire()  # nothing is free, though the waiter has not run yet
+    waiting.pop().get(timeout=10).release()
+    assert pool.stats()["in_use"] == 0
+    below.force_close_all()
+
+
 def test_a_pool_of_producers_that_is_dropped_keeps_nothing(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -685,6 +708,31 @@ def test_the_class_of_producers_can_be_given(connection: Connection) -> None:
     assert isinstance(producer, Own)
     producer.connection.release()
     pool.force_close_all()
+
+
+def test_kombus_promise_of_a_producer(connection: Connection) -> None:
+    shared = connection.Pool(2)
+
+    class Filled(pools.ProducerPool):
+        def setup(self) -> None:
+            for _ in range(self.limit or 0):
+                self._resource.put_nowait(self.new())
+
+    pool = Filled(shared, 2)
+    assert shared.stats()["in_use"] == 0
+    with pool.acquire():
+        pass
+    for promise in (pool.new(), pool._resource.get_nowait(), pool._resource.queue[0]):
+        producer = pool.prepare(promise)
+        assert isinstance(producer, Producer)
+        assert shared.stats()["in_use"] == 1
+        pool.release(producer)
+        assert producer.channel is None
+        assert isinstance(pool.prepare(producer).connection, PooledConnection)
+        producer.connection.release()
+    assert shared.stats()["in_use"] == 0
+    assert pools.ProducerPool(shared, 2, preload=1).stats()["idle"] == 1
+    shared.force_close_all()
 
 
 def test_a_producer_that_was_made_apart_gives_its_connection_back(connection: Connection) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
 
 import gevent
@@ -272,6 +273,22 @@ def test_a_failing_prepare_releases(pool: Boxes, monkeypatch: pytest.MonkeyPatch
     assert len(broken.made) == 1
 
 
+def test_a_failing_prepare_releases_by_the_method(pool: Boxes) -> None:
+    class Counting(Boxes):
+        def prepare(self, resource: Any) -> Any:
+            raise LookupError
+
+        def release(self, resource: Any) -> None:
+            self.calls.append(f"given back {resource.number}")
+            super().release(resource)
+
+    counting = Counting(1)
+    with pytest.raises(LookupError):
+        counting.acquire()
+    assert counting.calls == ["setup", "given back 1", "release 1"]
+    assert counting.stats()["idle"] == 1
+
+
 def test_a_failing_release_hook_releases_all_the_same() -> None:
     class Broken(Boxes):
         def release_resource(self, resource: Any) -> None:
@@ -301,6 +318,12 @@ def test_preload_makes_them_at_once() -> None:
 
 
 # The limit
+
+
+def test_a_limit_that_is_text_is_refused() -> None:
+    limit: Any = "ten"
+    with pytest.raises(TypeError, match="limit must be an integer, at least 0, or None, got 'ten'"):
+        Boxes(limit)
 
 
 def test_the_limit_is_exceeded() -> None:
@@ -479,6 +502,7 @@ def test_one_that_is_dropped_comes_back(pool: Boxes, caplog: pytest.LogCaptureFi
     box = pool.acquire()
     assert (len(pool.made), pool.stats()["in_use"]) == (1, 1)
     del box
+    assert len(pool._dirty) == pool.stats()["in_use"] == 1  # until the hub has seen it
     settle()
     assert pool.stats()["in_use"] == 0
     assert pool.stats()["idle"] == 1
@@ -618,3 +642,21 @@ def test_kombus_names_for_what_monitors_count() -> None:
     assert [callable(each) for each in pool._resource.queue] == [True, False, False]
     unlimited: Any = Boxes(None)
     assert (unlimited._resource.qsize(), unlimited._resource.queue) == (0, [])
+
+
+def test_kombus_queue_gives_away_what_is_idle(pool: Boxes) -> None:
+    pool.acquire().release()
+    box = pool._resource.get_nowait()
+    assert box.number == 1
+    assert pool.stats()["idle"] == 0
+    assert pool._resource.get_nowait()().number == 2  # the promise of one
+    with pool.acquire() as one, pool.acquire() as two:
+        assert {one.number, two.number} == {3, 4}
+        with pytest.raises(Empty):
+            pool._resource.get_nowait()
+        with pytest.raises(LimitExceeded):
+            pool._add_when_empty()
+    assert pool.calls.count("release 1") == 1
+    pool.resize(4)
+    pool._add_when_empty()
+    assert pool.stats()["idle"] == 3

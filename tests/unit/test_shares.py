@@ -19,6 +19,7 @@ from tests.shares import (
     chosen_files,
     depends_on_server,
     divide,
+    full_kind,
     is_core,
     known_costs,
     seconds_of,
@@ -60,6 +61,12 @@ def test_a_run_of_some_files_leaves_what_was_noted_of_others(
     monkeypatch.setattr(shares, "COSTS", table)
     shares.note_costs({"plain": {"tests/shares.py": 0.1, "a": 2.0}}, is_full=True)
     assert known_costs("plain", is_full=True) == {"a": 2.0, "tests/conftest.py": 3.0}
+
+
+def test_each_file_runs_in_full_in_one_kind_of_process_and_after_some_runs_in_both() -> None:
+    for file in chosen_files([]):
+        assert {full_kind(file, seed) for seed in range(32)} == {"plain", "patched"}
+        assert full_kind(file, 1) == full_kind(file, 1)
 
 
 def test_each_pattern_of_the_core_names_files() -> None:

@@ -837,3 +837,11 @@ def test_errors_of_who_consumes_do_not_leave_a_member(
     channel.end(RecoverableChannelError("closed"))
     assert isinstance(outcome(consumer.consume), RecoverableChannelError)
     assert client.session.members == []
+
+
+@pytest.mark.parametrize("queues", ["mail", ["mail"]])
+def test_names_are_no_queues(queues: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"queues must be Queue objects, got 'mail': use Queue\('mail'\)"
+    ):
+        Consumer(None, queues)

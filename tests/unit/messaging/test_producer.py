@@ -62,6 +62,15 @@ def test_publish_with_defaults(channel: FakeChannel) -> None:
     }
 
 
+@pytest.mark.parametrize("expiration", ["soon", "5"])
+def test_an_expiration_that_is_text_is_refused(channel: FakeChannel, expiration: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"expiration must be a number of seconds, got '{expiration}'"
+    ):
+        Producer(channel).publish({}, "key", expiration=expiration)
+    assert published(channel) == []
+
+
 def test_publish_with_everything(channel: FakeChannel) -> None:
     headers = {"h": 1}
     producer = Producer(channel, auto_declare=False)
@@ -508,11 +517,16 @@ def test_batch_size_is_a_positive_number(channel: FakeChannel, size: Any) -> Non
 
 
 class PooledClient(FakeClient):
-    """A connection that a pool lent."""
+    """A connection that a pool lent, and that pool."""
 
     replaced = 0
 
-    def replace(self) -> None:
+    @property
+    def _pool(self) -> PooledClient:
+        return self
+
+    def replace(self, connection: object) -> None:
+        assert connection is self
         self.replaced += 1
 
 
