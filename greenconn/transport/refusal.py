@@ -19,6 +19,7 @@ __all__ = [
     "NotEquivalentError",
     "NotSupported",
     "check_equivalent",
+    "in_exclusive_use",
     "in_use",
     "invalid_argument",
     "locked",
@@ -82,6 +83,12 @@ def locked(queue: str, vhost: str, method: Method) -> ResourceLocked:
 def refused(text: str, method: Method) -> AccessRefused:
     """Return the error for an operation that is not permitted."""
     return AccessRefused(f"ACCESS_REFUSED - {text}", method.value)
+
+
+def in_exclusive_use(queue: str, vhost: str) -> AccessRefused:
+    """Return the error for who may not consume beside another consumer."""
+    text = f"queue '{queue}' in vhost '{vhost}' in exclusive use"
+    return refused(text, Method.BASIC_CONSUME)
 
 
 def reserved_name(kind: str, name: str, method: Method) -> AccessRefused:

@@ -53,7 +53,7 @@ __all__ = ["BatchHandling", "Handling"]
 
 logger = logging.getLogger("greenconn.worker")
 
-#: Seconds of a delay from which on the broker holds a message by default.
+#: Seconds of a delay, before jitter, from which on the broker holds a message by default.
 SHORT_DELAY: Final = 1.0
 #: Seconds until a message whose dead letter could not be stored is handled again.
 UNSTORED_DELAY: Final = 5.0
@@ -237,7 +237,7 @@ class Handling:
             return
         attempts, delay = self._next_retry(message, exc)
         if delay is None:
-            self._log_failure(message, exc, attempts, f"on_error is {self._on_error!r}")
+            self._log_failure(message, exc, attempts, self._last_step(message, "the message is"))
             self._give_up(message, exc, attempts)
         elif self.is_ending:
             self._log_failure(message, exc, attempts, "the message is requeued")
@@ -260,7 +260,7 @@ class Handling:
         if (
             self._failed_messages is None
             or self._holds == "process"
-            or (self._holds is None and delay < SHORT_DELAY)
+            or (self._holds is None and self._backoffs[message].unjittered < SHORT_DELAY)
             or not delay
             or not self._failed_messages.delay(message, self._queue_of(message), attempts, delay)
         ):
@@ -319,6 +319,19 @@ class Handling:
             exc_info=(type(exc), exc, exc.__traceback__),
             extra=self._fields(message, attempt),
         )
+
+    def _last_step(self, message: Message, subject: str) -> str:
+        """Return what happens to *message* now that no retry is left, for the log."""
+        if self._no_ack:
+            return f"{subject} lost (no_ack)"
+        if callable(self._on_error):
+            return f"{_name_of(self._on_error)} decides"
+        if self._on_error == "requeue":
+            return f"{subject} requeued"
+        target = None
+        if self._failed_messages is not None:
+            target = self._dead_letters_of(self._queue_of(message))
+        return f"{subject} rejected" if target is None else f"{subject} moved to {target!r}"
 
     def _give_up(self, message: Message, exc: BaseException, attempts: int) -> None:
         """Do what ``on_error`` says, after all retries failed.
@@ -588,7 +601,9 @@ class BatchHandling(Handling):
             return
         delay = self._next_delay(batch, exc)
         if delay is None:
-            self._log_failure(first, exc, batch.failures, f"on_error is {self._on_error!r}")
+            self._log_failure(
+                first, exc, batch.failures, self._last_step(first, "its messages are")
+            )
             for message in batch.messages:
                 self._give_up(message, exc, batch.failures)
         elif self.is_ending:

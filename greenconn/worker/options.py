@@ -411,7 +411,7 @@ def checked_options(
     """
     for name in further.keys() - _FURTHER:
         near = get_close_matches(name, sorted(_FURTHER | options.keys()), 1)
-        known = ", ".join(sorted(_FURTHER))
+        known = ", ".join(sorted(_FURTHER | options.keys()))
         hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
         raise TypeError(f"spawn_consumer() has no option {name!r}; {hint}")
     if not isinstance(queue, (str, Queue)) and (

@@ -32,6 +32,26 @@ def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
         yield connection
 
 
+def test_a_retry_with_the_defaults_takes_no_place(connection: Connection, unique: str) -> None:
+    """Its first delay is 1 s, and jitter makes it shorter."""
+    handled: GreenQueue[Any] = GreenQueue()
+    tries: list[str] = []
+
+    def handle(body: str, message: Any) -> None:
+        tries.append(body)
+        if tries == ["bad"]:
+            raise OSError("try me again")
+        handled.put(body)
+
+    consumer = greenconn.spawn_consumer(
+        unique, handle, connection=connection, prefetch_count=1, retry=greenconn.Retry()
+    )
+    assert consumer.wait_ready(SOON)
+    greenconn.publish_many(unique, ["bad", "good"], connection=connection)
+    assert [handled.get(timeout=SOON) for _ in range(2)] == ["good", "bad"]
+    assert consumer.stop(SOON)
+
+
 def test_waiting_retries_stall_nothing(connection: Connection, unique: str) -> None:
     """Ten failing messages fill the prefetch window, and the good ones behind them are not held up."""
     handled: GreenQueue[Any] = GreenQueue()

@@ -317,6 +317,38 @@ def test_the_last_try_while_the_consumer_ends_is_the_last(
     assert broker.ready("dead") == 1
 
 
+def decide(message: Any, exc: BaseException) -> str:
+    """Return what shall happen to a message whose handler failed."""
+    return "reject"
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome"),
+    [
+        ({}, "the message is rejected"),
+        ({"on_error": "requeue", "concurrency": 1}, "the message is requeued"),
+        ({"on_error": decide}, "decide decides"),
+        ({"dead_letter": "failed"}, "the message is moved to 'failed'"),
+        ({"no_ack": True}, "the message is lost (no_ack)"),
+        ({"batch_size": 1}, "its messages are rejected"),
+    ],
+)
+def test_the_log_says_what_becomes_of_a_message(
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
+    options: dict[str, Any],
+    outcome: str,
+) -> None:
+    seen.error = Boom()
+    consumer = spawn_consumer("q", seen, connection=connection, **options)
+    broker.publish("q", "x")
+    until(lambda: of(failures, outcome))
+    seen.error = None
+    consumer.stop()
+
+
 def test_a_handler_that_takes_too_long(
     connection: Connection,
     broker: Broker,
@@ -359,7 +391,7 @@ def test_one_handler_is_interrupted_by_the_id_of_its_message(
     count(consumer, handled=2, failed=1, rejected=1, retried=0, requeued=0)
     assert broker.get("dead") == "y"
     assert sorted(seen.done) == ["x", "z"]
-    assert of(failures, "on_error is 'reject'")
+    assert of(failures, "the message is rejected")
     assert not consumer.interrupt("x")  # it has ended
 
 

@@ -135,8 +135,8 @@ def test_an_unknown_option_names_the_nearest() -> None:
         given(batchsize=3)
     with pytest.raises(TypeError, match="did you mean 'prefetch_count'"):
         checked_options("q", {"handler": handler, "prefetch_count": 1}, {"prefetch": 3})
-    with pytest.raises(TypeError, match="known: arguments, batch_interval"):
-        given(zzz=1)
+    with pytest.raises(TypeError, match=r"known: .*batch_interval.*, prefetch_count"):
+        checked_options("q", {"handler": handler, "prefetch_count": 1}, {"zzz": 1})
 
 
 def test_the_public_function_checks_before_anything_is_done() -> None:
