@@ -68,8 +68,7 @@ def command(
       greenconn bench --messages 100000 --publishers 100 --json
     """
     from greenconn.cli.benchmark import Benchmark, BenchmarkPlan
-    from greenconn.cli.broker import connection_to, product_of
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible, product_of
     from greenconn.cli.terminal import folded
     from greenconn.url import maybe_sanitize_url
 
@@ -115,8 +114,8 @@ def _as_dict(measured: Measurement) -> dict[str, object]:
 
 
 def _show(measured: Measurement) -> None:
-    from greenconn.cli.latencies import histogram_lines
-    from greenconn.cli.monitor import writable_bars
+    from greenconn.cli.measurements import histogram_lines
+    from greenconn.cli.table import writable_bars
 
     click.echo()
     click.secho(f"{measured.part}: {PARTS[measured.part]}", bold=True)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent.event import Event
 
-from greenconn.cli.figures import cpu_seconds
-from greenconn.cli.latencies import percentile
+from greenconn.cli.measurements import cpu_seconds, percentile
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
 from greenconn.green.supervisor import spawn

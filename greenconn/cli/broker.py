@@ -1,16 +1,29 @@
-"""The broker that a command talks to."""
+"""The broker that a command talks to, until Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
+from types import FrameType
+from typing import Any
 
 import click
 import gevent
+from gevent import get_hub
+from greenlet import getcurrent, greenlet
 
+from greenconn.cli.errors import masked
 from greenconn.connection import Connection
-from greenconn.url import maybe_sanitize_url
 
-__all__ = ["connection_to", "product_of", "report_losses", "round_trip"]
+__all__ = [
+    "connection_to",
+    "interruptible",
+    "product_of",
+    "report_losses",
+    "round_trip",
+]
 
 
 def connection_to(url: str, timeout: float | None = None) -> Connection:
@@ -31,7 +44,7 @@ def connection_to(url: str, timeout: float | None = None) -> Connection:
         return Connection(url, connect_timeout=timeout)
     except (ValueError, KeyError, TypeError, ImportError) as exc:
         text = exc.args[0] if isinstance(exc, KeyError) and exc.args else exc
-        raise click.BadParameter(maybe_sanitize_url(str(text)), param_hint="URL") from exc
+        raise click.BadParameter(masked(str(text)), param_hint="URL") from exc
 
 
 def is_verbose() -> bool:
@@ -70,3 +83,29 @@ def round_trip(connection: Connection) -> float:
     else:
         ping()
     return perf_counter() - began
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, SIGINT raises KeyboardInterrupt in the calling greenlet; in the main thread only."""
+    caller, loop = getcurrent(), get_hub().loop
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if getcurrent() is caller:
+            raise KeyboardInterrupt
+        # In the hub, or in a greenlet whose work it would spoil.
+        loop.run_callback_threadsafe(_throw, caller)
+
+    try:
+        before: Any = signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _throw(caller: greenlet) -> None:
+    caller.throw(KeyboardInterrupt)

@@ -71,8 +71,7 @@ def command(
         raise click.UsageError(
             "--no-ack cannot be combined with --count: the broker sends and deletes more than that"
         )
-    from greenconn.cli.broker import connection_to, report_losses
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible, report_losses
     from greenconn.cli.printer import MessagePrinter
     from greenconn.cli.streams import check_output
     from greenconn.worker import spawn_consumer

@@ -41,7 +41,7 @@ def command() -> None:
 @timeout_option
 def look(queue: str, url: str, name: str | None, count: int, is_json: bool, timeout: float) -> None:
     """Print the oldest dead letters of QUEUE with the reason, the error and the body.  They stay."""
-    from greenconn.cli.layout import count_line
+    from greenconn.cli.records import count_line
     from greenconn.cli.streams import check_output, write_line
 
     check_output()
@@ -125,8 +125,7 @@ def purge(queue: str, url: str, name: str | None, yes: bool, timeout: float) -> 
 
 @contextmanager
 def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator[DeadLetters]:
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible
     from greenconn.worker.replaying import dead_letters
 
     if not queue:
@@ -141,8 +140,7 @@ def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator
 
 
 def _lines(number: int, letter: DeadLetter) -> Iterator[str]:
-    from greenconn.cli.layout import message_lines
-    from greenconn.cli.records import body_of
+    from greenconn.cli.records import body_of, message_lines
     from greenconn.worker.failures import EXCHANGE, FAILURE_HEADERS, ROUTING_KEY
 
     shown = {*FAILURE_HEADERS} - {EXCHANGE, ROUTING_KEY}  # by the fields

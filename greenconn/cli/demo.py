@@ -71,9 +71,8 @@ def command(
     """
     from rich.console import Console
 
-    from greenconn.cli.broker import connection_to
+    from greenconn.cli.broker import connection_to, interruptible
     from greenconn.cli.display import Display, summary_table
-    from greenconn.cli.interrupt import interruptible
     from greenconn.cli.workload import Workload
 
     plan = Plan(

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from greenconn.cli.latencies import STEPS, histogram_lines, percentile
-from greenconn.cli.monitor import sparkline, writable_bars
+from greenconn.cli.measurements import STEPS, histogram_lines, percentile
 from greenconn.cli.plan import Plan, Snapshot, Summary
+from greenconn.cli.table import sparkline, writable_bars
 from greenconn.cli.terminal import ACCENT
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from greenconn.exceptions import (
     ResourceLocked,
     Unroutable,
 )
-from greenconn.url import maybe_sanitize_url
+from greenconn.url import mask_secrets
 
-__all__ = ["error_text"]
+__all__ = ["error_text", "masked"]
 
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -35,14 +35,14 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (AccessRefused, "check user, password and permissions in the URL"),
     (NotAllowed, "check that the virtual host in the URL exists and the user may use it"),
     (NotFound, "check the name, or publish to it first with --declare"),
-    (PreconditionFailed, "it exists with other arguments: use those, or delete it first"),
+    (PreconditionFailed, "it exists with other arguments: use those, or delete it"),
     (ResourceLocked, "another connection uses it exclusively"),
     (Unroutable, "check the name of the queue, or declare it: greenconn queues declare"),
     (ConnectionBlocked, "look at the broker's memory and disk alarms"),
     (ConnectionForced, "the broker was shut down: start it again"),
     (ConnectionResetError, "the broker closed the connection: look at its log"),
     (ContentTooLarge, "split it, or raise the broker's max_message_size"),
-    (FrameError, "check that the port is the broker's AMQP port"),
+    (FrameError, "check that the port is the broker's"),
     (ContentDisallowed, "name the content type with --accept if you trust the sender"),
     (ReplyTimeout, "is a server of the queue running?"),
     (TimeoutError, "check host, port and firewall"),
@@ -53,6 +53,10 @@ EXCHANGE_REMEDY: Final = (
 #: What amqp and the system put before their texts.
 _NUMBERS: Final = re.compile(
     r"^(\(\d+, \d+\):|None)\s*|\[Errno -?\d+\] |\b[A-Z]\w+\.\w+: \(\d{3}\) "
+)
+#: A URL in quotes, which may contain blanks, or a word with a URL.
+_URL_IN_TEXT: Final = re.compile(
+    r"""(?<=')[\w.+-]+://[^']*(?=')|(?<=")[\w.+-]+://[^"]*(?=")|[^\s'"]*://\S*"""
 )
 #: The end of a text that speaks of the arguments of a function.
 _LIBRARY: Final = re.compile(r", and publish\(\) by name does not declare it: .*")
@@ -83,6 +87,8 @@ def _is_about_exchange(exc: BaseException) -> bool:
     """Return whether an exchange does not exist, or has no binding for a message."""
     if isinstance(exc, PublishRefused):  # of a queue by its name it is Unroutable
         return isinstance(exc.__cause__, NotFound)
+    if isinstance(exc, NotFound):
+        return "no exchange" in str(exc)
     return isinstance(exc, Unroutable) and bool(exc.exchange)
 
 
@@ -92,4 +98,9 @@ def _text_of(exc: BaseException) -> str:
         return f"this command needs {missing!r}: pip install 'greenconn[cli]'"
     text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
     text = _LIBRARY.sub("", _NUMBERS.sub("", " ".join(text.split())))
-    return maybe_sanitize_url(text) if text else type(exc).__name__
+    return masked(text) or type(exc).__name__
+
+
+def masked(text: str) -> str:
+    """Return *text* without the passwords of the URLs in it; an ``@`` elsewhere is kept."""
+    return _URL_IN_TEXT.sub(lambda match: mask_secrets(match[0]), text)

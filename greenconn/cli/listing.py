@@ -1,11 +1,13 @@
-"""The queues of a broker with their figures, by whichever way the broker tells them."""
+"""The queues of a broker with their figures, by whichever way the broker tells them, and trends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
@@ -14,10 +16,20 @@ from greenconn.exceptions import ManagementError, NotFound, OperationalError, Re
 if TYPE_CHECKING:
     from greenconn.connection import Connection
 
-__all__ = ["QueueFigures", "QueueReader", "check_names"]
+__all__ = [
+    "TREND",
+    "Monitor",
+    "QueueFigures",
+    "QueueReader",
+    "QueueTrend",
+    "Reader",
+    "check_names",
+]
 
 #: Rates of RabbitMQ's statistics by which a message leaves a queue for good.
 DEPARTURES: Final = ("ack", "deliver_no_ack", "get_no_ack")
+#: Looks that a trend shows.
+TREND: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,3 +180,67 @@ def _figures(report: Mapping[str, Any]) -> QueueFigures:
         in_rate=rate("publish") if is_counted else None,
         out_rate=sum(map(rate, DEPARTURES)) if is_counted else None,
     )
+
+
+class Reader(Protocol):
+    """The source of the figures."""
+
+    def read(self, *, must_exist: bool = False) -> list[QueueFigures]:
+        """Return the figures of the queues.  May switch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueTrend:
+    """The figures of one queue, and what follows from earlier ones."""
+
+    figures: QueueFigures
+    change: float | None  #: messages a second by which it grows; None at the first look
+    lag: float | None  #: seconds in which all leave at the present rate; None: they do not
+    totals: Sequence[int]  #: messages at the last looks, the latest at the end
+
+
+class Monitor:
+    """Computes the trends of queues.
+
+    Arguments:
+        reader: reads their figures.
+        clock: gives seconds.
+    """
+
+    def __init__(self, reader: Reader, clock: Callable[[], float] = monotonic) -> None:
+        self._reader = reader
+        self._clock = clock
+        #: Queue -> the times and messages of the last looks.
+        self._looks: dict[str, deque[tuple[float, int]]] = {}
+
+    def look(self, *, must_exist: bool = False) -> list[QueueTrend]:
+        """Read the figures, and return the trends.  May switch."""
+        found = self._reader.read(must_exist=must_exist)
+        now = self._clock()
+        before, self._looks = self._looks, {}
+        return [self._trend(each, before.get(each.name), now) for each in found]
+
+    def _trend(
+        self, figures: QueueFigures, looks: deque[tuple[float, int]] | None, now: float
+    ) -> QueueTrend:
+        looks = self._looks[figures.name] = looks or deque(maxlen=TREND)
+        total = (figures.ready or 0) + (figures.unacked or 0)
+        change = None
+        if looks and now > looks[-1][0]:
+            then, before = looks[-1]
+            change = (total - before) / (now - then)
+        looks.append((now, total))
+        return QueueTrend(
+            figures=figures,
+            change=change,
+            lag=_lag(total, figures.out_rate, change),
+            totals=[each for _, each in looks],
+        )
+
+
+def _lag(total: int, out_rate: float | None, change: float | None) -> float | None:
+    if not total:
+        return 0.0
+    # Without the rate at which they leave, as many leave at least as the queue gets shorter.
+    leaving = out_rate if out_rate is not None else max(0.0, -(change or 0.0))
+    return total / leaving if leaving else None

@@ -52,9 +52,8 @@ def command(
     if source == target and to_url is None:
         raise click.BadParameter("must not be SOURCE itself", param_hint="TARGET")
     from greenconn.cli.bodies import parse_pair
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
-    from greenconn.cli.progress import progress
+    from greenconn.cli.broker import connection_to, interruptible
+    from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.publishing.message import PublishOptions
     from greenconn.worker.failures import priority_of, resent

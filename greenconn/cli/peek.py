@@ -35,10 +35,8 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
       greenconn peek mail
       greenconn peek mail.dead --count 1 --json
     """
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
-    from greenconn.cli.layout import count_line
-    from greenconn.cli.records import line_of
+    from greenconn.cli.broker import connection_to, interruptible
+    from greenconn.cli.records import count_line, line_of
     from greenconn.cli.streams import check_output, write_line
     from greenconn.worker.moving import count_of, look
 
@@ -48,8 +46,9 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
         with interruptible():
             connection.connect()
             with connection.channel() as channel:
-                messages = look(channel, queue, count)
+                # Counted first: those that were looked at go back to the queue a moment later.
                 waiting = count_of(channel, queue)
+                messages = look(channel, queue, count)
     finally:
         connection.close()
     for number, message in enumerate(messages, 1):
@@ -59,12 +58,11 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
             for line in _lines(number, message):
                 click.echo(line)
     if not is_json:
-        click.echo(count_line(queue, len(messages), waiting), err=True)
+        click.echo(count_line(queue, len(messages), max(waiting, len(messages))), err=True)
 
 
 def _lines(number: int, message: Message) -> Iterator[str]:
-    from greenconn.cli.layout import message_lines
-    from greenconn.cli.records import record_of
+    from greenconn.cli.records import message_lines, record_of
 
     record = record_of(message)
     fields = {name: record[name] for name in ROUTE if record[name]}

@@ -32,8 +32,7 @@ def command(url: str, count: int, timeout: float) -> None:
     """
     import gevent
 
-    from greenconn.cli.broker import connection_to, product_of, round_trip
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible, product_of, round_trip
 
     connection = connection_to(url, timeout)
     no_reply = TimeoutError(f"{connection.as_uri()}: no reply")

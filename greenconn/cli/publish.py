@@ -197,9 +197,8 @@ def _publish(
     """Publish messages, a window at a time.  May switch."""
     import gevent
 
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
-    from greenconn.cli.progress import progress
+    from greenconn.cli.broker import connection_to, interruptible
+    from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.green.deadline import Deadline
     from greenconn.publishing.calls import publish_prepared

@@ -23,8 +23,7 @@ def command(queue: str, url: str, yes: bool, timeout: float) -> int:
     Example:
       greenconn purge mail --yes
     """
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible
 
     if not queue:
         raise click.BadParameter("must not be empty", param_hint="QUEUE")

@@ -248,8 +248,7 @@ def delete(
 
 @contextmanager
 def _connected(url: str, timeout: float) -> Iterator[Connection]:
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible
 
     connection = connection_to(url, timeout)
     try:

@@ -1,16 +1,24 @@
-"""Messages as JSON records: ``consume --json`` prints them, and ``publish --jsonl`` publishes them.
+"""Messages as JSON records, and laid out for readers.
 
-A record has the message's address, content type, content encoding, headers, properties and body.  A
-body of JSON is a JSON value in it, text is a string.  Bytes, and values of headers and properties for
-which JSON has no type, are typed values, as :mod:`greenconn.jsoncodec` writes them.
+``consume --json`` prints records, and ``publish --jsonl`` publishes them.  A record has the message's
+address, content type, content encoding, headers, properties and body.  A body of JSON is a JSON value in
+it, text is a string.  Bytes, and values of headers and properties for which JSON has no type, are typed
+values, as :mod:`greenconn.jsoncodec` writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from textwrap import wrap
 from typing import Any, Final
 
+import click
+
+from greenconn.cli.terminal import ACCENT, visible
 from greenconn.encoding import charset
 from greenconn.jsoncodec import dumps as json_dumps
 from greenconn.jsoncodec import encode, loads
@@ -19,7 +27,15 @@ from greenconn.publishing.message import PROPERTIES
 from greenconn.serialization import dumps
 from greenconn.worker.failures import NOT_COPIED
 
-__all__ = ["PROPERTY_NAMES", "body_of", "line_of", "message_of", "record_of"]
+__all__ = [
+    "PROPERTY_NAMES",
+    "body_of",
+    "count_line",
+    "line_of",
+    "message_lines",
+    "message_of",
+    "record_of",
+]
 
 JSON: Final = "application/json"
 #: The properties of a record.
@@ -37,6 +53,12 @@ FIELDS: Final = frozenset(
         "body",
     }
 )
+#: Before each line below the title.
+MARGIN: Final = "  "
+#: Columns that the text of a field has at least.
+LEAST: Final = 20
+#: Characters of a body that are printed.
+BODY: Final = 4000
 
 
 def record_of(message: Message) -> dict[str, Any]:
@@ -141,3 +163,49 @@ def _table(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object, got {type(value).__name__} {value!r:.60}")
     return value
+
+
+def message_lines(title: str, fields: Mapping[str, object], body: object) -> Iterator[str]:
+    """Yield the lines of a message; the last one is empty.
+
+    Arguments:
+        fields: name -> value; one that is no text is printed as JSON.  In a terminal a long one is
+            broken between words.
+        body: as a record of ``consume --json`` has it.
+    """
+    yield click.style(visible(title), bold=True)
+    names = max(map(len, map(visible, fields)), default=0)
+    rest = " " * (len(MARGIN) + names + 1)
+    room = None
+    if sys.stdout.isatty():
+        room = max(LEAST, shutil.get_terminal_size().columns - len(rest))
+    for name, value in fields.items():
+        text = visible(value) if isinstance(value, str) else json.dumps(value, default=repr)
+        head = f"{MARGIN}{click.style(f'{visible(name):{names}}', fg=ACCENT)} "
+        for part in _parts(text, room):
+            yield f"{head}{part}"
+            head = rest
+    if isinstance(body, bytes):
+        text = visible(body.decode("utf-8", "backslashreplace"))
+    elif isinstance(body, str):
+        text = visible(body)
+    else:
+        text = json.dumps(body, indent=2, default=repr, ensure_ascii=False)
+    if len(text) > BODY:
+        text = f"{text[:BODY]}... ({len(text):,} characters)"
+    yield from (f"{MARGIN}{line}" for line in text.splitlines() or [""])
+    yield ""
+
+
+def count_line(queue: str, shown: int, waiting: int) -> str:
+    """Return the line that follows the messages of *queue*."""
+    if not shown:
+        return f"{queue}: no message waits"
+    return f"{queue}: {shown:,} of {waiting:,} message{'s' * (waiting != 1)}"
+
+
+def _parts(text: str, room: int | None) -> list[str]:
+    if room is None or len(text) <= room:
+        return [text]
+    # wrap() gives no line for blanks.
+    return wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]

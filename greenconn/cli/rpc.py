@@ -49,8 +49,7 @@ def command(
       greenconn rpc shorten < texts.txt
     """
     from greenconn.cli.bodies import bodies_of, parse_headers
-    from greenconn.cli.broker import connection_to
-    from greenconn.cli.interrupt import interruptible
+    from greenconn.cli.broker import connection_to, interruptible
     from greenconn.cli.streams import check_output
     from greenconn.defaults import publishing_connection
 

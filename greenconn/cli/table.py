@@ -1,4 +1,4 @@
-"""Tables as lines of plain text, for terminals and for pipes."""
+"""Tables and small graphs as plain text, for terminals and for pipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["UNKNOWN", "Column", "can_write", "number", "rate", "span", "table_lines"]
+__all__ = [
+    "ASCII_BARS",
+    "BARS",
+    "UNKNOWN",
+    "Column",
+    "number",
+    "rate",
+    "span",
+    "sparkline",
+    "table_lines",
+    "writable_bars",
+]
 
 #: Stands for what is not known.
 UNKNOWN: Final = "-"
@@ -14,6 +25,10 @@ UNKNOWN: Final = "-"
 GAP: Final = "  "
 #: Characters that a shortened name keeps at least.
 LEAST: Final = 8
+
+BARS: Final = "▁▂▃▄▅▆▇█"
+#: The same for terminals without these characters.
+ASCII_BARS: Final = "_.:-=+*#"
 
 
 class Column(NamedTuple):
@@ -83,10 +98,20 @@ def span(seconds: float | None) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
-def can_write(text: str) -> bool:
-    """Return whether the standard output has these characters."""
+def sparkline(totals: Sequence[int], bars: str = BARS) -> str:
+    """Return a small picture of numbers, the largest as high as can be.
+
+    >>> sparkline([0, 1, 2, 8], ASCII_BARS)
+    '_..#'
+    """
+    highest = max(totals, default=0) or 1
+    return "".join(bars[each * (len(bars) - 1) // highest] for each in totals)
+
+
+def writable_bars() -> str:
+    """Return the bars that the standard output has, from the lowest to the highest."""
     try:
-        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+        BARS.encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+        return ASCII_BARS
+    return BARS

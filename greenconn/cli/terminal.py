@@ -1,14 +1,26 @@
-"""The abilities of the terminal, if there is one: colours, lines that are drawn anew, its width."""
+"""The terminal, if there is one: colours, lines that are drawn anew, its width, and progress."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from textwrap import wrap
+from time import monotonic
 from typing import Final, TextIO
 
-__all__ = ["ACCENT", "ATTENTION", "folded", "is_colourless", "is_screen", "visible"]
+__all__ = [
+    "ACCENT",
+    "ATTENTION",
+    "folded",
+    "is_colourless",
+    "is_screen",
+    "progress",
+    "visible",
+]
 
 #: The colour of what is to be looked at.  It reads on dark and on light grounds, as yellow does not.
 ATTENTION: Final = "magenta"
@@ -17,6 +29,11 @@ ATTENTION: Final = "magenta"
 ACCENT: Final = 29
 #: Control characters that text may have.
 _LAYOUT: Final = "\n\t"
+#: Seconds until progress is shown first, and between two looks.
+PATIENCE: Final = 1.0
+INTERVAL: Final = 0.2
+#: Erases the line of a terminal from its beginning.
+ERASE: Final = "\r\x1b[K"
 
 
 def is_screen(stream: TextIO | None) -> bool:
@@ -47,3 +64,38 @@ def visible(text: str) -> str:
         else each
         for each in text
     )
+
+
+@contextmanager
+def progress(verb: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Give a function that is called with the number of those that are done.
+
+    It shows them on the standard error if that is a terminal and the command takes longer than a second.
+
+    Arguments:
+        verb: what is done with a message, such as ``moved``.
+        total: how many there are; None: unknown.
+    """
+    if not is_screen(sys.stderr):
+        yield lambda done: None
+        return
+    began = monotonic()
+    due = began + PATIENCE
+    is_shown = False
+
+    def show(done: int) -> None:
+        nonlocal due, is_shown
+        now = monotonic()
+        if now < due:
+            return
+        due, is_shown = now + INTERVAL, True
+        of = "" if not total else f" of {total:,} ({100 * done // total} %)"
+        sys.stderr.write(f"{ERASE}{verb} {done:,}{of}, {done / (now - began):,.0f} a second")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if is_shown:
+            sys.stderr.write(ERASE)
+            sys.stderr.flush()

@@ -14,7 +14,7 @@ from greenconn.cli.options import json_option, timeout_option, url_option
 from greenconn.cli.terminal import ATTENTION, is_screen
 
 if TYPE_CHECKING:
-    from greenconn.cli.monitor import QueueTrend
+    from greenconn.cli.listing import QueueTrend
 
 __all__ = ["command"]
 
@@ -67,11 +67,9 @@ def command(
     """
     import gevent
 
-    from greenconn.cli.broker import connection_to
+    from greenconn.cli.broker import connection_to, interruptible
     from greenconn.cli.errors import error_text
-    from greenconn.cli.interrupt import interruptible
-    from greenconn.cli.listing import QueueReader, check_names
-    from greenconn.cli.monitor import Monitor
+    from greenconn.cli.listing import Monitor, QueueReader, check_names
     from greenconn.exceptions import AMQPError, KombuError
 
     check_names(names)
@@ -163,7 +161,7 @@ class _Tables(_Pipe):
     """A table at each look."""
 
     def __init__(self, where: str, sort: str) -> None:
-        from greenconn.cli.monitor import writable_bars
+        from greenconn.cli.table import writable_bars
 
         super().__init__()
         self._where = where
@@ -184,7 +182,7 @@ class _Terminal:
         from rich.console import Console
         from rich.live import Live
 
-        from greenconn.cli.monitor import writable_bars
+        from greenconn.cli.table import writable_bars
 
         self._where = where
         self._sort = sort
@@ -238,8 +236,8 @@ def _head(where: str, trends: Sequence[QueueTrend]) -> str:
 
 
 def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) -> list[str]:
-    from greenconn.cli.monitor import TREND, sparkline
-    from greenconn.cli.table import Column, number, rate, span, table_lines
+    from greenconn.cli.listing import TREND
+    from greenconn.cli.table import Column, number, rate, span, sparkline, table_lines
 
     columns = [
         Column("QUEUE", is_right=False),

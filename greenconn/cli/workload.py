@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent.event import Event
 
-from greenconn.cli.figures import cpu_seconds, memory, peak_memory, sockets, threads
-from greenconn.cli.latencies import percentile
+from greenconn.cli.measurements import (
+    cpu_seconds,
+    memory,
+    peak_memory,
+    percentile,
+    sockets,
+    threads,
+)
 from greenconn.cli.plan import Plan, Snapshot, Summary
 from greenconn.connection import Connection
 from greenconn.entity import Queue

@@ -121,6 +121,14 @@ def test_values_that_only_amqp_has(amqp_url: str, unique: str) -> None:
     assert (message.properties["priority"], message.properties["expiration"]) == (4, "600000")
 
 
+def test_peek_counts_what_it_shows(url: str, connection: Connection, unique: str) -> None:
+    with connection.SimpleQueue(unique) as queue:
+        for number in range(3):
+            queue.put(number)
+        assert command("peek", unique, "-n", "2", "-u", url).errors.endswith("2 of 3 messages\n")
+        queue.clear()
+
+
 def test_an_exchange(url: str, connection: Connection, unique: str) -> None:
     exchange = Exchange(f"{unique}-e", type="topic")
     Queue(unique, exchange, routing_key="user.*")(connection.default_channel).declare()

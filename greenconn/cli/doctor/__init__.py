@@ -57,10 +57,9 @@ def command(
       greenconn doctor amqp://guest:guest@localhost:5672// --queue mail
       greenconn doctor "amqp://one;amqp://two" --json
     """
-    from greenconn.cli.broker import connection_to
+    from greenconn.cli.broker import connection_to, interruptible
     from greenconn.cli.doctor.finding import Outcome
     from greenconn.cli.doctor.process import check_process
-    from greenconn.cli.interrupt import interruptible
     from greenconn.url import maybe_sanitize_url
 
     found: list[tuple[str, list[Finding]]] = []

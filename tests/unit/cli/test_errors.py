@@ -18,6 +18,8 @@ from greenconn.exceptions import (
     PublishRefused,
     Unroutable,
 )
+from greenconn.transport.amqp.errors import with_remedy
+from greenconn.url import parse_url
 
 
 def caused(error: BaseException, cause: BaseException) -> BaseException:
@@ -33,6 +35,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (AccessRefused("ACCESS_REFUSED"), "check user, password", 1),
         (NotAllowed("vhost x not found"), "virtual host", 1),
         (NotFound("no queue 'x'"), "check the name", 1),
+        (NotFound("NOT_FOUND - no exchange 'x'"), "check the name of the exchange", 1),
         (PreconditionFailed("durable"), "other arguments", 1),
         (Unroutable("NO_ROUTE"), "check the name of the queue", 1),
         (ConnectionBlocked("blocked"), "alarm", 1),
@@ -70,7 +73,18 @@ def test_complaints(error: BaseException, text: str, code: int) -> None:
 def test_a_remedy_is_not_said_twice() -> None:
     remedy = "check host, port and firewall"
     assert error_text(TimeoutError(f"gone: {remedy}"))[0].count(remedy) == 1
+    refused = with_remedy("PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'x'")
+    assert error_text(PreconditionFailed(refused))[0].count("other arguments") == 1
 
 
 def test_passwords_are_masked() -> None:
     assert "secret" not in error_text(OSError("amqp://guest:secret@host// is away"))[0]
+    assert "secret" not in error_text(OSError("'amqp://guest:my secret@host//' is away"))[0]
+    assert "secret" not in error_text(OSError('"amqp://guest:my\'s secret@host//" is away'))[0]
+
+
+def test_an_at_sign_outside_of_a_url_masks_nothing() -> None:
+    with pytest.raises(ValueError, match="port") as caught:
+        parse_url("amqp://guest:secret@host:abc//")
+    line, _ = error_text(caught.value)
+    assert "'amqp://guest:**@host:abc//': the port must be a number from 0 to 65535" in line

@@ -9,7 +9,7 @@ import time
 import gevent
 import pytest
 
-from greenconn.cli.interrupt import interruptible
+from greenconn.cli.broker import interruptible
 
 
 def interrupt_soon() -> None:

@@ -1,10 +1,10 @@
-"""Tables of plain text."""
+"""Tables and small graphs of plain text."""
 
 from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.table import Column, number, rate, span, table_lines
+from greenconn.cli.table import ASCII_BARS, BARS, Column, number, rate, span, sparkline, table_lines
 
 pytestmark = pytest.mark.pure
 
@@ -46,3 +46,10 @@ def test_spans(value: float | None, text: str) -> None:
 def test_numbers_and_rates() -> None:
     assert (number(None), number(1234)) == ("-", "1,234")
     assert [rate(each) for each in (None, 0.25, -12.34, 1234.5)] == ["-", "0.2", "-12.3", "1,234"]
+
+
+def test_sparklines() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0, 0]) == BARS[0] * 2
+    assert sparkline([0, 50, 100]) == f"{BARS[0]}{BARS[3]}{BARS[-1]}"
+    assert sparkline([7], ASCII_BARS) == "#"

@@ -1,11 +1,10 @@
-"""The trends of queues."""
+"""The figures of queues, and their trends."""
 
 from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.listing import QueueFigures
-from greenconn.cli.monitor import ASCII_BARS, BARS, Monitor, sparkline
+from greenconn.cli.listing import Monitor, QueueFigures
 
 pytestmark = pytest.mark.pure
 
@@ -68,10 +67,3 @@ def test_ten_looks_are_kept() -> None:
         source.queues = [QueueFigures(name="q", ready=number)]
         (trend,) = monitor.look()
     assert trend.totals == list(range(5, 15))
-
-
-def test_sparklines() -> None:
-    assert sparkline([]) == ""
-    assert sparkline([0, 0]) == BARS[0] * 2
-    assert sparkline([0, 50, 100]) == f"{BARS[0]}{BARS[3]}{BARS[-1]}"
-    assert sparkline([7], ASCII_BARS) == "#"
