@@ -29,12 +29,14 @@ from tests.brokers.environment import (
     COUCHDB_URL,
     FULL,
     NEWER_AMQP_URL,
+    ONCE,
     REDIS_SERVER,
     REDIS_URL,
     REQUIRE,
     SERVERS,
     are_required,
     is_full,
+    is_full_once,
 )
 from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.packages import NoBroker
@@ -43,11 +45,13 @@ from tests.brokers.redis_server import DATABASES, RedisServer
 from tests.shares import (
     NOBODY,
     SHARE,
+    UNKNOWN,
     Costs,
     apportion,
     chosen_files,
     depends_on_server,
     divide,
+    full_kind,
     is_core,
     known_costs,
     note_costs,
@@ -131,6 +135,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="store_true",
         default=is_full(),
         help=f"also what only continuous integration needs; also {FULL}=1, or when files are named",
+    )
+    add(
+        "--full-once",
+        action="store_true",
+        default=is_full_once(),
+        help="the same, but what only continuous integration needs runs in one of the two kinds of "
+        f"process, as the seed has it; also {FULL}={ONCE}",
     )
     add(
         "--core",
@@ -236,12 +247,13 @@ class Run:
         self._seed = random.randrange(2**32) if options.seed is None else options.seed
         kinds = [kind for kind in COMMANDS if not getattr(options, f"{other_of(kind)}_only")]
         # The patched processes repeat the core of what the plain ones run.
-        repeats_core = not options.full and len(kinds) > 1
+        is_full = options.full or options.full_once
+        repeats_core = not is_full and len(kinds) > 1
         files = {
             kind: self._files(options.core or (repeats_core and kind == "patched"))
             for kind in kinds
         }
-        costs = {kind: known_costs(noted_as(kind), options.full) for kind in kinds}
+        costs = {kind: self._known_costs(kind, files[kind]) for kind in kinds}
         seconds = {kind: seconds_of(files[kind], costs[kind]) for kind in kinds}
         processes = apportion(seconds, options.processes)
         parts = [
@@ -260,6 +272,27 @@ class Run:
         if newer.is_wanted() and not names_files(self._rest):
             chosen = [file for file in chosen if depends_on_server(file)]
         return [file for file in chosen if is_core(file)] if is_core_only else chosen
+
+    def _known_costs(self, kind: str, files: list[str]) -> Costs:
+        """Return what the files take in processes of a kind."""
+        costs = known_costs(noted_as(kind), is_full=True)
+        if self._options.full:
+            return costs
+        short = known_costs(noted_as(kind), is_full=False)
+        if not self._options.full_once:
+            return short
+        # What patched processes leave out runs in full in each plain one.
+        others = known_costs(noted_as("patched"), is_full=True) if kind == "plain" else costs
+        for file in files:
+            if not self._is_full(kind, file):
+                least = short.get(file, UNKNOWN)
+                costs[file] = max(least, costs.get(file, 0.0) - others.get(file, 0.0))
+        return costs
+
+    def _is_full(self, kind: str, file: str) -> bool:
+        """Return whether all tests of a file run in processes of a kind."""
+        options = self._options
+        return options.full or (options.full_once and full_kind(file, self._seed) == kind)
 
     def _divide(self, kind: str, files: list[str], costs: Costs, most: int) -> list[Part]:
         """Write down which of the *kind*'s processes, *most* at most, runs which files."""
@@ -356,6 +389,8 @@ class Run:
             command.append("--long")
         if self._options.full:
             command.append("--full")
+        elif self._options.full_once:
+            command.append("--full-once")
         environment = {
             **os.environ,
             **self._environments[part],
@@ -420,7 +455,7 @@ class Run:
             for kind in KINDS:
                 total[kind] += outcome.numbers[kind]
         self._report_durations(outcomes)
-        if not self._options.full:
+        if not (self._options.full or self._options.full_once):
             print("--full runs what only continuous integration needs, too")
         print(f"seed {self._seed}, {time.monotonic() - self._began_at:.0f} s")
         print(in_words(total), flush=True)
@@ -447,11 +482,20 @@ class Run:
 
     def _learn(self, sides: list[Side]) -> None:
         """Note what the files took, for later runs."""
-        costs: defaultdict[str, Costs] = defaultdict(dict)
-        for side in sides:
-            outcome = side.outcome()
-            costs[noted_as(side.part.kind)].update(outcome.took if outcome is not None else {})
-        note_costs(costs, self._options.full)
+        for in_full in (True, False):
+            costs: defaultdict[str, Costs] = defaultdict(dict)
+            for side in sides:
+                kind = side.part.kind
+                outcome = side.outcome()
+                if outcome is None:
+                    continue
+                # All tests of a file may be left to the full run.
+                costs[noted_as(kind)].update(
+                    (file, outcome.took.get(file, 0.0))
+                    for file, number in json.loads(self._shares(kind).read_text()).items()
+                    if number == side.part.number and self._is_full(kind, file) is in_full
+                )
+            note_costs({kind: each for kind, each in costs.items() if each}, in_full)
 
 
 def other_of(name: str) -> str:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.brokers import newer
 from tests.quarantine import PREFIX, quarantine
-from tests.shares import Share
+from tests.shares import Share, full_kind
 
 pytest_plugins = [
     "tests.fix_brokers",
@@ -61,12 +62,17 @@ _durations: list[tuple[str, float, float]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--long`` and ``--full``."""
+    """Add ``--long``, ``--full`` and ``--full-once``."""
     parser.addoption(
         "--long", action="store_true", help="run the tests in the full size of the requirements"
     )
     parser.addoption(
         "--full", action="store_true", help="run also what only continuous integration needs"
+    )
+    parser.addoption(
+        "--full-once",
+        action="store_true",
+        help="the same where it runs in this kind of process, as the seed has it",
     )
 
 
@@ -104,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if newer.is_wanted():
         _select(config, items, _uses_newer_server)
     if not config.getoption("--full"):
-        _select(config, items, lambda item: item.get_closest_marker("full") is None)
+        _select(config, items, partial(_is_due, config))
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="runs only with --long")
@@ -124,6 +130,19 @@ def _select(
         (wanted if is_wanted(item) else others).append(item)
     config.hook.pytest_deselected(items=others)
     items[:] = wanted
+
+
+def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
+    """Return whether a test is to run here without ``--full``."""
+    if item.get_closest_marker("full") is None:
+        return True
+    if not config.getoption("--full-once"):
+        return False
+    if item.get_closest_marker("programs") or item.get_closest_marker("pure"):
+        return True  # it runs in no patched process
+    kind = "patched" if monkey.is_module_patched("socket") else "plain"
+    file = item.path.relative_to(config.rootpath).as_posix()
+    return full_kind(file, config.getoption("randomly_seed")) == kind
 
 
 def _uses_newer_server(item: pytest.Item) -> bool:

@@ -12,16 +12,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from zlib import crc32
 
 __all__ = [
     "COSTS",
     "NOBODY",
     "SHARE",
+    "UNKNOWN",
     "Share",
     "apportion",
     "chosen_files",
     "depends_on_server",
     "divide",
+    "full_kind",
     "is_core",
     "known_costs",
     "note_costs",
@@ -100,6 +103,11 @@ def depends_on_server(file: str) -> bool:
     return any(fnmatch(file, pattern) for pattern in SERVED) and not any(
         fnmatch(file, pattern) for pattern in OVER_IT
     )
+
+
+def full_kind(file: str, seed: int) -> str:
+    """Return which kind of process runs what is marked ``full`` in a file."""
+    return ("plain", "patched")[crc32(f"{seed} {file}".encode()) % 2]
 
 
 def known_costs(kind: str, is_full: bool) -> Costs:

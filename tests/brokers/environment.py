@@ -19,6 +19,7 @@ __all__ = [
     "SQS_URL",
     "are_required",
     "is_full",
+    "is_full_once",
 ]
 
 #: The address of a RabbitMQ.  Given by the user: use it, and start none.
@@ -44,8 +45,10 @@ MONGODB_URL = "GREENCONN_TEST_MONGODB_URL"
 SQS_URL = "GREENCONN_TEST_SQS_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.
 REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
-#: 1: all tests run, also those that only continuous integration needs.
+#: 1: all tests run, also those that only continuous integration needs; ``once``: these in one of the
+#: two kinds of process.
 FULL = "GREENCONN_TEST_FULL"
+ONCE = "once"
 
 FALSE = ("", "0", "false", "no")
 
@@ -57,5 +60,10 @@ def are_required() -> bool:
 
 
 def is_full() -> bool:
-    """Return whether the environment asks for all tests."""
-    return os.environ.get(FULL, "").lower() not in FALSE
+    """Return whether the environment asks for all tests in each process."""
+    return os.environ.get(FULL, "").lower() not in (*FALSE, ONCE)
+
+
+def is_full_once() -> bool:
+    """Return whether the environment asks for all tests, each in one process at least."""
+    return os.environ.get(FULL, "").lower() == ONCE

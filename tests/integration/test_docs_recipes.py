@@ -51,7 +51,13 @@ def url_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     return "memory://" if kind == "memory" else f"sqlite:///{folder}/queue.db"
 
 
-@pytest.mark.parametrize("kind", ["amqp", "redis", "sqlite", "memory"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "amqp",
+        *(pytest.param(kind, marks=pytest.mark.full) for kind in ("redis", "sqlite", "memory")),
+    ],
+)
 @pytest.mark.parametrize("title", PROGRAMS)
 def test_programs_print_what_the_page_says(
     request: pytest.FixtureRequest, title: str, kind: str, tmp_path: Path

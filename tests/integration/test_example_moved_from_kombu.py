@@ -38,6 +38,7 @@ def test_only_imports_differ(tmp_path: Path) -> None:
         assert path.read_text() == moved
 
 
+@pytest.mark.full
 def test_a_mixed_fleet(own_rabbitmq: RabbitMQ, unique: str, tmp_path: Path) -> None:
     """The worker of the second step is killed in its work."""
     url = own_rabbitmq.add_vhost(unique)

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.programs, pytest.mark.timeout(600)]
 CALLS = 200
 
 
+@pytest.mark.full
 def test_each_call_is_answered(own_rabbitmq: RabbitMQ, unique: str, tmp_path: Path) -> None:
     """Also when a process of the service is killed, and when connections are lost."""
     url = own_rabbitmq.add_vhost(unique)

@@ -12,6 +12,7 @@ from tests.integration.projects import project
 pytestmark = [pytest.mark.programs, pytest.mark.timeout(600)]
 
 
+@pytest.mark.full
 def test_each_measurement_counts_once(own_rabbitmq: RabbitMQ, unique: str, tmp_path: Path) -> None:
     url = own_rabbitmq.add_vhost(unique)
     with project("stream_replay", tmp_path, GREENCONN_URL=url) as running:

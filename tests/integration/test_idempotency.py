@@ -134,6 +134,7 @@ def test_a_mark_in_the_transaction_of_the_handler(tmp_path: Path) -> None:
     engine.dispose()
 
 
+@pytest.mark.full
 @pytest.mark.programs
 def test_killed_processes(
     amqp_url: str,

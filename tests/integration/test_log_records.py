@@ -104,10 +104,10 @@ def play(connection: Connection, lines: Lines, name: str, restart: Callable[[], 
     first = lines.one("retry in")
     tag = first.pop("delivery_tag")
     assert first == {"level": "WARNING", **ids, "attempt": 1}
-    second = lines.one("on_error is 'reject'")
+    second = lines.one(f"the message is moved to '{name}.dead'")
     assert second.pop("delivery_tag") == tag
     assert second == {"level": "ERROR", **ids, "attempt": 2}
-    (line,) = lines.of("on_error is 'reject'")
+    (line,) = lines.of("the message is moved to")
     assert line["error"] == "builtins.LookupError"
     assert line["traceback"].startswith("Traceback")
 

@@ -135,6 +135,7 @@ def shop(amqp_url: str, unique: str, tmp_path: Path) -> Iterator[Shop]:
     shop.end()
 
 
+@pytest.mark.full
 def test_killed_relays_lose_nothing(
     shop: Shop, long: bool, request: pytest.FixtureRequest, record_property: Any
 ) -> None:
@@ -153,6 +154,7 @@ def test_killed_relays_lose_nothing(
     print(f"{sum(shop.written.values())} written, {twice} came twice")
 
 
+@pytest.mark.full
 def test_a_relay_that_stands_still_longer_than_its_lease(shop: Shop, long: bool) -> None:
     one, two = shop.start(), shop.start()
     for stopped, _ in [(one, two), (two, one)] * (5 if long else 1):

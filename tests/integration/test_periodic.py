@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tests.integration.processes import ROOT, Running, start
 
 CAME = 60.0
 PERIOD = 0.5
+#: Seconds that the acknowledgement of a call may take on a busy machine.
+UNTOLD = 2.0
 
 #: Prints the time that each call was due, and its process.
 PROGRAM = """
@@ -44,18 +47,17 @@ print("started", os.getpid(), flush=True)
 app.consumers[0].get()
 """
 
-#: By kind: the fixture of the address, and what makes a dead process known soon, but no living one
-#: that has to wait for a processor.
-KINDS: dict[str, tuple[str, str]] = {
-    "amqp": ("amqp_url", '{"heartbeat": 2}'),
-    "redis": ("redis_url", '{"transport_options": {"lease": 2.0}}'),
-    "sqlite": ("sqlite_url", '{"transport_options": {"lease": 2.0}}'),
-    "mongodb": ("mongodb_url", '{"transport_options": {"lease": 2.0}}'),
-    "couchdb": ("couchdb_url", '{"transport_options": {"lease": 2.0}}'),
-    "beanstalk": ("beanstalk_url", '{"transport_options": {"lease": 2.0}}'),
-    "redis+cluster": ("redis_cluster_url", '{"transport_options": {"lease": 2.0}}'),
+#: By kind: the fixture of the address, and what makes a dead process known soon.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "amqp": ("amqp_url", {"heartbeat": 2}),
+    "redis": ("redis_url", {"transport_options": {"lease": 4.0}}),
+    "sqlite": ("sqlite_url", {"transport_options": {"lease": 4.0}}),
+    "mongodb": ("mongodb_url", {"transport_options": {"lease": 4.0}}),
+    "couchdb": ("couchdb_url", {"transport_options": {"lease": 4.0}}),
+    "beanstalk": ("beanstalk_url", {"transport_options": {"lease": 4.0}}),
+    "redis+cluster": ("redis_cluster_url", {"transport_options": {"lease": 4.0}}),
 }
-QUICK = ("amqp", "redis", "sqlite")
+QUICK = ("amqp", "redis")
 EACH = [
     pytest.param(kind, marks=() if kind in QUICK else pytest.mark.full, id=kind) for kind in KINDS
 ]
@@ -64,11 +66,11 @@ EACH = [
 class Calls:
     """Processes with the same schedule, and the calls that they made."""
 
-    def __init__(self, url: str, name: str, options: str, count: int) -> None:
+    def __init__(self, url: str, name: str, options: dict[str, Any], count: int) -> None:
         self.processes: dict[int, Running] = {}
         #: Process and time, in the order in which they came here.
         self.made: list[tuple[int, float | None]] = []
-        self._arguments = (url, name, str(PERIOD), options)
+        self._arguments = (url, name, str(PERIOD), json.dumps(options))
         self._readers: list[Any] = []
         for _ in range(count):
             self.add()
@@ -113,12 +115,13 @@ def calls(request: pytest.FixtureRequest, kind: str, unique: str) -> Iterator[Ca
     made.end()
 
 
-def last_call(calls: Calls, process: int) -> float | None:
-    """Return the time of the last call of a process.  It may not have told the broker of it yet."""
-    return max((due for pid, due in calls.made if pid == process and due is not None), default=None)
+def last_calls(made: Iterable[tuple[int, float | None]], process: int) -> set[float]:
+    """Return the times of the last calls of a process.  It may not have told the broker of them yet."""
+    times = {due for pid, due in made if pid == process and due is not None}
+    return {due for due in times if due > max(times) - UNTOLD}
 
 
-def repeated(calls: Calls, *unended: float | None) -> list[float]:
+def repeated(calls: Calls, unended: Collection[float] = ()) -> list[float]:
     """Return the times whose calls were made more than once, twice for those in *unended*."""
     times = Counter(due for _, due in calls.made if due is not None)
     return [due for due, count in times.items() if count > 1 + (due in unended)]
@@ -137,7 +140,8 @@ def test_another_process_goes_on_when_the_leader_is_killed(calls: Calls) -> None
         calls.wait_calls(1, without=leader)
     calls.wait_calls(3)
     assert len({*leaders, calls.made[-1][0]}) == 3
-    assert repeated(calls, *(last_call(calls, leader) for leader in leaders)) == []
+    unended = set().union(*(last_calls(calls.made, leader) for leader in leaders))
+    assert repeated(calls, unended) == []
     # An interrupted call may be made again when the claim of its leader ends, after later ones.
     first_times = list(dict.fromkeys(due for _, due in calls.made if due is not None))
     assert first_times == sorted(first_times)
@@ -150,7 +154,7 @@ def test_a_leader_that_was_stopped_does_not_call_when_it_goes_on(calls: Calls) -
     leader = calls.wait_calls(3)
     os.kill(leader, signal.SIGSTOP)
     calls.wait_calls(3, without=leader)
-    unended = last_call(calls, leader)
+    unended = last_calls(calls.made, leader)
     os.kill(leader, signal.SIGCONT)
     calls.wait_calls(6)
     assert repeated(calls, unended) == []
@@ -163,7 +167,8 @@ def test_a_leader_that_ends_leaves_the_rest_to_another(calls: Calls) -> None:
     calls.add()
     os.kill(leader, signal.SIGTERM)
     calls.wait_calls(3, without=leader)
-    assert repeated(calls) == []
+    # The program does nothing at the signal: it may not have told the broker of its last call.
+    assert repeated(calls, last_calls(calls.made, leader)) == []
 
 
 @pytest.fixture
@@ -280,13 +285,13 @@ def test_one_worker_of_several_under_gunicorn(
     path = tmp_path / "calls"
     path.touch()
 
-    def made() -> list[tuple[int, str]]:
+    def made() -> list[tuple[int, float]]:
         lines = [line.split() for line in path.read_text().splitlines()]
-        return [(int(pid), due) for due, pid in lines if due != "None"]
+        return [(int(pid), float(due)) for due, pid in lines if due != "None"]
 
     env = {
         "SHOP_URL": request.getfixturevalue(fixture),
-        "SHOP_OPTIONS": options,
+        "SHOP_OPTIONS": json.dumps(options),
         "SHOP_CALLS": str(path),
         "SHOP_PERIOD": str(PERIOD),
         "SHOP_NAME": unique,
@@ -294,7 +299,7 @@ def test_one_worker_of_several_under_gunicorn(
     }
     with serving("--workers=3", "-c", str(tmp_path / "shop.conf.py"), "shop", env=env) as server:
         server.wait_ready("/", workers=3)
-        killed: set[str] = set()
+        killed: set[float] = set()
         former = 0
         for number in (signal.SIGKILL, signal.SIGTERM, None):
             begin = len(made())
@@ -309,7 +314,7 @@ def test_one_worker_of_several_under_gunicorn(
             if number is signal.SIGKILL:
                 # It may not have told the broker of its last call.
                 until(lambda: leader not in server.living(), CAME)  # noqa: B023
-                killed = {max(due for pid, due in made() if pid == leader)}
+                killed = last_calls(made(), leader)
             former = leader
         server.signal(signal.SIGTERM)
         assert server.wait() == 0, server.log

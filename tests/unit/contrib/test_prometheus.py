@@ -25,7 +25,7 @@ prometheus_client = pytest.importorskip("prometheus_client")
 yaml = pytest.importorskip("yaml")
 
 from greenconn.contrib import prometheus  # noqa: E402
-from greenconn.contrib.prometheus import ALERTS, DASHBOARD, GAUGES, Metrics, figures, instrument  # noqa: E402  # noqa: E402
+from greenconn.contrib.prometheus import ALERTS, DASHBOARD, GAUGES, Metrics, figures, instrument  # noqa: E402
 
 SOON = 30.0
 ROOT = Path(__file__).resolve().parents[3]
