@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from types import FrameType
 from typing import NoReturn
 
@@ -195,7 +196,7 @@ class Outcome:
     """What a process says at its end."""
 
     numbers: dict[str, int]
-    failures: list[str]
+    failures: list[tuple[str, str]]
     quarantined: list[str]
     took: Costs
     durations: list[tuple[str, float, float]]
@@ -439,8 +440,9 @@ class Run:
         print()
         outcomes = [(side, side.outcome()) for side in sides]
         for side, outcome in outcomes:
-            for failure in outcome.failures if outcome is not None else ():
+            for failure, reason in outcome.failures if outcome is not None else ():
                 print(f"FAILED {side.name + ':':<11}{failure}")
+                print(indent(reason, " " * 8))
             for failure in outcome.quarantined if outcome is not None else ():
                 print(f"FAILED IN QUARANTINE {side.name + ':':<11}{failure}")
         for side, outcome in outcomes:

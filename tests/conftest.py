@@ -42,6 +42,8 @@ pytest_plugins = [
 LONG_TIMEOUT = 600.0
 #: Where the runner wants the outcomes, as JSON.
 SUMMARY = "GREENCONN_TEST_SUMMARY"
+#: Characters of the reason of a failure that are said again at the end.
+LONGEST_REASON = 1500
 #: Fixtures of the tests that talk to a server of which there is a newer one.
 NEWER_FIXTURES = frozenset(
     {
@@ -182,6 +184,13 @@ def cpu_time() -> float:
     return sum(os.times()[:4])
 
 
+def _reason(report: pytest.TestReport) -> str:
+    """Return where and why a test failed, in a few lines."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = f"{crash.path}:{crash.lineno}: {crash.message}" if crash else str(report.longrepr)
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
@@ -198,7 +207,11 @@ def pytest_terminal_summary(
     numbers = {
         kind: sum(len(stats.get(name, ())) for name in names) for kind, names in kinds.items()
     }
-    failures = [report.nodeid for name in kinds["failed"] for report in stats.get(name, ())]
+    failures = [
+        (report.nodeid, _reason(report))
+        for name in kinds["failed"]
+        for report in stats.get(name, ())
+    ]
     quarantined = [
         f"{report.nodeid}: {report.wasxfail.removeprefix(PREFIX)}"
         for report in stats.get("xfailed", ())

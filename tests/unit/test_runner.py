@@ -33,7 +33,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_failure_fails_the_run() -> None:
     done = run(f"{PLANTED}::test_that_is_broken")
     assert done.returncode == 1, done.stdout
-    assert f"FAILED plain:     {PLANTED}::test_that_is_broken" in done.stdout
+    assert f"FAILED plain:     {PLANTED}::test_that_is_broken\n        " in done.stdout
+    assert "Failed: broken" in done.stdout.rpartition("FAILED plain:")[2]
     assert done.stdout.endswith("\n0 passed, 1 failed, 0 skipped\n")
 
 
