@@ -104,7 +104,8 @@ def _greenlets() -> Iterator[str]:
     hub, current = get_hub(), getcurrent()
     found: Counter[str] = Counter()
     for each in gc.get_objects():
-        if not isinstance(each, greenlet) or each is hub or each.dead:
+        # Not isinstance(), which asks a weak proxy whose object may be gone.
+        if not issubclass(type(each), greenlet) or each is hub or each.dead:
             continue
         if each is not current and (each.gr_frame is None or not _is_of(each, hub)):
             continue  # it has not begun, or is another thread's

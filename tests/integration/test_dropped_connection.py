@@ -304,7 +304,10 @@ def request(number):
 import gc
 
 def greenlets():
-    return sum(isinstance(each, gevent.Greenlet) and not each.dead for each in gc.get_objects())
+    return sum(
+        issubclass(type(each), gevent.Greenlet) and not each.dead  # a proxy may be dead itself
+        for each in gc.get_objects()
+    )
 
 def memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -58,7 +58,7 @@ def receive(url: str) -> None:
             complete.set()
 
     client.on("news", on_news)
-    client.connect(url)
+    client.connect(url, wait_timeout=TIMEOUT)
     print("connected", flush=True)
     complete.wait(TIMEOUT)
     print("copies", got.total() - len(got), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 
 import gevent
@@ -70,6 +71,17 @@ def test_consumers_and_their_handlers(connection: Connection, unique: str) -> No
 def test_a_process_that_does_nothing() -> None:
     assert "consumers: 0" in dump()
     assert "greenlets: " in dump()
+
+
+def test_a_proxy_whose_object_is_gone() -> None:
+    class Something:
+        pass
+
+    something = Something()
+    left = weakref.proxy(something)
+    del something
+    assert "greenlets: " in dump()
+    del left
 
 
 def test_on_a_signal(caplog: pytest.LogCaptureFixture) -> None:
