@@ -210,7 +210,7 @@ class Queue(MaybeChannelBound):
             self.queue_bind(nowait=nowait, channel=channel)
         for each in self.bindings:
             through = self.channel if channel is None else channel
-            each.declare(through)
+            each.declare(through, nowait=nowait)
             each.bind(self, nowait=nowait, channel=through)
         return self.name
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from greenconn.abstract import current_channel
 from greenconn.checks import check_has_run, check_runs, is_connection, maybe_channel
 from greenconn.entity import Queue
+from greenconn.entity.pipelining import Declarations
 from greenconn.exceptions import (
     AMQPError,
     ConsumerCancelled,
@@ -279,14 +280,16 @@ class Consumer:
 
     def _declare_through(self, channel: Channel | None) -> None:
         """Declare the queues on another channel; on their own if that is None.  May switch."""
-        for key, queue in list(self._queues.items()):
-            # A queue that another greenlet has declared meanwhile may have its new name already.
-            name = key if isinstance(key, str) else queue.name
-            queue.declare(channel=channel)
-            if queue.name != name and key in self._queues:
-                # The broker has chosen the name.  The order of the queues stays.
-                self._subscriptions.rename(name, queue.name)
-                self.queues = self.queues
+        with Declarations(channel) as declarations:
+            for key, queue in list(self._queues.items()):
+                # A queue that another greenlet has declared meanwhile may have its new name already.
+                name = key if isinstance(key, str) else queue.name
+                declarations.declare(queue)
+                if queue.name != name and key in self._queues:
+                    # The broker has chosen the name.  The order of the queues stays.
+                    self._subscriptions.rename(name, queue.name)
+                    self.queues = self.queues
+            declarations.finish()
 
     def add_queue(self, queue: Queue) -> Queue:
         """Add a queue, which the next :meth:`consume` consumes.  May switch.

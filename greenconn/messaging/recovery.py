@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import gevent
 
+from greenconn.entity.pipelining import Declarations
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.retry import attempts
@@ -148,8 +149,7 @@ class ConsumerRecovery:
     def _declare_through(self, channel: Channel) -> None:
         consumer = self._consumer
         if not consumer.auto_declare:
-            for queue in consumer.queues:
-                queue.queue_declare(passive=True, channel=channel)
+            _declare_queues(consumer.queues, channel, passive=True)
             return
         _wait_for_former_consumers(consumer.queues, channel)
         consumer._declare_through(channel)
@@ -160,12 +160,36 @@ def _wait_for_former_consumers(queues: Iterable[Any], channel: Channel) -> None:
 
     Queues that others consume from are waited for only once for each link.
     """
-    for queue in queues:
-        if not queue.name or not queue.auto_delete or queue.exclusive or queue.no_declare:
-            continue
-        deadline = _former_deadlines.setdefault(channel.connection, Deadline(FORMER_TIMEOUT))
-        while queue.queue_declare(channel=channel)[2] and not deadline.has_ended:
-            gevent.sleep(CHECK_INTERVAL)
+    consumed = [
+        queue
+        for queue in queues
+        if queue.name and queue.auto_delete and not queue.exclusive and not queue.no_declare
+    ]
+    if not consumed:
+        return
+    deadline = _former_deadlines.setdefault(channel.connection, Deadline(FORMER_TIMEOUT))
+    while True:
+        replies = _declare_queues(consumed, channel)
+        consumed = [queue for queue, reply in zip(consumed, replies, strict=True) if reply[2]]
+        if not consumed or deadline.has_ended:
+            return
+        gevent.sleep(CHECK_INTERVAL)
+
+
+def _declare_queues(queues: list[Any], channel: Channel, **how: bool) -> list[Any]:
+    """Declare the queues, without their bindings.  May switch.
+
+    Arguments:
+        how: arguments of ``Queue.queue_declare``.
+
+    Returns:
+        For each queue: name, number of messages and of consumers.
+    """
+    with Declarations(channel) as declarations:
+        for queue in queues:
+            declarations.queue_declare(queue, **how)
+        declarations.finish()
+        return declarations.replies
 
 
 def _session_of(channel: Channel) -> Any:

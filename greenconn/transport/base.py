@@ -137,6 +137,8 @@ class StdChannel:
     no_ack_consumers: set[str] | None = None
     #: Whether ``Message.ack`` and the like return when the ack is on its way.
     flushes_acks: bool = False
+    #: Whether it has ``pipeline()``, for requests without a wait for each reply.
+    can_pipeline: ClassVar[bool] = False
 
     def Consumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802
         """Return a ``messaging.Consumer`` on this channel (``greenconn.messaging`` must be imported)."""

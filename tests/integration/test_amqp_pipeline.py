@@ -8,6 +8,9 @@ from typing import Any
 import gevent
 import pytest
 
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.entity.pipelining import Declarations
 from greenconn.exceptions import (
     AccessRefused,
     ConnectionError,
@@ -16,13 +19,15 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     ResourceLocked,
 )
-from greenconn.transport.amqp.calls import Pipeline
+from greenconn.messaging import Consumer, Producer
+from greenconn.transport.amqp.calls import Call, Pipeline
 from greenconn.transport.amqp.link import AmqpLink
 from tests.fix_amqp import Links
 from tests.fix_interrupts import interruptions
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.integration.amqp_clients import WAIT
+from tests.integration.recovering import SOON, lose
 
 
 def exists(link: AmqpLink, queue: str) -> bool:
@@ -185,3 +190,171 @@ def test_all_learn_of_a_lost_connection(amqp_links: Links, relay: Relay, unique:
         for _ in range(3):
             with pytest.raises(ConnectionError):
                 pipeline.receive()
+
+
+# Declarations of entities
+
+
+def queues_of(unique: str, count: int) -> list[Queue]:
+    """Queues of one exchange, all of which go with their connection."""
+    exchange = Exchange(f"{unique}-e", durable=False, auto_delete=True)
+    return [
+        Queue(f"{unique}-{number}", exchange, f"{number}", durable=False, exclusive=True)
+        for number in range(count)
+    ]
+
+
+def declare(channel: Any, queues: list[Queue]) -> None:
+    with Declarations(channel) as declarations:
+        for queue in queues:
+            declarations.declare(queue)
+        declarations.finish()
+
+
+@pytest.mark.parametrize(
+    ("error", "culprit"),
+    [
+        (NotFound, Queue("{}-2", Exchange("{}-absent", no_declare=True), "k", exclusive=True)),
+        (PreconditionFailed, Queue("{}-1", exclusive=True, max_length=3)),
+        (AccessRefused, Queue("amq.{}", exclusive=True)),
+    ],
+    ids=["404", "406", "403"],
+)
+def test_the_entity_that_is_refused_is_named(
+    amqp_link: AmqpLink, unique: str, error: type[Exception], culprit: Queue
+) -> None:
+    bystander = amqp_link.channel()
+    queues = queues_of(unique, 20)
+    culprit.name = culprit.name.format(unique)
+    assert culprit.exchange is not None
+    culprit.exchange.name = culprit.exchange.name.format(unique)
+    queues.insert(10, culprit)
+    channel = amqp_link.channel()
+    with pytest.raises(error) as caught:
+        declare(channel, queues)
+    assert (culprit.exchange.name or culprit.name) in str(caught.value)
+    assert not channel.is_open
+    assert [exists(amqp_link, f"{unique}-{number}") for number in (9, 10)] == [True, False]
+    assert bystander.queue_declare(f"{unique}-0", passive=True).queue == f"{unique}-0"
+
+
+def test_each_switch_of_one_that_declares_may_be_its_last(amqp_link: AmqpLink, unique: str) -> None:
+    channel = amqp_link.channel()
+    named: list[str] = []
+    queues = queues_of(unique, 3)
+    queues.insert(
+        1, Queue(f"{unique}-h", exclusive=True, on_declared=lambda name, *how: named.append(name))
+    )
+    for _ in interruptions(lambda: declare(channel, queues)):
+        # The next caller gets its own answer all the same.
+        name = f"{unique}-next"
+        assert channel.queue_declare(name, exclusive=True).queue == name
+    assert set(named) == {f"{unique}-h"}
+    assert all(exists(amqp_link, queue.name) for queue in queues)
+
+
+def test_who_declares_learns_of_a_lost_connection(
+    amqp_links: Links, relay: Relay, unique: str
+) -> None:
+    channel = amqp_links(url=relay.url).channel()
+    relay.is_passing.clear()
+    declaring = gevent.spawn(declare, channel, queues_of(unique, 5))
+    until(lambda: len(channel.calls.pending) == 15)
+    relay.cut()
+    relay.is_passing.set()
+    with gevent.Timeout(WAIT), pytest.raises(ConnectionError):
+        declaring.get()
+
+
+class MostSent:
+    """The largest number of requests that a pipeline had without a received reply."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        add = Pipeline.add
+
+        def counting(pipeline: Pipeline, call: Call) -> None:
+            add(pipeline, call)
+            self.count = max(self.count, pipeline.due)
+
+        monkeypatch.setattr(Pipeline, "add", counting)
+
+
+@pytest.fixture
+def most_sent(monkeypatch: pytest.MonkeyPatch) -> MostSent:
+    return MostSent(monkeypatch)
+
+
+#: So that the consumer's own recovery declares, and nothing else.
+APART = {"topology_recovery": False}
+
+
+@pytest.mark.parametrize(
+    ("declares", "goes", "count"),
+    [(True, False, 15), (True, True, 15), (False, False, 5)],
+    ids=["declares", "auto_delete", "looks"],
+)
+def test_the_queues_of_a_consumer_are_recovered_without_a_wait_for_each(
+    relay: Relay, unique: str, most_sent: MostSent, declares: bool, goes: bool, count: int
+) -> None:
+    exchange = Exchange(f"{unique}-e", durable=False)
+    queues = [
+        Queue(f"{unique}-{number}", exchange, str(number), durable=False, auto_delete=goes)
+        for number in range(5)
+    ]
+    bodies: list[Any] = []
+    with Connection(relay.url, transport_options=APART) as connection:
+        if not declares:
+            for queue in queues:
+                queue(connection).declare()
+        consumer = Consumer(connection, queues, no_ack=True, auto_declare=declares)
+        consumer.register_callback(lambda body, message: bodies.append(body))
+        consumer.consume()
+        assert not most_sent.count
+        lose(relay, connection)
+        assert most_sent.count == count
+        producer = Producer(connection)
+        for number in range(5):
+            producer.publish(number, str(number), exchange=exchange, declare=[], retry=True)
+        with gevent.Timeout(SOON):
+            while len(bodies) < 5:
+                connection.drain_events(timeout=SOON)
+        assert sorted(bodies) == list(range(5))
+        consumer.cancel()
+        for queue in queues:
+            queue(connection).delete()
+        exchange(connection).delete()
+
+
+def test_a_consumer_whose_queue_is_refused_harms_no_other_one(
+    relay: Relay, amqp_url: str, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queues = [Queue(f"{unique}-{number}", durable=False, expires=600) for number in range(4)]
+    with (
+        Connection(amqp_url) as other,
+        Connection(relay.url, transport_options=APART) as connection,
+    ):
+        failing = Consumer(connection.channel(), queues[:3])
+        failing.consume()
+        bodies: list[Any] = []
+        sound = Consumer(connection, queues[3], no_ack=True)
+        sound.register_callback(lambda body, message: bodies.append(body))
+        sound.consume()
+
+        def change() -> None:
+            queues[1](other).delete()
+            Queue(queues[1].name, durable=False, max_length=7)(other).declare()
+
+        lose(relay, connection, change)
+        Producer(other).publish("here", queues[3].name)
+        with pytest.raises(PreconditionFailed, match=queues[1].name), gevent.Timeout(SOON):
+            while True:
+                connection.drain_events(timeout=SOON)
+        with gevent.Timeout(SOON):
+            while not bodies:
+                connection.drain_events(timeout=SOON)
+        assert bodies == ["here"]
+        assert "cannot be recovered" in caplog.text
+        sound.cancel()
+        for queue in queues:
+            queue(other).delete()

@@ -408,6 +408,11 @@ class Pipeline:
             else:
                 call.abandon()
 
+    @property
+    def due(self) -> int:
+        """The number of requests whose reply was not received."""
+        return len(self._due)
+
     def send(self, method: Callable[..., object], **arguments: Any) -> None:
         """Send a request.  May switch, before the first byte only.
 

@@ -85,6 +85,7 @@ class Channel(DeclaringChannel):
     """
 
     Message = Message
+    can_pipeline = True
 
     def __init__(self, link: AmqpLink) -> None:
         self.channel_id = link.take_number()
