@@ -17,7 +17,7 @@ from greenconn.green.slot import Slot
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import ENDLESS, CommandWriter, Pipeline
 from greenconn.transport.redis.scripts import (
     ADVANCE,
     DROP,
@@ -33,7 +33,6 @@ from greenconn.wire.resp import Argument, ErrorReply, pack
 __all__ = [
     "PING",
     "CommandPipeline",
-    "CommandWriter",
     "Commands",
     "as_pairs",
     "call_together",
@@ -185,17 +184,6 @@ _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
 def as_pairs(reply: Any) -> dict[bytes, bytes]:
     """Return a reply that has names with their values, in the form of either protocol."""
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-class CommandWriter(Protocol):
-    """The sending side for commands."""
-
-    @property
-    def must_wait(self) -> bool:
-        """Whether :meth:`CommandPipeline.wait_writable` is to be called before a command."""
-
-    def before_flush(self, callback: Callable[[], None]) -> None:
-        """Call *callback* in the hub when this turn ends, before the flush.  Never switches."""
 
 
 class CommandPipeline(Protocol):

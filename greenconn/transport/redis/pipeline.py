@@ -16,20 +16,22 @@ Theory
 from __future__ import annotations
 
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
+from greenconn.green.writer import Writer
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
 
-__all__ = ["ENDLESS", "Pipeline", "ignore"]
+__all__ = ["ENDLESS", "CommandCalls", "CommandWriter", "Pipeline", "ignore"]
 
 #: Called with a reply, or with an exception instead of it.
 ReplyCallback = Callable[[Any], Any]
@@ -40,7 +42,83 @@ _PING: Final = pack("PING")
 CHECKS: Final = 4
 
 
-class Pipeline(PipelineLife):
+class CommandWriter(Protocol):
+    """The sending side for commands."""
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether :meth:`CommandCalls.wait_writable` is to be called before a command."""
+
+    def before_flush(self, callback: Callable[[], None]) -> None:
+        """Call *callback* in the hub when this turn ends, before the flush.  Never switches."""
+
+
+class CommandCalls(ABC):
+    """The calls that wait for their replies, over commands that are posted.
+
+    Attributes:
+        writer: the sending side.
+    """
+
+    writer: CommandWriter
+
+    @abstractmethod
+    def post(self, command: bytes, callback: ReplyCallback | None = None) -> None:
+        """Send one command; *callback* gets its reply.  Never switches."""
+
+    @abstractmethod
+    def wait_writable(self, deadline: Deadline) -> None:
+        """Let other greenlets run, or wait for a slow server, where that is due.  May switch."""
+
+    @abstractmethod
+    def error(self, reply: BaseException, what: str = "") -> BaseException:
+        """Return the exception to raise for a reply that is one; what ends the link ends it."""
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Write one command and return its reply.  May switch.
+
+        Arguments:
+            what: the operation, for messages.
+
+        Raises:
+            redis.exceptions.ResponseError: the server's error.
+            TimeoutError: no reply before the deadline; the command may have been carried out.
+            LinkLost: the connection, or the way to the node, was lost before the reply came.
+        """
+        if self.writer.must_wait:
+            self.wait_writable(deadline)
+        slot: Slot[Any] = Slot()
+        self.post(command, slot.offer)
+        reply = slot.wait(deadline)
+        if isinstance(reply, Exception):
+            raise self.error(reply, what)
+        return reply
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Write several commands at once and return their replies.  May switch.
+
+        Raises:
+            Exception: as :meth:`call`, for the first of them that failed.
+        """
+        if not commands:
+            return []
+        if self.writer.must_wait:
+            self.wait_writable(deadline)
+        slot: Slot[Any] = Slot()
+        replies: list[Any] = []
+        for command in commands[:-1]:
+            self.post(command, replies.append)
+        self.post(commands[-1], slot.offer)
+        replies.append(slot.wait(deadline))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self.error(reply, what)
+        return replies
+
+
+class Pipeline(PipelineLife, CommandCalls):
     """One socket to a Redis server, with the callbacks of the replies that are due.
 
     Arguments:
@@ -56,6 +134,7 @@ class Pipeline(PipelineLife):
         writer: the sending side.
     """
 
+    writer: Writer
     lost_error = LinkLost
     #: A command is never sent again: the link ends with the socket.
     is_repeated: Final = False
@@ -151,49 +230,6 @@ class Pipeline(PipelineLife):
         self.writer.flush()
         if self.writer.is_stalled:
             self.writer.drain(deadline.within(self._reply_timeout))
-
-    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
-        """Write one command and return its reply.  May switch.
-
-        Arguments:
-            what: the operation, for messages.
-
-        Raises:
-            redis.exceptions.ResponseError: the server's error.
-            TimeoutError: no reply before the deadline; the command may have been carried out.
-            LinkLost: the connection was lost before the reply came.
-        """
-        if self.writer.must_wait:
-            self.wait_writable(deadline)
-        slot: Slot[Any] = Slot()
-        self.post(command, slot.offer)
-        reply = slot.wait(deadline)
-        if isinstance(reply, Exception):
-            raise self.error(reply, what)
-        return reply
-
-    def call_all(
-        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
-    ) -> list[Any]:
-        """Write several commands at once and return their replies.  May switch.
-
-        Raises:
-            Exception: as :meth:`call`, for the first of them that failed.
-        """
-        if not commands:
-            return []
-        if self.writer.must_wait:
-            self.wait_writable(deadline)
-        slot: Slot[Any] = Slot()
-        replies: list[Any] = []
-        for command in commands[:-1]:
-            self.post(command, replies.append)
-        self.post(commands[-1], slot.offer)
-        replies.append(slot.wait(deadline))
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self.error(reply, what)
-        return replies
 
     def ask(self, commands: Sequence[bytes], deadline: Deadline = ENDLESS) -> list[Any]:
         """Write several commands in one piece, and return their replies, errors included.

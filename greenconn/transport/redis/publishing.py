@@ -28,12 +28,12 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.claiming import RedisFeed
-from greenconn.transport.redis.commands import CommandPipeline, Commands, CommandWriter
+from greenconn.transport.redis.commands import CommandPipeline, Commands
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline, ignore
+from greenconn.transport.redis.pipeline import ENDLESS, CommandWriter, Pipeline, ignore
 from greenconn.transport.redis.queues import LinkQueues
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome

@@ -29,7 +29,7 @@ Commands that wait for longer than ``reply_timeout`` get it, too.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -40,12 +40,11 @@ from greenconn.broker.publisher import Completion
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
-from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.cluster.nodes import ClusterUnreachable, Nodes, Place, place_named
 from greenconn.transport.redis.errors import LinkLost, LoginRefused, NodeLost, as_error
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import ENDLESS, CommandCalls, Pipeline
 from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
 from greenconn.wire.resp import ErrorReply, pack
@@ -153,7 +152,7 @@ class SlotWriter:
         get_hub().loop.run_callback(callback)
 
 
-class SlotPipeline:
+class SlotPipeline(CommandCalls):
     """The way of commands to one slot.
 
     Arguments:
@@ -259,39 +258,6 @@ class SlotPipeline:
         self._due += 1
         sent.node = self.node
         self.node.post(sent.command, partial(self._replied, sent))
-
-    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
-        """Send one command and return its reply.  May switch.
-
-        Raises:
-            redis.exceptions.ResponseError: the server's error.
-            TimeoutError: no reply before the deadline; the command may have been carried out.
-            LinkLost: the node or the link was lost before the reply came.
-        """
-        return self.call_all([command], deadline, what)[0]
-
-    def call_all(
-        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
-    ) -> list[Any]:
-        """Send several commands and return their replies.  May switch.
-
-        Raises:
-            Exception: as :meth:`call`, for the first of them that failed.
-        """
-        if not commands:
-            return []
-        if self.must_wait:
-            self.wait_writable(deadline)
-        slot: Slot[Any] = Slot()
-        replies: list[Any] = []
-        for command in commands[:-1]:
-            self.post(command, replies.append)
-        self.post(commands[-1], slot.offer)
-        replies.append(slot.wait(deadline))
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self.error(reply, what)
-        return replies
 
     def wait_writable(self, deadline: Deadline) -> None:
         """Wait until the node is known and takes more, or let others run.  May switch.
