@@ -326,14 +326,19 @@ class Nodes:
     ) -> tuple[Pipeline, Welcome]:
         """Open a further socket to any node.  May switch.
 
+        Arguments:
+            deadline: of all nodes together, within ``connect_timeout``; each gets its share.
+
         Raises:
             ClusterUnreachable: none can be reached.
         """
         errors: list[Exception] = []
-        for address in reversed(self._addresses()):
+        addresses = self._addresses()[::-1]
+        together = deadline.within(self.connect_timeout)
+        for tried, address in enumerate(addresses):
             try:
-                within = deadline.within(self.connect_timeout)
-                return open_pipeline(address, self._any_login(), within, on_push, on_lost)
+                share = together.share(len(addresses) - tried)
+                return open_pipeline(address, self._any_login(), share, on_push, on_lost)
             except LoginRefused:
                 raise
             except _PASSING as exc:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gevent
 import pytest
 
@@ -14,7 +16,7 @@ from greenconn.transport.redis.cluster.nodes import (
 )
 from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.pipeline import ENDLESS, ignore
-from greenconn.transport.redis.server import Address
+from greenconn.transport.redis.server import Address, Login, open_pipeline
 from greenconn.wire.resp import ErrorReply, pack
 from tests.fix_redis_nodes import ScriptedCluster
 from tests.fix_wires import until
@@ -198,6 +200,26 @@ def test_a_further_socket_leads_to_any_node(scripted_cluster: ScriptedCluster) -
     assert (welcome.protocol, pipeline.call(pack("ECHO", "x"))) == (3, b"ECHO x")
     assert second.got == ["ECHO x"]
     pipeline.close()
+
+
+def test_a_silent_node_leaves_time_for_the_others_to_open_a_further_socket(
+    scripted_cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = scripted_cluster.client(scripted_cluster.nodes)
+    asked: list[int] = []
+
+    def open_slowly(address: Address, login: Login, deadline: Deadline, *further: Any) -> Any:
+        asked.append(address.port)
+        if len(asked) == 1:
+            gevent.sleep(deadline.left() or 0.0)
+            raise TimeoutError("no reply")
+        assert not deadline.has_ended
+        return open_pipeline(address, login, Deadline(CAME), *further)
+
+    monkeypatch.setattr("greenconn.transport.redis.cluster.nodes.open_pipeline", open_slowly)
+    pipeline, _ = AnyNode(nodes).open(Deadline(1.0), ignore, ignore)
+    pipeline.close()
+    assert sorted(asked) == sorted(each.place.port for each in scripted_cluster.nodes)
 
 
 def test_nothing_is_opened_for_a_client_that_was_closed(scripted_cluster: ScriptedCluster) -> None:
