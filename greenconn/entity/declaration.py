@@ -6,7 +6,8 @@ Many greenlets that publish to the same exchange at first declare it once: the o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from greenconn.checks import maybe_channel
 from greenconn.exceptions import (
@@ -19,7 +20,10 @@ from greenconn.green.single_flight import SingleFlight
 if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection
 
-__all__ = ["declaration_cached", "maybe_declare"]
+__all__ = ["declaration_cached", "declare_once", "maybe_declare"]
+
+#: Declares an entity on a channel.  May switch.
+Declare: TypeAlias = "Callable[[Any, Channel], object]"
 
 
 def declaration_cached(entity: Any, channel: Channel) -> bool:
@@ -57,7 +61,7 @@ def maybe_declare(
         )
     used: Channel = entity.channel if channel is None else maybe_channel(channel)
     if not retry:
-        return _declare_once(entity, used)
+        return declare_once(entity, used, _declare)
     _check_connected(entity, used)
     again = _Redeclaration(entity, used)
     client = again.channel.connection.client
@@ -91,17 +95,22 @@ class _Redeclaration:
         if entity.is_bound and getattr(entity.channel, "connection", None) is None:
             # A channel of a transport written for kombu; those of ours find their successors.
             entity.revive(self.channel)
-        return _declare_once(entity, self.channel)
+        return declare_once(entity, self.channel, _declare)
 
 
-def _declare_once(entity: Any, channel: Channel) -> bool:
+def _declare(entity: Any, channel: Channel) -> None:
+    entity.declare(channel=channel)
+
+
+def declare_once(entity: Any, channel: Channel, declare: Declare) -> bool:
+    """Declare *entity* by *declare*; else as :func:`maybe_declare`.  May switch."""
     _check_connected(entity, channel)
     if not entity.can_cache_declaration or not entity.name:
         # Without a name each declaration makes another queue.
-        entity.declare(channel=channel)
+        declare(entity, channel)
         return True
     while True:
-        declaration = _Declaration(entity, channel)
+        declaration = _Declaration(entity, channel, declare)
         if declaration.is_known:
             return False
         try:
@@ -117,11 +126,12 @@ def _declare_once(entity: Any, channel: Channel) -> bool:
 class _Declaration:
     """A declaration of an entity for one greenlet, in the life of *channel*."""
 
-    __slots__ = ("_channel", "_declared", "_entity", "_ident", "_link", "has_begun")
+    __slots__ = ("_channel", "_declare", "_declared", "_entity", "_ident", "_link", "has_begun")
 
-    def __init__(self, entity: Any, channel: Channel) -> None:
+    def __init__(self, entity: Any, channel: Channel, declare: Declare) -> None:
         self._entity = entity
         self._channel = channel
+        self._declare = declare
         self._link = channel.connection
         self._declared = self._link.client.declared_entities
         self._ident = hash(entity)
@@ -143,7 +153,7 @@ class _Declaration:
 
     def __call__(self) -> None:
         self.has_begun = True
-        self._entity.declare(channel=self._channel)
+        self._declare(self._entity, self._channel)
         if getattr(self._link, "is_open", True):
             # Of a life that ended meanwhile nothing is known any more.
             self._declared.add(self._ident)

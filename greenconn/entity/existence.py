@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gevent import sleep
 
-from greenconn.entity.declaration import maybe_declare
+from greenconn.entity.declaration import declare_once
+from greenconn.entity.pipelining import declare_pipelined
 from greenconn.entity.queue import Queue
 from greenconn.exceptions import (
     IrrecoverableConnectionError,
@@ -142,7 +143,9 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
         try:
             # RabbitMQ waits for a classic queue whose node is away, for a minute and more.
             with TimeLimit(deadline, f"declaring {entity.name!r}"):
-                session.utility.run(lambda channel: maybe_declare(entity, channel), deadline)
+                session.utility.run(
+                    lambda channel: declare_once(entity, channel, declare_pipelined), deadline
+                )
             return
         except RecoverableChannelError:
             if not tries_left or deadline.has_ended:

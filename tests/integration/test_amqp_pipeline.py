@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.entity import Exchange, Queue
+from greenconn.entity import Exchange, Queue, binding
 from greenconn.entity.pipelining import Declarations
 from greenconn.exceptions import (
     AccessRefused,
@@ -22,6 +22,7 @@ from greenconn.exceptions import (
 from greenconn.messaging import Consumer, Producer
 from greenconn.transport.amqp.calls import Call, Pipeline
 from greenconn.transport.amqp.link import AmqpLink
+from greenconn.worker import ConsumerState, spawn_consumer
 from tests.fix_amqp import Links
 from tests.fix_interrupts import interruptions
 from tests.fix_relay import Relay
@@ -358,3 +359,49 @@ def test_a_consumer_whose_queue_is_refused_harms_no_other_one(
         sound.cancel()
         for queue in queues:
             queue(other).delete()
+
+
+def test_a_consumer_begins_without_a_wait_for_each_declaration(
+    amqp_url: str, unique: str, most_sent: MostSent
+) -> None:
+    done: list[Any] = []
+    [queue] = queues_of(unique, 1)
+    with Connection(amqp_url) as connection:
+        consumer = spawn_consumer(
+            queue, lambda body, message: done.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        assert most_sent.count == 3
+        Producer(connection).publish("here", "0", exchange=queue.exchange)
+        until(lambda: done)
+        assert done == ["here"]
+        assert consumer.stop()
+
+
+def test_a_declaration_of_many_that_is_refused_is_named_and_harms_no_neighbour(
+    amqp_url: str, unique: str
+) -> None:
+    done: list[Any] = []
+    absent = f"{unique}-absent"
+    with Connection(amqp_url) as connection:
+        [queue] = queues_of(unique, 1)
+        neighbour = spawn_consumer(
+            queue, lambda body, message: done.append(body), connection=connection
+        )
+        assert neighbour.wait_ready(SOON)
+        failing = Queue(
+            f"{unique}-f",
+            bindings=[
+                binding(Exchange("amq.direct"), "1"),
+                binding(Exchange(absent, no_declare=True), "2"),
+                binding(Exchange("amq.topic"), "3"),
+            ],
+            exclusive=True,
+        )
+        consumer = spawn_consumer(failing, print, connection=connection)
+        with pytest.raises(NotFound, match=absent):
+            consumer.get(timeout=SOON)
+        assert neighbour.state is ConsumerState.RUNNING
+        Producer(connection).publish("here", "0", exchange=queue.exchange)
+        until(lambda: done)
+        assert neighbour.stop()
