@@ -18,6 +18,7 @@ from greenconn.exceptions import (
     NotFound,
     PreconditionFailed,
     PublishRefused,
+    PublishTimeout,
     ReplyTimeout,
     ResourceLocked,
     Unroutable,
@@ -39,6 +40,7 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ResourceLocked, "another connection uses it exclusively"),
     (Unroutable, "check the name of the queue, or declare it: greenconn queues declare"),
     (ConnectionBlocked, "look at the broker's memory and disk alarms"),
+    (PublishTimeout, "it is connected, but did not confirm: look at the broker's load and its log"),
     (ConnectionForced, "the broker was shut down: start it again"),
     (ConnectionResetError, "the broker closed the connection: look at its log"),
     (ContentTooLarge, "split it, or raise the broker's max_message_size"),
@@ -71,6 +73,8 @@ def error_text(exc: BaseException) -> tuple[str, int]:
         name = type(exc).__name__
         return f"unexpected {name}: {text}: this is a bug; --verbose shows the traceback", FAILED
     cause: BaseException | None = exc
+    if isinstance(exc, PublishTimeout) and exc.__cause__ is not None:
+        cause = exc.__cause__  # what the publish waited for: the broker's alarm, or the broker
     while cause is not None and not getattr(cause, "has_remedy", False):
         if _is_about_exchange(cause):
             return f"{text}: {EXCHANGE_REMEDY}", FAILED

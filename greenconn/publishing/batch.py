@@ -283,5 +283,7 @@ def _end(message: OutgoingMessage, error: BaseException | None) -> None:
 def _unsent(exc: Exception) -> Exception:
     """Return the error of a message that was not even serialised, because of that of an earlier one."""
     if isinstance(exc, PublishTimeout):
-        return PublishTimeout(f"not sent: {exc}", maybe_delivered=False)
+        unsent = PublishTimeout(f"not sent: {exc}", maybe_delivered=False)
+        unsent.__cause__ = exc.__cause__
+        return unsent
     return exc

@@ -77,6 +77,17 @@ def test_an_alarm(doctor: Doctor, managed: str, managed_rabbitmq: RabbitMQ) -> N
     assert found["alarm"]["remedy"].startswith("consume")
 
 
+def test_a_publish_during_an_alarm(
+    managed: str, managed_rabbitmq: RabbitMQ, unique: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    managed_rabbitmq.set_memory_alarm(True)
+    command = ["publish", f"{unique}-alarm", "x", "--declare", "--url", managed, "--timeout", "2"]
+    assert run(command) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "blocks publishing (low on memory)" in line
+    assert line.endswith("look at the broker's memory and disk alarms")
+
+
 def test_queues(doctor: Doctor, managed: str, unique: str) -> None:
     def declare(name: str, **arguments: Any) -> str:
         queue = Queue(f"{unique}-{name}", queue_arguments=arguments, **durable)

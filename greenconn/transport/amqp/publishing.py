@@ -25,6 +25,7 @@ from amqp.serialization import dumps, loads
 
 from greenconn.exceptions import (
     ChannelError,
+    ConnectionBlocked,
     ContentTooLarge,
     PublishNacked,
     PublishTimeout,
@@ -144,7 +145,7 @@ class PendingConfirm:
                 f"{self.link.where} did not confirm {self._what()} within {deadline.timeout:g} s"
                 f"{reason}: it may have the message",
                 maybe_delivered=True,
-            ) from None
+            ) from (None if blocked is None else ConnectionBlocked(blocked))
         finally:
             budget.end_wait()
         if self.returned is not None:

@@ -16,6 +16,7 @@ from greenconn.exceptions import (
     OperationalError,
     PreconditionFailed,
     PublishRefused,
+    PublishTimeout,
     Unroutable,
 )
 from greenconn.transport.amqp.errors import with_remedy
@@ -39,6 +40,21 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
         (PreconditionFailed("durable"), "other arguments", 1),
         (Unroutable("NO_ROUTE"), "check the name of the queue", 1),
         (ConnectionBlocked("blocked"), "alarm", 1),
+        (
+            caused(
+                PublishTimeout("late", maybe_delivered=True), ConnectionBlocked("low on memory")
+            ),
+            "late: look at the broker's memory and disk alarms",
+            1,
+        ),
+        (
+            caused(
+                PublishTimeout("late", maybe_delivered=False), ConnectionRefusedError(111, "no")
+            ),
+            "late: is the broker running",
+            1,
+        ),
+        (PublishTimeout("late", maybe_delivered=True), "did not confirm", 1),
         (ConnectionForced("shutdown"), "start it again", 1),
         (
             caused(OperationalError("lost"), ConnectionResetError(104, "reset")),
