@@ -34,6 +34,7 @@ DEFAULT_TRANSPORT: Final = "amqp"
 #: Aliases whose name says TLS.
 _TLS_ALIASES: Final = frozenset({"amqps", "rediss", "rediss+cluster"})
 _HOST_AND_PORT: Final = r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(\d{1,5})"
+_HOST_WITHOUT_PORT: Final = r"([\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):"
 #: So that the digest of a password says nothing outside of this process.
 _SALT: Final = os.urandom(16)
 
@@ -199,6 +200,12 @@ def _of_host(address: str | None, keywords: Parameters) -> Parameters:
         return keywords
     match = re.fullmatch(_HOST_AND_PORT, address, re.ASCII)
     if match is None:
+        if re.fullmatch(_HOST_WITHOUT_PORT, address, re.ASCII) and not is_name(address[:-1]):
+            host = address[:-1]
+            raise ValueError(
+                f"broker address {address!r}: the port after the colon is missing; write {host!r}, or "
+                f"as in '{host}:5672'"
+            )
         check_host(address)
         return keywords.replace(hostname=address)
     return keywords.replace(hostname=match[1].strip("[]"), port=int(match[2]))

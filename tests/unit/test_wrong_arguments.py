@@ -45,6 +45,10 @@ def broker() -> Iterator[MemoryBroker]:
             "amqp://a//,amqp://b//",
             "the URL contains another URL; separate the brokers .* by semicolons",
         ),
+        ("amqp:", "'://' is missing after the scheme"),
+        ("127.0.0.1:", "the port after the colon is missing; write '127.0.0.1', or as in '127"),
+        ("localhost:", "the port after the colon is missing"),
+        (r"[::1]:", "the port after the colon is missing"),
         ("amqp://a;amqp:/b", "'://' is missing after the scheme"),
     ],
 )
