@@ -215,7 +215,10 @@ class App:
             if not callable(function):
                 raise TypeError(f"function must be a callable, got {function!r}")
             # Here, so that a traceback leads to the decorator.
-            (check_server if spawn is spawn_server else check_consumer)(queue, function, options)
+            if spawn is spawn_server:
+                check_server(queue, function, options, "App.rpc")
+            else:
+                check_consumer(queue, function, options, "App.consumer")
             self._registrations.append(
                 _Registration(spawn=spawn, queue=queue, function=function, options=options)
             )

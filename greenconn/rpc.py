@@ -48,6 +48,7 @@ from greenconn.serialization import prepare_accept_content
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
+from greenconn.worker.options import CONSUMER_OPTIONS, check_option_names
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,6 +72,7 @@ ACCEPTED: Final = frozenset({"application/json", "text/plain", "application/data
 REPLY_TIMEOUT: Final = 30.0
 #: Options of ``spawn_consumer`` that a server does not support, because each request has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
+_SERVER_OPTIONS: Final = CONSUMER_OPTIONS.difference(NOT_FOR_SERVERS) | {"around", "serializer"}
 #: The target of all replies: their routing key is the name of a queue.
 _DEFAULT_EXCHANGE: Final = Exchange("")
 
@@ -211,7 +213,8 @@ def spawn_server(
 
         server = greenconn.rpc.spawn_server("add", sum, concurrency=10)
     """
-    _check_function(function, options)
+    _check_options(options, "spawn_server")
+    _check_function(function)
     server = _Server(function, publisher_of(publishing_connection(connection)), serializer, around)
     consumer = spawn_consumer(
         queue,
@@ -225,26 +228,36 @@ def spawn_server(
     return consumer
 
 
-def _check_function(function: object, options: Mapping[str, Any]) -> None:
+def _check_options(options: Iterable[str], called: str) -> None:
     for name in options:
         if name in NOT_FOR_SERVERS:
-            raise TypeError(f"spawn_server has no option {name!r}: each call has one reply")
+            raise TypeError(f"{called}() has no option {name!r}: each call has one reply")
+    check_option_names(options, _SERVER_OPTIONS, called)
+
+
+def _check_function(function: object) -> None:
     if not callable(function):
         raise TypeError(f"function must be a callable, got {function!r}")
     check_runs("function", function)
 
 
-def check_server(queue: Any, function: Any, options: Mapping[str, Any]) -> None:
+def check_server(
+    queue: Any, function: Any, options: Mapping[str, Any], called: str = "spawn_server"
+) -> None:
     """Check the arguments of :func:`spawn_server`.  Never switches.
+
+    Arguments:
+        called: the function that the program has called, for errors.
 
     Raises:
         TypeError, ValueError: an argument is invalid.
     """
+    _check_options(options, called)
+    _check_function(function)
     further = {name: options[name] for name in options.keys() - {"serializer", "around"}}
-    _check_function(function, further)
     if further.get("schema") is None:
         further["schema"] = schema_of(function)
-    check_consumer(queue, _any_handler, further)
+    check_consumer(queue, _any_handler, further, called)
 
 
 def _any_handler(body: Any, message: Message) -> None:

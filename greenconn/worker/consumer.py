@@ -17,7 +17,14 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
-from greenconn.worker.options import ConsumerOptions, Handler, OnError, QueueLike, checked_options
+from greenconn.worker.options import (
+    ConsumerOptions,
+    Handler,
+    OnError,
+    QueueLike,
+    check_option_names,
+    checked_options,
+)
 
 __all__ = [
     "ConsumerFailure",
@@ -587,12 +594,18 @@ def spawn_consumer(
     return consumer
 
 
-def check_consumer(queue: Any, handler: Any, options: Mapping[str, Any]) -> None:
+def check_consumer(
+    queue: Any, handler: Any, options: Mapping[str, Any], called: str = "spawn_consumer"
+) -> None:
     """Check the arguments of :func:`spawn_consumer`.  Never switches.
+
+    Arguments:
+        called: the function that the program has called, for errors.
 
     Raises:
         TypeError, ValueError: an argument is invalid.
     """
+    check_option_names(options, called=called)
     call = signature(spawn_consumer).bind(queue, handler, **options)
     call.apply_defaults()
     given = call.arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from copy import copy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from greenconn.message import Message
 
 __all__ = [
+    "CONSUMER_OPTIONS",
     "BatchArguments",
     "ConsumerArguments",
     "ConsumerOptions",
@@ -37,6 +39,7 @@ __all__ = [
     "OnError",
     "QueueLike",
     "ServerArguments",
+    "check_option_names",
     "checked_options",
 ]
 
@@ -383,16 +386,28 @@ class ConsumerOptions:
         return offset_of(queue) if isinstance(queue, Queue) else None
 
 
-#: Names of the options that are passed as ``**consumer_args``.
-_FURTHER: Final = (BatchArguments.__optional_keys__ | BatchArguments.__required_keys__) - {
-    "accept",
-    "concurrency",
-    "name",
-    "no_ack",
-    "on_error",
-    "prefetch_count",
-    "retry",
-}
+#: Names of the options of a consumer.
+CONSUMER_OPTIONS: Final = frozenset(
+    {"schema"} | BatchArguments.__optional_keys__ | BatchArguments.__required_keys__
+)
+
+
+def check_option_names(
+    names: Iterable[str], known: AbstractSet[str] = CONSUMER_OPTIONS, called: str = "spawn_consumer"
+) -> None:
+    """Check that each name is one of the *known* options.
+
+    Arguments:
+        called: the function that the program has called, for the error.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, sorted(known), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise TypeError(f"{called}() has no option {name!r}; {hint}")
 
 
 def checked_options(
@@ -409,18 +424,14 @@ def checked_options(
         TypeError: *further* has an unknown name, or a value has the wrong type.
         ValueError: a value is out of range, or two options exclude each other.
     """
-    for name in further.keys() - _FURTHER:
-        near = get_close_matches(name, sorted(_FURTHER | options.keys()), 1)
-        known = ", ".join(sorted(_FURTHER | options.keys()))
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {known}"
-        raise TypeError(f"spawn_consumer() has no option {name!r}; {hint}")
+    check_option_names(further)
     if not isinstance(queue, (str, Queue)) and (
         not isinstance(queue, Iterable) or isinstance(queue, (bytes, Mapping))
     ):
         raise TypeError(f"queue must be a name, a Queue, or a list of them, got {queue!r}")
     given = [queue] if isinstance(queue, (str, Queue)) else list(queue)
     if not given:
-        raise ValueError("spawn_consumer() needs a queue, the list is empty")
+        raise ValueError("queue must be a name, a Queue, or a list of them, got an empty list")
     return ConsumerOptions(queues=tuple(map(_checked, given)), **options, **further)
 
 

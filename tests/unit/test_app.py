@@ -96,7 +96,7 @@ def test_an_application_in_text(unique_memory: str) -> None:
         (
             lambda app: app.consumer("mail", concurency=3)(print),
             TypeError,
-            r"spawn_consumer\(\) has no option 'concurency'; did you mean 'concurrency'",
+            r"App.consumer\(\) has no option 'concurency'; did you mean 'concurrency'",
         ),
         (
             lambda app: app.consumer("mail", concurrency=0)(print),
@@ -109,7 +109,21 @@ def test_an_application_in_text(unique_memory: str) -> None:
             TypeError,
             "handler must take two arguments",
         ),
-        (lambda app: app.rpc("add", retry=3)(sum), TypeError, "spawn_server has no option 'retry'"),
+        (
+            lambda app: app.rpc("add", retry=3)(sum),
+            TypeError,
+            r"App.rpc\(\) has no option 'retry': each call has one reply",
+        ),
+        (
+            lambda app: app.rpc("add", concurency=3)(sum),
+            TypeError,
+            r"App.rpc\(\) has no option 'concurency'; did you mean 'concurrency'",
+        ),
+        (
+            lambda app: app.rpc("add", zzz=3)(sum),
+            TypeError,
+            r"App.rpc\(\) has no option 'zzz'; known: accept, (?!.*batch).*serializer",
+        ),
         (lambda app: app.rpc("add", name=3)(sum), ValueError, "name must be of type str"),
         (lambda app: app.around_handle(3), TypeError, "context must be a callable, got 3"),
         (lambda app: app.start(), RuntimeError, "declares no consumer"),
