@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from gevent import sleep
 
+from greenconn.green.deadline import Deadline
 from greenconn.transport.SQS.batch import in_batches
 from greenconn.transport.SQS.exceptions import (
     AccessDeniedQueueException,
@@ -63,21 +64,34 @@ class NewQueues(dict[str, float]):
                 self.pop(each, None)
         self[name] = now
 
-    def call(self, name: str, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def call(
+        self, name: str, request: Callable[[Deadline], dict[str, Any]], deadline: Deadline
+    ) -> dict[str, Any]:
         """Make a request about a queue, again while SQS may not know everywhere that it is there.
 
         May switch.
 
+        Arguments:
+            request: makes it once, until the deadline that it is given.
+            deadline: of all requests together.
+
         Raises:
             DoesNotExistQueueException: there is no such queue, and it was not made a moment ago.
+            ServiceBusy: it was made a moment ago, and was not known before the deadline.
         """
         while True:
             try:
-                return request()
-            except DoesNotExistQueueException:
+                return request(deadline)
+            except DoesNotExistQueueException as exc:
                 made_at = self.get(name)
                 if made_at is None or monotonic() - made_at > SETTLING:
                     raise
+                left = deadline.left()
+                if left is not None and left <= SETTLING_PAUSE:
+                    raise ServiceBusy(
+                        f"queue {name!r} was made a moment ago, and SQS did not know it everywhere "
+                        f"within {deadline.timeout:g} s: try again, or raise reply_timeout"
+                    ) from exc
             sleep(SETTLING_PAUSE)
 
 
@@ -131,7 +145,10 @@ class SqsQueue:
         """Have something done with it.  May switch; raises as :meth:`Service.call`."""
         return self._new.call(
             self.name,
-            lambda: self.service.call(action, repr(self.name), QueueUrl=self.url, **parameters),
+            lambda deadline: self.service.call(
+                action, repr(self.name), deadline=deadline, QueueUrl=self.url, **parameters
+            ),
+            self.service.deadline(parameters.get("waiting", 0)),
         )
 
     def batch(
@@ -258,7 +275,11 @@ class Queues:
         if self._options.predefined_queues:
             return self._predefined(name, aws)
         response = self._new.call(
-            name, lambda: self._service.call("GetQueueUrl", repr(name), QueueName=aws)
+            name,
+            lambda deadline: self._service.call(
+                "GetQueueUrl", repr(name), deadline=deadline, QueueName=aws
+            ),
+            self._service.deadline(),
         )
         return self._note(name, aws, response["QueueUrl"])
 

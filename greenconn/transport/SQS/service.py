@@ -94,6 +94,10 @@ class Service:
         """Host and port."""
         return self._client.where
 
+    def deadline(self, waiting: float = 0) -> Deadline:
+        """Return the deadline of a call that begins now, in which the service may wait."""
+        return Deadline(_plus(self._timeout, waiting))
+
     def call(
         self,
         action: str,

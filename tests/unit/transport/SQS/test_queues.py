@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import gevent
 import pytest
 
+from greenconn.green.deadline import Deadline
 from greenconn.transport.SQS import queues
-from greenconn.transport.SQS.exceptions import DoesNotExistQueueException
+from greenconn.transport.SQS.exceptions import DoesNotExistQueueException, ServiceBusy
 from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.queues import NewQueues, Queues
 from greenconn.transport.virtual.declaration import UNDECLARED
@@ -21,10 +23,15 @@ class Service:
 
     where = "here"
 
-    def __init__(self, unknown: int) -> None:
+    def __init__(self, unknown: int, timeout: float | None = None) -> None:
         self.unknown = unknown
+        self.timeout = timeout
         self.made = False
         self.calls: list[str] = []
+
+    def deadline(self, waiting: float = 0) -> Deadline:
+        """Return the deadline of a call."""
+        return Deadline(self.timeout)
 
     def call(self, action: str, what: str, **parameters: Any) -> dict[str, Any]:
         self.calls.append(action)
@@ -74,6 +81,17 @@ def test_a_queue_is_new_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> No
         made.attributes("Some")
     new.add("others")
     assert list(new) == ["others"]
+
+
+def test_a_new_queue_is_awaited_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "SETTLING", 600.0)
+    service = Service(unknown=10**9, timeout=0.05)
+    made = queues_of(service, NewQueues()).make("orders", UNDECLARED)
+    with (
+        gevent.Timeout(60),
+        pytest.raises(ServiceBusy, match=r"'orders' was made .* within 0\.05 s"),
+    ):
+        made.attributes("Some")
 
 
 def test_a_queue_that_was_deleted_here_is_new_no_more() -> None:
