@@ -17,6 +17,7 @@ __all__ = [
     "checked_delay",
     "delayed_route",
     "header_route",
+    "kept_delay",
     "refused_delay",
 ]
 
@@ -73,6 +74,11 @@ def delayed_route(
         raise refused_delay(channel, delay)
     found: DelayedRoute = route(exchange, routing_key, delay, headers, properties)
     return found
+
+
+def kept_delay(channel: object, delay: float) -> float:
+    """Return the seconds for which the broker holds a message that is delayed by *delay*."""
+    return float(ceil(delay)) if getattr(channel, "has_whole_delays", False) else delay
 
 
 def delay_of(headers: Mapping[str, Any]) -> float:

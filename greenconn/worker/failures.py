@@ -98,22 +98,25 @@ class FailedMessages:
         self._can_wait = can_wait
         self._is_unable = self._has_warned = False
 
+    def can_delay(self, message: Message) -> bool:
+        """Return whether the broker may hold a message, as far as this is known before it is asked."""
+        headers = message.headers
+        return (
+            not self._is_unable
+            and self._can_wait(message)
+            # RabbitMQ would end the delay for the one, and send copies for the others.
+            and message.properties.get("expiration") is None
+            and "CC" not in headers
+            and "BCC" not in headers
+        )
+
     def delay(self, message: Message, queue: str, attempts: int, delay: float) -> bool:
         """Have the broker deliver a message again in *delay* seconds; False: it does not.  May switch.
 
         Arguments:
+            message: one that :meth:`can_delay`.
             attempts: how often its handler has failed.
         """
-        headers = message.headers
-        if (
-            self._is_unable
-            or not self._can_wait(message)
-            # RabbitMQ would end the delay for the one, and send copies for the others.
-            or message.properties.get("expiration") is not None
-            or "CC" in headers
-            or "BCC" in headers
-        ):
-            return False
         options = PublishOptions(queue, {"delay": delay, **priority_of(message)})
         outgoing = resent(message, options, _failure_headers(message, attempts))
         try:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Timeout
 
 from greenconn.checks import check_has_run
+from greenconn.delays import kept_delay
 from greenconn.exceptions import MessageStateError
 from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.retry import Backoff, RetryPolicy
@@ -243,9 +244,12 @@ class Handling:
             self._log_failure(message, exc, attempts, "the message is requeued")
             self.requeue(message)
         else:
+            holder = self._holder_of(message, delay)
+            if holder is not None:
+                delay = kept_delay(message.channel, delay)
             self._log_failure(message, exc, attempts, f"retry in {delay:.1f} s", is_final=False)
             self._notify_retry(message, exc, attempts, delay)
-            if not self._is_held_by_broker(message, attempts, delay):
+            if holder is None or not self._is_held(holder, message, attempts, delay):
                 self._retry(message, delay)
 
     def _notify_retry(
@@ -255,15 +259,24 @@ class Handling:
             url, queue = url_of(message.channel), self._queue_of(message)
             notify(calls, RetryEvent(url, queue, message, exc, attempts, delay))
 
-    def _is_held_by_broker(self, message: Message, attempts: int, delay: float) -> bool:
-        """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
+    def _holder_of(self, message: Message, delay: float) -> FailedMessages | None:
+        """Return what may have the broker hold *message* for *delay* seconds; None: it waits here."""
+        holder = self._failed_messages
         if (
-            self._failed_messages is None
+            holder is None
             or self._holds == "process"
             or (self._holds is None and self._backoffs[message].unjittered < SHORT_DELAY)
             or not delay
-            or not self._failed_messages.delay(message, self._queue_of(message), attempts, delay)
+            or not holder.can_delay(message)
         ):
+            return None
+        return holder
+
+    def _is_held(
+        self, holder: FailedMessages, message: Message, attempts: int, delay: float
+    ) -> bool:
+        """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
+        if not holder.delay(message, self._queue_of(message), attempts, delay):
             return False
         self._backoffs.pop(message, None)
         self.retried += 1

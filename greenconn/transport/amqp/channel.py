@@ -422,6 +422,9 @@ class Channel(DeclaringChannel):
         Channel.basic_publish(self, message, exchange, routing_key, mandatory, timeout=deadline)
         self._writer.mark(AWAITED)
 
+    #: The levels through which a delayed message passes are whole seconds.
+    has_whole_delays: Final = True
+
     def delayed_route(
         self,
         exchange: str,
