@@ -16,7 +16,7 @@ from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from tests.fix_wires import until
 
-CAME = 5.0
+CAME = 30.0
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_what_programs_use_of_it(opened: Opened, prefix: str) -> None:
 
 def test_it_blocks_one_greenlet_only(opened: Opened) -> None:
     client = opened(global_keyprefix="app:").client
-    waiters = [gevent.spawn(client.blpop, ["first", f"list-{number}"], 9) for number in range(5)]
+    waiters = [gevent.spawn(client.blpop, ["first", f"list-{number}"], 60) for number in range(5)]
     until(lambda: client.info("clients")["blocked_clients"] == 5)
     for number in range(5):
         client.rpush(f"list-{number}", number)
@@ -124,7 +124,7 @@ def test_many_greenlets_share_few_sockets(opened: Opened) -> None:
 
 
 def test_all_sockets_in_use(opened: Opened) -> None:
-    client = opened(max_connections=1, socket_timeout=0.3).client
+    client = opened(max_connections=1, socket_timeout=2.0).client
     with client.pubsub() as listener:
         listener.subscribe("news")
         with pytest.raises(redis.ConnectionError, match="raise max_connections"):

@@ -136,7 +136,7 @@ def test_messages_come_in_order(connection: Connection) -> None:
     for number in range(3):
         simple.put({"n": number})
     for number in range(3):
-        message = simple.get(timeout=1.0)
+        message = simple.get(timeout=30.0)
         assert message.payload == {"n": number}
         message.ack()
     with pytest.raises(simple.Empty):
@@ -164,7 +164,7 @@ def test_get_without_waiting(connection: Connection) -> None:
         message = simple.get_nowait()
         assert message.payload == expected
         message.ack()
-    assert simple.get(timeout=1.0).payload == "3"
+    assert simple.get(timeout=30.0).payload == "3"
     simple.put("4")  # delivered, since by now it consumes
     assert simple.get_nowait().payload == "4"
     simple.close()
@@ -181,7 +181,7 @@ def test_what_polls_lets_others_run(connection: Connection) -> None:
             except simple.Empty:
                 continue
     assert message.payload == "1"
-    putting.get(timeout=1.0)
+    putting.get(timeout=30.0)
 
 
 def test_size_and_clear(connection: Connection) -> None:
@@ -199,7 +199,7 @@ def test_what_is_not_accepted_is_raised(connection: Connection) -> None:
     simple = SimpleQueue(connection, "q", serializer="yaml", accept=["json"])
     simple.put({"a": 1})
     with pytest.raises(ContentDisallowed):
-        simple.get(timeout=1.0)
+        simple.get(timeout=30.0)
     simple.close()
 
 
@@ -211,7 +211,7 @@ def test_on_decode_error_and_callbacks_of_its_consumer(connection: Connection) -
     simple.consumer.register_callback(lambda body, message: got.append(body))
     simple.put("{", content_type="application/json")
     simple.put({"a": 1})
-    assert simple.get(timeout=1.0).payload == {"a": 1}
+    assert simple.get(timeout=30.0).payload == {"a": 1}
     assert [type(each) for each in failed] == [DecodeError]
     assert got == [{"a": 1}]
     simple.close()
@@ -225,7 +225,7 @@ def test_every_message_goes_to_one_of_many_greenlets(connection: Connection) -> 
         taken: list[int] = []
         while True:
             try:
-                message = simple.get(timeout=0.2)
+                message = simple.get(timeout=1.0)
             except simple.Empty:
                 return taken
             taken.append(message.payload)
@@ -249,9 +249,9 @@ def test_two_simple_queues_of_one_connection(connection: Connection) -> None:
     first, second = gevent.spawn(one.get, timeout=5.0), gevent.spawn(two.get, timeout=5.0)
     gevent.idle()
     two.put("2")
-    assert second.get(timeout=1.0).payload == "2"
+    assert second.get(timeout=30.0).payload == "2"
     one.put("1")
-    assert first.get(timeout=1.0).payload == "1"
+    assert first.get(timeout=30.0).payload == "1"
 
 
 def test_a_greenlet_that_drains_takes_no_message_away(connection: Connection) -> None:
@@ -260,7 +260,7 @@ def test_a_greenlet_that_drains_takes_no_message_away(connection: Connection) ->
     getting = gevent.spawn(simple.get, timeout=5.0)
     gevent.idle()
     simple.put("1")
-    assert getting.get(timeout=1.0).payload == "1"
+    assert getting.get(timeout=30.0).payload == "1"
     assert not draining.ready()
     draining.kill()
 
@@ -278,21 +278,21 @@ def test_callbacks_of_other_consumers_run_while_one_gets(connection: Connection)
     gevent.idle()
     assert got == ["to the other"]
     simple.put("1")
-    assert getting.get(timeout=1.0).payload == "1"
+    assert getting.get(timeout=30.0).payload == "1"
     consumer.cancel()
 
 
 def test_a_killed_getter_takes_nothing_along(connection: Connection) -> None:
     simple = SimpleQueue(connection, "q", no_ack=True)
     simple.put("0")  # from now on put() does not switch
-    assert simple.get(timeout=1.0).payload == "0"
+    assert simple.get(timeout=30.0).payload == "0"
     killed = gevent.spawn(simple.get)
     gevent.idle()
     killed.kill(block=False)
     simple.put("1")  # comes to a greenlet that is about to die
-    killed.join(timeout=1.0)
+    killed.join(timeout=30.0)
     assert isinstance(killed.value, gevent.GreenletExit)
-    assert simple.get(timeout=1.0).payload == "1"
+    assert simple.get(timeout=30.0).payload == "1"
 
 
 def test_the_callers_own_timeout_passes_through(connection: Connection) -> None:
@@ -300,7 +300,7 @@ def test_the_callers_own_timeout_passes_through(connection: Connection) -> None:
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
         simple.get()
     simple.put("1")
-    assert simple.get(timeout=1.0).payload == "1"
+    assert simple.get(timeout=30.0).payload == "1"
 
 
 # Ending
@@ -312,12 +312,12 @@ def test_close_gives_back_what_nobody_took(connection: Connection) -> None:
         assert entered is simple
         for number in range(3):
             simple.put(number)
-        message = simple.get(timeout=1.0)
+        message = simple.get(timeout=30.0)
         message.ack()
     assert not simple.consumer.consuming_from("q")
     assert simple.qsize() == 2
     again = SimpleQueue(connection, "q")
-    assert [again.get(timeout=1.0).payload for _ in range(2)] == [1, 2]
+    assert [again.get(timeout=30.0).payload for _ in range(2)] == [1, 2]
     again.close()
 
 
@@ -352,12 +352,12 @@ def test_what_was_delivered_in_a_former_life_comes_again(connection: Connection)
 def test_a_buffer_comes_back_after_a_restart(connection: Connection) -> None:
     simple = SimpleBuffer(connection, "q")
     simple.put("1")
-    assert simple.get(timeout=1.0).payload == "1"
+    assert simple.get(timeout=30.0).payload == "1"
     memory.restart(connection.virtual_host)
     with pytest.raises(simple.Empty):
         simple.get(timeout=0.01)
     simple.put("2")
-    assert simple.get(timeout=1.0).payload == "2"
+    assert simple.get(timeout=30.0).payload == "2"
     simple.close()
 
 
@@ -366,10 +366,10 @@ def test_the_brokers_cancel_is_raised_in_get(connection: Connection) -> None:
     getting = gevent.spawn(outcome, simple.get, timeout=5.0)
     gevent.idle()
     simple.queue.delete()
-    assert isinstance(getting.get(timeout=1.0), ConsumerCancelled)
+    assert isinstance(getting.get(timeout=30.0), ConsumerCancelled)
     simple.queue.declare()
     simple.put("1")
-    assert simple.get(timeout=1.0).payload == "1"
+    assert simple.get(timeout=30.0).payload == "1"
     simple.close()
 
 
@@ -432,7 +432,7 @@ def test_taken_is_reported_for_counted_messages(client: FakeClient) -> None:
     messages = [channel.message() for _ in range(3)]
     for message in messages:
         channel.deliver(message)
-    assert [simple.get(timeout=1.0) for _ in range(2)] == messages[:2]
+    assert [simple.get(timeout=30.0) for _ in range(2)] == messages[:2]
     assert taken == messages[:2]
     simple.close()
     assert taken == messages
@@ -459,7 +459,7 @@ def test_a_foreign_connection_is_drained(client: FakeClient) -> None:
         simple.get(timeout=0.01)
     message = channel.message()
     channel.deliver(message)
-    assert simple.get(timeout=1.0) is message
+    assert simple.get(timeout=30.0) is message
     with pytest.raises(simple.Empty):
         simple.get_nowait()
 
@@ -485,7 +485,7 @@ def test_any_producer_and_consumer_will_do() -> None:
     simple = SimpleBase(None, Producer(None), consumer)
     assert simple.queue == "the queue"
     consumer.channel.connection.events.put((done.append, "drained"))
-    assert simple.get(timeout=1.0) == "message"
+    assert simple.get(timeout=30.0) == "message"
     simple.close()
     assert done == ["drained", "cancel"]
 
@@ -509,4 +509,4 @@ def test_a_consumer_that_waits_is_served_first_come_first_served(connection: Con
         simple.put(number)
     assert go.wait(30.0)
     assert order == list(range(5))
-    gevent.joinall(takers, timeout=1.0, raise_error=True)
+    gevent.joinall(takers, timeout=30.0, raise_error=True)

@@ -201,7 +201,7 @@ def test_repr_shows_the_queues(channel: FakeChannel) -> None:
 
 def drain(client: FakeClient) -> None:
     """Handle the next event."""
-    client.drain_events(timeout=1.0)
+    client.drain_events(timeout=30.0)
 
 
 def test_callbacks_get_body_and_message(client: FakeClient, channel: FakeChannel) -> None:

@@ -66,8 +66,8 @@ def test_exclusive_and_nameless_queues_come_back(connection: Connection) -> None
     assert consumer.queues[0].name != names[0]
     assert consumer.queues[1].name == "own"
     Producer(connection, exchange).publish("hello")
-    connection.drain_events(timeout=1.0)
-    connection.drain_events(timeout=1.0)
+    connection.drain_events(timeout=30.0)
+    connection.drain_events(timeout=30.0)
     assert got == ["hello", "hello"]
     consumer.cancel()
 
@@ -141,5 +141,5 @@ def test_channels_make_producers_and_consumers(connection: Connection) -> None:
     channel = connection.channel()
     with channel.Consumer(Queue("q"), callbacks=[got]):
         channel.Producer(routing_key="q").publish("1")
-        connection.drain_events(timeout=1.0)
+        connection.drain_events(timeout=30.0)
     assert got == ["1"]

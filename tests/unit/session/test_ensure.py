@@ -29,7 +29,7 @@ Connect = Callable[..., Connection]
 
 REFUSED = ConnectionRefusedError(111, "nobody listens")
 QUICK: dict[str, Any] = {"interval_start": 0.01, "interval_step": 0.01, "interval_max": 0.02}
-CAME = 5.0
+CAME = 30.0
 
 
 class Worker:

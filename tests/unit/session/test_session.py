@@ -32,7 +32,7 @@ from tests.scripted import Script, Transport
 Connect = Callable[..., Connection]
 
 REFUSED = ConnectionRefusedError(111, "nobody listens")
-CAME = 5.0
+CAME = 30.0
 
 
 def until_life(session: Session, number: int) -> None:
@@ -690,7 +690,7 @@ def test_waiting_callers_are_served_while_members_are_restored(
     script.link.lose()
     until(lambda: len(script.links) == 2)
     assert connection.session.state is SessionState.RECOVERING
-    assert connection.session.link(Deadline(0.1)) is script.link
+    assert connection.session.link(Deadline(CAME)) is script.link
     assert connection.channel().use() == "one"
     gate.set()
 

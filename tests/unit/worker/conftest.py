@@ -17,7 +17,7 @@ from tests.fix_wires import until
 __all__ = ["CAME", "Broker", "RecordingHandler", "until"]
 
 #: Seconds in which what must come comes.
-CAME = 5.0
+CAME = 30.0
 
 
 class Broker:

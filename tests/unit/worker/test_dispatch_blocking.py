@@ -18,7 +18,7 @@ from greenconn.worker import dispatch
 from greenconn.worker.dispatch import SAMPLING_INTERVAL, BlockingMonitor
 from greenconn.worker.lifecycle import group_of
 
-CAME = 10.0
+CAME = 30.0
 #: Blocks in a patched process, too.
 sleep: Callable[[float], None] = get_original("time", "sleep")
 
