@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sqlite3
 import subprocess  # gevent's would take the end of every child, the brokers' tools' too
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +16,7 @@ from typing import IO, Any
 import gevent
 from gevent.socket import wait_read, wait_write
 
+from tests.fix_wires import until
 from tests.integration.stacks import SIGNAL
 
 __all__ = ["ROOT", "Outcome", "Running", "run", "start"]
@@ -68,6 +72,21 @@ class Running:
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self.process.send_signal(number)
+
+    def suspend(self, url: str) -> None:
+        """Stop the process, but with no lock of SQLite, which would stop all others, too.  May switch.
+
+        Arguments:
+            url: its broker or database.
+        """
+        while True:
+            self.signal(signal.SIGSTOP)
+            # After the signal each thread runs on for a moment.
+            until(lambda: _states(self.pid) <= {"T"}, TIMEOUT, "a process that is suspended")
+            if not url.startswith("sqlite:///") or _is_free(url):
+                return
+            self.signal(signal.SIGCONT)
+            gevent.sleep(0.01)
 
     def outcome(self, input: bytes | None = None, timeout: float = TIMEOUT) -> Outcome:
         """Wait for its end.  May switch.
@@ -149,6 +168,29 @@ def _handles(pid: int, number: int) -> bool:
         if line.startswith("SigCgt:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False
+
+
+def _states(pid: int) -> set[str]:
+    """Return the states of the threads of a process, as ``ps`` shows them."""
+    states = set()
+    for each in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            text = (each / "stat").read_text()
+        except OSError:
+            continue  # it has ended
+        states.add(text.rpartition(")")[2].split()[0])
+    return states
+
+
+def _is_free(url: str) -> bool:
+    """Return whether the file of an URL of SQLite can be locked now, or soon."""
+    path = url.removeprefix("sqlite:///").partition("?")[0]
+    with closing(sqlite3.connect(path, timeout=0.2, isolation_level=None)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            return False
+    return True
 
 
 def _write_all(pipe: IO[bytes], data: bytes) -> None:

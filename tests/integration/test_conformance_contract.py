@@ -273,7 +273,7 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
     try:
         until(lambda: lines == ["ready"], SOON)
         with connect() as connection:
-            program.signal(signal.SIGSTOP)
+            program.suspend(kind_url)
             suspended_at = monotonic()
             while monotonic() - suspended_at < 2.5 * options.get("lease", 1.0):
                 with connect() as other:  # looks for the dead

@@ -494,10 +494,10 @@ def test_who_was_suspended_beyond_his_lease_changes_nothing(
     with Connection(kind_url, transport_options=options) as connection:
         for body in range(HELD):
             greenconn.publish(unique, body, connection=connection, declare=True)
-        holder = programs(HOLDER, kind_url, json.dumps(options), unique, str(HELD), "1")
+        holder = programs(HOLDER, kind_url, json.dumps(options), unique, str(HELD), "2.5")
         for _ in range(HELD):
             holder.line()
-        holder.signal(signal.SIGSTOP)
+        holder.suspend(kind_url)
         got: Counter[int] = Counter()
         consumer = greenconn.spawn_consumer(
             unique, lambda body, message: got.update([body]), connection=connection

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +30,6 @@ pytestmark = [pytest.mark.programs]
 
 SOON = 120.0
 KEYS = [f"key-{number}" for number in range(8)]
-
-
-def state_of(pid: int) -> str:
-    """Return the state of a process, as ``ps`` shows it."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 class Shop:
@@ -77,22 +70,6 @@ class Shop:
         assert relay.line() == "begun"
         self.relays.append(relay)
         return relay
-
-    def freeze(self, relay: Running) -> None:
-        """Stop the process of a relay while it holds no lock of SQLite, which would stop all others."""
-        while True:
-            relay.signal(signal.SIGSTOP)
-            until(lambda: state_of(relay.process.pid) == "T", SOON)
-            if not self.engine.url.drivername.startswith("sqlite"):
-                return
-            # The other relay may have the lock for a moment.
-            with closing(sqlite3.connect(self.engine.url.database or "", timeout=1.0)) as database:
-                try:
-                    database.execute("BEGIN IMMEDIATE")
-                    return
-                except sqlite3.OperationalError:
-                    relay.signal(signal.SIGCONT)
-            gevent.sleep(0.01)
 
     def write(self, count: int) -> None:
         """Write *count* messages in one transaction, and as many that are rolled back."""
@@ -160,7 +137,7 @@ def test_a_relay_that_stands_still_longer_than_its_lease(shop: Shop, long: bool)
     for stopped, _ in [(one, two), (two, one)] * (5 if long else 1):
         shop.write(30)
         until(lambda: any(shop.received.values()), SOON)
-        shop.freeze(stopped)
+        stopped.suspend(shop.database)
         try:
             shop.write(5)
             shop.check()  # by the other one
