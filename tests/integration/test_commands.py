@@ -54,4 +54,5 @@ def test_the_command_of_a_django_project(amqp_url: str, unique: str, tmp_path: P
     finally:
         relay.end()
     assert outcome.code == 0, outcome.errors
-    assert received == list(range(50))
+    # At least once: a relay that was held up for its lease is followed by the other process.
+    assert list(dict.fromkeys(received)) == list(range(50))

@@ -85,8 +85,11 @@ def test_a_claim_ends_with_its_lease(ids: IdStore) -> None:
 def test_a_renewed_claim_lasts(ids: IdStore) -> None:
     assert ids.claim("a", "ada", LONG) is Claim.NEW
     assert ids.renew("a", "ada", SHORT) is True
-    until(lambda: ids.claim("a", "bob", SHORT) is Claim.NEW, SOON)
-    assert ids.renew("a", "bob", LONG) is True
+    # On a busy machine his claim may end before he renews it; then he claims again.
+    until(
+        lambda: ids.claim("a", "bob", SHORT) is Claim.NEW and ids.renew("a", "bob", LONG),
+        SOON,
+    )
     gevent.sleep(2 * SHORT)
     assert ids.claim("a", "eve", LONG) is Claim.BUSY
 

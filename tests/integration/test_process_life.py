@@ -124,7 +124,7 @@ ENDS = {
     "exit": "signal.signal(signal.SIGTERM, lambda *arguments: sys.exit(0))\n",
     "orderly": """
 def stop():
-    greenconn.stop_consumers(5)
+    greenconn.stop_consumers(60)
     working.kill()
 gevent.signal_handler(signal.SIGTERM, stop)
 """,
@@ -171,7 +171,7 @@ def test_asked_to_stop_while_it_publishes(
 HANDLING = """
 connection = connect()
 def handle(body, message):
-    gevent.sleep(0.02)
+    gevent.sleep(0.02 if body < 24 else 1.0)  # it cannot end before it is asked to stop
     print(body, flush=True)
 consumer = greenconn.spawn_consumer(name, handle, connection=connection, concurrency=4)
 working = gevent.spawn(consumer.join)

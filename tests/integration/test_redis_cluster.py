@@ -237,9 +237,9 @@ def test_a_cluster_that_is_down_is_waited_for(own_redis_cluster: RedisCluster, u
             each.kill()
         until(lambda: not own_redis_cluster.is_ok(owner), SOON)
         with pytest.raises(PublishTimeout) as sent:
-            greenconn.publish(Queue(unique), "x", connection=connection, timeout=0.5)
+            greenconn.publish(Queue(unique), "x", connection=connection, timeout=2.0)
         with pytest.raises(PublishTimeout, match="CLUSTER INFO says") as waited:
-            greenconn.publish(Queue(unique), "y", connection=connection, timeout=0.5)
+            greenconn.publish(Queue(unique), "y", connection=connection, timeout=2.0)
         assert "CLUSTERDOWN" in str(waited.value)
         assert (sent.value.maybe_delivered, waited.value.maybe_delivered) == (True, False)
         waiting = gevent.spawn(

@@ -19,6 +19,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.processes import ROOT
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
@@ -133,11 +134,7 @@ def test_frozen_consumer_comes_back_too_late(own_redis: RedisServer, workers: Wo
         link.commands.call(pack("FLUSHALL"))
         connection.default_channel.queue_declare("work", durable=True)
         workers.start()
-        wait = monotonic() + 20
-        while (
-            not link.commands.call(pack("HLEN", "greenconn.consumers.work")) and monotonic() < wait
-        ):
-            gevent.sleep(0.05)
+        until(lambda: link.commands.call(pack("HLEN", "greenconn.consumers.work")))
         (process,) = workers.processes
         process.send_signal(signal.SIGSTOP)
         greenconn.publish("work", 1, connection=connection, declare=True)
@@ -148,8 +145,7 @@ def test_frozen_consumer_comes_back_too_late(own_redis: RedisServer, workers: Wo
         process.send_signal(signal.SIGCONT)
         gevent.sleep(0.5)
         message.ack()
-        gevent.sleep(0.2)
-        assert link.commands.call(pack("HLEN", "unacked")) == 0
+        until(lambda: link.commands.call(pack("HLEN", "unacked")) == 0)
 
 
 class Life:

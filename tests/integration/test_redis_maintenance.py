@@ -88,7 +88,7 @@ def test_messages_of_kombu_expire_too(connection: Connection, own_redis: RedisSe
 def test_without_a_dead_letter_exchange_they_are_dropped(
     connection: Connection, at_server: Control
 ) -> None:
-    queue = Queue("brief", Exchange("news", "topic"), "#", message_ttl=TTL, max_priority=None)
+    queue = Queue("brief", Exchange("news", "topic"), "#", message_ttl=3.0, max_priority=None)
     queue(connection.default_channel).declare()
     producer = connection.Producer(exchange=Exchange("news", "topic"))
     for priority in (0, 3, 9):
