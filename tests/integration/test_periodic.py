@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -162,21 +160,6 @@ def test_another_process_goes_on_when_the_leader_is_killed(calls: Calls) -> None
     assert first_times == sorted(first_times)
 
 
-def stop_at_rest(calls: Calls, process: int, database: str | None) -> None:
-    """Stop *process*, but not inside a transaction of *database*, which would stop all others, too."""
-    while True:
-        os.kill(process, signal.SIGSTOP)
-        if database is None:
-            return
-        with closing(sqlite3.connect(database, timeout=1.0, isolation_level=None)) as other:
-            try:
-                other.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError:
-                os.kill(process, signal.SIGCONT)
-        assert calls.wait_calls(1) == process
-
-
 @pytest.mark.programs
 @pytest.mark.parametrize("period", [2.0])  # seldom stopped between the question and the call
 @pytest.mark.parametrize("kind", [each for each in EACH if each.id != "beanstalk"])
@@ -185,12 +168,7 @@ def test_a_leader_that_was_stopped_does_not_call_when_it_goes_on(
 ) -> None:
     # A server of beanstalk takes a process for living as long as its connection is there.
     leader = calls.wait_calls(2)
-    is_file = kind == "sqlite"
-    stop_at_rest(
-        calls,
-        leader,
-        request.getfixturevalue("sqlite_url").partition("///")[2] if is_file else None,
-    )
+    calls.processes[leader].suspend(request.getfixturevalue(KINDS[kind][0]))
     calls.wait_calls(2, without=leader)
     made = len(calls.made)
     by_others = {due for pid, due in calls.made if pid != leader}
