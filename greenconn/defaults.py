@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from weakref import WeakSet
 
 import gevent
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from greenconn.connection import ConnectionArguments
 
 __all__ = [
+    "closed_at_exit",
     "configure",
     "consuming_connection",
     "declare_by_name",
@@ -140,6 +142,8 @@ class _HubConnections:
 
 _configuration = _Configuration()
 _kept = PerHub(_HubConnections)
+#: Those of applications, which are closed at the end of the interpreter, too.
+_others: PerHub[WeakSet[Connection]] = PerHub(WeakSet)
 _is_exit_watched = False
 
 
@@ -304,6 +308,17 @@ def _checked(url: object) -> str:
     return url
 
 
+def closed_at_exit(connection: Connection) -> Connection:
+    """Return *connection*, which is closed when the interpreter ends, if it is still open then.
+
+    So other processes get its messages, its exclusive queues and the leadership of its schedules at
+    once, not when its leases end.
+    """
+    _close_at_exit()
+    _others.get().add(connection)
+    return connection
+
+
 def _close_at_exit() -> None:
     global _is_exit_watched
     if not _is_exit_watched:
@@ -315,7 +330,8 @@ def _at_exit() -> None:
     """Finish outstanding publishes, then close the connections of the main thread; other threads have
     ended.
     """
-    kept = _kept.pop()
-    if kept is not None:
-        closing = [spawn("close-default", _close_each, [each]) for each in kept.take()]
+    kept, others = _kept.pop(), _others.pop()
+    ending = [*(kept.take() if kept is not None else ()), *(others or ())]
+    if ending:
+        closing = [spawn("close-default", _close_each, [each]) for each in ending]
         gevent.joinall(closing, timeout=green_atexit.deadline().left())

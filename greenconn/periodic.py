@@ -489,7 +489,8 @@ class PeriodicCalls:
             if token.is_replaced:
                 return False
             if not self._may_go_on(message):
-                message.requeue()
+                if message.channel.is_open:  # else the broker has requeued it
+                    message.requeue()
                 return False
             now = self._clock.now()
             token.due = self._schedule.corrected(token.due, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections import Counter
@@ -22,6 +23,7 @@ from tests.integration.processes import ROOT, Running, start
 
 CAME = 60.0
 PERIOD = 0.5
+LEASE = 4.0
 #: Seconds that the acknowledgement of a call may take on a busy machine.
 UNTOLD = 2.0
 
@@ -47,15 +49,29 @@ print("started", os.getpid(), flush=True)
 app.consumers[0].get()
 """
 
+#: The same, which stops at SIGTERM, and does not close its connection.
+STOPPING = PROGRAM.replace(
+    "app.consumers[0].get()",
+    """
+import gevent, signal
+from gevent.event import Event
+
+stopping = Event()
+gevent.signal_handler(signal.SIGTERM, stopping.set)
+stopping.wait()
+app.stop(30.0)
+""",
+)
+
 #: By kind: the fixture of the address, and what makes a dead process known soon.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "amqp": ("amqp_url", {"heartbeat": 2}),
-    "redis": ("redis_url", {"transport_options": {"lease": 4.0}}),
-    "sqlite": ("sqlite_url", {"transport_options": {"lease": 4.0}}),
-    "mongodb": ("mongodb_url", {"transport_options": {"lease": 4.0}}),
-    "couchdb": ("couchdb_url", {"transport_options": {"lease": 4.0}}),
-    "beanstalk": ("beanstalk_url", {"transport_options": {"lease": 4.0}}),
-    "redis+cluster": ("redis_cluster_url", {"transport_options": {"lease": 4.0}}),
+    "redis": ("redis_url", {"transport_options": {"lease": LEASE}}),
+    "sqlite": ("sqlite_url", {"transport_options": {"lease": LEASE}}),
+    "mongodb": ("mongodb_url", {"transport_options": {"lease": LEASE}}),
+    "couchdb": ("couchdb_url", {"transport_options": {"lease": LEASE}}),
+    "beanstalk": ("beanstalk_url", {"transport_options": {"lease": LEASE}}),
+    "redis+cluster": ("redis_cluster_url", {"transport_options": {"lease": LEASE}}),
 }
 QUICK = ("amqp", "redis")
 EACH = [
@@ -67,11 +83,18 @@ class Calls:
     """Processes with the same schedule, and the calls that they made."""
 
     def __init__(
-        self, url: str, name: str, options: dict[str, Any], count: int, period: float
+        self,
+        url: str,
+        name: str,
+        options: dict[str, Any],
+        count: int,
+        period: float,
+        program: str,
     ) -> None:
         self.processes: dict[int, Running] = {}
         #: Process and time, in the order in which they came here.
         self.made: list[tuple[int, float | None]] = []
+        self._program = program
         self._arguments = (url, name, str(period), json.dumps(options))
         self._readers: list[Any] = []
         for _ in range(count):
@@ -79,7 +102,7 @@ class Calls:
 
     def add(self) -> None:
         """Start one more."""
-        running = start("-c", PROGRAM, *self._arguments, env={"PYTHONPATH": str(ROOT)})
+        running = start("-c", self._program, *self._arguments, env={"PYTHONPATH": str(ROOT)})
         self.processes[running.pid] = running
         assert running.line(CAME).startswith("started")
         self._readers.append(gevent.spawn(self._read, running))
@@ -121,9 +144,30 @@ def period() -> float:
 
 
 @pytest.fixture
-def calls(request: pytest.FixtureRequest, kind: str, unique: str, period: float) -> Iterator[Calls]:
+def lease() -> float:
+    """Seconds after which a process that is silent is taken for dead."""
+    return LEASE
+
+
+@pytest.fixture
+def program() -> str:
+    """What each process runs."""
+    return PROGRAM
+
+
+@pytest.fixture
+def calls(
+    request: pytest.FixtureRequest,
+    kind: str,
+    unique: str,
+    period: float,
+    lease: float,
+    program: str,
+) -> Iterator[Calls]:
     fixture, options = KINDS[kind]
-    made = Calls(request.getfixturevalue(fixture), unique, options, 3, period)
+    if "transport_options" in options:
+        options = {"transport_options": {"lease": lease}}
+    made = Calls(request.getfixturevalue(fixture), unique, options, 3, period, program)
     yield made
     made.end()
 
@@ -189,6 +233,17 @@ def test_a_leader_that_ends_leaves_the_rest_to_another(calls: Calls) -> None:
     assert repeated(calls, last_calls(calls.made, leader)) == []
 
 
+@pytest.mark.programs
+@pytest.mark.parametrize("kind", EACH)
+@pytest.mark.parametrize("lease", [600.0])  # what was only left behind would come too late
+@pytest.mark.parametrize("program", [pytest.param(STOPPING, id="stopping")])
+def test_a_leader_that_stops_hands_over_at_once(calls: Calls) -> None:
+    leader = calls.wait_calls(2)
+    os.kill(leader, signal.SIGTERM)
+    calls.wait_calls(3, without=leader)
+    assert repeated(calls) == []
+
+
 @pytest.fixture
 def app(amqp_url: str) -> Iterator[App]:
     app = App(amqp_url)
@@ -196,6 +251,20 @@ def app(amqp_url: str) -> Iterator[App]:
     assert app.stop(CAME)
     assert app.connection is not None
     app.connection.close()
+
+
+def test_a_connection_that_is_closed_under_the_leader(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App(sqlite_url)
+    made: list[int] = []
+    app.every(0.2)(lambda: made.append(1))
+    app.start()
+    until(lambda: bool(made))
+    assert app.connection is not None
+    app.connection.close()
+    until(lambda: not app.consumers)
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 def test_a_deleted_queue_begins_anew(
