@@ -10,10 +10,7 @@ import pytest
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.message import Message
-from greenconn.options import Retry
 from greenconn.transport.amqp.delays import LONGEST_DELAY, landing_queue, without_former_delays
-from tests.fix_wires import until
 
 SOON = 30.0
 
@@ -74,26 +71,3 @@ def test_traces_of_a_former_delay_are_taken_off() -> None:
     assert without_former_delays(headers) == {"a": 1, "x-last-death-queue": "mail"}
     assert without_former_delays({"x-death": [own, other]}) == {"x-death": [other]}
     assert without_former_delays({"x-death": [other]}) == {"x-death": [other]}
-
-
-def test_the_log_of_a_retry_has_the_delay_that_the_broker_keeps(
-    amqp_url: str, unique: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    tries: list[str] = []
-
-    def fail_once(body: str, message: Message) -> None:
-        tries.append(body)
-        if len(tries) == 1:
-            raise OSError("try me again")
-
-    with Connection(amqp_url) as connection:
-        retry = Retry(tries=2, delay=0.6, jitter=False, hold="broker")
-        consumer = greenconn.spawn_consumer(
-            Queue(unique, expires=120), fail_once, connection=connection, retry=retry
-        )
-        assert consumer.wait_ready(SOON)
-        with caplog.at_level("WARNING", "greenconn.worker"):
-            greenconn.publish(unique, "once", connection=connection)
-            until(lambda: len(tries) == 2, SOON)
-        assert consumer.stop(SOON)
-    assert "retry in 1.0 s" in caplog.text

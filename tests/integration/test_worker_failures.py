@@ -52,6 +52,27 @@ def test_a_retry_with_the_defaults_takes_no_place(connection: Connection, unique
     assert consumer.stop(SOON)
 
 
+def test_the_log_of_a_retry_has_the_delay_that_the_broker_keeps(
+    connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    def fail_once(body: str, message: Message) -> None:
+        tries.append(body)
+        if len(tries) == 1:
+            raise OSError("try me again")
+
+    retry = Retry(tries=2, delay=0.6, jitter=False, hold="broker")
+    consumer = greenconn.spawn_consumer(unique, fail_once, connection=connection, retry=retry)
+    assert consumer.wait_ready(SOON)
+    with caplog.at_level("WARNING", "greenconn.worker"):
+        greenconn.publish(unique, "once", connection=connection)
+        until(lambda: len(tries) == 2, SOON)
+    assert consumer.stop(SOON)
+    counts_in_seconds = connection.transport.driver_type in {"amqp", "beanstalk", "sqs"}
+    assert f"retry in {1.0 if counts_in_seconds else 0.6} s" in caplog.text
+
+
 def test_waiting_retries_stall_nothing(connection: Connection, unique: str) -> None:
     """Ten failing messages fill the prefetch window, and the good ones behind them are not held up."""
     handled: GreenQueue[Any] = GreenQueue()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.channel import StoreChannel
@@ -174,6 +174,8 @@ class Channel(StoreChannel[StoreLink]):
         queue=StoreChannel.supported_arguments.queue - {"x-max-priority"},
         message=StoreChannel.supported_arguments.message - {"priority"},
     )
+    #: The service counts in seconds.
+    has_whole_delays: Final = True
     # Kombu's names.
     default_region: ClassVar[str] = DEFAULT_REGION
     default_visibility_timeout: ClassVar[int] = 1800

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from greenconn._version import __version__
 from greenconn.broker.channel import StoreChannel
@@ -18,6 +18,9 @@ __all__ = ["Channel", "Transport"]
 
 class Channel(StoreChannel[StoreLink]):
     """A channel over beanstalk."""
+
+    #: The server counts in seconds.
+    has_whole_delays: Final = True
 
     def kick(self, queue: str = "", limit: int = 1000) -> int:
         """Let rejected messages, which lie buried in their queue, be delivered again.  May switch.
