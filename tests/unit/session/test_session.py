@@ -24,6 +24,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import LEAST_SHARE, Deadline
 from greenconn.green.hub import yield_to_hub
+from greenconn.green.retry import RetryPolicy
 from greenconn.session.session import Session
 from greenconn.session.state import SessionState
 from tests.fix_wires import until
@@ -668,17 +669,21 @@ def test_a_refusal_ends_recovery_and_a_later_use_restores(
     assert log == ["told"]
 
 
-def test_an_explicit_use_hurries_recovery(connection: Connection, script: Script) -> None:
+def test_an_explicit_use_hurries_recovery(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, script: Script
+) -> None:
+    patient = RetryPolicy(first=10 * CAME, longest=10 * CAME)
+    monkeypatch.setattr("greenconn.session.connect.ROUNDS_APART", patient)
+    connection: Connection = request.getfixturevalue("connection")
     connection.session.add(Member("a", []))
     connection.session.link()
     script.otherwise["one"] = REFUSED
     script.link.lose()
-    until(lambda: len(script.attempts) >= 5)
+    until(lambda: len(script.attempts) == 2)
     del script.otherwise["one"]
-    tries = len(script.attempts)
-    with gevent.Timeout(0.6):
+    with gevent.Timeout(CAME):
         connection.connect()
-    assert len(script.attempts) == tries + 1
+    assert len(script.attempts) == 3
 
 
 def test_waiting_callers_are_served_while_members_are_restored(
