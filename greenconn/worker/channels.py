@@ -59,6 +59,7 @@ class SharedChannel:
         lock: held over the opening.
         consumers: number of those that are here or about to be.
         is_private: one consumer has it for itself, since its request may fail.
+        life: the one of its :class:`SharedChannels` that counts it.
     """
 
     __slots__ = (
@@ -67,15 +68,17 @@ class SharedChannel:
         "_link",
         "consumers",
         "is_private",
+        "life",
         "lock",
         "prefetch",
     )
 
-    def __init__(self, link: Link, prefetch: int) -> None:
+    def __init__(self, link: Link, prefetch: int, life: object) -> None:
         self._link = link
         self._channel: Any = None
         self._has_prefetch = False
         self.prefetch = prefetch
+        self.life = life
         self.lock = BoundedSemaphore(1)
         self.consumers = 0
         self.is_private = False
@@ -84,10 +87,6 @@ class SharedChannel:
     def is_usable(self) -> bool:
         """Whether consumers may be started here: not known to be closed."""
         return self._channel is None or bool(self._channel.is_open)
-
-    def belongs_to(self, link: Link | None) -> bool:
-        """Return whether it is of the life of *link*."""
-        return self._link is link
 
     def reuse(self, prefetch: int) -> None:
         """Prepare it for other consumers, when it has none."""
@@ -109,10 +108,13 @@ class SharedChannel:
 class SharedChannels:
     """The consumer channels of one connection.  Nothing here switches."""
 
-    __slots__ = ("_expected", "_full", "_idle", "_link", "_with_room")
+    __slots__ = ("_expected", "_full", "_idle", "_life", "_link", "_with_room")
 
     def __init__(self) -> None:
         self._link: Link | None = None
+        #: A new one each time that all channels are forgotten.  The link does not tell them apart:
+        #: a consumer that was held up may still ask for the former link, between two for the present.
+        self._life = object()
         #: By prefetch: subscriptions that need a channel, whether they have it or not.
         self._expected: Counter[int] = Counter()
         #: By prefetch: channels with room for one more consumer, the next to be used first.
@@ -170,12 +172,12 @@ class SharedChannels:
                 shared.reuse(prefetch)
                 return shared
         assert self._link is not None
-        return SharedChannel(self._link, prefetch)
+        return SharedChannel(self._link, prefetch, self._life)
 
     def release(self, shared: SharedChannel) -> None:
         """Remove one consumer from *shared*, which stays open for the next ones."""
         shared.consumers -= 1
-        if not shared.belongs_to(self._link):
+        if shared.life is not self._life:
             return
         if shared.is_private:
             shared.is_private = False
@@ -193,6 +195,7 @@ class SharedChannels:
     def clear(self) -> None:
         """Forget all channels since the connection is closed."""
         self._link = None
+        self._life = object()
         self._with_room = {}
         self._full = Counter()
         self._idle = []

@@ -44,6 +44,7 @@ from greenconn.worker.recovery import (
     RecoveryOutcome,
     SubscriptionRecovery,
     find_overdue,
+    known_errors,
 )
 
 if TYPE_CHECKING:
@@ -328,6 +329,8 @@ class ConsumerLifecycle:
                 type(exc).__name__,
                 exc,
                 MIGRATION if isinstance(exc, PreconditionFailed) else "",
+                # Of what should not happen, the class and the text do not tell where.
+                exc_info=None if isinstance(exc, known_errors(self._session)) else exc,
                 extra=self.fields(),
             )
         self.request(TargetState.STOPPED)

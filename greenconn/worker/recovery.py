@@ -45,6 +45,7 @@ __all__ = [
     "RecoveryOutcome",
     "SubscriptionRecovery",
     "find_overdue",
+    "known_errors",
 ]
 
 logger = logging.getLogger("greenconn.worker")
@@ -203,7 +204,7 @@ class SubscriptionRecovery:
 
     def _is_final(self, exc: Exception, subscription: Subscription | None) -> bool:
         """Return whether trying again would be of no use."""
-        if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, _known(self._session)):
+        if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, known_errors(self._session)):
             return True
         if subscription is None:
             is_locked_out = bool(self._confirmed_at) and is_lockout(exc)
@@ -236,8 +237,8 @@ class SubscriptionRecovery:
         return self._session.broker.recoverable_channel_errors
 
 
-def _known(session: Session) -> tuple[Any, ...]:
-    """Return the errors of networks, brokers and limits; any other is an error of a program."""
+def known_errors(session: Session) -> tuple[Any, ...]:
+    """Return the errors of networks, brokers and limits; any other is an error in a program."""
     broker = session.broker
     errors = (*broker.connection_errors, *broker.channel_errors)
     return (OSError, AMQPError, KombuError, *errors)

@@ -145,3 +145,15 @@ def test_closed_channels_and_former_lives_are_forgotten() -> None:
     assert fourth not in (first, second, third)
     channels.release(second)  # of the former life: changes nothing
     assert channels.acquire(other, 10) is fourth
+
+
+def test_a_consumer_that_asks_for_the_former_link_late_disturbs_nobody() -> None:
+    channels, former, link = expecting(3), Link(), Link()
+    early = channels.acquire(link, 50)
+    late = channels.acquire(former, 1)  # it was held up since the former life
+    channels.release(late)
+    again = channels.acquire(link, 1)
+    channels.release(early)
+    assert early.consumers == 0
+    assert channels.acquire(link, 1) is again
+    channels.release(channels.acquire(link, 50))

@@ -129,6 +129,20 @@ def test_a_queue_that_the_broker_names(
     seen.wait(1)
 
 
+def test_an_error_in_a_program_ends_it_with_its_traceback(
+    connection: Connection, seen: RecordingHandler, caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_declared(*declared: object) -> None:
+        raise KeyError(50)
+
+    consumer = spawn_consumer(Queue("q", on_declared=on_declared), seen, connection=connection)
+    with pytest.raises(KeyError):
+        consumer.get(timeout=CAME)
+    (record,) = [each for each in caplog.records if "q failed" in each.getMessage()]
+    assert record.exc_text is not None
+    assert "in on_declared" in record.exc_text
+
+
 def test_a_queue_with_other_arguments_is_refused_for_good(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
