@@ -74,6 +74,7 @@ __all__ = [
     "ManagementError",
     "MessageNacked",
     "MessageStateError",
+    "MessageTooLarge",
     "NoConsumers",
     "NotAllowed",
     "NotBoundError",
@@ -303,6 +304,26 @@ class ReplyTimeout(OperationalError, TimeoutError):
     """The reply of the RPC server did not arrive in time.  The call may have been executed."""
 
 
+class MessageTooLarge(OperationalError):
+    """A message in a queue is above ``max_message_size``, so its body was not received.
+
+    Attributes:
+        queue: the name of the queue.
+        size: the bytes of the message body.
+        limit: ``max_message_size`` in bytes.
+        offset: the offset of the message if the queue is a stream, else None.
+    """
+
+    def __init__(
+        self, message: str, *, queue: str, size: int, limit: int, offset: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.queue = queue
+        self.size = size
+        self.limit = limit
+        self.offset = offset
+
+
 class RemoteError(OperationalError):
     """The function on the RPC server raised an exception.
 
@@ -328,5 +349,6 @@ NEVER_REPEATED: tuple[type[Exception], ...] = (
     PublishRefused,
     ConnectionBlocked,
     ReplyTimeout,
+    MessageTooLarge,
     WrongHub,
 )

@@ -18,9 +18,11 @@ from greenconn.wire.body import LARGE, BlockPool, LargeFrame
 __all__ = [
     "BASIC_PUBLISH",
     "FRAME_MIN",
+    "OVERSIZED",
     "PROTOCOL_HEADER",
     "FrameParser",
     "Method",
+    "body_size",
     "content_frames",
     "heartbeat_frame",
     "method_frame",
@@ -33,13 +35,16 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 END: Final = b"\xce"
 
 #: ``(channel, class_id << 16 | method_id, arguments with their 4 bytes of ids, header, body)``;
-#: header (class, weight, size, properties) and body are None for a method without content.
+#: header (class, weight, size, properties) and body are None for a method without content.  The ids of
+#: one whose body is above the limit have the bit ``OVERSIZED``, and its body is None: it was skipped.
 Method = tuple[int, int, bytes, bytes | None, bytes | None]
 
 BASIC_PUBLISH: Final = 60 << 16 | 40
 BASIC_RETURN: Final = 60 << 16 | 50
 BASIC_DELIVER: Final = 60 << 16 | 60
 BASIC_GET_OK: Final = 60 << 16 | 71
+#: Above all ids.  A method that has it is no ``BASIC_DELIVER``, so that the way of those costs nothing.
+OVERSIZED: Final = 1 << 32
 _WITH_CONTENT: Final = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
 
 _frame_head = Struct(">BHI")
@@ -92,7 +97,8 @@ class FrameParser:
 
     Arguments:
         frame_max: largest frame allowed in bytes; 0 is no limit but *body_limit*.
-        body_limit: largest body allowed in bytes.
+        body_limit: largest body that is kept, in bytes.  A larger one is skipped as it comes; its method
+            has the bit ``OVERSIZED``, and no body.
         channels: those that are open; None: all.  A body that comes in pieces on another is dropped.
     """
 
@@ -120,7 +126,7 @@ class FrameParser:
         """Take *data* and return the methods that are now whole.
 
         Raises:
-            FrameError: what came is not AMQP 0-9-1, or a frame or body is above the limit.
+            FrameError: what came is not AMQP 0-9-1, or a frame is above the limit.
             UnexpectedFrame: a content frame without its method, or the other way round.
         """
         if self._frame is not None:
@@ -259,11 +265,9 @@ class FrameParser:
                 raise FrameError(f"header frame of {len(payload)} bytes is too short")
             content.header = payload if content.is_kept else b""
             content.missing = _body_size.unpack_from(payload, 4)[0]
-            if content.missing > self.body_limit:
-                raise FrameError(
-                    f"body of {content.missing} bytes announced, above max_message_size "
-                    f"({self.body_limit})"
-                )
+            if content.is_kept and content.missing > self.body_limit:
+                content.is_kept = False
+                content.ids |= OVERSIZED
         else:
             if payload and content.is_kept:
                 _add_chunk(content.chunks, payload, is_only=len(payload) == content.missing)
@@ -274,6 +278,8 @@ class FrameParser:
 
     def _whole(self, channel: int, content: _Content) -> Method:
         del self._partial[channel]
+        if content.ids & OVERSIZED:
+            return (channel, content.ids, content.payload, content.header, None)
         chunks = content.chunks
         first = chunks[0] if chunks else b""
         body = first if len(chunks) < 2 and isinstance(first, bytes) else b"".join(chunks)
@@ -376,6 +382,12 @@ def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method]
         )
         position = after + 1
     return position
+
+
+def body_size(header: bytes) -> int:
+    """Return the bytes of a body that its *header* announces."""
+    size: int = _body_size.unpack_from(header, 4)[0]
+    return size
 
 
 def method_frame(channel: int, method: tuple[int, int], arguments: bytes = b"") -> bytes:

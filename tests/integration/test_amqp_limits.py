@@ -105,25 +105,6 @@ def test_a_body_that_is_too_large_is_refused_before_a_byte_is_sent(
             publish(unique, "x" * 1001, connection=connection, declare=True)
 
 
-def test_a_message_that_is_too_large_stays_in_its_queue(amqp_url: str, unique: str) -> None:
-    queue = Queue(unique, durable=False, auto_delete=False)
-    with Connection(amqp_url) as connection:
-        Producer(connection).publish("x" * 1001, unique, declare=[queue])
-        options = {"max_message_size": 1000}
-        with Connection(amqp_url, transport_options=options) as other:
-            consumer = Consumer(other, [queue], callbacks=[lambda body, message: None])
-            with pytest.raises(FrameError, match="1001 bytes announced, above max_message_size"):
-                consumer.consume()
-                other.drain_events(timeout=SOON)
-        bound = queue(connection.default_channel)
-        until(lambda: bound.queue_declare(passive=True).message_count == 1, SOON)
-        message = bound.get()
-        assert message is not None
-        assert message.payload == "x" * 1001
-        message.ack()
-        bound.delete()
-
-
 # Large numbers.
 
 

@@ -45,7 +45,7 @@ from greenconn.transport.amqp.publishing import (
     UnsentMessage,
 )
 from greenconn.transport.amqp.topology import DeclaringChannel
-from greenconn.wire.amqp import BASIC_RETURN, method_frame
+from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, OVERSIZED, method_frame
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
@@ -116,6 +116,7 @@ class Channel(DeclaringChannel):
             _CLOSE_OK: self._on_close_ok,
             ids_of(spec.Channel.Flow): self._on_flow,
             ids_of(spec.Basic.Cancel): self.consumers.on_cancel,
+            BASIC_DELIVER | OVERSIZED: self.consumers.on_oversized,
             BASIC_RETURN: self.returns.on_return,
             ids_of(spec.Basic.Ack): self.publisher.on_confirm,
             ids_of(spec.Basic.Nack): self.publisher.on_confirm,
@@ -684,6 +685,7 @@ class Channel(DeclaringChannel):
         """Take one message from a queue; None if it is empty.  May switch.
 
         Raises:
+            MessageTooLarge: the message is above ``max_message_size``; it was requeued unless *no_ack*.
             AMQPNotImplementedError: the queue was declared here as a stream; nothing was sent.
         """
         return self.consumers.get(queue, no_ack)

@@ -19,9 +19,11 @@ from greenconn.wire.amqp import (
     BASIC_PUBLISH,
     BASIC_RETURN,
     BODY_LIMIT,
+    OVERSIZED,
     FrameParser,
     Method,
     _take_whole,
+    body_size,
     content_frames,
     heartbeat_frame,
     method_frame,
@@ -264,12 +266,69 @@ def test_the_limit_of_a_frame_counts_its_eight_bytes_around() -> None:
         FrameParser(4096).feed(above)
 
 
-def test_an_announced_body_above_the_limit_is_refused() -> None:
+@pytest.mark.parametrize("size", [1, 100, 1500, 9000, 1 << 20])
+def test_a_body_above_the_limit_is_skipped(size: int) -> None:
+    # In frames that are small, that come in one piece, and that are received where they would stay.
+    body = bytes(100_000)
+    data = method_frame(1, DELIVER, b"x") + header(1, len(body), b"\0\1props")
+    data += frame(3, 1, body[:60_000])
+    data += delivery(2, b"beside") + frame(3, 1, body[60_000:]) + delivery(1, b"behind")
     parser = FrameParser(body_limit=1000)
-    data = method_frame(1, DELIVER) + header(1, 1001)
-    with pytest.raises(FrameError, match=r"body of 1001 bytes announced, above max_message_size"):
-        parser.feed(data)
-    assert FrameParser(body_limit=1000).feed(method_frame(1, DELIVER) + header(1, 1000)) == []
+    methods = parsed(parser, (data[at : at + size] for at in range(0, len(data), size)))
+    assert [(each[0], each[1], each[4]) for each in methods] == [
+        (2, ids(DELIVER), b"beside"),
+        (1, ids(DELIVER) | OVERSIZED, None),
+        (1, ids(DELIVER), b"behind"),
+    ]
+    _, _, payload, head, _ = methods[1]
+    assert payload[4:] == b"x"
+    assert head is not None
+    assert (body_size(head), head[12:]) == (100_000, b"\0\1props")
+
+
+def delivery(channel: int, body: bytes) -> bytes:
+    """A delivery with a body of one frame."""
+    return method_frame(channel, DELIVER) + header(channel, len(body)) + frame(3, channel, body)
+
+
+def test_the_largest_body_is_as_large_as_the_limit() -> None:
+    # In one piece, which the fast path would take.
+    allowed, above = delivery(1, bytes(1000)), delivery(1, bytes(1001))
+    methods = FrameParser(body_limit=1000).feed(allowed * 2 + above + allowed)
+    assert [(each[1], each[4]) for each in methods] == [
+        (ids(DELIVER), bytes(1000)),
+        (ids(DELIVER), bytes(1000)),
+        (ids(DELIVER) | OVERSIZED, None),
+        (ids(DELIVER), bytes(1000)),
+    ]
+
+
+def test_a_body_above_the_limit_on_a_channel_that_is_not_open_is_dropped() -> None:
+    methods = FrameParser(body_limit=1000, channels={1}).feed(delivery(2, bytes(1001)))
+    assert methods == [(2, ids(DELIVER), b"", b"", b"")]
+
+
+def test_a_body_above_the_limit_takes_no_memory() -> None:
+    parser = FrameParser(body_limit=1000)
+    parser.feed(method_frame(1, DELIVER) + header(1, 1 << 50))
+    piece = frame(3, 1, bytes(100_000))
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            for half in (piece[:60_000], piece[60_000:]):
+                room = parser.room()
+                if room is None:
+                    assert parser.feed(half) == []
+                    continue
+                while half:
+                    first = next(each for each in parser.room() or [half] if len(each))
+                    part, half = half[: len(first)], half[len(first) :]
+                    first[: len(part)] = part
+                    assert parser.filled(len(part)) == []
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -363,18 +422,12 @@ def test_whatever_is_wrong_is_found_in_one_piece_as_it_is_byte_by_byte(
     assert outcome(FrameParser(*limits), one_by_one) == whole
 
 
-@pytest.mark.parametrize("limits", [(4096, 1 << 20), (131072, 100)])
-def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limits(
-    limits: tuple[int, int],
-) -> None:
-    frame_max, body_limit = limits
-    size = min(frame_max - 8, body_limit)
-    head = method_frame(1, DELIVER)
-    allowed = head + header(1, size) + frame(3, 1, bytes(size))
-    assert FrameParser(*limits).feed(allowed * 3)[2][4] == bytes(size)
-    above = head + header(1, size + 1) + frame(3, 1, bytes(size + 1))
-    with pytest.raises(FrameError, match=rf"announced.*\b{min(limits)}\b"):
-        FrameParser(*limits).feed(allowed + above)
+def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limit_of_frames() -> None:
+    size = FRAME_MAX - 8
+    allowed = delivery(1, bytes(size))
+    assert FrameParser(FRAME_MAX).feed(allowed * 3)[2][4] == bytes(size)
+    with pytest.raises(FrameError, match=r"announced.*\b4096\b"):
+        FrameParser(FRAME_MAX).feed(allowed + delivery(1, bytes(size + 1)))
 
 
 @given(streams(), st.integers(0, 100_000), st.integers(1, 255))
