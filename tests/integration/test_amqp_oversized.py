@@ -16,6 +16,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import MessageTooLarge
 from greenconn.messaging import Consumer, Producer
+from greenconn.mixins import ConsumerMixin
 from greenconn.publishing import publish
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
@@ -213,6 +214,24 @@ def test_pika_style_callbacks_get_the_error_from_drain_events(
     assert channel.is_open
     assert channel.unacked_count == 0
     channel.basic_cancel("tag")  # does nothing: it has ended
+    until(lambda: waiting(sender, queue.name) == 1, SOON)
+
+
+def test_a_mixin_ends_rather_than_reconnect(
+    sender: Connection, limited: Connection, declare: Callable[..., Queue]
+) -> None:
+    queue = declare()
+    send(sender, queue, LARGE)
+
+    class Program(ConsumerMixin):
+        connection = limited
+
+        def get_consumers(self, consumer_class: Any, channel: Any) -> list[Any]:
+            return [consumer_class([queue], callbacks=[print])]
+
+    running = gevent.spawn(Program().run)
+    with pytest.raises(MessageTooLarge):
+        running.get(timeout=SOON)
     until(lambda: waiting(sender, queue.name) == 1, SOON)
 
 
