@@ -80,9 +80,7 @@ class Sink(Protocol):
 
     ``deliver`` and ``cancelled`` are called by the connection's reader: they append, wake and return;
     they never switch greenlets and never raise.  One in which no message ever waits may have an
-    attribute ``keeps_messages`` that is False, so that nothing is counted.  One without acks may have a
-    method ``refuse(message, exc)``, called in the same way with a message that is above
-    ``max_message_size``, and has no body; it returns whether a caller got the error.
+    attribute ``keeps_messages`` that is False, so that nothing is counted.
     """
 
     #: Set by the channel when nothing but memory bounds this consumer (``no_ack``, or no prefetch):

@@ -47,6 +47,7 @@ __all__ = [
     "AMQPNotImplementedError",
     "AccessRefused",
     "BatchPublishError",
+    "BodyTooLarge",
     "ChannelError",
     "ChannelLimitExceeded",
     "ChannelNotOpen",
@@ -74,7 +75,6 @@ __all__ = [
     "ManagementError",
     "MessageNacked",
     "MessageStateError",
-    "MessageTooLarge",
     "NoConsumers",
     "NotAllowed",
     "NotBoundError",
@@ -156,6 +156,13 @@ class EncodeError(SerializationError):
 
 class DecodeError(SerializationError):
     """A message body could not be decoded."""
+
+
+class BodyTooLarge(DecodeError):
+    """The body of a received message is above ``max_message_size``, and was not kept.
+
+    The broker still holds the message until it is acknowledged or rejected.
+    """
 
 
 class NotBoundError(KombuError):
@@ -304,26 +311,6 @@ class ReplyTimeout(OperationalError, TimeoutError):
     """The reply of the RPC server did not arrive in time.  The call may have been executed."""
 
 
-class MessageTooLarge(OperationalError):
-    """A message in a queue is above ``max_message_size``, so its body was not received.
-
-    Attributes:
-        queue: the name of the queue.
-        size: the bytes of the message body.
-        limit: ``max_message_size`` in bytes.
-        offset: the offset of the message if the queue is a stream, else None.
-    """
-
-    def __init__(
-        self, message: str, *, queue: str, size: int, limit: int, offset: int | None = None
-    ) -> None:
-        super().__init__(message)
-        self.queue = queue
-        self.size = size
-        self.limit = limit
-        self.offset = offset
-
-
 class RemoteError(OperationalError):
     """The function on the RPC server raised an exception.
 
@@ -349,6 +336,5 @@ NEVER_REPEATED: tuple[type[Exception], ...] = (
     PublishRefused,
     ConnectionBlocked,
     ReplyTimeout,
-    MessageTooLarge,
     WrongHub,
 )

@@ -390,12 +390,15 @@ class Message(Generic[T]):
             "state": self._state,
             "content_type": self.content_type,
             "delivery_tag": self.delivery_tag,
-            "body_length": len(self.body) if isinstance(self.body, (str, bytes)) else None,
+            "body_length": self._body_length(),
             "properties": _chosen(self.properties, "correlation_id", "type"),
             "delivery_info": _chosen(self.delivery_info, "exchange", "routing_key"),
         }
         known = {name: value for name, value in details.items() if value is not None}
         return f"<{type(self).__name__} object at {id(self):#x} with details {known!r}>"
+
+    def _body_length(self) -> int | None:
+        return len(self.body) if isinstance(self.body, (str, bytes)) else None
 
 
 def _current_error() -> _ErrorTriple:

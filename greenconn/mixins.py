@@ -12,6 +12,7 @@ from gevent import sleep
 
 from greenconn.common import ignore_errors
 from greenconn.encoding import safe_repr
+from greenconn.exceptions import BodyTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.limits import TokenBucket
 from greenconn.log import get_logger
@@ -94,7 +95,7 @@ class ConsumerMixin:
             exc,
             message.content_type,
             message.content_encoding,
-            safe_repr(message.body),
+            "not received" if isinstance(exc, BodyTooLarge) else safe_repr(message.body),
         )
         message.ack()
 

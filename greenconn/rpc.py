@@ -26,7 +26,6 @@ from greenconn.entity import Exchange, Queue
 from greenconn.entity.existence import is_expected, wait_declared
 from greenconn.exceptions import (
     NEVER_REPEATED,
-    MessageTooLarge,
     OperationalError,
     RemoteError,
     ReplyTimeout,
@@ -142,7 +141,6 @@ def call(
         ReplyTimeout: no reply arrived in time; the call may have been executed.  Requests are sent
             without publisher confirms, so a request that a full queue rejected also ends with this
             error.
-        MessageTooLarge: the reply is above ``max_message_size``; the call was executed.
         Unroutable: the queue does not exist.
         PublishTimeout, ConnectionBlocked: the request was not sent.
         OperationalError: the connection was lost before the reply arrived; the call may have been
@@ -373,17 +371,6 @@ class _Replies:
         slot = self._slot_of(message)
         if slot is not None:
             slot.offer(message)
-
-    def refuse(self, message: Message, exc: MessageTooLarge) -> bool:
-        """Fail the call whose reply is too large; return whether its caller still waits."""
-        slot = self._slot_of(message)
-        if slot is None:
-            return False
-        text = (
-            f"the reply of {exc.size} bytes is above max_message_size ({exc.limit} bytes), and is lost; "
-            f"the call was executed: raise max_message_size, or return less"
-        )
-        return slot.fail(MessageTooLarge(text, queue=exc.queue, size=exc.size, limit=exc.limit))
 
     def returned(self, exc: Exception, exchange: str, routing_key: str, message: Message) -> None:
         """Fail a call whose request was returned."""

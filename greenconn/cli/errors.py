@@ -8,6 +8,7 @@ from typing import Final
 from greenconn.exceptions import (
     AccessRefused,
     AMQPError,
+    BodyTooLarge,
     ConnectionBlocked,
     ConnectionForced,
     ContentDisallowed,
@@ -44,6 +45,7 @@ _REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (ConnectionForced, "the broker was shut down: start it again"),
     (ConnectionResetError, "the broker closed the connection: look at its log"),
     (ContentTooLarge, "split it, or raise the broker's max_message_size"),
+    (BodyTooLarge, "raise it in the URL, as in amqp://host//?max_message_size=BYTES"),
     (FrameError, "check that the port is the broker's"),
     (ContentDisallowed, "name the content type with --accept if you trust the sender"),
     (ReplyTimeout, "is a server of the queue running?"),

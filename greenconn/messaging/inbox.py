@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from greenconn.exceptions import ConsumerCancelled, MessageTooLarge
+from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox, take_any
 
@@ -44,7 +44,7 @@ class ConsumerInbox:
 
     def cancelled(self, exc: BaseException) -> None:
         # In the reader: nothing here may switch.
-        if isinstance(exc, (ConsumerCancelled, MessageTooLarge)):
+        if isinstance(exc, ConsumerCancelled):
             self._consumer._subscriptions.placed.clear()
         elif not self._no_ack:
             # They are requeued, and could not be acked any more; but no handler has seen them.

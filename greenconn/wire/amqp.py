@@ -16,9 +16,11 @@ from greenconn.exceptions import FrameError, UnexpectedFrame
 from greenconn.wire.body import LARGE, BlockPool, LargeFrame
 
 __all__ = [
+    "BASIC_DELIVER",
     "BASIC_PUBLISH",
+    "BASIC_RETURN",
+    "BODY_SKIPPED",
     "FRAME_MIN",
-    "OVERSIZED",
     "PROTOCOL_HEADER",
     "FrameParser",
     "Method",
@@ -35,16 +37,16 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 END: Final = b"\xce"
 
 #: ``(channel, class_id << 16 | method_id, arguments with their 4 bytes of ids, header, body)``;
-#: header (class, weight, size, properties) and body are None for a method without content.  The ids of
-#: one whose body is above the limit have the bit ``OVERSIZED``, and its body is None: it was skipped.
+#: header (class, weight, size, properties) and body are None for a method without content.  If the body
+#: was too large, it is empty, and the number also has :data:`BODY_SKIPPED`.
 Method = tuple[int, int, bytes, bytes | None, bytes | None]
 
 BASIC_PUBLISH: Final = 60 << 16 | 40
 BASIC_RETURN: Final = 60 << 16 | 50
 BASIC_DELIVER: Final = 60 << 16 | 60
 BASIC_GET_OK: Final = 60 << 16 | 71
-#: Above all ids.  A method that has it is no ``BASIC_DELIVER``, so that the way of those costs nothing.
-OVERSIZED: Final = 1 << 32
+#: A bit that no method has, so that who compares numbers takes no message without its body.
+BODY_SKIPPED: Final = 1 << 31
 _WITH_CONTENT: Final = frozenset({BASIC_PUBLISH, BASIC_RETURN, BASIC_DELIVER, BASIC_GET_OK})
 
 _frame_head = Struct(">BHI")
@@ -92,13 +94,12 @@ class _Content:
 class FrameParser:
     """Incremental parser of the frames that a broker sends, or that were to be sent to one.
 
-    Any split of the same bytes gives the same methods.  Memory is bounded by the frame limit and by
-    what was received: a length announced by the peer is checked, never believed.
+    Any split of the same bytes gives the same methods.  Memory is bounded by the limits of a frame and
+    a body, and by what was received: a length announced by the peer is checked, never believed.
 
     Arguments:
         frame_max: largest frame allowed in bytes; 0 is no limit but *body_limit*.
-        body_limit: largest body that is kept, in bytes.  A larger one is skipped as it comes; its method
-            has the bit ``OVERSIZED``, and no body.
+        body_limit: largest body kept in bytes; a larger one is skipped, frame by frame.
         channels: those that are open; None: all.  A body that comes in pieces on another is dropped.
     """
 
@@ -264,10 +265,10 @@ class FrameParser:
             if len(payload) < 14:
                 raise FrameError(f"header frame of {len(payload)} bytes is too short")
             content.header = payload if content.is_kept else b""
-            content.missing = _body_size.unpack_from(payload, 4)[0]
-            if content.is_kept and content.missing > self.body_limit:
+            content.missing = body_size(payload)
+            if content.missing > self.body_limit and content.is_kept:
+                content.ids |= BODY_SKIPPED
                 content.is_kept = False
-                content.ids |= OVERSIZED
         else:
             if payload and content.is_kept:
                 _add_chunk(content.chunks, payload, is_only=len(payload) == content.missing)
@@ -278,8 +279,6 @@ class FrameParser:
 
     def _whole(self, channel: int, content: _Content) -> Method:
         del self._partial[channel]
-        if content.ids & OVERSIZED:
-            return (channel, content.ids, content.payload, content.header, None)
         chunks = content.chunks
         first = chunks[0] if chunks else b""
         body = first if len(chunks) < 2 and isinstance(first, bytes) else b"".join(chunks)
@@ -385,7 +384,7 @@ def _take_whole(data: bytes, position: int, room: int, append: Callable[[Method]
 
 
 def body_size(header: bytes) -> int:
-    """Return the bytes of a body that its *header* announces."""
+    """Return the size of the body in bytes that the payload of a header frame announces."""
     size: int = _body_size.unpack_from(header, 4)[0]
     return size
 

@@ -29,7 +29,6 @@ from greenconn.entity.existence import (
 )
 from greenconn.exceptions import (
     ConsumerCancelled,
-    MessageTooLarge,
     NotFound,
     RecoverableChannelError,
     is_unavailable,
@@ -490,8 +489,6 @@ class Subscription:
         self.was_confirmed = sink.is_confirmed = True
         if self._position is not None:
             self._position.note_begin()
-        if isinstance(sink.lost, MessageTooLarge):
-            raise sink.lost
         if sink.lost is not None:
             raise RecoverableChannelError(
                 f"consumer {self.tag!r} was lost as soon as it was started: {sink.lost}"

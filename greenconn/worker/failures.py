@@ -163,12 +163,12 @@ class FailedMessages:
         headers[ERROR] = f"{type(exc).__module__}.{type(exc).__qualname__}"
         headers[TEXT] = str(exc)[:LONGEST_TEXT]
         options = PublishOptions(target, {"declare": True, **priority_of(message)})
-        outgoing = resent(message, options, headers)
-        assert outgoing.own is not None
-        # It does not expire there, and it is this user who publishes it.
-        outgoing.own.pop("expiration", None)
-        outgoing.own.pop("user_id", None)
         try:
+            outgoing = resent(message, options, headers)
+            assert outgoing.own is not None
+            # It does not expire there, and it is this user who publishes it.
+            outgoing.own.pop("expiration", None)
+            outgoing.own.pop("user_id", None)
             self._publish(outgoing)
         except Exception as failure:
             logger.error(

@@ -22,7 +22,7 @@ from gevent import Timeout
 
 from greenconn.checks import check_has_run
 from greenconn.delays import kept_delay
-from greenconn.exceptions import MessageStateError
+from greenconn.exceptions import BodyTooLarge, MessageStateError
 from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
@@ -418,6 +418,8 @@ class Handling:
         """
         failed, queue = self._failed_messages, self._queue_of(message)
         target = None if failed is None else self._dead_letters_of(queue)
+        if isinstance(exc, BodyTooLarge) and self.has_dead_letters(message):
+            target = None  # only the broker has all of it
         if failed is not None and target is not None:
             if not message.acknowledged and message.channel.is_open:
                 if failed.dead_letter(message, queue, target, attempts, exc):

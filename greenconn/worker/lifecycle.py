@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gevent import Greenlet, get_hub, getcurrent
 
 from greenconn.entity.existence import has_messages
-from greenconn.exceptions import ConsumerCancelled, MessageTooLarge, PreconditionFailed
+from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline, TimeLimit
@@ -591,10 +591,6 @@ class ConsumerLifecycle:
 
     def _on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
         """Note that a subscription has ended, and see that it is begun again.  In the reader."""
-        if isinstance(exc, MessageTooLarge):
-            # It would get the message again.  The channel is open: what else came can be settled.
-            spawn("consumer-fail", self.fail, exc)
-            return
         if isinstance(exc, ConsumerCancelled):
             subscription.forget_declaration(self._session)
             self._cancelled.append(

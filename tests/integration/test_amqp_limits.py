@@ -6,10 +6,10 @@ import gc
 import logging
 import resource
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import pack
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
 import pytest
@@ -17,9 +17,19 @@ from amqp import spec
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import ConnectionBlocked, ContentTooLarge, FrameError, PublishRefused
+from greenconn.exceptions import (
+    BodyTooLarge,
+    ConnectionBlocked,
+    ContentTooLarge,
+    DecodeError,
+    FrameError,
+    PublishRefused,
+    RemoteError,
+)
 from greenconn.messaging import Consumer, Producer
+from greenconn.mixins import ConsumerMixin
 from greenconn.publishing import publish
+from greenconn.rpc import call, spawn_server
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
@@ -103,6 +113,220 @@ def test_a_body_that_is_too_large_is_refused_before_a_byte_is_sent(
         assert connection.default_channel.is_open
         with pytest.raises(PublishRefused, match="max_message_size"):
             publish(unique, "x" * 1001, connection=connection, declare=True)
+
+
+LARGE_ERROR = r"body of 200000 bytes is above max_message_size \(1000 bytes\)"
+
+
+@pytest.fixture
+def limited(amqp_url: str) -> Iterator[Connection]:
+    """A connection that takes bodies of up to 1,000 bytes."""
+    with Connection(amqp_url, transport_options={"max_message_size": 1000}) as connection:
+        yield connection
+        assert connection.session.generation <= 1  # it was never lost
+
+
+@pytest.fixture
+def sending(amqp_url: str, unique: str) -> Iterator[Producer]:
+    with Connection(amqp_url) as connection:
+        yield Producer(connection, routing_key=unique)
+        connection.default_channel.queue_delete(unique)
+        connection.default_channel.queue_delete(f"{unique}.dead")
+
+
+def got_from(queue: str, channel: Any) -> Any:
+    """Get a message from a queue, which may arrive there only now."""
+    found: list[Any] = []
+
+    def has_come() -> bool:
+        found.append(channel.basic_get(queue))
+        return found[-1] is not None
+
+    until(has_come, SOON)
+    return found[-1]
+
+
+def test_a_message_that_is_too_large_cannot_be_decoded(
+    limited: Connection, sending: Producer, unique: str
+) -> None:
+    queue = Queue(unique, durable=True)
+    sending.publish("x" * 200_000, declare=[queue])
+    sending.publish("small")
+    got: list[Any] = []
+    consumer = Consumer(limited, [queue], callbacks=[lambda body, message: got.append(message)])
+    with consumer:
+        with pytest.raises(BodyTooLarge, match=LARGE_ERROR):
+            limited.drain_events(timeout=SOON)
+        while not got:
+            limited.drain_events(timeout=SOON)
+        assert got[0].payload == "small"
+        got[0].ack()
+    limited.default_channel.basic_recover(requeue=True)
+    with pytest.raises(DecodeError), Consumer(limited, [queue], on_message=got.append):
+        limited.drain_events(timeout=SOON)
+    limited.default_channel.basic_recover(requeue=True)
+    refused: list[Any] = []
+    with Consumer(
+        limited,
+        [queue],
+        on_message=got.append,
+        on_decode_error=lambda message, exc: refused.append((message, exc)),
+    ):
+        while not refused:
+            limited.drain_events(timeout=SOON)
+        message, error = refused[0]
+        assert isinstance(error, BodyTooLarge)
+        assert "'body_length': 200000" in repr(message)
+        with pytest.raises(BodyTooLarge):
+            bytes(message.body)
+        message.requeue()
+    assert len(got) == 1
+    message = got_from(unique, limited.default_channel)
+    assert message.headers == {}
+    with pytest.raises(BodyTooLarge, match=LARGE_ERROR):
+        bytes(message.payload)
+    message.requeue()
+    again = got_from(unique, sending.channel)
+    assert len(again.payload) == 200_000
+    again.ack()
+
+
+def test_a_message_that_is_too_large_disturbs_no_other_consumer(
+    limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[Any] = []
+
+    def handle(body: Any, message: Any) -> None:
+        got.append(body)
+
+    consumers = [
+        spawn_consumer(name, handle, connection=limited) for name in (unique, f"{unique}.dead")
+    ]
+    assert all(each.wait_ready(SOON) for each in consumers)
+    for body in ("before", "x" * 200_000, "after"):
+        sending.publish(body)
+    sending.publish("elsewhere", routing_key=f"{unique}.dead")
+    until(lambda: sorted(got) == ["after", "before", "elsewhere"], SOON)
+    until(lambda: consumers[0].stats()["rejected"] == 1, SOON)
+    assert all(each.stop(SOON) for each in consumers)
+    assert any("cannot be decoded: BodyTooLarge" in each.getMessage() for each in caplog.records)
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_a_message_that_is_too_large_becomes_a_dead_letter_of_the_broker(
+    limited: Connection, sending: Producer, unique: str, queue_type: str
+) -> None:
+    queue = Queue(
+        unique, durable=True, dead_letter=True, queue_arguments={"x-queue-type": queue_type}
+    )
+    consumer = spawn_consumer(queue, print, connection=limited)
+    assert consumer.wait_ready(SOON)
+    sending.publish("x" * 200_000)
+    letter = got_from(f"{unique}.dead", sending.channel)
+    assert len(letter.payload) == 200_000
+    letter.ack()
+    assert consumer.stop(SOON)
+
+
+def test_a_message_that_is_too_large_stays_if_only_its_consumer_makes_dead_letters(
+    limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = spawn_consumer(unique, print, connection=limited, dead_letter=True)
+    assert consumer.wait_ready(SOON)
+    sending.publish("x" * 200_000)
+    text = f"cannot be stored in queue '{unique}.dead', and stays: body of 200000 bytes is above"
+    until(lambda: any(text in each.getMessage() for each in caplog.records), SOON)
+    assert consumer.stop(SOON)
+    bound = Queue(unique)(sending.channel)
+    until(lambda: bound.queue_declare(passive=True).message_count == 1, SOON)
+
+
+def test_a_reply_that_is_too_large_fails_its_call_alone(
+    limited: Connection, sending: Producer, unique: str
+) -> None:
+    server = spawn_server(unique, lambda size: "x" * size, connection=sending.connection)
+    assert server.wait_ready(SOON)
+    calls = [
+        gevent.spawn(call, unique, size, connection=limited, timeout=SOON)
+        for size in (10, 200_000, 20)
+    ]
+    gevent.joinall(calls, timeout=SOON)
+    assert [len(calls[0].get()), len(calls[2].get())] == [10, 20]
+    with pytest.raises(BodyTooLarge, match=LARGE_ERROR):
+        calls[1].get()
+    assert server.stop(SOON)
+
+
+def test_a_request_that_is_too_large_is_answered(
+    limited: Connection, sending: Producer, unique: str
+) -> None:
+    server = spawn_server(unique, len, connection=limited)
+    assert server.wait_ready(SOON)
+    for size in (200_000, 10):
+        request = gevent.spawn(
+            call, unique, "x" * size, connection=sending.connection, timeout=SOON
+        )
+        if size > 1000:
+            with pytest.raises(RemoteError, match=LARGE_ERROR):
+                request.get(timeout=SOON)
+        else:
+            assert request.get(timeout=SOON) == size
+    assert server.stop(SOON)
+
+
+def test_a_message_that_is_too_large_is_logged_where_it_needs_no_ack(
+    limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[Any] = []
+    consumer = spawn_consumer(
+        unique, lambda body, message: got.append(body), connection=limited, no_ack=True
+    )
+    assert consumer.wait_ready(SOON)
+    for body in ("x" * 200_000, "after"):
+        sending.publish(body)
+    until(lambda: got == ["after"], SOON)
+    assert consumer.stop(SOON)
+    assert any("of 200000 bytes is above" in each.getMessage() for each in caplog.records)
+
+
+def test_a_mixin_passes_over_a_message_that_is_too_large(
+    limited: Connection, sending: Producer, unique: str
+) -> None:
+    class Worker(ConsumerMixin):
+        connection = limited
+        got: ClassVar[list[Any]] = []
+
+        def get_consumers(self, new: Any, channel: Any) -> Any:
+            return [new([Queue(unique, durable=True)], callbacks=[self.handle])]
+
+        def handle(self, body: Any, message: Any) -> None:
+            self.got.append(body)
+            message.ack()
+            self.should_stop = True
+
+    for body in ("x" * 200_000, "after"):
+        sending.publish(body, declare=[Queue(unique, durable=True)])
+    gevent.spawn(Worker().run).get(timeout=SOON)
+    assert Worker.got == ["after"]
+
+
+def test_a_message_of_a_stream_that_is_too_large_is_passed_over(
+    limited: Connection, sending: Producer, unique: str
+) -> None:
+    queue = Queue(
+        unique,
+        durable=True,
+        queue_arguments={"x-queue-type": "stream"},
+        consumer_arguments={"x-stream-offset": "first"},
+    )
+    got: list[Any] = []
+    for body in ("before", "x" * 200_000, "after"):
+        sending.publish(body, declare=[queue])
+    consumer = spawn_consumer(
+        queue, lambda body, message: got.append(body), connection=limited, prefetch_count=1
+    )
+    until(lambda: got == ["before", "after"], SOON)
+    assert consumer.stop(SOON)
 
 
 # Large numbers.

@@ -34,7 +34,7 @@ from greenconn.transport.amqp.acks import Acks
 from greenconn.transport.amqp.calls import Call, Calls, Pipeline
 from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, requeue_events
 from greenconn.transport.amqp.errors import with_remedy
-from greenconn.transport.amqp.message import Outgoing
+from greenconn.transport.amqp.message import BodilessDelivery, Outgoing
 from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
 from greenconn.transport.amqp.publishing import (
     AWAITED,
@@ -45,7 +45,7 @@ from greenconn.transport.amqp.publishing import (
     UnsentMessage,
 )
 from greenconn.transport.amqp.topology import DeclaringChannel
-from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, OVERSIZED, method_frame
+from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, BODY_SKIPPED, method_frame
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
@@ -116,7 +116,6 @@ class Channel(DeclaringChannel):
             _CLOSE_OK: self._on_close_ok,
             ids_of(spec.Channel.Flow): self._on_flow,
             ids_of(spec.Basic.Cancel): self.consumers.on_cancel,
-            BASIC_DELIVER | OVERSIZED: self.consumers.on_oversized,
             BASIC_RETURN: self.returns.on_return,
             ids_of(spec.Basic.Ack): self.publisher.on_confirm,
             ids_of(spec.Basic.Nack): self.publisher.on_confirm,
@@ -685,7 +684,6 @@ class Channel(DeclaringChannel):
         """Take one message from a queue; None if it is empty.  May switch.
 
         Raises:
-            MessageTooLarge: the message is above ``max_message_size``; it was requeued unless *no_ack*.
             AMQPNotImplementedError: the queue was declared here as a stream; nothing was sent.
         """
         return self.consumers.get(queue, no_ack)
@@ -863,6 +861,12 @@ class Channel(DeclaringChannel):
 
     def on_method(self, ids: int, payload: bytes, header: bytes | None, body: bytes | None) -> None:
         """Take a method of the broker over.  Called by the reader."""
+        if ids & BODY_SKIPPED:
+            ids ^= BODY_SKIPPED
+            if ids == BASIC_DELIVER:
+                assert header is not None
+                self.on_deliver(payload, header, b"", BodilessDelivery)
+                return
         reply = (ids, payload, header, body)
         pending = self.calls.pending
         if self._closing and ids not in (_CLOSE, _CLOSE_OK):

@@ -13,9 +13,6 @@ rules:
   seen are requeued with ``basic.nack``.  RabbitMQ requeues what is unacknowledged when the channel is
   closed, but counts that as an attempt: a quorum queue drops or dead-letters a message at its delivery
   limit (20 by default since 4.0), although no handler has ever seen it.
-- A message above ``max_message_size`` has no body here.  It goes to the dead-letter exchange if the
-  queue was declared with one; otherwise its consumer is cancelled before the message is requeued, since
-  it would get it again.  Only that consumer gets the error.
 - Without a prefetch, or without acks, only memory limits what the broker sends.  Such deliveries are
   counted in bytes, and the connection stops reading above its budget.
 """
@@ -24,7 +21,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
@@ -36,18 +32,16 @@ from greenconn.exceptions import (
     AMQPNotImplementedError,
     ConsumerCancelled,
     FrameError,
-    MessageTooLarge,
     raise_error,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
 from greenconn.streams import OFFSET, check_offset
 from greenconn.transport.amqp.calls import Call
-from greenconn.transport.amqp.message import Delivery
+from greenconn.transport.amqp.message import BodilessDelivery, Delivery
 from greenconn.transport.amqp.methods import Reply, ids_of, read_arguments
-from greenconn.wire.amqp import BASIC_GET_OK, OVERSIZED, body_size, method_frame
+from greenconn.wire.amqp import body_size, method_frame
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink
@@ -68,14 +62,7 @@ _SLACK: Final = 1000
 _CHECK_INTERVAL: Final = 10_000
 #: Maximum number of tags of former stream consumers that a channel remembers.
 _STREAMS_KEPT: Final = 1024
-#: The reply to ``basic.get`` whose body was skipped, as the amqp package would have it.
-_OVERSIZED_GET_OK: Final = (60, 71 | OVERSIZED)
-#: The remedies for a message that is too large; _LOST: the broker has forgotten it.
-_REMEDIES: Final = (
-    "it stays in the queue; raise max_message_size, declare the queue with x-dead-letter-exchange, or "
-    "take the message out with another client"
-)
-_LOST: Final = "it is lost, as it needed no ack; raise max_message_size, or consume with acks"
+_GET_OK: Final = ids_of(spec.Basic.GetOk)
 _CANCEL: Final = ids_of(spec.Basic.Cancel)
 _CANCEL_OK: Final = ids_of(spec.Basic.CancelOk)
 
@@ -264,14 +251,6 @@ class ChannelConsumer:
         elif cancelled:
             self.link.events.put((raise_error, exc))
 
-    def fail(self, exc: MessageTooLarge) -> None:
-        """End with *exc*: the owner is to raise it, rather than to consume again."""
-        if self.sink is None:
-            self.link.events.put((self._fail, exc))
-        else:
-            self.gone(exc)
-        self.leave(ConsumerState.CANCELLED)
-
     # In the greenlet that drains.
 
     def _handle(self, message: Delivery) -> None:
@@ -279,12 +258,6 @@ class ChannelConsumer:
             self._refuse(message)
         elif self.callback is not None:
             self.callback(message)
-
-    def _fail(self, exc: MessageTooLarge) -> None:
-        if self.on_cancel is not None:
-            with suppress(ConsumerCancelled):  # as it says no more than that
-                self.on_cancel(self.tag)
-        raise exc
 
     def _taken(self, message: Delivery) -> None:
         self.link.budget.release(message.size)
@@ -299,21 +272,6 @@ def cancelled_error(tag: str) -> ConsumerCancelled:
     return ConsumerCancelled(
         f"the broker cancelled consumer {tag!r}: its queue was deleted or is unavailable at the moment, "
         f"or a message of a quorum queue was not acknowledged within its consumer timeout (RabbitMQ 4.3)"
-    )
-
-
-def _too_large(
-    link: LinkPort, queue: str, header: bytes, remedy: str, offset: int | None = None
-) -> MessageTooLarge:
-    size, limit = body_size(header), link.options.max_message_size
-    where = "" if offset is None else f" at offset {offset}"
-    return MessageTooLarge(
-        f"a message of {size} bytes{where} in queue {queue!r} is above max_message_size "
-        f"({limit} bytes): {remedy}",
-        queue=queue,
-        size=size,
-        limit=limit,
-        offset=offset,
     )
 
 
@@ -656,7 +614,7 @@ class Consumers:
             spec.Basic.Get,
             "Bsb",
             (0, queue, no_ack),
-            wait=[spec.Basic.GetOk, _OVERSIZED_GET_OK, spec.Basic.GetEmpty],
+            wait=[spec.Basic.GetOk, spec.Basic.GetEmpty],
             returns_tuple=True,
             undo=None if no_ack else self._undo_get,
             on_reply=None if no_ack else self._note_get,
@@ -664,28 +622,25 @@ class Consumers:
         if len(reply) < 2:
             return None
         payload, header, body = reply[-1]
-        if body is None:
-            raise _too_large(self._link, queue, header, _LOST if no_ack else _REMEDIES)
-        return Delivery(self._channel, reply[0], payload, header, body, None)
+        kind = Delivery if len(body) == body_size(header) else BodilessDelivery
+        return kind(self._channel, reply[0], payload, header, body, None)
 
     def _note_get(self, reply: Reply) -> None:
         # In the reader, so that the ledger gets all tags in order.
-        _, payload, header, body = reply
-        if header is not None:
-            tag = _delivery_tag.unpack_from(payload, 4)[0]
-            self._acks.ledger.delivered(tag)
+        if reply[0] == _GET_OK:
+            self._acks.ledger.delivered(_delivery_tag.unpack_from(reply[1], 4)[0])
             self._max_outstanding += 1
-            if body is None:
-                self._acks.requeue_unseen(tag)
 
     def _undo_get(self, reply: Reply) -> None:
-        if reply[0] == BASIC_GET_OK:
+        if reply[0] == _GET_OK:
             self._acks.requeue_unseen(_delivery_tag.unpack_from(reply[1], 4)[0])
 
     # In the reader: nothing here may switch or run user code.
 
-    def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
-        """Pass a delivery to its consumer."""
+    def on_deliver(
+        self, payload: bytes, header: bytes, body: bytes, kind: type[Delivery] = Delivery
+    ) -> None:
+        """Pass a delivery to its consumer, as an object of class *kind*."""
         end = 5 + payload[4]
         consumer = self.by_tag.get(payload[5:end])
         tag, is_redelivered = _tag_and_redelivered.unpack_from(payload, end)
@@ -699,65 +654,10 @@ class Consumers:
             self._outstanding[tag] = None
             if tag >= self._unchecked_tag:
                 self._check_prefetch(tag)
-        message = Delivery(self._channel, tag, payload, header, body, consumer.tag)
+        message = kind(self._channel, tag, payload, header, body, consumer.tag)
         if is_redelivered:
             self._link.queues.check_delivery_count(consumer.queue, message)
         consumer.deliver(message)
-
-    def on_oversized(self, reply: Reply) -> None:
-        """Settle a delivery above ``max_message_size``, whose body was not kept."""
-        _, payload, header, _ = reply
-        assert header is not None
-        end = 5 + payload[4]
-        tag = _delivery_tag.unpack_from(payload, end)[0]
-        consumer = self.by_tag.get(payload[5:end])
-        if consumer is None:
-            self._outstanding[tag] = None
-            self._acks.requeue_unseen(tag)
-            return
-        message = Delivery(self._channel, tag, payload, header, b"", consumer.tag)
-        if consumer.no_ack:
-            self._lose(consumer, message, _too_large(self._link, consumer.queue, header, _LOST))
-            return
-        self._outstanding[tag] = None
-        if consumer.is_ending or consumer.state is not ConsumerState.RUNNING:
-            # RabbitMQ 3.10 closes the connection if a consumer is cancelled before its consume-ok.
-            message.put_back()
-        elif message.is_of_stream:
-            offset = message.headers["x-stream-offset"]
-            remedy = f"raise max_message_size, or consume from offset {offset + 1} on"
-            error = _too_large(self._link, consumer.queue, header, remedy, offset)
-            self._fail(consumer, message, error)
-        elif consumer.queue in self._link.queues.dead_lettering:
-            error = _too_large(
-                self._link, consumer.queue, header, "it is rejected as a dead letter"
-            )
-            self._acks.reject(tag, False)
-            self._log(error)
-        else:
-            self._fail(consumer, message, _too_large(self._link, consumer.queue, header, _REMEDIES))
-
-    def _fail(self, consumer: ChannelConsumer, message: Delivery, error: MessageTooLarge) -> None:
-        """Cancel *consumer*, and requeue *message*, which it would get again."""
-        self._write_cancel(consumer).abandon()
-        message.put_back()
-        consumer.fail(error)
-
-    def _lose(self, consumer: ChannelConsumer, message: Delivery, exc: MessageTooLarge) -> None:
-        """Report a message that the broker has forgotten, as it needs no ack."""
-        refuse = getattr(consumer.sink, "refuse", None)
-        if refuse is None or not refuse(message, exc):
-            self._log(exc)
-
-    def _log(self, exc: MessageTooLarge) -> None:
-        spawn(
-            "log",
-            logger.error,
-            "%s: %s",
-            self._link.where,
-            exc,
-            extra={"connection": self._link.where, "queue": exc.queue},
-        )
 
     def _check_prefetch(self, tag: int) -> None:
         """Check that the broker obeys the prefetch, and note the tag at which to check again.

@@ -49,7 +49,6 @@ from greenconn.transport.amqp.methods import (
     UPDATE_SECRET_OK,
     Reply,
     ids_of,
-    name_of,
     read_arguments,
     unreadable,
 )
@@ -603,7 +602,9 @@ class AmqpLink(Link):
 
     def unexpected_method(self, channel_id: int, ids: int) -> None:
         """Fail on a method that was not requested: the two sides no longer agree."""
-        raise FrameError(f"method {name_of(ids)} on channel {channel_id} was not expected")
+        raise FrameError(
+            f"method {ids >> 16},{ids & 0xFFFF} on channel {channel_id} was not expected"
+        )
 
     def on_stream_lost(self, exc: BaseException) -> None:
         """End, since the socket is gone, or what came cannot be understood."""

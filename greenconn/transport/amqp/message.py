@@ -8,7 +8,7 @@ from typing import Any, Final
 import amqp
 
 from greenconn.encoding import as_text
-from greenconn.exceptions import DecodeError
+from greenconn.exceptions import BodyTooLarge, DecodeError
 from greenconn.message import Message
 from greenconn.serialization import loads
 from greenconn.transport.amqp.properties import (
@@ -17,8 +17,9 @@ from greenconn.transport.amqp.properties import (
     text_of,
     unpack_properties,
 )
+from greenconn.wire.amqp import body_size
 
-__all__ = ["Delivery", "Outgoing", "ReturnedMessage"]
+__all__ = ["BodilessDelivery", "Delivery", "Outgoing", "ReturnedMessage"]
 
 #: Bytes that a delivery takes beside its body and its header.
 DELIVERY_OVERHEAD: Final = 512
@@ -238,11 +239,11 @@ class Delivery(Message):
     def _leave_unread(self) -> None:
         """Have decoding raise, as the header is unreadable; treat the rest as absent."""
         self._stage = _BODY_READ
-        self.errors = []
+        _set_errors(self, [])
         self._note_error()
         self.properties, self.headers = {}, {}
         self.content_type = self.content_encoding = None
-        self.body = self.raw
+        _set_body(self, self.raw)
 
     def __getattr__(self, name: str) -> Any:
         # An unset slot.
@@ -266,6 +267,41 @@ class Delivery(Message):
             info["exchange"], info["routing_key"] = split_route(method[redelivered + 1 :])
             info["consumer_tag"] = tag
         return info
+
+
+class BodilessDelivery(Delivery):
+    """A delivery whose body was above ``max_message_size``, and was not kept.
+
+    Reading or decoding its body raises ``BodyTooLarge``.  It is acknowledged or rejected like any other.
+    """
+
+    __slots__ = ()
+
+    @property
+    def body(self) -> Any:
+        """Raise ``BodyTooLarge``: an empty body would be taken for that of the message."""
+        raise self._error()
+
+    @property
+    def errors(self) -> list[Any]:  # type: ignore[override]  # there is nothing to write to
+        """Why it cannot be decoded."""
+        return [(BodyTooLarge, self._error(), None)]
+
+    def _error(self) -> BodyTooLarge:
+        limit = self.channel.connection.options.max_message_size
+        return BodyTooLarge(
+            f"body of {body_size(self._header)} bytes is above max_message_size ({limit} bytes): raise "
+            f"that transport option to process the message"
+        )
+
+    def _decode(self) -> Any:
+        raise self._error()
+
+    def _body_length(self) -> int:
+        return body_size(self._header)
+
+    def _read(self, stage: int) -> None:
+        super()._read(_HEADER_READ)
 
 
 class ReturnedMessage(Message):

@@ -9,7 +9,6 @@ from amqp import spec
 from amqp.serialization import loads
 
 from greenconn.exceptions import FrameError
-from greenconn.wire.amqp import BASIC_GET_OK, OVERSIZED
 
 __all__ = [
     "UNREADABLE",
@@ -76,7 +75,7 @@ def unreadable(ids: int, exc: BaseException) -> FrameError:
 
 def name_of(ids: int) -> str:
     """Return a method as the specification numbers it."""
-    return f"{ids >> 16 & 0xFFFF},{ids & 0xFFFF}"
+    return f"{ids >> 16},{ids & 0xFFFF}"
 
 
 def ids_of(method: Method) -> Ids:
@@ -102,6 +101,5 @@ _FORMS: Final[dict[Ids, str]] = {
     ids_of(spec.Basic.CancelOk): "s",
     ids_of(spec.Basic.ConsumeOk): "s",
     ids_of(spec.Basic.GetEmpty): "s",
-    BASIC_GET_OK: "Lbssl",
-    BASIC_GET_OK | OVERSIZED: "Lbssl",
+    ids_of(spec.Basic.GetOk): "Lbssl",
 }

@@ -40,14 +40,12 @@ class KnownQueues:
 
     Attributes:
         kinds: ``x-queue-type`` of each queue that is not classic.
-        dead_lettering: names of the queues that were declared with a dead-letter exchange.
     """
 
-    __slots__ = ("_default", "_limits", "_where", "dead_lettering", "kinds")
+    __slots__ = ("_default", "_limits", "_where", "kinds")
 
     def __init__(self, where: str, version: tuple[int, int] | None) -> None:
         self.kinds: dict[str, str] = {}
-        self.dead_lettering: dict[str, None] = {}
         self._where = where
         self._default = DEFAULT_LIMIT if version is not None and version >= (4, 0) else None
         #: By queue, where it is not the default; None: nothing is dropped silently, or it was said.
@@ -62,11 +60,6 @@ class KnownQueues:
             self.kinds[queue] = kind
         else:
             self.kinds.pop(queue, None)
-        self.dead_lettering.pop(queue, None)
-        if arguments.get("x-dead-letter-exchange") is not None:
-            if len(self.dead_lettering) >= _KEPT:
-                del self.dead_lettering[next(iter(self.dead_lettering))]
-            self.dead_lettering[queue] = None
         limit = arguments.get("x-delivery-limit", self._default)
         is_silent = kind == "quorum" and "x-dead-letter-exchange" not in arguments
         self._note(queue, limit if is_silent and isinstance(limit, int) and limit >= 0 else None)
@@ -74,7 +67,6 @@ class KnownQueues:
     def deleted(self, queue: str) -> None:
         """Note that *queue* was deleted."""
         self.kinds.pop(queue, None)
-        self.dead_lettering.pop(queue, None)
         self._limits.pop(queue, None)
 
     def check_delivery_count(self, queue: str, message: Message) -> None:

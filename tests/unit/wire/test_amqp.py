@@ -19,7 +19,7 @@ from greenconn.wire.amqp import (
     BASIC_PUBLISH,
     BASIC_RETURN,
     BODY_LIMIT,
-    OVERSIZED,
+    BODY_SKIPPED,
     FrameParser,
     Method,
     _take_whole,
@@ -277,7 +277,7 @@ def test_a_body_above_the_limit_is_skipped(size: int) -> None:
     methods = parsed(parser, (data[at : at + size] for at in range(0, len(data), size)))
     assert [(each[0], each[1], each[4]) for each in methods] == [
         (2, ids(DELIVER), b"beside"),
-        (1, ids(DELIVER) | OVERSIZED, None),
+        (1, ids(DELIVER) | BODY_SKIPPED, b""),
         (1, ids(DELIVER), b"behind"),
     ]
     _, _, payload, head, _ = methods[1]
@@ -298,7 +298,7 @@ def test_the_largest_body_is_as_large_as_the_limit() -> None:
     assert [(each[1], each[4]) for each in methods] == [
         (ids(DELIVER), bytes(1000)),
         (ids(DELIVER), bytes(1000)),
-        (ids(DELIVER) | OVERSIZED, None),
+        (ids(DELIVER) | BODY_SKIPPED, b""),
         (ids(DELIVER), bytes(1000)),
     ]
 
@@ -430,12 +430,24 @@ def test_whatever_is_wrong_is_found_in_one_piece_as_it_is_byte_by_byte(
     assert outcome(FrameParser(*limits), one_by_one) == whole
 
 
-def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limit_of_frames() -> None:
-    size = FRAME_MAX - 8
-    allowed = delivery(1, bytes(size))
-    assert FrameParser(FRAME_MAX).feed(allowed * 3)[2][4] == bytes(size)
+def held_to(limits: tuple[int, int], size: int) -> list[Method]:
+    """Return what comes of a message of *size* bytes, and of one that has one more, under limits."""
+    head = method_frame(1, DELIVER)
+    allowed = head + header(1, size) + frame(3, 1, bytes(size))
+    assert FrameParser(*limits).feed(allowed * 3)[2][4] == bytes(size)
+    return FrameParser(*limits).feed(
+        allowed + head + header(1, size + 1) + frame(3, 1, bytes(size + 1))
+    )
+
+
+def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limit_of_a_frame() -> None:
     with pytest.raises(FrameError, match=r"announced.*\b4096\b"):
-        FrameParser(FRAME_MAX).feed(allowed + delivery(1, bytes(size + 1)))
+        held_to((4096, 1 << 20), 4096 - 8)
+
+
+def test_a_message_that_is_whole_in_one_piece_is_held_to_the_limit_of_a_body() -> None:
+    methods = held_to((131072, 100), 100)
+    assert [each[1] & BODY_SKIPPED for each in methods] == [0, BODY_SKIPPED]
 
 
 @given(streams(), st.integers(0, 100_000), st.integers(1, 255))

@@ -57,24 +57,13 @@ def test_kinds_follow_the_declarations(known: KnownQueues) -> None:
     assert known.kinds == {}
 
 
-def test_dead_letter_exchanges_follow_the_declarations(known: KnownQueues) -> None:
-    known.declared("a", {"x-dead-letter-exchange": ""})  # the default exchange
-    known.declared("b", {"x-dead-letter-exchange": "dead"})
-    known.declared("c", {"x-dead-letter-exchange": None})
-    assert list(known.dead_lettering) == ["a", "b"]
-    known.declared("a", {})
-    assert list(known.dead_lettering) == ["b"]
-    known.deleted("b")
-    assert not known.dead_lettering
-
-
 def test_the_memory_of_queues_is_bounded(
     known: KnownQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queues, "_KEPT", 3)
     for number in range(10):
-        known.declared(str(number), {**QUORUM, "x-dead-letter-exchange": "dead"})
-    assert list(known.kinds) == list(known.dead_lettering) == ["7", "8", "9"]
+        known.declared(str(number), QUORUM)
+    assert list(known.kinds) == ["7", "8", "9"]
 
 
 def test_the_memory_of_readers_is_bounded(
