@@ -146,7 +146,7 @@ def call(
         OperationalError: the connection was lost before the reply arrived; the call may have been
             executed.
         ContentDisallowed: the content type of the reply is not in *accept*.
-        DecodeError: the reply does not fit *schema*.
+        DecodeError: the reply does not fit *schema*, or is above ``max_message_size`` (AMQP).
 
     Example::
 
