@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 __all__ = ["LOAD_WORKS", "WORKS", "Budget", "Figure", "Work", "cpu"]
 
@@ -116,6 +117,9 @@ WORKS: dict[str, Work] = {
 }
 
 
+_QUANTILES: Final = (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
+
+
 def _under_load(title: str) -> tuple[Figure, ...]:
     """The rows of what ``benchmarks.rivals.load`` measures."""
     return (
@@ -123,7 +127,11 @@ def _under_load(title: str) -> tuple[Figure, ...]:
         *(
             Figure(f"{key}_{load}", f"{title} at {load} % of that: {name}", "ms")
             for load in (50, 90)
-            for key, name in (("p50", "p50"), ("p99", "p99"), ("p999", "p99.9"))
+            for key, name in _QUANTILES
+        ),
+        *(
+            Figure(f"{key}_same", f"{title}, 2,000 a second: {name}", "ms")
+            for key, name in _QUANTILES
         ),
     )
 
