@@ -34,6 +34,7 @@ from greenconn.jsoncodec import loads
 from greenconn.transport import redis
 from greenconn.transport.amqp import channel, transport
 from greenconn.transport.amqp.link import AmqpLink as Link
+from greenconn.transport.amqp.message import BodilessDelivery
 from greenconn.transport.redis.link import RedisLink
 
 if TYPE_CHECKING:
@@ -139,7 +140,10 @@ class AmqpChannel(channel.Channel):
         """Return the kombu message for a delivery, with the body undecoded."""
         if isinstance(raw_message, Message):
             return raw_message
-        return _kombu_message(raw_message, raw_message.raw, self)
+        message = _kombu_message(raw_message, raw_message.raw, self)
+        if isinstance(raw_message, BodilessDelivery):
+            message.errors += raw_message.errors
+        return message
 
 
 class AmqpLink(Link):

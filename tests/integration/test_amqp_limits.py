@@ -310,6 +310,29 @@ def test_a_mixin_passes_over_a_message_that_is_too_large(
     assert Worker.got == ["after"]
 
 
+def test_a_message_that_is_too_large_is_an_error_for_a_consumer_of_kombu(
+    amqp_url: str, sending: Producer, unique: str
+) -> None:
+    kombu = pytest.importorskip("kombu")
+    pytest.importorskip("greenconn.contrib.celery")
+    refused: list[Any] = []
+
+    def refuse(message: Any, exc: Exception) -> None:
+        refused.append(exc)
+        message.ack()
+
+    url = amqp_url.replace("amqp://", "greenconn-amqp://")
+    queue = kombu.Queue(unique, durable=True)
+    sending.publish("x" * 200_000, declare=[Queue(unique, durable=True)])
+    with (
+        kombu.Connection(url, transport_options={"max_message_size": 1000}) as connection,
+        kombu.Consumer(connection, [queue], on_message=print, on_decode_error=refuse),
+    ):
+        while not refused:
+            connection.drain_events(timeout=SOON)
+    assert isinstance(refused[0], BodyTooLarge)
+
+
 def test_a_message_of_a_stream_that_is_too_large_is_passed_over(
     limited: Connection, sending: Producer, unique: str
 ) -> None:
