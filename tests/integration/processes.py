@@ -110,6 +110,8 @@ class Running:
             gevent.killall(greenlets)
             texts = f"{output.decode()}\n{errors.decode()}\n{self.stacks()}"
             raise AssertionError(f"the program did not end; it printed:\n{texts}") from None
+        finally:
+            gevent.killall(greenlets)  # who waits at a pipe that is closed ends the process
         return Outcome(process.returncode, output.decode(), HELD_UP.sub("", errors.decode()))
 
     def stacks(self, timeout: float = 5.0) -> str:
