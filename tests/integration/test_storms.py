@@ -94,8 +94,9 @@ def test_the_ledger_balances_after_a_storm_on_rabbitmq(
 @pytest.mark.parametrize("broker", CLUSTERS)
 def test_a_node_of_a_cluster_restarts_and_freezes(broker: str, patched: bool) -> None:
     kinds = frozenset({Kind.RESTART, Kind.PAUSE, Kind.INTERRUPT})
+    # The third fault ends it; a busy machine takes long until a node is there again.
     plan = Plan(
-        seed=1 + patched, seconds=30.0, count=3, greenlets=40, rate=100, kinds=kinds, longest=1.0
+        seed=1 + patched, seconds=300.0, count=3, greenlets=40, rate=100, kinds=kinds, longest=1.0
     )
     outcome = outcome_of(broker, plan)
     check(outcome)
