@@ -48,7 +48,6 @@ from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target
 from greenconn.rpc import call, check_server, spawn_server
 from greenconn.shutdown import Service
-from greenconn.testing import MemoryBroker
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
     check_consumer,
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
 
     from greenconn.connection import ConnectionArguments
     from greenconn.publishing.message import PublishArguments
+    from greenconn.testing import MemoryBroker
     from greenconn.worker.options import ConsumerArguments, ServerArguments
 
     class _PublishArguments(PublishArguments, total=False):
@@ -534,6 +534,9 @@ class App:
                 test.wait_until_handled()
                 assert outbox == ["ada@example.org"]
         """
+        # It imports pytest where that is installed, which no program in production needs.
+        from greenconn.testing import MemoryBroker
+
         before, self._connections = self._connections, None
         try:
             with MemoryBroker() as broker:  # the default connection leads to it

@@ -107,6 +107,21 @@ def test_what_not_everybody_needs_is_imported_when_it_is_needed(program: str) ->
     assert loaded.split() == []
 
 
+def test_an_application_loads_no_test_support_until_it_is_tested() -> None:
+    said = run(
+        "import sys\n"
+        "from greenconn import App\n"
+        "app = App('memory://')\n"
+        "app.consumer('mail')(print)\n"
+        "app.start()\n"
+        "print(*({'pytest', 'greenconn.testing'} & {*sys.modules}))\n"
+        "assert app.stop(60.0)\n"
+        "with app.testing() as test:\n"
+        "    print(type(test.broker).__name__)"
+    )
+    assert said.splitlines() == ["", "MemoryBroker"]
+
+
 def test_the_modules_that_a_client_loads_are_counted() -> None:
     loaded = run(
         "import sys; from greenconn import Connection; Connection('amqp://').transport\n"
