@@ -33,7 +33,7 @@ PROMPT = 20.0
 TIMEOUT = 300
 
 #: Seconds between heartbeats: twice that ends a connection, and a busy machine must not.
-HEARTBEAT = 10
+HEARTBEAT = 4
 
 POLICY = {"max_retries": None, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.5}
 
