@@ -112,10 +112,12 @@ def _or_none(optional: bool) -> str:
 def invalid(options: object, name: str, wanted: str) -> ValueError:
     """Return the error for the option *name*, which must be *wanted*.
 
-    Its text names the option with the function that takes it, if known, or with its class.
+    Its text names the option with the function that takes it, if known, or with its class; alone if the
+    *function_name* is empty, since several functions take it.
     """
     owner = getattr(options, "function_name", type(options).__name__)
-    return ValueError(f"{owner}.{name} must be {wanted}, got {getattr(options, name)!r}")
+    full = f"{owner}.{name}" if owner else name
+    return ValueError(f"{full} must be {wanted}, got {getattr(options, name)!r}")
 
 
 #: Results of calling a function that leave its body unrun.

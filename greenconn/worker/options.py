@@ -97,7 +97,8 @@ BATCH_INTERVAL: Final = 1.0
 class ConsumerOptions:
     """The options of a consumer."""
 
-    function_name: ClassVar[str] = "spawn_consumer"
+    #: Errors name the option alone: it may have been given to ``App.consumer`` or ``App.rpc``, too.
+    function_name: ClassVar[str] = ""
 
     queues: tuple[QueueLike, ...]
     """Queues to consume from.  A queue given by name is used as it is; a ``Queue`` is declared."""

@@ -270,7 +270,7 @@ def test_a_reader_whose_offset_is_kept_begins_with_the_first_message() -> None:
         ("q", {}, {}, "name must be given with offsets"),
         (Queue("q"), {"name": "billing"}, {}, "which is not a stream"),
         ("q", {"name": "billing"}, {"offsets": {}}, "must have methods load and store"),
-        ("q", {"name": "billing"}, {"store_every": 0}, "store_every must be a positive integer"),
+        ("q", {"name": "billing"}, {"store_every": 0}, "^store_every must be a positive integer"),
         ("q", {"name": "billing"}, {"store_interval": 0}, "store_interval must be a number"),
         ("q", {"name": "billing", "no_ack": True}, {}, "must have acks and a prefetch_count"),
     ],
