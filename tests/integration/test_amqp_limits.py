@@ -36,6 +36,7 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_frame
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.integration.processes import run
 
 pytestmark = pytest.mark.full
 
@@ -310,27 +311,38 @@ def test_a_mixin_passes_over_a_message_that_is_too_large(
     assert Worker.got == ["after"]
 
 
+#: A program of its own, as the import gives kombu the schemes.
+_KOMBU_PROGRAM = """
+import sys
+import kombu
+import greenconn.contrib.celery
+
+url, name = sys.argv[1:]
+refused = []
+
+def refuse(message, exc):
+    refused.append(exc)
+    message.ack()
+
+with (
+    kombu.Connection(url, transport_options={"max_message_size": 1000}) as connection,
+    kombu.Consumer(connection, [kombu.Queue(name)], on_message=print, on_decode_error=refuse),
+):
+    while not refused:
+        connection.drain_events(timeout=30)
+print(type(refused[0]).__name__)
+"""
+
+
+@pytest.mark.programs
 def test_a_message_that_is_too_large_is_an_error_for_a_consumer_of_kombu(
     amqp_url: str, sending: Producer, unique: str
 ) -> None:
-    kombu = pytest.importorskip("kombu")
-    pytest.importorskip("greenconn.contrib.celery")
-    refused: list[Any] = []
-
-    def refuse(message: Any, exc: Exception) -> None:
-        refused.append(exc)
-        message.ack()
-
-    url = amqp_url.replace("amqp://", "greenconn-amqp://")
-    queue = kombu.Queue(unique, durable=True)
+    pytest.importorskip("kombu")
     sending.publish("x" * 200_000, declare=[Queue(unique, durable=True)])
-    with (
-        kombu.Connection(url, transport_options={"max_message_size": 1000}) as connection,
-        kombu.Consumer(connection, [queue], on_message=print, on_decode_error=refuse),
-    ):
-        while not refused:
-            connection.drain_events(timeout=SOON)
-    assert isinstance(refused[0], BodyTooLarge)
+    url = amqp_url.replace("amqp://", "greenconn-amqp://")
+    outcome = run("-W", "ignore", "-c", _KOMBU_PROGRAM, url, unique, timeout=60)
+    assert (outcome.code, outcome.output) == (0, "BodyTooLarge\n"), outcome.errors
 
 
 def test_a_message_of_a_stream_that_is_too_large_is_passed_over(
