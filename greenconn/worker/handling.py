@@ -306,7 +306,11 @@ class Handling:
         return former + 1, delay
 
     def _retry(self, message: Message, delay: float) -> None:
-        """Have *message* handled again in *delay* seconds."""
+        """Have *message* handled again in *delay* seconds, unless the broker redelivers it."""
+        if not self._no_ack and not self._is_unsettled(message):
+            # Its channel was lost while the failure was logged, or while a copy was on its way.
+            self._backoffs.pop(message, None)
+            return
         self.retried += 1
         note_failure(message)
         message._decoded_cache = None  # the handler may have changed it
@@ -639,6 +643,11 @@ class BatchHandling(Handling):
         return next(load.delays, None)
 
     def _retry_batch(self, load: MessageBatch, delay: float) -> None:
+        if not self._no_ack:
+            # Channels may have been lost while the failure was logged.
+            load.messages = [each for each in load.messages if self._is_unsettled(each)]
+            if not load.messages:
+                return
         self.retried += len(load.messages)
         for message in load.messages:
             note_failure(message)

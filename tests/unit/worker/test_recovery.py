@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import get_hub
+from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
@@ -21,11 +22,13 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
 )
+from greenconn.listeners import Listener, RetryEvent, add_listener, remove_listener
 from greenconn.options import Retry
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 from greenconn.worker.channels import Subscription
+from greenconn.worker.failures import FailedMessages
 from greenconn.worker.recovery import LONGEST_AWAY, RecoveryOutcome, SubscriptionRecovery
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
@@ -175,6 +178,78 @@ def test_running_handlers_go_on_when_their_queue_is_deleted(
     seen.gate.set()
     until(lambda: seen.done == ["x"])
     assert seen.messages[0].acknowledged
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1}], ids=["message", "batch"])
+def test_what_is_lost_while_its_failure_is_told_is_not_retried(
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    unique: str,
+    options: dict[str, Any],
+) -> None:
+    class Gate(Listener):
+        told, may_go_on = Event(), Event()
+
+        def on_retry(self, event: RetryEvent) -> None:
+            self.told.set()
+            self.may_go_on.wait()
+
+    broker.declare("q")
+    broker.publish("q", "x")
+    seen.error = ValueError("no")
+    gate = Gate()
+    add_listener(gate)
+    try:
+        retry = Retry(delay=0.01, hold=None if options else "process")
+        consumer = spawn_consumer(
+            "q", seen, connection=connection, retry=retry, concurrency=2, **options
+        )
+        assert gate.told.wait(CAME)
+        seen.error = None
+        memory.restart(unique)
+        until(lambda: len(seen.done) == 1)  # the broker has redelivered it
+        gate.may_go_on.set()
+        until(lambda: not consumer.stats()["in_flight"])
+    finally:
+        remove_listener(gate)
+    assert consumer.stats()["retried"] == 0
+    assert len(seen.bodies) == 2
+    assert not consumer.lifecycle.handling._backoffs
+    assert consumer.stop(CAME)
+    assert broker.ready("q") == 0
+
+
+def test_a_copy_that_is_lost_with_the_connection_is_not_retried_here(
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sending, may_fail = Event(), Event()
+
+    def delay(self: FailedMessages, *args: object) -> bool:
+        sending.set()
+        may_fail.wait()
+        return False
+
+    monkeypatch.setattr(FailedMessages, "delay", delay)
+    broker.declare("q")
+    broker.publish("q", "x")
+    seen.error = ValueError("no")
+    retry = Retry(delay=0.01, hold="broker")
+    consumer = spawn_consumer("q", seen, connection=connection, retry=retry, concurrency=2)
+    assert sending.wait(CAME)
+    seen.error = None
+    memory.restart(unique)
+    until(lambda: len(seen.done) == 1)  # the broker has redelivered it
+    may_fail.set()
+    until(lambda: not consumer.stats()["in_flight"])
+    assert consumer.stats()["retried"] == 0
+    assert len(seen.bodies) == 2
+    assert consumer.stop(CAME)
+    assert broker.ready("q") == 0
 
 
 def test_a_queue_that_is_deleted_again_and_again_is_followed_ever_more_slowly(
