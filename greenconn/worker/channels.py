@@ -275,6 +275,7 @@ class Subscription:
 
     __slots__ = (
         "_expectation",
+        "_first_tag",
         "_on_change",
         "_on_closing",
         "_options",
@@ -285,6 +286,7 @@ class Subscription:
         "_right",
         "_shared",
         "_sink",
+        "_tag_number",
         "fails_alone",
         "prefetch",
         "tag",
@@ -315,7 +317,8 @@ class Subscription:
         #: While publishers that know only the queue's name wait for us to declare it.
         self._expectation: Expectation | None = None
         self.prefetch = prefetch
-        self.tag = self._new_tag()
+        self.tag = self._first_tag = f"{options.tag_prefix}{uuid()}"
+        self._tag_number = 1
         self.was_confirmed = False
         self.fails_alone = options.exclusive
 
@@ -389,7 +392,14 @@ class Subscription:
         )
 
     def _new_tag(self) -> str:
-        return f"{self._options.tag_prefix}{uuid()}"
+        # It begins as the first one does, so that messages of a former tag are known as its own.
+        self._tag_number += 1
+        return f"{self._first_tag}.{self._tag_number}"
+
+    def has_received(self, message: Message) -> bool:
+        """Return whether *message* came to it, under its present consumer tag or a former one."""
+        tag = message.delivery_info.get("consumer_tag")
+        return tag is not None and tag.startswith(self._first_tag)
 
     # Beginning
 

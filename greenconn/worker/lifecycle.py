@@ -624,11 +624,12 @@ class ConsumerLifecycle:
         self._note_change()
 
     def _queue_of(self, message: Message) -> str:
-        tag = message.delivery_info.get("consumer_tag")
-        for subscription in self._subscriptions:
-            if subscription.tag == tag:
-                return subscription.name
-        return self.options.name or ""
+        subscription = self._subscription_of(message)
+        return (self.options.name or "") if subscription is None else subscription.name
+
+    def _subscription_of(self, message: Message) -> Subscription | None:
+        """Return the one that received *message*, which may have another consumer tag by now."""
+        return next((each for each in self._queues if each.has_received(message)), None)
 
     def _where(self) -> str:
         return self._session.broker.label
@@ -677,16 +678,15 @@ class ConsumerLifecycle:
 
     def _outlives_consumer(self, message: Message) -> bool:
         """Return whether the queue of *message* is there when its consumers are gone."""
-        tag = message.delivery_info.get("consumer_tag")
-        return any(each.tag == tag and each.outlives_consumer for each in self._queues)
+        subscription = self._subscription_of(message)
+        return subscription is not None and subscription.outlives_consumer
 
     def _has_dead_letters(self, message: Message) -> bool:
         """Return whether the queue of *message* is known to have a dead-letter exchange."""
-        tag = message.delivery_info.get("consumer_tag")
-        for subscription in self._subscriptions:
-            if subscription.tag == tag:
-                return "x-dead-letter-exchange" in self._arguments_of(subscription)
-        return False
+        subscription = self._subscription_of(message)
+        return subscription is not None and "x-dead-letter-exchange" in self._arguments_of(
+            subscription
+        )
 
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:

@@ -180,6 +180,30 @@ def test_running_handlers_go_on_when_their_queue_is_deleted(
     assert seen.messages[0].acknowledged
 
 
+def test_a_failure_after_the_broker_has_cancelled_its_consumer_is_of_its_queue(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    """The consumer has another tag by then, and a name that is not the queue's."""
+    broker.declare("one")
+    broker.declare("two")
+    broker.publish("two", "x")
+    seen.gate.clear()
+    seen.error = ValueError("no")
+    consumer = spawn_consumer(
+        ["one", "two"], seen, connection=connection, name="worker", dead_letter=True
+    )
+    seen.wait(1)
+    for _ in range(2):
+        broker.channel.queue_delete("two")
+        until(lambda: exists(broker, "two") and broker.consumers("two") == 1)
+    assert consumer.wait_ready(CAME)
+    seen.gate.set()
+    until(lambda: consumer.stats()["rejected"] == 1)
+    assert exists(broker, "two.dead")
+    assert not exists(broker, "worker.dead")
+    assert broker.ready("two.dead") == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}], ids=["message", "batch"])
 def test_what_is_lost_while_its_failure_is_told_is_not_retried(
     connection: Connection,
