@@ -386,6 +386,8 @@ class ConsumerLifecycle:
             self._unpause()
             if not self.is_confirmed:
                 self._restart()
+            else:
+                self._move(ConsumerState.RUNNING)  # resumed before the pause had any effect
         elif not self.is_cancelled:
             self._is_starting = False
             submit = self._group.cancel_tasks.submit

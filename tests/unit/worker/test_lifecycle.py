@@ -195,6 +195,18 @@ def test_pause_and_resume_at_once(
     until(lambda: sorted(seen.done) == list(range(6)))
 
 
+def test_a_pause_that_is_over_before_it_began(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    consumer = spawn_consumer("q", seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    assert consumer.pause(0) is False
+    consumer.resume()
+    until(lambda: consumer.state is ConsumerState.RUNNING)
+    broker.publish("q", 1)
+    seen.wait(1)
+
+
 def test_stopping_what_is_paused(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
