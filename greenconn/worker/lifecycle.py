@@ -615,7 +615,7 @@ class ConsumerLifecycle:
             if not self.options.no_ack:
                 for message, has_begun in self.dispatcher.drop(channel):
                     self.handling.forget(message, has_begun=has_begun)
-        if self._target is TargetState.RUNNING:
+        if self._target is TargetState.RUNNING and not self._is_ending:
             subscription.expect(self._session)
         if self.state is ConsumerState.RUNNING:
             self._move(ConsumerState.RECOVERING)

@@ -7,11 +7,16 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn.connection import Connection
+from greenconn.entity import Queue
+from greenconn.entity.existence import is_expected
 from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
+from greenconn.transport import memory
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
+from greenconn.worker.channels import Subscription
 from greenconn.worker.lifecycle import ENDS, MOVES
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
@@ -205,6 +210,36 @@ def test_a_pause_that_is_over_before_it_began(
     until(lambda: consumer.state is ConsumerState.RUNNING)
     broker.publish("q", 1)
     seen.wait(1)
+
+
+def test_who_was_killed_twice_declares_nothing_any_more(
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Publishers must not wait for it when the connection is lost while it is still cancelled."""
+    consumer = spawn_consumer(Queue("q"), seen, connection=connection)
+    assert consumer.wait_ready(CAME)
+    is_asked, may_reply = Event(), Event()
+    cancel = Subscription.cancel
+
+    def cancel_slowly(self: Subscription, *args: Any, **options: Any) -> None:
+        is_asked.set()
+        may_reply.wait()
+        cancel(self, *args, **options)
+
+    monkeypatch.setattr(Subscription, "cancel", cancel_slowly)
+    consumer.kill(block=False)
+    assert is_asked.wait(CAME)
+    consumer.kill(timeout=CAME)
+    assert consumer.ready()
+    subscription = consumer.lifecycle._queues[0]
+    memory.restart(unique)
+    until(lambda: not subscription.is_confirmed)
+    assert not is_expected(connection.session, "q")
+    may_reply.set()
 
 
 def test_stopping_what_is_paused(
