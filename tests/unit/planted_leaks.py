@@ -19,8 +19,8 @@ from tests.fix_leaks import HubErrors
 from tests.fix_peer import PeerFactory
 
 fix_leaks.SETTLE = 0.2
-#: Longer than the above.
-NAP = 1.0
+#: Longer than the looks for what is left take, on a busy machine, too.
+NAP = 60.0
 
 real_sleep = monkey.get_original("time", "sleep")
 start_thread = monkey.get_original("_thread", "start_new_thread")
