@@ -183,8 +183,8 @@ def native_threads() -> Left:
     return found | {("nameless", number): "a thread without name" for number in range(nameless)}
 
 
-#: More objects than that make the look for greenlets and the collections slow.
-MANY_OBJECTS = 10_000
+#: More objects than that make the look for greenlets and the collections, after each test, slow.
+MANY_OBJECTS = 1_000
 
 
 def forget_many() -> None:
