@@ -50,12 +50,13 @@ from tests.shares import (
     Costs,
     apportion,
     chosen_files,
+    chosen_kind,
     depends_on_server,
     divide,
-    full_kind,
     is_core,
     known_costs,
     note_costs,
+    runs_once,
     seconds_of,
 )
 
@@ -250,8 +251,10 @@ class Run:
         # The patched processes repeat the core of what the plain ones run.
         is_full = options.full or options.full_once
         repeats_core = not is_full and len(kinds) > 1
+        # ... but for the unit tests, unless asked for: each file of them runs in one kind of process.
+        self._is_once = repeats_core and not options.core and not options.long
         files = {
-            kind: self._files(options.core or (repeats_core and kind == "patched"))
+            kind: self._files(kind, options.core or (repeats_core and kind == "patched"))
             for kind in kinds
         }
         costs = {kind: self._known_costs(kind, files[kind]) for kind in kinds}
@@ -267,12 +270,18 @@ class Run:
         self._environments: dict[Part, dict[str, str]] = {part: {} for part in parts}
         self._rabbitmq: RabbitMQ | None = None
 
-    def _files(self, is_core_only: bool) -> list[str]:
+    def _files(self, kind: str, is_core_only: bool) -> list[str]:
         """Return the files that the processes of a kind run together."""
         chosen = chosen_files(self._rest)
         if newer.is_wanted() and not names_files(self._rest):
             chosen = [file for file in chosen if depends_on_server(file)]
+        if kind == "patched":  # plain ones run what starts programs, of all files
+            chosen = [file for file in chosen if not self._is_left_out(kind, file)]
         return [file for file in chosen if is_core(file)] if is_core_only else chosen
+
+    def _is_left_out(self, kind: str, file: str) -> bool:
+        """Return whether the processes of the other kind run a file."""
+        return self._is_once and runs_once(file) and chosen_kind(file, self._seed) != kind
 
     def _known_costs(self, kind: str, files: list[str]) -> Costs:
         """Return what the files take in processes of a kind."""
@@ -281,7 +290,7 @@ class Run:
             return costs
         short = known_costs(noted_as(kind), is_full=False)
         if not self._options.full_once:
-            return short
+            return short | {file: UNKNOWN for file in files if self._is_left_out(kind, file)}
         # What patched processes leave out runs in full in each plain one.
         others = known_costs(noted_as("patched"), is_full=True) if kind == "plain" else costs
         for file in files:
@@ -293,7 +302,7 @@ class Run:
     def _is_full(self, kind: str, file: str) -> bool:
         """Return whether all tests of a file run in processes of a kind."""
         options = self._options
-        return options.full or (options.full_once and full_kind(file, self._seed) == kind)
+        return options.full or (options.full_once and chosen_kind(file, self._seed) == kind)
 
     def _divide(self, kind: str, files: list[str], costs: Costs, most: int) -> list[Part]:
         """Write down which of the *kind*'s processes, *most* at most, runs which files."""
@@ -392,6 +401,8 @@ class Run:
             command.append("--full")
         elif self._options.full_once:
             command.append("--full-once")
+        elif self._is_once:
+            command.append("--once")
         environment = {
             **os.environ,
             **self._environments[part],
@@ -458,7 +469,9 @@ class Run:
                 total[kind] += outcome.numbers[kind]
         self._report_durations(outcomes)
         if not (self._options.full or self._options.full_once):
-            print("--full runs what only continuous integration needs, too")
+            print(
+                "--full runs what only continuous integration needs, too, and all unit tests in both"
+            )
         print(f"seed {self._seed}, {time.monotonic() - self._began_at:.0f} s")
         print(in_words(total), flush=True)
         return code if code >= 0 else 128 - code
@@ -495,7 +508,9 @@ class Run:
                 costs[noted_as(kind)].update(
                     (file, outcome.took.get(file, 0.0))
                     for file, number in json.loads(self._shares(kind).read_text()).items()
-                    if number == side.part.number and self._is_full(kind, file) is in_full
+                    if number == side.part.number
+                    and self._is_full(kind, file) is in_full
+                    and not self._is_left_out(kind, file)
                 )
             note_costs({kind: each for kind, each in costs.items() if each}, in_full)
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.brokers import newer
 from tests.quarantine import PREFIX, quarantine
-from tests.shares import Share, full_kind
+from tests.shares import Share, chosen_kind, runs_once
 
 pytest_plugins = [
     "tests.fix_brokers",
@@ -64,7 +64,7 @@ _durations: list[tuple[str, float, float]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--long``, ``--full`` and ``--full-once``."""
+    """Add ``--long``, ``--full``, ``--full-once`` and ``--once``."""
     parser.addoption(
         "--long", action="store_true", help="run the tests in the full size of the requirements"
     )
@@ -75,6 +75,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--full-once",
         action="store_true",
         help="the same where it runs in this kind of process, as the seed has it",
+    )
+    parser.addoption(
+        "--once",
+        action="store_true",
+        help="leave out the unit tests that the other kind of process runs, as the seed has it",
     )
 
 
@@ -136,15 +141,16 @@ def _select(
 
 def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
     """Return whether a test is to run here without ``--full``."""
-    if item.get_closest_marker("full") is None:
-        return True
-    if not config.getoption("--full-once"):
+    file = item.path.relative_to(config.rootpath).as_posix()
+    is_full = item.get_closest_marker("full") is not None
+    if is_full and not config.getoption("--full-once"):
         return False
+    if not is_full and not (config.getoption("--once") and runs_once(file)):
+        return True
     if item.get_closest_marker("programs") or item.get_closest_marker("pure"):
         return True  # it runs in no patched process
     kind = "patched" if monkey.is_module_patched("socket") else "plain"
-    file = item.path.relative_to(config.rootpath).as_posix()
-    return full_kind(file, config.getoption("randomly_seed")) == kind
+    return chosen_kind(file, config.getoption("randomly_seed")) == kind
 
 
 def _uses_newer_server(item: pytest.Item) -> bool:

@@ -22,12 +22,13 @@ __all__ = [
     "Share",
     "apportion",
     "chosen_files",
+    "chosen_kind",
     "depends_on_server",
     "divide",
-    "full_kind",
     "is_core",
     "known_costs",
     "note_costs",
+    "runs_once",
     "seconds_of",
 ]
 
@@ -56,6 +57,8 @@ CORE = (
         )
     ),
 )
+#: Of the core, what a run that is short has in one of the two kinds of process, as the seed has it.
+ONCE = ("tests/unit/*",)
 #: What may depend on the version of a server...
 SERVED = ("tests/integration/*",)
 #: ... but for programs over whatever is below them: it is tested by itself.
@@ -105,8 +108,13 @@ def depends_on_server(file: str) -> bool:
     )
 
 
-def full_kind(file: str, seed: int) -> str:
-    """Return which kind of process runs what is marked ``full`` in a file."""
+def runs_once(file: str) -> bool:
+    """Return whether a run that is short has a file, as a path from the root, in one kind of process."""
+    return any(fnmatch(file, pattern) for pattern in ONCE)
+
+
+def chosen_kind(file: str, seed: int) -> str:
+    """Return which kind of process runs what only one of the two is to run of a file."""
     return ("plain", "patched")[crc32(f"{seed} {file}".encode()) % 2]
 
 

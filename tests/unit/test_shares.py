@@ -12,16 +12,18 @@ from tests import shares
 from tests.shares import (
     CORE,
     NOBODY,
+    ONCE,
     OVER_IT,
     SHARE,
     Share,
     apportion,
     chosen_files,
+    chosen_kind,
     depends_on_server,
     divide,
-    full_kind,
     is_core,
     known_costs,
+    runs_once,
     seconds_of,
 )
 
@@ -65,17 +67,19 @@ def test_a_run_of_some_files_leaves_what_was_noted_of_others(
 
 def test_each_file_runs_in_full_in_one_kind_of_process_and_after_some_runs_in_both() -> None:
     for file in chosen_files([]):
-        assert {full_kind(file, seed) for seed in range(32)} == {"plain", "patched"}
-        assert full_kind(file, 1) == full_kind(file, 1)
+        assert {chosen_kind(file, seed) for seed in range(32)} == {"plain", "patched"}
+        assert chosen_kind(file, 1) == chosen_kind(file, 1)
 
 
 def test_each_pattern_of_the_core_names_files() -> None:
     files = chosen_files([])
-    for pattern in CORE:
+    for pattern in (*CORE, *ONCE):
         assert any(fnmatch(file, pattern) for file in files), pattern
     assert is_core("tests/unit/wire/test_acks.py")
     assert is_core("tests/integration/test_routing_contract.py")
     assert not is_core("tests/integration/test_benchmarks.py")
+    assert runs_once("tests/unit/wire/test_acks.py")
+    assert not runs_once("tests/integration/test_routing_contract.py")
 
 
 def test_what_depends_on_a_server_is_neither_a_unit_nor_a_program_over_it() -> None:
