@@ -462,15 +462,7 @@ class Connector:
             self._begin(outcome.link)
             return
         if attempt.state is not AttemptState.ABANDONED:
-            error = outcome.error
-            logger.debug(
-                "open.failed %s: %s",
-                self._broker.label,
-                error,
-                exc_info=error,
-                extra={"connection": self._broker.label},
-            )
-            outcome.shorten()
+            error, label = outcome.error, self._broker.label
             transport = self._broker.transport
             longest = getattr(transport, "longest_pause", ROUNDS_APART.longest)
             self._backoff.failed(self._broker.hosts, longest)
@@ -478,4 +470,11 @@ class Connector:
             self._fails_over = True
             has_ended = self._share is not None and self._share.has_ended
             outcome.is_cut = has_ended and not is_refusal(error) and not self.is_final(error)
-        self._fail()
+            self._fail()
+            # Last, as a log handler may switch, and with all that led to the error.
+            logger.debug(
+                "open.failed %s: %s", label, error, exc_info=error, extra={"connection": label}
+            )
+            outcome.shorten()
+        else:
+            self._fail()

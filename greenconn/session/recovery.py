@@ -218,7 +218,8 @@ class SessionRecovery:
         try:
             error = self._recover_all()
         except Exception as exc:
-            logger.exception("recovery failed")
+            # In another greenlet: a log handler may switch, and a loss meanwhile would find this one.
+            spawn("log", logger.error, "recovery failed", exc_info=exc)
             error = exc
         except BaseException:
             # It was killed: its waiters must not wait forever.

@@ -408,7 +408,7 @@ class Session:
         self.topology.record(link, partial(self.broker.transport.create_channel, link))
         if hasattr(link, "on_lost"):
             link.on_lost = lambda exc: self._end_life(life, exc)
-        logger.info("connected to %s", self.broker.label, extra={"connection": self.broker.label})
+        self._log(logging.INFO, "connected to %s")
         if (calls := LISTENERS.connect) is not None:
             opened = ConnectEvent(self.broker.label, life.generation, self._connector.duration)
             spawn("listener", notify, calls, opened)
@@ -451,13 +451,8 @@ class Session:
         self._connector.fail_over()
         self.topology.stop()
         self._members.mark_due()
-        logger.info(
-            "connection to %s lost: %s; %d objects to recover",
-            self.broker.label,
-            exc,
-            len(self._members),
-            extra={"connection": self.broker.label},
-        )
+        text = "connection to %s lost: %s; %d objects to recover"
+        self._log(logging.INFO, text, exc, len(self._members))
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is not SessionState.RECOVERING:
@@ -483,20 +478,10 @@ class Session:
         self._move(state)
         self._changed.wake_all(error)
         if error is not None:
-            logger.error(
-                "connection to %s: recovery failed: %s",
-                self.broker.label,
-                error,
-                extra={"connection": self.broker.label},
-            )
+            self._log(logging.ERROR, "connection to %s: recovery failed: %s", error)
             self._members.fail_all(error)
         elif self.life.is_open:
-            logger.warning(
-                "connection to %s recovered after %.1f s",
-                self.broker.label,
-                seconds,
-                extra={"connection": self.broker.label},
-            )
+            self._log(logging.WARNING, "connection to %s recovered after %.1f s", seconds)
             self.on_recovered.notify()
 
     def _end(self, state: SessionState) -> Life:
@@ -528,6 +513,15 @@ class Session:
         if state is not self._state:
             self.changed_at = time()
         self._state = moved(self._state, state, MOVES, "a session")
+
+    def _log(self, level: int, text: str, *args: object) -> None:
+        """Log *text*, which names the broker first, in another greenlet.  Never switches.
+
+        A log handler may switch, and the state must not be left half changed meanwhile.
+        """
+        if logger.isEnabledFor(level):
+            label = self.broker.label
+            spawn("log", logger.log, level, text, label, *args, extra={"connection": label})
 
     def _closed_error(self) -> RecoverableConnectionError:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")

@@ -323,7 +323,10 @@ class ConsumerLifecycle:
         """End it with *exc*: the broker refuses it for good."""
         if self.error is None and self._target < TargetState.STOPPED:
             self.error = exc
-            logger.error(
+            # In another greenlet, as a log handler may switch.
+            spawn(
+                "log",
+                logger.error,
                 "consumer of queue %s failed: %s: %s%s",
                 self.options.name,
                 type(exc).__name__,

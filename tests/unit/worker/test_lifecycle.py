@@ -12,6 +12,7 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.entity.existence import is_expected
+from greenconn.exceptions import PreconditionFailed
 from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
 from greenconn.transport import memory
@@ -20,6 +21,7 @@ from greenconn.worker.channels import Subscription
 from greenconn.worker.lifecycle import ENDS, MOVES
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
+from tests.fix_logs import waiting_log
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
@@ -240,6 +242,19 @@ def test_who_was_killed_twice_declares_nothing_any_more(
     until(lambda: not subscription.is_confirmed)
     assert not is_expected(connection.session, "q")
     may_reply.set()
+
+
+def test_a_failure_that_is_logged_ends_it(
+    connection: Connection, broker: Broker, seen: RecordingHandler
+) -> None:
+    """Whatever a log handler waits for."""
+    broker.declare("q")
+    with waiting_log("greenconn.worker", "q failed") as log:
+        consumer = spawn_consumer(Queue("q", max_length=5), seen, connection=connection)
+        assert log.has_come.wait(CAME)
+        until(lambda: consumer.state is ConsumerState.FAILED)
+    with pytest.raises(PreconditionFailed):
+        consumer.get(timeout=CAME)
 
 
 def test_stopping_what_is_paused(
