@@ -170,10 +170,13 @@ class StoreSubscriptions(Generic[M, S]):
         # From now on the feed stays, even if its consumers leave during the call of the broker.
         feed = consumer.feed = self._consuming.feed(consumer.queue)
         feed.coming += 1
+        has_asked = False
         try:
             others = feed.consumers
-            may = not any(each.exclusive for each in others) and not (consumer.exclusive and others)
-            if not may or not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
+            if any(each.exclusive for each in others) or (consumer.exclusive and others):
+                raise in_exclusive_use(feed.queue, channel.virtual_host)
+            has_asked = True
+            if not self._consuming.set_consumers(feed, exclusive=consumer.exclusive):
                 raise in_exclusive_use(feed.queue, channel.virtual_host)
             channel.check_open()  # it may have been closed meanwhile
             feed.join(consumer)
@@ -182,6 +185,8 @@ class StoreSubscriptions(Generic[M, S]):
             if not feed.is_used:
                 feed.source.retire()
                 self._consuming.left(feed)
+            elif has_asked and consumer not in feed.consumers:
+                self._consuming.left(feed)  # the broker may count it beside the others
 
     def left(self, consumer: Consumer) -> None:
         """Forget a consumer: its queue may be of no use any more.  Never switches."""

@@ -223,6 +223,33 @@ def test_a_channel_that_is_closed_meanwhile_has_no_consumer(
     assert link.store.registry.other_consumers("q", "") == 0
 
 
+def test_who_is_killed_while_the_store_is_asked_is_not_counted_beside_others(
+    connect: Opener,
+) -> None:
+    channel, other = channel_to(connect), channel_to(connect)
+    link = channel.connection
+    channel.queue_declare("q")
+    channel.basic_consume("q", sink=Sink())
+    was_asked = Event()
+    ask = link.ask
+
+    def ask_and_wait(what: str, *args: Any, **kwargs: Any) -> Any:
+        outcome = ask(what, *args, **kwargs)
+        if what == "consuming":
+            was_asked.set()
+            Event().wait()
+        return outcome
+
+    link.ask = ask_and_wait  # type: ignore[method-assign]
+    consuming = gevent.spawn(channel.basic_consume, "q", sink=Sink())
+    assert was_asked.wait(30)
+    link.ask = ask  # type: ignore[method-assign]
+    assert other.connection.store.other_consumers("q") == 2
+    consuming.kill()
+    link.catch_up()
+    assert other.connection.store.other_consumers("q") == 1
+
+
 def test_get(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     with pytest.raises(NotFound):
