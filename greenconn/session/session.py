@@ -353,6 +353,14 @@ class Session:
         finally:
             self.on_closed.call()
 
+    def note_use(self) -> None:
+        """Note an explicit use, which opens a closed session later unless it is closed before that.
+
+        Never switches.
+        """
+        if self.is_closed:
+            self._move(SessionState.IDLE)
+
     def collect(self) -> None:
         """Drop the link at once, without a close on the wire; the next use opens a new one.
 

@@ -51,7 +51,7 @@ MOVES: Final[Mapping[SessionState, frozenset[SessionState]]] = {
             SessionState.CLOSED,
         }
     ),
-    # IDLE: pointed at another broker.
+    # IDLE: pointed at another broker, or about to be used again.
     SessionState.CLOSED: frozenset({SessionState.OPENING, SessionState.IDLE}),
 }
 

@@ -217,6 +217,8 @@ class ConsumerLifecycle:
         #: The greenlet has been started, and there is nothing more to steer.
         self._is_ending = self._is_killed = False
         self._parent = self._session = connection.session
+        # To spawn a consumer opens a closed connection again, unless that is closed once more.
+        self._parent.note_use()
         self._own_connection: Connection | None = None
         if options.is_unbounded:
             # It may stop the reading of its connection: it must not hold up others.

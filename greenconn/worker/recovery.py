@@ -100,7 +100,6 @@ class SubscriptionRecovery:
         "_failures",
         "_has_warned",
         "_losses",
-        "_may_reopen",
         "_misses",
         "_not_before",
         "_session",
@@ -123,8 +122,6 @@ class SubscriptionRecovery:
         self._misses = 0
         self._has_warned = False
         self.failure: str | None = None
-        # To spawn a consumer is an explicit use, which opens a closed connection again; once.
-        self._may_reopen = session.is_closed
 
     @property
     def pause(self) -> float:
@@ -154,8 +151,7 @@ class SubscriptionRecovery:
         """Try once, and return the outcome; an error is final.  May switch."""
         subscription = None
         try:
-            self._session.link(reopen=self._may_reopen)
-            self._may_reopen = False
+            self._session.link()
             for subscription in self._subscriptions:
                 if not subscription.is_confirmed and not subscription.must_wait(self._session):
                     subscription.start(self._session, self._channels)

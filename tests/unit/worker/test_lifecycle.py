@@ -257,6 +257,19 @@ def test_a_failure_that_is_logged_ends_it(
         consumer.get(timeout=CAME)
 
 
+@pytest.mark.parametrize("options", [{}, {"no_ack": True}], ids=["shared", "own"])
+def test_a_closed_connection_that_is_closed_again_ends_who_was_about_to_open_it(
+    connection: Connection, broker: Broker, seen: RecordingHandler, options: dict[str, Any]
+) -> None:
+    connection.connect()
+    connection.close()
+    consumer = spawn_consumer("q", seen, connection=connection, **options)
+    connection.close()
+    assert consumer.get(timeout=CAME)["state"] == "stopped"
+    assert not connection.connected
+    assert spawn_consumer("q", seen, connection=connection, **options).wait_ready(CAME)
+
+
 def test_stopping_what_is_paused(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
