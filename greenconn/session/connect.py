@@ -13,8 +13,9 @@ A host may accept the connection and be silent from then on.  So in the first ro
 last gets a share of ``connect_timeout`` only.  One that is healthy but slow gets all of it in the next
 round; until then callers go on waiting, as for one attempt.
 
-An error is final when every broker of the list has refused the login in turn, or when neither the
-network nor a broker raised it (a wrong argument, a missing library).  Any other error may pass.
+An error is final when every broker of the list has refused the login in turn, or has no transport that
+can be made (a missing library), or when neither the network nor a broker raised it (a wrong argument).
+Any other error may pass.
 """
 
 from __future__ import annotations
@@ -342,7 +343,10 @@ class Connector:
         self._fail = fail
         self._backoff = ConnectBackoff()
         self._attempt: Attempt | None = None
+        #: Attempts in a row after which their broker need not be tried again.
         self._refusals = 0
+        #: The error of the last attempt, if there was no transport for it.
+        self._unmade: BaseException | None = None
         #: Of the attempt under way, if that has less than ``connect_timeout``.
         self._share: Deadline | None = None
         #: The broker that is tried next is another than the last one.
@@ -360,8 +364,6 @@ class Connector:
         Raises:
             TimeoutError: there was none before the deadline; the attempt goes on.
         """
-        # Made here, so that the caller gets the error of a name that no transport has.
-        _ = self._broker.transport
         start_at = self._backoff.start_at(interval)
         attempt = self._attempt
         if attempt is None:
@@ -392,10 +394,10 @@ class Connector:
     def is_final(self, exc: BaseException) -> bool:
         """Return whether to try again would be of no use after this outcome of an attempt.
 
-        A login that each broker of the list refused in turn is final, and so is what no network or
-        broker did: a wrong argument, a missing library.
+        A login that each broker of the list refused in turn is final, and so is a transport that can be
+        made for none of them, or what no network or broker did: a wrong argument.
         """
-        if is_refusal(exc):
+        if is_refusal(exc) or exc is self._unmade:
             return self._refusals >= self._broker.hosts
         if isinstance(exc, NEVER_REPEATED):
             return True
@@ -428,6 +430,12 @@ class Connector:
         if self._fails_over:
             self._fails_over = False
             broker.advance()
+        self._unmade = None
+        try:
+            _ = broker.transport
+        except Exception as exc:  # of a name that no transport has, or for want of a library
+            self._unmade = exc
+            raise
         logger.debug("open.started %s", broker.label, extra={"connection": broker.label})
         link = broker.establish(self._time_for_one())
         if is_open(link):
@@ -463,10 +471,12 @@ class Connector:
             return
         if attempt.state is not AttemptState.ABANDONED:
             error, label = outcome.error, self._broker.label
-            transport = self._broker.transport
-            longest = getattr(transport, "longest_pause", ROUNDS_APART.longest)
+            is_unmade = error is self._unmade
+            longest = ROUNDS_APART.longest
+            if not is_unmade:
+                longest = getattr(self._broker.transport, "longest_pause", longest)
             self._backoff.failed(self._broker.hosts, longest)
-            self._refusals = self._refusals + 1 if is_refusal(error) else 0
+            self._refusals = self._refusals + 1 if is_unmade or is_refusal(error) else 0
             self._fails_over = True
             has_ended = self._share is not None and self._share.has_ended
             outcome.is_cut = has_ended and not is_refusal(error) and not self.is_final(error)

@@ -27,6 +27,7 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.green.retry import RetryPolicy
 from greenconn.session.session import Session
 from greenconn.session.state import SessionState
+from greenconn.transport import TRANSPORT_ALIASES
 from tests.fix_wires import until
 from tests.scripted import Script, Transport
 
@@ -101,6 +102,38 @@ def test_a_thousand_greenlets_walk_once_over_the_list(connect: Connect, script: 
     assert script.attempts == ["one", "two", "three"]
     assert script.link.host == "three"
     assert connection.hostname == "three"
+
+
+class Unmade(Transport):
+    """A transport whose library is missing."""
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        raise ImportError("the library of a transport is missing")
+
+
+def test_a_transport_that_cannot_be_made_is_an_error_for_its_callers(connect: Connect) -> None:
+    connection = connect("scripted://one", transport=Unmade)
+    for _ in range(2):
+        with pytest.raises(ImportError, match="is missing"):
+            connection.session.link()
+        assert connection.session.state is SessionState.IDLE
+    connection.session.wait_settled(Deadline(CAME))
+
+
+def test_a_transport_that_cannot_be_made_leaves_the_others_of_the_list(
+    connect: Connect, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRANSPORT_ALIASES, "unmade", f"{__name__}:Unmade")
+    connection = connect("unmade://one;scripted://two")
+    assert connection.session.link() is script.link
+    assert script.attempts == ["two"]
+    script.link.lose()
+    assert connection.session.link() is script.link
+    assert script.attempts == ["two", "two"]
+    both = connect("unmade://one;unmade://two")
+    with pytest.raises(ImportError, match="is missing"):
+        both.session.link()
+    assert both.session.state is SessionState.IDLE
 
 
 def test_a_killed_caller_does_not_disturb_the_others(
