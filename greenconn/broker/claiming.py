@@ -14,7 +14,7 @@ channel is less than one each, it does not wait long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -175,6 +175,12 @@ class Claimer:
         try:
             while feeds := self._begin():
                 self._claim(feeds)
+        except BaseException as exc:
+            # Without this greenlet no claim is made: the consumers begin anew on the next link.
+            if self._link.lost is None:
+                self._link.end_unexpectedly(exc, "passing on claimed messages")
+            if not isinstance(exc, Exception):
+                raise
         finally:
             self._greenlet = None
 
@@ -206,7 +212,12 @@ class Claimer:
             for each in claimed:
                 link.settlements.requeue_unseen(each)
             return
-        self._hand_over(claimed)
+        rest = iter(claimed)
+        try:
+            self._hand_over(rest)
+        finally:
+            for each in rest:  # none, unless it failed
+                link.settlements.requeue_unseen(each)
         for feed in feeds:
             feed.free()
         if is_shared:
@@ -216,7 +227,7 @@ class Claimer:
         for feed in sorted(feeds, key=lambda each: asked[each.queue]):
             feed.ended(not self._wait and found[feed.queue] < asked[feed.queue])
 
-    def _hand_over(self, claimed: Sequence[Claimed]) -> None:
+    def _hand_over(self, claimed: Iterator[Claimed]) -> None:
         link = self._link
         for each in claimed:
             if not link.is_alive(each):

@@ -168,8 +168,9 @@ class StoreLink(LeasedLink):
         try:
             result = function(*args)
         except BaseException as exc:
-            self._calls.pop(current(), None)  # it gets the very error, others that it is over
-            slot.fail(self.failed(exc, what, is_raised=True))
+            # Its caller gets the very error, others that it is over; a call of later() has none.
+            is_raised = self._calls.pop(current(), None) is not None
+            slot.fail(self.failed(exc, what, is_raised=is_raised))
             if not isinstance(exc, Exception):
                 raise
         else:
@@ -179,7 +180,10 @@ class StoreLink(LeasedLink):
             self._calls.pop(current(), None)
 
     def later(self, what: str, function: Callable[[], object]) -> None:
-        """Call *function*, which may switch, in a greenlet that :meth:`catch_up` waits for."""
+        """Call *function*, which may switch, in a greenlet that :meth:`catch_up` waits for.
+
+        Its errors are logged.
+        """
         self._calls[spawn("store", self._call, Slot(), what, function, (), None)] = None
 
     def catch_up(self) -> None:
@@ -239,6 +243,10 @@ class StoreLink(LeasedLink):
                     extra={"connection": self.where},
                 )
             return exc
+        return self.end_unexpectedly(exc, what)
+
+    def end_unexpectedly(self, exc: BaseException, what: str) -> BaseException:
+        """End the link for an error that should not happen, and return its own.  Never switches."""
         lost: BaseException = RecoverableConnectionError(f"{self.where}: {what} failed: {exc!r}")
         lost.__cause__ = exc
         if isinstance(exc, Exception):

@@ -146,6 +146,36 @@ def test_cancelled_consumer_gives_back_unseen(
     assert not message.redelivered
 
 
+def test_an_error_while_messages_are_passed_on_ends_the_link(
+    connect: Opener,
+    fake_broker: FakeBroker,
+    kind: type[FakeStore],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Consumers whose claims nobody makes any more would wait without end."""
+    channel = channel_to(connect, kind)
+    link = channel.connection
+    channel.queue_declare("q")
+    for n in range(3):
+        publish(channel, str(n))
+
+    def fail(claimed: Claimed) -> bool:
+        raise AttributeError("a defect")
+
+    monkeypatch.setattr(link, "is_alive", fail)
+    consume(channel, Sink())
+    until(lambda: link.lost is not None)
+    assert "passing on claimed messages failed" in str(link.lost)
+    until(lambda: "passing on claimed messages failed" in caplog.text)
+    assert "AttributeError: a defect" in caplog.text
+    successor, sink = link.transport.establish_connection(), Sink()
+    consume(link.transport.create_channel(successor), sink)
+    # Those behind it are not held until the lease ends.
+    sink.wait_for(2)
+    successor.close()
+
+
 def claims(fake_broker: FakeBroker) -> list[dict[str, int]]:
     """Return what each claim wanted."""
     return [argument for method, argument in fake_broker.calls if method == "claim"]

@@ -171,6 +171,16 @@ def test_what_is_left_for_later_is_waited_for(link: StoreLink) -> None:
     assert done == [1]
 
 
+def test_what_fails_later_is_logged(link: StoreLink, caplog: pytest.LogCaptureFixture) -> None:
+    link.later("cancelling a consumer", raising(ChannelError("no")))
+    until(lambda: "cancelling a consumer" in caplog.text)
+    assert link.is_open
+    with pytest.raises(ChannelError):
+        link.ask("asking", raising(ChannelError("not now")))
+    link.catch_up()
+    assert "not now" not in caplog.text
+
+
 def test_flushing(
     connect: Opener, fake_broker: FakeBroker, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
