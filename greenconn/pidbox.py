@@ -13,10 +13,13 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from gevent.lock import BoundedSemaphore
 
 from greenconn.caching import LRUCache, cached_property, maybe_evaluate
 from greenconn.checks import check_has_run, check_runs
@@ -632,25 +635,30 @@ class Mailbox:
             if text is not None and not isinstance(text, str):
                 raise ValueError(f"{name} must be text or None, got {text!r}")
         channel = self._channel(channel)
-        ticket = uuid() if reply else None
-        self._publish(
+        publish = partial(
+            self._publish,
             command,
             arguments or {},
             destination=destination,
-            reply_ticket=ticket,
             channel=channel,
             timeout=timeout,
             serializer=serializer,
             pattern=pattern,
             matcher=matcher,
         )
-        if ticket is None:
+        if not reply:
+            publish()
             return None
         if limit is None and destination:
             limit = len(destination)
-        return self._collect(
-            ticket, limit=limit, timeout=timeout, callback=callback, channel=channel
-        )
+        ticket = uuid()
+        # Consumed before the command is sent: the queue of replies is deleted with its last consumer,
+        # which may be another greenlet's.
+        with self._replies_to(ticket, channel):
+            publish(reply_ticket=ticket)
+            return self._collect(
+                ticket, limit=limit, timeout=timeout, callback=callback, channel=channel
+            )
 
     def _collect(
         self,
@@ -664,28 +672,43 @@ class Mailbox:
         """Collect and return the replies with *ticket*.  May switch."""
         deadline = Deadline(timeout)
         accepted = prepare_accept_content(self.accept if accept is None else accept)
-        channel = self._channel(channel)
+        replies = []
+        with self._replies_to(ticket, self._channel(channel)) as inbox:
+            for message in taken_from(inbox, limit, deadline):
+                self.clock.adjust(clock_of(message))
+                message.accept = accepted
+                try:
+                    body = message.decode()
+                except (SerializationError, SerializerNotInstalled) as exc:
+                    logger.error("cannot decode a reply to %s: %s", self.namespace, exc)
+                    continue
+                if callback:
+                    callback(body)
+                replies.append(body)
+        return replies
+
+    @contextmanager
+    def _replies_to(self, ticket: str, channel: Channel) -> Iterator[Inbox[Any]]:
+        """Consume the replies with *ticket* while the context is open.  May switch."""
+        if (inbox := self._replies.inbox_of(ticket)) is not None:
+            yield inbox  # consumed since before the command was sent
+            return
         queue = self.reply_queue
         consumer = Consumer(channel, [queue], no_ack=True)
         consumer.sink = self._replies
-        replies = []
         try:
-            with self._replies.of(ticket) as inbox, consumer:
-                for message in taken_from(inbox, limit, deadline):
-                    self.clock.adjust(clock_of(message))
-                    message.accept = accepted
-                    try:
-                        body = message.decode()
-                    except (SerializationError, SerializerNotInstalled) as exc:
-                        logger.error("cannot decode a reply to %s: %s", self.namespace, exc)
-                        continue
-                    if callback:
-                        callback(body)
-                    replies.append(body)
+            with self._replies.of(ticket) as inbox, ExitStack() as running:
+                # The last one that ends deletes the queue: not between declaring and consuming.
+                with self._replies.lock:
+                    running.enter_context(consumer)
+                try:
+                    yield inbox
+                finally:
+                    with self._replies.lock:
+                        running.close()
         finally:
             if self._replies.is_idle:
                 channel.after_reply_message_received(queue.name)
-        return replies
 
     def _channel(self, channel: Channel | None) -> Channel:
         return channel or self.connection.default_channel
@@ -701,10 +724,14 @@ class Replies:
     Several greenlets may collect at once.  The broker delivers a reply to any of their consumers; its
     ticket tells which greenlet it belongs to.  A reply to an unknown ticket is kept for later: a caller
     may publish its command before it collects.
+
+    Attributes:
+        lock: held while a consumer begins or ends.
     """
 
     def __init__(self) -> None:
         self.taken: Callable[[Any], None] | None = None
+        self.lock = BoundedSemaphore()
         self._collecting: dict[str, Inbox[Any]] = {}
         self._unclaimed: LRUCache[str, list[Any]] = LRUCache(limit=UNCLAIMED)
 
@@ -746,6 +773,10 @@ class Replies:
     def is_idle(self) -> bool:
         """Whether no greenlet collects."""
         return not self._collecting
+
+    def inbox_of(self, ticket: str) -> Inbox[Any] | None:
+        """Return the inbox of a greenlet that collects; None: none does with *ticket*."""
+        return self._collecting.get(ticket)
 
     @contextmanager
     def of(self, ticket: str) -> Iterator[Inbox[Any]]:

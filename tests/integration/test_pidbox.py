@@ -149,6 +149,42 @@ def test_greenlets_that_call_at_once_get_their_own_replies(
     assert mailbox._replies.is_idle
 
 
+class _BusyMailbox(Mailbox):
+    """A mailbox that is used by another greenlet between a command and the collecting of its replies."""
+
+    interlude: Callable[[], object] | None = None
+
+    def _publish(self, *args: Any, **kwargs: Any) -> None:
+        super()._publish(*args, **kwargs)
+        interlude, self.interlude = self.interlude, None
+        if interlude is not None:
+            interlude()
+
+
+def test_replies_come_when_another_call_ends_meanwhile(
+    connection: Connection, unique: str, node: MakeNode, mailbox: Mailbox
+) -> None:
+    """The reply queue is deleted with its last consumer."""
+    gate = Event()
+
+    def held(state: dict[str, Any]) -> str:
+        assert gate.wait(20)
+        return "late"
+
+    node("quick", add=add)
+    node("slow", held=held)
+    busy = _BusyMailbox(unique, type="fanout", connection=connection)
+
+    def other_call() -> None:
+        calling = gevent.spawn(busy.call, ["quick"], "add", {"x": 1, "y": 1}, timeout=20)
+        assert calling.get(timeout=20) == [{"quick": 2}]
+        gate.set()
+
+    busy.interlude = other_call
+    assert busy.call(["slow"], "held", timeout=20) == [{"slow": "late"}]
+    assert busy._replies.is_idle
+
+
 def test_a_caller_that_is_killed_leaves_nothing(mailbox: Mailbox, node: MakeNode) -> None:
     node("a", add=add)
     waiting = gevent.spawn(mailbox.multi_call, "nothing", timeout=None, limit=2)
