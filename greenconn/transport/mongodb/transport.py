@@ -56,7 +56,7 @@ class Transport(StoreTransport):
         OSError,
         errors.ConnectionFailure,
     )
-    channel_errors = (ChannelError, errors.ConnectionFailure, errors.OperationFailure)
+    channel_errors = (ChannelError, errors.OperationFailure)
     recoverable_connection_errors = (
         RecoverableConnectionError,
         OSError,

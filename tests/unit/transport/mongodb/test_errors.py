@@ -15,6 +15,7 @@ from greenconn.transport.mongodb.errors import (  # noqa: E402
     ReplyLate,
     translated_error,
 )
+from greenconn.transport.mongodb.transport import Transport  # noqa: E402
 
 WHERE = "mongodb://host/"
 
@@ -54,3 +55,11 @@ def test_users_may_catch_either_class() -> None:
     assert issubclass(LinkLost, (RecoverableConnectionError, errors.AutoReconnect))
     assert repr(LinkLost("gone")) == "LinkLost('gone')"
     assert repr(LoginRefused("no")) == "LoginRefused('no')"
+
+
+def test_a_lost_connection_is_no_error_of_a_channel() -> None:
+    for kind in (LinkLost, ReplyLate, errors.ConnectionFailure, errors.AutoReconnect):
+        assert issubclass(kind, Transport.connection_errors)
+        assert issubclass(kind, Transport.recoverable_connection_errors)
+        assert not issubclass(kind, Transport.channel_errors)
+    assert issubclass(errors.OperationFailure, Transport.channel_errors)
