@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from greenconn._version import __version__
+from greenconn.cli.options import CommandGroup
 from greenconn.cli.terminal import folded, is_colourless
 
 __all__ = ["cli", "run"]
@@ -42,7 +43,7 @@ COMMANDS: Final = {
 }
 
 
-class _Commands(click.Group):
+class _Commands(CommandGroup):
     """Imports a command when it is asked for, so that help comes at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -54,17 +55,6 @@ class _Commands(click.Group):
         command = import_module(f"greenconn.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(args[0], list(COMMANDS), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}"
-            ctx.fail(f"unknown command {args[0]!r}: {hint}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.options import queue_argument, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -20,7 +20,7 @@ PREFETCH: Final = 100
 
 
 @click.command("consume")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Stop after this many messages.")
 @click.option(

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from greenconn.cli.options import Decorator, rate_option, timeout_option, url_option
+from greenconn.cli.options import (
+    CommandGroup,
+    Decorator,
+    queue_argument,
+    rate_option,
+    timeout_option,
+    url_option,
+)
 
 if TYPE_CHECKING:
     from greenconn.worker.replaying import DeadLetter, DeadLetters
@@ -21,7 +28,7 @@ _name_option: Decorator = click.option(
 )
 
 
-@click.group("dead", no_args_is_help=False)
+@click.group("dead", cls=CommandGroup)
 def command() -> None:
     """Show, count, replay or purge the dead letters of a queue.
 
@@ -33,7 +40,7 @@ def command() -> None:
 
 
 @command.command("look")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @_name_option
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
@@ -60,7 +67,7 @@ def look(queue: str, url: str, name: str | None, count: int, is_json: bool, time
 
 
 @command.command("count")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @_name_option
 @timeout_option
@@ -71,7 +78,7 @@ def count(queue: str, url: str, name: str | None, timeout: float) -> None:
 
 
 @command.command("replay")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @_name_option
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Replay this many at most.")
@@ -105,7 +112,7 @@ def replay(
 
 
 @command.command("purge")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @_name_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from greenconn.cli.options import header_option, rate_option, timeout_option, url_option
+from greenconn.cli.options import (
+    header_option,
+    queue_argument,
+    rate_option,
+    timeout_option,
+    url_option,
+)
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -17,8 +23,8 @@ __all__ = ["command"]
 
 
 @click.command("move")
-@click.argument("source")
-@click.argument("target")
+@queue_argument("source")
+@queue_argument("target")
 @url_option
 @click.option("--to", "to_url", metavar="URL", help="URL of TARGET's broker, where it is another.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="Move this many at most.")

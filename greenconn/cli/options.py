@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options, arguments and groups that several commands share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import click
 __all__ = [
     "DEFAULT_URL",
     "URL_VARIABLE",
+    "CommandGroup",
     "Decorator",
     "header_option",
     "json_option",
+    "queue_argument",
     "rate_option",
     "timeout_option",
     "url_argument",
@@ -31,6 +33,30 @@ class Decorator(Protocol):
     """A decorator, as click's options are."""
 
     def __call__(self, function: F, /) -> F: ...
+
+
+class CommandGroup(click.Group):
+    """Commands whose names stand in the errors about a missing or unknown one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            ctx.fail(f"missing command: known: {self._known(ctx)}")
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {self._known(ctx)}"
+            ctx.fail(f"unknown command {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
+
+    def _known(self, ctx: click.Context) -> str:
+        return ", ".join(self.list_commands(ctx))
 
 
 def _default_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
@@ -59,6 +85,25 @@ timeout_option: Decorator = click.option(
     show_default=True,
     help="Seconds to wait for the broker.",
 )
+
+
+def _names(
+    context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None
+) -> str | tuple[str, ...] | None:
+    for name in (value,) if isinstance(value, str) else value or ():
+        if "://" in name:
+            from greenconn.url import mask_secrets
+
+            context.fail(
+                f"{mask_secrets(name)!r} is a URL where the name of a queue is expected: give the "
+                f"URL with --url"
+            )
+    return value
+
+
+def queue_argument(name: str = "queue", **options: Any) -> Decorator:
+    """Return an argument for the name of a queue, or for several."""
+    return click.argument(name, callback=_names, **options)
 
 
 def header_option(help_text: str) -> Decorator:

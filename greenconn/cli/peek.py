@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.options import queue_argument, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -19,7 +19,7 @@ ROUTE: Final = ("exchange", "routing_key", "redelivered")
 
 
 @click.command("peek")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--json", "is_json", is_flag=True, help="Print each message as JSON, a line each.")

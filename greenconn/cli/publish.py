@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
-from greenconn.cli.options import header_option, rate_option, timeout_option, url_option
+from greenconn.cli.options import (
+    header_option,
+    queue_argument,
+    rate_option,
+    timeout_option,
+    url_option,
+)
 
 if TYPE_CHECKING:
     from greenconn.publishing.message import OutgoingMessage
@@ -34,7 +40,7 @@ _Batches: TypeAlias = "Iterator[Iterable[OutgoingMessage]]"
 
 
 @click.command("publish")
-@click.argument("queue", required=False)
+@queue_argument(required=False)
 @click.argument("bodies", nargs=-1, metavar="[BODY]...")
 @url_option
 @click.option(

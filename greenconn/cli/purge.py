@@ -6,13 +6,13 @@ import sys
 
 import click
 
-from greenconn.cli.options import timeout_option, url_option
+from greenconn.cli.options import queue_argument, timeout_option, url_option
 
 __all__ = ["command", "is_sure"]
 
 
 @click.command("purge")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @timeout_option

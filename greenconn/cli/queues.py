@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from greenconn.cli.options import Decorator, json_option, timeout_option, url_option
+from greenconn.cli.options import (
+    CommandGroup,
+    Decorator,
+    json_option,
+    queue_argument,
+    timeout_option,
+    url_option,
+)
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
@@ -31,7 +38,7 @@ _arguments_option: Decorator = click.option(
 )
 
 
-@click.group("queues", no_args_is_help=False)
+@click.group("queues", cls=CommandGroup)
 def command() -> None:
     """List, declare, bind or delete queues.
 
@@ -45,7 +52,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.argument("names", nargs=-1, metavar="[QUEUE]...")
+@queue_argument("names", nargs=-1, metavar="[QUEUE]...")
 @url_option
 @json_option
 @timeout_option
@@ -91,7 +98,7 @@ def list_(names: tuple[str, ...], url: str, is_json: bool, timeout: float) -> No
 
 
 @command.command("declare")
-@click.argument("queue")
+@queue_argument()
 @url_option
 @click.option(
     "--type",
@@ -162,7 +169,7 @@ def declare(
 
 
 @command.command("bind")
-@click.argument("queue")
+@queue_argument()
 @click.argument("exchange")
 @url_option
 @click.option(
@@ -209,7 +216,7 @@ def bind(
 
 
 @command.command("delete")
-@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
+@queue_argument("queues", nargs=-1, required=True, metavar="QUEUE...")
 @url_option
 @click.option("--if-unused", is_flag=True, help="Only if it has no consumers.")
 @click.option("--if-empty", is_flag=True, help="Only if no messages wait in it.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greenconn.cli.options import header_option, timeout_option, url_option
+from greenconn.cli.options import header_option, queue_argument, timeout_option, url_option
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
@@ -18,7 +18,7 @@ __all__ = ["command"]
 
 
 @click.command("rpc")
-@click.argument("queue")
+@queue_argument()
 @click.argument("bodies", nargs=-1, metavar="[BODY]...")
 @url_option
 @click.option(

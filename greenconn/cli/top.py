@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import click
 
-from greenconn.cli.options import json_option, timeout_option, url_option
+from greenconn.cli.options import json_option, queue_argument, timeout_option, url_option
 from greenconn.cli.terminal import ATTENTION, is_screen
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MARGIN: Final = 5
 
 
 @click.command("top")
-@click.argument("names", nargs=-1, metavar="[QUEUE]...")
+@queue_argument("names", nargs=-1, metavar="[QUEUE]...")
 @url_option
 @click.option(
     "-i",

@@ -259,3 +259,37 @@ def test_the_demo(command: Command, url: str) -> None:
     assert values["lost"].strip() == values["duplicates"].strip() == "0"
     assert "20 of 20 consumers ready" in ended.output
     assert "100%" in ended.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("consume", "amqp://me:secret@h//"),
+        ("publish", "amqp://me:secret@h//", "hello"),
+        ("queues", "list", "mail", "amqp://me:secret@h//"),
+        ("dead", "count", "amqp://me:secret@h//"),
+        ("move", "mail", "amqp://me:secret@h//"),
+        ("top", "amqp://me:secret@h//"),
+    ],
+)
+def test_a_url_is_no_name_of_a_queue(command: Command, arguments: tuple[str, ...]) -> None:
+    ended = command(*arguments)
+    assert ended.code == 2
+    assert "'amqp://me:**@h//' is a URL where the name of a queue is expected" in ended.errors
+    assert "give the URL with --url" in ended.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("dead",), "greenconn dead: missing command: known: count, look, purge, replay"),
+        (("dead", "mail"), "unknown command 'mail': known: count, look, purge, replay"),
+        (("queues", "lst"), "unknown command 'lst': did you mean 'list'?"),
+    ],
+)
+def test_a_group_names_its_commands(
+    command: Command, arguments: tuple[str, ...], says: str
+) -> None:
+    ended = command(*arguments)
+    assert (ended.code, ended.output) == (2, "")
+    assert says in ended.errors

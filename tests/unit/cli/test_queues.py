@@ -147,7 +147,7 @@ def test_a_queue_that_does_not_exist(command: Command, url: str, name: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["queues"], "Missing command"),
+        (["queues"], "missing command: known"),
         (["queues", "list", "", "-u", "memory://"], "QUEUE: must not be empty"),
         (["queues", "declare", "", "-u", "memory://"], "QUEUE: must not be empty"),
         (["queues", "declare", "q", "-a", "x", "-u", "memory://"], "--argument"),
