@@ -17,14 +17,21 @@ __all__ = [
     "check_callable",
     "check_count",
     "check_has_run",
+    "check_names",
     "check_runs",
     "check_seconds",
+    "check_tables",
     "check_type",
     "invalid",
     "is_connection",
     "is_number",
     "maybe_channel",
 ]
+
+
+#: Plain values that stand for no text; any other object may, as an exchange stands for its name.
+_NO_TEXT: Final = (bytes, bytearray, int, float, list, tuple, dict, set, frozenset)
+_NO_TABLE: Final = (str, bytes, bytearray, int, float, list, tuple, set, frozenset)
 
 
 def is_number(value: object) -> bool:
@@ -181,3 +188,28 @@ def is_connection(obj: object) -> TypeIs[Connection]:
 def maybe_channel(channel: ChannelOrConnection) -> Channel:
     """Return the default channel of a connection, and anything else as it is.  May switch."""
     return channel.default_channel if is_connection(channel) else channel
+
+
+def check_names(entity: object, **names: object) -> None:
+    """Check that *names*, by their arguments, may be text.
+
+    Raises:
+        TypeError: one is a number, bytes or a collection.
+    """
+    for argument, value in names.items():
+        if value and isinstance(value, _NO_TEXT):
+            raise TypeError(f"{argument} of {type(entity).__name__} must be text, got {value!r}")
+
+
+def check_tables(entity: object, *arguments: str) -> None:
+    """Check that those attributes may be dicts of arguments.
+
+    Raises:
+        TypeError: one is text, a number or another collection.
+    """
+    for argument in arguments:
+        value = getattr(entity, argument)
+        if value and isinstance(value, _NO_TABLE):
+            raise TypeError(
+                f"{argument} of {type(entity).__name__} must be a dict or None, got {value!r}"
+            )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.abstract import MaybeChannelBound
+from greenconn.checks import check_names, check_tables
 from greenconn.encoding import plain_text
 from greenconn.entity.binding import binding, shown
 
@@ -94,6 +95,8 @@ class Exchange(MaybeChannelBound):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_names(self, name=name, type=type)
+        check_tables(self, "arguments")
         self.name = plain_text(name or self.name)
         self.type = plain_text(type or self.type)
         self.maybe_bind(channel)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.abstract import MaybeChannelBound, Object
+from greenconn.checks import check_names, check_tables
 from greenconn.encoding import plain_text
 from greenconn.entity.binding import pretty_bindings, shown
 from greenconn.entity.exchange import Exchange, name_of
@@ -112,6 +113,13 @@ class Queue(MaybeChannelBound):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_names(self, name=name, routing_key=routing_key)
+        check_tables(self, "queue_arguments", "binding_arguments", "consumer_arguments")
+        if isinstance(exchange, (bytes, int, float)) and exchange:
+            raise TypeError(
+                f"exchange of {type(self).__name__} must be an Exchange, its name or a list of "
+                f"bindings, got {exchange!r}"
+            )
         self.name = plain_text(name or self.name)
         if isinstance(exchange, str):
             self.exchange = Exchange(exchange)

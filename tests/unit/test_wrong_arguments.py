@@ -14,7 +14,8 @@ import pytest
 
 import greenconn as typed_greenconn
 from greenconn import Connection as TypedConnection
-from greenconn import Producer, Queue, health
+from greenconn import Producer, health
+from greenconn import Queue as TypedQueue
 from greenconn import Retry as TypedRetry
 from greenconn.exceptions import RemoteError
 from greenconn.green.deadline import Deadline
@@ -26,6 +27,8 @@ from tests.brokers.ports import free_ports
 greenconn: Any = typed_greenconn
 Connection: Any = TypedConnection
 Retry: Any = TypedRetry
+Queue: Any = TypedQueue
+Exchange: Any = typed_greenconn.Exchange
 
 
 @pytest.fixture
@@ -226,3 +229,40 @@ def test_only_a_queue_without_dead_letters_is_warned_about(
         "plain",
         "by-name",
     ]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Queue(5), "name of Queue must be text, got 5"),
+        (lambda: Queue(b"mail"), "name of Queue must be text, got b'mail'"),
+        (lambda: Queue(["mail"]), r"name of Queue must be text, got \['mail'\]"),
+        (lambda: Queue("q", routing_key=7), "routing_key of Queue must be text, got 7"),
+        (lambda: Queue("q", exchange=7), "exchange of Queue must be an Exchange, .* got 7"),
+        (
+            lambda: Queue("q", queue_arguments=[1]),
+            r"queue_arguments of Queue must be a dict or None, got \[1\]",
+        ),
+        (
+            lambda: Queue("q", consumer_arguments="x-priority"),
+            "consumer_arguments of Queue must be a dict or None, got 'x-priority'",
+        ),
+        (lambda: Exchange(b"x"), "name of Exchange must be text, got b'x'"),
+        (lambda: Exchange("x", type=1), "type of Exchange must be text, got 1"),
+        (
+            lambda: Exchange("x", arguments="alternate"),
+            "arguments of Exchange must be a dict or None, got 'alternate'",
+        ),
+    ],
+)
+def test_entities_refuse_other_types_when_they_are_made(
+    make: Callable[[], object], says: str
+) -> None:
+    with pytest.raises(TypeError, match=says):
+        make()
+
+
+def test_entities_accept_objects_that_stand_for_names() -> None:
+    exchange = greenconn.Exchange("x")
+    assert greenconn.Queue("q", routing_key=exchange).routing_key is exchange
+    assert greenconn.Queue("q", exchange=[]).bindings == set()
