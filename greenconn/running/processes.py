@@ -225,16 +225,17 @@ class ProcessManager:
                 process.child.kill()
 
     def _reap(self) -> None:
+        for process in list(self._serving.values()):
+            code = process.child.poll()
+            # The end of one before it may have made all stop.
+            if code is not None and self._serving.get(process.index) is process:
+                del self._serving[process.index]
+                self._note_end(process, code)
         for process in [each for each in self._stopping if each.child.poll() is not None]:
             self._stopping.remove(process)
             was_interrupted = process.child.returncode in (FAILED, -signal.SIGKILL)
             if was_interrupted and self._exit_code == STOPPED:
                 self._exit_code = FAILED
-        for process in list(self._serving.values()):
-            code = process.child.poll()
-            if code is not None:
-                del self._serving[process.index]
-                self._note_end(process, code)
 
     def _note_end(self, process: _Process, code: int) -> None:
         """Start a process again that ended without a signal of ours, unless that is of no use."""

@@ -18,6 +18,7 @@ from gevent.pywsgi import WSGIServer
 
 from greenconn.app import App
 from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
 from greenconn.health import Probes, Watchdog
 from greenconn.running.processes import (
     BOOT_FAILED,
@@ -189,14 +190,16 @@ class Program:
     def _note_end(self, consumer: ConsumerGreenlet) -> None:
         # In the hub.  One that the program stops by itself ends without an error.
         if not consumer.successful() and not self._ending.is_set():
-            # Why is in the log already.
-            logger.error(
+            self._exit_code = FAILED
+            self._ending.set()
+            # Why is in the log already.  In another greenlet, as a log handler may switch.
+            spawn(
+                "log",
+                logger.error,
                 "consumer %s failed: stopping",
                 consumer.lifecycle.options.name,
                 extra={"consumer": consumer.lifecycle.options.name},
             )
-            self._exit_code = FAILED
-            self._ending.set()
 
     def _boot_failed(self, error: Exception) -> int:
         trace = _frames_of_program(error)

@@ -42,6 +42,27 @@ processes.KILL_MARGIN = 0.0
 logging.basicConfig(level="INFO", format="%(message)s")
 print(Manager([shell, "-c", program], 2, graceful_timeout=0.0).run())
 """
+#: It looks at its processes only when all of them have ended.
+TOGETHER = """
+import logging, os, sys
+from greenconn.running.processes import ProcessManager
+
+class Manager(ProcessManager):
+    def _wait(self):
+        for process in self._serving.values():
+            os.waitid(os.P_PID, process.child.pid, os.WEXITED | os.WNOWAIT)
+        super()._wait()
+
+logging.basicConfig(level="INFO", format="%(message)s")
+print(Manager([sys.executable, "-c", sys.argv[1]], 3).run())
+"""
+
+
+def test_processes_that_cannot_start_at_the_same_time() -> None:
+    outcome = run("-c", TOGETHER, "raise SystemExit(3)", timeout=20)
+    assert outcome.code == 0, outcome.errors
+    assert outcome.output == "3\n"
+    assert outcome.errors.count("could not start the application: stopping") == 1
 
 
 def test_an_application_that_cannot_start_ends_all() -> None:
