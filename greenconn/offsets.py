@@ -137,6 +137,9 @@ class QueueOffsets:
     def load(self, stream: str, reader: str) -> int | None:
         """Return the last stored offset, or None if there is none.  May switch.
 
+        The offset is published anew, so load none while its reader runs: it could put an older one in
+        place of one that is just stored.
+
         Raises:
             ValueError: a message in the queue is not an offset.
             Exception: the connection failed, or the broker sent an error reply.

@@ -106,11 +106,17 @@ class SharedChannel:
 
 
 class SharedChannels:
-    """The consumer channels of one connection.  Nothing here switches."""
+    """The consumer channels of one connection.  Nothing here switches.
 
-    __slots__ = ("_expected", "_full", "_idle", "_life", "_link", "_with_room")
+    Attributes:
+        lone_start: held by a consumer whose start may have made the broker close the connection, while
+            it starts again.
+    """
+
+    __slots__ = ("_expected", "_full", "_idle", "_life", "_link", "_with_room", "lone_start")
 
     def __init__(self) -> None:
+        self.lone_start = BoundedSemaphore(1)
         self._link: Link | None = None
         #: A new one each time that all channels are forgotten.  The link does not tell them apart:
         #: a consumer that was held up may still ask for the former link, between two for the present.
@@ -572,13 +578,16 @@ class Subscription:
             sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
             self._release(channels)
 
-    def stand_down(self, channels: SharedChannels) -> Channel | None:
-        """Read no more until it may again, and return the channel that it was read on.  May switch."""
-        sink = self._sink
+    @property
+    def channel(self) -> Channel | None:
+        """The channel that it was begun on last; None before."""
+        return None if self._sink is None else self._sink.channel
+
+    def stand_down(self, channels: SharedChannels) -> None:
+        """Read no more until it may again.  May switch."""
         if self._recorder is not None:
             self._recorder.stand_down()
         self.cancel(channels)
-        return None if sink is None else sink.channel
 
     def store_offset(self, deadline: Deadline) -> None:
         """Store the last offset of a stream, once nothing is handled any more.  May switch."""

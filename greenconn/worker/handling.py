@@ -92,6 +92,7 @@ class Handling:
         "_dead_letters_of",
         "_failed_messages",
         "_handler",
+        "_has_logged_kill",
         "_has_warned",
         "_holds",
         "_is_counted",
@@ -142,7 +143,7 @@ class Handling:
         self._dead_letters_of = options.dead_letters_of
         #: Of what failed before: the delays that are left.
         self._backoffs: dict[Any, Backoff] = {}
-        self._has_warned = False
+        self._has_warned = self._has_logged_kill = False
         self.retry_later: Callable[[Any, float], None] = _no_dispatcher
         self.on_exit: Callable[[], None] = _do_nothing
         self.has_dead_letters: Callable[[Any], bool] = _has_none
@@ -192,13 +193,28 @@ class Handling:
             if not self._no_ack and not message.acknowledged:
                 self._ack(message)
         except BaseException as exc:
-            self._note_exit(exc)
+            self._note_exit(exc, message)
             self.requeue(message)
             raise
 
-    def _note_exit(self, exc: BaseException) -> None:
+    def _note_exit(self, exc: BaseException, message: Message) -> None:
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
             self.on_exit()
+        elif not self.is_ending and not self._has_logged_kill:
+            # It may be redelivered at once, again and again.
+            self._has_logged_kill = True
+            spawn(
+                "log",
+                logger.warning,
+                "handler %s of queue %r was killed by the program (%r) on delivery %s; the message is "
+                "%s (logged once)",
+                _name_of(self._handler),
+                self._queue_of(message),
+                exc,
+                message.delivery_tag,
+                "lost (no_ack)" if self._no_ack else "requeued",
+                extra=self._fields(message),
+            )
 
     def _call(self, body: Any, message: Message | list[Message]) -> None:
         if HANDLERS.handler is not self._handler:
@@ -570,6 +586,7 @@ class BatchHandling(Handling):
             BaseException: what ends the greenlet; the messages were requeued.
         """
         batch: MessageBatch = message
+        first = batch.messages[0]
         try:
             bodies = self._decoded(batch)
             if not bodies:
@@ -584,7 +601,7 @@ class BatchHandling(Handling):
                 if not self._no_ack and not each.acknowledged:
                     self._ack(each)
         except BaseException as exc:
-            self._note_exit(exc)
+            self._note_exit(exc, first)
             self._requeue_all(batch.messages)
             raise
 

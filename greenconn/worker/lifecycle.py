@@ -489,8 +489,12 @@ class ConsumerLifecycle:
             queue.name,
             extra=self.fields(queue.name),
         )
-        tag = queue.tag
-        channel = queue.stand_down(self._group.channels)
+        tag, channel = queue.tag, queue.channel
+        try:
+            queue.stand_down(self._group.channels)
+        except Exception as exc:
+            # It ends with its channel then; what has come must not be handled here all the same.
+            logger.debug("cancelling %r: %s", queue, exc, extra=self.fields(queue.name))
         if channel is not None:
             for message, has_begun in self.dispatcher.drop(channel, tag):
                 self.handling.requeue(message, has_begun=has_begun)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -25,6 +26,7 @@ from greenconn.exceptions import (
     NotFound,
     PreconditionFailed,
     RecoverableChannelError,
+    RecoverableConnectionError,
     is_unavailable,
 )
 from greenconn.green.deadline import Deadline
@@ -58,6 +60,10 @@ STABLE_AFTER: Final = 10.0
 #: How often the broker may end the whole connection for what we ask before we stop asking, and how
 #: often it may not find a queue that we have just declared.
 MAX_FAILURES: Final = 3
+
+#: Classes of AMQP methods, and methods of the class basic (qos, consume), that a start sends.
+_OWN_CLASSES: Final = frozenset({20, 40, 50})
+_OWN_METHODS: Final = frozenset({(60, 10), (60, 20)})
 
 #: RabbitMQ's words.
 _TIMED_OUT: Final = "delivery acknowledgement on channel"
@@ -152,9 +158,12 @@ class SubscriptionRecovery:
         subscription = None
         try:
             self._session.link()
-            for subscription in self._subscriptions:
-                if not subscription.is_confirmed and not subscription.must_wait(self._session):
-                    subscription.start(self._session, self._channels)
+            # It may have been another consumer that the broker has closed the connection for: one by one
+            # they show who it is.
+            with self._channels.lone_start if self._disconnections else nullcontext():
+                for subscription in self._subscriptions:
+                    if not subscription.is_confirmed and not subscription.must_wait(self._session):
+                        subscription.start(self._session, self._channels)
         except Exception as exc:
             if self._session.is_closed:
                 return RecoveryOutcome.CLOSED
@@ -207,9 +216,11 @@ class SubscriptionRecovery:
             return self._session.is_final(exc) and not is_locked_out
         if isinstance(exc, IrrecoverableConnectionError):
             # The broker closed the connection, maybe because of another user of it.
-            self._disconnections += 1
+            if _may_be_own(exc):
+                self._disconnections += 1
             return self._disconnections >= MAX_FAILURES
-        if isinstance(exc, (RecoverableChannelError, *self._transient())):
+        passing = (RecoverableConnectionError, RecoverableChannelError, *self._transient())
+        if isinstance(exc, passing):
             return False
         if is_unavailable(exc):
             return False
@@ -231,6 +242,15 @@ class SubscriptionRecovery:
 
     def _transient(self) -> tuple[type[BaseException], ...]:
         return self._session.broker.recoverable_channel_errors
+
+
+def _may_be_own(exc: IrrecoverableConnectionError) -> bool:
+    """Return whether the broker may have closed the connection for what a start sends.
+
+    The broker names the method that it could not take, if there is one (AMQP 0-9-1, connection.close).
+    """
+    class_id, method_id = exc.method_sig or (0, 0)
+    return not class_id or class_id in _OWN_CLASSES or (class_id, method_id) in _OWN_METHODS
 
 
 def known_errors(session: Session) -> tuple[Any, ...]:

@@ -9,14 +9,17 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue, SuperStream
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.offsets import FileOffsets
 from greenconn.publishing import publish
 from greenconn.streams import OffsetStore
 from greenconn.worker import spawn_consumer
 from greenconn.worker.active import token_queue
+from greenconn.worker.channels import SharedChannels, Subscription
 from tests.fix_wires import until
 from tests.integration.processes import start
 
@@ -163,6 +166,44 @@ def test_a_reader_that_lost_its_right_stands_down(
     fill(connection, stream.name, range(10, 15))
     until(lambda: active.handled[-1] == 14)
     assert sorted(set(active.handled)) == list(range(15))
+    active.end()
+
+
+def test_a_reader_whose_cancel_fails_stands_down_all_the_same(
+    amqp_url: str,
+    connection: Connection,
+    stream: Queue,
+    stored: FileOffsets,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, hold = Event(), Event()
+    handled: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        began.set()
+        hold.wait(CAME)
+        handled.append(body)
+
+    cancel, failures = Subscription.cancel, [RecoverableConnectionError("no reply")]
+
+    def cancel_and_fail(
+        self: Subscription, channels: SharedChannels, *, nowait: bool = False
+    ) -> None:
+        cancel(self, channels, nowait=nowait)
+        if failures:
+            raise failures.pop()
+
+    active = Program(amqp_url, stream, stored, handler=handle, prefetch_count=5)
+    assert began.wait(CAME)
+    until(lambda: active.reader.stats()["received"] == 5)
+    monkeypatch.setattr(Subscription, "cancel", cancel_and_fail)
+    connection.default_channel.queue_delete(token_queue(stream.name, "reader").name)
+    until(lambda: not failures)
+    assert active.reader.wait_ready(CAME)
+    hold.set()
+    until(lambda: set(handled) == set(range(10)))
+    # The four that waited were read again, and handled then alone.
+    assert sorted(handled) in ([*range(10)], [0, *range(10)])
     active.end()
 
 

@@ -533,7 +533,7 @@ class Consumers:
                 requeue_events(self._link, lambda of, message: of is consumer)
 
     def _drop_events(self, consumer: ChannelConsumer) -> None:
-        """Drop the events of a ``no_ack`` consumer, which cannot be requeued.  Never switches."""
+        """Drop the events of a ``no_ack`` consumer, which cannot be requeued, and log that."""
         dropped = _take_events(self._link, lambda of, message: of is consumer)
         for _, _, message in dropped:
             consumer.drop_event(message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from time import monotonic
 from types import SimpleNamespace
@@ -467,17 +467,42 @@ def test_a_timeout_that_a_handler_left_running_ends_nothing(
     count(consumer, handled=2)
 
 
-def test_an_exit_puts_the_message_back(connection: Connection, broker: Broker) -> None:
+def test_an_exit_puts_the_message_back(
+    connection: Connection, broker: Broker, failures: list[logging.LogRecord]
+) -> None:
     calls: list[Any] = []
 
     def handler(body: Any, message: Any) -> None:
         calls.append(body)
-        if len(calls) == 1:
+        if len(calls) <= 100:
             raise gevent.GreenletExit
 
     broker.publish("q", "x")
     consumer = spawn_consumer("q", handler, connection=connection, retry=Retry())
-    count(consumer, requeued=1, handled=1, failed=0)
+    count(consumer, requeued=100, handled=1, failed=0)
+    (text,) = of(failures, "was killed by the program (GreenletExit())")
+    assert "the message is requeued (logged once)" in text
+
+
+def test_a_handler_that_is_killed_with_its_consumer_is_not_logged(
+    connection: Connection,
+    broker: Broker,
+    seen: RecordingHandler,
+    failures: list[logging.LogRecord],
+) -> None:
+    ends: list[Callable[[ConsumerGreenlet], object]] = [
+        lambda each: each.kill(),
+        lambda each: each.stop(0.01),
+    ]
+    for end in ends:
+        broker.publish("q", "x")
+        seen.gate.clear()
+        consumer = spawn_consumer("q", seen, connection=connection)
+        count(consumer, in_flight=1)
+        end(consumer)
+        count(consumer, requeued=1)
+        broker.channel.queue_purge("q")
+    assert of(failures, "was killed") == []
 
 
 def test_a_handlers_greenlet_may_be_killed(

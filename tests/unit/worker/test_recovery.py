@@ -21,15 +21,21 @@ from greenconn.exceptions import (
     NotFound,
     PreconditionFailed,
     RecoverableChannelError,
+    RecoverableConnectionError,
 )
 from greenconn.listeners import Listener, RetryEvent, add_listener, remove_listener
 from greenconn.options import Retry
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
-from greenconn.worker.channels import Subscription
+from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.failures import FailedMessages
-from greenconn.worker.recovery import LONGEST_AWAY, RecoveryOutcome, SubscriptionRecovery
+from greenconn.worker.recovery import (
+    LONGEST_AWAY,
+    MAX_FAILURES,
+    RecoveryOutcome,
+    SubscriptionRecovery,
+)
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
 
@@ -563,3 +569,94 @@ def test_a_queue_whose_node_is_away_is_looked_for_soon(connection: Connection) -
     assert pauses[0] == 0.0
     assert 0.0 < pauses[1] <= 0.1
     assert pauses[-1] > LONGEST_AWAY
+
+
+@pytest.mark.parametrize(
+    ("method", "is_own"),
+    [
+        ((60, 20), True),  # basic.consume
+        ((60, 10), True),  # basic.qos
+        ((50, 10), True),  # queue.declare
+        ((0, 0), True),  # RabbitMQ names none
+        (None, True),
+        ((60, 40), False),  # basic.publish
+        ((60, 80), False),  # basic.ack
+        ((85, 10), False),  # confirm.select
+    ],
+)
+def test_a_start_gives_up_for_what_its_own_methods_did(
+    connection: Connection, method: Any, is_own: bool
+) -> None:
+    """Not because another user of the connection costs it again and again."""
+    subscription: Any = _Starting()
+    recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
+    subscription.error = InternalError("INTERNAL_ERROR", method)
+    outcomes = [recovery.attempt() for _ in range(MAX_FAILURES)]
+    assert outcomes[:-1] == [RecoveryOutcome.FAILED] * (MAX_FAILURES - 1)
+    assert (outcomes[-1] is subscription.error) is is_own
+
+
+class _StartingTogether(_Starting):
+    """A subscription whose start waits for its reply, while that of another ends the connection.
+
+    Arguments:
+        waiting: those that wait now.
+        is_culprit: it is this one whose start ends the connection.
+    """
+
+    def __init__(self, waiting: set[_StartingTogether], *, is_culprit: bool = False) -> None:
+        super().__init__()
+        self._waiting = waiting
+        self._is_culprit = is_culprit
+
+    def start(self, session: Any, channels: Any) -> None:
+        self.error = None
+        self._waiting.add(self)
+        gevent.sleep(0.001)
+        if self._is_culprit:
+            for each in self._waiting:
+                each.error = InternalError("INTERNAL_ERROR", (40, 10))
+                each.is_confirmed = False
+            self._waiting.clear()
+        self._waiting.discard(self)
+        super().start(session, channels)
+
+
+def test_a_consumer_that_costs_the_connection_does_not_end_others(connection: Connection) -> None:
+    waiting: set[_StartingTogether] = set()
+    channels = SharedChannels()
+    starting = [_StartingTogether(waiting, is_culprit=number == 7) for number in range(20)]
+    recoveries = [
+        SubscriptionRecovery(connection.session, channels, [each])  # type: ignore[list-item]
+        for each in starting
+    ]
+
+    def recover(recovery: SubscriptionRecovery) -> Exception | None:
+        while True:
+            outcome = recovery.attempt()
+            if isinstance(outcome, Exception):
+                return outcome
+            if outcome is RecoveryOutcome.CONFIRMED:
+                return None
+
+    recovering = [gevent.spawn(recover, each) for each in recoveries]
+    gevent.joinall(recovering, timeout=CAME, raise_error=True)
+    assert [number for number, each in enumerate(recovering) if each.value is not None] == [7]
+
+
+def test_a_connection_that_is_lost_in_the_first_start_ends_no_consumer(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where its error is one of channels, too."""
+    subscription: Any = _Starting()
+    subscription.was_confirmed = False
+    recovery = SubscriptionRecovery(connection.session, None, [subscription])  # type: ignore[arg-type]
+    lost = RecoverableConnectionError("gone")
+    monkeypatch.setattr(
+        connection.session.broker.transport, "channel_errors", (type(lost),), raising=False
+    )
+    subscription.error = lost
+    for _ in range(5):
+        assert recovery.attempt() is RecoveryOutcome.FAILED
+    subscription.error = None
+    assert recovery.attempt() is RecoveryOutcome.CONFIRMED
