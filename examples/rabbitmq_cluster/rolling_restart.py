@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from random import random
+from random import expovariate, random
 from time import monotonic
 from typing import Final
 
@@ -197,7 +197,8 @@ class Load:
             now = monotonic()
             ledger.longest_publish = max(ledger.longest_publish, now - began_at)
             number += 1
-            next_at = max(next_at + self._interval, now)
+            # At random times: publishers in step would leave a queue without any for a while.
+            next_at = max(next_at + expovariate(1 / self._interval), now)
 
     def end(self) -> None:
         """Stop publishing, and wait until all that was sent is handled.  May switch."""
