@@ -142,7 +142,7 @@ def test_messages_come_and_go(post: Post) -> None:
     with connection, connection.Consumer(queue, callbacks=[receive]):
         assert connection.connected
         connection.Producer().publish({"a": 1}, routing_key="q")
-        connection.drain_events(timeout=1)
+        connection.drain_events(timeout=30)
         assert got == [{"a": 1}]
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.01)
@@ -156,7 +156,7 @@ def test_conveniences_work(post: Post) -> None:
     with post.lib.Connection(transport=transport_of(post)) as connection:
         with connection.SimpleQueue("simple") as simple:
             simple.put("x")
-            assert simple.get(timeout=1).payload == "x"
+            assert simple.get(timeout=30).payload == "x"
         connection.Producer().publish("y", routing_key="q", declare=[post.lib.Queue("q")])
         messages = common.itermessages(
             connection, connection.channel(), post.lib.Queue("q"), timeout=1

@@ -277,7 +277,7 @@ def consume_all(lib: Library, connection: Any, names: Callable[[str], str]) -> l
         producer.publish(body, key, headers={"n": number}, **options)
     with consumer:
         while len(got) + len(failed) < 7:
-            connection.drain_events(timeout=2)
+            connection.drain_events(timeout=30)
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.05)
     return [sorted(got, key=repr), sorted(failed), [queue(connection).get() for queue in queues]]
@@ -294,11 +294,11 @@ def use_simple_queues(lib: Library, connection: Any, names: Callable[[str], str]
         message = simple.get_nowait()
         result.append(message.payload)
         message.ack()
-        message = simple.get(timeout=2)
+        message = simple.get(timeout=30)
         result += [message.payload, message.headers["h"]]
         message.ack()
         for _ in range(2):
-            simple.get(timeout=2).ack()
+            simple.get(timeout=30).ack()
         for options in ({"block": False}, {"timeout": 0.05}):
             with pytest.raises(simple.Empty):
                 simple.get(**options)
@@ -307,7 +307,7 @@ def use_simple_queues(lib: Library, connection: Any, names: Callable[[str], str]
         result.append(simple.clear())
     with lib.simple.SimpleBuffer(connection, names("b")) as buffer:
         buffer.put([1, 2])
-        message = buffer.get(timeout=2)
+        message = buffer.get(timeout=30)
         result += [message.payload, buffer.no_ack]
     return result
 

@@ -305,13 +305,18 @@ class Storm:
         """What is left in the queues, if there is something for so long.  May switch."""
         end = monotonic() + timeout
         while True:
-            held = (
-                self.target.held()
-            )  # first: from there it may come into a queue, not the other way
-            left = depths(self.target)
-            if not (held or any(left.values())) or monotonic() > end:
+            # Twice: one that is claimed between the looks at the held and the waiting is in neither.
+            looks = [self._look() for _ in range(2)]
+            _, left = looks[-1]
+            is_empty = not any(held or any(waiting.values()) for held, waiting in looks)
+            if is_empty or monotonic() > end:
                 return left
             gevent.sleep(0.2)
+
+    def _look(self) -> tuple[int, dict[str, int]]:
+        """How many messages are held, and how many wait in each queue.  May switch."""
+        # Held first: from there one may come into a queue.
+        return self.target.held(), depths(self.target)
 
     def _outcome(self, client: Client, hung: list[str]) -> Outcome:
         ledger, missing = self.ledger, self.ledger.missing()

@@ -213,12 +213,12 @@ def pooled() -> None:
         for each in mine:
             Producer(each).publish("child", name)
         mine[0].release()
-        pool.acquire(block=True, timeout=5).release()
+        pool.acquire(block=True, timeout=30).release()
         mine[1].release()
         assert pool.stats()["in_use"] == 0
         with channels.acquire() as fresh:
             fresh.queue_declare(name, passive=True)
-        with producers[parent.connection].acquire(block=True, timeout=5) as producer:
+        with producers[parent.connection].acquire(block=True, timeout=30) as producer:
             producer.publish("child", name)
         pool.force_close_all()
 

@@ -184,12 +184,14 @@ def test_prefetch_is_each_consumers_own(connection: Connection, name: Name) -> N
         queue = Queue(name(f"q{count}"), auto_delete=True)
         consumers.append(Consumer(connection, queue, prefetch_count=count, on_message=hold))
     gevent.joinall(
-        [gevent.spawn(each.consume) for each in consumers], timeout=5.0, raise_error=True
+        [gevent.spawn(each.consume) for each in consumers], timeout=30.0, raise_error=True
     )
     producer = Producer(connection)
     for consumer in consumers:
         for _ in range(30):
             producer.publish("x", consumer.queues[0].name)
+    while sum(held.values()) < 26:
+        connection.drain_events(timeout=30.0)
     with pytest.raises(TimeoutError):
         while True:
             connection.drain_events(timeout=0.5)
@@ -206,7 +208,7 @@ def test_channel_errors(connection: Connection, name: Name) -> None:
     with pytest.raises(NotFound):
         connection.default_channel.queue_declare(name("unknown"), passive=True)
     with pytest.raises(RecoverableChannelError):
-        connection.drain_events(timeout=5.0)
+        connection.drain_events(timeout=30.0)
     consumer.consume()
     Producer(connection).publish("1", queue.name)
     connection.drain_events(timeout=30.0)

@@ -81,7 +81,7 @@ def program(url: str) -> list[Any]:
             topic = Exchange("x", "topic")
             greenconn.publish(topic, 2, routing_key="a.b", connection=connection)
             greenconn.publish(Exchange("f", "fanout"), 3, connection=connection)
-            until(lambda: set(got) >= {1, 2, 3} or consumer.ready(), 3.0)
+            until(lambda: set(got) >= {1, 2, 3} or consumer.ready(), SOON)
             if consumer.ready():
                 consumer.get(timeout=SOON)
         finally:

@@ -43,6 +43,7 @@ print(count() - first)
 """
 
 
+@pytest.mark.timeout(700)
 @pytest.mark.parametrize(
     "transport", ["amqp", "redis", "sqlite", "mongodb", "couchdb", "beanstalk", "sqs"]
 )
@@ -54,7 +55,7 @@ def test_what_a_thread_has_opened_ends_with_it(
     with Connection(url) as connection:
         channel = connection.default_channel
         channel.queue_declare(unique, durable=True, auto_delete=False)
-        outcome = run("-W", "ignore", "-c", _PROGRAM, url, unique, str(threads), timeout=120)
+        outcome = run("-W", "ignore", "-c", _PROGRAM, url, unique, str(threads), timeout=600)
         assert outcome.code == 0, outcome.errors
         assert outcome.errors == ""
         assert int(outcome.output) <= 4

@@ -283,7 +283,7 @@ def simple_queue(lib: Library, connection: Any, names: Names) -> Any:
         log += [len(queue), bool(queue), queue.qsize(), queue.no_ack]
         queue.put({"a": 1}, headers={"h": 1}, priority=3)
         queue.put("text", serializer="raw", routing_key=names("q"), expiration=60)
-        message = queue.get(block=True, timeout=5)
+        message = queue.get(block=True, timeout=30)
         log += [message.payload, message.headers["h"], message.content_type]
         message.requeue()
         message = queue.get(timeout=30)

@@ -150,7 +150,7 @@ def iterating(lib: Library, connection: Any, names: Names) -> Any:
     fill(lib, connection, queue, 1, 2, 3)
     seen: list[Any] = []
     common = lib.common
-    options: dict[str, Any] = {"timeout": 5, "no_ack": True}
+    options: dict[str, Any] = {"timeout": 30, "no_ack": True}
     log: list[Any] = []
     found = common.itermessages(
         connection, None, queue, limit=3, callbacks=[lambda b, m: seen.append(b)], **options
@@ -159,7 +159,7 @@ def iterating(lib: Library, connection: Any, names: Names) -> Any:
     log += [seen, list(common.itermessages(connection, None, queue, timeout=0.02))]
     fill(lib, connection, queue, "a", "b")
     channel = connection.channel()
-    log.append(list(common.collect_replies(connection, channel, queue, limit=2, timeout=5)))
+    log.append(list(common.collect_replies(connection, channel, queue, limit=2, timeout=30)))
     log.append(list(common.eventloop(connection, limit=2, timeout=0.02, ignore_timeouts=True)))
     log.append(outcome(lambda: list(common.eventloop(connection, limit=2, timeout=0.02))))
     return log

@@ -60,8 +60,8 @@ def late_acks() -> Any:
 def ping_while_tasks_run() -> Any:
     running = [slow.delay(3.0, n) for n in range(5)]
     add.delay(1, 1).get(timeout=WITHIN)  # sent after them, so they have begun
-    pong = app.control.ping(timeout=5, limit=1)
-    active = app.control.inspect(timeout=5, limit=1).active() or {"": []}
+    pong = app.control.ping(timeout=30, limit=1)
+    active = app.control.inspect(timeout=30, limit=1).active() or {"": []}
     done = [each.get(timeout=WITHIN) for each in running]
     return [list(each.values()) for each in pong], len(next(iter(active.values()))) > 0, done
 
