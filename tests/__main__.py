@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +198,7 @@ class Outcome:
 
     numbers: dict[str, int]
     failures: list[tuple[str, str]]
+    skipped: dict[str, int]
     quarantined: list[str]
     took: Costs
     durations: list[tuple[str, float, float]]
@@ -450,6 +451,11 @@ class Run:
             side.show()
         print()
         outcomes = [(side, side.outcome()) for side in sides]
+        skipped: Counter[str] = Counter()
+        for _, outcome in outcomes:
+            skipped.update(outcome.skipped if outcome is not None else {})
+        for reason, number in skipped.most_common():
+            print(f"skipped {number:>4}: {reason}")
         for side, outcome in outcomes:
             for failure, reason in outcome.failures if outcome is not None else ():
                 print(f"FAILED {side.name + ':':<11}{failure}")

@@ -7,8 +7,8 @@ import json
 import os
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +44,8 @@ LONG_TIMEOUT = 600.0
 SUMMARY = "GREENCONN_TEST_SUMMARY"
 #: Characters of the reason of a failure that are said again at the end.
 LONGEST_REASON = 1500
+#: Of its log, the last ones.
+LOG_LINES = 15
 #: Fixtures of the tests that talk to a server of which there is a newer one.
 NEWER_FIXTURES = frozenset(
     {
@@ -191,10 +193,25 @@ def cpu_time() -> float:
 
 
 def _reason(report: pytest.TestReport) -> str:
-    """Return where and why a test failed, in a few lines."""
+    """Return where and why a test failed, and what was logged last, in a few lines."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = f"{crash.path}:{crash.lineno}: {crash.message}" if crash else str(report.longrepr)
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+    if len(text) > LONGEST_REASON:
+        text = f"{text[:LONGEST_REASON]}..."
+    entries = getattr(getattr(report.longrepr, "reprtraceback", None), "reprentries", ())
+    places = [each.reprfileloc for each in entries if getattr(each, "reprfileloc", None)]
+    called = [f"called at {each.path}:{each.lineno}" for each in reversed(places[:-1])]
+    return "\n".join([text, *called, *report.caplog.splitlines()[-LOG_LINES:]])
+
+
+def _skip_reasons(reports: Sequence[pytest.TestReport]) -> dict[str, int]:
+    """Return how many tests were skipped for each reason."""
+    reasons: Counter[str] = Counter()
+    for report in reports:
+        where = report.longrepr
+        reason = str(where[2]) if isinstance(where, tuple) else str(where)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    return reasons
 
 
 def pytest_terminal_summary(
@@ -226,6 +243,7 @@ def pytest_terminal_summary(
     outcome = {
         "numbers": numbers,
         "failures": failures,
+        "skipped": _skip_reasons(stats.get("skipped", ())),
         "quarantined": quarantined,
         "took": _took,
         "durations": _durations,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from tests import quarantine
@@ -12,9 +14,21 @@ def pytest_configure() -> None:
     quarantine.QUARANTINED["tests/unit/planted_failures.py::test_that_is_quarantined"] = "planted"
 
 
+def fail() -> None:
+    """Fail below the test."""
+    logging.getLogger(__name__).info("about to break")
+    pytest.fail("broken")
+
+
 def test_that_is_broken() -> None:
     """Never passes."""
-    pytest.fail("broken")
+    fail()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_that_is_skipped(number: int) -> None:
+    """Is skipped, for one reason."""
+    pytest.skip("planted reason")
 
 
 @pytest.mark.parametrize("is_broken", [True, False])

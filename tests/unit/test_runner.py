@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,18 @@ def test_a_failure_fails_the_run() -> None:
     done = run(f"{PLANTED}::test_that_is_broken")
     assert done.returncode == 1, done.stdout
     assert f"FAILED plain:     {PLANTED}::test_that_is_broken\n        " in done.stdout
-    assert "Failed: broken" in done.stdout.rpartition("FAILED plain:")[2]
+    said_again = done.stdout.rpartition("FAILED plain:")[2]
+    assert "Failed: broken" in said_again
+    assert re.search(r"called at \S+planted_failures.py:\d+\n", said_again)
+    assert re.search(r"planted_failures.py:\d+ about to break\n", said_again)
     assert done.stdout.endswith("\n0 passed, 1 failed, 0 skipped\n")
+
+
+@pytest.mark.programs
+def test_reasons_of_skips_are_counted() -> None:
+    done = run(f"{PLANTED}::test_that_is_skipped")
+    assert done.stdout.count("planted reason") == 1
+    assert "\nskipped    2: planted reason\n" in done.stdout
 
 
 @pytest.mark.programs
