@@ -119,10 +119,10 @@ class Entry(Generic[T]):
         self.holder = holder or weakref.ref(getcurrent())
         self.since = monotonic()
 
-    def held_by(self) -> list[tuple[str, float]]:
-        """Return the name of the holder, and for how many seconds; empty if not held."""
+    def held_by(self, now: float) -> list[tuple[str, float]]:
+        """Return the name of the holder, and for how many seconds at *now*; empty if not held."""
         holder = self.holder
-        return [] if holder is None else [(_name(holder()), monotonic() - self.since)]
+        return [] if holder is None else [(_name(holder()), now - self.since)]
 
 
 class Entries(dict[int, Entry[T]], Generic[T]):
@@ -160,11 +160,6 @@ class Entries(dict[int, Entry[T]], Generic[T]):
         return [self.leave(entry) for entry in entries]
 
 
-def _oldest_first(entries: list[Entry[Any]]) -> list[tuple[str, float]]:
-    found = [holder for entry in entries for holder in entry.held_by()]
-    return sorted(found, key=lambda each: -each[1])
-
-
 class SubPool(Protocol):
     """A pool whose resources are those of another pool, its parent."""
 
@@ -175,8 +170,8 @@ class SubPool(Protocol):
     def give_up(self) -> bool:
         """Release one of these to the parent; False when there is none.  Never switches."""
 
-    def holders(self) -> list[tuple[str, float]]:
-        """Return the names of the holders of the others, and for how many seconds."""
+    def holders(self, now: float) -> list[tuple[str, float]]:
+        """Return the names of the holders of the others, and for how many seconds at *now*."""
 
 
 class SubPoolRef(weakref.ref[Any]):
@@ -234,12 +229,16 @@ class SubPools:
             return False
         return any(sub_pool.give_up() for sub_pool in self.all())
 
-    def holders(self) -> list[tuple[str, float]]:
-        """Return the holders of items of the pool and of its sub-pools, with seconds; longest first."""
-        entries = self._entries.values()
-        found = _oldest_first([each for each in entries if type(each.holder) is not SubPoolRef])
+    def holders(self, now: float) -> list[tuple[str, float]]:
+        """Return the holders of items of the pool and of its sub-pools, longest first.
+
+        With each go the seconds until *now*.  One time for all: the order of those that came at
+        almost the same time would be chance otherwise.
+        """
+        own = [each for each in self._entries.values() if type(each.holder) is not SubPoolRef]
+        found = [holder for entry in own for holder in entry.held_by(now)]
         for sub_pool in self.all():
-            found += sub_pool.holders()
+            found += sub_pool.holders(now)
         return sorted(found, key=lambda entry: -entry[1])
 
 
@@ -444,9 +443,9 @@ class FairPool(Generic[T]):
         # By number: an iterator would not bear what the garbage collector appends meanwhile.
         return [self._lost[number][0] for number in range(len(self._lost))]
 
-    def holders(self) -> list[tuple[str, float]]:
-        """Return for each holder the name of its greenlet, and for how many seconds."""
-        return self.sub_pools.holders()
+    def holders(self, now: float | None = None) -> list[tuple[str, float]]:
+        """Return for each holder the name of its greenlet, and for how many seconds at *now*."""
+        return self.sub_pools.holders(monotonic() if now is None else now)
 
     def acquire(self, block: bool = True, deadline: Deadline | float | None = None) -> T:
         """Acquire a resource.  May switch.
@@ -798,7 +797,7 @@ class FairPool(Generic[T]):
         while self._lost:
             item, place = self._lost.popleft()
             entry = self._entries.held(item)
-            by = _sentence([] if entry is None else entry.held_by())
+            by = _sentence([] if entry is None else entry.held_by(monotonic()))
             is_of_sub_pool = self.sub_pools.has(item)
             if self.release(item) and not is_of_sub_pool:
                 where = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import count
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -12,7 +14,7 @@ from gevent.event import Event
 from greenlet import greenlet
 
 from greenconn.green import pool as module
-from greenconn.green.pool import NAMED, Entries, SubPools, _oldest_first, _sentence
+from greenconn.green.pool import NAMED, Entries, FairPool, SubPools, _sentence
 
 
 class Thing:
@@ -39,7 +41,7 @@ class Sub:
             return True
         return False
 
-    def holders(self) -> list[tuple[str, float]]:
+    def holders(self, now: float) -> list[tuple[str, float]]:
         return self.names
 
 
@@ -51,9 +53,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return time
 
 
-def ages(entries: Entries[Any]) -> list[float]:
+def ages(entries: Entries[Any], now: list[float]) -> list[float]:
     """The seconds for which they are held, in the order of messages."""
-    return [age for _, age in _oldest_first(list(entries.values()))]
+    return [age for _, age in SubPools(entries, lambda item: None).holders(now[0])]
 
 
 def test_things_are_distinguished_by_identity(now: list[float]) -> None:
@@ -67,18 +69,18 @@ def test_things_are_distinguished_by_identity(now: list[float]) -> None:
     two.hold()
     now[0] += 1.0
     assert (entries.held(first), entries.held(second)) == (one, two)
-    assert one.held_by() == [("main", 2.5)]
-    assert two.held_by() == [("main", 1.0)]
+    assert one.held_by(now[0]) == [("main", 2.5)]
+    assert two.held_by(now[0]) == [("main", 1.0)]
     assert entries.held(Thing()) is None
-    assert _oldest_first([two, one]) == [("main", 2.5), ("main", 1.0)]
+    assert SubPools(entries, lambda item: None).holders(now[0]) == [("main", 2.5), ("main", 1.0)]
 
 
-def test_what_nothing_holds_has_no_holder() -> None:
+def test_what_nothing_holds_has_no_holder(now: list[float]) -> None:
     entries: Entries[Thing] = Entries()
     idle, held = entries.add(Thing()), entries.add(Thing())
     held.hold()
-    assert idle.held_by() == []
-    assert ages(entries) == pytest.approx([0.0], abs=60)
+    assert idle.held_by(now[0]) == []
+    assert ages(entries, now) == [0.0]
     assert list(map(id, entries.leave_all())) == [id(held.item), id(idle.item)]
     assert not entries
     assert held.holder is None
@@ -102,7 +104,7 @@ def test_the_oldest_is_first_whoever_came_first(now: list[float]) -> None:
     now[0] += 1.0
     entries.add(second).hold()
     assert entries.exchange(first, third)  # now it stands behind
-    assert ages(entries) == [1.0, 0.0]
+    assert ages(entries, now) == [1.0, 0.0]
 
 
 def test_what_is_exchanged_keeps_its_holder_and_time(now: list[float]) -> None:
@@ -117,11 +119,12 @@ def test_what_is_exchanged_keeps_its_holder_and_time(now: list[float]) -> None:
     assert entries.held(first) is None
     assert entries.held(second) is entry
     assert entry.item is second
-    assert entry.held_by() == [("main", 3.0)]
+    assert entry.held_by(now[0]) == [("main", 3.0)]
 
 
 def test_holders_are_named_and_not_kept_alive() -> None:
-    entries = [Entries[Thing]().add(Thing()) for _ in range(3)]
+    held: Entries[Thing] = Entries()
+    entries = [held.add(Thing()) for _ in range(3)]
     go_on = Event()
 
     def hold() -> None:
@@ -132,8 +135,8 @@ def test_holders_are_named_and_not_kept_alive() -> None:
     named.name = "worker-7"
     ended = gevent.spawn(entries[1].hold)
     gevent.sleep(0)
-    assert entries[0].held_by()[0][0] == "worker-7"
-    assert entries[1].held_by()[0][0] == "a greenlet that has ended"
+    assert entries[0].held_by(monotonic())[0][0] == "worker-7"
+    assert entries[1].held_by(monotonic())[0][0] == "a greenlet that has ended"
     del ended
     go_on.set()
     named.join()
@@ -142,9 +145,25 @@ def test_holders_are_named_and_not_kept_alive() -> None:
     del named
     gc.collect()
     assert reference() is None
-    assert {name for name, _ in _oldest_first(entries)} == {"a greenlet that has ended"}
+    found = SubPools(held, lambda item: None).holders(monotonic())
+    assert {name for name, _ in found} == {"a greenlet that has ended"}
     entries[2].hold(reference)
-    assert entries[2].held_by()[0][0] == "a greenlet that has ended"
+    assert entries[2].held_by(monotonic())[0][0] == "a greenlet that has ended"
+
+
+def test_the_order_does_not_depend_on_when_each_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries: Entries[Thing] = Entries()
+    first, second = entries.add(Thing()), entries.add(Thing())
+    first.hold()
+    second.hold()
+    first.since, second.since = 50.0, 50.5
+    moments = count(60)
+    monkeypatch.setattr(module, "monotonic", lambda: float(next(moments)))
+    pool = FairPool(lambda deadline: Thing(), lambda thing: None)
+    pool._entries.update(entries)
+    assert [seconds for _, seconds in pool.holders()] == [10.0, 9.5]
 
 
 def test_the_sentence_names_the_first() -> None:
@@ -176,7 +195,7 @@ def test_sub_pools_count_as_holders(now: list[float]) -> None:
     assert not pools.has(Thing())
     assert pools.kept() == 1
     now[0] += 2.0
-    assert pools.holders() == [("deep", 7.0), ("main", 2.0), ("flat", 0.5)]
+    assert pools.holders(now[0]) == [("deep", 7.0), ("main", 2.0), ("flat", 0.5)]
 
 
 def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
@@ -204,7 +223,7 @@ def test_what_a_collected_sub_pool_held_is_reported() -> None:
     assert pools.has(item)  # until the pool has taken it back
     held = entries.held(item)
     assert held is not None
-    assert held.held_by()[0][0] == "a greenlet that has ended"
+    assert held.held_by(monotonic())[0][0] == "a greenlet that has ended"
     other = Sub()
     pools.assign(held_in(entries), other)
     assert pools.all() == [other]
