@@ -21,6 +21,7 @@ from greenconn.exceptions import (
     AccessRefused,
     AMQPError,
     ChannelError,
+    InternalError,
     IrrecoverableConnectionError,
     KombuError,
     NotFound,
@@ -60,6 +61,9 @@ STABLE_AFTER: Final = 10.0
 #: How often the broker may end the whole connection for what we ask before we stop asking, and how
 #: often it may not find a queue that we have just declared.
 MAX_FAILURES: Final = 3
+#: The same for internal errors of the broker (541), which pass: RabbitMQ 3.10 can have them for
+#: seconds after a quorum queue was deleted and declared again.  With the back-off about half a minute.
+MAX_INTERNAL_ERRORS: Final = 10
 
 #: Classes of AMQP methods, and methods of the class basic (qos, consume), that a start sends.
 _OWN_CLASSES: Final = frozenset({20, 40, 50})
@@ -218,7 +222,8 @@ class SubscriptionRecovery:
             # The broker closed the connection, maybe because of another user of it.
             if _may_be_own(exc):
                 self._disconnections += 1
-            return self._disconnections >= MAX_FAILURES
+            limit = MAX_INTERNAL_ERRORS if isinstance(exc, InternalError) else MAX_FAILURES
+            return self._disconnections >= limit
         passing = (RecoverableConnectionError, RecoverableChannelError, *self._transient())
         if isinstance(exc, passing):
             return False

@@ -18,6 +18,7 @@ from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
     AccessRefused,
     InternalError,
+    NotAllowed,
     NotFound,
     PreconditionFailed,
     RecoverableChannelError,
@@ -33,6 +34,7 @@ from greenconn.worker.failures import FailedMessages
 from greenconn.worker.recovery import (
     LONGEST_AWAY,
     MAX_FAILURES,
+    MAX_INTERNAL_ERRORS,
     RecoveryOutcome,
     SubscriptionRecovery,
 )
@@ -584,15 +586,21 @@ def test_a_queue_whose_node_is_away_is_looked_for_soon(connection: Connection) -
         ((85, 10), False),  # confirm.select
     ],
 )
+@pytest.mark.parametrize(
+    ("error", "limit"), [(NotAllowed, MAX_FAILURES), (InternalError, MAX_INTERNAL_ERRORS)]
+)
 def test_a_start_gives_up_for_what_its_own_methods_did(
-    connection: Connection, method: Any, is_own: bool
+    connection: Connection, method: Any, is_own: bool, error: type[Exception], limit: int
 ) -> None:
-    """Not because another user of the connection costs it again and again."""
+    """Not because another user of the connection costs it again and again.
+
+    And later for internal errors: a broker can have them while a queue is made anew.
+    """
     subscription: Any = _Starting()
     recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
-    subscription.error = InternalError("INTERNAL_ERROR", method)
-    outcomes = [recovery.attempt() for _ in range(MAX_FAILURES)]
-    assert outcomes[:-1] == [RecoveryOutcome.FAILED] * (MAX_FAILURES - 1)
+    subscription.error = error(error.__name__, method)
+    outcomes = [recovery.attempt() for _ in range(limit)]
+    assert outcomes[:-1] == [RecoveryOutcome.FAILED] * (limit - 1)
     assert (outcomes[-1] is subscription.error) is is_own
 
 
