@@ -86,6 +86,10 @@ class Group:
         master = self.current()
         return master is not None and followers_of(master) == len(self.replicas)
 
+    def named(self) -> set[int]:
+        """Return the ports of the masters that the sentinels name.  May switch."""
+        return {int(ask(each, "MASTER", "mymaster")[b"port"]) for each in self.sentinels}
+
     def current(self) -> RedisServer | None:
         """Return the master that the sentinels name, once it is one.  May switch."""
         port = int(ask(self.sentinels[0], "MASTER", "mymaster")[b"port"])
@@ -182,6 +186,8 @@ def test_channel_client_goes_where_its_link_goes(sentinel_group: Group) -> None:
         until(lambda: not connection.connected, LATE)
         with pytest.raises(RecoverableConnectionError):
             client.ping()
+        # The others learn of it from the first; one that does not yet would name the former master.
+        until(lambda: sentinel_group.named() == {sentinel_group.replica.port}, LATE)
         connection.ensure_connection(timeout=LATE)
         assert master_of(connection) == sentinel_group.replica.port
         successor = connection.default_channel.client
