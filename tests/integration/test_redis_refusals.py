@@ -29,7 +29,7 @@ from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control, control
 
 #: Seconds: far below all timeouts.
-AT_ONCE = 15.0
+AT_ONCE = 5.0
 #: What a user may do who may do everything.
 EVERYTHING = ("~*", "&*", "+@all")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import weakref
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ def test_who_holds_and_who_waits(connection: Connection, unique: str) -> None:
     pool.force_close_all()
     assert f"  memory://:**@localhost/{unique}: open, opened 1 times" in text
     assert "2 of 2 in use, 1 waiting" in text
-    assert len(re.findall(r"^    held for \d+\.\d s by ", text, re.MULTILINE)) == 2
+    assert text.count("    held for 0.") == 2
     assert "resource.py:" in text
     assert "test_debug.py:" in text
 
