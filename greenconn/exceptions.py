@@ -97,6 +97,7 @@ __all__ = [
     "Unroutable",
     "VersionMismatch",
     "WrongHub",
+    "is_denied_feature",
     "is_unavailable",
     "reraise",
 ]
@@ -133,6 +134,18 @@ def is_unavailable(exc: BaseException) -> bool:
     text = str(exc)
     is_of_queue = isinstance(exc, (NotFound, PreconditionFailed))
     return is_of_queue and any(each in text for each in _UNAVAILABLE)
+
+
+#: The beginning of RabbitMQ's reply text for a deprecated feature that is not permitted.
+_DENIED_FEATURE: Final = "Feature `"
+
+
+def is_denied_feature(exc: BaseException) -> bool:
+    """Return whether *exc* is a 541 for a deprecated feature that the broker does not permit.
+
+    Unlike other internal errors it does not pass.
+    """
+    return isinstance(exc, InternalError) and _DENIED_FEATURE in str(exc)
 
 
 class KombuError(Exception):

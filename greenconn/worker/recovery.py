@@ -28,6 +28,7 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
+    is_denied_feature,
     is_unavailable,
 )
 from greenconn.green.deadline import Deadline
@@ -61,7 +62,7 @@ STABLE_AFTER: Final = 10.0
 #: How often the broker may end the whole connection for what we ask before we stop asking, and how
 #: often it may not find a queue that we have just declared.
 MAX_FAILURES: Final = 3
-#: The same for internal errors of the broker (541), which pass: RabbitMQ 3.10 can have them for
+#: The same for internal errors of the broker (541) that may pass: RabbitMQ 3.10 can have them for
 #: seconds after a quorum queue was deleted and declared again.  With the back-off about half a minute.
 MAX_INTERNAL_ERRORS: Final = 10
 
@@ -222,8 +223,8 @@ class SubscriptionRecovery:
             # The broker closed the connection, maybe because of another user of it.
             if _may_be_own(exc):
                 self._disconnections += 1
-            limit = MAX_INTERNAL_ERRORS if isinstance(exc, InternalError) else MAX_FAILURES
-            return self._disconnections >= limit
+            may_pass = isinstance(exc, InternalError) and not is_denied_feature(exc)
+            return self._disconnections >= (MAX_INTERNAL_ERRORS if may_pass else MAX_FAILURES)
         passing = (RecoverableConnectionError, RecoverableChannelError, *self._transient())
         if isinstance(exc, passing):
             return False

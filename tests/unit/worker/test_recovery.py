@@ -587,18 +587,25 @@ def test_a_queue_whose_node_is_away_is_looked_for_soon(connection: Connection) -
     ],
 )
 @pytest.mark.parametrize(
-    ("error", "limit"), [(NotAllowed, MAX_FAILURES), (InternalError, MAX_INTERNAL_ERRORS)]
+    ("error", "text", "limit"),
+    [
+        (NotAllowed, "NOT_ALLOWED", MAX_FAILURES),
+        (InternalError, "INTERNAL_ERROR", MAX_INTERNAL_ERRORS),
+        (InternalError, "INTERNAL_ERROR - Cannot declare: cluster_not_formed", MAX_INTERNAL_ERRORS),
+        (InternalError, "INTERNAL_ERROR - Feature `one` is deprecated.", MAX_FAILURES),
+    ],
 )
 def test_a_start_gives_up_for_what_its_own_methods_did(
-    connection: Connection, method: Any, is_own: bool, error: type[Exception], limit: int
+    connection: Connection, method: Any, is_own: bool, error: type[Exception], text: str, limit: int
 ) -> None:
     """Not because another user of the connection costs it again and again.
 
-    And later for internal errors: a broker can have them while a queue is made anew.
+    And later for internal errors: a broker can have them while a queue is made anew.  A feature that
+    it denies is none of those.
     """
     subscription: Any = _Starting()
     recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
-    subscription.error = error(error.__name__, method)
+    subscription.error = error(text, method)
     outcomes = [recovery.attempt() for _ in range(limit)]
     assert outcomes[:-1] == [RecoveryOutcome.FAILED] * (limit - 1)
     assert (outcomes[-1] is subscription.error) is is_own
