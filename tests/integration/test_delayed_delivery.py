@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
+import gevent
 import kombu as kombu_package
 import pytest
 from gevent.queue import Queue as GreenQueue
@@ -18,11 +19,15 @@ from greenconn.transport.native_delayed_delivery import (
     MAX_LEVEL,
     bind_queue_to_native_delayed_delivery_exchange,
     calculate_routing_key,
+    declare_levels,
     declare_native_delayed_delivery_exchanges_and_queues,
     level_name,
 )
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle
+from tests.fix_amqp import Links
+from tests.fix_relay import RelayFactory
+from tests.fix_wires import until
 
 CAME = 30.0
 
@@ -50,6 +55,35 @@ def delayed(connection: Connection, countdown: int, body: Any, key: str, **optio
         routing_key=calculate_routing_key(countdown, key),
         **options,
     )
+
+
+def test_levels_are_declared_in_one_round_trip(
+    vhost: str, relay_to: RelayFactory, amqp_links: Links
+) -> None:
+    relay = relay_to(vhost)
+    link = amqp_links(url=relay.url)
+
+    def declare(queue_type: str) -> None:
+        channel = link.channel()
+        relay.is_passing.clear()
+
+        def pass_all() -> None:
+            until(lambda: len(channel.calls.pending) == 1 + 4 * (MAX_LEVEL + 1))
+            relay.is_passing.set()
+
+        passing = gevent.spawn(pass_all)
+        with gevent.Timeout(CAME):
+            declare_levels(channel, queue_type)
+        passing.get()
+
+    declare("classic")
+    channel = link.channel()
+    for level in range(MAX_LEVEL + 1):
+        channel.queue_declare(level_name(level), passive=True)
+    # The one that is refused is named, not the last one.
+    with pytest.raises(PreconditionFailed, match="for queue 'celery_delayed_0'"):
+        declare("quorum")
+    declare("classic")
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])

@@ -439,3 +439,12 @@ class Pipeline:
         """
         reply: list[Any] = self._calls.end(self._due.popleft(), returns_tuple=True)
         return reply
+
+    def finish(self) -> None:
+        """Wait for all replies.  May switch.
+
+        Raises:
+            Exception: as :meth:`receive`, for the oldest request that failed.
+        """
+        while self._due:
+            self.receive()
