@@ -83,7 +83,8 @@ def yaml_loads(body: Any) -> Any:
 def _yaml_loader() -> Any:
     """Return PyYAML's safe loader with a limit on merging.
 
-    Without it 500 bytes become gigabytes: mappings that merge each other ten times, ten levels deep.
+    Without it small bodies become gigabytes: many mappings that merge a large one, and with PyYAML
+    before 6.0.4 mappings that merge each other ten times, ten levels deep.
     """
     yaml = _yaml()
 

@@ -285,6 +285,12 @@ ENVELOPES: Final = [
     ).encode(),
 ]
 
+#: YAML: 300 mappings that merge one of 1,000 keys.
+WIDE_MERGE: Final = b"a: &a {%b}\n%b" % (
+    b", ".join(b"k%d: 1" % number for number in range(1000)),
+    b"".join(b"b%d: {<<: *a}\n" % number for number in range(300)),
+)
+
 #: Bodies for all content types.
 BODIES: Final = [
     b"",
@@ -306,6 +312,8 @@ BODIES: Final = [
         b"a%d: &a%d {<<: [%b]}\n" % (level, level, b", ".join([b"*a%d" % (level - 1)] * 9))
         for level in range(1, 12)
     ),
+    # PyYAML merges each key of the former only once since 6.0.4; those of this one have to be copied.
+    WIDE_MERGE,
     b"[" * 5000,
     b"? " * 3000,
     b"cos\nsystem\n(S'true'\ntR.",

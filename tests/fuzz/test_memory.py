@@ -133,10 +133,7 @@ def test_bodies_that_are_deep_or_announce_much(reader: str) -> None:
 
 
 def test_yaml_that_merges_without_end() -> None:
-    bombs = [body for body in corpus.BODIES if b"<<" in body]
-    assert bombs
-    for bomb in bombs:
-        with at_most(60), pytest.raises(ValueError, match="must merge at most 100000 keys"):
-            yaml_loads(bomb)
+    with at_most(60), pytest.raises(ValueError, match="must merge at most 100000 keys"):
+        yaml_loads(corpus.WIDE_MERGE)
     assert yaml_loads(b"a: &a {x: 1}\nb: {<<: *a, y: 2}") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}}
     assert yaml_loads(dumps({"a": [1] * 1000})) == {"a": [1] * 1000}
