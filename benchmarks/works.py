@@ -59,7 +59,7 @@ def cpu(title: str, budget: Budget | float | None, unit: str = "us") -> Figure:
 
 
 WORKS: dict[str, Work] = {
-    "publish": Work(figures=(cpu("publish, one greenlet", 6.5),)),
+    "publish": Work(figures=(cpu("publish, one greenlet", 3.4),)),
     "confirmed": Work(
         figures=(
             Figure("p50", "confirmed publish, one at a time, p50 latency", "us", Budget(100)),
@@ -72,12 +72,13 @@ WORKS: dict[str, Work] = {
     ),
     "publish_pool": Work(
         figures=(
-            cpu("publish, 1,000 greenlets through a pool of 10", 8.0),
+            cpu("publish, 1,000 greenlets through a pool of 10", 7.5),
             Figure("p99", "the same, p99 latency with the wait for a producer", "ms"),
         ),
         least=1000,
     ),
-    "consume": Work(figures=(cpu("consume, prefetch 100, ack each", 9.0),)),
+    "acquire": Work(figures=(cpu("acquire and release a connection of a pool", 0.7),)),
+    "consume": Work(figures=(cpu("consume, prefetch 100, ack each", 5.8),)),
     "consume_no_ack": Work(figures=(cpu("consume, no ack", 7.0),)),
     "spawned": Work(figures=(cpu("``spawn_consumer``, concurrency 100", 12.0),)),
     "typed": Work(
@@ -90,12 +91,12 @@ WORKS: dict[str, Work] = {
     "consumers": Work(
         figures=(
             cpu("1,000 consumers on 1,000 queues, one connection", 11.0),
-            Figure("memory", "memory of an idle one of them", "KiB", Budget(14)),
+            Figure("memory", "memory of an idle one of them", "KiB", Budget(9)),
         ),
         warm_up=0,
     ),
-    "rpc": Work(figures=(cpu("RPC over a reply queue, 1 greenlet", 65.0),), divisor=5),
-    "rpc_shared": Work(figures=(cpu("RPC over a reply queue, 100 greenlets", 20.0),), divisor=2),
+    "rpc": Work(figures=(cpu("RPC over a reply queue, 1 greenlet", 48.0),), divisor=5),
+    "rpc_shared": Work(figures=(cpu("RPC over a reply queue, 100 greenlets", 18.0),), divisor=2),
     "large_publish": Work(
         figures=(cpu("publish 1 MiB bodies", Budget(1.6, "raw"), "us/MiB"),), divisor=100
     ),
@@ -107,10 +108,10 @@ WORKS: dict[str, Work] = {
         divisor=50,
     ),
     "connect": Work(
-        figures=(cpu("connect and close", Budget(0.75, "kombu")),), divisor=100, least=5
+        figures=(cpu("connect and close", Budget(0.7, "kombu")),), divisor=100, least=5
     ),
     "import": Work(
-        figures=(Figure("cpu", "import until AMQP can be used", "ms", Budget(60)),),
+        figures=(Figure("cpu", "import until AMQP can be used", "ms", Budget(45)),),
         divisor=2000,
         warm_up=0,
     ),

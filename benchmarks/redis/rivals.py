@@ -12,7 +12,17 @@ _NO_IDLE = "has no consumers"
 
 RIVALS = {
     "greenconn": Rival(
-        title="greenconn", module="benchmarks.redis.greenconn_works", distribution="greenconn"
+        title="greenconn",
+        module="benchmarks.redis.greenconn_works",
+        distribution="greenconn",
+        without=("msgspec",),
+    ),
+    "greenconn-fast": Rival(
+        title="greenconn[fast]",
+        module="benchmarks.redis.greenconn_works",
+        works="FastWorks",
+        distribution="orjson",
+        cannot={"idle": ""},
     ),
     "kombu": Rival(
         title="kombu + gevent",

@@ -23,6 +23,8 @@ class Rival:
     patched: bool = False  #: whether its users monkey-patch
     #: Works that it cannot do, and why; no text: none is needed.
     cannot: dict[str, str] = field(default_factory=dict)
+    #: Packages that it does without, if they are installed.
+    without: tuple[str, ...] = ()
     #: Works in which it sleeps, 10 ms at a time, and by what their number of messages is divided.
     sleeps: dict[str, int] = field(default_factory=dict)
 
@@ -41,12 +43,30 @@ _NO_WORKERS = "calls one handler at a time"
 _NO_POOL = "has no pool"
 _ONE_CALLER = "one caller at a time"
 _NO_TYPES = "decodes to no types"
+
+
+def _all_but(*works: str) -> dict[str, str]:
+    return dict.fromkeys((work for work in WORKS if work not in works), "")
+
+
 #: Works that are measured with Python's clients only.
-_PYTHON = dict.fromkeys((work for work in WORKS if work not in ("publish", "consume")), "")
+_PYTHON = _all_but("publish", "consume")
 
 RIVALS = {
     "greenconn": Rival(
-        title="greenconn", module="benchmarks.rivals.greenconn_works", distribution="greenconn"
+        title="greenconn",
+        module="benchmarks.rivals.greenconn_works",
+        distribution="greenconn",
+        without=("msgspec",),
+    ),
+    "greenconn-fast": Rival(
+        title="greenconn[fast]",
+        module="benchmarks.rivals.greenconn_works",
+        works="FastWorks",
+        distribution="orjson",
+        cannot=_all_but(
+            *("publish", "confirmed_shared", "publish_pool", "consume", "spawned", "rpc_shared")
+        ),
     ),
     "kombu": Rival(
         title="kombu + gevent",
@@ -62,6 +82,7 @@ RIVALS = {
         cannot={
             "confirmed_shared": _ONE_CALLER,
             "publish_pool": _NO_POOL,
+            "acquire": _NO_POOL,
             "spawned": _NO_WORKERS,
             "rpc_shared": _ONE_CALLER,
             "typed": _NO_TYPES,
@@ -73,6 +94,7 @@ RIVALS = {
         distribution="AMQPStorm",
         cannot={
             "publish_pool": _NO_POOL,
+            "acquire": _NO_POOL,
             "spawned": _NO_WORKERS,
             "rpc_shared": _ONE_CALLER,
             "typed": _NO_TYPES,
@@ -91,7 +113,7 @@ RIVALS = {
     "raw": Rival(
         title="raw loop",
         module="benchmarks.rivals.raw_works",
-        cannot={"spawned": "has no handlers", "typed": _NO_TYPES},
+        cannot={"acquire": _NO_POOL, "spawned": "has no handlers", "typed": _NO_TYPES},
     ),
     "rabbitmq-c": Rival(
         title="rabbitmq-c (C)",

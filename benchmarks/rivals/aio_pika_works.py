@@ -80,6 +80,22 @@ class Works:
 
         return asyncio.run(work())
 
+    def acquire(self, count: int) -> Figures:
+        """One task, and nobody else wants one."""
+
+        async def work() -> Figures:
+            connections: Pool[Any] = Pool(self._connect, max_size=10)
+            async with connections:
+                async with connections.acquire():
+                    pass
+                with Clock() as clock:
+                    for _ in range(count):
+                        async with connections.acquire():
+                            pass
+            return clock.per(count)
+
+        return asyncio.run(work())
+
     def confirmed(self, count: int) -> Figures:
         """One at a time."""
 

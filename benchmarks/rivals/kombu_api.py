@@ -77,6 +77,17 @@ class KombuApi:
             settle()
         return clock.per(count, p99=p99(took))
 
+    def acquire(self, count: int) -> Figures:
+        """One greenlet, and nobody else wants one."""
+        pool = self.api.pools.connections[self.api.Connection(self.url)]
+        with pool.acquire(block=True) as connection:
+            connection.connect()
+        with Clock() as clock:
+            for _ in range(count):
+                with pool.acquire(block=True):
+                    pass
+        return clock.per(count)
+
     def confirmed(self, count: int) -> Figures:
         """One at a time."""
         sink = self.stage.sink()

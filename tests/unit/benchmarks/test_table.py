@@ -36,7 +36,7 @@ def test_a_cell_is_the_median_with_the_spread(report: Report) -> None:
     assert set(rst[0]) == {"=", " "}
     assert "5.0 (4.0 to 9.0)" in rst[3]
     assert "41.0 (40.0 to 1,234)" in rst[3]
-    assert "6.5 (met)" in rst[3]
+    assert "3.4 (over by 1.6)" in rst[3]
 
 
 def test_an_empty_cell_has_its_reason(report: Report) -> None:
