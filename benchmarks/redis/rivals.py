@@ -18,7 +18,7 @@ RIVALS = {
         without=("msgspec",),
     ),
     "greenconn-fast": Rival(
-        title="greenconn[fast]",
+        title="greenconn + orjson",
         module="benchmarks.redis.greenconn_works",
         works="FastWorks",
         distribution="orjson",

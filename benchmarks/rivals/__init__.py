@@ -60,7 +60,7 @@ RIVALS = {
         without=("msgspec",),
     ),
     "greenconn-fast": Rival(
-        title="greenconn[fast]",
+        title="greenconn + orjson",
         module="benchmarks.rivals.greenconn_works",
         works="FastWorks",
         distribution="orjson",
