@@ -58,6 +58,7 @@ RIVALS = {
         module="benchmarks.rivals.greenconn_works",
         distribution="greenconn",
         without=("msgspec",),
+        cannot={"typed": "needs msgspec"},
     ),
     "greenconn-fast": Rival(
         title="greenconn + orjson",
@@ -65,7 +66,8 @@ RIVALS = {
         works="FastWorks",
         distribution="orjson",
         cannot=_all_but(
-            *("publish", "confirmed_shared", "publish_pool", "consume", "spawned", "rpc_shared")
+            *("publish", "confirmed_shared", "publish_pool", "consume", "spawned", "rpc_shared"),
+            "typed",
         ),
     ),
     "kombu": Rival(
