@@ -1108,7 +1108,7 @@ class PooledConnection(Connection):
             pool.replace(self)
 
     def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._pool is not None and self.session.is_lost:
+        if exc_type is not None and self._pool is not None and self.session.may_be_lost:
             self.replace()
         else:
             self.release()

@@ -496,7 +496,7 @@ class Producer:
     def _is_connected(self) -> bool:
         """Return whether the connection, which was in use, still is as it should be."""
         try:
-            return self.__connection__.session.lost is None
+            return not self.__connection__.session.may_be_lost
         except OperationalError:
             return True  # given back already: it is no business of ours any more
         except AttributeError:

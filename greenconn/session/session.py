@@ -142,6 +142,12 @@ class Session:
         return self.lost is not None or (self.life.link is not None and self.life.is_over)
 
     @property
+    def may_be_lost(self) -> bool:
+        """Whether the last link was lost, or cannot tell, as those of kombu's contract."""
+        life = self.life
+        return self.is_lost or (life.link is not None and not life.can_tell)
+
+    @property
     def is_closed(self) -> bool:
         """Whether it was closed and has not been used since."""
         return self._state is _CLOSED

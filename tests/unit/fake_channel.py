@@ -323,6 +323,10 @@ class FakeSession:
     def lost(self) -> BaseException | None:
         return None if self.client.link is None else self.client.link.lost
 
+    @property
+    def may_be_lost(self) -> bool:
+        return self.lost is not None
+
     def add(self, member: Any) -> None:
         if member not in self.members:
             self.members.append(member)

@@ -30,7 +30,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.messaging import Consumer, Producer
 from greenconn.options import BROKER_HEARTBEAT
 from tests.fix_wires import until
-from tests.scripted import Script, Transport
+from tests.scripted import PlainTransport, Script, Transport
 from tests.unit.fake_channel import FakeChannel
 
 WAIT = 20.0
@@ -716,6 +716,21 @@ def test_an_error_in_with_replaces_only_a_broken_connection(script: Script) -> N
         script.link.lose()
         channel.use()
     assert pool.given_back == ["released", "replaced"]
+    core.close()
+
+
+@pytest.mark.parametrize("error", [OSError, LookupError, gevent.GreenletExit])
+def test_any_error_in_with_replaces_a_connection_that_cannot_tell_whether_it_is_lost(
+    error: type[BaseException],
+) -> None:
+    core, pool = Connection("one", transport=PlainTransport), Pool()
+    with pytest.raises(error), core.lend(pool):
+        raise error  # it was never open
+    with core.lend(pool) as facade:
+        facade.connect()
+    with pytest.raises(error), core.lend(pool):
+        raise error
+    assert pool.given_back == ["released", "released", "replaced"]
     core.close()
 
 

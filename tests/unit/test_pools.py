@@ -28,6 +28,7 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.resource import ChannelPool, ConnectionPool
 from greenconn.transport import memory
+from tests.scripted import PlainTransport
 
 URL = "memory://me:secret@localhost/pools"
 
@@ -695,6 +696,20 @@ def test_a_broken_connection_is_replaced(connection: Connection) -> None:
     settle()
     assert pool.stats()["in_use"] == 0
     assert pools.connections[connection].stats()["discarded"] == 1
+
+
+def test_a_connection_that_cannot_tell_whether_it_is_lost_is_replaced() -> None:
+    below = Connection("one", transport=PlainTransport).Pool(1)
+    pool = pools.ProducerPool(below, limit=1)
+    with pool.acquire() as producer:
+        producer.connection.connect()
+    assert below.stats()["discarded"] == 0
+    with pytest.raises(LookupError), pool.acquire():
+        raise LookupError
+    settle()
+    assert below.stats()["discarded"] == 1
+    pool.force_close_all()
+    below.force_close_all()
 
 
 def test_the_class_of_producers_can_be_given(connection: Connection) -> None:
