@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from greenconn.abstract import MaybeChannelBound
 from greenconn.checks import maybe_channel
 from greenconn.exceptions import (
     ChannelError,
@@ -99,6 +100,9 @@ class _Redeclaration:
 
 
 def _declare(entity: Any, channel: Channel) -> None:
+    if not (isinstance(entity, MaybeChannelBound) or entity.is_bound):
+        # A program's own class may need it; ours are declared on any channel, bound or not.
+        entity = entity.bind(channel)
     entity.declare(channel=channel)
 
 

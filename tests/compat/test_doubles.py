@@ -12,7 +12,13 @@ import pytest
 from gevent.exceptions import ConcurrentObjectUseError
 
 from greenconn import Connection, Exchange, Producer, Queue, pools, serialization
-from greenconn.common import Broadcast, collect_replies, declaration_cached, ignore_errors
+from greenconn.common import (
+    Broadcast,
+    collect_replies,
+    declaration_cached,
+    ignore_errors,
+    maybe_declare,
+)
 from greenconn.connection import _check_url_transport
 from greenconn.exceptions import ChannelError, InconsistencyError, SerializerNotInstalled
 from greenconn.pidbox import Mailbox
@@ -74,6 +80,34 @@ def test_a_producer_that_declares_in_its_own_way(connection: Connection) -> None
     producer.maybe_declare = Mock(side_effect=RuntimeError("declaration failed"))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="declaration failed"):
         producer.publish({}, declare=[Queue("q")])
+
+
+class Lazy:
+    """An entity by kombu's contract, which knows its queue only once it is bound."""
+
+    can_cache_declaration = True
+    is_bound = False
+    name = "lazy"
+
+    def __init__(self) -> None:
+        self.channel: Any = None
+
+    def bind(self, channel: Any) -> Lazy:
+        bound = Lazy()
+        bound.is_bound, bound.channel = True, channel
+        return bound
+
+    def declare(self, channel: Any) -> None:
+        self.channel.queue_declare(queue=self.name)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_an_entity_of_the_programs_own_is_bound(retry: bool, connection: Connection) -> None:
+    channel, entity = connection.channel(), Lazy()
+    assert maybe_declare(entity, channel, retry=retry)
+    assert not maybe_declare(entity, channel, retry=retry)
+    assert not entity.is_bound
+    assert channel.queue_declare(queue="lazy", passive=True).queue == "lazy"
 
 
 def test_entities_that_are_noted_as_they_are() -> None:
