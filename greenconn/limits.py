@@ -26,7 +26,7 @@ class TokenBucket:
     def __init__(self, fill_rate: float, capacity: float = 1) -> None:
         self.capacity = float(capacity)
         self.fill_rate: float = float(fill_rate)
-        self.timestamp: float = monotonic()
+        self.timestamp: float = self._now()
         self.contents: deque[Any] = deque()
         self._tokens = self.capacity
 
@@ -57,9 +57,12 @@ class TokenBucket:
         """Return the seconds until there will be *tokens*."""
         return max(0.0, tokens - self._count()) / self.fill_rate
 
+    def _now(self) -> float:
+        return monotonic()
+
     def _count(self) -> float:
         # Also for a full bucket, or the time while it was full would count once it is drained.
-        now = monotonic()
+        now = self._now()
         filled = self._tokens + self.fill_rate * (now - self.timestamp)
         self._tokens = min(self.capacity, filled)
         self.timestamp = now
