@@ -22,6 +22,7 @@ from greenconn.records import Record
 
 __all__ = [
     "BrokerURL",
+    "UnknownCertReqs",
     "as_url",
     "check_host",
     "mask_secrets",
@@ -266,16 +267,22 @@ def _tls_option(name: str, value: str) -> Any:
     return parse_ssl_cert_reqs(value) if name == "ssl_cert_reqs" else value
 
 
+class UnknownCertReqs(ValueError, KeyError):
+    """``ssl_cert_reqs`` names no constant; with kombu it is a KeyError."""
+
+    __str__ = ValueError.__str__  # KeyError's would quote the text
+
+
 def parse_ssl_cert_reqs(query_value: str) -> VerifyMode:
     """Return the constant of :mod:`ssl` that ``ssl_cert_reqs=...`` names.
 
     Raises:
-        ValueError: it names none.
+        UnknownCertReqs: it names none.
     """
     try:
         return _CERT_REQS[query_value]
     except KeyError:
-        raise ValueError(
+        raise UnknownCertReqs(
             f"ssl_cert_reqs must be one of {', '.join(_CERT_REQS)}, got {query_value!r}"
         ) from None
 

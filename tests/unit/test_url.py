@@ -183,6 +183,13 @@ def test_parse_ssl_cert_reqs(text: str, constant: ssl.VerifyMode) -> None:
     assert parse_ssl_cert_reqs(text) is constant
 
 
+@pytest.mark.parametrize("error", [KeyError, ValueError])
+def test_parse_ssl_cert_reqs_of_an_unknown_name(error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        parse_ssl_cert_reqs("maybe")
+    assert str(caught.value).endswith("got 'maybe'")
+
+
 def test_option_that_is_a_part_of_the_url() -> None:
     with pytest.raises(ValueError, match="option 'password' is a part of the URL") as caught:
         parse_url("amqp://h?password=SECRET")
