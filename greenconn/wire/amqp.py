@@ -85,7 +85,7 @@ class _Content:
         self.is_kept = is_kept  # whether the body is wanted
         self.payload = payload
         self.header: bytes | None = None
-        self.missing = 0
+        self.missing: int  # bytes of the body; known with the header
         self.chunks: list[bytes | bytearray | memoryview] = []
         #: Where those chunks are that came in large frames.
         self.blocks: list[bytearray] = []
