@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker import blocking
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
@@ -297,6 +300,27 @@ def test_a_renewal_that_is_refused_has_lost_nothing(
     assert channel.connection.lost is None
 
 
+@pytest.mark.parametrize("exc", [ChannelError("not now"), ConnectionResetError("cut")])
+def test_a_renewal_that_fails_is_logged_or_ends_the_link(
+    connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture, exc: Exception
+) -> None:
+    channel, got = taken(connect, 1)
+    link = channel.connection
+    gone: list[Any] = []
+
+    def refuse(method: str, argument: Any) -> None:
+        if method == "renew":
+            raise exc
+
+    fake_broker.before = refuse
+    link.settler.renew([got[0].handle], gone.append)
+    if isinstance(exc, ChannelError):
+        until(lambda: "renewing leases: " in caplog.text)
+        assert link.lost is None
+    else:
+        until(lambda: link.lost is exc)
+
+
 def test_what_the_store_says_of_leases(connect: Opener) -> None:
     link = connect()
     assert (link.settler.lease, link.settler.renewal_interval) == (30.0, 10.0)
@@ -489,3 +513,38 @@ def test_a_renewal_after_the_end_is_not_made(connect: Opener, fake_broker: FakeB
     for _ in range(3):
         gevent.sleep(0)
     assert (outcomes, fake_broker.count("renew")) == ([], 0)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_caller_that_is_interrupted_does_not_let_the_store_be_called_twice(
+    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    """The interruption comes when the greenlet is spawned and not noted yet."""
+    channel, got = taken(connect, 2)
+    settler = channel.connection.settler
+    may_go = Event()
+    outcomes: list[Any] = []
+
+    def interrupted(name: str, function: Callable[[], None]) -> None:
+        spawn(name, function)
+        raise KeyboardInterrupt
+
+    fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(blocking, "spawn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            settler.ack([got[0].handle], outcomes.append)
+    if has_begun:
+        until(lambda: settled(fake_broker))
+    settler.ack([got[1].handle], outcomes.append)
+    until(lambda: settled(fake_broker))
+    for _ in range(3):
+        gevent.sleep(0)
+    assert (len(settled(fake_broker)), settler.is_busy) == (1, True)
+    may_go.set()
+    settler.wait(Deadline(30))
+    until(lambda: not settler.is_busy)
+    handles = [answer.handle for each in settled(fake_broker) for answer in each]
+    assert (handles, outcomes) == ([each.handle for each in got], [None, None])
+    for each in got:
+        each.is_held = False

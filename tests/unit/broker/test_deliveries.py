@@ -29,6 +29,7 @@ class Delivered:
     def __init__(self, tag: str, consumer: Consumer | None) -> None:
         self.delivery_tag = tag
         self.consumer = consumer
+        self.queue = "q"
         self.is_held = True
 
 
@@ -128,6 +129,26 @@ def test_reject(bench: Bench, requeue: bool, what: str) -> None:
     bench.deliveries.reject("c", requeue, multiple=True)
     assert bench.acknowledger.calls == [(what, ["b"]), (what, ["a", "c"])]
     assert (bench.held, bench.in_flight) == ("", (0, 0))
+
+
+def test_a_delivery_that_is_replaced_is_settled(bench: Bench) -> None:
+    replaced: list[tuple[str, str]] = []
+    assert bench.deliveries.replace(
+        "b", "q", lambda delivery: replaced.append((delivery.delivery_tag, bench.held))
+    )
+    assert (replaced, bench.held) == ([("b", "ac")], "ac")
+    assert (bench.in_flight, bench.feed.resumed) == ((2, 2), 1)
+
+
+@pytest.mark.parametrize("why", ["settled", "not held", "another queue", "lost"])
+def test_a_delivery_that_cannot_be_replaced_stays(bench: Bench, why: str) -> None:
+    replaced: list[Any] = []
+    bench.deliveries.unacked["b"].is_held = why != "not held"
+    if why == "lost":
+        bench.channel.connection.end(RecoverableConnectionError("cut"))
+    tag, queue = "x" if why == "settled" else "b", "p" if why == "another queue" else "q"
+    assert bench.deliveries.replace(tag, queue, replaced.append) is False
+    assert (replaced, bench.held, bench.in_flight) == ([], "abc", (3, 3))
 
 
 def test_what_the_broker_does_not_hold_is_not_acked(bench: Bench) -> None:
@@ -351,3 +372,27 @@ def test_deliveries_of_basic_get_do_not_count_against_the_prefetch(bench: Bench)
     assert bench.in_flight == (3, 3)
     bench.deliveries.ack("z", True)
     assert (bench.held, bench.in_flight) == ("", (0, 0))
+
+
+@pytest.mark.parametrize("how", ["ack", "ack of many", "reject", "settled", "replace"])
+def test_what_is_settled_lets_the_channel_serve_under_its_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    served: list[tuple[int, int]] = []
+    monkeypatch.setattr(StoreChannel, "serve", lambda channel: served.append(bench.in_flight))
+
+    def settle(tag: str) -> None:
+        if how == "reject":
+            bench.deliveries.reject(tag, True)
+        elif how == "settled":
+            bench.deliveries.settled(tag)
+        elif how == "replace":
+            bench.deliveries.replace(tag, "q", lambda delivery: None)
+        else:
+            bench.deliveries.ack(tag, how == "ack of many")
+
+    settle("a")
+    assert served == []
+    bench.channel.prefetch.limit = 10
+    settle("b")
+    assert served == [(1, 1)]

@@ -12,6 +12,7 @@ from gevent.event import Event
 from greenconn.broker.link import StoreLink
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
+from greenconn.transport.virtual.names import is_lost
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import EachStore, FakeBroker, Item
@@ -177,3 +178,9 @@ def test_each_life_has_an_owner_of_its_own(link: StoreLink, connect: Opener) -> 
     assert link.store.owner == link.owner
     assert link.topology is link.store.topology
     assert connect().store.owner != link.owner
+
+
+def test_the_owner_is_known_to_be_lost_after_the_end(link: StoreLink) -> None:
+    assert not is_lost(link.owner)
+    link.end(RecoverableConnectionError("cut"))
+    assert is_lost(link.owner)

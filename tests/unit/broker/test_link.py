@@ -419,6 +419,21 @@ def test_a_claim_that_does_not_return_is_ended_with_the_link(
     until(lambda: claimer.greenlet is None)
 
 
+def test_a_publish_that_is_being_stored_ends_with_the_link(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
+    channel = channel_to(connect)
+    link = channel.connection
+    channel.queue_declare("q")
+    fake_broker.before = lambda method, argument: method == "put" and Event().wait()
+    publisher = gevent.spawn(publish, channel, "x")
+    until(lambda: fake_broker.count("put"))
+    link.end(RecoverableConnectionError("cut"))
+    with pytest.raises(RecoverableConnectionError, match=r"connection is closed \(cut\)"):
+        publisher.get(timeout=30)
+    until(lambda: not link.put_batcher.is_busy)
+
+
 def test_links_of_a_process_count_each_others_consumers(connect: Opener) -> None:
     one, other = connect(), connect()
     assert one.store.registry is other.store.registry

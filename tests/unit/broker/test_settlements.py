@@ -9,9 +9,11 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker import settlements
 from greenconn.broker.port import Settlement
 from greenconn.broker.settlement_port import Disposition
 from greenconn.green.deadline import Deadline
+from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.fake_settler import Held, Link
 from tests.unit.broker.sink import SOON
@@ -250,3 +252,42 @@ def test_refused_acks_are_sent_again_in_calls_of_the_limit(link: Link) -> None:
     link.settler.acks.clear()
     link.settlements.repeat()
     assert [handles for handles, _ in link.settler.acks] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_caller_that_is_interrupted_does_not_let_dead_letters_be_routed_twice(
+    link: Link, monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    """The interruption comes when the greenlet is spawned and not noted yet."""
+
+    def interrupted(name: str, function: Callable[[], None]) -> None:
+        spawn(name, function)
+        raise KeyboardInterrupt
+
+    routing, may_go = Event(), Event()
+    routed = 0
+
+    def route() -> list[str]:
+        nonlocal routed
+        routed += 1
+        routing.set()
+        may_go.wait()
+        return ["dead"]
+
+    link.route = route
+    with monkeypatch.context() as patched:
+        patched.setattr(settlements, "spawn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            link.settlements.dead_letter([Held("a")], "rejected")
+    if has_begun:
+        assert routing.wait(SOON)
+    link.settlements.dead_letter([Held("b")], "rejected")
+    assert routing.wait(SOON)
+    for _ in range(3):
+        gevent.sleep(0)
+    assert (routed, link.settlements.is_routing) == (1, True)
+    may_go.set()
+    link.settlements.wait_routed(Deadline(SOON))
+    until(lambda: not link.settlements.is_routing)
+    handles = [each.message.handle for part, _ in link.settler.settled for each in part]
+    assert (routed, handles) == (2, ["a", "b"])
