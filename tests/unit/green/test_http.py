@@ -19,6 +19,7 @@ from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import Peer, PeerFactory
 from tests.fix_tls import CERTS, TlsFront
+from tests.fix_wires import until
 from tests.forked import holds_in_child
 
 WAIT = 30.0
@@ -561,10 +562,7 @@ def test_lines_that_nobody_takes_stop_the_server(server: Start, web: Make) -> No
         return False
 
     with lines(web(server(reply))) as feed:
-        before = -1
-        while before != sent:
-            before = sent
-            gevent.sleep(0.1)
+        until(lambda: feed._connection.stream.is_paused)
         assert sent < 3000
         for _ in range(3000):
             assert feed.line(Deadline(WAIT)) == line

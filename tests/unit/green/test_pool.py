@@ -426,6 +426,14 @@ def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
     assert pool.stats()["in_use"] == 1
 
 
+def test_clearing_what_is_in_use_makes_room_for_who_waits(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    held = pool.acquire()
+    waiter = spawned(pool.acquire)
+    assert pool.clear() == [held]
+    assert waiter.get(timeout=30).number == 2
+
+
 def test_adding_what_was_made_elsewhere(factory: Factory, spawned: Spawn) -> None:
     pool = factory.pool(1)
     assert pool.add(Thing(77))

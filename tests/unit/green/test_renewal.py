@@ -8,6 +8,7 @@ import logging
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.threadpool import ThreadPool
 
 from greenconn.credentials import Token
 from greenconn.green import renewal
@@ -146,3 +147,19 @@ def test_a_new_time_replaces_the_one_before() -> None:
     login.renewal.begin_in(0.0)
     gevent.sleep(0.01)
     assert login.asked == 1
+
+
+def test_it_keeps_no_loop_running() -> None:
+    login = Login()
+
+    def run() -> bool:
+        login.renewal.begin_in(3600.0)
+        has_ended: bool = gevent.get_hub().join(CAME)
+        login.renewal.stop()
+        return has_ended
+
+    thread = ThreadPool(1)
+    try:
+        assert thread.apply(run)
+    finally:
+        thread.kill()

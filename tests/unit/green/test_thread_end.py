@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
 from gevent.monkey import get_original
+from gevent.threadpool import ThreadPool
 
 from greenconn.green import thread_end
 
@@ -88,6 +90,40 @@ def test_it_is_ended_in_its_thread_and_the_hub_with_it(monkeypatch: pytest.Monke
         in_native_thread(use)
     assert descriptors() <= before
     assert [each.ended_in for each in made] == [[ident] for ident in idents]
+
+
+def test_threads_of_a_pool_end_with_the_thread_of_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thread_end, "POOL_TIMEOUT", 20.0)
+    calls: list[str] = []
+    threads: list[Any] = []
+    owners: list[Owner] = []
+
+    class Owner(Member):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = ThreadPool(2)
+            thread_end.register_pool(self)
+
+        def release_threads(self) -> ThreadPool:
+            calls.append("release_threads")
+            return self.pool
+
+        def end_with_thread(self) -> None:
+            calls.append("end_with_thread")
+
+    def use() -> None:
+        owner = Owner()
+        owners.append(owner)
+        both = [owner.pool.spawn(_get_native_id) for _ in range(2)]
+        threads.extend(each.get() for each in both)
+
+    in_native_thread(use)
+    assert calls == ["release_threads", "end_with_thread"]
+    for thread in threads:
+        wait_for_end(thread)
+    assert owners[0].pool.size == 0
 
 
 def test_one_that_fails_does_not_keep_the_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Iterator
 from time import monotonic, thread_time
+from typing import Any
 
 import gevent
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from greenconn.green import writer as writer_module
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER, LOW_WATER, Writer
+from greenconn.green.writer import EARLY_FLUSH, GATHER, HIGH_WATER, IOV_MAX, LOW_WATER, Writer
 from tests.fix_interrupts import Signal, interruptions, signals
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import Wire, until
@@ -427,6 +429,49 @@ def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
     until(lambda: wire.receive_until(10_000) and writer.pending <= LOW_WATER)
     waiter.get(timeout=30)
     assert filled
+
+
+class Counting:
+    """A socket that records how many buffers it was offered by each call."""
+
+    def __init__(self, sock: RawSocket) -> None:
+        self._sock = sock
+        self.offered: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: Any) -> int:
+        self.offered.append(1)
+        return self._sock.send(data)
+
+    def sendmsg(self, buffers: list[Any]) -> int:
+        self.offered.append(len(buffers))
+        return self._sock.sendmsg(buffers)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "offered"),
+    [
+        (2, GATHER // 2 - 1, 1),
+        (2, GATHER // 2, 2),
+        (IOV_MAX, GATHER // IOV_MAX - 1, 1),
+        (IOV_MAX, GATHER // IOV_MAX, IOV_MAX),
+        (IOV_MAX + 1, GATHER // IOV_MAX, 1),
+    ],
+)
+def test_small_buffers_and_too_many_are_joined(
+    line: Line, count: int, size: int, offered: int
+) -> None:
+    line.writer.close()
+    wire = line.wire
+    sock = Counting(wire.ours)
+    line.writer = Writer(sock, line.on_error)  # type: ignore[arg-type]  # all that it uses of one
+    line.writer.write_many([bytes([number % 256]) * size for number in range(count)])
+    line.writer.flush()
+    assert sock.offered[0] == offered
+    expected = b"".join(bytes([number % 256]) * size for number in range(count))
+    assert wire.receive_until(count * size) == expected
 
 
 def test_two_buffers_that_are_not_joined_are_counted(line: Line) -> None:

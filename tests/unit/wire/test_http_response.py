@@ -68,6 +68,13 @@ def test_its_headers_have_one_value_each() -> None:
     assert answer.is_complete
 
 
+@pytest.mark.parametrize("data", [b"", OK[:20]])
+def test_nothing_is_known_before_the_head(data: bytes) -> None:
+    answer = fed(data)
+    assert (answer.status, answer.reason, answer.headers) == (0, "", {})
+    assert answer.take() == b""
+
+
 def test_an_interim_response_is_no_response() -> None:
     answer = fed(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
     assert answer.has_begun

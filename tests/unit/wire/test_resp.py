@@ -178,8 +178,10 @@ def test_a_reply_that_nobody_can_decode() -> None:
         fed(RespParser(), b"%1\r\n*1\r\n:1\r\n:1\r\n")
 
 
-def test_a_reply_has_a_limit() -> None:
+@pytest.mark.parametrize("former", [b"", b":1\r\n"])
+def test_a_reply_has_a_limit(former: bytes) -> None:
     parser = RespParser(reply_limit=100)
+    fed(parser, former)
     assert fed(parser, b"*3\r\n" + bulk(b"x" * 89)) == []  # 100 bytes with what is around it
     with pytest.raises(ProtocolError, match="a reply has more than 100 bytes"):
         fed(parser, b":")
