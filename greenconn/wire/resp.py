@@ -127,8 +127,7 @@ class RespParser:
         """See how long the string is whose end hiredis waits for, if *piece* brought its head."""
         left = self._reader.len()
         if left > len(piece) + _KEPT + _HEAD:
-            # Its head came earlier, and was looked at then.
-            self._before = (self._before + piece[-2 * _KEPT :])[-2 * _KEPT :]
+            # Its head came earlier, and was looked at then.  What follows it begins in a later piece.
             return
         came = self._before + piece
         # What hiredis has left begins with a value, or behind the mark of one, which it has read; and
