@@ -184,3 +184,16 @@ def test_the_owner_is_known_to_be_lost_after_the_end(link: StoreLink) -> None:
     assert not is_lost(link.owner)
     link.end(RecoverableConnectionError("cut"))
     assert is_lost(link.owner)
+
+
+def test_what_its_channels_hold(link: StoreLink) -> None:
+    channels = [link.transport.create_channel(link) for _ in range(2)]
+    channels[0].queue_declare("q")
+    for body in "ab":
+        publish(channels[0], body)
+    held: list[Any] = [channel.basic_get("q") for channel in channels]
+    link.channels[99] = object()  # type: ignore[assignment]  # a channel that holds nothing
+    assert list(link.held()) == held
+    del link.channels[99]
+    channels[0].close()
+    assert list(link.held()) == held[1:]

@@ -127,6 +127,36 @@ def test_a_caller_who_is_killed_leaves_the_call(link: StoreLink) -> None:
     assert late == [True]
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_caller_who_is_killed_when_the_store_has_replied_abandons_the_result(
+    link: StoreLink, is_wanted: bool
+) -> None:
+    late: list[object] = []
+
+    def answer() -> str:
+        caller.kill(block=False)
+        return "late"
+
+    caller: gevent.Greenlet[..., Any] = gevent.spawn(
+        link.ask, "asking", answer, on_abandoned=late.append if is_wanted else None
+    )
+    until(caller.ready)
+    assert isinstance(caller.value, gevent.GreenletExit)
+    assert (late, link._calls) == (["late"] if is_wanted else [], {})
+
+
+def test_a_result_is_abandoned_only_without_its_caller(link: StoreLink) -> None:
+    late: list[object] = []
+    assert link.ask("asking", lambda: 1, on_abandoned=late.append) == 1
+    may_go = Event()
+    with pytest.raises(TimeoutError):
+        link.ask("asking", may_go.wait, deadline=Deadline(0.01))
+    (call,) = link._calls
+    may_go.set()
+    call.join(30)
+    assert (late, call.successful(), link.is_open) == ([], True, True)
+
+
 @pytest.mark.parametrize("exc", [ConnectionResetError("cut"), ZeroDivisionError("a bug")])
 def test_a_failure_ends_the_link(
     link: StoreLink, exc: Exception, caplog: pytest.LogCaptureFixture
@@ -403,6 +433,17 @@ def test_a_claim_ends_with_the_link(
     until(lambda: fake_broker.count("claim"))
     channel.connection.end(RecoverableConnectionError("cut"))
     until(lambda: all(each.greenlet is None for each in claimers))
+
+
+def test_no_claim_is_begun_after_the_end(connect: Opener, fake_broker: FakeBroker) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    link = channel.connection
+    feed = link.feed("q")
+    (claimer,) = link._claimers.values()
+    link.end(RecoverableConnectionError("cut"))
+    claimer.want(feed)
+    assert claimer.greenlet is None
 
 
 def test_a_claim_that_does_not_return_is_ended_with_the_link(

@@ -340,3 +340,19 @@ def test_the_option_limits_what_has_no_end(publisher: Publisher) -> None:
         assert limited.timeout == 5.0
     deadline = Deadline(7.0)
     assert publisher.limited(deadline) is deadline
+
+
+def test_flushing_waits_for_the_acks_so_long(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float | None] = []
+    monkeypatch.setattr(
+        StoreLink, "wait_settled", lambda link, deadline: waited.append(deadline.timeout)
+    )
+    for timeout in (5.0, None):
+        publisher.flush(timeout)
+    assert waited == [5.0, None]
+    channel: Any = publisher._channel
+    channel.close()
+    with pytest.raises(RecoverableChannelError):
+        publisher.flush(5.0)

@@ -10,6 +10,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker import publishing
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
@@ -22,6 +23,8 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     Unroutable,
 )
+from greenconn.green.deadline import Deadline
+from greenconn.green.slot import Slot
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore
@@ -520,3 +523,21 @@ def test_a_store_that_has_replied_is_watched_no_more(
     publish(channel, "x")
     (timer,) = watches
     assert (timer.active, timer.callback) == (False, None)
+
+
+def test_an_interruption_of_the_store_ends_the_link_and_goes_on(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = channel_to(connect).connection
+
+    def interrupt(entries: Any) -> None:
+        raise KeyboardInterrupt
+
+    entries = link.entries({"body": b"x", "properties": {}}, ["q"])
+    monkeypatch.setattr(link.store, "put", interrupt)
+    monkeypatch.setattr(publishing, "spawn", lambda name, function: function())
+    done: Slot[Any] = Slot()
+    with pytest.raises(KeyboardInterrupt):
+        link.put_batcher.put(entries, done)
+    assert isinstance(done.wait(Deadline(30)), RecoverableConnectionError)
+    assert "storing messages failed: KeyboardInterrupt()" in str(link.lost)
