@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import subprocess
 import sys
 import textwrap
 import time
+import types
 import weakref
 
 import gevent
@@ -54,6 +56,29 @@ def test_importing_installs_nothing() -> None:
     import greenconn.green.atexit
     """)
     assert printed == ""
+
+
+@pytest.mark.parametrize("has_multiprocessing", [False, True])
+def test_each_process_installs_one_hook(
+    monkeypatch: pytest.MonkeyPatch, has_multiprocessing: bool
+) -> None:
+    installed: list[object] = []
+    finalized: list[object] = []
+
+    def finalize(obj: None, callback: object, exitpriority: int) -> None:
+        finalized.append(callback)
+
+    module = types.SimpleNamespace(Finalize=finalize) if has_multiprocessing else None
+    monkeypatch.setitem(sys.modules, "multiprocessing.util", module)
+    monkeypatch.setattr(atexit, "register", installed.append)
+    monkeypatch.setattr(atexit, "unregister", lambda hook: installed.append("not"))
+    monkeypatch.setattr(green_exit, "_installed_in", -1)
+    writers = [Writer(), Writer()]
+    for writer in writers:
+        green_exit.register(writer)
+    hook = green_exit._flush_all
+    assert installed == ["not", hook]
+    assert finalized == ([hook] if has_multiprocessing else [])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.fix_interrupts import interruptions
 from tests.fix_leaks import open_sockets
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
+from tests.forked import holds_in_child
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
@@ -298,6 +299,15 @@ def test_each_switch_may_be_the_last(silent_port: int) -> None:
 
     ends = {run.raised is None for run in interruptions(connect, delays=(0, 1))}
     assert ends == {True, False}
+
+
+def test_the_child_of_a_fork_closes_a_socket_on_its_way(silent_port: int) -> None:
+    before = open_sockets().keys()
+    connecting = gevent.spawn(connect_tcp, "127.0.0.1", silent_port, LONG)
+    until(lambda: open_sockets().keys() - before)
+    assert holds_in_child(lambda: open_sockets().keys() <= before)
+    assert open_sockets().keys() - before
+    connecting.kill()
 
 
 def test_the_other_family_is_tried_when_one_refuses(

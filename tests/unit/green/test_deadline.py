@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
@@ -105,6 +106,12 @@ def test_what_is_left_can_be_seen() -> None:
 @pytest.mark.parametrize("timeout", [float("inf"), float("-inf"), float("nan")])
 def test_what_is_not_finite_is_refused(timeout: float) -> None:
     with pytest.raises(ValueError, match="finite number"):
+        Deadline(timeout)
+
+
+@pytest.mark.parametrize("timeout", [True, "5", [1]])
+def test_what_is_no_number_is_refused(timeout: Any) -> None:
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, or None"):
         Deadline(timeout)
 
 

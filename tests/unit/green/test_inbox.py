@@ -116,6 +116,21 @@ def test_the_others_run_no_more_often_than_they_must(monkeypatch: pytest.MonkeyP
     assert turns == [1000.0, 1000.0 + PACE * 2]
 
 
+def test_the_clock_is_looked_at_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def look() -> float:
+        looks.append(1)
+        return 0.0
+
+    monkeypatch.setattr(inbox_module, "monotonic", look)
+    inbox: Inbox[int] = Inbox()
+    for _ in range(100 * STREAK):
+        inbox.put(1)
+        inbox.get(LONG)
+    assert len(looks) == 100
+
+
 def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:
     inbox: Inbox[int] = Inbox()
     takers = [gevent.spawn(inbox.get, LONG) for _ in range(3)]

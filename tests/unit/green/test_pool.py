@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
@@ -16,7 +17,7 @@ from gevent.threadpool import ThreadPool
 from greenconn.exceptions import ConnectionLimitExceeded, LimitExceeded, OperationalError, WrongHub
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.pool import FairPool
+from greenconn.green.pool import Entry, FairPool
 from tests.fix_wires import until
 
 
@@ -510,6 +511,41 @@ def test_one_that_was_lost_comes_back_by_the_next_acquire(
     assert re.search(text, caplog.text)
 
 
+def test_where_one_that_was_lost_was_acquired_is_logged(
+    factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = factory.pool(1)
+    pool.note_lost(pool.acquire(), traceback.StackSummary.extract(traceback.walk_stack(None)))
+    assert pool.acquire().number == 1
+    settle()
+    (record,) = caplog.records
+    _, _, trace = record.getMessage().partition("; it was acquired here:\n")
+    assert f'File "{__file__}"' in trace
+
+
+def test_an_entry_is_held_by_nobody_at_first(factory: Factory) -> None:
+    entry = Entry(Thing(1))
+    assert (entry.holder, entry.since, entry.loan, entry.spare) == (None, 0.0, None, None)
+    assert entry.held_by(7.0) == []
+
+
+def test_only_the_pool_of_a_parent_gives_up_what_is_idle(factory: Factory) -> None:
+    parent = factory.pool(2)
+    pool: FairPool[Thing] = FairPool(
+        lambda deadline: parent.acquire(True, deadline), limit=2, parent=parent
+    )
+    assert not pool.give_up()
+    things = [pool.acquire(), pool.acquire()]
+    assert not pool.give_up()
+    for thing in things:
+        pool.release(thing)
+    assert (pool.kept, parent.kept) == (2, 0)
+    assert pool.give_up()
+    assert (pool.kept, parent.kept) == (1, 1)
+    assert pool.acquire() is things[1]
+    assert not parent.give_up()
+
+
 def test_one_that_was_lost_comes_back_by_the_hub(
     factory: Factory, spawned: Spawn, thread: ThreadPool
 ) -> None:
@@ -632,6 +668,23 @@ def test_what_was_lost_before_the_first_use_is_noted(factory: Factory) -> None:
     pool = factory.pool(1)
     pool.note_lost(Thing(7))  # it has no hub yet
     assert pool.acquire().number == 1
+
+
+def test_one_that_is_made_instead_counts_against_the_limit(
+    factory: Factory, spawned: Spawn
+) -> None:
+    pool = factory.pool(1)
+    dead = pool.take()
+    factory.go.clear()
+    instead = spawned(lambda: pool.take_instead(dead).item)
+    other = spawned(pool.acquire)
+    stats = pool.stats()
+    assert (factory.at_once, stats["in_use"], stats["waiting"]) == (1, 1, 1)
+    factory.go.set()
+    thing = instead.get(timeout=30)
+    assert (thing.number, other.ready()) == (2, False)
+    pool.release(thing)
+    assert other.get(timeout=30) is thing
 
 
 def test_one_that_the_lender_finds_dead_is_replaced(factory: Factory, spawned: Spawn) -> None:

@@ -211,6 +211,33 @@ def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
     assert not writer.must_wait
 
 
+def test_those_behind_one_who_fills_the_buffer_go_on_in_their_order(line: Line) -> None:
+    writer, order = line.writer, []
+    written = [1 + EARLY_FLUSH]
+
+    def write(number: int) -> None:
+        if writer.must_wait:
+            writer.wait_writable(LONG)
+        order.append(number)
+        if number:
+            writer.write(b"x")
+        written.append(1 if number else line.fill())
+
+    def write_all() -> None:
+        # All begin in the turn in which ``must_wait`` was set.
+        writer.write(b"a")
+        writer.write(bytes(EARLY_FLUSH))
+        for greenlet in greenlets:
+            greenlet.start()
+
+    greenlets = [gevent.Greenlet(write, number) for number in range(5)]
+    gevent.spawn(write_all).join()
+    until(lambda: len(written) == 2)
+    line.wire.receive_until(sum(written) + 4)
+    gevent.joinall(greenlets, timeout=30, raise_error=True)
+    assert order == list(range(5))
+
+
 def test_after_the_end_of_a_turn_nobody_must_wait(line: Line) -> None:
     line.writer.write(b"a")
     line.writer.write(bytes(EARLY_FLUSH))
@@ -542,6 +569,32 @@ def test_one_who_is_killed_when_it_was_woken_gives_its_turn_to_the_next(line: Li
     until(lambda: not writer.must_wait)
 
 
+def test_after_the_last_one_who_waits_was_killed_nobody_must_wait(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def wait() -> None:
+        try:
+            line.writer.wait_writable(LONG)
+        finally:
+            seen.append(line.writer.must_wait)
+
+    def killing(writer: Writer) -> None:
+        waiter.kill(block=False)  # before it runs, as it is woken
+        wake(writer)
+
+    filled = line.fill()
+    waiter = gevent.spawn(wait)
+    yield_to_hub()
+    wake = Writer._wake_next
+    monkeypatch.setattr(Writer, "_wake_next", killing)
+    line.wire.receive_until(filled)
+    waiter.join(30)
+    assert seen == [False]
+    assert isinstance(waiter.value, gevent.GreenletExit)
+
+
 # The end.
 
 
@@ -555,6 +608,7 @@ def test_close_lets_those_who_wait_go_on_and_forgets_what_has_not_left(line: Lin
     gevent.joinall(waiting, timeout=5, raise_error=True)
     assert writer.pending == 0
     assert not writer.must_wait
+    assert not writer.is_stalled
     line.wire.close()
     for _ in range(5):
         yield_to_hub()

@@ -645,3 +645,22 @@ def test_a_large_frame_ends_with_its_mark() -> None:
     assert parser.feed(part[50_000:-1]) == []
     with pytest.raises(FrameError, match="0xCE"):
         parser.feed(b"\x00")
+
+
+def test_a_frame_that_comes_in_small_pieces_is_parsed_when_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    parse = FrameParser._parse
+
+    def counting(parser: FrameParser, data: bytes) -> list[Method]:
+        sizes.append(len(data))
+        return parse(parser, data)
+
+    monkeypatch.setattr(FrameParser, "_parse", counting)
+    parser = FrameParser()
+    assert len(parser.feed(method_frame(1, (60, 80), bytes(500)))) == 1
+    frame = method_frame(1, (60, 80), bytes(1000))
+    found = [parser.feed(frame[at : at + 1]) for at in range(len(frame))]
+    assert [len(each) for each in found] == [0] * (len(frame) - 1) + [1]
+    assert sizes[1:] == [8, len(frame)]
