@@ -55,7 +55,7 @@ def test_one_call_tells_so_many(
 
 
 def test_after_a_refusal_each_is_sent_alone(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel, got = taken(connect, 4)
+    channel, got = taken(connect, 5)
     bad = fake_broker.items["q"][1].number
 
     def refuse(method: str, argument: Any) -> None:
@@ -63,19 +63,19 @@ def test_after_a_refusal_each_is_sent_alone(connect: Opener, fake_broker: FakeBr
             raise ChannelError("not this one")
 
     fake_broker.before = refuse
-    for each in got[:3]:
+    for each in got[:4]:
         each.ack()
     gevent.sleep(0)
-    got[3].ack()
+    got[4].ack()
     channel.connection.catch_up()
-    assert [len(each) for each in settled(fake_broker)] == [3, 1, 1, 1, 1]
+    assert [len(each) for each in settled(fake_broker)] == [4, 1, 1, 1, 1, 1]
     for _ in range(2):
         publish(channel, "more")
     for each in [channel.basic_get("q") for _ in range(2)]:
         assert each is not None
         each.ack()
     channel.connection.catch_up()
-    assert [len(each) for each in settled(fake_broker)][5:] == [2]
+    assert [len(each) for each in settled(fake_broker)][6:] == [2]
 
 
 def test_what_is_given_back_is_delivered_again(connect: Opener, fake_broker: FakeBroker) -> None:

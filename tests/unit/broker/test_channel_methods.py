@@ -21,6 +21,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
+from greenconn.transport.virtual.arguments import SupportedArguments
 from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
@@ -407,6 +408,18 @@ def test_its_virtual_host_is_the_connections(connect: Opener, unique: str) -> No
     assert channel.virtual_host == unique
     channel.connection.client.virtual_host = ""
     assert channel.virtual_host == "/"
+
+
+def test_a_delay_is_a_header_where_the_store_obeys_it(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"a": 1}
+    route = channel.delayed_route("x", "key", 1.5, headers, {})
+    assert route == ("x", "key", {"a": 1, "x-delay": 1500})
+    assert headers == {"a": 1}
+    monkeypatch.setattr(StoreChannel, "supported_arguments", SupportedArguments())
+    with pytest.raises(ValueError, match=r"cannot delay messages .*, got 1\.5"):
+        channel.delayed_route("x", "key", 1.5, headers, {})
 
 
 # -- a message in the place of another one

@@ -495,6 +495,18 @@ def envelope() -> dict[str, Any]:
     }
 
 
+def test_the_consumers_of_a_queue_that_others_deleted_are_counted_no_more(
+    connect: Opener,
+) -> None:
+    channel, other = channel_to(connect), connect()
+    channel.queue_declare("q")
+    consume(channel, Sink())
+    assert other.store.other_consumers("q") == 1
+    channel.connection.store.gone("q")
+    assert channel.consumers == {}
+    until(lambda: not other.store.other_consumers("q"))
+
+
 def test_a_first_delivery(connect: Opener) -> None:
     channel = channel_to(connect)
     delivery = StoreDelivery(channel, "t", 1, Claimed("q", envelope(), "handle"))

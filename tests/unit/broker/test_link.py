@@ -13,7 +13,12 @@ from gevent.event import Event
 from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
-from greenconn.exceptions import ChannelError, PreconditionFailed, RecoverableConnectionError
+from greenconn.exceptions import (
+    ChannelError,
+    PreconditionFailed,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.names import is_lost
 from tests.fix_wires import until
@@ -393,7 +398,14 @@ def test_closing_gives_back_and_tells_the_store(connect: Opener, fake_broker: Fa
     assert len(fake_broker.calls) == calls
 
 
-@pytest.mark.parametrize("exc", [ConnectionResetError("cut"), RecoverableConnectionError("cut")])
+@pytest.mark.parametrize(
+    "exc",
+    [
+        ConnectionResetError("cut"),
+        RecoverableConnectionError("cut"),
+        RecoverableChannelError("no room for what is given back"),
+    ],
+)
 def test_a_closing_that_fails_is_over(
     connect: Opener, fake_broker: FakeBroker, exc: Exception
 ) -> None:
@@ -405,6 +417,22 @@ def test_a_closing_that_fails_is_over(
 
     fake_broker.before = fail
     link.close()
+    assert not link.is_open
+    assert fake_broker.stores == []
+
+
+def test_a_closing_that_is_refused_is_over_and_says_so(
+    connect: Opener, fake_broker: FakeBroker
+) -> None:
+    link = connect()
+
+    def refuse(method: str, argument: Any) -> None:
+        if method == "close":
+            raise ChannelError("not you")
+
+    fake_broker.before = refuse
+    with pytest.raises(ChannelError, match="not you"):
+        link.close()
     assert not link.is_open
     assert fake_broker.stores == []
 

@@ -163,3 +163,18 @@ def test_it_keeps_no_loop_running() -> None:
         assert thread.apply(run)
     finally:
         thread.kill()
+
+
+def test_no_timer_is_left_while_it_asks() -> None:
+    timers: list[object] = []
+
+    class Looking(Login):
+        def renew(self) -> object:
+            timers.append(self.renewal._timer)
+            return super().renew()
+
+    login = Looking()
+    login.renewal.begin_in(0.0)
+    assert login.has_no_more.wait(CAME)
+    assert timers == [None]
+    login.renewal.stop()

@@ -96,6 +96,18 @@ def test_a_piece_that_fills_all_room_may_be_the_last_for_now(
     owner.stream.close()
 
 
+def test_a_piece_that_fills_the_room_of_its_owner_may_be_the_last_for_now(wire: Wire) -> None:
+    buffers = OwnBuffers(3)
+    buffers.has_begun = True
+    lost: list[BaseException] = []
+    stream = Stream(wire.take(), lambda data: None, lost.append, "peer", None, buffers)
+    for number in range(1, 20):
+        wire.theirs.send(bytes(5))
+        until(lambda number=number: len(buffers.taken) == 5 * number)  # type: ignore[misc]
+    assert not lost
+    stream.close()
+
+
 def test_the_time_of_the_last_byte_is_known(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(stream, "monotonic", lambda: now[0])

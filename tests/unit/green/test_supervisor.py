@@ -164,3 +164,18 @@ def test_a_child_of_a_fork_waits_for_nobody_of_the_parent() -> None:
     go_on.set()
     inside.join(30)
     assert not supervisor._shield.inside
+
+
+def test_a_call_that_forks_returns_in_the_child_too() -> None:
+    def fork() -> str:
+        supervisor._shield.forget()  # as in the child
+        return "forked"
+
+    assert shielded(fork) == "forked"
+
+
+def test_a_shielded_call_is_as_any_other() -> None:
+    assert shielded(int, "11", base=2) == 3
+    with pytest.raises(ZeroDivisionError):
+        shielded(divmod, 1, 0)
+    assert not supervisor._shield.inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Iterator
@@ -459,7 +460,9 @@ def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
 
 
 class Counting:
-    """A socket that records how many buffers it was offered by each call."""
+    """A socket that records how many buffers it was offered by each call, and may be full."""
+
+    is_full = False
 
     def __init__(self, sock: RawSocket) -> None:
         self._sock = sock
@@ -470,6 +473,8 @@ class Counting:
 
     def send(self, data: Any) -> int:
         self.offered.append(1)
+        if self.is_full:
+            raise BlockingIOError(errno.EAGAIN, "full")
         return self._sock.send(data)
 
     def sendmsg(self, buffers: list[Any]) -> int:
@@ -745,6 +750,19 @@ def test_a_record_of_tls_goes_before_plain_text_that_still_waits(line: Line) -> 
     writer.write(b"plain")
     writer.write_sealed(b"record")
     assert wire.receive_until(filled + 13)[filled:] == b"record<plain>"
+
+
+def test_a_record_of_tls_for_which_there_is_no_room_waits(line: Line) -> None:
+    line.writer.close()
+    sock = Counting(line.wire.ours)
+    writer = line.writer = Writer(sock, line.on_error)  # type: ignore[arg-type]  # as above
+    sock.is_full = True
+    writer.write_sealed(b"record")
+    assert (writer.pending, writer.is_stalled) == (6, True)
+    sock.is_full = False
+    assert line.wire.receive_until(6) == b"record"
+    until(lambda: not writer.pending)
+    assert not writer.is_stalled
 
 
 def test_a_seal_that_waits_for_input_sends_nothing_yet(line: Line) -> None:

@@ -108,6 +108,24 @@ def test_garbage_never_does_anything_else(data: bytes) -> None:
         pass
 
 
+def test_a_body_in_small_pieces_is_parsed_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+    parse = BeanstalkParser._next
+
+    def counting(parser: BeanstalkParser, start: int) -> tuple[Reply, int] | None:
+        starts.append(start)
+        return parse(parser, start)
+
+    parser = BeanstalkParser()
+    head, body = b"RESERVED 1 1000\r\n", bytes(1000) + b"\r\n"
+    assert list(parser.feed(head)) == []
+    monkeypatch.setattr(BeanstalkParser, "_next", counting)
+    found = [list(parser.feed(body[at : at + 1])) for at in range(len(body))]
+    assert found[:-1] == [[]] * (len(body) - 1)
+    assert found[-1] == [Reply(b"RESERVED", 1, bytes(1000))]
+    assert starts == [0, len(head + body)]
+
+
 def test_commands() -> None:
     assert line(b"use", b"mail") == b"use mail\r\n"
     assert line(b"release", 5, 65536, 0) == b"release 5 65536 0\r\n"
