@@ -197,3 +197,17 @@ def test_what_its_channels_hold(link: StoreLink) -> None:
     del link.channels[99]
     channels[0].close()
     assert list(link.held()) == held[1:]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_owner_learns_of_an_end_that_is_no_close(link: StoreLink, closed: bool) -> None:
+    lost: list[BaseException] = []
+    link.on_lost = lost.append
+    exc = RecoverableConnectionError("cut")
+    if closed:
+        link.end(exc, closed=True)
+    else:
+        link.end(exc)
+    for _ in range(3):
+        gevent.sleep(0)
+    assert lost == ([] if closed else [exc])
