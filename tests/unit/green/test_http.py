@@ -384,15 +384,17 @@ def test_an_idle_connection_that_was_closed_is_not_used(server: Start, web: Make
     assert peer.accepted == 2
 
 
+@pytest.mark.parametrize(("idle", "connections"), [(-1.0, 2), (0.0, 2), (0.5, 1)])
 def test_an_idle_connection_gets_old(
-    server: Start, web: Make, monkeypatch: pytest.MonkeyPatch
+    server: Start, web: Make, monkeypatch: pytest.MonkeyPatch, idle: float, connections: int
 ) -> None:
-    monkeypatch.setattr(http, "IDLE", -1.0)
+    monkeypatch.setattr(http, "IDLE", idle)
+    monkeypatch.setattr(http, "monotonic", lambda: 100.0)
     peer = server(OK)
     mine = web(peer)
     ask(mine)
     ask(mine)
-    assert peer.accepted == 2
+    assert peer.accepted == connections
 
 
 def test_what_nobody_asked_for_ends_the_connection(server: Start, web: Make) -> None:

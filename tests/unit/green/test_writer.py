@@ -811,6 +811,19 @@ def test_what_has_not_left_can_be_taken_at_the_end(line: Line) -> None:
     assert wire.receive_until(5) == b"first"
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_what_has_left_late_is_not_taken_at_the_end(line: Line, is_sealed: bool) -> None:
+    writer, wire = line.writer, line.wire
+    if is_sealed:
+        writer.seal = bytes
+    writer.write(bytes(8_000_000))
+    assert writer.is_stalled
+    wire.receive_until(8_000_000)
+    until(lambda: not writer.pending)
+    writer.close()
+    assert writer.take_unsent()[0] == []
+
+
 def test_of_what_was_offered_it_is_known_how_much_has_left(line: Line) -> None:
     writer, wire = line.writer, line.wire
     writer.write(b"first")
