@@ -10,8 +10,9 @@ import pytest
 from gevent import monkey
 from gevent.event import Event
 
+from greenconn.green import threadpool
 from greenconn.green.supervisor import end, spawn
-from greenconn.green.threadpool import CallPool, are_sockets_green
+from greenconn.green.threadpool import CallPool, are_sockets_green, in_hub_thread, in_threadpool
 from tests.fix_wires import until
 
 #: That of threads, in a patched process too.
@@ -119,3 +120,14 @@ def test_without_threads_the_end_of_all_ends_calls() -> None:
 
 def test_whether_sockets_are_green(patched: bool) -> None:
     assert are_sockets_green() is patched
+
+
+@pytest.mark.parametrize("are_green", [False, True])
+def test_what_switches_by_itself_needs_no_thread(
+    monkeypatch: pytest.MonkeyPatch, are_green: bool
+) -> None:
+    monkeypatch.setattr(threadpool, "are_sockets_green", lambda: are_green)
+    assert (in_threadpool(_thread) == _thread()) is are_green
+    assert in_hub_thread(_thread) != _thread()  # a disk blocks all the same
+    with pytest.raises(ZeroDivisionError):
+        in_threadpool(lambda: 1 // 0)
