@@ -410,6 +410,15 @@ def test_its_virtual_host_is_the_connections(connect: Opener, unique: str) -> No
     assert channel.virtual_host == "/"
 
 
+def test_what_it_holds_is_counted(channel: Channel) -> None:
+    assert channel.unacked_count == 0
+    publish(channel, "a")
+    message = get(channel)
+    assert channel.unacked_count == 1
+    message.ack()
+    assert channel.unacked_count == 0
+
+
 def test_a_delay_is_a_header_where_the_store_obeys_it(
     channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

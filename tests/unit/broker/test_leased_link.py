@@ -211,3 +211,9 @@ def test_the_owner_learns_of_an_end_that_is_no_close(link: StoreLink, closed: bo
     for _ in range(3):
         gevent.sleep(0)
     assert lost == ([] if closed else [exc])
+
+
+def test_no_lease_is_renewed_after_the_end(link: StoreLink) -> None:
+    assert link.leases._ticker is not None
+    link.end(RecoverableConnectionError("cut"))
+    assert link.leases._ticker is None

@@ -11,6 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 from gevent.hub import get_hub
+from gevent.threadpool import ThreadPool
 
 from greenconn.green import ticker as ticker_module
 from greenconn.green.ticker import LATE, Ticker
@@ -179,6 +180,21 @@ def test_it_keeps_no_process_alive() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == "ended\n"
+
+
+def test_it_keeps_no_loop_running() -> None:
+    def run() -> bool:
+        ticker = Ticker(60.0, lambda lag: None, "t")
+        ticker.start()
+        has_ended: bool = get_hub().join(30.0)
+        ticker.stop()
+        return has_ended
+
+    thread = ThreadPool(1)
+    try:
+        assert thread.apply(run)
+    finally:
+        thread.kill()
 
 
 @pytest.mark.parametrize("passed", [0.5, 1.0, 1.0 * LATE, 1.0 * LATE + 0.25, 9.0])
