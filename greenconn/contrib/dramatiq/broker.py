@@ -1,83 +1,57 @@
-"""A broker for Dramatiq, with one shared connection, on every transport of greenconn.
-
-Set the broker in the module of the actors::
-
-    import dramatiq
-    from greenconn.contrib.dramatiq import GreenconnBroker
-
-    dramatiq.set_broker(GreenconnBroker("amqp://user:password@host/vhost"))
-
-Run the workers with ``dramatiq-gevent``.  ``send`` returns when the broker has the message.  Delayed
-messages and retries wait at the broker: they occupy no place in a worker, and survive its end.  Messages
-that failed permanently are moved to the dead-letter queue ``<queue>.XQ``, as with Dramatiq's own broker
-for RabbitMQ.
-
-Under ``dramatiq-gevent``, Dramatiq's threads are greenlets, which share one connection for consuming and
-one for publishing.  A program that only sends messages may use threads of any kind.
-"""
+"""The broker of Dramatiq's interface, on every transport of greenconn."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from enum import Enum
+from collections import Counter
+from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 import gevent
-from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware
+from dramatiq import Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
-from dramatiq.errors import (
-    ConnectionClosed,
-    ConnectionFailed,
-    DecodeError,
-    QueueJoinTimeout,
-)
+from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueJoinTimeout
 from gevent import monkey
-from gevent.queue import Empty
-from gevent.queue import Queue as Inbox
 
-import greenconn
 from greenconn.connection import ARGUMENTS, Connection
+from greenconn.contrib.dramatiq.consumer import ETA, GreenconnConsumer
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
-from greenconn.entity.existence import ensure_declared
+from greenconn.entity.existence import ensure_declared, existence_key
 from greenconn.exceptions import (
     NotFound,
     OperationalError,
     RecoverableConnectionError,
     Unroutable,
 )
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import PerHub
-from greenconn.green.slot import Slot
 from greenconn.publishing import publish
-from greenconn.worker import spawn_consumer
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["GreenconnBroker"]
+__all__ = ["GreenconnBroker", "NotAccepted", "dead_letter_name"]
 
 #: Milliseconds for which dead letters are kept; Dramatiq's own broker reads the same variable.
 DEAD_MESSAGE_TTL: Final = int(os.environ.get("dramatiq_dead_message_ttl", 7 * 86_400_000))  # noqa: SIM112
-#: Header with the time at which a delay ends, in ms: some brokers delay by whole seconds only, and the
-#: rest passes in the worker.
-ETA: Final = "x-dramatiq-eta"
-#: Seconds that a worker holds a message at most for it, whatever its clock says.
-LONGEST_HOLD: Final = 1.0
 #: Errors of a connection, which Dramatiq retries.
 _LOST: Final = (OperationalError, OSError, RecoverableConnectionError)
-#: Seconds that a consumer has to requeue what its worker has not begun with.
-CLOSING: Final = 10.0
 
 
-class _Outcome(Enum):
-    """The outcome of a message in a worker."""
+class NotAccepted(ConnectionClosed, ConnectionFailed):
+    """The connection failed, or the broker did not accept a message or a queue in time.
 
-    ACK = "ack"
-    NACK = "nack"
-    REQUEUE = "requeue"
+    It is both of Dramatiq's errors, since programs catch the one or the other.
+    """
+
+
+class Entities(NamedTuple):
+    """A queue of actors, and that of its dead letters."""
+
+    dead_letters: Queue
+    queue: Queue
 
 
 class GreenconnBroker(Broker):
@@ -95,12 +69,17 @@ class GreenconnBroker(Broker):
             priorities.  Queues with priorities are classic queues.  Set the priority of a message with
             its option ``broker_priority``.
         timeout: maximum seconds until the broker has accepted a message.
+        dead_message_ttl: the milliseconds for which dead letters are kept.  None uses the environment
+            variable ``dramatiq_dead_message_ttl``, or seven days if that is not set.
         connection_kwargs: further arguments of :class:`greenconn.Connection`.
 
     Raises:
         TypeError: a connection has no such argument.
         ValueError: *max_priority* is out of range.
     """
+
+    #: The class of :attr:`connection`, unless that is the default connection.
+    _connection_class: ClassVar[type[Connection]] = Connection
 
     def __init__(
         self,
@@ -110,6 +89,7 @@ class GreenconnBroker(Broker):
         quorum: bool = True,
         max_priority: int | None = None,
         timeout: float = 30.0,
+        dead_message_ttl: int | None = None,
         **connection_kwargs: Any,
     ) -> None:
         super().__init__(middleware=middleware)
@@ -119,21 +99,24 @@ class GreenconnBroker(Broker):
         if unknown:
             raise TypeError(
                 f"GreenconnBroker has no argument {unknown[0]!r}: put host, port, login and virtual "
-                f"host into the url"
+                f"host into the url, or use RabbitmqBroker or RedisBroker"
             )
         is_default = url is None and not connection_kwargs
-        template = Connection(url, **connection_kwargs)  # to be checked; it never opens
+        template = self._connection_class(url, **connection_kwargs)  # to be checked; it never opens
         self._connections: PerHub[Connection | None] = PerHub(
             lambda: None if is_default else template.clone()
         )
         #: By hub, those that the program asked for.
-        self._channels: PerHub[_KeptChannel] = PerHub(_KeptChannel)
+        self._channels: PerHub[_KeptChannel] = PerHub(lambda: _KeptChannel(self._open_channel))
         self._timeout = timeout
-        self._max_priority = max_priority
+        self.max_priority = max_priority
+        self.dead_message_ttl = DEAD_MESSAGE_TTL if dead_message_ttl is None else dead_message_ttl
         self._is_quorum = quorum and max_priority is None
-        self.queues: dict[str, None] = {}
-        #: By name, from the first use on: that of the dead letters, and the queue.
-        self._entities: dict[str, tuple[Queue, Queue]] = {}
+        self.queues: set[str] = set()
+        #: By name, from the first use on.
+        self._entities: dict[str, Entities] = {}
+        #: By queue, the number of messages that consumers of this process hold.
+        self.held: Counter[str] = Counter()
         #: Times, of this process, when messages that it has sent with a delay reach their queues.
         self._due: dict[str, list[float]] = {}
 
@@ -179,41 +162,98 @@ class GreenconnBroker(Broker):
             raise AttributeError(f"{self.connection!r} has no client: only Redis has one")
         return client
 
+    @property
+    def consuming_connection(self) -> Connection | None:
+        """The connection on which workers in this thread consume; None is the default connection."""
+        return self._connections.get()
+
+    def _open_channel(self, connection: Connection) -> Channel:
+        """Return a new channel for the program.  May switch."""
+        channel: Channel = connection.channel()
+        return channel
+
     # -- queues
 
-    def declare_queue(self, queue_name: str) -> None:
-        """Register a queue; it is declared at the broker on its first use."""
+    def declare_queue(self, queue_name: str, *, ensure: bool = False) -> None:
+        """Register a queue.  May switch, with *ensure*.
+
+        Arguments:
+            queue_name: the name of the queue.
+            ensure: declare it at the broker now, not on its first use.
+
+        Raises:
+            ConnectionFailed, ConnectionClosed: the connection failed, or the broker did not answer in
+                time.
+        """
         if queue_name not in self.queues:
             self.emit_before("declare_queue", queue_name)
-            self.queues[queue_name] = None
+            self.queues.add(queue_name)
             self.emit_after("declare_queue", queue_name)
+        if ensure:
+            try:
+                self._ensure_queue(queue_name, self.connection)
+            except _LOST as exc:
+                raise NotAccepted(str(exc)) from exc
 
-    def _make_entities(self, name: str, connection: Connection) -> tuple[Queue, Queue]:
-        is_amqp = connection.get_transport_cls().driver_type == "amqp"
-        kind = {"x-queue-type": "quorum"} if self._is_quorum and is_amqp else {}
+    def get_declared_queues(self) -> set[str]:
+        """Return the names of the queues of actors."""
+        return self.queues.copy()
+
+    def entities(self, queue_name: str) -> Entities:
+        """Return a queue, and that of its dead letters, as they are declared.  Never switches."""
+        entities = self._entities.get(queue_name)
+        if entities is None:
+            kind = {"x-queue-type": "quorum"} if self._is_quorum and self._is_amqp else {}
+            entities = self._entities[queue_name] = Entities(
+                _durable(
+                    dead_letter_name(queue_name), {"x-message-ttl": self.dead_message_ttl, **kind}
+                ),
+                _durable(queue_name, self._build_queue_arguments(queue_name)),
+            )
+        return entities
+
+    @property
+    def _is_amqp(self) -> bool:
+        return bool(self.connection.get_transport_cls().driver_type == "amqp")
+
+    def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
+        """Return the arguments of a queue.  Subclasses may replace this method, as with Dramatiq's."""
         arguments: dict[str, Any] = {
             "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": dead_letter_name(name),
-            **kind,
+            "x-dead-letter-routing-key": dead_letter_name(queue_name),
         }
-        if self._max_priority is not None:
-            arguments["x-max-priority"] = self._max_priority
-        dead_arguments = {"x-message-ttl": DEAD_MESSAGE_TTL, **kind}
-        return (
-            Queue(dead_letter_name(name), durable=True, queue_arguments=dead_arguments),
-            Queue(name, durable=True, queue_arguments=arguments),
-        )
+        if self._is_quorum and self._is_amqp:
+            arguments["x-queue-type"] = "quorum"
+        if self.max_priority is not None:
+            arguments["x-max-priority"] = self.max_priority
+        return arguments
+
+    def _declare_queue(self, queue_name: str) -> Any:
+        """Declare a queue.  Subclasses may replace this method, as with Dramatiq's.  May switch."""
+        self._declare(self.entities(queue_name).queue)
+
+    def _declare_xq_queue(self, queue_name: str) -> Any:
+        """Declare the dead-letter queue of a queue, as :meth:`_declare_queue`.  May switch."""
+        self._declare(self.entities(queue_name).dead_letters)
+
+    def _declare(self, entity: Queue) -> None:
+        ensure_declared(self.connection.session, entity, Deadline(self._timeout))
 
     def _ensure_queue(self, name: str, connection: Connection) -> Queue:
         """Return a queue after it was declared, with that of its dead letters.  May switch."""
         self.declare_queue(name)
-        entities = self._entities.get(name)
-        if entities is None:
-            entities = self._entities[name] = self._make_entities(name, connection)
+        entities = self.entities(name)
         deadline = Deadline(self._timeout)
-        for each in entities:
-            ensure_declared(connection.session, each, deadline)  # once in the life of a connection
-        return entities[1]
+        connection.session.link(deadline)
+        declared = connection.session.life.declared_entities  # once in the life of a connection
+        declares = self._declare_xq_queue, self._declare_queue
+        for entity, declare in zip(entities, declares, strict=True):
+            key = existence_key(entity)
+            if key not in declared:
+                with TimeLimit(deadline, f"declaring {entity.name!r}"):
+                    declare(name)
+                declared.add(key)
+        return entities.queue
 
     # -- messages
 
@@ -226,7 +266,8 @@ class GreenconnBroker(Broker):
                 message for the whole seconds of it.  None does not delay the message.
 
         Raises:
-            ConnectionFailed: the connection failed, or the broker did not accept the message in time.
+            ConnectionFailed, ConnectionClosed: the connection failed, or the broker did not accept the
+                message in time.
         """
         options: dict[str, Any] = {"priority": message.options.get("broker_priority")}
         if delay is not None:
@@ -240,7 +281,7 @@ class GreenconnBroker(Broker):
             except Unroutable:
                 self._publish(message, options)  # its queue was deleted, and is declared again
         except _LOST as exc:
-            raise ConnectionFailed(str(exc)) from exc
+            raise NotAccepted(str(exc)) from exc
         if delay is not None:
             self._note_delay(message.queue_name, delay / 1000)
         self.emit_after("enqueue", message, delay)
@@ -258,6 +299,11 @@ class GreenconnBroker(Broker):
             **options,
         )
 
+    @property
+    def consumer_class(self) -> type[GreenconnConsumer]:
+        """The class of :meth:`consume`'s consumers, called with its arguments."""
+        return GreenconnConsumer
+
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Return an iterator over the messages of a queue.
 
@@ -267,6 +313,7 @@ class GreenconnBroker(Broker):
             timeout: the milliseconds without a message after which the iterator yields None.
 
         Raises:
+            ConnectionFailed, ConnectionClosed: the queue could not be declared.
             RuntimeError: the process is not monkey-patched, so its threads are not greenlets.
         """
         if not monkey.is_module_patched("threading"):
@@ -274,7 +321,8 @@ class GreenconnBroker(Broker):
                 "the threads of Dramatiq's workers must be greenlets: run dramatiq-gevent instead of "
                 "dramatiq"
             )
-        return _Consumer(self, queue_name, prefetch, timeout / 1000)
+        self.declare_queue(queue_name, ensure=True)
+        return self.consumer_class(self, queue_name, prefetch, timeout)
 
     # -- for tests, mostly
 
@@ -293,7 +341,7 @@ class GreenconnBroker(Broker):
 
     def flush_all(self) -> None:
         """Purge all queues of actors and their dead-letter queues.  May switch."""
-        for name in self.queues:
+        for name in self.queues.copy():
             self.flush(name)
 
     def get_queue_message_counts(self, queue_name: str) -> tuple[int, int, int]:
@@ -320,27 +368,34 @@ class GreenconnBroker(Broker):
         *,
         timeout: int | None = None,
     ) -> None:
-        """Wait until a queue is empty and no message delayed by this process is pending.  May switch.
+        """Wait until all messages of a queue were processed.  May switch.
 
-        Messages that workers have received but not acknowledged are not counted.
+        These are the messages that wait in the queue, those that this process has delayed, and those
+        that workers in this process hold.
 
         Arguments:
             queue_name: the name of the queue.
-            min_successes: the number of consecutive checks that must find the queue empty.
+            min_successes: the number of consecutive checks that must find no message.
             idle_time: the milliseconds between two checks.
             timeout: maximum milliseconds to wait.  None waits without limit.
 
         Raises:
-            QueueJoinTimeout: the queue was not empty when the timeout passed.
+            QueueJoinTimeout: there was a message when the timeout passed.
         """
         deadline = Deadline(None if timeout is None else timeout / 1000)
         successes = 0
-        while successes < min_successes:
-            if deadline.has_ended:
-                raise QueueJoinTimeout(queue_name)
+        while True:
             waiting, delayed, _ = self.get_queue_message_counts(queue_name)
-            successes = 0 if waiting or delayed else successes + 1
-            gevent.sleep(idle_time / 1000)
+            is_done = not (waiting or delayed or self.held[queue_name])
+            successes = successes + 1 if is_done else 0
+            if successes >= min_successes:
+                return
+            if deadline.has_ended:
+                if is_done:
+                    return
+                raise QueueJoinTimeout(queue_name)
+            left = deadline.left()
+            gevent.sleep(idle_time / 1000 if left is None else min(idle_time / 1000, left))
 
     def _note_delay(self, name: str, delay: float) -> None:
         now = monotonic()
@@ -358,16 +413,26 @@ class GreenconnBroker(Broker):
 
 
 class _KeptChannel:
-    """The channel that the program uses in one hub."""
+    """The channel that the program uses in one hub.
 
-    def __init__(self) -> None:
+    Arguments:
+        open_channel: returns a new channel of a connection.
+    """
+
+    def __init__(self, open_channel: Callable[[Connection], Channel]) -> None:
+        self._open_channel = open_channel
         self._channel: Channel | None = None
+
+    @property
+    def opened(self) -> Channel | None:
+        """The channel, if it is open."""
+        return self._channel if self._channel is not None and self._channel.is_open else None
 
     def on(self, connection: Connection) -> Channel:
         """Return the channel, or a new one if it is closed.  May switch."""
         found = self._channel
         if found is None or not found.is_open:
-            channel: Channel = connection.channel()
+            channel = self._open_channel(connection)
             found = self._channel
             if found is not None and found.is_open:
                 channel.close()  # another greenlet was faster
@@ -382,119 +447,10 @@ class _KeptChannel:
             channel.close()
 
 
-class _Delivery(MessageProxy):
-    """A message in a worker, and the slot for its outcome."""
-
-    def __init__(self, message: Message[Any], is_redelivered: bool) -> None:
-        super().__init__(message)
-        self.redelivered = is_redelivered
-        self._outcome: Slot[_Outcome] = Slot()
-
-    def settle(self, outcome: _Outcome) -> None:
-        """Settle the message with *outcome*.  A second call does nothing.  Never switches."""
-        self._outcome.offer(outcome)
-
-    def wait(self) -> _Outcome:
-        """Return the outcome.  May switch."""
-        return self._outcome.wait(Deadline())
-
-
-class _Consumer(Consumer):
-    """An iterator over the messages of a queue.
-
-    The consumer of greenconn survives losses of the connection; each of its handlers waits for the
-    outcome of one message, so that a message is acked, rejected or requeued where it came from.
-    """
-
-    def __init__(
-        self, broker: GreenconnBroker, queue_name: str, prefetch: int, timeout: float
-    ) -> None:
-        self._timeout = timeout
-        self._inbox: Inbox[_Delivery] = Inbox()
-        #: Those without an outcome.
-        self._outstanding: dict[int, _Delivery] = {}
-        self._is_closing = False
-        try:
-            queue = broker._ensure_queue(queue_name, broker.connection)
-        except _LOST as exc:
-            raise ConnectionFailed(str(exc)) from exc
-        self._consumer = spawn_consumer(
-            queue,
-            self._handle,
-            connection=broker._connections.get(),
-            concurrency=prefetch,
-            prefetch_count=prefetch,
-            name=f"dramatiq:{queue_name}",
-        )
-
-    def _handle(self, body: Any, message: greenconn.Message) -> None:
-        try:
-            content: Message[Any] = Message.decode(bytes(message.body))
-        except DecodeError:
-            message.reject()
-            raise
-        delivery = _Delivery(content, bool(message.delivery_info.get("redelivered")))
-        self._outstanding[id(delivery)] = delivery
-        try:
-            outcome = _Outcome.REQUEUE
-            _hold(message.headers.get(ETA))
-            if not self._is_closing:
-                self._inbox.put(delivery)
-                outcome = delivery.wait()
-        finally:
-            del self._outstanding[id(delivery)]
-        if outcome is _Outcome.NACK:
-            message.reject()
-        elif outcome is _Outcome.REQUEUE:
-            message.requeue()
-
-    def __next__(self) -> MessageProxy | None:
-        """Return the next message, or None if none arrives in time.  May switch.
-
-        Raises:
-            ConnectionClosed: the broker refused the consumer permanently.
-        """
-        try:
-            return self._inbox.get(timeout=self._timeout)
-        except Empty:
-            if self._consumer.ready():
-                raise ConnectionClosed(str(self._consumer.exception)) from None
-            return None
-
-    def ack(self, message: MessageProxy) -> None:
-        """Acknowledge a message."""
-        _settle(message, _Outcome.ACK)
-
-    def nack(self, message: MessageProxy) -> None:
-        """Reject a message; the broker moves it to the dead-letter queue."""
-        _settle(message, _Outcome.NACK)
-
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Requeue messages."""
-        for message in messages:
-            _settle(message, _Outcome.REQUEUE)
-
-    def close(self) -> None:
-        """Stop the consumer and requeue messages without an outcome.  May switch."""
-        self._is_closing = True
-        for delivery in list(self._outstanding.values()):
-            delivery.settle(_Outcome.REQUEUE)
-        self._consumer.stop(CLOSING)
-
-
-def _hold(eta: object) -> None:
-    """Wait for the rest of a delay.  May switch."""
-    if isinstance(eta, int):
-        seconds = (eta - current_millis()) / 1000
-        if seconds > 0:
-            gevent.sleep(min(seconds, LONGEST_HOLD))
-
-
-def _settle(message: MessageProxy, outcome: _Outcome) -> None:
-    if isinstance(message, _Delivery):
-        message.settle(outcome)
-
-
 def dead_letter_name(queue_name: str) -> str:
     """Return the name of the dead-letter queue of a queue, the same as in Dramatiq."""
     return f"{queue_name}.XQ"
+
+
+def _durable(name: str, arguments: dict[str, Any]) -> Queue:
+    return Queue(name, durable=True, queue_arguments=arguments)

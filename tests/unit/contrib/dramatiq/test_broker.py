@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,33 +10,14 @@ pytest.importorskip("dramatiq")
 
 import dramatiq
 import gevent
-from dramatiq.errors import ConnectionFailed
+from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueJoinTimeout
 from gevent import socket
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
+from greenconn.contrib.dramatiq.consumer import GreenconnConsumer
 from greenconn.exceptions import NotFound
-from greenconn.transport import memory
 from tests.unit.fake_channel import outcome
-
-make_actor: Any = dramatiq.actor
-
-
-@pytest.fixture
-def broker() -> Iterator[GreenconnBroker]:
-    virtual_host = uuid.uuid4().hex
-    broker = GreenconnBroker(f"memory://localhost/{virtual_host}")
-    yield broker
-    broker.close()
-    memory.reset(virtual_host)
-
-
-@pytest.fixture
-def actor(broker: GreenconnBroker) -> Any:
-    def work() -> None:
-        raise AssertionError("it is done elsewhere")
-
-    return make_actor(work, queue_name="work", broker=broker)
 
 
 def is_connected(broker: GreenconnBroker) -> bool:
@@ -93,7 +72,9 @@ def test_closing_while_it_connects_fails_the_message() -> None:
         peer, _ = silent.accept()
         with peer:
             broker.connection.close()
-            assert isinstance(sending.get(timeout=30.0), ConnectionFailed)
+            error = sending.get(timeout=30.0)
+            assert isinstance(error, ConnectionFailed)
+            assert isinstance(error, ConnectionClosed)
         broker.close()
 
 
@@ -127,3 +108,83 @@ def test_channel_that_is_deleted_while_two_ask_for_it(
     asking = [gevent.spawn(lambda: broker.channel) for _ in range(2)]
     monkeypatch.setattr(StoreChannel, "close", slowly_closed)
     assert None not in [each.get(timeout=30.0) for each in asking]
+
+
+def test_join_returns_when_the_timeout_finds_the_queue_empty(
+    broker: GreenconnBroker, actor: Any
+) -> None:
+    broker.join("work", timeout=0)
+    actor.send()
+    with pytest.raises(QueueJoinTimeout):
+        broker.join("work", timeout=1)
+
+
+def test_join_waits_for_messages_that_workers_hold(broker: GreenconnBroker, actor: Any) -> None:
+    actor.send()
+    consumer = GreenconnConsumer(broker, "work", 1, 30_000)
+    message = next(consumer)
+    assert message is not None
+    assert consumer.outstanding_message_count == 1
+    assert broker.get_queue_message_counts("work") == (0, 0, 0)
+    with pytest.raises(QueueJoinTimeout):
+        broker.join("work", timeout=1)
+    consumer.ack(message)
+    broker.join("work", min_successes=1, timeout=30_000)
+    assert consumer.outstanding_message_count == 0
+    consumer.close()
+
+
+def test_a_queue_is_declared_at_once_on_demand(broker: GreenconnBroker) -> None:
+    broker.declare_queue("work")
+    with pytest.raises(NotFound):
+        broker.channel.queue_declare("work", passive=True)
+    broker.declare_queue("work", ensure=True)
+    assert broker.channel.queue_declare("work", passive=True).message_count == 0
+    assert broker.get_declared_queues() == broker.queues == {"work"}
+
+
+def test_arguments_of_queues_may_be_replaced(virtual_host: str) -> None:
+    class Longer(GreenconnBroker):
+        def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
+            return {**super()._build_queue_arguments(queue_name), "x-max-length": 1}
+
+    broker = Longer(f"memory://localhost/{virtual_host}", dead_message_ttl=5000)
+    dead_letters, queue = broker.entities("work")
+    assert queue.queue_arguments == {
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": "work.XQ",
+        "x-max-length": 1,
+    }
+    assert dead_letters.queue_arguments == {"x-message-ttl": 5000}
+    broker.close()
+
+
+def test_a_method_that_declares_is_called_once_in_the_life_of_a_connection(
+    virtual_host: str,
+) -> None:
+    calls = []
+
+    class Noting(GreenconnBroker):
+        def _declare_queue(self, queue_name: str) -> Any:
+            calls.append(queue_name)
+            return self.channel.queue_declare(queue_name, durable=True, auto_delete=False)
+
+    broker = Noting(f"memory://localhost/{virtual_host}")
+    for _ in range(2):
+        broker.enqueue(dramatiq.Message("work", "a", (), {}, {}))
+    assert calls == ["work"]
+    del broker.connection
+    broker.enqueue(dramatiq.Message("work", "a", (), {}, {}))
+    assert calls == ["work", "work"]
+    broker.close()
+
+
+def test_a_method_that_declares_has_the_time_of_the_broker(virtual_host: str) -> None:
+    class Stuck(GreenconnBroker):
+        def _declare_xq_queue(self, queue_name: str) -> Any:
+            gevent.sleep(3600)
+
+    broker = Stuck(f"memory://localhost/{virtual_host}", timeout=0.1)
+    with pytest.raises(ConnectionFailed, match=r"declaring 'work.XQ' took longer than 0.1 s"):
+        broker.declare_queue("work", ensure=True)
+    broker.close()
