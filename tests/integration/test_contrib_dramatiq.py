@@ -18,7 +18,13 @@ pytest.importorskip("dramatiq")
 import dramatiq
 from dramatiq.errors import ConnectionFailed
 
-from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
+from greenconn import Connection
+from greenconn.contrib.dramatiq import (
+    GreenconnBroker,
+    RabbitmqBroker,
+    RedisBroker,
+    dead_letter_name,
+)
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
 from tests.integration.processes import ROOT, Running, start
@@ -36,22 +42,29 @@ DRAMATIQ = (
 
 
 class Actors:
-    """A broker to send by, the workers that it has, and what they have noted."""
+    """A broker to send by, the workers that it has, and what they have noted.
 
-    def __init__(self, url: str, queue: str, folder: Path) -> None:
+    Arguments:
+        broker: sends messages; None is a ``GreenconnBroker``.
+    """
+
+    def __init__(
+        self, url: str, queue: str, folder: Path, broker: GreenconnBroker | None = None
+    ) -> None:
         self.url = url
         self.queue = queue
         self._done = folder / "done"
-        self.broker = GreenconnBroker(url, timeout=SOON)
-        self.work = self._actor("work", None)
-        self.fail = self._actor("fail", 100)
+        self.broker = GreenconnBroker(url, timeout=SOON) if broker is None else broker
+        self.work = self.actor("work")
+        self.fail = self.actor("fail", max_retries=2, min_backoff=100)
         self.workers: list[Running] = []
 
-    def _actor(self, name: str, backoff: int | None) -> Any:
+    def actor(self, name: str, **options: Any) -> Any:
+        """Return the actor of that name of the workers, to be sent messages."""
+
         def function(*arguments: Any) -> None:
             raise AssertionError("it is done elsewhere")
 
-        options = {"max_retries": 2, "min_backoff": backoff} if backoff else {}
         return make_actor(
             function, actor_name=name, queue_name=self.queue, broker=self.broker, **options
         )
@@ -59,6 +72,7 @@ class Actors:
     def start(self) -> Running:
         """Start a worker process."""
         env = {
+            "ACTORS_BROKER": type(self.broker).__name__,
             "ACTORS_URL": self.url,
             "ACTORS_QUEUE": self.queue,
             "ACTORS_DONE": str(self._done),
@@ -247,3 +261,72 @@ def test_queues_of_dramatiqs_own_broker(amqp_url: str, unique: str) -> None:
             channel.queue_delete(name)
     theirs.close()
     broker.close()
+
+
+def test_the_place_of_dramatiqs_broker_for_rabbitmq(
+    amqp_url: str, unique: str, tmp_path: Path
+) -> None:
+    """On the queues that it has declared, with its arguments."""
+    pika = pytest.importorskip("pika")
+    theirs = pytest.importorskip("dramatiq.brokers.rabbitmq").RabbitmqBroker(url=amqp_url)
+    make_actor(print, actor_name="work", queue_name=unique, broker=theirs).send(0)
+    theirs.close()
+    at = Connection(amqp_url)
+    arguments = {
+        "host": at.hostname,
+        "port": at.port or 5672,
+        "virtual_host": at.virtual_host,
+        "credentials": pika.PlainCredentials(at.userid or "guest", at.password or "guest"),
+    }
+    parameters = [{**arguments, "port": 1}, arguments]
+    actors = Actors(amqp_url, unique, tmp_path, RabbitmqBroker(parameters=parameters, timeout=SOON))
+    broker: Any = actors.broker
+    actors.work.send(1)
+    assert broker.connection.is_open
+    until(
+        lambda: broker.channel.queue_declare(unique, passive=True).method.message_count == 2,
+        timeout=SOON,
+        what="both",
+    )
+    actors.work.send_with_options(args=(2,), delay=1100)
+    actors.actor("double").send(2)
+    actors.fail.send(7)
+    worker = actors.start()
+    until(lambda: actors.done() == Counter([0, 1, 2, 4]), timeout=SOON, what="all done")
+    dead_letters = dead_letter_name(unique)
+    until(
+        lambda: broker.channel.queue_declare(dead_letters, passive=True).method.message_count,
+        timeout=SOON,
+        what="the dead letter",
+    )
+    worker.signal(signal.SIGTERM)
+    worker.outcome(timeout=SOON)  # it would declare the queue again
+    broker.channel.queue_delete(unique)
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker):
+        broker.channel.queue_declare(unique, passive=True)
+    for name in (unique, f"{unique}.DQ", dead_letters):
+        broker.channel.queue_delete(name)
+    actors.end()
+
+
+def test_the_place_of_dramatiqs_broker_for_redis(
+    redis_url: str, unique: str, tmp_path: Path
+) -> None:
+    """With results that its client keeps, and by the address of a client of redis-py."""
+    redis = pytest.importorskip("redis")
+    results = pytest.importorskip("dramatiq.results")
+    backends = pytest.importorskip("dramatiq.results.backends")
+    with redis.Redis.from_url(redis_url) as client:
+        broker = RedisBroker(client=client, maintenance_chance=1, heartbeat_timeout=60_000)
+        assert broker.client is client
+        broker.close()
+    broker = RedisBroker(url=redis_url, timeout=SOON)
+    broker.add_middleware(results.Results(backend=backends.RedisBackend(client=broker.client)))
+    actors = Actors(redis_url, unique, tmp_path, broker)
+    sent = actors.actor("double", store_results=True).send(21)
+    actors.work.send_with_options(args=(1,), delay=1100)
+    actors.start()
+    assert sent.get_result(backend=broker.get_results_backend(), block=True, timeout=90_000) == 42
+    broker.join(unique, interval=10, timeout=int(1000 * SOON))
+    until(lambda: actors.done() == Counter([42, 1]), timeout=SOON, what="all done")
+    actors.end()

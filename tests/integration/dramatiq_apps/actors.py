@@ -7,13 +7,21 @@ import time
 from typing import Any
 
 import dramatiq
+import dramatiq.results
+from dramatiq.results.backends import RedisBackend
 
-from greenconn.contrib.dramatiq import GreenconnBroker
+from greenconn.contrib import dramatiq as brokers
 
-broker = GreenconnBroker(os.environ["ACTORS_URL"])
+#: It has no types.
+make_results: Any = dramatiq.results.Results
+kind = os.environ["ACTORS_BROKER"]
+broker: brokers.GreenconnBroker = getattr(brokers, kind)(url=os.environ["ACTORS_URL"])
 dramatiq.set_broker(broker)
+if kind == "RedisBroker":
+    broker.add_middleware(make_results(backend=RedisBackend(client=broker.client)))
 QUEUE = os.environ["ACTORS_QUEUE"]
 DONE = os.environ["ACTORS_DONE"]
+RESULTS: dict[str, Any] = {"store_results": True} if kind == "RedisBroker" else {}
 
 
 def note(*words: Any) -> None:
@@ -28,6 +36,13 @@ def work(number: int, seconds: float = 0.0) -> None:
     note("begun", number, os.getpid())
     time.sleep(seconds)
     note("done", number, os.getpid())
+
+
+@dramatiq.actor(queue_name=QUEUE, **RESULTS)
+def double(number: int) -> int:
+    """Return the double of *number*, and note that."""
+    note("done", 2 * number, os.getpid())
+    return 2 * number
 
 
 @dramatiq.actor(queue_name=QUEUE, max_retries=2, min_backoff=100, max_backoff=100)
