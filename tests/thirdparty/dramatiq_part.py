@@ -34,15 +34,11 @@ skip_unless_rabbit_mq = pytest.mark.skipif(False, reason="there is one")
 #: In the order in which they are tried.
 EXPLAINED: Final = {
     "rabbitmq.*(independent_of_each|with_backoff)": "the delays are declared before the first one",
-    "redis_broker_can_flush_queues": "join() looks ten times, as Dramatiq's does for RabbitMQ",
-    "parameter_combinations|parameters_for_failover|are_lazy": "of arguments for pika",
-    "max_attempts|retries_declaring": "replaces a private method of Dramatiq's class for RabbitMQ",
-    "after_enqueue_failure": "reads is_open of pika's connection, which is connected here",
-    "re_declares": "expects the replies and the exceptions of pika's channel",
     "only_registers_ignore_filter": "of the log records of pika",
-    "connect_via_client": "gives a client of redis-py that is used for messages",
-    "dead_lettered$|redis_messages_belonging|on_shutdown": "reads the keys of Dramatiq's class",
-    "test_redis_.*(requeued|cleaned_up|_retry_on|race)": "inspects Dramatiq's class for Redis",
+    "dead_lettered$|cleaned_up|redis_messages_belonging": "reads the keys of Dramatiq's class",
+    "redis_requeues_.*_on_shutdown": "reads the keys of Dramatiq's class",
+    "unacked_messages_can_be_requeued|join_race": "calls the Lua scripts of Dramatiq's class",
+    "redis_consumer_n?ack_can_retry": "replaces the Lua scripts of Dramatiq's class",
 }
 
 
@@ -108,7 +104,7 @@ def _changes(way: str, site: Site) -> list[tuple[str, str]]:
         (r"redis\.Redis\(\)", f"redis.Redis(port={redis})"),
     ]
     if way == CONTRIB:
-        ours = "from greenconn.contrib.dramatiq import GreenconnBroker as"
+        ours = "from greenconn.contrib.dramatiq import"
         changes += [
             (r"\n    RabbitmqBroker,", ""),
             (r"\n(from dramatiq.common)", rf"\n{ours} RabbitmqBroker\n{ours} RedisBroker\n\1"),

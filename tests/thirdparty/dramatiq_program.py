@@ -22,7 +22,7 @@ import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 
-from greenconn.contrib.dramatiq import GreenconnBroker
+from greenconn.contrib import dramatiq as contrib
 from tests.thirdparty.results import Results
 
 __all__ = ["CREDENTIALS", "PASSWORD", "USERNAME", "Fixtures", "worker"]
@@ -64,13 +64,13 @@ class Fixtures:
     @pytest.fixture
     def rabbitmq_broker(self) -> Iterator[dramatiq.Broker]:
         """A broker on RabbitMQ."""
-        kind = RabbitmqBroker if self._is_own else GreenconnBroker
+        kind: Any = RabbitmqBroker if self._is_own else contrib.RabbitmqBroker
         yield from self._lend(kind(url=os.environ[RABBITMQ], max_priority=10))
 
     @pytest.fixture
     def redis_broker(self) -> Iterator[dramatiq.Broker]:
         """A broker on Redis."""
-        kind: Any = RedisBroker if self._is_own else GreenconnBroker
+        kind: Any = RedisBroker if self._is_own else contrib.RedisBroker
         yield from self._lend(kind(url=os.environ[REDIS]))
 
     @pytest.fixture
