@@ -154,7 +154,7 @@ class ProducerPool(Resource):
         return self.connections.lend_to_pool(self, not deadline.has_ended, deadline)
 
     def _has_own(self, hook: str) -> bool:
-        return hook in self.__dict__ or getattr(type(self), hook) is not getattr(ProducerPool, hook)
+        return self._is_replaced(hook, ProducerPool)
 
     def _preloaded(self) -> Any:
         return self._make(NEVER)
