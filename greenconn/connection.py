@@ -198,6 +198,13 @@ class Connection:
         KeyError: there is no transport of that name.
     """
 
+    # Also those of PooledConnection: the class of a program may have slots, too, and of two classes with
+    # slots there is no common subclass.
+    __slots__ = (
+        *("__dict__", "__weakref__", "session"),
+        *("_attributes", "_core", "_lent", "_loan", "_pool", "_released"),
+    )
+
     #: Aliases of transports -> their names in ``info()``.
     resolve_aliases: ClassVar[Mapping[str, str]] = {"pyamqp": "amqp", "librabbitmq": "amqp"}
     #: Names of failover strategies -> functions.
@@ -292,7 +299,7 @@ class Connection:
         if current is not None:
             failover.skip_to(current)
         #: The state of this connection, shared by all its facades.
-        self.session = Session(Broker(self, keywords, first, failover))
+        self.session: Session = Session(Broker(self, keywords, first, failover))
 
     @property
     def _family(self) -> type[Self]:
@@ -828,7 +835,9 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(
+        self, exc_type: object = None, exc: object = None, traceback: object = None
+    ) -> None:
         self.release()
 
     # Shortcuts to the classes that use a connection
@@ -930,10 +939,15 @@ class Connection:
         """
         cls = type(self)
         # Without a call of an __init__, as an acquire may have to make one.
-        is_plain = cls is Connection and len(self.__dict__) == 1  # only its session
-        facade = _new(PooledConnection if is_plain else _facade_class(cls))
+        is_plain = cls is Connection and not self.__dict__
+        lent, released = _FACADES if is_plain else _facade_classes(cls)
+        facade = _new(lent)
+        facade._lent = lent
+        facade._released = released
         facade._core = self
         facade._pool = pool
+        facade._attributes = facade.__dict__
+        facade._loan = None
         facade.session = self.session
         return facade
 
@@ -979,13 +993,6 @@ LOAN_MOVES: Final[Mapping[CheckoutState, frozenset[CheckoutState]]] = {
 }
 
 
-class _SessionAfterRelease:
-    """The session of a pooled connection that was released, or whose connection was closed."""
-
-    def __get__(self, facade: PooledConnection | None, owner: type[PooledConnection]) -> Any:
-        return self if facade is None else facade._late_session()
-
-
 class PooledConnection(Connection):
     """A pooled connection in the hands of one holder.
 
@@ -994,47 +1001,29 @@ class PooledConnection(Connection):
     it continue to work after the release.  By then the connection may belong to another holder, so the
     log names each place in the program that does so, once.
 
-    Made by :meth:`Connection.lend`.
+    Made by :meth:`Connection.lend`.  From its release until it is lent again it has another class, whose
+    session logs each use: so uses before the release cost no check.
     """
+
+    __slots__ = ()
 
     #: The connection below.
     _core: Connection
     #: The pool that it was acquired from; None after the release.
     _pool: Lender | None
-    #: Its state after the release.
-    _ended = CheckoutState.RELEASED
-    #: The reason why it cannot be used any more; empty if it can.
-    _reason = ""
+    #: The pool's record of it; None if the pool does not lend it again.
+    _loan: Any
+    #: What a holder has set on it: its ``__dict__``, which takes longer to ask for.
+    _attributes: dict[str, Any]
+    #: Its class while it is lent, and after its release.
+    _lent: type[PooledConnection]
+    _released: type[PooledConnection]
+
+    _checkout = CheckoutState.LENT
 
     @property
     def _family(self) -> type[Any]:
         return type(self._core)
-
-    # Each instance has its own, which the release deletes: this check costs nothing before it.
-    session = cast("Session", _SessionAfterRelease())
-
-    @property
-    def _checkout(self) -> CheckoutState:
-        return self._ended if self._pool is None else CheckoutState.LENT
-
-    def _late_session(self) -> Session:
-        """Return the session for a use after the release.
-
-        Raises:
-            OperationalError: the connection below was closed.
-        """
-        if self._checkout is CheckoutState.EXPIRED:
-            raise OperationalError(f"{self!r} cannot be used any more: {self._reason}")
-        place = _calling_place()
-        if place not in _late_uses and len(_late_uses) < LATE_USES:
-            _late_uses.add(place)
-            logger.warning(
-                "%s: used after its release at %s; another holder may have it now: use it before "
-                "it is released, or use a connection of your own",
-                self._core,
-                place,
-            )
-        return self._core.session
 
     def __eqhash__(self) -> ParameterKey:
         return self._core.__eqhash__()
@@ -1050,7 +1039,7 @@ class PooledConnection(Connection):
     def __repr__(self) -> str:
         state = "" if self._pool is not None else ", released"
         label = self._core.session.broker.label
-        return f"<{type(self).__name__}: {label}{state} at {id(self):#x}>"
+        return f"<{self._lent.__name__}: {label}{state} at {id(self):#x}>"
 
     def lend(self, pool: Lender) -> PooledConnection:
         """Refuse to be a resource of another pool.
@@ -1065,28 +1054,26 @@ class PooledConnection(Connection):
 
         For pools, if nothing refers to it since its release.  Never switches.
         """
-        session = self._core.session
-        if session._state is _CLOSED:
+        if self._core.session._state is _CLOSED:
             return False
-        if len(self.__dict__) != 2:  # attributes that the last holder has set
-            # At once: without its connection it could not be lent any more.
-            self.__dict__ = {"_core": self._core}
-        self.session = session
+        if self._attributes:  # of the last holder
+            self._attributes.clear()
         self._pool = pool
+        self.__class__ = self._lent
         return True
 
     def mark_released(self) -> None:
         """Mark as released, so that later uses are logged.  For pools.  Never switches."""
-        # On the hot path: no call of moved(), and no __dict__.  Once, as no session is left.
-        del self.session
+        # On the hot path: no call of moved().
         self._pool = None
+        self.__class__ = self._released
 
     def expire(self, reason: str) -> None:
         """Make each later use raise an error with *reason*.  For pools.  Never switches."""
-        self._ended = moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
+        moved(self._checkout, CheckoutState.EXPIRED, LOAN_MOVES, "a loan")
+        self.mark_released()
+        self._checkout = CheckoutState.EXPIRED
         self._reason = reason
-        self._pool = None
-        self.__dict__.pop("session", None)
 
     def release(self) -> None:
         """Release the connection to its pool; do nothing if it was released.  Never switches."""
@@ -1107,11 +1094,46 @@ class PooledConnection(Connection):
         if pool is not None:
             pool.replace(self)
 
-    def __exit__(self, exc_type: object = None, *exc_info: object) -> None:
-        if exc_type is not None and self._pool is not None and self.session.may_be_lost:
-            self.replace()
+    def __exit__(
+        self, exc_type: object = None, exc: object = None, traceback: object = None
+    ) -> None:
+        pool = self._pool
+        if pool is None:
+            return
+        if exc_type is not None and self.session.may_be_lost:
+            pool.replace(self)
         else:
-            self.release()
+            pool.release(self)
+
+
+class _ReleasedConnection(PooledConnection):
+    """A pooled connection after its release, or whose connection was closed."""
+
+    __slots__ = ()
+
+    _checkout = CheckoutState.RELEASED
+    #: The reason why it cannot be used any more; empty if it can.
+    _reason = ""
+
+    @property
+    def session(self) -> Session:  # type: ignore[override]  # set by nothing
+        """The session, for a use after the release.
+
+        Raises:
+            OperationalError: the connection below was closed.
+        """
+        if self._checkout is CheckoutState.EXPIRED:
+            raise OperationalError(f"{self!r} cannot be used any more: {self._reason}")
+        place = _calling_place()
+        if place not in _late_uses and len(_late_uses) < LATE_USES:
+            _late_uses.add(place)
+            logger.warning(
+                "%s: used after its release at %s; another holder may have it now: use it before "
+                "it is released, or use a connection of your own",
+                self._core,
+                place,
+            )
+        return self._core.session
 
 
 def _calling_place() -> str:
@@ -1128,6 +1150,8 @@ class _Forwarding:
     Only for those that have any, as each use of an attribute is slower with it.
     """
 
+    __slots__ = ()
+
     _core: Connection
 
     def __getattr__(self, name: str) -> Any:
@@ -1136,17 +1160,21 @@ class _Forwarding:
         return getattr(self._core, name)
 
 
-#: Class of a connection -> class of its facades, which is a subclass of it.
-_facades: WeakKeyDictionary[type[Connection], type[PooledConnection]] = WeakKeyDictionary()
+#: The class of a facade while it is lent, and after its release.
+_FacadeClasses = tuple[type[PooledConnection], type[PooledConnection]]
+
+_FACADES: Final[_FacadeClasses] = (PooledConnection, _ReleasedConnection)
+#: Class of a connection -> classes of its facades, which are subclasses of it.
+_facades: WeakKeyDictionary[type[Connection], _FacadeClasses] = WeakKeyDictionary()
 
 
-def _facade_class(cls: type[Connection]) -> type[PooledConnection]:
+def _facade_classes(cls: type[Connection]) -> _FacadeClasses:
     found = _facades.get(cls)
     if found is None:
         own = () if issubclass(PooledConnection, cls) else (cls,)
-        namespace = {"__module__": cls.__module__}
-        found = type(f"Pooled{cls.__name__}", (_Forwarding, PooledConnection, *own), namespace)
-        _facades[cls] = found
+        name, members = f"Pooled{cls.__name__}", {"__module__": cls.__module__, "__slots__": ()}
+        lent = type(name, (_Forwarding, PooledConnection, *own), members)
+        found = _facades[cls] = (lent, type(name, (_ReleasedConnection, lent), members))
     return found
 
 

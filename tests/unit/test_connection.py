@@ -615,7 +615,13 @@ class Special(BrokerConnection):
         return f"hello {self.hostname}"
 
 
-@pytest.mark.parametrize("cls", [Connection, BrokerConnection, Special])
+class Slotted(Connection):
+    """A user's own, with slots."""
+
+    __slots__ = ("colour",)
+
+
+@pytest.mark.parametrize("cls", [Connection, BrokerConnection, Special, Slotted])
 def test_a_facade_is_of_the_family(cls: type[Connection], script: Script) -> None:
     core = cls("scripted://one")
     facade = core.lend(Pool())
@@ -637,6 +643,28 @@ def test_a_facade_is_of_the_family(cls: type[Connection], script: Script) -> Non
     facade.hostname = "three"
     assert core.hostname == "three"
     core.close()
+
+
+@pytest.mark.parametrize("cls", [Connection, BrokerConnection, Special, Slotted])
+def test_a_facade_stays_of_the_family(cls: type[Connection], script: Script) -> None:
+    core, pool = cls("scripted://one"), Pool()
+    facade: Any = core.lend(pool)
+    kind = type(facade)
+    for _ in range(2):
+        facade.tenant = "blue"
+        facade.release()
+        assert facade.tenant == "blue"
+        assert {cls, PooledConnection} <= set(type(facade).__mro__)
+        assert repr(facade).startswith(f"<{kind.__name__}: ")
+        assert type(pickle.loads(pickle.dumps(facade))) is cls
+        assert facade.lend_again(pool)
+        assert type(facade) is kind
+        assert not hasattr(facade, "tenant")
+        assert facade.session is core.session
+    facade.expire("the test ends")
+    with pytest.raises(OperationalError, match="the test ends"):
+        facade.connect()
+    assert isinstance(facade, cls)
 
 
 def test_a_facade_has_what_a_subclass_adds(script: Script) -> None:
