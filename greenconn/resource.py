@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from sys import getrefcount
+from time import monotonic
 from traceback import StackSummary, walk_stack
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -27,7 +28,7 @@ from greenconn import exceptions
 from greenconn.caching import lazy
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
-from greenconn.green.deadline import Deadline, TimeLimit
+from greenconn.green.deadline import Deadline, TimeLimit, is_seconds
 from greenconn.green.pool import Entry, FairPool, PoolStats
 from greenconn.green.supervisor import spawn
 
@@ -47,6 +48,8 @@ FORWARDED: Final = (
 )
 #: Number of frames in the trace of an acquire.
 DEPTH: Final = 12
+#: Called for each acquire: looking it up in its module has a cost.
+_ref: Final = weakref.ref
 #: What ``getrefcount`` returns for a facade to which only its loan refers.
 UNSHARED: Final = 2
 
@@ -169,24 +172,7 @@ class Resource:
         """
         if timeout is not None:
             timeout = Deadline.of(timeout)
-        entry = self._pool.take(block, timeout)
-        # The loan before the last: programs often refer to the last one while they acquire the next.
-        loan, entry.spare = entry.spare, entry.loan
-        entry.loan = loan
-        try:
-            # If only the pool refers to its facade, also weakly: the loan, and this expression.
-            if (
-                loan is not None
-                and getrefcount(loan.facade) == UNSHARED
-                and loan.facade.__weakref__ is loan
-                and loan.facade.lend_again(self)
-            ):
-                borrowed, loan.facade = loan.facade, None
-                return borrowed
-        except BaseException:
-            self._pool.put_back(entry)
-            raise
-        return self._lend(entry, block, timeout)
+        return self._lend(self._pool.take(block, timeout), block, timeout)
 
     def release(self, resource: Any) -> None:
         """Release a resource that was acquired.  A second call does nothing.  Never switches."""
@@ -390,7 +376,7 @@ class Resource:
         return type(self).__name__
 
     def _lend(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Any:
-        """Lend what was just acquired, with another facade than that of the last loan.  May switch."""
+        """Lend what was just acquired, with a new facade.  May switch."""
         entry = self._ready(entry, block, deadline)
         try:
             borrowed = self.facade(entry.item, self)
@@ -533,6 +519,65 @@ class ConnectionPool(Resource):
         except AttributeError:
             return True
         return is_alive
+
+    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
+        """Acquire a connection; see :meth:`Resource.acquire`.  May switch."""
+        # The common case, in one piece, as a call of a function costs as much as ten of these lines:
+        # nothing waits, and a connection is idle whose facade of the loan before the last can be lent
+        # again.  (Programs often refer to that of the last one while they acquire the next.)
+        pool = self._pool
+        idle = pool._idle
+        if idle and not (pool._waiters or pool._lost):
+            entry = idle[-1]
+            loan, last, current = entry.spare, entry.last, getcurrent()
+            # A greenlet often acquires again what it has released: its thread was checked before.
+            is_same = last() is current
+            if (
+                loan is not None
+                # Only the pool refers to the facade, also weakly: the loan, and this expression.
+                and getrefcount(loan.facade) == UNSHARED
+                and loan.facade.__weakref__ is loan
+                and (
+                    pool.hub.loop is not None
+                    if current is pool.main
+                    else is_same or current.parent is pool.hub
+                )
+                and (timeout is None or is_seconds(timeout))
+                and (not pool._checks_idle or pool._can_be_used(entry))
+            ):
+                del idle[-1]  # first, since a signal can interrupt each call from here on
+                try:
+                    if loan.facade.lend_again(self):
+                        if not is_same:
+                            entry.last = last = _ref(current)
+                        entry.since = monotonic()
+                        entry.holder = last
+                        entry.spare, entry.loan = entry.loan, loan
+                        borrowed, loan.facade = loan.facade, None
+                        return borrowed
+                except BaseException:
+                    pool.put_back(entry.hold())
+                    raise
+                pool.put_back(entry.hold())
+        return super().acquire(block, timeout)
+
+    def release(self, resource: Any) -> None:
+        """Release a connection that was acquired.  A second call does nothing.  Never switches."""
+        # The common case, in one piece, as in acquire().
+        pool = self._pool
+        try:
+            loan = resource._loan if resource._pool is self else None
+        except (AttributeError, OperationalError):  # it is no facade of ours
+            loan = None
+        if loan is not None and not (pool._waiters or pool._may_discard):
+            entry, current = loan.entry, getcurrent()
+            if entry.loan is loan and (entry.holder() is current or current.parent is pool.hub):
+                resource.mark_released()
+                loan.facade = resource
+                entry.holder = None
+                pool._idle.append(entry)
+                return
+        super().release(resource)
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Close the connection, after its unsent messages were sent, within 2 s.  May switch."""
@@ -728,27 +773,33 @@ class _Checkouts:
         loan.key = key = id(facade)
         loan.place = place
         if keeps:
-            former: _Loan | None = entry.loan
-            entry.loan = None
-            # The program keeps that facade.  If it was lost, another may have its identity by now.
-            if former is not None and self.by_id.get(former.key) is former:
-                del self.by_id[former.key]
-            entry.loan = loan
+            former: _Loan | None = entry.spare
+            entry.spare, entry.loan = entry.loan, loan
+            if former is not None:
+                self._drop(former)  # the program keeps its facade
+            facade._loan = loan
         # Last, since from here on the facade's end is a release.
         self.by_id[key] = loan
 
     def drop_kept(self, entry: Entry[Any]) -> None:
         """Drop the facades that *entry* keeps, as its resource leaves the pool."""
         for loan in (entry.loan, entry.spare):
-            if type(loan) is _Loan and loan.facade is not None:
-                self.by_id.pop(loan.key, None)
+            if type(loan) is _Loan:
+                self._drop(loan)
 
     def keep_none(self) -> None:
         """Keep no facade after its release any more; those in use are released as others are."""
         for loan in list(self.by_id.values()):
             loan.entry.loan = loan.entry.spare = None
-            if loan.facade is not None:
-                self.by_id.pop(loan.key, None)
+            self._drop(loan)
+
+    def _drop(self, loan: _Loan) -> None:
+        """Drop the facade of *loan*, if it is kept."""
+        # Otherwise another facade may have its identity by now.
+        if loan.facade is not None:
+            self.by_id.pop(loan.key, None)
+            loan.facade._loan = None  # they refer to each other
+            loan.facade = None
 
     def end(self, facade: Any) -> _Loan | None:
         """End the loan of *facade*, and return it; None if it is not in use."""

@@ -8,13 +8,20 @@ from typing import Final
 
 from gevent import Timeout
 
-__all__ = ["LEAST_SHARE", "NEVER", "Deadline", "TimeLimit"]
+__all__ = ["LEAST_SHARE", "NEVER", "Deadline", "TimeLimit", "is_seconds"]
 
 #: Seconds that a candidate gets at least where that leaves half of the time to the others: a
 #: connection's first packet, when it is lost, is sent again after 1 s.
 LEAST_SHARE: Final = 1.5
 #: Neither it nor NaN is a number of seconds.
 _FAR: Final = float("inf")
+#: Not their subclasses: bool is one.
+_NUMBERS: Final = frozenset({float, int})
+
+
+def is_seconds(timeout: object) -> bool:
+    """Return whether *timeout* is a finite int or float; anything else a Deadline must check."""
+    return timeout.__class__ in _NUMBERS and -_FAR < timeout < _FAR  # type: ignore[operator]
 
 
 class Deadline:

@@ -92,6 +92,10 @@ class PoolStats(TypedDict):
     timeouts: int  #: acquires that got nothing
 
 
+#: A reference to what is gone.
+_NOTHING: Final[weakref.ref[Any]] = weakref.ref(set())
+
+
 class Entry(Generic[T]):
     """A resource in a pool, and its holder.
 
@@ -99,25 +103,28 @@ class Entry(Generic[T]):
         item: the resource.
         holder: the greenlet, or the sub-pool, that holds it; None while nothing does.
         since: when it was acquired.
+        last: a greenlet that has held it, recorded there by the lender.
         loan, spare: for the lender of the pool, which can keep there what it made for the resource;
             gone as soon as the resource leaves the pool.
 
     Greenlets are referred to weakly, so that a greenlet without another reference can be collected.
     """
 
-    __slots__ = ("holder", "item", "loan", "since", "spare")
+    __slots__ = ("holder", "item", "last", "loan", "since", "spare")
 
     def __init__(self, item: T) -> None:
         self.item = item
+        self.last = _NOTHING
         self.holder: weakref.ref[Any] | None = None
         self.since = 0.0
         self.loan: Any = None
         self.spare: Any = None
 
-    def hold(self, holder: weakref.ref[Any] | None = None) -> None:
-        """Record that *holder*, by default the current greenlet, holds it from now on."""
+    def hold(self, holder: weakref.ref[Any] | None = None) -> Entry[T]:
+        """Record that *holder*, by default the current greenlet, holds it from now on; return this."""
         self.holder = holder or weakref.ref(getcurrent())
         self.since = monotonic()
+        return self
 
     def held_by(self, now: float) -> list[tuple[str, float]]:
         """Return the name of the holder, and for how many seconds at *now*; empty if not held."""

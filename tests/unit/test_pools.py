@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -12,7 +13,7 @@ import pytest
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from greenconn import pools
+from greenconn import pools, resource
 from greenconn.caching import HashedSeq
 from greenconn.connection import BrokerConnection, Connection, PooledConnection
 from greenconn.entity import Exchange, Queue
@@ -24,6 +25,7 @@ from greenconn.exceptions import (
     OperationalError,
     WrongHub,
 )
+from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.resource import ChannelPool, ConnectionPool
@@ -307,6 +309,163 @@ def test_an_error_of_the_renewal_gives_the_connection_back(
     monkeypatch.undo()
     assert pool.stats()["in_use"] == 0
     pool.acquire().release()
+
+
+def warmed(pool: ConnectionPool) -> ConnectionPool:
+    """*pool*, whose facades can be lent again from now on."""
+    for _ in range(3):
+        pool.acquire().release()
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [("5", TypeError), (True, TypeError), (float("nan"), ValueError), (float("inf"), ValueError)],
+)
+def test_a_timeout_that_is_none_is_refused_although_one_is_idle(
+    connection: Connection, timeout: Any, error: type[Exception]
+) -> None:
+    pool = warmed(connection.Pool(1))
+    with pytest.raises(error, match="timeout must be"):
+        pool.acquire(timeout=timeout)
+    for good in (0, 5, 0.5, -1.0, Deadline(5.0)):
+        pool.acquire(timeout=good).release()
+    assert pool.stats() | {"in_use": 0, "idle": 1, "created": 1} == pool.stats()
+
+
+def test_each_holder_of_a_facade_that_is_lent_again_is_named(connection: Connection) -> None:
+    pool = warmed(connection.Pool(1))
+    with pool.acquire():
+        assert [name for name, _ in pool.holders()] == ["main"]
+
+    def hold() -> list[str]:
+        with pool.acquire():
+            return [name for name, _ in pool.holders()]
+
+    for number in range(3):
+        other = gevent.Greenlet(hold)
+        other.name = f"worker-{number}"
+        other.start()
+        assert other.get(timeout=30) == [f"worker-{number}"]
+        for _ in range(2):
+            with pool.acquire():
+                assert [name for name, _ in pool.holders()] == ["main"]
+    assert pool.stats()["created"] == 1
+
+
+def test_a_holder_that_acquires_again_begins_anew(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = warmed(connection.Pool(1))
+    monkeypatch.setattr(resource, "monotonic", lambda: monotonic() - 100.0)
+    with pool.acquire():
+        assert pool.holders()[0][1] >= 100.0
+    monkeypatch.undo()
+    with pool.acquire():
+        assert pool.holders()[0][1] < 100.0
+
+
+def test_a_connection_that_is_lent_again_belongs_to_one_hub(
+    connection: Connection, thread: ThreadPool
+) -> None:
+    pool = warmed(connection.Pool(1))
+    with pytest.raises(WrongHub):
+        thread.apply(pool.acquire)
+    held = pool.acquire()
+    for end in (held.release, held.replace, held.__exit__, lambda: pool.release(held)):
+        with pytest.raises(WrongHub):
+            thread.apply(end)
+    assert pool.stats()["in_use"] == 1
+    assert held.default_channel is not None
+    held.release()
+    assert pool.stats()["in_use"] == 0
+
+
+def test_a_connection_is_not_lent_again_once_its_hub_was_destroyed(thread: ThreadPool) -> None:
+    def work() -> None:
+        pool = warmed(Connection(URL).Pool(1))
+        gevent.get_hub().destroy(destroy_loop=True)
+        with pytest.raises(WrongHub):
+            pool.acquire()
+
+    thread.apply(work)
+
+
+def test_another_greenlet_can_release_what_is_lent_again(connection: Connection) -> None:
+    pool = warmed(connection.Pool(1))
+    for _ in range(3):
+        held = pool.acquire()
+        gevent.spawn(held.release).get(timeout=30)
+        held.release()
+        assert pool.stats()["in_use"] == 0
+
+
+def test_a_pool_releases_only_what_it_has_lent(connection: Connection) -> None:
+    pool, other = warmed(connection.Pool(1)), warmed(connection.Pool(1))
+    held = pool.acquire()
+    other.release(held)
+    other.release(None)
+    other.release(connection)
+    assert [each.stats()["in_use"] for each in (pool, other)] == [1, 0]
+    pool.release(held)
+    assert pool.stats()["in_use"] == 0
+
+
+def test_who_waits_gets_what_is_lent_again(connection: Connection) -> None:
+    pool = warmed(connection.Pool(1))
+    order: list[int] = []
+
+    def use(number: int) -> None:
+        for _ in range(2):
+            with pool.acquire(block=True):
+                order.append(number)
+                yield_to_hub()
+
+    gevent.joinall([gevent.spawn(use, number) for number in range(3)], raise_error=True)
+    assert order == [0, 1, 2] * 2
+    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
+
+
+def test_facades_that_are_kept_go_with_their_connection_at_once(connection: Connection) -> None:
+    pool = warmed(connection.Pool(1))
+    gc.collect()
+    gc.disable()
+    try:
+        held = pool.acquire()
+        facade = weakref.ref(held)
+        held.release()
+        del held
+        assert facade() is not None  # the pool keeps it
+        pool.acquire().replace()
+        assert facade() is None
+    finally:
+        gc.enable()
+    pool.force_close_all()
+
+
+def test_a_pool_with_a_check_of_its_own_lends_facades_again(connection: Connection) -> None:
+    checked: list[Any] = []
+
+    class Checked(ConnectionPool):
+        def is_alive(self, resource: Any) -> bool:
+            checked.append(resource)
+            return super().is_alive(resource)
+
+    pool = warmed(Checked(connection, limit=1))
+    identities = set()
+    for _ in range(4):
+        checked.clear()
+        lent = pool.acquire()
+        identities.add(id(lent))
+        assert checked == [lent]
+        lent.release()
+    assert len(identities) == 2
+    lent = pool.acquire()
+    lent.session.close()
+    lent.release()
+    with pool.acquire() as other:
+        assert other.session is not lent._core.session
+    assert pool.stats()["discarded"] == 1
 
 
 def test_a_check_that_fails_gives_the_place_back(

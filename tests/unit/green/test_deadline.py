@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.green.deadline import LEAST_SHARE, Deadline, TimeLimit
+from greenconn.green.deadline import LEAST_SHARE, Deadline, TimeLimit, is_seconds
 
 
 def test_no_deadline_never_ends() -> None:
@@ -36,6 +36,19 @@ def test_nothing_or_less_has_ended_already(timeout: float) -> None:
     assert deadline.has_ended
     assert deadline.left() == 0.0
     assert deadline.timeout == timeout
+
+
+@pytest.mark.parametrize("timeout", [0, 5, -1, 0.5, -0.5, 1e300])
+def test_numbers_of_seconds_need_no_check(timeout: float) -> None:
+    assert is_seconds(timeout)
+    assert Deadline(timeout).timeout == timeout
+
+
+@pytest.mark.parametrize(
+    "timeout", [None, True, "5", b"5", float("inf"), -float("inf"), float("nan"), [], Deadline(1)]
+)
+def test_what_may_be_no_number_of_seconds_needs_a_check(timeout: object) -> None:
+    assert not is_seconds(timeout)
 
 
 def test_a_running_deadline_is_taken_as_it_is() -> None:
