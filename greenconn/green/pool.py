@@ -103,7 +103,8 @@ class Entry(Generic[T]):
         item: the resource.
         holder: the greenlet, or the sub-pool, that holds it; None while nothing does.
         since: when it was acquired.
-        last: a greenlet that has held it, recorded there by the lender.
+        last: the greenlet that took it when it was idle.  Often the same one takes it again, and
+            another reference would take longer.
         loan, spare: for the lender of the pool, which can keep there what it made for the resource;
             gone as soon as the resource leaves the pool.
 
@@ -486,7 +487,9 @@ class FairPool(Generic[T]):
                 del idle[-1]
                 self._discard(entry)
                 continue
-            holder, now = _ref(current), monotonic()
+            holder, now = entry.last, monotonic()
+            if holder() is not current:
+                entry.last = holder = _ref(current)
             # No call from here on, since a signal can interrupt after each.
             entry.holder = holder
             entry.since = now
@@ -535,7 +538,9 @@ class FairPool(Generic[T]):
                 self._serve()
         elif not self._waiters:
             self._idle.append(entry)
-        elif self._can_be_used(entry) and (holder := self._queue.offer(entry)):
+        elif (not self._checks_idle or self._can_be_used(entry)) and (
+            holder := self._queue.offer(entry)
+        ):
             # Directly to the next holder: while a greenlet waits nothing is idle.
             entry.hold(holder)
         else:
@@ -697,7 +702,7 @@ class FairPool(Generic[T]):
             if given.holder is None:
                 # The pool was cleared or closed before this greenlet ran.
                 return self.take(block, deadline)
-            if self._can_be_used(given):
+            if not self._checks_idle or self._can_be_used(given):
                 return given
             return self.take_instead(given, block, deadline)
         if self._state is _CLOSED:
