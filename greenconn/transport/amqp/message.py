@@ -105,6 +105,7 @@ _set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_bo
 _headers, _content_type, _content_encoding = (
     vars(Message)[name].__get__ for name in ("headers", "content_type", "content_encoding")
 )
+_known_info: Any = vars(Message)["delivery_info"]
 
 
 def _part(name: str, stage: int) -> Any:
@@ -147,6 +148,20 @@ class Delivery(Message):
     content_encoding = _part("content_encoding", _HEADER_READ)
     body = _part("body", _BODY_READ)
     errors = _part("errors", _BODY_READ)
+
+    @property  # no __getattr__: with one, the interpreter reads no slot of a message directly
+    def delivery_info(self) -> dict[str, Any]:
+        """The exchange, routing key, consumer tag and more of the delivery."""
+        try:
+            info: dict[str, Any] = _known_info.__get__(self)
+        except AttributeError:
+            info = self._delivery_info()
+            _known_info.__set__(self, info)
+        return info
+
+    @delivery_info.setter
+    def delivery_info(self, info: dict[str, Any]) -> None:
+        _known_info.__set__(self, info)
 
     def __init__(
         self,
@@ -244,13 +259,6 @@ class Delivery(Message):
         self.properties, self.headers = {}, {}
         self.content_type = self.content_encoding = None
         _set_body(self, self.raw)
-
-    def __getattr__(self, name: str) -> Any:
-        # An unset slot.
-        if name == "delivery_info":
-            self.delivery_info = self._delivery_info()
-            return self.delivery_info
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _delivery_info(self) -> dict[str, Any]:
         method, tag = self._method, self.consumer_tag
