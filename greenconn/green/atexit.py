@@ -33,7 +33,7 @@ class Pending(Protocol):
         """Amount (bytes, channels) that the end of the interpreter waits for."""
         ...
 
-    def flush(self) -> None:
+    def flush(self) -> object:
         """Begin to send what is left.  Never switches."""
         ...
 

@@ -268,14 +268,19 @@ class Writer:
         unsent, self._unsent = self._unsent, []
         return unsent, self._offered_left
 
-    def flush(self) -> None:
-        """Pass everything to the socket now.  Never switches."""
+    def flush(self) -> bool:
+        """Pass everything to the socket now.  Never switches.
+
+        Returns:
+            Whether the socket has taken it, or nothing is sent any more.
+        """
         try:
             self._run_before_flush()
         except BaseException as exc:
             self._interrupted(exc)
             raise
         self._flush()
+        return not self._tail
 
     def drain(self, deadline: Deadline) -> None:
         """Wait until the socket has accepted all that was written so far.  Switches if it is full.

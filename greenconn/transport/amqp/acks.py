@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from amqp import spec
 
 from greenconn.wire.acks import AckTracker, TransactionAckTracker
-from greenconn.wire.amqp import method_frame
+from greenconn.wire.amqp import ack_frame, method_frame
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
@@ -147,9 +147,7 @@ class Acks:
     def _write_acks(self) -> None:
         try:
             for tag, multiple in self.ledger.take_acks():
-                self._writer.write(
-                    method_frame(self._number, spec.Basic.Ack, _tag_and_flags.pack(tag, multiple))
-                )
+                self._writer.write(ack_frame(self._number, tag, multiple))
         except BaseException as exc:
             self._channel.interrupted("an acknowledgement", exc)
             raise

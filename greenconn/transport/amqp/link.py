@@ -418,7 +418,9 @@ class AmqpLink(Link):
     def ack_later(self, flush: Callable[[], None]) -> None:
         """Call *flush*, which writes the acks of a channel, when this turn ends.  Never switches."""
         if not self._acking:
-            self.writer.before_flush(self._flush_acks)
+            stream = self._stream
+            assert stream is not None
+            stream.writer.before_flush(self._flush_acks)
         self._acking.append(flush)
 
     def _flush_acks(self) -> None:
@@ -448,8 +450,7 @@ class AmqpLink(Link):
             TimeoutError: it took too little in time.
         """
         writer = self.writer
-        writer.flush()
-        if not writer.is_stalled:
+        if writer.flush():
             return
         deadline = Deadline.of(timeout)
         if deadline.timeout is None:

@@ -387,6 +387,23 @@ def test_a_peer_that_does_not_read_makes_writers_wait_with_bounded_memory(line: 
     assert not writer.is_stalled
 
 
+def test_a_flush_tells_whether_the_socket_has_taken_all(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    assert writer.flush()
+    writer.write(b"a")
+    writer.write(b"b")
+    assert writer.flush()
+    assert wire.receive_until(2) == b"ab"
+    filled = line.fill()
+    assert not writer.flush()
+    assert len(wire.receive_until(filled)) == filled
+    until(lambda: not writer.is_stalled)
+    assert writer.flush()
+    line.fill()
+    writer.close()
+    assert writer.flush()
+
+
 def test_those_who_wait_go_on_in_the_order_in_which_they_came(line: Line) -> None:
     writer, wire = line.writer, line.wire
     filled = line.fill()

@@ -23,6 +23,7 @@ from greenconn.wire.amqp import (
     FrameParser,
     Method,
     _take_whole,
+    ack_frame,
     body_size,
     content_frames,
     heartbeat_frame,
@@ -92,6 +93,13 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[Method]]:
         if method is not None:
             methods.append(method)
     return data, methods
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_an_ack(multiple: bool) -> None:
+    for channel, tag in ((1, 1), (65535, 2**64 - 1)):
+        arguments = pack(">QB", tag, multiple)
+        assert ack_frame(channel, tag, multiple) == method_frame(channel, ACK, arguments)
 
 
 def frames_of(channel: int, item: tuple[object, ...]) -> list[tuple[bytes, Method | None]]:
