@@ -92,6 +92,7 @@ CONSUMER_MOVES: Final[Mapping[ConsumerState, frozenset[ConsumerState]]] = {
 }
 #: Used for each delivery: looking up a member of an Enum has a cost.
 _ABANDONED: Final = ConsumerState.ABANDONED
+_new: Final = object.__new__
 
 
 class ChannelConsumer:
@@ -226,12 +227,12 @@ class ChannelConsumer:
         self.link.events.put((self._handle, message))
 
     def _to_events_counted(self, message: Delivery) -> None:
-        self.link.budget.hold(message.size)
+        self.link.budget.hold(message.size())
         self.link.events.put((self._handle_counted, message))
 
     def _to_sink_counted(self, message: Delivery) -> None:
         assert self.sink is not None
-        self.link.budget.hold(message.size)
+        self.link.budget.hold(message.size())
         self.sink.deliver(message)
 
     def gone(self, exc: BaseException, *, cancelled: bool = False) -> None:
@@ -256,14 +257,14 @@ class ChannelConsumer:
     def _handle(self, message: Delivery) -> None:
         if self.state is _ABANDONED:
             self._refuse(message)
-        elif self.callback is not None:
-            self.callback(message)
+        elif (callback := self.callback) is not None:
+            callback(message)
 
     def _taken(self, message: Delivery) -> None:
-        self.link.budget.release(message.size)
+        self.link.budget.release(message.size())
 
     def _handle_counted(self, message: Delivery) -> None:
-        self.link.budget.release(message.size)
+        self.link.budget.release(message.size())
         self._handle(message)
 
 
@@ -637,9 +638,7 @@ class Consumers:
 
     # In the reader: nothing here may switch or run user code.
 
-    def on_deliver(
-        self, payload: bytes, header: bytes, body: bytes, kind: type[Delivery] = Delivery
-    ) -> None:
+    def on_deliver(self, payload: bytes, header: bytes, body: bytes, kind: type[Delivery]) -> None:
         """Pass a delivery to its consumer, as an object of class *kind*."""
         end = 5 + payload[4]
         consumer = self.by_tag.get(payload[5:end])
@@ -654,10 +653,14 @@ class Consumers:
             self._outstanding[tag] = None
             if tag >= self._unchecked_tag:
                 self._check_prefetch(tag)
-        message = kind(self._channel, tag, payload, header, body, consumer.tag)
+        # A call of the class would pass its arguments on from C, which costs more than all they are for.
+        message = _new(kind)
+        Delivery.__init__(message, self._channel, tag, payload, header, body, consumer.tag)
         if is_redelivered:
             self._link.queues.check_delivery_count(consumer.queue, message)
-        consumer.deliver(message)
+        # Not as a method: the interpreter finds a function in a slot quickly only as a value.
+        deliver = consumer.deliver
+        deliver(message)
 
     def _check_prefetch(self, tag: int) -> None:
         """Check that the broker obeys the prefetch, and note the tag at which to check again.

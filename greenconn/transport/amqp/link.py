@@ -44,6 +44,7 @@ from greenconn.transport.amqp.errors import closing_error, opening_error
 from greenconn.transport.amqp.flow import HARD_LIMIT, FlowControl, InboxBudget
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
 from greenconn.transport.amqp.heartbeat import HeartbeatTimer
+from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.methods import (
     UNREADABLE,
     UPDATE_SECRET_OK,
@@ -562,7 +563,8 @@ class AmqpLink(Link):
                 if channel is None:
                     continue
                 if ids == BASIC_DELIVER:
-                    channel.on_deliver(payload, header, body)
+                    deliver = channel.on_deliver
+                    deliver(payload, header, body, Delivery)
                 else:
                     channel.on_method(ids, payload, header, body)
         except UNREADABLE as exc:
@@ -597,7 +599,7 @@ class AmqpLink(Link):
         else:
             self.unexpected_method(0, ids)
 
-    def on_deliver(self, payload: bytes, header: bytes, body: bytes) -> None:
+    def on_deliver(self, payload: bytes, header: bytes, body: bytes, kind: type[Delivery]) -> None:
         """Fail, as channel 0 has no consumers."""
         self.unexpected_method(0, BASIC_DELIVER)
 

@@ -183,9 +183,8 @@ class Delivery(Message):
         self._state = "RECEIVED"
         self._decoded_cache = None
 
-    @property
     def size(self) -> int:
-        """The approximate bytes of memory that it takes before it is decoded."""
+        """Return the approximate bytes of memory that it takes before it is decoded."""
         return len(self.raw) + len(self._header) + DELIVERY_OVERHEAD
 
     @property
