@@ -135,9 +135,13 @@ class Dispatcher:
         """Handle messages until there are none.  In the greenlet of *worker*.  May switch."""
         self._is_called = False
         self._workers[worker] = None
-        inbox, run = self.inbox, self._run
+        inbox, ready, run = self.inbox, self._ready_loads(), self._run
         try:
-            while (load := self._next_load()) is not None:
+            while True:
+                if ready and not self.is_held:
+                    load = ready.popleft()
+                elif (load := self._next_load()) is None:
+                    break
                 worker.load = load
                 if inbox and not self._is_called and len(self._workers) < self.limit:
                     self.call_worker()
@@ -172,9 +176,13 @@ class Dispatcher:
     def _has_work(self) -> bool:
         return bool(self.inbox) and not self.is_held
 
+    def _ready_loads(self) -> deque[Any]:
+        """Return what can be handled as it is; always the same deque, once a message has come."""
+        return self.inbox
+
     def _next_load(self) -> Any:
-        """Take what is to be handled next; None where there is nothing."""
-        return self.inbox.popleft() if self.inbox and not self.is_held else None
+        """Return what is to be handled next, though no load is ready; None where there is nothing."""
+        return None
 
     @property
     def is_idle(self) -> bool:
@@ -406,11 +414,12 @@ class BatchDispatcher(Dispatcher):
         arrivals = self._arrivals
         return bool(arrivals) and monotonic() >= arrivals[0] + self._interval - EARLY
 
+    def _ready_loads(self) -> deque[Any]:
+        return self._ready
+
     def _next_load(self) -> MessageBatch | None:
         if not self._has_work():
             return None
-        if self._ready:
-            return self._ready.popleft()
         count = min(len(self.inbox), self._size_of_batch)
         batch = MessageBatch([self.inbox.popleft() for _ in range(count)])
         for _ in range(count):
@@ -445,7 +454,9 @@ class BatchDispatcher(Dispatcher):
             batch.messages = [each for each in batch.messages if not is_meant(each)]
         for batch in [each for each in self._waiting if not each.messages]:
             self._waiting.pop(batch).close()
-        self._ready = deque(each for each in self._ready if each.messages)
+        kept = [each for each in self._ready if each.messages]
+        self._ready.clear()
+        self._ready.extend(kept)
         return dropped
 
     def _drop_from_inbox(self, is_meant: Callable[[Any], bool]) -> list[Any]:

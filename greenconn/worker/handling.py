@@ -190,7 +190,8 @@ class Handling:
             self.handled += 1
             if self._backoffs:
                 self._backoffs.pop(message, None)
-            if not self._no_ack and not message.acknowledged:
+            # The state of one that was not settled is seen without a call.
+            if not self._no_ack and (message._state == "RECEIVED" or not message.acknowledged):
                 self._ack(message)
         except BaseException as exc:
             self._note_exit(exc, message)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
 import pytest
 from gevent.event import Event
 
 from greenconn.green.hub import yield_to_hub
-from greenconn.worker.dispatch import KEPT, Dispatcher, Worker, WorkerPool
+from greenconn.worker.dispatch import (
+    KEPT,
+    BatchDispatcher,
+    Dispatcher,
+    MessageBatch,
+    Worker,
+    WorkerPool,
+)
 from tests.fix_wires import until
 
 #: Dispatchers that get a message in one turn of the hub.
@@ -97,6 +104,55 @@ def test_an_interrupted_worker_touches_no_other_dispatcher(made: list[Worker]) -
     assert log[1] == "second"
     until(lambda: first.is_idle and second.is_idle)
     assert made[0].greenlet.dead
+    end(pool)
+
+
+def test_what_is_due_again_after_a_drop_is_handled_by_the_worker_that_runs() -> None:
+    pool, gate = WorkerPool(), Event()
+    handled: list[list[Any]] = []
+    channel = object()
+
+    class Came:
+        delivery_info: ClassVar[dict[str, Any]] = {}
+
+        def __init__(self, number: int, on: object = None) -> None:
+            self.number, self.channel = number, on
+
+    def run(batch: MessageBatch) -> None:
+        handled.append([each.number for each in batch.messages])
+        gate.wait()
+
+    dispatcher = BatchDispatcher(pool, run, 1, 2, 60.0)
+    for number in range(2):
+        dispatcher.put(Came(number))
+    until(lambda: handled)
+    for on in (channel, None):
+        dispatcher.retry_later(MessageBatch([Came(2, on), Came(3)]), 0.0)
+    dispatcher.retry_later(MessageBatch([Came(4, channel)]), 0.0)
+    until(lambda: len(dispatcher._ready) == 3)
+    dropped = dispatcher.drop(channel)  # type: ignore[arg-type]
+    assert [(each.number, has_begun) for each, has_begun in dropped] == [(2, True), (4, True)]
+    gate.set()
+    until(lambda: dispatcher.is_idle)
+    assert handled == [[0, 1], [3], [2, 3]]
+    end(pool)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_load_that_is_ready_waits_while_the_dispatcher_is_held(is_held: bool) -> None:
+    pool = WorkerPool()
+    done: list[int] = []
+
+    def run(number: int) -> None:
+        done.append(number)
+        dispatcher.is_held = is_held
+
+    dispatcher = Dispatcher(pool, run, 1)
+    dispatcher.put(0)
+    dispatcher.put(1)
+    until(lambda: dispatcher.is_idle)
+    assert done == ([0] if is_held else [0, 1])
+    assert list(dispatcher.inbox) == ([1] if is_held else [])
     end(pool)
 
 
