@@ -687,18 +687,15 @@ class Connection:
             Exception: the exception of a callback.
         """
         session = self.session
-        life = session.ready_life
+        life = session.ready_life()
         if life is None:
             deadline = Deadline(timeout)
             life = session.wait_ready(deadline)
             timeout = deadline.left()
         try:
-            drain = session.broker.transport.drain_events
-            if (
-                kwargs
-            ):  # not passed on where there are none: that alone would cost as much as the rest
-                return drain(life.link, timeout=timeout, **kwargs)
-            return drain(life.link, timeout=timeout)
+            if kwargs:  # not passed on where there are none: that costs as much as the rest
+                return life.transport.drain_events(life.link, timeout=timeout, **kwargs)
+            return life.transport.drain_events(life.link, timeout=timeout)
         except Exception as exc:
             session.note_error(exc)
             raise

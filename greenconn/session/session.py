@@ -240,12 +240,11 @@ class Session:
                 return outcome
             cut = outcome
 
-    @property
     def ready_life(self) -> Life | None:
-        """The current life if its members are restored, else None.  Never switches."""
+        """Return the current life if its members are restored, else None.  Never switches."""
         life = self.life
-        # Asked for each event that is drained, so without a call of life.is_open.
-        if self._state is _OPEN and (life.link.is_open if life.can_tell else life.is_open):
+        # For each event that is drained, so without a call of life.is_open.
+        if self._state is _OPEN and (life.link.lost is None if life.keeps_lost else life.is_open):
             affinity = self._hub_affinity
             if affinity is not None and get_hub() is not affinity.hub:
                 affinity.check(self)
@@ -261,7 +260,7 @@ class Session:
             Exception: the error of opening a link, where there is no member to restore.
         """
         while True:
-            life = self.ready_life
+            life = self.ready_life()
             if life is not None:
                 return life
             self._bind_to_hub()
@@ -417,7 +416,7 @@ class Session:
 
     def _begin_life(self, link: object) -> None:
         self.generation += 1
-        life = self.life = Life(link, self.generation)
+        life = self.life = Life(link, self.generation, self.broker.transport)
         was_lost, self.lost = self.lost is not None, None
         self.topology.record(link, partial(self.broker.transport.create_channel, link))
         if hasattr(link, "on_lost"):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.state import State
+from greenconn.transport.base import Link
 
 __all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
 
@@ -78,6 +79,7 @@ class Life:
         link: what ``Transport.establish_connection`` returned; None for the time between two lives,
             in which nothing is open and nothing is declared.
         generation: number of this life, from 1; 0 between two lives.
+        transport: that of the link.
     """
 
     __slots__ = (
@@ -88,13 +90,20 @@ class Life:
         "deleted_at",
         "flight",
         "generation",
+        "keeps_lost",
         "link",
+        "transport",
     )
 
-    def __init__(self, link: object | None = None, generation: int = 0) -> None:
+    def __init__(
+        self, link: object | None = None, generation: int = 0, transport: object | None = None
+    ) -> None:
         self.link: Any = link
+        self.transport: Any = transport
         #: Whether the link knows when it is lost: that of a transport written for kombu is any object.
         self.can_tell = hasattr(link, "is_open")
+        #: Whether its attribute ``lost`` says so, which takes no call.
+        self.keeps_lost = isinstance(link, Link)
         self.generation = generation
         #: Entities known to exist at the broker; a new life may find another broker.
         self.declared_entities: set[Any] = set()
@@ -109,7 +118,6 @@ class Life:
     @property
     def is_open(self) -> bool:
         """Whether the link may be used."""
-        # Asked for each event that is drained, so without a call of is_open().
         return bool(self.link.is_open) if self.can_tell else self.link is not None
 
     @property

@@ -587,7 +587,7 @@ def spawn_consumer(
     }
     options = checked_options(queue, given, consumer_args)
     of_program = consuming_connection(connection)
-    _ = of_program.session.ready_life  # raises if it was opened in another thread
+    of_program.session.ready_life()  # raises if it was opened in another thread
     consumer = ConsumerGreenlet(options, of_program)
     _register(consumer)
     consumer.start()

@@ -530,7 +530,7 @@ def test_a_link_that_is_cut_again_and_again(
         gevent.joinall(workers, timeout=seconds + SOON, raise_error=True)
         assert all(each.dead for each in workers)
         until(lambda: taken <= received.keys(), SOON)
-        until(lambda: connection.session.ready_life, SOON)  # after the last cut too
+        until(connection.session.ready_life, SOON)  # after the last cut too
         with connection.channel() as channel:
             until(lambda: channel.queue_declare(unique, passive=True).consumer_count == 1, SOON)
         gevent.killall(drainers)
