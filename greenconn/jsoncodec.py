@@ -288,14 +288,15 @@ def loads(
             (``UnicodeDecodeError``), or nested too deeply (:class:`NestedTooDeeply`).
     """
     try:
-        if s.__class__ is not str:
+        if type(s) is not str:
             if isinstance(s, (bytearray, memoryview)) or (decode_bytes and isinstance(s, bytes)):
                 s = str(s, "utf-8")
             else:
                 return _loads(s, object_hook=object_hook)
         if object_hook is not _own_hook or _loads is not json.loads:
             return _loads(s, object_hook=object_hook)
-        if "__type__" in s or ("\\u00" in s and _find_escaped(s)):
+        # A backslash first: one character is found several times as fast as three.
+        if "__type__" in s or ("\\" in s and "\\u00" in s and _find_escaped(s)):
             return _typed_decode(s)
         if _msgspec_decode is not None:
             try:

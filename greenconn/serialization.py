@@ -257,7 +257,7 @@ class SerializerRegistry:
         """
         if not content_type:
             content_type = "application/data"
-        elif content_type.__class__ is not str:
+        elif type(content_type) is not str:
             content_type = bytes_to_str(content_type)
             if not isinstance(content_type, str):
                 raise DecodeError(f"content_type must be text, got {type(content_type).__name__}")

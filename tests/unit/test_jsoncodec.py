@@ -179,6 +179,7 @@ def test_no_utf8() -> None:
 
 def test_marker_with_escaped_letters() -> None:
     assert loads('{"\\u005f_type__": "decimal", "__value__": "1"}') == Decimal(1)
+    assert loads('{"a\\n": "\\u00e9"}') == {"a\n": "é"}
 
 
 def test_objects_that_only_look_typed() -> None:
