@@ -97,6 +97,37 @@ def test_an_empty_table_of_headers_is_ones_own() -> None:
         properties["application_headers"]["mine"] = 1
 
 
+@pytest.mark.parametrize("headers", [None, {}, {"a": 1}])
+def test_messages_that_differ_in_identifiers_alone(headers: dict[str, Any] | None) -> None:
+    for number in range(3):
+        further = {"correlation_id": f"id {number}" * number, "reply_to": "r", "timestamp": number}
+        block = pack_properties(0, "text/plain", "utf-8", headers, further)
+        properties = unpack_properties(header_of(block))
+        assert properties.pop("application_headers", None) == headers
+        assert properties == {
+            "content_type": "text/plain",
+            "content_encoding": "utf-8",
+            "priority": 0,
+            **further,
+        }
+        if headers is not None:
+            again = unpack_properties(header_of(block))
+            again["application_headers"]["mine"] = 1
+
+
+def test_a_text_that_was_cut_off_is_no_start_of_the_next_block() -> None:
+    whole = block_of(content_type="text/plain", correlation_id="c")
+    for size in range(2, len(whole)):
+        try:
+            unpack_properties(header_of(whole[:size]))
+        except DecodeError:
+            pass
+        assert unpack_properties(header_of(whole)) == {
+            "content_type": "text/plain",
+            "correlation_id": "c",
+        }
+
+
 def test_a_message_of_amqps_own_class_is_taken() -> None:
     outgoing = Outgoing.of(
         AmqpMessage("x", content_type="text/plain", application_headers={"a": 1})
