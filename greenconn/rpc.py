@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from gevent import Timeout
@@ -23,7 +24,7 @@ from greenconn.checks import check_has_run, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity import Exchange, Queue
-from greenconn.entity.existence import is_expected, wait_declared
+from greenconn.entity.existence import expected_queues, is_expected, wait_declared
 from greenconn.exceptions import (
     NEVER_REPEATED,
     OperationalError,
@@ -156,9 +157,10 @@ def call(
     accepted = ACCEPTED if accept is None else prepare_accept_content(accept)
     if not isinstance(queue, (str, Queue)):
         raise TypeError(f"queue must be the name of a queue, or a Queue, got {queue!r}")
-    for name in ("correlation_id", "reply_to"):
-        if name in options:
-            raise TypeError(f"call has no option {name!r}: replies are correlated by it")
+    if options:
+        for name in ("correlation_id", "reply_to"):
+            if name in options:
+                raise TypeError(f"call has no option {name!r}: replies are correlated by it")
     convert = None if schema is None else reply_converter_of(schema)
     message = PublishOptions.of(queue, options, TRANSIENT).message(body)
     reply = _client_of(publishing_connection(connection)).call(message, deadline)
@@ -368,21 +370,18 @@ class _Replies:
         """Pass a reply to its caller, or drop it if the caller no longer waits."""
         if self.taken is not None:
             self.taken(message)
-        slot = self._slot_of(message)
+        # Other programs may publish anything to the queue.
+        correlation_id = message.properties.get("correlation_id")
+        slot = self.waiting.get(correlation_id) if correlation_id.__class__ is str else None
         if slot is not None:
             slot.offer(message)
 
     def returned(self, exc: Exception, exchange: str, routing_key: str, message: Message) -> None:
         """Fail a call whose request was returned."""
-        slot = self._slot_of(message)
+        slot = self.waiting.get(str(message.properties.get("correlation_id")))
         if slot is not None:
             text = f"{exc}: a call with routing key {routing_key!r} reached no queue"
             slot.fail(Unroutable(text, exchange=exchange, routing_key=routing_key))
-
-    def _slot_of(self, message: Message) -> Slot[Any] | None:
-        # Other programs may publish anything to the queue.
-        correlation_id = message.properties.get("correlation_id")
-        return self.waiting.get(correlation_id) if isinstance(correlation_id, str) else None
 
     def requeue_unseen(self) -> None:
         """Do nothing: replies need no ack."""
@@ -423,6 +422,7 @@ class _RpcClient:
         self._publisher = publisher
         self._flight = SingleFlight("rpc-channel")
         self._reply_channel: _ReplyChannel | None = None
+        self._expected = expected_queues()
         #: Correlation ids: a unique name, and a number.
         self._name = uuid()
         self._numbers = count(1)
@@ -431,7 +431,7 @@ class _RpcClient:
         """Send the request to a server that may be about to start, and return the reply.  May switch."""
         session, name = self._session, message.options.routing_key
         while True:
-            is_awaited = is_expected(session, name)
+            is_awaited = bool(self._expected) and is_expected(session, name)
             try:
                 return self.ask(message, deadline)
             except Unroutable:
@@ -449,8 +449,12 @@ class _RpcClient:
         The reply shows that the request arrived, so the request is sent without a publisher confirm,
         which would wake the caller once more.  The return of an unroutable request ends the wait.
         """
-        reply_channel = self._reply_channel
-        if reply_channel is None or not reply_channel.channel.is_open or deadline.has_ended:
+        reply_channel, at = self._reply_channel, deadline.at
+        if (
+            reply_channel is None
+            or not reply_channel.channel.is_open
+            or (at is not None and monotonic() >= at)
+        ):
             reply_channel = self._open_channel(message, deadline)
         correlation_id = f"{self._name}.{next(self._numbers)}"
         message.own = {"correlation_id": correlation_id, "reply_to": reply_channel.reply_to}

@@ -8,7 +8,7 @@ by callers that asked for it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -39,6 +39,7 @@ __all__ = [
     "ensure_queue_exists",
     "existence_key",
     "expect_queue",
+    "expected_queues",
     "forget_existence",
     "has_messages",
     "is_defined_by_consumer",
@@ -263,6 +264,14 @@ def expect_queue(session: Session, queue: str | Queue) -> Expectation:
     expectation = Expectation(key, is_defined)
     _awaited.get().setdefault(key, _Awaited()).expectations.add(expectation)
     return expectation
+
+
+def expected_queues() -> Mapping[_Key, object]:
+    """Return what is empty while no consumer of this thread is about to declare a queue.
+
+    It stays the same object, so that who asks often keeps it.  Never switches.
+    """
+    return _awaited.get()
 
 
 def is_expected(session: Session, name: str) -> bool:

@@ -545,8 +545,9 @@ class Session:
         Raises:
             WrongHub: names both threads and the remedy.
         """
-        if self._hub_affinity is not None:
-            self._hub_affinity.check(self)
+        affinity = self._hub_affinity
+        if affinity is not None and get_hub() is not affinity.hub:
+            affinity.check(self)
 
     def _bind_to_hub(self) -> None:
         if self._hub_affinity is None:

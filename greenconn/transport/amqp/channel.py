@@ -419,8 +419,9 @@ class Channel(DeclaringChannel):
         Arguments:
             deadline: for the wait while the broker takes nothing.
         """
-        Channel.basic_publish(self, message, exchange, routing_key, mandatory, timeout=deadline)
-        self._writer.mark(AWAITED)
+        Channel.basic_publish(self, message, exchange, routing_key, mandatory, False, deadline)
+        if self._writer.pending:  # as for a publish with confirm
+            self._writer.mark(AWAITED)
 
     #: The levels through which a delayed message passes are whole seconds.
     has_whole_delays: Final = True
