@@ -74,6 +74,8 @@ REPLY_TIMEOUT: Final = 30.0
 #: Options of ``spawn_consumer`` that a server does not support, because each request has one reply.
 NOT_FOR_SERVERS: Final = ("retry", "batch_size", "batch_interval", "no_ack", "on_decode_error")
 _SERVER_OPTIONS: Final = CONSUMER_OPTIONS.difference(NOT_FOR_SERVERS) | {"around", "serializer"}
+#: Callers for which a server keeps what their replies have in common.
+KEPT: Final = 1024
 #: The target of all replies: their routing key is the name of a queue.
 _DEFAULT_EXCHANGE: Final = Exchange("")
 
@@ -280,6 +282,8 @@ class _Server:
         self._around = around
         self._publisher = publisher
         self._serializer = serializer
+        #: The options of replies without an error, by ``reply_to``.
+        self._common: dict[str, PublishOptions] = {}
 
     def serve(self, body: Any, message: Message) -> None:
         """Handle one request, and acknowledge it after the broker has the reply."""
@@ -334,16 +338,32 @@ class _Server:
         reply_to = message.properties.get("reply_to")
         if not reply_to:
             return
+        correlation_id = message.properties.get("correlation_id")
         options = {
             "routing_key": reply_to,
-            "correlation_id": message.properties.get("correlation_id"),
             "delivery_mode": "transient",
             "headers": headers,
             "serializer": serializer,
             # The caller may have left.
             "mandatory": False,
         }
-        reply = PublishOptions(_DEFAULT_EXCHANGE, options).message(result)
+        if (
+            headers is None
+            and reply_to.__class__ is str
+            and correlation_id.__class__ is str
+            and len(correlation_id) < 64  # whatever its characters, it is no longer than it may be
+        ):
+            # A caller has many calls, and what their replies have in common is checked once.
+            common = self._common.get(reply_to)
+            if common is None:
+                if len(self._common) >= KEPT:
+                    self._common.clear()
+                common = self._common[reply_to] = PublishOptions(_DEFAULT_EXCHANGE, options)
+            reply = common.message(result)
+            reply.own = {"correlation_id": correlation_id}
+        else:
+            options["correlation_id"] = correlation_id
+            reply = PublishOptions(_DEFAULT_EXCHANGE, options).message(result)
         self._publisher.publish(reply, Deadline(REPLY_TIMEOUT))
 
 

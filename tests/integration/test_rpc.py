@@ -272,6 +272,29 @@ def test_a_message_that_wants_no_reply(serve: Serve, connection: Connection, uni
     assert waiting(connection, unique) == 0
 
 
+def test_replies_have_the_identifiers_of_their_requests(
+    serve: Serve, connection: Connection, unique: str
+) -> None:
+    serve(double)
+    replies = f"{unique}-replies"
+    identifiers = ["1", "2", "", "x" * 63, "x" * 255, "\N{SNOWMAN}" * 64, None]
+    with connection.SimpleQueue(replies) as queue:
+        for number, identifier in enumerate(identifiers):
+            greenconn.publish(
+                unique,
+                number,
+                connection=connection,
+                reply_to=replies,
+                correlation_id=identifier,
+            )
+            reply = queue.get(timeout=WAIT)
+            assert reply.payload == 2 * number
+            assert reply.properties.get("correlation_id") == identifier
+            assert reply.properties["delivery_mode"] == 1
+            reply.ack()
+    connection.default_channel.queue_delete(replies)
+
+
 def test_any_server_that_knows_the_properties_may_answer(
     connection: Connection, unique: str
 ) -> None:
