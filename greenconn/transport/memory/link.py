@@ -14,7 +14,7 @@ from greenconn.broker.routing import Routing
 from greenconn.delays import DELAY, delay_of
 from greenconn.exceptions import ChannelError
 from greenconn.options import MemoryOptions
-from greenconn.transport.memory.broker import Broker, Outcome, Queues
+from greenconn.transport.memory.broker import ROUTED, Broker, Outcome, Queues
 from greenconn.transport.memory.message import Entry, Message
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.refusal import Method, in_exclusive_use
@@ -78,6 +78,8 @@ class MemoryPublisher(SynchronousPublisher):
         except ChannelError as exc:
             self._channel.fail(exc)
             raise
+        if outcome is ROUTED:
+            return None
         if outcome is Outcome.UNROUTED and self._last_queue:
             outcome = self._last_resort(message, exchange, routing_key, self._last_queue)
         if outcome is Outcome.REFUSED:

@@ -123,7 +123,7 @@ class Queue:
         if policy.max_priority:
             entry.priority = level_of(envelope["properties"].get("priority"), policy.max_priority)
         if not self.store.count:
-            consumer = self._turns.take()
+            consumer = self._turns.first()
             if consumer is not None:
                 self._deliver(consumer, entry)
                 return True
@@ -211,7 +211,7 @@ class Queue:
         if self._may_expire:
             self._drop_expired()
         while store.count:
-            consumer = self._turns.take()
+            consumer = self._turns.first()
             if consumer is None:
                 return
             self._deliver(consumer, store.take())
@@ -219,6 +219,8 @@ class Queue:
             self._watch_expiry()
 
     def _deliver(self, consumer: Consumer, entry: Entry) -> None:
+        if len(self.consumers) > 1:
+            self._turns.put_behind(consumer)
         channel = consumer.channel
         message = Message(channel, next(self._tags), entry, consumer)
         if not consumer.no_ack or consumer.sink is None:
@@ -236,8 +238,12 @@ class Queue:
         if consumer not in consumers:
             return
         if not self.policy.is_single_active or next(iter(consumers)) is consumer:
-            self._turns.add(consumer)
-            if self.store.count:
+            if self.store.count and not self._may_expire:
+                # No other consumer has room, or none would wait: the next one is for this one.
+                self._deliver(consumer, self.store.take())
+            else:
+                self._turns.add(consumer)
+            if self.store.count and not consumer.is_parked:
                 self.push()
 
     def join(self, consumer: Consumer) -> None:

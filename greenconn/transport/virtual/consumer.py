@@ -376,6 +376,13 @@ class Turns:
                 level.popleft()
         return None
 
+    def put_behind(self, consumer: Consumer) -> None:
+        """Put :meth:`first`, if it is *consumer*, behind the others of its priority."""
+        if self._levels is not None:
+            level = self._levels.get(consumer.priority)
+            if level and level[0] is consumer:
+                level.rotate(-1)
+
     def take(self) -> Consumer | None:
         """Remove and return the consumer that is served next; None if none has room."""
         alone = self._alone

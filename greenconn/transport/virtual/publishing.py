@@ -125,10 +125,10 @@ def prepared(
             own = copied(own)
             break
     own.setdefault("priority", priority or 0)
-    if isinstance(body, (bytearray, memoryview)):
-        body = bytes(body)
-    elif isinstance(body, str):
+    if body.__class__ is str or isinstance(body, str):
         content_encoding = content_encoding or "utf-8"
+    elif isinstance(body, (bytearray, memoryview)):
+        body = bytes(body)
     elif not isinstance(body, bytes):
         raise TypeError(f"a body must be text or bytes, got {type(body).__name__}")
     if content_encoding.__class__ is not str:

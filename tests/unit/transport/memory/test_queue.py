@@ -166,6 +166,29 @@ def test_used_queue_does_not_expire(
     assert broker.queues == {}
 
 
+def test_consumers_that_ack_are_given_the_next_in_turn(channel: Channel) -> None:
+    declare(channel)
+    channel.basic_qos(0, 2, False)
+    first, second = Store(), Store()
+    for sink in (first, second):
+        channel.basic_consume("q", sink=sink)
+    for n in range(8):
+        send(channel, n)
+    assert [[each.body for each in sink] for sink in (first, second)] == [["0", "2"], ["1", "3"]]
+    second[0].ack()
+    first[1].ack()
+    first[0].ack()
+    assert [[each.body for each in sink] for sink in (first, second)] == [
+        ["0", "2", "5", "6"],
+        ["1", "3", "4"],
+    ]
+    for message in (first[2], first[3], second[1], second[2]):
+        message.ack()
+    send(channel, 8)
+    send(channel, 9)
+    assert [first[-2].body, first[-1].body, second[-1].body] == ["7", "8", "9"]
+
+
 def test_length_counts_only_what_waits(broker: Broker, channel: Channel) -> None:
     declare(channel, x_max_length=1)
     channel.basic_qos(0, 2, False)
