@@ -215,6 +215,8 @@ class SerializerRegistry:
             if serializer == "raw":
                 return raw_encode(data)
             chosen = self._encoders.get(serializer) or self._encoder(serializer)
+        elif data.__class__ is dict and self._default is not None:
+            chosen = self._default  # nearly all
         elif isinstance(data, str):
             return "text/plain", "utf-8", utf8(data, "text/plain")
         elif isinstance(data, (bytes, bytearray, memoryview)):

@@ -39,7 +39,9 @@ class Deadline:
     def __init__(self, timeout: float | None = None) -> None:
         self.timeout = timeout
         self.at: float | None = None
-        if timeout is not None:
+        if timeout.__class__ is float and 0.0 <= timeout < _FAR:
+            self.at = monotonic() + timeout
+        elif timeout is not None:
             try:
                 if timeout.__class__ is bool:
                     raise TypeError

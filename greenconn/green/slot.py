@@ -119,9 +119,9 @@ class Slot(Generic[T]):
             BaseException: what ``fail`` was given, or what was thrown into this greenlet.
         """
         if self._state == _EMPTY:
-            hub, timer = get_hub(), None
-            if deadline.at is not None:
-                left = deadline.at - monotonic()
+            hub, timer, at = get_hub(), None, deadline.at
+            if at is not None:
+                left = at - monotonic()
                 if left <= 0.0:
                     self._leave()
                     raise TimeoutError("timed out")
@@ -143,13 +143,13 @@ class Slot(Generic[T]):
                     self._waking.stop()
                 if timer is not None:
                     timer.close()
-            if self._state == _EMPTY:
-                self._leave()
-                raise TimeoutError("timed out")
+        if self._state == _VALUE:
+            content: T = self._content
+            return content
         if self._state == _ERROR:
             raise _own(self._content)
-        content: T = self._content
-        return content
+        self._leave()
+        raise TimeoutError("timed out")
 
     def _leave(self) -> None:
         if self._state == _EMPTY:

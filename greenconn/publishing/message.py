@@ -291,7 +291,7 @@ class PublishOptions:
         """Return the options; those for a queue by its name are kept for the next such call."""
         if target.__class__ is not str or not OPTIONS.issuperset(options):
             return cls(target, options, delivery_mode)
-        key = (target, delivery_mode, *options.items())
+        key = (target, delivery_mode, *options.items()) if options else (target, delivery_mode)
         try:
             kept = _kept.get(key)
         except TypeError:  # headers: who gave them may change them

@@ -365,7 +365,9 @@ class Publisher:
                 options = message.options
                 if options.key not in self._session.life.declared_entities:
                     self.ensure_target(options, deadline)
-                channel = self.shared_channel(deadline)
+                channel, at = self._channel, deadline.at
+                if channel is None or not channel.is_open or (at is not None and monotonic() >= at):
+                    channel = self.shared_channel(deadline)
                 message.begin(channel, deadline).wait(deadline)
                 return
             except PublishNacked as exc:
