@@ -41,6 +41,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.importing import needed
 from greenconn.publishing import publish
+from greenconn.session.channels import begin_channel
 from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer
 from greenconn.worker.lifecycle import ConsumerState, TargetState
 
@@ -259,7 +260,7 @@ class _Lock:
         if self.is_held:
             return True
         session = self._session
-        channel = session.broker.transport.create_channel(session.link(Deadline(TIMEOUT)))
+        channel = begin_channel(session.broker.transport, session.link(Deadline(TIMEOUT)))
         try:
             if self._declare(channel):
                 self._channel = channel

@@ -46,6 +46,7 @@ from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOpti
 from greenconn.publishing.publisher import Publisher
 from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
+from greenconn.session.channels import begin_channel
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
@@ -527,7 +528,7 @@ class _RpcClient:
     def _make_channel(self) -> _ReplyChannel:
         session = self._session
         link = session.link(Deadline(session.broker.connect_timeout))
-        channel = session.broker.transport.create_channel(link)
+        channel = begin_channel(session.broker.transport, link)
         try:
             self._reply_channel = reply_channel = _ReplyChannel(channel, link)
         except BaseException:

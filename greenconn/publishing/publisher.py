@@ -52,6 +52,7 @@ from greenconn.green.single_flight import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
+from greenconn.session.channels import begin_channel
 from greenconn.session.session import Session
 
 if TYPE_CHECKING:
@@ -432,9 +433,11 @@ class Publisher:
 
     def _open(self, deadline: Deadline) -> Any:
         session = self._session
-        channel = session.broker.transport.create_channel(session.link(deadline))
+        channel = begin_channel(session.broker.transport, session.link(deadline))
         try:
-            if hasattr(channel, "confirm_select"):
+            if hasattr(channel, "begin_confirms"):
+                channel.begin_confirms()
+            elif hasattr(channel, "confirm_select"):
                 channel.confirm_select()
         except BaseException:
             _close(channel)

@@ -36,10 +36,10 @@ from greenconn.session.broker import Broker
 from greenconn.session.state import Life, is_open
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel
+    from greenconn.abc import Channel, Transport
     from greenconn.green.pool import FairPool
 
-__all__ = ["UTILITY_LIMIT", "Channels", "UtilityChannels"]
+__all__ = ["UTILITY_LIMIT", "Channels", "UtilityChannels", "begin_channel"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,17 @@ TRIES: Final = 3
 #: Utility channels of one connection.  A lookup that misses costs its channel: 1,000 misses take 3.5 s
 #: on one channel and about 1.5 s on eight.
 UTILITY_LIMIT: Final = 8
+
+
+def begin_channel(transport: Transport[Any], link: object) -> Any:
+    """Return a channel of *link* for requests that follow at once.  May switch.
+
+    Where the transport can, they are sent behind the opening of the channel without a wait for the
+    broker's reply to that.  If the broker refuses the channel, they raise its error.
+    """
+    # One that a program has written has no such method.
+    begin = getattr(transport, "begin_channel", transport.create_channel)
+    return begin(link)
 
 
 class _SessionLike(Protocol):
@@ -258,7 +269,7 @@ class UtilityChannels:
 
     def _open(self, deadline: Deadline) -> Any:
         link = self._session.link(deadline)
-        return self._session.broker.transport.create_channel(link)
+        return begin_channel(self._session.broker.transport, link)
 
 
 def _default_of(life: Life) -> Any:

@@ -37,7 +37,7 @@ from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, notify
 from greenconn.session.broker import Broker
-from greenconn.session.channels import Channels, UtilityChannels
+from greenconn.session.channels import Channels, UtilityChannels, begin_channel
 from greenconn.session.connect import Connector, ConnectOutcome
 from greenconn.session.recovery import Members, SessionRecovery
 from greenconn.session.services import SessionServices
@@ -412,13 +412,13 @@ class Session:
             self._state = SessionState.IDLE
 
     def _prepare(self, link: object) -> None:
-        self.topology.restore(link, partial(self.broker.transport.create_channel, link))
+        self.topology.restore(link, partial(begin_channel, self.broker.transport, link))
 
     def _begin_life(self, link: object) -> None:
         self.generation += 1
         life = self.life = Life(link, self.generation, self.broker.transport)
         was_lost, self.lost = self.lost is not None, None
-        self.topology.record(link, partial(self.broker.transport.create_channel, link))
+        self.topology.record(link, partial(begin_channel, self.broker.transport, link))
         if hasattr(link, "on_lost"):
             link.on_lost = lambda exc: self._end_life(life, exc)
         self._log(logging.INFO, "connected to %s")

@@ -35,6 +35,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
+from greenconn.session.channels import begin_channel
 from greenconn.streams import OFFSET, StreamPosition
 from greenconn.worker.offsets import OffsetRecorder
 from greenconn.worker.options import ConsumerOptions, QueueLike
@@ -96,11 +97,14 @@ class SharedChannel:
     def open(self, transport: Any) -> Any:
         """Return the channel, opened now if it was not yet.  The caller holds the lock.  May switch."""
         if self._channel is None:
-            self._channel = transport.create_channel(self._link)
+            self._channel = begin_channel(transport, self._link)
             # What a handler acks itself must not wait for the end of its work.
             self._channel.flushes_acks = True
         if not self._has_prefetch:
-            self._channel.basic_qos(0, self.prefetch, False)
+            if hasattr(self._channel, "begin_qos"):
+                self._channel.begin_qos(self.prefetch)
+            else:
+                self._channel.basic_qos(0, self.prefetch, False)
             self._has_prefetch = True
         return self._channel
 

@@ -13,6 +13,9 @@ undone where it left something behind (see ``Call.undo``).
 
 A greenlet that has many requests sends them through a :class:`Pipeline`: they take the time of few round
 trips together.
+
+What a channel begins with (its opening, a prefetch, confirm mode) is written ahead of the first request
+without a wait for its reply: see ``Call.leads``.
 """
 
 from __future__ import annotations
@@ -73,9 +76,13 @@ class Call:
         undo: called with the reply when its caller has left.
         on_reply: called with the reply as soon as it comes.
         tag: the consumer, where the queue replies: later calls may have their reply before this one.
+
+    Attributes:
+        leads: no greenlet waits for the reply, since calls follow that need what this one asks for.  If
+            the broker refuses it, they get the error as their own.
     """
 
-    __slots__ = ("expected", "on_reply", "request", "slot", "tag", "undo")
+    __slots__ = ("expected", "leads", "on_reply", "request", "slot", "tag", "undo")
 
     def __init__(
         self,
@@ -90,6 +97,7 @@ class Call:
         self.undo = undo
         self.on_reply = on_reply
         self.tag = tag
+        self.leads = False
         self.slot: Slot[Reply] = Slot()
 
     def expects(self, reply: Reply) -> bool:
@@ -152,6 +160,11 @@ class PendingCalls:
         """Raise *cause* in all callers, as we close the channel; replies are noted.  Never switches."""
         for call in self._calls:
             call.slot.fail(cause)
+
+    def are_led_by(self, request: Ids) -> bool:
+        """Return whether the oldest call sent *request* for those behind it: see ``Call.leads``."""
+        call = self._calls[0] if self._calls else None
+        return call is not None and call.leads and call.request == request
 
     def fail(self, cause: BaseException, request: Ids | None = None) -> bool:
         """End all calls: the channel is gone.  Never switches.
@@ -328,8 +341,17 @@ class Calls:
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,
+        *,
+        leads: bool = False,
     ) -> Call | None:
-        """Write a method and append its call, if it has a reply, in one step.  Never switches."""
+        """Write a method and append its call in one step.  Never switches.
+
+        Arguments:
+            leads: do not wait for the reply; see :class:`Call`.
+
+        Returns:
+            The call whose reply is to be waited for; None if there is none to wait for.
+        """
         if self._acks.ledger.pending:
             self._acks.flush()
         frame = method_frame(self._number, sig, arguments)
@@ -341,6 +363,10 @@ class Calls:
             self._writer.write(frame)
         if self._channel.cause is not None:
             self._channel.check_open()  # the connection ended in that very write
+        if call is not None and leads:
+            call.leads = True
+            call.abandon()
+            return None
         return call
 
     def write(self, frame: bytes, call: Call) -> None:

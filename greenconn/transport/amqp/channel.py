@@ -59,6 +59,7 @@ logger = logging.getLogger("greenconn.transport.amqp")
 #: Seconds that ``close`` waits for the end of the consumers.
 WITHDRAW_TIMEOUT: Final = 2.0
 
+_OPEN_ARGUMENTS: Final = dumps("s", ("",))  # reserved
 _CLOSE: Final = ids_of(spec.Channel.Close)
 _CLOSE_OK: Final = ids_of(spec.Channel.CloseOk)
 
@@ -165,10 +166,18 @@ class Channel(DeclaringChannel):
         if self.is_open:
             return
         self.calls.call(
-            spec.Channel.Open, dumps("s", ("",)), wait=spec.Channel.OpenOk, undo=self._undo_open
+            spec.Channel.Open, _OPEN_ARGUMENTS, wait=spec.Channel.OpenOk, undo=self._undo_open
         )
         # The connection may have been lost behind the answer, before this greenlet had it.
         self.check_open()
+        self.is_open = True
+
+    def begin_open(self) -> None:
+        """Open it as :meth:`open`, but have requests follow before the broker replies.  Never switches.
+
+        The broker handles them behind it.  If it refuses the channel, they raise its error.
+        """
+        self.calls.begin(spec.Channel.Open, _OPEN_ARGUMENTS, spec.Channel.OpenOk, leads=True)
         self.is_open = True
 
     def _undo_open(self, reply: Reply) -> None:
@@ -439,7 +448,9 @@ class Channel(DeclaringChannel):
         May switch.
         """
         link = self.connection
-        return link.delays.route(link.channel, exchange, routing_key, delay, headers, properties)
+        return link.delays.route(
+            link.begin_channel, exchange, routing_key, delay, headers, properties
+        )
 
     def keep_publish(self) -> None:
         """Send the message that was published last again if the connection is lost before it left.
@@ -493,6 +504,16 @@ class Channel(DeclaringChannel):
         self.calls.wait_writable()
         if self.publisher.confirms is None:
             self.publisher.select_confirms(nowait=nowait)
+
+    def begin_confirms(self) -> None:
+        """Have the broker confirm each publish from now on, without a wait for its reply.
+
+        May switch, before the first byte only.  A second call does nothing.  If the broker refuses, the
+        publishes behind it raise its error.
+        """
+        self.calls.wait_writable()
+        if self.publisher.confirms is None:
+            self.publisher.select_confirms(leads=True)
 
     @property
     def unconfirmed_count(self) -> int:
@@ -608,6 +629,14 @@ class Channel(DeclaringChannel):
         self.consumers.limit(
             prefetch_size, prefetch_count, apply_global if a_global is None else a_global
         )
+
+    def begin_qos(self, prefetch_count: int) -> None:
+        """Limit each consumer that is started from now on, without a wait for the broker's reply.
+
+        May switch, before the first byte only.  If the broker refuses, the requests behind it raise its
+        error.
+        """
+        self.consumers.limit(0, prefetch_count, False, leads=True)
 
     def basic_consume(
         self,
@@ -885,7 +914,10 @@ class Channel(DeclaringChannel):
         self._writer.write(method_frame(self.channel_id, spec.Channel.CloseOk, b""))
         if self._closing:
             return  # both sides close at once: the id is free when our close is answered
-        self._end(cause, blamed=class_id << 16 | method_id)
+        blamed = class_id << 16 | method_id
+        # What leads is needed by all that wait.
+        is_for_all = self.calls.pending.are_led_by(blamed)
+        self._end(cause, blamed=None if is_for_all else blamed)
         self.connection.channel_closed(self)
 
     def _on_close_ok(self, reply: Reply) -> None:

@@ -328,22 +328,31 @@ class Consumers:
 
     # The prefetch
 
-    def limit(self, size: int, count: int, is_global: bool) -> None:
-        """Set the prefetch; see ``Channel.basic_qos``.  May switch."""
+    def limit(self, size: int, count: int, is_global: bool, *, leads: bool = False) -> None:
+        """Set the prefetch; see ``Channel.basic_qos``.  May switch.
+
+        Arguments:
+            leads: do not wait for the reply; see ``Channel.begin_qos``.
+        """
         if is_global and count:
             is_global = self._link.qos_is_for_channel(count)
         qos = (size, count, is_global)
-        self._calls.send(
-            spec.Basic.Qos,
-            "lBb",
-            qos,
-            wait=spec.Basic.QosOk,
-            on_reply=lambda reply: self._note_limit(qos),
+
+        def on_reply(reply: Reply) -> None:
+            # In the reader, since the broker has accepted it even if the caller was killed.
+            self.qos = qos
+
+        arguments = self._calls.pack(spec.Basic.Qos, "lBb", qos)
+        self._calls.wait_writable()
+        call = self._calls.begin(
+            spec.Basic.Qos, arguments, spec.Basic.QosOk, on_reply=on_reply, leads=leads
         )
+        self._note_limit(qos)
+        if call is not None:
+            self._calls.end(call)
 
     def _note_limit(self, qos: tuple[int, int, bool]) -> None:
-        # In the reader, since the prefetch applies even if the caller was killed.
-        self.qos = qos
+        # With the write, since the prefetch applies to what is written behind it.
         self._prefetch = qos[1]
         if not self._prefetch:
             # Running consumers may have no limit any more: by the specification always, with RabbitMQ

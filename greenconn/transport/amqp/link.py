@@ -305,16 +305,33 @@ class AmqpLink(Link):
         Raises:
             ResourceError: the broker allows no more channels; says how many.
         """
-        self.hub_affinity.check(self)
-        self.check_open()
-        if self.writer.must_wait:
-            self.flow_control.wait()
-            self.check_open()
+        self._wait_writable()
         # From the choice of its id to the writing nothing switches.  If its caller is killed
         # afterwards it is closed when its open-ok comes.
         channel = self.channel_cls(self)
         channel.open()
         return channel
+
+    def begin_channel(self) -> Channel:
+        """Return a channel whose requests may follow at once; see ``Channel.begin_open``.
+
+        May switch, before the first byte only.
+
+        Raises:
+            ResourceError: the broker allows no more channels; says how many.
+        """
+        self._wait_writable()
+        channel = self.channel_cls(self)
+        channel.begin_open()
+        return channel
+
+    def _wait_writable(self) -> None:
+        """Wait for the turn to write.  May switch."""
+        self.hub_affinity.check(self)
+        self.check_open()
+        if self.writer.must_wait:
+            self.flow_control.wait()
+            self.check_open()
 
     def take_number(self) -> int:
         """Return a number for a channel.

@@ -284,18 +284,25 @@ class Publisher:
         self._heads[exchange, routing_key, mandatory, immediate] = head
         return head
 
-    def select_confirms(self, *, nowait: bool) -> None:
+    def select_confirms(self, *, nowait: bool = False, leads: bool = False) -> None:
         """Have the broker confirm from now on, for a caller that has waited for the writer.
 
-        May switch, not with *nowait*.  Nothing switches up to the write, so that no other publish is
-        counted before it.
+        May switch, not with *nowait* or *leads*.  Nothing switches up to the write, so that no other
+        publish is counted before it.
+
+        Arguments:
+            nowait: ask for no reply.
+            leads: do not wait for the reply; see :class:`Call`.
         """
         arguments = dumps("b", (nowait,))
         call = None
         try:
             self.confirms = ConfirmSequencer()
             call = self._calls.begin(
-                spec.Confirm.Select, arguments, None if nowait else spec.Confirm.SelectOk
+                spec.Confirm.Select,
+                arguments,
+                None if nowait else spec.Confirm.SelectOk,
+                leads=leads,
             )
         except BaseException as exc:
             # From a signal: it is unknown whether the broker counts.

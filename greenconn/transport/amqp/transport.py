@@ -179,6 +179,10 @@ class Transport(base.Transport[AmqpLink]):
         """Open a channel.  May switch."""
         return connection.channel()
 
+    def begin_channel(self, connection: AmqpLink) -> Channel:
+        """Return a channel whose opening the first requests on it follow at once.  May switch."""
+        return connection.begin_channel()
+
     def heartbeat_check(self, connection: AmqpLink, rate: int = 2) -> None:
         """Raise an error if the peer is dead; heartbeats are sent in the background."""
         connection.heartbeat_tick(rate)

@@ -88,3 +88,16 @@ def test_nobody_is_blamed_for_what_the_oldest_did_not_send() -> None:
     for each in (qos, declare):
         with pytest.raises(RecoverableChannelError):
             each.slot.wait(Deadline(0))
+
+
+def test_what_leads_is_blamed_only_while_it_is_the_oldest() -> None:
+    first, second, consume = (call(QOS, QOS_OK) for _ in range(3))
+    first.leads = second.leads = True
+    calls = pending(first, second, consume)
+    assert calls.are_led_by(QOS)
+    assert not calls.are_led_by(DECLARE)
+    calls.settle(reply(QOS_OK))
+    assert calls.are_led_by(QOS)
+    calls.settle(reply(QOS_OK))
+    assert not calls.are_led_by(QOS)  # the third one has a caller of its own
+    assert not pending().are_led_by(QOS)

@@ -21,7 +21,13 @@ class Calls:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def send(self, sig: Any, form: str, args: Any, *, on_reply: Any, **options: Any) -> None:
+    def pack(self, sig: Any, form: str, args: Any) -> Any:
+        return args
+
+    def wait_writable(self) -> None:
+        pass
+
+    def begin(self, sig: Any, args: Any, wait: Any, *, on_reply: Any, **options: Any) -> None:
         self.asked.append(args)
         on_reply(None)
 
