@@ -22,7 +22,7 @@ from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import current, spawn
 from greenconn.message import Message
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.consumer import Consumer
@@ -172,6 +172,10 @@ class Claimer:
         return self._greenlet
 
     def _run(self) -> None:
+        running = current()
+        if self._greenlet not in (None, running):
+            return  # its caller was interrupted, and another one was begun
+        self._greenlet = running
         try:
             while feeds := self._begin():
                 self._claim(feeds)

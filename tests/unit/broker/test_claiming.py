@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -15,6 +16,7 @@ from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import ChannelError
+from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore, WaitingStore
@@ -408,6 +410,51 @@ def test_a_waiting_claim_is_interrupted_for_another_queue(
     assert set(claims(fake_broker)[1]) == {"p", "q"}
     publish(channel, "x")
     sink.wait_for(1)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_caller_that_is_interrupted_does_not_let_two_greenlets_claim(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    """The interruption comes when the greenlet is spawned and not noted yet."""
+
+    def interrupted(name: str, function: Callable[[], None]) -> None:
+        spawn(name, function)
+        raise KeyboardInterrupt
+
+    channel = channel_to(connect, FakeStore)
+    link = channel.connection
+    sinks = {"p": Sink(), "q": Sink()}
+    for queue, sink in sinks.items():
+        channel.queue_declare(queue)
+        consume(channel, sink, queue)
+    until(lambda: all(each.state is FeedState.DRY for each in link.feeds.values()))
+    running: list[int] = []
+    claim, may_go, begun = link.store.claim, Event(), Event()
+
+    def slow_claim(*args: Any) -> Any:
+        running.append(len(running))
+        begun.set()
+        may_go.wait()
+        running.pop()
+        return claim(*args)
+
+    monkeypatch.setattr(link.store, "claim", slow_claim)
+    with monkeypatch.context() as patched:
+        patched.setattr(claiming, "spawn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            link.wake("p")
+    if has_begun:
+        assert begun.wait(20.0)
+    link.wake("q")
+    assert begun.wait(20.0)
+    for _ in range(3):
+        gevent.sleep(0)
+    assert running == [0]
+    may_go.set()
+    for queue, sink in sinks.items():
+        publish(channel, queue, queue)
+        sink.wait_for(1)
 
 
 def test_no_queue_starves_under_the_limit_of_a_channel(
