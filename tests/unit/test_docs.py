@@ -62,6 +62,7 @@ NOT_OURS = (
     "ACCESS_REFUSED",
     "NOT_ALLOWED",
     "This operation would block",
+    "only available on the default loop",
     "disk I/O error",
     "database or disk is full",
     "file is not a database",
