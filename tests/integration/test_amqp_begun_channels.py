@@ -22,6 +22,7 @@ from greenconn.green.slot import Slot
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.transport.amqp.publishing import PendingConfirm
+from greenconn.transport.amqp.transport import Transport
 from greenconn.worker.lifecycle import ConsumerState
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_interrupts import interruptions
@@ -230,6 +231,35 @@ def test_a_queue_that_exists_takes_two_round_trips(
         connection.connect()
         use(connection, amqp_queue)
         assert waits.replies + waits.confirms == 2
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+@pytest.mark.parametrize("use", [consume, publish])
+def test_a_subclass_decides_on_each_channel(
+    amqp_url: str, amqp_queue: str, use: Callable[[Connection, str], None], is_link: bool
+) -> None:
+    decided: list[Channel] = []
+
+    class OwnLink(AmqpLink):
+        def channel(self, channel_id: int | None = None, callback: Any = None) -> Channel:
+            channel = super().channel(channel_id, callback)
+            decided.append(channel)
+            return channel
+
+    class LinkTransport(Transport):
+        Connection = OwnLink
+
+    class OwnTransport(Transport):
+        def create_channel(self, connection: AmqpLink) -> Channel:
+            channel = super().create_channel(connection)
+            decided.append(channel)
+            return channel
+
+    transport = LinkTransport if is_link else OwnTransport
+    with Connection(amqp_url, transport=transport) as connection:
+        use(connection, amqp_queue)
+        link = decided[0].connection
+        assert {link, *decided} == set(link.channels.values())
 
 
 def test_the_first_call_takes_two_round_trips(amqp_url: str, unique: str, waits: Waits) -> None:

@@ -320,6 +320,8 @@ class AmqpLink(Link):
         Raises:
             ResourceError: the broker allows no more channels; says how many.
         """
+        if type(self).channel is not AmqpLink.channel:
+            return self.channel()  # a subclass decides on each channel
         self._wait_writable()
         channel = self.channel_cls(self)
         channel.begin_open()

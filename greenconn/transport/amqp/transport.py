@@ -181,6 +181,8 @@ class Transport(base.Transport[AmqpLink]):
 
     def begin_channel(self, connection: AmqpLink) -> Channel:
         """Return a channel whose opening the first requests on it follow at once.  May switch."""
+        if type(self).create_channel is not Transport.create_channel:
+            return self.create_channel(connection)  # a subclass decides on each channel
         return connection.begin_channel()
 
     def heartbeat_check(self, connection: AmqpLink, rate: int = 2) -> None:
