@@ -419,6 +419,17 @@ def grown(step: Callable[[int], object], count: int) -> float:
 
 
 @pytest.mark.timeout(900)
+def test_a_float_that_the_broker_cannot_read_is_refused_before_a_byte_is_sent(
+    amqp_link: AmqpLink, amqp_queue: str
+) -> None:
+    channel = amqp_link.channel()
+    with pytest.raises(ValueError, match="must be finite"):
+        channel.queue_declare(amqp_queue, arguments={"x-custom": {"in": [float("nan")]}})
+    with pytest.raises(ValueError, match="must be finite"):
+        channel.prepare_message("x", headers={"rate": float("inf")})
+    assert channel.queue_declare(amqp_queue, passive=True).queue == amqp_queue
+
+
 def test_channels_opened_and_closed_leave_nothing(
     amqp_url: str, unique: str, long: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -45,6 +45,7 @@ from greenconn.transport.amqp.methods import (
     ids_of,
     reply_arguments,
 )
+from greenconn.transport.amqp.properties import is_finite
 from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
@@ -288,6 +289,8 @@ class Calls:
         """
         try:
             arguments: bytes = dumps(form, args)
+            if not is_finite(args):
+                raise FrameSyntaxError("a float in a table must be finite")
         except (struct.error, FrameSyntaxError) as exc:
             # The latter, of amqp, would pass for an error of the connection.
             raise ValueError(f"an argument of method {sig} does not fit its field: {exc}") from exc

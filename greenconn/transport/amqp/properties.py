@@ -11,6 +11,7 @@ from __future__ import annotations
 from calendar import timegm
 from collections.abc import Mapping
 from datetime import datetime
+from math import isfinite
 from struct import Struct, error
 from typing import Any, Final, TypeAlias
 
@@ -21,7 +22,7 @@ from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError
 from greenconn.transport.amqp.methods import UNREADABLE
 
-__all__ = ["content_kind", "pack_properties", "text_of", "unpack_properties"]
+__all__ = ["content_kind", "is_finite", "pack_properties", "text_of", "unpack_properties"]
 
 _flags = Struct(">H")
 _octet = Struct(">B")
@@ -153,7 +154,10 @@ def _field(name: str, kind: str, value: Any) -> bytes:
         if kind == "o":
             return _octet.pack(int(value))
         if kind == "t":
-            table: bytes = dumps("F", (dict(value),))
+            headers = dict(value)
+            table: bytes = dumps("F", (headers,))
+            if not is_finite(headers):
+                raise ValueError("a float is not finite")
             return table
         if isinstance(value, datetime):
             value = timegm(value.utctimetuple())
@@ -163,6 +167,20 @@ def _field(name: str, kind: str, value: Any) -> bytes:
             # The codec's text has the value, which may be a secret.
             raise ValueError(_bad_header(value)) from None
         raise ValueError(f"message property {name}={value!r} cannot be sent: {exc}") from exc
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether no float in *value*, which is no part of itself, is infinite or NaN.
+
+    RabbitMQ cannot read such a float in a table, and closes the whole connection.
+    """
+    if isinstance(value, float):
+        return isfinite(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return True
+    return all(map(is_finite, value))
 
 
 def _bad_header(headers: Any) -> str:
@@ -178,6 +196,8 @@ def _bad_header(headers: Any) -> str:
             return (
                 f"header {key!r}: a value of type {kind}{inside} cannot be sent in an AMQP header"
             )
+        if not is_finite(value):
+            return f"header {key!r}: a float must be finite to be sent in an AMQP header"
     return "the headers are too large to be sent"
 
 

@@ -89,6 +89,13 @@ def test_what_does_not_fit_is_named(name: str, headers: dict[str, Any] | None) -
         pack_properties(0, "text/plain", "utf-8", headers, {name: value})
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"in": [1.5, (value,)]}])
+def test_a_float_that_rabbitmq_cannot_read_is_refused(value: float, wrap: Any) -> None:
+    with pytest.raises(ValueError, match="header 'bad': a float must be finite"):
+        pack_properties(None, None, None, {"good": 1.5, "bad": wrap(value)}, None)
+
+
 def test_an_empty_table_of_headers_is_ones_own() -> None:
     header = header_of(pack_properties(0, "text/plain", "utf-8", {}, {"delivery_mode": 2}))
     for _ in range(3):
