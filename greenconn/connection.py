@@ -15,10 +15,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from math import inf
 from operator import attrgetter
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -1157,6 +1158,22 @@ class _Forwarding:
         return getattr(self._core, name)
 
 
+class _Slotted:
+    """The slots of a subclass in a facade, which are a holder's own as the facade's ``__dict__`` is."""
+
+    __slots__ = ()
+
+    #: Those of the class, and of its bases.
+    _slots: tuple[MemberDescriptorType, ...]
+
+    def lend_again(self, pool: Lender) -> bool:
+        """Lend it as if it was new; see :meth:`PooledConnection.lend_again`."""
+        for slot in self._slots:
+            with suppress(AttributeError):  # it was not set
+                slot.__delete__(self)
+        return super().lend_again(pool)  # type: ignore[misc,no-any-return]  # of PooledConnection
+
+
 #: The class of a facade while it is lent, and after its release.
 _FacadeClasses = tuple[type[PooledConnection], type[PooledConnection]]
 
@@ -1170,9 +1187,18 @@ def _facade_classes(cls: type[Connection]) -> _FacadeClasses:
     if found is None:
         own = () if issubclass(PooledConnection, cls) else (cls,)
         name, members = f"Pooled{cls.__name__}", {"__module__": cls.__module__, "__slots__": ()}
-        lent = type(name, (_Forwarding, PooledConnection, *own), members)
+        slots = tuple(_slots_of(cls))
+        added = (_Forwarding,) if not slots else (_Slotted, _Forwarding)
+        lent = type(name, (*added, PooledConnection, *own), {**members, "_slots": slots})
         found = _facades[cls] = (lent, type(name, (_ReleasedConnection, lent), members))
     return found
+
+
+def _slots_of(cls: type[Connection]) -> Iterator[MemberDescriptorType]:
+    """Return the slots that *cls* and its bases add to those of a connection."""
+    for base in cls.__mro__:
+        if base not in Connection.__mro__ and "__slots__" in vars(base):
+            yield from (each for each in vars(base).values() if type(each) is MemberDescriptorType)
 
 
 def _hosts(hostname: object) -> list[str]:

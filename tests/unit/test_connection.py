@@ -667,6 +667,22 @@ def test_a_facade_stays_of_the_family(cls: type[Connection], script: Script) -> 
     assert isinstance(facade, cls)
 
 
+def test_slots_that_a_holder_has_set_are_its_own(script: Script) -> None:
+    class More(Slotted):
+        __slots__ = ("shade",)
+
+    core, pool = More("scripted://one"), Pool()
+    facade: Any = core.lend(pool)
+    for _ in range(2):
+        facade.colour, facade.shade = "red", "dark"
+        facade.release()
+        assert (facade.colour, facade.shade) == ("red", "dark")
+        assert facade.lend_again(pool)
+        assert not hasattr(facade, "colour")
+        assert not hasattr(facade, "shade")
+        assert facade.session is core.session
+
+
 def test_a_facade_has_what_a_subclass_adds(script: Script) -> None:
     core = Special("scripted://one")
     facade: Any = core.lend(Pool())
