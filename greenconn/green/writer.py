@@ -310,7 +310,8 @@ class Writer:
     def _end_turn(self) -> None:
         """Send what was written in this turn of the hub.  In the hub."""
         try:
-            if self._before_flush:
+            # A callback can add another one: the turn has no second end for it.
+            while self._before_flush:
                 self._run_before_flush()
             self._in_turn = False
             if self._yield_due:

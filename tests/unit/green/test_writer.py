@@ -714,6 +714,23 @@ def test_what_gains_by_waiting_is_written_at_the_end_of_the_turn(line: Line) -> 
     assert calls == [1, 1]
 
 
+def test_a_callback_can_add_another_one_to_the_same_turn(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+
+    def first() -> None:
+        writer.write(b"settled ")
+        writer.before_flush(lambda: writer.write(b"claim "))
+
+    writer.before_flush(first)
+    yield_to_hub()
+    assert wire.receive() == b"settled claim "
+    assert writer.sends == 1
+    writer.before_flush(first)
+    writer.flush()
+    yield_to_hub()
+    assert wire.receive() == b"settled claim "
+
+
 def test_a_callback_that_fails_ends_the_stream(line: Line, hub_errors: HubErrors) -> None:
     writer, wire = line.writer, line.wire
 
