@@ -683,6 +683,20 @@ def test_consumers_learn_that_their_channel_is_closed(side: Side) -> None:
     assert isinstance(caught.value.__cause__, NotFound)
 
 
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_consumers_learn_that_the_program_has_closed_their_channel(
+    side: Side, no_ack: bool
+) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    store, ended = Store(), Store()
+    channel.basic_consume(queue, no_ack=no_ack, sink=store)
+    channel.basic_cancel(channel.basic_consume(queue, no_ack=no_ack, sink=ended))
+    channel.close()
+    assert [type(each) for each in store.lost] == [RecoverableChannelError]
+    assert not ended.lost
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [

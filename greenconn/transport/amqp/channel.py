@@ -215,7 +215,7 @@ class Channel(DeclaringChannel):
         """Close the channel.  May switch.  Again, or after it was lost: does nothing.
 
         Outstanding deliveries are requeued: first, after the end of the consumers, those that no
-        handler has seen.
+        handler has seen.  Who has the sink of a consumer gets the reason, as after a loss.
         """
         if get_hub() is not self._hub:
             self.check_hub()
@@ -223,6 +223,18 @@ class Channel(DeclaringChannel):
             self.connection.flow_control.wait()
         if self.cause is not None:
             return
+        sinks = self.consumers.sinks()
+        try:
+            self._close()
+        finally:
+            self._report_end(sinks)
+
+    def _report_end(self, sinks: Iterable[Sink]) -> None:
+        assert self.cause is not None
+        for sink in sinks:
+            sink.cancelled(self.cause)
+
+    def _close(self) -> None:
         if self.consumers.by_tag or len(self.connection.events):
             try:
                 withdraw(self.connection, (self,), Deadline(WITHDRAW_TIMEOUT))

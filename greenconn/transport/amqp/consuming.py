@@ -563,6 +563,14 @@ class Consumers:
         consumer.watchers.append(slot)
         slot.wait(Deadline(self._link.options.reply_timeout))
 
+    def sinks(self) -> list[Sink]:
+        """Return the sinks of the consumers that have started and have not ended.  Never switches."""
+        return [
+            each.sink
+            for each in self.by_tag.values()
+            if each.sink is not None and each.state is ConsumerState.RUNNING
+        ]
+
     def acking(self) -> list[ChannelConsumer]:
         """Return the consumers with acks.  Never switches."""
         return [each for each in self.by_tag.values() if not each.no_ack]

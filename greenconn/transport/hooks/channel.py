@@ -560,14 +560,21 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
 
     def close(self) -> None:
         """Close it: cancel its consumers and requeue its unacknowledged messages.  May switch."""
-        if self.is_open:
-            for tag in list(self.consumers):
-                try:
-                    self.basic_cancel(tag)
-                except Exception as exc:  # what could not be put back is held still
-                    self.connection.failed(exc, "cancelling a consumer")
-            self.qos.restore_unacked_once()
-        super().close()
+        consumers = list(self.consumers.values())
+        try:
+            if self.is_open:
+                for tag in list(self.consumers):
+                    try:
+                        self.basic_cancel(tag)
+                    except Exception as exc:  # what could not be put back is held still
+                        self.connection.failed(exc, "cancelling a consumer")
+                self.qos.restore_unacked_once()
+        finally:
+            ended = [each for each in consumers if self.consumers.get(each.tag) is not each]
+            super().close()
+            assert self.cause is not None
+            for consumer in ended:
+                consumer.lose(self.cause)
 
     def _release(self, consumers: list[Consumer]) -> None:
         for consumer in consumers:
