@@ -16,7 +16,7 @@ from functools import partial
 from io import BytesIO
 from time import monotonic
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
 from greenlet import getcurrent
@@ -54,19 +54,21 @@ Encoder = Callable[[bytes], bytes]
 Decoder = Callable[[Any], bytes]
 
 
-class _Inflater(Protocol):
-    """A decompressor of one stream, as bz2, lzma and zstd have it."""
+if TYPE_CHECKING:
 
-    @property
-    def eof(self) -> bool: ...
+    class _Inflater(Protocol):
+        """A decompressor of one stream, as bz2, lzma and zstd have it."""
 
-    @property
-    def needs_input(self) -> bool: ...
+        @property
+        def eof(self) -> bool: ...
 
-    @property
-    def unused_data(self) -> bytes: ...
+        @property
+        def needs_input(self) -> bool: ...
 
-    def decompress(self, data: Any, max_length: int) -> bytes: ...
+        @property
+        def unused_data(self) -> bytes: ...
+
+        def decompress(self, data: Any, max_length: int) -> bytes: ...
 
 
 class _StreamDecoder:

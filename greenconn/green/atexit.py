@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakKeyDictionary
 
 import gevent
@@ -25,17 +25,19 @@ EXIT_TIMEOUT: Final = 2.0
 STEP: Final = 0.005
 
 
-class Pending(Protocol):
-    """An object that may be registered: hashable, and referred to weakly."""
+if TYPE_CHECKING:
 
-    @property
-    def pending(self) -> int:
-        """Amount (bytes, channels) that the end of the interpreter waits for."""
-        ...
+    class Pending(Protocol):
+        """An object that may be registered: hashable, and referred to weakly."""
 
-    def flush(self) -> object:
-        """Begin to send what is left.  Never switches."""
-        ...
+        @property
+        def pending(self) -> int:
+            """Amount (bytes, channels) that the end of the interpreter waits for."""
+            ...
+
+        def flush(self) -> object:
+            """Begin to send what is left.  Never switches."""
+            ...
 
 
 #: With the hub and the process that each belongs to.

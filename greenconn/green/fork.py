@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 __all__ = ["ForkAware", "register"]
 
 
-class ForkAware(Protocol):
-    """An object that may be registered."""
+if TYPE_CHECKING:
 
-    def forget(self) -> None:
-        """Drop what is the parent's, without a word to any peer.  Never switches."""
-        ...
+    class ForkAware(Protocol):
+        """An object that may be registered."""
+
+        def forget(self) -> None:
+            """Drop what is the parent's, without a word to any peer.  Never switches."""
+            ...
 
 
 #: By identity, since members may be equal; in the order of registration.

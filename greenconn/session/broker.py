@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import cycle
 from operator import itemgetter
 from types import MethodType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 from greenconn.exceptions import (
@@ -130,16 +130,18 @@ class Failover:
         return f"<Failover {mask_secrets(';'.join(self.addresses))}: {self.given!r}>"
 
 
-class _Client(Protocol):
-    @property
-    def resolve_aliases(self) -> Mapping[str, str]: ...
+if TYPE_CHECKING:
 
-    def create_transport(self) -> Any: ...
+    class _Client(Protocol):
+        @property
+        def resolve_aliases(self) -> Mapping[str, str]: ...
 
-    def get_transport_cls(self) -> Any: ...
+        def create_transport(self) -> Any: ...
 
-    @property
-    def _connection_factory(self) -> Callable[[], Any]: ...
+        def get_transport_cls(self) -> Any: ...
+
+        @property
+        def _connection_factory(self) -> Callable[[], Any]: ...
 
 
 class Broker:

@@ -61,14 +61,16 @@ def begin_channel(transport: Transport[Any], link: object) -> Any:
     return begin(link)
 
 
-class _SessionLike(Protocol):
-    @property
-    def life(self) -> Life: ...
+if TYPE_CHECKING:
 
-    @property
-    def broker(self) -> Broker: ...
+    class _SessionLike(Protocol):
+        @property
+        def life(self) -> Life: ...
 
-    def link(self, deadline: Deadline, *, reopen: bool = False) -> Any: ...
+        @property
+        def broker(self) -> Broker: ...
+
+        def link(self, deadline: Deadline, *, reopen: bool = False) -> Any: ...
 
 
 class _Successors:

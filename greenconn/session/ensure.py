@@ -34,18 +34,20 @@ class NotConnected(OperationalError):
     """No broker could be reached in all attempts of a policy: ``ensure`` raises this at once."""
 
 
-class _ConnectionLike(Protocol):
-    @property
-    def session(self) -> Session: ...
+if TYPE_CHECKING:
 
-    @property
-    def default_channel(self) -> Any: ...
+    class _ConnectionLike(Protocol):
+        @property
+        def session(self) -> Session: ...
 
-    @property
-    def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]: ...
+        @property
+        def default_channel(self) -> Any: ...
 
-    @property
-    def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
+        @property
+        def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+        @property
+        def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
 
 
 def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:

@@ -69,26 +69,27 @@ NAMES_KEPT: Final = 10_000
 # Plain classes: to make a dataclass of each would take a tenth of the time that importing may take.
 
 
-class Pipeline(Protocol):
-    """Requests on one channel, sent without a wait for each reply (``transport.amqp.calls``)."""
+if TYPE_CHECKING:
 
-    @property
-    def channel(self) -> Channel: ...
+    class Pipeline(Protocol):
+        """Requests on one channel, sent without a wait for each reply (``transport.amqp.calls``)."""
 
-    def send(self, method: Callable[..., object], **arguments: Any) -> None: ...
+        @property
+        def channel(self) -> Channel: ...
 
-    def receive(self) -> list[Any]: ...
+        def send(self, method: Callable[..., object], **arguments: Any) -> None: ...
 
+        def receive(self) -> list[Any]: ...
 
-class PipeliningChannel(Protocol):
-    """A channel of a link that records its topology."""
+    class PipeliningChannel(Protocol):
+        """A channel of a link that records its topology."""
 
-    @property
-    def is_open(self) -> bool: ...
+        @property
+        def is_open(self) -> bool: ...
 
-    def pipeline(self) -> AbstractContextManager[Pipeline]: ...
+        def pipeline(self) -> AbstractContextManager[Pipeline]: ...
 
-    def close(self) -> None: ...
+        def close(self) -> None: ...
 
 
 class Declared:
@@ -241,12 +242,14 @@ class DeclaredBinding(Declared):
         return self.destination
 
 
-class RecordingLink(Protocol):
-    """A link whose channels tell what they declare (``transport.base.Link``)."""
+if TYPE_CHECKING:
 
-    topology: Any
+    class RecordingLink(Protocol):
+        """A link whose channels tell what they declare (``transport.base.Link``)."""
 
-    def collect(self) -> None: ...
+        topology: Any
+
+        def collect(self) -> None: ...
 
 
 class Topology:

@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
 from greenconn.transport.beanstalk.errors import LinkLost, NotBeanstalk, refusal
 from greenconn.transport.virtual.pipeline import PipelineLife
@@ -36,6 +35,9 @@ from greenconn.wire.beanstalk import (
     line,
     statistics,
 )
+
+if TYPE_CHECKING:
+    from greenconn.green.stream import Tls
 
 __all__ = [
     "ALL",

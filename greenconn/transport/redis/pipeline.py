@@ -19,17 +19,19 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
-from greenconn.green.stream import Tls
 from greenconn.green.ticker import Ticker
 from greenconn.green.writer import Writer
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
+
+if TYPE_CHECKING:
+    from greenconn.green.stream import Tls
 
 __all__ = ["ENDLESS", "CommandCalls", "CommandWriter", "Pipeline", "ignore"]
 

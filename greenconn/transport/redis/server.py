@@ -16,13 +16,12 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.green.connect import avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.renewal import Renewal
 from greenconn.green.single_flight import SingleFlight
-from greenconn.green.stream import Tls
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import (
@@ -37,6 +36,9 @@ from greenconn.transport.redis.errors import (
 from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
 from greenconn.wire.resp import ErrorReply, pack
 from greenconn.wire.tls import tls_session
+
+if TYPE_CHECKING:
+    from greenconn.green.stream import Tls
 
 __all__ = [
     "Address",

@@ -6,12 +6,15 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.hub import weakly
-from greenconn.green.stream import Stream, Tls
+from greenconn.green.stream import Stream
 from greenconn.green.ticker import Ticker
+
+if TYPE_CHECKING:
+    from greenconn.green.stream import Tls
 
 __all__ = ["PipelineLife"]
 
