@@ -211,42 +211,46 @@ class Connection:
     #: Names of failover strategies -> functions.
     failover_strategies: ClassVar[Mapping[str, Any]] = dict(STRATEGIES)
 
-    hostname = _Parameter[str | None](None)
-    userid = _Parameter[str | None](None)
-    password = _Parameter[Any](None)
-    virtual_host = _Parameter[str]("/", fills=True)
-    port = _Parameter[int | None](None)
-    insist = _Parameter[bool](False)
-    ssl = _Parameter[Any](None)
-    transport_cls = _Parameter[Any](DEFAULT_TRANSPORT, "transport", fills=True)
-    connect_timeout = _Parameter[float | None](5)
-    transport_options = _Parameter[dict[str, Any]](None)  # type: ignore[arg-type]  # on the class
-    login_method = _Parameter[str | None](None)
-    uri_prefix = _Parameter[str | None](None)
-    heartbeat = _Parameter[float | None](None)
-    credential_provider = _Parameter[Any](None)
+    hostname: _Parameter[str | None] = _Parameter(None)
+    userid: _Parameter[str | None] = _Parameter(None)
+    password: _Parameter[Any] = _Parameter(None)
+    virtual_host: _Parameter[str] = _Parameter("/", fills=True)
+    port: _Parameter[int | None] = _Parameter(None)
+    insist: _Parameter[bool] = _Parameter(False)
+    ssl: _Parameter[Any] = _Parameter(None)
+    transport_cls: _Parameter[Any] = _Parameter(DEFAULT_TRANSPORT, "transport", fills=True)
+    connect_timeout: _Parameter[float | None] = _Parameter(5)
+    transport_options: _Parameter[dict[str, Any]] = _Parameter(None)  # type: ignore[arg-type]  # on the class
+    login_method: _Parameter[str | None] = _Parameter(None)
+    uri_prefix: _Parameter[str | None] = _Parameter(None)
+    heartbeat: _Parameter[float | None] = _Parameter(None)
+    credential_provider: _Parameter[Any] = _Parameter(None)
 
     #: The URLs of the failover list; empty for a single URL.
-    alt = _Shared[list[str]]([], lambda session: session.broker.failover.addresses)
+    alt: _Shared[list[str]] = _Shared([], lambda session: session.broker.failover.addresses)
     #: The iterator of the URLs to try; None for a single URL.
-    cycle = _Shared[Iterator[str] | None](None, lambda session: session.broker.failover.cycle)
+    cycle: _Shared[Iterator[str] | None] = _Shared(
+        None, lambda session: session.broker.failover.cycle
+    )
     #: The function that makes that iterator of the list.
-    failover_strategy = _Shared[Any](
+    failover_strategy: _Shared[Any] = _Shared(
         "round-robin", lambda session: session.broker.failover.strategy
     )
     #: Entities that are known to exist at the broker; a new set for each life of the connection.
-    declared_entities = _Shared[set[Any]](
+    declared_entities: _Shared[set[Any]] = _Shared(
         None,  # type: ignore[arg-type]  # on the class
         lambda session: session.life.declared_entities,
     )
     #: The single flight of ``maybe_declare``: one declaration of an entity at a time, for each life.
-    declare_flight = _Shared[Any](None, lambda session: session.life.declare_flight)
+    declare_flight: _Shared[Any] = _Shared(None, lambda session: session.life.declare_flight)
     #: A list to append functions to.  Each is called with the error when the connection is lost, in a
     #: greenlet of its own; an exception in it is logged.
-    on_connection_lost = _Shared[Listeners](Listeners(), lambda session: session.on_connection_lost)
+    on_connection_lost: _Shared[Listeners] = _Shared(
+        Listeners(), lambda session: session.on_connection_lost
+    )
     #: A list to append functions to.  Each is called without arguments when a lost connection is open
     #: again, with its topology and its consumers restored.
-    on_recovered = _Shared[Listeners](Listeners(), lambda session: session.on_recovered)
+    on_recovered: _Shared[Listeners] = _Shared(Listeners(), lambda session: session.on_recovered)
 
     def __init__(
         self,
