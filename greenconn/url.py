@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
-from ipaddress import IPv6Address
+from functools import lru_cache
 from ssl import CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED, VerifyMode
 from string import ascii_letters, digits
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
-from urllib.parse import parse_qsl, quote, unquote
 
 from greenconn.records import Record
 
@@ -38,10 +36,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-safequote: Final = partial(quote, safe="")
-
 # Sets of characters: compiling a pattern takes longer than all else that is done with a URL.
 _LETTERS: Final = frozenset(ascii_letters)
+#: What is never percent-encoded.
+_UNRESERVED: Final = ascii_letters + digits + "_.-~"
 _IN_SCHEME: Final = frozenset(ascii_letters + digits + "_.:-")
 # "#" would cut the rest of the URL off; a blank or control character is a slip of the editor.
 _STRAY: Final = frozenset((*map(chr, range(0x21)), *"#\x7f\x85\xa0\u2028\u2029"))
@@ -85,6 +83,47 @@ urlparts = NamedTuple(  # noqa: UP014 - the types of a class are texts here, eac
 )
 
 
+# urllib.parse and ipaddress take as long to import as ten modules of this package: they are imported for
+# URLs with options, special characters or an IPv6 address.
+
+
+def safequote(
+    string: str | bytes, safe: str = "", encoding: str | None = None, errors: str | None = None
+) -> str:
+    """Percent-encode *string*, also its slashes unless they are in *safe*."""
+    if isinstance(string, str) and not string.rstrip(_UNRESERVED + safe):
+        return string
+    from urllib.parse import quote
+
+    return quote(string, safe, encoding, errors)  # type: ignore[arg-type]  # of text or of bytes
+
+
+def _unquoted(text: str, errors: str = "replace") -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote
+
+    return unquote(text, errors=errors)
+
+
+def _options(query: str, *, keep_blank_values: bool = False) -> dict[str, str]:
+    if not query:
+        return {}
+    from urllib.parse import parse_qsl
+
+    return dict(parse_qsl(query, keep_blank_values=keep_blank_values))
+
+
+def _is_ipv6(host: str) -> bool:
+    from ipaddress import IPv6Address
+
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def mask_secrets(text: str, mask: str = "**") -> str:
     """Return *text* without the passwords of the URLs in it.  Never raises.
 
@@ -111,10 +150,8 @@ def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
 
 def _decoded(text: str, url: str) -> str | None:
     """Percent-decode; an empty part is None."""
-    if "%" not in text:
-        return text or None
     try:
-        return unquote(text, errors="strict") or None
+        return _unquoted(text, "strict") or None
     except UnicodeDecodeError:
         _refuse(url, "the percent-encoding must be UTF-8", _HOW_TO_QUOTE)
 
@@ -129,12 +166,8 @@ def _split_host(hostport: str, url: str) -> tuple[str | None, int | None]:
     """Split ``host:port``; IPv6 stands in brackets and comes out without them."""
     if hostport.startswith("["):
         host, bracket, behind = hostport[1:].partition("]")
-        decoded = unquote(host)
-        try:
-            IPv6Address(decoded)
-        except ValueError:
-            bracket = ""
-        if not bracket or (behind and behind[0] != ":"):
+        decoded = _unquoted(host)
+        if not bracket or not _is_ipv6(decoded) or (behind and behind[0] != ":"):
             _refuse(url, "invalid IPv6 address", "write it in brackets, as in amqp://[::1]:5672//")
         return decoded, _port(behind[1:], url)
     host, _, port = hostport.partition(":")
@@ -223,7 +256,7 @@ def url_to_parts(url: str) -> urlparts:
         _decoded(user, url),
         _decoded(password, url),
         _decoded(path, url),
-        dict(parse_qsl(query)) if query else {},
+        _options(query),
     )
 
 
@@ -312,7 +345,7 @@ def as_url(
             userinfo += ":" + ((mask or "") if sanitize else safequote(password))
         userinfo += "@"
     if host and ":" in host:
-        host = f"[{quote(host, safe=':')}]"
+        host = f"[{safequote(host, ':')}]"
     else:
         host = safequote(host) if host else ""
     return f"{scheme}://{userinfo}{host}{f':{port}' if port else ''}/{path or ''}"
@@ -325,7 +358,7 @@ def sanitize_url(url: str, mask: str = "**") -> str:
         ValueError: it is not a URL.
     """
     parts = url_to_parts(url)
-    path = quote(parts.path, safe=_PATH_SAFE) if parts.path else None
+    path = safequote(parts.path, _PATH_SAFE) if parts.path else None
     return as_url(*parts[:5], path=path, sanitize=True, mask=mask)
 
 
@@ -409,7 +442,7 @@ class BrokerURL(Record):
             self.port,
             self.userid,
             self.password,
-            quote(path, safe=_PATH_SAFE) if path else None,
+            safequote(path, _PATH_SAFE) if path else None,
             sanitize=True,
         )
 
@@ -430,9 +463,7 @@ def _parsed(text: str) -> BrokerURL:
             "separate the brokers of a failover list by semicolons, as in amqp://one//;amqp://two//",
         )
     transport, _, inner = parts.scheme.partition("+")
-    query = {}
-    if "?" in text:
-        query = dict(parse_qsl(_split(text)[3], keep_blank_values=True))
+    query = _options(_split(text)[3], keep_blank_values=True) if "?" in text else {}
     is_socket = inner == "socket"
     return BrokerURL(
         transport=transport,

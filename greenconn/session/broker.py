@@ -10,7 +10,6 @@ from itertools import cycle
 from operator import itemgetter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import quote
 
 from greenconn.exceptions import (
     NotFound,
@@ -22,7 +21,7 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
 from greenconn.session.state import drop
 from greenconn.transport.registry import get_transport_cls
-from greenconn.url import as_url, mask_secrets, maybe_sanitize_url
+from greenconn.url import as_url, mask_secrets, maybe_sanitize_url, safequote
 
 __all__ = ["STRATEGIES", "URI_FIELDS", "Broker", "Failover", "shufflecycle"]
 
@@ -424,7 +423,7 @@ class Broker:
             return _masked_url(transport, hostname, port, userid, shown, virtual_host)
         if callable(password):
             password = password()
-        return as_url(transport, hostname, port, userid, password, quote(virtual_host))
+        return as_url(transport, hostname, port, userid, password, safequote(virtual_host, "/"))
 
     def _foreign_uri(self, hostname: str, include_password: bool, mask: str) -> str:
         """Return the URL where the transport parses it, or a part of it, itself."""
@@ -451,7 +450,7 @@ def _masked_url(
     mask: str | None,
     virtual_host: str,
 ) -> str:
-    path = quote(virtual_host)
+    path = safequote(virtual_host, "/")
     return as_url(transport, hostname, port, userid, mask, path, sanitize=True, mask=mask or "")
 
 

@@ -107,6 +107,35 @@ def test_what_not_everybody_needs_is_imported_when_it_is_needed(program: str) ->
     assert loaded.split() == []
 
 
+@pytest.mark.parametrize(
+    ("url", "needed"),
+    [
+        ("amqp://guest:guest@broker-1.example.com:5672//", set()),
+        ("amqp://guest:guest@[::1]:5672//", {"ipaddress"}),
+        ("amqp://guest:p%40ss@localhost//", {"urllib.parse"}),
+        ("amqp://localhost//?connect_timeout=3", {"urllib.parse"}),
+    ],
+)
+def test_urls_load_those_parsers_of_the_standard_library_that_they_need(
+    url: str, needed: set[str]
+) -> None:
+    program = (
+        f"import sys; sys.path[:] = {sys.path}\n"
+        "from greenconn import Connection\n"
+        f"connection = Connection({url!r})\n"
+        "connection.transport, connection.as_uri()\n"
+        "print(*{'urllib.parse', 'ipaddress'} & {*sys.modules})"
+    )
+    # Without site, which loads them for packages in development.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = {*done.stdout.split()}
+    if "urllib.parse" in loaded:
+        loaded.discard("ipaddress")  # newer versions of it import that
+    assert loaded == needed
+
+
 def test_an_application_loads_no_test_support_until_it_is_tested() -> None:
     said = run(
         "import sys\n"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ssl
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from greenconn import Connection
@@ -217,6 +218,20 @@ def test_as_url_masks() -> None:
     assert as_url("a", "h", user="u", password="p", sanitize=True) == "a://u:**@h/"
     assert as_url("a", "h", user="u", password="p", sanitize=True, mask="") == "a://u:@h/"
     assert safequote("a/b:c") == "a%2Fb%3Ac"
+
+
+def test_safequote_also_takes_the_arguments_of_quote() -> None:
+    assert safequote(b"a/\xff") == "a%2F%FF"
+    assert safequote("a/b:c", "/") == "a/b%3Ac"
+    assert safequote("\xe9", encoding="latin-1") == "%E9"
+    assert safequote("\xe9", encoding="ascii", errors="replace") == "%3F"
+
+
+@given(st.text(), st.sampled_from(["", "/", ":", "/!$&'()*+,:=@~"]))
+@example("azAZ09_.-~", "")
+@example("/a/", "/")
+def test_safequote_quotes_what_urllib_quotes(text: str, safe: str) -> None:
+    assert safequote(text, safe) == quote(text, safe)
 
 
 def test_sanitize_url() -> None:
