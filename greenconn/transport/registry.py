@@ -6,7 +6,6 @@ returns such a path, or the class.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -149,12 +148,15 @@ def resolve_transport(transport: str | type[Any] | None | None = None) -> Any:
     path = target() if callable(target) else target
     if not isinstance(path, str):
         return _hosted(path)
-    if _is_absent(path):
+    try:
+        return _hosted(symbol_by_name(_ours(path)))
+    except ModuleNotFoundError as exc:
+        if not _is_absent(path):
+            raise
         raise ImportError(
             f"transport {transport!r} ({path}) is not in this version of greenconn; "
             f"it has {', '.join(_present())}"
-        )
-    return _hosted(symbol_by_name(_ours(path)))
+        ) from exc
 
 
 def get_transport_cls(transport: str | type[Any] | None | None = None) -> Any:
@@ -205,8 +207,10 @@ def _imported(alias: str, path: str) -> Any:
 def _exists(module: str) -> bool:
     if sys.modules.get(module) is not None:
         return True  # kombu's package has no spec once it is imported
+    from importlib.util import find_spec  # for who names a transport that may not exist
+
     try:
-        return importlib.util.find_spec(module) is not None
+        return find_spec(module) is not None
     except ModuleNotFoundError:
         return False
 
