@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from gevent import Greenlet, GreenletExit, getcurrent
+import gevent
+from gevent import GreenletExit, getcurrent
 
 from greenconn.green import fork
 
@@ -21,6 +22,21 @@ __all__ = ["current", "end", "end_all", "shielded", "spawn"]
 T = TypeVar("T")
 
 logger = logging.getLogger("greenconn.green")
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
+else:
+
+    class Greenlet(gevent.Greenlet):
+        """A greenlet that does not record the stack of its spawner.
+
+        All are spawned below, and their names say for what.  Finding the lines of ten frames would be
+        most of the work of making one.
+        """
+
+        __slots__ = ()
+
+        spawning_stack_limit = 0
 
 
 def spawn(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Greenlet[..., Any]:

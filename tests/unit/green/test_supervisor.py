@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import gevent
+import gevent.util
 import pytest
 from gevent.event import Event
 
@@ -18,6 +20,19 @@ def test_a_greenlet_has_a_name_and_its_function_gets_the_arguments() -> None:
     greenlet = spawn("adder", lambda a, *, b: a + b, 2, b=3)
     assert greenlet.name == "greenconn:adder"
     assert greenlet.get(timeout=30) == 5
+
+
+def test_a_greenlet_is_one_of_gevent_that_records_no_stack() -> None:
+    format_run_info: Any = gevent.util.format_run_info  # which has no types
+    greenlet = spawn("waiter", gevent.sleep, 60)
+    try:
+        assert isinstance(greenlet, gevent.Greenlet)
+        assert repr(greenlet).startswith('<Greenlet "greenconn:waiter"')
+        assert not greenlet.spawning_stack
+        report = "\n".join(format_run_info())
+        assert "greenconn:waiter" in report
+    finally:
+        greenlet.kill()
 
 
 def test_an_error_is_logged_once_and_ends_the_greenlet(
