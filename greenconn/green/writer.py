@@ -9,8 +9,10 @@ A turn ends when all greenlets that are ready have run, before the hub polls.  T
 - When the socket is full, the rest is sent by a write watcher, in the hub.  This needs no greenlet,
   since a non-blocking send never switches.
 - A greenlet waits *before* its first byte: if ``must_wait`` is set it calls ``wait_writable``.  It is
-  set after an early flush or 5 ms of writing without a switch, so that a loop that only publishes lets
+  set when one greenlet alone has written 64 KiB or for 5 ms, so that a loop that only publishes lets
   other greenlets run, and while more than 1 MiB waits for a slow peer.
+- Greenlets that write in turn, as those do that wait for their replies, do not set it: they would
+  stand in a line that is never empty again, where each write waits for the one before.
 - Greenlets wait in the order of arrival.  One is woken when there is room, and wakes the next when it
   continues.  So while a greenlet waits, the write watcher is active or a woken greenlet has not run yet.
 - An exception from outside (``KeyboardInterrupt``, a signal handler that raises) can come between any
@@ -31,6 +33,7 @@ from time import monotonic
 from typing import Any, Final
 
 from gevent import get_hub
+from greenlet import getcurrent
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import TurnEnd, wake_hub, yield_to_hub
@@ -94,6 +97,8 @@ class Writer:
         # Whether a flush at the end of this turn is scheduled.
         self._in_turn = False
         self._turn_began = 0.0
+        #: The greenlet that wrote when the turn began, or at its last early flush.
+        self._pacing: Any = None
         self._yield_due = False
         self._before_flush: list[Callable[[], None]] = []
         self._waiters: deque[Slot[None]] = deque()
@@ -136,12 +141,17 @@ class Writer:
         self._turn_end.call()
         self._in_turn = True
         self._turn_began = monotonic()
+        self._pacing = getcurrent()
 
     def _flush_early(self) -> None:
         self._flush()
         # Later writes of this turn are buffered again.
         self._turn_began = monotonic()
-        self._yield_due = self.must_wait = not self._closed  # a failed send closes it
+        writing = getcurrent()
+        if writing is self._pacing:
+            self._yield_due = self.must_wait = not self._closed  # a failed send closes it
+        else:
+            self._pacing = writing  # it has written only a part of that
 
     def mark(self, mark: memoryview) -> None:
         """Append *mark* to the buffers, if anything is pending.  Never switches.
@@ -256,6 +266,7 @@ class Writer:
         self._before_flush.clear()
         self.pending = 0
         self._in_turn = False
+        self._pacing = None
         self.must_wait = False
 
     def take_unsent(self) -> tuple[list[Buffer], int]:
@@ -314,6 +325,7 @@ class Writer:
             while self._before_flush:
                 self._run_before_flush()
             self._in_turn = False
+            self._pacing = None  # it may have ended
             if self._yield_due:
                 self._yield_due = False
                 self._update_must_wait()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Iterator
 from time import monotonic, thread_time
 from typing import Any
+from weakref import ref
 
 import gevent
 import pytest
@@ -268,6 +270,59 @@ def test_a_loop_that_only_writes_lets_the_others_run(line: Line) -> None:
     reader.kill()
     assert len(gaps) > 100
     assert sorted(gaps)[-5] < 0.1
+
+
+def test_greenlets_that_write_in_turn_need_not_wait(line: Line) -> None:
+    # Once they stood in line they would do so for ever, as some always wait.
+    writer, gates = line.writer, 0
+
+    def write() -> None:
+        nonlocal gates
+        if writer.must_wait:
+            gates += 1
+            writer.wait_writable(LONG)
+        writer.write(bytes(1024))
+
+    count = 3 * EARLY_FLUSH // 1024
+    gevent.joinall([gevent.spawn(write) for _ in range(count)], raise_error=True)
+    assert len(line.wire.receive_until(count * 1024)) == count * 1024
+    assert gates == 0
+    assert writer.sends >= 3
+
+
+def test_who_writes_alone_behind_others_lets_them_run(line: Line) -> None:
+    writer = line.writer
+    gates: list[int] = []
+
+    def write_much() -> None:
+        while not gates:
+            if writer.must_wait:
+                gates.append(written)
+                writer.wait_writable(LONG)
+            write()
+
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        written += 1024
+        writer.write(bytes(1024))
+
+    gevent.joinall([gevent.spawn(write), gevent.spawn(write_much)], raise_error=True)
+    # Its first 64 KiB may have been begun by the other one.
+    assert gates
+    assert gates[0] <= 2 * EARLY_FLUSH + 4096
+    assert not writer.must_wait
+
+
+def test_a_greenlet_that_has_written_is_not_kept(line: Line) -> None:
+    greenlet = gevent.spawn(line.writer.write, b"x")
+    greenlet.join()
+    ended = ref(greenlet)
+    del greenlet
+    yield_to_hub()
+    gc.collect()
+    assert ended() is None
 
 
 def test_a_slow_loop_that_only_writes_little_lets_the_others_run_too(paced_line: Line) -> None:
