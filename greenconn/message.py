@@ -1,8 +1,9 @@
 """A received message.
 
 A transport that wants to be quick subclasses :class:`Message`, skips this ``__init__``, fills at
-least the slots of :data:`ESSENTIAL_SLOTS`, and computes the others when they are first asked for:
-in a ``__getattr__`` (an unset slot falls through to it) or in properties of the same names.
+least the slots of :data:`ESSENTIAL_SLOTS`, and computes the others when they are first asked for, in
+properties of the same names: :func:`staged_slot`, :func:`computed_slot`.  (With a ``__getattr__`` the
+interpreter would read no slot of the message directly.)
 Nothing here touches ``headers``, ``properties``, ``delivery_info`` or ``body`` before a caller
 does, save ``ack`` on a channel that has no-ack consumers.
 """
@@ -30,7 +31,7 @@ else:
 
     T = TypeVar("T")
 
-__all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message"]
+__all__ = ["ACK_STATES", "ESSENTIAL_SLOTS", "Message", "computed_slot", "staged_slot"]
 
 #: The states of a message that was settled.
 ACK_STATES: Final = frozenset({"ACK", "REJECTED", "REQUEUED"})
@@ -412,3 +413,38 @@ def _current_error() -> _ErrorTriple:
 def _chosen(mapping: dict[str, Any], *names: str) -> dict[str, Any]:
     """Return those of *names* that *mapping* has a value for."""
     return {name: mapping[name] for name in names if mapping.get(name) is not None}
+
+
+def staged_slot(name: str, stage: int) -> Any:
+    """Return a slot of a message that is filled when it is first asked for or written to.
+
+    Its class has an attribute ``_stage``, and ``_read(stage)``, which fills the slots up to that stage.
+    """
+    slot = vars(Message)[name]
+
+    def read(self: Any) -> Any:
+        if self._stage < stage:
+            self._read(stage)
+        return slot.__get__(self)
+
+    def write(self: Any, value: Any) -> None:
+        if self._stage < stage:
+            self._read(stage)
+        slot.__set__(self, value)
+
+    return property(read, write)
+
+
+def computed_slot(name: str) -> Any:
+    """Return a slot of a message whose first value its class computes in a method, ``_`` and *name*."""
+    slot, method = vars(Message)[name], f"_{name}"
+
+    def read(self: Any) -> Any:
+        try:
+            return slot.__get__(self)
+        except AttributeError:
+            value = getattr(self, method)()
+            slot.__set__(self, value)
+            return value
+
+    return property(read, slot.__set__)

@@ -9,7 +9,7 @@ import amqp
 
 from greenconn.encoding import as_text
 from greenconn.exceptions import BodyTooLarge, DecodeError
-from greenconn.message import Message
+from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads
 from greenconn.transport.amqp.properties import (
     content_kind,
@@ -105,24 +105,6 @@ _set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_bo
 _headers, _content_type, _content_encoding = (
     vars(Message)[name].__get__ for name in ("headers", "content_type", "content_encoding")
 )
-_known_info: Any = vars(Message)["delivery_info"]
-
-
-def _part(name: str, stage: int) -> Any:
-    """Return a slot of ``Message`` that is filled when it is first asked for or written to."""
-    slot = vars(Message)[name]
-
-    def read(self: Delivery) -> Any:
-        if self._stage < stage:
-            self._read(stage)
-        return slot.__get__(self)
-
-    def write(self: Delivery, value: Any) -> None:
-        if self._stage < stage:
-            self._read(stage)
-        slot.__set__(self, value)
-
-    return property(read, write)
 
 
 class Delivery(Message):
@@ -142,26 +124,13 @@ class Delivery(Message):
 
     _stage: int
 
-    properties = _part("properties", _HEADER_READ)
-    headers = _part("headers", _HEADER_READ)
-    content_type = _part("content_type", _HEADER_READ)
-    content_encoding = _part("content_encoding", _HEADER_READ)
-    body = _part("body", _BODY_READ)
-    errors = _part("errors", _BODY_READ)
-
-    @property  # no __getattr__: with one, the interpreter reads no slot of a message directly
-    def delivery_info(self) -> dict[str, Any]:
-        """The exchange, routing key, consumer tag and more of the delivery."""
-        try:
-            info: dict[str, Any] = _known_info.__get__(self)
-        except AttributeError:
-            info = self._delivery_info()
-            _known_info.__set__(self, info)
-        return info
-
-    @delivery_info.setter
-    def delivery_info(self, info: dict[str, Any]) -> None:
-        _known_info.__set__(self, info)
+    properties = staged_slot("properties", _HEADER_READ)
+    headers = staged_slot("headers", _HEADER_READ)
+    content_type = staged_slot("content_type", _HEADER_READ)
+    content_encoding = staged_slot("content_encoding", _HEADER_READ)
+    body = staged_slot("body", _BODY_READ)
+    errors = staged_slot("errors", _BODY_READ)
+    delivery_info = computed_slot("delivery_info")
 
     def __init__(
         self,

@@ -12,13 +12,14 @@ from __future__ import annotations
 import base64
 from binascii import a2b_base64
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greenconn.encoding import as_text
 from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
 from greenconn.jsoncodec import dumps, loads
-from greenconn.message import Message
+from greenconn.message import Message, computed_slot, staged_slot
+from greenconn.serialization import loads as loads_body
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.channel import ChannelPort
@@ -72,19 +73,19 @@ def contents_in(envelope: Any) -> Contents:
         DecodeError: it is not what an envelope must be.
     """
     try:
-        contents = checked(envelope)
-        properties, headers, content_type, content_encoding, body = contents
+        properties, headers, content_type, content_encoding, body = checked(envelope)
         encoding = properties.get("body_encoding")
-        if body is None or not encoding or encoding.lower() == "utf-8":
-            return contents
-        if encoding != "base64":
+        if encoding == "base64":
+            if body is not None:
+                body = a2b_base64(body)
+        elif body is not None and encoding and encoding.lower() != "utf-8":
             raise LookupError(f"body_encoding must be 'base64' or 'utf-8', got {encoding[:40]!r}")
-        return Contents(properties, headers, content_type, content_encoding, a2b_base64(body))
+        return Contents(properties, headers, content_type, content_encoding, body)
     except Exception as exc:
         raise decode_error(exc, WHAT) from exc
 
 
-def checked(envelope: Any) -> Contents:
+def checked(envelope: Any) -> tuple[dict[str, Any], dict[str, Any], Any, Any, Any]:
     """Return the contents of an envelope, which may come from an untrusted program."""
     properties = envelope["properties"]
     headers = envelope.get("headers") or {}
@@ -97,9 +98,7 @@ def checked(envelope: Any) -> Contents:
     encoding = properties.get("body_encoding")
     if encoding is not None and not isinstance(encoding, str):
         raise TypeError("body_encoding must be text")
-    return Contents(
-        properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
-    )
+    return properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
 
 
 def mark_redelivered(envelope: Any) -> None:
@@ -154,9 +153,15 @@ def unsendable(headers: Mapping[str, Any] | None, properties: Mapping[str, Any])
     return ValueError("the headers cannot be sent as JSON")
 
 
-#: Slots that are unset until one of them is read.
-_LAZY: Final = frozenset(
-    {"properties", "headers", "content_type", "content_encoding", "body", "errors"}
+#: How far a delivery has been read.
+_RAW, _READ, _UNPACKED = range(3)
+
+_set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_body, _set_errors = (
+    vars(Message)[name].__set__
+    for name in ("properties", "headers", "content_type", "content_encoding", "body", "errors")
+)
+_content_type, _content_encoding, _body, _errors = (
+    vars(Message)[name].__get__ for name in ("content_type", "content_encoding", "body", "errors")
 )
 
 
@@ -179,10 +184,15 @@ class Delivery(Message):
         is_held: the broker holds it for us until it is settled.
     """
 
-    __slots__ = ("consumer", "handle", "is_held", "number", "queue", "raw", "waiting")
+    __slots__ = ("_stage", "consumer", "handle", "is_held", "number", "queue", "raw", "waiting")
 
-    #: The compressed body, until it is asked for.
-    _packed: Any = None
+    properties = staged_slot("properties", _READ)
+    headers = staged_slot("headers", _READ)
+    content_type = staged_slot("content_type", _READ)
+    content_encoding = staged_slot("content_encoding", _READ)
+    body = staged_slot("body", _UNPACKED)
+    errors = staged_slot("errors", _UNPACKED)
+    delivery_info = computed_slot("delivery_info")
 
     def __init__(
         self,
@@ -203,6 +213,7 @@ class Delivery(Message):
         self.waiting = waiting
         self.is_held = True
         self.accept = None
+        self._stage = _RAW
         self._state = "RECEIVED"
         self._decoded_cache = None
 
@@ -217,42 +228,51 @@ class Delivery(Message):
         """
         raise NotImplementedError
 
-    def __getattr__(self, name: str) -> Any:
-        # An unset slot: read what it stands for, once.
-        if name in _LAZY:
-            if self._packed is None:
-                self._read()
+    def _decode(self) -> Any:
+        if self._stage == _RAW:
+            self._read(_READ)
+        if self._stage == _UNPACKED and not _errors(self):
+            return loads_body(
+                _body(self), _content_type(self), _content_encoding(self), self.accept
+            )
+        return super()._decode()
+
+    def _read(self, stage: int) -> None:
+        """Fill the slots up to *stage*.  May switch for a body that is compressed."""
+        # By the slots themselves: the properties above would look at the stage each time.
+        if self._stage == _RAW:
+            try:
+                properties, headers, content_type, encoding, body = self._contents()
+            except DecodeError:
+                self._leave_unread()
+                return
+            _set_properties(self, properties)
+            _set_headers(self, headers)
+            _set_content_type(self, content_type)
+            _set_content_encoding(self, encoding)
+            if body is not None and headers.get("compression"):
+                _set_body(self, body)
+                self._stage = _READ
             else:
-                self._unpack(self._packed)
-            return getattr(self, name)
-        if name == "delivery_info":
-            self.delivery_info = self._delivery_info()
-            return self.delivery_info
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+                _set_body(self, as_text(body, encoding) if body.__class__ is bytes else body)
+                _set_errors(self, [])
+                self._stage = _UNPACKED
+        if self._stage < stage:
+            errors: list[Any] = []
+            body = self._unpacked(_body(self), self.headers.get("compression"), errors)
+            # Unpacking may have let others run: the stage changes when both are there.
+            _set_body(self, body)
+            _set_errors(self, errors)
+            self._stage = _UNPACKED
 
-    def _read(self) -> None:
-        self.errors = []
-        try:
-            contents = self._contents()
-        except DecodeError:
-            self._note_error()
-            contents = Contents({}, {}, None, None, self.raw)
-        self.properties, self.headers, self.content_type, self.content_encoding, body = contents
-        if self.errors:
-            self.body = body
-        elif body is not None and self.headers.get("compression"):
-            # Unpacked when the program asks for it: here nothing may switch.
-            self._packed = body
-            del self.errors
-        else:
-            self.body = as_text(body, self.content_encoding) if body.__class__ is bytes else body
-
-    def _unpack(self, packed: Any) -> None:
-        """Fill the slots that depend on the body.  May switch."""
-        errors: list[Any] = []
-        body = self._unpacked(packed, self.headers.get("compression"), errors)
-        self.body, self.errors = body, errors
-        self._packed = None
+    def _leave_unread(self) -> None:
+        """Have decoding raise, as the envelope is unreadable; treat the rest as absent."""
+        self._stage = _UNPACKED
+        _set_errors(self, [])
+        self._note_error()
+        self.properties, self.headers = {}, {}
+        self.content_type = self.content_encoding = None
+        _set_body(self, self.raw)
 
     @property
     def redelivered(self) -> bool:
