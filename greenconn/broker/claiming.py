@@ -80,11 +80,10 @@ class StoreDelivery(Delivery):
         return self.claimed.deliveries
 
     def _contents(self) -> Contents:
-        contents = contents_in(self.claimed.envelope)
+        properties, headers, *others = contents_in(self.claimed.envelope)
         if self.claimed.deliveries:
-            headers = {**contents.headers, DELIVERY_COUNT: self.claimed.deliveries}
-            return contents._replace(headers=headers)
-        return contents
+            headers = {**headers, DELIVERY_COUNT: self.claimed.deliveries}
+        return properties, headers, *others
 
     @property
     def redelivered(self) -> bool:

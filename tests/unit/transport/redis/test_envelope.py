@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from base64 import b64encode
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +16,8 @@ from greenconn.compression import compress
 from greenconn.exceptions import DecodeError
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.envelope import Delivery, Outgoing, marked_redelivered
+from greenconn.transport.virtual import envelope as virtual
+from greenconn.transport.virtual.envelope import contents_in
 from greenconn.transport.virtual.names import TagMaker
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -112,6 +116,82 @@ def test_message_that_cannot_be_read() -> None:
         assert message.headers == {}
         with pytest.raises(Exception):  # noqa: B017 - whatever it was
             message.decode()
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=8), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+_bodies = (
+    st.binary(max_size=30).map(lambda body: b64encode(body).decode())
+    | st.text("QR=/\n", max_size=9)
+    | _json
+)
+
+
+@given(
+    body=_bodies,
+    encoding=st.sampled_from(["base64", "base64", "utf-8", "BASE64", "", None, 7]),
+    headers=_json | st.dictionaries(st.text(max_size=8), _json, max_size=2),
+    info=st.just({"exchange": "", "routing_key": "q"}) | _json,
+    more=st.dictionaries(st.sampled_from(["content-type", "content-encoding", "x"]), _json),
+    ensure_ascii=st.booleans(),
+)
+def test_what_msgspec_opens_at_once_is_the_same_without_it(
+    body: Any, encoding: Any, headers: Any, info: Any, more: dict[str, Any], ensure_ascii: bool
+) -> None:
+    properties = {"body_encoding": encoding, "delivery_info": info}
+    found = {"body": body, "headers": headers, "properties": properties, **more}
+    raw = json.dumps(found, ensure_ascii=ensure_ascii).encode(errors="replace")
+    at_once = virtual._usual_contents(raw)
+    if at_once is not None:
+        assert repr(at_once) == repr(contents_in(loads(raw)))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"body": "QQ==", "properties": {"body_encoding": "base64"}}',
+        b'{"body": "QQ==", "properties": {"body_encoding": "base64", "delivery_info": []}}',
+        b'{"body": "QQ==", "properties": {"body_encoding": "utf-8", "delivery_info": {}}}',
+        b'{"body": "QQ==", "properties": {"delivery_info": {}}}',
+        b'{"body": "QQ==\\n", "properties": {"body_encoding": "base64", "delivery_info": {}}}',
+        b'{"body": "QQ", "properties": {"body_encoding": "base64", "delivery_info": {}}}',
+        b'{"body": "QQ==", "more": 1, "properties": {"body_encoding": "base64", "delivery_info": {}}}',
+        b'{"body": "QQ==", "properties": {"body_encoding": "base64", "delivery_info": {}}, "headers":'
+        b' {"at": {"__type__": "date", "__value__": "2026-11-25"}}}',
+        b'{"body": "QQ=="}',
+        b'["body"]',
+        b'{"body": "QQ==", "prop',
+        b'{"body": "\xff"}',
+    ],
+)
+def test_what_is_not_opened_at_once(raw: bytes) -> None:
+    assert virtual._usual_contents(raw) is None
+
+
+def test_the_usual_envelope_is_opened_at_once() -> None:
+    pytest.importorskip("msgspec")
+    raw = envelope(Outgoing(b"body", 3, "text/plain", "utf-8", {"h": 1}, {"type": "t"}))
+    found = virtual._usual_contents(raw)
+    assert found is not None
+    properties, headers, *others = found
+    assert properties["delivery_info"] == {"exchange": "", "routing_key": "q"}
+    assert (headers, others) == ({"h": 1}, ["text/plain", "utf-8", b"body"])
+
+
+def test_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("msgspec", "msgspec.json"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.setattr(virtual, "_decode_usual", virtual._load_usual)
+    raw = envelope(Outgoing(b"body", 3, "text/plain", "binary", {"h": 1}, {"type": "t"}))
+    for _ in range(2):
+        found = Delivery(None, "gc.a.1", 1, raw, "q")
+        assert (found.body, found.headers) == (b"body", {"h": 1})
+        assert virtual._decode_usual is None
 
 
 def test_what_a_program_writes_stays() -> None:
