@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from greenconn.broker.port import Claimed, Settlement, SettleRequest, Store
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage, LinkSettlements
 from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.supervisor import current, end_all, spawn
-
-if TYPE_CHECKING:
-    from gevent import Greenlet
+from greenconn.green.supervisor import OnDemand
 
 __all__ = ["StoreSettler"]
 
@@ -56,12 +53,12 @@ class StoreSettler:
     __slots__ = (
         "_alone",
         "_due",
-        "_greenlet",
         "_link",
         "_pending",
         "_progress",
         "_renewals",
-        "_renewer",
+        "_renewing",
+        "_settling",
         "_store",
     )
 
@@ -75,12 +72,12 @@ class StoreSettler:
         #: Requests, the queues that may have messages then, and their group, in order;
         #: what is on its way stays in front until it has arrived.
         self._pending: deque[tuple[SettleRequest, Iterable[str], _SettleBatch]] = deque()
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._settling = OnDemand("settle", self._settle)
         self._progress = Progress()
         #: So many in front were refused together: they are sent one by one.
         self._alone = 0
         self._renewals: deque[tuple[Sequence[Any], Done]] = deque()
-        self._renewer: Greenlet[..., Any] | None = None
+        self._renewing = OnDemand("renew", self._renew)
 
     @property
     def lease(self) -> float | None:
@@ -106,7 +103,7 @@ class StoreSettler:
     @property
     def is_busy(self) -> bool:
         """Whether some requests have not reached the store."""
-        return self._greenlet is not None
+        return self._settling.greenlet is not None
 
     # -- see :class:`~greenconn.broker.settlement_port.MessageSettler`
 
@@ -114,7 +111,7 @@ class StoreSettler:
         """Acknowledge messages.  Never switches."""
         part = _SettleBatch(len(handles), done)
         self._pending += [(SettleRequest(each, Settlement.ACK), (), part) for each in handles]
-        self._begin()
+        self._settling.start()
 
     def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
         """Cut what one turn has brought into what one call may settle."""
@@ -133,7 +130,7 @@ class StoreSettler:
             if settlement is Settlement.REQUEUE:
                 queues.append(message.queue)
             self._pending.append((request, queues, part))
-        self._begin()
+        self._settling.start()
 
     def return_unheld(self, delivery: Any) -> None:
         """Do nothing: its lease has ended, so that it is back."""
@@ -145,8 +142,7 @@ class StoreSettler:
     def renew(self, handles: Sequence[Any], done: Done) -> None:
         """Begin the leases of these messages anew.  Never switches."""
         self._renewals.append((handles, done))
-        if self._renewer is None:
-            self._renewer = spawn("renew", self._renew)
+        self._renewing.start()
 
     def unconfirmed_claims(self) -> Iterable[HeldMessage]:
         """Return messages that claims without a reply may have taken.  Never switches."""
@@ -170,7 +166,7 @@ class StoreSettler:
 
     def at_turn_end(self, callback: Callable[[], None]) -> None:
         """Call *callback* when all that can run now has run.  Never switches."""
-        self._begin()
+        self._settling.start()
         self._due.append(callback)
 
     def error(self, outcome: Exception, what: str) -> BaseException:
@@ -197,27 +193,17 @@ class StoreSettler:
         self._progress.fail(exc)
         self._pending.clear()
         self._renewals.clear()
-        end_all([each for each in (self._greenlet, self._renewer) if each is not None])
+        self._settling.end()
+        self._renewing.end()
 
-    def _begin(self) -> None:
-        if self._greenlet is None:
-            # It runs behind all that can run now: their acks leave with this.
-            self._greenlet = spawn("settle", self._run)
-
-    def _run(self) -> None:
-        running = current()
-        if self._greenlet not in (None, running):
-            return  # its caller was interrupted, and another one was begun
-        self._greenlet = running
-        try:
-            while (self._due or self._pending) and self._link.lost is None:
-                due, self._due = self._due, []
-                for callback in due:
-                    callback()
-                if self._pending:
-                    self._settle_batch()
-        finally:
-            self._greenlet = None
+    def _settle(self) -> None:
+        # It runs behind all that could run when it was started: their acks leave with these.
+        while (self._due or self._pending) and self._link.lost is None:
+            due, self._due = self._due, []
+            for callback in due:
+                callback()
+            if self._pending:
+                self._settle_batch()
 
     def _settle_batch(self) -> None:
         """Settle as many requests as one call may have.  May switch."""
@@ -253,16 +239,13 @@ class StoreSettler:
             link.wake(queue)
 
     def _renew(self) -> None:
-        try:
-            while self._renewals and self._link.lost is None:
-                handles, done = self._renewals.popleft()
-                gone: Sequence[Any] = ()
-                try:
-                    gone = self._store.renew(handles)
-                except BaseException as exc:
-                    self._link.failed(exc, "renewing leases")
-                    if not isinstance(exc, Exception):
-                        raise
-                done(gone)
-        finally:
-            self._renewer = None
+        while self._renewals and self._link.lost is None:
+            handles, done = self._renewals.popleft()
+            gone: Sequence[Any] = ()
+            try:
+                gone = self._store.renew(handles)
+            except BaseException as exc:
+                self._link.failed(exc, "renewing leases")
+                if not isinstance(exc, Exception):
+                    raise
+            done(gone)

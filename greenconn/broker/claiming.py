@@ -22,7 +22,7 @@ from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.broker.port import Claimed
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.supervisor import current, spawn
+from greenconn.green.supervisor import OnDemand
 from greenconn.message import Message
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.consumer import Consumer
@@ -30,8 +30,6 @@ from greenconn.transport.virtual.envelope import Contents, Delivery, contents_in
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from gevent import Greenlet
-
     from greenconn.broker.link import StoreLink
     from greenconn.transport.virtual.channel import ChannelPort
 
@@ -129,9 +127,13 @@ StoreFeed = Feed[Claimed, StoreSource]
 
 
 class Claimer:
-    """Takes the messages of some queues, all together."""
+    """Takes the messages of some queues, all together.
 
-    __slots__ = ("_asked", "_due", "_greenlet", "_is_stopped", "_link", "_wait")
+    Attributes:
+        claiming: the greenlet that claims.
+    """
+
+    __slots__ = ("_asked", "_due", "_is_stopped", "_link", "_wait", "claiming")
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
@@ -139,7 +141,7 @@ class Claimer:
         self._due: DueFeeds[StoreFeed] = DueFeeds()
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
-        self._greenlet: Greenlet[..., Any] | None = None
+        self.claiming = OnDemand("claim", self._claim_all)
         self._is_stopped = False
 
     def want(self, feed: StoreFeed) -> None:
@@ -147,8 +149,8 @@ class Claimer:
         if self._is_stopped:
             return
         self._due.add(feed)
-        if self._greenlet is None:
-            self._greenlet = spawn("claim", self._run)
+        if self.claiming.greenlet is None:
+            self.claiming.start()
         elif self._wait and self._asked and feed.queue not in self._asked:
             self._link.store.interrupt()
 
@@ -165,16 +167,7 @@ class Claimer:
         for queue in self._asked:
             store.abandon(queue)
 
-    @property
-    def greenlet(self) -> Greenlet[..., Any] | None:
-        """The greenlet that claims now; None: there is none."""
-        return self._greenlet
-
-    def _run(self) -> None:
-        running = current()
-        if self._greenlet not in (None, running):
-            return  # its caller was interrupted, and another one was begun
-        self._greenlet = running
+    def _claim_all(self) -> None:
         try:
             while feeds := self._begin():
                 self._claim(feeds)
@@ -184,8 +177,6 @@ class Claimer:
                 self._link.end_unexpectedly(exc, "passing on claimed messages")
             if not isinstance(exc, Exception):
                 raise
-        finally:
-            self._greenlet = None
 
     def _begin(self) -> list[StoreFeed]:
         """Reserve room for the next claim, and return the queues that it is for."""

@@ -370,7 +370,7 @@ class StoreLink(LeasedLink):
     def _stop_claiming(self) -> None:
         for claimer in self._claimers.values():
             claimer.stop()
-        greenlets = [each.greenlet for each in self._claimers.values()]
+        greenlets = [each.claiming.greenlet for each in self._claimers.values()]
         gevent.joinall([each for each in greenlets if each is not None])
 
     def _take_leave(self) -> None:
@@ -385,8 +385,7 @@ class StoreLink(LeasedLink):
         self.settler.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()
-            if claimer.greenlet is not None:
-                end_all([claimer.greenlet])
+            claimer.claiming.end()
         self.store.registry.leave(self.owner)
         self.feeds.clear()
         calls, self._calls = self._calls, {}

@@ -13,17 +13,14 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage, SettlementLink
 from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.supervisor import current, end_all, spawn
-
-if TYPE_CHECKING:
-    from gevent import Greenlet
+from greenconn.green.supervisor import OnDemand, spawn
 
 __all__ = ["Settlements"]
 
@@ -40,13 +37,13 @@ class Settlements:
     __slots__ = (
         "_acks",
         "_dispositions",
-        "_greenlet",
         "_is_due",
         "_link",
         "_part",
         "_postponed",
         "_refused_acks",
         "_refused_dispositions",
+        "_routing",
         "_routing_progress",
         "_sent_acks",
         "_sent_dispositions",
@@ -70,13 +67,13 @@ class Settlements:
         #: What is given up and why, in order; what is being routed stays in front.
         self._to_dead_letter: deque[tuple[HeldMessage, str]] = deque()
         self._postponed: list[tuple[HeldMessage, str]] = []
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._routing = OnDemand("dead-letters", self._route)
         self._routing_progress = Progress()
 
     @property
     def is_routing(self) -> bool:
         """Whether dead letters are being routed."""
-        return self._greenlet is not None
+        return self._routing.greenlet is not None
 
     @property
     def refused(self) -> int:
@@ -245,19 +242,11 @@ class Settlements:
             link.handover.add(link, (), [Disposition(message, Settlement.REQUEUE)])
             return
         self._to_dead_letter.append((message, reason))
-        if self._greenlet is None:
-            self._greenlet = spawn("dead-letters", self._route)
+        self._routing.start()
 
     def _route(self) -> None:
-        running = current()
-        if self._greenlet not in (None, running):
-            return  # its caller was interrupted, and another one was begun
-        self._greenlet = running
-        try:
-            while self._to_dead_letter and self._link.lost is None:
-                self._route_next()
-        finally:
-            self._greenlet = None
+        while self._to_dead_letter and self._link.lost is None:
+            self._route_next()
 
     def _route_next(self) -> None:
         message, reason = self._to_dead_letter[0]
@@ -319,5 +308,4 @@ class Settlements:
         self._is_due = False  # what comes now is the next life's at once
         self._routing_progress.fail(exc)
         self._to_dead_letter.clear()
-        if self._greenlet is not None:
-            end_all([self._greenlet])
+        self._routing.end()

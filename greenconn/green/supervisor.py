@@ -17,7 +17,7 @@ from gevent import GreenletExit, getcurrent
 
 from greenconn.green import fork
 
-__all__ = ["current", "end", "end_all", "shielded", "spawn"]
+__all__ = ["OnDemand", "current", "end", "end_all", "shielded", "spawn"]
 
 T = TypeVar("T")
 
@@ -113,3 +113,50 @@ def end_all(greenlets: Iterable[Greenlet[..., Any]]) -> None:
     for each in list(greenlets):
         if each is not running:
             end(each)
+
+
+class OnDemand:
+    """A function that runs in one greenlet at a time, which is started when there is work.
+
+    An asynchronous exception may interrupt the caller of :meth:`start` between the spawn and its note,
+    so that a later call starts a second greenlet: the one that begins first does the work.
+
+    Arguments:
+        name: of the greenlet.
+        function: does all the work that there is, and returns when there is none.  Between its last
+            check and its end it must not switch, or what comes meanwhile waits for the next start.
+
+    Attributes:
+        greenlet: the one that runs or is about to; None: there is none.
+    """
+
+    __slots__ = ("_function", "_name", "greenlet")
+
+    def __init__(self, name: str, function: Callable[[], object]) -> None:
+        self._name = name
+        self._function = function
+        self.greenlet: Greenlet[..., Any] | None = None
+
+    def start(self) -> None:
+        """Start the greenlet unless there is one.  Never switches."""
+        if self.greenlet is None:
+            # It runs behind all that can run now.
+            self.greenlet = spawn(self._name, self._run)
+
+    def end(self) -> None:
+        """End the greenlet, unless it is the one that calls.  Never switches."""
+        greenlet = self.greenlet
+        if greenlet is not None and greenlet is not getcurrent():
+            self.greenlet = None
+            end(greenlet)
+
+    def _run(self) -> None:
+        running = current()
+        if self.greenlet not in (None, running):
+            return
+        self.greenlet = running
+        try:
+            self._function()
+        finally:
+            if self.greenlet is running:
+                self.greenlet = None

@@ -13,10 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gevent import Greenlet
-
 from greenconn.green.deadline import Deadline
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import OnDemand
 from greenconn.green.ticker import Ticker
 from greenconn.streams import OffsetStore, StreamPosition
 
@@ -43,7 +41,6 @@ class OffsetRecorder:
         "__weakref__",
         "_count",
         "_every",
-        "_greenlet",
         "_has_failed",
         "_is_loaded",
         "_is_wanted",
@@ -51,6 +48,7 @@ class OffsetRecorder:
         "_reader",
         "_store",
         "_stored",
+        "_storing",
         "_stream",
         "_ticker",
     )
@@ -75,7 +73,7 @@ class OffsetRecorder:
         self._stored: int | None = None
         self._is_loaded = False
         self._has_failed = False
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._storing = OnDemand("store-offset", self._store_latest)
         #: Whether it is to be stored, by the greenlet that is storing if there is one.
         self._is_wanted = False
 
@@ -120,10 +118,9 @@ class OffsetRecorder:
     def _begin(self) -> None:
         self._count = 0
         self._is_wanted = True
-        if self._greenlet is None:
-            self._greenlet = spawn("store-offset", self._run)
+        self._storing.start()
 
-    def _run(self) -> None:
+    def _store_latest(self) -> None:
         try:
             while self._is_wanted:
                 self._is_wanted = False
@@ -144,8 +141,6 @@ class OffsetRecorder:
                 exc,
                 extra={"queue": self._stream, "consumer": self._reader},
             )
-        finally:
-            self._greenlet = None
 
     def finish(self, deadline: Deadline) -> None:
         """Store the last offset, if that can be done before *deadline*.  May switch.
@@ -153,10 +148,10 @@ class OffsetRecorder:
         After that :meth:`load` begins anew.
         """
         while self._due is not None and not deadline.has_ended:
-            is_last = self._greenlet is None
+            is_last = self._storing.greenlet is None
             self._begin()
-            assert self._greenlet is not None
-            self._greenlet.join(deadline.left())
+            assert self._storing.greenlet is not None
+            self._storing.greenlet.join(deadline.left())
             if is_last:
                 break
         self.stand_down()

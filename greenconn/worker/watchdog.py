@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import logging
 from time import monotonic, time
-from typing import Any, Final
-
-from gevent import Greenlet
+from typing import Final
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import OnDemand
 from greenconn.green.ticker import Ticker
 from greenconn.worker.consumer import running_consumers
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, Stall
@@ -57,7 +55,7 @@ class Watchdog:
         self.is_fatal = is_fatal
         #: At the last check: the number of deliveries, and since when the queue has held messages.
         self._seen: dict[ConsumerLifecycle, tuple[int, float]] = {}
-        self._looking: Greenlet[..., Any] | None = None
+        self._looking = OnDemand("watchdog", self._look)
         self._ticker = Ticker(after / LOOKS, self._on_tick, "watchdog")
         self._ticker.start()
         _kept.get().add(self)
@@ -66,16 +64,13 @@ class Watchdog:
         """Stop the watchdog, and clear its findings.  A second call does nothing."""
         self._ticker.stop()
         _kept.get().discard(self)
-        greenlet, self._looking = self._looking, None
-        if greenlet is not None:
-            greenlet.kill(block=False)
+        self._looking.end()
         for consumer in running_consumers():
             consumer.lifecycle.stall = None
 
     def _on_tick(self, lag: float) -> None:
         # In the hub.
-        if self._looking is None or self._looking.dead:
-            self._looking = spawn("watchdog", self._look)
+        self._looking.start()
 
     def _look(self) -> None:
         seen, self._seen = self._seen, {}

@@ -233,7 +233,7 @@ def test_connection_may_end_in_any_way_while_delayed_messages_are_moved(
         at_server("CLIENT", "PAUSE", 60_000, "WRITE")
         try:
             delays.expect(0.0)
-            greenlet = delays._greenlet
+            greenlet = delays._moving.greenlet
             assert greenlet is not None
             until(lambda: pipeline._callbacks)
             pipeline.end(NotRedis("no protocol"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pymongo import DESCENDING
 from pymongo.errors import PyMongoError
@@ -18,13 +18,10 @@ from pymongo.errors import PyMongoError
 from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.supervisor import end, spawn
+from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.transport.mongodb.client import Client, TailCursor
 from greenconn.transport.mongodb.documents import REDELIVERED, Document, claimed_of
 from greenconn.transport.mongodb.errors import LinkLost
-
-if TYPE_CHECKING:
-    from gevent import Greenlet
 
 __all__ = ["PREFIX", "Broadcast", "Copy", "broadcast_of"]
 
@@ -80,7 +77,7 @@ class Broadcast:
         self._name = collection
         self._collection: Any = client.database[collection]
         self._listeners: dict[str, _Listener] = {}
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._reading = OnDemand("mongodb broadcast", self._run)
         #: Key of the document that was read last.
         self._last: Any = None
         self.dropped = 0
@@ -93,13 +90,13 @@ class Broadcast:
         if listener is None:
             listener = self._listeners[queue] = _Listener()
         listener.users[user] = wake
-        if self._greenlet is None:
+        if self._reading.greenlet is None:
             last = self._client.call(self._last_key)
             if user not in listener.users:
                 return  # its connection went meanwhile
-            if self._greenlet is None:
+            if self._reading.greenlet is None:
                 self._last = last
-                self._greenlet = spawn("mongodb broadcast", self._run)
+                self._reading.start()
         listener.exchanges.add(exchange)
 
     def _last_key(self) -> Any:
@@ -131,9 +128,8 @@ class Broadcast:
         self._stop_if_unused()
 
     def _stop_if_unused(self) -> None:
-        if not self._listeners and self._greenlet is not None:
-            end(self._greenlet)
-            self._greenlet = None
+        if not self._listeners:
+            self._reading.end()
 
     # -- taking
 

@@ -12,18 +12,15 @@ import logging
 from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import gevent
 from gevent.event import Event
 from pymongo.errors import OperationFailure, PyMongoError
 
-from greenconn.green.supervisor import end, spawn
+from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.transport.mongodb.client import Client, TailCursor
 from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
-
-if TYPE_CHECKING:
-    from gevent import Greenlet
 
 __all__ = ["Notifications"]
 
@@ -88,8 +85,8 @@ class Notifications:
         self._pause = SHORTEST
         self._wanted = Event()
         self._empty_polls = 0
-        self._greenlet: Greenlet[..., Any] | None = None
-        self._stream: Greenlet[..., Any] | None = None
+        self._polling = OnDemand("mongodb notifications", self._poll)
+        self._streaming = OnDemand("mongodb changes", self._watch)
         self._is_streaming = False
         self._is_stopped = False
         self._can_stream = client.is_set
@@ -107,10 +104,9 @@ class Notifications:
             self._empty_at = monotonic()
         if self._is_stopped:
             return
-        if self._greenlet is None:
-            self._greenlet = spawn("mongodb notifications", self._run)
-        if self._can_stream and self._stream is None and not count:
-            self._stream = spawn("mongodb changes", self._watch)
+        self._polling.start()
+        if self._can_stream and not count:
+            self._streaming.start()
 
     def expect(self, seconds: float) -> None:
         """Something is due in so many seconds.  Never switches."""
@@ -118,16 +114,14 @@ class Notifications:
         if at < self._due_at:
             self._due_at = at
             self._wanted.set()
-        if self._greenlet is None and not self._is_stopped:
-            self._greenlet = spawn("mongodb notifications", self._run)
+        if not self._is_stopped:
+            self._polling.start()
 
     def stop(self) -> None:
         """Stop.  Never switches."""
         self._is_stopped = True
-        for each in (self._greenlet, self._stream):
-            if each is not None:
-                end(each)
-        self._greenlet = self._stream = None
+        self._polling.end()
+        self._streaming.end()
 
     def _next_pause(self) -> float:
         pause = self._interval
@@ -136,25 +130,22 @@ class Notifications:
             self._pause = min(self._pause * 2, LONGEST)
         return min(pause, SWEEP_INTERVAL, max(0.0, self._due_at - monotonic()))
 
-    def _run(self) -> None:
+    def _poll(self) -> None:
         swept_at = woken_at = monotonic()
-        try:
-            while self._empty_polls < IN_VAIN or self._due_at < inf:
-                pause = self._next_pause()
-                self._wanted.clear()
-                if self._wanted.wait(pause):
-                    continue  # something is due earlier
-                now = monotonic()
-                if now >= self._due_at or now - swept_at >= SWEEP_INTERVAL:
-                    swept_at = now
-                    self._due_at = inf  # the sweep says what is due next
-                    self._sweep_late()
-                if not self._is_streaming or now - woken_at >= WATCHED:
-                    woken_at = now
-                    self._empty_polls += 1
-                    self._wake(None)
-        finally:
-            self._greenlet = None
+        while self._empty_polls < IN_VAIN or self._due_at < inf:
+            pause = self._next_pause()
+            self._wanted.clear()
+            if self._wanted.wait(pause):
+                continue  # something is due earlier
+            now = monotonic()
+            if now >= self._due_at or now - swept_at >= SWEEP_INTERVAL:
+                swept_at = now
+                self._due_at = inf  # the sweep says what is due next
+                self._sweep_late()
+            if not self._is_streaming or now - woken_at >= WATCHED:
+                woken_at = now
+                self._empty_polls += 1
+                self._wake(None)
 
     def _sweep_late(self) -> None:
         try:
@@ -187,7 +178,6 @@ class Notifications:
             gevent.sleep(LONGEST)
         finally:
             self._is_streaming = False
-            self._stream = None
             self._pause = SHORTEST
 
     def _follow(self) -> None:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
-from gevent import Greenlet
 from gevent.event import Event
 
-from greenconn.green.supervisor import current, spawn
+from greenconn.green.supervisor import OnDemand
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import PASSING, CommandRefused
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, DELAY, PROMOTE
@@ -48,11 +47,11 @@ class Delays:
         commands: of the link.
     """
 
-    __slots__ = ("_commands", "_due_at", "_greenlet", "_has_failed", "_is_sooner", "_keys")
+    __slots__ = ("_commands", "_due_at", "_has_failed", "_is_sooner", "_keys", "_moving")
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._moving = OnDemand("redis-delays", self._move)
         #: When the next one is due, by the monotonic clock.
         self._due_at = 0.0
         self._is_sooner = Event()
@@ -77,41 +76,35 @@ class Delays:
     def expect(self, seconds: float) -> None:
         """Look after a message that is due in so long.  Never switches."""
         due_at = monotonic() + seconds
-        if self._greenlet is None:
+        if self._moving.greenlet is None:
             self._due_at = due_at
-            self._greenlet = spawn("redis-delays", self._run)
+            self._moving.start()
         elif due_at < self._due_at:
             self._due_at = due_at
             self._is_sooner.set()
 
     def find(self) -> None:
         """Look after what other processes have left behind, if there is something.  May switch."""
-        if self._greenlet is None:
+        if self._moving.greenlet is None:
             delayed = self._commands.keys.delayed
             if self._commands.call(pack(b"EXISTS", delayed), what="sweeping"):
                 self.expect(0.0)
 
     def stop(self) -> None:
         """End.  Never switches."""
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None:
-            greenlet.kill(block=False)
+        self._moving.end()
 
-    def _run(self) -> None:
+    def _move(self) -> None:
         commands = self._commands
-        try:
-            while commands.lost is None:
-                left = self._due_at - monotonic()
-                self._is_sooner.clear()
-                if left > 0 and self._is_sooner.wait(left):
-                    continue
-                seconds = self._promote()
-                if seconds is None:
-                    return
-                self._due_at = monotonic() + max(seconds, LEAST_PAUSE)
-        finally:
-            if self._greenlet is current():
-                self._greenlet = None
+        while commands.lost is None:
+            left = self._due_at - monotonic()
+            self._is_sooner.clear()
+            if left > 0 and self._is_sooner.wait(left):
+                continue
+            seconds = self._promote()
+            if seconds is None:
+                return
+            self._due_at = monotonic() + max(seconds, LEAST_PAUSE)
 
     def _promote(self) -> float | None:
         """Move what is due, and return the seconds until there is more; None: none is left."""

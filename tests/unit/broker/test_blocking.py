@@ -10,11 +10,11 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker import blocking
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.exceptions import ChannelError, RecoverableConnectionError
+from greenconn.green import supervisor
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
@@ -531,7 +531,7 @@ def test_a_caller_that_is_interrupted_does_not_let_the_store_be_called_twice(
 
     fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
     with monkeypatch.context() as patched:
-        patched.setattr(blocking, "spawn", interrupted)
+        patched.setattr(supervisor, "spawn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             settler.ack([got[0].handle], outcomes.append)
     if has_begun:

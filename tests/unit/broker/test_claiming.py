@@ -16,6 +16,7 @@ from greenconn.broker.feed import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import ChannelError
+from greenconn.green import supervisor
 from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
@@ -441,7 +442,7 @@ def test_a_caller_that_is_interrupted_does_not_let_two_greenlets_claim(
 
     monkeypatch.setattr(link.store, "claim", slow_claim)
     with monkeypatch.context() as patched:
-        patched.setattr(claiming, "spawn", interrupted)
+        patched.setattr(supervisor, "spawn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             link.wake("p")
     if has_begun:

@@ -132,9 +132,9 @@ def test_a_claimer_of_one_queue_ends_with_its_consumers(
     until(lambda: fake_broker.count("claim") == 2)
     claimers = dict(link._claimers)
     channel.basic_cancel("q")
-    until(lambda: claimers["q"].greenlet is None)
+    until(lambda: claimers["q"].claiming.greenlet is None)
     assert list(link._claimers) == ["p"]
-    assert claimers["p"].greenlet is not None
+    assert claimers["p"].claiming.greenlet is not None
     channel.basic_consume("q", sink=(sink := Sink()))
     publish(channel, "x")
     sink.wait_for(1)

@@ -460,7 +460,7 @@ def test_a_claim_ends_with_the_link(
     claimers = list(channel.connection._claimers.values())
     until(lambda: fake_broker.count("claim"))
     channel.connection.end(RecoverableConnectionError("cut"))
-    until(lambda: all(each.greenlet is None for each in claimers))
+    until(lambda: all(each.claiming.greenlet is None for each in claimers))
 
 
 def test_no_claim_is_begun_after_the_end(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -471,7 +471,7 @@ def test_no_claim_is_begun_after_the_end(connect: Opener, fake_broker: FakeBroke
     (claimer,) = link._claimers.values()
     link.end(RecoverableConnectionError("cut"))
     claimer.want(feed)
-    assert claimer.greenlet is None
+    assert claimer.claiming.greenlet is None
 
 
 def test_a_claim_that_does_not_return_is_ended_with_the_link(
@@ -483,9 +483,9 @@ def test_a_claim_that_does_not_return_is_ended_with_the_link(
     channel.basic_consume("q", sink=Sink())
     until(lambda: fake_broker.count("claim"))
     (claimer,) = channel.connection._claimers.values()
-    assert claimer.greenlet is not None
+    assert claimer.claiming.greenlet is not None
     channel.connection.end(RecoverableConnectionError("cut"))
-    until(lambda: claimer.greenlet is None)
+    until(lambda: claimer.claiming.greenlet is None)
 
 
 def test_a_publish_that_is_being_stored_ends_with_the_link(

@@ -9,9 +9,9 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker import settlements
 from greenconn.broker.port import Settlement
 from greenconn.broker.settlement_port import Disposition
+from greenconn.green import supervisor
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
@@ -276,7 +276,7 @@ def test_a_caller_that_is_interrupted_does_not_let_dead_letters_be_routed_twice(
 
     link.route = route
     with monkeypatch.context() as patched:
-        patched.setattr(settlements, "spawn", interrupted)
+        patched.setattr(supervisor, "spawn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             link.settlements.dead_letter([Held("a")], "rejected")
     if has_begun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -11,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green import supervisor
-from greenconn.green.supervisor import current, end, end_all, shielded, spawn
+from greenconn.green.supervisor import OnDemand, current, end, end_all, shielded, spawn
 from tests.fix_leaks import HubErrors
 from tests.forked import holds_in_child
 
@@ -194,3 +195,161 @@ def test_a_shielded_call_is_as_any_other() -> None:
     with pytest.raises(ZeroDivisionError):
         shielded(divmod, 1, 0)
     assert not supervisor._shield.inside
+
+
+class Work:
+    """Work that comes by and by, and a function that does what there is of it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+        self.done: list[str] = []
+        self.running = 0
+        self.most_running = 0
+        self.has_begun = Event()
+        self.may_go_on = Event()
+        self.task = OnDemand("work", self.do_all)
+
+    def add(self, item: str) -> None:
+        self.waiting.append(item)
+        self.task.start()
+
+    def do_all(self) -> None:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.has_begun.set()
+        try:
+            while self.waiting:
+                assert self.may_go_on.wait(30)
+                item = self.waiting.pop(0)
+                if item == "fail":
+                    raise LookupError(item)
+                self.done.append(item)
+        finally:
+            self.running -= 1
+
+    def join(self) -> None:
+        """Wait until the greenlet has ended."""
+        greenlet = self.task.greenlet
+        assert greenlet is not None
+        greenlet.join(30)
+        assert greenlet.dead
+
+
+def test_a_function_on_demand_runs_in_one_greenlet_until_there_is_no_work() -> None:
+    work = Work()
+    work.add("a")
+    first = work.task.greenlet
+    assert first is not None
+    assert first.name == "greenconn:work"
+    work.add("b")
+    assert not work.has_begun.is_set()  # it runs behind all that can run now
+    assert work.has_begun.wait(30)
+    work.add("c")
+    assert work.task.greenlet is first
+    work.may_go_on.set()
+    work.join()
+    assert work.done == ["a", "b", "c"]
+    work.add("d")
+    second = work.task.greenlet
+    assert second not in (None, first)
+    work.join()
+    assert (work.done, work.most_running) == (["a", "b", "c", "d"], 1)
+
+
+def test_a_function_on_demand_starts_again_after_it_has_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work = Work()
+    work.may_go_on.set()
+    work.add("fail")
+    work.join()
+    assert work.task.greenlet is None
+    assert "LookupError: fail" in caplog.text
+    work.add("a")
+    work.join()
+    assert work.done == ["a"]
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_an_interrupted_start_does_not_let_a_function_run_twice(
+    monkeypatch: pytest.MonkeyPatch, has_begun: bool
+) -> None:
+    """The interruption comes when the greenlet is spawned and not noted yet."""
+    spawned: list[gevent.Greenlet[..., Any]] = []
+
+    def interrupted(name: str, function: Callable[[], None]) -> None:
+        spawned.append(spawn(name, function))
+        raise KeyboardInterrupt
+
+    work = Work()
+    with monkeypatch.context() as patched:
+        patched.setattr(supervisor, "spawn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.add("a")
+    if has_begun:
+        assert work.has_begun.wait(30)
+        assert work.task.greenlet is spawned[0]
+    work.add("b")
+    assert work.has_begun.wait(30)
+    for _ in range(3):
+        gevent.sleep(0)
+    assert work.running == 1
+    running = work.task.greenlet
+    assert (running is spawned[0]) is has_begun
+    work.may_go_on.set()
+    work.join()
+    assert (work.done, work.most_running, work.task.greenlet) == (["a", "b"], 1, None)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_end_of_a_function_on_demand(has_begun: bool) -> None:
+    work = Work()
+    work.task.end()  # there is none
+    work.add("a")
+    first = work.task.greenlet
+    assert first is not None
+    if has_begun:
+        assert work.has_begun.wait(30)
+    work.task.end()
+    work.add("b")
+    second = work.task.greenlet
+    assert second is not first
+    first.join(30)
+    assert first.dead
+    assert work.task.greenlet is second  # the end of the first is not its own
+    work.may_go_on.set()
+    work.join()
+    assert (work.done, work.most_running, work.task.greenlet) == (["a", "b"], 1, None)
+
+
+def test_end_of_a_function_on_demand_waits_for_a_shielded_call() -> None:
+    call = Call()
+    task = OnDemand("caller", call.run)
+    task.start()
+    greenlet = task.greenlet
+    assert greenlet is not None
+    assert call.has_begun.wait(30)
+    task.end()
+    gevent.idle()
+    assert not greenlet.dead
+    call.may_return.set()
+    greenlet.join(30)
+    assert (greenlet.dead, call.has_returned, call.has_gone_on) == (True, True, False)
+
+
+def test_a_function_on_demand_that_ends_itself_goes_on_to_its_end() -> None:
+    ended: list[bool] = []
+
+    def run() -> None:
+        task.end()
+        task.start()
+        ended.append(task.greenlet is current())
+        gevent.sleep(0)
+        ended.append(task.greenlet is current())
+
+    task = OnDemand("runner", run)
+    task.start()
+    greenlet = task.greenlet
+    assert greenlet is not None
+    greenlet.join(30)
+    assert (ended, task.greenlet) == ([True, True], None)

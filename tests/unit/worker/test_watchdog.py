@@ -89,7 +89,9 @@ def test_handlers_that_are_stuck_are_found(
     assert consumer.stop(SOON)
 
 
-def test_consumers_that_have_nothing_to_do_are_well(connection: Connection, unique: str) -> None:
+def test_consumers_that_have_nothing_to_do_are_well(
+    connection: Connection, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handled: list[Any] = []
     consumer = spawn_consumer(
         unique, lambda body, message: handled.append(body), connection=connection
@@ -101,10 +103,10 @@ def test_consumers_that_have_nothing_to_do_are_well(connection: Connection, uniq
     publish(f"{unique}-paused", 1, connection=connection)
     publish(unique, 1, connection=connection)
     until(lambda: handled == [1], SOON)
-    with watching() as watchdog:
-        looks: list[Any] = []
-        look = watchdog._look
-        watchdog._look = lambda: looks.append(look())  # type: ignore[method-assign]
+    looks: list[Any] = []
+    look = Watchdog._look
+    monkeypatch.setattr(Watchdog, "_look", lambda self: looks.append(look(self)))
+    with watching():
         until(lambda: len(looks) > 8, SOON)
     assert health.check().is_ready
     assert consumer.stop(SOON)
@@ -141,7 +143,7 @@ def test_a_watchdog_may_be_stopped_while_it_looks(
     assert consumer.wait_ready(SOON)
     with watching() as watchdog:
         assert asked.wait(SOON)
-        looking = watchdog._looking
+        looking = watchdog._looking.greenlet
         assert looking is not None
     looking.join(SOON)
     assert looking.dead
