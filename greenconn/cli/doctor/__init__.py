@@ -15,7 +15,7 @@ from greenconn.cli.options import timeout_option, url_argument
 from greenconn.cli.terminal import ACCENT, ATTENTION
 
 if TYPE_CHECKING:
-    from greenconn.cli.doctor.finding import Finding
+    from greenconn.cli.doctor.checks import Finding
     from greenconn.connection import Connection
 
 __all__ = ["command"]
@@ -58,8 +58,7 @@ def command(
       greenconn doctor "amqp://one;amqp://two" --json
     """
     from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.cli.doctor.finding import Outcome
-    from greenconn.cli.doctor.process import check_process
+    from greenconn.cli.doctor.checks import Outcome, check_process
     from greenconn.url import maybe_sanitize_url
 
     found: list[tuple[str, list[Finding]]] = []
@@ -85,12 +84,15 @@ def _check_broker(
     connection: Connection, queues: tuple[str, ...], is_read_only: bool, timeout: float
 ) -> Iterator[Finding]:
     """Yield what is found of one broker, step by step: what fails ends it.  May switch."""
-    from greenconn.cli.doctor.finding import Outcome
-    from greenconn.cli.doctor.network import check_network
-    from greenconn.cli.doctor.queues import check_queue
-    from greenconn.cli.doctor.rabbitmq import check_rabbitmq
-    from greenconn.cli.doctor.redis import check_redis
-    from greenconn.cli.doctor.session import check_message, check_session
+    from greenconn.cli.doctor.checks import (
+        Outcome,
+        check_message,
+        check_network,
+        check_queue,
+        check_rabbitmq,
+        check_redis,
+        check_session,
+    )
 
     transport = connection.transport
     port = connection.port or transport.default_connection_params.get("port")

@@ -1,0 +1,523 @@
+"""The checks of ``greenconn doctor``, and their results."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
+from statistics import median
+from time import monotonic, perf_counter, time
+from typing import Any, Final
+from uuid import uuid4
+
+import gevent
+from gevent import get_hub, monkey
+from gevent.socket import SOCK_STREAM, getaddrinfo
+from redis.exceptions import RedisError
+
+from greenconn.cli.broker import product_of, round_trip
+from greenconn.cli.errors import error_text
+from greenconn.connection import Connection
+from greenconn.exceptions import AccessRefused, ManagementError, OperationalError
+from greenconn.green.connect import connect_tcp, numeric
+from greenconn.green.deadline import Deadline
+from greenconn.green.stream import Stream
+from greenconn.wire.tls import TlsSession, tls_session
+
+__all__ = [
+    "Finding",
+    "Outcome",
+    "check_message",
+    "check_network",
+    "check_process",
+    "check_queue",
+    "check_rabbitmq",
+    "check_redis",
+    "check_session",
+    "failed",
+    "note",
+    "ok",
+    "warning",
+]
+
+#: Packages whose versions matter.
+PACKAGES: Final = ("greenconn", "gevent", "greenlet", "amqp", "redis", "hiredis")
+#: Descriptors that a program with a pool or two should be allowed.
+DESCRIPTORS: Final = 1024
+#: Naps of the hub that are measured, and the seconds of each.
+NAPS: Final = 20
+NAP: Final = 0.005
+#: Seconds that a timer may be late.
+LATE: Final = 0.1
+#: Days before its end at which a certificate is to be renewed.
+RENEWED: Final = 30
+#: Round trips that are measured.
+TRIPS: Final = 5
+#: Seconds of a round trip from which on it is worth a word.
+SLOW: Final = 0.1
+#: Part of a limit from which on it is close.
+CLOSE: Final = 0.8
+#: HTTP status of what the user may not see.
+FORBIDDEN: Final = 403
+#: Alarms of a node -> what to do; the broker takes no messages while one is raised.
+ALARMS: Final = {
+    "mem_alarm": ("memory", "consume, add memory, or raise vm_memory_high_watermark"),
+    "disk_free_alarm": ("disk", "free some of its disk, or consume"),
+}
+#: Seconds by which the clocks may differ.
+SKEW: Final = 2.0
+#: Where there is no dead-letter exchange.
+REMEDY: Final = "declare it with dead_letter=True, or set a policy with dead-letter-exchange"
+#: The delivery limit of a quorum queue that has none set, from RabbitMQ 4.0 on.
+DELIVERY_LIMIT: Final = 20
+
+
+class Outcome(Enum):
+    """The kinds of findings, from good to bad."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        check: what was looked at, in a word or two.
+        text: what was seen.
+        remedy: what to do; empty where nothing is to be done.
+    """
+
+    check: str
+    outcome: Outcome
+    text: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the finding as a dict that JSON can hold."""
+        return {**asdict(self), "outcome": self.outcome.value}
+
+
+def ok(check: str, text: str) -> Finding:
+    """Return a finding that is as it should be."""
+    return Finding(check, Outcome.OK, text)
+
+
+def note(check: str, text: str, remedy: str = "") -> Finding:
+    """Return a finding that may be meant so."""
+    return Finding(check, Outcome.NOTE, text, remedy)
+
+
+def warning(check: str, text: str, remedy: str) -> Finding:
+    """Return a finding that will cause trouble."""
+    return Finding(check, Outcome.WARNING, text, remedy)
+
+
+def failed(check: str, text: str, remedy: str = "") -> Finding:
+    """Return a finding that keeps messages from passing."""
+    return Finding(check, Outcome.FAILED, text, remedy)
+
+
+def check_process() -> Iterator[Finding]:
+    """Check versions, limits and timers.  May switch."""
+    found = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
+    yield ok("versions", f"Python {platform.python_version()}, {found}")
+    hub = get_hub()
+    patched = "patched by gevent" if monkey.is_module_patched("socket") else "not patched"
+    yield ok(
+        "gevent", f"{type(hub.loop).__module__.rpartition('.')[2]}, {hub.loop.backend}, {patched}"
+    )
+    yield _check_descriptors()
+    yield _check_timers()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _check_descriptors() -> Finding:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return ok("descriptors", "any number of files and sockets may be open")
+    text = f"{allowed:,} files and sockets may be open"
+    if allowed < DESCRIPTORS:
+        return warning(
+            "descriptors", text, "raise the limit (ulimit -n, or LimitNOFILE of systemd)"
+        )
+    return ok("descriptors", text)
+
+
+def _check_timers() -> Finding:
+    late = 0.0
+    for _ in range(NAPS):
+        began = monotonic()
+        gevent.sleep(NAP)
+        late = max(late, monotonic() - began - NAP)
+    text = f"late by {late * 1e3:.1f} ms at worst"
+    if late > LATE:
+        return note("timers", text, "this machine has too little CPU time for its work")
+    return ok("timers", text)
+
+
+def check_network(host: str, port: int, ssl: Any, timeout: float) -> Iterator[Finding]:
+    """Check that a host can be reached.  May switch.
+
+    Arguments:
+        ssl: as a connection takes it; false: there is no TLS.
+        timeout: seconds for each step.
+    """
+    if _is_address(host):
+        addresses = [host]
+    else:
+        addresses, finding = _resolved(host, port, timeout)
+        yield finding
+    reached = None
+    for address in addresses:
+        began = monotonic()
+        try:
+            sock = connect_tcp(address, port, Deadline(timeout))
+        except OSError as exc:
+            yield failed("TCP", error_text(exc)[0])
+            continue
+        sock.close()
+        reached = address
+        yield ok("TCP", f"{address} port {port} accepts in {(monotonic() - began) * 1e3:.1f} ms")
+    if reached is None:
+        return
+    if ssl:
+        yield from _check_tls(host, reached, port, ssl, timeout)
+    elif not ip_address(reached.partition("%")[0]).is_loopback:  # without the zone of IPv6
+        yield warning(
+            "TLS", "login and messages pass as plain text", "use TLS where others see the network"
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _resolved(host: str, port: int, timeout: float) -> tuple[list[str], Finding]:
+    """Return the addresses of a name, and what there is to say of it."""
+    began = monotonic()
+    try:
+        with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout:g} s")):
+            found = getaddrinfo(numeric(host), port, type=SOCK_STREAM)
+    except OSError as exc:
+        text = f"{host}: {error_text(exc)[0]}"
+        return [], failed("name", text, "check the host in the URL, and the name server")
+    addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
+    text = f"{host} is {', '.join(addresses)} ({(monotonic() - began) * 1e3:.1f} ms)"
+    return addresses, ok("name", text)
+
+
+def _check_tls(host: str, address: str, port: int, ssl: Any, timeout: float) -> Iterator[Finding]:
+    try:
+        session = tls_session(ssl, host)
+        _shake_hands(session, address, port, timeout)
+    except (OSError, ValueError) as exc:
+        yield failed("TLS", error_text(exc)[0])
+        return
+    yield ok("TLS", f"{session.version}, {session.cipher}")
+    certificate = session.peer_certificate
+    if not certificate:
+        yield warning(
+            "certificate",
+            "it is not verified: any host may answer in the name of the broker",
+            "leave out cert_reqs, and name the authority that signed it with ca_certs",
+        )
+        return
+    yield _check_end(certificate)
+
+
+def _shake_hands(session: TlsSession, address: str, port: int, timeout: float) -> None:
+    deadline = Deadline(timeout)
+    sock = connect_tcp(address, port, deadline)
+    stream = Stream(sock, _ignore, _ignore, f"{address}:{port}", session)
+    try:
+        stream.handshake(deadline)
+    finally:
+        stream.close()
+
+
+def _ignore(anything: object) -> None:
+    """Take what the peer sends, or the loss of the stream."""
+
+
+def _check_end(certificate: dict[str, Any]) -> Finding:
+    names = [name for field in certificate.get("subject", ()) for key, name in field]
+    subject = ", ".join(names) or "no subject"
+    end = parsedate_to_datetime(certificate["notAfter"])
+    days = (end - datetime.now(timezone.utc)).days
+    text = f"{subject}: verified, ends in {days:,} days ({end:%Y-%m-%d})"
+    if days < RENEWED:
+        return warning("certificate", text, "renew it on the broker")
+    return ok("certificate", text)
+
+
+def check_session(connection: Connection) -> Iterator[Finding]:
+    """Open *connection*, and check what was agreed upon.  May switch.  It stays open if it can be."""
+    began = perf_counter()
+    try:
+        connection.connect()
+    except Exception as exc:
+        yield failed("login", error_text(exc)[0])
+        return
+    link = connection.connection
+    opened = (perf_counter() - began) * 1e3
+    yield ok("login", f"{product_of(connection)}, open in {opened:.1f} ms")
+    if (heartbeat := getattr(link, "heartbeat", None)) is not None:
+        yield _check_heartbeat(heartbeat)
+    times = [round_trip(connection) for _ in range(TRIPS)]
+    text = f"{median(times) * 1e3:.2f} ms median, {max(times) * 1e3:.2f} ms at worst"
+    if max(times) > SLOW:
+        yield note("round trip", text, "the way is long, or the broker has too much to do")
+    else:
+        yield ok("round trip", text)
+
+
+def _check_heartbeat(seconds: float) -> Finding:
+    if not seconds:
+        return warning(
+            "heartbeat",
+            "off: a broker that dies silently is not noticed until TCP gives up",
+            "leave out heartbeat=0 in the URL, or the setting in the broker",
+        )
+    return ok("heartbeat", f"every {seconds:g} s")
+
+
+def check_message(connection: Connection, timeout: float) -> Iterator[Finding]:
+    """Check that a message passes through a queue of its own, which is deleted.  May switch."""
+    name = f"greenconn-doctor-{uuid4().hex}"
+    began = perf_counter()
+    step = "declare"
+    try:
+        with connection.channel() as channel:
+            channel.queue_declare(name, durable=False, exclusive=True, auto_delete=True)
+            step = "publish to"
+            prepared = channel.prepare_message(b"doctor")
+            channel.basic_publish(prepared, exchange="", routing_key=name, timeout=timeout)
+            step = "read"
+            got = channel.basic_get(name, no_ack=True)
+            step = "delete"
+            channel.queue_delete(name)
+    except AccessRefused as exc:
+        yield warning(
+            "message",
+            f"this user may not {step} a queue of its own: {error_text(exc)[0]}",
+            "nothing is wrong if others declare its queues; else set its permissions",
+        )
+        return
+    except Exception as exc:
+        yield failed("message", f"cannot {step} a queue: {error_text(exc)[0]}")
+        return
+    if got is None:
+        yield failed("message", "one that was published did not come back")
+        return
+    passed = (perf_counter() - began) * 1e3
+    yield ok("message", f"passed through a queue of its own in {passed:.1f} ms")
+
+
+def check_rabbitmq(connection: Connection) -> Iterator[Finding]:
+    """Check nodes and alarms.  May switch."""
+    manager = connection.get_manager()
+    try:
+        overview = manager.get_overview()
+        yield ok("management", f"cluster {overview.get('cluster_name', '?')} answers")
+        nodes = manager.get_nodes()
+    except ManagementError as exc:
+        if exc.code != FORBIDDEN:
+            yield note("management", error_text(exc)[0], "check its user and password")
+            return
+        yield note(
+            "management",
+            "this user may not see the nodes: alarms and limits were not checked",
+            "give it the tag 'monitoring'",
+        )
+        return
+    except OperationalError as exc:
+        yield note(
+            "management",
+            f"no answer ({error_text(exc.__cause__ or exc)[0]}): alarms, nodes and queues were not "
+            f"checked",
+            "enable the plugin rabbitmq_management, or name its port with ?manager_port=",
+        )
+        return
+    for node in nodes:
+        yield from _check_node(node)
+
+
+def _check_node(node: Mapping[str, Any]) -> Iterator[Finding]:
+    name = str(node.get("name", "?"))
+    if not node.get("running", True):
+        yield failed("node", f"{name} is not running", "start it: queues without it may not answer")
+        return
+    alarms = [each for each in ALARMS if node.get(each)]
+    for each in alarms:
+        what, remedy = ALARMS[each]
+        yield failed("alarm", f"{name}: its {what} alarm blocks all publishers", remedy)
+    if node.get("partitions"):
+        others = ", ".join(node["partitions"])
+        yield failed("partition", f"{name} does not see {others}", "join the nodes again")
+    if not alarms:
+        yield ok("node", f"{name} runs, without alarms")
+    for used, limit, what in (
+        ("mem_used", "mem_limit", "bytes of memory"),
+        ("fd_used", "fd_total", "descriptors"),
+        ("proc_used", "proc_total", "Erlang processes"),
+    ):
+        have, most = node.get(used) or 0, node.get(limit) or 0
+        if isinstance(most, int) and most and have > CLOSE * most:
+            text = f"{name} uses {have:,} of {most:,} {what}"
+            yield warning("limits", text, "raise the limit, or lessen the load")
+
+
+def check_redis(connection: Connection) -> Iterator[Finding]:
+    """Check what decides whether messages are kept.  May switch."""
+    client = getattr(connection.default_channel, "client", None)
+    if client is None:
+        return
+    try:
+        info = client.info()
+        began = time()
+        seconds, microseconds = client.time()
+        now = (began + time()) / 2
+    except (RedisError, OSError) as exc:
+        yield note("server", f"not checked: {error_text(exc)[0]}", "let the user run INFO and TIME")
+        return
+    name, version = (
+        ("Valkey", "valkey_version") if "valkey_version" in info else ("Redis", "redis_version")
+    )
+    yield ok("server", f"{name} {info.get(version, '?')}")
+    yield from _check_memory(info)
+    yield from _check_persistence(info)
+    yield from _check_role(info)
+    yield _check_clock(float(seconds) + float(microseconds) / 1e6 - now)
+
+
+def _check_memory(info: Mapping[str, Any]) -> Iterator[Finding]:
+    most, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
+    policy = str(info.get("maxmemory_policy") or "noeviction")
+    if policy != "noeviction":
+        yield warning(
+            "eviction",
+            f"maxmemory-policy is {policy}: full memory deletes queues with their messages",
+            "set maxmemory-policy to noeviction",
+        )
+    else:
+        yield ok("eviction", "off: no message is deleted for want of memory")
+    if not most:
+        yield note("memory", f"{used:,} bytes used, no limit", "set maxmemory below the machine's")
+    elif used > CLOSE * most:
+        text = f"{used:,} of {most:,} bytes used"
+        yield warning("memory", text, "consume, or raise maxmemory: a full server takes nothing")
+    else:
+        yield ok("memory", f"{used:,} of {most:,} bytes used")
+
+
+def _check_persistence(info: Mapping[str, Any]) -> Iterator[Finding]:
+    for field, what in (("aof_last_write_status", "AOF"), ("rdb_last_bgsave_status", "snapshot")):
+        if str(info.get(field, "ok")) != "ok":
+            yield failed(
+                "persistence", f"the last {what} failed", "look at the server's log and disk"
+            )
+    if str(info.get("aof_enabled", "0")) == "1":
+        yield ok("persistence", "append-only file: what it has survives its restart")
+    else:
+        yield note(
+            "persistence",
+            "no append-only file: a crash loses what came since the last snapshot",
+            "set appendonly to yes where messages matter",
+        )
+
+
+def _check_role(info: Mapping[str, Any]) -> Iterator[Finding]:
+    if info.get("role") == "slave":
+        yield failed("role", "it is a replica, which takes no messages", "name the master")
+    else:
+        yield ok("role", f"master with {int(info.get('connected_slaves') or 0)} replicas")
+
+
+def _check_clock(skew: float) -> Finding:
+    text = f"{abs(skew):.3f} s {'before' if skew > 0 else 'behind'} ours"
+    if abs(skew) > SKEW:
+        return warning("clock", text, "set both clocks by NTP: leases and delays go by them")
+    return ok("clock", text)
+
+
+def check_queue(connection: Connection, name: str) -> Iterator[Finding]:
+    """Check queue *name*: it exists, is consumed, and keeps what fails.  May switch."""
+    check = f"queue {name}"
+    try:
+        with connection.channel() as channel:
+            found = channel.queue_declare(name, passive=True)
+    except Exception as exc:
+        yield failed(check, error_text(exc)[0])
+        return
+    waiting, consumers = found.message_count, found.consumer_count
+    text = f"{waiting:,} messages wait, {consumers} consumers"
+    if waiting and consumers == 0 and connection.transport.driver_type == "amqp":
+        yield warning(check, text, "start a consumer")
+    else:
+        yield ok(check, text)
+    if connection.transport.driver_type == "amqp":
+        yield from _check_arguments(connection, name, check)
+
+
+def _check_arguments(connection: Connection, name: str, check: str) -> Iterator[Finding]:
+    try:
+        found = connection.get_manager().get_queue(connection.virtual_host or "/", name)
+    except (ManagementError, OperationalError):
+        return  # what is known of the management API was said
+    arguments: Mapping[str, Any] = found.get("arguments") or {}
+    policy: Mapping[str, Any] = found.get("effective_policy_definition") or {}
+
+    def value(argument: str) -> Any:
+        given = arguments.get(f"x-{argument}")
+        return policy.get(argument) if given is None else given
+
+    kind = found.get("type", "classic")
+    has_dead_letters = value("dead-letter-exchange") is not None
+    if kind == "stream":
+        yield ok(check, "a stream: messages stay until its limits")
+        return
+    if not found.get("durable", True):
+        yield warning(check, "not durable: gone after a restart", "declare it durable")
+    elif kind == "classic":
+        yield note(check, "classic: on one node", "a quorum queue survives the loss of its node")
+    else:
+        yield ok(check, f"{kind}, on {len(found.get('members') or ()) or 1} nodes")
+    limit = value("delivery-limit")
+    if has_dead_letters:
+        yield ok(check, f"failed messages go to exchange {value('dead-letter-exchange')!r}")
+        return
+    version = getattr(connection.connection, "server_version", None) or (0, 0)
+    if limit is None and kind == "quorum" and version >= (4, 0):
+        limit = DELIVERY_LIMIT
+    if limit is not None and int(limit) >= 0:
+        yield warning(
+            check,
+            f"a message is dropped after {limit} failed deliveries: there is no dead-letter exchange",
+            REMEDY,
+        )
+    else:
+        yield note(
+            check,
+            "rejected messages are dropped: there is no dead-letter exchange",
+            REMEDY,
+        )
