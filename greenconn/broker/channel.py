@@ -15,15 +15,15 @@ from amqp.protocol import queue_declare_ok_t
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike, Sink
-from greenconn.broker.consumers import StoreConsumer, Subscriptions
-from greenconn.broker.deliveries import Acknowledger, DeliveredMessage, Deliveries
-from greenconn.broker.entities import SharedEntities, SharingLink
+from greenconn.broker.base_link import BrokerLink
+from greenconn.broker.consumers import StoreConsumer
+from greenconn.broker.deliveries import DeliveredMessage, Deliveries
+from greenconn.broker.entities import SharedEntities
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
     RecoverableChannelError,
-    RecoverableConnectionError,
     raise_error,
 )
 from greenconn.green.deadline import NEVER, Deadline
@@ -42,7 +42,7 @@ from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["BrokerLink", "Prepared", "PublishResult", "Publisher", "StoreChannel"]
+__all__ = ["Prepared", "PublishResult", "Publisher", "StoreChannel"]
 
 #: Used by each call: looking up a member of an Enum would cost more than the rest of check_open.
 _OPEN: Final = ChannelState.OPEN
@@ -120,46 +120,6 @@ class Publisher(Protocol[M]):
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
-
-
-class BrokerLink(SharingLink):
-    """The link of such channels.
-
-    Attributes:
-        settlements: sends the acks, requeues and rejects of its channels.
-        subscriptions: the queues that its channels consume from.
-    """
-
-    settlements: Acknowledger
-    subscriptions: Subscriptions
-
-    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
-        """Return the publisher of *channel*."""
-        raise NotImplementedError
-
-    def wait_settled(self, deadline: Deadline) -> None:
-        """Return when the broker has all acks up to now, or they are on their way.  May switch.
-
-        Raises:
-            TimeoutError: not before the deadline, or within ``reply_timeout``.
-            RecoverableConnectionError: the link is lost.
-        """
-        raise NotImplementedError
-
-    def flush_acks(self) -> None:
-        """Return when all acks and rejects are on their way.  May switch.
-
-        After the loss of the connection this does nothing: the next life sends them.
-
-        Raises:
-            TimeoutError: the broker read too little within ``reply_timeout``.
-        """
-        if self.lost is None:
-            self.hub_affinity.check(self)
-            try:
-                self.wait_settled(NEVER)
-            except RecoverableConnectionError:
-                pass
 
 
 L = TypeVar("L", bound=BrokerLink)

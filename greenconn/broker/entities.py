@@ -6,65 +6,28 @@ their bindings.  Both ask the broker where that is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.broker.directory import ConsumedQueue, Directory
-from greenconn.broker.routing import Routing
-from greenconn.broker.topology import Topology
+from greenconn.broker.base_link import BrokerLink
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
 from greenconn.transport.virtual.exchange import Router
-from greenconn.transport.virtual.link import VirtualLink
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
 T = TypeVar("T")
 
-__all__ = ["SharedEntities", "SharingLink"]
-
-
-class SharingLink(VirtualLink):
-    """A link with a directory and a routing.
-
-    Attributes:
-        owner: the unique name that owns the exclusive queues of this life.
-        feeds: queue -> what serves its consumers of this link.
-        topology: the exchanges and bindings that are shared with other processes; None: they are not.
-    """
-
-    owner: str
-    state: BrokerState
-    directory: Directory
-    routing: Routing
-    feeds: Mapping[str, ConsumedQueue]
-    topology: Topology | None
-
-    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
-        """Return ``function(*args)``, which asks the broker.  May switch.
-
-        Arguments:
-            what: for messages.
-        """
-        raise NotImplementedError
-
-    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
-        """Return what makes the router of an exchange; None: the usual one of its type."""
-        return None
-
-    def existing(self, queues: Sequence[str]) -> Sequence[str]:
-        """Return those of *queues* that exist.  May switch where that is not known."""
-        is_there = self.directory.is_there
-        return [each for each in queues if is_there(each)]
+__all__ = ["SharedEntities"]
 
 
 class SharedEntities(Entities):
-    """Exchanges, queues and bindings over a :class:`SharingLink`.  All of it may switch.
+    """Exchanges, queues and bindings over a :class:`BrokerLink`.  All of it may switch.
 
     Arguments:
         channel: of such a link.
@@ -72,7 +35,7 @@ class SharedEntities(Entities):
 
     def __init__(self, channel: ChannelPort) -> None:
         super().__init__(channel)
-        assert isinstance(channel.connection, SharingLink)
+        assert isinstance(channel.connection, BrokerLink)
         self._link = channel.connection
 
     @property

@@ -10,7 +10,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.base_link import BrokerLink
+from greenconn.broker.channel import StoreChannel
 from greenconn.broker.handover import Handover
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 import gevent
 from gevent import Greenlet
 
+from greenconn.broker.base_link import ForkHandler
 from greenconn.broker.blocking import StoreSettler
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import Claimer, StoreConsuming, StoreDelivery, StoreFeed, StoreSource
@@ -32,7 +33,6 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.link import ForkHandler
 from greenconn.transport.virtual.names import TagMaker, new_owner
 from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_of
 

@@ -23,12 +23,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakSet
 
-from gevent import get_hub
-
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import call_in_hub
+from greenconn.green.hub import HubAffinity, call_in_hub
 from greenconn.green.inbox import Inbox
 from greenconn.green.supervisor import spawn
 from greenconn.message import Message
@@ -240,7 +238,8 @@ class Link:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._hub = get_hub()
+        #: The thread that it belongs to.
+        self.hub_affinity = HubAffinity()
         _note_new(self)
         #: ``(function, argument)`` pairs for ``drain_events``.
         self.events: Inbox[Event] = Inbox()
@@ -262,7 +261,7 @@ class Link:
     def __del__(self) -> None:
         # In any thread, in the middle of anything: only a note is taken.
         if getattr(self, "lost", _NEVER_BEGUN) is None:
-            call_in_hub(self._hub, _close_dropped, self)
+            call_in_hub(self.hub_affinity.hub, _close_dropped, self)
 
     def revive(self) -> None:
         """Prepare a link that was dropped for its close: weak references to it were cleared."""

@@ -32,7 +32,6 @@ from greenconn.exceptions import (
 from greenconn.green import atexit, fork
 from greenconn.green.connect import avoid, connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import HubAffinity
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.supervisor import spawn
@@ -173,8 +172,6 @@ class AmqpLink(Link):
         self.flow_control = FlowControl(where, options, self.events)
         self._address = (host, port)
         self._tls = tls
-        #: The thread that this connection belongs to.
-        self.hub_affinity = HubAffinity()
         self.parser = FrameParser(options.frame_max or 131072, options.max_message_size)
         self._stream: Stream | None = None
         self._intake = _Intake(self)

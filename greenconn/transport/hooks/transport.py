@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
+from greenconn.broker.base_link import CHANNEL_MAX
 from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.handover import Handover
 from greenconn.broker.options import StoreOptions
@@ -18,7 +19,6 @@ from greenconn.transport.hooks.qos import UnreturnedMessages
 from greenconn.transport.hooks.store import HookStore
 from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.link import CHANNEL_MAX
 from greenconn.transport.virtual.state import BrokerState
 
 __all__ = ["HookedTransport", "Transport"]

@@ -39,7 +39,7 @@ from greenconn.transport.virtual.publishing import Envelope, lifetime_of
 from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
-    from greenconn.broker.entities import SharingLink
+    from greenconn.broker.base_link import BrokerLink
 
 __all__ = ["ROUTED", "Broker", "Outcome", "Queues"]
 
@@ -83,7 +83,7 @@ class Broker:
         self.tags: Iterator[int] = count(1)
         #: Links that are open.
         #: In the order of their opening.  Not kept alive: one that its program drops closes.
-        self.links: WeakKeyDictionary[SharingLink, None] = WeakKeyDictionary()
+        self.links: WeakKeyDictionary[BrokerLink, None] = WeakKeyDictionary()
         #: What queues have given up and is not sent yet, and why.
         self._dead: deque[tuple[Entry, str]] = deque()
         self._is_sending_dead = False
@@ -256,7 +256,7 @@ class Broker:
 
     # -- links
 
-    def left(self, link: SharingLink) -> None:
+    def left(self, link: BrokerLink) -> None:
         """Delete the exclusive queues of a link that has ended."""
         self.links.pop(link, None)
         own = [name for name, each in self.queues.items() if each.declared.owner == link.owner]

@@ -8,7 +8,8 @@ from typing import Any, Final, TypeVar
 
 from gevent import get_hub
 
-from greenconn.broker.channel import BrokerLink, StoreChannel
+from greenconn.broker.base_link import BrokerLink
+from greenconn.broker.channel import StoreChannel
 from greenconn.broker.directory import Directory, KnownQueues, QueueStore
 from greenconn.broker.routing import Routing
 from greenconn.delays import DELAY, delay_of

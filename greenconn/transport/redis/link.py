@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from greenconn.broker.base_link import ForkHandler
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consumers import StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
@@ -42,7 +43,6 @@ from greenconn.transport.redis.publishing import LargeBodies
 from greenconn.transport.redis.server import Reauthentication, Server
 from greenconn.transport.redis.window import UnreportedPublishes
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
-from greenconn.transport.virtual.link import ForkHandler
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 

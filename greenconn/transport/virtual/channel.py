@@ -12,10 +12,10 @@ from greenconn.exceptions import ChannelError
 from greenconn.green.state import State
 
 if TYPE_CHECKING:
+    from greenconn.transport.base import Link
     from greenconn.transport.virtual.arguments import ArgumentOf
     from greenconn.transport.virtual.consumer import Consumer, Prefetch
     from greenconn.transport.virtual.entities import Entities
-    from greenconn.transport.virtual.link import VirtualLink
 
 __all__ = ["CHANNEL_MOVES", "ChannelPort", "ChannelState", "closes_channel"]
 
@@ -30,7 +30,7 @@ class ChannelPort(Protocol):
     state_of_life: ChannelState
 
     @property
-    def connection(self) -> VirtualLink: ...
+    def connection(self) -> Link: ...
     @property
     def entities(self) -> Entities: ...
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greenconn import Connection
-from greenconn.transport.virtual import link as module
+from greenconn.broker import base_link as module
 from greenconn.transport.virtual.consumer import STALE
 
 

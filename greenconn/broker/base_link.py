@@ -1,46 +1,66 @@
-"""One life of a connection whose channels are made in this process."""
+"""The link of channels that are made in this process."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gevent import get_hub
 
-from greenconn.exceptions import (
-    ConnectionError,
-    RecoverableConnectionError,
-    ResourceError,
-)
+from greenconn.broker.consumers import Subscriptions
+from greenconn.broker.deliveries import Acknowledger
+from greenconn.broker.directory import ConsumedQueue, Directory
+from greenconn.broker.routing import Routing
+from greenconn.broker.topology import Topology
+from greenconn.exceptions import ConnectionError, RecoverableConnectionError, ResourceError
 from greenconn.green import fork
-from greenconn.green.deadline import Deadline
-from greenconn.green.hub import HubAffinity
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport.base import Link
 from greenconn.transport.virtual.consumer import STALE
+from greenconn.transport.virtual.exchange import Router
+from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import Publisher, StoreChannel
     from greenconn.transport.virtual.channel import ChannelPort
 
-__all__ = ["CHANNEL_MAX", "ForkHandler", "VirtualLink"]
+__all__ = ["CHANNEL_MAX", "BrokerLink", "ForkHandler"]
+
+T = TypeVar("T")
 
 #: Channels that one link may have.
 CHANNEL_MAX = 65535
 
 
-class VirtualLink(Link):
+class BrokerLink(Link):
     """A link that keeps its channels, and ends them when it ends.
 
     It belongs to the hub on which it was opened.
 
     Arguments:
         is_confirming: every publish waits for its confirm.
+
+    Attributes:
+        owner: the unique name that owns the exclusive queues of this life.
+        feeds: queue -> what serves its consumers of this link.
+        settlements: sends the acks, requeues and rejects of its channels.
+        subscriptions: the queues that its channels consume from.
+        topology: the exchanges and bindings that are shared with other processes; None: they are not.
     """
 
     channel_max = CHANNEL_MAX
+    owner: str
+    state: BrokerState
+    directory: Directory
+    routing: Routing
+    feeds: Mapping[str, ConsumedQueue]
+    settlements: Acknowledger
+    subscriptions: Subscriptions
+    topology: Topology | None
 
     def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
         super().__init__(client)
-        self.hub_affinity = HubAffinity()
         self.is_confirming = is_confirming
         self.channels: dict[int, ChannelPort] = {}
         self._last_id = 0
@@ -48,6 +68,55 @@ class VirtualLink(Link):
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<{type(self).__name__}: {state}, {len(self.channels)} channels>"
+
+    # -- what a transport writes
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``, which asks the broker.  May switch.
+
+        Arguments:
+            what: for messages.
+        """
+        raise NotImplementedError
+
+    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        """Return what makes the router of an exchange; None: the usual one of its type."""
+        return None
+
+    def existing(self, queues: Sequence[str]) -> Sequence[str]:
+        """Return those of *queues* that exist.  May switch where that is not known."""
+        is_there = self.directory.is_there
+        return [each for each in queues if is_there(each)]
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
+        """Return the publisher of *channel*."""
+        raise NotImplementedError
+
+    def wait_settled(self, deadline: Deadline) -> None:
+        """Return when the broker has all acks up to now, or they are on their way.  May switch.
+
+        Raises:
+            TimeoutError: not before the deadline, or within ``reply_timeout``.
+            RecoverableConnectionError: the link is lost.
+        """
+        raise NotImplementedError
+
+    def flush_acks(self) -> None:
+        """Return when all acks and rejects are on their way.  May switch.
+
+        After the loss of the connection this does nothing: the next life sends them.
+
+        Raises:
+            TimeoutError: the broker read too little within ``reply_timeout``.
+        """
+        if self.lost is None:
+            self.hub_affinity.check(self)
+            try:
+                self.wait_settled(NEVER)
+            except RecoverableConnectionError:
+                pass
+
+    # -- its channels
 
     def add_channel(self, channel: ChannelPort, channel_id: int | None = None) -> int:
         """Give a new channel its number.
@@ -109,7 +178,7 @@ class VirtualLink(Link):
 class ForkHandler:
     """The end of a link in the child of a fork, as long as this object exists."""
 
-    def __init__(self, link: VirtualLink) -> None:
+    def __init__(self, link: BrokerLink) -> None:
         self._link = link
         fork.register(self)
 
