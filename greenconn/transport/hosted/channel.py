@@ -233,8 +233,7 @@ class HostedChannel(StoreChannel[StoreLink]):
     @_exclusive
     def exchange_delete(self, exchange: str, *args: Any, **kwargs: Any) -> Any:
         """Delete an exchange."""
-        exchange = plain_text(exchange)
-        return self.raw.exchange_delete(exchange, *args, **kwargs)
+        return self.raw.exchange_delete(plain_text(exchange), *args, **kwargs)
 
     @_exclusive
     def exchange_bind(self, *args: Any, **kwargs: Any) -> Any:
@@ -266,10 +265,9 @@ class HostedChannel(StoreChannel[StoreLink]):
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """Bind a queue."""
-        queue = plain_text(queue)
-        exchange = plain_text(exchange)
-        routing_key = plain_text(routing_key)
-        return self.raw.queue_bind(queue, exchange, routing_key, arguments)
+        return self.raw.queue_bind(
+            plain_text(queue), plain_text(exchange), plain_text(routing_key), arguments
+        )
 
     @_exclusive
     def queue_unbind(
@@ -281,24 +279,21 @@ class HostedChannel(StoreChannel[StoreLink]):
         arguments: Mapping[str, Any] | None = None,
     ) -> Any:
         """Undo a binding."""
-        queue = plain_text(queue)
-        exchange = plain_text(exchange)
-        routing_key = plain_text(routing_key)
-        return self.raw.queue_unbind(queue, exchange, routing_key, arguments)
+        return self.raw.queue_unbind(
+            plain_text(queue), plain_text(exchange), plain_text(routing_key), arguments
+        )
 
     @_exclusive
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:
         """Drop what waits and return how many there were."""
-        queue = plain_text(queue)
-        return int(self.raw.queue_purge(queue) or 0)
+        return int(self.raw.queue_purge(plain_text(queue)) or 0)
 
     @_exclusive
     def queue_delete(
         self, queue: str = "", if_unused: bool = False, if_empty: bool = False, nowait: bool = False
     ) -> Any:
         """Delete a queue."""
-        queue = plain_text(queue)
-        return self.raw.queue_delete(queue, if_unused=if_unused, if_empty=if_empty)
+        return self.raw.queue_delete(plain_text(queue), if_unused=if_unused, if_empty=if_empty)
 
     def list_bindings(self) -> Any:
         """Return all bindings that this process knows."""
