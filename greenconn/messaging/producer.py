@@ -57,17 +57,39 @@ _DEFAULT: Final = Exchange("")
 _NEVER_KNOWN: Final = object()
 
 
-class _DefaultExchange:
-    """The default exchange on a producer's channel: bound when it is first needed, then kept.
+class _OwnExchange:
+    """The attribute ``exchange`` of a producer, which is kept as ``_exchange``.
 
-    Pools make a producer for each loan, and most publish without looking at their exchange.
+    The default exchange is bound when it is first asked for: pools make a producer for each loan, and
+    most publish without a look at their exchange.
     """
 
     def __get__(self, producer: Producer | None, owner: type[Producer]) -> Any:
         if producer is None:
             return None
-        bound = producer.exchange = _DEFAULT.bind(producer._binding)
-        return bound
+        exchange = producer._exchange
+        if exchange is _DEFAULT:
+            exchange = producer._exchange = Exchange("").bind(producer._binding)
+        return exchange
+
+    def __set__(self, producer: Producer, exchange: Any) -> None:
+        producer._exchange = exchange
+
+    def __delete__(self, producer: Producer) -> None:
+        del producer._exchange
+
+
+class _ShadowedExchange:
+    """The attribute ``_exchange`` of a producer whose class has an attribute ``exchange`` of its own.
+
+    Such an attribute hides the descriptor above, so the exchange is kept as ``exchange`` then.
+    """
+
+    def __get__(self, producer: Producer | None, owner: type[Producer]) -> Any:
+        return None if producer is None else producer.exchange
+
+    def __set__(self, producer: Producer, exchange: Any) -> None:
+        producer.exchange = Exchange("") if exchange is _DEFAULT else exchange
 
 
 class Producer:
@@ -88,8 +110,7 @@ class Producer:
             drains the connection, for mandatory messages that reached no queue.
     """
 
-    #: An instance has its own, unless it is the default exchange and was not needed yet.
-    exchange: Any = _DefaultExchange()
+    exchange: Any = _OwnExchange()
     routing_key: str = ""
     serializer: str | None = None
     compression: str | None = None
@@ -105,12 +126,23 @@ class Producer:
     #: The batches that are open, by the greenlet that has opened them; None while there are none.
     batches: dict[Any, BatchState] | None = None
 
+    #: What publishes read as their exchange, and set by each instance.  The default exchange is not
+    #: bound until it is asked for.  (Not from ``__dict__``: on Python 3.11 and 3.12, reading an
+    #: attribute takes six times as long once the dict of its object was asked for.)
+    _exchange: Any
     #: What the default exchange will be bound to.
     _binding: Any = None
     #: The exchange that ``_ident`` belongs to.
     _known: Any = None
     #: What the set of declared entities has when the exchange is declared.
     _ident: Any = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A name or an Exchange as an attribute of the class, as in kombu.compat.
+        of_class = next(vars(each)["exchange"] for each in cls.__mro__ if "exchange" in vars(each))
+        if type(of_class) is not _OwnExchange:
+            cls._exchange = _ShadowedExchange()
 
     def __init__(
         self,
@@ -124,10 +156,13 @@ class Producer:
     ) -> None:
         #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
         self._channel: Any = channel
-        if exchange is not None:
+        if exchange is None:
+            self._exchange = _DEFAULT
+        elif isinstance(exchange, str):
             # Only a name: the type to declare it with is unknown.
-            by_name = isinstance(exchange, str)
-            self.exchange = Exchange(exchange, no_declare=True) if by_name else exchange
+            self._exchange = Exchange(exchange, no_declare=True)
+        else:
+            self._exchange = exchange
         # What is not given is the class's: pools make a producer for each loan.
         if routing_key:
             self.routing_key = routing_key
@@ -209,8 +244,8 @@ class Producer:
         if self.on_return and not isinstance(own, ChannelPromise):
             self._listen(own, self.on_return)
         self._binding = channel
-        if "exchange" in self.__dict__:
-            self.exchange = self.exchange.bind(channel)
+        if self._exchange is not _DEFAULT:
+            self._exchange = self._exchange.bind(channel)
 
     # Declaring
 
@@ -311,7 +346,7 @@ class Producer:
             )
         else:
             content_type, content_encoding, body = dumps(body, serializer or self.serializer)
-        default = self.__dict__.get("exchange", _DEFAULT)  # as _own_exchange, without a call
+        default = self._exchange
         if not exchange:
             exchange, mode = default.name, delivery_mode or default.delivery_mode
         elif isinstance(exchange, Exchange):
@@ -368,12 +403,6 @@ class Producer:
             if headers is not None:
                 headers["compression"] = name
         return body, content_type, content_encoding
-
-    @property
-    def _own_exchange(self) -> Exchange:
-        """The producer's exchange, which need not be bound."""
-        exchange: Exchange = self.__dict__.get("exchange", _DEFAULT)
-        return exchange
 
     def _is_ready(self, channel: Channel, default: Exchange) -> bool:
         """Return whether *channel* can be published to without anything before.

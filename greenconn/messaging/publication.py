@@ -149,7 +149,7 @@ class Publication:
     def _attempt(self, timeout: float | None) -> Any:
         producer = self._producer
         channel = producer._channel
-        if self._declare or not producer._is_ready(channel, producer._own_exchange):
+        if self._declare or not producer._is_ready(channel, producer._exchange):
             self._start_timer()
             channel = self._ready_channel()
             timeout = self._deadline.left()

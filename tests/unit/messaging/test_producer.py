@@ -8,6 +8,7 @@ import sys
 import zlib
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import gevent
 import pytest
@@ -238,6 +239,92 @@ def test_auto_declare_and_exchange_may_be_changed(channel: FakeChannel) -> None:
     producer.publish("2")
     assert channel.methods == ["basic_publish", "exchange_declare", "basic_publish"]
     assert published(channel)[1]["exchange"] == "f"
+
+
+class Feed(Producer):
+    """Its class has an exchange, as those of kombu.compat have; kombu's own producers ignore it."""
+
+    exchange: Any = Exchange("of-class")
+
+
+class Nameless(Producer):
+    """As kombu's class says it."""
+
+    exchange: Any = None
+
+
+class Mixed(Nameless, Feed):
+    """The first of two such classes counts."""
+
+
+class Kept(Producer):
+    """Keeps its exchange itself."""
+
+    kept: Any = None
+
+    @property
+    def exchange(self) -> Any:
+        """The exchange."""
+        return self.kept
+
+    @exchange.setter
+    def exchange(self, exchange: Any) -> None:
+        self.kept = exchange
+
+
+@pytest.mark.parametrize("kind", [Producer, Feed, Nameless, Mixed, Kept])
+def test_an_exchange_that_is_given_is_published_to_whatever_the_class_has(
+    channel: FakeChannel, kind: type[Producer]
+) -> None:
+    for given in (Exchange("e", delivery_mode=1), "e"):
+        producer = kind(channel, given)
+        assert producer.exchange.name == "e"
+        assert producer.exchange.channel is channel
+        producer.publish({}, "key")
+        producer.exchange = Exchange("f")(channel)
+        producer.publish({}, "key")
+        producer.publish({}, "key", timeout=20.0)
+        assert producer.exchange.name == "f"
+        again = pickle.loads(pickle.dumps(producer))
+        assert again.exchange == Exchange("f")
+        again.revive(channel)
+        again.publish({}, "key")
+    names = [each["exchange"] for each in published(channel)]
+    assert names == ["e", "f", "f", "f"] * 2
+    modes = [each["message"]["properties"]["delivery_mode"] for each in published(channel)]
+    assert modes[0] == 1
+
+
+@pytest.mark.parametrize("kind", [Producer, Feed, Nameless, Mixed, Kept])
+def test_without_an_exchange_it_is_the_default_exchange_whatever_the_class_has(
+    channel: FakeChannel, kind: type[Producer]
+) -> None:
+    producer = kind(channel)
+    producer.publish({}, "key")
+    assert producer.exchange == Exchange("")
+    assert producer.exchange.channel is channel
+    assert producer.exchange is producer.exchange
+    producer.publish({}, "key")
+    other = FakeClient().default_channel
+    producer.revive(other)
+    assert producer.exchange.channel is other
+    assert [each["exchange"] for each in published(channel)] == ["", ""]
+    assert kind(channel).exchange is not producer.exchange
+
+
+def test_the_class_has_what_it_was_given() -> None:
+    assert Producer.exchange is None
+    assert Feed.exchange.name == "of-class"
+    assert Nameless.exchange is None
+
+
+@pytest.mark.parametrize("kind", [Producer, Feed])
+def test_a_mock_of_the_exchange_goes(channel: FakeChannel, kind: type[Producer]) -> None:
+    producer = kind(channel, Exchange("e"))
+    with patch.object(producer, "exchange", Exchange("mock")):
+        producer.publish({}, "key")
+    producer.publish({}, "key")
+    assert [each["exchange"] for each in published(channel)] == ["mock", "e"]
 
 
 def test_declare_list_comes_before_the_exchange(channel: FakeChannel) -> None:
