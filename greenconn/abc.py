@@ -405,6 +405,15 @@ class Lender(Protocol):
         ...
 
 
+class ProducerLender(Lender, Protocol):
+    """A pool of producers, as far as a producer needs it (``pools.ProducerPool``)."""
+
+    @property
+    def connection_lender(self) -> Lender:
+        """The lender of the producers' connections."""
+        ...
+
+
 class Borrowed(Protocol):
     """A facade, lent by a pool, over something that the pool keeps (``PooledConnection``).
 

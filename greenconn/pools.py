@@ -12,7 +12,6 @@ import logging
 import os
 import weakref
 from collections.abc import Iterator, MutableMapping
-from sys import getrefcount
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash, lazy
@@ -20,10 +19,11 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
-from greenconn.resource import UNSHARED, Resource, acquiring_place
+from greenconn.resource import RelendingPool, Resource
 
 if TYPE_CHECKING:
     from greenconn.abc import Connection
+    from greenconn.green.pool import Entry
 
 __all__ = [
     "Connections",
@@ -45,12 +45,12 @@ logger = logging.getLogger("greenconn.pools")
 use_global_limit: Final = object()
 
 
-class ProducerPool(Resource):
+class ProducerPool(RelendingPool):
     """A pool of producers on the connections of another pool.
 
     An acquired producer counts in this pool and holds a connection of the other; its release releases
-    both.  The producer is a new object each time, and so is its connection if anything refers to the
-    former one, so that their use after the release does not affect the next holder.
+    both.  The producer and its connection are new objects if anything refers to the former ones, so that
+    their use after the release does not affect the next holder.
 
     The resources of this pool are connections.  An idle one stays here until the pool of connections
     needs it (see :mod:`greenconn.green.pool`), so that acquiring a producer costs the work of one pool,
@@ -70,7 +70,8 @@ class ProducerPool(Resource):
         made: type[_Producer] | None = kwargs.pop("Producer", None)
         if made is not None:
             self.Producer = made  # type: ignore[misc]  # kombu's: an instance may have its own
-        self._lender = _Lender(self)
+        #: To which a producer's connection is released.
+        self.connection_lender = _Lender(self)
         has_check = type(self).is_alive is not Resource.is_alive
         self._checks_itself = connections._checks_itself and not has_check
         super().__init__(*args, **kwargs)
@@ -103,39 +104,20 @@ class ProducerPool(Resource):
     def _acquire_connection(self) -> Any:
         return self.connections.acquire(block=True)
 
-    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
-        """Acquire a producer.  May switch.
+    def _deadline(self, block: bool, timeout: float | Deadline | None) -> Deadline | None:
+        # Also for a connection.
+        return super()._deadline(block, timeout) if block else Deadline(0.0)
 
-        Arguments:
-            block: wait until this pool and the pool of connections have a free one.
-            timeout: seconds for all of it, or a deadline; None waits for ever.
-
-        Raises:
-            LimitExceeded: no producer or no connection was free in time.
-        """
-        if not block:
-            deadline: Deadline | None = Deadline(0.0)
-        else:
-            deadline = None if timeout is None else Deadline.of(timeout)
-        entry = self._pool.take(block, deadline)
+    def _lend(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Any:
+        """Lend a new producer on the connection that was just acquired.  May switch."""
         try:
-            # The facade of the producer before the last, if nothing else refers to it, not even weakly.
-            entry.loan, entry.spare = entry.spare, entry.loan
-            if (
-                getrefcount(entry.loan) == UNSHARED
-                and entry.loan.__weakref__ is None
-                and entry.loan.lend_again(self._lender)
-            ):
-                facade = entry.loan
-            else:
-                entry = self._living(entry, block, deadline)
-                facade = self.connections.facade(entry.item, self._lender)
-                entry.loan = facade if hasattr(type(facade), "lend_again") else None
-            producer: Any = self.Producer(facade)
+            entry = self._living(entry, block, deadline)
+            connection = self.connections.facade(entry.item, self.connection_lender)
+            producer: Any = self.Producer(connection)
             if self._has_prepare_hook:
                 producer = self.prepare(producer)
-            self._checkouts.lend(producer, entry, acquiring_place() if self.trace_acquire else None)
-            producer.lender = self
+            self._note_loan(producer, entry)
+            producer._pool = self
         except BaseException:
             self._pool.put_back(entry)
             raise
@@ -149,6 +131,15 @@ class ProducerPool(Resource):
 
     def _parent(self) -> Any:
         return self.connections._pool
+
+    def _note_hooks(self) -> None:
+        super()._note_hooks()
+        if self.Producer is not _Producer:
+            self._checkouts.keep_none()
+
+    def _can_lend_again(self, borrowed: Any) -> bool:
+        # Not of another class, which may prepare for its use when it is made.
+        return type(borrowed) is _Producer and hasattr(type(borrowed.__connection__), "lend_again")
 
     def _make(self, deadline: Deadline) -> Any:
         return self.connections.lend_to_pool(self, not deadline.has_ended, deadline)
@@ -180,7 +171,7 @@ class ProducerPool(Resource):
 
     def expire(self, borrowed: Any, reason: str) -> None:
         """Make each later use of a producer and its connection raise an error.  Never switches."""
-        borrowed.lender = borrowed.channel = None
+        borrowed._pool = borrowed.channel = None
         self.connections.expire(borrowed.__connection__, reason)
 
     def _release_unlent(self, resource: Any) -> None:
@@ -193,7 +184,7 @@ class ProducerPool(Resource):
 
     def returned(self, borrowed: Any) -> None:
         """Unbind a producer that was released.  Never switches."""
-        borrowed.lender = borrowed.channel = None
+        borrowed._pool = borrowed.channel = None
         self.connections.returned(borrowed.__connection__)
 
 

@@ -35,12 +35,12 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from greenconn.abc import Connection, Lender
 
-__all__ = ["ChannelPool", "ConnectionPool", "Resource", "all_pools"]
+__all__ = ["ChannelPool", "ConnectionPool", "RelendingPool", "Resource", "all_pools"]
 
 logger = logging.getLogger("greenconn.resource")
 
 #: Hooks that a program can also replace on a single pool, and what else decides on what is kept.
-_HOOKS: Final = frozenset({"prepare", "release_resource", "trace_acquire"})
+_HOOKS: Final = frozenset({"Producer", "prepare", "release_resource", "trace_acquire"})
 #: Special methods that a facade forwards if the class of the resource has them.
 FORWARDED: Final = (
     *("__len__", "__iter__", "__next__", "__reversed__", "__contains__", "__call__", "__bool__"),
@@ -170,9 +170,8 @@ class Resource:
             RuntimeError: the pool is closed.
             WrongHub: the pool belongs to another thread.
         """
-        if timeout is not None:
-            timeout = Deadline.of(timeout)
-        return self._lend(self._pool.take(block, timeout), block, timeout)
+        deadline = self._deadline(block, timeout)
+        return self._lend(self._pool.take(block, deadline), block, deadline)
 
     def release(self, resource: Any) -> None:
         """Release a resource that was acquired.  A second call does nothing.  Never switches."""
@@ -375,19 +374,29 @@ class Resource:
     def _describe(self) -> str:
         return type(self).__name__
 
+    def _deadline(self, block: bool, timeout: float | Deadline | None) -> Deadline | None:
+        return None if timeout is None else Deadline.of(timeout)
+
     def _lend(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Any:
         """Lend what was just acquired, with a new facade.  May switch."""
         entry = self._ready(entry, block, deadline)
         try:
             borrowed = self.facade(entry.item, self)
-            place = acquiring_place() if self.trace_acquire else None
-            has_hooks = self._has_prepare_hook or self._has_release_hook
-            keeps = place is None and not has_hooks and hasattr(type(borrowed), "lend_again")
-            self._checkouts.lend(borrowed, entry, place, keeps)
+            self._note_loan(borrowed, entry)
         except BaseException:
             self._pool.put_back(entry)
             raise
         return borrowed
+
+    def _note_loan(self, borrowed: Any, entry: Entry[Any]) -> None:
+        """Record that *borrowed*, a new facade over the resource of *entry*, is in use."""
+        place = acquiring_place() if self.trace_acquire else None
+        has_hooks = self._has_prepare_hook or self._has_release_hook
+        keeps = place is None and not has_hooks and self._can_lend_again(borrowed)
+        self._checkouts.lend(borrowed, entry, place, keeps)
+
+    def _can_lend_again(self, borrowed: Any) -> bool:
+        return hasattr(type(borrowed), "lend_again")
 
     def _ready(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Entry[Any]:
         """Return *entry*, prepared, or what replaces it.  May switch."""
@@ -486,7 +495,79 @@ class Resource:
                 )
 
 
-class ConnectionPool(Resource):
+class RelendingPool(Resource):
+    """A pool whose facades are lent again if nothing refers to them since their release.
+
+    A facade has ``_pool`` (the lender, None after the release), ``_loan``, ``mark_released`` and
+    ``lend_again``, or is never lent again.
+    """
+
+    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
+        """Acquire a resource; see :meth:`Resource.acquire`.  May switch."""
+        # The common case, in one piece, as a call of a function costs as much as ten of these lines:
+        # nothing waits, and a resource is idle whose facade of the loan before the last can be lent
+        # again.  (Programs often refer to that of the last one while they acquire the next.)
+        pool = self._pool
+        idle, entry = pool._idle, None
+        if idle and not (pool._waiters or pool._lost or pool._checks_idle):
+            current, last = getcurrent(), idle[-1].last
+            # A greenlet often acquires again what it has released: its thread was checked before.
+            is_same = last() is current
+            if (
+                pool.hub.loop is not None
+                if current is pool.main
+                else is_same or current.parent is pool.hub
+            ) and (timeout is None or is_seconds(timeout)):
+                entry, now = idle[-1], monotonic()
+                if not is_same:
+                    entry.last = last = _ref(current)
+                # No call from here on, since a signal can interrupt after each.
+                entry.holder = last
+                entry.since = now
+                del idle[-1]
+        if entry is None:
+            entry = pool.take(block, self._deadline(block, timeout))
+        loan = entry.spare
+        try:
+            if (
+                loan is not None
+                # Only the pool refers to the facade, also weakly: the loan, and this expression.
+                and getrefcount(loan.facade) == UNSHARED
+                and loan.facade.__weakref__ is loan
+                and loan.facade.lend_again(self)
+            ):
+                entry.spare, entry.loan = entry.loan, loan
+                borrowed, loan.facade = loan.facade, None
+                return borrowed
+        except BaseException:
+            pool.put_back(entry)
+            raise
+        return self._lend(entry, block, self._deadline(block, timeout))
+
+    def release(self, resource: Any) -> None:
+        """Release what was acquired.  A second call does nothing.  Never switches."""
+        # The common case, in one piece, as in acquire().
+        pool = self._pool
+        try:
+            loan = resource._loan if resource._pool is self else None
+        except (AttributeError, OperationalError):  # it is no facade of ours
+            loan = None
+        if loan is not None and not (pool._waiters or pool._may_discard):
+            entry, current, parent = loan.entry, getcurrent(), pool._parent
+            if (
+                entry.loan is loan
+                and (entry.holder() is current or current.parent is pool.hub)
+                and (parent is None or not (parent._waiters or parent.wants_back))
+            ):
+                resource.mark_released()
+                loan.facade = resource
+                entry.holder = None
+                pool._idle.append(entry)
+                return
+        super().release(resource)
+
+
+class ConnectionPool(RelendingPool):
     """A pool of connections, clones of a given one.
 
     ``acquire`` returns a ``PooledConnection`` over a connection that the pool keeps open: of the same
@@ -519,65 +600,6 @@ class ConnectionPool(Resource):
         except AttributeError:
             return True
         return is_alive
-
-    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
-        """Acquire a connection; see :meth:`Resource.acquire`.  May switch."""
-        # The common case, in one piece, as a call of a function costs as much as ten of these lines:
-        # nothing waits, and a connection is idle whose facade of the loan before the last can be lent
-        # again.  (Programs often refer to that of the last one while they acquire the next.)
-        pool = self._pool
-        idle = pool._idle
-        if idle and not (pool._waiters or pool._lost):
-            entry = idle[-1]
-            loan, last, current = entry.spare, entry.last, getcurrent()
-            # A greenlet often acquires again what it has released: its thread was checked before.
-            is_same = last() is current
-            if (
-                loan is not None
-                # Only the pool refers to the facade, also weakly: the loan, and this expression.
-                and getrefcount(loan.facade) == UNSHARED
-                and loan.facade.__weakref__ is loan
-                and (
-                    pool.hub.loop is not None
-                    if current is pool.main
-                    else is_same or current.parent is pool.hub
-                )
-                and (timeout is None or is_seconds(timeout))
-                and (not pool._checks_idle or pool._can_be_used(entry))
-            ):
-                del idle[-1]  # first, since a signal can interrupt each call from here on
-                try:
-                    if loan.facade.lend_again(self):
-                        if not is_same:
-                            entry.last = last = _ref(current)
-                        entry.since = monotonic()
-                        entry.holder = last
-                        entry.spare, entry.loan = entry.loan, loan
-                        borrowed, loan.facade = loan.facade, None
-                        return borrowed
-                except BaseException:
-                    pool.put_back(entry.hold())
-                    raise
-                pool.put_back(entry.hold())
-        return super().acquire(block, timeout)
-
-    def release(self, resource: Any) -> None:
-        """Release a connection that was acquired.  A second call does nothing.  Never switches."""
-        # The common case, in one piece, as in acquire().
-        pool = self._pool
-        try:
-            loan = resource._loan if resource._pool is self else None
-        except (AttributeError, OperationalError):  # it is no facade of ours
-            loan = None
-        if loan is not None and not (pool._waiters or pool._may_discard):
-            entry, current = loan.entry, getcurrent()
-            if entry.loan is loan and (entry.holder() is current or current.parent is pool.hub):
-                resource.mark_released()
-                loan.facade = resource
-                entry.holder = None
-                pool._idle.append(entry)
-                return
-        super().release(resource)
 
     def collect_resource(self, resource: Any, socket_timeout: float | None = 0.1) -> None:
         """Close the connection, after its unsent messages were sent, within 2 s.  May switch."""
@@ -784,7 +806,7 @@ class _Checkouts:
     def drop_kept(self, entry: Entry[Any]) -> None:
         """Drop the facades that *entry* keeps, as its resource leaves the pool."""
         for loan in (entry.loan, entry.spare):
-            if type(loan) is _Loan:
+            if loan is not None:
                 self._drop(loan)
 
     def keep_none(self) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from sys import getrefcount
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ from greenconn.serialization import dumps
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from greenconn.abc import Channel, ChannelOrConnection, Lender
+    from greenconn.abc import Channel, ChannelOrConnection, ProducerLender
 
 __all__ = ["DEFAULT_BATCH_SIZE", "Producer"]
 
@@ -52,6 +53,9 @@ _MODES: Final = {None: 2, "": 2, 0: 2, 1: 1, 2: 2, "transient": 1, "persistent":
 
 #: The default exchange, unbound; producers bind copies of it.
 _DEFAULT: Final = Exchange("")
+
+#: What ``getrefcount`` returns for a producer's connection to which only the producer refers.
+UNSHARED: Final = 3
 
 #: In no set of declared entities: an exchange that has to be declared each time.
 _NEVER_KNOWN: Final = object()
@@ -117,25 +121,34 @@ class Producer:
     auto_declare: bool = True
     on_return: Callable[..., Any] | None = None
 
-    #: The pool that it came from and goes back to.
-    lender: Lender | None = None
+    # What is the producer's own is in slots, and what a program has set in the dict.  So a pool can lend
+    # a producer again as if it was new.
+    __slots__ = (
+        *("__connection__", "__dict__", "__weakref__", "_attributes", "_binding", "_channel"),
+        *("_exchange", "_ident", "_known", "_loan", "_pool", "batches"),
+    )
 
     #: The connection, if that is what the producer was made with.
-    __connection__: Any = None
-
+    __connection__: Any
     #: The batches that are open, by the greenlet that has opened them; None while there are none.
-    batches: dict[Any, BatchState] | None = None
+    batches: dict[Any, BatchState] | None
 
-    #: What publishes read as their exchange, and set by each instance.  The default exchange is not
-    #: bound until it is asked for.  (Not from ``__dict__``: on Python 3.11 and 3.12, reading an
-    #: attribute takes six times as long once the dict of its object was asked for.)
+    #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
+    _channel: Any
+    #: What publishes read as their exchange.  The default exchange is not bound until it is asked for.
     _exchange: Any
     #: What the default exchange will be bound to.
-    _binding: Any = None
+    _binding: Any
     #: The exchange that ``_ident`` belongs to.
-    _known: Any = None
+    _known: Any
     #: What the set of declared entities has when the exchange is declared.
-    _ident: Any = None
+    _ident: Any
+    #: The pool that it came from and goes back to; None if there is none, and after the release.
+    _pool: ProducerLender | None
+    #: The pool's record of it; None if the pool does not lend it again.
+    _loan: Any
+    #: Its ``__dict__``, which takes longer to ask for, if it was lent again; else None.
+    _attributes: dict[str, Any] | None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -154,8 +167,10 @@ class Producer:
         compression: str | None = None,
         on_return: Callable[..., Any] | None = None,
     ) -> None:
-        #: A channel, the promise of one, or None.  Replaced without a switch after it was looked up.
-        self._channel: Any = channel
+        self._channel = channel
+        self.__connection__ = self._binding = None
+        self._known = self._ident = self._loan = self._pool = self._attributes = None
+        self.batches = None
         if exchange is None:
             self._exchange = _DEFAULT
         elif isinstance(exchange, str):
@@ -240,6 +255,8 @@ class Producer:
             own = getattr(channel, "ready_channel", None) or DefaultChannel(channel)
         else:
             own = channel
+        # A pool lends it again only with the connection that it was acquired with.
+        self._loan = None
         self._channel = own
         if self.on_return and not isinstance(own, ChannelPromise):
             self._listen(own, self.on_return)
@@ -533,12 +550,46 @@ class Producer:
 
     def release(self) -> None:
         """Give the producer back, if it came from a pool; else does nothing."""
-        if self.lender is not None:
-            self.lender.release(self)
+        if self._pool is not None:
+            self._pool.release(self)
 
     def close(self) -> None:
         """Same as :meth:`release`."""
         self.release()
+
+    # For pools
+
+    def lend_again(self, pool: ProducerLender) -> bool:
+        """Lend it to another holder, as if it and its connection were new; False if they cannot be.
+
+        For pools, if nothing refers to it since its release.  Never switches.
+        """
+        self._exchange = _DEFAULT
+        self._known = None
+        if (
+            self._loan is None
+            # Its two attributes, and this expression.
+            or getrefcount(self.__connection__) != UNSHARED
+            or self.__connection__.__weakref__ is not None
+            or not self.__connection__.lend_again(pool.connection_lender)
+        ):
+            return False
+        attributes = self._attributes
+        if attributes is None:
+            attributes = self._attributes = self.__dict__
+        if attributes:  # of the last holder
+            attributes.clear()
+        connection = self.__connection__
+        self._channel = connection.ready_channel or DefaultChannel(connection)
+        self.batches = None
+        self._pool = pool
+        return True
+
+    def mark_released(self) -> None:
+        """Mark it and its connection as released.  For pools.  Never switches."""
+        self._pool = self._channel = None
+        if self._loan is not None:
+            self.__connection__.mark_released()
 
 
 def _check_expiration(expiration: object) -> None:

@@ -705,6 +705,265 @@ def test_producers_use_the_facades_of_former_ones_if_nothing_refers_to_them(
     assert pool.stats()["in_use"] == 0
 
 
+def warmed_producers(connection: Connection) -> pools.ProducerPool:
+    """A pool of one producer, which can be lent again from now on."""
+    pool = pools.ProducerPool(connection.Pool(1), limit=1)
+    for _ in range(3):
+        pool.acquire().release()
+    return pool
+
+
+def test_a_producer_to_which_nothing_refers_is_lent_again_as_if_it_was_new(
+    connection: Connection,
+) -> None:
+    pool = warmed_producers(connection)
+    Queue("letters")(connection.default_channel).declare()
+    seen = []
+    for _ in range(6):
+        with pool.acquire(block=True) as producer:
+            seen.append(id(producer))
+            assert producer.exchange == Exchange("")
+            assert producer.exchange.channel is producer.channel
+            assert (producer.routing_key, producer.serializer, producer.auto_declare) == (
+                "",
+                None,
+                True,
+            )
+            assert (producer.compression, producer.on_return, producer.batches) == (
+                None,
+                None,
+                None,
+            )
+            assert not hasattr(producer, "tenant")
+            producer.publish("one", routing_key="letters")
+            producer.exchange = Exchange("of-one-holder")(producer.channel)
+            producer.serializer = "yaml"
+            producer.routing_key = producer.compression = "zlib"
+            producer.auto_declare = False
+            producer.on_return = print
+            producer.batches = {}
+            producer.tenant = "of one holder"
+            producer.publish = None
+        with pytest.raises(NotBoundError):
+            Producer.publish(producer, "late")
+    assert seen[2:] == [*seen[:2]] * 2
+    with connection.SimpleQueue("letters") as box:
+        assert [box.get(timeout=20).payload for _ in range(6)] == ["one"] * 6
+    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
+
+
+@pytest.mark.parametrize(
+    "refer",
+    [
+        lambda producer: producer,
+        weakref.ref,
+        lambda producer: producer.publish,
+        lambda producer: producer.__connection__,
+        lambda producer: weakref.ref(producer.__connection__),
+        lambda producer: producer.exchange,
+    ],
+    ids=["itself", "weakly", "method", "connection", "connection-weakly", "exchange"],
+)
+def test_a_producer_to_which_something_refers_is_not_lent_again(
+    connection: Connection, refer: Any
+) -> None:
+    pool = warmed_producers(connection)
+    formers: list[tuple[Any, int]] = []
+    for _ in range(6):
+        producer = pool.acquire()
+        for reference, identity in formers:
+            if isinstance(reference, weakref.ref):
+                assert reference() is not producer
+                assert reference() is not producer.__connection__
+            else:
+                assert identity != id(producer.__connection__)
+        formers.append((refer(producer), id(producer.__connection__)))
+        producer.publish("one", routing_key="nowhere")
+        producer.release()
+        del producer
+    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
+
+
+@pytest.mark.parametrize("to", ["connection", "channel", "other"])
+def test_a_producer_that_was_revived_elsewhere_is_not_lent_again(
+    connection: Connection, to: str
+) -> None:
+    pool = warmed_producers(connection)
+    with Connection(URL) as other:
+        other.connect()
+        for _ in range(5):
+            producer = pool.acquire()
+            below = producer.__connection__
+            producer.revive(
+                {"connection": below, "channel": below.default_channel, "other": other}[to]
+            )
+            producer.publish("one", routing_key="nowhere")
+            producer.release()
+            assert pool.stats()["in_use"] == 0
+            with pool.acquire() as producer:
+                assert producer.__connection__ is not other
+                assert producer.channel.connection.client.session is producer.connection.session
+        assert other.connected
+
+
+def test_a_released_producer_that_was_revived_keeps_what_it_has(connection: Connection) -> None:
+    pool = warmed_producers(connection)
+    former = pool.acquire()
+    former.release()
+    former.revive(connection)
+    for _ in range(4):
+        pool.acquire().release()
+    former.publish("one", routing_key="nowhere")
+    assert former.connection is connection
+    former.release()
+    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
+
+
+def test_a_producer_of_a_class_of_the_program_is_new_each_time(connection: Connection) -> None:
+    class Own(Producer):
+        made = 0
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            Own.made += 1
+            super().__init__(*args, **kwargs)
+
+    pool = warmed_producers(connection)
+    setattr(pool, "Producer", Own)  # noqa: B010  # as kombu's programs do
+    for _ in range(5):
+        with pool.acquire() as producer:
+            assert type(producer) is Own
+    assert Own.made == 5
+
+
+def test_a_hook_set_later_is_called_for_each_producer(connection: Connection) -> None:
+    pool = warmed_producers(connection)
+    calls: list[str] = []
+
+    def prepare(producer: Any) -> Any:
+        calls.append("prepare")
+        return producer
+
+    setattr(pool, "prepare", prepare)  # noqa: B010  # as kombu's programs do
+    for _ in range(4):
+        pool.acquire().release()
+    assert calls == ["prepare"] * 4
+
+
+def test_a_producer_that_is_lent_again_uses_the_channel_of_now(connection: Connection) -> None:
+    pool = warmed_producers(connection)
+    channels = []
+    for _ in range(4):
+        with pool.acquire() as producer:
+            producer.publish("one", routing_key="nowhere")
+            channels.append(producer.channel)
+            assert producer.channel is producer.connection.default_channel
+            producer.channel.close()
+    assert len({id(each) for each in channels}) == 4
+
+
+def test_a_producer_that_is_lent_again_and_dropped_comes_back(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = warmed_producers(connection)
+    for times in range(1, 4):
+        pool.acquire().release()
+        pool.acquire()  # dropped
+        gc.collect()
+        pool.acquire(block=True, timeout=30).release()
+        settle()
+        assert caplog.text.count("garbage-collected without being released") == times
+    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
+
+
+def test_producers_that_wait_get_what_is_lent_again(connection: Connection) -> None:
+    pool = warmed_producers(connection)
+    order: list[int] = []
+    seen: set[int] = set()
+
+    def once(number: int) -> None:
+        with pool.acquire(block=True) as producer:
+            seen.add(id(producer))
+            producer.publish(number, routing_key="nowhere")
+            order.append(number)
+            yield_to_hub()
+
+    def use(number: int) -> None:
+        for _ in range(4):
+            once(number)
+
+    gevent.joinall([gevent.spawn(use, number) for number in range(3)], raise_error=True)
+    assert order == [0, 1, 2] * 4
+    assert len(seen) == 2
+    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
+
+
+def test_who_waits_for_a_connection_gets_it_from_a_producer_that_was_lent_again(
+    connection: Connection,
+) -> None:
+    pool = warmed_producers(connection)
+    below = pool.connections
+    for _ in range(3):
+        held = pool.acquire()
+        waiting = gevent.spawn(below.acquire, block=True, timeout=30)
+        yield_to_hub()
+        held.release()
+        waiting.get(timeout=30).release()
+        assert below.stats()["in_use"] == pool.stats()["in_use"] == 0
+        for _ in range(3):
+            pool.acquire().release()
+    assert below.stats()["created"] == 1
+
+
+@pytest.mark.parametrize("method", ["lend_again", "mark_released"])
+def test_an_error_at_the_renewal_of_a_producer_gives_it_back(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    pool = warmed_producers(connection)
+
+    def fail(self: object, *args: object) -> bool:
+        raise KeyboardInterrupt
+
+    held = pool.acquire() if method == "mark_released" else None
+    monkeypatch.setattr(PooledConnection, method, fail)
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire() if held is None else held.release()
+    monkeypatch.undo()
+    del held
+    gc.collect()
+    pool.acquire(block=True, timeout=30).release()
+    assert pool.stats() | {"in_use": 0, "idle": 1} == pool.stats()
+
+
+def test_a_producer_that_is_lent_again_belongs_to_one_hub(
+    connection: Connection, thread: ThreadPool
+) -> None:
+    pool = warmed_producers(connection)
+    with pytest.raises(WrongHub):
+        thread.apply(pool.acquire)
+    held = pool.acquire()
+    with pytest.raises(WrongHub):
+        thread.apply(held.release)
+    assert pool.stats()["in_use"] == 1
+    gevent.spawn(held.release).get(timeout=30)
+    assert pool.stats()["in_use"] == 0
+
+
+def test_producers_that_are_kept_go_with_their_connection_at_once(connection: Connection) -> None:
+    pool = warmed_producers(connection)
+    gc.collect()
+    gc.disable()
+    try:
+        held = pool.acquire()
+        seen = weakref.ref(held.__connection__)
+        held.release()
+        del held
+        assert seen() is not None  # the pool keeps it
+        pool.connections.acquire().release()
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
 def test_a_producer_whose_connection_cannot_be_checked_gives_its_place_back(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
