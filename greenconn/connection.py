@@ -418,7 +418,8 @@ class Connection:
 
     def __eqhash__(self) -> ParameterKey:
         """Return the key for pools, which is equal for connections with equal parameters."""
-        return self.session.broker.key()
+        broker = self.session.broker
+        return broker._key or broker.key()  # pools ask for each loan
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.session.broker.label} at {id(self):#x}>"

@@ -20,6 +20,7 @@ from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import RelendingPool, Resource
+from greenconn.session.parameters import ParameterKey
 
 if TYPE_CHECKING:
     from greenconn.abc import Connection
@@ -219,6 +220,8 @@ _SECRET: Final = os.urandom(16)
 def _key(connection: object) -> Any:
     """Return the key of all connections equal to *connection*; it contains no password."""
     found = eqhash(connection)
+    if isinstance(found, ParameterKey):
+        return found  # nearly all, and found out at less cost than the others
     if isinstance(found, (list, tuple)):
         # kombu's own connections: all of their parameters, the password included.
         text = repr(HashedSeq(*found)).encode("utf-8", "surrogatepass")
@@ -229,7 +232,11 @@ def _key(connection: object) -> Any:
 class _Pools(dict[Any, Any]):
     """The pools of one group in one hub, and the global limit when they were made."""
 
-    limit: int = 0
+    __slots__ = ("limit",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = 0
 
 
 class PoolGroup(MutableMapping[Any, Any]):

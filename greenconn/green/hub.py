@@ -168,7 +168,10 @@ class PerHub(Generic[T]):
     def get(self) -> T:
         """Return the value of this hub, made now if there is none.  Never switches."""
         hub = get_hub()
-        kept = getattr(self._local, "kept", None)
+        try:
+            kept = self._local.kept
+        except AttributeError:
+            kept = None
         if kept is None or kept[0] is not hub:
             kept = self._local.kept = (hub, self._make())
         kept_value: T = kept[1]
