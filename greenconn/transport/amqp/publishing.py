@@ -1,7 +1,7 @@
 """Publishing on a channel: the fast path, confirms, returns, and messages that were not sent.
 
 A message is one ``bytes.join`` and one append: the method frame with the start of the next one is kept
-for each (exchange, routing key), the property block for each kind of message.
+for each (exchange, routing key) and size of properties, the property block for each kind of message.
 
 A publish without confirm returns when its message was written; until the socket has taken it, it waits
 in this process.  No record is kept of it, so that this costs nothing: when the connection is lost, the
@@ -53,9 +53,10 @@ __all__ = ["AWAITED", "RESEND", "PendingConfirm", "Publisher", "Returns", "Unsen
 
 logger = logging.getLogger("greenconn.transport.amqp")
 _tag_and_flags = Struct(">QB")
-# End of the method frame's payload is in the head; then: header frame, and the body frame's start.
-_header = Struct(">BHIHHQ")
-_body = Struct(">BBHI")
+# The header frame up to the last 4 of the 8 bytes of the body's size, and the end of that frame with the
+# start of the body frame up to its size.
+_header = Struct(">BHIHHI")
+_body = Struct(">BBH")
 _ACK: Final = ids_of(spec.Basic.Ack)
 # Of a return: its code, and how long its text is.
 _code_and_size = Struct(">HB")
@@ -103,9 +104,9 @@ class PendingConfirm:
         body: bytes,
     ) -> None:
         # A return names them as text.
-        if isinstance(exchange, bytes):
+        if exchange.__class__ is not str and isinstance(exchange, bytes):
             exchange = text_of(exchange)
-        if isinstance(routing_key, bytes):
+        if routing_key.__class__ is not str and isinstance(routing_key, bytes):
             routing_key = text_of(routing_key)
         self.exchange = exchange
         self.routing_key = routing_key
@@ -182,7 +183,9 @@ class Publisher:
         "_channel",
         "_heads",
         "_link",
+        "_middle",
         "_number",
+        "_prefixes",
         "_room",
         "_small",
         "confirms",
@@ -197,6 +200,9 @@ class Publisher:
         self._link = link
         self._calls = calls
         self._heads: dict[tuple[str, str, bool, bool], bytes] = {}
+        #: The heads, each with the start of a header frame whose properties have the given size.
+        self._prefixes: dict[tuple[str, str, bool, bool, int], bytes] = {}
+        self._middle = _body.pack(0xCE, 3, self._number)
         self._room = calls.payload_limit
         # What is larger takes the way on which its size is checked.
         self._small = min(self._room, _LARGE, link.options.max_message_size)
@@ -216,23 +222,15 @@ class Publisher:
         Arguments:
             pending: in confirm mode, the object that waits for the confirm, or None.
         """
-        head = self._heads.get((exchange, routing_key, mandatory, immediate))
-        if head is None:
-            head = self._make_head(exchange, routing_key, mandatory, immediate)
         body, packed, confirms = message.body, message.packed, self.confirms
-        size, block, number = len(body), 12 + len(packed), self._number
+        size, block = len(body), 12 + len(packed)
         frames: bytes | list[Any]
         if size and size + block <= self._small:
-            frames = b"".join(
-                (
-                    head,
-                    _header.pack(2, number, block, 60, 0, size),
-                    packed,
-                    _body.pack(0xCE, 3, number, size),
-                    body,
-                    b"\xce",
-                )
-            )
+            prefix = self._prefixes.get((exchange, routing_key, mandatory, immediate, block))
+            if prefix is None:
+                prefix = self._make_prefix(exchange, routing_key, mandatory, immediate, block)
+            raw_size = size.to_bytes(4, "big")
+            frames = b"".join((prefix, raw_size, packed, self._middle, raw_size, body, b"\xce"))
             if confirms is None:
                 writer.write(frames)
                 return
@@ -244,7 +242,8 @@ class Publisher:
                 )
             self._link.check_size(size)
             write = writer.write_many
-            frames = content_frames(head, number, packed, body, self._link.frame_max)
+            head = self._head(exchange, routing_key, mandatory, immediate)
+            frames = content_frames(head, self._number, packed, body, self._link.frame_max)
             if confirms is None:
                 write(frames)
                 return
@@ -264,9 +263,11 @@ class Publisher:
         """Whether something was published here."""
         return bool(self._heads)
 
-    def _make_head(
-        self, exchange: str, routing_key: str, mandatory: bool, immediate: bool
-    ) -> bytes:
+    def _head(self, exchange: str, routing_key: str, mandatory: bool, immediate: bool) -> bytes:
+        """Return the method frame."""
+        head = self._heads.get((exchange, routing_key, mandatory, immediate))
+        if head is not None:
+            return head
         names: tuple[tuple[str, Any], ...] = (("exchange", exchange), ("routing_key", routing_key))
         for name, value in names:
             if not isinstance(value, (str, bytes)):
@@ -283,6 +284,17 @@ class Publisher:
             self._heads.clear()
         self._heads[exchange, routing_key, mandatory, immediate] = head
         return head
+
+    def _make_prefix(
+        self, exchange: str, routing_key: str, mandatory: bool, immediate: bool, block: int
+    ) -> bytes:
+        """Return what precedes the size of a small body, where its properties take *block* bytes."""
+        head = self._head(exchange, routing_key, mandatory, immediate)
+        prefix = head + _header.pack(2, self._number, block, 60, 0, 0)
+        if len(self._prefixes) >= _HEADS_KEPT:
+            self._prefixes.clear()
+        self._prefixes[exchange, routing_key, mandatory, immediate, block] = prefix
+        return prefix
 
     def select_confirms(self, *, nowait: bool = False, leads: bool = False) -> None:
         """Have the broker confirm from now on, for a caller that has waited for the writer.

@@ -1,12 +1,22 @@
-"""Reading messages from the bytes that have not left."""
+"""Framing messages, and reading them from the bytes that have not left."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
 
 from amqp import spec
 from amqp.serialization import dumps
 
 from greenconn.transport.amqp.message import Outgoing
-from greenconn.transport.amqp.publishing import AWAITED, RESEND, Unsent, find_unsent, unsent_text
+from greenconn.transport.amqp.publishing import (
+    AWAITED,
+    RESEND,
+    Publisher,
+    Unsent,
+    find_unsent,
+    unsent_text,
+)
 from greenconn.wire.amqp import content_frames, heartbeat_frame, method_frame
 
 Buffer = bytes | memoryview
@@ -89,3 +99,47 @@ def test_a_mark_of_a_message_that_has_left_is_nobodys() -> None:
 def test_one_message_is_spoken_of_in_the_singular() -> None:
     assert unsent_text(1).startswith("1 message that was ")
     assert unsent_text(2).startswith("2 messages that were ")
+
+
+class Sent(list[bytes]):
+    """A writer that keeps what is written."""
+
+    def write(self, data: bytes) -> None:
+        self.append(data)
+
+    def write_many(self, buffers: list[Buffer]) -> None:
+        self.append(b"".join(buffers))
+
+
+def test_a_message_is_framed_alike_whatever_was_published_before() -> None:
+    room, sent = 70_000, Sent()
+    options = SimpleNamespace(max_message_size=1 << 30)
+    link: Any = SimpleNamespace(options=options, frame_max=room, check_size=lambda size: None)
+    channel: Any = SimpleNamespace(channel_id=513)
+    calls: Any = SimpleNamespace(payload_limit=room - 8)
+    publisher, writer = Publisher(channel, link, calls), cast(Any, sent)
+    sizes = (0, 1, 255, 256, 65_400, 65_535, 65_536, 70_000, 200_000)
+    for _ in range(2):
+        for size in sizes:
+            for headers in ({}, {"a": 1}, {"a": 2}, {"long": "x" * 300}):
+                for exchange, routing_key, mandatory in (("", "k", False), ("e", "k", True)):
+                    message = Outgoing(b"\xce" * size, 0, "a/b", "utf-8", headers)
+                    publisher.write(writer, message, exchange, routing_key, mandatory, False, None)
+                    arguments = dumps("Bssbb", (0, exchange, routing_key, mandatory, False))
+                    head = method_frame(513, spec.Basic.Publish, arguments)
+                    frames = content_frames(head, 513, message.packed, message.body, room)
+                    assert sent.pop() == b"".join(frames)
+    assert publisher.has_published
+
+
+def test_as_many_routing_keys_as_there_are_may_be_published_to() -> None:
+    link: Any = SimpleNamespace(options=SimpleNamespace(max_message_size=1000), frame_max=4096)
+    channel: Any = SimpleNamespace(channel_id=1)
+    calls: Any = SimpleNamespace(payload_limit=4088)
+    publisher, sent = Publisher(channel, link, calls), Sent()
+    message = Outgoing(b"body")
+    for number in range(3000):
+        publisher.write(cast(Any, sent), message, "", f"key-{number}", False, False, None)
+        assert f"key-{number}".encode() in sent.pop()
+    assert len(publisher._heads) <= 1024
+    assert len(publisher._prefixes) <= 1024
