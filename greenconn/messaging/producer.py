@@ -48,8 +48,8 @@ __all__ = ["DEFAULT_BATCH_SIZE", "Producer"]
 
 DEFAULT_BATCH_SIZE: Final = 1000
 
-#: What ``delivery_mode`` may be, as numbers; nothing means persistent.
-_MODES: Final = {None: 2, "": 2, 0: 2, 1: 1, 2: 2, "transient": 1, "persistent": 2}
+#: What ``delivery_mode`` may be, as numbers; nothing means persistent, and so does None.
+_MODES: Final = {"": 2, 0: 2, 1: 1, 2: 2, "transient": 1, "persistent": 2}
 
 #: The default exchange, unbound; producers bind copies of it.
 _DEFAULT: Final = Exchange("")
@@ -178,7 +178,7 @@ class Producer:
             self._exchange = Exchange(exchange, no_declare=True)
         else:
             self._exchange = exchange
-        # What is not given is the class's: pools make a producer for each loan.
+        # What is not given is the class's: pools make producers, whose dict stays empty.
         if routing_key:
             self.routing_key = routing_key
         if serializer:
@@ -370,7 +370,9 @@ class Producer:
             exchange, mode = exchange.name, delivery_mode or exchange.delivery_mode
         else:
             mode = delivery_mode or default.delivery_mode
-        properties["delivery_mode"] = _MODES.get(mode) or maybe_delivery_mode(mode)
+        properties["delivery_mode"] = (
+            2 if mode is None else _MODES.get(mode) or maybe_delivery_mode(mode)
+        )
         if expiration is not None:
             _check_expiration(expiration)
             properties["expiration"] = str(int(expiration * 1000))
@@ -532,7 +534,7 @@ class Producer:
         traceback: TracebackType | None,
     ) -> None:
         # A channel of a pool that an error has broken is not used again.  (Being killed breaks nothing.)
-        if isinstance(exc, Exception):
+        if exc is not None and isinstance(exc, Exception):
             # By kombu's name for the pool, so that its connections are replaced, too.
             replace = getattr(getattr(self.__connection__, "_pool", None), "replace", None)
             if replace is not None and not self._is_connected():
