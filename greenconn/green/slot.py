@@ -15,6 +15,7 @@ from gevent import get_hub
 from greenlet import getcurrent
 
 from greenconn.green.deadline import Deadline
+from greenconn.green.timeouts import Timeouts
 
 __all__ = ["Slot"]
 
@@ -105,9 +106,10 @@ class Slot(Generic[T]):
         given: T = old
         return given
 
-    def _expire(self) -> None:
-        # In the hub, from the timer.  A value that came first wakes the waiter by itself, unless a
-        # signal has interrupted the greenlet that filled the slot.
+    def expire(self) -> None:
+        """Wake the waiter, whose deadline has ended.  In the hub, by its ``Timeouts``."""
+        # A value that came first wakes the waiter by itself, unless a signal has interrupted the
+        # greenlet that filled the slot.
         if self._wake is not None and self._waking is None:
             self._wake()
 
@@ -119,16 +121,25 @@ class Slot(Generic[T]):
             BaseException: what ``fail`` was given, or what was thrown into this greenlet.
         """
         if self._state == _EMPTY:
-            hub, timer, at = get_hub(), None, deadline.at
+            hub: Any = get_hub()
+            timeouts: Timeouts | None = None
+            at = deadline.at
             if at is not None:
-                left = at - monotonic()
-                if left <= 0.0:
+                if at <= monotonic():
                     self._leave()
                     raise TimeoutError("timed out")
-                timer = hub.loop.timer(left)
-                timer.start(self._expire, update=True)
+                try:
+                    timeouts = hub.greenconn_timeouts
+                except AttributeError:
+                    timeouts = hub.greenconn_timeouts = Timeouts(hub.loop)
             self._hub = hub
             try:
+                if at is not None and timeouts is not None:
+                    if not timeouts.waiting:
+                        timeouts.timer.ref = True
+                    timeouts.waiting[self] = at
+                    if at < timeouts.noted_before:
+                        timeouts.note(self, at)
                 self._wake = getcurrent().switch
                 hub.switch()
             except BaseException:
@@ -141,8 +152,10 @@ class Slot(Generic[T]):
                 if self._waking is not None:
                     # Killed between the filling and its callback, which must not come any more.
                     self._waking.stop()
-                if timer is not None:
-                    timer.close()
+                if timeouts is not None:
+                    timeouts.waiting.pop(self, None)
+                    if not timeouts.waiting:
+                        timeouts.timer.ref = False
         if self._state == _VALUE:
             content: T = self._content
             return content
