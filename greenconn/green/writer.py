@@ -348,7 +348,10 @@ class Writer:
             self.pending = 0
             self._in_turn = False
             return
-        if self._tail or not out:
+        if self._tail:
+            self._update_must_wait()  # also for one message a turn
+            return
+        if not out:
             return
         try:
             self._out = []
@@ -381,6 +384,7 @@ class Writer:
             if self.pending:
                 self._keep(buffers, sent)
                 self._note_left(sent)
+                self._update_must_wait()
             else:
                 self._offered = ()
         except BaseException as exc:

@@ -551,6 +551,8 @@ class Counting:
 
     def sendmsg(self, buffers: list[Any]) -> int:
         self.offered.append(len(buffers))
+        if self.is_full:
+            raise BlockingIOError(errno.EAGAIN, "full")
         return self._sock.sendmsg(buffers)
 
 
@@ -576,6 +578,66 @@ def test_small_buffers_and_too_many_are_joined(
     assert sock.offered[0] == offered
     expected = b"".join(bytes([number % 256]) * size for number in range(count))
     assert wire.receive_until(count * size) == expected
+
+
+def stall(line: Line) -> Counting:
+    """Give the line a socket that is full until the test says otherwise."""
+    line.writer.close()
+    sock = Counting(line.wire.ours)
+    sock.is_full = True
+    line.writer = Writer(sock, line.on_error)  # type: ignore[arg-type]  # all that it uses of one
+    return sock
+
+
+@pytest.mark.parametrize("is_above", [False, True])
+def test_a_mebibyte_may_wait_before_greenlets_do(line: Line, is_above: bool) -> None:
+    stall(line)
+    writer = line.writer
+    writer.write(bytes(HIGH_WATER - 1))
+    writer.write(b"12" if is_above else b"1")
+    assert writer.must_wait  # for a turn of the hub, as much was written
+    for _ in range(2):
+        if is_above:
+            with pytest.raises(TimeoutError):
+                writer.wait_writable(Deadline(0))
+        else:
+            writer.wait_writable(Deadline(0))
+        assert writer.must_wait is is_above
+
+
+def test_who_has_yielded_is_not_overtaken_by_who_came_meanwhile(line: Line) -> None:
+    sock = stall(line)
+    writer = line.writer
+    writer.write(bytes(HIGH_WATER))
+    writer.write(b"1")
+    order: list[str] = []
+
+    def wait(name: str) -> None:
+        writer.wait_writable(LONG)
+        order.append(name)
+
+    waiters = [gevent.spawn(wait, name) for name in ("first", "second")]
+    for _ in range(3):
+        yield_to_hub()
+    assert order == []
+    sock.is_full = False
+    until(lambda: line.wire.receive() is not None and len(order) == 2)
+    gevent.joinall(waiters, timeout=30, raise_error=True)
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("size", [1000, 100_000, 4_000_000])
+def test_one_message_a_turn_must_wait_for_a_slow_peer_too(line: Line, size: int) -> None:
+    writer = line.writer
+    for _ in range(10_000_000 // size):
+        if writer.must_wait:
+            break
+        writer.write(bytes(size))
+        yield_to_hub()
+    assert HIGH_WATER < writer.pending <= HIGH_WATER + size
+    assert writer.must_wait
+    with pytest.raises(TimeoutError):
+        writer.wait_writable(Deadline(0))
 
 
 def test_two_buffers_that_are_not_joined_are_counted(line: Line) -> None:
