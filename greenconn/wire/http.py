@@ -267,7 +267,7 @@ class ResponseParser:
         """Parse a line of the chunked coding, or a part of it."""
         line = self._buffer
         known = len(line)
-        most = position + LINE_LIMIT + 2
+        most = position + LINE_LIMIT + 2 - known
         if known:
             line += data[position:most]
             end = line.find(b"\r\n", known - 1)
@@ -275,10 +275,10 @@ class ResponseParser:
         else:
             end = data.find(b"\r\n", position, most)
             behind = end + 2
-            if end < 0:
-                line += data[position:most]
         if end < 0:
-            if len(line) > LINE_LIMIT:
+            if not known:
+                line += data[position:most]
+            if len(line) == LINE_LIMIT + 2:
                 _refuse(f"a line between chunks exceeds {LINE_LIMIT} bytes", errno.EMSGSIZE)
             return len(data)
         text = bytes(line[:end]) if known else data[position:end]

@@ -68,6 +68,18 @@ NONSENSE = [
 ]
 
 
+@pytest.mark.parametrize("size", [1, 100, LINE_LIMIT, LINE_LIMIT + 1, LINE_LIMIT + 2, 1 << 16])
+@pytest.mark.parametrize("line", [LINE_LIMIT, LINE_LIMIT + 1])
+def test_a_line_between_chunks_has_a_limit_however_it_is_split(size: int, line: int) -> None:
+    data = b"5;".ljust(line, b"x") + b"\r\nhello\r\n0\r\n\r\n"
+    pieces = [CHUNKED, *(data[at : at + size] for at in range(0, len(data), size))]
+    if line > LINE_LIMIT:
+        with pytest.raises(OSError, match=f"a line between chunks exceeds {LINE_LIMIT} bytes"):
+            parsed(pieces)
+    else:
+        assert parsed(pieces).take() == b"hello"
+
+
 def parsed(pieces: list[bytes], method: str = "GET", limit: int = 100) -> ResponseParser:
     """The response that comes in these pieces, behind which the server closes."""
     response = ResponseParser(method, limit)
