@@ -8,8 +8,9 @@ tests of ``greenconn/<room>/<module>.py`` are ``tests/unit/<room>/test_<module>.
 A change swaps an operator, changes a number, turns a condition around, returns None, or removes a
 statement.  No file is changed: the process that runs the tests loads this module as a plug-in of pytest,
 and compiles the changed module in place of the one on the disk.  Limits at the top of a module, texts,
-annotations, protocols and assertions are left alone.  Programs that a test starts run the module as it
-is.
+annotations, protocols and assertions (also ``raise AssertionError``, where no program comes) are left
+alone, and so are the defaults of arguments that a function accepts for their name and never reads, as
+``nowait``.  Programs that a test starts run the module as it is.
 """
 
 from __future__ import annotations
@@ -99,9 +100,10 @@ def changes(tree: ast.Module) -> Iterator[Change]:
 
 
 def _within(node: ast.AST) -> Iterator[Change]:
-    if isinstance(node, (ast.Assert, ast.JoinedStr)) or _is_protocol(node):
+    if isinstance(node, ast.JoinedStr) or _is_assertion(node) or _is_protocol(node):
         return
     yield from _of(node)
+    unread = _unread_defaults(node) if isinstance(node, ast.FunctionDef) else []
     for name, value in ast.iter_fields(node):
         if name in _LEFT_ALONE:
             continue
@@ -110,7 +112,40 @@ def _within(node: ast.AST) -> Iterator[Change]:
                 continue
             if isinstance(value, list) and isinstance(each, ast.stmt) and _may_go(each):
                 yield _removal(value, number, each)
-            yield from _within(each)
+            if isinstance(each, ast.arguments):
+                for default in _defaults(each).values():
+                    if default not in unread:
+                        yield from _within(default)
+            else:
+                yield from _within(each)
+
+
+def _is_assertion(node: ast.AST) -> bool:
+    """Return whether *node* says what is always so."""
+    return isinstance(node, ast.Assert) or (
+        isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and _text(node.exc.func) == "AssertionError"
+    )
+
+
+def _defaults(arguments: ast.arguments) -> dict[str, ast.expr]:
+    """Return the defaults of arguments by their names."""
+    by_position = [*arguments.posonlyargs, *arguments.args]
+    first = len(by_position) - len(arguments.defaults)
+    pairs = [
+        *zip(by_position[first:], arguments.defaults, strict=True),
+        *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
+    ]
+    return {each.arg: default for each, default in pairs if default is not None}
+
+
+def _unread_defaults(function: ast.FunctionDef) -> list[ast.expr]:
+    """Return the defaults of those arguments that a function never reads."""
+    names = {
+        node.id for each in function.body for node in ast.walk(each) if isinstance(node, ast.Name)
+    }
+    return [each for name, each in _defaults(function.args).items() if name not in names]
 
 
 def _is_protocol(node: ast.AST) -> bool:
@@ -147,6 +182,8 @@ def _of(node: Any) -> Iterator[Change]:
 
 
 def _may_go(node: ast.stmt) -> bool:
+    if _is_assertion(node):
+        return False
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Call)
     if isinstance(node, (ast.Assign, ast.AnnAssign)):

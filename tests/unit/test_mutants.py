@@ -32,6 +32,12 @@ class Queue:
             wait("text", 0.5)
         return self.size if item else name
 
+    def get(self, block: bool = True, /, limit: int = 1, *, nowait: bool = False) -> object:
+        for each in self.items:
+            if block or (lambda left=5: left)() > limit:
+                return each
+        raise AssertionError("there is always one")
+
 
 class Sink(Protocol[T]):
     def put(self, item: T, force: bool = False) -> bool: ...
@@ -53,6 +59,13 @@ def test_what_is_changed() -> None:
         (17, "0.5 becomes 1.5"),
         (18, "returns None: return self.size if item else name"),
         (18, "is turned around: item"),
+        # ``nowait`` is not read, and what is raised says what never happens.
+        (20, "True becomes False"),
+        (20, "1 becomes 2"),
+        (22, "Or becomes And: block or (lambda left=5: left)() > limit"),
+        (22, "Gt becomes GtE: (lambda left=5: left)() > limit"),
+        (22, "5 becomes 6"),
+        (23, "returns None: return each"),
     ]
 
 
