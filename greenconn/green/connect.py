@@ -300,5 +300,4 @@ def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
             raise
         raise TimeoutError("timed out") from None
     finally:
-        watcher.stop()
         watcher.close()

@@ -46,7 +46,7 @@ def yield_to_hub() -> None:
     greenlet, so this is a timer of no length at the lowest priority.
     """
     hub = get_hub()
-    timer = hub.loop.timer(0, 0, True, -1)
+    timer = hub.loop.timer(0, priority=-1)
     try:
         hub.wait(timer)
     finally:
@@ -97,7 +97,6 @@ class TurnEnd:
         """Stop the calls.  Never switches."""
         self.call = _nothing
         if self._watcher is not None:
-            self._watcher.stop()
             self._watcher.close()
 
 

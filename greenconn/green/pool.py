@@ -313,7 +313,6 @@ class WaitQueue(Generic[T]):
         self._has_warned = False
         timer, self._timer = self._timer, None
         if timer is not None:
-            timer.stop()
             timer.close()
 
     def _start(self, seconds: float) -> None:

@@ -97,7 +97,6 @@ class Renewal:
     def _drop_timer(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
-            timer.stop()
             timer.close()
 
     def _on_time(self) -> None:

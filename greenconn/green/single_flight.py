@@ -26,7 +26,7 @@ class _Flight:
     def __init__(self) -> None:
         self.waiters: dict[Slot[None], None] = {}
         self.greenlet: object = None
-        self.result: Any = None
+        self.result: Any  # only without an error
         self.error: BaseException | None = None
         self.traceback: TracebackType | None = None
         #: The flight that the greenlet of this one waits for.

@@ -251,7 +251,6 @@ class Stream:
         if self._state is not _CLOSED:
             self._move(_CLOSED)
             self.writer.forget()
-            self._watcher.stop()
             self._watcher.close()
             self._sock.close()
 
@@ -264,7 +263,6 @@ class Stream:
         self._move(_CLOSED)
         # Watchers go before their descriptor: libev aborts the process on a closed one.
         self.writer.close()
-        self._watcher.stop()
         self._watcher.close()
         self._sock.close()
         # Who owns this refers to it: let go of the owner, so that no collector is needed.

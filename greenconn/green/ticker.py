@@ -49,8 +49,8 @@ class Ticker:
         self.lag = 0.0
         self._function = weakly(function)
         self._timer: Any = None
-        self._last = 0.0
-        self._failed = False
+        self._last: float  # set with the timer, as the next is
+        self._failed: bool  # whether the last call failed
 
     @property
     def is_running(self) -> bool:
@@ -70,7 +70,6 @@ class Ticker:
         """Stop, so that there are no more ticks.  A second call does nothing."""
         timer, self._timer = self._timer, None
         if timer is not None:
-            timer.stop()
             timer.close()
 
     def _tick(self) -> None:

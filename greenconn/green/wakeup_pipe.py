@@ -70,7 +70,6 @@ class WakeupPipe:
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             # First: a watcher of a closed descriptor would end the process.
-            watcher.stop()
             watcher.close()
             os.close(self._reader)
             os.close(self._writer)

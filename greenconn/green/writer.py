@@ -257,7 +257,6 @@ class Writer:
         """Close in the child of a fork, without waking the waiters of the parent process."""
         self._closed = True
         # Before the descriptor is closed: libev aborts the process on a closed one.
-        self._watcher.stop()
         self._watcher.close()
         self._turn_end.close()
         self._out.clear()

@@ -175,7 +175,7 @@ class FrameParser:
             methods += self._take(data[1:])
         return methods
 
-    def _begin_frame(self, data: bytes, position: int) -> bool:
+    def _begin_frame(self, data: bytes, position: int, limit: int) -> bool:
         """Return whether a large frame of a body begins at *position*, that has not come whole."""
         kind, channel, size = _frame_head.unpack_from(data, position)
         content = self._partial.get(channel)
@@ -185,7 +185,7 @@ class FrameParser:
             or content is None
             or content.header is None
             or size > content.missing
-            or size + 8 > (self.frame_max or self.body_limit + 8)
+            or size + 8 > limit
         ):
             return False  # or wrong: that is found when it is whole
         self._frame = LargeFrame(channel, size, self._blocks)
@@ -251,7 +251,7 @@ class FrameParser:
                     append(done)
                     if not partial:
                         position = _take_whole(data, position, room, append)
-        if partial and end - position >= 7 and self._begin_frame(data, position):
+        if partial and end - position >= 7 and self._begin_frame(data, position, limit):
             position = end
             need = 8
         self._need = need
