@@ -90,6 +90,15 @@ def test_exchange_that_another_has_deleted(one: Process, other: Process) -> None
     assert not one.routing.is_used("x")
 
 
+def test_nothing_is_kept_of_an_exchange_that_another_has_deleted(
+    one: Process, other: Process
+) -> None:
+    assert one.routing.learn("x") is one.state.exchanges["x"]
+    other.routing.drop("x")
+    assert one.routing.learn("x") is None
+    assert "x" not in one.state.exchanges
+
+
 def test_exchange_that_another_has_made_anew(one: Process, other: Process) -> None:
     assert one.routes("x") == ["q"]
     other.routing.drop("x")

@@ -160,6 +160,7 @@ def test_who_waits_for_dead_letters_is_woken_when_the_link_is_gone(link: Link) -
     with pytest.raises(ConnectionError, match="cut"):
         waiting.get(timeout=SOON)
     assert not link.settlements.is_routing
+    assert link.settlements.unsettled() == ([], [])  # the next life has them
 
 
 def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:

@@ -13,13 +13,13 @@ from gevent.event import Event
 
 from greenconn.green import http
 from greenconn.green.deadline import Deadline
-from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
+from greenconn.green.http import HttpClient, HttpConnection, HttpResponse, ResponseLines
 from greenconn.wire.tls import CertificateRejected
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import Peer, PeerFactory
 from tests.fix_tls import CERTS, TlsFront
-from tests.fix_wires import until
+from tests.fix_wires import Wire, until
 from tests.forked import holds_in_child
 
 WAIT = 30.0
@@ -661,3 +661,9 @@ def test_a_response_without_an_end_of_its_own_may_have_a_last_line(
 
     with lines(web(server(reply))) as feed:
         assert [feed.line(Deadline(WAIT)) for _ in range(4)] == [b"one", b"two", None, None]
+
+
+def test_a_connection_without_a_response_is_not_used_again(wire: Wire) -> None:
+    connection = HttpConnection(wire.take(), "http://it", None, Deadline(WAIT))
+    assert not connection.is_usable()
+    connection.close()

@@ -48,6 +48,12 @@ def test_a_turn_polls() -> None:
     timer.close()
 
 
+def test_a_turn_takes_no_time_of_its_own() -> None:
+    with gevent.Timeout(30.0):
+        for _ in range(100):
+            yield_to_hub()
+
+
 def test_a_turn_that_is_interrupted_leaves_nothing() -> None:
     greenlet = gevent.spawn(yield_to_hub)
     gevent.sleep(0)

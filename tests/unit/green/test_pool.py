@@ -546,6 +546,19 @@ def test_only_the_pool_of_a_parent_gives_up_what_is_idle(factory: Factory) -> No
     assert not parent.give_up()
 
 
+def test_what_is_removed_leaves_the_parent_too(factory: Factory) -> None:
+    parent = factory.pool(1)
+    pool: FairPool[Thing] = FairPool(
+        lambda deadline: parent.acquire(True, deadline), limit=1, parent=parent
+    )
+    defective = pool.acquire()
+    assert pool.remove(defective)
+    assert pool.acquire().number == 2
+    settle()
+    assert factory.disposed == [1]
+    assert (parent.stats()["in_use"], parent.stats()["discarded"]) == (1, 1)
+
+
 def test_one_that_was_lost_comes_back_by_the_hub(
     factory: Factory, spawned: Spawn, thread: ThreadPool
 ) -> None:
@@ -705,6 +718,14 @@ def test_one_that_the_lender_finds_dead_is_replaced(factory: Factory, spawned: S
     settle()
     assert factory.disposed == [2, 3]
     assert (pool.stats()["created"], pool.stats()["discarded"]) == (4, 2)
+
+
+def test_one_is_replaced_in_its_slot_whatever_the_limit_is_now(factory: Factory) -> None:
+    pool = factory.pool(3)
+    dead, *_ = [pool.take() for _ in range(3)]
+    pool.resize(1)
+    assert pool.take_instead(dead, block=False).item.number == 4
+    assert pool.stats()["in_use"] == 3
 
 
 def test_what_no_waiter_takes_is_idle(factory: Factory) -> None:

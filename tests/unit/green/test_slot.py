@@ -9,6 +9,7 @@ from time import monotonic
 import gevent
 import pytest
 from gevent import get_hub
+from gevent.monkey import get_original
 from greenlet import greenlet, settrace
 
 from greenconn.exceptions import NotFound, PublishTimeout, RecoverableConnectionError
@@ -16,6 +17,9 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Slot
 from tests.fix_interrupts import INTERRUPTIONS, interruptions
+
+_start = get_original("_thread", "start_new_thread")
+_lock = get_original("_thread", "allocate_lock")
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
@@ -275,3 +279,36 @@ def test_who_waits_without_an_end_is_woken_by_an_error() -> None:
     assert not slot.fail(ValueError("again"))
     with pytest.raises(ValueError, match="no"):
         waiter.get(timeout=20)
+
+
+@pytest.mark.parametrize("by", ["a value", "an error"])
+def test_another_thread_wakes_a_hub_that_waits_for_the_network(by: str) -> None:
+    slot: Slot[int] = Slot()
+    polls, has_ended = _lock(), _lock()
+    polls.acquire()
+    has_ended.acquire()
+
+    def fill() -> None:
+        polls.acquire()
+        if by == "a value":
+            slot.offer(5)
+        else:
+            slot.fail(ValueError("no"))
+        get_hub().destroy(destroy_loop=True)
+        has_ended.release()
+
+    def polls_now() -> None:
+        about_to_poll.close()
+        polls.release()
+
+    _start(fill, ())
+    about_to_poll = get_hub().loop.prepare()
+    about_to_poll.start(polls_now)
+    # Nothing else wakes this hub, whose callbacks are for its own thread.
+    with gevent.Timeout(30):
+        if by == "a value":
+            assert slot.wait(LONG) == 5
+        else:
+            with pytest.raises(ValueError, match="no"):
+                slot.wait(LONG)
+    assert has_ended.acquire(timeout=30)

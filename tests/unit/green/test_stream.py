@@ -728,6 +728,7 @@ def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> 
     yield_to_hub()
     owner.stream.pause()
     pending, received = owner.writer.pending, len(owner.received)
+    descriptor, watcher = owner.wire.ours.fileno(), owner.stream._watcher
     pid = os.fork()
     if not pid:
         status = 1
@@ -735,6 +736,10 @@ def test_a_forked_child_forgets_and_its_parent_does_not_notice(owner: Owner) -> 
             is_forgotten = (
                 not owner.stream.is_open and owner.writer.pending == 0 and owner.lost == []
             )
+            # Else the peer would not learn that the parent has ended, and libev would poll for both.
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+            is_forgotten = is_forgotten and not watcher.active
             owner.writer.write(b"from the child")
             owner.stream.close()
             status = 0 if is_forgotten else 2

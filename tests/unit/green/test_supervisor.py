@@ -146,6 +146,25 @@ def test_end_of_one_that_is_not_shielded() -> None:
     assert behind.dead
 
 
+def test_end_does_not_wait_for_the_end() -> None:
+    has_begun, may_end = Event(), Event()
+
+    def clean_up() -> None:
+        try:
+            has_begun.set()
+            gevent.sleep(1000)
+        finally:
+            may_end.wait(30)
+
+    greenlet = spawn("slow to end", clean_up)
+    assert has_begun.wait(30)
+    end(greenlet)
+    was_dead = greenlet.dead
+    may_end.set()
+    greenlet.join(30)
+    assert (was_dead, greenlet.dead) == (False, True)
+
+
 def test_end_of_all_spares_the_one_that_runs() -> None:
     others = [spawn("other", gevent.sleep, 30) for _ in range(2)]
 

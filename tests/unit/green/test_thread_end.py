@@ -72,7 +72,10 @@ class Member:
             raise self._error
 
 
-def test_it_is_ended_in_its_thread_and_the_hub_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_pool", [True, False])
+def test_it_is_ended_in_its_thread_and_the_hub_with_it(
+    monkeypatch: pytest.MonkeyPatch, has_pool: bool
+) -> None:
     # On a busy machine the thread of the hub's pool may need longer; then descriptors stay.
     monkeypatch.setattr(thread_end, "POOL_TIMEOUT", 20.0)
     made: list[Member] = []
@@ -82,7 +85,8 @@ def test_it_is_ended_in_its_thread_and_the_hub_with_it(monkeypatch: pytest.Monke
         idents.append(_get_ident())
         made.append(Member())
         gevent.sleep(0)
-        gevent.get_hub().threadpool.apply(int)  # as a look-up of a name does
+        if has_pool:
+            gevent.get_hub().threadpool.apply(int)  # as a look-up of a name does
 
     in_native_thread(use)
     before = descriptors()

@@ -65,6 +65,15 @@ def test_it_ticks_in_the_hub() -> None:
     assert len(ticks.lags) == count
 
 
+def test_a_stopped_one_leaves_no_timer_in_the_hub() -> None:
+    ticker = Ticker(60.0, lambda lag: None, "t")
+    ticker.start()
+    timer = ticker._timer
+    assert timer.active
+    ticker.stop()
+    assert not timer.active
+
+
 def test_it_can_be_started_again() -> None:
     ticks = Ticks()
     ticker = Ticker(0.01, ticks, "t")

@@ -244,6 +244,15 @@ def test_without_a_frame_limit_a_frame_may_be_as_large_as_a_body() -> None:
     assert FrameParser(0).feed(data)[0][4] == body
 
 
+def test_without_a_frame_limit_a_frame_may_not_be_larger_than_a_body() -> None:
+    parser = FrameParser(0, body_limit=1000)
+    parser.feed(method_frame(9, DELIVER) + header(9, 1001))
+    assert parser.feed(frame(3, 9, bytes(1000))) == []
+    parser.feed(frame(3, 9, b"x") + method_frame(9, DELIVER) + header(9, 1001))
+    with pytest.raises(FrameError, match="frame of 1001 bytes announced; the limit is 1008"):
+        parser.feed(frame(3, 9, bytes(1001)))
+
+
 def test_without_a_frame_limit_a_frame_of_two_gibibytes_is_still_refused() -> None:
     parser = FrameParser(0, body_limit=1 << 20)
     with pytest.raises(FrameError, match="announced"):
@@ -272,6 +281,16 @@ def test_the_limit_of_a_frame_counts_its_eight_bytes_around() -> None:
     above = frame(1, 1, pack(">I", ids(ACK)) + bytes(4096 - 11))
     with pytest.raises(FrameError, match="the limit is 4096"):
         FrameParser(4096).feed(above)
+
+
+@pytest.mark.parametrize("cut", range(1, 10))
+def test_a_body_frame_above_the_limit_is_refused_wherever_its_head_is_cut(cut: int) -> None:
+    parser = FrameParser(131072)
+    parser.feed(method_frame(1, DELIVER) + header(1, 1 << 20))
+    data = frame(3, 1, bytes(100_000)) + frame(3, 1, bytes(131072 - 7))
+    cuts = (0, 1000, 100_008 + cut, len(data))
+    with pytest.raises(FrameError, match="frame of 131065 bytes announced"):
+        parsed(parser, (data[start:stop] for start, stop in pairwise(cuts)))
 
 
 @pytest.mark.parametrize("size", [1, 100, 1500, 9000, 1 << 20])
@@ -330,6 +349,22 @@ def receive(parser: FrameParser, data: bytes) -> list[Method]:
             count += len(part)
         methods += parser.filled(count)
     return methods
+
+
+def test_the_memory_of_large_bodies_is_given_back_when_they_end() -> None:
+    large = delivery(1, bytes(1 << 20))
+    parser = FrameParser(0)
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            methods = parser.feed(large[:5000]) + receive(parser, large[5000:])
+            assert len(methods) == 1
+        methods.clear()
+        parser.feed(heartbeat_frame())
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert left < 100_000
 
 
 def test_a_body_above_the_limit_takes_no_memory() -> None:
