@@ -7,6 +7,7 @@ import re
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import TypeAlias
 
 import gevent
@@ -18,6 +19,7 @@ from greenconn.exceptions import ConnectionLimitExceeded, LimitExceeded, Operati
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.pool import Entry, FairPool
+from greenconn.listeners import LISTENERS, Listener, PoolWaitEvent
 from tests.fix_wires import until
 
 
@@ -414,6 +416,36 @@ def test_closing_while_one_is_created(factory: Factory, spawned: Spawn) -> None:
         creating.get(timeout=5)
     settle()
     assert factory.disposed == [1]
+
+
+def test_what_was_cleared_is_not_released_again_as_lost(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    pool.note_lost(thing)
+    assert pool.clear() == [thing]
+    assert pool.lost() == []
+
+
+def test_listeners_learn_how_long_a_wait_was(factory: Factory, spawned: Spawn) -> None:
+    class Recorder(Listener):
+        def on_pool_wait(self, event: PoolWaitEvent) -> None:
+            heard.append(event)
+
+    heard: list[PoolWaitEvent] = []
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    recorder = Recorder()
+    LISTENERS.add(recorder)
+    try:
+        began_at = monotonic()
+        waiter = spawned(pool.acquire)
+        pool.release(thing)
+        assert waiter.get(timeout=30) is thing
+        ended_at = monotonic()
+    finally:
+        LISTENERS.remove(recorder)
+    (event,) = heard
+    assert 0.0 <= event.duration <= ended_at - began_at
 
 
 def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
