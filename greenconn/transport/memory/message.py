@@ -8,6 +8,8 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.message import Message as BaseMessage
+from greenconn.message import computed_slot
+from greenconn.serialization import loads
 from greenconn.transport.virtual.publishing import copied
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = ["Entry", "Message", "WaitingMessages", "size_of"]
+
+_set_body, _set_errors = (vars(BaseMessage)[name].__set__ for name in ("body", "errors"))
+_get_errors = vars(BaseMessage)["errors"].__get__
 
 
 def size_of(body: Any) -> int:
@@ -174,7 +179,13 @@ class Message(BaseMessage):
         waiting: messages left in the queue, for ``basic_get``.
     """
 
-    __slots__ = ("_waiting", "consumer", "entry", "redelivered")
+    __slots__ = ("_compression", "_waiting", "consumer", "entry", "redelivered")
+
+    headers = computed_slot("headers")
+    properties = computed_slot("properties")
+    delivery_info = computed_slot("delivery_info")
+    body = computed_slot("body")
+    errors = computed_slot("errors")
 
     #: The broker does not hold what was delivered: only the channel has it.
     is_held: ClassVar[bool] = False
@@ -200,35 +211,37 @@ class Message(BaseMessage):
         self.content_type = envelope["content-type"]
         self.content_encoding = envelope["content-encoding"]
         headers = envelope["headers"]
-        self._compression = headers["compression"] if headers and "compression" in headers else None
+        self._compression = (headers.get("compression") or None) if headers else None
         if self._compression is None:
-            self.errors = []
+            _set_errors(self, [])
             body = envelope["body"]
             if body.__class__ is str:
-                self.body = body
+                _set_body(self, body)
 
-    def __getattr__(self, name: str) -> Any:
-        # Only for slots that are not filled yet.
-        if name == "headers":
-            value = copied(self.entry.envelope["headers"])
-        elif name == "properties":
-            value = copied(self.entry.envelope["properties"])
-        elif name == "delivery_info":
-            value = self._delivery_info()
-        elif name in ("body", "errors") and self._compression:
-            # When the program asks for it: the broker never switches, and this may.
-            errors: list[Any] = []
-            body = self._unpacked(self.entry.envelope["body"], self._compression, errors)
-            self.body, self.errors = body, errors
-            return body if name == "body" else errors
-        elif name == "body":
-            value = self._text()
-        elif name == "errors":
-            value = []
-        else:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        setattr(self, name, value)
-        return value
+    def _decode(self) -> Any:
+        # Past the properties, of which each is a call.
+        if self._compression is None and not _get_errors(self):
+            return loads(self.body, self.content_type, self.content_encoding, self.accept)
+        return super()._decode()
+
+    def _headers(self) -> Any:
+        return copied(self.entry.envelope["headers"])
+
+    def _properties(self) -> Any:
+        return copied(self.entry.envelope["properties"])
+
+    def _body(self) -> Any:
+        return self._text() if self._compression is None else self._unpack()[0]
+
+    def _errors(self) -> list[Any]:
+        return self._unpack()[1]  # there are none without a compression
+
+    def _unpack(self) -> tuple[Any, list[Any]]:
+        """Fill the slots that depend on the body.  May switch, so not before the program asks for it."""
+        errors: list[Any] = []
+        body = self._unpacked(self.entry.envelope["body"], self._compression, errors)
+        self.body, self.errors = body, errors
+        return body, errors
 
     def _text(self) -> Any:
         body, encoding = self.entry.envelope["body"], self.content_encoding
