@@ -146,6 +146,8 @@ PRODUCER_ANYWHERE = {
     "channel",
     "close",
     "connection",
+    "lend_again",  # for pools, which check the thread
+    "mark_released",
     "release",
     "revive",
     "supports_batch_publish",
