@@ -119,44 +119,48 @@ class OnDemand:
     """A function that runs in one greenlet at a time, which is started when there is work.
 
     An asynchronous exception may interrupt the caller of :meth:`start` between the spawn and its note,
-    so that a later call starts a second greenlet: the one that begins first does the work.
+    so that a later call starts a second greenlet: the one that begins first does the work.  One that is
+    killed before it has begun counts as ended.
 
     Arguments:
         name: of the greenlet.
         function: does all the work that there is, and returns when there is none.  Between its last
             check and its end it must not switch, or what comes meanwhile waits for the next start.
-
-    Attributes:
-        greenlet: the one that runs or is about to; None: there is none.
     """
 
-    __slots__ = ("_function", "_name", "greenlet")
+    __slots__ = ("_function", "_greenlet", "_name")
 
     def __init__(self, name: str, function: Callable[[], object]) -> None:
         self._name = name
         self._function = function
-        self.greenlet: Greenlet[..., Any] | None = None
+        self._greenlet: Greenlet[..., Any] | None = None
+
+    @property
+    def greenlet(self) -> Greenlet[..., Any] | None:
+        """The greenlet that runs or is about to; None: there is none."""
+        greenlet = self._greenlet
+        return None if greenlet is None or greenlet.dead else greenlet
 
     def start(self) -> None:
         """Start the greenlet unless there is one.  Never switches."""
         if self.greenlet is None:
             # It runs behind all that can run now.
-            self.greenlet = spawn(self._name, self._run)
+            self._greenlet = spawn(self._name, self._run)
 
     def end(self) -> None:
         """End the greenlet, unless it is the one that calls.  Never switches."""
         greenlet = self.greenlet
         if greenlet is not None and greenlet is not getcurrent():
-            self.greenlet = None
+            self._greenlet = None
             end(greenlet)
 
     def _run(self) -> None:
         running = current()
         if self.greenlet not in (None, running):
             return
-        self.greenlet = running
+        self._greenlet = running
         try:
             self._function()
         finally:
-            if self.greenlet is running:
-                self.greenlet = None
+            if self._greenlet is running:
+                self._greenlet = None

@@ -289,6 +289,19 @@ def test_a_function_on_demand_starts_again_after_it_has_failed(
     assert work.done == ["a"]
 
 
+def test_a_function_on_demand_that_is_killed_before_it_begins_starts_again() -> None:
+    work = Work()
+    work.add("a")
+    first = work.task.greenlet
+    assert first is not None
+    first.kill()
+    assert work.task.greenlet is None
+    work.may_go_on.set()
+    work.add("b")
+    work.join()
+    assert work.done == ["a", "b"]
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_an_interrupted_start_does_not_let_a_function_run_twice(
     monkeypatch: pytest.MonkeyPatch, has_begun: bool
