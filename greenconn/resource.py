@@ -525,8 +525,10 @@ class RelendingPool(Resource):
                 entry.holder = last
                 entry.since = now
                 del idle[-1]
+        deadline = None
         if entry is None:
-            entry = pool.take(block, self._deadline(block, timeout))
+            deadline = self._deadline(block, timeout)
+            entry = pool.take(block, deadline)
         loan = entry.spare
         try:
             if (
@@ -542,7 +544,7 @@ class RelendingPool(Resource):
         except BaseException:
             pool.put_back(entry)
             raise
-        return self._lend(entry, block, self._deadline(block, timeout))
+        return self._lend(entry, block, deadline or self._deadline(block, timeout))
 
     def release(self, resource: Any) -> None:
         """Release what was acquired.  A second call does nothing.  Never switches."""

@@ -186,6 +186,29 @@ def test_a_facade_that_is_lent_again_and_dropped_comes_back(
     assert pool.stats()["created"] == 1
 
 
+def test_a_timeout_counts_from_the_call(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A connection has what the wait for the pool has left of it.
+    pool = connection.Pool(1)
+    held = pool.acquire()
+    ends: list[float] = []
+    lend = ConnectionPool._lend
+
+    def noted(pool: ConnectionPool, entry: Any, block: bool, deadline: Any) -> Any:
+        ends.append(deadline.at)
+        return lend(pool, entry, block, deadline)
+
+    monkeypatch.setattr(ConnectionPool, "_lend", noted)
+    waiting = gevent.spawn(pool.acquire, block=True, timeout=60)
+    settle()
+    waits_since = monotonic()
+    held.release()
+    waiting.get(timeout=30).release()
+    assert len(ends) == 1
+    assert ends[0] <= waits_since + 60
+
+
 def test_a_hook_set_later_is_called_for_each_acquire(connection: Connection) -> None:
     pool = connection.Pool(1)
     held = pool.acquire()
