@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 import gevent
@@ -25,19 +25,17 @@ EXIT_TIMEOUT: Final = 2.0
 STEP: Final = 0.005
 
 
-if TYPE_CHECKING:
+class Pending(Protocol):
+    """An object that may be registered: hashable, and referred to weakly."""
 
-    class Pending(Protocol):
-        """An object that may be registered: hashable, and referred to weakly."""
+    @property
+    def pending(self) -> int:
+        """Amount (bytes, channels) that the end of the interpreter waits for."""
+        ...
 
-        @property
-        def pending(self) -> int:
-            """Amount (bytes, channels) that the end of the interpreter waits for."""
-            ...
-
-        def flush(self) -> object:
-            """Begin to send what is left.  Never switches."""
-            ...
+    def flush(self) -> object:
+        """Begin to send what is left.  Never switches."""
+        ...
 
 
 #: With the hub and the process that each belongs to.

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 __all__ = ["ForkAware", "register"]
 
 
-if TYPE_CHECKING:
+class ForkAware(Protocol):
+    """An object that may be registered."""
 
-    class ForkAware(Protocol):
-        """An object that may be registered."""
-
-        def forget(self) -> None:
-            """Drop what is the parent's, without a word to any peer.  Never switches."""
-            ...
+    def forget(self) -> None:
+        """Drop what is the parent's, without a word to any peer.  Never switches."""
+        ...
 
 
 #: By identity, since members may be equal; in the order of registration.

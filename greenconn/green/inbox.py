@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
@@ -40,25 +40,20 @@ STREAK = 64
 PACE = 0.005
 
 
-if TYPE_CHECKING:
+class Receiver(Protocol[T]):
+    """A waiter of an inbox: a slot, or an object that passes items on to one.  Nothing here switches."""
 
-    class Receiver(Protocol[T]):
-        """A waiter of an inbox: a slot, or an object that passes items on to one.
+    def offer(self, item: T, /) -> bool:
+        """Accept *item*; return False if the waiter has left."""
+        ...
 
-        Nothing here switches.
-        """
+    def exchange(self, item: T, /) -> T:
+        """Take *item* instead of the one that was offered, and give that back."""
+        ...
 
-        def offer(self, item: T, /) -> bool:
-            """Accept *item*; return False if the waiter has left."""
-            ...
-
-        def exchange(self, item: T, /) -> T:
-            """Take *item* instead of the one that was offered, and give that back."""
-            ...
-
-        def fail(self, exc: BaseException, /) -> bool:
-            """Make the waiter raise *exc*."""
-            ...
+    def fail(self, exc: BaseException, /) -> bool:
+        """Make the waiter raise *exc*."""
+        ...
 
 
 class Inbox(Generic[T]):

@@ -17,7 +17,7 @@ import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from gevent import Greenlet, get_hub
@@ -75,40 +75,36 @@ _READING: Final[StreamState] = StreamState.READING
 _CLOSED: Final[StreamState] = StreamState.CLOSED
 
 
-if TYPE_CHECKING:
+class Tls(Protocol):
+    """TLS without I/O (``wire.tls.TlsSession``)."""
 
-    class Tls(Protocol):
-        """TLS without I/O (``wire.tls.TlsSession``)."""
+    handshake_done: bool
+    #: The peer has said that nothing more comes (close_notify).
+    has_ended: bool
 
-        handshake_done: bool
-        #: The peer has said that nothing more comes (close_notify).
-        has_ended: bool
+    def start(self) -> bytes: ...
 
-        def start(self) -> bytes: ...
+    def feed(self, ciphertext: bytes) -> bytes: ...
 
-        def feed(self, ciphertext: bytes) -> bytes: ...
+    def feed_eof(self) -> None: ...
 
-        def feed_eof(self) -> None: ...
+    def encrypt(self, plaintext: bytes) -> bytes: ...
 
-        def encrypt(self, plaintext: bytes) -> bytes: ...
+    def take_output(self) -> bytes: ...
 
-        def take_output(self) -> bytes: ...
+    def close_notify(self) -> bytes: ...
 
-        def close_notify(self) -> bytes: ...
 
-    class ReceiveBuffer(Protocol):
-        """A buffer into which large pieces are received, so that they are not copied."""
+class ReceiveBuffer(Protocol):
+    """A buffer into which large pieces are received, so that they are not copied."""
 
-        def room(self) -> Sequence[memoryview | bytearray] | None:
-            """Buffers for the next bytes, one after the other; None for those of ``on_data``."""
-            ...
+    def room(self) -> Sequence[memoryview | bytearray] | None:
+        """Buffers for the next bytes, one after the other; None for those of ``on_data``."""
+        ...
 
-        def filled(self, count: int) -> None:
-            """Take *count* bytes that were received into ``room``.
-
-            The rules are those of ``on_data``.
-            """
-            ...
+    def filled(self, count: int) -> None:
+        """Take *count* bytes that were received into ``room``; the rules are those of ``on_data``."""
+        ...
 
 
 class Stream:

@@ -40,24 +40,23 @@ POOL_TIMEOUT: Final = 0.2
 STEP: Final = 0.002
 
 
-if TYPE_CHECKING:
+class Member(Protocol):
+    """An object that may be registered: hashable, and referred to weakly."""
 
-    class Member(Protocol):
-        """An object that may be registered: hashable, and referred to weakly."""
+    def end_with_thread(self) -> None:
+        """Close it, in its thread, whose greenlets run no more.  Never switches; it may block."""
+        ...
 
-        def end_with_thread(self) -> None:
-            """Close it, in its thread, whose greenlets run no more.  Never switches; it may block."""
-            ...
 
-    class PoolOwner(Protocol):
-        """An object with native threads that may be registered."""
+class PoolOwner(Protocol):
+    """An object with native threads that may be registered."""
 
-        def release_threads(self) -> ThreadPool | None:
-            """Return the pool of its threads, if there is one, and rely on the hub no more.
+    def release_threads(self) -> ThreadPool | None:
+        """Return the pool of its threads, if there is one, and rely on the hub no more.
 
-            Called before anything is closed.  Never switches; it may block.
-            """
-            ...
+        Called before anything is closed.  Never switches; it may block.
+        """
+        ...
 
 
 class _ThreadEnd:

@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 __all__ = ["OWN_CONNECTION", "ConsumerGroup", "Publisher", "RpcClient", "SessionServices"]
 
 
-if TYPE_CHECKING:
+class ConsumerGroup(Protocol):
+    """The consumers of a session (``worker.lifecycle``)."""
 
-    class ConsumerGroup(Protocol):
-        """The consumers of a session (``worker.lifecycle``)."""
+    def __len__(self) -> int:
+        """Return the number of consumers that have not ended."""
+        ...
 
-        def __len__(self) -> int:
-            """Return the number of consumers that have not ended."""
-            ...
 
-    class Publisher(Protocol):
-        """Confirmed publishing over one channel (``publishing``)."""
+class Publisher(Protocol):
+    """Confirmed publishing over one channel (``publishing``)."""
 
-        @property
-        def label(self) -> str:
-            """The broker's URL, password masked."""
-            ...
+    @property
+    def label(self) -> str:
+        """The broker's URL, password masked."""
+        ...
 
-    class RpcClient(Protocol):
-        """Calls, whose replies come over one channel (``rpc``)."""
 
-        def call(self, request: Any, deadline: Deadline, /) -> Any:
-            """Send *request* and return the reply.  May switch."""
-            ...
+class RpcClient(Protocol):
+    """Calls, whose replies come over one channel (``rpc``)."""
+
+    def call(self, request: Any, deadline: Deadline, /) -> Any:
+        """Send *request* and return the reply.  May switch."""
+        ...
 
 
 class _Own(Enum):

@@ -26,6 +26,20 @@ def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(greenconn)
 
 
+def test_every_name_that_a_module_lists_is_there() -> None:
+    program = """
+import greenconn, importlib, pkgutil
+for room in ("broker", "green", "messaging", "publishing", "session", "wire", "worker"):
+    package = importlib.import_module(f"greenconn.{room}")
+    for each in pkgutil.iter_modules(package.__path__, f"greenconn.{room}."):
+        module = importlib.import_module(each.name)
+        for name in getattr(module, "__all__", ()):
+            if not hasattr(module, name):
+                print(each.name, name)
+"""
+    assert run(program) == ""
+
+
 def test_names_are_those_of_their_modules() -> None:
     for name, module in greenconn._MODULES.items():
         assert getattr(greenconn, name) is getattr(import_module(f"greenconn.{module}"), name)
