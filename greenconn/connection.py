@@ -418,8 +418,7 @@ class Connection:
 
     def __eqhash__(self) -> ParameterKey:
         """Return the key for pools, which is equal for connections with equal parameters."""
-        broker = self.session.broker
-        return broker._key or broker.key()  # pools ask for each loan
+        return self.session.broker.key()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.session.broker.label} at {id(self):#x}>"
