@@ -22,6 +22,7 @@ from textwrap import indent
 from types import FrameType
 from typing import NoReturn
 
+from tests import nightly
 from tests.brokers import newer
 from tests.brokers.descriptors import raise_limit
 from tests.brokers.environment import (
@@ -89,6 +90,8 @@ NOTHING_TO_RUN = 5
 def main() -> int:
     """Run the tests and return the exit code."""
     options, rest = parse(sys.argv[1:])
+    if options.nightly:
+        return nightly.main(rest)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     raise_limit()
@@ -136,13 +139,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--full",
         action="store_true",
         default=is_full(),
-        help=f"also what only continuous integration needs; also {FULL}=1, or when files are named",
+        help=f"also what only the nightly run needs; also {FULL}=1, or when files are named",
     )
     add(
         "--full-once",
         action="store_true",
         default=is_full_once(),
-        help="the same, but what only continuous integration needs runs in one of the two kinds of "
+        help="the same, but what only the nightly run needs runs in one of the two kinds of "
         f"process, as the seed has it; also {FULL}={ONCE}",
     )
     add(
@@ -155,6 +158,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         choices=["newer"],
         help="only what depends on RabbitMQ, Redis or beanstalkd, on newer ones than this system's;"
         " the patched processes have Valkey instead of Redis",
+    )
+    add(
+        "--nightly",
+        action="store_true",
+        help="what takes too long for each change, all of it or the named steps of "
+        + ", ".join(nightly.STEPS),
     )
     add("--long", action="store_true", help="the full sizes of the requirements")
     add("--seed", type=int, help="the order of the tests; printed by each run")
@@ -475,9 +484,7 @@ class Run:
                 total[kind] += outcome.numbers[kind]
         self._report_durations(outcomes)
         if not (self._options.full or self._options.full_once):
-            print(
-                "--full runs what only continuous integration needs, too, and all unit tests in both"
-            )
+            print("--full runs what only the nightly run needs, too, and all unit tests in both")
         print(f"seed {self._seed}, {time.monotonic() - self._began_at:.0f} s")
         print(in_words(total), flush=True)
         return code if code >= 0 else 128 - code

@@ -70,9 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--long", action="store_true", help="run the tests in the full size of the requirements"
     )
-    parser.addoption(
-        "--full", action="store_true", help="run also what only continuous integration needs"
-    )
+    parser.addoption("--full", action="store_true", help="run also what only the nightly run needs")
     parser.addoption(
         "--full-once",
         action="store_true",

@@ -45,7 +45,7 @@ MONGODB_URL = "GREENCONN_TEST_MONGODB_URL"
 SQS_URL = "GREENCONN_TEST_SQS_URL"
 #: 1: a missing broker is a failure, not a reason to skip tests.
 REQUIRE = "GREENCONN_TEST_REQUIRE_BROKERS"
-#: 1: all tests run, also those that only continuous integration needs; ``once``: these in one of the
+#: 1: all tests run, also those that only the nightly run needs; ``once``: these in one of the
 #: two kinds of process.
 FULL = "GREENCONN_TEST_FULL"
 ONCE = "once"

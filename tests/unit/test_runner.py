@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import nightly
 from tests.quarantine import LIMIT, QUARANTINED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +68,24 @@ def test_the_quarantine_only_shrinks() -> None:
             name
         )
         assert reason, name
+
+
+def test_a_nightly_step_that_fails_fails_the_run_after_all_have_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(code: int, text: str) -> tuple[str, ...]:
+        return (sys.executable, "-c", f"print({text!r}); raise SystemExit({code})")
+
+    steps = {"broken": step(3, "plain:     1 passed, 2 failed"), "whole": step(0, "all 7 held")}
+    monkeypatch.setattr(nightly, "STEPS", steps)
+    monkeypatch.setattr(nightly, "LOGS", ROOT / "build" / tmp_path.name)
+    try:
+        assert nightly.main([]) == 1
+        assert nightly.main(["whole"]) == 0
+        assert nightly.main(["nosuch"]) == 2
+    finally:
+        shutil.rmtree(nightly.LOGS)
+    out, err = capsys.readouterr()
+    assert re.search(r"^broken +FAILED +\d+  1 passed, 2 failed$", out, re.MULTILINE)
+    assert len(re.findall(r"^whole +passed +\d+  all 7 held$", out, re.MULTILINE)) == 2
+    assert "no step 'nosuch'; known: broken, whole" in err

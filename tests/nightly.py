@@ -1,0 +1,69 @@
+"""The checks that take too long for each change, one after the other.
+
+``python -m tests --nightly`` runs them; names of steps after it choose some.  Each step writes its
+output to a file, and the table at the end has the seconds and counts of each.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+__all__ = ["STEPS", "main"]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+#: Where the output of each step goes.
+LOGS: Final = ROOT / "build" / "nightly"
+PYTHON: Final = sys.executable
+#: Name and command of each step.
+STEPS: Final[dict[str, tuple[str, ...]]] = {
+    "full": (PYTHON, "-m", "tests", "--full-once"),
+    "newer-servers": (PYTHON, "-m", "tests", "--servers", "newer"),
+    "newest-python": (".ci/on-python", "newest", "--core", "--patched-only"),
+    "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
+    "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
+    "thirdparty": (PYTHON, "-m", "tests.thirdparty"),
+    "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
+}
+#: Closing line of a run of the tests.
+_COUNTS: Final = re.compile(r"^(?:\w+: +)?(\d+ passed, \d+ failed.*)$", re.MULTILINE)
+
+
+def main(chosen: list[str]) -> int:
+    """Run the chosen steps, all if none is named, and return the exit code: 1 if one of them failed."""
+    for name in chosen:
+        if name not in STEPS:
+            print(f"error: no step {name!r}; known: {', '.join(STEPS)}", file=sys.stderr)
+            return 2
+    LOGS.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in chosen or STEPS:
+        log = LOGS / f"{name}.log"
+        print(f"{name}: {' '.join(STEPS[name])} > {log.relative_to(ROOT)}", flush=True)
+        began_at = time.monotonic()
+        with log.open("wb") as output:
+            code = subprocess.run(
+                STEPS[name],
+                cwd=ROOT,
+                env={**os.environ, "GREENCONN_TEST_REQUIRE_BROKERS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            ).returncode
+        rows.append((name, code, time.monotonic() - began_at, _summary(log)))
+    print(f"\n{'step':<17}{'result':<9}{'seconds':>8}  counts")
+    for name, code, seconds, summary in rows:
+        print(f"{name:<17}{'passed' if code == 0 else 'FAILED':<9}{seconds:>8.0f}  {summary}")
+    return int(any(code for _, code, _, _ in rows))
+
+
+def _summary(log: Path) -> str:
+    """Return the counts of a step, or its last line."""
+    text = log.read_text(errors="replace")
+    counts = _COUNTS.findall(text)
+    return counts[-1] if counts else (text.strip().splitlines() or [""])[-1][:100]
