@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Final
@@ -105,12 +105,13 @@ class ImportAlias(MetaPathFinder, Loader):
         return self.package + fullname.removeprefix(self.name)
 
     def _their_spec(self, fullname: str) -> ModuleSpec | None:
-        package = _find_elsewhere(self.name, None)
+        # The path finder alone: an import hook may ask all finders itself, this one included.
+        package = PathFinder.find_spec(self.name)
         if package is None or package.submodule_search_locations is None:
             return None
         folders = fullname.split(".")[1:-1]
         path = [os.path.join(each, *folders) for each in package.submodule_search_locations]
-        return _find_elsewhere(fullname, path)
+        return PathFinder.find_spec(fullname, path)
 
 
 class _Package(ModuleType):
@@ -136,16 +137,6 @@ def _is_there(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # the package that it would be in is not there
         return False
-
-
-def _find_elsewhere(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """Find a module as if nothing stood in for its package."""
-    for finder in sys.meta_path:
-        find = None if isinstance(finder, ImportAlias) else getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = find(name, path, None) if find is not None else None
-        if spec is not None:
-            return spec
-    return None
 
 
 def _is_same(finder: object, other: ImportAlias) -> bool:

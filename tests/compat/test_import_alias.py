@@ -169,3 +169,40 @@ def test_it_is_too_late_once_kombu_is_imported() -> None:
     assert outcome.code == 1
     assert "RuntimeError: kombu is already imported (from " in outcome.errors
     assert "call install_as_kombu() before" in outcome.errors
+
+
+#: An import hook that asks the other finders, as those of tracing libraries do.
+ASKING_HOOK = """
+import sys
+
+class Hook:
+    def __init__(self):
+        self.asked = set()
+
+    def find_spec(self, name, path=None, target=None):
+        if name in self.asked:
+            return None
+        self.asked.add(name)
+        try:
+            for finder in list(sys.meta_path):
+                if finder is not self and (spec := finder.find_spec(name, path, target)):
+                    return spec
+        finally:
+            self.asked.remove(name)
+        return None
+
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_an_import_hook_that_asks_the_other_finders(order: str) -> None:
+    pytest.importorskip("kombu")
+    steps = [ASKING_HOOK + "sys.meta_path.insert(0, Hook())\n", INSTALL]
+    text = """
+import kombu.asynchronous.timer
+import kombu.transport.virtual
+print(kombu.asynchronous.__file__.endswith("kombu/asynchronous/__init__.py"))
+print(kombu.transport.virtual.Channel.__module__.partition(".")[0])
+"""
+    outcome = run("-c", "".join(steps if order == "before" else reversed(steps)) + text)
+    assert outcome.output.split() == ["True", "greenconn"], outcome.errors
