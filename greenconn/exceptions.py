@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from amqp.exceptions import (
     AccessRefused,
@@ -150,6 +150,20 @@ def is_denied_feature(exc: BaseException) -> bool:
 
 class KombuError(Exception):
     """The base class of all exceptions except the error replies of a broker."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled and copied without a call of __init__, which may take other arguments than args.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[BaseException], args: tuple[object, ...], attributes: Mapping[str, object]
+) -> BaseException:
+    """Return a copied or unpickled error."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 GreenconnError = KombuError

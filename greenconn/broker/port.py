@@ -73,6 +73,10 @@ class LeaseExpired(RecoverableConnectionError):  # type: ignore[misc]
     ) -> None:
         super().__init__(text)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # amqp's errors are pickled with four arguments.
+        return type(self), (self.reply_text,), self.__dict__
+
 
 class Entry(NamedTuple):
     """A message on its way into one queue.
