@@ -67,6 +67,8 @@ FAILURE_HEADERS: Final = frozenset(
 SENDING_TIMEOUT: Final = 10.0
 #: Characters of an error's text that are kept.
 LONGEST_TEXT: Final = 1000
+#: Attempts that are believed: any publisher can write the header.
+MOST_ATTEMPTS: Final = 1_000_000
 #: Properties that a message gets anew, or that have an argument of their own.
 NOT_COPIED: Final = frozenset(
     {
@@ -193,7 +195,7 @@ class FailedMessages:
 def attempts_of(message: Message) -> int:
     """Return how often a message failed before it was sent again."""
     known = message.headers.get(ATTEMPTS)
-    return known if isinstance(known, int) and known > 0 else 0
+    return min(known, MOST_ATTEMPTS) if isinstance(known, int) and known > 0 else 0
 
 
 def note_failure(message: Message) -> None:

@@ -58,6 +58,8 @@ logger = logging.getLogger("greenconn.worker")
 SHORT_DELAY: Final = 1.0
 #: Seconds until a message whose dead letter could not be stored is handled again.
 UNSTORED_DELAY: Final = 5.0
+#: Attempts after which a delay of the next is taken as no longer than that.
+LONGEST_BACKOFF: Final = 1000
 #: Failures of a handler; whatever else it raises is meant for the greenlet.
 FAILURES: Final = (Exception, Timeout, Interrupted)
 
@@ -315,8 +317,9 @@ class Handling:
             return former + 1, None
         if backoff is None:
             backoff = Backoff(self._retry_policy)
-            for _ in range(former):
+            for _ in range(min(former, LONGEST_BACKOFF)):
                 next(backoff, None)
+            backoff.failures = former
         delay = next(backoff, None)
         if delay is not None:
             self._backoffs[message] = backoff
