@@ -223,8 +223,10 @@ def _fresh_headers(message: Message) -> dict[str, Any]:
         for name, value in message.headers.items()
         if name not in FAILURE_HEADERS and name != DELAY and not name.startswith(_DEATHS)
     }
-    keys = death.get("routing-keys") or [""]
-    headers[EXCHANGE] = message.headers.get(EXCHANGE, death.get("exchange", ""))
-    headers[ROUTING_KEY] = message.headers.get(ROUTING_KEY, keys[0])
+    keys = death.get("routing-keys")
+    key = keys[0] if isinstance(keys, list) and keys else ""
+    for name, known in ((EXCHANGE, death.get("exchange")), (ROUTING_KEY, key)):
+        value = message.headers.get(name, known)
+        headers[name] = value if isinstance(value, str) else ""  # any publisher can write it
     headers[ATTEMPTS] = 0
     return headers

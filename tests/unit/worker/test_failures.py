@@ -34,3 +34,18 @@ def test_a_forged_count_does_not_block_the_hub() -> None:
         greenconn.publish("forged", 1, connection=connection, headers={ATTEMPTS: 2**62})
         assert handled.wait(10)
         assert consumer.stop(10)
+
+
+@pytest.mark.parametrize("keys", [{"a": 1}, 5, [], [7], "text", None])
+def test_a_strange_death_does_not_stop_the_replay(keys: Any) -> None:
+    deaths = [{"queue": "mended", "routing-keys": keys, "exchange": 5}]
+    with Connection("memory://strange-deaths") as connection:
+        for body in (1, 2):
+            headers = {"x-death": deaths} if body == 1 else None
+            greenconn.publish(
+                "mended.dead", body, connection=connection, headers=headers, declare=True
+            )
+        with connection.channel() as channel:
+            channel.queue_declare("mended")
+            assert greenconn.dead_letters("mended", connection=connection).replay() == 2
+            assert channel.queue_purge("mended") == 2
