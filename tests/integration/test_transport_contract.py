@@ -697,6 +697,29 @@ def test_consumers_learn_that_the_program_has_closed_their_channel(
     assert not ended.lost
 
 
+@pytest.mark.parametrize("nowait", [False, True])
+def test_a_consumer_without_acks_loses_nothing_when_it_is_cancelled(
+    side: Side, nowait: bool
+) -> None:
+    channel = side.channel()
+    queue = side.queue(channel)
+    for number in range(20):
+        side.send(channel, str(number), "", queue)
+    handled: list[str] = []
+
+    def cancel_after_three(message: Message) -> None:
+        handled.append(str(message.body))
+        if len(handled) == 3:
+            channel.basic_cancel("tag", nowait=nowait)
+
+    channel.basic_consume(queue, consumer_tag="tag", no_ack=True, callback=cancel_after_three)
+    side.drain(channel.connection, lambda: len(handled) >= 3)
+    side.drain_all(channel.connection)
+    rest = [str(each) for each in side.bodies(side.channel(), queue)]
+    assert handled[:3] == ["0", "1", "2"]
+    assert sorted(handled + rest, key=int) == [str(number) for number in range(20)]
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [

@@ -7,6 +7,8 @@ rules:
 - All that the broker sends is handled by the reader, which only appends, wakes and returns.
 - A tag stays known until ``basic.cancel-ok``, or the channel ends, since deliveries come until then.
   Deliveries to a consumer whose owner has left are requeued.
+- What came for a consumer with ``no_ack`` before it was cancelled is gone from the broker: its callback
+  is called with it.
 - A caller that is killed while it waits for ``basic.consume-ok`` leaves a consumer behind that the
   broker starts anyway: it is cancelled when the reply arrives.
 - When a channel is closed, the consumers are cancelled first, and the deliveries that no handler has
@@ -19,7 +21,7 @@ rules:
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from struct import Struct
@@ -51,8 +53,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
 __all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "requeue_events"]
-
-logger = logging.getLogger("greenconn.transport.amqp")
 
 _delivery_tag = Struct(">Q")
 _tag_and_redelivered = Struct(">QB")
@@ -176,6 +176,8 @@ class ChannelConsumer:
             state: CANCELLED or ABANDONED.
         """
         self._move(state)
+        if self.no_ack and state is ConsumerState.CANCELLED and self.sink is None:
+            return  # nothing can be requeued: what comes until the reply is for its callback, too
         self.deliver = self._refuse
         self.sink = None  # frees its memory: this object stays until the tag is forgotten
         self.notify_watchers()
@@ -206,10 +208,6 @@ class ChannelConsumer:
         if function == self._handle_counted:
             self._taken(message)
         message.put_back()
-
-    def drop_event(self, message: Delivery) -> None:
-        """Drop a delivery without ack that was an event.  Never switches."""
-        self._taken(message)  # its bytes were counted, as those of all without acks
 
     # In the reader: these append, wake and return.
 
@@ -536,26 +534,24 @@ class Consumers:
             while self.by_tag.get(key) is consumer:
                 self._watch(consumer)
         if consumer.sink is None and len(self._link.events):
-            # No callback is to run for the deliveries that wait as events.
             if consumer.no_ack:
-                self._drop_events(consumer)
+                self._hand_on(consumer)
             else:
                 requeue_events(self._link, lambda of, message: of is consumer)
 
-    def _drop_events(self, consumer: ChannelConsumer) -> None:
-        """Drop the events of a ``no_ack`` consumer, which cannot be requeued, and log that."""
-        dropped = _take_events(self._link, lambda of, message: of is consumer)
-        for _, _, message in dropped:
-            consumer.drop_event(message)
-        if dropped:
-            logger.warning(
-                "%s: %d message(s) of queue %r are lost: their consumer has no_ack, and was cancelled "
-                "before its callback was called with them",
-                self._link.where,
-                len(dropped),
-                consumer.queue,
-                extra={"connection": self._link.where, "queue": consumer.queue},
-            )
+    def _hand_on(self, consumer: ChannelConsumer) -> None:
+        """Run the events of a ``no_ack`` consumer, which cannot be requeued.  May switch.
+
+        py-amqp does the same, as it drains while it waits for the reply.
+        """
+        waiting = deque(_take_events(self._link, lambda of, message: of is consumer))
+        try:
+            while waiting:
+                function, _, message = waiting.popleft()
+                function(message)
+        finally:
+            for function, _, message in waiting:  # a callback failed: drain_events runs the others
+                self._link.events.put((function, message))
 
     def _watch(self, consumer: ChannelConsumer) -> None:
         """Wait until the state of *consumer* changes.  May switch."""
