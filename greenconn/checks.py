@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -26,6 +26,7 @@ __all__ = [
     "is_connection",
     "is_number",
     "maybe_channel",
+    "milliseconds",
 ]
 
 
@@ -37,6 +38,17 @@ _NO_TABLE: Final = (str, bytes, bytearray, int, float, list, tuple, set, frozens
 def is_number(value: object) -> bool:
     """Return whether *value* is a finite number, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def milliseconds(option: str, seconds: Any) -> str:
+    """Return *seconds*, the value of *option*, as the property ``expiration`` has them.
+
+    Raises:
+        ValueError: they are no number that is at least 0.
+    """
+    if not is_number(seconds) or seconds < 0:
+        raise ValueError(f"{option} must be a number of seconds, at least 0, got {seconds!r}")
+    return str(int(seconds * 1000))
 
 
 def check_seconds(

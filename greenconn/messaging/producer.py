@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import getcurrent
 
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
-from greenconn.checks import is_connection
+from greenconn.checks import is_connection, milliseconds
 from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
@@ -374,8 +374,7 @@ class Producer:
             2 if mode is None else _MODES.get(mode) or maybe_delivery_mode(mode)
         )
         if expiration is not None:
-            _check_expiration(expiration)
-            properties["expiration"] = str(int(expiration * 1000))
+            properties["expiration"] = milliseconds("expiration", expiration)
         if routing_key is None:
             routing_key = self.routing_key
         if retry or timeout is not None or delay is not None or LISTENERS.publishing is not None:
@@ -592,9 +591,3 @@ class Producer:
         self._pool = self._channel = None
         if self._loan is not None:
             self.__connection__.mark_released()
-
-
-def _check_expiration(expiration: object) -> None:
-    """Refuse a text, which would be repeated a thousand times."""
-    if isinstance(expiration, str):
-        raise ValueError(f"expiration must be a number of seconds, got {expiration!r}")

@@ -7,7 +7,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
-from greenconn.checks import is_number
+from greenconn.checks import is_number, milliseconds
 from greenconn.compression import compress
 from greenconn.delays import checked_delay, delayed_route
 from greenconn.encoding import plain_text
@@ -322,7 +322,7 @@ class PublishOptions:
             if (seconds := get(name)) is not None:
                 if "expiration" in properties:
                     raise ValueError("expires must be None with expiration, whose other name it is")
-                properties["expiration"] = _milliseconds(name, seconds)
+                properties["expiration"] = milliseconds(name, seconds)
         for name in PROPERTIES & options.keys():
             value = options[name]
             if name == "reply_to" and isinstance(value, Queue):
@@ -445,12 +445,6 @@ def _delivery_mode(value: Any) -> int:
         f"delivery_mode must be 1 or 'transient', 2 or 'persistent', got {value!r}"
         + _hint(str(value), DELIVERY_MODES)
     )
-
-
-def _milliseconds(option: str, seconds: Any) -> str:
-    if not is_number(seconds) or seconds < 0:
-        raise ValueError(f"{option} must be a number of seconds, at least 0, got {seconds!r}")
-    return str(int(seconds * 1000))
 
 
 def _timestamp(value: Any) -> Any:
