@@ -27,6 +27,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     "newest-python": (".ci/on-python", "newest", "--core", "--patched-only"),
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
     "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
+    "docs": (".ci/docs",),
     "thirdparty": (PYTHON, "-m", "tests.thirdparty"),
     "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
 }
