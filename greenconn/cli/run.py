@@ -80,18 +80,25 @@ def command(
         ProcessManager,
         command_line,
         is_managed,
+        parse_address,
         unblock_signals,
     )
 
+    try:
+        address = None if health is None else parse_address(health)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--health") from exc
     if (processes > 1 or reloads) and not is_managed():
         _log(log_level)
-        return ProcessManager(command_line(), processes, graceful_timeout=graceful_timeout).run()
+        return ProcessManager(
+            command_line(), processes, graceful_timeout=graceful_timeout, health=address
+        ).run()
 
     if patch:
         from gevent import monkey
 
         monkey.patch_all()
-    from greenconn.running.program import Program, load_app, parse_address
+    from greenconn.running.program import Program, load_app
 
     def load() -> App:
         try:
@@ -102,10 +109,6 @@ def command(
             app.configure(url)
         return app
 
-    try:
-        address = None if health is None else parse_address(health)
-    except ValueError as exc:
-        raise click.BadParameter(str(exc), param_hint="--health") from exc
     unblock_signals()
     program = Program(
         load,

@@ -5,6 +5,9 @@ gunicorn's arbiter takes: TERM and INT stop gracefully, QUIT (or the same a seco
 replaces all processes, TTIN and TTOU add and remove one.  It runs no gevent, opens no connection and
 loads no code of the program, so that little in it can fail; if it is killed, its processes stop by
 themselves.
+
+The sockets that answer health probes belong to the manager, which hands each to the process of its
+index: the one that stops and the one that takes its place would be in each other's way otherwise.
 """
 
 from __future__ import annotations
@@ -12,22 +15,27 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 __all__ = [
     "BOOT_FAILED",
     "FAILED",
+    "HANDED_OVER",
     "INDEX_VARIABLE",
     "MANAGER_VARIABLE",
     "RELOAD",
     "STOPPED",
+    "Address",
     "ProcessManager",
     "command_line",
+    "health_socket",
     "is_managed",
+    "parse_address",
     "unblock_signals",
 ]
 
@@ -44,12 +52,16 @@ SIGNALS: Final = frozenset(
         signal.SIGCHLD,
     }
 )
+#: Tells a process that stops that another answers the health probes now.
+HANDED_OVER: Final = signal.SIGHUP
 #: A process that lived for fewer seconds than this waits before it is started again.
 SHORT_LIFE: Final = 10.0
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 30.0
 #: Seconds that a process has, after the time of its handlers, before it is killed.
 KILL_MARGIN: Final = 5.0
+#: Probes that wait until a process has started.
+BACKLOG: Final = 256
 
 # The exit codes of a process that runs an application.
 
@@ -66,6 +78,11 @@ RELOAD: Final = 4
 INDEX_VARIABLE: Final = "GREENCONN_PROCESS"
 #: The process id of the manager.
 MANAGER_VARIABLE: Final = "GREENCONN_MANAGER"
+#: The descriptor of the socket that answers health probes.
+HEALTH_VARIABLE: Final = "GREENCONN_HEALTH"
+
+#: Host and port.
+Address: TypeAlias = tuple[str, int]
 
 
 def is_managed() -> bool:
@@ -78,10 +95,50 @@ def unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def parse_address(text: str) -> Address:
+    """Return host and port of ``port`` or ``host:port``; without a host all interfaces.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"address must be a port, or host:port, got {text!r}")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def health_socket(address: Address) -> socket.socket:
+    """Return the listening socket that answers the health probes of this process.
+
+    Arguments:
+        address: where it listens, unless a manager has handed one over.
+
+    Raises:
+        OSError: nothing can listen there.
+    """
+    handed_over = os.environ.pop(HEALTH_VARIABLE, None)
+    if handed_over is not None:
+        listener = socket.socket(fileno=int(handed_over))
+        listener.set_inheritable(False)
+        return listener
+    return _listen(address)
+
+
+def _listen(address: Address) -> socket.socket:
+    host, port = address
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as exc:
+        raise OSError(f"cannot listen for health probes at {host}:{port}: {exc}") from exc
+
+
 class _Process:
     """A process that runs the application."""
 
-    def __init__(self, index: int, command: Sequence[str]) -> None:
+    def __init__(
+        self, index: int, command: Sequence[str], listener: socket.socket | None = None
+    ) -> None:
         self.index = index
         self.began_at = monotonic()
         #: When it is killed; None before it is stopped.
@@ -91,7 +148,11 @@ class _Process:
             INDEX_VARIABLE: str(index),
             MANAGER_VARIABLE: str(os.getpid()),
         }
-        self.child = subprocess.Popen(list(command), env=environment)
+        handed_over: tuple[int, ...] = ()
+        if listener is not None:
+            handed_over = (listener.fileno(),)
+            environment[HEALTH_VARIABLE] = str(listener.fileno())
+        self.child = subprocess.Popen(list(command), env=environment, pass_fds=handed_over)
 
     @property
     def age(self) -> float:
@@ -106,14 +167,24 @@ class ProcessManager:
         command: what each of them executes.
         count: number of processes.
         graceful_timeout: seconds that their handlers have when they are stopped.
+        health: host and port at which process 0 answers health probes; process n at the port plus n.
+            None: nowhere.
     """
 
     def __init__(
-        self, command: Sequence[str], count: int, *, graceful_timeout: float = 30.0
+        self,
+        command: Sequence[str],
+        count: int,
+        *,
+        graceful_timeout: float = 30.0,
+        health: Address | None = None,
     ) -> None:
         self._command = command
         self._count = count
         self._graceful_timeout = graceful_timeout
+        self._health = health
+        #: By index, those that answer health probes.
+        self._listeners: dict[int, socket.socket] = {}
         #: By index; the ones that serve.
         self._serving: dict[int, _Process] = {}
         #: Those that a signal was sent to.
@@ -133,6 +204,12 @@ class ProcessManager:
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            try:
+                for index in range(self._count):
+                    self._listener(index)
+            except OSError as exc:
+                logger.error("%s", exc)
+                return BOOT_FAILED
             while not self._has_ended:
                 self._start_missing()
                 self._wait()
@@ -142,6 +219,8 @@ class ProcessManager:
             for process in (*self._serving.values(), *self._stopping):
                 process.child.kill()
                 process.child.wait()
+            for listener in self._listeners.values():
+                listener.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._exit_code or STOPPED
 
@@ -156,9 +235,10 @@ class ProcessManager:
             if index not in self._serving and self._due.get(index, 0.0) <= monotonic():
                 self._due.pop(index, None)
                 try:
-                    process = _Process(index, self._command)
+                    listener = self._listener(index)
+                    process = _Process(index, self._command, listener)
                 except OSError as exc:
-                    # Such as too many processes, or no memory: those that run go on.
+                    # Such as too many processes, no memory, or a port in use: those that run go on.
                     delay = self._back_off(index)
                     logger.error(
                         "process %d cannot be started, tried again in %g s: %s", index, delay, exc
@@ -166,6 +246,26 @@ class ProcessManager:
                     continue
                 self._serving[index] = process
                 logger.info("process %d was started (%d)", process.child.pid, index)
+                for former in self._stopping:
+                    if listener is not None and former.index == index:
+                        former.child.send_signal(HANDED_OVER)
+
+    def _listener(self, index: int) -> socket.socket | None:
+        """Return the socket that answers the health probes of the process with *index*."""
+        if self._health is None:
+            return None
+        listener = self._listeners.get(index)
+        if listener is None:
+            host, port = self._health
+            listener = self._listeners[index] = _listen((host, port + index if port else 0))
+        return listener
+
+    def _close_listener(self, index: int) -> None:
+        """Close the socket of *index* once no process needs it."""
+        if index >= self._count and all(each.index != index for each in self._stopping):
+            listener = self._listeners.pop(index, None)
+            if listener is not None:
+                listener.close()
 
     def _wait(self) -> None:
         """Wait for a signal, or until something is due."""
@@ -181,12 +281,9 @@ class ProcessManager:
 
     def _handle(self, number: signal.Signals) -> None:
         if number is signal.SIGHUP:
-            # The new ones are there before the old ones leave.
-            replaced = list(self._serving.values())
+            self._stop(list(self._serving.values()), signal.SIGTERM)
             self._serving.clear()
             self._due.clear()
-            self._start_missing()
-            self._stop(replaced, signal.SIGTERM)
         elif number is signal.SIGTTIN:
             self._count += 1
         elif number is signal.SIGTTOU:
@@ -233,6 +330,7 @@ class ProcessManager:
                 self._note_end(process, code)
         for process in [each for each in self._stopping if each.child.poll() is not None]:
             self._stopping.remove(process)
+            self._close_listener(process.index)
             was_interrupted = process.child.returncode in (FAILED, -signal.SIGKILL)
             if was_interrupted and self._exit_code == STOPPED:
                 self._exit_code = FAILED

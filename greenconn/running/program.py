@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import gevent
+import gevent.socket
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 
@@ -23,17 +24,19 @@ from greenconn.health import Probes, Watchdog
 from greenconn.running.processes import (
     BOOT_FAILED,
     FAILED,
-    INDEX_VARIABLE,
+    HANDED_OVER,
     MANAGER_VARIABLE,
     RELOAD,
     STOPPED,
+    Address,
+    health_socket,
     is_managed,
 )
 from greenconn.running.reload import SourceFiles, files_of_error
 from greenconn.shutdown import stop_and_close, time_for_handlers
 from greenconn.worker.consumer import ConsumerGreenlet
 
-__all__ = ["Program", "load_app", "parse_address"]
+__all__ = ["Program", "load_app"]
 
 logger = logging.getLogger("greenconn.running")
 
@@ -77,18 +80,6 @@ def load_app(target: str) -> App:
     return found
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``port`` or ``host:port``; without a host all interfaces.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"address must be a port, or host:port, got {text!r}")
-    return host.strip("[]") or "0.0.0.0", int(port)
-
-
 class Program:
     """A process that runs an application until a signal, a change of its files, or its failure.
 
@@ -100,8 +91,8 @@ class Program:
     Arguments:
         load: returns the application; called once.
         graceful_timeout: seconds for all of the end.
-        health: host and port at which ``/health/live`` and ``/health/ready`` are answered; process
-            number n of a manager listens at the port plus n.  None: nowhere.
+        health: host and port at which ``/health/live`` and ``/health/ready`` are answered, unless a
+            manager has handed over a socket for that.  None: nowhere.
         stalled_after: seconds of a :class:`~greenconn.health.Watchdog`; None: there is none.
         reloads: end with :data:`~greenconn.running.processes.RELOAD` when a source file changes.
     """
@@ -111,7 +102,7 @@ class Program:
         load: Callable[[], App],
         *,
         graceful_timeout: float = 30.0,
-        health: tuple[str, int] | None = None,
+        health: Address | None = None,
         stalled_after: float | None = None,
         reloads: bool = False,
     ) -> None:
@@ -124,6 +115,7 @@ class Program:
         self._ending = Event()
         self._exit_code = STOPPED
         self._received: set[int] = set()
+        self._server: WSGIServer | None = None
         #: The greenlet that runs the end, once it is under way.
         self._stopping: gevent.Greenlet[..., Any] | None = None
 
@@ -133,16 +125,19 @@ class Program:
         Returns:
             An exit code of :mod:`greenconn.running.processes`.
         """
-        handlers = [gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS]
+        handlers: list[gevent.signal_handler[...]] = [
+            gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS
+        ]
+        if is_managed():
+            handlers.append(gevent.signal_handler(HANDED_OVER, self._on_handed_over))
         helpers: list[gevent.Greenlet[..., Any]] = [gevent.spawn(self._watch_manager)]
-        server: WSGIServer | None = None
         watchdog: Watchdog | None = None
         try:
             try:
                 app = self._load()
                 consumers = app.start()
-                if self._health is not None:
-                    server = self._probes(*self._health)
+                if self._health is not None and not self._ending.is_set():
+                    self._serve_probes(self._health)
                 if self._stalled_after is not None:
                     watchdog = Watchdog(self._stalled_after)
             except Exception as exc:
@@ -158,10 +153,13 @@ class Program:
             gevent.killall(helpers)
             if watchdog is not None:
                 watchdog.stop()
-            if server is not None:
-                server.stop(timeout=0)
+            if self._server is not None:
+                self._server.stop(timeout=0)
             for handler in handlers:
                 handler.cancel()
+            if is_managed():
+                # It may still come, and its default action is to end the process.
+                signal.signal(HANDED_OVER, signal.SIG_IGN)
 
     def _on_signal(self, number: int) -> None:
         """Handle a signal, in a greenlet of its own."""
@@ -235,12 +233,18 @@ class Program:
                 return
             gevent.sleep(INTERVAL)
 
-    def _probes(self, host: str, port: int) -> WSGIServer:
-        port += int(os.environ.get(INDEX_VARIABLE, 0)) if port else 0
-        server = WSGIServer((host, port), Probes(), log=None)
-        server.start()
-        logger.info("health at http://%s:%d/health/ready", host, server.server_port)
-        return server
+    def _serve_probes(self, address: Address) -> None:
+        # Made of its descriptor, as it must be gevent's where nothing is patched, too.
+        listener = gevent.socket.socket(fileno=health_socket(address).detach())
+        self._server = WSGIServer(listener, Probes(), log=None)
+        self._server.start()
+        host, port = listener.getsockname()[:2]
+        logger.info("health at http://%s:%d/health/ready", host, port)
+
+    def _on_handed_over(self) -> None:
+        """Leave the health probes to the process that replaces this one."""
+        if self._server is not None:
+            self._server.close()
 
 
 def _frames_of_program(error: Exception) -> TracebackType | None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,3 +323,64 @@ def test_blocking_handlers_wait_side_by_side(
     assert {run.line(r"^met (\d)")[1] for _ in range(2)} == {"0", "1"}
     run.running.signal(signal.SIGTERM)
     assert run.ended().code == 0
+
+
+@pytest.mark.parametrize("signals", [["SIGHUP"], ["SIGTTOU", "SIGTTIN"]], ids="-".join)
+def test_a_process_takes_over_the_probes_of_one_whose_handler_runs(
+    connection: Connection, runs: Any, signals: list[str]
+) -> None:
+    run = runs("steady", "--processes=2", "--health=127.0.0.1:0")
+    urls = {run.line(r"health at (http://127.0.0.1:\d+/health/ready)")[1] for _ in range(2)}
+    begun: set[int] = set()
+    for _ in range(200):  # more than the four handlers of one and their prefetch take
+        publish(connection, {"id": 1, "seconds": 3600})
+    while len(begun) < 2:
+        begun.add(int(run.line(r"^begun 1 (\d+)")[1]))
+    run.running.signal(signal.Signals[signals[0]])
+    run.line("received SIGTERM: stopping")
+    for name in signals[1:]:
+        run.running.signal(signal.Signals[name])
+    # The new ones have the same ports, and the old ones are there yet.
+    replaced = {run.line(r"health at (\S+)")[1] for _ in range(3 - len(signals))}
+    assert replaced <= urls
+    assert all(map(is_alive, begun))
+    pool = threadpool.ThreadPool(1)
+
+    def ready() -> bool:
+        return all(pool.apply(get, (url,)).get("ready") for url in urls)
+
+    until(ready, what="ready", timeout=SOON)
+    assert all(ready() for _ in range(20))  # the old ones would say that they stop
+    pool.kill()
+    run.running.signal(signal.SIGQUIT)
+    assert run.ended().code == 1
+
+
+def test_the_port_of_a_removed_process_is_closed(runs: Any) -> None:
+    run = runs("steady", "--processes=2", "--health=127.0.0.1:0")
+    urls = {run.line(r"health at (http://127.0.0.1:\d+/health/ready)")[1] for _ in range(2)}
+    pool = threadpool.ThreadPool(1)
+
+    def answering() -> int:
+        return sum(bool(pool.apply(get, (url,))) for url in urls)
+
+    until(lambda: answering() == 2, what="both answer", timeout=SOON)
+    run.running.signal(signal.SIGTTOU)
+    until(lambda: answering() == 1, what="one is closed", timeout=SOON)
+    pool.kill()
+    run.running.signal(signal.SIGTERM)
+    assert run.ended().code == 0
+
+
+def test_a_port_of_the_probes_that_is_in_use(env: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        for processes in (1, 2):
+            outcome = run(
+                *("-m", "greenconn", "run", "steady"),
+                *(f"--health={address}", f"--processes={processes}"),
+                env=env,
+            )
+            assert outcome.code == 3
+            assert f"cannot listen for health probes at {address}: " in outcome.errors
+            assert "Traceback" not in outcome.errors

@@ -12,8 +12,13 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from greenconn.app import App
-from greenconn.running.processes import ProcessManager, is_managed, unblock_signals
-from greenconn.running.program import Program, parse_address
+from greenconn.running.processes import (
+    ProcessManager,
+    is_managed,
+    parse_address,
+    unblock_signals,
+)
+from greenconn.running.program import Program
 
 __all__ = ["ProgramCommand"]
 
@@ -69,7 +74,13 @@ class ProgramCommand(BaseCommand):
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
             patch = [] if options["no_patch"] else ["-m", "gevent.monkey"]
             command = [sys.executable, *patch, *sys.argv]
-            sys.exit(ProcessManager(command, options["processes"], graceful_timeout=timeout).run())
+            manager = ProcessManager(
+                command,
+                options["processes"],
+                graceful_timeout=timeout,
+                health=options["health"],
+            )
+            sys.exit(manager.run())
         unblock_signals()
         program = Program(
             partial(self.load, **options),

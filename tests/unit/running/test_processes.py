@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from greenconn.running.processes import command_line, is_managed
+from greenconn.running.processes import command_line, is_managed, parse_address
 from tests.integration.processes import run
 
 pytestmark = [pytest.mark.programs]
@@ -32,8 +32,8 @@ class Manager(processes.ProcessManager):
             os.rename(shell + ".away", shell)
 
 class Process(processes._Process):
-    def __init__(self, index, command):
-        super().__init__(index, command)
+    def __init__(self, index, command, listener):
+        super().__init__(index, command, listener)
         if index == 0:
             os.rename(shell, shell + ".away")
 
@@ -121,3 +121,22 @@ def test_a_process_that_cannot_be_started_is_tried_later_and_spares_the_others(
 def test_this_process_is_not_managed() -> None:
     assert not is_managed()
     assert command_line()[0] == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("8080", ("0.0.0.0", 8080)),
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("[::1]:80", ("::1", 80)),
+        ("localhost:0", ("localhost", 0)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "1.5", "host:65536", "-1"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="address must be a port, or host:port, got"):
+        parse_address(text)

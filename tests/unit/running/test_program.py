@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from greenconn import App
-from greenconn.running.program import load_app, parse_address
+from greenconn.running.program import load_app
 
 
 @pytest.fixture
@@ -42,22 +42,3 @@ def test_what_is_no_application(module: ModuleType, target: str, text: str) -> N
     module.number = 3  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=text):
         load_app(target)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("8080", ("0.0.0.0", 8080)),
-        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
-        ("[::1]:80", ("::1", 80)),
-        ("localhost:0", ("localhost", 0)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize("text", ["", "host", "host:", "1.5", "host:65536", "-1"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="address must be a port, or host:port, got"):
-        parse_address(text)
