@@ -10,9 +10,10 @@ the reason.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from greenconn.checks import is_connection
+from greenconn.checks import check_keywords, is_connection
 from greenconn.exceptions import NotBoundError
 
 if TYPE_CHECKING:
@@ -104,11 +105,21 @@ class Object:
 
     Attributes:
         attrs: pairs of a name and a function that converts what is given for it (or None).
+
+    Raises:
+        TypeError: a keyword is not in the table.
     """
 
     attrs: tuple[tuple[str, Callable[[Any], Any] | None], ...] = ()
+    #: Further keywords, which are not in the table.
+    _keywords: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        known = {name for name, _ in self.attrs}.union(self._keywords)
+        if not kwargs.keys() <= known:
+            # Its arguments too, for the hint: not all of them are attributes.
+            known.update(signature(type(self)).parameters.keys() - {"args", "kwargs"})
+            check_keywords(type(self).__name__, kwargs, known, is_kombus=True)
         for name, convert in self.attrs:
             value = kwargs.get(name)
             if value is not None:

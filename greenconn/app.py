@@ -36,8 +36,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import gevent
 
+from greenconn.checks import check_keywords
 from greenconn.connection import Connection
-from greenconn.defaults import closed_at_exit
+from greenconn.defaults import ARGUMENTS, closed_at_exit
 from greenconn.entity import Queue
 from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
@@ -165,6 +166,7 @@ class App:
         """
         if self.consumers:
             raise RuntimeError("configure() must be called before start(): consumers run")
+        check_keywords("App", connection_kwargs, ARGUMENTS)
         Connection(url, **connection_kwargs)  # made to be checked; it never opens
         self._connections = PerHub(lambda: closed_at_exit(Connection(url, **connection_kwargs)))
 

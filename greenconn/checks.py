@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
@@ -17,22 +18,29 @@ __all__ = [
     "check_callable",
     "check_count",
     "check_has_run",
+    "check_keywords",
     "check_names",
     "check_runs",
     "check_seconds",
     "check_tables",
     "check_type",
+    "did_you_mean",
     "invalid",
     "is_connection",
     "is_number",
     "maybe_channel",
     "milliseconds",
+    "tolerate_keywords",
 ]
 
+logger = logging.getLogger("greenconn.checks")
 
 #: Plain values that stand for no text; any other object may, as an exchange stands for its name.
 _NO_TEXT: Final = (bytes, bytearray, int, float, list, tuple, dict, set, frozenset)
 _NO_TABLE: Final = (str, bytes, bytearray, int, float, list, tuple, set, frozenset)
+
+#: Unknown keywords of kombu's classes that were logged, with those classes; None: they are refused.
+_tolerated: set[tuple[str, str]] | None = None
 
 
 def is_number(value: object) -> bool:
@@ -122,6 +130,45 @@ def check_callable(options: object, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not callable(value):
             raise invalid(options, name, "a callable, or None")
+
+
+def check_keywords(
+    called: str, names: Iterable[str], known: Collection[str], *, is_kombus: bool = False
+) -> None:
+    """Check that each keyword is one of the *known*.
+
+    Arguments:
+        called: the class or function that the program has called, for the error.
+        is_kombus: it is kombu's, so that programs which import it by kombu's name may pass what kombu
+            ignores; each of those keywords is logged once.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name in names:
+        if name in known:
+            continue
+        text = f"{called}() has no option {name!r}; {did_you_mean(name, known)}"
+        if not is_kombus or _tolerated is None:
+            raise TypeError(text)
+        if (called, name) not in _tolerated:
+            _tolerated.add((called, name))
+            logger.warning("unknown keyword, accepted as by kombu: %s", text)
+
+
+def tolerate_keywords() -> None:
+    """Accept unknown keywords of kombu's classes from now on, with a warning in the log for each."""
+    global _tolerated
+    if _tolerated is None:
+        _tolerated = set()
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return a hint for an unknown *name*: the nearest of the *known* names, else all of them."""
+    from difflib import get_close_matches  # for errors only
+
+    near = get_close_matches(name, sorted(known), 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
 
 
 def _or_none(optional: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -26,8 +26,20 @@ from greenconn.serialization import registry as serializers
 from greenconn.transport.base import Link
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, Connection
+    from typing_extensions import Unpack
+
+    from greenconn.abc import Channel, ChannelOrConnection, Connection
+    from greenconn.entity.queue import QueueOptions
     from greenconn.session.session import Session
+
+    class _BroadcastArguments(QueueOptions, total=False):
+        """The further arguments of :class:`Broadcast`."""
+
+        bindings: Iterable[Any] | None
+        channel: ChannelOrConnection | None
+        on_declared: Callable[..., Any] | None
+        routing_key: str | None
+
 
 __all__ = [
     "NAMESPACE_OID",
@@ -115,11 +127,11 @@ class Broadcast(Queue):
         auto_delete: bool = True,
         exchange: Exchange | None = None,
         alias: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[_BroadcastArguments],
     ) -> None:
         if unique or not queue:
             queue = f"{queue or 'bcast'}.{uuid()}"
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # queue is in its table
             name=queue,
             queue=queue,
             exchange=Exchange(name or "", type="fanout") if exchange is None else exchange,

@@ -23,7 +23,7 @@ from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from greenconn.checks import is_connection, maybe_channel
+from greenconn.checks import check_keywords, is_connection, maybe_channel
 from greenconn.exceptions import (
     ChannelLimitExceeded,
     ConnectionLimitExceeded,
@@ -49,16 +49,49 @@ from greenconn.transport.registry import get_transport_cls
 from greenconn.url import split_urls
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from greenconn.abc import Channel, Lender
     from greenconn.messaging import Consumer as _Consumer
     from greenconn.messaging import Producer as _Producer
-    from greenconn.resource import ChannelPool, ConnectionPool, Resource
+    from greenconn.resource import ChannelPool, ConnectionPool, PoolArguments, Resource
     from greenconn.resource import ChannelPool as _ChannelPool
     from greenconn.resource import ConnectionPool as _ConnectionPool
     from greenconn.simple import SimpleBuffer as _SimpleBuffer
     from greenconn.simple import SimpleQueue as _SimpleQueue
+
+    class _NoArguments(TypedDict):
+        """The arguments of :class:`Connection` that are not named."""
+
+    class _ProducerArguments(TypedDict, total=False):
+        """The arguments of a producer beside the channel."""
+
+        auto_declare: bool | None
+        compression: str | None
+        exchange: Any
+        on_return: Callable[..., Any] | None
+        routing_key: str | None
+        serializer: str | None
+
+    class _ConsumerArguments(TypedDict, total=False):
+        """The arguments of a consumer beside the channel and the queues."""
+
+        accept: Iterable[str] | None
+        auto_declare: bool | None
+        callbacks: list[Callable[..., Any]] | None
+        no_ack: bool | None
+        on_decode_error: Callable[[Any, Exception], Any] | None
+        on_message: Callable[[Any], Any] | None
+        prefetch_count: int | None
+        tag_prefix: str | None
+
+    class _SimpleArguments(TypedDict, total=False):
+        """The further arguments of simple queues."""
+
+        accept: Iterable[str] | None
+        compression: str | None
+        serializer: str | None
+
 
 __all__ = [
     "BrokerConnection",
@@ -192,9 +225,9 @@ class Connection:
         alternates: further URLs of the failover list.
         credential_provider: an object whose ``get_credentials()`` returns user name and password;
             called when a password function would be.
-        kwargs: unknown arguments, which are ignored with a warning in the log.
 
     Raises:
+        TypeError: an argument is unknown.
         ValueError: the URL is malformed, or has an unknown option.
         KeyError: there is no transport of that name.
     """
@@ -270,14 +303,9 @@ class Connection:
         failover_strategy: Any = "round-robin",
         alternates: Iterable[str] | None = None,
         credential_provider: Any = None,
-        **kwargs: Any,
+        **kwargs: Unpack[_NoArguments],
     ) -> None:
-        if kwargs:
-            logger.warning(
-                "%s: unknown arguments are ignored: %s",
-                type(self).__name__,
-                ", ".join(sorted(kwargs)),
-            )
+        check_keywords(type(self).__name__, kwargs, ARGUMENTS, is_kombus=True)
         keywords = Parameters(
             userid=userid,
             password=password,
@@ -365,7 +393,7 @@ class Connection:
         """Return whether *retries* more attempts have tried all brokers of the failover list."""
         return self.session.broker.failover.completes_cycle(retries)
 
-    def clone(self, **kwargs: Any) -> Self:
+    def clone(self, **kwargs: Unpack[_CloneArguments]) -> Self:
         """Return a new connection with the same parameters, which is not open.
 
         Arguments:
@@ -844,20 +872,24 @@ class Connection:
 
     # Shortcuts to the classes that use a connection
 
-    def Pool(self, limit: int | None = None, **kwargs: Any) -> _ConnectionPool:  # noqa: N802
+    def Pool(  # noqa: N802
+        self, limit: int | None = None, **kwargs: Unpack[PoolArguments]
+    ) -> _ConnectionPool:
         """Return a pool of clones of this connection; *limit* None is unlimited."""
         from greenconn.resource import ConnectionPool
 
         return ConnectionPool(self, limit, **kwargs)
 
-    def ChannelPool(self, limit: int | None = None, **kwargs: Any) -> _ChannelPool:  # noqa: N802
+    def ChannelPool(  # noqa: N802
+        self, limit: int | None = None, **kwargs: Unpack[PoolArguments]
+    ) -> _ChannelPool:
         """Return a pool of channels of this connection; *limit* None is unlimited."""
         from greenconn.resource import ChannelPool
 
         return ChannelPool(self, limit, **kwargs)
 
     def Producer(  # noqa: N802
-        self, channel: Channel | None = None, *args: Any, **kwargs: Any
+        self, channel: Channel | None = None, *args: Any, **kwargs: Unpack[_ProducerArguments]
     ) -> _Producer:
         """Return a producer on *channel*, or on the default channel."""
         return _producer(self if channel is None else channel, *args, **kwargs)
@@ -867,7 +899,7 @@ class Connection:
         queues: Any = None,
         channel: Channel | None = None,
         *args: Any,
-        **kwargs: Any,
+        **kwargs: Unpack[_ConsumerArguments],
     ) -> _Consumer:
         """Return a consumer of *queues* on *channel*, or on the default channel."""
         return _consumer(self if channel is None else channel, queues, *args, **kwargs)
@@ -880,7 +912,7 @@ class Connection:
         queue_args: dict[str, Any] | None = None,
         exchange_opts: dict[str, Any] | None = None,
         channel: Channel | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[_SimpleArguments],
     ) -> _SimpleQueue:
         """Return a queue with ``put`` and ``get``, on *channel* or on the default channel.
 
@@ -910,7 +942,7 @@ class Connection:
         queue_args: dict[str, Any] | None = None,
         exchange_opts: dict[str, Any] | None = None,
         channel: Channel | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[_SimpleArguments],
     ) -> _SimpleBuffer:
         """Return a :meth:`SimpleQueue` that is transient and whose messages need no ack."""
         from greenconn.simple import SimpleBuffer
@@ -1287,6 +1319,15 @@ ConnectionArguments = TypedDict(  # noqa: UP013 - the types of a class are texts
     },
     total=False,
 )
+
+if TYPE_CHECKING:
+
+    class _CloneArguments(ConnectionArguments, total=False):
+        """The arguments of :class:`Connection`."""
+
+        hostname: str | Iterable[str] | None
+
+
 #: The names of the arguments of a connection.
 ARGUMENTS: Final = frozenset(Connection.__init__.__annotations__) - {"kwargs", "return"}
 #: The mappings of ``Connection``: an entry added here is added there.

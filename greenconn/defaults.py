@@ -20,13 +20,14 @@ import atexit
 import logging
 import os
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from weakref import WeakSet
 
 import gevent
 
-from greenconn.connection import ARGUMENTS, Connection
+from greenconn.checks import check_keywords
+from greenconn.connection import ARGUMENTS as CONNECTION_ARGUMENTS
+from greenconn.connection import Connection
 from greenconn.green import atexit as green_atexit
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
@@ -53,6 +54,8 @@ Kind: TypeAlias = Literal["consume", "publish"]
 
 KINDS: Final = ("consume", "publish")
 URL_VARIABLE: Final = "GREENCONN_URL"
+#: The arguments that take a URL and further arguments of a connection.
+ARGUMENTS: Final = CONNECTION_ARGUMENTS - {"hostname"} | {"url"}
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 
 
@@ -175,10 +178,7 @@ def configure(
         raise TypeError(f"declare_by_name must be True, False or None, got {declare_by_name!r}")
     if url is not None and not isinstance(url, str):
         raise TypeError(f"url must be text such as 'amqp://localhost//', or None, got {url!r}")
-    for name in connection_kwargs.keys() - ARGUMENTS:
-        near = get_close_matches(name, sorted(ARGUMENTS), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(ARGUMENTS))}"
-        raise TypeError(f"configure() has no option {name!r}; {hint}")
+    check_keywords("configure", connection_kwargs, ARGUMENTS | {"declare_by_name"})
     configuration = _Configuration(url, connection_kwargs, declare_by_name)
     if url is not None:
         configuration.connection()  # made to be checked; it never opens

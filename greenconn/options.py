@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import (
     Any,
@@ -27,6 +27,7 @@ from greenconn.checks import (
     check_count,
     check_seconds,
     check_type,
+    did_you_mean,
     invalid,
     is_number,
 )
@@ -305,7 +306,9 @@ class Retry(Record):
             )
         options, unknown = from_transport_options(cls, value)
         if unknown:
-            raise ValueError(_unknown_option(unknown[0], "of Retry", cls.fields))
+            raise ValueError(
+                f"unknown option {unknown[0]!r} of Retry: {did_you_mean(unknown[0], cls.fields)}"
+            )
         return options
 
 
@@ -407,17 +410,11 @@ def typed_query(query: Mapping[str, str], known: Mapping[str, Any]) -> dict[str,
     for name, text in query.items():
         if name not in known:
             value = "**" if re.search(_SECRET, name, re.I) else text
-            raise ValueError(_unknown_option(name, f"({name}={value}) in the URL", known))
+            raise ValueError(
+                f"unknown option {name!r} ({name}={value}) in the URL: {did_you_mean(name, known)}"
+            )
         typed[name] = _typed(name, text, _kinds(known[name]))
     return typed
-
-
-def _unknown_option(name: str, where: str, known: Iterable[str]) -> str:
-    import difflib  # for this message only
-
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown option {name!r} {where}: {hint}known: {', '.join(sorted(known))}"
 
 
 def _typed(name: str, text: str, kinds: tuple[Any, ...]) -> Any:

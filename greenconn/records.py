@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
+from greenconn.checks import check_keywords
+
 if TYPE_CHECKING:
     from typing_extensions import Self, dataclass_transform
 else:
@@ -77,8 +79,7 @@ class Record(_Immutable):
             )
             raise TypeError(f"{name} takes keyword arguments only, as in {name}({shown})")
         if not values.keys() <= self._names:
-            unknown = ", ".join(sorted(values.keys() - self._names))
-            raise TypeError(f"{type(self).__name__} has no field {unknown}")
+            check_keywords(type(self).__name__, values, self.fields)
         self.__dict__.update(values)
         self.__post_init__()
 

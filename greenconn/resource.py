@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from queue import Empty
 from sys import getrefcount
 from time import monotonic
 from traceback import StackSummary, walk_stack
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import gevent
@@ -26,6 +26,7 @@ from greenlet import getcurrent
 
 from greenconn import exceptions
 from greenconn.caching import lazy
+from greenconn.checks import check_keywords
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline, TimeLimit, is_seconds
@@ -33,7 +34,17 @@ from greenconn.green.pool import Entry, FairPool, PoolStats
 from greenconn.green.supervisor import spawn
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from greenconn.abc import Connection, Lender
+
+    class PoolArguments(TypedDict, total=False):
+        """The further arguments of pools of all kinds."""
+
+        close_after_fork: bool | None
+        preload: int | None
+        trace_acquire: bool | None
+
 
 __all__ = ["ChannelPool", "ConnectionPool", "RelendingPool", "Resource", "all_pools"]
 
@@ -585,7 +596,9 @@ class ConnectionPool(RelendingPool):
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ConnectionLimitExceeded
     close_after_fork = True
 
-    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, connection: Connection, limit: int | None = None, **kwargs: Unpack[PoolArguments]
+    ) -> None:
         self.connection = connection
         # The renewal of a facade includes it, at less cost.
         self._checks_itself = type(self).is_alive is ConnectionPool.is_alive
@@ -677,7 +690,9 @@ class ChannelPool(Resource):
     LimitExceeded: ClassVar[type[exceptions.LimitExceeded]] = exceptions.ChannelLimitExceeded
     close_after_fork = True
 
-    def __init__(self, connection: Connection, limit: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, connection: Connection, limit: int | None = None, **kwargs: Unpack[PoolArguments]
+    ) -> None:
         self.connection = connection
         super().__init__(limit=limit, **_known(type(self), kwargs))
 
@@ -969,17 +984,14 @@ def acquiring_place() -> StackSummary:
     return summary
 
 
-def _known(pool: type[Resource], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a pool accepts; ignore others, like kombu, with a warning."""
-    names = ("preload", "close_after_fork", "trace_acquire")
-    others = kwargs.keys() - set(names)
-    if others:
-        logger.warning(
-            "%s: unknown arguments are ignored: %s", pool.__name__, ", ".join(sorted(others))
-        )
-    return {name: value for name, value in kwargs.items() if name in names}
+def _known(pool: type[Resource], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a pool accepts."""
+    check_keywords(pool.__name__, kwargs, _ARGUMENTS, is_kombus=True)
+    return {name: kwargs[name] for name in _ARGUMENTS if name in kwargs}
 
 
+#: The arguments of pools of all kinds.
+_ARGUMENTS: Final = ("close_after_fork", "preload", "trace_acquire")
 #: By identity, since a pool need not be hashable.
 _all: Final[WeakValueDictionary[int, Resource]] = WeakValueDictionary()
 

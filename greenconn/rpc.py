@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from gevent import Timeout
 
-from greenconn.checks import check_has_run, check_runs
+from greenconn.checks import check_has_run, check_keywords, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity import Exchange, Queue
@@ -50,7 +50,7 @@ from greenconn.session.channels import begin_channel
 from greenconn.session.session import Session
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
-from greenconn.worker.options import CONSUMER_OPTIONS, check_option_names
+from greenconn.worker.options import CONSUMER_OPTIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -237,7 +237,7 @@ def _check_options(options: Iterable[str], called: str) -> None:
     for name in options:
         if name in NOT_FOR_SERVERS:
             raise TypeError(f"{called}() has no option {name!r}: each call has one reply")
-    check_option_names(options, _SERVER_OPTIONS, called)
+    check_keywords(called, options, _SERVER_OPTIONS)
 
 
 def _check_function(function: object) -> None:

@@ -15,7 +15,7 @@ Without pytest, use :class:`MemoryBroker` as a context manager.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn import defaults
 from greenconn.connection import Connection
@@ -25,6 +25,11 @@ from greenconn.transport import memory
 from greenconn.transport.memory.message import Message as DeliveredMessage
 from greenconn.worker import stop_consumers
 from greenconn.worker.consumer import forget_failures
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.connection import ConnectionArguments
 
 __all__ = ["ManualClock", "MemoryBroker"]
 
@@ -128,7 +133,7 @@ class MemoryBroker:
                 f"handlers of consumers of {self.url} did not end within {STOPPING:g} s"
             )
 
-    def connection(self, **kwargs: Any) -> Connection:
+    def connection(self, **kwargs: Unpack[ConnectionArguments]) -> Connection:
         """Return a new connection to this broker.
 
         Arguments:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from greenconn._version import version_info_t
+from greenconn.checks import tolerate_keywords
 
 __all__ = ["ImportAlias", "install_as_carrot", "install_as_kombu"]
 
@@ -151,8 +152,9 @@ def install_as_kombu() -> None:
 
     For programs and libraries that cannot be edited; to be called before any of them is imported.
     ``kombu.VERSION`` says which kombu's API it is.  Modules that greenconn has not
-    (``kombu.asynchronous``, kombu's further transports) are kombu's own, where it is installed.  A
-    second call does nothing.
+    (``kombu.asynchronous``, kombu's further transports) are kombu's own, where it is installed.  From
+    now on unknown keywords of kombu's classes, which kombu ignores, are logged once each instead of
+    refused.  A second call does nothing.
 
     Raises:
         RuntimeError: kombu is imported already.
@@ -169,13 +171,14 @@ def install_as_kombu() -> None:
     text = f"{version.major}.{version.minor}.{version.micro}"
     attributes = {"VERSION": version, "version_info": version, "__version__": text}
     ImportAlias("kombu", "greenconn", attributes, is_completed=True).install()
+    tolerate_keywords()
 
 
 def install_as_carrot() -> None:
     """Let ``import carrot`` and imports of its modules give :mod:`greenconn.compat.carrot`.
 
-    For programs that cannot be edited; to be called before any of them is imported.  A second call
-    does nothing.
+    For programs that cannot be edited; to be called before any of them is imported.  Unknown keywords
+    are logged once each instead of refused from now on.  A second call does nothing.
 
     Raises:
         RuntimeError: carrot is imported already.
@@ -183,3 +186,4 @@ def install_as_carrot() -> None:
     ours = importlib.import_module("greenconn.compat.carrot")
     attributes = {"VERSION": ours.VERSION, "__version__": ours.__version__}
     ImportAlias("carrot", ours.__name__, attributes).install()
+    tolerate_keywords()

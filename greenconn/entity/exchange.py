@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 
 from greenconn.abstract import MaybeChannelBound
-from greenconn.checks import check_names, check_tables
+from greenconn.checks import check_keywords, check_names, check_tables
 from greenconn.encoding import plain_text
 from greenconn.entity.binding import binding, shown
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from greenconn.abc import Channel, ChannelOrConnection
+
+    class ExchangeArguments(TypedDict, total=False):
+        """The further arguments of :class:`Exchange`."""
+
+        arguments: dict[str, Any] | None
+        auto_delete: bool | None
+        delivery_mode: int | str | None
+        durable: bool | None
+        no_declare: bool | None
+        passive: bool | None
+
 
 __all__ = [
     "DELIVERY_MODES",
@@ -62,6 +75,9 @@ class Exchange(MaybeChannelBound):
         arguments: of the declaration.
         passive: only check that it exists.
         no_declare: never declare it.
+
+    Raises:
+        TypeError: an argument is unknown, or is of the wrong type.
     """
 
     TRANSIENT_DELIVERY_MODE: ClassVar[int] = TRANSIENT_DELIVERY_MODE
@@ -92,7 +108,7 @@ class Exchange(MaybeChannelBound):
         name: str | None = "",
         type: str | None = "",
         channel: ChannelOrConnection | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ExchangeArguments],
     ) -> None:
         super().__init__(**kwargs)
         check_names(self, name=name, type=type)
@@ -160,6 +176,7 @@ class Exchange(MaybeChannelBound):
         **kwargs: Any,
     ) -> Any:
         """Have messages of *exchange* (an Exchange or a name) come here too.  May switch."""
+        check_keywords("Exchange.bind_to", kwargs, _BIND_TO, is_kombus=True)
         return (self.channel if channel is None else channel).exchange_bind(
             destination=self.name,
             source=name_of(exchange),
@@ -248,6 +265,10 @@ class Exchange(MaybeChannelBound):
 
     def __str__(self) -> str:
         return f"Exchange {shown(self.name) or repr('')}({self.type})"
+
+
+#: The arguments of ``Exchange.bind_to``.
+_BIND_TO: Final = ("exchange", "routing_key", "arguments", "nowait", "channel")
 
 
 def name_of(exchange: Any) -> Any:

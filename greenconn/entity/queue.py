@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 
 from greenconn.abstract import MaybeChannelBound, Object
-from greenconn.checks import check_names, check_tables
+from greenconn.checks import check_keywords, check_names, check_tables
 from greenconn.encoding import plain_text
 from greenconn.entity.binding import pretty_bindings, shown
 from greenconn.entity.exchange import Exchange, name_of
@@ -15,10 +15,50 @@ from greenconn.listeners import LISTENERS, DeliverEvent, url_of
 from greenconn.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.abstract import ChannelPromise
+
+    class QueueOptions(TypedDict, total=False):
+        """The further arguments of queues of all kinds."""
+
+        binding_arguments: dict[str, Any] | None
+        consumer_arguments: dict[str, Any] | None
+        dead_letter: bool | str | None
+        durable: bool | None
+        exclusive: bool | None
+        expires: float | None
+        max_length: int | None
+        max_length_bytes: int | None
+        max_priority: int | None
+        message_ttl: float | None
+        no_ack: bool | None
+        no_declare: bool | None
+        queue_arguments: dict[str, Any] | None
+
+    class QueueArguments(QueueOptions, total=False):
+        """The further arguments of :class:`Queue`."""
+
+        alias: str | None
+        auto_delete: bool | None
+
+    class FlatQueueArguments(QueueArguments, total=False):
+        """The arguments of :meth:`Queue.from_dict`."""
+
+        binding_key: str | None
+        bindings: Iterable[Any] | None
+        delivery_mode: int | str | None
+        exchange: Any
+        exchange_arguments: dict[str, Any] | None
+        exchange_auto_delete: bool | None
+        exchange_durable: bool | None
+        exchange_type: str | None
+        on_declared: Callable[..., Any] | None
+        queue_auto_delete: bool | None
+        queue_durable: bool | None
+        routing_key: str | None
+
 
 __all__ = ["DEAD", "Queue"]
 
@@ -51,6 +91,9 @@ class Queue(MaybeChannelBound):
         no_declare: never declare it, nor its exchange and bindings.
         dead_letter: keep what it gives up (rejected, too old, delivered too often) in another queue,
             which is declared with it: True is ``<name>.dead``, text the name of one.
+
+    Raises:
+        TypeError: an argument is unknown, or is of the wrong type.
     """
 
     ContentDisallowed: ClassVar[type[ContentDisallowed]] = ContentDisallowed
@@ -77,6 +120,7 @@ class Queue(MaybeChannelBound):
 
     #: Not in ``attrs``, which are kombu's.
     dead_letter: bool | str | None = None
+    _keywords = ("dead_letter",)
 
     #: The link on which the broker chose the name; None: the program did.
     _named_on: Any = None
@@ -110,7 +154,7 @@ class Queue(MaybeChannelBound):
         channel: ChannelOrConnection | None = None,
         bindings: Iterable[Any] | None = None,
         on_declared: Callable[..., Any] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[QueueArguments],
     ) -> None:
         super().__init__(**kwargs)
         check_names(self, name=name, routing_key=routing_key)
@@ -415,7 +459,7 @@ class Queue(MaybeChannelBound):
         )
 
     @classmethod
-    def from_dict(cls, queue: str, **options: Any) -> Queue:
+    def from_dict(cls, queue: str, **options: Unpack[FlatQueueArguments]) -> Queue:
         """Make a queue and its exchange from flat options, as settings have them.
 
         Arguments:
@@ -424,29 +468,32 @@ class Queue(MaybeChannelBound):
                 ``exchange_auto_delete``, ``exchange_arguments``, ``delivery_mode``,
                 ``binding_key`` or ``routing_key``, ``queue_durable``, ``queue_auto_delete``;
                 ``durable`` and ``auto_delete`` mean both; everything else that a Queue takes.
+
+        Raises:
+            TypeError: an option is unknown.
         """
+        given: dict[str, Any] = {**options}
+        further = {name for name, _ in cls.attrs} | {"dead_letter", "on_declared"}
+        check_keywords("Queue.from_dict", given, further | _FLAT, is_kombus=True)
 
         def either(*names: str) -> Any:
-            return next((options[name] for name in names if options.get(name) is not None), None)
+            return next((given[name] for name in names if given.get(name) is not None), None)
 
         exchange = Exchange(
-            options.get("exchange"),
-            type=options.get("exchange_type"),
-            delivery_mode=options.get("delivery_mode"),
+            given.get("exchange"),
+            type=given.get("exchange_type"),
+            delivery_mode=given.get("delivery_mode"),
             durable=either("exchange_durable", "durable"),
             auto_delete=either("exchange_auto_delete", "auto_delete"),
-            arguments=options.get("exchange_arguments"),
+            arguments=given.get("exchange_arguments"),
         )
-        others = {
-            name: options[name] for name, _ in cls.attrs if name in options and name not in _TAKEN
-        }
         return Queue(
             queue,
             exchange=exchange,
-            routing_key=options.get("binding_key") or options.get("routing_key"),
+            routing_key=either("binding_key", "routing_key"),
             durable=either("queue_durable", "durable"),
             auto_delete=either("queue_auto_delete", "auto_delete"),
-            **others,
+            **{name: given[name] for name in given.keys() & further - _TAKEN},
         )
 
     def as_dict(self, recurse: bool = False) -> dict[str, Any]:
@@ -473,4 +520,9 @@ class Queue(MaybeChannelBound):
 
 
 #: Attributes that ``from_dict`` derives from several options.
-_TAKEN = frozenset({"name", "exchange", "routing_key", "durable", "auto_delete"})
+_TAKEN: Final = frozenset({"name", "exchange", "routing_key", "durable", "auto_delete"})
+#: What they are derived from, and the attributes of the exchange.
+_FLAT: Final = frozenset(
+    {"binding_key", "delivery_mode", "exchange_arguments", "exchange_auto_delete"}
+    | {"exchange_durable", "exchange_type", "queue_auto_delete", "queue_durable"}
+)

@@ -21,16 +21,16 @@ without a switch after it was looked up, and only if no other greenlet has repla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from sys import getrefcount
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from gevent import getcurrent
 
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
-from greenconn.checks import is_connection, milliseconds
+from greenconn.checks import check_keywords, is_connection, milliseconds
 from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.exceptions import NotBoundError, OperationalError
@@ -40,11 +40,13 @@ from greenconn.messaging.publication import Publication
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from datetime import datetime
+
+    from typing_extensions import Self, Unpack
 
     from greenconn.abc import Channel, ChannelOrConnection, ProducerLender
 
-__all__ = ["DEFAULT_BATCH_SIZE", "Producer"]
+__all__ = ["DEFAULT_BATCH_SIZE", "MessageProperties", "Producer"]
 
 DEFAULT_BATCH_SIZE: Final = 1000
 
@@ -57,6 +59,47 @@ _DEFAULT: Final = Exchange("")
 #: What ``getrefcount`` returns for a producer's connection to which only the producer refers.
 UNSHARED: Final = 3
 
+
+class MessageProperties(TypedDict, total=False):
+    """The message properties that a caller may set, beside the options with names of their own."""
+
+    app_id: str | None
+    cluster_id: str | None
+    correlation_id: str | None
+    message_id: str | None
+    reply_to: str | Queue | None
+    timestamp: datetime | float | None
+    type: str | None
+    user_id: str | None
+
+
+if TYPE_CHECKING:
+
+    class _Properties(MessageProperties, total=False):
+        """The further arguments of :meth:`Producer.publish`."""
+
+        DelaySeconds: int | None
+        MessageDeduplicationId: str | None
+        MessageGroupId: str | None
+        delay: float | None
+        delay_seconds: int | None
+        expires: float | None
+        message_attributes: Mapping[str, Any] | None
+
+
+#: Further keywords of a publish: AMQP's properties, those of SQS, and what a message that is published
+#: again has from its store.
+_PROPERTIES: Final = MessageProperties.__optional_keys__ | {
+    *("delay", "expires", "application_headers"),
+    *(
+        "DelaySeconds",
+        "MessageDeduplicationId",
+        "MessageGroupId",
+        "delay_seconds",
+        "message_attributes",
+    ),
+    *("body_encoding", "delivery_info", "delivery_tag"),
+}
 #: In no set of declared entities: an exchange that has to be declared each time.
 _NEVER_KNOWN: Final = object()
 
@@ -305,7 +348,7 @@ class Producer:
         expiration: float | None = None,
         timeout: float | None = None,
         confirm_timeout: float | None = None,
-        **properties: Any,
+        **properties: Unpack[_Properties],
     ) -> Any:
         """Publish a message.  May switch.
 
@@ -340,13 +383,17 @@ class Producer:
             OperationalError: retrying was given up.
             ConnectionError, ChannelError: what ended the channel, without *retry*.
             ValueError: the transport cannot keep *delay*.
+            TypeError: a property is unknown (the transports of kombu and of programs know their own).
         """
         # The fast path makes no object but the message's own: every microsecond here is paid for
         # each message of a program, and the rest of a publish costs about four.
+        fields: dict[str, Any] = properties  # type: ignore[assignment]
         delay = None
-        if properties:
-            delay = checked_delay(properties.pop("delay", None))
-            if (expires := properties.pop("expires", None)) is not None:
+        if fields:
+            if not fields.keys() <= _PROPERTIES:
+                self._check_properties(fields)
+            delay = checked_delay(fields.pop("delay", None))
+            if (expires := fields.pop("expires", None)) is not None:
                 if expiration is not None:
                     raise ValueError("expires must be None with expiration, whose other name it is")
                 expiration = expires
@@ -370,18 +417,18 @@ class Producer:
             exchange, mode = exchange.name, delivery_mode or exchange.delivery_mode
         else:
             mode = delivery_mode or default.delivery_mode
-        properties["delivery_mode"] = (
+        fields["delivery_mode"] = (
             2 if mode is None else _MODES.get(mode) or maybe_delivery_mode(mode)
         )
         if expiration is not None:
-            properties["expiration"] = milliseconds("expiration", expiration)
+            fields["expiration"] = milliseconds("expiration", expiration)
         if routing_key is None:
             routing_key = self.routing_key
         if retry or timeout is not None or delay is not None or LISTENERS.publishing is not None:
             policy = retry_policy or {} if retry else None
             publication = Publication(self, declare, timeout, policy, delay)
             message = (
-                body, priority, content_type, content_encoding, headers, properties,
+                body, priority, content_type, content_encoding, headers, fields,
                 routing_key, mandatory, immediate, exchange,
             )  # fmt: skip
             return publication.run(confirm_timeout, message)
@@ -389,9 +436,20 @@ class Producer:
         if declare or not self._is_ready(channel, default):
             channel = self._ready_channel(declare)
         return self._publish(
-            body, priority, content_type, content_encoding, headers, properties,
+            body, priority, content_type, content_encoding, headers, fields,
             routing_key, mandatory, immediate, exchange, declare, None, confirm_timeout, channel,
         )  # fmt: skip
+
+    def _check_properties(self, properties: Iterable[str]) -> None:
+        """Refuse unknown properties, which are misspelt arguments, unless the transport may know them.
+
+        Raises:
+            TypeError: there is one.
+        """
+        transport = getattr(self.connection, "transport", None)
+        if not getattr(transport, "takes_any_property", transport is not None):
+            known = _PROPERTIES.union(type(self).publish.__annotations__) - {"properties", "return"}
+            check_keywords("Producer.publish", properties, known, is_kombus=True)
 
     def _prepare(
         self,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from greenconn.checks import is_number, milliseconds
+from greenconn.checks import check_keywords, did_you_mean, is_number, milliseconds
 from greenconn.compression import compress
 from greenconn.delays import checked_delay, delayed_route
 from greenconn.encoding import plain_text
@@ -17,6 +16,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.listeners import Observation, Observers, PublishEvent, size_of
 from greenconn.message import Message
+from greenconn.messaging.producer import MessageProperties
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["PROPERTIES", "OutgoingMessage", "PublishArguments", "PublishOptions", "Target"]
 
 Target: TypeAlias = str | Queue | Exchange
-
-
-class MessageProperties(TypedDict, total=False):
-    """The message properties that a caller may set, beside the options with names of their own."""
-
-    app_id: str | None
-    cluster_id: str | None
-    correlation_id: str | None
-    message_id: str | None
-    reply_to: str | Queue | None
-    timestamp: datetime | float | None
-    type: str | None
-    user_id: str | None
 
 
 class PublishArguments(MessageProperties, total=False):
@@ -443,7 +430,7 @@ def _delivery_mode(value: Any) -> int:
         return int(value)
     raise ValueError(
         f"delivery_mode must be 1 or 'transient', 2 or 'persistent', got {value!r}"
-        + _hint(str(value), DELIVERY_MODES)
+        + f"; {did_you_mean(str(value), DELIVERY_MODES)}" * isinstance(value, str)
     )
 
 
@@ -455,15 +442,6 @@ def _timestamp(value: Any) -> Any:
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:
     for name in options:
-        if name in OPTIONS or name in PROPERTIES:
-            continue
-        known = PROPERTIES | OPTIONS
-        hint = f": {ELSEWHERE[name]}" if name in ELSEWHERE else _hint(name, known)
-        raise TypeError(
-            f"publish() has no option {name!r}{hint or '; known: ' + ', '.join(sorted(known))}"
-        )
-
-
-def _hint(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), 1)
-    return f", did you mean {near[0]!r}?" if near else ""
+        if name in ELSEWHERE:
+            raise TypeError(f"publish() has no option {name!r}: {ELSEWHERE[name]}")
+    check_keywords("publish", options, PROPERTIES | OPTIONS)

@@ -482,6 +482,8 @@ class Transport(Generic[L]):
     default_port: int | None = None
     #: Whether its brokers are on hosts; else the address is a path.
     has_host: ClassVar[bool] = True
+    #: Whether a publish may have properties that are not known here.
+    takes_any_property: ClassVar[bool] = False
     connection_errors: tuple[type[BaseException], ...] = (ConnectionError,)
     channel_errors: tuple[type[BaseException], ...] = (ChannelError,)
     # A transport that can tell has ``recoverable_connection_errors`` (after which a new connection may

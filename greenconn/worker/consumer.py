@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
+from greenconn.checks import check_keywords
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.exceptions import AMQPError, KombuError
@@ -18,11 +19,11 @@ from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, TargetState
 from greenconn.worker.options import (
+    CONSUMER_OPTIONS,
     ConsumerOptions,
     Handler,
     OnError,
     QueueLike,
-    check_option_names,
     checked_options,
 )
 
@@ -605,7 +606,7 @@ def check_consumer(
     Raises:
         TypeError, ValueError: an argument is invalid.
     """
-    check_option_names(options, called=called)
+    check_keywords(called, options, CONSUMER_OPTIONS)
     call = signature(spawn_consumer).bind(queue, handler, **options)
     call.apply_defaults()
     given = call.arguments

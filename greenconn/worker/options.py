@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from copy import copy
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypedDict
 
 from greenconn.checks import (
     check_callable,
     check_count,
+    check_keywords,
     check_runs,
     check_seconds,
     check_type,
@@ -39,7 +38,6 @@ __all__ = [
     "OnError",
     "QueueLike",
     "ServerArguments",
-    "check_option_names",
     "checked_options",
 ]
 
@@ -393,24 +391,6 @@ CONSUMER_OPTIONS: Final = frozenset(
 )
 
 
-def check_option_names(
-    names: Iterable[str], known: AbstractSet[str] = CONSUMER_OPTIONS, called: str = "spawn_consumer"
-) -> None:
-    """Check that each name is one of the *known* options.
-
-    Arguments:
-        called: the function that the program has called, for the error.
-
-    Raises:
-        TypeError: one is not.
-    """
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, sorted(known), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            raise TypeError(f"{called}() has no option {name!r}; {hint}")
-
-
 def checked_options(
     queue: QueueLike | Iterable[QueueLike], options: Mapping[str, Any], further: Mapping[str, Any]
 ) -> ConsumerOptions:
@@ -425,7 +405,7 @@ def checked_options(
         TypeError: *further* has an unknown name, or a value has the wrong type.
         ValueError: a value is out of range, or two options exclude each other.
     """
-    check_option_names(further)
+    check_keywords("spawn_consumer", further, CONSUMER_OPTIONS)
     if not isinstance(queue, (str, Queue)) and (
         not isinstance(queue, Iterable) or isinstance(queue, (bytes, Mapping))
     ):

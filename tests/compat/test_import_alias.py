@@ -162,6 +162,46 @@ def test_again_changes_nothing() -> None:
     """)
 
 
+def test_unknown_keywords_are_logged_once() -> None:
+    outcome = run(
+        "-c",
+        INSTALL
+        + dedent("""
+        from kombu import Connection, Exchange, Queue
+        for _ in range(2):
+            queue = Queue("mail", Exchange("letters", tpye="fanout"), dead_leter=True)
+            with Connection("memory://", hartbeat=3).clone() as connection:
+                queue(connection).declare()
+                connection.Pool(1, prelaod=1)
+                connection.Producer().publish("x", routing_key="mail", task="a")
+                message = queue(connection).get()
+                print(message.payload, message.properties["task"], queue.exchange.type)
+                message.ack()
+        try:
+            import greenconn
+            greenconn.Retry(dely=1)
+        except TypeError as exc:
+            print(exc)
+    """),
+    )
+    assert outcome.code == 0, outcome.errors
+    assert outcome.output.splitlines() == [
+        *["x a direct"] * 2,
+        "Retry() has no option 'dely'; did you mean 'delay'?",
+    ]
+    said = [
+        "Exchange() has no option 'tpye'; did you mean 'type'?",
+        "Queue() has no option 'dead_leter'; did you mean 'dead_letter'?",
+        "Connection() has no option 'hartbeat'; did you mean 'heartbeat'?",
+        "ConnectionPool() has no option 'prelaod'; did you mean 'preload'?",
+        "Producer.publish() has no option 'task'; known: DelaySeconds, ",
+    ]
+    lines = outcome.errors.splitlines()
+    assert [
+        line.partition("kombu: ")[2][: len(text)] for line, text in zip(lines, said, strict=True)
+    ] == said
+
+
 def test_it_is_too_late_once_kombu_is_imported() -> None:
     pytest.importorskip("kombu")
     text = "import kombu\n" + INSTALL

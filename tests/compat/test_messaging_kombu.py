@@ -132,7 +132,7 @@ def describe_entities(lib: Library) -> list[Any]:
         entity.Exchange(auto_delete=True).can_cache_declaration,
         entity.Queue(queue_arguments={"x-expires": 1}).can_cache_declaration,
         repr(exchange.binding("key")),
-        lib.abstract.Object(1, a=2).as_dict(),
+        lib.abstract.Object(1).as_dict(),
         entity.maybe_delivery_mode("persistent"),
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
 import sys
 from typing import Any
@@ -107,14 +106,6 @@ def test_an_unknown_alias_names_the_nearest() -> None:
 def test_keywords_fill_what_a_url_leaves_blank() -> None:
     connection = Connection("amqp://me@h", userid="other", password="p", virtual_host="v")
     assert connection.as_uri(include_password=True) == "amqp://me:p@h:5672/v"
-
-
-def test_unknown_keywords_are_accepted_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        connection = Connection("amqp://", backend_cls="x", pool=None)
-    assert connection.as_uri() == "amqp://guest:**@localhost:5672//"
-    assert len(caplog.records) == 1
-    assert "backend_cls, pool" in caplog.text
 
 
 def bodies(queue: Queue) -> list[Any]:

@@ -101,7 +101,7 @@ def test_channel_error_costs_only_the_channel(connection: Connection, unique: st
     assert not other.is_open
     assert connection.default_channel is channel
     with pytest.raises(NotFound) as caught:
-        Queue(unique, passive=True)(channel).queue_declare(passive=True)
+        Queue(unique)(channel).queue_declare(passive=True)
     assert isinstance(caught.value, connection.channel_errors)
     assert not isinstance(caught.value, connection.connection_errors)
     assert connection.connected

@@ -71,7 +71,7 @@ def test_a_callback_may_publish_declare_and_get_on_its_own_channel(
         handled.append(body["number"])
         depth -= 1
 
-    options = {"prefetch_count": prefetch} if prefetch else {}
+    options: dict[str, Any] = {"prefetch_count": prefetch} if prefetch else {}
     with connection.Consumer([queue], callbacks=[callback], channel=channel, **options):
         while len(handled) < 20:
             connection.drain_events(timeout=DEADLINE)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import greenconn
 from greenconn import App, Message, Retry, rpc
+from greenconn.common import Broadcast
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -130,7 +131,36 @@ def connecting() -> None:
     App("amqp://", connect_timeout=3, ssl=True).configure(None, userid="ada")
 
     greenconn.configure("amqp://", heart_beat=10)  # type: ignore[call-arg]
+    App(brokr="amqp://")  # type: ignore[call-arg]
     App("amqp://", connect_timeout="3")  # type: ignore[arg-type]
+
+
+def kombus() -> None:
+    """The classes of kombu's API take what they know."""
+    exchange = greenconn.Exchange("events", "fanout", durable=False, delivery_mode="transient")
+    queue = greenconn.Queue("orders", exchange, dead_letter=True, expires=60, max_length=10)
+    greenconn.Queue.from_dict("orders", exchange="orders", exchange_type="topic", max_priority=3)
+    Broadcast("events", routing_key="a", durable=False)
+    with greenconn.Connection("amqp://", heartbeat=10, connect_timeout=None) as connection:
+        connection.clone(transport_options={"confirm_publish": True}).Pool(10, preload=1)
+        connection.SimpleQueue("orders", serializer="json").put({}, priority=1)
+        connection.Consumer(queue, prefetch_count=1, callbacks=[on_plain])
+        producer = connection.Producer(serializer="json", on_return=None)
+        producer.publish({}, routing_key="orders", correlation_id="a", MessageGroupId="b")
+
+    greenconn.Queue("orders", dead_leter=True)  # type: ignore[call-arg]
+    greenconn.Queue.from_dict("orders", exchange_typ="topic")  # type: ignore[call-arg]
+    greenconn.Exchange("events", tpye="fanout")  # type: ignore[call-arg]
+    Broadcast("events", uniqe=True)  # type: ignore[call-arg]
+    greenconn.Connection("amqp://", hartbeat=10)  # type: ignore[call-arg]
+    connection.clone(hartbeat=10)  # type: ignore[call-arg]
+    connection.Pool(10, prelaod=1)  # type: ignore[call-arg]
+    connection.ChannelPool(10, prelaod=1)  # type: ignore[call-arg]
+    connection.SimpleQueue("orders", serialiser="json")  # type: ignore[call-arg]
+    connection.Consumer(queue, prefetch_cuont=1)  # type: ignore[call-arg]
+    connection.Producer(serialiser="json")  # type: ignore[call-arg]
+    producer.publish({}, rouitng_key="orders")  # type: ignore[call-arg]
+    Retry(dely=1)  # type: ignore[call-arg]
 
 
 app = App()

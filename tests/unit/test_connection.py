@@ -73,16 +73,6 @@ def test_the_default_heartbeat_is_known_by_identity() -> None:
     assert switched.heartbeat is BROKER_HEARTBEAT
 
 
-def test_unknown_arguments_are_accepted_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    connection = Connection(backend_cls="x", pool="secret")
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "backend_cls, pool" in caplog.text
-    assert "secret" not in caplog.text
-    caplog.clear()
-    connection.clone()
-    assert caplog.records == []
-
-
 def test_attributes_may_be_set() -> None:
     connection = Connection("amqp://one")
     connection.hostname = "two"

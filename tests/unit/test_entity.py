@@ -100,7 +100,7 @@ def test_exchange_on_another_channel(client: FakeClient, channel: FakeChannel) -
 
 def test_exchanges_are_bound_to_each_other(channel: FakeChannel) -> None:
     exchange = Exchange("e", channel=channel)
-    exchange.bind_to(Exchange("source"), "key", arguments={"a": 1}, nowait=True, unknown=1)
+    exchange.bind_to(Exchange("source"), "key", arguments={"a": 1}, nowait=True)
     exchange.unbind_from("source", "key", arguments={"a": 1})
     assert channel.calls[0].arguments == {
         "destination": "e",

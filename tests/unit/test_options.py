@@ -215,7 +215,7 @@ def test_text_and_none() -> None:
         ({"channel_max": "1.5"}, "channel_max must be an integer, or none, got '1.5'$"),
         (
             {"heartbeet": "10"},
-            r"option 'heartbeet' \(heartbeet=10\) in the URL: did you mean 'heartbeat'\? known: ",
+            r"option 'heartbeet' \(heartbeet=10\) in the URL: did you mean 'heartbeat'\?$",
         ),
         ({"zzz": "1"}, r"\(zzz=1\) in the URL: known: .*heartbeat.*ssl"),
     ],

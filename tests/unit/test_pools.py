@@ -531,14 +531,6 @@ def test_preloaded_connections_are_open(connection: Connection) -> None:
     pool.force_close_all()
 
 
-def test_unknown_arguments_have_no_effect(
-    connection: Connection, caplog: pytest.LogCaptureFixture
-) -> None:
-    connection.Pool(1, colour="green")
-    connection.ChannelPool(1, colour="green")
-    assert caplog.text.count("unknown arguments are ignored: colour") == 2
-
-
 # Pools of channels
 
 

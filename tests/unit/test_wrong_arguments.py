@@ -17,6 +17,9 @@ from greenconn import Connection as TypedConnection
 from greenconn import Producer, health
 from greenconn import Queue as TypedQueue
 from greenconn import Retry as TypedRetry
+from greenconn.common import Broadcast as TypedBroadcast
+from greenconn.compat import Publisher
+from greenconn.compat.carrot import connection as carrot
 from greenconn.exceptions import RemoteError
 from greenconn.green.deadline import Deadline
 from greenconn.testing import MemoryBroker
@@ -28,6 +31,7 @@ greenconn: Any = typed_greenconn
 Connection: Any = TypedConnection
 Retry: Any = TypedRetry
 Queue: Any = TypedQueue
+Broadcast: Any = TypedBroadcast
 Exchange: Any = typed_greenconn.Exchange
 
 
@@ -35,6 +39,78 @@ Exchange: Any = typed_greenconn.Exchange
 def broker() -> Iterator[MemoryBroker]:
     with MemoryBroker() as made:
         yield made
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Queue(dead_leter=1), "Queue() has no option 'dead_leter'; did you mean 'dead_letter'?"),
+        (lambda: Queue("q", chanel=None), "Queue() has no option 'chanel'; did you mean 'channel'?"),
+        (lambda: Queue.from_dict("q", exchange_typ="topic"), "did you mean 'exchange_type'?"),
+        (lambda: Exchange("e", tpye="fanout"), "Exchange() has no option 'tpye'; did you mean 'type'?"),
+        (lambda: Exchange("e").bind_to("f", routingkey="a"), "did you mean 'routing_key'?"),
+        (lambda: Broadcast("e", uniqe=1), "Broadcast() has no option 'uniqe'; did you mean 'unique'?"),
+        (lambda: Broadcast("e", durabel=True), "did you mean 'durable'?"),
+        (lambda: Connection(hartbeat=3), "Connection() has no option 'hartbeat'; did you"),
+        (lambda: Connection("memory://").clone(hartbeat=3), "did you mean 'heartbeat'?"),
+        (lambda: Connection("memory://").Pool(1, prelaod=1), "did you mean 'preload'?"),
+        (lambda: Connection("memory://").ChannelPool(1, prelaod=1), "did you mean 'preload'?"),
+        (lambda: Connection("memory://").SimpleQueue("q", queue_opts={"durabel": 1}), "'durable'?"),
+        (lambda: Connection("memory://").Consumer([], prefetch_cuont=1), "prefetch_cuont"),
+        (lambda: Connection("memory://").Producer(serialiser="json"), "serialiser"),
+        (
+            lambda: Connection("memory://").Producer().publish("x", rouitng_key="q"),
+            "Producer.publish() has no option 'rouitng_key'; did you mean 'routing_key'?",
+        ),
+        (
+            lambda: Connection("memory://").Producer().publish("x", corelation_id="1"),
+            "did you mean 'correlation_id'?",
+        ),
+        (lambda: greenconn.App(brokr="memory://"), "App() has no option 'brokr'; known: alternates, "),
+        (lambda: greenconn.App(hartbeat=3), "App() has no option 'hartbeat'; did you mean 'heartbeat'?"),
+        (lambda: greenconn.App().configure(ulr="memory://"), "did you mean 'url'?"),
+        (lambda: greenconn.configure(declare_by_nam=1), "did you mean 'declare_by_name'?"),
+        (lambda: Retry(dely=1), "Retry() has no option 'dely'; did you mean 'delay'?"),
+        (lambda: carrot.BrokerConnection(hartbeat=3), "did you mean 'heartbeat'?"),
+        (lambda: Publisher(Connection("memory://"), serialiser="json"), "serialiser"),
+    ],
+)  # fmt: skip
+def test_unknown_keywords_are_refused(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(says)):
+        make()
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"app_id": "a", "cluster_id": "b", "user_id": "c", "type": "d", "message_id": "e"},
+        {"correlation_id": "a", "reply_to": "b", "timestamp": 1, "delay": 0, "expires": 9},
+        {"MessageGroupId": "a", "MessageDeduplicationId": "b", "DelaySeconds": 1},
+    ],
+)
+def test_known_properties_are_taken(broker: MemoryBroker, properties: dict[str, Any]) -> None:
+    with broker.connection() as connection:
+        queue = TypedQueue("q")(connection)
+        queue.declare()
+        producer = connection.Producer()
+        producer.publish("x", "q", **properties)
+        message = queue.get(no_ack=True)
+        further = {name: each for name, each in message.properties.items() if each is not None}
+        own = {
+            name: further.pop(name, None) for name in ("delivery_mode", "priority", "expiration")
+        }
+        producer.publish(message.payload, "q", delivery_mode=own["delivery_mode"], **further)
+        assert queue.get(no_ack=True).payload == "x"
+
+
+def test_an_entity_takes_what_its_class_has_in_the_table() -> None:
+    class Coloured(TypedQueue):
+        attrs = (*TypedQueue.attrs, ("colour", None))
+
+    made: Any = Coloured
+    assert made("q", colour="green").colour == "green"
+    with pytest.raises(TypeError, match="did you mean 'colour'"):
+        made("q", color="green")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
+from greenconn.checks import check_keywords
 from greenconn.compat.carrot.backends import get_backend_cls
 from greenconn.compat.carrot.settings import get_django_conninfo
 from greenconn.compat.carrot.utils import retry_over_time
+from greenconn.connection import ARGUMENTS
 from greenconn.connection import BrokerConnection as Connected
 from greenconn.exceptions import AccessRefused, ConnectionLimitExceeded
 from greenconn.exceptions import ConnectionError as AMQPConnectionException
@@ -84,6 +86,8 @@ class BrokerConnection:
         pool: ConnectionPool | None = None,
         **kwargs: Any,
     ) -> None:
+        known = ARGUMENTS | {"backend_cls", "pool"}
+        check_keywords(type(self).__name__, kwargs, known, is_kombus=True)
         self.hostname = hostname
         self.userid = userid
         self.password = password

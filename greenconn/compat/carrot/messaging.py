@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from greenconn.checks import check_has_run, check_runs
+from greenconn.checks import check_has_run, check_keywords, check_runs
 from greenconn.compat.carrot import serialization
 from greenconn.compat.carrot.utils import gen_unique_id
 from greenconn.compat.fetching import FetchIterator
@@ -130,6 +130,8 @@ class Consumer(FetchIterator, Receiver):
         routing_key: Any = None,
         **kwargs: Any,
     ) -> None:
+        known = {*self._init_opts, "backend", "queue", "exchange", "routing_key"}
+        check_keywords(type(self).__name__, kwargs, known, is_kombus=True)
         self.connection = connection
         self.backend = kwargs.get("backend") or connection.create_backend()
         self.queue = queue or self.queue
@@ -303,6 +305,8 @@ class ConsumerSet(Receiver):
         callbacks: list[Callback] | None = None,
         **options: Any,
     ) -> None:
+        known = ("from_dict", "consumers", "callbacks", "auto_ack")
+        check_keywords(type(self).__name__, options, known, is_kombus=True)
         self.connection = connection
         self.options = options
         self.from_dict = from_dict or {}
@@ -417,6 +421,8 @@ class Publisher:
         routing_key: Any = None,
         **kwargs: Any,
     ) -> None:
+        known = {*self._init_opts, "exchange", "routing_key"}
+        check_keywords(type(self).__name__, kwargs, known, is_kombus=True)
         self.connection = connection
         self.backend = connection.create_backend()
         self.exchange = exchange or self.exchange
@@ -546,6 +552,8 @@ class Messaging(Callbacks):
     _closed = True
 
     def __init__(self, connection: BrokerConnection, **kwargs: Any) -> None:
+        known = ("exchange", "queue", "routing_key")
+        check_keywords(type(self).__name__, kwargs, known, is_kombus=True)
         self.connection = connection
         self.exchange = kwargs.get("exchange", self.exchange)
         self.queue = kwargs.get("queue", self.queue)

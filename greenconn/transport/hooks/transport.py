@@ -31,6 +31,7 @@ class HookedTransport(StoreTransport):
     """Base of the transports whose store is hooks."""
 
     default_port: int | None = None
+    takes_any_property = True
     #: Seconds between two looks at a broker that had nothing; None and 0: the hooks wait themselves.
     polling_interval: float | None = 1.0
     connection_errors: tuple[type[BaseException], ...] = base.Transport.connection_errors
