@@ -16,6 +16,7 @@ import _socket
 import errno
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Mapping, Sequence
+from select import POLLIN
 from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
@@ -30,6 +31,7 @@ from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
+from greenconn.importing import native
 
 __all__ = ["STREAM_MOVES", "EndOfFile", "ReceiveBuffer", "Stream", "StreamState", "Tls"]
 
@@ -45,6 +47,9 @@ AT_ONCE: Final = 8
 #: What is received goes through one buffer for each hub: a receive never switches, and to ask the
 #: kernel for new memory of that size, and give most of it back, costs more than to copy what came.
 _buffers: Final[WeakKeyDictionary[Hub, memoryview]] = WeakKeyDictionary()
+
+#: The native class: in a patched process ``select.poll`` waits in the hub.
+_poll: Any = native("select", "poll")
 
 _WOULD_BLOCK: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
@@ -144,7 +149,12 @@ class Stream:
         self._shaken: Slot[None] | None = None
         self._state = _PAUSED
         self._hub = get_hub()
+        self._buffer = _buffer_of(self._hub)
         self._watcher: Any = self._hub.loop.io(sock.fileno(), 1)
+        readable = _poll()
+        readable.register(sock.fileno(), POLLIN)
+        #: Asked with 0, it tells whether there is something to receive.
+        self._poll: Callable[[int], list[tuple[int, int]]] = readable.poll
         self.writer = Writer(sock, self._end)
         atexit.register(self.writer)
         self._reader: Greenlet[..., Any] = spawn(f"reader:{name}", self._read)
@@ -279,18 +289,9 @@ class Stream:
         on_lost, self._on_lost = self._on_lost, _is_known
         on_lost(exc)
 
-    def _buffer(self) -> memoryview:
-        buffer = _buffers.get(self._hub)
-        if buffer is None:
-            buffer = _buffers[self._hub] = memoryview(bytearray(RECEIVE))
-        return buffer
-
     def _read(self) -> None:
         """Receive, parse and hand over, as the reader."""
         switch_to_hub = self._hub.switch
-        receive_into, receive_piece = self._sock.recv_into, self._sock.recvmsg_into
-        buffer, where = self._buffer(), self._room
-        on_data = self._on_data if self._tls is None else self._decrypt
         filled = 0  # pieces that filled their room, one after the other
         self.resume()
         try:
@@ -299,28 +300,63 @@ class Stream:
                     switch_to_hub()  # until the watcher finds the socket readable, or it is closed
                     if self._state is _CLOSED:
                         break
-                room = None if where is None else where.room()
-                try:
-                    count = receive_into(buffer) if room is None else receive_piece(room)[0]
-                except OSError as exc:
-                    if exc.errno in _WOULD_BLOCK:
-                        filled = 0
-                        continue
-                    raise
-                if not count:
-                    self._end_of_file()
-                self.receives += 1
-                self.received += count
-                self.received_at = monotonic()
-                if room is None or where is None:
-                    filled = 0
-                    on_data(buffer[:count].tobytes())
-                else:
-                    # More of a large body lies there, most likely.
-                    filled = filled + 1 if count == sum(map(len, room)) else 0
-                    where.filled(count)
+                filled = filled + 1 if self._receive() else 0
         except Exception as exc:
             self._end(exc)
+
+    def _receive(self) -> bool:
+        """Receive once, and pass on what came.  Never switches.
+
+        Returns:
+            Whether a piece of a large body filled its room: most likely more of it lies there.
+
+        Raises:
+            OSError: of the socket.
+            EndOfFile: the peer closed the connection.
+        """
+        where = self._room
+        room = None if where is None else where.room()
+        try:
+            if room is None:
+                count = self._sock.recv_into(self._buffer)
+            else:
+                count = self._sock.recvmsg_into(room)[0]
+        except OSError as exc:
+            if exc.errno in _WOULD_BLOCK:
+                return False
+            raise
+        if not count:
+            self._end_of_file()
+        self.receives += 1
+        self.received += count
+        self.received_at = monotonic()
+        if room is None or where is None:
+            data = self._buffer[:count].tobytes()
+            if self._tls is None:
+                self._on_data(data)
+            else:
+                self._decrypt(data)
+            return False
+        where.filled(count)
+        return count == sum(map(len, room))
+
+    def catch_up(self) -> None:
+        """Take what the socket has received while no hub ran.  Never switches.
+
+        For a greenlet that writes what nothing answers: after a long computation the peer may have
+        ended the connection, which only the kernel knows.
+        """
+        try:
+            for _ in range(AT_ONCE):
+                if self._state is not _READING or not self._poll(0):
+                    return
+                self._receive()
+        except Exception as exc:
+            self._end(exc)
+        except BaseException as exc:
+            # As for a reader that is killed: what was received may be lost.
+            self._end(ConnectionAbortedError(errno.ECONNABORTED, f"interrupted by {exc!r}"))
+            raise
 
     def _on_reader_dead(self, reader: object) -> None:
         # In the hub.  If the stream is open, the reader was killed, maybe before it began:
@@ -351,6 +387,13 @@ class Stream:
         if tls.has_ended:
             # close_notify: nothing more comes, whether or not the socket ends as well.
             raise EndOfFile(errno.ECONNRESET, "the peer closed the TLS connection")
+
+
+def _buffer_of(hub: Hub) -> memoryview:
+    buffer = _buffers.get(hub)
+    if buffer is None:
+        buffer = _buffers[hub] = memoryview(bytearray(RECEIVE))
+    return buffer
 
 
 def _nobody_takes(data: bytes) -> None:

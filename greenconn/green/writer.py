@@ -94,8 +94,8 @@ class Writer:
         self._offered: Sequence[Buffer] = ()
         self._offered_left = 0
         self._unsent: list[Buffer] = []  # after close()
-        # Whether a flush at the end of this turn is scheduled.
-        self._in_turn = False
+        #: Whether this turn has written, so that a flush at its end is scheduled.
+        self.in_turn = False
         self._turn_began = 0.0
         #: The greenlet that wrote when the turn began, or at its last early flush.
         self._pacing: Any = None
@@ -114,7 +114,7 @@ class Writer:
 
     def write(self, data: Buffer) -> None:
         """Append whole frames.  Never switches."""
-        if self._in_turn:
+        if self.in_turn:
             self._out.append(data)
             size = self.pending = self.pending + len(data)
             if size >= EARLY_FLUSH or monotonic() - self._turn_began > PACE:
@@ -127,7 +127,7 @@ class Writer:
 
     def write_many(self, buffers: list[Buffer]) -> None:
         """Append one message that is made of several buffers, in one step.  Never switches."""
-        is_first = not self._in_turn
+        is_first = not self.in_turn
         if is_first:
             self._begin_turn()
         self._out.extend(buffers)
@@ -139,7 +139,7 @@ class Writer:
 
     def _begin_turn(self) -> None:
         self._turn_end.call()
-        self._in_turn = True
+        self.in_turn = True
         self._turn_began = monotonic()
         self._pacing = getcurrent()
 
@@ -188,7 +188,7 @@ class Writer:
 
         The callback may write.  It serves to merge frames of one turn, as acks.
         """
-        if not self._in_turn:
+        if not self.in_turn:
             self._begin_turn()
         self._before_flush.append(callback)
 
@@ -264,7 +264,7 @@ class Writer:
         self._offered = ()
         self._before_flush.clear()
         self.pending = 0
-        self._in_turn = False
+        self.in_turn = False
         self._pacing = None
         self.must_wait = False
 
@@ -323,7 +323,7 @@ class Writer:
             # A callback can add another one: the turn has no second end for it.
             while self._before_flush:
                 self._run_before_flush()
-            self._in_turn = False
+            self.in_turn = False
             self._pacing = None  # it may have ended
             if self._yield_due:
                 self._yield_due = False
@@ -345,7 +345,7 @@ class Writer:
         if self._closed:
             out.clear()
             self.pending = 0
-            self._in_turn = False
+            self.in_turn = False
             return
         if self._tail:
             self._update_must_wait()  # also for one message a turn

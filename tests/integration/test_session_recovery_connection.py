@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from select import POLLIN
 from typing import Any
 
 import gevent
 import pytest
+from gevent.monkey import get_original
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
@@ -95,6 +97,36 @@ def test_an_operator_closes_the_connection(
         send(other, unique, "x")
         drain_until(connection, got, ["x"])
         assert consumers_of(other, unique) == 1
+
+
+def test_the_first_publish_after_a_long_computation_knows_that_the_connection_was_closed(
+    rabbitmq: RabbitMQHandle, amqp_url: str, other: Connection, unique: str
+) -> None:
+    """Only the kernel knows it then: no hub has run, and no confirm would tell."""
+    Queue(unique)(other.default_channel).declare()
+    with Connection(amqp_url, transport_options={"connection_name": unique}) as connection:
+        producer = Producer(connection.default_channel)
+        producer.publish("before", routing_key=unique)
+        until(lambda: connections_named(rabbitmq, unique))
+        [process] = connections_named(rabbitmq, unique)
+        closing = (
+            f'rabbit_networking:close_connection(rabbit_misc:string_to_pid("{process}"), <<"bye">>)'
+        )
+        rabbitmq.evaluate(f"spawn(fun() -> timer:sleep(500), {closing} end)")
+        computed_until_closed(connection)
+        with pytest.raises(connection.connection_errors):
+            producer.publish("lost", routing_key=unique)
+        producer.publish("after", routing_key=unique, retry=True)
+        got = consuming(other, unique)
+        drain_until(other, got, ["before", "after"])
+        assert got == ["before", "after"]
+
+
+def computed_until_closed(connection: Connection) -> None:
+    """Keep the processor until the peer has sent something, as a long computation does."""
+    poll = get_original("select", "poll")()
+    poll.register(connection.connection.stream._sock.fileno(), POLLIN)
+    assert poll.poll(SOON * 1000)
 
 
 def test_a_peer_that_is_silent(relay: Relay, other: Connection, unique: str) -> None:

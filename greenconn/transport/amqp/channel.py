@@ -112,6 +112,8 @@ class Channel(DeclaringChannel):
         self._hub = link.hub_affinity.hub
         self._writer = link.writer
         self._flow_control = link.flow_control
+        assert link.stream is not None
+        self._catch_up = link.stream.catch_up
         self._handlers: dict[int, Callable[[Reply], None]] = {
             _CLOSE: self._on_close,
             _CLOSE_OK: self._on_close_ok,
@@ -409,6 +411,9 @@ class Channel(DeclaringChannel):
         writer = self._writer
         if writer.must_wait or self._flow_control.blocked is not None:
             self._flow_control.wait(Deadline.of(timeout), publishing=True)
+        if not writer.in_turn:
+            # Nothing answers: look whether the broker has ended the connection while no hub ran.
+            self._catch_up()
         if self.cause is not None:
             self.check_open()
         if message.__class__ is not Outgoing:

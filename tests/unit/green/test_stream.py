@@ -10,6 +10,7 @@ from _socket import SO_RCVBUF, SOL_SOCKET
 from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from select import POLLIN
 from time import monotonic
 from typing import Any
 
@@ -17,6 +18,7 @@ import gevent
 import greenlet
 import pytest
 from gevent import get_hub
+from gevent.monkey import get_original
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -252,6 +254,92 @@ def test_an_idle_stream_costs_no_switch(owner: Owner) -> None:
     finally:
         greenlet.settrace(former)
     assert owner.stream._reader not in switched
+
+
+# Receiving without the hub.
+
+
+def arrived(stream: Stream) -> None:
+    """Keep the processor until there is something to receive."""
+    poll = get_original("select", "poll")()
+    poll.register(stream._sock.fileno(), POLLIN)
+    assert poll.poll(60_000)
+
+
+def test_what_came_while_no_hub_ran_is_taken_without_a_switch(owner: Owner) -> None:
+    yield_to_hub()
+    owner.stream.catch_up()
+    assert not owner.pieces
+    owner.wire.theirs.send(b"late")
+    arrived(owner.stream)
+    switched: list[object] = []
+    former = greenlet.settrace(lambda event, ends: switched.extend(ends))
+    try:
+        owner.stream.catch_up()
+    finally:
+        greenlet.settrace(former)
+    assert owner.received == b"late"
+    assert not switched
+    owner.wire.send(b"r than that")  # the reader goes on
+    until(lambda: owner.received == b"later than that")
+
+
+def test_an_end_that_came_while_no_hub_ran_is_reported(owner: Owner) -> None:
+    yield_to_hub()
+    owner.wire.theirs.send(b"bye")
+    owner.wire.hang_up()
+    arrived(owner.stream)
+    until(lambda: owner.stream.catch_up() or owner.lost)
+    assert owner.received == b"bye"
+    assert [type(each) for each in owner.lost] == [EndOfFile]
+    owner.stream.catch_up()  # of a closed one: nothing
+    owner.check_ended()
+
+
+def test_a_paused_stream_takes_nothing_either_while_no_hub_runs(owner: Owner) -> None:
+    yield_to_hub()
+    owner.stream.pause()
+    owner.wire.theirs.send(b"late")
+    arrived(owner.stream)
+    owner.stream.catch_up()
+    assert not owner.pieces
+
+
+def test_a_peer_that_always_has_more_does_not_keep_the_greenlet_that_catches_up(
+    owner: Owner,
+) -> None:
+    def send_more(data: bytes) -> None:
+        owner.pieces.append(data)
+        owner.wire.theirs.send(data)
+        arrived(owner.stream)
+
+    yield_to_hub()
+    owner.on_data = send_more
+    owner.wire.theirs.send(b"x")
+    arrived(owner.stream)
+    owner.stream.catch_up()
+    assert len(owner.pieces) == stream.AT_ONCE
+    owner.on_data = owner.pieces.append
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_error_while_a_greenlet_catches_up_ends_the_stream(
+    owner: Owner, error: type[BaseException]
+) -> None:
+    def fail(data: bytes) -> None:
+        raise error
+
+    yield_to_hub()
+    owner.on_data = fail
+    owner.wire.theirs.send(b"late")
+    arrived(owner.stream)
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            owner.stream.catch_up()
+    else:
+        owner.stream.catch_up()
+    assert len(owner.lost) == 1
+    owner.check_ended()
 
 
 # Sending.
