@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, MutableMapping
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -456,30 +454,3 @@ class Lendable(Protocol):
 
 #: What kombu's classes take as *channel*: a connection means its default channel.
 ChannelOrConnection: TypeAlias = "Channel | Connection"
-
-
-#: Former names -> the present ones.
-_RENAMED = {
-    "ChannelLike": "Channel",
-    "ClientLike": "Connection",
-    "LinkLike": "Link",
-    "MessageLike": "Message",
-    "TransportLike": "Transport",
-}
-#: Names that were here -> the module that they are in now.
-_MOVED = {"is_connection": "greenconn.checks", "maybe_channel": "greenconn.checks"}
-
-if not TYPE_CHECKING:  # or a type checker would let any name pass
-
-    def __getattr__(name: str) -> Any:
-        if name in _MOVED:
-            module = _MOVED[name]
-            text = f"{__name__}.{name} is moved to {module}.{name}"
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
-            return getattr(import_module(module), name)
-        if name not in _RENAMED:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        new = _RENAMED[name]
-        text = f"{__name__}.{name} is renamed to {__name__}.{new}"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return globals()[new]

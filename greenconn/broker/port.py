@@ -18,11 +18,10 @@ Retrying what may be retried is its own matter too.
 from __future__ import annotations
 
 import logging
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.topology import Topology
@@ -44,14 +43,6 @@ __all__ = [
 
 
 logger = logging.getLogger("greenconn.broker")
-
-#: Methods that a store of another package may still have under their former names.
-_RENAMED_METHODS: Final = {
-    "doubtful": "unconfirmed_claims",
-    "enrol": "set_consumers",
-    "others": "other_consumers",
-    "tell_of_refusal": "log_refusal",
-}
 
 
 class NoQueue(Exception):
@@ -200,14 +191,6 @@ class Store(ABC):
     claims_each_queue: ClassVar[bool] = False
     #: The exchanges and bindings that are shared with other processes; None: they are not.
     topology: Topology | None = None
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        for old, new in _RENAMED_METHODS.items():
-            if old in vars(cls):
-                text = f"{cls.__qualname__}.{old}() is renamed to {new}() of a Store"
-                warnings.warn(text, DeprecationWarning, stacklevel=2)
-                setattr(cls, new, vars(cls)[old])
 
     def __init__(self, client: Any, wake: Callable[[str | None], None]) -> None:
         self.client = client
@@ -362,17 +345,3 @@ class Store(ABC):
 
 def _nothing(what: object) -> None:
     pass
-
-
-if not TYPE_CHECKING:  # or a type checker would let any name pass
-
-    def __getattr__(name: str) -> Any:
-        new = _RENAMED.get(name)
-        if new is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        text = f"{__name__}.{name} is renamed to {__name__}.{new.__name__}"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return new
-
-
-_RENAMED: Final = {"Answer": SettleRequest, "TakenForDead": LeaseExpired}

@@ -6,10 +6,9 @@ An adapter has no rules of its own: which exchange goes with which binding is de
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = ["ExchangeRecord", "Row", "TopologyStore"]
 
@@ -73,13 +72,3 @@ class TopologyStore(ABC):
     @abstractmethod
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         """Remove all bindings that lead to a queue or an exchange; return where they began."""
-
-
-if not TYPE_CHECKING:  # or a type checker would let any name pass
-
-    def __getattr__(name: str) -> Any:
-        if name != "Facts":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        text = f"{__name__}.Facts is renamed to {__name__}.ExchangeRecord"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return ExchangeRecord

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
@@ -202,13 +201,6 @@ class StdChannel:
         Raises:
             TimeoutError: the broker took too little within the transport's own limit.
         """
-
-    def flush_answers(self) -> None:
-        """Call :meth:`flush_acks`, which it is the former name of, with a warning.  May switch."""
-        warnings.warn(
-            "Channel.flush_answers() is renamed to flush_acks()", DeprecationWarning, stacklevel=2
-        )
-        self.flush_acks()
 
     def close(self) -> None:
         """Close the channel.  May switch."""

@@ -90,23 +90,6 @@ def test_who_was_taken_for_dead_may_begin_anew() -> None:
     assert "no sign of life for longer than its lease" in str(error)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("enrol", "set_consumers"),
-        ("others", "other_consumers"),
-        ("tell_of_refusal", "log_refusal"),
-    ],
-)
-def test_a_method_under_its_former_name_is_called_and_warned_of(old: str, new: str) -> None:
-    def method(self: Store) -> str:
-        return "called"
-
-    with pytest.warns(DeprecationWarning, match=rf"Mine\.{old}\(\) is renamed to {new}\(\)"):
-        mine = type("Mine", (FakeStore,), {old: method})
-    assert getattr(mine, new) is method
-
-
 class SmallStore(FakeStore):
     """A store that leaves all as it is by default."""
 
