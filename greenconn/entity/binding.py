@@ -57,6 +57,12 @@ class binding(Object):  # noqa: N801 - kombu's name
         self.arguments = arguments
         self.unbind_arguments = unbind_arguments
 
+    def declaration_key(self) -> tuple[Any, ...]:
+        """Return a key that only bindings which are made in the same way have in common."""
+        exchange = self.exchange
+        source = getattr(exchange, "declaration_key", exchange.__repr__)()
+        return source, self.routing_key, repr(self.arguments or None)
+
     def declare(self, channel: Channel, nowait: bool = False) -> None:
         """Declare the exchange.  May switch."""
         if self.exchange and self.exchange.name:

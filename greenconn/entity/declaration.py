@@ -21,7 +21,7 @@ from greenconn.green.single_flight import SingleFlight
 if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection
 
-__all__ = ["declaration_cached", "declare_once", "maybe_declare"]
+__all__ = ["declaration_cached", "declaration_key", "declare_once", "maybe_declare"]
 
 #: Declares an entity on a channel.  May switch.
 Declare: TypeAlias = "Callable[[Any, Channel], object]"
@@ -30,7 +30,16 @@ Declare: TypeAlias = "Callable[[Any, Channel], object]"
 def declaration_cached(entity: Any, channel: Channel) -> bool:
     """Return whether *entity* is known to be declared in this life of the channel's connection."""
     declared = channel.connection.client.declared_entities
-    return hash(entity) in declared or entity in declared
+    return declaration_key(entity) in declared or entity in declared
+
+
+def declaration_key(entity: Any) -> Any:
+    """Return how *entity* is noted in ``declared_entities``: with its arguments.
+
+    So that the broker is asked about another one of the same name with other arguments, too.
+    """
+    find = getattr(type(entity), "declaration_key", None)
+    return hash(entity) if find is None else find(entity)  # a program's own class may have none
 
 
 def maybe_declare(
@@ -138,7 +147,7 @@ class _Declaration:
         self._declare = declare
         self._link = channel.connection
         self._declared = self._link.client.declared_entities
-        self._ident = hash(entity)
+        self._ident = declaration_key(entity)
         #: Whether this one was carried out, rather than another greenlet's of the same entity.
         self.has_begun = False
 

@@ -142,6 +142,12 @@ class Exchange(MaybeChannelBound):
         """Whether it stays once it was declared."""
         return not self.auto_delete
 
+    def declaration_key(self) -> str:
+        """Return a key that only exchanges which are declared in the same way have in common."""
+        arguments = self.arguments
+        ways = (self.type, self.durable, self.passive, self.no_declare, repr(arguments or None))
+        return f"E|{self.name}|{hash(ways)}"
+
     def declare(
         self,
         nowait: bool = False,

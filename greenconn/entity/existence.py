@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gevent import sleep
 
-from greenconn.entity.declaration import declare_once
+from greenconn.entity.declaration import declaration_key, declare_once
+from greenconn.entity.exchange import Exchange
 from greenconn.entity.pipelining import declare_pipelined
 from greenconn.entity.queue import Queue
 from greenconn.exceptions import (
@@ -175,8 +176,13 @@ def has_messages(session: Session, name: str, deadline: Deadline) -> bool:
 
 
 def forget_existence(session: Session, target: Any) -> None:
-    """Forget what is known of *target* (the name of a queue, or an entity)."""
-    session.life.declared_entities.discard(existence_key(target))
+    """Forget what is known of *target* (the name of a queue, or an entity).  Never switches."""
+    declared = session.life.declared_entities
+    name = target if isinstance(target, str) else target.name
+    # However others of that name were declared: it is gone for them, too.
+    start = f"{'E' if isinstance(target, Exchange) else 'Q'}|{name}|"
+    gone = [each for each in declared if isinstance(each, str) and each.startswith(start)]
+    declared.difference_update(gone)
 
 
 def note_deleted(session: Session, target: Any) -> None:
@@ -198,8 +204,8 @@ def _await_recreation(life: Life, entity: Any, deadline: Deadline) -> None:
 def existence_key(target: Any) -> Any:
     """Return the key of *target* in ``Life.declared_entities``; None for one that cannot be cached."""
     if isinstance(target, str):
-        return ("queue", target)
-    return hash(target) if target.can_cache_declaration else None
+        return f"Q|{target}|"
+    return declaration_key(target) if target.can_cache_declaration else None
 
 
 def _look_up(session: Session, name: str, passive: bool) -> None:

@@ -242,6 +242,27 @@ class Queue(MaybeChannelBound):
         expires = self.expires is not None or "x-expires" in (self.queue_arguments or ())
         return not expires and not self.auto_delete
 
+    def declaration_key(self) -> str:
+        """Return a key that only queues which are declared and bound in the same way have in common."""
+        exchange = self.exchange
+        ways = (
+            self.durable,
+            self.exclusive,
+            self.no_declare,
+            self.message_ttl,
+            self.max_length,
+            self.max_length_bytes,
+            self.max_priority,
+            repr(self.queue_arguments or None),
+            exchange.declaration_key() if exchange and exchange.name else None,
+            self.routing_key,
+            repr(self.binding_arguments or None),
+            frozenset([each.declaration_key() for each in self.bindings])
+            if self.bindings
+            else None,
+        )
+        return f"Q|{self.name}|{hash(ways)}"
+
     def declare(self, nowait: bool = False, channel: Channel | None = None) -> str:
         """Declare the exchange, then the queue, then bind it.  May switch.
 

@@ -33,6 +33,7 @@ from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
 from greenconn.checks import check_keywords, is_connection, milliseconds
 from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
+from greenconn.entity.declaration import declaration_key
 from greenconn.exceptions import NotBoundError, OperationalError
 from greenconn.listeners import LISTENERS
 from greenconn.messaging.batch import BatchState, ProducerBatch
@@ -323,7 +324,7 @@ class Producer:
     def _learn(self, exchange: Any) -> Any:
         """Note what tells that *exchange*, our own, is declared."""
         self._known = exchange
-        self._ident = hash(exchange) if exchange.can_cache_declaration else _NEVER_KNOWN
+        self._ident = declaration_key(exchange) if exchange.can_cache_declaration else _NEVER_KNOWN
         return self._ident
 
     # Publishing

@@ -551,13 +551,10 @@ class Subscription:
 
     def forget_declaration(self, session: Session) -> None:
         """Forget that the queue was declared: it was deleted, and is looked up or declared again."""
-        declared = session.life.declared_entities
         queue = self._queue
-        declared.discard(("queue", self.name))
-        if isinstance(queue, Queue):
-            note_deleted(session, queue)
-            if queue._named_on is not None:
-                queue.name, queue._named_on = "", None
+        note_deleted(session, queue)
+        if isinstance(queue, Queue) and queue._named_on is not None:
+            queue.name, queue._named_on = "", None
 
     def cancel(self, channels: SharedChannels, *, nowait: bool = False) -> None:
         """Have the broker send no more.  May switch.

@@ -11,6 +11,7 @@ from amqp import spec
 
 import greenconn
 from greenconn import Connection, Queue, rpc, spawn_consumer
+from greenconn.entity.existence import existence_key
 from greenconn.exceptions import (
     AccessRefused,
     NotAllowed,
@@ -285,7 +286,7 @@ def test_a_consumer_that_is_killed_while_it_starts_leaves_nothing_behind(
         watching.queue_purge(amqp_queue)
         link = connection.session.life.link
         before = len(link.channels)
-        connection.session.life.declared_entities.add(("queue", amqp_queue))
+        connection.session.life.declared_entities.add(existence_key(amqp_queue))
         relay.is_passing.clear()
         killed = spawn_consumer(amqp_queue, lambda body, message: None, connection=connection)
         until(lambda: any(each.consumers.by_tag for each in list(link.channels.values())[1:]))

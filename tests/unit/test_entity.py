@@ -514,7 +514,7 @@ def test_maybe_declare_declares_once_in_a_life(client: FakeClient, channel: Fake
     assert maybe_declare(exchange, channel) is True
     assert maybe_declare(Exchange("e"), channel) is False
     assert channel.methods == ["exchange_declare"]
-    assert hash(exchange) in client.declared_entities
+    assert exchange.declaration_key() in client.declared_entities
     channel.connection.lose()
     again = client.channel()
     assert maybe_declare(exchange, again) is True

@@ -96,7 +96,7 @@ def test_a_message_id_of_the_program_is_kept() -> None:
 def test_what_cannot_be_published_is_an_error_of_the_transaction() -> None:
     with pytest.raises(EncodeError):
         row_of("a", object(), None, {})
-    with pytest.raises(TypeError, match="no option 'rooting_key', did you mean 'routing_key'"):
+    with pytest.raises(TypeError, match="no option 'rooting_key'; did you mean 'routing_key'"):
         row_of(Exchange("a"), 1, None, {"rooting_key": "x"})
     with pytest.raises(TypeError, match="timeout must be given to the relay"):
         row_of("a", 1, None, {"timeout": 3})
