@@ -45,6 +45,52 @@ def test_what_a_dead_publisher_has_left_is_found(
     assert consumer.stop(SOON)
 
 
+def brought_by_another(url: str, options: dict[str, Any], queue: str, **delayed: float) -> None:
+    """Publish delayed messages from a connection that ends at once."""
+    with Connection(url, transport_options=options) as publisher:
+        for body, delay in delayed.items():
+            greenconn.publish(queue, body, connection=publisher, delay=delay)
+
+
+@pytest.mark.parametrize("kind", ["alone", "cluster", "RESP2"])
+def test_earlier_one_of_a_publisher_that_has_ended_is_in_time(
+    kind: str, request: pytest.FixtureRequest, unique: str
+) -> None:
+    if kind == "RESP2":
+        url = request.getfixturevalue("redis_with")("--rename-command", "HELLO", "").url
+    else:
+        url = request.getfixturevalue("redis_cluster_url" if kind == "cluster" else "redis_url")
+    # The sweepers look a few times in a lease, which is far too late here.
+    options: dict[str, Any] = {"lease": 600.0, "global_keyprefix": f"{unique}."}
+    with Connection(url, transport_options=options) as connection:
+        consumer, came = consumed(connection, unique)
+        if kind != "RESP2":  # the server cannot tell one that waits for none
+            brought_by_another(url, options, unique, first=0.3)
+            assert came.get(timeout=SOON) == "first"
+        greenconn.publish(unique, "last", connection=connection, delay=3600)
+        brought_by_another(url, options, unique, third=0.6, second=0.3)
+        assert came.get(timeout=SOON) == "second"
+        assert came.get(timeout=SOON) == "third"
+        brought_by_another(url, options, unique, fourth=0.3)
+        assert came.get(timeout=SOON) == "fourth"
+        assert consumer.stop(SOON)
+
+
+def test_publisher_that_waits_moves_what_another_one_brings(redis_url: str, unique: str) -> None:
+    options: dict[str, Any] = {"global_keyprefix": f"{unique}."}
+    with Connection(redis_url, transport_options=options) as connection:
+        channel = connection.channel()
+        Queue(unique)(channel).declare()
+        brought_by_another(redis_url, options, unique, before=0.3)
+        greenconn.publish(unique, "own", connection=connection, delay=3600)
+        with gevent.Timeout(SOON):
+            while channel.client.llen(unique) < 1:
+                gevent.sleep(0.01)
+            brought_by_another(redis_url, options, unique, after=0.3)
+            while channel.client.llen(unique) < 2:
+                gevent.sleep(0.01)
+
+
 def test_many_are_moved_in_their_order(connection: Connection, unique: str) -> None:
     consumer, came = consumed(connection, unique)
     bodies = list(range(500))

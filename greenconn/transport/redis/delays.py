@@ -4,14 +4,19 @@
 clients and, as far as the server keeps its data, the server.  Each is one text: the list that it goes
 to, the declaration of its queue if that may end by itself, and the message.
 
-A link that knows of delayed messages moves what is due: one that has published some, and one whose
-sweeper has found some that another process left behind, which it looks for a few times in a lease.  Of
-several that do so the script lets one move each message.  A link that knows of none asks for nothing.
+A link that has stored delayed messages, or that consumes, moves what is due.  Another process may store
+an earlier one than those that it waits for, and end.  So it looks again whenever the server announces
+that the key has changed, as it does for keys that the link has read (see ``invalidations``), and every
+few seconds in case it did not; where the server cannot push, every second.
+
+The script lets one link move each message.  Those who have stored none that is due leave the first
+attempt to those who have, and look twenty times a second at most, however many messages come.
 """
 
 from __future__ import annotations
 
 import logging
+from random import uniform
 from time import monotonic
 from typing import Final
 
@@ -30,6 +35,11 @@ logger = logging.getLogger("greenconn.transport.redis")
 #: Seconds between two looks at least, and after the server has refused one.
 LEAST_PAUSE: Final = 0.01
 AFTER_REFUSAL: Final = 5.0
+#: Seconds between two looks because of what others have stored.
+OTHERS_PAUSE: Final = 0.1
+#: Seconds between two looks at most, where the server announces changes, and where it cannot.
+SAFETY: Final = (5.0, 10.0)
+POLL: Final = 1.0
 #: The operation, for messages.
 _WHAT: Final = "moving delayed messages"
 
@@ -47,14 +57,26 @@ class Delays:
         commands: of the link.
     """
 
-    __slots__ = ("_commands", "_due_at", "_has_failed", "_is_sooner", "_keys", "_moving")
+    __slots__ = (
+        "_commands",
+        "_due_at",
+        "_has_failed",
+        "_is_consuming",
+        "_is_sooner",
+        "_keys",
+        "_looked_at",
+        "_moving",
+        "_own_until",
+    )
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._moving = OnDemand("redis-delays", self._move)
-        #: When the next one is due, by the monotonic clock.
-        self._due_at = 0.0
+        #: When it looks next, looked last, and when the last is due that this link has stored, by the
+        #: monotonic clock.
+        self._due_at = self._looked_at = self._own_until = 0.0
         self._is_sooner = Event()
+        self._is_consuming = False
         self._has_failed = False
         #: The lists and declarations of what was due last.
         self._keys: tuple[bytes, ...] = ()
@@ -74,21 +96,37 @@ class Delays:
         return pack(b"EVAL", DELAY.text, 1, delayed, round(seconds * 1000), text)
 
     def expect(self, seconds: float) -> None:
-        """Look after a message that is due in so long.  Never switches."""
+        """Look after a message that was stored, and is due in so long.  Never switches."""
         due_at = monotonic() + seconds
-        if self._moving.greenlet is None:
-            self._due_at = due_at
-            self._moving.start()
-        elif due_at < self._due_at:
-            self._due_at = due_at
-            self._is_sooner.set()
+        self._own_until = max(self._own_until, due_at)
+        if self._moving.greenlet is None:  # others may have stored earlier ones
+            due_at = min(due_at, self._looked_at + OTHERS_PAUSE)
+        self._look_at(due_at)
 
     def find(self) -> None:
-        """Look after what other processes have left behind, if there is something.  May switch."""
+        """Look after what others store from now on, and what they have left behind.  May switch."""
+        self._is_consuming = True
         if self._moving.greenlet is None:
             delayed = self._commands.keys.delayed
             if self._commands.call(pack(b"EXISTS", delayed), what="sweeping"):
-                self.expect(0.0)
+                self.changed()
+
+    def changed(self) -> None:
+        """Look again soon, as others may have stored an earlier message.  Never switches."""
+        if self._moving.greenlet is None:
+            if not self._is_consuming:
+                return
+        elif self._has_failed:
+            return
+        self._look_at(self._looked_at + OTHERS_PAUSE)
+
+    def _look_at(self, at: float) -> None:
+        if self._moving.greenlet is None:
+            self._due_at = at
+            self._moving.start()
+        elif at < self._due_at:
+            self._due_at = at
+            self._is_sooner.set()
 
     def stop(self) -> None:
         """End.  Never switches."""
@@ -109,8 +147,9 @@ class Delays:
     def _promote(self) -> float | None:
         """Move what is due, and return the seconds until there is more; None: none is left."""
         commands = self._commands
-        # What is stored from now on may be missed by the script, but not by ``expect``.
+        # What is stored from now on may be missed by the script, but not by ``expect`` and ``changed``.
         self._due_at = float("inf")
+        self._looked_at = monotonic()
         try:
             left_ms = self._run_script()
         except PASSING as exc:
@@ -130,10 +169,14 @@ class Delays:
                 raise
             return None  # it ended with an error of another kind
         self._has_failed = False
-        own = max(self._due_at - monotonic(), 0.0)
+        now = monotonic()
+        own = max(self._due_at - now, 0.0)
         if left_ms < 0:
             return None if own == float("inf") else own
-        return min(left_ms / 1000, own)
+        seconds = left_ms / 1000
+        if seconds and now + seconds > self._own_until:
+            seconds += uniform(0.5, 1.0) * OTHERS_PAUSE
+        return min(seconds, own, uniform(*SAFETY) if commands.is_tracking else POLL)
 
     def _run_script(self) -> int:
         """Move what is due, and return the milliseconds until there is more; -1: none is left."""

@@ -133,6 +133,7 @@ class Sweeper:
         try:
             if self.advance():
                 self.sweep()
+            self._delays.find()
             self._has_failed = False
         except Exception as exc:
             if self._commands.lost is None and not self._has_failed:
@@ -184,7 +185,6 @@ class Sweeper:
         self._end_exclusive()
         self._end_temporary()
         self._watch_timed()
-        self._delays.find()
         self._forget_ended(float(time_now) - 1000 * ENDED_LEASES * commands.options.lease)
         if is_complete:
             # Of those who have come back meanwhile the lease ends later.
@@ -293,12 +293,12 @@ class Sweeper:
 def _run(reference: ref[Sweeper], interval: float) -> None:
     # While it waits it does not keep an unused link alive.
     while True:
-        gevent.sleep(uniform(0.5, 1.0) * interval)
         sweeper = reference()
         if sweeper is None or sweeper.is_over:
             return
         sweeper.try_to_sweep()
         del sweeper
+        gevent.sleep(uniform(0.5, 1.0) * interval)
 
 
 #: Looks in one time to live, and seconds between two of them, at least.

@@ -161,7 +161,7 @@ class Partition:
     @cached_property
     def invalidations(self) -> Invalidations:
         """The hints that there are messages."""
-        return Invalidations(self.commands, self.queues.changed)
+        return Invalidations(self.commands, self._changed)
 
     @cached_property
     def consuming(self) -> RedisConsuming:
@@ -192,6 +192,14 @@ class Partition:
             self.sweeper.start()
 
     # In the reader.
+
+    def _changed(self, key: bytes | None) -> None:
+        """Note that a key has changed, or that all may have.  Never switches."""
+        is_delayed = key == self.commands.keys.delayed
+        if is_delayed or key is None:
+            self.delays.changed()
+        if not is_delayed:
+            self.queues.changed(key)
 
     def _renewed(self, had_ended: bool) -> None:
         """Register the consumers again where others took this link for dead.  Never switches."""
