@@ -73,6 +73,9 @@ TIMEOUT: Final = 30.0
 #: A call that is later than this is logged, and calls left out are counted up to here.
 LATE: Final = 1.0
 MOST_COUNTED: Final = 1000
+#: Seconds by which the clock may be set back before times of cron that have passed count again, as in
+#: Debian's cron.
+SET_BACK: Final = 3 * 3600.0
 #: Tokens that a leader may be sent at once: its own, and those that it drops.
 PREFETCH: Final = 10
 #: Transports on which a queue that is exclusive to one connection keeps those of other processes out.
@@ -117,11 +120,15 @@ class Every:
 
     def following(self, after: float) -> float:
         """Return the first time after *after*."""
-        return (floor(after / self._seconds) + 1) * self._seconds
+        count = floor(after / self._seconds) + 1
+        if count * self._seconds <= after:  # as the quotient was rounded
+            count += 1
+        return count * self._seconds
 
     def corrected(self, due: float, now: float) -> float:
         """Return *due*, limited to the next time after *now*, in case the clock was set back."""
-        return min(due, self.following(now))
+        # A step of less than a second, as NTP makes, repeats no call.
+        return due if self.following(now + LATE) >= due else self.following(now)
 
 
 class Cron:
@@ -134,7 +141,7 @@ class Cron:
 
     Raises:
         MissingExtra: the package ``cronsim`` is not installed.
-        TypeError: *expression* is not text, or *tz* is not a ``tzinfo``.
+        TypeError: *expression* is not text, or *tz* is not a ``tzinfo``, or one of pytz.
         ValueError: *expression* is not a cron expression, or matches no time in the next 50 years.
     """
 
@@ -146,7 +153,9 @@ class Cron:
             raise TypeError(
                 f"expression must be text: @app.cron('*/5 * * * *'), got {expression!r}"
             )
-        if not (tz is None or isinstance(tz, tzinfo)):
+        # An object of pytz keeps the offset of one moment, also beyond the next change of the clock.
+        is_of_pytz = tz and hasattr(tz, "localize") and tz.utcoffset(None) is None
+        if is_of_pytz or not (tz is None or isinstance(tz, tzinfo)):
             raise TypeError(
                 f"tz must be a tzinfo such as zoneinfo.ZoneInfo('Europe/Paris'), got {tz!r}"
             )
@@ -158,10 +167,6 @@ class Cron:
             raise ValueError(
                 f"expression must have five fields such as '*/5 * * * *' ({exc}), got {expression!r}"
             ) from exc
-        except StopIteration:
-            raise ValueError(
-                f"expression {expression!r} fits no time of the next 50 years"
-            ) from None
 
     def __repr__(self) -> str:
         return f"cron {self._expression!r} {self._tz}"
@@ -169,12 +174,20 @@ class Cron:
     def following(self, after: float) -> float:
         """Return the first time after *after*."""
         begin = datetime.fromtimestamp(after, self._tz)
-        found: datetime = next(self._cronsim.CronSim(self._expression, begin))
-        return found.timestamp()
+        found: datetime
+        for found in self._cronsim.CronSim(self._expression, begin):
+            # In an hour that the end of summer time repeats, the first ones are those that have passed.
+            if found.timestamp() > after:
+                return found.timestamp()
+        raise ValueError(f"expression {self._expression!r} fits no time of the next 50 years")
 
     def corrected(self, due: float, now: float) -> float:
-        """Return *due*: a time of day that has passed is not repeated when the clock is set back."""
-        return due
+        """Return *due*, or the next time after *now* if the clock was set back by hours.
+
+        A time that has passed is not repeated when the clock is set back by up to :data:`SET_BACK`.
+        """
+        # Of a clock that was not set back, no time is left between it and the time that is due.
+        return due if self.following(now + SET_BACK) >= due else self.following(now)
 
 
 class Clock(Protocol):
@@ -469,9 +482,11 @@ class PeriodicCalls:
     def _following(self) -> float:
         """Return the time of the next call."""
         now = self._clock.now()
-        if self._schedule.corrected(self._last, now) < self._last:
+        following = self._schedule.following(max(now, self._last))
+        due = self._schedule.corrected(following, now)
+        if due < following:
             self._last = now  # the clock was set back
-        return self._schedule.following(max(now, self._last))
+        return due
 
     def _wake(self) -> None:
         assert self._consumer is not None

@@ -14,7 +14,8 @@ import pytest
 
 import greenconn
 from greenconn import App, Queue
-from greenconn.periodic import Cron, Every, WallClock
+from greenconn.periodic import Cron, Every, WallClock, spawn_periodic
+from greenconn.testing import ManualClock, MemoryBroker
 from tests.fix_wires import until
 
 SOON = 20.0
@@ -36,9 +37,18 @@ def test_periods_begin_in_1970() -> None:
     assert repr(Every(0.5)) == "every 0.5 s"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "after"),
+    [(0.1, 627431368.9), (0.3, 1226959925.3999999), (70.2628526473258, 1116976859.5511506)],
+)
+def test_the_next_period_is_later_than_now(seconds: float, after: float) -> None:
+    assert 0 < Every(seconds).following(after) - after < 1.5 * seconds
+
+
 def test_a_clock_that_is_set_back_delays_no_period() -> None:
     assert Every(60).corrected(3600.0, 61.0) == 120
     assert Every(60).corrected(120.0, 61.0) == 120
+    assert Every(60).corrected(180.0, 119.5) == 180  # by less than a second
 
 
 def test_times_of_cron() -> None:
@@ -46,11 +56,77 @@ def test_times_of_cron() -> None:
     cron = Cron("0 3 * * MON-FRI")
     friday = at("2026-11-20T04:00:00")
     assert cron.following(friday) == at("2026-11-23T03:00:00")
-    assert cron.corrected(friday, 0.0) == friday
     assert repr(cron) == "cron '0 3 * * MON-FRI' UTC"
     paris = ZoneInfo("Europe/Paris")
     summer = Cron("30 9 * * *", paris)
     assert summer.following(at("2026-07-01T00:00:00")) == at("2026-07-01T09:30:00", paris)
+
+
+@pytest.mark.parametrize("hours", [0, 1, 2.9, 3.1, 24, 24 * 365])
+def test_a_clock_that_is_set_back_by_hours_counts_again(hours: float) -> None:
+    pytest.importorskip("cronsim")
+    for expression in ("0 * * * *", "0 3 * * *", "0 0 29 2 *"):
+        cron = Cron(expression)
+        last = cron.following(at("2026-11-20T02:30:00"))
+        due = cron.following(last)
+        now = last - hours * 3600
+        expected = due if hours < 3 else cron.following(now)
+        assert cron.corrected(due, now) == expected
+        assert cron.corrected(expected, now) == expected > now
+
+
+@contextmanager
+def called(schedule: Any, clock: ManualClock) -> Iterator[list[float]]:
+    """Make the calls of a schedule by *clock*, and note their times."""
+    calls: list[float] = []
+    with MemoryBroker():
+        consumer = spawn_periodic(
+            "called", lambda: calls.append(clock.now()), schedule=schedule, clock=clock
+        )
+        until(lambda: clock.armed == 1, what="it waits")
+        yield calls
+        assert consumer.stop(SOON)
+
+
+def test_no_call_is_repeated_in_the_hour_that_the_end_of_summer_time_repeats() -> None:
+    pytest.importorskip("cronsim")
+    paris = ZoneInfo("Europe/Paris")
+    clock = ManualClock()
+    begin = at("2026-10-25T01:10:00")  # 02:10, for the second time
+    clock.move(begin - clock.now())
+    with called(Cron("30 2 * * *", paris), clock) as calls:
+        for _ in range(30):
+            clock.move(3600)
+            until(lambda: clock.armed == 1, what="it waits again")
+    assert calls == [begin + 25 * 3600]  # at the first look after 02:30
+
+
+class SetClock(ManualClock):
+    """A clock that can be set back, too."""
+
+    def set(self, now: float) -> None:
+        self._now = now
+        self._timers = {key: (now, call) for key, (_, call) in self._timers.items()}
+        self.move(0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(3600.0, [3]), (4 * 3600.0, [3, 3]), (28 * 3600.0, [3, -21, 3])],  # hours
+)
+def test_calls_after_the_clock_was_set_back(seconds: float, expected: list[float]) -> None:
+    pytest.importorskip("cronsim")
+    clock = SetClock()
+    midnight = at("2026-11-20T00:00:00")
+    clock.set(midnight + 1)
+    with called(Cron("0 3 * * *"), clock) as calls:
+        clock.move(3 * 3600)
+        until(lambda: calls and clock.armed == 1, what="it was called")
+        clock.set(clock.now() - seconds)
+        while clock.now() < midnight + 20 * 3600:
+            until(lambda: clock.armed == 1, what="it waits")
+            clock.move(600)
+    assert [round((each - midnight) / 3600, 1) for each in calls] == expected
 
 
 @pytest.mark.parametrize(
@@ -84,6 +160,14 @@ def test_wrong_expressions(
     pytest.importorskip("cronsim")
     with pytest.raises(error, match=text):
         app.cron(expression, tz=tz)
+
+
+def test_a_zone_that_does_not_know_its_next_change(app: App) -> None:
+    pytest.importorskip("cronsim")
+    pytz = pytest.importorskip("pytz")
+    with pytest.raises(TypeError, match="tz must be a tzinfo such as zoneinfo"):
+        app.cron("30 2 * * *", tz=pytz.timezone("Europe/Paris"))
+    assert Cron("30 2 * * *", pytz.utc).following(0.0) == 9000
 
 
 async def coroutine() -> None:
