@@ -25,7 +25,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timezone, tzinfo
-from math import floor, isfinite
+from math import floor, inf, isfinite
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -465,6 +465,10 @@ class PeriodicCalls:
             current.is_replaced = True
             self._wake()
         token = self._token = _Token(self._following() if due is None else due)
+        if due is None:
+            # To be replaced at once by one with the time: it tells the next leader of a call that was
+            # interrupted.
+            token.held_since = -inf
         try:
             if self._await_turn(token, message):
                 self._call(token, message)
@@ -512,8 +516,9 @@ class PeriodicCalls:
             token.due = self._schedule.corrected(token.due, now)
             if monotonic() - token.held_since > RENEWAL_INTERVAL:
                 token.held_since = monotonic()
-                self._publish(token.due)  # the new token is delivered here and replaces this one
-                continue
+                if self._publish(token.due):
+                    return False
+                continue  # without the broker's word the present token must do
             is_elected = self._lock is None or self._lock.is_held
             if now >= token.due and is_elected:
                 if self._is_held(message):

@@ -8,11 +8,13 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 import greenconn
 from greenconn import App
@@ -65,6 +67,9 @@ stopping.wait()
 app.stop(30.0)
 """,
 )
+
+#: The same, whose calls never end.
+ENDLESS = PROGRAM.replace("    pass", "    import gevent; gevent.sleep(3600)")
 
 #: By kind: the fixture of the address, and what makes a dead process known soon.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -208,6 +213,21 @@ def test_another_process_goes_on_when_the_leader_is_killed(calls: Calls) -> None
 
 
 @pytest.mark.programs
+@pytest.mark.parametrize("kind", EACH)
+@pytest.mark.parametrize("program", [pytest.param(ENDLESS, id="endless")])
+@pytest.mark.parametrize(
+    ("period", "lease"), [(12.0, 2.0)]
+)  # the claim ends before the second call
+def test_the_first_call_is_made_again_when_its_process_is_killed(calls: Calls) -> None:
+    until(lambda: len(calls.made) == 1, CAME)
+    os.kill(calls.made[0][0], signal.SIGKILL)
+    until(lambda: len(calls.made) == 2, CAME)
+    (first, due), (second, due_again) = calls.made
+    assert first != second
+    assert due == due_again is not None
+
+
+@pytest.mark.programs
 @pytest.mark.parametrize("period", [2.0])  # seldom stopped between the question and the call
 @pytest.mark.parametrize("kind", [each for each in EACH if each.id != "beanstalk"])
 def test_a_leader_that_was_stopped_does_not_call_when_it_goes_on(
@@ -301,6 +321,39 @@ def test_a_lost_connection_is_recovered(app: App, unique: str) -> None:
         count = len(made)
         until(lambda: len(made) >= count + 2)  # noqa: B023 - it is called at once
         connection.session.life.link.end(ConnectionResetError("cut"))
+
+
+@pytest.mark.parametrize("kind", ["amqp", "redis"])
+def test_a_leader_whose_connection_ends_during_a_call(
+    request: pytest.FixtureRequest, kind: str, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture, options = KINDS[kind]
+    apps = [App(request.getfixturevalue(fixture), **options) for _ in range(2)]
+    made: list[int] = []
+    over = Event()
+
+    def call(number: int) -> None:
+        made.append(number)
+        over.wait(CAME)
+
+    for number, app in enumerate(apps):
+        app.every(0.5, name=unique)(partial(call, number))
+        app.start()
+        until(lambda: bool(made), CAME)
+    leader = made[0]
+    connection = apps[leader].connection
+    assert connection is not None
+    connection.session.life.link.end(ConnectionResetError("cut"))
+    if kind == "amqp":  # else the former leader may be the next one, too
+        until(lambda: made == [leader, 1 - leader], CAME)
+    over.set()
+    until(lambda: len(made) >= 5, CAME)
+    assert len(set(made[-2:])) == 1
+    for app in apps:
+        assert app.stop(CAME)
+        assert app.connection is not None
+        app.connection.close()
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 def test_a_transport_that_elects_nobody(tmp_path: Path) -> None:

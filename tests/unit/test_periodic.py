@@ -236,6 +236,22 @@ def test_calls_publish_and_have_the_contexts_of_the_application(app: App) -> Non
     assert within.count("in") == within.count("out") == 6
 
 
+def test_the_token_of_the_first_call_has_its_time(app: App) -> None:
+    due: list[float] = []
+
+    @app.around_handle
+    def context(message: Any) -> Iterator[None]:
+        due.append(message.payload["due"])
+        yield
+
+    app.every(60)(lambda: None)
+    with app.testing() as test:
+        for _ in range(3):
+            test.clock.move(60)
+            test.wait_until_handled(SOON)
+    assert due == [1020, 1080, 1140]
+
+
 def test_a_call_that_fails_is_logged_and_the_next_one_comes(
     app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
