@@ -208,7 +208,6 @@ class Outcome:
     numbers: dict[str, int]
     failures: list[tuple[str, str]]
     skipped: dict[str, int]
-    quarantined: list[str]
     took: Costs
     durations: list[tuple[str, float, float]]
 
@@ -469,8 +468,6 @@ class Run:
             for failure, reason in outcome.failures if outcome is not None else ():
                 print(f"FAILED {side.name + ':':<11}{failure}")
                 print(indent(reason, " " * 8))
-            for failure in outcome.quarantined if outcome is not None else ():
-                print(f"FAILED IN QUARANTINE {side.name + ':':<11}{failure}")
         for side, outcome in outcomes:
             ended = f"exit code {side.process.returncode}"
             if side.process.returncode != NOTHING_TO_RUN or not has_run:

@@ -17,7 +17,6 @@ from gevent import monkey
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import newer
-from tests.quarantine import PREFIX, quarantine
 from tests.shares import Share, chosen_kind, runs_once
 
 pytest_plugins = [
@@ -113,7 +112,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if (mine := config.stash[share]) is not None:  # files that were named are read all the same
         has = mine.has
         _select(config, items, lambda item: has(item.path))
-    quarantine(items)
     if newer.is_wanted():
         _select(config, items, _uses_newer_server)
     if not config.getoption("--full"):
@@ -233,16 +231,10 @@ def pytest_terminal_summary(
         for name in kinds["failed"]
         for report in stats.get(name, ())
     ]
-    quarantined = [
-        f"{report.nodeid}: {report.wasxfail.removeprefix(PREFIX)}"
-        for report in stats.get("xfailed", ())
-        if report.wasxfail.startswith(PREFIX)
-    ]
     outcome = {
         "numbers": numbers,
         "failures": failures,
         "skipped": _skip_reasons(stats.get("skipped", ())),
-        "quarantined": quarantined,
         "took": _took,
         "durations": _durations,
     }

@@ -1,4 +1,4 @@
-"""The runner's exit code and closing lines when tests fail, and the quarantine."""
+"""The runner's exit code and closing lines when tests fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests import nightly
-from tests.quarantine import LIMIT, QUARANTINED
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = "tests/unit/planted_failures.py"
@@ -49,25 +48,6 @@ def test_reasons_of_skips_are_counted() -> None:
     done = run(f"{PLANTED}::test_that_is_skipped")
     assert done.stdout.count("planted reason") == 1
     assert "\nskipped    2: planted reason\n" in done.stdout
-
-
-@pytest.mark.programs
-def test_a_failure_in_quarantine_is_reported_and_does_not_fail_the_run() -> None:
-    done = run("-p", "tests.unit.planted_failures", f"{PLANTED}::test_that_is_quarantined")
-    assert done.returncode == 0, done.stdout
-    failed = f"{PLANTED}::test_that_is_quarantined[True]"
-    assert f"FAILED IN QUARANTINE plain:     {failed}: planted" in done.stdout
-    assert done.stdout.endswith("\n1 passed, 0 failed, 1 skipped\n")
-
-
-def test_the_quarantine_only_shrinks() -> None:
-    assert len(QUARANTINED) <= LIMIT
-    for name, reason in QUARANTINED.items():
-        file, _, test = name.partition("::")
-        assert f"def {test.partition('[')[0].rpartition('::')[2]}(" in (ROOT / file).read_text(), (
-            name
-        )
-        assert reason, name
 
 
 def test_a_nightly_step_that_fails_fails_the_run_after_all_have_run(
