@@ -11,7 +11,8 @@ from greenconn.wire.acks import AckTracker, TransactionAckTracker
 from greenconn.wire.amqp import ack_frame, method_frame
 
 if TYPE_CHECKING:
-    from greenconn.transport.amqp.port import ChannelPort, LinkPort
+    from greenconn.transport.amqp.channel import Channel
+    from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["Acks"]
 
@@ -38,7 +39,7 @@ class Acks:
 
     __slots__ = ("_channel", "_has_nack", "_link", "_number", "_timer", "_writer", "ledger")
 
-    def __init__(self, channel: ChannelPort, link: LinkPort, has_nack: bool) -> None:
+    def __init__(self, channel: Channel, link: AmqpLink, has_nack: bool) -> None:
         self.ledger = AckTracker()
         self._channel = channel
         self._number = channel.channel_id

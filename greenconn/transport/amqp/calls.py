@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from greenconn.abc import Channel
     from greenconn.transport.amqp.acks import Acks
-    from greenconn.transport.amqp.port import ChannelPort, LinkPort
+    from greenconn.transport.amqp.channel import Channel
+    from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["Call", "Calls", "PendingCalls", "Pipeline", "bystander_error"]
 
@@ -225,7 +225,7 @@ class Calls:
         "pending",
     )
 
-    def __init__(self, channel: ChannelPort, link: LinkPort, acks: Acks) -> None:
+    def __init__(self, channel: Channel, link: AmqpLink, acks: Acks) -> None:
         self.pending = PendingCalls()
         self.payload_limit = (link.frame_max or 0xFFFFFFFF) - 8
         self._channel = channel

@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from greenconn.abc import Sink
     from greenconn.transport.amqp.acks import Acks
     from greenconn.transport.amqp.calls import Calls
+    from greenconn.transport.amqp.channel import Channel
+    from greenconn.transport.amqp.link import AmqpLink
     from greenconn.transport.amqp.message import Delivery
-    from greenconn.transport.amqp.port import ChannelPort, LinkPort
 
 __all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "requeue_events"]
 
@@ -126,7 +127,7 @@ class ChannelConsumer:
 
     def __init__(
         self,
-        link: LinkPort,
+        link: AmqpLink,
         tag: str,
         queue: str,
         *,
@@ -306,7 +307,7 @@ class Consumers:
         "streams",
     )
 
-    def __init__(self, channel: ChannelPort, link: LinkPort, calls: Calls, acks: Acks) -> None:
+    def __init__(self, channel: Channel, link: AmqpLink, calls: Calls, acks: Acks) -> None:
         self.by_tag: dict[bytes, ChannelConsumer] = {}
         self.no_ack: set[str] = set()
         self.streams: set[str] = set()
@@ -728,7 +729,7 @@ class Consumers:
         self._link.consumer_ended(consumer.queue)
 
 
-def requeue_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:
+def requeue_events(link: AmqpLink, is_meant: Callable[[ChannelConsumer, Delivery], bool]) -> None:
     """Requeue the deliveries among the events for which *is_meant* is true.  Never switches."""
     found = _take_events(
         link, lambda consumer, message: not consumer.no_ack and is_meant(consumer, message)
@@ -738,7 +739,7 @@ def requeue_events(link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery
 
 
 def _take_events(
-    link: LinkPort, is_meant: Callable[[ChannelConsumer, Delivery], bool]
+    link: AmqpLink, is_meant: Callable[[ChannelConsumer, Delivery], bool]
 ) -> list[tuple[Callable[[Any], Any], ChannelConsumer, Delivery]]:
     """Take out the events of *link* for which *is_meant* is true.  Never switches.
 

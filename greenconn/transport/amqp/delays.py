@@ -17,9 +17,8 @@ import re
 from binascii import crc32
 from collections.abc import Mapping
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.abc import Channel
 from greenconn.delays import DelayedRoute
 from greenconn.green.single_flight import SingleFlight
 from greenconn.transport.native_delayed_delivery import (
@@ -34,6 +33,8 @@ from greenconn.transport.native_delayed_delivery import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from greenconn.transport.amqp.channel import Channel
+
 
 __all__ = ["LONGEST_DELAY", "DelayLevels", "landing_queue", "without_former_delays"]
 
@@ -45,12 +46,6 @@ PREFIX: Final = "greenconn"
 _OWN: Final = (f"{PREFIX}_celery_delayed_", f"{PREFIX}_delayed.")
 #: What a landing queue may show of its address in its name: no wildcards of topics.
 _READABLE: Final = re.compile(r"[\w.:/-]{1,120}", re.ASCII)
-
-
-class DeclaringChannel(Channel, Protocol):
-    """A channel, and whether what it declares is declared again after a loss of the connection."""
-
-    is_recorded: bool
 
 
 class DelayLevels:
@@ -65,7 +60,7 @@ class DelayLevels:
 
     def route(
         self,
-        open_channel: Callable[[], DeclaringChannel],
+        open_channel: Callable[[], Channel],
         exchange: str,
         routing_key: str,
         delay: float,
@@ -108,9 +103,7 @@ class DelayLevels:
             without_former_delays(headers or {}),
         )
 
-    def _declare(
-        self, open_channel: Callable[[], DeclaringChannel], address: tuple[str, str]
-    ) -> None:
+    def _declare(self, open_channel: Callable[[], Channel], address: tuple[str, str]) -> None:
         exchange, routing_key = address
         name = landing_queue(exchange, routing_key)
         with open_channel() as channel:

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from greenconn.abc import DeadlineLike, Session
     from greenconn.green.writer import Writer
     from greenconn.transport.amqp.calls import Calls
-    from greenconn.transport.amqp.port import ChannelPort, LinkPort
+    from greenconn.transport.amqp.channel import Channel
+    from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["AWAITED", "RESEND", "PendingConfirm", "Publisher", "Returns", "Unsent", "find_unsent"]
 
@@ -96,7 +97,7 @@ class PendingConfirm:
 
     def __init__(
         self,
-        link: LinkPort,
+        link: AmqpLink,
         exchange: str | bytes,
         routing_key: str | bytes,
         mandatory: bool,
@@ -192,7 +193,7 @@ class Publisher:
         "unsent",
     )
 
-    def __init__(self, channel: ChannelPort, link: LinkPort, calls: Calls) -> None:
+    def __init__(self, channel: Channel, link: AmqpLink, calls: Calls) -> None:
         self.confirms: ConfirmSequencer[PendingConfirm] | None = None
         self.unsent = Unsent()
         self._channel = channel
@@ -407,7 +408,7 @@ class Returns:
 
     __slots__ = ("_channel", "_link", "_publisher")
 
-    def __init__(self, channel: ChannelPort, link: LinkPort, publisher: Publisher) -> None:
+    def __init__(self, channel: Channel, link: AmqpLink, publisher: Publisher) -> None:
         self._channel = channel
         self._link = link
         self._publisher = publisher

@@ -24,7 +24,7 @@ from greenconn.transport.base import StdChannel
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.calls import Calls
-    from greenconn.transport.amqp.port import LinkPort
+    from greenconn.transport.amqp.link import AmqpLink
 
 __all__ = ["DeclaringChannel"]
 
@@ -41,7 +41,7 @@ class DeclaringChannel(StdChannel):
         cause: why it can no longer be used (the link's ``lost``, if that is why); None while it can.
     """
 
-    def __init__(self, link: LinkPort, calls: Calls) -> None:
+    def __init__(self, link: AmqpLink, calls: Calls) -> None:
         self.calls = calls
         self.cause: BaseException | None = None
         self._link = link

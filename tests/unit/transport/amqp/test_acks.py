@@ -38,7 +38,7 @@ class Scene:
         self.writer = Writer()
         self.later: list[Callable[[], None]] = []
         self.interrupted: list[tuple[str, BaseException]] = []
-        self.channel: Any = SimpleNamespace(
+        channel: Any = SimpleNamespace(
             channel_id=1,
             cause=None,
             interrupted=lambda what, exc: self.interrupted.append((what, exc)),
@@ -48,7 +48,8 @@ class Scene:
             ack_later=self.later.append,
             hub_affinity=SimpleNamespace(hub=get_hub()),
         )
-        self.acks = Acks(self.channel, link, has_nack)
+        self.channel = channel
+        self.acks = Acks(channel, link, has_nack)
 
     def deliver(self, *tags: int) -> None:
         for tag in tags:
