@@ -48,6 +48,7 @@ from greenconn.periodic import Clock, Cron, Every, Schedule, check_periodic, spa
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target
 from greenconn.rpc import call, check_server, spawn_server
+from greenconn.session.parameters import check_is_url
 from greenconn.shutdown import Service
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
@@ -156,7 +157,8 @@ class App:
         """Set the broker, for programs that know it only after the import.  Opens no connection.
 
         Arguments:
-            url: URL of the broker, as for :class:`greenconn.Connection`.
+            url: URL of the broker, with its scheme.  None uses the broker of
+                :func:`greenconn.configure` or else of ``GREENCONN_URL``.
             connection_kwargs: arguments of :class:`greenconn.Connection`.
 
         Raises:
@@ -167,8 +169,11 @@ class App:
         if self.consumers:
             raise RuntimeError("configure() must be called before start(): consumers run")
         check_keywords("App", connection_kwargs, ARGUMENTS)
-        Connection(url, **connection_kwargs)  # made to be checked; it never opens
-        self._connections = PerHub(lambda: closed_at_exit(Connection(url, **connection_kwargs)))
+        where = () if url is None else (url,)
+        Connection(*where, **connection_kwargs)  # made to be checked; it never opens
+        if url is not None and not connection_kwargs.get("transport"):
+            check_is_url("url", url)
+        self._connections = PerHub(lambda: closed_at_exit(Connection(*where, **connection_kwargs)))
 
     @property
     def connection(self) -> Connection | None:

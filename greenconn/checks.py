@@ -27,6 +27,7 @@ __all__ = [
     "did_you_mean",
     "invalid",
     "is_connection",
+    "is_kombu",
     "is_number",
     "maybe_channel",
     "milliseconds",
@@ -161,6 +162,11 @@ def tolerate_keywords() -> None:
     global _tolerated
     if _tolerated is None:
         _tolerated = set()
+
+
+def is_kombu() -> bool:
+    """Return whether programs of kombu or carrot run here, which import greenconn by that name."""
+    return _tolerated is not None
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

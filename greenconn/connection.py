@@ -34,6 +34,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.state import State, moved
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
 from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover
+from greenconn.session.configuration import UNNAMED, configured
 from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
 from greenconn.session.parameters import (
     DEFAULT_TRANSPORT,
@@ -207,7 +208,10 @@ class Connection:
     :meth:`channel`, :attr:`default_channel` and :meth:`ensure_connection`.
 
     Arguments:
-        hostname: a URL, several URLs (a list, or text separated by ``;``), or a host name.
+        hostname: a URL, several URLs (a list, or text separated by ``;``), or a host name.  Without it,
+            and without arguments for an address or a login, the broker is that of
+            :func:`greenconn.configure` or else of ``GREENCONN_URL``, with the options of ``configure``
+            for which there is no argument; if there is neither, the broker on this machine.
         userid, password, virtual_host, port: values for the parts that the URL lacks.  A password can
             be a function that returns it.  It is called for each attempt to connect, and before a
             :class:`~greenconn.credentials.Token` that it returned expires.
@@ -287,7 +291,7 @@ class Connection:
 
     def __init__(
         self,
-        hostname: str | Iterable[str] | None = "localhost",
+        hostname: str | Iterable[str] | None = UNNAMED,
         userid: str | None = None,
         password: str | Callable[[], str] | None = None,
         virtual_host: str | None = None,
@@ -321,6 +325,15 @@ class Connection:
             heartbeat=_heartbeat(heartbeat),
             credential_provider=credential_provider,
         )
+        if hostname is UNNAMED and alternates is None:
+            hostname, missing = configured(keywords)
+            if missing:
+                alternates = missing.get("alternates")
+                if failover_strategy == "round-robin":
+                    failover_strategy = missing.get("failover_strategy", failover_strategy)
+                keywords = keywords.replace(
+                    **{name: value for name, value in missing.items() if name in _NAMES}
+                )
         hosts = _hosts(hostname)
         first, whole = combined(hosts[0] if hosts else None, keywords, is_first=True)
         addresses, current = _addresses(hosts, alternates, first, keywords)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from weakref import WeakSet
@@ -31,6 +30,9 @@ from greenconn.connection import Connection
 from greenconn.green import atexit as green_atexit
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
+from greenconn.session import configuration
+from greenconn.session.configuration import DEFAULT_URL, Configuration
+from greenconn.session.parameters import check_is_url
 from greenconn.session.services import OWN_CONNECTION
 
 if TYPE_CHECKING:
@@ -53,31 +55,8 @@ logger = logging.getLogger("greenconn.defaults")
 Kind: TypeAlias = Literal["consume", "publish"]
 
 KINDS: Final = ("consume", "publish")
-URL_VARIABLE: Final = "GREENCONN_URL"
 #: The arguments that take a URL and further arguments of a connection.
 ARGUMENTS: Final = CONNECTION_ARGUMENTS - {"hostname"} | {"url"}
-DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
-
-
-class _Configuration:
-    """The arguments of ``configure``; replaced as a whole."""
-
-    __slots__ = ("_url", "declare_by_name", "options")
-
-    def __init__(
-        self,
-        url: str | None = None,
-        options: ConnectionArguments | None = None,
-        declare_by_name: bool | None = None,
-    ) -> None:
-        self._url = url
-        self.options: ConnectionArguments = options or {}
-        self.declare_by_name = declare_by_name
-
-    def connection(self) -> Connection:
-        if self._url is None:
-            self._url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
-        return Connection(self._url, **self.options)
 
 
 class _Pair(dict[str, Connection]):
@@ -113,14 +92,14 @@ class _HubConnections:
     __slots__ = ("by_url", "configuration", "default")
 
     def __init__(self) -> None:
-        self.configuration = _configuration
-        self.default = _Pair(_configuration.connection)
+        self.configuration = configuration.current
+        self.default = _Pair(_made(self.configuration))
         self.by_url: dict[str, _Pair] = {}
         _close_at_exit()
 
     def connection(self, kind: Kind) -> Connection:
         """Return the default connection for *kind*.  May switch when ``configure`` was called since."""
-        if self.configuration is not _configuration:
+        if self.configuration is not configuration.current:
             self.renew()
         return self.default[kind]
 
@@ -128,13 +107,14 @@ class _HubConnections:
         """Return the pair for *url*.  Never switches."""
         pair = self.by_url.get(url)
         if pair is None:
+            check_is_url("connection", url)
             pair = self.by_url[url] = _Pair(lambda: Connection(url))
         return pair
 
     def renew(self) -> None:
         """Close the default connections, as ``configure`` was called since.  May switch."""
-        self.configuration = _configuration
-        old, self.default = self.default, _Pair(_configuration.connection)
+        self.configuration = configuration.current
+        old, self.default = self.default, _Pair(_made(self.configuration))
         _close_all(old.take())
 
     def take(self) -> Iterator[Connection]:
@@ -143,7 +123,6 @@ class _HubConnections:
             yield from pair.take()
 
 
-_configuration = _Configuration()
 _kept = PerHub(_HubConnections)
 #: Those of applications, which are closed at the end of the interpreter, too.
 _others: PerHub[WeakSet[Connection]] = PerHub(WeakSet)
@@ -163,8 +142,8 @@ def configure(
     consumers that use them.  Those of another thread are replaced when that thread next requests one.
 
     Arguments:
-        url: URL of the broker.  None uses the environment variable ``GREENCONN_URL``, or
-            ``amqp://guest:guest@localhost:5672//`` if that is not set.
+        url: URL of the broker, with its scheme.  None uses the environment variable ``GREENCONN_URL``,
+            or ``amqp://guest:guest@localhost:5672//`` if that is not set.
         declare_by_name: who declares a queue that is given by name and does not exist, on any
             connection.  None: consumers declare it.  True: consumers and publishers declare it.  False:
             it is never declared, and its absence is an error.
@@ -173,16 +152,17 @@ def configure(
     Raises:
         TypeError, ValueError, KeyError: the URL or an option is invalid; the configuration is unchanged.
     """
-    global _configuration
     if declare_by_name not in (None, True, False):
         raise TypeError(f"declare_by_name must be True, False or None, got {declare_by_name!r}")
     if url is not None and not isinstance(url, str):
         raise TypeError(f"url must be text such as 'amqp://localhost//', or None, got {url!r}")
     check_keywords("configure", connection_kwargs, ARGUMENTS | {"declare_by_name"})
-    configuration = _Configuration(url, connection_kwargs, declare_by_name)
+    new = Configuration(url, connection_kwargs, declare_by_name)
     if url is not None:
-        configuration.connection()  # made to be checked; it never opens
-    _configuration = configuration
+        _made(new)()  # made to be checked; it never opens
+        if not connection_kwargs.get("transport"):
+            check_is_url("url", url)
+    configuration.replace(new)
     kept = _kept.pop()
     if kept is not None:
         fresh = _kept.get()
@@ -192,7 +172,7 @@ def configure(
 
 def declare_by_name() -> bool | None:
     """Return the argument *declare_by_name* of the last :func:`configure`.  Never switches."""
-    return _configuration.declare_by_name
+    return configuration.current.declare_by_name
 
 
 def default_connection(kind: Kind) -> Connection:
@@ -270,8 +250,7 @@ def _choose_publisher(connection: Connection) -> None:
 
 def reset() -> None:
     """Close this thread's default connections and discard the configuration.  May switch."""
-    global _configuration
-    _configuration = _Configuration()
+    configuration.replace(Configuration())
     kept = _kept.pop()
     if kept is not None:
         _close_all(kept.take())
@@ -294,6 +273,11 @@ def _close_each(connections: list[Connection]) -> None:
                 connection.session.broker.label,
                 extra={"connection": connection.session.broker.label},
             )
+
+
+def _made(configuration: Configuration) -> Callable[[], Connection]:
+    """Return the function that makes the default connection."""
+    return lambda: Connection(configuration.url or DEFAULT_URL, **configuration.options)
 
 
 def _for_other_kind(connection: Connection) -> Connection:

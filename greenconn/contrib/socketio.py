@@ -111,7 +111,8 @@ class Manager(PubSubManager):
             if not (is_number(value) and value > 0):
                 raise ValueError(f"{option} must be a number of seconds above 0, got {value!r}")
         is_default = url is None and not connection_kwargs
-        template = Connection(url, **connection_kwargs)  # to be checked; it never opens
+        where = () if url is None else (url,)
+        template = Connection(*where, **connection_kwargs)  # to be checked; it never opens
         self._connections: PerHub[Connection | None] = PerHub(
             lambda: None if is_default else template.clone()
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -25,9 +25,16 @@ from greenconn.options import (
 )
 from greenconn.records import Record
 from greenconn.transport.registry import get_transport_cls, is_name
-from greenconn.url import BrokerURL, check_host, mask_secrets, parse_url
+from greenconn.url import BrokerURL, check_host, mask_secrets, parse_url, split_urls
 
-__all__ = ["DEFAULT_TRANSPORT", "ParameterKey", "Parameters", "check_scheme", "combined"]
+__all__ = [
+    "DEFAULT_TRANSPORT",
+    "ParameterKey",
+    "Parameters",
+    "check_is_url",
+    "check_scheme",
+    "combined",
+]
 
 DEFAULT_TRANSPORT: Final = "amqp"
 
@@ -293,3 +300,18 @@ def check_scheme(scheme: str, address: str = "") -> str:
             f"broker URL {mask_secrets(address)!r} must begin with a transport, as in amqp://localhost//"
         )
     return scheme
+
+
+def check_is_url(option: str, url: str | Iterable[str]) -> None:
+    """Check that the value of *option* is a URL, as a host name alone does not say which broker.
+
+    Raises:
+        ValueError: it has no scheme, or is malformed.
+    """
+    first = next(iter(split_urls(url)), "")
+    if "://" in first:
+        return
+    combined(first, Parameters())  # a malformed one has a remedy of its own
+    place = first or "localhost"
+    meant = f"{place}://" if is_name(place) else f"amqp://{place}{'//' * ('/' not in place)}"
+    raise ValueError(f"{option} must be a URL such as {meant!r}, got {first!r}")

@@ -71,7 +71,10 @@ def configure(settings: Any = None) -> None:
     """
     url, found = _arguments(project if settings is None else settings)
     if url is not None or found:
-        greenconn.defaults.configure(url or "localhost", **found)
+        url = url or "localhost"
+        if "://" not in url:
+            found.setdefault("transport", "amqp")
+        greenconn.defaults.configure(url, **found)
 
 
 def _arguments(settings: Any) -> tuple[str | None, dict[str, Any]]:

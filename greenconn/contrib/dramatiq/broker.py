@@ -102,7 +102,10 @@ class GreenconnBroker(Broker):
                 f"host into the url, or use RabbitmqBroker or RedisBroker"
             )
         is_default = url is None and not connection_kwargs
-        template = self._connection_class(url, **connection_kwargs)  # to be checked; it never opens
+        where = () if url is None else (url,)
+        template = self._connection_class(
+            *where, **connection_kwargs
+        )  # to be checked; it never opens
         self._connections: PerHub[Connection | None] = PerHub(
             lambda: None if is_default else template.clone()
         )
