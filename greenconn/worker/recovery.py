@@ -92,8 +92,8 @@ class SubscriptionRecovery:
 
     A broker that is away is waited for.  What may pass is retried with back-off, and so is, with a
     back-off of its own, a consumer that is lost again and again: what a long start has cost is not
-    held against the next one.  A refusal for want of rights ends a consumer that never
-    ran; for one that did, rights were taken away, and may be given back.
+    held against the next one.  A refusal for want of rights and a connection that the broker ends end a
+    consumer that never ran; for one that did, what worked once may work again.
 
     Arguments:
         session: of the connection.
@@ -223,6 +223,8 @@ class SubscriptionRecovery:
             # The broker closed the connection, maybe because of another user of it.
             if _may_be_own(exc):
                 self._disconnections += 1
+            if self._confirmed_at:
+                return False  # what it took once it may take again: a frame was damaged on its way
             may_pass = isinstance(exc, InternalError) and not is_denied_feature(exc)
             return self._disconnections >= (MAX_INTERNAL_ERRORS if may_pass else MAX_FAILURES)
         passing = (RecoverableConnectionError, RecoverableChannelError, *self._transient())

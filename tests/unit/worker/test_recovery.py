@@ -17,6 +17,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
     AccessRefused,
+    FrameError,
     InternalError,
     NotAllowed,
     NotFound,
@@ -538,7 +539,7 @@ class _Starting:
     was_confirmed = True
 
     def __init__(self) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def must_wait(self, session: Any) -> bool:
         """Wait for no other consumer."""
@@ -609,6 +610,22 @@ def test_a_start_gives_up_for_what_its_own_methods_did(
     outcomes = [recovery.attempt() for _ in range(limit)]
     assert outcomes[:-1] == [RecoveryOutcome.FAILED] * (limit - 1)
     assert (outcomes[-1] is subscription.error) is is_own
+
+
+def test_a_consumer_that_ran_outlives_a_connection_that_is_ended_again_and_again(
+    connection: Connection,
+) -> None:
+    """As by frames that were damaged on their way."""
+    subscription: Any = _Starting()
+    recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
+    subscription.error = None
+    assert recovery.attempt() is RecoveryOutcome.CONFIRMED
+    subscription.error = FrameError("FRAME_ERROR - a frame was damaged")
+    subscription.is_confirmed = False
+    for _ in range(3 * MAX_FAILURES):
+        assert recovery.attempt() is RecoveryOutcome.FAILED
+    subscription.error = None
+    assert recovery.attempt() is RecoveryOutcome.CONFIRMED
 
 
 class _StartingTogether(_Starting):
