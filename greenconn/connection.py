@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, Type
 from weakref import WeakKeyDictionary
 
 from greenconn.checks import check_keywords, is_connection, maybe_channel
+from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
     ChannelLimitExceeded,
     ConnectionLimitExceeded,
@@ -43,7 +44,7 @@ from greenconn.session.parameters import (
     check_scheme,
     combined,
 )
-from greenconn.session.session import Listeners, Session
+from greenconn.session.session import Listeners, Session, sessions_in_use
 from greenconn.session.state import SessionState
 from greenconn.transport.base import Factories, Link
 from greenconn.transport.registry import get_transport_cls
@@ -122,6 +123,10 @@ _late_uses: Final[set[str]] = set()
 _new: Final = object.__new__
 _CLOSED: Final = SessionState.CLOSED
 _NAMES: Final = frozenset(Parameters.fields)
+#: Arguments of a clone that logs in elsewhere, or as another user.
+_OF_LOGIN: Final = frozenset(
+    {"alternates", "credential_provider", "hostname", "password", "userid"}
+)
 
 
 class _Shared(Generic[T]):
@@ -176,6 +181,13 @@ class _Parameter(_Shared[T]):
 
     def __set__(self, instance: Any, value: T) -> None:
         instance.session.broker.change(self._parameter, value)
+
+
+class _Password(_Parameter[Any]):
+    """The password of now, which all clones of a connection share once it was changed."""
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        return self._default if instance is None else instance.session.broker.password
 
 
 class _Errors(_Shared[tuple[type[BaseException], ...]]):
@@ -250,7 +262,7 @@ class Connection:
 
     hostname: _Parameter[str | None] = _Parameter(None)
     userid: _Parameter[str | None] = _Parameter(None)
-    password: _Parameter[Any] = _Parameter(None)
+    password: _Parameter[Any] = _Password(None)
     virtual_host: _Parameter[str] = _Parameter("/", fills=True)
     port: _Parameter[int | None] = _Parameter(None)
     insist: _Parameter[bool] = _Parameter(False)
@@ -413,7 +425,13 @@ class Connection:
             kwargs: arguments of the constructor that are to differ.
         """
         broker = self.session.broker
-        clone = self._family(**{**broker.info(resolve=False), **kwargs})
+        given = broker.info(resolve=False)
+        shares_login = not _OF_LOGIN & kwargs.keys()
+        if shares_login and broker.login.secret is not None:
+            given["password"] = broker.parameters.password  # with the same key
+        clone = self._family(**{**given, **kwargs})
+        if shares_login:
+            clone.session.broker.login = broker.login
         if not {"hostname", "alternates"} & kwargs.keys():
             # Parts that a URL lacks come from the keywords, not from the URL in use.
             changes = {name: value for name, value in kwargs.items() if name in _NAMES}
@@ -547,10 +565,12 @@ class Connection:
         return self.transport.create_channel(link)
 
     def update_secret(self, secret: str, reason: str = "", *, timeout: float | None = None) -> None:
-        """Change the password of the open connection, as OAuth 2 requires.  May switch.
+        """Change the password of the connection and all its clones, as OAuth 2 requires.  May switch.
 
-        Later attempts to connect use it, too, unless the password is a function or there is a
-        ``credential_provider``.  If the connection is not open, it is not opened.
+        Clones are also the connections that are opened for ``publish(connection=...)``, for dead
+        letters and for consumers without acknowledgements.  Those of this thread that are open log in
+        anew at once; later attempts of all of them to connect use it, too, unless the password is a
+        function or there is a ``credential_provider``.  Nothing is opened.
 
         Arguments:
             secret: the new password, or token.
@@ -562,13 +582,20 @@ class Connection:
             TimeoutError: the broker did not reply in time.
             NotImplementedError: the transport cannot change the password.
         """
-        session = self.session
+        session, deadline = self.session, Deadline(timeout)
+        session.check_hub()
         broker = session.broker
-        if session.is_open:
-            deadline = Deadline(timeout)
-            broker.transport.update_secret(session.link(), secret, reason, deadline)
-        if not callable(self.password) and self.credential_provider is None:
-            broker.change("password", secret)
+        sharing = [each for each in sessions_in_use() if each.broker.login is broker.login]
+        sharing.sort(key=lambda each: each is not session)  # a refusal comes before any is changed
+        for each in (each for each in sharing if each.is_open):
+            try:
+                each.broker.transport.update_secret(each.link(), secret, reason, deadline)
+            except (RecoverableConnectionError, OSError):
+                if each is session or each.is_open:
+                    raise
+                continue  # it was lost meanwhile, and logs in with the new one
+            broker.update_password(secret)
+        broker.update_password(secret)
 
     @property
     def default_channel(self) -> Any:
@@ -855,14 +882,16 @@ class Connection:
         session = self.session
         session.close()
         session.broker.use_address(conn_str, keeps_transport=False)
+        session.broker.login = SharedLogin()
         session.restart()
 
     def maybe_switch_next(self) -> None:
         """Switch to the next broker of the failover list, if there is one.  May switch."""
         self.session.check_hub()
-        address = self.session.broker.failover.next()
+        address, login = self.session.broker.failover.next(), self.session.broker.login
         if address is not None:
             self.switch(address)
+            self.session.broker.login = login
 
     def revive(self, new_channel: Any) -> None:
         """Make *new_channel* the default channel and close the previous one.  May switch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Protocol
 
-__all__ = ["CredentialProvider", "Token"]
+__all__ = ["CredentialProvider", "SharedLogin", "Token"]
 
 
 class CredentialProvider(Protocol):
@@ -18,6 +18,21 @@ class CredentialProvider(Protocol):
         :class:`Token` if it expires.
         """
         ...
+
+
+class SharedLogin:
+    """The part of a login that a connection and all its clones have in common.
+
+    Attributes:
+        secret: the secret that ``update_secret()`` has set; None before.
+        userid: the user whose secret that is.
+    """
+
+    __slots__ = ("secret", "userid")
+
+    def __init__(self) -> None:
+        self.secret: str | None = None
+        self.userid: str | None = None
 
 
 class Token(str):

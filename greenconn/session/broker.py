@@ -11,6 +11,7 @@ from operator import itemgetter
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
     NotFound,
     PreconditionFailed,
@@ -153,7 +154,8 @@ class Broker:
         failover: the list of brokers; *parameters* are those of its first member.
 
     Attributes:
-        parameters: those of the broker that is meant now.
+        parameters: those of the broker that is meant now, as they were given.
+        login: shared with the brokers of all clones of the connection.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class Broker:
         self.keywords = keywords
         self.failover = failover
         self._client = client
+        self.login = SharedLogin()
         self._first = self.parameters = parameters
         self._transport: Any = None
         self._key: ParameterKey | None = None
@@ -173,8 +176,32 @@ class Broker:
 
     def change(self, name: str, value: Any) -> None:
         """Change one parameter, until another broker is meant."""
+        if name in ("userid", "password"):
+            self.login = SharedLogin()
         self.parameters = self.parameters.replace(**{name: value})
         self._key = self._label = self._addresses = None
+
+    @property
+    def password(self) -> Any:
+        """The password of now: that of ``update_secret()`` for its user, or as it was given."""
+        login, parameters = self.login, self.parameters
+        if login.secret is not None and login.userid == self.userid:
+            return login.secret
+        return parameters.password
+
+    @property
+    def userid(self) -> str | None:
+        """The user name, or the default of the transport."""
+        return self.parameters.userid or self.transport.default_connection_params.get("userid")
+
+    def update_password(self, secret: str) -> None:
+        """Log in with *secret* from now on, here and in all clones.  Never switches.
+
+        A password function and a credential provider know better, and are asked as before.
+        """
+        parameters = self.parameters
+        if not callable(parameters.password) and parameters.credential_provider is None:
+            self.login.secret, self.login.userid = secret, self.userid
 
     @property
     def hosts(self) -> int:
@@ -327,7 +354,9 @@ class Broker:
                 keys = [combined(each, self.keywords)[0].key() for each in self.failover.addresses]
                 self._key = ParameterKey((), None, tuple(keys))
             else:
-                info = self.info()
+                info, defaults = self.info(), self.transport.default_connection_params
+                # That of update_secret() stands for the same login: clones, old and new, keep their key.
+                info["password"] = self.parameters.password or defaults.get("password")
                 filled = {name: info[name] for name in _FILLED}
                 self._key = self.parameters.replace(**filled).key()
         return self._key
@@ -366,7 +395,7 @@ class Broker:
         return {
             "hostname": hostname,
             "userid": parameters.userid or defaults.get("userid"),
-            "password": parameters.password or defaults.get("password"),
+            "password": self.password or defaults.get("password"),
             "virtual_host": parameters.virtual_host or defaults.get("virtual_host") or "/",
             "port": parameters.port or defaults.get("port"),
             "insist": parameters.insist,

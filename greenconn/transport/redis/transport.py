@@ -364,9 +364,9 @@ class Transport(base.Transport[RedisLink]):
             given = provider.get_credentials()
             return (None, given[0]) if len(given) == 1 else (given[0], given[1])
         socket_url = self._socket_url()
-        if socket_url is not None and socket_url.password is not None:
-            return socket_url.userid, socket_url.password
         password = client.password
+        if socket_url is not None and password is None and socket_url.password is not None:
+            return socket_url.userid, socket_url.password
         return client.userid or None, (password() if callable(password) else password) or None
 
     def _socket_url(self) -> BrokerURL | None:
