@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-__all__ = ["CredentialProvider", "SharedLogin", "Token"]
+from gevent import Timeout
+
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
+
+__all__ = ["CredentialProvider", "SharedLogin", "SuppliedError", "Token", "supplied"]
+
+T = TypeVar("T")
+
+
+class SuppliedError(OperationalError, RecoverableConnectionError):  # type: ignore[misc]  # amqp has no types
+    """A password function, a credential provider or a TLS file failed.  ``__cause__`` is its error."""
+
+
+def supplied(function: Callable[[], T]) -> T:
+    """Return what *function*, which the program supplies for a login, returns.  May switch.
+
+    Called in a greenlet that connects, never in one of the program: a ``gevent.Timeout`` here is the
+    function's own.
+
+    Raises:
+        SuppliedError: the function raised an error.
+    """
+    try:
+        return function()
+    except (Exception, Timeout) as exc:
+        raise SuppliedError(f"{type(exc).__name__}: {exc}") from exc
 
 
 class CredentialProvider(Protocol):
@@ -24,13 +50,16 @@ class SharedLogin:
     """The part of a login that a connection and all its clones have in common.
 
     Attributes:
+        has_worked: whether one of them was open.  Until then an error of a password function, a
+            credential provider or a TLS file is that of the first start, and ends it.
         secret: the secret that ``update_secret()`` has set; None before.
         userid: the user whose secret that is.
     """
 
-    __slots__ = ("secret", "userid")
+    __slots__ = ("has_worked", "secret", "userid")
 
     def __init__(self) -> None:
+        self.has_worked = False
         self.secret: str | None = None
         self.userid: str | None = None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakMethod
 
-from gevent import Greenlet, get_hub, getcurrent
+from gevent import Greenlet, Timeout, get_hub, getcurrent
 
 from greenconn.credentials import Token
 from greenconn.green.hub import weakly
@@ -28,7 +28,8 @@ class Renewal:
     """Renews the login of one connection as long as that lives.
 
     A :class:`~greenconn.credentials.Token` is renewed when four fifths of its life are over, and any
-    login after *interval*.  What fails is tried again with back-off.
+    login after *interval*.  What fails is tried again with back-off; the first error of each class is
+    logged with its traceback.
 
     Arguments:
         renew: a bound method that asks for the login, tells the broker if it is another one, and
@@ -45,6 +46,7 @@ class Renewal:
         "_is_over",
         "_logger",
         "_renew",
+        "_reported",
         "_timer",
         "_where",
     )
@@ -63,6 +65,8 @@ class Renewal:
         self._timer: Any = None
         self._greenlet: Greenlet[..., Any] | None = None
         self._backoff: Backoff | None = None
+        #: Classes of the errors since the last success.
+        self._reported: set[type[BaseException]] = set()
         self._is_over = False
 
     def keep(self, secret: object) -> None:
@@ -110,9 +114,11 @@ class Renewal:
             return
         try:
             secret = renew()
-        except Exception as exc:
+        except (Exception, Timeout) as exc:  # a timeout here is the program's own
             if self._is_over:
                 return  # a new connection asks for a login of its own
+            is_new = type(exc) not in self._reported
+            self._reported.add(type(exc))
             if self._backoff is None:
                 self._backoff = Backoff(RENEWING)
             pause = max(next(self._backoff), LEAST_PAUSE)
@@ -122,9 +128,11 @@ class Renewal:
                 pause,
                 type(exc).__name__,
                 exc,
+                exc_info=exc if is_new else None,
                 extra={"connection": self._where},
             )
             self.begin_in(pause)
         else:
             self._backoff = None
+            self._reported.clear()
             self.keep(secret)

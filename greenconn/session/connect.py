@@ -14,8 +14,10 @@ last gets a share of ``connect_timeout`` only.  One that is healthy but slow get
 round; until then callers go on waiting, as for one attempt.
 
 An error is final when every broker of the list has refused the login in turn, or has no transport that
-can be made (a missing library), or when neither the network nor a broker raised it (a wrong argument).
-Any other error may pass.
+can be made (a missing library), or when neither the network nor a broker raised it (a wrong argument)
+before the first link was open.  Once one was, what the program supplies (a password function, a
+credential provider, certificate files, a transport) worked, and may work again: its error is logged with
+its traceback, once of each class until a link is open, and may pass like any other.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import Any, Final
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
 
+from greenconn.credentials import SuppliedError
 from greenconn.exceptions import (
     NEVER_REPEATED,
     AccessRefused,
@@ -103,7 +106,7 @@ class ConnectOutcome:
     def shorten(self) -> None:
         """Leave of a foreseen error what its text says: each of those who wait gets it."""
         error = self.error
-        if isinstance(error, (OSError, AMQPError)):
+        if isinstance(error, (OSError, AMQPError)) and not isinstance(error, SuppliedError):
             self._traceback = None
             error.__cause__ = None
             error.__suppress_context__ = True
@@ -351,6 +354,8 @@ class Connector:
         self._share: Deadline | None = None
         #: The broker that is tried next is another than the last one.
         self._fails_over = False
+        #: Classes of the program's errors that were logged since the last link.
+        self._reported: set[type[BaseException]] = set()
         self.duration = 0.0
 
     @property
@@ -395,12 +400,15 @@ class Connector:
         """Return whether to try again would be of no use after this outcome of an attempt.
 
         A login that each broker of the list refused in turn is final, and so is a transport that can be
-        made for none of them, or what no network or broker did: a wrong argument.
+        made for none of them, or, before the first link, what no network or broker did: a wrong
+        argument.
         """
         if is_refusal(exc) or exc is self._unmade:
             return self._refusals >= self._broker.hosts
         if isinstance(exc, NEVER_REPEATED):
             return True
+        if self._broker.login.has_worked:
+            return False
         errors = self._broker.connection_errors
         return not isinstance(exc, (OSError, AMQPError, OperationalError, *errors))
 
@@ -437,16 +445,64 @@ class Connector:
             self._unmade = exc
             raise
         logger.debug("open.started %s", broker.label, extra={"connection": broker.label})
-        link = broker.establish(self._time_for_one())
-        if is_open(link):
-            self._prepare(link)
+        error: BaseException
+        try:
+            link = broker.establish(self._time_for_one())
+            if is_open(link):
+                self._prepare(link)
+        except (GreenletExit, SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            error = self._attributed(exc)
+            if error is exc:
+                raise
+        else:
+            self._check(link)
+            self.duration = monotonic() - began_at
+            return link
+        raise error
+
+    def _check(self, link: Any) -> None:
+        """Raise if *link* is not open any more."""
         if not is_open(link):
             lost = getattr(link, "lost", None)
             raise RecoverableConnectionError(
-                f"connection to {broker.label} was lost as soon as it was open ({lost})"
+                f"connection to {self._broker.label} was lost as soon as it was open ({lost})"
             ) from lost
-        self.duration = monotonic() - began_at
-        return link
+
+    def _attributed(self, exc: BaseException) -> BaseException:
+        """Return the error of an attempt: where the program failed, its own or :class:`SuppliedError`.
+
+        A ``gevent.Timeout`` in the greenlet of an attempt was set by the program's function, not by a
+        caller that waits for the attempt.  May switch.
+        """
+        broker = self._broker
+        is_supplied = isinstance(exc, SuppliedError)
+        known = (
+            OSError,
+            AMQPError,
+            OperationalError,
+            *broker.connection_errors,
+            *broker.channel_errors,
+        )
+        if not is_supplied and isinstance(exc, (*known, *NEVER_REPEATED)):
+            return exc
+        cause = exc.__cause__ if is_supplied else exc
+        assert cause is not None
+        is_first = not broker.login.has_worked
+        if is_first and isinstance(cause, Exception) and not isinstance(cause, known):
+            return cause
+        error = SuppliedError(
+            f"connecting to {broker.label} failed in what the program supplies for it: "
+            f"{type(cause).__name__}: {cause}"
+        )
+        error.__cause__ = cause
+        if type(cause) not in self._reported:
+            self._reported.add(type(cause))
+            logger.warning(
+                "%s; trying again", error, exc_info=cause, extra={"connection": broker.label}
+            )
+        return error
 
     def _time_for_one(self) -> Deadline:
         """Return the deadline of an attempt at the broker that is meant now."""
@@ -467,6 +523,8 @@ class Connector:
         if outcome.error is None:
             self._backoff.reset()
             self._refusals = 0
+            self._reported.clear()
+            self._broker.login.has_worked = True
             self._begin(outcome.link)
             return
         if attempt.state is not AttemptState.ABANDONED:

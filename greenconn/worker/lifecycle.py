@@ -476,7 +476,7 @@ class ConsumerLifecycle:
         outcome = self._recovery.attempt()
         if outcome is RecoveryOutcome.CLOSED:
             self.shut_down()
-        elif isinstance(outcome, Exception):
+        elif isinstance(outcome, BaseException):
             self.fail(outcome)
         elif self.is_confirmed:
             self._group.join_recovery()

@@ -15,6 +15,8 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from gevent import Timeout
+
 from greenconn.entity.existence import ensure_queue_exists
 from greenconn.exceptions import (
     NEVER_REPEATED,
@@ -92,8 +94,9 @@ class SubscriptionRecovery:
 
     A broker that is away is waited for.  What may pass is retried with back-off, and so is, with a
     back-off of its own, a consumer that is lost again and again: what a long start has cost is not
-    held against the next one.  A refusal for want of rights and a connection that the broker ends end a
-    consumer that never ran; for one that did, what worked once may work again.
+    held against the next one.  A refusal for want of rights, a connection that the broker ends, and an
+    error of what the program supplies for a login or a declaration end a consumer that never ran; for
+    one that did, what worked once may work again.
 
     Arguments:
         session: of the connection.
@@ -109,12 +112,12 @@ class SubscriptionRecovery:
         "_confirmed_at",
         "_disconnections",
         "_failures",
-        "_has_warned",
         "_losses",
         "_misses",
         "_not_before",
         "_session",
         "_subscriptions",
+        "_warned_of",
         "failure",
     )
 
@@ -131,7 +134,8 @@ class SubscriptionRecovery:
         self._confirmed_at = 0.0
         self._disconnections = 0
         self._misses = 0
-        self._has_warned = False
+        #: Classes of the errors since the last success that were logged as warnings.
+        self._warned_of: frozenset[type[BaseException]] = frozenset()
         self.failure: str | None = None
 
     @property
@@ -158,8 +162,11 @@ class SubscriptionRecovery:
     def _wait(self, interval: float) -> None:
         self._not_before = monotonic() + interval if interval else 0.0
 
-    def attempt(self) -> RecoveryOutcome | Exception:
-        """Try once, and return the outcome; an error is final.  May switch."""
+    def attempt(self) -> RecoveryOutcome | BaseException:
+        """Try once, and return the outcome; an error is final.  May switch.
+
+        Called in a task of the consumer: a ``gevent.Timeout`` is one of the program's functions.
+        """
         subscription = None
         try:
             self._session.link()
@@ -169,7 +176,7 @@ class SubscriptionRecovery:
                 for subscription in self._subscriptions:
                     if not subscription.is_confirmed and not subscription.must_wait(self._session):
                         subscription.start(self._session, self._channels)
-        except Exception as exc:
+        except (Exception, Timeout) as exc:
             if self._session.is_closed:
                 return RecoveryOutcome.CLOSED
             if self._is_final(exc, subscription):
@@ -182,12 +189,12 @@ class SubscriptionRecovery:
         self._confirmed_at = monotonic()
         self._disconnections = 0
         self._misses = 0
-        self._has_warned = False
+        self._warned_of = frozenset()
         self._failures = None
         self.failure = None
         return RecoveryOutcome.CONFIRMED
 
-    def _note_failure(self, exc: Exception, subscription: Subscription | None) -> None:
+    def _note_failure(self, exc: BaseException, subscription: Subscription | None) -> None:
         self.failure = f"{type(exc).__name__}: {exc}"
         if subscription is not None and isinstance(exc, ChannelError):
             # It may cost the next channel too: from now on one that is its alone.
@@ -198,24 +205,27 @@ class SubscriptionRecovery:
             self._back_off(LONGEST_AWAY)
         else:
             self._back_off()
-        level = logging.DEBUG
-        if not self._has_warned:
-            self._has_warned = True
-            level = logging.WARNING
+        is_known = isinstance(exc, known_errors(self._session))
+        is_new = not self._warned_of if is_known else type(exc) not in self._warned_of
+        if is_new:
+            self._warned_of |= {type(exc)}
         names = ", ".join(each.name for each in self._subscriptions if not each.is_confirmed)
         logger.log(
-            level,
+            logging.WARNING if is_new else logging.DEBUG,
             "consumer of queue %r cannot start yet, trying again: %s: %s",
             names,
             type(exc).__name__,
             exc,
+            exc_info=None if is_known else exc,
             extra={"connection": self._session.broker.label, "queue": names},
         )
 
-    def _is_final(self, exc: Exception, subscription: Subscription | None) -> bool:
+    def _is_final(self, exc: BaseException, subscription: Subscription | None) -> bool:
         """Return whether trying again would be of no use."""
-        if isinstance(exc, NEVER_REPEATED) or not isinstance(exc, known_errors(self._session)):
+        if isinstance(exc, NEVER_REPEATED):
             return True
+        if not isinstance(exc, known_errors(self._session)):
+            return not self._confirmed_at
         if subscription is None:
             is_locked_out = bool(self._confirmed_at) and is_lockout(exc)
             return self._session.is_final(exc) and not is_locked_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -76,6 +77,23 @@ def test_no_credentials(peer: PeerFactory, monkeypatch: pytest.MonkeyPatch) -> N
     with (
         Connection(f"sqs://127.0.0.1:{server.peer.port}") as connection,
         pytest.raises(LoginRefused, match="AWS_ACCESS_KEY_ID"),
+    ):
+        connection.ensure_connection(max_retries=1)
+
+
+def test_a_process_for_credentials_may_fail_in_any_way(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    config = tmp_path / "config"
+    config.write_text("[default]\ncredential_process = echo no JSON\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    server = Scripted(peer, usual)
+    with (
+        Connection(f"sqs://127.0.0.1:{server.peer.port}") as connection,
+        pytest.raises(LoginRefused, match="JSONDecodeError"),
     ):
         connection.ensure_connection(max_retries=1)
 

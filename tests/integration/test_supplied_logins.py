@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import gevent
 import pytest
+import redis
 from gevent.event import Event
 
 import greenconn
-from greenconn import Connection
+from greenconn import Connection, Queue
+from greenconn.credentials import SuppliedError
 from greenconn.wire.resp import pack
 from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.lifecycle import ConsumerState
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
+from tests.fix_leaks import HubErrors
+from tests.fix_tls import CERTS, TlsFront
+from tests.fix_wires import until
 
 CAME = 60.0
 
@@ -71,6 +80,41 @@ def broker(request: pytest.FixtureRequest) -> Any:
     made.remove_user()
 
 
+class Login(redis.CredentialProvider):
+    """A password function and a credential provider, which fail as they are told."""
+
+    def __init__(self) -> None:
+        self.failures: list[Any] = []
+
+    def get_credentials(self) -> Any:
+        """Return user name and password."""
+        failure = self.failures.pop(0) if self.failures else ("app", "one")
+        if isinstance(failure, BaseException):
+            raise failure
+        return failure
+
+    def password(self) -> Any:
+        """Return the password."""
+        given = self.get_credentials()
+        return given and given[1]
+
+    def connection(self, broker: Broker, way: str) -> Connection:
+        """A connection that asks for the login as *way* says."""
+        if way == "function":
+            return broker.connection(password=self.password)
+        return broker.connection(credential_provider=self)
+
+
+class HttpError(OSError):
+    """An error as HTTP libraries raise it, by its class one of networks."""
+
+
+def failures() -> list[Any]:
+    """What the code of a login raises, its own timeout among it."""
+    own = gevent.Timeout(CAME)
+    return [KeyError("token"), ValueError("no JSON"), HttpError("502"), own, KeyError("token")]
+
+
 class Handled:
     """A handler that notes each body."""
 
@@ -91,6 +135,118 @@ def is_back(
     handled.came.clear()
     greenconn.publish(name, "again", connection=connection, timeout=CAME)
     return handled.came.wait(CAME) and consumer.state is ConsumerState.RUNNING
+
+
+@pytest.mark.parametrize("way", ["function", "provider"])
+def test_a_login_that_fails_during_a_reconnect_is_asked_for_again(
+    broker: Broker, way: str, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    login, handled = Login(), Handled()
+    with login.connection(broker, way) as connection:
+        consumer = greenconn.spawn_consumer(unique, handled, connection=connection)
+        assert is_back(consumer, handled, connection, unique)
+        login.failures = failures()
+        broker.close_connections()
+        until(lambda: not login.failures)
+        assert is_back(consumer, handled, connection, unique)
+        assert consumer.stop(CAME)
+        connection.default_channel.queue_delete(unique)
+    told = [
+        (each.name, each.exc_info[0])
+        for each in caplog.records
+        if "the program supplies" in each.getMessage() and each.exc_info
+    ]
+    # The consumer's connection and that which publishes share the failures; each reports a class once.
+    kinds = {kind for _, kind in told}
+    assert kinds == {KeyError, ValueError, HttpError, gevent.Timeout}
+    assert len(told) <= 5
+
+
+def test_an_error_of_on_declared_does_not_end_a_consumer_that_ran(
+    broker: Broker, unique: str
+) -> None:
+    errors: list[BaseException] = []
+
+    def on_declared(*counts: Any) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    queue, handled = Queue(unique, on_declared=on_declared), Handled()
+    with broker.connection(password="one") as connection:
+        consumer = greenconn.spawn_consumer(queue, handled, connection=connection)
+        assert consumer.wait_ready(CAME)
+        errors += [KeyError("size"), gevent.Timeout(CAME), KeyError("size")]
+        broker.close_connections()
+        until(lambda: not errors)
+        assert is_back(consumer, handled, connection, unique)
+        connection.default_channel.queue_delete(unique)
+        assert consumer.stop(CAME)
+
+
+@pytest.mark.parametrize("way", ["function", "provider"])
+def test_a_login_that_is_none_during_a_reconnect_is_asked_for_again(
+    broker: Broker, way: str, unique: str
+) -> None:
+    login, handled = Login(), Handled()
+    with login.connection(broker, way) as connection:
+        consumer = greenconn.spawn_consumer(unique, handled, connection=connection)
+        assert consumer.wait_ready(CAME)
+        login.failures = [None]
+        broker.close_connections()
+        until(lambda: not login.failures)
+        assert is_back(consumer, handled, connection, unique)
+        connection.default_channel.queue_delete(unique)
+        assert consumer.stop(CAME)
+
+
+def test_the_first_start_ends_by_the_error_of_the_login(
+    broker: Broker, unique: str, hub_errors: HubErrors
+) -> None:
+    login = Login()
+    login.failures = [KeyError("token"), KeyError("token")]
+    with login.connection(broker, "function") as connection:
+        with pytest.raises(KeyError, match="token"):
+            connection.connect()
+        consumer = greenconn.spawn_consumer(unique, Handled(), connection=connection)
+        until(consumer.ready)
+        assert consumer.state is ConsumerState.FAILED
+        hub_errors.clear()
+
+
+def test_a_timeout_of_the_login_is_an_error_of_the_call(broker: Broker) -> None:
+    login = Login()
+    login.failures = [gevent.Timeout(CAME)]
+    with login.connection(broker, "function") as connection:
+        with pytest.raises(SuppliedError, match="Timeout") as failed:
+            connection.connect()
+        assert isinstance(failed.value.__cause__, gevent.Timeout)
+        connection.connect()
+
+
+def test_a_certificate_file_that_is_half_written_is_read_again(
+    broker: Broker, tls_front: TlsFront, unique: str, tmp_path: Path
+) -> None:
+    parts = urlsplit(f"//{broker.place}")
+    assert parts.hostname is not None
+    assert parts.port is not None
+    port = tls_front((parts.hostname, parts.port))
+    file, handled = tmp_path / "ca.pem", Handled()
+    whole = (CERTS / "ca.pem").read_bytes()
+    file.write_bytes(whole)
+    broker.place = f"localhost:{port}{parts.path}"
+    broker.scheme += "s"
+    with broker.connection(password="one", ssl={"ca_certs": str(file)}) as connection:
+        consumer = greenconn.spawn_consumer(unique, handled, connection=connection)
+        assert consumer.wait_ready(CAME)
+        file.write_bytes(whole[: len(whole) // 2])
+        broker.close_connections()
+        until(lambda: "ca_certs" in (consumer.lifecycle.failure or ""))
+        assert not consumer.ready()
+        file.write_bytes(whole)
+        assert is_back(consumer, handled, connection, unique)
+        assert consumer.stop(CAME)
+        connection.default_channel.queue_delete(unique)
 
 
 def test_a_new_secret_reaches_the_connections_that_nobody_sees(broker: Broker, unique: str) -> None:

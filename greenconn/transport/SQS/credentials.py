@@ -162,9 +162,12 @@ class DefaultLogin(RefreshableLogin):
     def _fetch(self) -> Keys:
         try:
             return in_threadpool(_find)
-        except BotoCoreError as exc:
+        except LoginRefused:
+            raise
+        except Exception as exc:  # a process of the program that gives them may write anything
             said = str(exc).partition("\n")[0][:300]
-            raise LoginRefused(f"no credentials for AWS: {said}") from None
+            kind = "" if isinstance(exc, BotoCoreError) else f"{type(exc).__name__}: "
+            raise LoginRefused(f"no credentials for AWS: {kind}{said}") from None
 
 
 def _find() -> Keys:

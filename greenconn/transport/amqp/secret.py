@@ -92,6 +92,8 @@ class Secret:
         if link is None or self._ask is None:
             return None
         secret = self._ask()
+        if secret is None:
+            raise TypeError("the password of a login must be text, got None")
         link.check_open()
         self.update(secret, REASON, Deadline(link.options.reply_timeout))
         logger.debug(

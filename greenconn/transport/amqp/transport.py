@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import amqp
 from amqp.exceptions import MessageNacked
 
+from greenconn.credentials import supplied
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -100,7 +101,7 @@ class Transport(base.Transport[AmqpLink]):
             from greenconn.wire.tls import tls_session  # when it is used
 
             tls = tls_session(client.ssl, host)
-        userid, password = self.login()
+        userid, password = supplied(self.login)
         link = self.Connection(
             client,
             numeric(host),
@@ -150,6 +151,8 @@ class Transport(base.Transport[AmqpLink]):
             userid, password = client.userid, client.password
             if callable(password):
                 password = password()
+                if password is None:
+                    raise TypeError("the password of a login must be text, got None")
             userid = "guest" if userid is None else userid
             password = "guest" if password is None else password
         for name, value in (("user name", userid), ("password", password)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Final
 
 from greenconn._version import __version__
@@ -10,6 +11,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.transport import StoreTransport
+from greenconn.credentials import supplied
 from greenconn.green.http import HttpClient
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.store import CouchStore
@@ -49,7 +51,9 @@ class Transport(StoreTransport):
         database = (url.virtual_host if url is not None else client.virtual_host) or ""
         web = HttpClient(host, port, ssl=ssl, limit=self.options.max_http_connections)
         name = database.strip("/") or DEFAULT_DATABASE
-        return CouchStore(client, wake, self.options, web, name, self._credentials)
+        return CouchStore(
+            client, wake, self.options, web, name, partial(supplied, self._credentials)
+        )
 
     def _url(self) -> BrokerURL | None:
         """Return the address of ``couchdb+https``, which comes unparsed, as kombu has it."""

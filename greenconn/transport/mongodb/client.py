@@ -25,6 +25,7 @@ import pymongo
 from bson import Int64
 from pymongo import ReadPreference, errors, uri_parser
 
+from greenconn.credentials import supplied
 from greenconn.green import fork, thread_end
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
@@ -122,7 +123,7 @@ def _settings(client: Any, options: MongoOptions, port: int) -> dict[str, Any]:
     password = client.password
     if client.userid:
         settings["username"] = client.userid
-        settings["password"] = password() if callable(password) else password
+        settings["password"] = supplied(password) if callable(password) else password
     if client.login_method:
         settings["authMechanism"] = client.login_method
     settings.update(_tls(client.ssl if options.ssl is None else options.ssl))

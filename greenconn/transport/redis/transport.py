@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import redis
@@ -14,6 +15,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.handover import Handover
 from greenconn.caching import cached_property
+from greenconn.credentials import supplied
 from greenconn.delays import DELAY
 from greenconn.exceptions import (
     ChannelError,
@@ -256,7 +258,7 @@ class Transport(base.Transport[RedisLink]):
         database = self._database()
         self.keys = Keys(self.options, database)
         login = Login(
-            credentials=self._credentials,
+            credentials=partial(supplied, self._credentials),
             database=database,
             client_name=self.client_name,
         )

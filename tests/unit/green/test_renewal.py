@@ -42,7 +42,7 @@ class Login:
             self.has_no_more.set()
             return "lasts"
         secret = self._secrets.pop(0)
-        if isinstance(secret, Exception):
+        if isinstance(secret, BaseException):
             raise secret
         return secret
 
@@ -78,6 +78,16 @@ def test_a_failure_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> No
     assert login.has_no_more.wait(CAME)
     assert caplog.text.count("amqp://host: the credentials could not be renewed") == 2
     assert login.asked == 3
+    login.renewal.stop()
+
+
+def test_a_timeout_of_the_program_is_retried_too(caplog: pytest.LogCaptureFixture) -> None:
+    login = Login(gevent.Timeout(CAME), KeyError("token"), KeyError("token"))
+    login.renewal.begin_in(0.0)
+    assert login.has_no_more.wait(CAME)
+    assert login.asked == 4
+    # The first of each class with its traceback.
+    assert [bool(each.exc_info) for each in caplog.records] == [True, True, False]
     login.renewal.stop()
 
 

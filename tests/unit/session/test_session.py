@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from gevent.threadpool import ThreadPool
 
 from greenconn.abc import DeadlineLike
 from greenconn.connection import Connection
+from greenconn.credentials import SuppliedError
 from greenconn.exceptions import (
     AccessRefused,
     NotFound,
@@ -378,6 +380,52 @@ def test_an_error_of_no_network_is_raised_at_once(connection: Connection, script
     with pytest.raises(LookupError):
         connection.session.link()
     assert script.attempts == ["one"]
+
+
+def test_an_error_of_the_program_passes_once_a_link_was_open(
+    connection: Connection, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: list[str] = []
+    connection.session.link()
+    connection.session.add(Member("a", log))
+    failures = [KeyError("x"), gevent.Timeout(CAME), KeyError("x"), ValueError("y")]
+    script.plan("one", *failures)
+    script.link.lose()
+    until_life(connection.session, 2)
+    assert log == ["a"]
+    warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
+    told = [each for each in warnings if "the program supplies" in each.getMessage()]
+    assert [each.exc_info and each.exc_info[0] for each in told] == [
+        KeyError,
+        gevent.Timeout,
+        ValueError,
+    ]
+
+
+def test_a_caller_gets_the_error_of_the_program_once_a_link_was_open(
+    connection: Connection, script: Script
+) -> None:
+    connection.connect()
+    script.link.lose()
+    script.otherwise["one"] = KeyError("x")
+    with pytest.raises(SuppliedError, match="KeyError: 'x'") as failed:
+        connection.connect()
+    assert isinstance(failed.value.__cause__, KeyError)
+    # A clone logs in as the connection does, so its start is not the first.
+    with pytest.raises(SuppliedError, match="KeyError: 'x'"):
+        connection.clone().connect()
+
+
+def test_a_timeout_of_the_program_is_no_timeout_of_the_caller(
+    connection: Connection, script: Script
+) -> None:
+    script.plan("one", gevent.Timeout(CAME))
+    with pytest.raises(SuppliedError, match="Timeout"):
+        connection.connect()
+    script.plan("one", lambda: gevent.sleep(CAME))
+    with pytest.raises(gevent.Timeout) as own, gevent.Timeout(0.01) as mine:
+        connection.connect()
+    assert own.value is mine
 
 
 def test_all_callers_get_the_same_error_with_a_traceback_of_their_own(

@@ -628,6 +628,33 @@ def test_a_consumer_that_ran_outlives_a_connection_that_is_ended_again_and_again
     assert recovery.attempt() is RecoveryOutcome.CONFIRMED
 
 
+def test_an_error_of_the_program_ends_only_a_consumer_that_never_ran(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of ``on_declared``."""
+    subscription: Any = _Starting()
+    recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
+    errors: list[BaseException] = [KeyError("x"), gevent.Timeout(CAME)]
+    for error in errors:
+        subscription.error = error
+        assert recovery.attempt() is error
+    subscription.error = None
+    assert recovery.attempt() is RecoveryOutcome.CONFIRMED
+    subscription.is_confirmed = False
+    for error in (*errors, KeyError("x"), ValueError("y")):
+        subscription.error = error
+        assert recovery.attempt() is RecoveryOutcome.FAILED
+    warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
+    # The first of each class with its traceback.
+    assert [each.exc_info and each.exc_info[0] for each in warnings] == [
+        KeyError,
+        gevent.Timeout,
+        ValueError,
+    ]
+    subscription.error = None
+    assert recovery.attempt() is RecoveryOutcome.CONFIRMED
+
+
 class _StartingTogether(_Starting):
     """A subscription whose start waits for its reply, while that of another ends the connection.
 

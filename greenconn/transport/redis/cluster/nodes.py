@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from greenconn.credentials import SuppliedError
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.supervisor import spawn
@@ -315,7 +316,7 @@ class Nodes:
         """Ask whether the slots of a silent node are elsewhere now.  May switch."""
         try:
             self.refresh()
-        except (ClusterUnreachable, LoginRefused) as exc:
+        except (ClusterUnreachable, LoginRefused, SuppliedError) as exc:
             logger.debug("cannot ask for slots: %s", exc)  # its commands are late, soon
 
     def open_any(
@@ -339,8 +340,8 @@ class Nodes:
             try:
                 share = together.share(len(addresses) - tried)
                 return open_pipeline(address, self._any_login(), share, on_push, on_lost)
-            except LoginRefused:
-                raise
+            except (LoginRefused, SuppliedError):
+                raise  # at any other node, too
             except _PASSING as exc:
                 errors.append(exc)
         raise _unreachable(errors)
