@@ -8,32 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from greenconn.broker.port import Claimed, Settlement, SettleRequest, Store
-from greenconn.broker.settlement_port import Disposition, Done, HeldMessage, LinkSettlements
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
+from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import OnDemand
 
+if TYPE_CHECKING:
+    from greenconn.broker.link import StoreLink
+
+
 __all__ = ["StoreSettler"]
-
-
-class BlockingLink(Protocol):
-    """The link of a store whose calls wait."""
-
-    @property
-    def lost(self) -> BaseException | None: ...
-    @property
-    def store(self) -> Store: ...
-    @property
-    def settlements(self) -> LinkSettlements: ...
-
-    def failed(self, exc: BaseException, what: str) -> object:
-        """Log that a call to the store failed, and end the link if that ends it.  Never switches."""
-
-    def wake(self, queue: str) -> None:
-        """Note that a queue may have messages.  Never switches."""
 
 
 class _SettleBatch:
@@ -64,7 +51,7 @@ class StoreSettler:
 
     keeps_unreadable = False
 
-    def __init__(self, link: BlockingLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._store = link.store
         #: To be called when the turn ends.

@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.broker.port import Entry
-from greenconn.broker.settlement_port import HeldMessage, SettlementLink
+from greenconn.broker.settlement_port import HeldMessage
 from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.declaration import QueuePolicy
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope
+
+if TYPE_CHECKING:
+    from greenconn.broker.leased_link import LeasedLink
+
 
 __all__ = [
     "DELIVERY_COUNT",
@@ -162,7 +166,7 @@ def is_cycle(queue: str, deaths: Iterable[Mapping[str, Any]]) -> bool:
     return False
 
 
-def dead_letter_entries(link: SettlementLink, message: HeldMessage, reason: str) -> Sequence[Entry]:
+def dead_letter_entries(link: LeasedLink, message: HeldMessage, reason: str) -> Sequence[Entry]:
     """Return the copies of a message that is given up, for the queues that get it.  May switch.
 
     Arguments:

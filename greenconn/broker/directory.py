@@ -7,10 +7,9 @@ its own.  What it reads it notes in :class:`KnownQueues`, as far as it may be re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Collection
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
-from greenconn.broker.port import Store
 from greenconn.transport.refusal import (
     Method,
     check_equivalent,
@@ -27,12 +26,15 @@ from greenconn.transport.virtual.declaration import (
     QueuePolicy,
 )
 from greenconn.transport.virtual.names import is_lost
-from greenconn.transport.virtual.state import BrokerState
+
+if TYPE_CHECKING:
+    from greenconn.broker.base_link import BrokerLink
+    from greenconn.broker.link import StoreLink
+
 
 __all__ = [
     "ConsumedQueue",
     "Directory",
-    "DirectoryLink",
     "KnownQueues",
     "QueueStore",
     "Rules",
@@ -167,19 +169,6 @@ class QueueStore(ABC):
         """Delete a queue and its bindings, and return how many messages it had."""
 
 
-class DirectoryLink(Protocol):
-    """The link that knows the queues.
-
-    Attributes:
-        owner: under which it has exclusive queues.
-    """
-
-    @property
-    def client(self) -> Any: ...
-    @property
-    def owner(self) -> str: ...
-
-
 class Directory:
     """The queues as one link knows them.
 
@@ -194,7 +183,7 @@ class Directory:
 
     def __init__(
         self,
-        link: DirectoryLink,
+        link: BrokerLink,
         queues: QueueStore,
         known: KnownQueues,
         delivery_limit: int | None = None,
@@ -395,23 +384,6 @@ class Directory:
             self.drop(name)
 
 
-class QueuesLink(Protocol):
-    """The link to a store."""
-
-    @property
-    def store(self) -> Store: ...
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def feeds(self) -> Mapping[str, ConsumedQueue]: ...
-
-    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
-        """Return what a method of the store returns.  May switch."""
-
-    def catch_up(self) -> None:
-        """Wait until the store has all acks, rejects and cancels up to now.  May switch."""
-
-
 class StoredQueues(QueueStore):
     """The queues of a store.
 
@@ -425,7 +397,7 @@ class StoredQueues(QueueStore):
 
     __slots__ = ("_known", "_link")
 
-    def __init__(self, link: QueuesLink, known: KnownQueues) -> None:
+    def __init__(self, link: StoreLink, known: KnownQueues) -> None:
         self._link = link
         self._known = known
 

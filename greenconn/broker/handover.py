@@ -9,10 +9,14 @@ of their lease; until then a handler may still ack them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.port import Settlement
-from greenconn.broker.settlement_port import Disposition, HeldMessage, SettlementLink
+from greenconn.broker.settlement_port import Disposition, HeldMessage
+
+if TYPE_CHECKING:
+    from greenconn.broker.leased_link import LeasedLink
+
 
 __all__ = ["Handover"]
 
@@ -24,7 +28,7 @@ class Handover:
 
     def __init__(self) -> None:
         #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
-        self._successor: SettlementLink | None = None
+        self._successor: LeasedLink | None = None
         self._acks: list[Any] = []
         self._dispositions: list[Disposition] = []
         #: Claims without a reply may have taken these.
@@ -34,7 +38,7 @@ class Handover:
         #: Of those, the ones that no handler has begun with.
         self._unhandled: set[Any] = set()
 
-    def take(self, link: SettlementLink) -> None:
+    def take(self, link: LeasedLink) -> None:
         """Take what the life of *link*, which is over, has left.  Never switches."""
         if self._successor is link:
             self._successor = None
@@ -60,7 +64,7 @@ class Handover:
         self._unhandled.update(tag for tag in tags if tag in self._held)
 
     def add(
-        self, link: SettlementLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
+        self, link: LeasedLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
     ) -> None:
         """Take what was settled when the life of *link* was over.  Never switches."""
         if link.is_inherited or not link.settler.outlives_link:
@@ -79,7 +83,7 @@ class Handover:
         ]
         return [*back, *self._held.values(), *self._unconfirmed]
 
-    def pass_on(self, link: SettlementLink) -> None:
+    def pass_on(self, link: LeasedLink) -> None:
         """Have *link* send and requeue everything.  May switch.
 
         What was not requeued when that fails stays for the next life.

@@ -26,7 +26,7 @@ __all__ = ["LeasedLink"]
 
 
 class LeasedLink(BrokerLink):
-    """See :class:`~greenconn.broker.settlement_port.SettlementLink`.
+    """A link whose broker holds messages.
 
     Arguments:
         client: the connection's facade.

@@ -7,14 +7,17 @@ redelivered, so a handler may run for as long as it likes.
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.broker.settlement_port import SettlementLink
 from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
+
+if TYPE_CHECKING:
+    from greenconn.broker.leased_link import LeasedLink
+
 
 __all__ = ["Leases"]
 
@@ -33,7 +36,7 @@ class Leases:
 
     __slots__ = ("__weakref__", "_link", "_ticker", "_under_way", "lost")
 
-    def __init__(self, link: SettlementLink) -> None:
+    def __init__(self, link: LeasedLink) -> None:
         self._link = link
         self.lost = 0
         self._ticker: Ticker | None = None

@@ -9,15 +9,13 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import carbon_copies
-from greenconn.broker.directory import Directory
 from greenconn.broker.port import NoQueue, QueueFull
-from greenconn.broker.routing import Routing
 from greenconn.broker.settlement_port import HeldMessage
 from greenconn.exceptions import (
     ChannelError,
@@ -41,7 +39,11 @@ from greenconn.transport.virtual.publishing import (
     unroutable,
 )
 
-__all__ = ["ChannelPublisher", "Completion", "CopyOutcomes", "PublishingLink", "StoredResult"]
+if TYPE_CHECKING:
+    from greenconn.broker.leased_link import LeasedLink
+
+
+__all__ = ["ChannelPublisher", "Completion", "CopyOutcomes", "StoredResult"]
 
 _OPEN = ChannelState.OPEN
 _NO_QUEUE = NoQueue()
@@ -50,36 +52,7 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 
-class PublishingOptions(Protocol):
-    """The options of a publisher."""
-
-    @property
-    def confirm_timeout(self) -> float | None: ...
-    @property
-    def max_message_size(self) -> int: ...
-    @property
-    def deadletter_queue(self) -> str | None: ...
-
-
-class PublishingLink(Protocol):
-    """The link of a publisher."""
-
-    @property
-    def options(self) -> PublishingOptions: ...
-    @property
-    def directory(self) -> Directory: ...
-    @property
-    def routing(self) -> Routing: ...
-    @property
-    def where(self) -> str: ...
-    @property
-    def lost(self) -> BaseException | None: ...
-
-    def wait_settled(self, deadline: Deadline) -> None:
-        """Return when the broker has all acks up to now, or they are on their way.  May switch."""
-
-
-L = TypeVar("L", bound=PublishingLink)
+L = TypeVar("L", bound="LeasedLink")
 
 
 class Completion(Protocol):

@@ -12,31 +12,29 @@ from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import visible_headers
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.port import Entry, NoQueue, Store
+from greenconn.broker.port import Entry, NoQueue
 from greenconn.broker.publisher import (
     ChannelPublisher,
     Completion,
     CopyOutcomes,
-    PublishingLink,
 )
 from greenconn.broker.settlement_port import HeldMessage
-from greenconn.broker.settlements import Settlements
 from greenconn.delays import delay_of
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import check_headers
-from greenconn.transport.virtual.names import TagMaker
 from greenconn.transport.virtual.publishing import Envelope, encoded, prepared
 
 if TYPE_CHECKING:
     from gevent import Greenlet
+
+    from greenconn.broker.link import StoreLink
 
 __all__ = ["PutBatcher", "StorePublisher"]
 
@@ -44,36 +42,7 @@ __all__ = ["PutBatcher", "StorePublisher"]
 OVERHEAD: Final = 256
 
 
-class StorePublishingLink(PublishingLink, Protocol):
-    """The link of what publishes to a store."""
-
-    @property
-    def options(self) -> StoreOptions: ...
-    @property
-    def store(self) -> Store: ...
-    @property
-    def put_batcher(self) -> PutBatcher: ...
-    @property
-    def settlements(self) -> Settlements: ...
-    @property
-    def tags(self) -> TagMaker: ...
-
-    def entries(
-        self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0
-    ) -> Sequence[Entry]:
-        """Return a message on its way into *queues*.  May switch where a queue is not known."""
-
-    def failed(self, exc: BaseException, what: str, *, is_raised: bool = False) -> BaseException:
-        """Return the error for those who wait, given *exc*; end the link if *exc* ends it."""
-
-    def no_reply(self, what: str) -> BaseException:
-        """End the link, as the store did not reply.  Never switches."""
-
-    def wake(self, queue: str) -> None:
-        """Note that a queue may have messages.  Never switches."""
-
-
-class StorePublisher(ChannelPublisher[StorePublishingLink, Envelope, Sequence[Entry]]):
+class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
     """The publisher of one channel to a store."""
 
     #: Makes a message to publish.
@@ -159,7 +128,7 @@ class PutBatcher:
 
     __slots__ = ("_batches", "_greenlets", "_link", "_pending")
 
-    def __init__(self, link: StorePublishingLink) -> None:
+    def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._pending: deque[tuple[CopyOutcomes, Entry]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()

@@ -8,16 +8,20 @@ the same tables when they have changed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from greenconn.broker.dead_letters import carbon_copies
 from greenconn.broker.topology import Topology
 from greenconn.broker.topology_port import Row
 from greenconn.transport.refusal import Method, no_exchange
 from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
+from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
+
+if TYPE_CHECKING:
+    from greenconn.broker.base_link import BrokerLink
+
 
 __all__ = ["Routing"]
 
@@ -29,30 +33,6 @@ _TYPES: Final[dict[str, ExchangeType]] = {
 }
 
 
-class RoutingLink(Protocol):
-    """The link whose routes they are.
-
-    Attributes:
-        topology: the exchanges and bindings that are shared with other processes; None: they are not.
-    """
-
-    @property
-    def client(self) -> Any: ...
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def topology(self) -> Topology | None: ...
-
-    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
-        """Return ``function(*args)``, which asks the broker.  May switch."""
-
-    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
-        """Return what makes the router of an exchange; None: the usual one of its type."""
-
-    def existing(self, queues: Sequence[str]) -> Sequence[str]:
-        """Return those of *queues* that exist.  May switch where that is not known."""
-
-
 class Routing:
     """The routes of one link.
 
@@ -62,7 +42,7 @@ class Routing:
 
     __slots__ = ("_checks_queues", "_link", "_state")
 
-    def __init__(self, link: RoutingLink, *, checks_queues: bool = False) -> None:
+    def __init__(self, link: BrokerLink, *, checks_queues: bool = False) -> None:
         self._link = link
         self._checks_queues = checks_queues
         self._state: BrokerState = link.state

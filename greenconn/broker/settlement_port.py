@@ -2,17 +2,15 @@
 
 A message is held from its claim until it is settled.  Nothing waits for the reply to an ack: a callback
 runs when the broker has it.  The parts that are the same for all brokers (settlements, leases,
-dead letters, the hand-over to the next life) know a broker as a :class:`MessageSettler`, and a link as a
-:class:`SettlementLink`.
+dead letters, the hand-over to the next life) know a broker as a :class:`MessageSettler`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from greenconn.broker.port import Entry, Settlement
-from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [
@@ -20,10 +18,7 @@ __all__ = [
     "Done",
     "HeldDelivery",
     "HeldMessage",
-    "LinkSettlements",
     "MessageSettler",
-    "SettlementLink",
-    "Successor",
 ]
 
 
@@ -165,108 +160,3 @@ class MessageSettler(Protocol):
 
     def interrupted(self, exc: BaseException) -> None:
         """End the link, since the outcome of what was sent is unknown."""
-
-
-class Successor(Protocol):
-    """The receiver of acks that come after the life of a link.  Nothing here switches."""
-
-    def ack(self, tag: Any) -> None:
-        """Note that a message of a former life was handled after all."""
-
-    def note_unhandled(self, tags: Iterable[Any]) -> None:
-        """Note that no handler has begun with messages of a former life."""
-
-    def add(
-        self, link: SettlementLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
-    ) -> None:
-        """Take what was settled when the life of *link* was over."""
-
-
-class QueueDirectory(Protocol):
-    """The facts about queues that a link knows."""
-
-    def declaration(self, name: str) -> Declaration:
-        """Return how a queue was declared, as it was read last.  May switch if it never was."""
-
-    def delivery_limit(self, name: str) -> int | None:
-        """Return how often a message of a queue may be delivered; None: no limit.  Never switches."""
-
-
-class Routes(Protocol):
-    """The routes that a link knows."""
-
-    def routes(self, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Sequence[str]:
-        """Return where a dead letter goes.  May switch.
-
-        Raises:
-            NotFound: there is no such exchange.
-        """
-
-
-class DeadLetterOptions(Protocol):
-    """The options that dead letters depend on."""
-
-    @property
-    def dead_letter_queue(self) -> str | None: ...
-
-
-class LinkSettlements(Protocol):
-    """The acks, requeues and rejects of one link.  Nothing here switches."""
-
-    def unsettled(self) -> tuple[list[Any], list[Disposition]]:
-        """Return the unconfirmed settlements: handles of acks, and the dispositions."""
-
-    def take_over(self, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
-        """Tell what former lives have left."""
-
-    def repeat(self) -> None:
-        """Tell again what was refused."""
-
-
-class ChannelWithEvents(Protocol):
-    """A channel that calls handlers."""
-
-    @property
-    def events(self) -> Mapping[str, Collection[Callable[..., Any]]]: ...
-
-
-class SettlementLink(Protocol):
-    """A link whose broker holds messages.
-
-    Attributes:
-        is_inherited: this process is a child of the one that opened it.
-        handover: takes the acks that come when its life is over.
-    """
-
-    @property
-    def where(self) -> str: ...
-    @property
-    def lost(self) -> BaseException | None: ...
-    @property
-    def is_inherited(self) -> bool: ...
-    @property
-    def settler(self) -> MessageSettler: ...
-    @property
-    def settlements(self) -> LinkSettlements: ...
-    @property
-    def channels(self) -> Mapping[int, ChannelWithEvents]: ...
-    @property
-    def handover(self) -> Successor: ...
-    @property
-    def directory(self) -> QueueDirectory: ...
-    @property
-    def routing(self) -> Routes: ...
-    @property
-    def options(self) -> DeadLetterOptions: ...
-
-    def held(self) -> Iterable[HeldDelivery]:
-        """Return all that its channels hold.  Never switches."""
-
-    def entries(self, envelope: Envelope, queues: Sequence[str]) -> Sequence[Entry]:
-        """Return a message on its way into *queues*.  May switch where a queue is not known."""
-
-    def note_late(self, count: int) -> None:
-        """Note that so many settled messages were not held any more.  Never switches."""
-
-    def failed(self, exc: BaseException, what: str) -> object:
-        """Log that a call to the broker failed, and end the link if that ends it.  Never switches."""

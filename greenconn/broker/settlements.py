@@ -13,14 +13,18 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.port import Entry, Settlement
-from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage, SettlementLink
+from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage
 from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import OnDemand, spawn
+
+if TYPE_CHECKING:
+    from greenconn.broker.leased_link import LeasedLink
+
 
 __all__ = ["Settlements"]
 
@@ -51,7 +55,7 @@ class Settlements:
         "_to_dead_letter",
     )
 
-    def __init__(self, link: SettlementLink) -> None:
+    def __init__(self, link: LeasedLink) -> None:
         self._link = link
         self._settler = link.settler
         #: Handles of acked messages, and the dispositions of others, in this turn.

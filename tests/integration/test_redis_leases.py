@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import gevent
 import pytest
@@ -189,7 +189,7 @@ def test_next_life_requeues_at_once(opened: Callable[..., RedisLink]) -> None:
     link.end(ConnectionError("cut by the test"))
     late.ack()
     assert lost.body == "2"
-    again = cast(Transport, link.transport).establish_connection()
+    again = link.transport.establish_connection()
     assert again.commands.call(pack("ZSCORE", again.commands.keys.owners, link.owner)) is None
     other = Channel(again)
     found = other.basic_get("q", no_ack=True)
@@ -210,7 +210,7 @@ def test_next_life_requeues_more_than_one_reply_may_have(
         channel.basic_publish(channel.prepare_message(f"{number}" * 30_000), routing_key="q")
     held = [channel.basic_get("q") for _ in range(5)]
     link.end(ConnectionError("cut by the test"))
-    again = cast(Transport, link.transport).establish_connection()
+    again = link.transport.establish_connection()
     other = Channel(again)
     found = [other.basic_get("q", no_ack=True) for _ in range(5)]
     assert [each and each.body for each in found] == [each.body for each in held]
@@ -273,7 +273,7 @@ def test_what_tries_the_permissions_is_no_message(opened: Callable[..., RedisLin
         link.commands.call(pack("ZADD", index, 1, field))
     link.placement.partition("").claims.is_trying = True
     link.end(ConnectionError("cut by the test"))
-    again = cast(Transport, link.transport).establish_connection()
+    again = link.transport.establish_connection()
     try:
         assert again.commands.call(pack("HKEYS", unacked)) == [b"gc.killed.0"]
         again.placement.partition("").sweeper.sweep()

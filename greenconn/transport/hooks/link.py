@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import StoreFeed
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Settlement
-from greenconn.broker.settlement_port import Disposition, SettlementLink
+from greenconn.broker.settlement_port import Disposition
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline, TimeLimit
@@ -40,13 +40,6 @@ __all__ = ["HookLink", "HookPublisher", "HookSettlements", "HookedLink"]
 _DONE: Final = Settlement.ACK
 
 
-class WakingLink(SettlementLink, Protocol):
-    """A link that is woken when there may be messages."""
-
-    def wake(self, queue: str) -> None:
-        """Note that a queue may have messages.  Never switches."""
-
-
 class HookSettlements(Settlements):
     """The acks, requeues and rejects of one link.
 
@@ -56,7 +49,7 @@ class HookSettlements(Settlements):
 
     __slots__ = ("_waking",)
 
-    def __init__(self, link: WakingLink) -> None:
+    def __init__(self, link: HookedLink) -> None:
         super().__init__(link)
         self._waking = link
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from greenconn.broker.base_link import ForkHandler
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consumers import StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.directory import Directory, KnownQueues
-from greenconn.broker.handover import Handover
 from greenconn.broker.leased_link import LeasedLink
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
@@ -33,18 +32,19 @@ from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
-from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.owners import FormerOwners
 from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.placement import PlacedLink, Placement
 from greenconn.transport.redis.publishing import LargeBodies
-from greenconn.transport.redis.server import Reauthentication, Server
+from greenconn.transport.redis.server import Reauthentication
 from greenconn.transport.redis.window import UnreportedPublishes
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.state import BrokerState
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.queues import LinkQueues
+    from greenconn.transport.redis.transport import Transport
+
 
 __all__ = ["MasterWatch", "RedisLink"]
 
@@ -61,44 +61,6 @@ class MasterWatch(Protocol):
 
     def forget(self) -> None:
         """Leave it to the parent process, in the child of a fork."""
-
-
-class LinkTransport(Protocol):
-    """The transport that opens links: what all lives of a connection share.
-
-    Attributes:
-        changing_credentials: the login may be another one when it is asked again.
-        former: the former lives at the same place.
-        handover: what they have left.
-        server: where the next link is opened.
-        state: the exchanges and bindings as this connection knows them.
-        unreported: the outcomes of publishes that were not waited for.
-    """
-
-    client: Any
-    keys: Keys
-    server: Server
-
-    @property
-    def options(self) -> RedisOptions: ...
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def handover(self) -> Handover: ...
-    @property
-    def former(self) -> FormerOwners: ...
-    @property
-    def unreported(self) -> UnreportedPublishes: ...
-    @property
-    def changing_credentials(self) -> bool: ...
-
-    def placement(self, link: PlacedLink) -> Placement:
-        """Return where the keys of a new link are."""
-
-    def watch_master(
-        self, commands: Commands, end: Callable[[BaseException], None]
-    ) -> MasterWatch | None:
-        """Return what watches whether the server is still the one that is meant; None: nothing."""
 
 
 class RedisLink(LeasedLink):
@@ -118,10 +80,14 @@ class RedisLink(LeasedLink):
     """
 
     options: RedisOptions
+    commands: Commands
+    fanout: Fanout
+    known: KnownQueues
+    queues: LinkQueues
     subscriptions: StoreSubscriptions[Delivery, RedisSource]
     close_timeout: ClassVar[float | None] = 2.0
 
-    def __init__(self, transport: LinkTransport) -> None:
+    def __init__(self, transport: Transport) -> None:
         where = transport.server.address.where
         super().__init__(transport.client, where, transport.options, transport.handover)
         self.transport = transport

@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from greenconn.broker.directory import Directory, KnownQueues
+from greenconn.broker.directory import Directory
 from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
-from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import Claims, RedisFeed
@@ -22,11 +21,9 @@ from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import PASSING
-from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.invalidations import Invalidations
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.maintenance import Expiry, Sweeper
-from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.owners import Owners
 from greenconn.transport.redis.queues import RedisQueues
 from greenconn.transport.redis.settling import Requeuer
@@ -35,53 +32,13 @@ from greenconn.transport.redis.topology import RedisTopology
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = ["Partition", "PartitionLink"]
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+
+__all__ = ["Partition"]
 
 logger = logging.getLogger("greenconn.transport.redis")
-
-
-class PartitionLink(Protocol):
-    """The link that a partition belongs to."""
-
-    expiring: dict[str, int]
-
-    @property
-    def where(self) -> str: ...
-    @property
-    def options(self) -> RedisOptions: ...
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def routing(self) -> Routing: ...
-    @property
-    def known(self) -> KnownQueues: ...
-    @property
-    def directory(self) -> Directory: ...
-    @property
-    def fanout(self) -> Fanout: ...
-    @property
-    def settlements(self) -> Settlements: ...
-
-    def before_call(self) -> None:
-        """Send what must arrive before a call.  Never switches."""
-
-    def is_broadcast(self, exchange: str) -> bool:
-        """Return whether messages to an exchange are published to a channel.  Never switches."""
-
-    def bound_queues(self, exchange: str, routing_key: str) -> Sequence[str]:
-        """Return the queues that an exchange leads to by its table alone.  May switch."""
-
-    def dead_letters(self, partition: Partition, message: Delivery, reason: str) -> Sequence[Entry]:
-        """Return the copies of a dead letter that belong to *partition*.  May switch."""
-
-    def keep_alive(self) -> None:
-        """See that others know this owner as living from now on.  Never switches."""
-
-    def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
-        """End what goes with a queue that is gone, as *exchanges* do that it leaves unbound.
-
-        May switch.
-        """
 
 
 class Partition:
@@ -101,7 +58,7 @@ class Partition:
         records: its bindings.
     """
 
-    def __init__(self, link: PartitionLink, keys: Keys) -> None:
+    def __init__(self, link: RedisLink, keys: Keys) -> None:
         self._link = link
         self.tag = keys.tag
         self.is_kept_alive = False

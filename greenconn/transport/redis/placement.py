@@ -5,14 +5,13 @@ A link asks its placement for the parts that talk to servers, and does not know 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consumers import Consuming
-from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
-from greenconn.broker.settlement_port import HeldDelivery, MessageSettler
+from greenconn.broker.settlement_port import MessageSettler
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.claiming import RedisFeed, RedisSource
 from greenconn.transport.redis.commands import PING, Commands
@@ -21,31 +20,20 @@ from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import Listener, Shards
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.owners import owner_of
-from greenconn.transport.redis.partition import Partition, PartitionLink
+from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink
+from greenconn.transport.redis.publishing import RedisPublisher
 from greenconn.transport.redis.queues import LinkQueues
 from greenconn.transport.redis.replicas import ReplicaConfirms, ReplicatedPublisher
 from greenconn.transport.redis.server import Opener, Server, check_eviction
 from greenconn.transport.redis.topology import LinkRecords
-from greenconn.transport.redis.window import UnreportedPublishes, WindowPublisher
+from greenconn.transport.redis.window import WindowPublisher
 
-__all__ = ["PlacedLink", "Placement", "SinglePlacement"]
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
 
 
-class PlacedLink(PartitionLink, RedisPublishingLink, Protocol):
-    """The link whose keys are placed."""
-
-    @property
-    def leases(self) -> Leases: ...
-    @property
-    def unreported(self) -> UnreportedPublishes: ...
-
-    def held(self) -> Iterable[HeldDelivery]:
-        """Yield all that its channels hold."""
-
-    def end(self, exc: BaseException) -> None:
-        """End the life of the link.  Never switches."""
+__all__ = ["Placement", "SinglePlacement"]
 
 
 class Placement(Protocol):
@@ -132,7 +120,7 @@ class SinglePlacement:
         keys: their names.
     """
 
-    def __init__(self, link: PlacedLink, server: Server, keys: Keys) -> None:
+    def __init__(self, link: RedisLink, server: Server, keys: Keys) -> None:
         self._link = link
         self.server = server
         replicas = link.options.replicas

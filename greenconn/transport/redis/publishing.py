@@ -7,10 +7,10 @@ publishes be unanswered, and raises what became of them later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import visible_headers
@@ -19,22 +19,17 @@ from greenconn.broker.publisher import (
     ChannelPublisher,
     Completion,
     CopyOutcomes,
-    PublishingLink,
 )
 from greenconn.broker.settlement_port import HeldMessage
-from greenconn.broker.settlements import Settlements
 from greenconn.delays import delay_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.claiming import RedisFeed
 from greenconn.transport.redis.commands import CommandPipeline, Commands
-from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.pipeline import ENDLESS, CommandWriter, Pipeline, ignore
-from greenconn.transport.redis.queues import LinkQueues
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.refusal import Method
@@ -43,7 +38,11 @@ from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.names import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
-__all__ = ["LargeBodies", "RedisPublisher", "RedisPublishingLink"]
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
+
+__all__ = ["LargeBodies", "RedisLink", "RedisPublisher"]
 
 #: Heads of commands that a channel keeps.
 KEPT: Final = 1024
@@ -156,30 +155,7 @@ class LargeBodies:
         return server.open(Deadline(server.connect_timeout), ignore, ignore)
 
 
-class RedisPublishingLink(PublishingLink, Protocol):
-    """The parts that all publishers of one link share.
-
-    Attributes:
-        feeds: queue -> what serves its consumers of this link.
-        large: the way of large bodies.
-    """
-
-    @property
-    def commands(self) -> Commands: ...
-    @property
-    def queues(self) -> LinkQueues: ...
-    @property
-    def large(self) -> LargeBodies: ...
-    @property
-    def settlements(self) -> Settlements: ...
-    @property
-    def feeds(self) -> Mapping[str, RedisFeed]: ...
-
-    def delays_of(self, queue: str) -> Delays:
-        """Return what looks after the delayed messages of a queue.  Never switches."""
-
-
-class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Routed"]):
+class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
     """The publisher of one channel.
 
     Arguments:
@@ -190,7 +166,7 @@ class RedisPublisher(ChannelPublisher[RedisPublishingLink, Outgoing, "bytes | Ro
     #: Makes a message to publish.
     prepare = Outgoing
 
-    def __init__(self, channel: ChannelPort, link: RedisPublishingLink) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisLink) -> None:
         super().__init__(channel, link)
         commands = link.commands
         self._keys = commands.keys

@@ -10,7 +10,7 @@ waits decides for how long.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
@@ -18,9 +18,13 @@ from greenconn.abc import DeadlineLike
 from greenconn.broker.publisher import Completion
 from greenconn.transport.redis.commands import CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
-from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink, Routed
+from greenconn.transport.redis.publishing import RedisPublisher, Routed
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
 
 __all__ = ["ReplicaConfirms", "ReplicatedPublisher"]
 
@@ -143,9 +147,7 @@ class ReplicatedPublisher(RedisPublisher):
         confirms: of the link.
     """
 
-    def __init__(
-        self, channel: ChannelPort, link: RedisPublishingLink, confirms: ReplicaConfirms
-    ) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisLink, confirms: ReplicaConfirms) -> None:
         super().__init__(channel, link)
         self._confirms = confirms
 

@@ -40,7 +40,7 @@ from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.link import MasterWatch, RedisLink
 from greenconn.transport.redis.options import RedisOptions, is_client_name
 from greenconn.transport.redis.owners import FormerOwners
-from greenconn.transport.redis.placement import PlacedLink, Placement, SinglePlacement
+from greenconn.transport.redis.placement import Placement, SinglePlacement
 from greenconn.transport.redis.server import Address, Credentials, Login, Server
 from greenconn.transport.redis.window import UnreportedPublishes
 from greenconn.transport.refusal import Method
@@ -296,7 +296,7 @@ class Transport(base.Transport[RedisLink]):
             return given
         return "".join(each if is_client_name(each) else "_" for each in program_name())
 
-    def placement(self, link: PlacedLink) -> Placement:
+    def placement(self, link: RedisLink) -> Placement:
         """Return where the keys of a new link are."""
         return SinglePlacement(link, self.server, self.keys)
 

@@ -126,8 +126,9 @@ class Link:
         self.options = Options()
         self.failures: list[BaseException] = []
         self.route: Callable[[], list[str]] = lambda: ["dead"]
-        self.settlements = Settlements(self)
-        self.leases = Leases(self)
+        link: Any = self
+        self.settlements = Settlements(link)
+        self.leases = Leases(link)
 
     def held(self) -> Iterable[Any]:
         return list(self.unanswered)

@@ -140,11 +140,11 @@ def test_a_cycle_has_no_reject_on_its_way(deaths: list[tuple[str, str]], is_one:
 
 
 def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None:
-    link = Link()
+    link: Any = Link()
     given_up: Any = Held("a")
     (entry,) = dead_letter_entries(link, given_up, "rejected")
     assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
-    link.directory.declaration = lambda name: Declaration()  # type: ignore[method-assign]
+    link.directory.declaration = lambda name: Declaration()
     assert dead_letter_entries(link, given_up, "rejected") == ()
 
 
@@ -157,7 +157,7 @@ def foreign_message() -> Any:
 
 @pytest.mark.parametrize("reason", ["expired", "maxlen", "delivery_limit", "rejected"])
 def test_a_message_that_would_circle_for_ever_is_dropped(reason: str) -> None:
-    link = Link()
+    link: Any = Link()
     link.route = lambda: ["q", "dead"]
     found = dead_letter_entries(link, Held("a"), reason)
     assert [each.queue for each in found] == (["q", "dead"] if reason == "rejected" else ["dead"])
@@ -166,7 +166,7 @@ def test_a_message_that_would_circle_for_ever_is_dropped(reason: str) -> None:
 def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    link = Link()
+    link: Any = Link()
     asked: list[tuple[str, Any]] = []
 
     def routes(exchange: str, routing_key: str, headers: Any) -> list[str]:
@@ -181,13 +181,13 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     assert (entry.queue, entry.envelope) == ("dead", {})
     assert asked == [("q", {})]  # with the name of its queue, as no key is known
     arguments = {"x-dead-letter-exchange": "dlx", "x-dead-letter-routing-key": "key"}
-    link.directory.declaration = lambda name: Declaration(arguments=arguments)  # type: ignore[method-assign]
+    link.directory.declaration = lambda name: Declaration(arguments=arguments)
     dead_letter_entries(link, foreign_message(), "expired")
     assert asked[1:] == [("key", {})]
 
 
 def test_the_log_tells_of_an_exchange_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
-    link = Link()
+    link: Any = Link()
 
     def route() -> list[str]:
         raise NotFound("no exchange 'dlx'")
@@ -202,7 +202,7 @@ def test_the_log_tells_of_an_exchange_that_is_not_there(caplog: pytest.LogCaptur
 
 
 def test_a_message_that_no_queue_takes_is_dropped() -> None:
-    link = Link()
+    link: Any = Link()
     link.route = list
     assert dead_letter_entries(link, Held("a"), "rejected") == ()
 

@@ -100,7 +100,8 @@ class QueueDirectory(Directory):
     def __init__(self, quicker: Declaration | None = None) -> None:
         known = KnownQueues()
         self.queues = Queues(known, quicker)
-        super().__init__(SimpleNamespace(client=None, owner="us"), self.queues, known)
+        link: Any = SimpleNamespace(client=None, owner="us")
+        super().__init__(link, self.queues, known)
 
 
 def test_no_name_asks_for_the_queue_that_was_declared_last(connect: Opener) -> None:
@@ -426,7 +427,8 @@ def test_a_check_returns_the_declaration() -> None:
 def test_errors_name_the_virtual_host() -> None:
     known = KnownQueues()
     client = SimpleNamespace(virtual_host="prod")
-    directory = Directory(SimpleNamespace(client=client, owner="us"), Queues(known), known)
+    link: Any = SimpleNamespace(client=client, owner="us")
+    directory = Directory(link, Queues(known), known)
     with pytest.raises(NotFound, match="no queue 'q' in vhost 'prod'"):
         directory.check("q", Method.BASIC_CONSUME)
 
@@ -495,7 +497,7 @@ def known() -> KnownQueues:
 
 
 @pytest.fixture
-def queues(link: Link, known: KnownQueues) -> StoredQueues:
+def queues(link: Any, known: KnownQueues) -> StoredQueues:
     """The queues of the store."""
     return StoredQueues(link, known)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
@@ -41,12 +41,15 @@ from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.owners import owner_of
 from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.placement import PlacedLink
 from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.server import Address, Login
 from greenconn.transport.redis.settling import number_of
 from greenconn.transport.redis.window import WindowPublisher
 from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
 
 __all__ = ["PARTITIONS", "ClusterPlacement", "tag_of"]
 
@@ -89,7 +92,7 @@ class ClusterPlacement:
 
     def __init__(
         self,
-        link: PlacedLink,
+        link: RedisLink,
         seeds: Sequence[Address],
         login: Login,
         connect_timeout: float | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.publisher import Completion
@@ -13,8 +13,12 @@ from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.publishing import RedisPublisher, RedisPublishingLink, Routed
+from greenconn.transport.redis.publishing import RedisPublisher, Routed
 from greenconn.transport.virtual.channel import ChannelPort
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
 
 __all__ = ["ClusterPublisher"]
 
@@ -94,9 +98,7 @@ class ClusterPublisher(RedisPublisher):
         partitions: of the link.
     """
 
-    def __init__(
-        self, channel: ChannelPort, link: RedisPublishingLink, partitions: Partitions
-    ) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisLink, partitions: Partitions) -> None:
         super().__init__(channel, link)
         self._partitions = partitions
         self._writer = _PASSING

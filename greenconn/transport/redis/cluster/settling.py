@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 
@@ -18,8 +18,12 @@ from greenconn.transport.redis.cluster.queues import Partitions
 from greenconn.transport.redis.commands import call_together
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import topic_of
-from greenconn.transport.redis.partition import Partition, PartitionLink
+from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.settling import copies_of
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
 
 __all__ = ["ClusterSettler"]
 
@@ -70,7 +74,7 @@ class ClusterSettler:
     keeps_unreadable = True
     outlives_link = True
 
-    def __init__(self, partitions: Partitions, link: PartitionLink) -> None:
+    def __init__(self, partitions: Partitions, link: RedisLink) -> None:
         self._partitions = partitions
         self._link = link
         #: Acks without an outcome, in order.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.cluster.placement import ClusterPlacement
-from greenconn.transport.redis.placement import PlacedLink, Placement
+from greenconn.transport.redis.placement import Placement
 from greenconn.transport.redis.server import Address
 from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.url import BrokerURL
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.link import RedisLink
+
 
 __all__ = ["ClusterChannel", "ClusterTransport"]
 
@@ -62,7 +66,7 @@ class ClusterTransport(Transport):
             for host, port in dict.fromkeys(places)
         ]
 
-    def placement(self, link: PlacedLink) -> Placement:
+    def placement(self, link: RedisLink) -> Placement:
         """Return where the keys of a new link are."""
         login = self.server.login
         return ClusterPlacement(link, self.seeds(), login, self.connect_timeout)
