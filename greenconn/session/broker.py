@@ -448,7 +448,7 @@ class Broker:
             return self._foreign_uri(hostname, include_password, mask)
         port, userid, password, virtual_host, transport = getfields(self.info())
         if not include_password:
-            shown = mask if has_host else None
+            shown = mask if has_host and password else None
             return _masked_url(transport, hostname, port, userid, shown, virtual_host)
         if callable(password):
             password = password()

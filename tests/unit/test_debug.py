@@ -40,7 +40,7 @@ def test_who_holds_and_who_waits(connection: Connection, unique: str) -> None:
     is_over.set()
     gevent.joinall(holders, raise_error=True)
     pool.force_close_all()
-    assert f"  memory://:**@localhost/{unique}: open, opened 1 times" in text
+    assert f"  memory://localhost/{unique}: open, opened 1 times" in text
     assert "2 of 2 in use, 1 waiting" in text
     assert text.count("    held for 0.") == 2
     assert "resource.py:" in text
