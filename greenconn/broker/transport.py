@@ -60,6 +60,7 @@ class StoreTransport(base.Transport[StoreLink]):
     Publisher: ClassVar[type[StorePublisher]] = StorePublisher
     Options: ClassVar[type[StoreOptions]] = StoreOptions
     Management = Management
+    inner_schemes: ClassVar[frozenset[str] | None] = frozenset()
     #: Seconds between two attempts to connect, at most.
     longest_pause: ClassVar[float] = 5.0
     connection_errors: tuple[type[BaseException], ...] = (

@@ -24,6 +24,7 @@ from gevent import get_hub
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
+from greenconn.url import mask_secrets
 
 __all__ = ["avoid", "connect_tcp", "connect_unix", "numeric"]
 
@@ -154,6 +155,8 @@ def _resolve(host: str, port: int, deadline: Deadline) -> Sequence[Address]:
     literal = _literal(host, port)
     if literal is not None:
         return [literal]  # getaddrinfo of a number costs 100 us and a thread
+    if "://" in host:  # a name of no host, and it may have a password
+        raise ValueError(f"host must be a name or an address, got the URL {mask_secrets(host)!r}")
     timeout = gevent.Timeout(deadline.left())
     try:
         with timeout:

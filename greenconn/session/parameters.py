@@ -24,8 +24,15 @@ from greenconn.options import (
     typed_query,
 )
 from greenconn.records import Record
-from greenconn.transport.registry import get_transport_cls, is_name
-from greenconn.url import BrokerURL, check_host, mask_secrets, parse_url, split_urls
+from greenconn.transport.registry import FOREIGN, TRANSPORT_ALIASES, get_transport_cls, is_name
+from greenconn.url import (
+    BrokerURL,
+    check_host,
+    mask_secrets,
+    maybe_sanitize_url,
+    parse_url,
+    split_urls,
+)
 
 __all__ = [
     "DEFAULT_TRANSPORT",
@@ -84,6 +91,11 @@ class Parameters(Record):
             raise TypeError(
                 f"transport_options must be a dict, got {type(self.transport_options).__name__}"
             )
+
+    def __repr__(self) -> str:
+        host = maybe_sanitize_url(self.hostname)  # the whole URL, where the transport parses it
+        shown = self if host == self.hostname else self.replace(hostname=host)
+        return Record.__repr__(shown)
 
     def key(self) -> ParameterKey:
         """Return what makes two connections mean the same broker, login and behaviour."""
@@ -186,6 +198,7 @@ def combined(
         prefix, _, inner = scheme.partition("+")
         check_scheme(prefix, address)
         name = keywords.transport if _is_class(keywords.transport) else prefix
+        _check_inner_scheme(prefix, inner, name, address)
         host = f"{inner}://{rest}"
         place = keywords.replace(
             transport=name,
@@ -200,6 +213,30 @@ def combined(
     if cls.can_parse_url:
         return _with_tls(keywords.replace(transport=transport, hostname=address)), {}
     return _of_url(address, keywords, transport, cls)
+
+
+def _check_inner_scheme(
+    prefix: str, inner: str, transport: str | type[Any] | None, address: str
+) -> None:
+    """Refuse ``redis+tls://`` and the like, whose rest would be taken for the name of a host."""
+    if transport in FOREIGN:
+        return  # kombu's own, which is imported when it is needed
+    known = get_transport_cls(transport).inner_schemes
+    if known is None or inner in known:
+        return
+    if inner in ("ssl", "tls"):
+        has_tls_name = f"{prefix}s" in TRANSPORT_ALIASES
+        meant = f"{prefix}s://host" if has_tls_name else f"{prefix}://host?ssl=1"
+    elif inner in TRANSPORT_ALIASES:
+        meant = f"{inner}://host" + ("?ssl=1" if prefix in _TLS_ALIASES else "")
+    else:
+        meant = " or ".join(
+            (f"{prefix}://host", *(f"{prefix}+{each}://" for each in sorted(known)))
+        )
+    raise ValueError(
+        f"broker URL {mask_secrets(address)!r}: there is no scheme {prefix}+{inner}://; did you mean "
+        f"{meant}?"
+    )
 
 
 def _of_host(address: str | None, keywords: Parameters) -> Parameters:

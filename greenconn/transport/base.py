@@ -471,6 +471,8 @@ class Transport(Generic[L]):
     Management: ClassVar[type[Management]] = Management
     client: Any = None
     can_parse_url: ClassVar[bool] = False
+    #: What may follow the plus sign in the scheme of its URLs; None: the transport checks it.
+    inner_schemes: ClassVar[frozenset[str] | None] = None
     default_port: int | None = None
     #: Whether its brokers are on hosts; else the address is a path.
     has_host: ClassVar[bool] = True

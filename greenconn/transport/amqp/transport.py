@@ -55,6 +55,7 @@ class Transport(base.Transport[AmqpLink]):
 
     default_port = 5672
     default_ssl_port = 5671
+    inner_schemes: ClassVar[frozenset[str] | None] = frozenset()
     driver_type = "amqp"
     driver_name = "py-amqp"
     connection_errors = (ConnectionError, OSError)

@@ -38,14 +38,13 @@ class Transport(StoreTransport):
     driver_type = "couchdb"
     driver_name = "greenconn"
     default_port = 5984
+    inner_schemes = frozenset({"http", "https"})
 
     def make_store(self, wake: Callable[[str | None], None]) -> CouchStore:
         client, url = self.client, self._url()
         ssl = client.ssl
         if url is not None and url.inner_scheme == "https":
             ssl = ssl or True
-        elif url is not None and url.inner_scheme != "http":
-            raise ValueError(f"couchdb+{url.inner_scheme}: write couchdb+http or couchdb+https")
         host = (url.hostname if url is not None else client.hostname) or "localhost"
         port = (url.port if url is not None else client.port) or self.default_port
         database = (url.virtual_host if url is not None else client.virtual_host) or ""

@@ -30,6 +30,7 @@ _OPTIONS: Final = StoreOptions(reply_timeout=None)
 class HookedTransport(StoreTransport):
     """Base of the transports whose store is hooks."""
 
+    inner_schemes: ClassVar[frozenset[str] | None] = None
     default_port: int | None = None
     takes_any_property = True
     #: Seconds between two looks at a broker that had nothing; None and 0: the hooks wait themselves.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
@@ -79,6 +79,7 @@ class Transport(base.Transport[MemoryLink]):
     driver_type = "memory"
     driver_name = "memory"
     default_port = None
+    inner_schemes: ClassVar[frozenset[str] | None] = frozenset()
 
     @property
     def default_connection_params(self) -> dict[str, Any]:

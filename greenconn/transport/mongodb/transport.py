@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -49,6 +48,7 @@ class Transport(StoreTransport):
     driver_type = "mongodb"
     driver_name = "pymongo"
     default_port = 27017
+    inner_schemes = frozenset({"srv"})
     can_parse_url = True
     connection_errors = (
         ConnectionError,
@@ -82,6 +82,4 @@ class Transport(StoreTransport):
             uri = f"mongodb+{uri}"
         if include_password:
             return uri
-        # A session token of AWS may be among these.
-        masked = re.sub(r"(authMechanismProperties=)[^&;]*", rf"\g<1>{mask}", uri, flags=re.I)
-        return mask_secrets(masked, mask)
+        return mask_secrets(uri, mask)

@@ -54,6 +54,7 @@ class SentinelTransport(Transport):
     """
 
     default_port: ClassVar[int] = DEFAULT_PORT  # type: ignore[misc]
+    inner_schemes = frozenset()
     #: Host and port of the master that was replaced last, as a sentinel said.
     replaced: tuple[str, int] | None = None
 

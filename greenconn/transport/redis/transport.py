@@ -173,6 +173,7 @@ class Transport(base.Transport[RedisLink]):
     driver_type = "redis"
     driver_name = "redis"
     default_port = 6379
+    inner_schemes: ClassVar[frozenset[str] | None] = frozenset({"socket"})
     #: Seconds between two attempts to connect, at most: a Redis is back soon, and so is the link.
     longest_pause: ClassVar[float] = 1.0
     connection_errors = (

@@ -133,10 +133,41 @@ def test_tls(address: str, given: Any, expected: Any) -> None:
 
 
 def test_a_scheme_with_a_plus_is_the_transports_to_parse() -> None:
-    parameters = of("amqp+socket:///run/broker.sock?virtual_host=3", port=1)
-    assert parameters.uri_prefix == "amqp"
-    assert parameters.transport == "amqp"
+    parameters = of("redis+socket:///run/broker.sock?virtual_host=3", port=1)
+    assert parameters.uri_prefix == "redis"
+    assert parameters.transport == "redis"
     assert parameters.hostname == "socket:///run/broker.sock?virtual_host=3"
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("redis+tls://u:SECRET@h/0", r"did you mean rediss://host\?"),
+        ("redis+ssl://u:SECRET@h/0", r"did you mean rediss://host\?"),
+        ("redis+sentinel://u:SECRET@h/0", r"did you mean sentinel://host\?"),
+        ("rediss+sentinel://u:SECRET@h/0", r"did you mean sentinel://host\?ssl=1\?"),
+        ("sentinel+tls://u:SECRET@h/0", r"did you mean sentinel://host\?ssl=1\?"),
+        ("redis+unix://u:SECRET@h/0", r"did you mean redis://host or redis\+socket://\?"),
+        ("amqp+ssl://u:SECRET@h", r"did you mean amqps://host\?"),
+        ("amqps+x://u:SECRET@h", r"did you mean amqps://host\?"),
+        ("sqs+https://u:SECRET@h", r"did you mean sqs://host\?"),
+        ("couchdb+x://u:SECRET@h", r"couchdb\+http:// or couchdb\+https://\?"),
+        ("mongodb+x://u:SECRET@h", r"mongodb\+srv://\?"),
+        ("beanstalk+tcp://u:SECRET@h", "beanstalk://host"),
+        ("sqlite+x://u:SECRET@h/x", "sqlite://host"),
+        ("memory+x://u:SECRET@h", "memory://host"),
+    ],
+)
+def test_an_unknown_inner_scheme_is_refused(url: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=meant) as raised:
+        of(url)
+    assert "SECRET" not in str(raised.value)
+
+
+def test_a_host_that_is_a_url_is_shown_without_its_password() -> None:
+    shown = repr(of("redis+socket://u:SECRET@/run/broker.sock?virtual_host=3"))
+    assert "SECRET" not in shown
+    assert "hostname='socket://u:**@/run/broker.sock'" in shown
 
 
 def test_a_transport_may_parse_its_urls_itself() -> None:

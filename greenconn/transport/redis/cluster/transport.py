@@ -41,6 +41,7 @@ class ClusterTransport(Transport):
     """
 
     Channel = ClusterChannel
+    inner_schemes = frozenset()
 
     def _resolve(self, deadline: Deadline) -> Address:
         return self.seeds()[0]
