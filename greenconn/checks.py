@@ -185,11 +185,15 @@ def invalid(options: object, name: str, wanted: str) -> ValueError:
     """Return the error for the option *name*, which must be *wanted*.
 
     Its text names the option with the function that takes it, if known, or with its class; alone if the
-    *function_name* is empty, since several functions take it.
+    *function_name* is empty, since several functions take it.  The value of a hidden option is left
+    out, since it may be a secret.
     """
     owner = getattr(options, "function_name", type(options).__name__)
     full = f"{owner}.{name}" if owner else name
-    return ValueError(f"{full} must be {wanted}, got {getattr(options, name)!r}")
+    value = getattr(options, name)
+    is_hidden = name in getattr(options, "hidden", ())
+    shown = f"a value of type {type(value).__name__}" if is_hidden else repr(value)
+    return ValueError(f"{full} must be {wanted}, got {shown}")
 
 
 #: Results of calling a function that leave its body unrun.

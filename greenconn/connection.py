@@ -1283,7 +1283,9 @@ def _hosts(hostname: object) -> list[str]:
     if hostname is None or hostname == "":
         return []
     if isinstance(hostname, bytes) or not isinstance(hostname, Iterable):
-        raise TypeError(f"hostname must be a URL, a host name, or a list of them, got {hostname!r}")
+        raise TypeError(
+            f"hostname must be a URL, a host name, or a list of them, got {type(hostname).__name__}"
+        )
     return split_urls(hostname)
 
 

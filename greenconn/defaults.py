@@ -155,7 +155,9 @@ def configure(
     if declare_by_name not in (None, True, False):
         raise TypeError(f"declare_by_name must be True, False or None, got {declare_by_name!r}")
     if url is not None and not isinstance(url, str):
-        raise TypeError(f"url must be text such as 'amqp://localhost//', or None, got {url!r}")
+        raise TypeError(
+            f"url must be text such as 'amqp://localhost//', or None, got {type(url).__name__}"
+        )
     check_keywords("configure", connection_kwargs, ARGUMENTS | {"declare_by_name"})
     new = Configuration(url, connection_kwargs, declare_by_name)
     if url is not None:
@@ -288,7 +290,7 @@ def _for_other_kind(connection: Connection) -> Connection:
 
 def _checked(url: object) -> str:
     if not isinstance(url, str):
-        raise TypeError(f"connection must be a Connection, a URL or None, got {url!r}")
+        raise TypeError(f"connection must be a Connection, a URL or None, got {type(url).__name__}")
     return url
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from ssl import CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED, VerifyMode
 from string import ascii_letters, digits
@@ -44,11 +45,15 @@ _IN_SCHEME: Final = frozenset(ascii_letters + digits + "_.:-")
 # "#" would cut the rest of the URL off; a blank or control character is a slip of the editor.
 _STRAY: Final = frozenset((*map(chr, range(0x21)), *"#\x7f\x85\xa0\u2028\u2029"))
 _NOT_IN_HOST: Final = frozenset("\\^`{}|<>\"'/?@")
+_IN_IPV6: Final = frozenset("0123456789ABCDEFabcdef:.%[]")
 # Patterns of errors and of bare host names: compiled by the first one.
 # A scheme, and what is left of "://".  One letter may be a drive.
 _SLIP: Final = r"([A-Za-z][A-Za-z0-9.+-]+)(?::/|//|:(?![0-9:]))"
 _NEXT_URL: Final = r";(?=\s*[A-Za-z][A-Za-z0-9_.:+-]*://)"
-_SECRET_OPTION: Final = r"([?&][^=&]*(?:passw|secret|token)[^=&]*=)[^&;]*"
+_SECRET_OPTION: Final = (
+    r"([?&][^=&]*(?:passw|passphrase|pwd|secret|token|response|credential|kwargs|authmech)[^=&]*=)"
+    r"[^&;]*"
+)
 
 #: What a path may hold as it is; anything else could not be distinguished from the rest of the URL.
 _PATH_SAFE: Final = "/!$&'()*+,:=@~"
@@ -128,7 +133,8 @@ def mask_secrets(text: str, mask: str = "**") -> str:
     """Return *text* without the passwords of the URLs in it.  Never raises.
 
     It takes everything between the first colon and the last ``@`` of each URL for the password, so
-    that one which was not percent-encoded is masked too.
+    that one which was not percent-encoded is masked too.  Without an ``@`` it takes a port that is no
+    number for one, as in ``amqp://user:password/``.
     """
     masked = []
     for piece in re.split(_NEXT_URL, text):
@@ -139,9 +145,22 @@ def mask_secrets(text: str, mask: str = "**") -> str:
         user, colon, _ = userinfo.partition(":")
         if at and colon:
             rest = f"{user}:{mask}@{behind}"
+        elif separator and not at:
+            rest = _without_misplaced(rest, mask)
         rest = re.sub(_SECRET_OPTION, lambda match: match[1] + mask, rest, flags=re.I)
         masked.append(scheme + separator + rest)
     return ";".join(masked)
+
+
+def _without_misplaced(rest: str, mask: str) -> str:
+    """Return what follows ``://`` without a password that stands where the port would."""
+    before, question, query = rest.partition("?")
+    authority = before.partition("/")[0]
+    host, colon, port = authority.partition(":")
+    is_ipv6 = ":" in port and _IN_IPV6.issuperset(authority)
+    if not port or port.isdecimal() or is_ipv6 or authority.startswith("["):
+        return rest
+    return f"{host}{colon}{mask}{question}{query}"
 
 
 def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
@@ -150,10 +169,12 @@ def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
 
 def _decoded(text: str, url: str) -> str | None:
     """Percent-decode; an empty part is None."""
-    try:
-        return _unquoted(text, "strict") or None
-    except UnicodeDecodeError:
+    decoded = None
+    with suppress(UnicodeDecodeError):  # which has the text: our error must not lead to it
+        decoded = _unquoted(text, "strict")
+    if decoded is None:
         _refuse(url, "the percent-encoding must be UTF-8", _HOW_TO_QUOTE)
+    return decoded or None
 
 
 def _check_characters(url: str) -> None:
@@ -367,12 +388,14 @@ def maybe_sanitize_url(url: str, mask: str = "**") -> str: ...
 @overload
 def maybe_sanitize_url(url: T, mask: str = "**") -> T: ...
 def maybe_sanitize_url(url: Any, mask: str = "**") -> Any:
-    """Return *url* with its password masked; what is not a URL stays as it is.  Never raises.
+    """Return *url* with its password masked; what has none stays as it is.  Never raises.
 
     Of a failover list (``;``) each one is masked.
     """
-    if not isinstance(url, str) or "://" not in url:
+    if not isinstance(url, str):
         return url
+    if "://" not in url:
+        return mask_secrets(url, mask)
     try:
         return ";".join(sanitize_url(each, mask) for each in split_urls(url))
     except ValueError:

@@ -215,9 +215,9 @@ def test_text_and_none() -> None:
         ({"channel_max": "1.5"}, "channel_max must be an integer, or none, got '1.5'$"),
         (
             {"heartbeet": "10"},
-            r"option 'heartbeet' \(heartbeet=10\) in the URL: did you mean 'heartbeat'\?$",
+            r"option 'heartbeet' in the URL: did you mean 'heartbeat'\?$",
         ),
-        ({"zzz": "1"}, r"\(zzz=1\) in the URL: known: .*heartbeat.*ssl"),
+        ({"zzz": "1"}, r"option 'zzz' in the URL: known: .*heartbeat.*ssl"),
     ],
 )
 def test_query_that_is_refused(query: dict[str, str], said: str) -> None:
@@ -228,8 +228,9 @@ def test_query_that_is_refused(query: dict[str, str], said: str) -> None:
 
 
 def test_unknown_option_keeps_its_secret() -> None:
-    with pytest.raises(ValueError, match=r"\(passwd=\*\*\)"):
-        typed_query({"passwd": "SECRET"}, CONNECTION_QUERY)
+    with pytest.raises(ValueError, match="unknown option 'sentinel_kwargs'") as raised:
+        typed_query({"sentinel_kwargs": "{'x': 'SECRET'}"}, CONNECTION_QUERY)
+    assert "SECRET" not in str(raised.value)
 
 
 @given(st.floats(0, 1e6) | st.integers(0, 10**9))

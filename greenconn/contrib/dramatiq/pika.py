@@ -132,7 +132,8 @@ def _login(credentials: Any) -> dict[str, Any]:
     if getattr(credentials, "TYPE", None) == "EXTERNAL":
         return {"login_method": "EXTERNAL"}
     raise TypeError(
-        f"credentials must be those of pika, with username and password, got {credentials!r}"
+        f"credentials must be those of pika, with username and password, got "
+        f"{type(credentials).__name__}"
     )
 
 

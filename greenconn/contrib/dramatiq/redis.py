@@ -143,8 +143,8 @@ def _parameters_of(client: Any) -> dict[str, Any]:
     known = getattr(pool, "connection_kwargs", {})
     if not {"host", "path"} & known.keys():
         raise TypeError(
-            f"client must be a redis.Redis with the address of one server, got {client!r}: give "
-            f"Sentinel or a cluster as a url"
+            f"client must be a redis.Redis with the address of one server, got "
+            f"{type(client).__name__}: give Sentinel or a cluster as a url"
         )
     found = {name: value for name, value in known.items() if name in _PARAMETERS}
     if any(each.__name__ == "SSLConnection" for each in pool.connection_class.__mro__):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, invalid
+from greenconn.url import mask_secrets
 
 __all__ = ["HYPHENATED", "SQSOptions"]
 
@@ -27,7 +29,15 @@ class SQSOptions(StoreOptions):
     A ``lease`` counts in whole seconds, and can be renewed for the 12 hours that SQS allows.
     """
 
-    hidden = frozenset({"session_token", "predefined_queues", "predefined_exchanges"})
+    hidden = frozenset(
+        {
+            "client_config",
+            "endpoint_url",
+            "predefined_exchanges",
+            "predefined_queues",
+            "session_token",
+        }
+    )
 
     # -- where
 
@@ -173,17 +183,20 @@ class SQSOptions(StoreOptions):
             raise invalid(self, "fetch_message_attributes", wanted)
 
     def _check_queues(self) -> None:
+        if self.endpoint_url:
+            _check_url("endpoint_url", self.endpoint_url)
         for name, queue in (self.predefined_queues or {}).items():
-            url = queue.get("url")
+            url = _mapping("predefined_queues", name, queue).get("url")
             if not isinstance(url, str) or "://" not in url:
                 raise ValueError(f"predefined_queues: {name!r} must have a 'url'")
+            _check_url(f"predefined_queues: the URL of {name!r}", url)
             if url.endswith(".fifo") != name.endswith(".fifo"):
                 raise ValueError(
-                    f"predefined_queues: the name {name!r} and the URL {url!r} must both end with "
-                    f"'.fifo', or neither"
+                    f"predefined_queues: the name {name!r} and its URL {mask_secrets(url)!r} must both "
+                    f"end with '.fifo', or neither"
                 )
         for name, exchange in (self.predefined_exchanges or {}).items():
-            if not isinstance(exchange.get("arn"), str):
+            if not isinstance(_mapping("predefined_exchanges", name, exchange).get("arn"), str):
                 raise ValueError(f"predefined_exchanges: {name!r} must have an 'arn'")
 
     @property
@@ -199,6 +212,29 @@ class SQSOptions(StoreOptions):
         """Names of the message attributes to ask for."""
         fetch = self.fetch_message_attributes
         return _names(fetch.get("MessageAttributeNames")) if isinstance(fetch, Mapping) else []
+
+
+def _check_url(what: str, url: str) -> None:
+    """Check that *url* leads to a host, with no login in it, which requests do not need.
+
+    Raises:
+        ValueError: it does not; says so with the password masked.
+    """
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # its text quotes a piece of the URL
+        is_valid = False
+    if not is_valid:
+        raise ValueError(
+            f"{what} must be a URL without user name and password, got {mask_secrets(url)!r}"
+        )
+
+
+def _mapping(option: str, name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{option}: {name!r} must be a dict, got a {type(value).__name__}")
+    return value
 
 
 #: The system attribute that says how often a message was taken.

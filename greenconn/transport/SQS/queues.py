@@ -139,7 +139,7 @@ class SqsQueue:
         self._redrives_until = 0.0
 
     def __repr__(self) -> str:
-        return f"<SqsQueue {self.url}>"
+        return f"<SqsQueue {self.name!r}>"
 
     def call(self, action: str, **parameters: Any) -> dict[str, Any]:
         """Have something done with it.  May switch; raises as :meth:`Service.call`."""

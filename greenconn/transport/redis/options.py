@@ -24,6 +24,8 @@ def is_client_name(text: str) -> bool:
 class RedisOptions(Record):
     """The options of a connection to Redis."""
 
+    hidden = frozenset({"credential_provider", "sentinel_kwargs"})
+
     # -- keys, which all programs on one server must agree on
 
     global_keyprefix: str = ""
