@@ -18,7 +18,7 @@ from _socket import socket as RawSocket  # noqa: N812 - the class below any monk
 from collections.abc import Callable, Mapping, Sequence
 from select import POLLIN
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from gevent import Greenlet, get_hub
@@ -33,7 +33,11 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.writer import Writer
 from greenconn.importing import native
 
-__all__ = ["STREAM_MOVES", "EndOfFile", "ReceiveBuffer", "Stream", "StreamState", "Tls"]
+if TYPE_CHECKING:
+    from greenconn.wire.tls import TlsSession
+
+
+__all__ = ["STREAM_MOVES", "EndOfFile", "ReceiveBuffer", "Stream", "StreamState"]
 
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
@@ -80,26 +84,6 @@ _READING: Final[StreamState] = StreamState.READING
 _CLOSED: Final[StreamState] = StreamState.CLOSED
 
 
-class Tls(Protocol):
-    """TLS without I/O (``wire.tls.TlsSession``)."""
-
-    handshake_done: bool
-    #: The peer has said that nothing more comes (close_notify).
-    has_ended: bool
-
-    def start(self) -> bytes: ...
-
-    def feed(self, ciphertext: bytes) -> bytes: ...
-
-    def feed_eof(self) -> None: ...
-
-    def encrypt(self, plaintext: bytes) -> bytes: ...
-
-    def take_output(self) -> bytes: ...
-
-    def close_notify(self) -> bytes: ...
-
-
 class ReceiveBuffer(Protocol):
     """A buffer into which large pieces are received, so that they are not copied."""
 
@@ -132,7 +116,7 @@ class Stream:
         on_data: Callable[[bytes], None],
         on_lost: Callable[[BaseException], None],
         name: str,
-        tls: Tls | None = None,
+        tls: TlsSession | None = None,
         room: ReceiveBuffer | None = None,
     ) -> None:
         self.name = name

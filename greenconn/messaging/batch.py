@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from greenconn.abc import Channel
+    from greenconn.messaging.producer import Producer
 
 __all__ = ["BatchState", "ChannelBatch", "ProducerBatch"]
 
@@ -37,11 +38,6 @@ class ChannelBatch(Protocol):
     def close(self) -> None:
         """End the batch; what is left is not published."""
         ...
-
-
-class _Producer(Protocol):
-    #: The batches that are open, by the greenlet that has opened them; None while there are none.
-    batches: dict[Any, BatchState] | None
 
 
 class BatchState:
@@ -138,7 +134,7 @@ class ProducerBatch:
         ValueError: *max_size* is no such number.
     """
 
-    def __init__(self, producer: _Producer, max_size: int) -> None:
+    def __init__(self, producer: Producer, max_size: int) -> None:
         if isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1:
             raise ValueError(f"max_size must be a positive integer, got {max_size!r}")
         self.max_size = max_size

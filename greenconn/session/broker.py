@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import cycle
 from operator import itemgetter
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
@@ -131,17 +131,7 @@ class Failover:
 
 
 if TYPE_CHECKING:
-
-    class _Client(Protocol):
-        @property
-        def resolve_aliases(self) -> Mapping[str, str]: ...
-
-        def create_transport(self) -> Any: ...
-
-        def get_transport_cls(self) -> Any: ...
-
-        @property
-        def _connection_factory(self) -> Callable[[], Any]: ...
+    from greenconn.connection import Connection
 
 
 class Broker:
@@ -159,7 +149,7 @@ class Broker:
     """
 
     def __init__(
-        self, client: _Client, keywords: Parameters, parameters: Parameters, failover: Failover
+        self, client: Connection, keywords: Parameters, parameters: Parameters, failover: Failover
     ) -> None:
         self.keywords = keywords
         self.failover = failover

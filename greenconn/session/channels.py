@@ -27,17 +27,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.session.broker import Broker
 from greenconn.session.state import Life, is_open
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel, Transport
     from greenconn.green.pool import FairPool
+    from greenconn.session.session import Session
 
 __all__ = ["UTILITY_LIMIT", "Channels", "UtilityChannels", "begin_channel"]
 
@@ -61,18 +61,6 @@ def begin_channel(transport: Transport[Any], link: object) -> Any:
     return begin(link)
 
 
-if TYPE_CHECKING:
-
-    class _SessionLike(Protocol):
-        @property
-        def life(self) -> Life: ...
-
-        @property
-        def broker(self) -> Broker: ...
-
-        def link(self, deadline: Deadline, *, reopen: bool = False) -> Any: ...
-
-
 class _Successors:
     """A channel, the one that replaced it, the one after that: all stand for the latest."""
 
@@ -92,7 +80,7 @@ class Channels:
         session: gives the current life.
     """
 
-    def __init__(self, session: _SessionLike) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         #: The lines of dead channels.
         self._lines: WeakKeyDictionary[Any, _Successors] = WeakKeyDictionary()
@@ -223,7 +211,7 @@ class UtilityChannels:
         session: opens links.
     """
 
-    def __init__(self, session: _SessionLike) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
         #: Made, and its class imported, when it is first needed: many connections never do.
         self._pool: FairPool[Any] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from greenconn.exceptions import NEVER_REPEATED, OperationalError
 from greenconn.green.deadline import NEVER, Deadline
@@ -14,6 +14,7 @@ from greenconn.session.session import Session
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
+    from greenconn.connection import Connection
 
 __all__ = ["NotConnected", "Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
 
@@ -34,22 +35,6 @@ class NotConnected(OperationalError):
     """No broker could be reached in all attempts of a policy: ``ensure`` raises this at once."""
 
 
-if TYPE_CHECKING:
-
-    class _ConnectionLike(Protocol):
-        @property
-        def session(self) -> Session: ...
-
-        @property
-        def default_channel(self) -> Any: ...
-
-        @property
-        def recoverable_connection_errors(self) -> tuple[type[BaseException], ...]: ...
-
-        @property
-        def recoverable_channel_errors(self) -> tuple[type[BaseException], ...]: ...
-
-
 def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:
     """Return the arguments of ``ensure_connection`` that *transport_options* name."""
     options = transport_options or {}
@@ -61,7 +46,7 @@ def retry_options(transport_options: dict[str, Any] | None) -> dict[str, Any]:
 
 @contextmanager
 def library_errors(
-    connection: _ConnectionLike, kind: type[OperationalError] = OperationalError
+    connection: Connection, kind: type[OperationalError] = OperationalError
 ) -> Iterator[None]:
     """Raise what may be recovered from as :class:`OperationalError`, with its cause."""
     try:
@@ -76,7 +61,7 @@ def library_errors(
 
 
 def ensure_open(
-    connection: _ConnectionLike,
+    connection: Connection,
     policy: ConnectOptions,
     deadline: Deadline,
     *,
@@ -146,7 +131,7 @@ def _pause(
 
 
 def ensured(
-    connection: _ConnectionLike,
+    connection: Connection,
     obj: Any,
     fun: Callable[..., Any],
     policy: ConnectOptions,
@@ -187,7 +172,7 @@ class _Ensured:
 
     def __init__(
         self,
-        connection: _ConnectionLike,
+        connection: Connection,
         obj: Any,
         fun: Callable[..., Any],
         policy: ConnectOptions,
@@ -291,7 +276,7 @@ class Revival:
 
     def __init__(
         self,
-        connection: _ConnectionLike,
+        connection: Connection,
         fun: Callable[..., Any],
         channel: Channel | None,
         open_connection: Callable[[], Any],

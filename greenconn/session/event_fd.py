@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gevent import Greenlet
 from gevent.event import Event
@@ -12,18 +12,14 @@ from gevent.event import Event
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.session.session import Session
+
+if TYPE_CHECKING:
+    from greenconn.connection import Connection
+
 
 __all__ = ["EventDescriptor"]
 
 logger = logging.getLogger("greenconn.session")
-
-
-class _ConnectionLike(Protocol):
-    @property
-    def session(self) -> Session: ...
-
-    def drain_events(self, timeout: float | None = None) -> Any: ...
 
 
 class EventDescriptor:
@@ -39,7 +35,7 @@ class EventDescriptor:
         WrongHub: the connection belongs to another thread.
     """
 
-    def __init__(self, connection: _ConnectionLike, loop: Any) -> None:
+    def __init__(self, connection: Connection, loop: Any) -> None:
         if not hasattr(loop, "add_reader"):
             raise TypeError(f"loop must have a method add_reader(fd, callback), got {loop!r}")
         self._connection = connection

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Greenlet
 from greenlet import getcurrent
@@ -24,11 +24,11 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
-from greenconn.session.connect import ConnectOutcome
 from greenconn.session.state import Life
 
 if TYPE_CHECKING:
     from greenconn.abc import Recoverable
+    from greenconn.session.session import Session
 
 __all__ = ["RESTORE_TIMEOUT", "Members", "SessionRecovery"]
 
@@ -170,19 +170,6 @@ class Members:
                 self.fail(life, member, exc)
 
 
-if TYPE_CHECKING:
-
-    class _SessionLike(Protocol):
-        @property
-        def life(self) -> Life: ...
-
-        def attempt(self) -> ConnectOutcome: ...
-
-        def is_final(self, exc: BaseException) -> bool: ...
-
-        def notice_loss(self) -> None: ...
-
-
 class SessionRecovery:
     """A greenlet that opens links and restores members on them, until none is due.
 
@@ -194,7 +181,7 @@ class SessionRecovery:
 
     def __init__(
         self,
-        session: _SessionLike,
+        session: Session,
         members: Members,
         finish: Callable[[BaseException | None, float], None],
     ) -> None:

@@ -37,7 +37,7 @@ from greenconn.wire.beanstalk import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.green.stream import Tls
+    from greenconn.wire.tls import TlsSession
 
 __all__ = [
     "ALL",
@@ -82,7 +82,7 @@ class Pipeline(PipelineLife):
         sock: RawSocket,
         where: str,
         on_lost: Callable[[LinkLost], None],
-        tls: Tls | None = None,
+        tls: TlsSession | None = None,
     ) -> None:
         super().__init__(sock, where, on_lost, tls)
         self.parser = BeanstalkParser()

@@ -8,49 +8,26 @@ Nothing here switches greenlets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
-from greenconn.transport.memory.timer import Timer
 from greenconn.transport.virtual.consumer import Consumer, Turns
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from greenconn.transport.virtual.publishing import Envelope, level_of
 
-__all__ = ["Queue", "QueueBroker"]
+if TYPE_CHECKING:
+    from greenconn.transport.memory.broker import Broker
+
+
+__all__ = ["Queue"]
 
 #: Seconds until a full queue is given a delayed message again.
 FULL_PAUSE = 0.1
 #: Messages that grow too old at once are dropped so many a turn of the hub.
 EXPIRED_A_TURN = 1000
-
-
-class QueueBroker(Protocol):
-    """The broker as a queue sees it.
-
-    Attributes:
-        tags: numbers for deliveries.
-    """
-
-    tags: Iterator[int]
-
-    def now(self) -> float:
-        """Return the broker's clock, in seconds."""
-        ...
-
-    def timer(self, function: Any) -> Timer:
-        """Return a timer on the broker's hub and clock."""
-        ...
-
-    def dead_letter(self, entry: Entry, reason: str) -> None:
-        """Dead-letter a message of a queue."""
-        ...
-
-    def unused(self, queue: Queue) -> None:
-        """Handle a queue that expired without use or lost its last consumer."""
-        ...
 
 
 class Queue:
@@ -63,7 +40,7 @@ class Queue:
         ValueError: an argument of its declaration cannot be.
     """
 
-    def __init__(self, broker: QueueBroker, name: str, declared: Declaration) -> None:
+    def __init__(self, broker: Broker, name: str, declared: Declaration) -> None:
         self.name = name
         self.declared = declared
         self.policy = QueuePolicy.of(declared.arguments)

@@ -44,7 +44,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from random import uniform
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
@@ -72,6 +72,10 @@ from greenconn.transport.redis.scripts import (
 )
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.wire.resp import ErrorReply, pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.invalidations import Invalidations
+
 
 __all__ = ["WATCH_MOVES", "Claims", "DueClaims", "RedisFeed", "RedisSource", "WatchState"]
 
@@ -205,19 +209,6 @@ WATCH_MOVES: Final[Mapping[WatchState, frozenset[WatchState]]] = {
 }
 
 
-class SourceWatch(Protocol):
-    """The counters and logs for the sources of a link.
-
-    Attributes:
-        found: how often an empty queue turned out not to be empty without a push.
-    """
-
-    found: int
-
-    def overflowed(self, queue: str) -> None:
-        """Note that a fan-out message was dropped, as nothing took it.  In the reader."""
-
-
 class RedisSource:
     """See :class:`~greenconn.broker.feed.Source`.
 
@@ -266,7 +257,7 @@ class RedisSource:
         claims: Claims,
         due: DueClaims,
         settlements: Settlements,
-        invalidations: SourceWatch,
+        invalidations: Invalidations,
         retire: Callable[[RedisFeed], None],
         feed: RedisFeed,
     ) -> None:

@@ -31,7 +31,7 @@ from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
 
 if TYPE_CHECKING:
-    from greenconn.green.stream import Tls
+    from greenconn.wire.tls import TlsSession
 
 __all__ = ["ENDLESS", "CommandCalls", "CommandWriter", "Pipeline", "ignore"]
 
@@ -147,7 +147,7 @@ class Pipeline(PipelineLife, CommandCalls):
         where: str,
         on_push: Callable[[list[Any]], None],
         on_lost: Callable[[LinkLost], None],
-        tls: Tls | None = None,
+        tls: TlsSession | None = None,
     ) -> None:
         super().__init__(sock, where, on_lost, tls)
         self.takes_arrays = False

@@ -38,7 +38,7 @@ from greenconn.wire.resp import ErrorReply, pack
 from greenconn.wire.tls import tls_session
 
 if TYPE_CHECKING:
-    from greenconn.green.stream import Tls
+    from greenconn.wire.tls import TlsSession
 
 __all__ = [
     "Address",
@@ -77,7 +77,7 @@ class Address:
     where: str = "redis"
     settings: Mapping[Any, Any] | None = None
 
-    def connect(self, deadline: Deadline) -> tuple[RawSocket, Tls | None]:
+    def connect(self, deadline: Deadline) -> tuple[RawSocket, TlsSession | None]:
         """Return a connected socket, and a TLS session that has not begun.  May switch."""
         # Before there is a connection: what is wrong with our own files needs none.
         tls = tls_session(self.ssl, self.host) if self.ssl else None

@@ -14,7 +14,7 @@ from greenconn.green.stream import Stream
 from greenconn.green.ticker import Ticker
 
 if TYPE_CHECKING:
-    from greenconn.green.stream import Tls
+    from greenconn.wire.tls import TlsSession
 
 __all__ = ["PipelineLife"]
 
@@ -39,7 +39,7 @@ class PipelineLife(ABC):
     lost_error: ClassVar[type[RecoverableConnectionError]]
 
     def __init__(
-        self, sock: RawSocket, where: str, on_lost: Callable[[Any], None], tls: Tls | None
+        self, sock: RawSocket, where: str, on_lost: Callable[[Any], None], tls: TlsSession | None
     ) -> None:
         self.where = where
         self.lost: BaseException | None = None
