@@ -13,11 +13,9 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from greenconn.broker.feed import Feed, Source
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
-from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
@@ -25,6 +23,10 @@ from greenconn.green.ticker import Ticker
 from greenconn.transport.hooks.qos import dump_messages
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.publishing import Envelope
+
+if TYPE_CHECKING:
+    from greenconn.transport.hooks.link import HookedLink
+
 
 __all__ = ["PACE", "POLL_TIMEOUT", "HookStore", "TakenMessage"]
 
@@ -73,35 +75,6 @@ class Errors(Protocol):
     def connection_errors(self) -> tuple[type[BaseException], ...]: ...
 
 
-class PollingLink(Protocol):
-    """The link whose channels have the hooks."""
-
-    @property
-    def transport(self) -> Errors: ...
-    @property
-    def feeds(self) -> Mapping[str, Feed[Claimed, Source[Claimed]]]: ...
-    @property
-    def settlements(self) -> Settlements: ...
-
-    def hooks(self, queue: str) -> Any:
-        """Return a channel whose hooks are called for a queue.
-
-        Raises:
-            RecoverableConnectionError: there is none.
-        """
-
-    def put_back(self, message: TakenMessage) -> None:
-        """Put a message back that a former life has taken out.  May switch."""
-
-    def poll(self, wanted: Mapping[str, int], timeout: float) -> None:
-        """Let the hooks take out what there is, once, for ``arrive``.  May switch.
-
-        Arguments:
-            wanted: queue -> how many messages there is room for; changes while they come.
-            timeout: seconds that the broker may be waited for.
-        """
-
-
 class HookStore(Store):
     """The hooks of the channels of one link.
 
@@ -123,7 +96,7 @@ class HookStore(Store):
     #: Channels encode by themselves.
     body_encoding = None
 
-    link: PollingLink
+    link: HookedLink
 
     def __init__(
         self, client: Any, wake: Callable[[str | None], None], interval: float | None

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.lock import RLock
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.claiming import StoreFeed
-from greenconn.broker.feed import Feed, FeedState, Source
+from greenconn.broker.feed import FeedState
 from greenconn.broker.port import Claimed
 from greenconn.encoding import plain_text
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport.hooks.link import HookedLink
-from greenconn.transport.hooks.store import PACE, HookStore, TakenMessage
+from greenconn.transport.hooks.store import PACE, TakenMessage
 from greenconn.transport.hosted.channel import HostedChannel, HostedMessage
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
@@ -72,27 +72,6 @@ class HostedPublisher(SynchronousPublisher):
         self._put(message, exchange, routing_key)
 
 
-class ReaderLink(Protocol):
-    """The link that queues are read on.
-
-    Attributes:
-        lock: held around each call of kombu's transport.
-        raw: kombu's transport.
-    """
-
-    @property
-    def lock(self) -> RLock: ...
-    @property
-    def raw(self) -> Any: ...
-    @property
-    def store(self) -> HookStore: ...
-    @property
-    def feeds(self) -> Mapping[str, Feed[Claimed, Source[Claimed]]]: ...
-
-    def open_channel(self) -> Any:
-        """Open one of kombu's channels.  May switch."""
-
-
 class QueueReader:
     """Takes the messages of a queue out, through a channel that does nothing else.
 
@@ -107,7 +86,7 @@ class QueueReader:
         raw: the channel.
     """
 
-    def __init__(self, link: ReaderLink, queue: str, prefetch: int) -> None:
+    def __init__(self, link: HostedLink, queue: str, prefetch: int) -> None:
         self.connection: Final = link
         self.lock: Final = link.lock
         self._queue = queue

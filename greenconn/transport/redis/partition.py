@@ -201,7 +201,7 @@ class Partition:
         """Return whether messages to an exchange are published to a channel.  Never switches."""
         return self._link.is_broadcast(exchange)
 
-    # See :class:`~greenconn.transport.redis.queues.QueueLink`
+    # Asked for by its queues
 
     def wait_dead_letters(self, deadline: Deadline) -> None:
         """Wait until dead letters are stored.  May switch."""

@@ -15,7 +15,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
 from redis.exceptions import ResponseError
@@ -34,6 +34,10 @@ from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
 
+if TYPE_CHECKING:
+    from greenconn.transport.redis.partition import Partition
+
+
 __all__ = ["LinkQueues", "RedisQueues"]
 
 logger = logging.getLogger("greenconn.transport.redis")
@@ -42,25 +46,6 @@ logger = logging.getLogger("greenconn.transport.redis")
 LEAST_RENEWAL: Final = 0.01
 #: Keys that one step of a listing looks at.
 PAGE: Final = 1000
-
-
-class QueueLink(Protocol):
-    """The link whose queues they are: does what else begins and ends with a queue."""
-
-    def keep_alive(self) -> None:
-        """See that others know this owner as living from now on.  Never switches."""
-
-    def wait_dead_letters(self, deadline: Deadline) -> None:
-        """Wait until dead letters are stored.  May switch."""
-
-    def queue_expires_messages(self, name: str, seconds: float) -> None:
-        """Messages of a queue live so long.  Never switches."""
-
-    def queue_used(self, name: str, expires_ms: int) -> None:
-        """Note the use of a queue that expires without use.  Never switches."""
-
-    def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
-        """Handle that a queue was deleted, whose bindings to *exchanges* have gone, too.  May switch."""
 
 
 class LinkQueues(QueueStore):
@@ -108,7 +93,7 @@ class RedisQueues(LinkQueues):
 
     def __init__(
         self,
-        link: QueueLink,
+        link: Partition,
         known: KnownQueues,
         commands: Commands,
         owners: Owners,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import DeadlineLike
 from greenconn.broker.publisher import Completion
-from greenconn.transport.redis.cluster.queues import Partitions
 from greenconn.transport.redis.commands import CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.fanout import topic_of
@@ -17,6 +16,7 @@ from greenconn.transport.redis.publishing import RedisPublisher, Routed
 from greenconn.transport.virtual.channel import ChannelPort
 
 if TYPE_CHECKING:
+    from greenconn.transport.redis.cluster.placement import ClusterPlacement
     from greenconn.transport.redis.link import RedisLink
 
 
@@ -78,7 +78,7 @@ class Divided(Routed):
         queues: list[str],
         may_end: bool,
         names: Sequence[str],
-        partitions: Partitions,
+        partitions: ClusterPlacement,
     ) -> None:
         super().__init__(pipeline, commands, queues, may_end)
         self._names = names
@@ -98,7 +98,7 @@ class ClusterPublisher(RedisPublisher):
         partitions: of the link.
     """
 
-    def __init__(self, channel: ChannelPort, link: RedisLink, partitions: Partitions) -> None:
+    def __init__(self, channel: ChannelPort, link: RedisLink, partitions: ClusterPlacement) -> None:
         super().__init__(channel, link)
         self._partitions = partitions
         self._writer = _PASSING

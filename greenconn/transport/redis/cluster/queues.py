@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from greenconn.broker.publisher import Completion
 from greenconn.transport.redis.claiming import RedisFeed
-from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.queues import LinkQueues
@@ -16,41 +14,15 @@ from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.declaration import Declaration
 
+if TYPE_CHECKING:
+    from greenconn.transport.redis.cluster.placement import ClusterPlacement
+
+
 __all__ = [
     "ClusterConsuming",
     "ClusterFeeds",
     "ClusterQueues",
-    "Partitions",
 ]
-
-
-class Partitions(Protocol):
-    """The partitions of one link.
-
-    Attributes:
-        commands: for what concerns no key.
-    """
-
-    @property
-    def commands(self) -> Commands: ...
-
-    def of(self, name: str) -> Partition:
-        """Return the partition of a queue or an exchange.  Never switches."""
-
-    def of_handle(self, handle: str) -> Partition:
-        """Return the partition of a message, by the field under which it is held.  Never switches."""
-
-    def partition(self, tag: str) -> Partition:
-        """Return the partition of a tag.  Never switches."""
-
-    def post_stored(self, name: str, command: bytes, done: Completion) -> None:
-        """Send a command that stores a message in a queue, or publishes it to an exchange.
-
-        *done* gets the outcome.  Never switches.
-        """
-
-    def partitions(self) -> Iterable[Partition]:
-        """Return those that were used.  Never switches."""
 
 
 class ClusterFeeds(Mapping[str, RedisFeed]):
@@ -60,7 +32,7 @@ class ClusterFeeds(Mapping[str, RedisFeed]):
         partitions: of the link.
     """
 
-    def __init__(self, partitions: Partitions) -> None:
+    def __init__(self, partitions: ClusterPlacement) -> None:
         self._partitions = partitions
 
     def __getitem__(self, queue: str) -> RedisFeed:
@@ -86,7 +58,7 @@ class ClusterQueues(LinkQueues):
         expiring: queues that expire when they are not used, after so many milliseconds.
     """
 
-    def __init__(self, partitions: Partitions, expiring: dict[str, int]) -> None:
+    def __init__(self, partitions: ClusterPlacement, expiring: dict[str, int]) -> None:
         self._partitions = partitions
         self.expiring = expiring
 
@@ -151,7 +123,7 @@ class ClusterConsuming:
         partitions: of the link.
     """
 
-    def __init__(self, partitions: Partitions) -> None:
+    def __init__(self, partitions: ClusterPlacement) -> None:
         self._partitions = partitions
 
     def _of(self, queue: str) -> RedisConsuming:

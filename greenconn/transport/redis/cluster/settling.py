@@ -14,7 +14,6 @@ from gevent import get_hub
 
 from greenconn.broker.port import Entry
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
-from greenconn.transport.redis.cluster.queues import Partitions
 from greenconn.transport.redis.commands import call_together
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import topic_of
@@ -22,6 +21,7 @@ from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.settling import copies_of
 
 if TYPE_CHECKING:
+    from greenconn.transport.redis.cluster.placement import ClusterPlacement
     from greenconn.transport.redis.link import RedisLink
 
 
@@ -74,7 +74,7 @@ class ClusterSettler:
     keeps_unreadable = True
     outlives_link = True
 
-    def __init__(self, partitions: Partitions, link: RedisLink) -> None:
+    def __init__(self, partitions: ClusterPlacement, link: RedisLink) -> None:
         self._partitions = partitions
         self._link = link
         #: Acks without an outcome, in order.

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from greenconn.broker.topology_port import ExchangeRecord, Row
-from greenconn.transport.redis.cluster.queues import Partitions
 from greenconn.transport.redis.commands import Commands, call_together
 from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.topology import LinkRecords
@@ -17,6 +16,7 @@ from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
+    from greenconn.transport.redis.cluster.placement import ClusterPlacement
     from greenconn.transport.redis.link import RedisLink
 
 
@@ -31,7 +31,7 @@ class ClusterRecords(LinkRecords):
         link: has what is known of exchanges.
     """
 
-    def __init__(self, partitions: Partitions, link: RedisLink) -> None:
+    def __init__(self, partitions: ClusterPlacement, link: RedisLink) -> None:
         self._partitions = partitions
         self._link = link
         #: Exchange -> the tags under which it has bindings, as they were read last.
