@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
     from greenconn.transport.amqp.message import Delivery as AmqpDelivery
     from greenconn.transport.amqp.transport import Transport as AmqpTransport
-    from greenconn.transport.hooks.entities import Hooks
     from greenconn.transport.hooks.link import HookLink
     from greenconn.transport.hosted.channel import HostedChannel
     from greenconn.transport.hosted.link import HostedLink
@@ -53,9 +52,6 @@ if TYPE_CHECKING:
             polled,
             hosted,
         ]
-
-    def hooks(polled: virtual.Channel) -> Hooks:
-        return polled
 
     def links(
         link_of_amqp: AmqpLink,

@@ -23,7 +23,6 @@ from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import Publisher, StoreChannel
-    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = ["CHANNEL_MAX", "BrokerLink", "ForkHandler"]
 
@@ -62,7 +61,7 @@ class BrokerLink(Link):
     def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
         super().__init__(client)
         self.is_confirming = is_confirming
-        self.channels: dict[int, ChannelPort] = {}
+        self.channels: dict[int, StoreChannel[Any]] = {}
         self._last_id = 0
 
     def __repr__(self) -> str:
@@ -118,7 +117,7 @@ class BrokerLink(Link):
 
     # -- its channels
 
-    def add_channel(self, channel: ChannelPort, channel_id: int | None = None) -> int:
+    def add_channel(self, channel: StoreChannel[Any], channel_id: int | None = None) -> int:
         """Give a new channel its number.
 
         Raises:
@@ -140,7 +139,7 @@ class BrokerLink(Link):
         self.channels[channel_id] = channel
         return channel_id
 
-    def remove_channel(self, channel: ChannelPort) -> None:
+    def remove_channel(self, channel: StoreChannel[Any]) -> None:
         """Forget a channel that ended."""
         self.channels.pop(channel.channel_id, None)
 

@@ -30,8 +30,8 @@ from greenconn.transport.virtual.envelope import Contents, Delivery, contents_in
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.broker.link import StoreLink
-    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = [
     "Claimer",
@@ -57,7 +57,7 @@ class StoreDelivery(Delivery):
 
     def __init__(
         self,
-        channel: ChannelPort,
+        channel: StoreChannel[Any],
         tag: str,
         number: int,
         claimed: Claimed,
@@ -288,7 +288,7 @@ class StoreConsuming:
         """Tell the store that a consumer has left a queue that is gone.  Never switches."""
         self.left(feed)
 
-    def take(self, channel: ChannelPort, queue: str) -> StoreDelivery | None:
+    def take(self, channel: StoreChannel[Any], queue: str) -> StoreDelivery | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

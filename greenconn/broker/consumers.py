@@ -10,9 +10,9 @@ from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.consumer import Feed as ConsumedFeed
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.message import Message
-    from greenconn.transport.virtual.channel import ChannelPort
 
 __all__ = [
     "ConsumerRegistry",
@@ -61,7 +61,7 @@ class Subscriptions(Protocol):
     def serve(self, consumer: Consumer) -> None:
         """Look for messages for a consumer that has room under its channel's limit.  Never switches."""
 
-    def get(self, channel: ChannelPort, queue: str) -> DeliveredMessage | None:
+    def get(self, channel: StoreChannel[Any], queue: str) -> DeliveredMessage | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:
@@ -131,7 +131,7 @@ class Consuming(Protocol[M, S]):
     def ended(self, feed: Feed[M, S]) -> None:
         """Tell the broker that a consumer has left a queue that is gone.  Never switches."""
 
-    def take(self, channel: ChannelPort, queue: str) -> DeliveredMessage | None:
+    def take(self, channel: StoreChannel[Any], queue: str) -> DeliveredMessage | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:
@@ -206,7 +206,7 @@ class StoreSubscriptions(Generic[M, S]):
         """Look for messages for a consumer that has room under its channel's limit.  Never switches."""
         self._feed_of(consumer).serve()
 
-    def get(self, channel: ChannelPort, queue: str) -> DeliveredMessage | None:
+    def get(self, channel: StoreChannel[Any], queue: str) -> DeliveredMessage | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

@@ -23,14 +23,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
 
 from greenconn.abc import Message
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
-from greenconn.transport.virtual.channel import ChannelPort, ChannelState
+from greenconn.transport.virtual.channel import ChannelState
 from greenconn.transport.virtual.consumer import Consumer
+
+if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
+
 
 __all__ = ["Acknowledger", "DeliveredMessage", "Deliveries"]
 
@@ -100,7 +104,7 @@ class Deliveries:
 
     __slots__ = ("_acknowledger", "_channel", "_hub", "_link", "_prefetch", "unacked")
 
-    def __init__(self, channel: ChannelPort, acknowledger: Acknowledger) -> None:
+    def __init__(self, channel: StoreChannel[Any], acknowledger: Acknowledger) -> None:
         self._channel = channel
         self._link = channel.connection
         self._hub = channel.connection.hub_affinity.hub

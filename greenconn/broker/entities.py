@@ -7,19 +7,22 @@ their bindings.  Both ask the broker where that is due.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
 from greenconn.broker.base_link import BrokerLink
 from greenconn.transport.refusal import Method, in_use, no_exchange, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED, Entities
 from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
+
+if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
+
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ class SharedEntities(Entities):
         channel: of such a link.
     """
 
-    def __init__(self, channel: ChannelPort) -> None:
+    def __init__(self, channel: StoreChannel[Any]) -> None:
         super().__init__(channel)
         assert isinstance(channel.connection, BrokerLink)
         self._link = channel.connection

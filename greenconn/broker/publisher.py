@@ -27,7 +27,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Slot
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.channel import ChannelPort, ChannelState
+from greenconn.transport.virtual.channel import ChannelState
 from greenconn.transport.virtual.publishing import (
     Envelope,
     no_immediate,
@@ -40,6 +40,7 @@ from greenconn.transport.virtual.publishing import (
 )
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.broker.leased_link import LeasedLink
 
 
@@ -77,7 +78,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         link: stores the messages.
     """
 
-    def __init__(self, channel: ChannelPort, link: L) -> None:
+    def __init__(self, channel: StoreChannel[Any], link: L) -> None:
         self._channel = channel
         self.link = link
         self._hub = channel.connection.hub_affinity.hub

@@ -413,7 +413,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
     def basic_qos(
         self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False
     ) -> None:
-        """Limit the unacknowledged deliveries; see :class:`~.life.ChannelPort`."""
+        """Limit the unacknowledged deliveries; see :class:`~.life.StoreChannel[Any]`."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         # For transports that take several messages at once and ask how many.
         self.qos.prefetch_count = prefetch_count

@@ -3,63 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from amqp.protocol import queue_declare_ok_t
 
 from greenconn.transport.refusal import Method, in_use, no_queue, not_empty
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.exchange import ExchangeType, Router
+from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.state import Binding, BrokerState
 
-__all__ = ["HookedEntities", "Hooks"]
+if TYPE_CHECKING:
+    from greenconn.transport.hooks.channel import Channel
 
 
-class HooksLink(Protocol):
-    """The link of such a channel.
-
-    Attributes:
-        declared: queues that were declared here.
-    """
-
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def declared(self) -> set[str]: ...
-    @property
-    def channels(self) -> Mapping[int, ChannelPort]: ...
-
-
-class Hooks(Protocol):
-    """A channel with kombu's hooks for exchanges and queues, which may switch."""
-
-    @property
-    def connection(self) -> HooksLink: ...
-    @property
-    def virtual_host(self) -> str: ...
-    @property
-    def exchange_types(self) -> Mapping[str, ExchangeType]: ...
-    @property
-    def supports_fanout(self) -> bool: ...
-
-    def warn_of_unsupported(
-        self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None
-    ) -> None: ...
-
-    def binding_row(
-        self, queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None
-    ) -> tuple[str, Any, str]:
-        """Return kombu's row of a binding of a queue."""
-
-    def _new_queue(self, queue: str, **kwargs: Any) -> None: ...
-    def _has_queue(self, queue: str, **kwargs: Any) -> bool: ...
-    def _size(self, queue: str) -> int: ...
-    def _purge(self, queue: str) -> int | None: ...
-    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None: ...
-    def _queue_bind(self, exchange: str, routing_key: str, pattern: Any, queue: str) -> None: ...
+__all__ = ["HookedEntities"]
 
 
 class HookedEntities(Entities):
@@ -68,7 +27,7 @@ class HookedEntities(Entities):
     May switch, as the hooks may.
     """
 
-    def __init__(self, channel: Hooks) -> None:
+    def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
         self._hooks = channel
 

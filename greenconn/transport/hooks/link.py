@@ -22,7 +22,6 @@ from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message
 from greenconn.transport.hooks.store import POLL_TIMEOUT, HookStore, TakenMessage
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import (
     Envelope,
@@ -106,7 +105,7 @@ class HookPublisher(SynchronousPublisher):
 
     def __init__(
         self,
-        channel: ChannelPort,
+        channel: StoreChannel[Any],
         put: Callable[[Envelope, str, str, bool], bool],
         is_confirming: bool,
     ) -> None:

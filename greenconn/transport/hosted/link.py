@@ -20,7 +20,6 @@ from greenconn.message import Message
 from greenconn.transport.hooks.link import HookedLink
 from greenconn.transport.hooks.store import PACE, TakenMessage
 from greenconn.transport.hosted.channel import HostedChannel, HostedMessage
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.publishing import Envelope, SynchronousPublisher, copied
 
@@ -40,7 +39,7 @@ class HostedPublisher(SynchronousPublisher):
     """
 
     def __init__(
-        self, channel: ChannelPort, raw: Any, put: Callable[[Envelope, str, str], object]
+        self, channel: StoreChannel[Any], raw: Any, put: Callable[[Envelope, str, str], object]
     ) -> None:
         super().__init__(channel)
         self._raw = raw

@@ -20,7 +20,7 @@ from greenconn.transport.memory.message import Entry, Message
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.transport.virtual.arguments import SupportedArguments
-from greenconn.transport.virtual.channel import ChannelPort, ChannelState
+from greenconn.transport.virtual.channel import ChannelState
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 from greenconn.transport.virtual.names import new_owner
@@ -55,7 +55,7 @@ class MemoryPublisher(SynchronousPublisher):
         options: of the link.
     """
 
-    def __init__(self, channel: ChannelPort, broker: Broker, options: MemoryOptions) -> None:
+    def __init__(self, channel: StoreChannel[Any], broker: Broker, options: MemoryOptions) -> None:
         super().__init__(channel, options.confirm_publish)
         self._broker = broker
         self._hub = channel.connection.hub_affinity.hub
@@ -220,7 +220,7 @@ class MemorySubscriptions:
     def serve(self, consumer: Consumer) -> None:
         """Do nothing: where a consumer has room that is not parked, nothing waits."""
 
-    def get(self, channel: ChannelPort, queue: str) -> Message | None:
+    def get(self, channel: StoreChannel[Any], queue: str) -> Message | None:
         """Take one message for *channel*; None when none waits.
 
         Raises:

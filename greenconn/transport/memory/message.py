@@ -13,8 +13,8 @@ from greenconn.serialization import loads
 from greenconn.transport.virtual.publishing import copied
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.transport.memory.queue import Queue
-    from greenconn.transport.virtual.channel import ChannelPort
     from greenconn.transport.virtual.consumer import Consumer
     from greenconn.transport.virtual.publishing import Envelope
 
@@ -192,7 +192,7 @@ class Message(BaseMessage):
 
     def __init__(
         self,
-        channel: ChannelPort | None,
+        channel: StoreChannel[Any] | None,
         delivery_tag: int,
         entry: Entry,
         consumer: Consumer | None = None,

@@ -29,7 +29,7 @@ from greenconn.transport.virtual.envelope import (
 from greenconn.transport.virtual.publishing import Envelope, copied, encoded
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.channel import ChannelPort
+    from greenconn.broker.channel import StoreChannel
 
 __all__ = ["LARGE", "Delivery", "Outgoing", "marked_redelivered"]
 
@@ -225,7 +225,7 @@ class Delivery(envelope.Delivery):
 
     def __init__(
         self,
-        channel: ChannelPort | None,
+        channel: StoreChannel[Any] | None,
         field: str,
         number: int,
         raw: bytes,

@@ -34,11 +34,11 @@ from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.refusal import Method
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.names import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.transport.redis.link import RedisLink
 
 
@@ -166,7 +166,7 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
     #: Makes a message to publish.
     prepare = Outgoing
 
-    def __init__(self, channel: ChannelPort, link: RedisLink) -> None:
+    def __init__(self, channel: StoreChannel[Any], link: RedisLink) -> None:
         super().__init__(channel, link)
         commands = link.commands
         self._keys = commands.keys

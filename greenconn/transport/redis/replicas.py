@@ -19,10 +19,10 @@ from greenconn.broker.publisher import Completion
 from greenconn.transport.redis.commands import CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.publishing import RedisPublisher, Routed
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.transport.redis.link import RedisLink
 
 
@@ -147,7 +147,9 @@ class ReplicatedPublisher(RedisPublisher):
         confirms: of the link.
     """
 
-    def __init__(self, channel: ChannelPort, link: RedisLink, confirms: ReplicaConfirms) -> None:
+    def __init__(
+        self, channel: StoreChannel[Any], link: RedisLink, confirms: ReplicaConfirms
+    ) -> None:
         super().__init__(channel, link)
         self._confirms = confirms
 

@@ -57,7 +57,7 @@ from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.channel import ChannelPort
+    from greenconn.broker.channel import StoreChannel
 
 __all__ = ["RedisConsuming", "RedisSettler"]
 
@@ -171,7 +171,7 @@ class RedisConsuming:
         if not feed.is_used:
             self._invalidations.discard(feed.source)
 
-    def take(self, channel: ChannelPort, queue: str) -> Delivery | None:
+    def take(self, channel: StoreChannel[Any], queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from amqp.protocol import queue_declare_ok_t
 
@@ -21,6 +21,10 @@ from greenconn.transport.virtual.arguments import ArgumentOf
 from greenconn.transport.virtual.exchange import ROUTERS, X_MATCH, Router
 from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 
+if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
+
+
 __all__ = ["PREDECLARED", "Entities", "Management"]
 
 
@@ -32,17 +36,6 @@ PREDECLARED: Mapping[str, str] = {
     "amq.match": "headers",
     "amq.topic": "topic",
 }
-
-
-class _Channel(Protocol):
-    """The channel, as these entities use it."""
-
-    @property
-    def virtual_host(self) -> str: ...
-
-    def warn_of_unsupported(
-        self, kind: ArgumentOf, name: str, arguments: Mapping[str, Any] | None
-    ) -> None: ...
 
 
 class Entities:
@@ -60,7 +53,7 @@ class Entities:
     #: Exchange arguments that a second declaration must repeat.
     compared_exchange_arguments: ClassVar[frozenset[str]] = frozenset({"alternate-exchange"})
 
-    def __init__(self, channel: _Channel) -> None:
+    def __init__(self, channel: StoreChannel[Any]) -> None:
         self._channel = channel
         self.last_queue = ""
 

@@ -22,7 +22,7 @@ from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads as loads_body
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.channel import ChannelPort
+    from greenconn.broker.channel import StoreChannel
 
 __all__ = [
     "UNSENDABLE",
@@ -239,7 +239,7 @@ class Delivery(Message):
 
     def __init__(
         self,
-        channel: ChannelPort | None,
+        channel: StoreChannel[Any] | None,
         tag: str,
         number: int,
         raw: bytes,

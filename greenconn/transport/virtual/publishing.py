@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import DeadlineLike
 from greenconn.encoding import as_text, plain_text
@@ -19,7 +19,10 @@ from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.channel import ChannelPort
+
+if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
+
 
 __all__ = [
     "Envelope",
@@ -97,7 +100,7 @@ class PublishOutcome:
 
 
 def warn_of_message(
-    channel: ChannelPort, message: Envelope, exchange: str, routing_key: str
+    channel: StoreChannel[Any], message: Envelope, exchange: str, routing_key: str
 ) -> None:
     """Log what a message has that should count, and does not here.  Never switches."""
     properties, headers = message["properties"], message["headers"] or {}
@@ -158,7 +161,7 @@ class SynchronousPublisher(ABC):
     #: Makes a message to publish.
     prepare: Callable[..., Envelope] = staticmethod(prepared)
 
-    def __init__(self, channel: ChannelPort, is_confirming: bool = False) -> None:
+    def __init__(self, channel: StoreChannel[Any], is_confirming: bool = False) -> None:
         self._channel = channel
         self._is_confirming = is_confirming
 
@@ -217,7 +220,7 @@ class SynchronousPublisher(ABC):
 
 
 def return_message(
-    channel: ChannelPort, message: Envelope, exchange: str, routing_key: str
+    channel: StoreChannel[Any], message: Envelope, exchange: str, routing_key: str
 ) -> None:
     """Let an event give a mandatory message back that reached no queue.  Never switches."""
     channel.connection.put_return(
@@ -228,7 +231,7 @@ def return_message(
     )
 
 
-def _call_handlers(channel: ChannelPort, returned: tuple[Unroutable, str, str, Any]) -> None:
+def _call_handlers(channel: StoreChannel[Any], returned: tuple[Unroutable, str, str, Any]) -> None:
     """Call the handlers of a returned message."""
     exc, exchange, routing_key, envelope = returned
     handlers: list[Callable[..., Any]] = list(channel.events["basic_return"])

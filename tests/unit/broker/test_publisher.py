@@ -301,7 +301,7 @@ def test_a_message_without_a_queue_has_a_last_resort(connect: Opener) -> None:
         begin(publisher, "m", "e").wait()
     assert (publisher.last_resort, publisher.put) == ("lost", "m:e:lost")
     publisher = refusing(connect)
-    publisher._channel.exchange_declare("e")  # type: ignore[attr-defined]
+    publisher._channel.exchange_declare("e")
     begin(publisher, "m", "e").wait()
     assert not hasattr(publisher, "put")
 

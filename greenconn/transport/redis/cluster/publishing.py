@@ -13,9 +13,9 @@ from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.keys import Keys
 from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.publishing import RedisPublisher, Routed
-from greenconn.transport.virtual.channel import ChannelPort
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.transport.redis.cluster.placement import ClusterPlacement
     from greenconn.transport.redis.link import RedisLink
 
@@ -98,7 +98,9 @@ class ClusterPublisher(RedisPublisher):
         partitions: of the link.
     """
 
-    def __init__(self, channel: ChannelPort, link: RedisLink, partitions: ClusterPlacement) -> None:
+    def __init__(
+        self, channel: StoreChannel[Any], link: RedisLink, partitions: ClusterPlacement
+    ) -> None:
         super().__init__(channel, link)
         self._partitions = partitions
         self._writer = _PASSING

@@ -11,10 +11,10 @@ from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.queues import LinkQueues
 from greenconn.transport.redis.store import RedisConsuming
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.channel import ChannelPort
 from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
+    from greenconn.broker.channel import StoreChannel
     from greenconn.transport.redis.cluster.placement import ClusterPlacement
 
 
@@ -149,6 +149,6 @@ class ClusterConsuming:
         """Note that a consumer has left a queue that is gone.  Never switches."""
         self._of(feed.queue).ended(feed)
 
-    def take(self, channel: ChannelPort, queue: str) -> Delivery | None:
+    def take(self, channel: StoreChannel[Any], queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch."""
         return self._of(queue).take(channel, queue)
