@@ -13,7 +13,7 @@ from collections.abc import Callable
 from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from greenconn.checks import check_keywords, is_connection
+from greenconn.checks import check_keywords, in_seconds, is_connection
 from greenconn.exceptions import NotBoundError
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class Object:
                 setattr(self, name, None)
 
     def _converted(self, name: str, convert: Callable[[Any], Any], value: Any) -> Any:
+        if convert is float:
+            value = in_seconds(value)  # all of them are times
         try:
             return convert(value)
         except (TypeError, ValueError) as exc:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import gevent
 
-from greenconn.checks import check_keywords
+from greenconn.checks import Seconds, check_keywords
 from greenconn.connection import Connection
 from greenconn.defaults import ARGUMENTS, closed_at_exit
 from greenconn.entity import Queue
@@ -67,14 +67,14 @@ if TYPE_CHECKING:
     from greenconn.worker.options import ConsumerArguments, ServerArguments
 
     class _PublishArguments(PublishArguments, total=False):
-        timeout: float | None
+        timeout: Seconds | None
 
     class _CallArguments(_PublishArguments, total=False):
         accept: Iterable[str] | None
         schema: object
 
     class _ConsumerArguments(ConsumerArguments, total=False):
-        batch_interval: float | None
+        batch_interval: Seconds | None
         batch_size: int | None
         schema: object
 
@@ -249,7 +249,7 @@ class App:
         self._services.append(service)
         return service
 
-    def every(self, seconds: float, *, name: str | None = None) -> Callable[[P], P]:
+    def every(self, seconds: Seconds, *, name: str | None = None) -> Callable[[P], P]:
         """Return a decorator that declares a function to be called every *seconds*, in one of all
         processes.
 
@@ -469,7 +469,7 @@ class App:
                 stack.enter_context(context(message))
             yield
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
+    def wait_ready(self, timeout: Seconds | None = None) -> bool:
         """Wait until the broker has confirmed all consumers of this thread.  May switch.
 
         Arguments:
@@ -486,7 +486,7 @@ class App:
         # All of them, also those that have ended meanwhile, which raise why.
         return all(each.wait_ready(deadline.left()) for each in self._consumers.get())
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: Seconds | None = None) -> bool:
         """Shut down the consumers, servers and services of this thread gracefully.  May switch.
 
         Services are stopped after the consumers, so they can finish work that handlers have passed to
@@ -573,7 +573,7 @@ class AppTest:
         self.broker = broker
         self.clock = broker.clock
 
-    def wait_until_handled(self, timeout: float = 5.0) -> None:
+    def wait_until_handled(self, timeout: Seconds = 5.0) -> None:
         """Wait until the consumers of the application have handled all messages.  May switch.
 
         The queues of the consumers are then empty, and no handler runs or waits for a retry in this
@@ -593,7 +593,7 @@ class AppTest:
             left = self._left()
             idle = 0 if left else idle + 1
             if left and deadline.has_ended:
-                raise TimeoutError(f"not handled within {timeout:g} s: {', '.join(left)}")
+                raise TimeoutError(f"not handled within {deadline.timeout:g} s: {', '.join(left)}")
             gevent.sleep(LOOK if left else 0)
 
     def _left(self) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Collection, Iterable
+from datetime import timedelta
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection, Connection
 
 __all__ = [
+    "Seconds",
     "check_callable",
     "check_count",
     "check_has_run",
@@ -25,6 +26,7 @@ __all__ = [
     "check_tables",
     "check_type",
     "did_you_mean",
+    "in_seconds",
     "invalid",
     "is_connection",
     "is_kombu",
@@ -34,7 +36,10 @@ __all__ = [
     "tolerate_keywords",
 ]
 
-logger = logging.getLogger("greenconn.checks")
+T = TypeVar("T")
+
+#: A time as functions and options take it: a number of seconds, or a timedelta.
+Seconds: TypeAlias = float | timedelta
 
 #: Plain values that stand for no text; any other object may, as an exchange stands for its name.
 _NO_TEXT: Final = (bytes, bytearray, int, float, list, tuple, dict, set, frozenset)
@@ -49,12 +54,27 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@overload
+def in_seconds(value: timedelta) -> float: ...
+
+
+@overload
+def in_seconds(value: T | timedelta) -> T | float: ...
+
+
+def in_seconds(value: object) -> object:
+    """Return a timedelta as a number of seconds, and anything else as it is."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
 def milliseconds(option: str, seconds: Any) -> str:
     """Return *seconds*, the value of *option*, as the property ``expiration`` has them.
 
     Raises:
         ValueError: they are no number that is at least 0.
     """
+    if isinstance(seconds, timedelta):
+        seconds = seconds.total_seconds()
     if not is_number(seconds) or seconds < 0:
         raise ValueError(f"{option} must be a number of seconds, at least 0, got {seconds!r}")
     return str(int(seconds * 1000))
@@ -65,6 +85,8 @@ def check_seconds(
 ) -> None:
     """Check that each option is a number of seconds, at least 0, or None if *optional*.
 
+    A timedelta is replaced by its number of seconds.
+
     Arguments:
         above_zero: 0 is none of them.
 
@@ -73,6 +95,9 @@ def check_seconds(
     """
     for name in names:
         value = getattr(options, name)
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+            object.__setattr__(options, name, value)  # they are frozen
         if value is None:
             if optional:
                 continue
@@ -153,8 +178,12 @@ def check_keywords(
         if not is_kombus or _tolerated is None:
             raise TypeError(text)
         if (called, name) not in _tolerated:
+            import logging  # for programs of kombu only: green imports this, and registers nothing
+
             _tolerated.add((called, name))
-            logger.warning("unknown keyword, accepted as by kombu: %s", text)
+            logging.getLogger("greenconn.checks").warning(
+                "unknown keyword, accepted as by kombu: %s", text
+            )
 
 
 def tolerate_keywords() -> None:

@@ -14,6 +14,7 @@ from uuid import NAMESPACE_OID, uuid3, uuid4, uuid5
 from gevent import get_hub
 from gevent.lock import RLock
 
+from greenconn.checks import Seconds, in_seconds
 from greenconn.entity import Exchange, Queue, maybe_declare
 from greenconn.entity.declaration import declaration_cached
 from greenconn.green.deadline import Deadline
@@ -240,7 +241,10 @@ def _ensure_errback(exc: Exception, interval: float) -> None:
 
 
 def eventloop(
-    conn: Any, limit: int | None = None, timeout: float | None = None, ignore_timeouts: bool = False
+    conn: Any,
+    limit: int | None = None,
+    timeout: Seconds | None = None,
+    ignore_timeouts: bool = False,
 ) -> Iterator[Any]:
     """Drain *conn*, once each time the generator is asked.  May switch.
 
@@ -254,6 +258,7 @@ def eventloop(
         ConnectionError, OSError: the connection was lost.
         Exception: what a callback raised.
     """
+    timeout = in_seconds(timeout)
     for _ in range(limit) if limit else count():
         deadline = Deadline(timeout)
         try:
@@ -270,7 +275,7 @@ def itermessages(
     channel: Channel | None,
     queue: Any,
     limit: int | None = 1,
-    timeout: float | None = None,
+    timeout: Seconds | None = None,
     callbacks: list[Callable[..., Any]] | None = None,
     **kwargs: Any,
 ) -> Generator[tuple[Any, Any], None, None]:
@@ -288,7 +293,7 @@ def itermessages(
 def drain_consumer(
     consumer: Consumer,
     limit: int | None = 1,
-    timeout: float | None = None,
+    timeout: Seconds | None = None,
     callbacks: list[Callable[..., Any]] | None = None,
 ) -> Generator[tuple[Any, Any], None, None]:
     """Consume, and yield each message as ``(body, message)``.  May switch.
@@ -331,7 +336,7 @@ def drain_consumer(
 
 
 def _drained(
-    consumer: Consumer, arrived: deque[tuple[Any, Any]], limit: int | None, timeout: float | None
+    consumer: Consumer, arrived: deque[tuple[Any, Any]], limit: int | None, timeout: Seconds | None
 ) -> Generator[tuple[Any, Any], None, None]:
     """Do the same on a transport that is written to kombu's contract.  May switch."""
     with consumer:

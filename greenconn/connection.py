@@ -23,7 +23,7 @@ from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from greenconn.checks import check_keywords, is_connection, maybe_channel
+from greenconn.checks import Seconds, check_keywords, in_seconds, is_connection, maybe_channel
 from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
     ChannelLimitExceeded,
@@ -311,11 +311,11 @@ class Connection:
         insist: bool = False,
         ssl: Any = False,
         transport: str | type[Any] | None = None,
-        connect_timeout: float | None = 5,
+        connect_timeout: Seconds | None = 5,
         transport_options: dict[str, Any] | None = None,
         login_method: str | None = None,
         uri_prefix: str | None = None,
-        heartbeat: float | None = BROKER_HEARTBEAT,
+        heartbeat: Seconds | None = BROKER_HEARTBEAT,
         failover_strategy: Any = "round-robin",
         alternates: Iterable[str] | None = None,
         credential_provider: Any = None,
@@ -330,7 +330,7 @@ class Connection:
             insist=insist,
             ssl=ssl,
             transport=transport,
-            connect_timeout=connect_timeout,
+            connect_timeout=in_seconds(connect_timeout),
             transport_options={} if transport_options is None else transport_options,
             login_method=login_method,
             uri_prefix=uri_prefix,
@@ -496,12 +496,12 @@ class Connection:
         self,
         errback: Callable[[Exception, float], Any] | None = None,
         max_retries: float | None = None,
-        interval_start: float = 2,
-        interval_step: float = 2,
-        interval_max: float = 30,
+        interval_start: Seconds = 2,
+        interval_step: Seconds = 2,
+        interval_max: Seconds = 30,
         callback: Callable[[], Any] | None = None,
         reraise_as_library_errors: bool = True,
-        timeout: float | Deadline | None = None,
+        timeout: Seconds | Deadline | None = None,
     ) -> Self:
         """Open the connection if it is not open, with retries, and return this object.  May switch.
 
@@ -526,9 +526,9 @@ class Connection:
             policy = ConnectOptions(
                 errback=errback,
                 max_retries=_limit(max_retries),
-                interval_start=interval_start,
-                interval_step=interval_step,
-                interval_max=interval_max,
+                interval_start=in_seconds(interval_start),
+                interval_step=in_seconds(interval_step),
+                interval_max=in_seconds(interval_max),
                 callback=callback,
             )
             ensure_open(
@@ -564,7 +564,9 @@ class Connection:
         link = self.session.link(reopen=True)
         return self.transport.create_channel(link)
 
-    def update_secret(self, secret: str, reason: str = "", *, timeout: float | None = None) -> None:
+    def update_secret(
+        self, secret: str, reason: str = "", *, timeout: Seconds | None = None
+    ) -> None:
         """Change the password of the connection and all its clones, as OAuth 2 requires.  May switch.
 
         Clones are also the connections that are opened for ``publish(connection=...)``, for dead
@@ -631,13 +633,13 @@ class Connection:
         fun: Callable[..., Any],
         errback: Callable[[Exception, float], Any] | None = None,
         max_retries: float | None = None,
-        interval_start: float = 1,
-        interval_step: float = 1,
-        interval_max: float = 1,
+        interval_start: Seconds = 1,
+        interval_step: Seconds = 1,
+        interval_max: Seconds = 1,
         on_revive: Callable[[Any], Any] | None = None,
         retry_errors: tuple[type[BaseException], ...] | None = None,
         *,
-        timeout: float | Deadline | None = None,
+        timeout: Seconds | Deadline | None = None,
     ) -> Callable[..., Any]:
         """Return a function that calls *fun*, and retries after a loss of connection or channel.
 
@@ -662,9 +664,9 @@ class Connection:
         policy = ConnectOptions(
             errback=errback,
             max_retries=_limit(max_retries),
-            interval_start=interval_start,
-            interval_step=interval_step,
-            interval_max=interval_max,
+            interval_start=in_seconds(interval_start),
+            interval_step=in_seconds(interval_step),
+            interval_max=in_seconds(interval_max),
         )
         return ensured(
             self,
@@ -744,7 +746,7 @@ class Connection:
 
     # Events
 
-    def drain_events(self, timeout: float | None = None, **kwargs: Any) -> Any:
+    def drain_events(self, timeout: Seconds | None = None, **kwargs: Any) -> Any:
         """Wait for the next event of this connection and run its callbacks.  May switch.
 
         If the connection is lost, the error is raised once in each greenlet that waits here.  The next
@@ -825,7 +827,7 @@ class Connection:
         except self.connection_errors + self.channel_errors:
             pass
 
-    def flush(self, timeout: float | None = None) -> None:
+    def flush(self, timeout: Seconds | None = None) -> None:
         """Wait until all pending publishes and acks have been sent.  May switch.
 
         Without it they are sent together in the next turn of the hub.  When it returns, on AMQP and
@@ -862,7 +864,7 @@ class Connection:
 
     close = release
 
-    def collect(self, socket_timeout: float | None = None) -> None:
+    def collect(self, socket_timeout: Seconds | None = None) -> None:
         """Close the sockets at once, without the protocol's closing handshake.
 
         Arguments:
@@ -1159,7 +1161,7 @@ class PooledConnection(Connection):
 
     close = release
 
-    def collect(self, socket_timeout: float | None = None) -> None:
+    def collect(self, socket_timeout: Seconds | None = None) -> None:
         """Close the sockets at once; do nothing if it was released."""
         if self._pool is not None:
             super().collect(socket_timeout)
@@ -1294,7 +1296,7 @@ def _heartbeat(value: Any) -> float | None:
     if not value:
         return value  # type: ignore[no-any-return]  # 0, BROKER_HEARTBEAT or None
     try:
-        return float(value)
+        return float(in_seconds(value))
     except (TypeError, ValueError):
         raise ValueError(f"heartbeat must be a number of seconds, got {value!r}") from None
 
@@ -1346,10 +1348,10 @@ ConnectionArguments = TypedDict(  # noqa: UP013 - the types of a class are texts
     "ConnectionArguments",
     {
         "alternates": Iterable[str] | None,
-        "connect_timeout": float | None,
+        "connect_timeout": Seconds | None,
         "credential_provider": Any,
         "failover_strategy": Any,
-        "heartbeat": float | None,
+        "heartbeat": Seconds | None,
         "insist": bool,
         "login_method": str | None,
         "password": str | Callable[[], str] | None,

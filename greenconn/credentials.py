@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from gevent import Timeout
 
+from greenconn.checks import Seconds, in_seconds
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 
 __all__ = ["CredentialProvider", "SharedLogin", "SuppliedError", "Token", "supplied"]
@@ -83,9 +84,9 @@ class Token(str):
 
     expires_at: float | None
 
-    def __new__(cls, secret: str, expires_in: float | None = None) -> Token:
+    def __new__(cls, secret: str, expires_in: Seconds | None = None) -> Token:
         token = super().__new__(cls, secret)
-        token.expires_at = None if expires_in is None else monotonic() + expires_in
+        token.expires_at = None if expires_in is None else monotonic() + in_seconds(expires_in)
         return token
 
     @property

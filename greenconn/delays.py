@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from greenconn.checks import is_number
+from greenconn.checks import in_seconds, is_number
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -46,6 +46,7 @@ def checked_delay(seconds: Any) -> float | None:
     """
     if seconds is None:
         return None
+    seconds = in_seconds(seconds)
     if not is_number(seconds) or seconds < 0:
         raise ValueError(f"delay must be a number of seconds, at least 0, or None, got {seconds!r}")
     return float(seconds) or None

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from time import monotonic, time
 from typing import Any, Final, TypeAlias
 
+from greenconn.checks import Seconds
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.session.session import Session, sessions_in_use
@@ -209,7 +210,7 @@ class Health:
         }
 
 
-def check(timeout: float = 0.0) -> Health:
+def check(timeout: Seconds = 0.0) -> Health:
     """Check the connections and consumers of this thread.
 
     Never switches if *timeout* is 0.  Otherwise may switch.
@@ -222,7 +223,7 @@ def check(timeout: float = 0.0) -> Health:
         The state of each connection and consumer.
     """
     deadline = Deadline(timeout)
-    if timeout > 0:
+    if not deadline.has_ended:
         for session in sessions_in_use():
             _await_session(session, deadline)
         for consumer in running_consumers():
@@ -336,7 +337,7 @@ class Probes:
         app: WSGIApp | None = None,
         *,
         prefix: str = "/health",
-        timeout: float = 0.0,
+        timeout: Seconds = 0.0,
         has_details: bool = False,
     ) -> None:
         self._app = app

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import sleep
 
+from greenconn.checks import Seconds, in_seconds
 from greenconn.common import ignore_errors
 from greenconn.encoding import safe_repr
 from greenconn.exceptions import BodyTooLarge
@@ -135,8 +136,8 @@ class ConsumerMixin:
     def consume(
         self,
         limit: int | None = None,
-        timeout: float | None = None,
-        safety_interval: float | None = 1,
+        timeout: Seconds | None = None,
+        safety_interval: Seconds | None = 1,
         **kwargs: Any,
     ) -> Iterator[None]:
         """Run the consumers for one life of a connection; yields after each event.  May switch.
@@ -153,6 +154,7 @@ class ConsumerMixin:
             Exception: what a callback raised.
         """
         with self.consumer_context(**kwargs) as (connection, _, _):
+            timeout, safety_interval = in_seconds(timeout), in_seconds(safety_interval)
             silence = Deadline(timeout or None)
             for _ in range(limit) if limit else count():
                 if self.should_stop:

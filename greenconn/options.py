@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Final,
     Literal,
@@ -23,6 +24,7 @@ from typing import (
 )
 
 from greenconn.checks import (
+    Seconds,
     check_callable,
     check_count,
     check_seconds,
@@ -257,7 +259,8 @@ class Retry(Record):
     """Maximum number of calls of the handler for a message, including the first; at least 1."""
 
     delay: float = 1.0
-    """Seconds between the first and the second call; at most 60, unless *hold* is ``'broker'``."""
+    """Seconds between the first and the second call, or a timedelta; at most 60, unless *hold* is
+    ``'broker'``."""
 
     backoff: float = 2.0
     """Factor by which the delay grows from one retry to the next; at least 1."""
@@ -272,6 +275,19 @@ class Retry(Record):
     """Where a message waits for the next call.  ``'broker'``: at the broker, where it does not count
     towards the prefetch limit and survives the end of this process.  ``'process'``: in this process,
     unacknowledged.  None: at the broker for delays of 1 s and more."""
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            tries: int = 3,
+            delay: Seconds = 1.0,
+            backoff: float = 2.0,
+            max_delay: Seconds = 60.0,
+            jitter: bool = True,
+            hold: Literal["broker", "process"] | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         check_count(self, "tries", least=1, optional=False)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gevent import Timeout, get_hub
 
 from greenconn.broker.leased_link import LeasedLink
-from greenconn.checks import check_runs, is_number
+from greenconn.checks import Seconds, check_runs, in_seconds, is_number
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection
 from greenconn.entity import Queue
@@ -99,7 +99,7 @@ class Every:
     """A schedule with a fixed period, counted from 1970, so that all processes share the same times.
 
     Arguments:
-        seconds: the period in seconds, above 0.
+        seconds: the period in seconds, or a timedelta; above 0.
 
     Raises:
         TypeError: *seconds* is not a number.
@@ -108,7 +108,8 @@ class Every:
 
     __slots__ = ("_seconds",)
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: Seconds) -> None:
+        seconds = in_seconds(seconds)
         if not is_number(seconds):
             raise TypeError(f"seconds must be a number: @app.every(60), got {seconds!r}")
         if not (isfinite(seconds) and seconds > 0):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from gevent.lock import BoundedSemaphore
 
 from greenconn.caching import LRUCache, cached_property, maybe_evaluate
-from greenconn.checks import check_has_run, check_runs
+from greenconn.checks import Seconds, check_has_run, check_runs, in_seconds
 from greenconn.clocks import LamportClock
 from greenconn.common import oid_from
 from greenconn.entity import Exchange, Queue, maybe_declare
@@ -357,12 +357,12 @@ class Mailbox:
         accept: Collection[str] | None = None,
         serializer: str | None = None,
         producer_pool: Any = None,
-        queue_ttl: float | None = None,
-        queue_expires: float | None = None,
+        queue_ttl: Seconds | None = None,
+        queue_expires: Seconds | None = None,
         queue_durable: bool = False,
         queue_exclusive: bool = True,
-        reply_queue_ttl: float | None = None,
-        reply_queue_expires: float | None = 10.0,
+        reply_queue_ttl: Seconds | None = None,
+        reply_queue_expires: Seconds | None = 10.0,
     ) -> None:
         if queue_exclusive and queue_durable:
             raise ValueError(
@@ -419,7 +419,7 @@ class Mailbox:
         destination: Collection[str],
         command: str,
         kwargs: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
+        timeout: Seconds | None = None,
         callback: Callable[[Any], Any] | None = None,
         channel: Channel | None = None,
     ) -> Any:
@@ -469,7 +469,7 @@ class Mailbox:
         self,
         command: str,
         kwargs: Mapping[str, Any] | None = None,
-        timeout: float | None = 1,
+        timeout: Seconds | None = 1,
         limit: int | None = None,
         callback: Callable[[Any], Any] | None = None,
         channel: Channel | None = None,
@@ -586,7 +586,7 @@ class Mailbox:
         destination: Collection[str] | None = None,
         reply_ticket: str | None = None,
         channel: Channel | None = None,
-        timeout: float | None = None,
+        timeout: Seconds | None = None,
         serializer: str | None = None,
         producer: Any = None,
         pattern: str | None = None,
@@ -604,7 +604,7 @@ class Mailbox:
             maybe_declare(self.reply_queue(channel))
             reply_to = {"exchange": self.reply_exchange.name, "routing_key": self.oid}
             message.update(ticket=reply_ticket, reply_to=reply_to)
-        expires = time() + timeout if timeout else 0
+        expires = time() + in_seconds(timeout) if timeout else 0
         with self.producer_or_acquire(producer, channel) as used:
             used.publish(
                 message,
@@ -621,7 +621,7 @@ class Mailbox:
         arguments: Mapping[str, Any] | None = None,
         destination: Collection[str] | None = None,
         reply: bool = False,
-        timeout: float | None = 1,
+        timeout: Seconds | None = 1,
         limit: int | None = None,
         callback: Callable[[Any], Any] | None = None,
         channel: Channel | None = None,
@@ -664,7 +664,7 @@ class Mailbox:
         self,
         ticket: str,
         limit: int | None = None,
-        timeout: float | None = 1,
+        timeout: Seconds | None = 1,
         callback: Callable[[Any], Any] | None = None,
         channel: Channel | None = None,
         accept: Collection[str] | None = None,

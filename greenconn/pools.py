@@ -15,6 +15,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from greenconn.caching import HashedSeq, eqhash, lazy
+from greenconn.checks import Seconds
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
@@ -105,7 +106,7 @@ class ProducerPool(RelendingPool):
     def _acquire_connection(self) -> Any:
         return self.connections.acquire(block=True)
 
-    def _deadline(self, block: bool, timeout: float | Deadline | None) -> Deadline | None:
+    def _deadline(self, block: bool, timeout: Seconds | Deadline | None) -> Deadline | None:
         # Also for a connection.
         return super()._deadline(block, timeout) if block else Deadline(0.0)
 

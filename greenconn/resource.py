@@ -26,7 +26,7 @@ from greenlet import getcurrent
 
 from greenconn import exceptions
 from greenconn.caching import lazy
-from greenconn.checks import check_keywords
+from greenconn.checks import Seconds, check_keywords
 from greenconn.exceptions import OperationalError
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline, TimeLimit, is_seconds
@@ -166,7 +166,7 @@ class Resource:
 
     # Use
 
-    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
+    def acquire(self, block: bool = False, timeout: Seconds | Deadline | None = None) -> Any:
         """Acquire a resource.  May switch.
 
         Arguments:
@@ -385,7 +385,7 @@ class Resource:
     def _describe(self) -> str:
         return type(self).__name__
 
-    def _deadline(self, block: bool, timeout: float | Deadline | None) -> Deadline | None:
+    def _deadline(self, block: bool, timeout: Seconds | Deadline | None) -> Deadline | None:
         return None if timeout is None else Deadline.of(timeout)
 
     def _lend(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Any:
@@ -513,7 +513,7 @@ class RelendingPool(Resource):
     ``lend_again``, or is never lent again.
     """
 
-    def acquire(self, block: bool = False, timeout: float | Deadline | None = None) -> Any:
+    def acquire(self, block: bool = False, timeout: Seconds | Deadline | None = None) -> Any:
         """Acquire a resource; see :meth:`Resource.acquire`.  May switch."""
         # The common case, in one piece, as a call of a function costs as much as ten of these lines:
         # nothing waits, and a resource is idle whose facade of the loan before the last can be lent
@@ -631,7 +631,7 @@ class ConnectionPool(RelendingPool):
 
     @contextmanager
     def acquire_channel(
-        self, block: bool = False, timeout: float | Deadline | None = None
+        self, block: bool = False, timeout: Seconds | Deadline | None = None
     ) -> Iterator[tuple[Any, Any]]:
         """Acquire a connection, and yield it with its default channel.  May switch."""
         with self.acquire(block=block, timeout=timeout) as connection:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from gevent import Timeout
 
-from greenconn.checks import check_has_run, check_keywords, check_runs
+from greenconn.checks import Seconds, check_has_run, check_keywords, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.entity import Exchange, Queue
@@ -88,7 +88,7 @@ def call(
     *,
     schema: type[T],
     connection: Connection | str | None = None,
-    timeout: float | None = 30.0,
+    timeout: Seconds | None = 30.0,
     accept: Iterable[str] | None = None,
     **options: Unpack[PublishArguments],
 ) -> T: ...
@@ -101,7 +101,7 @@ def call(
     *,
     schema: object = None,
     connection: Connection | str | None = None,
-    timeout: float | None = 30.0,
+    timeout: Seconds | None = 30.0,
     accept: Iterable[str] | None = None,
     **options: Unpack[PublishArguments],
 ) -> Any: ...
@@ -113,7 +113,7 @@ def call(
     *,
     schema: object = None,
     connection: Connection | str | None = None,
-    timeout: float | None = 30.0,
+    timeout: Seconds | None = 30.0,
     accept: Iterable[str] | None = None,
     **options: Unpack[PublishArguments],
 ) -> Any:

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import gevent
 
+from greenconn.checks import Seconds
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
@@ -40,7 +41,7 @@ class Service(Protocol):
     def start(self) -> None:
         """Start the service in this thread and return immediately; do nothing if it is running."""
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: Seconds | None = None) -> bool:
         """Stop the service gracefully.  May switch.
 
         Arguments:

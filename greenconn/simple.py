@@ -15,6 +15,7 @@ from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from greenconn.checks import Seconds
 from greenconn.entity import Exchange, Queue
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
@@ -80,7 +81,7 @@ class SimpleBase:
         """The queue, bound to the channel."""
         return self.consumer.queues[0]
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: bool = True, timeout: Seconds | None = None) -> Any:
         """Take the oldest message.  May switch.
 
         Arguments:

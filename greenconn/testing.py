@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from greenconn import defaults
+from greenconn.checks import Seconds, in_seconds
 from greenconn.connection import Connection
 from greenconn.identity import uuid
 from greenconn.message import Message
@@ -63,15 +64,16 @@ class ManualClock:
         self._timers[key] = (self._now + delay, function)
         return lambda: self._timers.pop(key, None)
 
-    def move(self, seconds: float) -> None:
+    def move(self, seconds: Seconds) -> None:
         """Advance the clock, and run the timers that become due, in order, before returning.
 
         Arguments:
-            seconds: the seconds to advance by, at least 0.
+            seconds: the seconds to advance by, at least 0, or a timedelta.
 
         Raises:
             ValueError: *seconds* is negative.
         """
+        seconds = in_seconds(seconds)
         if seconds < 0:
             raise ValueError(f"seconds must be at least 0, got {seconds!r}")
         end = self._now + seconds

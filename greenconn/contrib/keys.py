@@ -32,7 +32,7 @@ from typing import Any, Final, TypeVar
 import gevent
 from gevent.lock import Semaphore
 
-from greenconn.checks import is_number
+from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.green.deadline import NEVER
 from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
@@ -84,7 +84,7 @@ def in_order(key: Key, *, running: int | None = None) -> Callable[[H], H]:
 
 
 def rate_limited(
-    limit: float, *, per: float = 1.0, burst: int = 1, key: Key | None = None
+    limit: float, *, per: Seconds = 1.0, burst: int = 1, key: Key | None = None
 ) -> Callable[[H], H]:
     """Return a decorator that applies a rate limit to a handler, for each key.
 
@@ -101,6 +101,7 @@ def rate_limited(
     Raises:
         ValueError: an argument is out of range.
     """
+    per = in_seconds(per)
     for name, value in (("limit", limit), ("per", per)):
         if not (is_number(value) and value > 0):
             raise ValueError(f"rate_limited.{name} must be a number above 0, got {value!r}")

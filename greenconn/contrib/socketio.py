@@ -32,7 +32,7 @@ from gevent.event import Event
 from gevent.queue import Queue as Inbox  # SimpleQueue blocks the thread before gevent 25
 from socketio import PubSubManager
 
-from greenconn.checks import is_number
+from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.connection import Connection
 from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.memory import MemoryIds
@@ -99,14 +99,15 @@ class Manager(PubSubManager):
         logger: Any = None,
         json: Any = None,
         *,
-        expires: float = 300.0,
-        timeout: float = 30.0,
+        expires: Seconds = 300.0,
+        timeout: Seconds = 30.0,
         queue_arguments: Mapping[str, Any] | None = None,
         **connection_kwargs: Any,
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:
             self.json = json
+        expires, timeout = in_seconds(expires), in_seconds(timeout)
         for option, value in (("expires", expires), ("timeout", timeout)):
             if not (is_number(value) and value > 0):
                 raise ValueError(f"{option} must be a number of seconds above 0, got {value!r}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.abstract import ChannelPromise
+    from greenconn.checks import Seconds
 
     class QueueOptions(TypedDict, total=False):
         """The further arguments of queues of all kinds."""
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
         dead_letter: bool | str | None
         durable: bool | None
         exclusive: bool | None
-        expires: float | None
+        expires: Seconds | None
         max_length: int | None
         max_length_bytes: int | None
         max_priority: int | None
-        message_ttl: float | None
+        message_ttl: Seconds | None
         no_ack: bool | None
         no_declare: bool | None
         queue_arguments: dict[str, Any] | None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from time import monotonic
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from gevent import Timeout
+
+from greenconn.checks import Seconds, in_seconds
 
 __all__ = ["LEAST_SHARE", "NEVER", "Deadline", "TimeLimit", "is_seconds"]
 
@@ -28,7 +30,7 @@ class Deadline:
     """A point in time on the monotonic clock that all steps of one call share.
 
     Arguments:
-        timeout: seconds from now; None never ends; 0 or less has ended already.
+        timeout: seconds from now, or a timedelta; None never ends; 0 or less has ended already.
 
     Raises:
         TypeError, ValueError: it is no finite number of seconds.
@@ -36,16 +38,18 @@ class Deadline:
 
     __slots__ = ("at", "timeout")
 
-    def __init__(self, timeout: float | None = None) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: Seconds | None = None) -> None:
+        seconds: Any = timeout
+        self.timeout: float | None = seconds
         self.at: float | None = None
-        if timeout.__class__ is float and 0.0 <= timeout < _FAR:
-            self.at = monotonic() + timeout
-        elif timeout is not None:
+        if seconds.__class__ is float and 0.0 <= seconds < _FAR:
+            self.at = monotonic() + seconds
+        elif seconds is not None:
+            self.timeout = seconds = in_seconds(seconds)
             try:
-                if timeout.__class__ is bool:
+                if seconds.__class__ is bool:
                     raise TypeError
-                is_number = -_FAR < timeout < _FAR
+                is_number = -_FAR < seconds < _FAR
             except TypeError:
                 raise TypeError(
                     f"timeout must be a number of seconds, or None to wait without limit, got "
@@ -56,10 +60,10 @@ class Deadline:
                     f"timeout must be a finite number of seconds, or None to wait without limit, got "
                     f"{timeout!r}"
                 )
-            self.at = monotonic() + timeout
+            self.at = monotonic() + seconds
 
     @classmethod
-    def of(cls, timeout: float | Deadline | None) -> Deadline:
+    def of(cls, timeout: Seconds | Deadline | None) -> Deadline:
         """Take seconds, None or a deadline that is already running."""
         if isinstance(timeout, Deadline):
             return timeout
@@ -77,7 +81,7 @@ class Deadline:
         """Whether no time is left."""
         return self.at is not None and monotonic() >= self.at
 
-    def within(self, timeout: float | None) -> Deadline:
+    def within(self, timeout: Seconds | None) -> Deadline:
         """Return the earlier of this deadline and *timeout* seconds from now."""
         if timeout is None:
             return self

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from gevent import getcurrent
 
 from greenconn.abstract import ChannelPromise, DefaultChannel, current_channel
-from greenconn.checks import check_keywords, is_connection, milliseconds
+from greenconn.checks import Seconds, check_keywords, in_seconds, is_connection, milliseconds
 from greenconn.delays import checked_delay
 from greenconn.entity import Exchange, Queue, maybe_declare, maybe_delivery_mode
 from greenconn.entity.declaration import declaration_key
@@ -82,9 +82,9 @@ if TYPE_CHECKING:
         DelaySeconds: int | None
         MessageDeduplicationId: str | None
         MessageGroupId: str | None
-        delay: float | None
+        delay: Seconds | None
         delay_seconds: int | None
-        expires: float | None
+        expires: Seconds | None
         message_attributes: Mapping[str, Any] | None
 
 
@@ -346,9 +346,9 @@ class Producer:
         retry: bool = False,
         retry_policy: dict[str, Any] | None = None,
         declare: Iterable[Any] | None = None,
-        expiration: float | None = None,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
+        expiration: Seconds | None = None,
+        timeout: Seconds | None = None,
+        confirm_timeout: Seconds | None = None,
         **properties: Unpack[_Properties],
     ) -> Any:
         """Publish a message.  May switch.
@@ -423,11 +423,13 @@ class Producer:
         )
         if expiration is not None:
             fields["expiration"] = milliseconds("expiration", expiration)
+        if confirm_timeout is not None:
+            confirm_timeout = in_seconds(confirm_timeout)
         if routing_key is None:
             routing_key = self.routing_key
         if retry or timeout is not None or delay is not None or LISTENERS.publishing is not None:
             policy = retry_policy or {} if retry else None
-            publication = Publication(self, declare, timeout, policy, delay)
+            publication = Publication(self, declare, in_seconds(timeout), policy, delay)
             message = (
                 body, priority, content_type, content_encoding, headers, fields,
                 routing_key, mandatory, immediate, exchange,

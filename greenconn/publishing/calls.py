@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from greenconn.checks import Seconds
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import BatchPublishError
@@ -40,7 +41,7 @@ def publish(
     body: Any,
     *,
     connection: Connection | str | None = None,
-    timeout: float | None = 30.0,
+    timeout: Seconds | None = 30.0,
     **options: Unpack[PublishArguments],
 ) -> None:
     """Publish a message and return when the broker has confirmed it.  May switch.
@@ -122,7 +123,7 @@ def publish_many(
     bodies: Iterable[Any],
     *,
     connection: Connection | str | None = None,
-    timeout: float | None = 30.0,
+    timeout: Seconds | None = 30.0,
     **options: Unpack[PublishArguments],
 ) -> int:
     """Publish many messages in order and return when the broker has confirmed all of them.  May switch.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from greenconn.checks import check_keywords, did_you_mean, is_number, milliseconds
+from greenconn.checks import Seconds, check_keywords, did_you_mean, is_number, milliseconds
 from greenconn.compression import compress
 from greenconn.delays import checked_delay, delayed_route
 from greenconn.encoding import plain_text
@@ -35,10 +35,10 @@ class PublishArguments(MessageProperties, total=False):
     content_encoding: str | None
     content_type: str | None
     declare: bool | None
-    delay: float | None
+    delay: Seconds | None
     delivery_mode: Literal["transient", "persistent", 1, 2] | None
-    expiration: float | None
-    expires: float | None
+    expiration: Seconds | None
+    expires: Seconds | None
     headers: Mapping[str, Any] | None
     mandatory: bool
     priority: int | None

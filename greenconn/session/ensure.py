@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from greenconn.checks import Seconds
 from greenconn.exceptions import NEVER_REPEATED, OperationalError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts, sleep
@@ -138,7 +139,7 @@ def ensured(
     *,
     on_revive: Callable[[Any], Any] | None = None,
     retry_errors: tuple[type[BaseException], ...] = (),
-    timeout: float | Deadline | None = None,
+    timeout: Seconds | Deadline | None = None,
 ) -> Callable[..., Any]:
     """Return *fun* as a function that is called again when it fails for want of a connection.
 

@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakSet
 
+from greenconn.checks import in_seconds
 from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
@@ -61,8 +62,8 @@ RETURNS_LIMIT: Final = 64 * 1024 * 1024
 RETURN_OVERHEAD: Final = 1024
 
 RABBITMQ_QUEUE_ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "expires": ("x-expires", lambda seconds: int(float(seconds) * 1000)),
-    "message_ttl": ("x-message-ttl", lambda seconds: int(float(seconds) * 1000)),
+    "expires": ("x-expires", lambda seconds: int(float(in_seconds(seconds)) * 1000)),
+    "message_ttl": ("x-message-ttl", lambda seconds: int(float(in_seconds(seconds)) * 1000)),
     "max_length": ("x-max-length", int),
     "max_length_bytes": ("x-max-length-bytes", int),
     "max_priority": ("x-max-priority", int),

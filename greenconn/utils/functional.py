@@ -19,6 +19,7 @@ from greenconn.caching import (
     maybe_list,
     memoize,
 )
+from greenconn.checks import Seconds, in_seconds
 from greenconn.encoding import safe_repr
 from greenconn.green.deadline import Deadline
 from greenconn.session.broker import shufflecycle
@@ -109,11 +110,11 @@ def retry_over_time(
     kwargs: Mapping[str, Any] | None = None,
     errback: Callable[[BaseException, Iterator[float], int], float] | None = None,
     max_retries: int | None = None,
-    interval_start: float = 2,
-    interval_step: float = 2,
-    interval_max: float = 30,
+    interval_start: Seconds = 2,
+    interval_step: Seconds = 2,
+    interval_max: Seconds = 30,
     callback: Callable[[], Any] | None = None,
-    timeout: float | None = None,
+    timeout: Seconds | None = None,
 ) -> T:
     """Call ``fun(*args, **kwargs)`` until it raises none of *catch*.  May switch.
 
@@ -129,11 +130,10 @@ def retry_over_time(
     Raises:
         BaseException: what the last call raised.
     """
+    start, step, longest = map(in_seconds, (interval_start, interval_step, interval_max))
     intervals = (
-        min(seconds, float(interval_max))
-        for seconds in fxrange(
-            interval_start, interval_max + interval_start, interval_step, repeatlast=True
-        )
+        min(seconds, float(longest))
+        for seconds in fxrange(start, longest + start, step, repeatlast=True)
     )
     deadline = Deadline(timeout or None)
     for retries in count():
@@ -145,7 +145,7 @@ def retry_over_time(
             if callback:
                 callback()
             wait = errback(exc, intervals, retries) if errback else next(intervals)
-        _sleep(min(float(wait), float(interval_max)), callback)
+        _sleep(min(float(wait), float(longest)), callback)
     raise AssertionError("count() does not end")  # pragma: no cover
 
 

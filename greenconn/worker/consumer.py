@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
-from greenconn.checks import check_keywords
+from greenconn.checks import Seconds, check_keywords, in_seconds
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
 from greenconn.exceptions import AMQPError, KombuError
@@ -137,7 +137,7 @@ class ConsumerGreenlet(_Greenlet):
         """Whether the calling greenlet runs one of this consumer's handlers."""
         return self.lifecycle.dispatcher.runs_in(getcurrent())
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
+    def wait_ready(self, timeout: Seconds | None = None) -> bool:
         """Wait until the broker has confirmed the consumer.  May switch.
 
         If the broker is unavailable, the call waits until it returns.
@@ -173,7 +173,7 @@ class ConsumerGreenlet(_Greenlet):
             return False
         return True
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: Seconds | None = None) -> bool:
         """Shut the consumer down gracefully.  May switch.
 
         The consumer cancels its subscription.  Messages that no handler has started are requeued at
@@ -200,7 +200,7 @@ class ConsumerGreenlet(_Greenlet):
         self.join(GRACE)
         return False
 
-    def pause(self, timeout: float | None = None) -> bool:
+    def pause(self, timeout: Seconds | None = None) -> bool:
         """Stop consuming, and requeue the messages that no handler has started.  May switch.
 
         Running handlers continue.  With ``no_ack``, received messages are kept until :meth:`resume`.
@@ -240,16 +240,16 @@ class ConsumerGreenlet(_Greenlet):
         self._hub_affinity.check(self, REMEDY)
         self.lifecycle.resume()
 
-    def join(self, timeout: float | None = None) -> None:
+    def join(self, timeout: Seconds | None = None) -> None:
         """Wait until the consumer has ended, as ``gevent.Greenlet.join`` does.  May switch.
 
         Arguments:
             timeout: maximum seconds to wait.  None waits without limit.
         """
         self._hub_affinity.check(self, REMEDY)
-        super().join(timeout)
+        super().join(in_seconds(timeout))
 
-    def get(self, block: bool = True, timeout: float | None = None) -> dict[str, Any]:
+    def get(self, block: bool = True, timeout: Seconds | None = None) -> dict[str, Any]:
         """Return the final :meth:`stats`, as ``gevent.Greenlet.get`` does.  May switch.
 
         Arguments:
@@ -260,23 +260,23 @@ class ConsumerGreenlet(_Greenlet):
             BaseException: the broker refused the consumer for good; the error is the broker's.
         """
         self._hub_affinity.check(self, REMEDY)
-        result: dict[str, Any] = super().get(block, timeout)
+        result: dict[str, Any] = super().get(block, in_seconds(timeout))
         return result
 
     def kill(
         self,
         exception: Any = GreenletExit,
         block: bool = True,
-        timeout: float | None = None,
+        timeout: Seconds | None = None,
     ) -> None:
         """End the consumer at once, as ``gevent.Greenlet.kill`` does.  May switch."""
         self._hub_affinity.check(self, REMEDY)
         if self._has_begun or self.ready():
-            super().kill(exception, block, timeout)
+            super().kill(exception, block, in_seconds(timeout))
             return
         self.throw(*exception) if isinstance(exception, tuple) else self.throw(exception)
         if block:
-            super().join(timeout)
+            super().join(in_seconds(timeout))
 
     def throw(self, *args: Any) -> Any:
         """Raise an exception in the greenlet, as ``gevent.Greenlet.throw`` does: the consumer ends."""
@@ -615,7 +615,7 @@ def check_consumer(
     checked_options(given.pop("queue"), given, further)
 
 
-def stop_consumers(timeout: float | None = None) -> bool:
+def stop_consumers(timeout: Seconds | None = None) -> bool:
     """Shut down all consumers of this thread gracefully and concurrently.  May switch.
 
     A call from a handler does not wait for that handler's own consumer.

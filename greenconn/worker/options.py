@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias, TypedDict
 
 from greenconn.checks import (
+    Seconds,
     check_callable,
     check_count,
     check_keywords,
@@ -51,11 +52,11 @@ class ServerArguments(TypedDict, total=False):
 
     accept: Iterable[str] | None
     arguments: Mapping[str, Any] | None
-    blocking_threshold: float | None
+    blocking_threshold: Seconds | None
     concurrency: int
     dead_letter: bool | str
     exclusive: bool
-    handler_timeout: float | None
+    handler_timeout: Seconds | None
     name: str | None
     offset: Offset | None
     offsets: OffsetStore | None
@@ -65,7 +66,7 @@ class ServerArguments(TypedDict, total=False):
     priority: int | None
     single_active: bool
     store_every: int
-    store_interval: float
+    store_interval: Seconds
     tag_prefix: str
 
 
@@ -81,7 +82,7 @@ class BatchArguments(ConsumerArguments):
     """The options of consumers whose handler is called with a batch of messages."""
 
     batch_size: int
-    batch_interval: NotRequired[float | None]
+    batch_interval: NotRequired[Seconds | None]
 
 
 #: Minimum of the default prefetch count.

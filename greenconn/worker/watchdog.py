@@ -12,6 +12,7 @@ import logging
 from time import monotonic, time
 from typing import Final
 
+from greenconn.checks import Seconds, in_seconds
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import OnDemand
@@ -48,7 +49,8 @@ class Watchdog:
         ValueError: *after* is not above 0.
     """
 
-    def __init__(self, after: float = 300.0, *, is_fatal: bool = False) -> None:
+    def __init__(self, after: Seconds = 300.0, *, is_fatal: bool = False) -> None:
+        after = in_seconds(after)
         if not after > 0:
             raise ValueError(f"after must be above 0 s, got {after!r}")
         self.after = after

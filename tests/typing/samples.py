@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -161,6 +162,26 @@ def kombus() -> None:
     connection.Producer(serialiser="json")  # type: ignore[call-arg]
     producer.publish({}, rouitng_key="orders")  # type: ignore[call-arg]
     Retry(dely=1)  # type: ignore[call-arg]
+
+
+def durations() -> None:
+    """A timedelta is taken wherever seconds are."""
+    soon = timedelta(seconds=5)
+    consumer = greenconn.spawn_consumer(
+        "orders", on_order, retry=Retry(delay=soon, max_delay=60), handler_timeout=soon
+    )
+    consumer.stop(soon)
+    greenconn.publish("orders", {}, delay=soon, expires=soon, timeout=soon)
+    assert_type(rpc.call("orders", {}, timeout=soon), Any)
+    greenconn.configure("amqp://", connect_timeout=soon, heartbeat=soon)
+    with greenconn.Connection("amqp://", connect_timeout=soon) as connection:
+        connection.drain_events(timeout=soon)
+        connection.Producer().publish({}, expiration=soon, timeout=soon, delay=soon)
+        connection.SimpleQueue("orders").get(timeout=soon)
+    greenconn.Queue("orders", expires=soon, message_ttl=soon)
+    App().every(soon)(seen.clear)
+
+    Retry(delay="5")  # type: ignore[arg-type]
 
 
 app = App()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
-from greenconn.checks import check_keywords
+from greenconn.checks import Seconds, check_keywords
 from greenconn.compat.carrot.backends import get_backend_cls
 from greenconn.compat.carrot.settings import get_django_conninfo
 from greenconn.compat.carrot.utils import retry_over_time
@@ -70,7 +70,7 @@ class BrokerConnection:
     virtual_host: str = "/"
     port: int | None = None
     insist: bool = False
-    connect_timeout: float | None = DEFAULT_CONNECT_TIMEOUT
+    connect_timeout: Seconds | None = DEFAULT_CONNECT_TIMEOUT
     ssl: Any = False
     backend_cls: Any = None
 
@@ -255,9 +255,9 @@ class BrokerConnection:
         self,
         errback: Callable[[BaseException, float], Any] | None = None,
         max_retries: int | None = None,
-        interval_start: float = 2,
-        interval_step: float = 2,
-        interval_max: float = 30,
+        interval_start: Seconds = 2,
+        interval_step: Seconds = 2,
+        interval_max: Seconds = 30,
     ) -> BrokerConnection:
         """Open it, and try again until that works.  May switch.
 
@@ -358,8 +358,8 @@ class ConnectionPool:
     def acquire(
         self,
         block: bool = False,
-        timeout: float | None = None,
-        connect_timeout: float | None = None,
+        timeout: Seconds | None = None,
+        connect_timeout: Seconds | None = None,
     ) -> BrokerConnection:
         """Borrow a connection.  May switch.
 

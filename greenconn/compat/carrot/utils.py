@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from greenconn.checks import Seconds, in_seconds
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.identity import uuid
@@ -45,9 +46,9 @@ def retry_over_time(
     kwargs: Mapping[str, Any] | None = None,
     errback: Callable[[BaseException, float], Any] | None = None,
     max_retries: int | None = None,
-    interval_start: float = 2,
-    interval_step: float = 2,
-    interval_max: float = 30,
+    interval_start: Seconds = 2,
+    interval_step: Seconds = 2,
+    interval_max: Seconds = 30,
 ) -> T:
     """Call ``fun(*args, **kwargs)`` until it raises none of *catch*.  May switch.
 
@@ -60,11 +61,12 @@ def retry_over_time(
     Raises:
         BaseException: what the last call raised.
     """
+    start, step, longest = map(in_seconds, (interval_start, interval_step, interval_max))
     policy = RetryPolicy(
-        first=float(min(interval_start, interval_max)),
-        step=interval_step,
+        first=float(min(start, longest)),
+        step=step,
         factor=1.0,
-        longest=interval_max,
+        longest=longest,
         jitter=0.0,
         tries=max_retries + 1 if max_retries else None,
     )

@@ -14,6 +14,7 @@ from dramatiq.common import current_millis
 from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueJoinTimeout
 from gevent import monkey
 
+from greenconn.checks import Seconds
 from greenconn.connection import ARGUMENTS, Connection
 from greenconn.contrib.dramatiq.consumer import ETA, GreenconnConsumer
 from greenconn.defaults import publishing_connection
@@ -88,7 +89,7 @@ class GreenconnBroker(Broker):
         middleware: list[Middleware] | None = None,
         quorum: bool = True,
         max_priority: int | None = None,
-        timeout: float = 30.0,
+        timeout: Seconds = 30.0,
         dead_message_ttl: int | None = None,
         **connection_kwargs: Any,
     ) -> None:

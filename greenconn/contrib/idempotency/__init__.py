@@ -29,7 +29,7 @@ from typing import Any, Final, TypeVar
 
 from gevent import Timeout
 
-from greenconn.checks import is_number
+from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.contrib.idempotency.store import Claim, IdStore
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
@@ -60,8 +60,8 @@ def handled_once(
     *,
     name: str | None = None,
     key: Callable[[Message], str | None] = message_id,
-    ttl: float = 86400.0,
-    lease: float = 60.0,
+    ttl: Seconds = 86400.0,
+    lease: Seconds = 60.0,
 ) -> Callable[[H], H]:
     """Return a decorator of handlers that calls them once for each message id.
 
@@ -79,6 +79,7 @@ def handled_once(
     Raises:
         ValueError: a value is out of its range.
     """
+    ttl, lease = in_seconds(ttl), in_seconds(lease)
     for option, value in (("ttl", ttl), ("lease", lease)):
         if not (is_number(value) and value > 0):
             raise ValueError(

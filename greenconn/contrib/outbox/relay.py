@@ -24,7 +24,7 @@ import gevent
 from gevent import Greenlet, get_hub
 from gevent.event import Event
 
-from greenconn.checks import check_callable, check_count, check_seconds
+from greenconn.checks import Seconds, check_callable, check_count, check_seconds, in_seconds
 from greenconn.contrib.outbox.envelope import now_ms, publish_arguments
 from greenconn.contrib.outbox.partitions import Partitions
 from greenconn.contrib.outbox.store import OutboxStore, PendingMessage
@@ -165,7 +165,7 @@ class Relay:
         add_service(self)
         _running.add(self)
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: Seconds | None = None) -> bool:
         """End it gracefully: what is under way gets its confirms and marks.  May switch.
 
         Arguments:
@@ -179,7 +179,7 @@ class Relay:
             return True
         self._is_stopping = True
         self._wakeup.set()
-        greenlet.join(timeout)
+        greenlet.join(in_seconds(timeout))
         if greenlet.dead:
             return True
         greenlet.kill()

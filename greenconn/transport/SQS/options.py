@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -155,6 +156,9 @@ class SQSOptions(StoreOptions):
         check_type(self, bool, "is_secure", "supports_fanout", optional=True)
         check_type(self, bool, "sqs_base64_encoding")
         check_count(self, "port", least=1, most=65535)
+        for name in ("sts_token_timeout", "get_wait_time"):
+            if isinstance(value := getattr(self, name), timedelta):
+                object.__setattr__(self, name, int(value.total_seconds()))  # whole ones, for AWS
         check_count(self, "sts_token_timeout", least=900, optional=False)
         check_count(self, "poll_connections", least=1, optional=False)
         check_count(self, "retries", optional=False)

@@ -10,6 +10,7 @@ from greenconn.broker.consumers import ConsumerRegistry
 from greenconn.broker.handover import Handover
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.transport import StoreTransport
+from greenconn.checks import in_seconds
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
@@ -93,7 +94,7 @@ class Transport(HookedTransport):
                 self.state.declare(name, kind, durable=True)
         interval = (client.transport_options or {}).get("polling_interval")
         if interval is not None:
-            self.polling_interval = float(interval)
+            self.polling_interval = float(in_seconds(interval))
 
     def establish_connection(self, deadline: Deadline | None = None) -> HookLink:
         """Open a link.  May switch in subclasses."""
