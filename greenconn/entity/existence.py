@@ -8,7 +8,10 @@ by callers that asked for it.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Hashable, Mapping
+from copy import copy
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -22,6 +25,7 @@ from greenconn.entity.queue import Queue
 from greenconn.exceptions import (
     IrrecoverableConnectionError,
     NotFound,
+    PreconditionFailed,
     RecoverableChannelError,
     ResourceLocked,
     is_unavailable,
@@ -31,6 +35,7 @@ from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import PerHub
 
 if TYPE_CHECKING:
+    from greenconn.abc import Channel
     from greenconn.session.session import Session
     from greenconn.session.state import Life
 
@@ -50,6 +55,15 @@ __all__ = [
     "wait_for_queue",
 ]
 
+logger = logging.getLogger("greenconn.entity")
+
+_DLX: Final = "x-dead-letter-exchange"
+_DLX_KEY: Final = "x-dead-letter-routing-key"
+#: The broker's words for a dead-letter argument that differs: its name, and its value there.
+_DIFFERENCE: Final = re.compile(
+    rf"inequivalent arg '({_DLX}|{_DLX_KEY})' .* but current is "
+    r"(?:none|(?:the value )?'(.*?)'(?: of type| \(|$))"
+)
 #: How often a declaration is repeated that was the bystander of another one's error.
 TRIES: Final = 5
 #: Seconds between the deletion of a quorum queue, as far as it is known here, and its next declaration.
@@ -130,25 +144,36 @@ def ensure_queue_exists(
 def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
     """Ensure that an Exchange or a Queue was declared in this life, on a utility channel.  May switch.
 
+    A queue may be declared with ``dead_letter`` in one program and without it in another: whichever is
+    second uses the queue as it is.
+
     Raises:
         PreconditionFailed: it exists with other arguments; the broker says which one differs.
         ChannelError: the broker refuses.
         TimeoutError: it was not declared before the deadline.
         Exception: what opening the connection raised.
     """
+    key, wanted = existence_key(entity), entity
     for tries_left in reversed(range(TRIES)):
         session.link(deadline)
         life = session.life
-        if existence_key(entity) in life.declared_entities:
+        if key in life.declared_entities:
             return
         _await_recreation(life, entity, deadline)
         try:
             # RabbitMQ waits for a classic queue whose node is away, for a minute and more.
             with TimeLimit(deadline, f"declaring {entity.name!r}"):
-                session.utility.run(
-                    lambda channel: declare_once(entity, channel, declare_pipelined), deadline
-                )
+                session.utility.run(partial(_declare, entity), deadline)
+            if entity is not wanted and key is not None and life.is_open:
+                life.declared_entities.add(key)
             return
+        except PreconditionFailed as exc:
+            if not tries_left or not _may_differ(wanted):
+                raise
+            adapted = _with_dead_letters_as_they_are(entity, exc)
+            if adapted is None:
+                raise
+            entity = adapted
         except RecoverableChannelError:
             if not tries_left or deadline.has_ended:
                 raise
@@ -158,6 +183,43 @@ def ensure_declared(session: Session, entity: Any, deadline: Deadline) -> None:
             if life.is_open or not tries_left or deadline.has_ended:
                 raise
     raise AssertionError("unreachable")
+
+
+def _declare(entity: Any, channel: Channel) -> None:
+    declare_once(entity, channel, declare_pipelined)
+
+
+def _may_differ(entity: Any) -> bool:
+    """Return whether *entity* is a queue without dead-letter arguments but those of ``dead_letter``."""
+    if not isinstance(entity, Queue):
+        return False
+    return bool(entity.dead_letter) or _DLX not in (entity.queue_arguments or ())
+
+
+def _with_dead_letters_as_they_are(queue: Queue, exc: PreconditionFailed) -> Queue | None:
+    """Return *queue* with the dead-letter argument that *exc* says it has at the broker.
+
+    None: something else differs, or the broker's argument is not one that ``dead_letter`` makes.
+    """
+    found = _DIFFERENCE.search(str(exc))
+    if found is None or (found[1] == _DLX and found[2]):
+        return None
+    name, current = found.groups()  # current: None for none
+    arguments = dict(queue.queue_arguments or {})
+    if current is not None:
+        arguments[name] = current
+    else:
+        arguments.pop(_DLX, None)
+        arguments.pop(_DLX_KEY, None)
+        logger.warning(
+            "queue %r exists without the dead-letter exchange of dead_letter=%r, and is used as it is: "
+            "what the broker itself gives up, such as expired messages, is lost",
+            queue.name,
+            queue.dead_letter,
+        )
+    adapted = copy(queue)
+    adapted.on_declared, adapted.queue_arguments = queue.on_declared, arguments
+    return adapted
 
 
 def has_messages(session: Session, name: str, deadline: Deadline) -> bool:
