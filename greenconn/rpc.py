@@ -205,7 +205,8 @@ def spawn_server(
         options: options of the consumer, as for :func:`greenconn.spawn_consumer`, for example
             ``concurrency``, ``prefetch_count``, ``name`` or ``handler_timeout``.  ``retry``, ``no_ack``,
             ``batch_size``, ``batch_interval`` and ``on_decode_error`` are not available, because each
-            request has one reply.
+            request has one reply.  A request that failed was answered, and is kept as a dead letter
+            only with ``dead_letter`` or ``on_error="dead_letter"``.
 
     Returns:
         The running consumer of the requests.
@@ -227,10 +228,16 @@ def spawn_server(
         schema=schema_of(function) if schema is None else schema,
         connection=consuming_connection(connection),
         on_decode_error=server.refuse,
-        **options,
+        **_with_on_error(options),
     )
     consumer.answers_calls = True
     return consumer
+
+
+def _with_on_error(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in which a request that failed is not kept: its caller got the error."""
+    on_error = "dead_letter" if options.get("dead_letter") else "reject"
+    return {"on_error": on_error, **options}
 
 
 def _check_options(options: Iterable[str], called: str) -> None:
@@ -262,7 +269,7 @@ def check_server(
     further = {name: options[name] for name in options.keys() - {"serializer", "around"}}
     if further.get("schema") is None:
         further["schema"] = schema_of(function)
-    check_consumer(queue, _any_handler, further, called)
+    check_consumer(queue, _any_handler, _with_on_error(further), called)
 
 
 def _any_handler(body: Any, message: Message) -> None:

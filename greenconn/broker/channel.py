@@ -17,12 +17,14 @@ from gevent import get_hub
 from greenconn.abc import DeadlineLike, Sink
 from greenconn.broker.base_link import BrokerLink
 from greenconn.broker.consumers import StoreConsumer
+from greenconn.broker.dead_letters import target_of
 from greenconn.broker.deliveries import DeliveredMessage, Deliveries
 from greenconn.broker.entities import SharedEntities
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
+    NotFound,
     RecoverableChannelError,
     raise_error,
 )
@@ -497,6 +499,26 @@ class StoreChannel(StdChannel, Generic[L]):
             auto_delete=auto_delete,
             arguments=arguments,
         )
+
+    def has_dead_letters(
+        self, queue: str, routing_key: str = "", headers: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Return whether a rejected message of *queue* is stored in another queue.  May switch.
+
+        Arguments:
+            routing_key, headers: of the message.
+        """
+        link = self.connection
+        default = getattr(getattr(link, "options", None), "dead_letter_queue", None)
+        target = target_of(queue, link.directory.declaration(queue).policy, default)
+        if target is None:
+            return False
+        key = routing_key if target.routing_key is None else target.routing_key
+        try:
+            queues = link.routing.routes(target.exchange, key, headers or {})
+        except NotFound:
+            return False
+        return any(each != queue and link.directory.is_there(each) for each in queues)
 
     @closes_channel
     def queue_purge(self, queue: str = "", nowait: bool = False) -> int:

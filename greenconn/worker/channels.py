@@ -350,6 +350,11 @@ class Subscription:
         return not isinstance(queue, Queue) or not (queue.exclusive or queue.auto_delete)
 
     @property
+    def is_nameless(self) -> bool:
+        """Whether the broker chose the name of the queue."""
+        return isinstance(self._queue, Queue) and self._queue._named_on is not None
+
+    @property
     def arguments(self) -> dict[str, Any] | None:
         """Arguments of the queue as its consumer has them; None if that was given a name only."""
         return self._queue.queue_arguments or {} if isinstance(self._queue, Queue) else None

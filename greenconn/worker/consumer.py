@@ -478,7 +478,7 @@ def spawn_consumer(
     prefetch_count: int | None = None,
     no_ack: bool = False,
     accept: Iterable[str] | None = None,
-    on_error: OnError = "reject",
+    on_error: OnError = "dead_letter",
     retry: Retry | Mapping[str, Any] | None = None,
     name: str | None = None,
     **consumer_args: Any,
@@ -516,11 +516,13 @@ def spawn_consumer(
             consumer with 0 or with *no_ack* gets a connection of its own.
         no_ack: whether the broker deletes a message as soon as it has sent it (at most once).
         accept: names of serializers or content types to accept.  None accepts all that are not disabled.
-        on_error: action for a message whose handler failed after all retries.  ``'reject'`` sends it to
-            the queue of *dead_letter* or, without one, to the dead-letter exchange of the queue;
-            *without either, the message is lost*.  ``'requeue'`` returns it to the queue.  A callable is
-            called as ``(message, exc)``; if it leaves the message unacknowledged, the message is
-            rejected.
+        on_error: action for a message whose handler failed after all retries.  ``'dead_letter'`` keeps
+            it: in the queue that *dead_letter* names; else by the dead-letter exchange of the queue, if
+            the queue is known to have one; else in the queue ``<queue>.dead``, which is declared when
+            the first message fails.  ``'reject'`` rejects it: it goes to the dead-letter exchange of
+            the queue, and is lost if there is none.  ``'requeue'`` returns it to the queue.
+            ``'discard'`` deletes it.  A callable is called as ``(message, exc)``; a message that it
+            leaves unacknowledged becomes a dead letter.
         retry: the policy for handlers that fail: a :class:`~greenconn.options.Retry`, or a dict of its
             arguments.  None does not retry.  For delays of 1 s and more the broker holds the message if
             it can; otherwise the message waits in this process, unacknowledged.  A message that waits
@@ -529,12 +531,12 @@ def spawn_consumer(
         consumer_args: further options.
 
             ``on_decode_error``: function that is called as ``(message, exc)`` for a body that cannot be
-            decoded, is not accepted or does not fit the schema.  Default: None, which rejects the
-            message.
+            decoded, is not accepted or does not fit the schema.  Default: None, which makes a dead
+            letter of the message, unless *on_error* is ``'reject'`` or ``'discard'``.
 
-            ``dead_letter``: queue for messages that are given up, with the reason in their headers.
-            True uses the queue ``<queue>.dead``, a string the queue of that name.  The queue is declared
-            when it is needed.  Default: False.
+            ``dead_letter``: queue for messages that are given up, whatever dead-letter exchange their
+            queue has.  True uses the queue ``<queue>.dead``, a string the queue of that name.  Default:
+            None; see *on_error*.
 
             ``blocking_threshold``: seconds that a handler may run without switching to other greenlets
             before this is logged, once.  Default: 0.5.  None never logs it.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.compression import compress
@@ -37,6 +38,7 @@ __all__ = [
     "REASON",
     "ROUTING_KEY",
     "TEXT",
+    "TRACEBACK",
     "FailedMessages",
     "attempts_of",
     "note_failure",
@@ -59,8 +61,10 @@ QUEUE: Final = "x-greenconn-queue"
 REASON: Final = "x-greenconn-reason"
 ERROR: Final = "x-greenconn-error"
 TEXT: Final = "x-greenconn-error-text"
+#: The end of its traceback.
+TRACEBACK: Final = "x-greenconn-traceback"
 FAILURE_HEADERS: Final = frozenset(
-    {ATTEMPTS, FIRST_FAILURE, EXCHANGE, ROUTING_KEY, QUEUE, REASON, ERROR, TEXT}
+    {ATTEMPTS, FIRST_FAILURE, EXCHANGE, ROUTING_KEY, QUEUE, REASON, ERROR, TEXT, TRACEBACK}
 )
 
 #: Seconds for sending one; then it waits in this process.
@@ -69,6 +73,8 @@ SENDING_TIMEOUT: Final = 10.0
 LONGEST_TEXT: Final = 1000
 #: Attempts that are believed: any publisher can write the header.
 MOST_ATTEMPTS: Final = 1_000_000
+#: Characters of a traceback that are kept.
+LONGEST_TRACEBACK: Final = 2000
 #: Properties that a message gets anew, or that have an argument of their own.
 NOT_COPIED: Final = frozenset(
     {
@@ -164,6 +170,7 @@ class FailedMessages:
         headers[REASON] = "failed" if attempts else "undecodable"
         headers[ERROR] = f"{type(exc).__module__}.{type(exc).__qualname__}"
         headers[TEXT] = str(exc)[:LONGEST_TEXT]
+        headers[TRACEBACK] = _traceback_of(exc)
         options = PublishOptions(target, {"declare": True, **priority_of(message)})
         try:
             outgoing = resent(message, options, headers)
@@ -205,6 +212,12 @@ def note_failure(message: Message) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _traceback_of(exc: BaseException) -> str:
+    """Return the end of the traceback, as text that each broker can store."""
+    text = "".join(format_exception(exc))[-LONGEST_TRACEBACK:]
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def restore_route(message: Message) -> None:

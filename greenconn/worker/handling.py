@@ -2,8 +2,8 @@
 
 A message is settled once, by the handler itself or here.  After a handler that returned it is acked.
 After one that failed it is handled again after the delays of ``retry``, for which the broker holds it
-where it can; then ``on_error`` decides: it is rejected (a dead letter with ``dead_letter``), requeued,
-or passed to a function.  A body that cannot be decoded, or does not fit the handler's schema, never
+where it can; then ``on_error`` decides: it becomes a dead letter, is rejected, requeued, discarded, or
+passed to a function.  A body that cannot be decoded, or does not fit the handler's schema, never
 reaches the handler.
 
 A message whose channel was closed cannot be settled, and the broker redelivers it.  So an ack that
@@ -22,6 +22,7 @@ from gevent import Timeout
 
 from greenconn.checks import check_has_run
 from greenconn.delays import kept_delay
+from greenconn.entity.queue import DEAD
 from greenconn.exceptions import BodyTooLarge, MessageStateError
 from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.retry import Backoff, RetryPolicy
@@ -79,7 +80,8 @@ class Handling:
         retry_later: has a load handled again after a delay; set by the owner.
         on_exit: called when a handler ends the program; set by the owner.
         has_dead_letters: returns whether the queue of a message is known to have a dead-letter
-            exchange; set by the owner.
+            exchange; set by the owner.  May switch.
+        is_nameless: returns whether the broker chose the name of a message's queue; set by the owner.
         where: returns the broker's URL with the password masked; set by the owner.
         is_ending: while True what failed is requeued instead of handled again.
         handled, failed, retried, rejected, requeued, dropped: numbers of messages; one that fails twice
@@ -95,7 +97,6 @@ class Handling:
         "_failed_messages",
         "_handler",
         "_has_logged_kill",
-        "_has_warned",
         "_holds",
         "_is_counted",
         "_is_resent",
@@ -111,6 +112,7 @@ class Handling:
         "handled",
         "has_dead_letters",
         "is_ending",
+        "is_nameless",
         "on_exit",
         "rejected",
         "requeued",
@@ -145,10 +147,11 @@ class Handling:
         self._dead_letters_of = options.dead_letters_of
         #: Of what failed before: the delays that are left.
         self._backoffs: dict[Any, Backoff] = {}
-        self._has_warned = self._has_logged_kill = False
+        self._has_logged_kill = False
         self.retry_later: Callable[[Any, float], None] = _no_dispatcher
         self.on_exit: Callable[[], None] = _do_nothing
         self.has_dead_letters: Callable[[Any], bool] = _has_none
+        self.is_nameless: Callable[[Any], bool] = _has_none
         self.where: Callable[[], str | None] = _do_nothing
         self.is_ending = False
         self.handled = self.failed = self.retried = 0
@@ -257,8 +260,9 @@ class Handling:
             return
         attempts, delay = self._next_retry(message, exc)
         if delay is None:
-            self._log_failure(message, exc, attempts, self._last_step(message, "the message is"))
-            self._give_up(message, exc, attempts)
+            end, target = self._last_step(message, exc)
+            self._log_failure(message, exc, attempts, end)
+            self._give_up(message, exc, attempts, target)
         elif self.is_ending:
             self._log_failure(message, exc, attempts, "the message is requeued")
             self.requeue(message)
@@ -357,41 +361,75 @@ class Handling:
             extra=self._fields(message, attempt),
         )
 
-    def _last_step(self, message: Message, subject: str) -> str:
-        """Return what happens to *message* now that no retry is left, for the log."""
-        if self._no_ack:
-            return f"{subject} lost (no_ack)"
-        if callable(self._on_error):
-            return f"{_name_of(self._on_error)} decides"
-        if self._on_error == "requeue":
-            return f"{subject} requeued"
-        target = None
-        if self._failed_messages is not None:
-            target = self._dead_letters_of(self._queue_of(message))
-        return f"{subject} rejected" if target is None else f"{subject} moved to {target!r}"
+    def _last_step(
+        self, message: Message, exc: BaseException, subject: str = "the message is"
+    ) -> tuple[str, str | None]:
+        """Return what is done with *message* now that no retry is left, for the log.  May switch.
 
-    def _give_up(self, message: Message, exc: BaseException, attempts: int) -> None:
+        Returns:
+            A text, and the queue to which it is moved; None: to none.
+        """
+        if callable(self._on_error) and not self._no_ack:
+            return f"{_name_of(self._on_error)} decides", None
+        if self._on_error == "requeue":
+            return f"{subject} requeued", None
+        end, target = self._end_of(message, exc)
+        return f"{subject} {end}", target
+
+    def _end_of(self, message: Message, exc: BaseException) -> tuple[str, str | None]:
+        """Return where a message that is given up goes: else as :meth:`_last_step`.  May switch."""
+        if self._no_ack or self._failed_messages is None:
+            return "lost (no_ack)", None
+        if self._on_error == "discard":
+            return "lost (on_error='discard')", None
+        if self._on_error == "reject":
+            return "rejected: it is lost if the queue has no dead-letter exchange", None
+        queue = self._queue_of(message)
+        target = self._dead_letters_of(queue)
+        is_received = not isinstance(exc, BodyTooLarge)  # else only the broker has all of it
+        if not (target and is_received) and self.has_dead_letters(message):
+            return "moved to the dead-letter exchange of the queue", None
+        if target is None and self.is_nameless(message):
+            return "lost: the broker chose the name of its queue, and dead_letter is not set", None
+        target = target or f"{queue}{DEAD}"
+        return f"moved to queue {target!r}" if is_received else "kept where it is", target
+
+    def _give_up(
+        self,
+        message: Message,
+        exc: BaseException,
+        attempts: int,
+        target: str | None,
+    ) -> None:
         """Do what ``on_error`` says, after all retries failed.
 
         Arguments:
             attempts: how often it has failed.
+            target: as :meth:`_end_of` returns it.
         """
         if self._on_error == "requeue":
             self._settle(message, requeue=True)
         elif callable(self._on_error):
             self._decide(self._on_error, message, exc, attempts)
         else:
-            self._reject(message, exc, attempts)
+            self._reject(message, exc, attempts, target)
 
     def _refuse_undecodable(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
+        target = None
+        if self._on_decode_error is None:
+            end, target = self._end_of(message, exc)
+            outcome = f"the message is {end}"
+        else:
+            outcome = f"{_name_of(self._on_decode_error)} decides"
         logger.error(
-            "message %s of queue %r (%s) cannot be decoded: %s: %s",
+            "message %s of queue %r (%s) cannot be decoded: %s: %s; %s",
             message.delivery_tag,
             self._queue_of(message),
             message.content_type,
             type(exc).__name__,
             exc,
+            outcome,
             # Any publisher can cause this: log one line each, unless debugging.
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
             extra=self._fields(message),
@@ -401,7 +439,7 @@ class Handling:
         if self._on_decode_error is not None:
             self._decide(self._on_decode_error, message, exc, 0)
         else:
-            self._reject(message, exc, 0)
+            self._reject(message, exc, 0, target)
 
     def _decide(
         self,
@@ -410,7 +448,7 @@ class Handling:
         exc: BaseException,
         attempts: int,
     ) -> None:
-        """Call *function*, and reject *message* unless that has settled it."""
+        """Call *function*, and give *message* up unless that has settled it."""
         try:
             function(message, exc)
         except FAILURES:
@@ -421,7 +459,18 @@ class Handling:
                 message.delivery_tag,
                 extra=self._fields(message),
             )
-        self._reject(message, exc, attempts)
+        if not self._is_unsettled(message):
+            return
+        end, target = self._end_of(message, exc)
+        logger.warning(
+            "%s of queue %r has not settled delivery %s; the message is %s",
+            _name_of(function),
+            self._queue_of(message),
+            message.delivery_tag,
+            end,
+            extra=self._fields(message),
+        )
+        self._reject(message, exc, attempts, target)
 
     # Acks and rejects
 
@@ -433,41 +482,31 @@ class Handling:
         except Exception as exc:
             self._log_unacked(message, exc)
 
-    def _reject(self, message: Message, exc: BaseException, attempts: int) -> None:
-        """Make a dead letter of *message*, or reject it.  May switch.
+    def _reject(
+        self, message: Message, exc: BaseException, attempts: int, target: str | None
+    ) -> None:
+        """Give *message* up: move it to the queue *target*, else reject or discard it.  May switch.
 
         Arguments:
             exc: why.
             attempts: how often its handler has failed.
+            target: as :meth:`_end_of` returns it.
         """
-        failed, queue = self._failed_messages, self._queue_of(message)
-        target = None if failed is None else self._dead_letters_of(queue)
-        if isinstance(exc, BodyTooLarge) and self.has_dead_letters(message):
-            target = None  # only the broker has all of it
-        if failed is not None and target is not None:
-            if not message.acknowledged and message.channel.is_open:
-                if failed.dead_letter(message, queue, target, attempts, exc):
-                    self._ack(message)
-                    self.rejected += 1
-                    self._notify_dead_letter(message, exc, attempts, target)
-                else:
-                    self._try_later(message)
+        if not self._is_unsettled(message):
             return
-        if (
-            not self._has_warned
-            and not self._no_ack
-            and not message.acknowledged
-            and not self.has_dead_letters(message)
-        ):
-            self._has_warned = True
-            logger.warning(
-                "rejected messages of queue %r go to its dead-letter exchange; without one they "
-                "are lost (logged once)",
-                self._queue_of(message),
-                extra=self._fields(message),
-            )
-        if self._settle(message, requeue=False):
-            self._notify_dead_letter(message, exc, attempts, None)
+        failed, queue = self._failed_messages, self._queue_of(message)
+        if failed is not None and target is not None:
+            if not failed.dead_letter(message, queue, target, attempts, exc):
+                self._try_later(message)
+                return
+            self._ack(message)
+            self.rejected += 1
+        elif self._on_error == "discard":
+            self._ack(message)
+            self.rejected += 1
+        elif not self._settle(message, requeue=False):
+            return
+        self._notify_dead_letter(message, exc, attempts, target)
 
     def _notify_dead_letter(
         self, message: Message, exc: BaseException, attempts: int, target: str | None
@@ -641,11 +680,11 @@ class BatchHandling(Handling):
             return
         delay = self._next_delay(batch, exc)
         if delay is None:
-            self._log_failure(
-                first, exc, batch.failures, self._last_step(first, "its messages are")
-            )
-            for message in batch.messages:
-                self._give_up(message, exc, batch.failures)
+            steps = [self._last_step(each, exc, "its messages are") for each in batch.messages]
+            ends = dict.fromkeys(end for end, _ in steps)
+            self._log_failure(first, exc, batch.failures, ", ".join(ends))
+            for message, (_, target) in zip(batch.messages, steps, strict=True):
+                self._give_up(message, exc, batch.failures, target)
         elif self.is_ending:
             self._log_failure(first, exc, batch.failures, "its messages are requeued")
             self._requeue_all(batch.messages)

@@ -34,6 +34,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.session.connect import is_lockout
 from greenconn.worker.active import ActiveReader
 from greenconn.worker.channels import SharedChannels, Subscription
+from greenconn.worker.dead_letter_exchanges import DeadLetterExchanges
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
 from greenconn.worker.failures import FailedMessages
 from greenconn.worker.handling import BatchHandling, Handling
@@ -226,16 +227,16 @@ class ConsumerLifecycle:
             self._session = self._own_connection.session
             self._parent.on_closed.append(self.shut_down)
         self._group = group = group_of(self._session)
-        sends = options.holds != "process" or options.keeps_dead_letters
         self.handling = (Handling if options.batch_size is None else BatchHandling)(
             options,
             self._queue_of,
-            FailedMessages(connection, self._outlives_consumer) if sends else None,
+            None if options.no_ack else FailedMessages(connection, self._outlives_consumer),
         )
         self.dispatcher = _dispatcher_for(options, group.pool, self.handling)
         self.handling.retry_later = self.dispatcher.retry_later
         self.handling.on_exit = self.shut_down
         self.handling.has_dead_letters = self._has_dead_letters
+        self.handling.is_nameless = self._is_nameless
         self.handling.where = self._where
         #: Where only one reader of a name is active, one for each queue.
         self._active = tuple(
@@ -682,9 +683,10 @@ class ConsumerLifecycle:
 
     def _arguments_of(self, subscription: Subscription) -> Mapping[str, Any]:
         """Return the arguments of a queue, as far as they are known."""
-        arguments = subscription.arguments
+        # Those that were declared: the queue may have others than its consumer asked for.
+        arguments = self._session.topology.arguments_of(subscription.name)
         if arguments is None:
-            arguments = self._session.topology.arguments_of(subscription.name)
+            arguments = subscription.arguments
         return arguments or {}
 
     def _outlives_consumer(self, message: Message) -> bool:
@@ -692,12 +694,18 @@ class ConsumerLifecycle:
         subscription = self._subscription_of(message)
         return subscription is not None and subscription.outlives_consumer
 
-    def _has_dead_letters(self, message: Message) -> bool:
-        """Return whether the queue of *message* is known to have a dead-letter exchange."""
+    def _is_nameless(self, message: Message) -> bool:
+        """Return whether the broker chose the name of the queue of *message*."""
         subscription = self._subscription_of(message)
-        return subscription is not None and "x-dead-letter-exchange" in self._arguments_of(
-            subscription
-        )
+        return subscription is not None and subscription.is_nameless
+
+    def _has_dead_letters(self, message: Message) -> bool:
+        """Return whether the queue of *message* is known to have a dead-letter exchange.  May switch."""
+        subscription = self._subscription_of(message)
+        if subscription is None:
+            return False
+        arguments = self._arguments_of(subscription)
+        return self._group.dead_letter_exchanges.has(subscription.name, message, arguments)
 
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:
@@ -857,6 +865,7 @@ class ConsumerGroup:
         self.start_tasks = BackgroundTasks()
         self.cancel_tasks = BackgroundTasks()
         self.pool = WorkerPool()
+        self.dead_letter_exchanges = DeadLetterExchanges(session)
         #: In the order in which they were added.
         self._consumers: dict[ConsumerLifecycle, None] = {}
         fork.register(self)

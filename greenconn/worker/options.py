@@ -44,7 +44,9 @@ __all__ = [
 
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
-OnError: TypeAlias = "Literal['reject', 'requeue'] | Callable[[Any, BaseException], Any]"
+OnError: TypeAlias = (
+    "Literal['dead_letter', 'reject', 'requeue', 'discard'] | Callable[[Any, BaseException], Any]"
+)
 
 
 class ServerArguments(TypedDict, total=False):
@@ -54,7 +56,7 @@ class ServerArguments(TypedDict, total=False):
     arguments: Mapping[str, Any] | None
     blocking_threshold: Seconds | None
     concurrency: int
-    dead_letter: bool | str
+    dead_letter: Literal[True] | str | None
     exclusive: bool
     handler_timeout: Seconds | None
     name: str | None
@@ -90,6 +92,8 @@ LEAST_PREFETCH: Final = 10
 #: Maximum prefetch count of ``basic.qos``.
 MOST_PREFETCH: Final = 65535
 BATCH_INTERVAL: Final = 1.0
+#: What may become of a message that failed, beside what a callable does.
+ON_ERROR: Final = ("dead_letter", "reject", "requeue", "discard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,13 +128,14 @@ class ConsumerOptions:
     accept: Iterable[str] | None = None
     """Names of serializers or content types to accept.  None accepts all that are not disabled."""
 
-    on_error: OnError = "reject"
-    """Action for a message whose handler failed after all retries: ``'reject'``, ``'requeue'``, or a
-    callable that is called as ``(message, exc)``."""
+    on_error: OnError = "dead_letter"
+    """Action for a message whose handler failed after all retries: ``'dead_letter'``, ``'reject'``,
+    ``'requeue'``, ``'discard'``, or a callable that is called as ``(message, exc)``."""
 
-    dead_letter: bool | str = False
+    dead_letter: Literal[True] | str | None = None
     """Queue for messages that are given up: True uses the queue ``<queue>.dead``, a string the queue of
-    that name.  False uses the dead-letter exchange of the queue, if it has one."""
+    that name.  None uses the dead-letter exchange of the queue if it is known to have one, else
+    ``<queue>.dead``."""
 
     retry: Retry | Mapping[str, Any] | None = None
     """Policy for calling a handler again after it failed.  None does not retry."""
@@ -140,7 +145,7 @@ class ConsumerOptions:
 
     on_decode_error: Callable[[Any, Exception], Any] | None = None
     """Function that is called as ``(message, exc)`` for a body that cannot be decoded, is not accepted
-    or does not fit the schema.  None rejects the message."""
+    or does not fit the schema.  None makes a dead letter of the message."""
 
     tag_prefix: str = "greenconn-"
     """Prefix of the consumer tag that the broker shows."""
@@ -246,20 +251,24 @@ class ConsumerOptions:
             put(self, "convert", converter_of(schema))
 
     def _check_acks(self) -> None:
-        if self.on_error not in ("reject", "requeue") and not callable(self.on_error):
+        if self.on_error not in ON_ERROR and not callable(self.on_error):
             raise ValueError(
-                f"on_error must be 'reject', 'requeue' or a callable, got {self.on_error!r}"
+                f"on_error must be {', '.join(map(repr, ON_ERROR))} or a callable, got "
+                f"{self.on_error!r}"
             )
         if self.no_ack and self.retry is not None:
             raise ValueError(
                 f"retry must be None with no_ack, as the broker has already deleted the message, "
                 f"got {self.retry!r}"
             )
-        if not isinstance(self.dead_letter, (bool, str)) or self.dead_letter == "":
-            raise invalid(self, "dead_letter", "True, False or the name of a queue")
-        if self.dead_letter and (self.no_ack or self.on_error == "requeue"):
-            why = "no_ack" if self.no_ack else "on_error='requeue'"
-            raise ValueError(f"dead_letter must be False with {why}, got {self.dead_letter!r}")
+        if self.dead_letter not in (True, None) and not (
+            isinstance(self.dead_letter, str) and self.dead_letter
+        ):
+            what = "True, the name of a queue or None (on_error='discard' loses failed messages)"
+            raise invalid(self, "dead_letter", what)
+        if self.dead_letter and (self.no_ack or self.on_error in ("reject", "requeue", "discard")):
+            why = "no_ack" if self.no_ack else f"on_error={self.on_error!r}"
+            raise ValueError(f"dead_letter must be None with {why}, got {self.dead_letter!r}")
         if self.batch_size is not None and self.holds == "broker":
             raise ValueError(
                 "retry must not have hold='broker' with batch_size, as a batch is retried as one"
@@ -331,7 +340,7 @@ class ConsumerOptions:
         return self.retry.hold if isinstance(self.retry, Retry) else "process"
 
     def dead_letters_of(self, queue: str) -> str | None:
-        """Return the queue for messages of *queue* that are given up; None if they are rejected."""
+        """Return the queue that the program has named for dead letters of *queue*; None: it has not."""
         if self.dead_letter is True:
             return f"{queue}{DEAD}"
         if self.dead_letter:
@@ -340,13 +349,6 @@ class ConsumerOptions:
             if isinstance(each, Queue) and each.name == queue and each.dead_letter:
                 return each.dead_letter_queue
         return None
-
-    @property
-    def keeps_dead_letters(self) -> bool:
-        """Whether messages of one of the queues that are given up are published to another queue."""
-        return not self.no_ack and any(
-            self.dead_letters_of(_name_of(each)) is not None for each in self.queues
-        )
 
     @property
     def policy(self) -> RetryPolicy | None:

@@ -1,6 +1,6 @@
 """The dead letters of a queue: seen, counted, published again, deleted.
 
-They are those that ``spawn_consumer(dead_letter=...)`` has made, and those of the broker, where the
+They are those that ``spawn_consumer`` has made, and those of the broker, where the
 queue's dead-letter exchange leads to the same queue.
 """
 
@@ -27,6 +27,7 @@ from greenconn.worker.failures import (
     REASON,
     ROUTING_KEY,
     TEXT,
+    TRACEBACK,
     priority_of,
     resent,
 )
@@ -60,6 +61,9 @@ class DeadLetter:
 
     text: str | None
     """The text of the error."""
+
+    traceback: str | None
+    """The end of the traceback of the error."""
 
     attempts: int
     """How often its handler was called; 0: not known."""
@@ -202,6 +206,7 @@ def _dead_letter(message: Message) -> DeadLetter:
         reason=text(REASON, death.get("reason")),
         error=text(ERROR),
         text=text(TEXT),
+        traceback=text(TRACEBACK),
         attempts=attempts if isinstance(attempts, int) else 0,
         first_failure=text(FIRST_FAILURE),
         message=message,

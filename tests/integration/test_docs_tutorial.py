@@ -68,7 +68,7 @@ def test_its_steps_do_what_it_says(tmp_path: Path) -> None:
         run("python", "sign_up.py", "grace@example.org", "alan@example.org")
         until(lambda: is_logged(1, "to grace@example.org\n", "to alan@example.org\n"), SOON)
         run("python", "sign_up.py", "nobody")
-        until(lambda: is_logged(1, "the message is moved to 'mail.dead'"), SOON)
+        until(lambda: is_logged(1, "the message is moved to queue 'mail.dead'"), SOON)
         until(lambda: "not an address: nobody" in run("greenconn", "dead", "look", "mail"))
         consumer.send_signal(signal.SIGINT)
         assert consumer.wait(SOON) == 0

@@ -104,10 +104,10 @@ def play(connection: Connection, lines: Lines, name: str, restart: Callable[[], 
     first = lines.one("retry in")
     tag = first.pop("delivery_tag")
     assert first == {"level": "WARNING", **ids, "attempt": 1}
-    second = lines.one(f"the message is moved to '{name}.dead'")
+    second = lines.one(f"the message is moved to queue '{name}.dead'")
     assert second.pop("delivery_tag") == tag
     assert second == {"level": "ERROR", **ids, "attempt": 2}
-    (line,) = lines.of("the message is moved to")
+    (line,) = lines.of("failed in attempt 2 ")
     assert line["error"] == "builtins.LookupError"
     assert line["traceback"].startswith("Traceback")
 

@@ -220,8 +220,14 @@ def test_failures_retries_and_the_dead_letter_queue(
             raise ValueError(body)
 
     broker.publish(q, *range(20))
-    retry = Retry(tries=3, delay=0.01)
-    consumer = spawn_consumer(q, handler, connection=connection, retry=retry, concurrency=3)
+    consumer = spawn_consumer(
+        q,
+        handler,
+        connection=connection,
+        retry=Retry(tries=3, delay=0.01),
+        on_error="reject",
+        concurrency=3,
+    )
     until(lambda: broker.counts(dead)[0] == 10)
     assert calls == {number: 3 if number % 2 else 1 for number in range(20)}
     assert consumer.stop(CAME)

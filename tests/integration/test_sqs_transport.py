@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import greenconn
 from greenconn.exceptions import (
     ContentTooLarge,
     NotFound,
@@ -132,6 +133,30 @@ def test_rejected_message_stays_for_a_redrive_policy(sqs_connect: Connect, uniqu
         while not got:
             connection.drain_events(timeout=SOON)
     assert got == ["bad"]
+    queue.delete()
+    dead.delete()
+
+
+def test_failed_message_goes_the_way_of_a_redrive_policy(sqs_connect: Connect, unique: str) -> None:
+    def fail(body: Any, message: Any) -> None:
+        raise KeyError("no such article")
+
+    connection = sqs_connect(lease=1)
+    dead = declared(connection, f"{unique}-kept")
+    policy = {
+        "deadLetterTargetArn": attributes_of(connection, dead.name)["QueueArn"],
+        "maxReceiveCount": "1",
+    }
+    other = sqs_connect(lease=1, sqs_creation_attributes={"RedrivePolicy": json.dumps(policy)})
+    queue = declared(other, unique)
+    consumer = greenconn.spawn_consumer(unique, fail, connection=other)
+    greenconn.publish(unique, "bad", connection=other)
+    got: list[str] = []
+    with connection.Consumer([dead], callbacks=[taker(got)]):
+        while not got:
+            connection.drain_events(timeout=SOON)
+    assert got == ["bad"]
+    assert consumer.stop(SOON)
     queue.delete()
     dead.delete()
 

@@ -146,7 +146,7 @@ def test_a_message_of_spawn_consumer(recorder: Recorder, broker: MemoryBroker) -
     def handle(body: Any, message: Any) -> None:
         assert message.headers["listener"] == "was here"
 
-    consumer = greenconn.spawn_consumer("mail", handle)
+    consumer = greenconn.spawn_consumer("mail", handle, on_error="reject")
     headers = {"mine": 1}
     greenconn.publish("mail", "h\u00e9llo", headers=headers, message_id="m1")
     until(lambda: bool(recorder.of(SettleEvent)), SOON)

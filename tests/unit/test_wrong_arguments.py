@@ -284,29 +284,6 @@ def test_a_failed_rpc_function_is_named(
     assert re.fullmatch(r"RPC function \S+fails of queue 'sums' failed", line)
 
 
-def test_only_a_queue_without_dead_letters_is_warned_about(
-    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fails(body: Any, message: Any) -> None:
-        raise OSError("no")
-
-    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-    kept = Queue("kept", queue_arguments=arguments)
-    for queue in (kept, Queue("plain"), "by-name"):
-        name = queue if isinstance(queue, str) else queue.name
-        consumer = greenconn.spawn_consumer(queue, fails)
-        greenconn.publish(name, 1)
-        with gevent.Timeout(10):
-            while not consumer.stats()["rejected"]:
-                gevent.sleep(0.01)
-        consumer.stop(10)
-    said = "\n".join(each.getMessage() for each in caplog.records)
-    assert re.findall(r"rejected messages of queue '([\w-]+)'", said) == [
-        "plain",
-        "by-name",
-    ]
-
-
 @pytest.mark.parametrize(
     ("make", "says"),
     [

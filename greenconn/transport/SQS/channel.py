@@ -203,6 +203,18 @@ class Channel(StoreChannel[StoreLink]):
         """Return the name at AWS of a queue or exchange, prefix and all (kombu's)."""
         return aws_name(self._options.queue_name_prefix + queue_name)
 
+    def has_dead_letters(
+        self, queue: str, routing_key: str = "", headers: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Return whether a rejected message of *queue* is stored in another queue.  May switch.
+
+        A redrive policy of SQS does so, when the message was redelivered often enough.
+        """
+        if super().has_dead_letters(queue, routing_key, headers):
+            return True
+        ask = self.connection.ask
+        return bool(ask("looking for a redrive policy", self._store.redrives, queue))
+
     def remove_stale_sns_subscriptions(self, exchange_name: str) -> int:
         """End the subscriptions of queues that are gone; return how many (kombu's).  May switch."""
         if not self.entities.has_topic(exchange_name):

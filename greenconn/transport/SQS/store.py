@@ -445,6 +445,10 @@ class SqsStore(Store):
         """Delete messages, or make them visible again.  May switch."""
         self._settler.settle(requests)
 
+    def redrives(self, name: str) -> bool:
+        """Return whether SQS itself moves messages of a queue to a dead-letter queue.  May switch."""
+        return self.queues.get(name).redrives()
+
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         """Renew the leases of messages; return those whose lease is lost.  May switch."""
         return self._settler.renew(handles, self._lease)

@@ -166,6 +166,12 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             if name in options:
                 setattr(self, name, options[name])
 
+    def has_dead_letters(
+        self, queue: str, routing_key: str = "", headers: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Return False: what hooks reject is dropped.  Never switches."""
+        return False
+
     # -- what a transport may write beside the hooks
 
     def _restore(self, message: StoredMessage) -> None:

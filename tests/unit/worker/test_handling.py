@@ -93,7 +93,7 @@ def test_a_failure_rejects(
     assert not of(failures, "secret body")
 
 
-def test_each_failure_is_logged_once_and_the_danger_of_rejecting_once(
+def test_each_failure_is_logged_once(
     connection: Connection,
     broker: Broker,
     seen: RecordingHandler,
@@ -103,8 +103,7 @@ def test_each_failure_is_logged_once_and_the_danger_of_rejecting_once(
     broker.publish("q", *range(5))
     consumer = spawn_consumer("q", seen, connection=connection)
     count(consumer, rejected=5)
-    assert len([each for each in failures if each.exc_info]) == 5
-    assert len(of(failures, "dead-letter exchange; without one they are lost")) == 1
+    assert len(failures) == len([each for each in failures if each.exc_info]) == 5
 
 
 def test_requeue(connection: Connection, broker: Broker) -> None:
@@ -325,12 +324,15 @@ def decide(message: Any, exc: BaseException) -> str:
 @pytest.mark.parametrize(
     ("options", "outcome"),
     [
-        ({}, "the message is rejected"),
+        ({}, "the message is moved to the dead-letter exchange of the queue"),
+        ({"on_error": "reject"}, "the message is rejected: it is lost if the queue has no"),
+        ({"on_error": "discard"}, "the message is lost (on_error='discard')"),
         ({"on_error": "requeue", "concurrency": 1}, "the message is requeued"),
         ({"on_error": decide}, "decide decides"),
-        ({"dead_letter": "failed"}, "the message is moved to 'failed'"),
+        ({"on_error": decide}, "not settled delivery 1; the message is moved to the dead-letter"),
+        ({"dead_letter": "failed"}, "the message is moved to queue 'failed'"),
         ({"no_ack": True}, "the message is lost (no_ack)"),
-        ({"batch_size": 1}, "its messages are rejected"),
+        ({"batch_size": 1}, "its messages are moved to the dead-letter exchange of the queue"),
     ],
 )
 def test_the_log_says_what_becomes_of_a_message(
@@ -391,7 +393,7 @@ def test_one_handler_is_interrupted_by_the_id_of_its_message(
     count(consumer, handled=2, failed=1, rejected=1, retried=0, requeued=0)
     assert broker.get("dead") == "y"
     assert sorted(seen.done) == ["x", "z"]
-    assert of(failures, "the message is rejected")
+    assert of(failures, "the message is moved to the dead-letter exchange of the queue")
     assert not consumer.interrupt("x")  # it has ended
 
 

@@ -289,10 +289,13 @@ def test_queue_of_dead_letters() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"dead_letter": ""}, "dead_letter must be True, False or the name of a queue"),
-        ({"dead_letter": 1.5}, "dead_letter must be True, False or the name of a queue"),
-        ({"dead_letter": True, "no_ack": True}, "dead_letter must be False with no_ack"),
-        ({"dead_letter": "x", "on_error": "requeue"}, "dead_letter must be False with on_error"),
+        ({"dead_letter": ""}, "dead_letter must be True, the name of a queue or None"),
+        ({"dead_letter": 1.5}, "dead_letter must be True, the name of a queue or None"),
+        ({"dead_letter": False}, "on_error='discard' loses failed messages"),
+        ({"dead_letter": True, "no_ack": True}, "dead_letter must be None with no_ack"),
+        ({"dead_letter": "x", "on_error": "requeue"}, "dead_letter must be None with on_error"),
+        ({"dead_letter": "x", "on_error": "discard"}, "dead_letter must be None with on_error"),
+        ({"on_error": "drop"}, "on_error must be 'dead_letter', 'reject', 'requeue', 'discard' or"),
         ({"retry": {"hold": "broker"}, "batch_size": 2}, "hold='broker' with batch_size"),
         ({"retry": {"hold": "nowhere"}}, "hold must be 'broker', 'process' or None"),
     ],

@@ -1,0 +1,111 @@
+"""Dead-letter exchanges that RabbitMQ's policies, and other programs, have given to queues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import greenconn
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_wires import until
+from tests.integration.test_worker_failures import got
+
+SOON = 60.0
+
+
+@pytest.fixture
+def connection(managed_rabbitmq: RabbitMQ) -> Iterator[Connection]:
+    url = f"{managed_rabbitmq.url}?manager_port={managed_rabbitmq.http_port}"
+    with Connection(url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def policy(managed_rabbitmq: RabbitMQ, unique: str) -> Iterator[Callable[..., None]]:
+    """Sets a policy for the queue of that name."""
+
+    def set_policy(**rules: str) -> None:
+        rules = {name.replace("_", "-"): value for name, value in rules.items()}
+        managed_rabbitmq.ctl("set_policy", unique, f"^{unique}$", json.dumps(rules))
+
+    yield set_policy
+    managed_rabbitmq.ctl("clear_policy", unique)
+
+
+@pytest.fixture
+def letters(connection: Connection, unique: str) -> Queue:
+    """A queue of dead letters, behind an exchange."""
+    queue = Queue(f"{unique}-kept", Exchange(f"{unique}-letters", "fanout"))
+    with connection.channel() as channel:
+        queue(channel).declare()
+    return queue
+
+
+def fail(body: Any, message: Any) -> None:
+    raise KeyError("no such article")
+
+
+def fail_one(connection: Connection, queue: str | Queue) -> None:
+    """Publish a message for a handler that fails."""
+    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(queue, "a body", connection=connection)
+    until(lambda: consumer.stats()["rejected"] == 1, SOON)
+    assert consumer.stop(SOON)
+
+
+def test_exchange_of_a_policy_is_used(
+    connection: Connection, unique: str, letters: Queue, policy: Callable[..., None]
+) -> None:
+    policy(dead_letter_exchange=f"{unique}-letters")
+    fail_one(connection, Queue(unique))
+    assert got(connection, letters.name).payload == "a body"
+    with connection.channel() as channel, pytest.raises(connection.channel_errors):
+        channel.queue_declare(f"{unique}.dead", passive=True)
+
+
+def test_policy_with_an_exchange_that_is_missing_loses_nothing(
+    connection: Connection, unique: str, policy: Callable[..., None]
+) -> None:
+    policy(dead_letter_exchange=f"{unique}-nowhere")
+    fail_one(connection, unique)
+    assert got(connection, f"{unique}.dead").payload == "a body"
+
+
+def test_arguments_that_another_program_has_declared_are_used(
+    connection: Connection, unique: str, letters: Queue
+) -> None:
+    with Connection(connection.as_uri(include_password=True)) as other, other.channel() as channel:
+        arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": letters.name}
+        channel.queue_declare(unique, durable=True, auto_delete=False, arguments=arguments)
+    fail_one(connection, unique)
+    assert got(connection, letters.name).payload == "a body"
+
+
+def test_queue_that_would_get_its_own_dead_letters_back(
+    connection: Connection, unique: str, policy: Callable[..., None]
+) -> None:
+    policy(dead_letter_exchange="")
+    fail_one(connection, unique)
+    assert got(connection, f"{unique}.dead").payload == "a body"
+
+
+def test_user_who_may_not_ask_for_policies_loses_nothing(
+    managed_rabbitmq: RabbitMQ, connection: Connection, unique: str, policy: Callable[..., None]
+) -> None:
+    policy(dead_letter_exchange=f"{unique}-letters")
+    manager = connection.get_manager()
+    vhost = connection.virtual_host or "/"
+    assert manager.create_user(unique, "secret")
+    try:
+        assert manager.set_vhost_permissions(vhost, unique, ".*", ".*", ".*")
+        with connection.clone(userid=unique, password="secret") as restricted:
+            fail_one(restricted, unique)
+            assert got(connection, f"{unique}.dead").payload == "a body"
+    finally:
+        manager.delete_user(unique)

@@ -1,0 +1,201 @@
+"""What becomes of a message whose handler failed for good, with the default options: never nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gevent
+import pytest
+
+import greenconn
+from greenconn.connection import Connection
+from greenconn.entity import Exchange, Queue
+from greenconn.options import Retry
+from tests.fix_wires import until
+from tests.integration.capabilities import Kind
+from tests.integration.test_worker_failures import got
+
+SOON = 60.0
+TEXT = {"order": 17}
+REASON, ERROR = "x-greenconn-reason", "x-greenconn-error"
+
+
+@pytest.fixture
+def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
+    options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
+    with Connection(kind_url, transport_options=options) as connection:
+        yield connection
+
+
+def fail(body: Any, message: Any) -> None:
+    raise KeyError("no such article")
+
+
+def hang(body: Any, message: Any) -> None:
+    gevent.sleep(SOON)
+
+
+def convert(body: int, message: Any) -> None:
+    raise AssertionError("it does not fit")
+
+
+def has_given_up(consumer: greenconn.ConsumerGreenlet) -> bool:
+    return bool(consumer.stats()["rejected"] == 1)
+
+
+def test_each_failure_leaves_the_message_in_the_queue_of_dead_letters(
+    connection: Connection, unique: str
+) -> None:
+    """An exception, a timeout, used retries, a body that cannot be decoded, one that does not fit."""
+    pytest.importorskip("msgspec")
+    json: dict[str, Any] = {}
+    raw = {"content_type": "application/json", "content_encoding": "utf-8"}
+    cases: dict[str, tuple[Callable[..., None], Any, dict[str, Any], dict[str, Any], str, str]] = {
+        "raise": (fail, TEXT, json, {}, "failed", "builtins.KeyError"),
+        "slow": (hang, TEXT, json, {"handler_timeout": 0.05}, "failed", "gevent.timeout.Timeout"),
+        "retry": (fail, TEXT, json, {"retry": Retry(tries=2, delay=0.01)}, "failed", "KeyError"),
+        "bytes": (fail, b"{\xff", raw, {}, "undecodable", "DecodeError"),
+        "type": (convert, TEXT, json, {"schema": int}, "undecodable", "DecodeError"),
+        "batch": (fail, TEXT, json, {"batch_size": 1}, "failed", "builtins.KeyError"),
+    }
+    consumers = []
+    for name, (handler, body, how, options, _, _) in cases.items():
+        queue = f"{unique}-{name}"
+        consumers.append(greenconn.spawn_consumer(queue, handler, connection=connection, **options))
+        assert consumers[-1].wait_ready(SOON)
+        greenconn.publish(queue, body, connection=connection, **how)
+    for name, (_, body, how, _, reason, error) in cases.items():
+        letter = got(connection, f"{unique}-{name}.dead")
+        assert letter.headers[REASON] == reason
+        assert letter.headers[ERROR].endswith(error)
+        assert letter.headers["x-greenconn-queue"] == f"{unique}-{name}"
+        assert error.rpartition(".")[2] in letter.headers["x-greenconn-traceback"]
+        if how:
+            assert bytes(letter.body) == body
+        else:
+            assert letter.payload == body
+    for consumer in consumers:
+        until(partial(has_given_up, consumer), SOON)
+        assert consumer.stop(SOON)
+
+
+def test_message_of_a_killed_handler_comes_again(connection: Connection, unique: str) -> None:
+    handled: list[str] = []
+
+    def die_first(body: str, message: Any) -> None:
+        handled.append(body)
+        if len(handled) == 1:
+            raise gevent.GreenletExit
+
+    consumer = greenconn.spawn_consumer(unique, die_first, connection=connection)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(unique, "twice", connection=connection)
+    until(lambda: handled == ["twice", "twice"], SOON)
+    until(lambda: consumer.stats()["handled"] == 1, SOON)
+    assert consumer.stop(SOON)
+
+
+def test_queue_of_dead_letters_is_made_when_it_is_needed(
+    connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = greenconn.spawn_consumer(unique, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    with connection.channel() as channel, pytest.raises(connection.channel_errors):
+        channel.queue_declare(f"{unique}.dead", passive=True)
+    with caplog.at_level(logging.ERROR, "greenconn.worker"):
+        greenconn.publish(unique, TEXT, connection=connection)
+        assert got(connection, f"{unique}.dead").payload == TEXT
+    failures = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert f"the message is moved to queue '{unique}.dead'" in failures[0].getMessage()
+    assert consumer.stop(SOON)
+
+
+def test_exchange_of_the_queue_gets_its_dead_letters(connection: Connection, unique: str) -> None:
+    """Here of its own arguments."""
+    letters = Exchange(f"{unique}-dlx", type="direct", durable=True)
+    kept = Queue(f"{unique}-kept", letters, "failed", durable=True)
+    arguments = {
+        "x-dead-letter-exchange": letters.name,
+        "x-dead-letter-routing-key": "failed",
+    }
+    queue = Queue(unique, durable=True, queue_arguments=arguments)
+    with connection.channel() as channel:
+        kept(channel).declare()
+    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(queue, TEXT, connection=connection)
+    assert got(connection, kept.name).payload == TEXT
+    until(partial(has_given_up, consumer), SOON)
+    assert consumer.stop(SOON)
+
+
+def test_exchange_that_leads_nowhere_loses_nothing(
+    connection: Connection, broker_kind: Kind, unique: str
+) -> None:
+    """RabbitMQ would not say."""
+    if broker_kind.title == "AMQP":
+        pytest.skip("RabbitMQ drops what its dead-letter exchange drops")
+    queue = Queue(unique, durable=True, queue_arguments={"x-dead-letter-exchange": "nowhere"})
+    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(queue, TEXT, connection=connection)
+    assert got(connection, f"{unique}.dead").payload == TEXT
+    assert consumer.stop(SOON)
+
+
+def test_losing_a_message_is_asked_for(connection: Connection, unique: str) -> None:
+    consumer = greenconn.spawn_consumer(unique, fail, connection=connection, on_error="discard")
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(unique, TEXT, connection=connection)
+    until(partial(has_given_up, consumer), SOON)
+    assert consumer.stop(SOON)
+    with connection.channel() as channel:
+        assert channel.queue_declare(unique, passive=True).message_count == 0
+    with connection.channel() as channel, pytest.raises(connection.channel_errors):
+        channel.queue_declare(f"{unique}.dead", passive=True)
+
+
+@pytest.mark.parametrize("consumes_first", [False, True])
+@pytest.mark.parametrize(
+    ("consumed", "published"),
+    [(None, True), (True, None), (False, True), (True, False), ("own", True), (False, "own")],
+)
+def test_forms_of_dead_letter_mix(
+    connection: Connection,
+    broker_kind: Kind,
+    unique: str,
+    consumed: str | bool | None,
+    published: str | bool | None,
+    consumes_first: bool,
+) -> None:
+    """A name, a Queue, one with dead letters, and one with dead letters in a queue of its own."""
+
+    def target(form: str | bool | None) -> str | Queue:
+        if form is None:
+            return unique
+        return Queue(unique, dead_letter=f"{unique}-own" if form == "own" else form)
+
+    def publish() -> None:
+        with connection.clone() as other:  # as another program does
+            greenconn.publish(target(published), TEXT, connection=other, declare=True)
+
+    if not consumes_first:
+        publish()
+    consumer = greenconn.spawn_consumer(
+        target(consumed),
+        fail,
+        connection=connection,
+        dead_letter=True if consumed is None else None,
+    )
+    assert consumer.wait_ready(SOON)
+    if consumes_first:
+        publish()
+    kept = f"{unique}-own" if consumed == "own" else f"{unique}.dead"
+    if published == "own" and not consumes_first and broker_kind.title != "SQS":
+        # By the broker: it is not this consumer's option.  Each client of SQS knows its own only.
+        kept = f"{unique}-own"
+    assert got(connection, kept).payload == TEXT
+    assert consumer.stop(SOON)
