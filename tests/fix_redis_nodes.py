@@ -14,7 +14,7 @@ from greenconn import Connection
 from greenconn.transport.redis.cluster.nodes import Nodes, Place
 from greenconn.transport.redis.cluster.placement import ClusterPlacement, tag_of
 from greenconn.transport.redis.pipeline import Pipeline, ignore
-from greenconn.transport.redis.scripts import ADVANCE, DROP, Script
+from greenconn.transport.redis.scripts import DROP, Script
 from greenconn.transport.redis.server import Address, Login
 from greenconn.wire.resp import RespParser
 from tests.fix_peer import Peer, PeerFactory
@@ -206,8 +206,6 @@ def empty(command: str) -> Answer:
         return array()
     if runs(DROP, command):
         return array(b":0\r\n")
-    if runs(ADVANCE, command):  # by another one, so none of these links sweeps
-        return array(b":0\r\n", bulk("1"))
     if word == "ZSCAN":
         return array(bulk("0"), array())
     if word == "HMGET":

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.broker.port import Claimed
+from greenconn.green.condition import Condition
+from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import OnDemand
 from greenconn.message import Message
@@ -133,7 +135,7 @@ class Claimer:
         claiming: the greenlet that claims.
     """
 
-    __slots__ = ("_asked", "_due", "_is_stopped", "_link", "_wait", "claiming")
+    __slots__ = ("_asked", "_due", "_ended", "_is_stopped", "_link", "_wait", "claiming")
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
@@ -141,6 +143,8 @@ class Claimer:
         self._due: DueFeeds[StoreFeed] = DueFeeds()
         #: What the claim that is on its way asked for.
         self._asked: dict[str, int] = {}
+        #: Wakes those who wait for its end.
+        self._ended = Condition()
         self.claiming = OnDemand("claim", self._claim_all)
         self._is_stopped = False
 
@@ -153,6 +157,19 @@ class Claimer:
             self.claiming.start()
         elif self._wait and self._asked and feed.queue not in self._asked:
             self._link.store.interrupt()
+
+    def wait_unwanted(self, deadline: Deadline) -> None:
+        """Wait for the end of a claim that asks for a queue without consumers.  May switch.
+
+        Raises:
+            TimeoutError: it was not over before the deadline.
+        """
+        claim = self._asked
+        if any(queue not in self._link.feeds for queue in claim):
+            if self._wait:
+                self._link.store.interrupt()
+            while self._asked is claim and self.claiming.greenlet is not None:
+                self._ended.wait(deadline)
 
     def stop(self) -> None:
         """Ask no more.  Never switches."""
@@ -196,12 +213,12 @@ class Claimer:
         try:
             claimed = link.store.claim(dict(asked), wait)
         except BaseException as exc:
-            self._asked = {}
+            self._end_claim()
             self._failed(exc, feeds)
             if not isinstance(exc, Exception):
                 raise
             return
-        self._asked = {}
+        self._end_claim()
         if link.lost is not None:
             for each in claimed:
                 link.settlements.requeue_unseen(each)
@@ -220,6 +237,11 @@ class Claimer:
         # Those that had least come first.
         for feed in sorted(feeds, key=lambda each: asked[each.queue]):
             feed.ended(not self._wait and found[feed.queue] < asked[feed.queue])
+
+    def _end_claim(self) -> None:
+        # Who waits runs behind this turn, in which the messages are handed out.
+        self._asked = {}
+        self._ended.wake_all()
 
     def _hand_over(self, claimed: Iterator[Claimed]) -> None:
         link = self._link

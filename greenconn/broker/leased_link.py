@@ -71,6 +71,24 @@ class LeasedLink(BrokerLink):
         """Note that so many messages were settled too late.  Never switches."""
         self.leases.note_late(count)
 
+    def flush_settlements(self, deadline: Deadline) -> None:
+        """Return when the broker has all acks and requeues.  May switch.
+
+        A claim that is on its way may bring messages that no consumer takes any more: they are
+        requeued, too.
+
+        Raises:
+            TimeoutError, RecoverableConnectionError: as :meth:`wait_settled`.
+        """
+        if self.lost is None:
+            deadline = deadline.within(self.options.reply_timeout)
+            self._wait_claims(deadline)
+            self.wait_settled(deadline)
+
+    @abstractmethod
+    def _wait_claims(self, deadline: Deadline) -> None:
+        """Wait for the ends of the claims of queues that have no consumer any more.  May switch."""
+
     def wait_settled(self, deadline: Deadline) -> None:
         """Return when all acks and rejects up to now have left.  May switch.
 

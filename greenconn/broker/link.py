@@ -200,6 +200,10 @@ class StoreLink(LeasedLink):
         except TimeoutError as exc:
             raise self.no_reply("settling messages") from exc
 
+    def _wait_claims(self, deadline: Deadline) -> None:
+        for claimer in list(self._claimers.values()):
+            claimer.wait_unwanted(deadline)
+
     def _wait_sent(self, deadline: Deadline) -> None:
         self.settler.wait(deadline)
 
@@ -207,11 +211,11 @@ class StoreLink(LeasedLink):
         """Return when the store has all acks and rejects.  May switch.
 
         Raises:
-            As :meth:`wait_settled`.
+            As :meth:`flush_settlements`.
         """
         self.hub_affinity.check(self)
         self.check_open()
-        self.wait_settled(deadline)
+        self.flush_settlements(deadline)
 
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Envelope]:
         """Return what *channel* publishes with."""

@@ -144,7 +144,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             TimeoutError: it was not within *timeout* seconds, or ``reply_timeout``.
         """
         self._channel.check_open()
-        self.link.wait_settled(Deadline(timeout))
+        self.link.flush_settlements(Deadline(timeout))
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""

@@ -80,6 +80,11 @@ class Settlements:
         return self._routing.greenlet is not None
 
     @property
+    def is_answered(self) -> bool:
+        """Whether all acks and dispositions that were sent have a reply."""
+        return not (self._sent_acks or self._sent_dispositions)
+
+    @property
     def refused(self) -> int:
         """The number of acks and rejects that the broker has refused, and that are sent again."""
         return len(self._refused_acks) + len(self._refused_dispositions) + len(self._postponed)

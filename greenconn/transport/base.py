@@ -344,6 +344,18 @@ class Link:
         """
         self.check_open()
 
+    def flush_settlements(self, deadline: Deadline) -> None:
+        """Return when the broker has all acks and requeues.  May switch.
+
+        Those of RabbitMQ are on their way: what it does not hear of it requeues when the link ends.
+        What a cancelled consumer was about to get is requeued, too.  After a loss of the link this does
+        nothing: what is left goes to the next life, or back when the leases end.
+
+        Raises:
+            TimeoutError: the broker did not take or answer them before the deadline.
+            RecoverableConnectionError: the link is lost meanwhile.
+        """
+
     def close(self) -> None:
         """Close in good order, within a bounded time.  May switch.  A second call does nothing."""
         self.end(RecoverableConnectionError("connection was closed"), closed=True)

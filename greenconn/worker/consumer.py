@@ -177,9 +177,10 @@ class ConsumerGreenlet(_Greenlet):
         """Shut the consumer down gracefully.  May switch.
 
         The consumer cancels its subscription.  Messages that no handler has started are requeued at
-        once; running handlers finish.  With ``no_ack`` nothing can be requeued, so all received messages
-        are handled first.  A call from one of the consumer's own handlers returns at once, because that
-        handler has to finish first.
+        once; running handlers finish.  The consumer has ended when the broker has the requeues and the
+        acks, so that the program may end at once.  With ``no_ack`` nothing can be requeued, so all
+        received messages are handled first.  A call from one of the consumer's own handlers returns at
+        once, because that handler has to finish first.
 
         Arguments:
             timeout: maximum seconds to wait for running handlers.  None waits without limit.
@@ -203,7 +204,8 @@ class ConsumerGreenlet(_Greenlet):
     def pause(self, timeout: Seconds | None = None) -> bool:
         """Stop consuming, and requeue the messages that no handler has started.  May switch.
 
-        Running handlers continue.  With ``no_ack``, received messages are kept until :meth:`resume`.
+        The consumer is paused when the broker has the requeues.  Running handlers continue.  With
+        ``no_ack``, received messages are kept until :meth:`resume`.
 
         Arguments:
             timeout: maximum seconds to wait until the consumer is paused.  None waits without limit.

@@ -28,10 +28,11 @@ from greenconn.entity.existence import has_messages
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
 from greenconn.green.condition import Condition
-from greenconn.green.deadline import Deadline, TimeLimit
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.connect import is_lockout
+from greenconn.transport.base import Link
 from greenconn.worker.active import ActiveReader
 from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.dead_letter_exchanges import DeadLetterExchanges
@@ -81,7 +82,6 @@ MIGRATION: Final = (
     "; to consume the queue as it is, pass its name instead of a Queue; to change it, consume from a "
     "queue of another name, or delete this one while nothing publishes to it, and start again"
 )
-_ENDLESS: Final = Deadline()
 
 
 class ConsumerState(State):
@@ -505,8 +505,10 @@ class ConsumerLifecycle:
         self._cancel()
         if not self.options.no_ack:
             self._requeue_all()
-            if self._active and self._target is TargetState.PAUSED:
-                self._let_others_read()
+            if self._target is TargetState.PAUSED:
+                if self._active:
+                    self._let_others_read()
+                self._flush_settlements(NEVER)
         elif self._target is TargetState.STOPPED:
             self.dispatcher.is_held = False
             self.dispatcher.stop_batching()
@@ -554,8 +556,9 @@ class ConsumerLifecycle:
             cancelling.join()
             self._requeue_all()
             while not self.dispatcher.is_idle:
-                self.changed.wait(_ENDLESS)
+                self.changed.wait(NEVER)
         self._let_others_read()
+        self._flush_settlements(Deadline(CANCEL_TIMEOUT) if is_abrupt else NEVER)
         if self.handling.dropped:
             logger.warning(
                 "consumer of queue %s: %d messages are lost, as it has no_ack and was closed before "
@@ -566,6 +569,25 @@ class ConsumerLifecycle:
             )
         if self._own_connection is not None:
             self._own_connection.close()
+
+    def _flush_settlements(self, deadline: Deadline) -> None:
+        """Wait until the broker has the acks and requeues, or its link is lost.  May switch."""
+        link = self._session.life.link
+        try:
+            if isinstance(link, Link):
+                link.flush_settlements(deadline)
+        except TimeoutError as exc:
+            logger.warning(
+                "consumer of queue %s has ended, and the broker may not have all of its acks and "
+                "requeues: %s",
+                self.options.name,
+                exc,
+                extra=self.fields(),
+            )
+        except Exception as exc:
+            logger.debug(
+                "consumer of queue %s: settling: %s", self.options.name, exc, extra=self.fields()
+            )
 
     def _let_others_read(self) -> None:
         """Store the last offsets, and let another reader of this name begin there."""

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from greenconn import Connection, Exchange, Producer, Queue, spawn_consumer
+from greenconn import Connection, Exchange, Producer, Queue, publish_many, spawn_consumer
 from greenconn.exceptions import RecoverableConnectionError
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.integration.capabilities import Can, Kind, needs
 from tests.integration.processes import Outcome, start
 from tests.integration.redis_clients import control
 
@@ -136,6 +137,66 @@ def test_an_ack_is_stored_when_sqlites_consumer_is_killed(
     killed(ACKS["in a handler"], sqlite_url, unique, patched)
     with closing(connect(sqlite_url.partition("//")[2])) as database:
         assert database.execute("SELECT count(*) FROM messages").fetchone() == (0,)
+
+
+STOPS = {
+    "stop": "assert consumer.stop(30)",
+    "all": "assert greenconn.stop_consumers(30)",
+    "pause": "assert consumer.pause(30)",
+    "cancel, flush": "consumer.cancel(); connection.flush()",
+    "cancel, flush the channel": "consumer.cancel(); connection.default_channel.flush()",
+}
+
+STOPPED = """
+import gevent.event
+import greenconn
+done, some = [], gevent.event.Event()
+
+def handle(body, message):
+    done.append(body)
+    message.ack()
+    if len(done) == 3:
+        some.set()
+
+connection = Connection(url, transport_options={{"lease": 600.0}})
+{begin}
+{end}
+print(*done, flush=True)
+die()
+"""
+
+SPAWNED = """
+consumer = spawn_consumer(name, handle, connection=connection, prefetch_count=10)
+some.wait()
+"""
+
+DRAINED = """
+consumer = Consumer(connection.default_channel, [Queue(name)], callbacks=[handle], prefetch_count=10)
+consumer.consume()
+while not some.is_set():
+    connection.drain_events(timeout=30)
+"""
+
+
+@needs(Can.PROCESSES)
+@pytest.mark.parametrize("how", STOPS)
+def test_requeues_have_left_when_a_stopped_program_is_killed(
+    how: str, broker_kind: Kind, kind_url: str, unique: str, patched: bool
+) -> None:
+    with Connection(kind_url, transport_options=dict(broker_kind.options)) as connection:
+        publish_many(unique, list(range(60)), connection=connection, declare=True)
+        begin = DRAINED if "flush" in how else SPAWNED
+        code = STOPPED.format(begin=begin, end=STOPS[how])
+        done = {int(each) for each in killed(code, kind_url, unique, patched).output.split()}
+        left, channel = set(range(60)) - done, connection.default_channel
+
+        def take() -> bool:
+            while (message := channel.basic_get(unique, no_ack=True)) is not None:
+                left.discard(message.decode())
+            return not left
+
+        until(take)
+        channel.queue_delete(unique)
 
 
 PUBLISHES = {

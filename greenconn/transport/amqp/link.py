@@ -457,6 +457,11 @@ class AmqpLink(Link):
         self.drain_writer(deadline)
         self.check_open()
 
+    def flush_settlements(self, deadline: Deadline) -> None:
+        """Wait until the socket has taken all acks and requeues.  May switch."""
+        if self.lost is None:
+            self.drain_writer(deadline)
+
     def drain_writer(self, timeout: float | Deadline | None) -> None:
         """Wait until the socket has taken what was written.  May switch.
 

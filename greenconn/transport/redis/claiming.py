@@ -218,7 +218,7 @@ class RedisSource:
         due: claims that leave when the turn ends.
         settlements: requeue messages that no consumer takes.
         invalidations: counts and logs.
-        retire: forgets a feed that is not used any more.  Never switches.
+        retire: forgets a feed that is not used any more, once no claim is on its way.  Never switches.
         feed: has the consumers.
 
     Attributes:
@@ -306,10 +306,10 @@ class RedisSource:
         self._ask()
 
     def retire(self) -> None:
-        """Forget the feed, unless a claim is on its way."""
+        """Forget the feed, once no claim is on its way."""
         if not self._count:
             self.stop()
-            self._retire(self._feed)
+        self._retire(self._feed)
 
     def delivery(self, message: Delivery, consumer: Consumer) -> Delivery:
         """Return *message*, which is the consumer's now."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from random import uniform
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from gevent.event import Event
 
@@ -104,12 +104,15 @@ class Delays:
         self._look_at(due_at)
 
     def find(self) -> None:
-        """Look after what others store from now on, and what they have left behind.  May switch."""
+        """Look after what others store from now on, and what they have left behind.  Never switches."""
         self._is_consuming = True
         if self._moving.greenlet is None:
-            delayed = self._commands.keys.delayed
-            if self._commands.call(pack(b"EXISTS", delayed), what="sweeping"):
-                self.changed()
+            self._commands.pipeline.post(pack(b"EXISTS", self._commands.keys.delayed), self._found)
+
+    def _found(self, reply: Any) -> None:
+        # In the reader.  An error is that of the first look, too, which tells it.
+        if reply and self._commands.lost is None:
+            self.changed()
 
     def changed(self) -> None:
         """Look again soon, as others may have stored an earlier message.  Never switches."""

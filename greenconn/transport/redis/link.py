@@ -23,11 +23,11 @@ from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import RedisFeed, RedisSource
 from greenconn.transport.redis.client import Clients
-from greenconn.transport.redis.commands import PING, Commands
+from greenconn.transport.redis.commands import PING, Commands, call_together
 from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import LinkLost
@@ -258,11 +258,25 @@ class RedisLink(LeasedLink):
         """Return what *channel* publishes with."""
         return self.placement.publisher(channel)
 
+    def flush_settlements(self, deadline: Deadline) -> None:
+        """Return when the server has carried out all acks and requeues.  May switch."""
+        deadline = deadline.within(self.options.reply_timeout)
+        super().flush_settlements(deadline)
+        if self.lost is None and not self.settlements.is_answered:
+            with TimeLimit(deadline, "settling messages"):
+                call_together([(each.commands, PING) for each in self.placement.partitions()])
+
+    def _wait_claims(self, deadline: Deadline) -> None:
+        for partition in self.placement.partitions():
+            partition.wait_claims(deadline)
+
     def _wait_sent(self, deadline: Deadline) -> None:
         self.placement.drain(deadline)
 
     def flush(self, deadline: Deadline) -> None:
-        """Return when all is written, and publishes of a window are answered.  May switch.
+        """Return when all is written, and acks, requeues and publishes of a window are answered.
+
+        May switch.
 
         Raises:
             TimeoutError: the server took or answered too little before the deadline.
@@ -272,7 +286,7 @@ class RedisLink(LeasedLink):
         self.check_open()
         for channel in list(self.channels.values()):
             channel.flush(deadline.left())
-        self.wait_settled(deadline)
+        self.flush_settlements(deadline)
         for pipeline in self.other_pipelines():
             pipeline.drain(deadline)
         unreported = self.transport.unreported
@@ -297,8 +311,7 @@ class RedisLink(LeasedLink):
 
     def _take_leave(self) -> None:
         # What these take goes back before the queues end that are this link's own, and others look.
-        for each in self.placement.partitions():
-            each.wait_claims()
+        self._wait_claims(NEVER)
         self.directory.close()
         self.settlements.repeat()
         self.settlements.wait_routed()

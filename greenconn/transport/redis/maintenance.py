@@ -121,6 +121,7 @@ class Sweeper:
         """Begin.  A second call does nothing."""
         if self._greenlet is None:
             self._greenlet = spawn("redis-sweeper", _run, ref(self), self._owners.interval)
+            self._delays.find()
 
     def stop(self) -> None:
         """End.  Never switches."""
@@ -131,9 +132,9 @@ class Sweeper:
     def try_to_sweep(self) -> None:
         """Look if it is this one's turn, and log the first of several failures.  May switch."""
         try:
+            self._delays.find()
             if self.advance():
                 self.sweep()
-            self._delays.find()
             self._has_failed = False
         except Exception as exc:
             if self._commands.lost is None and not self._has_failed:
@@ -293,12 +294,12 @@ class Sweeper:
 def _run(reference: ref[Sweeper], interval: float) -> None:
     # While it waits it does not keep an unused link alive.
     while True:
+        gevent.sleep(uniform(0.5, 1.0) * interval)
         sweeper = reference()
         if sweeper is None or sweeper.is_over:
             return
         sweeper.try_to_sweep()
         del sweeper
-        gevent.sleep(uniform(0.5, 1.0) * interval)
 
 
 #: Looks in one time to live, and seconds between two of them, at least.

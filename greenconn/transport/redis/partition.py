@@ -226,10 +226,12 @@ class Partition:
 
     # Ending
 
-    def wait_claims(self) -> None:
-        """Wait until the claims under way are answered.  May switch."""
-        if any(feed.source.under_way() for feed in self.feeds.values()):
-            self.commands.call(PING)
+    def wait_claims(self, deadline: Deadline) -> None:
+        """Wait until the claims of queues without consumers are answered.  May switch."""
+        leaving = set(self.consuming.leaving)
+        if leaving:
+            self.commands.call(PING, deadline)
+            self.consuming.leaving -= leaving
 
     def leave(self) -> None:
         """Say that this owner has ended, as it holds nothing any more.  Never switches."""

@@ -76,6 +76,9 @@ class RedisConsuming:
         fanout: has what is published to fan-out exchanges.
         invalidations: tells when messages come.
         feeds: queue -> what serves its consumers of this link; filled here.
+
+    Attributes:
+        leaving: feeds whose last consumer has left while a claim was on its way.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class RedisConsuming:
         self._fanout = fanout
         self._invalidations = invalidations
         self._feeds = feeds
+        self.leaving: set[RedisFeed] = set()
 
     def check(self, queue: str, method: Method) -> None:
         """See that a queue may be consumed.  May switch.
@@ -127,7 +131,11 @@ class RedisConsuming:
         )
 
     def _retire(self, feed: RedisFeed) -> None:
-        """Forget a feed that is not used any more.  Never switches."""
+        """Forget a feed that is not used any more, once no claim is on its way.  Never switches."""
+        if feed.source.under_way():
+            self.leaving.add(feed)
+            return
+        self.leaving.discard(feed)
         if not feed.is_used and self._feeds.get(feed.queue) is feed:
             del self._feeds[feed.queue]
 

@@ -285,7 +285,7 @@ class WindowPublisher:
             redis.exceptions.ResponseError: the server refused some; says how many.
         """
         deadline = Deadline(timeout)
-        self._publisher.link.wait_settled(deadline)
+        self._publisher.link.flush_settlements(deadline)
         window, unreported = self._window, self._unreported
         lost: TimeoutError | None = None
         try:

@@ -347,7 +347,7 @@ def test_flushing_waits_for_the_acks_so_long(
 ) -> None:
     waited: list[float | None] = []
     monkeypatch.setattr(
-        StoreLink, "wait_settled", lambda link, deadline: waited.append(deadline.timeout)
+        StoreLink, "flush_settlements", lambda link, deadline: waited.append(deadline.timeout)
     )
     for timeout in (5.0, None):
         publisher.flush(timeout)
