@@ -37,7 +37,7 @@ def test_a_connection_without_arguments_is_to_the_configured_broker() -> None:
     configure("redis://one;redis://two", heartbeat=7, transport_options=options)
     connection = Connection()
     for each in (connection, connection.clone(), copy.copy(connection)):
-        assert each.as_uri() == "redis://:**@one:6379//"
+        assert each.as_uri() == "redis://one:6379//"
         assert each.alt == ["redis://one", "redis://two"]
         assert (each.heartbeat, each.transport_options) == (7, options)
     assert pickle.loads(pickle.dumps(connection)).as_uri() == connection.as_uri()
@@ -48,10 +48,10 @@ def test_a_connection_without_arguments_is_to_the_configured_broker() -> None:
 
 def test_the_environment_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREENCONN_URL", "redis://one")
-    assert Connection().as_uri() == "redis://:**@one:6379//"
+    assert Connection().as_uri() == "redis://one:6379//"
     configure(connect_timeout=1.5)
     assert Connection().connect_timeout == 1.5
-    assert Connection().as_uri() == "redis://:**@one:6379//"
+    assert Connection().as_uri() == "redis://one:6379//"
     configure("amqp://two")
     assert Connection().as_uri() == "amqp://guest:**@two:5672//"
     defaults.reset()
@@ -69,10 +69,10 @@ def test_arguments_win_over_the_configuration() -> None:
     assert Connection(heartbeat=9).heartbeat == 9
     assert Connection(heartbeat=0).heartbeat == 0
     assert Connection(connect_timeout=None).connect_timeout is None
-    assert Connection(connect_timeout=None).as_uri() == "redis://:**@one:6379//"
+    assert Connection(connect_timeout=None).as_uri() == "redis://one:6379//"
     app = App(heartbeat=9).connection
     assert app is not None
-    assert (app.as_uri(), app.heartbeat, app.connect_timeout) == ("redis://:**@one:6379//", 9, 3)
+    assert (app.as_uri(), app.heartbeat, app.connect_timeout) == ("redis://one:6379//", 9, 3)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_programs_of_kombu_have_kombus_default() -> None:
         "print(kombu.Connection().as_uri(), greenconn.App().connection)\n"
         "print(greenconn.defaults.default_connection('publish').as_uri())",
     )
-    assert outcome.output.splitlines() == [f"{HERE} None", "redis://:**@one:6379//"]
+    assert outcome.output.splitlines() == [f"{HERE} None", "redis://one:6379//"]
 
 
 @pytest.mark.parametrize(
