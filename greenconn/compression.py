@@ -167,8 +167,6 @@ class _StreamDecoder:
 class _Pace:
     """A timer that makes a greenlet yield to the hub after it has computed for long."""
 
-    __slots__ = ("_since",)
-
     def __init__(self) -> None:
         self._since = monotonic()
 

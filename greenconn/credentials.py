@@ -57,8 +57,6 @@ class SharedLogin:
         userid: the user whose secret that is.
     """
 
-    __slots__ = ("has_worked", "secret", "userid")
-
     def __init__(self) -> None:
         self.has_worked = False
         self.secret: str | None = None

@@ -89,8 +89,6 @@ class _Pair(dict[str, Connection]):
 class _HubConnections:
     """The default connections of one hub, and the connections that it keeps by URL."""
 
-    __slots__ = ("by_url", "configuration", "default")
-
     def __init__(self) -> None:
         self.configuration = configuration.current
         self.default = _Pair(_made(self.configuration))

@@ -325,21 +325,6 @@ class ListenerRegistry:
             methods with the corresponding name, such as ``on_connect``.  None if no listener has them.
     """
 
-    __slots__ = (
-        "_all",
-        "blocked",
-        "connect",
-        "dead_letter",
-        "disconnect",
-        "handling",
-        "hub_blocked",
-        "pool_wait",
-        "publishing",
-        "retry",
-        "settle",
-        "unblocked",
-    )
-
     def __init__(self) -> None:
         self._all: tuple[Listener, ...] = ()
         self._prepare()

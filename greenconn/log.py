@@ -83,8 +83,6 @@ def get_loglevel(level: Any) -> Any:
 class _Shown:
     """An argument whose ``%s`` and ``%r`` never raise; lazy values are computed only if logged."""
 
-    __slots__ = ("value",)
-
     def __init__(self, value: Any) -> None:
         self.value = value
 

@@ -106,8 +106,6 @@ class Every:
         ValueError: *seconds* is not finite or not above 0.
     """
 
-    __slots__ = ("_seconds",)
-
     def __init__(self, seconds: Seconds) -> None:
         seconds = in_seconds(seconds)
         if not is_number(seconds):
@@ -145,8 +143,6 @@ class Cron:
         TypeError: *expression* is not text, or *tz* is not a ``tzinfo``, or one of pytz.
         ValueError: *expression* is not a cron expression, or matches no time in the next 50 years.
     """
-
-    __slots__ = ("_cronsim", "_expression", "_tz")
 
     def __init__(self, expression: str, tz: tzinfo | None = None) -> None:
         self._cronsim: Any = needed("cronsim", "cronsim", "cron")
@@ -253,8 +249,6 @@ class _Lock:
         name: the name of the queue.
     """
 
-    __slots__ = ("_channel", "_name", "_session")
-
     def __init__(self, session: Session, name: str) -> None:
         self._session = session
         self._name = name
@@ -326,8 +320,6 @@ class _Token:
         is_replaced: whether a token that was published later has replaced this one.
         held_since: the time at which it was received, on the monotonic clock.
     """
-
-    __slots__ = ("due", "held_since", "is_calling", "is_replaced")
 
     def __init__(self, due: float) -> None:
         self.due = due

@@ -782,8 +782,6 @@ class _Checkouts:
             between any two instructions: it must only record.
     """
 
-    __slots__ = ("__weakref__", "_lost", "by_id")
-
     def __init__(self, on_lost: Callable[[Any, StackSummary | None], object]) -> None:
         by_id: dict[int, _Loan] = {}
 

@@ -384,8 +384,6 @@ def _name_of(kind: type[BaseException]) -> str:
 class _Replies:
     """The sink of the replies on one channel, until the channel is lost."""
 
-    __slots__ = ("taken", "waiting")
-
     keeps_messages = False
 
     def __init__(self) -> None:
@@ -425,8 +423,6 @@ class _Replies:
 
 class _ReplyChannel:
     """A channel that sends requests and receives their replies.  May switch."""
-
-    __slots__ = ("channel", "replies", "reply_to")
 
     def __init__(self, channel: Any, link: Link) -> None:
         self.channel = channel

@@ -37,18 +37,6 @@ class _SettleBatch:
 class StoreSettler:
     """See :class:`~greenconn.broker.settlement_port.MessageSettler`."""
 
-    __slots__ = (
-        "_alone",
-        "_due",
-        "_link",
-        "_pending",
-        "_progress",
-        "_renewals",
-        "_renewing",
-        "_settling",
-        "_store",
-    )
-
     keeps_unreadable = False
 
     def __init__(self, link: StoreLink) -> None:

@@ -135,8 +135,6 @@ class Claimer:
         claiming: the greenlet that claims.
     """
 
-    __slots__ = ("_asked", "_due", "_ended", "_is_stopped", "_link", "_wait", "claiming")
-
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._wait = link.store.claim_wait
@@ -264,8 +262,6 @@ class Claimer:
 
 class StoreConsuming:
     """See :class:`~greenconn.broker.consumers.Consuming`."""
-
-    __slots__ = ("_link",)
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link

@@ -72,8 +72,6 @@ class Subscriptions(Protocol):
 class ConsumerRegistry:
     """The consumers of all links of a process to one broker."""
 
-    __slots__ = ("_queues",)
-
     def __init__(self) -> None:
         #: Queue -> owner -> how many consumers, and whether the one is exclusive.
         self._queues: dict[str, dict[str, tuple[int, bool]]] = {}
@@ -145,8 +143,6 @@ class StoreSubscriptions(Generic[M, S]):
     Arguments:
         consuming: asks the broker.
     """
-
-    __slots__ = ("_consuming",)
 
     def __init__(self, consuming: Consuming[M, S]) -> None:
         self._consuming = consuming

@@ -78,8 +78,6 @@ class KnownQueues:
         rules: queue -> the rules of such a declaration.
     """
 
-    __slots__ = ("_last", "declared", "rules")
-
     def __init__(self) -> None:
         self.declared: dict[str, Declaration] = {}
         self.rules: dict[str, Rules] = {}
@@ -178,8 +176,6 @@ class Directory:
         known: what was read of them; filled by *queues*.
         delivery_limit: of queues that do not say; None: no limit.
     """
-
-    __slots__ = ("_declared", "_delivery_limit", "_known", "_link", "_own", "_queues", "_rules")
 
     def __init__(
         self,
@@ -394,8 +390,6 @@ class StoredQueues(QueueStore):
         link: asks the store.
         known: gets what was read.
     """
-
-    __slots__ = ("_known", "_link")
 
     def __init__(self, link: StoreLink, known: KnownQueues) -> None:
         self._link = link

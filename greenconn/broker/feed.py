@@ -318,8 +318,6 @@ class DueFeeds(Generic[F]):
         is_left_out: some have no room, because others had it.
     """
 
-    __slots__ = ("feeds", "is_left_out")
-
     def __init__(self) -> None:
         self.feeds: dict[F, None] = {}
         self.is_left_out = False

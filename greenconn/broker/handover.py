@@ -24,8 +24,6 @@ __all__ = ["Handover"]
 class Handover:
     """Held messages of former lives, and their acks and dispositions."""
 
-    __slots__ = ("_acks", "_dispositions", "_held", "_successor", "_unconfirmed", "_unhandled")
-
     def __init__(self) -> None:
         #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
         self._successor: LeasedLink | None = None

@@ -34,8 +34,6 @@ class Leases:
         lost: messages whose lease had ended before it was renewed, or before they were settled.
     """
 
-    __slots__ = ("__weakref__", "_link", "_ticker", "_under_way", "lost")
-
     def __init__(self, link: LeasedLink) -> None:
         self._link = link
         self.lost = 0

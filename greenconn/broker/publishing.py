@@ -126,8 +126,6 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
 class PutBatcher:
     """The messages that the channels of one link publish."""
 
-    __slots__ = ("_batches", "_greenlets", "_link", "_pending")
-
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._pending: deque[tuple[CopyOutcomes, Entry]] = deque()

@@ -40,8 +40,6 @@ class Routing:
         checks_queues: a binding may outlive its queue, so a link looks for those that it leads to.
     """
 
-    __slots__ = ("_checks_queues", "_link", "_state")
-
     def __init__(self, link: BrokerLink, *, checks_queues: bool = False) -> None:
         self._link = link
         self._checks_queues = checks_queues

@@ -38,23 +38,6 @@ class Settlements:
         link: has the ``settler`` that they are sent with.
     """
 
-    __slots__ = (
-        "_acks",
-        "_dispositions",
-        "_is_due",
-        "_link",
-        "_part",
-        "_postponed",
-        "_refused_acks",
-        "_refused_dispositions",
-        "_routing",
-        "_routing_progress",
-        "_sent_acks",
-        "_sent_dispositions",
-        "_settler",
-        "_to_dead_letter",
-    )
-
     def __init__(self, link: LeasedLink) -> None:
         self._link = link
         self._settler = link.settler

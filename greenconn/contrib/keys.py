@@ -173,8 +173,6 @@ class Buckets:
         burst: the number of tokens that a bucket holds.
     """
 
-    __slots__ = ("_burst", "_full_at", "_interval", "_sweep_at")
-
     def __init__(self, interval: float, burst: int) -> None:
         self._interval = interval
         self._burst = burst

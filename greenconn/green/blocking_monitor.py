@@ -37,8 +37,6 @@ class HandlerHistory:
         handler: the handler, or None if none was called.
     """
 
-    __slots__ = ("_periods", "_since", "_told_until", "handler")
-
     def __init__(self) -> None:
         self.handler: Callable[..., Any] | None = None
         self._since = 0.0

@@ -277,8 +277,6 @@ def configure(sock: RawSocket, settings: Mapping[str | int, int | bytes]) -> Non
 class _Connecting:
     """A socket on its way.  In the child of a fork it is closed, or both would talk on it."""
 
-    __slots__ = ("__weakref__", "_sock", "_watcher")
-
     def __init__(self, sock: RawSocket, watcher: Any) -> None:
         self._sock = sock
         self._watcher = watcher

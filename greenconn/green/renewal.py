@@ -38,19 +38,6 @@ class Renewal:
         interval: seconds; None renews only what says when it ends.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_backoff",
-        "_greenlet",
-        "_interval",
-        "_is_over",
-        "_logger",
-        "_renew",
-        "_reported",
-        "_timer",
-        "_where",
-    )
-
     def __init__(
         self,
         renew: Callable[[], object],

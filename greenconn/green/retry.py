@@ -105,8 +105,6 @@ class Backoff:
     [0.0, 0.2, 0.4, 0.5, 0.5]
     """
 
-    __slots__ = ("_interval", "_policy", "_rng", "failures", "unjittered")
-
     def __init__(self, policy: RetryPolicy, rng: Callable[[], float] = _draw) -> None:
         self._policy = policy
         self._rng = rng
@@ -177,18 +175,6 @@ class Attempts:
         error: why the last attempt failed; None before, and if it ended without an error.
         interval: seconds between the last attempt, which has failed, and the next.
     """
-
-    __slots__ = (
-        "_backoff",
-        "_deadline",
-        "_has_interval",
-        "_is_retryable",
-        "_pause",
-        "_policy",
-        "error",
-        "interval",
-        "number",
-    )
 
     def __init__(
         self,

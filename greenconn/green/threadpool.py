@@ -37,8 +37,6 @@ class CallPool:
         threads: how many at once; more wait for their turn.  None: none, calls are made directly.
     """
 
-    __slots__ = ("__weakref__", "_callers", "_pool")
-
     def __init__(self, threads: int | None) -> None:
         #: Makes its threads when they are first needed.
         self._pool = None if threads is None else ThreadPool(threads)

@@ -38,8 +38,6 @@ class Ticker:
         ValueError: *interval* is not above 0.
     """
 
-    __slots__ = ("_failed", "_function", "_last", "_timer", "interval", "lag", "name")
-
     def __init__(self, interval: float, function: Callable[[float], object], name: str) -> None:
         if not interval > 0.0:
             raise ValueError(f"interval of ticker {name!r} must be above 0 s, got {interval!r}")

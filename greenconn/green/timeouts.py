@@ -53,17 +53,6 @@ class Timeouts:
         timer: what it comes by.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_loop",
-        "_near",
-        "_numbers",
-        "_timer_at",
-        "noted_before",
-        "timer",
-        "waiting",
-    )
-
     def __init__(self, loop: Any) -> None:
         self.waiting: dict[Waiter, float] = {}
         self.noted_before = _FAR

@@ -42,8 +42,6 @@ class Configuration:
         url: None uses the environment.
     """
 
-    __slots__ = ("_url", "declare_by_name", "options")
-
     def __init__(
         self,
         url: str | None = None,

@@ -95,8 +95,6 @@ class ConnectOutcome:
         is_cut: whether the broker had only a share of ``connect_timeout``, and needed more.
     """
 
-    __slots__ = ("_traceback", "error", "is_cut", "link")
-
     def __init__(self, link: object, error: BaseException | None = None) -> None:
         self.link: Any = link
         self.error = error
@@ -284,8 +282,6 @@ class ConnectBackoff:
     Attributes:
         failures: attempts in a row that failed.
     """
-
-    __slots__ = ("_backoff", "_failed_at", "_pause", "failures")
 
     def __init__(self) -> None:
         self._backoff = Backoff(ROUNDS_APART)

@@ -60,14 +60,6 @@ class SessionServices:
         transport_state: kept for transports.
     """
 
-    __slots__ = (
-        "consumers",
-        "publisher",
-        "publishing_connection",
-        "rpc_client",
-        "transport_state",
-    )
-
     def __init__(self) -> None:
         self.consumers: ConsumerGroup | None = None
         self.publisher: Publisher | None = None

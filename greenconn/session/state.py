@@ -82,19 +82,6 @@ class Life:
         transport: that of the link.
     """
 
-    __slots__ = (
-        "can_tell",
-        "declare_flight",
-        "declared_entities",
-        "default_channel",
-        "deleted_at",
-        "flight",
-        "generation",
-        "keeps_lost",
-        "link",
-        "transport",
-    )
-
     def __init__(
         self, link: object | None = None, generation: int = 0, transport: object | None = None
     ) -> None:

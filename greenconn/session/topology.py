@@ -610,8 +610,6 @@ class _Declarations:
         later: those that have to be declared later.
     """
 
-    __slots__ = ("_limit", "_sent", "later", "locked", "waiting")
-
     def __init__(self, records: list[Declared]) -> None:
         self.waiting = deque(records)
         self.locked: set[tuple[bool, str]] = set()
@@ -663,8 +661,6 @@ class _Channels:
     Arguments:
         open_channel: opens one.
     """
-
-    __slots__ = ("_channel", "_open")
 
     def __init__(self, open_channel: Callable[[], Any]) -> None:
         self._open = open_channel

@@ -454,8 +454,6 @@ class Management:
 class TransportState:
     """Objects that outlive a link and its transport, one of each kind for each place."""
 
-    __slots__ = ("_kept",)
-
     def __init__(self) -> None:
         self._kept: dict[tuple[Callable[..., Any], str], Any] = {}
 

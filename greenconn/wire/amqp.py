@@ -81,8 +81,6 @@ BODY_LIMIT: Final = 512 * 1024 * 1024
 class _Content:
     """A method whose content is still coming."""
 
-    __slots__ = ("blocks", "chunks", "header", "ids", "is_kept", "missing", "payload")
-
     def __init__(self, ids: int, payload: bytes, is_kept: bool) -> None:
         self.ids = ids
         self.is_kept = is_kept  # whether the body is wanted

@@ -85,8 +85,6 @@ class BeanstalkParser:
         longest_body: bytes that a reply may announce; more is refused before memory is taken.
     """
 
-    __slots__ = ("_buffer", "_needed", "longest_body")
-
     def __init__(self, longest_body: int = LONGEST_BODY) -> None:
         self.longest_body = longest_body
         self._buffer = bytearray()

@@ -28,8 +28,6 @@ class BlockPool:
         free: the blocks.
     """
 
-    __slots__ = ("free",)
-
     def __init__(self) -> None:
         self.free: list[bytearray] = []
 
@@ -60,8 +58,6 @@ class LargeFrame:
         missing: bytes that have not come.
         blocks: what they are in, each full but the last.
     """
-
-    __slots__ = ("_at", "_source", "_tail", "_view", "blocks", "channel", "missing", "size")
 
     def __init__(self, channel: int, size: int, source: BlockPool) -> None:
         self.channel = channel

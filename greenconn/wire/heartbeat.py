@@ -36,8 +36,6 @@ class Heartbeat:
         now: seconds on the monotonic clock; the peer counts as heard at this time.
     """
 
-    __slots__ = ("_has_grace", "_is_paused", "interval", "received_at", "sent_at")
-
     def __init__(self, interval: float, now: float) -> None:
         if interval < 0.0:
             raise ValueError(f"heartbeat interval must be at least 0 s, got {interval!r}")

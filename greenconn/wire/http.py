@@ -102,23 +102,6 @@ class ResponseParser:
         headers: names in lower case -> values; the values of equal names are joined by commas.
     """
 
-    __slots__ = (
-        "_body",
-        "_buffer",
-        "_has_no_body",
-        "_head_size",
-        "_is_kept",
-        "_left",
-        "_limit",
-        "_place",
-        "_size",
-        "has_begun",
-        "has_head",
-        "headers",
-        "reason",
-        "status",
-    )
-
     def __init__(self, method: str, limit: int) -> None:
         self.has_begun = self.has_head = self._is_kept = False
         self.status = 0

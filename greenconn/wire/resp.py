@@ -71,17 +71,6 @@ class RespParser:
         string_limit: largest string allowed in bytes.
     """
 
-    __slots__ = (
-        "_before",
-        "_feed",
-        "_gets",
-        "_held",
-        "_reader",
-        "_unfinished",
-        "reply_limit",
-        "string_limit",
-    )
-
     def __init__(self, reply_limit: int = REPLY_LIMIT, string_limit: int = STRING_LIMIT) -> None:
         # No reply is an Ellipsis, so it says "not enough".
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=...)

@@ -117,8 +117,6 @@ class SharedChannels:
             it starts again.
     """
 
-    __slots__ = ("_expected", "_full", "_idle", "_life", "_link", "_with_room", "lone_start")
-
     def __init__(self) -> None:
         self.lone_start = BoundedSemaphore(1)
         self._link: Link | None = None

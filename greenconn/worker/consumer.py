@@ -360,8 +360,6 @@ class ConsumerFailure:
         addresses: addresses of the broker; see ``Broker.addresses``.
     """
 
-    __slots__ = ("addresses", "at", "error", "stats")
-
     def __init__(self, error: str, stats: dict[str, Any], addresses: Hashable, at: float) -> None:
         self.error = error
         self.stats = stats
@@ -371,8 +369,6 @@ class ConsumerFailure:
 
 class _Registry:
     """The consumers of one thread: those that run, and those that the broker refused for good."""
-
-    __slots__ = ("failures", "running")
 
     def __init__(self) -> None:
         self.running: set[ConsumerGreenlet] = set()

@@ -824,8 +824,6 @@ class BackgroundTask:
 class BackgroundTasks:
     """A queue of tasks, run in their order, at most :data:`TASKS_AT_ONCE` at once."""
 
-    __slots__ = ("_running", "_waiting")
-
     def __init__(self) -> None:
         self._waiting: deque[BackgroundTask] = deque()
         #: Greenlets, with the task of each; None when it is about to take the next one.

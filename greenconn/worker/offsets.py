@@ -37,22 +37,6 @@ class OffsetRecorder:
         interval: seconds after which it is stored.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_count",
-        "_every",
-        "_has_failed",
-        "_is_loaded",
-        "_is_wanted",
-        "_position",
-        "_reader",
-        "_store",
-        "_stored",
-        "_storing",
-        "_stream",
-        "_ticker",
-    )
-
     def __init__(
         self,
         store: OffsetStore,

@@ -343,8 +343,6 @@ class CancelledConsumer:
         queue, tag, channel: what it consumed, and where.
     """
 
-    __slots__ = ("_channel", "_dispatcher", "_handling", "_held", "_overdue", "_queue")
-
     def __init__(
         self, dispatcher: Dispatcher, handling: Handling, queue: str, tag: str, channel: Channel
     ) -> None:

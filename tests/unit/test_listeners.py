@@ -81,7 +81,7 @@ def test_nothing_is_prepared_for_what_nobody_overrides() -> None:
     greenconn.add_listener(listener)
     try:
         assert LISTENERS.connect is not None
-        others = [name for name in LISTENERS.__slots__ if name not in ("_all", "connect")]
+        others = [name for name in vars(LISTENERS) if name not in ("_all", "connect")]
         assert [getattr(LISTENERS, name) for name in others] == [None] * len(others)
     finally:
         greenconn.remove_listener(listener)

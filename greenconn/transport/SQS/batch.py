@@ -130,8 +130,6 @@ def together(jobs: Iterable[Callable[[], object]]) -> None:
 class InOrderTurn:
     """A place in a lane."""
 
-    __slots__ = ("_ahead", "_done")
-
     def __init__(self, ahead: Event | None, done: Event) -> None:
         self._ahead = ahead
         self._done = done
@@ -148,8 +146,6 @@ class InOrderTurn:
 
 class InOrderLock:
     """A lock whose waiters get it in the order in which they came."""
-
-    __slots__ = ("_last",)
 
     def __init__(self) -> None:
         self._last: Event | None = None

@@ -41,8 +41,6 @@ class Keys:
         ends_within: whether they end within so many seconds.  Never waits.
     """
 
-    __slots__ = ("credentials", "ends_within")
-
     def __init__(
         self,
         access_key: str,

@@ -216,8 +216,6 @@ class Receiver:
     could not be collected before the end of its long polls.
     """
 
-    __slots__ = ("_lease", "_options", "_polls", "_waiting")
-
     def __init__(self, options: SQSOptions) -> None:
         self._options = options
         self._lease = int(options.lease)

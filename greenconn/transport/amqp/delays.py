@@ -51,8 +51,6 @@ _READABLE: Final = re.compile(r"[\w.:/-]{1,120}", re.ASCII)
 class DelayLevels:
     """The levels and the landing queues that one link has declared."""
 
-    __slots__ = ("_flight", "_known")
-
     def __init__(self) -> None:
         #: Addresses whose landing queue is declared, and all levels before.
         self._known: set[tuple[str, str]] = set()

@@ -54,21 +54,6 @@ class FlowControl:
         events: of the connection.
     """
 
-    __slots__ = (
-        "_changes",
-        "_events",
-        "_is_block_unreported",
-        "_options",
-        "_queued_events",
-        "_reasons",
-        "_timer",
-        "_waiters",
-        "_where",
-        "blocked",
-        "blocked_at",
-        "writer",
-    )
-
     def __init__(
         self, where: str, options: AmqpOptions, events: Inbox[tuple[Callable[[Any], Any], Any]]
     ) -> None:
@@ -238,8 +223,6 @@ class InboxBudget:
     Arguments:
         pause, resume: stop and start receiving; they must not switch.
     """
-
-    __slots__ = ("_on_idle", "_pause", "_resume", "held", "is_paused", "waiting")
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         #: Bytes in inboxes.

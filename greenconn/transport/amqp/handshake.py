@@ -134,26 +134,6 @@ class Handshake:
         offered: names of the broker's login mechanisms.
     """
 
-    __slots__ = (
-        "_capabilities",
-        "_last_received",
-        "_last_sent",
-        "_locale",
-        "_login_size",
-        "_mechanisms",
-        "_methods",
-        "_reply",
-        "_takes_brokers_heartbeat",
-        "_virtual_host",
-        "channel_max",
-        "client_properties",
-        "frame_max",
-        "heartbeat",
-        "is_done",
-        "offered",
-        "server_properties",
-    )
-
     def __init__(
         self,
         *,

@@ -26,8 +26,6 @@ class HeartbeatTimer:
         on_dead: called in the hub with the error when the peer is dead; it must not switch.
     """
 
-    __slots__ = ("__weakref__", "_heartbeat", "_on_dead", "_stream", "_ticker", "_where")
-
     def __init__(self, where: str, on_dead: Callable[[BaseException], None]) -> None:
         self._where = where
         self._on_dead = on_dead

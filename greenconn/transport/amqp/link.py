@@ -665,8 +665,6 @@ class _ExitRoundTrip:
         link: whose channels it asks.
     """
 
-    __slots__ = ("__weakref__", "_calls", "_link")
-
     def __init__(self, link: AmqpLink) -> None:
         self._link = ref(link)
         self._calls: list[Greenlet[..., Any]] = []
@@ -706,8 +704,6 @@ class _Intake:
         link: that link.
     """
 
-    __slots__ = ("link",)
-
     def __init__(self, link: AmqpLink) -> None:
         # Nor the parser, which refers to the channels, and so to the link.
         self.link = ref(link)
@@ -741,8 +737,6 @@ class _ChannelNumbers:
 
     A number may be released only when the close of its channel is complete on both sides.
     """
-
-    __slots__ = ("_free", "_last")
 
     def __init__(self) -> None:
         self._free: list[int] = []

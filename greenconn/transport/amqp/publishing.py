@@ -550,8 +550,6 @@ class UnsentRecovery:
         session: of its connection.
     """
 
-    __slots__ = ("_channel", "_session")
-
     def __init__(self, channel: Any, session: Session) -> None:
         self._channel = channel
         self._session = session

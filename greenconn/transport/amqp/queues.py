@@ -42,8 +42,6 @@ class KnownQueues:
         kinds: ``x-queue-type`` of each queue that is not classic.
     """
 
-    __slots__ = ("_default", "_limits", "_where", "kinds")
-
     def __init__(self, where: str, version: tuple[int, int] | None) -> None:
         self.kinds: dict[str, str] = {}
         self._where = where

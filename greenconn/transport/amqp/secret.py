@@ -38,8 +38,6 @@ class Secret:
         link: that life.
     """
 
-    __slots__ = ("__weakref__", "_ask", "_link", "_renewal", "_waiters")
-
     def __init__(self, link: AmqpLink) -> None:
         #: It refers to this object: its memory must not wait for the collector.
         self._link = ref(link)

@@ -213,8 +213,6 @@ class Reservations:
         lease: seconds; jobs with at least that time to run are renewed by others.
     """
 
-    __slots__ = ("__weakref__", "_jobs", "_lease", "_ticker")
-
     def __init__(self, lease: float) -> None:
         self._lease = lease
         self._jobs: dict[Job, None] = {}

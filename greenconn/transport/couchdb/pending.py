@@ -26,8 +26,6 @@ REMEMBERED: Final = 2000
 class PendingIndex:
     """The index of one queue.  Nothing here switches."""
 
-    __slots__ = ("_all", "_later", "_meanwhile", "_place", "_returned", "is_done", "is_sparse")
-
     def __init__(self, queue: str) -> None:
         self._all = range_of(MESSAGE, queue)
         self._place = self._all.start

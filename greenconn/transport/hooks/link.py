@@ -46,8 +46,6 @@ class HookSettlements(Settlements):
     Only what no handler has seen is requeued by a greenlet, as in the base class.
     """
 
-    __slots__ = ("_waking",)
-
     def __init__(self, link: HookedLink) -> None:
         super().__init__(link)
         self._waking = link

@@ -175,8 +175,6 @@ class UnreturnedMessages:
         handover: has what former lives have left.
     """
 
-    __slots__ = ("__weakref__",)
-
     def __init__(self, handover: Handover) -> None:
         weakref.finalize(self, _dump, os.getpid(), handover)
 

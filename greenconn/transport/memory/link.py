@@ -102,8 +102,6 @@ class MemoryPublisher(SynchronousPublisher):
 class MemoryQueues(QueueStore):
     """The queues of the virtual host.  Nothing is remembered: the broker is this process'."""
 
-    __slots__ = ("_broker",)
-
     ends_exclusive = True
 
     def __init__(self, broker: Broker) -> None:
@@ -138,8 +136,6 @@ class Settlements:
 
     A delivered message is in its channel only, so an ack needs no work of the broker.
     """
-
-    __slots__ = ("_broker",)
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -180,8 +176,6 @@ class MemorySubscriptions:
         broker: has the queues.
         directory: knows which of them the link may use.
     """
-
-    __slots__ = ("_broker", "_directory")
 
     def __init__(self, broker: Broker, directory: Directory) -> None:
         self._broker = broker

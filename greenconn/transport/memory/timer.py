@@ -43,8 +43,6 @@ class HubClock:
 class Timer:
     """Calls *function* at a time that can be changed.  Holds a timer only while it is set."""
 
-    __slots__ = ("_clock", "_function", "_stop", "at")
-
     def __init__(self, clock: Clock, function: Callable[[], Any]) -> None:
         self._clock = clock
         self._function = function

@@ -535,8 +535,6 @@ class DueClaims:
         commands: of the link.
     """
 
-    __slots__ = ("_commands", "_due")
-
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._due: DueFeeds[RedisFeed] = DueFeeds()

@@ -104,8 +104,6 @@ class Owners:
 class FormerOwners:
     """The former lives of a connection to one place: their leases, and what they listened to."""
 
-    __slots__ = ("_leased", "_listened")
-
     def __init__(self) -> None:
         #: Those that the server may still take for living, with the tags of the partitions.
         self._leased: list[tuple[str, str]] = []

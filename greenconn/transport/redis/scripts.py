@@ -59,8 +59,6 @@ CLAIM_BYTES: Final = 256 * 1024
 class Script:
     """A script by its text and its digest."""
 
-    __slots__ = ("digest", "name", "text")
-
     def __init__(self, name: str, text: str) -> None:
         self.name = name
         self.text = text.encode()
@@ -489,8 +487,6 @@ def packed_mark() -> bytes:
 
 class Scripts:
     """Calls of scripts over one connection: which of them the server has seen on it."""
-
-    __slots__ = ("_seen",)
 
     def __init__(self) -> None:
         self._seen: set[Script] = set()

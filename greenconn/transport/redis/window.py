@@ -27,8 +27,6 @@ class Failures:
         refused, uncertain: how many of each.
     """
 
-    __slots__ = ("first", "refused", "uncertain")
-
     def __init__(self) -> None:
         self.refused = self.uncertain = 0
         #: What the server said to the first one that it refused, else how the connection was lost.
@@ -95,8 +93,6 @@ class UnreportedPublishes:
         failures: what ``flush()`` raises.
     """
 
-    __slots__ = ("_are_answered", "_unlogged", "_where", "_will_log", "awaited", "failures")
-
     def __init__(self, where: str) -> None:
         self._where = where
         self._unlogged = Failures()
@@ -160,16 +156,6 @@ class Window:
     Attributes:
         failures: those of an open channel, which its next call raises.
     """
-
-    __slots__ = (
-        "_half",
-        "_has_ended",
-        "_has_room",
-        "_size",
-        "_unreported",
-        "failures",
-        "unanswered",
-    )
 
     def __init__(self, size: int, unreported: UnreportedPublishes) -> None:
         self._size = size

@@ -36,8 +36,6 @@ def generated_name(prefix: str) -> str:
 class TagMaker:
     """Unique delivery tags in kombu's form (UUIDs)."""
 
-    __slots__ = ("_numbers", "_prefix")
-
     def __init__(self) -> None:
         digits = os.urandom(10).hex()
         self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-a{digits[15:18]}-".encode()

@@ -10,7 +10,6 @@ from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.publishing import publish
 from greenconn.rpc import call, spawn_server
-from greenconn.session.services import SessionServices
 from greenconn.transport.base import Transport, TransportState
 from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
@@ -78,8 +77,3 @@ def test_a_transport_keeps_its_state(has_session: bool) -> None:
     if has_session:  # a walk over a failover list makes transports anew
         again: Transport[Any] = Transport(client)
         assert again.kept_state.get(Kept, "here") is kept
-
-
-def test_services_have_no_other_attributes() -> None:
-    with pytest.raises(AttributeError):
-        SessionServices().other = 1  # type: ignore[attr-defined]

@@ -39,8 +39,6 @@ class _Parts:
         outcome: None, a number, or an Exception.
     """
 
-    __slots__ = ("_complete", "_left", "outcome")
-
     def __init__(self, count: int, complete: Callable[[], object]) -> None:
         self._left = count
         self._complete = complete

@@ -137,8 +137,6 @@ class Sent:
 class SlotWriter:
     """The sending side of one slot."""
 
-    __slots__ = ("_pipeline",)
-
     def __init__(self, pipeline: SlotPipeline) -> None:
         self._pipeline = pipeline
 
