@@ -458,7 +458,7 @@ class Connector:
             return link
         raise error
 
-    def _check(self, link: Any) -> None:
+    def _check(self, link: object) -> None:
         """Raise if *link* is not open any more."""
         if not is_open(link):
             lost = getattr(link, "lost", None)
