@@ -8,6 +8,7 @@ is raised as the class of the ``amqp`` package: ``amqp.exceptions.NotFound`` and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -99,6 +100,7 @@ __all__ = [
     "WrongHub",
     "is_denied_feature",
     "is_unavailable",
+    "missing_entity",
     "reraise",
 ]
 
@@ -134,6 +136,19 @@ def is_unavailable(exc: BaseException) -> bool:
     text = str(exc)
     is_of_queue = isinstance(exc, (NotFound, PreconditionFailed))
     return is_of_queue and any(each in text for each in _UNAVAILABLE)
+
+
+#: RabbitMQ's reply text for what does not exist, and that of our own stores.
+_MISSING: Final = re.compile(r"no (exchange|queue) '(.*)' in vhost '")
+
+
+def missing_entity(exc: BaseException) -> tuple[str, str]:
+    """Return the kind, ``exchange`` or ``queue``, and the name that the text of a 404 has.
+
+    Both are empty where the text does not tell.
+    """
+    found = _MISSING.search(str(exc))
+    return ("", "") if found is None else (found[1], found[2])
 
 
 #: The beginning of RabbitMQ's reply text for a deprecated feature that is not permitted.

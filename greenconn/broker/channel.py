@@ -294,6 +294,7 @@ class StoreChannel(StdChannel, Generic[L]):
         if self.state_of_life is not _OPEN:
             return
         is_drained = any(each.sink is None for each in self.consumers.values())
+        self.connection.note_refusal(exc)
         self.end(exc)
         if is_drained:
             error = RecoverableChannelError(f"channel {self.channel_id} is closed ({exc})")

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from gevent import sleep
 
 from greenconn.entity.declaration import declaration_key, declare_once
-from greenconn.entity.exchange import Exchange
 from greenconn.entity.pipelining import declare_pipelined
 from greenconn.entity.queue import Queue
 from greenconn.exceptions import (
@@ -33,6 +32,7 @@ from greenconn.exceptions import (
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import PerHub
+from greenconn.transport.base import forget_declared
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -239,12 +239,9 @@ def has_messages(session: Session, name: str, deadline: Deadline) -> bool:
 
 def forget_existence(session: Session, target: Any) -> None:
     """Forget what is known of *target* (the name of a queue, or an entity).  Never switches."""
-    declared = session.life.declared_entities
-    name = target if isinstance(target, str) else target.name
     # However others of that name were declared: it is gone for them, too.
-    start = f"{'E' if isinstance(target, Exchange) else 'Q'}|{name}|"
-    gone = [each for each in declared if isinstance(each, str) and each.startswith(start)]
-    declared.difference_update(gone)
+    name = target if isinstance(target, str) else target.name
+    forget_declared(session.life.declared_entities, name)
 
 
 def note_deleted(session: Session, target: Any) -> None:

@@ -244,7 +244,10 @@ class Queue(MaybeChannelBound):
         return not expires and not self.auto_delete
 
     def declaration_key(self) -> str:
-        """Return a key that only queues which are declared and bound in the same way have in common."""
+        """Return a key that only queues which are declared and bound in the same way have in common.
+
+        It names the exchanges: without one of them the queue is not bound any more.
+        """
         exchange = self.exchange
         ways = (
             self.durable,
@@ -262,7 +265,10 @@ class Queue(MaybeChannelBound):
             if self.bindings
             else None,
         )
-        return f"Q|{self.name}|{hash(ways)}"
+        key = f"Q|{self.name}|{hash(ways)}|{exchange.name if exchange else ''}|"
+        for each in self.bindings:
+            key += f"{getattr(each.exchange, 'name', each.exchange)}|"
+        return key
 
     def declare(self, nowait: bool = False, channel: Channel | None = None) -> str:
         """Declare the exchange, then the queue, then bind it.  May switch.

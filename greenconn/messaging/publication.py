@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gevent import Timeout
 
 from greenconn.delays import delayed_route
-from greenconn.exceptions import PublishTimeout
+from greenconn.exceptions import NotFound, PublishTimeout
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS, Observation, Observers, PublishEvent, size_of
 
@@ -113,6 +113,12 @@ class Publication:
                 return self._attempt(self._timeout)
             except Exception as exc:
                 self._failure = exc
+            if isinstance(self._failure, NotFound):
+                try:
+                    # What others have deleted is forgotten by now, and declared again.
+                    return self._attempt(self._deadline.left())
+                except Exception as exc:
+                    self._failure = exc
             return self._retry()
         except Timeout as exc:
             if exc is not self._timer:

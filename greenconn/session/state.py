@@ -94,6 +94,8 @@ class Life:
         self.generation = generation
         #: Entities known to exist at the broker; a new life may find another broker.
         self.declared_entities: set[Any] = set()
+        if isinstance(link, Link):
+            link.declared_entities = self.declared_entities  # a 404 takes out what is gone
         #: Quorum queues that turned out to be deleted, by name, and when.
         self.deleted_at: dict[str, float] = {}
         #: For ``maybe_declare``: one declaration at a time of each entity.

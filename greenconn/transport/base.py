@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 from weakref import WeakSet
 
 from greenconn.checks import in_seconds
-from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConnectionError
+from greenconn.exceptions import (
+    ChannelError,
+    ConnectionError,
+    NotFound,
+    RecoverableConnectionError,
+    is_unavailable,
+    missing_entity,
+)
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, call_in_hub
@@ -48,6 +55,7 @@ __all__ = [
     "Transport",
     "TransportState",
     "default_transport_capabilities",
+    "forget_declared",
     "to_rabbitmq_queue_arguments",
 ]
 
@@ -214,6 +222,18 @@ class StdChannel:
         self.close()
 
 
+def forget_declared(declared: set[Any], name: str) -> bool:
+    """Forget in *declared* what depends on the queue or exchange *name*.  Never switches.
+
+    Returns:
+        whether there was something.
+    """
+    part = f"|{name}|"
+    gone = [key for key in declared if isinstance(key, str) and part in key]
+    declared.difference_update(gone)
+    return bool(gone)
+
+
 class Link:
     """One life of a connection: open until it is closed by us or lost.
 
@@ -243,6 +263,8 @@ class Link:
         #: What channels tell of exchanges, queues and bindings that they have made or deleted, if
         #: the link says that they do.
         self.topology: Any = None
+        #: Keys of what is known to be declared in this life, each with its names between bars.
+        self.declared_entities: set[Any] = set()
         self._returned_bytes = 0
         self._has_dropped_returns = False
 
@@ -276,6 +298,23 @@ class Link:
         if on_lost is not None and not closed:
             # A listener may switch, and we may be in the reader or in the hub.
             spawn("link-lost", on_lost, exc)
+
+    def note_refusal(self, exc: BaseException) -> None:
+        """Forget that what a 404 names was declared: the next use declares it again.  Never switches."""
+        if not isinstance(exc, NotFound) or is_unavailable(exc):
+            return
+        kind, name = missing_entity(exc)
+        if not name:
+            self.declared_entities.clear()
+        elif forget_declared(self.declared_entities, name) and kind == "exchange":
+            spawn(
+                "log",
+                logger.warning,
+                "exchange %r was deleted by others: it is declared again when it is used next, and "
+                "what was bound to it receives nothing until it is bound again",
+                name,
+                extra={"connection": self.client.as_uri()},
+            )
 
     def put_return(
         self, callback: Callable[[Any], object], returned: Any, size: int, *, has_listener: bool

@@ -931,6 +931,7 @@ class Channel(DeclaringChannel):
         self._writer.write(method_frame(self.channel_id, spec.Channel.CloseOk, b""))
         if self._closing:
             return  # both sides close at once: the id is free when our close is answered
+        self.connection.note_refusal(cause)  # before those who wait use it again
         blamed = class_id << 16 | method_id
         # What leads is needed by all that wait.
         is_for_all = self.calls.pending.are_led_by(blamed)
