@@ -17,7 +17,6 @@ from gevent import get_hub
 from greenconn.abc import DeadlineLike, Sink
 from greenconn.broker.base_link import BrokerLink
 from greenconn.broker.consumers import StoreConsumer
-from greenconn.broker.dead_letters import target_of
 from greenconn.broker.deliveries import DeliveredMessage, Deliveries
 from greenconn.broker.entities import SharedEntities
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
@@ -511,7 +510,7 @@ class StoreChannel(StdChannel, Generic[L]):
         """
         link = self.connection
         default = getattr(getattr(link, "options", None), "dead_letter_queue", None)
-        target = target_of(queue, link.directory.declaration(queue).policy, default)
+        target = link.directory.declaration(queue).policy.dead_letter_target(queue, default)
         if target is None:
             return False
         key = routing_key if target.routing_key is None else target.routing_key

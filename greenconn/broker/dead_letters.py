@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.broker.port import Entry
 from greenconn.broker.settlement_port import HeldMessage
 from greenconn.exceptions import NotFound
-from greenconn.transport.virtual.declaration import QueuePolicy
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope
 
@@ -24,12 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DELIVERY_COUNT",
-    "DeadLetterTarget",
     "carbon_copies",
     "dead_letter",
     "dead_letter_entries",
     "is_cycle",
-    "target_of",
     "with_death",
 ]
 
@@ -49,29 +46,6 @@ def visible_headers(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     if "BCC" not in headers:
         return headers
     return {name: each for name, each in headers.items() if name != "BCC"}
-
-
-class DeadLetterTarget(NamedTuple):
-    """The target of a queue's dead letters.
-
-    Attributes:
-        routing_key: None keeps the message's own.
-    """
-
-    exchange: str
-    routing_key: str | None
-
-
-def target_of(queue: str, policy: QueuePolicy, default: str | None) -> DeadLetterTarget | None:
-    """Return where the dead letters of *queue* go; None: they are dropped.
-
-    Arguments:
-        policy: of the queue.
-        default: the queue for those of queues that name no exchange; None: there is none.
-    """
-    if policy.dead_letter_exchange is not None:
-        return DeadLetterTarget(policy.dead_letter_exchange, policy.dead_letter_routing_key)
-    return None if default is None or default == queue else DeadLetterTarget("", default)
 
 
 def with_death(
@@ -176,9 +150,8 @@ def dead_letter_entries(link: LeasedLink, message: HeldMessage, reason: str) -> 
         nothing: the message is dropped.
     """
     queue, envelope = message.queue, message.envelope
-    target = target_of(
-        queue, link.directory.declaration(queue).policy, link.options.dead_letter_queue
-    )
+    policy = link.directory.declaration(queue).policy
+    target = policy.dead_letter_target(queue, link.options.dead_letter_queue)
     if target is None:
         return ()
     letter: Envelope | None = None

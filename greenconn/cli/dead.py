@@ -160,6 +160,7 @@ def _lines(number: int, letter: DeadLetter) -> Iterator[str]:
             ("attempts", letter.attempts),
             ("first failure", letter.first_failure),
             ("queue", letter.queue),
+            ("raised in", _origin_in(letter.traceback)),
         )
         if value is not None
     }
@@ -169,6 +170,12 @@ def _lines(number: int, letter: DeadLetter) -> Iterator[str]:
         if value not in (None, "") and name not in shown
     )
     return message_lines(f"#{number}  {letter.reason or 'no reason'}", fields, body_of(message))
+
+
+def _origin_in(traceback: str | None) -> str | None:
+    """Return the line of a traceback that says where the error was raised."""
+    files = [line for line in (traceback or "").splitlines() if line.startswith('  File "')]
+    return files[-1].strip() if files else None
 
 
 def _shown(letter: DeadLetter) -> dict[str, object]:
@@ -183,6 +190,7 @@ def _shown(letter: DeadLetter) -> dict[str, object]:
         "reason": letter.reason,
         "error": letter.error,
         "text": letter.text,
+        "traceback": letter.traceback,
         "attempts": letter.attempts,
         "first_failure": letter.first_failure,
         "headers": letter.message.headers,

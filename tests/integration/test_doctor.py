@@ -107,7 +107,7 @@ def test_queues(doctor: Doctor, managed: str, unique: str) -> None:
         for kind, outcome, text in (
             ("safe", "ok", "failed messages go to exchange 'amq.fanout'"),
             ("limited", "warning", "dropped after 3 failed deliveries"),
-            ("classic", "note", "rejected messages are dropped"),
+            ("classic", "note", "other clients reject, are dropped"),
             ("missing", "failed", "no queue"),
         ):
             code, found = doctor(managed, "--read-only", "--queue", names[kind])

@@ -518,6 +518,7 @@ def _check_arguments(connection: Connection, name: str, check: str) -> Iterator[
     else:
         yield note(
             check,
-            "rejected messages are dropped: there is no dead-letter exchange",
+            "expired messages, and those that other clients reject, are dropped: it has no dead-letter "
+            "exchange",
             REMEDY,
         )

@@ -23,7 +23,6 @@ from greenconn.broker.dead_letters import (
     carbon_copies,
     dead_letter,
     is_cycle,
-    target_of,
     visible_headers,
 )
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
@@ -223,7 +222,7 @@ class Broker:
 
     def _send_dead(self, entry: Entry, reason: str) -> None:
         queue, envelope = entry.queue, entry.envelope
-        target = target_of(queue.name, queue.policy, None)
+        target = queue.policy.dead_letter_target(queue.name, None)
         if target is None or (target.exchange and target.exchange not in self.state.exchanges):
             return
         info = {"exchange": entry.exchange, "routing_key": entry.routing_key}

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from greenconn.jsoncodec import dumps, loads
 
-__all__ = ["COMPARED_ARGUMENTS", "UNDECLARED", "Declaration", "QueuePolicy"]
+__all__ = ["COMPARED_ARGUMENTS", "UNDECLARED", "DeadLetterTarget", "Declaration", "QueuePolicy"]
+
+
+class DeadLetterTarget(NamedTuple):
+    """The target of a queue's dead letters.
+
+    Attributes:
+        routing_key: None keeps the message's own.
+    """
+
+    exchange: str
+    routing_key: str | None
 
 
 OVERFLOWS = ("drop-head", "reject-publish", "reject-publish-dlx")
@@ -68,6 +79,16 @@ class QueuePolicy:
             max_priority=_number(arguments, "x-max-priority", most=255),
             is_single_active=bool(arguments.get("x-single-active-consumer")),
         )
+
+    def dead_letter_target(self, queue: str, default: str | None) -> DeadLetterTarget | None:
+        """Return where the dead letters of *queue* go; None: they are dropped.
+
+        Arguments:
+            default: the queue for those of queues that name no exchange; None: there is none.
+        """
+        if self.dead_letter_exchange is not None:
+            return DeadLetterTarget(self.dead_letter_exchange, self.dead_letter_routing_key)
+        return None if default is None or default == queue else DeadLetterTarget("", default)
 
     @property
     def is_bounded(self) -> bool:

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 
 from greenconn.broker.dead_letters import (
-    DeadLetterTarget,
     carbon_copies,
     dead_letter,
     dead_letter_entries,
     is_cycle,
-    target_of,
     visible_headers,
 )
 from greenconn.exceptions import NotFound
-from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
+from greenconn.transport.virtual.declaration import DeadLetterTarget, Declaration, QueuePolicy
 from tests.unit.broker.fake_settler import Held, Link
 
 
@@ -48,7 +46,7 @@ def envelope(headers: dict[str, Any] | None = None, **properties: Any) -> dict[s
 def test_where_they_go(
     policy: QueuePolicy, otherwise: str | None, target: tuple[str, str | None] | None
 ) -> None:
-    assert target_of("q", policy, otherwise) == (target and DeadLetterTarget(*target))
+    assert policy.dead_letter_target("q", otherwise) == (target and DeadLetterTarget(*target))
 
 
 def test_a_first_death() -> None:
