@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from greenconn.checks import Seconds
-from greenconn.exceptions import NEVER_REPEATED, OperationalError
+from greenconn.exceptions import NEVER_REPEATED, ContentTooLarge, OperationalError
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts, sleep
 from greenconn.options import ConnectOptions
@@ -52,7 +52,7 @@ def library_errors(
     """Raise what may be recovered from as :class:`OperationalError`, with its cause."""
     try:
         yield
-    except OperationalError:
+    except (OperationalError, ContentTooLarge):
         raise
     except (
         *connection.recoverable_connection_errors,
@@ -222,6 +222,10 @@ class _Ensured:
         raise AssertionError("unreachable")
 
     def _may_repeat(self, exc: Exception) -> bool:
+        if isinstance(exc, ContentTooLarge):
+            return isinstance(
+                exc, self._retry_errors
+            )  # its channel is recovered, the message stays
         connection = self._connection
         errors = connection.recoverable_connection_errors
         if isinstance(exc, OperationalError):

@@ -21,6 +21,7 @@ from greenconn.messaging import Producer
 from greenconn.transport.redis import topology
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
 from tests.integration.contract import SOON, Store
 
@@ -126,6 +127,56 @@ def test_nobody_polls(own_redis: RedisServer) -> None:
 def test_a_small_limit_of_messages_holds(connect: Connect) -> None:
     with pytest.raises(ContentTooLarge, match="max_message_size"):
         connect(max_message_size=10).Producer().publish("x" * 20, routing_key="q")
+
+
+def test_limit_of_messages_counts_what_is_stored(connect: Connect) -> None:
+    producer = connect(max_message_size=1000).Producer()
+    producer.publish(b"x" * 500, routing_key="q")  # base64, and about 300 bytes more
+    for size, headers in ((740, None), (500, {"x": "y" * 200})):
+        with pytest.raises(ContentTooLarge, match=r"message of \d+ bytes.*max_message_size"):
+            producer.publish(b"x" * size, routing_key="q", headers=headers)
+        with pytest.raises(ContentTooLarge, match="max_message_size"):
+            producer.publish(b"x" * size, routing_key="q", headers=headers, delay=1)
+
+
+@pytest.mark.parametrize("may_ask", [True, False], ids=["told", "not told"])
+@pytest.mark.parametrize("how", ["plain", "delayed", "window"])
+def test_message_above_the_limit_of_the_server_is_refused(
+    redis_with: RedisFactory, may_ask: bool, how: str
+) -> None:
+    server = redis_with("--proto-max-bulk-len", "2mb")
+    with Connection(server.url) as neighbour:
+        at_server = neighbour.connection.commands.call
+        if not may_ask:
+            at_server(pack("ACL", "SETUSER", "default", "-config"))
+        options = {"publish_window": 8} if how == "window" else {}
+        neighbour.default_channel.queue_declare("q")
+        with Connection(server.url, transport_options=options) as connection:
+            publish = connection.Producer().publish
+            publish(b"small", routing_key="q")
+            link = connection.connection
+            connections = server_connections(neighbour)
+            with pytest.raises(ContentTooLarge, match="proto-max-bulk-len"):
+                publish(
+                    b"x" * 3 * 1024 * 1024,
+                    routing_key="q",
+                    retry=True,
+                    timeout=SOON,
+                    delay=0.01 if how == "delayed" else None,
+                )
+                connection.flush()
+            publish(b"y" * 1024 * 1024, routing_key="q")
+            connection.flush()
+            assert connection.connection is link
+            # One for large messages, which the server ends where it does not tell its limit.
+            assert server_connections(neighbour) <= connections + (1 if may_ask else 2)
+        assert neighbour.default_channel.queue_declare("q", passive=True).message_count == 2
+
+
+def server_connections(connection: Connection) -> int:
+    """Return the number of connections that the server has accepted."""
+    text = connection.connection.commands.call(pack("INFO", "stats")).decode()
+    return int(text.partition("total_connections_received:")[2].split()[0])
 
 
 def test_window_of_unconfirmed_publishes(connect: Connect) -> None:

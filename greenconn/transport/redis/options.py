@@ -124,7 +124,8 @@ class RedisOptions(Record):
     consumers, instead of publishing them to subscribers.  All programs must have the same value."""
 
     max_message_size: int = 512 * 1024 * 1024
-    """Maximum bytes of a body (the limit of a string in Redis)."""
+    """Maximum bytes of a message as it is stored, with its headers and the encoding of its body.  The
+    limit of the server counts, too (proto-max-bulk-len, 512 MiB if nobody has changed it)."""
 
     # -- the connection
 

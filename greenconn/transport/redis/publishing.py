@@ -12,6 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from redis.exceptions import ResponseError
+
 from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.port import Entry, NoQueue
@@ -22,10 +24,11 @@ from greenconn.broker.publisher import (
 )
 from greenconn.broker.settlement_port import HeldMessage
 from greenconn.delays import delay_of
+from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.commands import CommandPipeline, Commands
+from greenconn.transport.redis.commands import CommandPipeline, Commands, as_pairs
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.keys import Keys
@@ -46,6 +49,21 @@ __all__ = ["LargeBodies", "RedisLink", "RedisPublisher"]
 
 #: Heads of commands that a channel keeps.
 KEPT: Final = 1024
+#: The server's setting for the bytes of a string, its least value, and the usual one.
+LONGEST: Final = b"proto-max-bulk-len"
+LEAST_LONGEST: Final = 1024 * 1024
+USUAL_LONGEST: Final = 512 * 1024 * 1024
+#: Bytes by which a message may grow when it is delayed, requeued or dead-lettered.
+MARGIN: Final = 64 * 1024
+
+
+def too_long(limit: str, size: int | None = None) -> ContentTooLarge:
+    """Return the error of a message that the server does not take."""
+    subject = "message" if size is None else f"message of {size} bytes, with headers and encoding,"
+    return ContentTooLarge(
+        f"{subject} is above the limit of the server, proto-max-bulk-len ({limit}): split it, store it "
+        f"elsewhere and send where it is, or raise the setting"
+    )
 
 
 class Routed:
@@ -120,7 +138,11 @@ class LargeOutcome:
     def offer(self, value: Any) -> bool:
         """Take the outcome.  In the reader."""
         if isinstance(value, ErrorReply):
-            value = self._pipeline.error(value, "publishing")
+            # A server that does not tell its limit ends the connection with this reply.
+            is_too_long = "invalid bulk length" in str(value)
+            value = (
+                too_long(str(value)) if is_too_long else self._pipeline.error(value, "publishing")
+            )
         self.arrived.offer(None)
         return self._done.offer(value)
 
@@ -128,13 +150,40 @@ class LargeOutcome:
 class LargeBodies:
     """The way of bodies above 1 MiB, so that they do not hold up the small ones.
 
+    A server ends the connection of a client that sends a string above its setting proto-max-bulk-len,
+    and what the client had sent before may have been carried out without an answer.  So it is asked for
+    its limit before the first message that may be above it.
+
     Attributes:
         socket: opened when the first one comes.
     """
 
     def __init__(self, commands: Commands, server: Opener) -> None:
+        self._commands = commands
         self._server = server
+        self._longest = LEAST_LONGEST
         self.socket = ExtraSocket(commands, "redis-large")
+
+    def check(self, size: int) -> None:
+        """See that the server takes a message of so many bytes.  May switch.
+
+        Raises:
+            ContentTooLarge: the server does not.
+            Exception: as :meth:`Commands.call`.
+        """
+        if size > self._longest - MARGIN:
+            self._longest = self._ask_longest()
+            if size > self._longest - MARGIN:
+                raise too_long(f"{self._longest} bytes, of which {MARGIN} are for headers", size)
+
+    def _ask_longest(self) -> int:
+        """Return how many bytes a string may have for the server.  May switch."""
+        command = pack(b"CONFIG", b"GET", LONGEST)
+        try:
+            found = as_pairs(self._commands.call(command, what="publishing"))
+        except ResponseError:
+            return USUAL_LONGEST  # a server, or a user, that is not told
+        return int(found.get(LONGEST, USUAL_LONGEST))
 
     def pipeline(self) -> Pipeline:
         """Return the socket, opened now if it is not.  May switch.
@@ -176,6 +225,8 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         self._encoding = commands.options.body_encoding
         self._queues = link.queues
         self._feeds = link.feeds
+        #: Bytes that a message may have without further checks.
+        self._most = min(self._limit, LEAST_LONGEST - MARGIN)
         self._tags = TagMaker()
         self._heads: dict[tuple[str, Any], tuple[bytes, bytes]] = {}
 
@@ -198,16 +249,16 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
             self._pipeline.wait_writable(deadline or ENDLESS)  # type: ignore[arg-type]
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
-        size = len(message.raw)
         if (
             exchange
-            or not (routing_key and message.is_plain and size <= self._limit)
+            or not (routing_key and message.is_plain)
             or (mandatory and not self._queues.is_permanent(routing_key))
         ):
             if message.ignored:
                 self._channel.warn_of_unsupported(
                     ArgumentOf.MESSAGE, exchange or routing_key, message.ignored
                 )
+            size = len(message.raw)
             return self._routed(
                 message, size, message.headers, exchange, routing_key, mandatory, deadline
             )
@@ -225,7 +276,23 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
                 b'"}}',
             )
         )
-        return b"%b%d\r\n%b\r\n" % (head, len(raw), raw)
+        length = len(raw)
+        if length > self._most:
+            self._check_size(length)
+        return b"%b%d\r\n%b\r\n" % (head, length, raw)
+
+    def _check_size(self, size: int) -> None:
+        """See that a message of so many bytes may be sent.  May switch.
+
+        Raises:
+            ContentTooLarge: it is above ``max_message_size``, or above the limit of the server.
+        """
+        if size > self._limit:
+            raise ContentTooLarge(
+                f"message of {size} bytes, with headers and encoding, is above max_message_size "
+                f"({self._limit} bytes)"
+            )
+        self.link.large.check(size)
 
     def _head(self, message: Outgoing, queue: str) -> tuple[bytes, bytes]:
         """Return the head of the command that appends a message to a queue, and the route in it."""
@@ -243,16 +310,14 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         self, message: Outgoing | dict[str, Any], queue: str
     ) -> Callable[[HeldMessage], object] | None:
         message = Outgoing.of(message)
-        delay, size = delay_of(message.headers), len(message.raw)
-        if (
-            not delay
-            or size > min(LARGE, self._limit)
-            or topic_of(queue) is not None
-            or not self.link.directory.is_there(queue)
-        ):
+        delay = delay_of(message.headers)
+        if not delay or topic_of(queue) is not None or not self.link.directory.is_there(queue):
+            return None
+        raw = self._envelope(message, "", queue)
+        if len(raw) > self._most:
             return None
         # As the entry of a dead letter, which may be stored by a later life of the link.
-        entry = Entry(queue, loads(self._envelope(message, "", queue)), delay=delay)
+        entry = Entry(queue, loads(raw), delay=delay)
         return partial(self.link.settlements.replace, [entry])
 
     def _put(
@@ -292,6 +357,8 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
     ) -> Routed:
         message = Outgoing.of(message)
         raw = self._envelope(message, exchange, routing_key)
+        if len(raw) > self._most:
+            self._check_size(len(raw))
         copies: list[tuple[str, bytes]] = []
         lists, is_ending = [], False
         delay = delay_of(message.headers)
