@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from weakref import WeakSet
 
 import gevent
+from gevent import get_hub
 
 from greenconn.checks import check_keywords
 from greenconn.connection import ARGUMENTS as CONNECTION_ARGUMENTS
 from greenconn.connection import Connection
+from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green import atexit as green_atexit
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
@@ -317,5 +319,8 @@ def _at_exit() -> None:
     kept, others = _kept.pop(), _others.pop()
     ending = [*(kept.take() if kept is not None else ()), *(others or ())]
     if ending:
+        # Greenlets that the program has left waiting get errors, which are worth no traceback.
+        hub = get_hub()
+        hub.NOT_ERROR = (*hub.NOT_ERROR, AMQPError, KombuError)
         closing = [spawn("close-default", _close_each, [each]) for each in ending]
         gevent.joinall(closing, timeout=green_atexit.deadline().left())

@@ -123,6 +123,41 @@ def test_what_was_published_has_arrived(
             channel.queue_purge(queue)
 
 
+#: A greenlet for each call that may wait.
+CALLS = """
+from greenconn import rpc
+queue = greenconn.Queue(name + "-other")
+connection = greenconn.defaults.consuming_connection(url)
+
+def drain():
+    with greenconn.Consumer(connection, [queue], callbacks=[print]):
+        connection.drain_events()
+
+def again_and_again(function, *arguments):
+    while True:
+        function(*arguments, connection=url)
+
+greenconn.publish(queue, "x", connection=url)
+for call in (
+    lambda: again_and_again(greenconn.publish, queue, "x"),
+    lambda: again_and_again(greenconn.publish_many, queue, ["x"] * 10),
+    lambda: again_and_again(rpc.call, name + "-other", "x"),
+    lambda: connection.SimpleQueue(name).get(),
+    drain,
+):
+    gevent.spawn(call)
+gevent.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize("fixture", ["amqp_url", "redis_url", "sqlite_url"])
+def test_greenlets_that_the_program_leaves_end_without_a_word(
+    request: pytest.FixtureRequest, fixture: str, queue: str, patched: bool
+) -> None:
+    _, status = run(CALLS, request.getfixturevalue(fixture), queue, patched)
+    assert status == 0
+
+
 @pytest.mark.full
 def test_a_broker_that_is_silent_holds_the_end_up_for_two_seconds(
     relay: Relay, queue: str, patched: bool
