@@ -69,6 +69,8 @@ class StoreLink(LeasedLink):
     def __init__(self, transport: StoreTransport) -> None:
         # Wrong options and addresses are refused before there is a link to close.
         client, options, handover = transport.client, transport.options, transport.handover
+        self.state = transport.state
+        self.store = transport.make_store(self._wake)
         super().__init__(client, client.as_uri(), options, handover)
         self.close_errors = (
             *self.close_errors,
@@ -76,9 +78,7 @@ class StoreLink(LeasedLink):
             *transport.recoverable_channel_errors,  # no room for what is given back
         )
         self.transport = transport
-        self.state = transport.state
         self.owner = new_owner()
-        self.store = transport.make_store(self._wake)
         self.store.owner = self.owner
         self.topology = self.store.topology
         self.store.registry = transport.registry

@@ -234,6 +234,10 @@ def forget_declared(declared: set[Any], name: str) -> bool:
     return bool(gone)
 
 
+#: In the place of the reason why a link is not open: its construction failed.
+_NEVER_BEGUN: Final = RecoverableConnectionError("the connection was never opened")
+
+
 class Link:
     """One life of a connection: open until it is closed by us or lost.
 
@@ -246,6 +250,8 @@ class Link:
 
     #: Whether what was declared here goes with the connection or the broker, and may be declared again.
     records_topology: bool = False
+    #: Why the link is not open; None while it is.
+    lost: BaseException | None = _NEVER_BEGUN
     #: Whether to warn when it is dropped without a close.
     warns_when_dropped: ClassVar[bool] = True
 
@@ -256,8 +262,7 @@ class Link:
         _note_new(self)
         #: ``(function, argument)`` pairs for ``drain_events``.
         self.events: Inbox[Event] = Inbox()
-        #: Why the link is no longer open; None while it is.
-        self.lost: BaseException | None = None
+        self.lost = None
         #: Called once with the reason, in a greenlet of its own, when the link is lost.
         self.on_lost: Callable[[BaseException], None] | None = None
         #: What channels tell of exchanges, queues and bindings that they have made or deleted, if
@@ -275,7 +280,7 @@ class Link:
 
     def __del__(self) -> None:
         # In any thread, in the middle of anything: only a note is taken.
-        if getattr(self, "lost", _NEVER_BEGUN) is None:
+        if self.lost is None:
             call_in_hub(self.hub_affinity.hub, _close_dropped, self)
 
     def revive(self) -> None:
@@ -407,9 +412,6 @@ class Link:
         """Close it with the thread that it belongs to.  Never switches; it may block for a moment."""
         self.collect()
 
-
-#: In the place of the reason why a link is not open: its construction failed.
-_NEVER_BEGUN: Final = RecoverableConnectionError("the connection was never opened")
 
 #: Links that are open, or on their way to be: dropped ones only until they are collected.
 _alive: Final[WeakSet[Link]] = WeakSet()

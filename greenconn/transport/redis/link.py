@@ -23,6 +23,7 @@ from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import RedisFeed, RedisSource
@@ -126,14 +127,15 @@ class RedisLink(LeasedLink):
             Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
         """
         transport = self.transport
-        self.owner = self.placement.open(deadline)
         try:
+            self.owner = self.placement.open(deadline)
             self._master = transport.watch_master(self.commands, self.end)
             if transport.changing_credentials:
                 self.reauthentication.watch()
             self._after_fork = ForkHandler(self)
-        except BaseException:
-            self.placement.close()
+        except BaseException as exc:
+            lost = RecoverableConnectionError(f"opening the connection failed ({exc!r})")
+            self.end(lost, closed=True)
             raise
 
     # What its parts ask of it
