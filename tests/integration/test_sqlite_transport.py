@@ -366,7 +366,9 @@ def test_full_disk_is_drained(tmp_path: Path) -> None:
     _, refused, drained, published = outcome.output.splitlines()
     count, _, text = refused.partition(" ")
     assert int(count) > 100
-    assert "no room beside the reserve of 1000000 bytes for consuming: free some space" in text
+    needed = "the disk must have 2000000 bytes free, twice the option reserve=1000000"
+    assert needed in text
+    assert "set a smaller reserve in the URL (?reserve=BYTES); nothing was stored" in text
     assert (drained, published) == (f"drained {count}", "published")
 
 

@@ -66,6 +66,20 @@ class Reserve:
         """
         return not self._size or os.path.exists(self._path) or self._make()
 
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free on the disk for it to be made."""
+        return 2 * self._size
+
+    def free(self) -> int:
+        """Return the bytes that are free on the disk.
+
+        Raises:
+            OSError: the system does not say.
+        """
+        found = os.statvfs(os.path.dirname(self._path))
+        return found.f_bavail * found.f_frsize
+
     def remove(self) -> bool:
         """Make room; return whether there was a reserve."""
         try:
@@ -75,10 +89,8 @@ class Reserve:
         return True
 
     def _make(self) -> bool:
-        folder = os.path.dirname(self._path)
         try:
-            found = os.statvfs(folder)
-            if found.f_bavail * found.f_frsize < 2 * self._size:
+            if self.free() < self.needed:
                 return False
             self._write(f"{self._path}-{os.getpid()}")
         except OSError as exc:
@@ -389,9 +401,10 @@ class Database:
             )
         if any(job.grows for job in jobs) and not self._has_room(connection):
             raise DiskFull(
-                f"SQLite file {self.path}: the disk has no room beside the reserve of "
-                f"{self._options.reserve} bytes for consuming: free some space, or set another "
-                f"reserve; nothing was stored"
+                f"SQLite file {self.path}: the disk must have {self._reserve.needed} bytes free, twice "
+                f"the option reserve={self._options.reserve}, which keeps space for consuming, and has "
+                f"{self._reserve.free()}: free some space, or set a smaller reserve in the URL "
+                f"(?reserve=BYTES); nothing was stored"
             )
         connection.execute("BEGIN IMMEDIATE" if any(job.writes for job in jobs) else "BEGIN")
         try:
