@@ -65,6 +65,13 @@ LONGEST_BACKOFF: Final = 1000
 FAILURES: Final = (Exception, Timeout, Interrupted)
 
 
+class HandlerTimeout(Timeout):
+    """Raised in a handler that has run for longer than ``handler_timeout``."""
+
+    def __str__(self) -> str:
+        return f"handler_timeout of {self.seconds:g} s passed"
+
+
 class Handling:
     """The handler of one consumer, and the acks of its messages.
 
@@ -231,7 +238,7 @@ class Handling:
         if self._timeout is None:
             result = self._context.copy().run(handler, body, message)
         else:
-            with Timeout(self._timeout):
+            with HandlerTimeout(self._timeout):
                 result = self._context.copy().run(handler, body, message)
         if result is not None:
             check_has_run("the handler", result)

@@ -927,7 +927,8 @@ class Channel(DeclaringChannel):
 
     def _on_close(self, reply: Reply) -> None:
         code, text, class_id, method_id = reply_arguments(reply[0], reply[1])
-        cause = error_for_code(code, with_remedy(text), (class_id, method_id), ChannelError)
+        method = (class_id, method_id) if class_id else None  # (0, 0) would be shown as one
+        cause = error_for_code(code, with_remedy(text), method, ChannelError)
         self._writer.write(method_frame(self.channel_id, spec.Channel.CloseOk, b""))
         if self._closing:
             return  # both sides close at once: the id is free when our close is answered

@@ -91,9 +91,9 @@ def with_remedy(text: str) -> str:
 def closing_error(payload: bytes) -> BaseException:
     """Return the error that ``connection.close`` stands for."""
     code, text, class_id, method_id = read_arguments(_CLOSE, "BsBB", payload)
-    error: BaseException = error_for_code(
-        code, with_remedy(text), (class_id, method_id), ConnectionError
-    )
+    # (0, 0) is no method, and would be shown as one.
+    method = (class_id, method_id) if class_id else None
+    error: BaseException = error_for_code(code, with_remedy(text), method, ConnectionError)
     return error
 
 

@@ -276,7 +276,7 @@ class Broker:
     def restart(self) -> None:
         """Do what a restart of a broker does: all links are lost, and what is not durable."""
         for link in list(self.links):
-            link.end(ConnectionForced("CONNECTION_FORCED - broker restarted", (0, 0)))
+            link.end(ConnectionForced("CONNECTION_FORCED - broker restarted"))
         for queue in list(self.queues.values()):
             if queue.declared.durable:
                 queue.keep_persistent()
