@@ -89,7 +89,7 @@ def command(
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--health") from exc
     if (processes > 1 or reloads) and not is_managed():
-        _log(log_level)
+        _log(log_level, is_one_of_many=True)
         return ProcessManager(
             command_line(), processes, graceful_timeout=graceful_timeout, health=address
         ).run()
@@ -104,7 +104,8 @@ def command(
         try:
             app = load_app(application)
         finally:
-            _log(log_level)  # the application's own setting comes first
+            # The application's own setting comes first.
+            _log(log_level, is_one_of_many=is_managed())
         if url is not None:
             app.configure(url)
         return app
@@ -120,8 +121,13 @@ def command(
     return program.run()
 
 
-def _log(level: str) -> None:
-    """Show the log, unless the application has set it up."""
+def _log(level: str, *, is_one_of_many: bool) -> None:
+    """Show the log, unless the application has set it up.
+
+    Arguments:
+        is_one_of_many: name the process in each line.
+    """
+    process = " [%(process)d]" if is_one_of_many else ""
     logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=level.upper(), format=f"%(asctime)s{process} %(levelname)s %(name)s: %(message)s"
     )

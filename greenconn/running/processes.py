@@ -28,6 +28,7 @@ __all__ = [
     "HANDED_OVER",
     "INDEX_VARIABLE",
     "MANAGER_VARIABLE",
+    "REFUSED",
     "RELOAD",
     "STOPPED",
     "Address",
@@ -73,6 +74,8 @@ FAILED: Final = 1
 BOOT_FAILED: Final = 3
 #: A source file changed.
 RELOAD: Final = 4
+#: The broker refused a consumer that had never run, as it refuses a wrong password.
+REFUSED: Final = 5
 
 #: The number of the process, from 0, in the environment of each that a manager starts.
 INDEX_VARIABLE: Final = "GREENCONN_PROCESS"
@@ -193,6 +196,8 @@ class ProcessManager:
         self._due: dict[int, float] = {}
         self._delays: dict[int, float] = {}
         self._exit_code: int | None = None
+        #: Indexes of the processes that were refused by the broker when they were started last.
+        self._refused: set[int] = set()
         #: The signals that stop, as far as they came.
         self._received: set[signal.Signals] = set()
 
@@ -344,6 +349,14 @@ class ProcessManager:
             logger.error("process %d could not start the application: stopping", process.child.pid)
             self._end(BOOT_FAILED)
             return
+        if code == REFUSED:
+            self._refused.add(index)
+            if not any(self._may_serve(each) for each in range(self._count)):
+                logger.error("the broker refused the consumers of all processes: stopping")
+                self._end(FAILED)
+                return
+        else:
+            self._refused.discard(index)
         delay = 0.0
         if process.age < SHORT_LIFE:
             delay = self._back_off(index)
@@ -351,6 +364,11 @@ class ProcessManager:
             self._delays.pop(index, None)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         logger.error("process %d %s; another is started in %g s", process.child.pid, how, delay)
+
+    def _may_serve(self, index: int) -> bool:
+        """Return whether the process with *index* has its consumers, or may have them once it runs."""
+        process = self._serving.get(index)
+        return index not in self._refused or (process is not None and process.age >= SHORT_LIFE)
 
     def _back_off(self, index: int) -> float:
         """Let a process be started later, each time twice as late; return in how many seconds."""

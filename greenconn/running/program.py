@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Final
@@ -26,6 +27,7 @@ from greenconn.running.processes import (
     FAILED,
     HANDED_OVER,
     MANAGER_VARIABLE,
+    REFUSED,
     RELOAD,
     STOPPED,
     Address,
@@ -131,6 +133,9 @@ class Program:
         if is_managed():
             handlers.append(gevent.signal_handler(HANDED_OVER, self._on_handed_over))
         helpers: list[gevent.Greenlet[..., Any]] = [gevent.spawn(self._watch_manager)]
+        hub: Any = gevent.get_hub()
+        handle_error = hub.handle_error
+        hub.handle_error = partial(_handle_error, handle_error)
         watchdog: Watchdog | None = None
         try:
             try:
@@ -150,6 +155,7 @@ class Program:
             self._ending.wait()
             return self._end()
         finally:
+            hub.handle_error = handle_error
             gevent.killall(helpers)
             if watchdog is not None:
                 watchdog.stop()
@@ -189,6 +195,8 @@ class Program:
         # In the hub.  One that the program stops by itself ends without an error.
         if not consumer.successful() and not self._ending.is_set():
             self._exit_code = FAILED
+            if is_managed() and not self._reloads and not consumer.lifecycle.has_run:
+                self._exit_code = REFUSED  # with reloads another try may have other files
             self._ending.set()
             # Why is in the log already.  In another greenlet, as a log handler may switch.
             spawn(
@@ -245,6 +253,18 @@ class Program:
         """Leave the health probes to the process that replaces this one."""
         if self._server is not None:
             self._server.close()
+
+
+def _handle_error(
+    handle: Callable[..., None],
+    context: object,
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+) -> None:
+    """Have gevent print an error, unless the log has it already: that for which a consumer failed."""
+    if not (isinstance(context, ConsumerGreenlet) and error is context.lifecycle.error):
+        handle(context, kind, error, trace)
 
 
 def _frames_of_program(error: Exception) -> TracebackType | None:

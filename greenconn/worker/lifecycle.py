@@ -27,6 +27,7 @@ from gevent import Greenlet, get_hub, getcurrent
 from greenconn.entity.existence import has_messages
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
 from greenconn.green import fork
+from greenconn.green.blocking_monitor import name_of
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.state import State, moved
@@ -225,6 +226,7 @@ class ConsumerLifecycle:
             # It may stop the reading of its connection: it must not hold up others.
             self._own_connection = connection.clone()
             self._session = self._own_connection.session
+            self._session.purpose = f"consumer {options.name}"
             self._parent.on_closed.append(self.shut_down)
         self._group = group = group_of(self._session)
         self.handling = (Handling if options.batch_size is None else BatchHandling)(
@@ -274,6 +276,11 @@ class ConsumerLifecycle:
         return self._target is TargetState.RUNNING and all(
             each.is_confirmed for each in self._subscriptions
         )
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the broker has ever confirmed it."""
+        return self._recovery.has_succeeded
 
     @property
     def addresses(self) -> Hashable:
@@ -481,6 +488,14 @@ class ConsumerLifecycle:
             self.fail(outcome)
         elif self.is_confirmed:
             self._group.join_recovery()
+            if self.state is ConsumerState.STARTING and logger.isEnabledFor(logging.INFO):
+                logger.info(
+                    "consuming %s: %s, concurrency %d",
+                    ", ".join(each.name for each in self._queues),
+                    name_of(self.options.handler),
+                    self.options.concurrency,
+                    extra=self.fields(),
+                )
             self._move(ConsumerState.RUNNING)
 
     def _stand_down(self, queue: Subscription) -> None:

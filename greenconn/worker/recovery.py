@@ -145,6 +145,11 @@ class SubscriptionRecovery:
             return 0.0
         return max(0.0, self._not_before - monotonic())
 
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether all were confirmed once."""
+        return bool(self._confirmed_at)
+
     def note_loss(self) -> None:
         """Note a loss: the next attempt may begin at once the first time, then ever later.
 

@@ -288,8 +288,9 @@ def test_a_wrong_address_of_the_probes(env: dict[str, str], address: str) -> Non
     assert f"address must be a port, or host:port, got {address!r}" in outcome.errors
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_consumer_that_the_broker_refuses_ends_it(
-    connection: Connection, runs: Any, tmp_path: Path
+    connection: Connection, runs: Any, tmp_path: Path, processes: int
 ) -> None:
     connection.default_channel.queue_declare("steady", durable=False)
     (tmp_path / "refused.py").write_text(
@@ -297,9 +298,43 @@ def test_a_consumer_that_the_broker_refuses_ends_it(
         "app = greenconn.App()\n"
         "app.consumer(greenconn.Queue('steady', durable=True))(lambda body, message: None)\n"
     )
-    run = runs("refused", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    run = runs("refused", f"--processes={processes}", PYTHONPATH=f"{ROOT}:{tmp_path}")
     run.line("consumer steady failed: stopping")
-    assert run.ended().code == 1
+    if processes > 1:
+        pid = run.running.process.pid
+        run.line(rf" \[{pid}\] ERROR greenconn.running: the broker refused the consumers of all")
+    ended = run.ended()
+    assert ended.code == 1
+    said = "\n".join(run.lines) + ended.output
+    assert "Traceback" not in said  # as gevent prints that of a greenlet
+    # Each process once, or once more if it came back before the other one had ended.
+    assert (
+        said.count("consumer of queue steady failed: ")
+        in {
+            1: (1,),
+            2: (2, 3),
+        }[processes]
+    )
+
+
+def test_a_refused_process_is_started_again_while_another_one_serves(
+    connection: Connection, runs: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "partly.py").write_text(
+        "import os, greenconn\n"
+        "app = greenconn.App()\n"
+        "first = os.environ['GREENCONN_PROCESS'] == '0'\n"
+        "app.consumer('steady' if first else 'missing', passive=not first)(\n"
+        "    lambda body, message: print('handled', flush=True)\n"
+        ")\n"
+    )
+    run = runs("partly", "--processes=2", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    run.line("consuming steady: ")
+    run.line("exited with 5; another is started in 2 s")
+    publish(connection, 1)
+    run.line("^handled")
+    run.running.signal(signal.SIGTERM)
+    assert run.ended().code == 0
 
 
 def test_blocking_handlers_wait_side_by_side(
