@@ -57,6 +57,7 @@ logger = logging.getLogger("greenconn.defaults")
 Kind: TypeAlias = Literal["consume", "publish"]
 
 KINDS: Final = ("consume", "publish")
+PURPOSES: Final = {"consume": "consuming", "publish": "publishing"}
 #: The arguments that take a URL and further arguments of a connection.
 ARGUMENTS: Final = CONNECTION_ARGUMENTS - {"hostname"} | {"url"}
 
@@ -75,9 +76,10 @@ class _Pair(dict[str, Connection]):
         self._make = make
 
     def __missing__(self, kind: str) -> Connection:
-        connection = self[kind] = (
-            _for_other_kind(next(iter(self.values()))) if self else self._make()
-        )
+        first = next(iter(self.values()), None)
+        connection = self[kind] = self._make() if first is None else _for_other_kind(first)
+        if connection is not first and _has_both_kinds(connection):
+            connection.session.purpose = PURPOSES[kind]
         return connection
 
     def take(self) -> Iterator[Connection]:
@@ -234,6 +236,8 @@ def publishing_connection(connection: Connection | str | None = None) -> Connect
 def _choose_publisher(connection: Connection) -> None:
     session = connection.session
     other = _for_other_kind(connection)
+    if other is not connection:
+        other.session.purpose = PURPOSES["publish"]
     if session.is_closed:
         session.restart()  # it is used again, and can be closed again
 
@@ -284,8 +288,12 @@ def _made(configuration: Configuration) -> Callable[[], Connection]:
 
 def _for_other_kind(connection: Connection) -> Connection:
     """Return a connection for the other kind: a clone on AMQP, where publishing must not delay acks."""
-    is_amqp = connection.get_transport_cls().driver_type == "amqp"
-    return connection.clone() if is_amqp else connection
+    return connection.clone() if _has_both_kinds(connection) else connection
+
+
+def _has_both_kinds(connection: Connection) -> bool:
+    """Return whether there is another connection for publishing than for consuming."""
+    return bool(connection.get_transport_cls().driver_type == "amqp")
 
 
 def _checked(url: object) -> str:

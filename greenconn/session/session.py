@@ -95,6 +95,7 @@ class Session:
         generation: the number of links so far.
         changed_at: when the session has reached its state (``time.time()``).
         lost: the error that ended the last life; None before, and while a link is open.
+        purpose: use of the connection, for the log, where the library made it for one alone.
         services: objects of other modules that live as long as this session.
         utility: channels for calls that may fail and so close their channel.
         topology: the declarations, which are repeated on the next link.
@@ -110,6 +111,7 @@ class Session:
         self.on_connection_lost = Listeners()
         self.on_recovered = Listeners()
         self.on_closed = Listeners()
+        self.purpose = ""
         self._state = SessionState.IDLE
         self.changed_at = time()
         self._hub_affinity: HubAffinity | None = None
@@ -465,7 +467,7 @@ class Session:
         self.topology.stop()
         self._members.mark_due()
         text = "connection to %s lost: %s; %d objects to recover"
-        self._log(logging.INFO, text, exc, len(self._members))
+        self._log(logging.WARNING, text, exc, len(self._members))
         if self._members.are_due:
             self._begin_recovery()
         elif self._state is not SessionState.RECOVERING:
@@ -534,7 +536,8 @@ class Session:
         """
         if logger.isEnabledFor(level):
             label = self.broker.label
-            spawn("log", logger.log, level, text, label, *args, extra={"connection": label})
+            shown = f"{label} ({self.purpose})" if self.purpose else label
+            spawn("log", logger.log, level, text, shown, *args, extra={"connection": label})
 
     def _closed_error(self) -> RecoverableConnectionError:
         return RecoverableConnectionError(f"connection to {self.broker.label} was closed")

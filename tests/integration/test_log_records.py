@@ -94,9 +94,12 @@ def play(connection: Connection, lines: Lines, name: str, restart: Callable[[], 
     def send(body: Any, **properties: Any) -> None:
         greenconn.publish(name, body, connection=connection, **properties)
 
+    begun = lines.one(f"consuming {name}: {__name__}.play.<locals>.handle, concurrency 1")
+    assert begun == {"level": "INFO", **of_consumer}
     send("good")
     until(lambda: handled == ["good"], SOON)
     assert lines.all("connected to", links) == [{"level": "INFO", "connection": where}] * links
+    assert len(lines.of(f"connected to {where} (publishing)")) == links - 1
 
     # A handler that fails, and fails again: a dead letter.
     send("poison", message_id="m-1", correlation_id="c-1")
@@ -140,7 +143,7 @@ def play(connection: Connection, lines: Lines, name: str, restart: Callable[[], 
         recoveries.wait()
     # A broker that starts may end a connection that it has just taken.
     for line in lines.all(" lost: ", links):
-        assert line == {"level": "INFO", "connection": where}
+        assert line == {"level": "WARNING", "connection": where}
     assert lines.one("recovered after") == {"level": "WARNING", "connection": where}
     assert consumer.wait_ready(SOON)
     send("after")

@@ -495,6 +495,10 @@ def test_the_log_says_little(
     caplog.set_level(logging.INFO, "greenconn.worker")
     consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
     assert all(each.wait_ready(CAME) for each in consumers)
+    started = f"{type(seen).__module__}.RecordingHandler, concurrency 1"
+    said = [each.getMessage() for each in caplog.records if each.name == "greenconn.worker"]
+    assert sorted(said) == sorted(f"consuming q{each}: {started}" for each in range(50))
+    caplog.clear()
     memory.restart(unique)
     recovered(connection, 2)
     assert [each for each in caplog.records if each.name == "greenconn.worker"] == []
