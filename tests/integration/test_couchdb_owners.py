@@ -154,7 +154,7 @@ def test_what_the_dead_claim_late_is_requeued(couchdb_new_url: str) -> None:
     ):
         silent.make_queue("q", PLAIN)
         silent.put([entry("q", "x")])
-        late = Gate(silent, lambda doc: "held" in doc)
+        late = Gate(silent, lambda doc: "owner" in doc)
         claiming = gevent.spawn(silent.claim, {"q": 1}, 0)
         assert late.waits.wait(SOON)
 
@@ -181,7 +181,7 @@ def test_a_claim_without_an_answer_is_requeued_by_the_next_life(
 
     def unanswered(self: CouchApi, docs: Sequence[Document], **options: Any) -> list[Document]:
         results = write(self, docs, **options)
-        if any("held" in doc for doc in docs) and not landed.is_set():
+        if any("owner" in doc for doc in docs) and not landed.is_set():
             landed.set()
             if how == "cut":
                 raise ConnectionResetError(errno.ECONNRESET, "cut")

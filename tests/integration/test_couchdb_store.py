@@ -1,4 +1,4 @@
-"""The store over a real server: documents, claims by revision, leases, expiry, what kombu stored."""
+"""The store over a real server: documents, claims by revision, leases, expiry."""
 
 from __future__ import annotations
 
@@ -94,12 +94,14 @@ def test_an_interrupted_claim_hides_nothing(couchdb_new_url: str) -> None:
         for run in interruptions(lambda: store.claim({"q": 9, "none": 9}, 0), delays=(0, 3)):
             # What was claimed by a request whose answer nobody read is the dead link's to give back.
             taken = list(run.result or ())
-            held = {doc["_id"] for doc in raw.docs("gcz!") if "held" in doc}
+            held = {doc["_id"] for doc in raw.docs("gcz!") if "owner" in doc}
             taken += store.claim({"q": 9, "none": 9}, 0)
             assert len(taken) + len(held - {each.handle[0] for each in taken}) == 3
             store.settle([back(each, is_unseen=True) for each in taken])
-            lost = [doc for doc in raw.docs("gcz!") if "held" in doc]
-            raw.put(*({**doc, "payload": doc.pop("held")} for doc in lost))
+            lost = [doc for doc in raw.docs("gcz!") if "owner" in doc]
+            for doc in lost:
+                del doc["owner"]
+            raw.put(*lost)
             until(lambda: store.size("q") == 3)
 
 

@@ -12,8 +12,7 @@
 The documents that a link reads when it opens sort before the rest, so that one request reads them.
 Names are quoted as in URLs, so that ``!``, which sorts before all other characters left, ends them.
 
-A waiting message is stored as kombu's transport does, with ``queue`` and the envelope as text in
-``payload``, so that kombu's view finds it.  A claimed one has the text in ``held``, and an ``owner``.
+A message has its ``queue``, the envelope as text in ``payload``, and while it is claimed an ``owner``.
 
 The generation of a revision, the number before its hyphen, tells whether a message waits: each claim
 and each release adds a revision, so an odd generation waits and an even one is claimed.  A list of
@@ -31,7 +30,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from hashlib import sha1
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -46,8 +44,6 @@ from greenconn.transport.virtual.publishing import Envelope
 __all__ = [
     "BINDING",
     "EXCHANGE",
-    "FOREIGN",
-    "FOREIGN_RANGE",
     "MARK",
     "MESSAGE",
     "OWNER",
@@ -64,7 +60,6 @@ __all__ = [
     "due_at",
     "generation",
     "is_held_as",
-    "is_message",
     "is_waiting",
     "message_id",
     "name_of",
@@ -84,9 +79,6 @@ EXCHANGE: Final = "gcx"
 MARK: Final = "gcy"
 MESSAGE: Final = "gcz"
 
-#: What kombu's transport gave its messages.
-FOREIGN: Final = re.compile("[0-9a-f]{32}")
-
 
 class Range(NamedTuple):
     """Ids from *start* to *end*, the latter not included."""
@@ -95,7 +87,6 @@ class Range(NamedTuple):
     end: str
 
 
-FOREIGN_RANGE: Final = Range("0", "g")
 #: The documents that a link reads when it opens.
 SHARED_RANGE: Final = Range(BINDING, MARK)
 
@@ -177,11 +168,6 @@ class Writer:
         return doc
 
 
-def is_message(doc: Document) -> bool:
-    """Return whether a document is a waiting message, of kombu or of ours."""
-    return isinstance(doc.get("queue"), str) and isinstance(doc.get("payload"), str)
-
-
 def due_at(doc: Document) -> float:
     """Return the time from which a message may be claimed; 0: any time."""
     due = doc.get("due_at")
@@ -190,8 +176,8 @@ def due_at(doc: Document) -> float:
 
 def claimed(doc: Document, owner: str) -> Document:
     """Return the next revision of a waiting message, claimed by *owner*."""
-    held = {**doc, "held": doc.get("payload"), "owner": owner}
-    for name in ("payload", "due_at", "freed"):
+    held = {**doc, "owner": owner}
+    for name in ("due_at", "freed"):
         held.pop(name, None)
     return held
 
@@ -217,16 +203,14 @@ def released(
         by: names the link that gives it back.
         is_unseen, is_unhandled: see :class:`~greenconn.broker.port.SettleRequest`.
     """
-    # What was stored once more after it had gone is even, and was never claimed.
-    free = {**doc, "payload": doc.get("held", doc.get("payload")), "freed": by}
-    free.pop("held", None)
-    free.pop("owner", None)
+    free = {**doc, "freed": by}
+    free.pop("owner", None)  # one stored once more after it had gone is even and has none
     if delay:
         free["due_at"] = time.time() + delay
     if is_unseen or is_unhandled:
         free["unseen"] = _unseen(doc) + 1
     if is_unhandled:
-        free["payload"] = _marked_redelivered(free["payload"])
+        free["payload"] = _marked_redelivered(free.get("payload"))
     return free
 
 

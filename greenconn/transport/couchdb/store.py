@@ -40,7 +40,6 @@ from greenconn.transport.couchdb.documents import (
     released,
 )
 from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
-from greenconn.transport.couchdb.legacy import LegacyMessages
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.owners import Owners
 from greenconn.transport.couchdb.topology import (
@@ -93,7 +92,6 @@ class CouchStore(Store):
         self._cache = TopologyCache()
         self.topology = DirectTopology(CouchTopology(api, self._cache, self._siblings))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
-        self._legacy = LegacyMessages(api)
         self._claim_writer = ClaimWriter(api, lambda: self._owners.token)
         self._expiry = Expiry(api, self._claim_writer)
         self._claims = Claims(api, self._claim_writer, wake, self._expiry)
@@ -114,12 +112,11 @@ class CouchStore(Store):
         self._owners.begin()
         for page in self._api.all_rows(SHARED_RANGE, has_docs=True):
             for row in page:
-                kind, mark, _ = row["id"].partition("!")
-                if mark and kind == OWNER:
+                kind = row["id"].partition("!")[0]
+                if kind == OWNER:
                     self._owners.note(row["id"], row["value"]["rev"], False)
-                elif mark and kind in PLACES:
+                elif kind in PLACES:
                     self._cache.take(row["doc"])
-        self._legacy.load()
         self._expiry.load()
         self._feed.start(since)
         _siblings.get().setdefault(self._database, WeakSet()).add(self)
@@ -142,19 +139,14 @@ class CouchStore(Store):
 
     def _changed(self, doc_id: str, revision: str, is_deleted: bool) -> None:
         """Handle a change of the feed.  Never switches."""
-        kind, mark, _ = doc_id.partition("!")
-        if not mark:
-            if not is_deleted and self._legacy.note(doc_id):
-                self.wake(None)
-        elif kind == MESSAGE:
+        kind = doc_id.partition("!")[0]
+        if kind == MESSAGE:
             self._claims.note(doc_id, revision, is_deleted)
         elif kind == MARK:
             if not is_deleted:
                 self._claims.note_mark(doc_id)
         elif kind == OWNER:
             self._owners.note(doc_id, revision, is_deleted)
-            if is_deleted and self._legacy.retry():
-                self.wake(None)
         elif kind in PLACES:
             gone = self._cache.note(doc_id, revision, is_deleted)
             if gone is not None:
@@ -261,7 +253,6 @@ class CouchStore(Store):
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         self._owners.wake_up()
-        self._legacy.convert(self._owners.token)
         return self._claims.claim(wanted)
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from greenconn.broker.topology_port import Row
 from greenconn.transport.couchdb.documents import (
-    FOREIGN_RANGE,
     MESSAGE,
     QUEUE,
     SHARED_RANGE,
@@ -40,7 +39,6 @@ def test_ranges_are_apart(name: str) -> None:
     for doc_id in (named(QUEUE, name), binding_id(name, Row("k", "", "q"))):
         assert name_of(doc_id) == name
         assert SHARED_RANGE.start <= doc_id < SHARED_RANGE.end
-        assert not FOREIGN_RANGE.start <= doc_id < FOREIGN_RANGE.end
     message = message_id(name, 0, 0, "x")
     assert not SHARED_RANGE.start <= message < SHARED_RANGE.end
 
