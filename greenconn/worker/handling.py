@@ -722,7 +722,10 @@ class BatchHandling(Handling):
         self.retry_later(load, delay)
 
     def _try_later(self, message: Message) -> None:
-        self._settle(message, requeue=True)
+        if self.is_ending:
+            self._settle(message, requeue=True)
+        else:
+            self._retry_batch(MessageBatch([message]), UNSTORED_DELAY)
 
     def _requeue_all(self, messages: list[Any]) -> None:
         for position, message in enumerate(messages):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -59,6 +61,31 @@ def fail_one(connection: Connection, queue: str | Queue) -> None:
     assert consumer.stop(SOON)
 
 
+@dataclass
+class Restricted:
+    """A user without tags, and with few rights."""
+
+    connection: Connection
+    allow: Callable[[str], None]
+
+
+@contextmanager
+def restricted(connection: Connection, name: str) -> Iterator[Restricted]:
+    """A user for a while; *allow* sets the names of what it may declare, read and write."""
+    manager = connection.get_manager()
+    vhost = connection.virtual_host or "/"
+    assert manager.create_user(name, "secret")
+    try:
+        with connection.clone(userid=name, password="secret") as own:
+
+            def allow(names: str) -> None:
+                manager.set_vhost_permissions(vhost, name, names, ".*", names)
+
+            yield Restricted(own, allow)
+    finally:
+        manager.delete_user(name)
+
+
 def test_exchange_of_a_policy_is_used(
     connection: Connection, unique: str, letters: Queue, policy: Callable[..., None]
 ) -> None:
@@ -96,16 +123,31 @@ def test_queue_that_would_get_its_own_dead_letters_back(
 
 
 def test_user_who_may_not_ask_for_policies_loses_nothing(
-    managed_rabbitmq: RabbitMQ, connection: Connection, unique: str, policy: Callable[..., None]
+    connection: Connection, unique: str, policy: Callable[..., None]
 ) -> None:
     policy(dead_letter_exchange=f"{unique}-letters")
-    manager = connection.get_manager()
-    vhost = connection.virtual_host or "/"
-    assert manager.create_user(unique, "secret")
-    try:
-        assert manager.set_vhost_permissions(vhost, unique, ".*", ".*", ".*")
-        with connection.clone(userid=unique, password="secret") as restricted:
-            fail_one(restricted, unique)
-            assert got(connection, f"{unique}.dead").payload == "a body"
-    finally:
-        manager.delete_user(unique)
+    with restricted(connection, unique) as user:
+        user.allow(".*")
+        fail_one(user.connection, unique)
+        assert got(connection, f"{unique}.dead").payload == "a body"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}], ids=["single", "batch"])
+def test_message_whose_dead_letter_cannot_be_stored_stays(
+    connection: Connection, unique: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with restricted(connection, unique) as user:
+        user.allow(f"^({unique}|amq\\.default)$")
+        with connection.channel() as channel:
+            channel.queue_declare(unique, durable=True, auto_delete=False)
+        consumer = greenconn.spawn_consumer(unique, fail, connection=user.connection, **options)
+        assert consumer.wait_ready(SOON)
+        greenconn.publish(unique, "a body", connection=connection)
+        text = f"cannot be stored in queue '{unique}.dead', and stays"
+        until(lambda: text in caplog.text, SOON)
+        assert consumer.stats()["in_flight"] == 1
+        assert consumer.stats()["rejected"] == 0
+        user.allow(".*")
+        assert got(connection, f"{unique}.dead").payload == "a body"
+        assert consumer.stats()["failed"] <= 4  # it does not fail in a loop
+        assert consumer.stop(SOON)
