@@ -169,6 +169,8 @@ class MaybeChannelBound(Object):
     #: The connection whose default channel is meant, or None.
     _connection: Connection | None = None
     _is_bound: bool = False
+    #: The name with which :meth:`declaration_key` was asked for, and the key.
+    _declared_as: tuple[str, str] | None = None
 
     #: Whether ``maybe_declare`` may take a declaration for done for the life of a connection.
     can_cache_declaration: bool = False
@@ -181,6 +183,7 @@ class MaybeChannelBound(Object):
         if "_channel" in attributes:
             for name in _BINDING:
                 attributes.pop(name, None)
+        attributes.pop("_declared_as", None)  # it may be changed before it is used
         return new
 
     def __call__(self, channel: ChannelOrConnection | ChannelPromise | None) -> Self:

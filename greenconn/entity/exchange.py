@@ -143,10 +143,17 @@ class Exchange(MaybeChannelBound):
         return not self.auto_delete
 
     def declaration_key(self) -> str:
-        """Return a key that only exchanges which are declared in the same way have in common."""
-        arguments = self.arguments
-        ways = (self.type, self.durable, self.passive, self.no_declare, repr(arguments or None))
-        return f"E|{self.name}|{hash(ways)}"
+        """Return a key that only exchanges which are declared in the same way have in common.
+
+        It is kept for the next publish: what is changed afterwards, but for the name, is not noticed.
+        """
+        kept = self._declared_as
+        if kept is not None and kept[0] == self.name:
+            return kept[1]
+        ways = (self.type, self.durable, self.passive, self.no_declare, repr(self.arguments or None))
+        key = f"E|{self.name}|{hash(ways)}"
+        self._declared_as = (self.name, key)
+        return key
 
     def declare(
         self,

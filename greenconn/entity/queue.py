@@ -246,8 +246,12 @@ class Queue(MaybeChannelBound):
     def declaration_key(self) -> str:
         """Return a key that only queues which are declared and bound in the same way have in common.
 
-        It names the exchanges: without one of them the queue is not bound any more.
+        It names the exchanges: without one of them the queue is not bound any more.  It is kept for the
+        next publish: what is changed afterwards, but for the name, is not noticed.
         """
+        kept = self._declared_as
+        if kept is not None and kept[0] == self.name:
+            return kept[1]
         exchange = self.exchange
         ways = (
             self.durable,
@@ -268,6 +272,7 @@ class Queue(MaybeChannelBound):
         key = f"Q|{self.name}|{hash(ways)}|{exchange.name if exchange else ''}|"
         for each in self.bindings:
             key += f"{getattr(each.exchange, 'name', each.exchange)}|"
+        self._declared_as = (self.name, key)
         return key
 
     def declare(self, nowait: bool = False, channel: Channel | None = None) -> str:

@@ -391,7 +391,7 @@ class Producer:
         fields: dict[str, Any] = properties  # type: ignore[assignment]
         delay = None
         if fields:
-            if not fields.keys() <= _PROPERTIES:
+            if not _PROPERTIES.issuperset(fields):
                 self._check_properties(fields)
             delay = checked_delay(fields.pop("delay", None))
             if (expires := fields.pop("expires", None)) is not None:

@@ -47,7 +47,8 @@ class PublishArguments(MessageProperties, total=False):
 
 
 PROPERTIES: Final = MessageProperties.__optional_keys__
-OPTIONS: Final = PublishArguments.__optional_keys__ - PROPERTIES
+KNOWN: Final = PublishArguments.__optional_keys__
+OPTIONS: Final = KNOWN - PROPERTIES
 #: What ``Producer.publish`` takes and this does not, and what to do instead.
 ELSEWHERE: Final = {
     "exchange": "pass the Exchange as target",
@@ -442,6 +443,7 @@ def _timestamp(value: Any) -> Any:
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:
     for name in options:
-        if name in ELSEWHERE:
-            raise TypeError(f"publish() has no option {name!r}: {ELSEWHERE[name]}")
-    check_keywords("publish", options, PROPERTIES | OPTIONS)
+        if name not in KNOWN:
+            if name in ELSEWHERE:
+                raise TypeError(f"publish() has no option {name!r}: {ELSEWHERE[name]}")
+            check_keywords("publish", (name,), KNOWN)

@@ -509,6 +509,51 @@ def test_as_dict_recurses_into_bindings() -> None:
 # maybe_declare
 
 
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"durable": False}, True),
+        ({"name": "r"}, True),
+        ({"queue_arguments": {"x-max-length": 1}}, True),
+        ({"max_priority": 3}, True),
+        ({"exchange": Exchange("e", "topic")}, True),
+        ({"routing_key": "l"}, True),
+        ({"no_declare": True}, True),
+        ({"bindings": {binding(Exchange("f"), "k")}}, True),
+        ({"alias": "a"}, False),
+        ({"consumer_arguments": {"x-priority": 1}}, False),
+    ],
+)
+def test_the_key_of_a_queue_is_that_of_its_declaration(
+    change: dict[str, Any], differs: bool
+) -> None:
+    queue = Queue("q", Exchange("e"), "k")
+    assert Queue("q", Exchange("e"), "k").declaration_key() == queue.declaration_key()
+    assert queue(FakeClient().channel()).declaration_key() == queue.declaration_key()
+    changed = copy(queue)
+    vars(changed).update(change)
+    assert (changed.declaration_key() != queue.declaration_key()) is differs
+
+
+def test_the_key_of_an_exchange_is_that_of_its_declaration() -> None:
+    keys = {
+        exchange.declaration_key()
+        for exchange in (
+            Exchange("e"),
+            Exchange("f"),
+            Exchange("e", "topic"),
+            Exchange("e", durable=False),
+            Exchange("e", passive=True),
+            Exchange("e", arguments={"alternate-exchange": "f"}),
+        )
+    }
+    assert len(keys) == 6
+    exchange = Exchange("e")
+    assert {exchange.declaration_key(), Exchange("e", delivery_mode=1).declaration_key()} <= keys
+    exchange.name = "f"
+    assert exchange.declaration_key() == Exchange("f").declaration_key()
+
+
 def test_maybe_declare_declares_once_in_a_life(client: FakeClient, channel: FakeChannel) -> None:
     exchange = Exchange("e")
     assert maybe_declare(exchange, channel) is True
