@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import monkey
 from gevent.event import Event
@@ -47,6 +47,11 @@ from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.publishing import publish
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.connection import ConnectionArguments
 
 __all__ = ["Manager"]
 
@@ -102,7 +107,7 @@ class Manager(PubSubManager):
         expires: Seconds = 300.0,
         timeout: Seconds = 30.0,
         queue_arguments: Mapping[str, Any] | None = None,
-        **connection_kwargs: Any,
+        **connection_kwargs: Unpack[ConnectionArguments],
     ) -> None:
         super().__init__(channel=channel, write_only=write_only, logger=logger)
         if json is not None:

@@ -150,7 +150,13 @@ class Exchange(MaybeChannelBound):
         kept = self._declared_as
         if kept is not None and kept[0] == self.name:
             return kept[1]
-        ways = (self.type, self.durable, self.passive, self.no_declare, repr(self.arguments or None))
+        ways = (
+            self.type,
+            self.durable,
+            self.passive,
+            self.no_declare,
+            repr(self.arguments or None),
+        )
         key = f"E|{self.name}|{hash(ways)}"
         self._declared_as = (self.name, key)
         return key

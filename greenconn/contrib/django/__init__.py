@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlencode
 
 from django.conf import settings as project
@@ -28,6 +28,11 @@ from greenconn.message import Message
 from greenconn.publishing import publish
 from greenconn.publishing.message import Target
 from greenconn.url import as_url, safequote, split_urls, url_to_parts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.publishing.message import PublishArguments
 
 __all__ = ["app", "configure", "connection", "handler", "publish_on_commit"]
 
@@ -143,7 +148,7 @@ app.around_handle(_database_connections)
 
 
 def publish_on_commit(
-    target: Target, body: Any, *, using: str | None = None, **options: Any
+    target: Target, body: Any, *, using: str | None = None, **options: Unpack[PublishArguments]
 ) -> None:
     """Publish a message when the transaction is committed, and not at all if it is rolled back.
 

@@ -31,7 +31,10 @@ from greenconn.green.hub import PerHub
 from greenconn.publishing import publish
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from greenconn.abc import Channel
+    from greenconn.connection import ConnectionArguments
 
 __all__ = ["GreenconnBroker", "NotAccepted", "dead_letter_name"]
 
@@ -91,7 +94,7 @@ class GreenconnBroker(Broker):
         max_priority: int | None = None,
         timeout: Seconds = 30.0,
         dead_message_ttl: int | None = None,
-        **connection_kwargs: Any,
+        **connection_kwargs: Unpack[ConnectionArguments],
     ) -> None:
         super().__init__(middleware=middleware)
         if max_priority is not None and not 0 < max_priority <= 255:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
@@ -45,6 +45,11 @@ from greenconn.contrib.outbox.envelope import LONGEST, row_of
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
 from greenconn.contrib.outbox.store import Backlog, Lease, OutboxStore, PendingMessage
 from greenconn.publishing.message import Target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.publishing.message import PublishArguments
 
 __all__ = ["Outbox"]
 
@@ -104,7 +109,7 @@ class Outbox:
         body: Any,
         *,
         key: str | None = None,
-        **options: Any,
+        **options: Unpack[PublishArguments],
     ) -> str:
         """Write a message into the transaction of *session*; a relay publishes it after the commit.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.apps import apps as registry  # "apps" is a module of this package
 from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
@@ -27,13 +27,23 @@ from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake
 from greenconn.contrib.outbox.store import Backlog, Lease, OutboxStore, PendingMessage
 from greenconn.publishing.message import Target
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from greenconn.publishing.message import PublishArguments
+
 __all__ = ["publish", "relay"]
 
 LABEL = "greenconn_outbox"
 
 
 def publish(
-    target: Target, body: Any, *, key: str | None = None, using: str | None = None, **options: Any
+    target: Target,
+    body: Any,
+    *,
+    key: str | None = None,
+    using: str | None = None,
+    **options: Unpack[PublishArguments],
 ) -> str:
     """Write a message into the transaction; a relay publishes it after the commit.  May switch.
 

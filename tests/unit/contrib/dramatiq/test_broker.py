@@ -85,7 +85,7 @@ def test_a_client_belongs_to_redis(broker: GreenconnBroker) -> None:
 
 def test_an_argument_of_another_library_is_refused() -> None:
     with pytest.raises(TypeError, match=r"no argument 'host': put host"):
-        GreenconnBroker(host="127.0.0.1")
+        GreenconnBroker(host="127.0.0.1")  # type: ignore[call-arg]
 
 
 def test_channel_that_is_deleted_while_two_ask_for_it(
