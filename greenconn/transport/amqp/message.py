@@ -14,6 +14,7 @@ from greenconn.serialization import loads
 from greenconn.transport.amqp.properties import (
     content_kind,
     pack_properties,
+    readable_properties,
     text_of,
     unpack_properties,
 )
@@ -220,12 +221,14 @@ class Delivery(Message):
             self._stage = _BODY_READ
 
     def _leave_unread(self) -> None:
-        """Have decoding raise, as the header is unreadable; treat the rest as absent."""
+        """Have decoding raise, as not all of the header can be read; keep what can."""
         self._stage = _BODY_READ
         _set_errors(self, [])
         self._note_error()
-        self.properties, self.headers = {}, {}
-        self.content_type = self.content_encoding = None
+        properties = self.properties = readable_properties(self._header)
+        self.headers = properties.get("application_headers") or {}
+        self.content_type = properties.get("content_type")
+        self.content_encoding = properties.get("content_encoding")
         _set_body(self, self.raw)
 
     def _delivery_info(self) -> dict[str, Any]:
@@ -286,7 +289,11 @@ class ReturnedMessage(Message):
     __slots__ = ()
 
     def __init__(self, channel: Any, exchange: str, routing_key: str, header: bytes, body: bytes):
-        properties = unpack_properties(header)
+        error: DecodeError | None = None
+        try:
+            properties = unpack_properties(header)
+        except DecodeError as exc:
+            properties, error = readable_properties(header), exc
         super().__init__(
             body=as_text(body, properties.get("content_encoding")),
             channel=channel,
@@ -296,3 +303,5 @@ class ReturnedMessage(Message):
             properties=properties,
             headers=properties.get("application_headers") or {},
         )
+        if error is not None:
+            self.errors.append((DecodeError, error, None))

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from calendar import timegm
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timezone
+from decimal import Decimal
 from math import isfinite
 from struct import Struct, error
 from typing import Any, Final, TypeAlias
@@ -22,11 +23,29 @@ from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError
 from greenconn.transport.amqp.methods import UNREADABLE
 
-__all__ = ["content_kind", "is_finite", "pack_properties", "text_of", "unpack_properties"]
+__all__ = [
+    "content_kind",
+    "is_finite",
+    "pack_properties",
+    "readable_properties",
+    "text_of",
+    "unpack_properties",
+]
 
 _flags = Struct(">H")
 _octet = Struct(">B")
+_long = Struct(">I")
 _long_long = Struct(">Q")
+#: The values of a table that have a fixed size, by their type (AMQP 0-9-1, 4.2.1, and its errata).
+_numbers: Final = {
+    ord(kind): Struct(form)
+    for kind, form in (
+        *zip("bBtsUuIi", (">b", ">B", ">?", ">h", ">h", ">H", ">i", ">I"), strict=True),
+        *zip("lLTfdDV", (">q", ">q", ">q", ">f", ">d", ">Bi", ">"), strict=True),
+    )
+}
+#: What is raised by bytes that are no property block.
+_NO_BLOCK: Final = (*UNREADABLE, TypeError, OSError, FrameSyntaxError)
 
 #: Name, flag bit, kind: s short string, t table, o octet, T timestamp (spec 1.8, class basic).
 _Fields: TypeAlias = "tuple[tuple[str, int, str], ...]"
@@ -212,11 +231,13 @@ def text_of(raw: bytes) -> str:
 def unpack_properties(header: bytes) -> dict[str, Any]:
     """Return the properties of a content header frame, as a dict of its own.
 
+    A header with a time stamp that no ``datetime`` can be is an integer (seconds, perhaps negative).
+
     Arguments:
         header: the frame's payload: class, weight, body size (12 bytes), then the block.
 
     Raises:
-        DecodeError: it is cut off, or holds what no property can be.
+        DecodeError: it is cut off, or holds what no property can be; see :func:`readable_properties`.
     """
     block = header[12:]
     known = _unpacked.get(block)
@@ -228,9 +249,12 @@ def unpack_properties(header: bytes) -> dict[str, Any]:
     try:
         flags: int = _flags.unpack_from(block)[0]
         properties = _unpack(block, flags)
-    except (*UNREADABLE, TypeError, OSError, FrameSyntaxError) as exc:
+    except _NO_BLOCK as exc:
         # Brokers do not check properties: a time stamp of the year 60,000, endless nesting, the types of
         # another protocol.
+        properties, is_whole = _salvage(block)
+        if is_whole:
+            return properties
         raise DecodeError(
             f"the properties of a message cannot be read: {type(exc).__name__}"
         ) from exc
@@ -301,3 +325,105 @@ def _parse(
             properties[name] = _long_long.unpack_from(block, position)[0]
             position += 8
     return position
+
+
+def readable_properties(header: bytes) -> dict[str, Any]:
+    """Return those of the properties of a content header frame that can be read; see there."""
+    return _salvage(header[12:])[0]
+
+
+def _salvage(block: bytes) -> tuple[dict[str, Any], bool]:
+    """Return what can be read of a block that amqp cannot read, and whether that is all of it."""
+    properties: dict[str, Any] = {}
+    is_whole = True
+    try:
+        flags = _flags.unpack_from(block)[0]
+        position = 2
+        for field in _fields_of((*_EARLY, *_LATE), flags):
+            if field[2] == "t":
+                start = position + 4
+                position = start + _long.unpack_from(block, position)[0]
+                # The fields behind the table can be read, whatever is in it.
+                properties[field[0]], is_whole = _salvage_table(block[:position], start)
+            else:
+                position = _parse(block, position, (field,), properties)
+    except _NO_BLOCK:
+        is_whole = False
+    return properties, is_whole and position <= len(block)
+
+
+def _salvage_table(block: bytes, position: int) -> tuple[dict[Any, Any], bool]:
+    """Return the readable items of a table that ends where *block* does, and whether these are all."""
+    table: dict[Any, Any] = {}
+    is_whole = True
+    try:
+        while position < len(block):
+            start = position + 1
+            position = start + block[position]
+            name = _table_text(block[start:position])
+            try:
+                table[name], position = _item(block, position)
+            except RecursionError:
+                is_whole = False
+                position += 5 + _long.unpack_from(block, position + 1)[0]
+    except _NO_BLOCK:
+        is_whole = False
+    return table, is_whole
+
+
+def _item(block: bytes, position: int) -> tuple[Any, int]:
+    """Return the value at *position* of a table or an array, as amqp reads it, and where it ends."""
+    kind = block[position]
+    position += 1
+    number = _numbers.get(kind)
+    if number is not None:
+        values = number.unpack_from(block, position)
+        position += number.size
+        if kind == 0x54:  # T
+            return _time(values[0]), position
+        if kind == 0x44:  # D
+            return Decimal(values[1]) / Decimal(10 ** values[0]), position
+        return (values[0] if values else None), position
+    start = position + 4
+    end: int = start + _long.unpack_from(block, position)[0]
+    if end > len(block):
+        raise FrameSyntaxError("a value is cut off")
+    if kind == 0x53:  # S
+        return _table_text(block[start:end]), end
+    if kind == 0x78:  # x
+        return block[start:end], end
+    if kind == 0x41:  # A
+        array = []
+        while start < end:
+            value, start = _item(block, start)
+            array.append(value)
+        return array, end
+    if kind == 0x46:  # F
+        table = {}
+        while start < end:
+            position = start + 1 + block[start]
+            name = _table_text(block[start + 1 : position])
+            table[name], start = _item(block, position)
+        return table, end
+    raise FrameSyntaxError(f"no type of AMQP: {kind}")
+
+
+def _time(seconds: int) -> datetime | int:
+    """Return a time stamp as amqp does: in UTC, without a zone; one of no year as its seconds.
+
+    amqp takes a negative one, of a time before 1970, for one of the far future.
+    """
+    try:
+        if seconds >= 0:
+            return datetime.fromtimestamp(seconds, tz=timezone.utc).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return seconds
+
+
+def _table_text(raw: bytes) -> str | bytes:
+    """Return text of a table; bytes that are not UTF-8 stay bytes, as in amqp."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.exceptions import DecodeError
-from greenconn.transport.amqp.message import Delivery, Outgoing
+from greenconn.transport.amqp.message import Delivery, Outgoing, ReturnedMessage
 from greenconn.transport.amqp.properties import pack_properties, unpack_properties
 
 
@@ -289,11 +291,126 @@ def test_what_is_not_utf_8_is_shown() -> None:
     assert message.properties == {"content_type": "applicatio", "correlation_id": "i\\xffd"}
 
 
-def test_properties_that_cannot_be_read_are_an_error_of_decoding() -> None:
-    block = b"\x20\0\0\0\0\x0b\1tT" + b"\xff" * 8
-    message = Delivery(None, 1, b"\0\x3c\0\x3c\3tag" + bytes(11), bytes(12) + block, b"{}", "tag")
-    assert message.headers == message.properties == {}
+def table_of(*items: bytes) -> bytes:
+    """A property block with headers ``a``, ``b``... of these values, and what stands behind them."""
+    content = b"".join(b"\1" + bytes((97 + at,)) + item for at, item in enumerate(items))
+    early = b"\x10application/json\5utf-8" + struct.pack(">I", len(content)) + content
+    return b"\xee\x40" + early + b"\2\4corr\5reply" + struct.pack(">Q", 2**63 + 5)
+
+
+def received(block: bytes, body: bytes = b"{}") -> Delivery:
+    method = b"\0\x3c\0\x3c\3tag" + bytes(11)
+    return Delivery(None, 1, method, bytes(12) + block, body, "tag")
+
+
+FAR = b"T" + struct.pack(">Q", 1_764_000_000_000)
+
+
+@pytest.mark.parametrize(
+    ("item", "value"),
+    [
+        (FAR, 1_764_000_000_000),  # milliseconds
+        (b"T" + struct.pack(">q", -5), -5),  # before 1970
+        (b"T" + b"\xff" * 8, -1),
+        (b"T\x7f" + b"\xff" * 7, 2**63 - 1),
+        (b"T" + struct.pack(">Q", 1_764_000_000), datetime(2025, 11, 24, 16, 0)),
+        (b"A" + struct.pack(">I", 9) + FAR, [1_764_000_000_000]),
+        (b"F" + struct.pack(">I", 11) + b"\1t" + FAR, {"t": 1_764_000_000_000}),
+        (b"t\1", True),
+        (b"t\0", False),
+        (b"b\xff", -1),
+        (b"B\xff", 255),
+        (b"s\xff\xfe", -2),
+        (b"U\xff\xfe", -2),
+        (b"u\xff\xfe", 65534),
+        (b"I\xff\xff\xff\xfd", -3),
+        (b"i\xff\xff\xff\xfd", 2**32 - 3),
+        (b"l" + struct.pack(">q", -(2**60)), -(2**60)),
+        (b"L" + struct.pack(">q", -(2**60)), -(2**60)),
+        (b"f" + struct.pack(">f", 1.5), 1.5),
+        (b"d" + struct.pack(">d", 1.1), 1.1),
+        (b"D\2" + struct.pack(">i", -150), Decimal("-1.5")),
+        (b"D\xff" + struct.pack(">i", 7), Decimal("7E-255")),
+        (b"S\0\0\0\3\xe2\x82\xac", "\u20ac"),
+        (b"S\0\0\0\2\xff\xfe", b"\xff\xfe"),
+        (b"x\0\0\0\2ab", b"ab"),
+        (b"V", None),
+        (b"A\0\0\0\0", []),
+        (b"F\0\0\0\0", {}),
+        (b"A\0\0\0\4t\1VV", [True, None, None]),
+    ],
+)
+def test_a_header_of_each_type_beside_one_out_of_range(item: bytes, value: Any) -> None:
+    message = received(table_of(item, FAR, b"S\0\0\0\4last"))
+    assert message.payload == {}
+    headers = {"a": value, "b": 1_764_000_000_000, "c": "last"}
+    assert message.headers == headers
+    assert [type(each) for each in message.headers.values()] == list(map(type, headers.values()))
+    assert message.properties == {
+        "application_headers": headers,
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "priority": 2,
+        "correlation_id": "corr",
+        "reply_to": "reply",
+        "timestamp": 2**63 + 5,
+    }
+    if item is not FAR and item[:1] != b"T":  # the type alone, as amqp reads it
+        assert received(table_of(item)).headers == {"a": value}
+    # It can be sent again, and is the same then.
+    packed = pack_properties(2, None, None, {**headers}, {"timestamp": 2**63 + 5})
+    found = unpack_properties(header_of(packed))
+    assert found["timestamp"] == 2**63 + 5
+    if item[:1] != b"x":  # amqp has no letter for bytes
+        assert found["application_headers"] == headers
+
+
+DEEP = b"V"
+for _ in range(3000):
+    DEEP = b"A" + struct.pack(">I", len(DEEP)) + DEEP
+
+
+@pytest.mark.parametrize(
+    ("items", "headers"),
+    [
+        ((b"t\1", b"Q"), {"a": True}),  # a type of another protocol
+        ((b"t\1", b"A\0\0\0\1Q", b"t\1"), {"a": True}),
+        ((b"t\1", b"S\xff\xff\xff\xff"), {"a": True}),
+        ((b"t\1", b"A\xff\xff\xff\xff"), {"a": True}),
+        ((FAR, b"I\0\0"), {"a": 1_764_000_000_000}),
+        ((b"t\1", DEEP, b"t\0"), {"a": True, "c": False}),
+    ],
+)
+def test_headers_of_which_not_all_can_be_read(items: tuple[bytes], headers: dict[str, Any]) -> None:
+    message = received(table_of(*items))
+    assert message.headers == headers
+    assert (message.content_type, message.content_encoding) == ("application/json", "utf-8")
+    assert (message.properties["correlation_id"], message.properties["reply_to"]) == (
+        "corr",
+        "reply",
+    )
     assert message.body == b"{}"
     assert [kind for kind, _, _ in message.errors] == [DecodeError]
     with pytest.raises(DecodeError, match="properties of a message cannot be read"):
         message.decode()
+    back = ReturnedMessage(None, "", "q", bytes(12) + table_of(*items), b"{}")
+    assert (back.headers, back.properties["reply_to"]) == (headers, "reply")
+    with pytest.raises(DecodeError, match="properties of a message cannot be read"):
+        back.decode()
+
+
+def test_a_message_that_came_back_has_a_time_out_of_range() -> None:
+    back = ReturnedMessage(None, "", "q", bytes(12) + table_of(FAR), b"{}")
+    assert (back.headers, back.payload) == ({"a": 1_764_000_000_000}, {})
+
+
+def test_a_block_that_is_cut_off_has_what_stands_before() -> None:
+    block = table_of(FAR, b"S\0\0\0\4last")
+    for size in range(len(block)):
+        message = received(block[:size])
+        headers = {"a": 1_764_000_000_000, "b": "last"}
+        assert headers.items() >= message.headers.items()
+        if size > 20:
+            assert message.content_type == "application/json"
+        with pytest.raises(DecodeError):
+            message.decode()
