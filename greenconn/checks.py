@@ -51,7 +51,12 @@ _tolerated: set[tuple[str, str]] | None = None
 
 def is_number(value: object) -> bool:
     """Return whether *value* is a finite number, but not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 @overload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, nan
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from greenconn.checks import in_seconds, is_number
@@ -23,6 +23,8 @@ __all__ = [
 
 #: The header of RabbitMQ's plug-in for delayed messages, in milliseconds, which the stores obey.
 DELAY: Final = "x-delay"
+#: Seconds of the longest delay: a hundred years, which every store's clock can add.
+LONGEST: Final = 100 * 365 * 86_400.0
 
 
 class DelayedRoute(NamedTuple):
@@ -47,8 +49,11 @@ def checked_delay(seconds: Any) -> float | None:
     if seconds is None:
         return None
     seconds = in_seconds(seconds)
-    if not is_number(seconds) or seconds < 0:
-        raise ValueError(f"delay must be a number of seconds, at least 0, or None, got {seconds!r}")
+    if not is_number(seconds) or not 0 <= seconds <= LONGEST:
+        raise ValueError(
+            f"delay must be a number of seconds, at least 0 and at most {LONGEST:.0f}, or None, got "
+            f"{seconds!r}"
+        )
     return float(seconds) or None
 
 
@@ -86,17 +91,21 @@ def delay_of(headers: Mapping[str, Any]) -> float:
     """Return a message's delay in seconds, from the header (in ms) of RabbitMQ's plug-in.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: it is no number, or above a hundred years.
     """
     given = headers.get(DELAY)
     if given is None:
         return 0.0
     try:
-        return max(float(given), 0.0) / 1000
-    except (TypeError, ValueError):
+        seconds = float(given) / 1000
+    except (TypeError, ValueError, OverflowError):
+        seconds = nan
+    if not seconds <= LONGEST:
         raise ValueError(
-            f"header x-delay must be a number of milliseconds, got {given!r}"
-        ) from None
+            f"header x-delay must be a number of milliseconds, at most {LONGEST * 1000:.0f}, got "
+            f"{given!r:.100}"
+        )
+    return max(seconds, 0.0)
 
 
 def header_route(

@@ -6,6 +6,7 @@ of a turn comes, so that those of the other greenlets go with it, in one call.
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import OnDemand
+from greenconn.identity import uuid
+from greenconn.jsoncodec import dumps
+from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
     from greenconn.broker.link import StoreLink
@@ -36,8 +40,6 @@ class _SettleBatch:
 
 class StoreSettler:
     """See :class:`~greenconn.broker.settlement_port.MessageSettler`."""
-
-    keeps_unreadable = False
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
@@ -109,6 +111,18 @@ class StoreSettler:
 
     def return_unheld(self, delivery: Any) -> None:
         """Do nothing: its lease has ended, so that it is back."""
+
+    def unread(self, message: HeldMessage) -> Envelope:
+        """Return an envelope with what cannot be read as its body."""
+        body = message.raw or dumps(message.envelope).encode()
+        encoding = self._store.body_encoding
+        return {
+            "body": b2a_base64(body, newline=False).decode() if encoding else body,
+            "content-type": None,
+            "content-encoding": None,
+            "headers": {},
+            "properties": {"body_encoding": encoding, "delivery_tag": uuid()},
+        }
 
     def postpone(self, message: HeldMessage) -> Disposition:
         """Requeue a message after a lease; it is dead-lettered again then."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.broker.port import Entry
 from greenconn.broker.settlement_port import HeldMessage
+from greenconn.encoding import safe_repr
 from greenconn.exceptions import NotFound
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope
@@ -34,11 +35,26 @@ logger = logging.getLogger("greenconn.broker")
 
 #: How often a message was delivered before (RabbitMQ's name).
 DELIVERY_COUNT: Final = "x-delivery-count"
+#: Deaths for one reason that are counted.
+_MOST_DEATHS: Final = 2**53
 
 
 def carbon_copies(headers: Mapping[str, Any], *names: str) -> list[str]:
-    """Return the routing keys that the headers *names* (``CC`` and ``BCC``) add to a message's own."""
-    return [key for name in names for key in headers.get(name) or ()]
+    """Return the routing keys that the headers *names* (``CC`` and ``BCC``) add to a message's own.
+
+    Raises:
+        ValueError: a header is not a list of routing keys.
+    """
+    found: list[str] = []
+    for name in names:
+        keys = headers.get(name)
+        if keys:
+            if not (isinstance(keys, (list, tuple)) and all(map(is_name, keys))):
+                raise ValueError(
+                    f"header {name} must be a list of routing keys, got {safe_repr(keys)[:100]}"
+                )
+            found += keys
+    return found
 
 
 def visible_headers(headers: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,7 +91,7 @@ def with_death(
     earlier: list[Mapping[str, Any]] = []
     for each in _deaths_in(headers):
         if (each["queue"], each["reason"]) == (queue, reason):
-            death = {**each, "count": each["count"] + 1}
+            death = {**each, "count": min(max(each["count"], 0), _MOST_DEATHS) + 1}
         else:
             earlier.append(each)
     found = {**headers, "x-death": [death, *earlier]}
@@ -105,21 +121,22 @@ def dead_letter(
         routing_key: with which; None keeps the message's own.
         reason: ``rejected``, ``expired``, ``maxlen`` or ``delivery_limit``.
 
-    Raises:
-        Exception: it is no envelope; a stranger's may be of any form.
+    A malformed part is taken for absent; the routing key is the name of the queue then.
     """
-    properties = dict(envelope["properties"])
-    info = properties["delivery_info"]
-    key = info["routing_key"] if routing_key is None else routing_key
-    if not is_name(key):
-        raise TypeError(f"a routing key must be text, got {key!r}")
-    headers = dict(envelope.get("headers") or {})
+    properties, given = dict(envelope["properties"]), envelope.get("headers")
+    headers = dict(given) if isinstance(given, Mapping) else {}
+    info = properties.get("delivery_info")
+    known = info if isinstance(info, Mapping) else {}
+    given_to, given_key = known.get("exchange"), known.get("routing_key")
+    published_to: str = given_to if is_name(given_to) else ""
+    own_key: str = given_key if is_name(given_key) else queue
+    key = own_key if routing_key is None else routing_key
     for name in ("CC", "BCC"):
         if name in headers:
             copies = headers[name] if isinstance(headers[name], list) else []
             headers[name] = [each for each in copies if is_name(each)]
     expiration = properties.pop("expiration", None)
-    source = (queue, info.get("exchange", ""), info["routing_key"])
+    source = (queue, published_to, own_key)
     headers = with_death(headers, reason, source, expiration)
     # Its deliveries are counted anew where it goes now.
     for name in (DELIVERY_COUNT, "redelivered"):
@@ -154,18 +171,13 @@ def dead_letter_entries(link: LeasedLink, message: HeldMessage, reason: str) -> 
     target = policy.dead_letter_target(queue, link.options.dead_letter_queue)
     if target is None:
         return ()
-    letter: Envelope | None = None
-    if envelope is not None:
-        try:
-            letter = dead_letter(envelope, queue, *target, reason)
-        except Exception:  # there is nothing that an envelope of a stranger cannot be
-            pass
-    if letter is not None:
+    if envelope is None or not isinstance(envelope.get("properties"), Mapping):
+        envelope = link.settler.unread(message)
+    letter: Envelope = {}
+    key, headers = target.routing_key or queue, {}
+    if envelope:
+        letter = dead_letter(envelope, queue, *target, reason)
         key, headers = letter["properties"]["delivery_info"]["routing_key"], letter["headers"]
-    elif link.settler.keeps_unreadable:
-        key, headers = target.routing_key or queue, {}
-    else:
-        return ()
     try:
         queues = link.routing.routes(target.exchange, key, headers)
     except NotFound:
@@ -177,6 +189,6 @@ def dead_letter_entries(link: LeasedLink, message: HeldMessage, reason: str) -> 
             extra={"connection": link.where, "queue": queue},
         )
         return ()
-    if letter is not None and reason != "rejected":
+    if letter and reason != "rejected":
         queues = [each for each in queues if not is_cycle(each, headers["x-death"])]
-    return link.entries(letter or {}, queues) if queues else ()
+    return link.entries(letter, queues) if queues else ()

@@ -97,7 +97,6 @@ class MessageSettler(Protocol):
 
     Attributes:
         ack_limit: handles that one call may have.
-        keeps_unreadable: a message that cannot be read may be stored in another queue.
         lease: seconds that a message is held without renewal; None: as long as the link lives.
         outlives_link: the next life of a connection can settle what this one has claimed.
         renewal_interval: seconds between two renewals; None: there is nothing to renew.
@@ -109,8 +108,6 @@ class MessageSettler(Protocol):
     def renewal_interval(self) -> float | None: ...
     @property
     def ack_limit(self) -> int: ...
-    @property
-    def keeps_unreadable(self) -> bool: ...
     @property
     def outlives_link(self) -> bool: ...
 
@@ -125,6 +122,9 @@ class MessageSettler(Protocol):
 
     def return_unheld(self, delivery: Any) -> None:
         """Requeue a delivery that is not held, where that can be done."""
+
+    def unread(self, message: HeldMessage) -> Envelope:
+        """Return the envelope of a dead letter that cannot be read; an empty one: it moves as it is."""
 
     def postpone(self, message: HeldMessage) -> Disposition | None:
         """Return what becomes of a message that cannot become a dead letter now.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.compression import compress
 from greenconn.defaults import publishing_connection
 from greenconn.delays import DELAY
+from greenconn.encoding import safe_repr
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
@@ -34,6 +35,7 @@ __all__ = [
     "FAILURE_HEADERS",
     "FIRST_FAILURE",
     "NOT_COPIED",
+    "OBEYED",
     "QUEUE",
     "REASON",
     "ROUTING_KEY",
@@ -88,7 +90,7 @@ NOT_COPIED: Final = frozenset(
     }
 )
 #: Headers that the broker would obey again.
-_OBEYED: Final = (DELAY, "CC", "BCC")
+OBEYED: Final = (DELAY, "CC", "BCC")
 
 
 class FailedMessages:
@@ -164,7 +166,7 @@ class FailedMessages:
             attempts: how often its handler has failed; 0: its body could not be decoded.
         """
         headers = _failure_headers(message, attempts)
-        for name in _OBEYED:
+        for name in OBEYED:
             headers.pop(name, None)
         headers[QUEUE] = queue
         headers[REASON] = "failed" if attempts else "undecodable"
@@ -202,7 +204,7 @@ class FailedMessages:
 def attempts_of(message: Message) -> int:
     """Return how often a message failed before it was sent again."""
     known = message.headers.get(ATTEMPTS)
-    return min(known, MOST_ATTEMPTS) if isinstance(known, int) and known > 0 else 0
+    return min(known, MOST_ATTEMPTS) if type(known) is int and known > 0 else 0
 
 
 def note_failure(message: Message) -> None:
@@ -237,9 +239,22 @@ def resent(message: Message, options: PublishOptions, headers: dict[str, Any]) -
     properties = message.properties
     kind: Any = getattr(message, "content_type", None)
     encoding: Any = getattr(message, "content_encoding", None)
-    outgoing = OutgoingMessage(options, body, kind, encoding, headers)
+    outgoing = OutgoingMessage(options, _sendable(body, encoding), kind, encoding, headers)
     outgoing.own = {name: each for name, each in properties.items() if name not in NOT_COPIED}
     return outgoing
+
+
+def _sendable(body: Any, encoding: Any) -> Any:
+    """Return a received body as text that *encoding* can encode, or as bytes."""
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return body
+    if not isinstance(body, str):  # of an envelope that another program has written
+        body = "" if body is None else safe_repr(body)
+    try:
+        body.encode(encoding or "utf-8")
+    except (LookupError, TypeError, ValueError):
+        return body.encode("utf-8", "surrogatepass")
+    return body
 
 
 def priority_of(message: Message) -> dict[str, Any]:

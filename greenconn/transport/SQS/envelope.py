@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 
 from greenconn.broker.port import Claimed, Entry
 from greenconn.identity import uuid
-from greenconn.jsoncodec import dumps, loads
+from greenconn.jsoncodec import dumps
 from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.options import RECEIVE_COUNT
-from greenconn.transport.virtual.envelope import UNSENDABLE, unsendable
+from greenconn.transport.virtual.envelope import UNSENDABLE, read_envelope, unsendable
 
 __all__ = ["Held", "Packed", "message_attributes", "opened", "packed"]
 
@@ -183,7 +183,7 @@ def opened(message: Mapping[str, Any], queue: Any) -> Claimed:
     task = headers.get("task") if isinstance(headers, dict) else None
     try:
         count = int((message.get("Attributes") or {}).get(RECEIVE_COUNT, 1))
-    except ValueError:
+    except (TypeError, ValueError):
         count = 1
     held = Held(
         queue.name, message["ReceiptHandle"], count, task if isinstance(task, str) else None
@@ -197,7 +197,7 @@ def opened(message: Mapping[str, Any], queue: Any) -> Claimed:
 def _envelope(text: str) -> dict[str, Any]:
     if text[:1] == "{":
         try:
-            read = loads(text)
+            read = read_envelope(text)
         except (ValueError, RecursionError):
             read = None
         if isinstance(read, dict) and isinstance(read.get("properties"), dict):

@@ -34,6 +34,7 @@ from greenconn.transport.beanstalk.presence import Presence
 from greenconn.transport.beanstalk.publishing import EXPIRES_AT, JobPublisher, exists, queue_tube
 from greenconn.transport.beanstalk.topology import QUEUES, BeanstalkTopology, Content, Records
 from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.envelope import read_envelope
 from greenconn.wire.beanstalk import Reply, line, queue_of
 from greenconn.wire.tls import tls_session
 
@@ -282,11 +283,11 @@ _SETTLED: Final = frozenset({b"DELETED", b"RELEASED", b"BURIED", b"NOT_FOUND"})
 def _envelope(body: bytes) -> dict[str, Any] | None:
     """Read a message; None: it is not of kombu's form."""
     try:
-        envelope = loads(body)
+        envelope = read_envelope(body)
     except ValueError:
         return None
-    is_ours = isinstance(envelope, dict) and isinstance(envelope.get("properties"), dict)
-    return envelope if is_ours and "body" in envelope else None
+    is_one = isinstance(envelope, dict) and "body" in envelope and "properties" in envelope
+    return envelope if is_one else None
 
 
 def _fields(declaration: Declaration) -> Content:

@@ -37,8 +37,8 @@ from urllib.parse import quote, unquote
 
 from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.topology_port import Row
-from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.virtual.envelope import mark_redelivered
+from greenconn.jsoncodec import dumps
+from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [
@@ -216,7 +216,7 @@ def released(
 
 def _marked_redelivered(payload: Any) -> Any:
     try:
-        envelope = loads(payload)
+        envelope = read_envelope(payload)
         mark_redelivered(envelope)
         return dumps(envelope)
     except Exception:  # a stranger's may be of any form
@@ -226,7 +226,7 @@ def _marked_redelivered(payload: Any) -> Any:
 def claim_of(doc: Document, handle: Handle, queue: str) -> Claimed:
     """Return the claim of a message whose document was read before the claim."""
     envelope = _envelope(doc)
-    raw = b"" if envelope is not None else json.dumps(doc.get("payload")).encode()
+    raw = b"" if envelope is not None else _raw(doc.get("payload"))
     expires = doc.get("expires_at")
     is_late = isinstance(expires, (int, float)) and expires <= time.time()
     return Claimed(
@@ -239,14 +239,19 @@ def claim_of(doc: Document, handle: Handle, queue: str) -> Claimed:
     )
 
 
+def _raw(payload: Any) -> bytes:
+    text = payload if isinstance(payload, str) else json.dumps(payload)
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _unseen(doc: Document) -> int:
     unseen = doc.get("unseen")
-    return unseen if isinstance(unseen, int) else 0
+    return max(unseen, 0) if isinstance(unseen, int) else 0
 
 
 def _envelope(doc: Document) -> Envelope | None:
     try:
-        envelope: Any = loads(doc["payload"])
+        envelope: Any = read_envelope(doc["payload"])
     except (ValueError, TypeError, KeyError):
         return None
     is_one = isinstance(envelope, dict) and "body" in envelope and "properties" in envelope

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
+from greenconn.jsoncodec import dumps
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.qos import keeps_only_here
 from greenconn.transport.virtual.envelope import WHAT, checked
@@ -43,14 +44,20 @@ class Message(BaseMessage):
         self.queue = queue
         self.consumer: Consumer | None = None
         self.is_noted = False
+        error: DecodeError | None = None
         try:
             properties, headers, content_type, content_encoding, body = checked(payload)
-            if body and channel is not None:
-                body = channel.decode_body(body, properties.get("body_encoding"))
         except Exception as exc:
             super().__init__(body=payload, channel=channel, **kwargs)
             self._note(decode_error(exc, WHAT))
             return
+        try:
+            if body is not None and not isinstance(body, (str, bytes)):
+                body = dumps(body)  # its publisher did not serialize it
+            elif body and channel is not None:
+                body = channel.decode_body(body, properties.get("body_encoding"))
+        except Exception as exc:
+            error = decode_error(exc, WHAT)
         tag = properties.get("delivery_tag")
         super().__init__(
             body=body,
@@ -67,6 +74,8 @@ class Message(BaseMessage):
             postencode="utf-8",
             **kwargs,
         )
+        if error is not None:
+            self._note(error)
 
     def _note(self, error: DecodeError) -> None:
         """Have decoding raise *error*, as the message cannot be read."""

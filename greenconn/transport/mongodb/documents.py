@@ -20,8 +20,7 @@ from typing import Any, Final, NamedTuple
 from bson import ObjectId
 
 from greenconn.broker.port import Claimed, Entry
-from greenconn.jsoncodec import loads
-from greenconn.transport.virtual.envelope import mark_redelivered
+from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 
 __all__ = [
     "DEAD_AT",
@@ -108,9 +107,10 @@ def claimed_of(
     """
     handle = Handle(document["_id"], claim)
     payload: Any = document.get("payload")
-    deliveries = int(document.get("deliveries") or 0) - counted
+    known = document.get("deliveries")
+    deliveries = max(known - counted, 0) if isinstance(known, int) else 0
     try:
-        envelope = loads(payload)
+        envelope = read_envelope(payload)
         if isinstance(envelope, dict):
             if REDELIVERED in document:
                 with suppress(Exception):  # a stranger's may be of any form

@@ -17,13 +17,14 @@ from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.port import Claimed
 from greenconn.delays import DELAY
-from greenconn.jsoncodec import dumps, loads
+from greenconn.jsoncodec import dumps
 from greenconn.transport.virtual import envelope
 from greenconn.transport.virtual.envelope import (
     UNSENDABLE,
     Contents,
     contents_of,
     mark_redelivered,
+    read_envelope,
     unsendable,
 )
 from greenconn.transport.virtual.publishing import Envelope, copied, encoded
@@ -194,8 +195,10 @@ def marked_redelivered(
         it is, with 0 and None.
     """
     try:
-        envelope = loads(raw)
-        headers = envelope.setdefault("headers", {})
+        envelope = read_envelope(raw)
+        headers = envelope.get("headers")
+        if not isinstance(headers, dict):
+            headers = envelope["headers"] = {}
         known = headers.get(DELIVERY_COUNT)
         deliveries = known if isinstance(known, int) and known > 0 else 0
         if is_counted:
@@ -262,7 +265,7 @@ class Delivery(envelope.Delivery):
     def envelope(self) -> Envelope | None:
         """As it was stored; None where it cannot be read."""
         try:
-            found = loads(self.raw)
+            found = read_envelope(self.raw)
         except (ValueError, TypeError, RecursionError):
             return None
         return found if isinstance(found, dict) else None

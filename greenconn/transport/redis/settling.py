@@ -23,6 +23,7 @@ from greenconn.transport.redis.envelope import Delivery, marked_redelivered
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.keys import HIGHEST, Keys
 from greenconn.transport.redis.scripts import MOVE
+from greenconn.transport.virtual.envelope import read_envelope
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.wire.resp import pack
@@ -170,7 +171,7 @@ def _written(envelope: Envelope) -> bytes | None:
 
 def _read(raw: bytes) -> Any:
     try:
-        return loads(raw)
+        return read_envelope(raw)
     except (ValueError, TypeError, RecursionError):
         return None
 
@@ -228,7 +229,7 @@ def read_held(field: str, value: bytes) -> Held | None:
             # As it was put together, so that a message that is no JSON comes back too.
             raw, exchange, routing_key = value[1:at], "", loads(value[at + len(_BETWEEN) : -1])
         else:
-            message, exchange, routing_key = loads(value)
+            message, exchange, routing_key = read_envelope(value)
             raw = dumps(message).encode()
     except (ValueError, TypeError, RecursionError):
         return None

@@ -54,6 +54,7 @@ from greenconn.transport.redis.settling import (
     number_of,
 )
 from greenconn.transport.refusal import Method, in_exclusive_use
+from greenconn.transport.virtual.publishing import Envelope
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
@@ -265,7 +266,6 @@ class RedisSettler:
     """
 
     ack_limit = 500
-    keeps_unreadable = True
     outlives_link = True
 
     def __init__(
@@ -377,6 +377,10 @@ class RedisSettler:
             return
         for key, raw in move_of(commands, Disposition(delivery, Settlement.REQUEUE)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
+
+    def unread(self, message: HeldMessage) -> Envelope:
+        """Return an empty envelope: a message that cannot be read is moved as it is."""
+        return {}
 
     def postpone(self, message: HeldMessage) -> None:
         """Leave a message held, until the lease is renewed."""

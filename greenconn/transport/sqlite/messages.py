@@ -16,10 +16,10 @@ from greenconn.broker.port import (
     Settlement,
     SettleRequest,
 )
-from greenconn.jsoncodec import dumps, loads
+from greenconn.jsoncodec import dumps
 from greenconn.transport.sqlite.queues import Pipes, QueueRow, Queues, note_waiting, take_waiting
 from greenconn.transport.sqlite.sql import chunks, in_list, rows_of
-from greenconn.transport.virtual.envelope import mark_redelivered
+from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 from greenconn.transport.virtual.publishing import Envelope
 
 __all__ = [
@@ -233,7 +233,7 @@ def _written(envelope: Envelope) -> tuple[str, bytes]:
 
 def _read(text: str, body: bytes) -> Envelope | None:
     try:
-        envelope: Envelope = loads(text)
+        envelope: Envelope = read_envelope(text)
         envelope["body"] = body
         return envelope
     except (ValueError, TypeError, RecursionError):  # a stranger may have written it
@@ -459,7 +459,7 @@ def _mark_redelivered(db: sqlite3.Connection, where: str, values: Sequence[Any])
     marked: list[tuple[str, int]] = []
     for id, text in found.fetchall():
         try:
-            envelope = loads(text)
+            envelope = read_envelope(text)
             mark_redelivered(envelope)
             marked.append((dumps(envelope), id))
         except Exception:  # a stranger may have written it

@@ -10,14 +10,16 @@ A delivery reads its envelope when its fields are first used.
 from __future__ import annotations
 
 import base64
+import json
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.encoding import as_text
 from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
-from greenconn.jsoncodec import dumps, loads
+from greenconn.jsoncodec import NestedTooDeeply, dumps, loads, object_hook
 from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads as loads_body
 
@@ -30,11 +32,13 @@ __all__ = [
     "Base64",
     "Contents",
     "Delivery",
+    "UnreadableBody",
     "check_headers",
     "checked",
     "contents_in",
     "contents_of",
     "mark_redelivered",
+    "read_envelope",
     "unsendable",
 ]
 
@@ -93,54 +97,114 @@ def _usual_contents(raw: bytes) -> Contents | None:
     return properties, found.headers or {}, found.content_type, found.content_encoding, found.body
 
 
+class UnreadableBody(DecodeError):
+    """The body of an envelope cannot be read.
+
+    Attributes:
+        contents: its parts, with the body as it was stored.
+    """
+
+    contents: Contents
+
+
 def contents_of(raw: bytes) -> Contents:
     """Open an envelope of which the body is text, or bytes in base 64.
 
     Raises:
         DecodeError: it is not JSON, or is not what an envelope must be.
+        UnreadableBody: the body is neither; has the other parts.
     """
     contents = _usual_contents(raw)
     if contents is not None:
         return contents
     try:
-        envelope = loads(raw)
+        envelope = read_envelope(raw)
     except Exception as exc:
         raise decode_error(exc, WHAT) from exc
     return contents_in(envelope)
 
 
+def read_envelope(raw: str | bytes) -> Any:
+    """Return a JSON value in which an object that only looks like a typed value stays an object.
+
+    Integers with more digits than Python reads become text.
+
+    Raises:
+        TypeError, ValueError: it is not JSON.
+    """
+    try:
+        return loads(raw)
+    except NestedTooDeeply:
+        raise
+    except ValueError:
+        return loads(raw, _load_anyhow, object_hook=_typed_or_not)
+
+
+def _typed_or_not(value: dict[str, Any]) -> Any:
+    try:
+        return object_hook(value)
+    except ValueError:
+        return value
+
+
+def _integer(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+_load_anyhow: Final = partial(json.loads, parse_int=_integer)
+
+
 def contents_in(envelope: Any) -> Contents:
-    """Open an envelope that was read.
+    """Open an envelope that was read.  A body that is neither text nor bytes is taken for JSON.
 
     Raises:
         DecodeError: it is not what an envelope must be.
+        UnreadableBody: its body cannot be read; has the other parts.
     """
     try:
-        properties, headers, content_type, content_encoding, body = checked(envelope)
-        encoding = properties.get("body_encoding")
-        if encoding == "base64":
-            if body is not None:
-                body = a2b_base64(body)
-        elif body is not None and encoding and encoding.lower() != "utf-8":
-            raise LookupError(f"body_encoding must be 'base64' or 'utf-8', got {encoding[:40]!r}")
-        return properties, headers, content_type, content_encoding, body
+        properties, headers, content_type, content_encoding, body = contents = checked(envelope)
     except Exception as exc:
         raise decode_error(exc, WHAT) from exc
+    try:
+        if not isinstance(envelope["properties"], dict):
+            raise TypeError("properties must be an object, which says how the body is encoded")
+        if body is None:
+            return contents
+        if not isinstance(body, (str, bytes)):
+            # Its publisher did not serialize it.
+            return properties, headers, content_type, content_encoding, dumps(body)
+        encoding = properties.get("body_encoding")
+        if encoding == "base64":
+            return properties, headers, content_type, content_encoding, a2b_base64(body)
+        if encoding is not None and encoding.lower() not in ("", "utf-8"):
+            raise LookupError(f"body_encoding must be 'base64' or 'utf-8', got {encoding[:40]!r}")
+    except Exception as exc:
+        error = UnreadableBody(str(decode_error(exc, WHAT)))
+        error.contents = contents
+        raise error from exc
+    return contents
 
 
 def checked(envelope: Any) -> Contents:
-    """Return the contents of an envelope, which may come from an untrusted program."""
-    properties = envelope["properties"]
-    headers = envelope.get("headers") or {}
+    """Return the parts of an envelope, which may come from an untrusted program.
+
+    Properties, headers and ``delivery_info`` that are no objects are taken for empty ones.
+
+    Raises:
+        TypeError, LookupError: it is no object with properties.
+    """
+    properties, headers = envelope["properties"], envelope.get("headers")
+    if not isinstance(properties, dict):
+        properties = {}
+    if not isinstance(headers, dict):
+        headers = {}
+    info = properties.get("delivery_info")
+    if info is not None and not isinstance(info, dict):
+        properties = {**properties, "delivery_info": {}}
     body = envelope.get("body")
-    info = properties.get("delivery_info") or {}
-    if not (isinstance(headers, dict) and isinstance(properties, dict) and isinstance(info, dict)):
-        raise TypeError("properties, headers and delivery_info must be objects")
-    if body is not None and not isinstance(body, (str, bytes)):
-        raise TypeError("a body must be text")
-    encoding = properties.get("body_encoding")
-    if encoding is not None and not isinstance(encoding, str):
-        raise TypeError("body_encoding must be text")
     return properties, headers, envelope.get("content-type"), envelope.get("content-encoding"), body
 
 
@@ -150,7 +214,11 @@ def mark_redelivered(envelope: Any) -> None:
     Raises:
         Exception: it is no envelope; a stranger's may be of any form.
     """
-    envelope["properties"].setdefault("delivery_info", {})["redelivered"] = True
+    properties = envelope["properties"]
+    info = properties.get("delivery_info")
+    if not isinstance(info, dict):
+        info = properties["delivery_info"] = {}
+    info["redelivered"] = True
 
 
 class Base64:
@@ -286,8 +354,8 @@ class Delivery(Message):
         if self._stage == _RAW:
             try:
                 properties, headers, content_type, encoding, body = self._contents()
-            except DecodeError:
-                self._leave_unread()
+            except DecodeError as exc:
+                self._leave_unread(exc)
                 return
             _set_properties(self, properties)
             _set_headers(self, headers)
@@ -308,14 +376,16 @@ class Delivery(Message):
             _set_errors(self, errors)
             self._stage = _UNPACKED
 
-    def _leave_unread(self) -> None:
-        """Have decoding raise, as the envelope is unreadable; treat the rest as absent."""
+    def _leave_unread(self, exc: DecodeError) -> None:
+        """Have decoding raise, as not all of the envelope can be read; keep what can."""
         self._stage = _UNPACKED
         _set_errors(self, [])
         self._note_error()
-        self.properties, self.headers = {}, {}
-        self.content_type = self.content_encoding = None
-        _set_body(self, self.raw)
+        contents: Contents = {}, {}, None, None, self.raw
+        if isinstance(exc, UnreadableBody):
+            contents = exc.contents
+        self.properties, self.headers, self.content_type, self.content_encoding, body = contents
+        _set_body(self, body)
 
     @property
     def redelivered(self) -> bool:

@@ -12,12 +12,12 @@ import os
 import uuid
 from collections import deque
 from itertools import count
-from typing import Any, Final
+from typing import Final, TypeGuard
 
 __all__ = ["TagMaker", "generated_name", "is_lost", "is_name", "new_owner", "note_lost"]
 
 
-def is_name(value: Any) -> bool:
+def is_name(value: object) -> TypeGuard[str]:
     """Return whether *value*, which a stranger may have written, can name something."""
     if not isinstance(value, str):
         return False

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.abc import DeadlineLike
-from greenconn.encoding import as_text, plain_text
+from greenconn.delays import LONGEST
+from greenconn.encoding import as_text, plain_text, safe_repr
 from greenconn.exceptions import (
     AMQPNotImplementedError,
     ContentTooLarge,
@@ -261,7 +262,7 @@ def route_text(exchange: str, routing_key: str) -> str:
 
 
 def lifetime_of(expiration: Any) -> float:
-    """Return the seconds that the property ``expiration`` lets a message wait.
+    """Return the seconds that the property ``expiration`` lets a message wait, a hundred years at most.
 
     Raises:
         PreconditionFailed: it is no number of milliseconds from 0 up.
@@ -271,8 +272,10 @@ def lifetime_of(expiration: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         milliseconds = -1
     if milliseconds < 0:
-        raise invalid_argument(f"invalid expiration {expiration!r}", Method.BASIC_PUBLISH)
-    return milliseconds / 1000
+        raise invalid_argument(
+            f"invalid expiration {safe_repr(expiration)[:100]}", Method.BASIC_PUBLISH
+        )
+    return min(milliseconds, LONGEST * 1000) / 1000
 
 
 def level_of(priority: Any, highest: int) -> int:

@@ -21,10 +21,10 @@ class Settler:
     """A broker that answers when the test says so."""
 
     ack_limit = 2
-    keeps_unreadable = False
     outlives_link = True
     lease = 30.0
     renewal_interval = 10.0
+    unreadable: Envelope = {}
 
     def __init__(self) -> None:
         self.acks: list[Notified] = []
@@ -44,6 +44,9 @@ class Settler:
 
     def return_unheld(self, delivery: Any) -> None:
         self.unheld.append(delivery)
+
+    def unread(self, message: Any) -> Envelope:
+        return self.unreadable
 
     def postpone(self, message: Any) -> None:
         pass

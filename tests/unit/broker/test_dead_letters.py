@@ -109,9 +109,55 @@ def test_an_envelope_of_another_program() -> None:
     stored["properties"]["delivery_info"] = {"routing_key": "key"}
     letter = dead_letter(stored, "q", "x", None, "rejected")
     assert letter["headers"]["x-death"][0]["exchange"] == ""
-    stored["properties"]["delivery_info"]["routing_key"] = 7
-    with pytest.raises(TypeError, match="a routing key must be text, got 7"):
-        dead_letter(stored, "q", "x", None, "rejected")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"headers": 5},
+        {"headers": [1]},
+        {"headers": {"CC": 5, "BCC": [[], 1]}},
+        {"headers": {"x-death": 5, "x-first-death-queue": []}},
+        {"info": 5},
+        {"info": []},
+        {"info": None},
+        {"info": {"exchange": 5, "routing_key": []}},
+        {"info": {"exchange": [], "routing_key": "\ud800"}},
+        {"priority": [], "expiration": float("nan"), "correlation_id": {}},
+    ],
+    ids=str,
+)
+def test_an_envelope_with_a_malformed_part(part: dict[str, Any]) -> None:
+    stored = envelope()
+    stored["headers"] = part.pop("headers", {"own": 1})
+    stored["properties"]["delivery_info"] = part.pop(
+        "info", {"exchange": "in", "routing_key": "key"}
+    )
+    stored["properties"].update(part)
+    letter = dead_letter(stored, "q", "x", None, "rejected")
+    assert letter["body"] == "text"
+    key = letter["properties"]["delivery_info"]["routing_key"]
+    assert letter["properties"]["delivery_info"] == {"exchange": "x", "routing_key": key}
+    (death,) = letter["headers"]["x-death"]
+    assert (death["exchange"], key, death["routing-keys"]) in [
+        ("in", "key", ["key"]),
+        ("", "q", ["q"]),
+    ]
+    assert letter["properties"].get("correlation_id") == part.get("correlation_id")
+
+
+@pytest.mark.parametrize("count", [2**70, -5, 10**4000, True])
+def test_a_forged_number_of_deaths(count: int) -> None:
+    deaths = [{"queue": "q", "reason": "rejected", "count": count}]
+    letter = dead_letter(envelope({"x-death": deaths}), "q", "x", None, "rejected")
+    assert 1 <= letter["headers"]["x-death"][0]["count"] <= 2**53 + 1
+
+
+@pytest.mark.parametrize("keys", ["text", 5, {"a": 1}, ["a", 5], ["\ud800"], [["a"]], True])
+@pytest.mark.parametrize("name", ["CC", "BCC"])
+def test_copies_that_are_no_list_of_keys(name: str, keys: Any) -> None:
+    with pytest.raises(ValueError, match=f"header {name} must be a list of routing keys, got "):
+        carbon_copies({name: keys}, "CC", "BCC")
 
 
 def test_copies_are_distinguished_by_headers() -> None:
@@ -172,9 +218,6 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
         return ["dead"]
 
     monkeypatch.setattr(link, "routes", routes)
-    assert dead_letter_entries(link, foreign_message(), "rejected") == ()
-    assert asked == []
-    link.settler.keeps_unreadable = True
     (entry,) = dead_letter_entries(link, foreign_message(), "expired")
     assert (entry.queue, entry.envelope) == ("dead", {})
     assert asked == [("q", {})]  # with the name of its queue, as no key is known
@@ -182,6 +225,13 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     link.directory.declaration = lambda name: Declaration(arguments=arguments)
     dead_letter_entries(link, foreign_message(), "expired")
     assert asked[1:] == [("key", {})]
+    held: Any = Held("a")
+    held.envelope = {"properties": [], "body": "e30="}
+    assert dead_letter_entries(link, held, "expired")[0].envelope == {}
+    link.settler.unreadable = {"body": "raw", "properties": {}}
+    (entry,) = dead_letter_entries(link, foreign_message(), "rejected")
+    assert entry.envelope["body"] == "raw"
+    assert entry.envelope["headers"]["x-first-death-queue"] == "q"
 
 
 def test_the_log_tells_of_an_exchange_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:

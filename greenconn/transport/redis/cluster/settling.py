@@ -19,6 +19,7 @@ from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.fanout import topic_of
 from greenconn.transport.redis.partition import Partition
 from greenconn.transport.redis.settling import copies_of
+from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
     from greenconn.transport.redis.cluster.placement import ClusterPlacement
@@ -69,7 +70,6 @@ class ClusterSettler:
     """
 
     ack_limit = 500
-    keeps_unreadable = True
     outlives_link = True
 
     def __init__(self, partitions: ClusterPlacement, link: RedisLink) -> None:
@@ -173,6 +173,10 @@ class ClusterSettler:
     def return_unheld(self, delivery: Delivery) -> None:
         """Requeue a delivery that the server does not hold for us.  Never switches."""
         self._partitions.of(delivery.queue).settler.return_unheld(delivery)
+
+    def unread(self, message: HeldMessage) -> Envelope:
+        """Return an empty envelope: a message that cannot be read is moved as it is."""
+        return {}
 
     def postpone(self, message: HeldMessage) -> None:
         """Leave a message held, until the lease is renewed."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from greenconn.compression import compress
 from greenconn.exceptions import DecodeError
-from greenconn.jsoncodec import loads
+from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.envelope import Delivery, Outgoing, marked_redelivered
 from greenconn.transport.virtual import envelope as virtual
 from greenconn.transport.virtual.envelope import contents_in
@@ -116,6 +116,51 @@ def test_message_that_cannot_be_read() -> None:
         assert message.headers == {}
         with pytest.raises(Exception):  # noqa: B017 - whatever it was
             message.decode()
+
+
+@pytest.mark.parametrize("part", ["headers", "delivery_info"])
+def test_deliveries_are_counted_beside_a_malformed_part(part: str) -> None:
+    found = loads(envelope(Outgoing("x")))
+    (found if part == "headers" else found["properties"])[part] = 5
+    raw, count, _ = marked_redelivered(dumps(found).encode())
+    assert count == 1
+    message = Delivery(None, "f", 1, raw, "q")
+    assert message.redelivered
+    assert message.headers["x-delivery-count"] == 1
+
+
+def test_a_header_that_json_cannot_hold() -> None:
+    """All other parts are as they were sent, also when it goes back to its queue."""
+    digits = "9" * 5000
+    date = {"__type__": "datetime", "__value__": "2026-01-02T03:04:05"}
+    wrong = {"__type__": "datetime", "__value__": "2026-01-02T03:04:05 or so"}
+    found = loads(envelope(Outgoing("x", headers={"good": 1})))
+    found["headers"] |= {"date": date, "wrong": wrong, "count": 0}
+    raw = dumps(found).replace('"count": 0', f'"count": {digits}').encode()
+    expected = {"good": 1, "date": datetime(2026, 1, 2, 3, 4, 5), "wrong": wrong, "count": digits}
+    for _ in range(2):
+        message = Delivery(None, "f", 1, raw, "q")
+        assert message.payload == "x"
+        assert expected.items() <= message.headers.items()
+        raw, _, _ = marked_redelivered(raw)
+
+
+@pytest.mark.parametrize(
+    ("parts", "body"),
+    [
+        ({"body": "not base64!"}, "not base64!"),
+        ({"properties": {"body_encoding": "rot13"}}, "eA=="),
+        ({"properties": "text"}, "eA=="),
+    ],
+)
+def test_a_body_that_cannot_be_read_leaves_the_rest(parts: dict[str, Any], body: str) -> None:
+    found = {**loads(envelope(Outgoing("x", headers={"a": 1}))), **parts}
+    message = Delivery(None, "f", 1, dumps(found).encode(), "q")
+    assert message.headers == {"a": 1}
+    assert message.content_encoding == "utf-8"
+    assert message.body == body
+    with pytest.raises(DecodeError, match="cannot decode a body out of its envelope"):
+        message.decode()
 
 
 _json = st.recursive(
