@@ -85,7 +85,7 @@ def count(queue: str, url: str, name: str | None, timeout: float) -> None:
 @rate_option
 @click.option("--reason", help="Only those with this reason: failed, undecodable, rejected...")
 @click.option("--error", help="Only those whose error is of this class, such as TimeoutError.")
-@click.option("--to", "target", help="Publish them to this queue instead of their own.")
+@click.option("--to", "target", help="Publish all of them to this queue instead of QUEUE.")
 @timeout_option
 def replay(
     queue: str,

@@ -62,7 +62,7 @@ def command(
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.publishing.message import PublishOptions
-    from greenconn.worker.failures import priority_of, resent
+    from greenconn.worker.failures import OBEYED, priority_of, resent
     from greenconn.worker.moving import count_of, move
 
     is_meant = _filter(dict(parse_pair(each) for each in headers), contains)
@@ -74,7 +74,8 @@ def command(
         if not is_meant(message):
             return None
         options = PublishOptions(target, {**priority_of(message), "declare": declare})
-        return resent(message, options, dict(message.headers))
+        headers = {name: each for name, each in message.headers.items() if name not in OBEYED}
+        return resent(message, options, headers)
 
     def note(done: int) -> None:
         nonlocal moved

@@ -72,6 +72,8 @@ class PublishBatch:
         self._deadline = deadline
         #: Publishes of the window without a confirm, by position.
         self._left: dict[int, OutgoingMessage] = {}
+        #: Errors of a message that cannot be sent, where each has headers and properties of its own.
+        self._unsendable: tuple[type[Exception], ...] = ()
         #: Why the broker refused some of them, which it may take later.
         self._nacked: dict[int, PublishNacked] = {}
 
@@ -98,6 +100,7 @@ class PublishBatch:
 
     def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """Publish messages that are serialised already, as one window.  May switch."""
+        self._unsendable = (TypeError, ValueError)
         for message in messages:
             self._observe(message)
         self._left.update(enumerate(messages, self.taken))
@@ -128,6 +131,7 @@ class PublishBatch:
 
     def _publish_window(self) -> None:
         left, deadline = self._left, self._deadline
+        of_one: tuple[type[Exception], ...] = (*_OF_ONE, *self._unsendable)
         lasting: tuple[type[BaseException], ...] = (
             OperationalError,
             *self._publisher.lasting_errors,
@@ -139,7 +143,7 @@ class PublishBatch:
                 position = next(iter(left))
                 try:
                     self._publisher.publish(left[position], deadline)
-                except _OF_ONE as exc:
+                except of_one as exc:
                     self._settle(position, exc)
                     if isinstance(exc, PublishNacked):
                         self._fail_nacked()
@@ -218,6 +222,8 @@ class PublishBatch:
                 self._settle(position, refused)
             except lost as exc:
                 return begun, exc
+            except self._unsendable as exc:
+                self._settle(position, exc)
         return begun, None
 
     def _collect(self, begun: dict[int, Any]) -> BaseException | None:

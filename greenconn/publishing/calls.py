@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.checks import Seconds
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
-from greenconn.exceptions import BatchPublishError
+from greenconn.exceptions import BatchPublishError, PreconditionFailed, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.publishing.batch import PublishBatch
 from greenconn.publishing.message import PublishOptions, Target
@@ -172,6 +172,7 @@ def publish_prepared(
     connection: Connection,
     deadline: Deadline,
     on_confirmed: Callable[[int], object],
+    on_refused: Callable[[int, Exception], object] | None = None,
 ) -> None:
     """Publish messages that are serialised already, each to its own target, in their order.  May switch.
 
@@ -179,6 +180,8 @@ def publish_prepared(
         messages: few enough to be under way at once.
         connection: publishes them.
         on_confirmed: called with the position of each that the broker has, also where an error follows.
+        on_refused: called with the position and the error of each that cannot be sent as it is, whatever
+            the broker has: a header or a property is not allowed.  None: the first one is raised.
 
     Raises:
         Exception: why the first of those could not be published.  What goes to another target than that
@@ -195,8 +198,16 @@ def publish_prepared(
             for n, (position, _) in enumerate(pairs):
                 if batch.is_confirmed(n):
                     on_confirmed(position)
-        if batch.failed:
-            raise batch.failed[min(batch.failed)]
+        for n, error in sorted(batch.failed.items()):
+            if on_refused is None or not _is_of_message(error):
+                raise error
+            on_refused(pairs[n][0], error)
+
+
+def _is_of_message(error: Exception) -> bool:
+    """Return whether *error* is about a header or a property of the message."""
+    cause = error.__cause__ if isinstance(error, PublishRefused) else error
+    return isinstance(cause, (PreconditionFailed, TypeError, ValueError))
 
 
 def _address_of(pair: tuple[int, OutgoingMessage]) -> tuple[Target, str]:

@@ -7,6 +7,7 @@ queue, so that a second call goes on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -15,6 +16,7 @@ import gevent
 
 from greenconn.checks import is_number
 from greenconn.green.deadline import Deadline
+from greenconn.log import message_fields
 from greenconn.publishing.calls import publish_prepared
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from greenconn.publishing.message import OutgoingMessage
 
 __all__ = ["Route", "count_of", "look", "move", "put_back"]
+
+logger = logging.getLogger("greenconn.worker")
 
 #: Returns a message as it is published again; None leaves it where it is.
 Route: TypeAlias = "Callable[[Message], OutgoingMessage | None]"
@@ -92,6 +96,8 @@ def move(
         ValueError: *limit* or *rate* is out of its range.
         NotFound: there is no such queue.
         OperationalError: one cannot be published; it stays, and those behind it.
+        PublishRefused, TypeError, ValueError: one has a header or a property with which the broker does
+            not take it; it stays.  All others were moved.
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be a positive integer or None, got {limit!r}")
@@ -100,6 +106,7 @@ def move(
     window = WINDOW if rate is None else 1
     left, moved, began = count_of(channel, queue), 0, monotonic()
     kept: list[Message] = []
+    refused: list[Exception] = []
     due: dict[int, tuple[Message, OutgoingMessage]] = {}  # by position among those of a window
 
     def settle(position: int) -> None:
@@ -107,6 +114,18 @@ def move(
         message, _ = due.pop(position)
         message.ack()
         moved += 1
+
+    def keep(position: int, error: Exception) -> None:
+        message, _ = due.pop(position)
+        kept.append(message)
+        refused.append(error)
+        logger.warning(
+            "message %s of queue %r cannot be published again, and stays: %s",
+            message.delivery_tag,
+            queue,
+            error,
+            extra=message_fields(message, queue=queue),
+        )
 
     try:
         while left and moved != limit:
@@ -124,12 +143,14 @@ def move(
                     due[len(due)] = kept.pop(), outgoing
             try:
                 outgoing_now = [each for _, each in due.values()]
-                publish_prepared(outgoing_now, connection, Deadline(TIMEOUT), settle)
+                publish_prepared(outgoing_now, connection, Deadline(TIMEOUT), settle, keep)
             finally:
                 if on_moved is not None:
                     on_moved(moved)
     finally:
         put_back([*kept, *(message for message, _ in due.values())])
+    if refused:
+        raise refused[0]
     return moved
 
 

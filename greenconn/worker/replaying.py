@@ -6,13 +6,14 @@ queue's dead-letter exchange leads to the same queue.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
-from greenconn.delays import DELAY
 from greenconn.entity import Queue
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import NotFound
@@ -23,11 +24,13 @@ from greenconn.worker.failures import (
     EXCHANGE,
     FAILURE_HEADERS,
     FIRST_FAILURE,
+    OBEYED,
     QUEUE,
     REASON,
     ROUTING_KEY,
     TEXT,
     TRACEBACK,
+    attempts_of,
     priority_of,
     resent,
 )
@@ -41,8 +44,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DeadLetter", "DeadLetters", "dead_letters"]
 
+logger = logging.getLogger("greenconn.worker")
+
 #: Headers of the broker about dead letters.
 _DEATHS: Final = ("x-death", "x-first-death-", "x-last-death-")
+_LEFT_OUT: Final = FAILURE_HEADERS.union(OBEYED)
 
 
 @dataclass(frozen=True)
@@ -120,13 +126,14 @@ class DeadLetters:
         """Publish dead letters to their queue again, the oldest first.  May switch.
 
         Each is acknowledged when the broker has confirmed it there, so none is lost.  Those that become
-        dead letters again meanwhile are not taken a second time.
+        dead letters again meanwhile are not taken a second time.  Those of another queue stay, unless
+        there is a *target*: any publisher can write the header that names the queue.
 
         Arguments:
             where: called with each; one for which it returns something false stays.
             limit: how many at most; None: all.
             rate: how many a second; None: as fast as can be.
-            target: the name of another queue to publish them to; it must exist, as theirs must.
+            target: the name of another queue to publish all of them to; it must exist, as theirs must.
 
         Returns:
             How many were published.
@@ -134,13 +141,19 @@ class DeadLetters:
         Raises:
             ValueError: *limit* or *rate* is out of its range.
             OperationalError: one cannot be published; it stays, as those behind it.
+            PublishRefused, TypeError, ValueError: one has a header or a property with which the broker
+                does not take it; it stays.  All others were published.
         """
+        others: dict[str, int] = {}
 
         def route(message: Message) -> OutgoingMessage | None:
             letter = _dead_letter(message)
             if where is not None and not where(letter):
                 return None
-            options = PublishOptions(target or letter.queue or self.queue, priority_of(message))
+            if target is None and letter.queue is not None and letter.queue != self.queue:
+                others[letter.queue] = others.get(letter.queue, 0) + 1
+                return None
+            options = PublishOptions(target or self.queue, priority_of(message))
             return resent(message, options, _fresh_headers(message))
 
         publishing = publishing_connection(self._connection)
@@ -149,6 +162,16 @@ class DeadLetters:
                 return move(channel, self.name, publishing, route, limit=limit, rate=rate)
             except NotFound:
                 return 0  # no message has failed yet
+            finally:
+                if others:
+                    logger.warning(
+                        "%d dead letters in queue %r are of other queues (%s) and were not replayed: "
+                        "replay them by the name of their queue, or name a target",
+                        sum(others.values()),
+                        self.name,
+                        ", ".join(map(repr, islice(others, 3))),
+                        extra={"queue": self.name},
+                    )
 
     def purge(self) -> int:
         """Delete those that wait, and return how many there were.  May switch."""
@@ -200,14 +223,13 @@ def _dead_letter(message: Message) -> DeadLetter:
         value = headers.get(name, default)
         return value if isinstance(value, str) else None
 
-    attempts = headers.get(ATTEMPTS)
     return DeadLetter(
         queue=text(QUEUE, death.get("queue")),
         reason=text(REASON, death.get("reason")),
         error=text(ERROR),
         text=text(TEXT),
         traceback=text(TRACEBACK),
-        attempts=attempts if isinstance(attempts, int) else 0,
+        attempts=attempts_of(message),
         first_failure=text(FIRST_FAILURE),
         message=message,
     )
@@ -226,7 +248,7 @@ def _fresh_headers(message: Message) -> dict[str, Any]:
     headers = {
         name: value
         for name, value in message.headers.items()
-        if name not in FAILURE_HEADERS and name != DELAY and not name.startswith(_DEATHS)
+        if name not in _LEFT_OUT and not str(name).startswith(_DEATHS)
     }
     keys = death.get("routing-keys")
     key = keys[0] if isinstance(keys, list) and keys else ""
