@@ -13,6 +13,7 @@ from greenconn.exceptions import PublishRefused
 from greenconn.message import Message
 from greenconn.transport.memory import reset
 from greenconn.worker.failures import ATTEMPTS, MOST_ATTEMPTS, QUEUE, attempts_of
+from greenconn.worker.moving import count_of
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def dead(connection: Connection, *headers: dict[str, Any], queue: str = "mine") 
 
 def waiting(connection: Connection, queue: str) -> int:
     with connection.channel() as channel:
-        return channel.queue_declare(queue, passive=True).message_count
+        return count_of(channel, queue)
 
 
 @pytest.mark.parametrize(
