@@ -17,7 +17,8 @@
 A handler that must wait for its turn waits in its own greenlet, and its message stays unacknowledged.
 ``concurrency`` therefore limits the number of messages that wait or run, and should be far higher than
 the number of handlers that run.  When the consumer stops, messages that still wait at the end of its
-timeout are requeued.  The limits apply to each process separately.
+timeout are requeued.  When the connection is lost, waiting messages are dropped: the broker redelivers
+them.  The limits apply to each process separately.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from functools import wraps
+from heapq import heappop, heappush
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -37,6 +39,7 @@ from greenconn.green.deadline import NEVER
 from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.message import Message
+from greenconn.worker.parking import Parked
 
 __all__ = ["in_order", "rate_limited"]
 
@@ -71,12 +74,14 @@ def in_order(key: Key, *, running: int | None = None) -> Callable[[H], H]:
         def handle(body: Any, message: Message) -> Any:
             _check_single(message, "in_order")
             own_key, own_lines = key(body, message), lines.get()
-            own_lines.enter(own_key)
-            try:
-                with places.get():
-                    return handler(body, message)
-            finally:
-                own_lines.leave(own_key)
+            with Parked(message) as parked:
+                own_lines.enter(own_key)
+                try:
+                    with places.get():
+                        parked.begin()
+                        return handler(body, message)
+                finally:
+                    own_lines.leave(own_key)
 
         return handle  # type: ignore[return-value]
 
@@ -115,11 +120,18 @@ def rate_limited(
             _check_single(message, "rate_limited")
             own = None if key is None else key(body, message)
             now = monotonic()
-            begins_at = now + buckets.get().take(own, now)
-            # The loop's own clock may be behind, and a timer early.
-            while (left := begins_at - monotonic()) > 0:
-                gevent.sleep(left)
-            return handler(body, message)
+            own_buckets = buckets.get()
+            begins_at = now + own_buckets.take(own, now)
+            with Parked(message) as parked:
+                try:
+                    # The loop's own clock may be behind, and a timer early.
+                    while (left := begins_at - monotonic()) > 0:
+                        gevent.sleep(left)
+                    parked.begin()
+                except BaseException:
+                    own_buckets.put_back(own, begins_at)
+                    raise
+                return handler(body, message)
 
         return handle  # type: ignore[return-value]
 
@@ -178,16 +190,29 @@ class Buckets:
         self._burst = burst
         #: Key -> when its bucket is full again, had nothing more been taken.
         self._full_at: dict[Hashable, float] = {}
+        #: Key -> times of tokens that were put back, as a heap.
+        self._unused: dict[Hashable, list[float]] = {}
         self._sweep_at = SWEEP
 
     def take(self, key: Hashable, now: float) -> float:
         """Take a token and return the seconds until it is available.  Never switches."""
+        while unused := self._unused.get(key):
+            at = heappop(unused)
+            if not unused:
+                del self._unused[key]
+            if at >= now:
+                return at - now
         full_at = max(self._full_at.get(key, now), now)
         self._full_at[key] = full_at + self._interval
         if len(self._full_at) >= self._sweep_at:
             self._full_at = {each: at for each, at in self._full_at.items() if at > now}
+            self._unused = {each: at for each, at in self._unused.items() if each in self._full_at}
             self._sweep_at = max(SWEEP, 2 * len(self._full_at))
         return max(0.0, full_at - now - (self._burst - 1) * self._interval)
+
+    def put_back(self, key: Hashable, at: float) -> None:
+        """Put back a token for the time *at*, which the next caller takes.  Never switches."""
+        heappush(self._unused.setdefault(key, []), at)
 
     def __len__(self) -> int:
         return len(self._full_at)

@@ -31,6 +31,7 @@ from gevent import Greenlet, GreenletExit, Timeout, get_hub
 from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import spawn
+from greenconn.worker.parking import drop_parked
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -257,7 +258,7 @@ class Dispatcher:
         """Let no message wait for others."""
 
     def drop(self, channel: Channel, tag: str | None = None) -> list[tuple[Any, bool]]:
-        """Take out and return what came on *channel* and waits for a handler.
+        """Take out and return what came on *channel* and waits for a handler, or in one for its turn.
 
         Arguments:
             tag: only what came to this consumer.
@@ -273,7 +274,17 @@ class Dispatcher:
 
         return [
             *((message, True) for message in self._drop_waiting(is_meant)),
+            *((message, False) for message in self._drop_parked(is_meant)),
             *((message, False) for message in self._drop_from_inbox(is_meant)),
+        ]
+
+    def _drop_parked(self, is_meant: Callable[[Any], bool]) -> list[Any]:
+        loads = [each.load for each in self._workers if each.load is not None]
+        return [
+            message
+            for load in loads
+            for message in self._messages_of(load)
+            if is_meant(message) and drop_parked(message)
         ]
 
     def _drop_waiting(self, is_meant: Callable[[Any], bool]) -> list[Any]:

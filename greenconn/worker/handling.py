@@ -47,6 +47,7 @@ from greenconn.worker.failures import (
     restore_route,
 )
 from greenconn.worker.options import ConsumerOptions
+from greenconn.worker.parking import NotBegun
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -196,6 +197,8 @@ class Handling:
                 restore_route(message)
             try:
                 self._call(body, message)
+            except NotBegun:
+                return  # the dispatcher has taken it out
             except FAILURES as exc:
                 self._failed(message, exc)
                 return

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 pytest.importorskip("cryptography")
 
 import greenconn
 from greenconn import Connection, Message, Queue
 from greenconn.contrib.encryption import generate_key, register_encryption
-from greenconn.contrib.keys import in_order
+from greenconn.contrib.keys import in_order, rate_limited
 from greenconn.serialization import unregister
+from tests.fix_relay import RelayFactory
 from tests.fix_wires import until
+from tests.integration.recovering import lose
 
 SOON = 90.0
 KEYS = "abcdefgh"
@@ -50,3 +54,56 @@ def test_the_order_of_each_key_is_kept(connection: Connection, unique: str) -> N
         connection.default_channel.queue_delete(unique)
     finally:
         unregister("encrypted")
+
+
+WAITING = 30
+Handler = Callable[[Any, Message], Any]
+
+
+def ordered(handler: Handler) -> Handler:
+    return in_order(lambda body, message: "one")(handler)
+
+
+def limited(handler: Handler) -> Handler:
+    """Let one handler begin, and no other within this test."""
+    return rate_limited(1, per=100 * SOON)(handler)
+
+
+@pytest.mark.parametrize("url", ["amqp_url", "redis_url"])
+@pytest.mark.parametrize("wait", [ordered, limited])
+def test_messages_that_wait_are_dropped_with_their_connection(
+    wait: Callable[[Handler], Handler],
+    url: str,
+    request: pytest.FixtureRequest,
+    relay_to: RelayFactory,
+    unique: str,
+) -> None:
+    begun: list[int] = []
+    first, may_end = Event(), Event()
+
+    @wait
+    def work(body: Any, message: Message) -> None:
+        begun.append(body)
+        first.set()
+        may_end.wait(SOON)
+
+    relay = relay_to(request.getfixturevalue(url))
+    with Connection(relay.url) as connection:
+        greenconn.publish_many(Queue(unique), list(range(WAITING)), connection=connection)
+        consumer = greenconn.spawn_consumer(
+            Queue(unique), work, connection=connection, concurrency=3 * WAITING
+        )
+        assert first.wait(SOON)
+        until(lambda: consumer.stats()["in_flight"] == WAITING, SOON)
+        lose(relay, connection)
+        until(lambda: consumer.stats()["received"] == 2 * WAITING, SOON)
+        # The copies, which wait, and the handler that had begun.
+        until(lambda: consumer.stats()["in_flight"] == WAITING + 1, SOON)
+        assert begun == [0]
+        may_end.set()
+        if wait is ordered:
+            until(lambda: consumer.stats()["handled"] == WAITING + 1, SOON)
+            assert begun == [0, *range(WAITING)]
+            assert consumer.stats()["failed"] == 0
+        consumer.kill()
+        connection.default_channel.queue_delete(unique)

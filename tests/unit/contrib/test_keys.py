@@ -165,6 +165,16 @@ def test_a_bucket_fills_by_time() -> None:
     assert [buckets.take("a", 20.0) for _ in range(4)] == [0, 0, 0, 0.5]
 
 
+def test_a_token_that_was_put_back_is_the_next_ones() -> None:
+    buckets = Buckets(0.5, 1)
+    assert [buckets.take("a", 10.0) for _ in range(4)] == [0, 0.5, 1.0, 1.5]
+    for at in (11.0, 10.5):
+        buckets.put_back("a", at)
+    assert [buckets.take("a", 10.25) for _ in range(3)] == [0.25, 0.75, 1.75]
+    buckets.put_back("a", 10.5)
+    assert buckets.take("a", 12.0) == 0.5  # too late for it
+
+
 def test_full_buckets_are_forgotten() -> None:
     buckets = Buckets(1.0, 1)
     for number in range(3 * SWEEP):
