@@ -125,7 +125,7 @@ class RedisOptions(Record):
 
     max_message_size: int = 512 * 1024 * 1024
     """Maximum bytes of a message as it is stored, with its headers and the encoding of its body.  The
-    limit of the server counts, too (proto-max-bulk-len, 512 MiB if nobody has changed it)."""
+    limit of the server counts, too (proto-max-bulk-len, by default 512 MiB)."""
 
     # -- the connection
 

@@ -14,6 +14,7 @@ import logging
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,7 @@ from greenconn.transport.redis.commands import Commands, as_pairs
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.keys import RESERVED
 from greenconn.transport.redis.owners import Owners
-from greenconn.transport.redis.scripts import DECLARE, DROP, JOIN
+from greenconn.transport.redis.scripts import DECLARE, DROP, JOIN, MORE
 from greenconn.transport.refusal import Method, refused
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.wire.resp import ErrorReply, pack
@@ -438,12 +439,19 @@ class RedisQueues(LinkQueues):
         self._forget(name)
         self._ending += 1
         self._none_ending.clear()
-        keys, *args = self._drop_arguments(name, "left")
-        commands.post_script(DROP, keys, *args, done=lambda reply: self._left(name, reply))
+        self._leave(name, ())
 
-    def _left(self, name: str, reply: Any) -> None:
+    def _leave(self, name: str, exchanges: tuple[bytes, ...]) -> None:
+        keys, *args = self._drop_arguments(name, "left", exchanges)
+        done = partial(self._left, name, exchanges)
+        self._commands.post_script(DROP, keys, *args, done=done)
+
+    def _left(self, name: str, exchanges: tuple[bytes, ...], reply: Any) -> None:
         # In the reader.
         commands = self._commands
+        if isinstance(reply, list) and reply[0] == MORE and commands.lost is None:
+            self._leave(name, (*exchanges, *dict.fromkeys(reply[1:])))
+            return
         if isinstance(reply, ErrorReply):
             error = commands.pipeline.error(reply, f"cancelling the consumer of queue {name!r}")
             spawn("log", logger.error, "%s", error, extra={"connection": self._commands.where})
@@ -499,15 +507,23 @@ class RedisQueues(LinkQueues):
         """
         # Who publishes until the reply is there must ask, or the message would make a list of its own.
         self._exists_until.pop(name, None)
-        keys, *args = self._drop_arguments(name, why, text)
-        reply = self._commands.run(DROP, keys, *args, what=f"deleting queue {name!r}")
+        exchanges: tuple[bytes, ...] = ()
+        while True:
+            keys, *args = self._drop_arguments(name, why, exchanges, text)
+            reply = self._commands.run(DROP, keys, *args, what=f"deleting queue {name!r}")
+            if reply[0] != MORE:
+                break
+            exchanges += tuple(dict.fromkeys(reply[1:]))
         if reply[0] < 0:
             return None
         self._ended(name, reply)
         return int(reply[0])
 
-    def _drop_arguments(self, name: str, why: str, text: bytes = b"") -> tuple[Any, ...]:
+    def _drop_arguments(
+        self, name: str, why: str, exchanges: Iterable[bytes], text: bytes = b""
+    ) -> tuple[Any, ...]:
         keys = self._commands.keys
+        tables, permanent = keys.bindings("").__add__, keys.permanent_bindings("").__add__
         names = (
             keys.queue(name),
             keys.consumers(name),
@@ -516,10 +532,10 @@ class RedisQueues(LinkQueues):
             keys.temporary,
             keys.owners,
             keys.ended,
+            *(table(each) for each in exchanges for table in (tables, permanent)),
             *keys.lists(name),
         )
-        tables = (keys.bindings(""), keys.permanent_bindings(""))
-        return names, name, *tables, why, self._commands.owner, text
+        return names, name, why, self._commands.owner, text, *exchanges
 
     def _ended(self, name: str, reply: Any) -> None:
         """Forget a deleted queue, and the auto-delete exchanges that go with it.  May switch."""

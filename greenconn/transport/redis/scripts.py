@@ -7,6 +7,8 @@ Rules for scripts:
   registers all keys of the script with client tracking: each ack would wake all clients.)
 - The first write is one that needs no memory, since a server at its maxmemory refuses a script by its
   first write alone: consuming makes room, so it must go on.
+- A script uses the keys that are given to it, and no other: servers that divide keys among threads or
+  nodes (Dragonfly, clusters) execute it where these are.
 - Nothing is parsed and nothing is encoded anew; a message is wrapped by concatenation.
 - No script of leases reads the server's clock, which may be set: they end by the time that the sweepers
   count (see ``maintenance``), and marks for kombu's consumers are the clients' time, as kombu's own are.
@@ -39,6 +41,7 @@ __all__ = [
     "DROP",
     "EXPIRE",
     "JOIN",
+    "MORE",
     "MOVE",
     "PROMOTE",
     "PUSH",
@@ -362,12 +365,16 @@ return rivals
 """,
 )
 
+#: What :data:`DROP` returns in the place of a count where it needs further keys.
+MORE: Final = -2
+
 #: Deletes a queue with its messages and its bindings; returns how many messages it had (-1: it
-#: stays), and the exchanges that have no bindings any more.
+#: stays), and the exchanges that have no bindings any more.  As the server must know all keys
+#: beforehand, it returns :data:`MORE` and exchanges where their tables are missing below.
 #:
 #: Keys: its declaration, who consumes from it, its bindings, the exclusive queues, those that end by
-#: themselves, all owners, those that have ended, its lists.  Arguments: its name, what the names of the
-#: two tables of bindings begin with, why, who asks, a declaration.  Why:
+#: themselves, all owners, those that have ended, the two tables of each exchange that it is bound to,
+#: its lists.  Arguments: its name, why, who asks, a declaration, these exchanges.  Why:
 #:
 #: - nothing: it is in use.  The bindings that kombu made go, too.
 #: - ``left``: who asks has left an auto-delete queue.  It stays while others consume from it.
@@ -379,41 +386,49 @@ DROP: Final = Script(
     "drop",
     """
 redis.call('HDEL', KEYS[2], '')
-local why = ARGV[4]
+local why = ARGV[2]
 local now = tonumber(redis.call('ZSCORE', KEYS[6], 'clock') or 0)
 local function lives(owner)
     local expiry = redis.call('ZSCORE', KEYS[6], owner)
     return expiry and tonumber(expiry) > now
 end
-if why == 'left' then redis.call('HDEL', KEYS[2], ARGV[5]) end
+if why == 'left' then redis.call('HDEL', KEYS[2], ARGV[3]) end
 if why == 'expired' and redis.call('EXISTS', KEYS[1]) == 1 then return {-1} end
-if (why == 'gone' or why == 'dead') and redis.call('GET', KEYS[1]) ~= ARGV[6] then return {-1} end
+if (why == 'gone' or why == 'dead') and redis.call('GET', KEYS[1]) ~= ARGV[4] then return {-1} end
 if why == 'dead' and redis.call('EXISTS', KEYS[2]) == 0 then return {-1} end
 if why == 'left' or why == 'dead' then
     for _, other in ipairs(redis.call('HKEYS', KEYS[2])) do
         if lives(other) then return {-1} end
     end
 end
+local tables, lists = {}, 2 * #ARGV
+for at = 5, #ARGV do tables[ARGV[at]] = 2 * at - 2 end
+local bound, unknown = redis.call('HGETALL', KEYS[3]), {-2}
+local bindings = {}
+for at = 1, #bound, 2 do
+    if why == '' or bound[at + 1] == '1' then
+        local cut = string.find(bound[at], '\\0', 1, true)
+        local exchange = string.sub(bound[at], 1, cut - 1)
+        if not tables[exchange] then unknown[#unknown + 1] = exchange end
+        bindings[#bindings + 1] = {exchange, string.sub(bound[at], cut + 1)}
+    end
+end
+if #unknown > 1 then return unknown end
 local found = {0}
-for place = 8, #KEYS do found[1] = found[1] + redis.call('LLEN', KEYS[place]) end
-for place = 8, #KEYS do
+for place = lists, #KEYS do found[1] = found[1] + redis.call('LLEN', KEYS[place]) end
+for place = lists, #KEYS do
     if why ~= 'expired' then
         redis.call('DEL', KEYS[place])
     elseif redis.call('PTTL', KEYS[place]) == -1 then
         redis.call('PEXPIRE', KEYS[place], 60000)
     end
 end
-local bound = redis.call('HGETALL', KEYS[3])
-for at = 1, #bound, 2 do
-    if why == '' or bound[at + 1] == '1' then
-        local cut = string.find(bound[at], '\\0', 1, true)
-        local exchange, member = string.sub(bound[at], 1, cut - 1), string.sub(bound[at], cut + 1)
-        local there = redis.call('SREM', ARGV[2] .. exchange, member)
-        redis.call('SREM', ARGV[3] .. exchange, member)
-        if there == 1 and redis.call('EXISTS', ARGV[2] .. exchange) == 0 then
-            found[#found + 1] = exchange
-        end
-    end
+for _, binding in ipairs(bindings) do
+    local exchange, member = binding[1], binding[2]
+    local place = tables[exchange]
+    local there = redis.call('SREM', KEYS[place], member)
+    redis.call('SREM', KEYS[place + 1], member)
+    if there == 1 and redis.call('EXISTS', KEYS[place]) == 0 then found[#found + 1] = exchange end
 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 redis.call('HDEL', KEYS[4], ARGV[1])
