@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import timedelta
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import ChannelError, ConnectionError
@@ -196,17 +198,19 @@ def _bindings_of(queue: Any) -> list[tuple[Any, str, Any]]:
     return [(each.exchange, each.routing_key or "", each.arguments) for each in queue.bindings]
 
 
-def calculate_routing_key(countdown: int, routing_key: str) -> str:
+def calculate_routing_key(countdown: int | timedelta, routing_key: str) -> str:
     """Return the routing key with which a message is published to the highest level.
 
     Arguments:
-        countdown: seconds of delay, from 1 up to 2^28 - 1.
+        countdown: seconds of delay, from 1 up to 2^28 - 1; of a timedelta rounded up.
         routing_key: what the message has at the end.  Digits of an earlier delay, which a
             message that is delayed again may carry, are taken off first.
 
     Raises:
         ValueError: a countdown or key that cannot be.
     """
+    if isinstance(countdown, timedelta):
+        countdown = ceil(countdown.total_seconds())
     longest = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
     if not 1 <= countdown <= longest:
         raise ValueError(f"countdown must be from 1 to {longest} seconds, got {countdown}")

@@ -31,6 +31,7 @@ from greenconn.testing import MemoryBroker
 from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.native_delayed_delivery import calculate_routing_key
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.SQS.options import SQSOptions
@@ -114,6 +115,7 @@ def test_values() -> None:
         Retry(delay=timedelta(hours=1))
     rate_limited(1, per=TWO)
     handled_once(MemoryIds(), ttl=SOON, lease=TWO)
+    assert calculate_routing_key(TWO - SHORT, "q") == calculate_routing_key(2, "q")
     watchdog = Watchdog(TWO)
     assert watchdog.after == 2.0
     watchdog.stop()
