@@ -19,6 +19,7 @@ from greenconn.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from greenconn.connection import Connection
     from greenconn.worker.replaying import DeadLetter, DeadLetters
 
 __all__ = ["command"]
@@ -141,9 +142,32 @@ def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator
     try:
         with interruptible():
             connection.connect()
-            yield dead_letters(queue, name=name, connection=connection)
+            letters = dead_letters(queue, name=name, connection=connection)
+            # Without dead letters so far there may be the queue alone.
+            _check_exists(connection, [letters.name] if name else [letters.name, queue])
+            yield letters
     finally:
         connection.close()
+
+
+def _check_exists(connection: Connection, names: list[str]) -> None:
+    """Check that one of these queues exists.  May switch.
+
+    Raises:
+        NotFound: none does; names the last one.
+    """
+    from greenconn.exceptions import NotFound, ResourceLocked
+
+    for name in names:
+        try:
+            with connection.channel() as channel:
+                channel.queue_declare(name, passive=True)
+            return
+        except ResourceLocked:
+            return  # the queue of another connection
+        except NotFound:
+            if name == names[-1]:
+                raise
 
 
 def _lines(number: int, letter: DeadLetter) -> Iterator[str]:
