@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,7 @@ __all__ = ["command"]
 
 
 @click.command("run")
-@click.argument("application", metavar="MODULE[:APP]")
+@click.argument("application", metavar="MODULE[:APP]", required=False)
 @click.option(
     "-u", "--url", metavar="URL", help="URL of the broker, instead of the application's own."
 )
@@ -55,7 +56,7 @@ __all__ = ["command"]
     help="Level of the log, if the application sets up none.",
 )
 def command(
-    application: str,
+    application: str | None,
     url: str | None,
     processes: int,
     graceful_timeout: float,
@@ -68,7 +69,7 @@ def command(
     """Run the consumers and RPC servers that APP, a greenconn.App in MODULE, declares.
 
     TERM and INT stop it gracefully, a second time at once.  HUP replaces the processes, TTIN and TTOU
-    add and remove one.
+    add and remove one.  Without MODULE it lists the applications in the files of this directory.
 
     \b
     Example:
@@ -84,6 +85,15 @@ def command(
         unblock_signals,
     )
 
+    if application is None:
+        from greenconn.running.search import applications_in
+
+        found = ", ".join(applications_in(os.getcwd()))
+        raise click.UsageError(
+            f"missing argument 'MODULE[:APP]': found {found}"
+            if found
+            else "missing argument 'MODULE[:APP]', and no file in this directory makes a greenconn.App"
+        )
     try:
         address = None if health is None else parse_address(health)
     except ValueError as exc:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,19 @@ def test_what_cannot_be_started(
     assert outcome.code == 3
     assert text in outcome.errors
     assert "Traceback" not in outcome.errors
+
+
+def test_without_a_name_it_lists_the_applications(env: dict[str, str], tmp_path: Path) -> None:
+    program = "import os, sys; os.chdir(sys.argv[1]); os.execvp(sys.executable, sys.argv[2:])"
+    command = ["-c", program, str(tmp_path), sys.executable, "-m", "greenconn", "run"]
+    outcome = run(*command, env=env)
+    assert outcome.code == 2
+    assert "no file in this directory makes a greenconn.App" in outcome.errors
+    (tmp_path / "mail.py").write_text("import greenconn\napp = greenconn.App()\n")
+    (tmp_path / "shop.py").write_text("from greenconn import App\nworker = App()\n")
+    outcome = run(*command, env=env)
+    assert outcome.code == 2
+    assert "missing argument 'MODULE[:APP]': found mail:app, shop:worker" in outcome.errors
 
 
 def test_an_error_of_the_application_is_shown(env: dict[str, str], tmp_path: Path) -> None:
