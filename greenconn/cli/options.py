@@ -13,6 +13,7 @@ __all__ = [
     "URL_VARIABLE",
     "CommandGroup",
     "Decorator",
+    "bodies_argument",
     "header_option",
     "json_option",
     "queue_argument",
@@ -63,14 +64,45 @@ def _default_url(context: click.Context, parameter: click.Parameter, value: str 
     return value or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
+_DEFAULT: Final = f"[default: ${URL_VARIABLE} or {DEFAULT_URL}]"
 url_option: Decorator = click.option(
     "-u",
     "--url",
     metavar="URL",
     callback=_default_url,
-    help=f"URL of the broker  [default: ${URL_VARIABLE} or {DEFAULT_URL}]",
+    help=f"URL of the broker  {_DEFAULT}",
 )
-url_argument: Decorator = click.argument("url", required=False, callback=_default_url)
+
+
+def _keep_url(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    context.meta[URL_VARIABLE] = value
+
+
+def _argument_or_option(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str:
+    option = context.meta[URL_VARIABLE]
+    if value and option:
+        context.fail("the URL must be given once: as an argument or with --url")
+    return _default_url(context, parameter, value or option)
+
+
+def url_argument(function: F) -> F:
+    """Add the URL as an argument, beside ``--url``: for commands that have no other argument."""
+    option = click.option(
+        "-u",
+        "--url",
+        "url_option",
+        metavar="URL",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_url,
+        help=f"URL of the broker  {_DEFAULT}",
+    )
+    argument = click.argument("url", required=False, callback=_argument_or_option)
+    return argument(option(function))
+
+
 json_option: Decorator = click.option(
     "--json", "is_json", is_flag=True, help="Print JSON, an object a line."
 )
@@ -104,6 +136,22 @@ def _names(
 def queue_argument(name: str = "queue", **options: Any) -> Decorator:
     """Return an argument for the name of a queue, or for several."""
     return click.argument(name, callback=_names, **options)
+
+
+def _bodies(
+    context: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    if "-" not in value:
+        return value
+    if len(value) > 1:
+        context.fail("'-' stands for the lines of the standard input: it must be the only BODY")
+    return ()
+
+
+#: None, or a ``-``, are the lines of the standard input.
+bodies_argument: Decorator = click.argument(
+    "bodies", nargs=-1, metavar="[BODY]...", callback=_bodies
+)
 
 
 def header_option(help_text: str) -> Decorator:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import click
 
 from greenconn.cli.options import (
+    bodies_argument,
     header_option,
     queue_argument,
     rate_option,
@@ -41,7 +42,7 @@ _Batches: TypeAlias = "Iterator[Iterable[OutgoingMessage]]"
 
 @click.command("publish")
 @queue_argument(required=False)
-@click.argument("bodies", nargs=-1, metavar="[BODY]...")
+@bodies_argument
 @url_option
 @click.option(
     "-x", "--exchange", metavar="NAME", help="Publish to this exchange; QUEUE is the routing key."
@@ -108,7 +109,7 @@ def command(
     rate: float | None,
     timeout: float,
 ) -> None:
-    """Publish each BODY to QUEUE, or each line of the standard input if there is none.
+    """Publish each BODY to QUEUE, or each line of the standard input if there is none, or a '-'.
 
     Returns when the broker has confirmed all.  BODY is a text, @FILE for the bytes of a file, or @- for
     those of the whole standard input.  QUEUE must exist, unless --declare is given: its consumer may

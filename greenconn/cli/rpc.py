@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from greenconn.cli.options import header_option, queue_argument, timeout_option, url_option
+from greenconn.cli.options import (
+    bodies_argument,
+    header_option,
+    queue_argument,
+    timeout_option,
+    url_option,
+)
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
@@ -19,7 +25,7 @@ __all__ = ["command"]
 
 @click.command("rpc")
 @queue_argument()
-@click.argument("bodies", nargs=-1, metavar="[BODY]...")
+@bodies_argument
 @url_option
 @click.option(
     "--json",
@@ -37,8 +43,8 @@ def command(
     headers: tuple[str, ...],
     timeout: float,
 ) -> int:
-    """Send each BODY to the server of QUEUE, or each line of the standard input if there is none, and
-    print the reply, a line each.
+    """Send each BODY to the server of QUEUE, or each line of the standard input if there is none, or a
+    '-', and print the reply, a line each.
 
     The requests are sent one after the other, and expire when the time for the reply has ended.  Exits
     with 1 when the server reported an error or did not reply.

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import click
 import pytest
 
 from greenconn import __version__
 from greenconn.cli import options
-from greenconn.cli.app import COMMANDS
+from greenconn.cli.app import COMMANDS, cli
 from greenconn.session import configuration
 from tests.unit.cli.conftest import Command, Ended
 
@@ -38,6 +39,16 @@ def test_each_command_has_help_with_an_example(command: Command, name: str) -> N
     assert ended.code == 0
     assert f"Usage: greenconn {name}" in ended.output
     assert f"  greenconn {name}" in ended.output.split("Example")[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_takes_the_url_as_the_same_option(name: str) -> None:
+    context = click.Context(cli)
+    command = cli.get_command(context, name)
+    assert command is not None
+    commands = command.commands.values() if isinstance(command, click.Group) else [command]
+    for each in commands:
+        assert {"-u", "--url"} in [set(parameter.opts) for parameter in each.params], each.name
 
 
 def test_help_loads_neither_gevent_nor_a_transport() -> None:

@@ -119,6 +119,22 @@ def test_count_and_rate(command: Command, url: str, connection: Connection, stdi
     assert [each.payload for each in waiting(connection)] == ["1", "2"]
 
 
+def test_a_dash_is_the_standard_input(
+    command: Command, url: str, connection: Connection, stdin: Stdin
+) -> None:
+    stdin(b"1\n2\n")
+    ended = command("publish", "q", "-", "--declare", "-u", url)
+    assert ended.complaint == "published 2 messages to q"
+    stdin(b'{"body": "3"}\n')
+    assert command("publish", "q", "-", "--jsonl", "-u", url).code == 0
+    assert [each.payload for each in waiting(connection)] == ["1", "2", "3"]
+    for name in ("publish", "rpc"):
+        ended = command(name, "q", "a", "-", "-u", url)
+        assert ended.code == 2
+        assert "'-' stands for the lines of the standard input" in ended.complaint
+    assert waiting(connection) == []
+
+
 def test_records_are_published_as_they_were(
     command: Command, url: str, connection: Connection, stdin: Stdin
 ) -> None:
