@@ -58,8 +58,6 @@ def profile(board: Board, rival: str, work: str, count: int, url: str) -> str:
 @contextmanager
 def _prepared(board: Board, rival: str, work: str, url: str) -> Iterator[Callable[[int], Figures]]:
     """The work as a function that may be called again."""
-    for package in board.rivals[rival].without:
-        sys.modules[package] = None  # type: ignore[assignment]  # an import of it fails
     module = importlib.import_module(board.rivals[rival].module)
     with importlib.import_module(board.stage).Stage(url) as stage:
         works = getattr(module, board.rivals[rival].works)(stage.url, stage)

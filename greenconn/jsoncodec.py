@@ -4,13 +4,13 @@ A value of a type that JSON lacks is encoded as ``{"__type__": name, "__value__"
 date, time, decimal, uuid, bytes (``bytes`` if they are UTF-8, else ``base64``), and the types added by
 :func:`register_type`.
 
-The encoded text is identical to kombu's.  Encoding and decoding are faster than in kombu for two
-reasons: one C encoder and one C scanner are reused instead of being created for each body, and the
-decoder calls a Python function for each object only if the text may contain a typed value.
+The text of :func:`dumps` is kombu's.  That of a message's body (:func:`encode_body`) has no spaces and
+fewer escapes where msgspec encodes it, and means the same: kombu's consumers read both.
 
-msgspec, if it is installed, decodes bodies; orjson encodes them after :func:`enable_orjson`.  msgspec
-has the same results as the standard library or raises an error; orjson does so for the values that
-:func:`_is_plain` accepts.  In all other cases the standard library decides.
+msgspec decodes, with the results of the standard library or an error, and encodes the values that
+:func:`_is_plain` accepts.  In all other cases (NaN, lone surrogates, typed values) the standard library
+does, by one C encoder and one C scanner for all bodies; a Python function is called for each object only
+if the text may contain a typed value.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from decimal import Decimal
 from json import encoder as _json_encoder
 from typing import Any, Final, TypeVar
 
+from msgspec.json import Decoder, Encoder
+
 from greenconn.fields import as_plain
-from greenconn.importing import needed
 
 __all__ = [
     "JSONEncoder",
     "NestedTooDeeply",
     "dumps",
-    "enable_orjson",
     "encode",
     "encode_body",
     "loads",
@@ -149,59 +149,44 @@ encode: Final = _make_encode()
 def encode_body(value: Any) -> str:
     """Return *value* as the JSON text of a message's body.
 
-    After :func:`enable_orjson` the text has no spaces and fewer escapes.  It
-    is decoded to the same value.
-
     Raises:
         TypeError: a value is of a type that is not registered.
         RecursionError: the value is nested too deeply, or contains itself.
     """
-    if _orjson_dumps is not None and (value.__class__ is dict or value.__class__ is list):
+    if value.__class__ is dict or value.__class__ is list:
         try:
             if _is_plain(value):
-                return str(_orjson_dumps(value), "utf-8")
-        except (TypeError, RecursionError):
-            pass  # keys that are not text, large integers, lone surrogates, depth
+                return str(_plain_encode(value), "utf-8")
+        except (ValueError, OverflowError, RecursionError):
+            pass  # lone surrogates, integers above 64 bits in older versions, depth
     return encode(value)
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether a container has only values that orjson encodes as the standard library does.
+    """Return whether a container has only values that msgspec encodes as the standard library does.
 
-    orjson has formats of its own for UUIDs, enumerations and others, and encodes NaN as null.
+    msgspec has formats of its own for bytes, UUIDs and others, and encodes NaN as null.
     """
-    for each in value.values() if value.__class__ is dict else value:
-        kind = each.__class__
+    if value.__class__ is dict:
+        for key in value:
+            if key.__class__ is not str:
+                return False
+        value = value.values()
+    for item in value:
+        kind = item.__class__
         if kind in _PLAIN_TYPES:
             continue
         if kind is float:
-            if each - each != 0.0:  # infinite or NaN
+            if item - item != 0.0:  # infinite or NaN
                 return False
-        elif kind not in _CONTAINERS or not _is_plain(each):
+        elif kind not in _CONTAINERS or not _is_plain(item):
             return False
     return True
 
 
 _PLAIN_TYPES: Final = frozenset({str, int, bool, type(None)})
 _CONTAINERS: Final = frozenset({dict, list, tuple})
-
-
-#: Set by :func:`enable_orjson`.
-_orjson_dumps: Callable[[Any], bytes] | None = None
-
-
-def enable_orjson() -> None:
-    """Encode JSON bodies with orjson, in all of this process.
-
-    The text of a body then has no spaces and unescaped characters, so it is not identical to kombu's.
-    It is decoded to the same values.  Bodies with values of other types than JSON's are encoded as
-    before.
-
-    Raises:
-        MissingExtra: orjson is not installed.
-    """
-    global _orjson_dumps
-    _orjson_dumps = needed("orjson", "orjson", "fast").dumps
+_plain_encode: Final = Encoder().encode
 
 
 def dumps(
@@ -251,23 +236,7 @@ _plain_decode: Final = _plain.decode
 _typed_decode: Final = json.JSONDecoder(object_hook=object_hook).decode
 #: Characters of "__type__", as another encoder may escape them.
 _find_escaped: Final = re.compile(r"\\u00[567]").search
-
-
-def _load_msgspec(text: str) -> Any:
-    """Decode with msgspec if it is installed, and have it used from now on."""
-    global _msgspec_decode
-    try:
-        # Takes 4 ms, and programs that only publish do not need it.
-        from msgspec.json import Decoder
-    except ImportError:
-        _msgspec_decode = None
-        raise ValueError("msgspec is not installed") from None
-    decode = _msgspec_decode = Decoder().decode
-    return decode(text)
-
-
-#: None: msgspec is not installed.
-_msgspec_decode: Callable[[str], Any] | None = _load_msgspec
+_msgspec_decode: Final = Decoder().decode
 
 
 def loads(
@@ -298,11 +267,10 @@ def loads(
         # A backslash first: one character is found several times as fast as three.
         if "__type__" in s or ("\\" in s and "\\u00" in s and _find_escaped(s)):
             return _typed_decode(s)
-        if _msgspec_decode is not None:
-            try:
-                return _msgspec_decode(s)
-            except Exception:  # that of older versions is no ValueError
-                pass  # NaN, infinity, lone surrogates, large numbers, or an error
+        try:
+            return _msgspec_decode(s)
+        except Exception:  # that of older versions is no ValueError
+            pass  # NaN, infinity, lone surrogates, large numbers, or an error
         try:
             value, end = _plain_scan(s, 0)
         except StopIteration:

@@ -1,6 +1,6 @@
 """Conversion of decoded bodies to the types that handlers declare.
 
-A dataclass, a TypedDict and a Struct are converted by msgspec, a model by pydantic; both are optional.
+A dataclass, a TypedDict and a Struct are converted by msgspec, a model by pydantic, which is optional.
 The body is first decoded by its content type, so that a schema does not depend on the serializer.
 """
 
@@ -17,6 +17,8 @@ from functools import lru_cache, partial
 from inspect import Parameter, Signature, getattr_static, signature, unwrap
 from types import GenericAlias
 from typing import Any, Final
+
+import msgspec
 
 from greenconn.exceptions import DecodeError
 from greenconn.fields import MODEL, STRUCT
@@ -126,7 +128,6 @@ _kept = lru_cache(maxsize=KEPT)(converter_of)
 
 
 def _by_msgspec(schema: Any) -> Convert:
-    msgspec = needed("msgspec", "msgspec", "msgspec")
     msgspec.json.Decoder(schema)  # reads the fields and their types, so that errors come now
     convert, invalid = msgspec.convert, msgspec.ValidationError
     name = _name_of(schema)

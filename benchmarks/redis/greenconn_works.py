@@ -16,9 +16,8 @@ from benchmarks.rivals.greenconn_works import Counter
 from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
 from benchmarks.stage import BODY
 from greenconn import spawn_consumer
-from greenconn.jsoncodec import enable_orjson
 
-__all__ = ["FastWorks", "Works"]
+__all__ = ["Works"]
 
 #: Publishes that may be unanswered.
 WINDOW = 16
@@ -93,11 +92,3 @@ class Works(RedisApi):
             self.stage.go(ticker)
             counter.wait()
         return clock.per(count, p50=p50(took))
-
-
-class FastWorks(Works):
-    """The same with the packages of ``greenconn[fast]``."""
-
-    def __init__(self, url: str, stage: Stage) -> None:
-        enable_orjson()
-        super().__init__(url, stage)

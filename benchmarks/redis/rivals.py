@@ -15,14 +15,6 @@ RIVALS = {
         title="greenconn",
         module="benchmarks.redis.greenconn_works",
         distribution="greenconn",
-        without=("msgspec",),
-    ),
-    "greenconn-fast": Rival(
-        title="greenconn + orjson",
-        module="benchmarks.redis.greenconn_works",
-        works="FastWorks",
-        distribution="orjson",
-        cannot={"idle": ""},
     ),
     "kombu": Rival(
         title="kombu + gevent",

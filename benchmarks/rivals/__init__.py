@@ -23,8 +23,6 @@ class Rival:
     patched: bool = False  #: whether its users monkey-patch
     #: Works that it cannot do, and why; no text: none is needed.
     cannot: dict[str, str] = field(default_factory=dict)
-    #: Packages that it does without, if they are installed.
-    without: tuple[str, ...] = ()
     #: Works in which it sleeps, 10 ms at a time, and by what their number of messages is divided.
     sleeps: dict[str, int] = field(default_factory=dict)
 
@@ -57,18 +55,6 @@ RIVALS = {
         title="greenconn",
         module="benchmarks.rivals.greenconn_works",
         distribution="greenconn",
-        without=("msgspec",),
-        cannot={"typed": "needs msgspec"},
-    ),
-    "greenconn-fast": Rival(
-        title="greenconn + orjson",
-        module="benchmarks.rivals.greenconn_works",
-        works="FastWorks",
-        distribution="orjson",
-        cannot=_all_but(
-            *("publish", "confirmed_shared", "publish_pool", "consume", "spawned", "rpc_shared"),
-            "typed",
-        ),
     ),
     "kombu": Rival(
         title="kombu + gevent",

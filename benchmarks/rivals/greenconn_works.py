@@ -18,9 +18,8 @@ from benchmarks.rivals.kombu_api import KombuApi, many
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, Stage
 from greenconn import spawn_consumer
-from greenconn.jsoncodec import enable_orjson
 
-__all__ = ["FastWorks", "Works"]
+__all__ = ["Works"]
 
 #: Measurements of each handler that ``typed`` compares.
 TURNS: Final = 5
@@ -148,14 +147,6 @@ class Works(KombuApi):
                 counter.wait()
             greenconn.stop_consumers(TIMEOUT)
         return clock, took
-
-
-class FastWorks(Works):
-    """The same with the packages of ``greenconn[fast]``."""
-
-    def __init__(self, url: str, stage: Stage) -> None:
-        enable_orjson()
-        super().__init__(url, stage)
 
 
 class Counter:

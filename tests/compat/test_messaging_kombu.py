@@ -17,6 +17,7 @@ import greenconn.entity
 import greenconn.exceptions
 import greenconn.messaging
 import greenconn.simple
+from tests.compat.programs.library import as_kombu_writes
 from tests.unit.fake_channel import FakeChannel, FakeClient
 
 kombu = pytest.importorskip("kombu")
@@ -154,6 +155,8 @@ def journal(channel: FakeChannel) -> list[tuple[str, dict[str, Any]]]:
             if name == "consumer_tag":
                 value = tags.setdefault(value, len(tags))
             if name not in ("callback", "on_cancel"):
+                if name == "message":
+                    value = {**value, "body": as_kombu_writes(value["body"])}
                 line[name] = value
         lines.append((method, line))
     return lines

@@ -669,7 +669,7 @@ def test_backends_by_name() -> None:
 
 
 def test_data_is_encoded_and_decoded() -> None:
-    assert serialization.encode({"a": 1}) == ("application/json", "utf-8", '{"a": 1}')
+    assert serialization.encode({"a": 1}) == ("application/json", "utf-8", '{"a":1}')
     assert serialization.encode("é") == ("text/plain", "utf-8", "é".encode())
     assert serialization.encode(b"x", serializer="raw") == ("application/data", "binary", b"x")
     assert serialization.decode('{"a": 1}', "application/json", "utf-8") == {"a": 1}

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.full, pytest.mark.programs]
 
 #: Measured always; the others with ``--long``.  (kombu needs a minute for a thousand Redis queues.)
 ALWAYS = {
-    "rabbitmq": ("greenconn", "greenconn-fast", "kombu"),
+    "rabbitmq": ("greenconn", "kombu"),
     "rabbitmq-load": ("greenconn",),
     "redis": ("greenconn",),
     "redis-cluster": ("greenconn",),

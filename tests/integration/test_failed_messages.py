@@ -98,7 +98,6 @@ def test_failed_message_is_kept(
 ) -> None:
     """In the queue of dead letters, or by the dead-letter exchange of its queue; once, and as it was."""
     if failure.options.get("schema"):
-        pytest.importorskip("msgspec")
     queue: str | Queue = unique
     kept = f"{unique}.dead"
     if place == "exchange":

@@ -198,7 +198,6 @@ class Order:
 
 
 def test_body_that_does_not_fit_becomes_a_dead_letter(connection: Connection, unique: str) -> None:
-    pytest.importorskip("msgspec")
     handled: GreenQueue[Order] = GreenQueue()
 
     def handle(order: Order, message: Message) -> None:

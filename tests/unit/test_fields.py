@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import msgspec
 import pydantic
 import pydantic.dataclasses
 import pytest
@@ -16,11 +17,6 @@ import pytest
 from greenconn import jsoncodec, serialization
 from greenconn.exceptions import EncodeError
 from greenconn.schemas import converter_of
-
-if TYPE_CHECKING:
-    import msgspec
-else:
-    msgspec = pytest.importorskip("msgspec")
 
 pytestmark = pytest.mark.pure
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 import base64
 import json
 from binascii import a2b_base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct, field
+from msgspec.json import Decoder
 
 from greenconn.encoding import as_text
 from greenconn.exceptions import DecodeError
@@ -52,38 +55,23 @@ WHAT = "out of its envelope"
 Contents = tuple[dict[str, Any], dict[str, Any], Any, Any, Any]
 
 
-def _load_usual(raw: bytes) -> Any:
-    """Decode as :data:`_decode_usual` does from now on."""
-    global _decode_usual
-    try:
-        # Takes some milliseconds, and programs that only publish do not need it.
-        from msgspec import defstruct, field
-        from msgspec.json import Decoder
-    except ImportError:
-        _decode_usual = None
-        raise ValueError("msgspec is not installed") from None
-    fields: Any = [
-        ("properties", dict),
-        ("body", bytes | None, None),
-        ("headers", dict | None, None),
-        ("content_type", Any, field(default=None, name="content-type")),
-        ("content_encoding", Any, field(default=None, name="content-encoding")),
-    ]
-    usual: Any = defstruct("Usual", fields, forbid_unknown_fields=True, gc=False)
-    decode: Callable[[bytes], Any] = Decoder(usual).decode
-    _decode_usual = decode
-    return decode(raw)
+class _Usual(Struct, forbid_unknown_fields=True, gc=False):
+    """An envelope whose body is in base 64; any other one raises."""
+
+    properties: dict[str, Any]
+    body: bytes | None = None
+    headers: dict[str, Any] | None = None
+    content_type: Any = field(default=None, name="content-type")
+    content_encoding: Any = field(default=None, name="content-encoding")
 
 
-#: Decodes an envelope whose body is in base 64, with its body; raises for any other one.  None: msgspec
-#: is not installed.
-_decode_usual: Callable[[bytes], Any] | None = _load_usual
+_decode_usual: Final = Decoder(_Usual).decode
 
 
 def _usual_contents(raw: bytes) -> Contents | None:
     """Open an envelope in one step; None: not all of it is as most programs write it."""
     # What may stand for a typed value is left to the codec.
-    if _decode_usual is None or raw.find(b"__type__") >= 0 or raw.find(b"\\") >= 0:
+    if raw.find(b"__type__") >= 0 or raw.find(b"\\") >= 0:
         return None
     try:
         found = _decode_usual(raw)

@@ -8,7 +8,14 @@ import pickle
 import zlib
 from typing import Any
 
-from tests.compat.programs.library import Library, Names, drain, fetch, outcome
+from tests.compat.programs.library import (
+    Library,
+    Names,
+    as_kombu_writes,
+    drain,
+    fetch,
+    outcome,
+)
 
 __all__ = ["PROGRAMS"]
 
@@ -108,7 +115,8 @@ def returned_bodies(lib: Library, connection: Any, names: Names) -> Any:
     returned: list[Any] = []
 
     def keep(exc: Any, exchange: str, routing_key: str, message: Any) -> None:
-        returned.append([exchange, routing_key, message.body, message.content_encoding])
+        body = as_kombu_writes(message.body)
+        returned.append([exchange, routing_key, body, message.content_encoding])
 
     producer = lib.messaging.Producer(connection.channel(), on_return=keep)
     for body in ("text", b"bytes", {"a": 1}):

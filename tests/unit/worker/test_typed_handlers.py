@@ -18,8 +18,6 @@ from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
 from tests.unit.worker.conftest import Broker
 
-pytest.importorskip("msgspec")
-
 #: Seconds in which what must come comes.
 SOON = 20.0
 

@@ -195,7 +195,6 @@ class Order:
 
 
 def test_typed_handlers(broker: MemoryBroker) -> None:
-    pytest.importorskip("msgspec")
     handled: list[Order] = []
 
     @handled_once(MemoryIds())

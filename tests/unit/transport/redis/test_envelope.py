@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from base64 import b64encode
 from datetime import datetime, timezone
 from typing import Any
@@ -185,7 +184,7 @@ _bodies = (
     more=st.dictionaries(st.sampled_from(["content-type", "content-encoding", "x"]), _json),
     ensure_ascii=st.booleans(),
 )
-def test_what_msgspec_opens_at_once_is_the_same_without_it(
+def test_what_is_opened_at_once_is_the_same_as_in_steps(
     body: Any, encoding: Any, headers: Any, info: Any, more: dict[str, Any], ensure_ascii: bool
 ) -> None:
     properties = {"body_encoding": encoding, "delivery_info": info}
@@ -219,24 +218,12 @@ def test_what_is_not_opened_at_once(raw: bytes) -> None:
 
 
 def test_the_usual_envelope_is_opened_at_once() -> None:
-    pytest.importorskip("msgspec")
     raw = envelope(Outgoing(b"body", 3, "text/plain", "utf-8", {"h": 1}, {"type": "t"}))
     found = virtual._usual_contents(raw)
     assert found is not None
     properties, headers, *others = found
     assert properties["delivery_info"] == {"exchange": "", "routing_key": "q"}
     assert (headers, others) == ({"h": 1}, ["text/plain", "utf-8", b"body"])
-
-
-def test_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("msgspec", "msgspec.json"):
-        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    monkeypatch.setattr(virtual, "_decode_usual", virtual._load_usual)
-    raw = envelope(Outgoing(b"body", 3, "text/plain", "binary", {"h": 1}, {"type": "t"}))
-    for _ in range(2):
-        found = Delivery(None, "gc.a.1", 1, raw, "q")
-        assert (found.body, found.headers) == (b"body", {"h": 1})
-        assert virtual._decode_usual is None
 
 
 def test_what_a_program_writes_stays() -> None:
