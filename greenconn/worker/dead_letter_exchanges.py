@@ -78,6 +78,7 @@ class DeadLetterExchanges:
                 queue,
                 type(exc).__name__,
                 exc,
+                extra={"queue": queue},
             )
             return False
 
@@ -98,6 +99,7 @@ class DeadLetterExchanges:
                     "whether a policy gives queue %r a dead-letter exchange is not known: %s",
                     queue,
                     exc,
+                    extra={"queue": queue},
                 )
         return isinstance(exchange, str) and self._exists(queue, exchange, key)
 

@@ -97,7 +97,6 @@ def test_failed_message_is_kept(
     connection: Connection, unique: str, failure: Failure, place: str
 ) -> None:
     """In the queue of dead letters, or by the dead-letter exchange of its queue; once, and as it was."""
-    if failure.options.get("schema"):
     queue: str | Queue = unique
     kept = f"{unique}.dead"
     if place == "exchange":
