@@ -16,14 +16,18 @@ from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.options import RECEIVE_COUNT
 from greenconn.transport.virtual.envelope import UNSENDABLE, read_envelope, unsendable
 
-__all__ = ["Held", "Packed", "message_attributes", "opened", "packed"]
-
 logger = logging.getLogger("greenconn.transport.SQS")
 
 #: Seconds that SQS keeps a message back at most.
 LONGEST_DELAY: Final = 900
 #: The property that says when a message is too old, in seconds since 1970: SQS has no such thing.
 EXPIRES_AT: Final = "x-expires-at"
+#: The members of a message attribute.
+ATTRIBUTE: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "DataType": str,
+    "StringValue": str,
+    "BinaryValue": (bytes, str),
+}
 #: The message group where a message names none (kombu's).
 DEFAULT_GROUP: Final = "default"
 
@@ -84,7 +88,9 @@ def packed(entry: Entry, *, is_fifo: bool, as_base64: bool) -> Packed:
     size = len(fields["MessageBody"])
     if attributes:
         fields["MessageAttributes"] = written = message_attributes(attributes)
-        size += len(dumps(written))
+        size += sum(
+            len(name) + sum(map(len, attribute.values())) for name, attribute in written.items()
+        )
     group = _either(properties, headers, "MessageGroupId")
     if group is not None:
         fields["MessageGroupId"] = group
@@ -142,16 +148,24 @@ def _without_ours(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def message_attributes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as SQS and SNS want them: of plain values, text or numbers, the type is seen."""
-    return {
-        name: value if isinstance(value, Mapping) else _typed(value)
-        for name, value in given.items()
-    }
+    """Return attributes as botocore takes them; plain values get their type.
+
+    Raises:
+        ValueError: one of those that are dicts cannot be sent.
+    """
+    return {name: _typed(name, value) for name, value in given.items()}
 
 
-def _typed(value: Any) -> dict[str, Any]:
+def _typed(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        if any(not isinstance(each, ATTRIBUTE.get(key, ())) for key, each in value.items()):
+            raise ValueError(
+                f"message attribute {name!r} must have a DataType and a StringValue, all strings, or "
+                f"a BinaryValue of bytes, got {list(value)}"
+            )
+        return dict(value)
     if isinstance(value, bytes):
-        return {"DataType": "Binary", "BinaryValue": b64encode(value).decode()}
+        return {"DataType": "Binary", "BinaryValue": value}
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return {"DataType": "Number" if is_number else "String", "StringValue": str(value)}
 

@@ -102,14 +102,29 @@ def test_delays_that_cannot_be() -> None:
 
 
 def test_attributes_leave_the_body() -> None:
-    given = {"plain": "x", "number": 1, "raw": {"DataType": "String", "StringValue": "y"}}
+    given: dict[str, Any] = {
+        "plain": "x",
+        "number": 1,
+        "raw": {"DataType": "String", "StringValue": "y"},
+    }
+    given["bytes"] = b"\0"
     sent = packed(Entry("q", envelope(message_attributes=given)), is_fifo=False, as_base64=False)
     assert sent.fields["MessageAttributes"] == {
         "plain": {"DataType": "String", "StringValue": "x"},
         "number": {"DataType": "Number", "StringValue": "1"},
         "raw": {"DataType": "String", "StringValue": "y"},
+        "bytes": {"DataType": "Binary", "BinaryValue": b"\0"},
     }
     assert "message_attributes" not in json.loads(sent.fields["MessageBody"])["properties"]
+
+
+@pytest.mark.parametrize(
+    "attribute", [{"Type": "String"}, {"DataType": "Number", "StringValue": 1}, {1: "x"}]
+)
+def test_attributes_that_cannot_be(attribute: dict[Any, Any]) -> None:
+    entry = Entry("q", envelope(message_attributes={"a": attribute}))
+    with pytest.raises(ValueError, match="message attribute 'a' must have"):
+        packed(entry, is_fifo=False, as_base64=True)
 
 
 def test_what_came_can_be_sent_on() -> None:
