@@ -77,6 +77,39 @@ def test_a_delay_keeps_the_order_and_is_not_too_short(
     until(at_server.is_settled)
 
 
+def fill(connection: Connection, count: int) -> None:
+    """Put messages into the queue for delays."""
+    greenconn.publish_many("delay", range(count), connection=connection)
+
+
+def test_long_queue_expires_without_searches(connection: Connection, at_server: Control) -> None:
+    # To search compares all messages in front: the square of their number, if each step does it.
+    delay(connection)
+    fill(connection, 3000)
+    before = at_server.calls("lpos")
+    until(lambda: at_server("LLEN", "work") == 3000)
+    # One that is sent while the newest is noted makes the place unknown, once for each note.
+    assert at_server.calls("lpos") - before <= 6
+    until(at_server.is_settled)
+    channel = connection.default_channel
+    assert [int(channel.basic_get("work", no_ack=True).body) for _ in range(3000)] == [*range(3000)]
+
+
+def test_several_expire_one_queue(
+    connection: Connection, own_redis: RedisServer, at_server: Control
+) -> None:
+    delay(connection)
+    with Connection(own_redis.url, transport_options={"lease": 60.0}) as other:
+        delay(other)
+        fill(connection, 1000)
+        taken = 0
+        while at_server("LLEN", "delay"):
+            message = other.default_channel.basic_get("delay", no_ack=True)
+            taken += message is not None
+        until(at_server.is_settled)
+        assert at_server("LLEN", "work") == 1000 - taken
+
+
 def test_messages_of_kombu_expire_too(connection: Connection, own_redis: RedisServer) -> None:
     delay(connection)
     with kombu.Connection(own_redis.url) as theirs:

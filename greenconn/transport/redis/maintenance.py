@@ -29,8 +29,9 @@ are in front of it.  The notes are of this link, by its own monotonic clock: a m
 before the link counts from the link's first look.  So none expires early, whatever becomes of links and
 clocks.
 
-What has expired is claimed, as a consumer claims it, and becomes a dead letter; a link that is lost in
-between leaves it to the lease.  Publishing and consuming do nothing for all this.
+What has expired is claimed, as a consumer claims it, a hundred messages at most in one call, and becomes
+a dead letter; a link that is lost in between leaves it to the lease.  Publishing and consuming do
+nothing for all this.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ import logging
 from collections import deque
 from random import uniform
 from time import monotonic, time
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import ref
 
 import gevent
@@ -397,39 +398,61 @@ class _Watch:
         self.seconds = seconds
         self.is_over = Event()
         self._suffix = entry_suffix(queue)
-        #: For each list when which message was the newest, the oldest note first.
-        self._notes: dict[bytes, deque[tuple[float, bytes]]] = {
-            key: deque() for key in commands.keys.lists(queue)
-        }
+        #: The lists, each with its notes, the oldest in front.
+        self._lists = {key: _List() for key in commands.keys.lists(queue)}
 
     def check(self) -> None:
         """Note the newest messages, and make dead letters of those that have expired.  May switch."""
         self._claims.check(ENDLESS)
-        newest = self._commands.call_all(
-            [pack(b"LINDEX", key, 0) for key in self._notes], what="looking for expired messages"
+        replies = self._commands.call_all(
+            [command for key in self._lists for command in _asked(key)],
+            what="looking for expired messages",
         )
         now = monotonic()
-        for (key, notes), raw in zip(self._notes.items(), newest, strict=True):
-            if raw is not None and (not notes or notes[-1][1] != raw):
-                notes.append((now, raw))
-            while notes and notes[0][0] + self.seconds <= now:
-                _, last = notes.popleft()
-                while self._expire(key, last):
-                    pass
+        newest = zip(replies[::2], replies[1::2], strict=True)
+        for (key, found), (raw, length) in zip(self._lists.items(), newest, strict=True):
+            notes = found.notes
+            if raw is not None and (not notes or notes[-1].raw != raw):
+                notes.append(_Note(now, raw, found.taken + length))
+            while notes and notes[0].at + self.seconds <= now:
+                self._expire_all(key, found, notes.popleft())
 
-    def _expire(self, key: bytes, last: bytes) -> int:
-        """Expire messages in a list up to *last*, and return how many that were.  May switch."""
+    def _expire_all(self, key: bytes, expiring: _List, note: _Note) -> None:
+        """Expire the messages in a list up to that of a note.  May switch."""
+        left = note.place - expiring.taken
+        while not self.is_over.is_set():
+            began_at = monotonic()
+            count, others = self._expire(key, note.raw, max(left, 0))
+            expiring.taken += count
+            if not others:
+                return
+            if left != count + others:
+                # Others take messages, too, and the server had to search: leave it most of its time.
+                self.is_over.wait(min(10 * (monotonic() - began_at), self.seconds / LOOKS))
+            left = others
+
+    def _expire(self, key: bytes, last: bytes, left: int) -> tuple[int, int]:
+        """Expire messages in a list up to *last*.  May switch.
+
+        Arguments:
+            left: how many there are up to it, as far as is known.
+
+        Returns:
+            how many have expired, and how many are left.
+        """
         commands, claims = self._commands, self._claims
         first = claims.take_numbers(CLAIM_COUNT)
         numbers = range(first, first + CLAIM_COUNT)
         claims.under_way.update(numbers)  # the next life looks what they hold
         try:
-            raws = commands.run(
+            limits = first, CLAIM_COUNT, CLAIM_BYTES
+            reply = commands.run(
                 EXPIRE,
                 (commands.keys.unacked, commands.keys.unacked_index, key),
-                *(commands.prefix, first, CLAIM_COUNT, CLAIM_BYTES, self._suffix, mark(), last),
+                *(commands.prefix, *limits, self._suffix, mark(), last, left),
                 what=f"looking for expired messages in queue {self.queue!r}",
             )
+            *raws, others = reply or (b"0",)
             moves = []
             for number, raw in zip(numbers, raws, strict=False):
                 message = Delivery(None, f"{commands.prefix}{number}", number, raw, self.queue)
@@ -438,4 +461,37 @@ class _Watch:
         finally:
             if commands.lost is None:
                 claims.under_way.difference_update(numbers)
-        return len(raws)
+        return len(raws), int(others)
+
+
+def _asked(key: bytes) -> tuple[bytes, bytes]:
+    """Return the commands for the newest message of a list, and for its length."""
+    return pack(b"LINDEX", key, 0), pack(b"LLEN", key)
+
+
+class _Note(NamedTuple):
+    """A message that was the newest of a list.
+
+    Attributes:
+        at: when it was.
+        raw: the message.
+        place: how many messages there were up to it, with those that this link has taken before.
+    """
+
+    at: float
+    raw: bytes
+    place: int
+
+
+class _List:
+    """A list, as one link expires its messages.
+
+    Attributes:
+        taken: messages that it has taken.
+    """
+
+    __slots__ = ("notes", "taken")
+
+    def __init__(self) -> None:
+        self.notes: deque[_Note] = deque()
+        self.taken = 0

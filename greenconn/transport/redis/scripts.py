@@ -95,27 +95,40 @@ if #taken > 0 then
     redis.call('HSET', KEYS[1], unpack(values))
     redis.call('ZADD', KEYS[2], unpack(scores))
 end
-return taken
 """
 
 #: Moves messages from the lists of a queue to what this consumer holds, and returns them.
 #:
 #: Keys: unacked, its index, the lists.  Arguments: what the fields begin with, the number of the first
 #: field, how many messages and bytes at most, what follows a message in its value, the client's time.
-CLAIM: Final = Script("claim", _BEGINNING + _TAKING)
+CLAIM: Final = Script("claim", _BEGINNING + _TAKING + "return taken")
 
-#: The same from one list, of the messages up to a given one; nothing when that is gone.
+#: The same from one list, of the messages up to a given one, and how many of them are left, as a text
+#: behind them; nothing when that message is gone.
 #:
-#: Keys: unacked, its index, the list.  Arguments: as above, and the newest message to be taken.
+#: To look for the message compares all that are in front of it, which for each hundred of a long queue
+#: would take the square of its length.  So the caller says where the message is if nobody else has taken
+#: or requeued any, and that place is looked at first: it is found by counting the list's nodes.
+#:
+#: Keys: unacked, its index, the list.  Arguments: as above, the newest message to be taken, and how many
+#: there are up to it, as far as is known; 0: it is not.
 EXPIRE: Final = Script(
     "expire",
     _BEGINNING
     + """
-local at = redis.call('LPOS', KEYS[3], ARGV[7], 'RANK', -1)
-if not at then return {} end
-count = math.min(count, redis.call('LLEN', KEYS[3]) - at)
+local left = tonumber(ARGV[8])
+if left <= 0 or redis.call('LINDEX', KEYS[3], -left) ~= ARGV[7] then
+    local at = redis.call('LPOS', KEYS[3], ARGV[7], 'RANK', -1)
+    if not at then return {} end
+    left = redis.call('LLEN', KEYS[3]) - at
+end
+count = math.min(count, left)
 """
-    + _TAKING,
+    + _TAKING
+    + """
+taken[#taken + 1] = string.format('%d', left - #taken)
+return taken
+""",
 )
 
 #: Puts a message into a list, for the first claim of a connection to take.
