@@ -216,6 +216,7 @@ def _with_dead_letters_as_they_are(queue: Queue, exc: PreconditionFailed) -> Que
             "what the broker itself gives up, such as expired messages, is lost",
             queue.name,
             queue.dead_letter,
+            extra={"queue": queue.name},
         )
     adapted = copy(queue)
     adapted.on_declared, adapted.queue_arguments = queue.on_declared, arguments

@@ -18,6 +18,7 @@ from gevent.lock import BoundedSemaphore
 
 from greenconn.exceptions import NotFound
 from greenconn.green.deadline import Deadline
+from greenconn.log import message_fields
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -78,7 +79,7 @@ class DeadLetterExchanges:
                 queue,
                 type(exc).__name__,
                 exc,
-                extra={"queue": queue},
+                extra=message_fields(message, queue=queue),
             )
             return False
 
@@ -99,7 +100,7 @@ class DeadLetterExchanges:
                     "whether a policy gives queue %r a dead-letter exchange is not known: %s",
                     queue,
                     exc,
-                    extra={"queue": queue},
+                    extra={"queue": queue, "connection": self._session.broker.label},
                 )
         return isinstance(exchange, str) and self._exists(queue, exchange, key)
 
