@@ -165,7 +165,17 @@ class Broker:
         self._deadline = NEVER
 
     def change(self, name: str, value: Any) -> None:
-        """Change one parameter, until another broker is meant."""
+        """Change one parameter, until another broker is meant.
+
+        Raises:
+            ValueError: the host is a URL, which the transport would take for a name.
+        """
+        is_url = name == "hostname" and isinstance(value, str) and "://" in value
+        if is_url and not (self.parameters.uri_prefix or self.transport_cls.can_parse_url):
+            raise ValueError(
+                f"hostname must be a name or an address, got the URL {mask_secrets(value)!r}: use "
+                f"switch() or clone(hostname=...)"
+            )
         if name in ("userid", "password"):
             self.login = SharedLogin()
         self.parameters = self.parameters.replace(**{name: value})

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 import greenconn
-from greenconn import App, Connection
+from greenconn import App, Connection, defaults
 from greenconn.checks import invalid
 from greenconn.cli.app import run
 from greenconn.connection import BrokerConnection
@@ -122,6 +122,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Seen]:
     root.addHandler(handler)
     root.setLevel(0)
     yield handler
+    monkeypatch.undo()
+    defaults.reset()
     root.removeHandler(handler)
     root.setLevel(level)
 
@@ -183,6 +185,21 @@ def test_each_way_to_give_a_url(
     for arguments in (["ping"], ["publish", "q", "x", "--url", url], ["ping", url], ["peek", url]):
         assert run(arguments) == 2
     seen.show(*capfd.readouterr())
+    seen.check()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("scheme", sorted(TRANSPORT_ALIASES))
+def test_a_url_in_place_of_a_host(scheme: str, seen: Seen) -> None:
+    for url in (f"tls://u:{SECRET}@h", f"{scheme}://u:{SECRET}@127.0.0.1:1/0"):
+        connection = Connection(f"{scheme}://127.0.0.1:1/0", connect_timeout=0.5)
+        seen.call(setattr, connection, "hostname", url)
+        seen.call(connection.ensure_connection, max_retries=1, timeout=0.2)
+        seen.show(connection, connection.as_uri(), connection.session)
+    options = {"manager_hostname": f"http://u:{SECRET}@h"}
+    with Connection("amqp://127.0.0.1:1//", transport_options=options) as connection:
+        seen.call(connection.get_manager)
+        seen.call(lambda: connection.get_manager().get_users())
     seen.check()
 
 

@@ -16,6 +16,7 @@ from greenconn.exceptions import ManagementError, OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient, HttpResponse
 from greenconn.transport import base
+from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.transport import Transport
@@ -395,6 +396,11 @@ class _Requests:
         login: Callable[[], tuple[str | None, str | None]],
         timeout: float | None,
     ) -> None:
+        if "://" in hostname:  # a name of no host, and it may have a password
+            raise ValueError(
+                f"manager_hostname must be a name or an address, got {mask_secrets(hostname)!r}: pass "
+                f"port and login as manager_port, manager_userid and manager_password"
+            )
         self._hostname = hostname
         self._port = port
         self._ssl = ssl
