@@ -112,6 +112,10 @@ def test_unix_socket(redis_with: RedisFactory, tmp_path: Path) -> None:
         assert b" db=3 " in described
         assert b" name=mine " in described
         assert "secret" not in repr(connection)
+    for address, database in ((f"{path}", 4), (f"{path}?virtual_host=3", 3)):  # as with redis://h/3
+        with Connection(f"redis+socket://:secret@{address}", virtual_host="4") as connection:
+            described = connection.connection.commands.call(pack("CLIENT", "INFO"))
+            assert f" db={database} ".encode() in described
     with (
         Connection(f"redis+socket://{path}-not?virtual_host=3") as connection,
         pytest.raises(OSError, match="cannot connect to"),

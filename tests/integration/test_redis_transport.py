@@ -14,7 +14,7 @@ from gevent import Timeout
 from redis import exceptions
 
 import greenconn
-from greenconn import Connection, Queue
+from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import ContentTooLarge, DecodeError, RecoverableChannelError
 from greenconn.identity import program_name
 from greenconn.messaging import Producer
@@ -327,6 +327,42 @@ def test_all_queues_get_their_turn(connect: Connect) -> None:
     while len(got) < 18:
         connection.drain_events(timeout=SOON)
     assert {each[0] for each in got[:9]} == set("abc")
+
+
+def test_channel_has_what_monitoring_reads(connect: Connect, unique: str) -> None:
+    kombus: Any = pytest.importorskip("kombu.transport.redis").Channel
+    channel: Any = connect().channel()
+    for name in (
+        *("priority_steps", "sep", "queue_order_strategy", "visibility_timeout"),
+        *("unacked_key", "unacked_index_key"),
+    ):
+        theirs = getattr(kombus, name)
+        assert getattr(channel, name) == (tuple(theirs) if isinstance(theirs, list) else theirs)
+    connection = connect(priority_steps=[0, 5], sep=":", unacked_key="held")
+    channel = connection.channel()
+    assert (list(channel.priority_steps), channel.sep, channel.unacked_key) == ([0, 5], ":", "held")
+    assert channel.active_queues == []
+    fanned = Queue(f"{unique}-f", Exchange(f"{unique}-f", "fanout"), exclusive=True)
+    with connection.Consumer([Queue("b"), Queue("a"), fanned], channel=channel, callbacks=[print]):
+        assert channel.active_queues == ["b", "a"]
+    assert channel.active_queues == []
+    producer = connection.Producer()
+    for priority in (0, 3, 9):
+        producer.publish("x", routing_key="a", priority=priority)
+    # As celery-exporter counts.
+    lists = ["a" if not step else f"a{channel.sep}{step}" for step in channel.priority_steps]
+    assert [channel.client.llen(each) for each in lists] == [2, 1]
+
+
+def test_database_zero_is_not_selected(own_redis: RedisServer) -> None:
+    with Connection(own_redis.url) as watcher:
+        before = commands_of(watcher, "select")
+        with Connection(own_redis.url_of(0)) as connection:
+            connection.default_channel.queue_declare("q")
+        assert commands_of(watcher, "select") == before
+        with Connection(own_redis.url_of(1)) as connection:
+            connection.default_channel.queue_declare("q")
+        assert commands_of(watcher, "select") == before + 1
 
 
 def test_other_priority_steps(connect: Connect) -> None:

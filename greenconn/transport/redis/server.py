@@ -232,7 +232,10 @@ def _log_in(pipeline: Pipeline, login: Login, deadline: Deadline) -> Welcome:
         greeting = replies
         chosen = role = None
     else:
-        *greeting, chosen, role = replies
+        *greeting, role = replies
+        chosen = greeting.pop() if login.database else None
+        if isinstance(role, ErrorReply) and role.code == "NOAUTH":
+            greeting.append(role)
     for reply in greeting:
         if isinstance(reply, ErrorReply):
             raise _login_error(reply, where, password is not None)
@@ -256,7 +259,11 @@ def _client_id(greeting: Any) -> int | None:
 
 
 def _choose(login: Login) -> list[bytes]:
-    return [] if login.database is None else [pack("SELECT", login.database), pack("ROLE")]
+    if login.database is None:
+        return []
+    # A connection begins in database 0, and servers that have no other may know no SELECT.
+    chosen = [pack("SELECT", login.database)] if login.database else []
+    return [*chosen, pack("ROLE")]
 
 
 def _ask(pipeline: Pipeline, commands: list[bytes], deadline: Deadline) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -115,18 +115,50 @@ class Channel(StoreChannel[RedisLink]):
 
     def __init__(self, connection: RedisLink, channel_id: int | None = None) -> None:
         super().__init__(connection, channel_id)
-        self._order = connection.options.queue_order_strategy
-        self.prefetch.is_divided = self._order == "round_robin"
+        self.prefetch.is_divided = self.queue_order_strategy == "round_robin"
 
     @property
     def qos(self) -> RedisPrefetchView:
         """The prefetch and what is unanswered, as kombu's programs read them."""
         return RedisPrefetchView(self.prefetch, self.connection.sweep)
 
+    # What programs that monitor queues read of kombu's channel.
+
     @property
     def visibility_timeout(self) -> float:
         """Seconds after which what a dead consumer of kombu's held is requeued."""
         return self.connection.options.visibility_timeout
+
+    @property
+    def priority_steps(self) -> Sequence[int]:
+        """The priorities that have a list of their own in each queue."""
+        return self.connection.options.priority_steps
+
+    @property
+    def sep(self) -> str:
+        """The separator between the name of a queue and the priority of a list."""
+        return self.connection.options.sep
+
+    @property
+    def queue_order_strategy(self) -> str:
+        """The order in which the queues of the consumers are served."""
+        return self.connection.options.queue_order_strategy
+
+    @property
+    def unacked_key(self) -> str:
+        """The hash of the messages that consumers hold, without ``global_keyprefix``."""
+        return self.connection.options.unacked_key
+
+    @property
+    def unacked_index_key(self) -> str:
+        """The sorted set of these messages by their times, without ``global_keyprefix``."""
+        return self.connection.options.unacked_index_key
+
+    @property
+    def active_queues(self) -> list[str]:
+        """The queues that this channel consumes from, without those of fan-out exchanges."""
+        queues = dict.fromkeys(map(_queue_of, self.consumers.values()))
+        return [each for each in queues if each not in self.connection.fanout.queues]
 
     @property
     def client(self) -> LinkedRedis:
@@ -147,10 +179,11 @@ class Channel(StoreChannel[RedisLink]):
         yield client or self.client
 
     def _in_order(self) -> list[Consumer]:
-        if self._order == "round_robin":
+        order = self.queue_order_strategy
+        if order == "round_robin":
             return super()._in_order()
         consumers = list(self.consumers.values())
-        if self._order == "sorted":
+        if order == "sorted":
             consumers.sort(key=_queue_of)
         return consumers
 
@@ -342,7 +375,9 @@ class Transport(base.Transport[RedisLink]):
             ValueError: it is no number.
         """
         socket_url = self._socket_url()
-        text = self.client.virtual_host if socket_url is None else socket_url.virtual_host
+        # As with other URLs, what the URL says wins over the keyword.
+        named = None if socket_url is None else socket_url.virtual_host
+        text = named or self.client.virtual_host
         if isinstance(text, int):
             return text
         number = (text or "/").removeprefix("/") or "0"
