@@ -242,6 +242,7 @@ class Manager(PubSubManager):
             self._handle,
             connection=self._connections.get(),
             prefetch_count=PREFETCH,
+            on_error="discard",  # an event is for now, and the queue has a generated name
             name=f"socketio:{self.channel}",
         )
         # Requests wait for the callbacks of clients of other processes: it is stopped after them.
