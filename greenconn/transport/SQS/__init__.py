@@ -5,8 +5,6 @@ from greenconn.importing import needed
 needed("botocore", "botocore", "sqs")
 
 # ruff: noqa: E402 - what is below stands on it
-from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES
-from greenconn.transport.SQS.channel import Channel
 from greenconn.transport.SQS.envelope import LONGEST_DELAY as MAX_DELAY_SECONDS
 from greenconn.transport.SQS.exceptions import (
     AccessDeniedQueueException,
@@ -14,7 +12,8 @@ from greenconn.transport.SQS.exceptions import (
     InvalidQueueException,
     UndefinedQueueException,
 )
-from greenconn.transport.SQS.transport import Transport
+from greenconn.transport.SQS.queues import SQS_MAX_MESSAGES
+from greenconn.transport.SQS.transport import Channel, Transport
 
 __all__ = [
     "MAX_DELAY_SECONDS",

@@ -12,20 +12,74 @@ from typing import Any, Final
 from gevent import sleep
 
 from greenconn.green.deadline import Deadline
-from greenconn.transport.SQS.batch import in_batches
+from greenconn.green.retry import attempts
 from greenconn.transport.SQS.exceptions import (
     AccessDeniedQueueException,
     DoesNotExistQueueException,
     ServiceBusy,
     UndefinedQueueException,
+    as_error,
 )
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.service import Service
+from greenconn.transport.SQS.service import BUSY, Service
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
-__all__ = ["FIFO", "NewQueues", "Queues", "SqsQueue", "aws_name"]
-
 logger = logging.getLogger("greenconn.transport.SQS")
+
+
+#: Messages of one request (kombu's name).
+SQS_MAX_MESSAGES: Final = 10
+
+
+def in_batches(
+    ask: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
+    where: str,
+    action: str,
+    fields: Sequence[Mapping[str, Any]],
+    *,
+    retries: int,
+) -> list[Exception | None]:
+    """Send one request for up to ten messages; return for each why it failed.  May switch.
+
+    What failed for no fault of ours is sent again, by itself.
+
+    Arguments:
+        ask: sends the request with these entries and returns the response.
+        where, action: for messages.
+        fields: of each entry, without its ``Id``; at least one.
+        retries: repetitions at most; 0: their order counts, so none.
+
+    Raises:
+        Exception: what *ask* raises.
+    """
+    outcomes: list[Exception | None] = [None] * len(fields)
+    left: list[int] = list(range(len(fields)))
+    for _ in attempts(BUSY.replace(tries=retries + 1)):
+        response = ask([{"Id": str(number), **fields[number]} for number in left])
+        done = {each.get("Id") for each in response.get("Successful") or ()}
+        failed = {each.get("Id"): each for each in response.get("Failed") or ()}
+        again = []
+        for number in left:
+            failure = failed.get(str(number))
+            if failure is None and str(number) in done:
+                outcomes[number] = None
+                continue
+            outcomes[number] = _failure(where, action, failure)
+            if isinstance(outcomes[number], ServiceBusy):
+                again.append(number)
+        left = again
+        if not left:
+            break
+    return outcomes
+
+
+def _failure(where: str, action: str, failure: Mapping[str, Any] | None) -> Exception:
+    if failure is None:
+        return ServiceBusy(f"{where}: {action}: the response has no result for this message")
+    code, message = str(failure.get("Code") or ""), str(failure.get("Message") or "")
+    if not failure.get("SenderFault"):
+        return ServiceBusy(f"{where}: {action}: {code}: {message[:200]}")
+    return as_error(where, action, code, message)
 
 
 #: The end of the names of FIFO queues and topics.
@@ -154,7 +208,7 @@ class SqsQueue:
     def batch(
         self, action: str, fields: Sequence[Mapping[str, Any]], *, retries: int
     ) -> list[Exception | None]:
-        """Have it done with up to ten messages.  May switch; see :func:`~.batch.in_batches`."""
+        """Have it done with up to ten messages.  May switch; see :func:`in_batches`."""
         return in_batches(
             lambda entries: self.call(action, Entries=entries),
             self.service.where,

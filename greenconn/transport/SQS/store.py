@@ -14,21 +14,23 @@ retry changes its visibility timeout, and so does the renewal of a lease.  The r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from weakref import ref
 
+from gevent import joinall
+from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
+from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
+from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.SQS.account import Accounts, HttpClients
-from greenconn.transport.SQS.batch import SQS_MAX_MESSAGES, batches_of_ten, together
-from greenconn.transport.SQS.envelope import Held, opened
+from greenconn.transport.SQS.envelope import Held, Packed, opened, packed
 from greenconn.transport.SQS.exceptions import (
     REFUSED,
     AccessDeniedQueueException,
@@ -39,8 +41,12 @@ from greenconn.transport.SQS.exceptions import (
     UndefinedQueueException,
 )
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.publishing import Sender
-from greenconn.transport.SQS.queues import Queues, SqsQueue
+from greenconn.transport.SQS.queues import (
+    FIFO,
+    SQS_MAX_MESSAGES,
+    Queues,
+    SqsQueue,
+)
 from greenconn.transport.SQS.service import Service
 from greenconn.transport.SQS.topics import Topics, exchange_of
 from greenconn.transport.virtual.declaration import Declaration
@@ -48,141 +54,68 @@ from greenconn.transport.virtual.declaration import Declaration
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["SqsStore"]
-
 logger = logging.getLogger("greenconn.transport.SQS")
 
 
-class SqsSettler:
-    """The sender of the acks, requeues, rejects and renewals of one link.
+T = TypeVar("T")
 
-    Arguments:
-        options: the options of the transport.
-        sender: publishes dead letters.
-        queues: the queues of the link.
-        gone: called with a queue that was found deleted.
-        unless_refused: :meth:`Store.unless_refused` of the store.
+#: Bytes of one request: the limit before August 2025, which queues and stand-ins may still have.
+MAX_BYTES: Final = 256 * 1024
+
+
+def batches_of_ten(
+    things: Sequence[T], size_of: Callable[[T], int] | None = None
+) -> Iterator[list[T]]:
+    """Cut into what one request may hold, in order; what is too big for any comes alone."""
+    batch: list[T] = []
+    total = 0
+    for thing in things:
+        size = 0 if size_of is None else size_of(thing)
+        if batch and (len(batch) == SQS_MAX_MESSAGES or total + size > MAX_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(thing)
+        total += size
+    if batch:
+        yield batch
+
+
+def together(jobs: Iterable[Callable[[], object]]) -> None:
+    """Do all at the same time and return when all are done.  May switch.
+
+    Raises:
+        BaseException: the first that one of them raised.
     """
+    todo = list(jobs)
+    if len(todo) < 2:
+        for job in todo:
+            job()
+        return
+    errors: list[BaseException] = []
 
-    def __init__(
-        self,
-        options: SQSOptions,
-        sender: Sender,
-        queues: Queues,
-        gone: Callable[[SqsQueue], None],
-        unless_refused: Callable[[SettleRequest, Sequence[Exception | None]], SettleRequest],
-    ) -> None:
-        self._options = options
-        self._sender = sender
-        self._queues = queues
-        self._gone = gone
-        self._unless_refused = unless_refused
-
-    def settle(self, requests: Sequence[SettleRequest]) -> None:
-        """Delete messages, or make them visible again.  May switch."""
-        by_queue: dict[str, list[SettleRequest]] = {}
-        for request in requests:
-            by_queue.setdefault(request.handle.queue, []).append(request)
-        together(partial(self._settle, name, mine) for name, mine in by_queue.items())
-
-    def _settle(self, name: str, requests: Sequence[SettleRequest]) -> None:
-        """Settle messages of one queue."""
-        queue = self._queue(name)
-        if queue is None:
-            return
-        deleted: list[Held] = []
-        returned: list[tuple[Held, int]] = []
-        for request in requests:
-            if request.entries and self._refused(request):
-                continue  # it is redelivered when its lease ends
-            delay = _delay_of(request, queue)
-            if delay is None:
-                deleted.append(request.handle)
-            elif delay >= 0:
-                returned.append((request.handle, delay))
-        self.delete(queue, deleted)
-        self._hide(queue, returned)
-
-    def _queue(self, name: str) -> SqsQueue | None:
-        """Return the queue of received messages; None if it was deleted."""
+    def run(job: Callable[[], object]) -> None:
         try:
-            return self._queues.get(name)
-        except REFUSED as exc:
-            logger.warning(
-                "%s: cannot acknowledge the messages received from it", exc, extra={"queue": name}
-            )
-            return None
+            job()
+        except Exception as exc:
+            errors.append(exc)
 
-    def _refused(self, request: SettleRequest) -> bool:
-        """Publish the copies of a dead letter; return whether SQS refused one, so that it stays."""
-        outcomes = self._sender.put(request.entries)
-        return self._unless_refused(request, outcomes).settlement is Settlement.REQUEUE
+    greenlets = [spawn("sqs", run, job) for job in todo]
+    try:
+        joinall(greenlets)
+    finally:
+        for greenlet in greenlets:
+            greenlet.kill(block=False)
+    if errors:
+        raise errors[0]
 
-    def delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
-        """Delete messages.  May switch."""
-        self._send(queue, "DeleteMessageBatch", [{"ReceiptHandle": each.receipt} for each in held])
 
-    def _hide(
-        self, queue: SqsQueue, held: Sequence[tuple[Held, int]]
-    ) -> Sequence[Exception | None]:
-        fields = [
-            {"ReceiptHandle": each.receipt, "VisibilityTimeout": delay} for each, delay in held
-        ]
-        return self._send(queue, "ChangeMessageVisibilityBatch", fields)
-
-    def _send(
-        self, queue: SqsQueue, action: str, fields: Sequence[Mapping[str, Any]]
-    ) -> list[Exception | None]:
-        """Send *action* for held messages; return the error of each, or None."""
-        batches = list(batches_of_ten(fields))
-        parts: list[list[Exception | None]] = [[] for _ in batches]
-
-        def send(number: int, batch: list[Mapping[str, Any]]) -> None:
-            try:
-                parts[number] = queue.batch(action, batch, retries=self._options.retries)
-            except REFUSED as exc:
-                if isinstance(exc, DoesNotExistQueueException):
-                    self._gone(queue)
-                parts[number] = [exc] * len(batch)
-
-        together(partial(send, number, batch) for number, batch in enumerate(batches))
-        errors = [error for part in parts for error in part]
-        for error in errors:
-            # If the lease has ended, the message was redelivered already: there is nothing to log.
-            if error is not None and not isinstance(error, InvalidQueueException):
-                logger.warning(
-                    "%s: messages are redelivered when their visibility timeout ends",
-                    error,
-                    extra={"queue": queue.name},
-                )
-                break
-        return errors
-
-    def renew(self, handles: Sequence[Held], seconds: int) -> list[Held]:
-        """Renew the leases of messages; return those whose lease is lost.  May switch.
-
-        Arguments:
-            seconds: length of the new leases, from now on.
-        """
-        by_queue: dict[str, list[Held]] = {}
-        for held in handles:
-            by_queue.setdefault(held.queue, []).append(held)
-        lost: list[Held] = []
-
-        def renew(name: str, mine: list[Held]) -> None:
-            queue = self._queue(name)
-            if queue is None:
-                lost.extend(mine)
-                return
-            errors = self._hide(queue, [(each, seconds) for each in mine])
-            lost.extend(
-                each
-                for each, error in zip(mine, errors, strict=True)
-                if isinstance(error, (InvalidQueueException, DoesNotExistQueueException))
-            )
-
-        together(partial(renew, name, mine) for name, mine in by_queue.items())
-        return lost
+def _unsent(exc: Exception) -> Exception:
+    """Return the error of a message that was not stored."""
+    if isinstance(exc, (DoesNotExistQueueException, UndefinedQueueException)):
+        error = NoQueue(str(exc))
+        error.__cause__ = exc
+        return error
+    return exc
 
 
 def _delay_of(request: SettleRequest, queue: SqsQueue) -> int | None:
@@ -317,6 +250,8 @@ class SqsStore(Store):
         #: Queues -> the claims that wait for their polls, with their slots.
         self._claims: dict[str, tuple[object, Slot[Sequence[Claimed]]]] = {}
         self._polling: set[Greenlet[..., Any]] = set()
+        #: FIFO queues -> the end of the last turn to send to it.
+        self._turns: dict[str, Event] = {}
         self.queues: Queues
         self.topics: Topics
 
@@ -338,10 +273,6 @@ class SqsStore(Store):
             self._accounts.new,
         )
         self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
-        self._sender = Sender(self._options, self.queues, self.topics, self._is_gone)
-        self._settler = SqsSettler(
-            self._options, self._sender, self.queues, self._is_gone, self.unless_refused
-        )
         predefined = self._options.predefined_queues
         try:
             if predefined:
@@ -431,25 +362,200 @@ class SqsStore(Store):
 
     def _empty(self, queue: SqsQueue) -> None:
         while taken := self._receive(queue, SQS_MAX_MESSAGES, 0):
-            self._settler.delete(queue, [each.handle for each in taken])
+            self._delete(queue, [each.handle for each in taken])
 
     # -- messages
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
-        """Send messages.  May switch."""
-        return self._sender.put(entries)
+        """Send messages; return for each why it was not.  May switch."""
+        outcomes: list[Exception | None] = [None] * len(entries)
+        numbers: dict[str, list[int]] = {}
+        for number, entry in enumerate(entries):
+            numbers.setdefault(entry.queue, []).append(number)
+        # Places are taken before anything switches: the order of the calls is that of the batches.
+        turns = {name: self._take_turn(name) for name in numbers if name.endswith(FIFO)}
+        try:
+            together(
+                partial(self._put_to, name, mine, entries, outcomes, turns.get(name))
+                for name, mine in numbers.items()
+            )
+        finally:
+            for _, done in turns.values():
+                done.set()
+        return outcomes
+
+    def _take_turn(self, name: str) -> tuple[Event | None, Event]:
+        """Queue up for a FIFO queue; return the end of the turn ahead, and that of this one."""
+        ahead = self._turns.get(name)
+        done = self._turns[name] = Event()
+        return ahead, done
+
+    def _put_to(
+        self,
+        name: str,
+        numbers: Sequence[int],
+        entries: Sequence[Entry],
+        outcomes: list[Exception | None],
+        turn: tuple[Event | None, Event] | None,
+    ) -> None:
+        """Send those of one queue."""
+        if turn is not None and turn[0] is not None:
+            turn[0].wait()
+        ready: list[tuple[int, Packed]] = []
+        for number in numbers:
+            try:
+                ready.append((number, self._packed(entries[number])))
+            except (ValueError, ContentTooLarge, InvalidQueueException) as exc:
+                outcomes[number] = exc
+        batches = list(batches_of_ten(ready, lambda each: each[1].size))
+        jobs = [partial(self._send, name, batch, outcomes) for batch in batches]
+        if turn is not None:
+            for job in jobs:
+                job()
+            turn[1].set()
+        else:
+            together(jobs)
+
+    def _packed(self, entry: Entry) -> Packed:
+        # Only kombu reads what comes out of a topic, and there it is not in base64.
+        as_base64 = self._options.sqs_base64_encoding and exchange_of(entry.queue) is None
+        ready = packed(entry, is_fifo=entry.queue.endswith(FIFO), as_base64=as_base64)
+        limit = self._options.max_message_size
+        if ready.size > limit:
+            raise ContentTooLarge(
+                f"queue {entry.queue!r}: a message of {ready.size} bytes, as encoded for SQS, is above "
+                f"max_message_size ({limit} bytes)"
+            )
+        return ready
+
+    def _send(
+        self, name: str, batch: list[tuple[int, Packed]], outcomes: list[Exception | None]
+    ) -> None:
+        fields = [ready.fields for _, ready in batch]
+        exchange = exchange_of(name)
+        queue: SqsQueue | None = None
+        errors: Sequence[Exception | None]
+        try:
+            if exchange is not None:
+                errors = self.topics.publish(exchange, fields)
+            else:
+                queue = self.queues.get(name)
+                retries = 0 if queue.is_fifo else self._options.retries
+                errors = queue.batch("SendMessageBatch", fields, retries=retries)
+        except REFUSED as exc:
+            if queue is not None and isinstance(exc, DoesNotExistQueueException):
+                self._is_gone(queue)
+            errors = [exc] * len(fields)
+        for (number, _), error in zip(batch, errors, strict=True):
+            outcomes[number] = None if error is None else _unsent(error)
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:
         """Delete messages, or make them visible again.  May switch."""
-        self._settler.settle(requests)
+        by_queue: dict[str, list[SettleRequest]] = {}
+        for request in requests:
+            by_queue.setdefault(request.handle.queue, []).append(request)
+        together(partial(self._settle, name, mine) for name, mine in by_queue.items())
+
+    def _settle(self, name: str, requests: Sequence[SettleRequest]) -> None:
+        """Settle messages of one queue."""
+        queue = self._settled_queue(name)
+        if queue is None:
+            return
+        deleted: list[Held] = []
+        returned: list[tuple[Held, int]] = []
+        for request in requests:
+            if request.entries and self._refused(request):
+                continue  # it is redelivered when its lease ends
+            delay = _delay_of(request, queue)
+            if delay is None:
+                deleted.append(request.handle)
+            elif delay >= 0:
+                returned.append((request.handle, delay))
+        self._delete(queue, deleted)
+        self._hide(queue, returned)
+
+    def _settled_queue(self, name: str) -> SqsQueue | None:
+        """Return the queue of received messages; None if it was deleted."""
+        try:
+            return self.queues.get(name)
+        except REFUSED as exc:
+            logger.warning(
+                "%s: cannot acknowledge the messages received from it", exc, extra={"queue": name}
+            )
+            return None
+
+    def _refused(self, request: SettleRequest) -> bool:
+        """Publish the copies of a dead letter; return whether SQS refused one, so that it stays."""
+        outcomes = self.put(request.entries)
+        return self.unless_refused(request, outcomes).settlement is Settlement.REQUEUE
+
+    def _delete(self, queue: SqsQueue, held: Sequence[Held]) -> None:
+        """Delete messages.  May switch."""
+        self._change(
+            queue, "DeleteMessageBatch", [{"ReceiptHandle": each.receipt} for each in held]
+        )
+
+    def _hide(
+        self, queue: SqsQueue, held: Sequence[tuple[Held, int]]
+    ) -> Sequence[Exception | None]:
+        fields = [
+            {"ReceiptHandle": each.receipt, "VisibilityTimeout": delay} for each, delay in held
+        ]
+        return self._change(queue, "ChangeMessageVisibilityBatch", fields)
+
+    def _change(
+        self, queue: SqsQueue, action: str, fields: Sequence[Mapping[str, Any]]
+    ) -> list[Exception | None]:
+        """Send *action* for held messages; return the error of each, or None."""
+        batches = list(batches_of_ten(fields))
+        parts: list[list[Exception | None]] = [[] for _ in batches]
+
+        def send(number: int, batch: list[Mapping[str, Any]]) -> None:
+            try:
+                parts[number] = queue.batch(action, batch, retries=self._options.retries)
+            except REFUSED as exc:
+                if isinstance(exc, DoesNotExistQueueException):
+                    self._is_gone(queue)
+                parts[number] = [exc] * len(batch)
+
+        together(partial(send, number, batch) for number, batch in enumerate(batches))
+        errors = [error for part in parts for error in part]
+        for error in errors:
+            # If the lease has ended, the message was redelivered already: there is nothing to log.
+            if error is not None and not isinstance(error, InvalidQueueException):
+                logger.warning(
+                    "%s: messages are redelivered when their visibility timeout ends",
+                    error,
+                    extra={"queue": queue.name},
+                )
+                break
+        return errors
+
+    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
+        """Renew the leases of messages; return those whose lease is lost.  May switch."""
+        by_queue: dict[str, list[Held]] = {}
+        for held in handles:
+            by_queue.setdefault(held.queue, []).append(held)
+        lost: list[Held] = []
+
+        def renew(name: str, mine: list[Held]) -> None:
+            queue = self._settled_queue(name)
+            if queue is None:
+                lost.extend(mine)
+                return
+            errors = self._hide(queue, [(each, self._lease) for each in mine])
+            lost.extend(
+                each
+                for each, error in zip(mine, errors, strict=True)
+                if isinstance(error, (InvalidQueueException, DoesNotExistQueueException))
+            )
+
+        together(partial(renew, name, mine) for name, mine in by_queue.items())
+        return lost
 
     def redrives(self, name: str) -> bool:
         """Return whether SQS itself moves messages of a queue to a dead-letter queue.  May switch."""
         return self.queues.get(name).redrives()
-
-    def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        """Renew the leases of messages; return those whose lease is lost.  May switch."""
-        return self._settler.renew(handles, self._lease)
 
     def _is_gone(self, queue: SqsQueue) -> None:
         self.queues.forget(queue)
@@ -517,7 +623,7 @@ class SqsStore(Store):
     def _requeue(self, taken: Sequence[Claimed]) -> None:
         """Requeue messages of an abandoned claim, so that they are visible before their lease ends."""
         try:
-            self._settler.settle(
+            self.settle(
                 [SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True) for each in taken]
             )
         except LinkLost:

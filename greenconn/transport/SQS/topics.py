@@ -14,7 +14,6 @@ from hashlib import sha256
 from typing import Any, Final
 
 from greenconn.exceptions import NotAllowed
-from greenconn.transport.SQS.batch import in_batches
 from greenconn.transport.SQS.exceptions import (
     DoesNotExistQueueException,
     InvalidQueueException,
@@ -23,10 +22,8 @@ from greenconn.transport.SQS.exceptions import (
     UndefinedExchangeException,
 )
 from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.queues import FIFO, Queues, SqsQueue, aws_name
+from greenconn.transport.SQS.queues import FIFO, Queues, SqsQueue, aws_name, in_batches
 from greenconn.transport.SQS.service import Service
-
-__all__ = ["Topics", "exchange_of", "topic_entry"]
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
