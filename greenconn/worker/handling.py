@@ -67,10 +67,21 @@ FAILURES: Final = (Exception, Timeout, Interrupted)
 
 
 class HandlerTimeout(Timeout):
-    """Raised in a handler that has run for longer than ``handler_timeout``."""
+    """The failure of a handler that has run for longer than ``handler_timeout``.
+
+    Arguments:
+        limit: seconds.
+    """
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(None)  # gevent's own has expired
+        self.limit = limit
 
     def __str__(self) -> str:
-        return f"handler_timeout of {self.seconds:g} s passed"
+        return f"handler_timeout of {self.limit} s passed"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.limit,)
 
 
 class Handling:
@@ -241,8 +252,14 @@ class Handling:
         if self._timeout is None:
             result = self._context.copy().run(handler, body, message)
         else:
-            with HandlerTimeout(self._timeout):
-                result = self._context.copy().run(handler, body, message)
+            timeout = Timeout(self._timeout)
+            try:
+                with timeout:
+                    result = self._context.copy().run(handler, body, message)
+            except Timeout as exc:
+                if exc is not timeout:
+                    raise  # one of the program's own
+                raise HandlerTimeout(self._timeout).with_traceback(exc.__traceback__) from None
         if result is not None:
             check_has_run("the handler", result)
 

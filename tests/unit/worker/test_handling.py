@@ -368,6 +368,22 @@ def test_a_handler_that_takes_too_long(
     assert isinstance(record.exc_info[1], gevent.Timeout)
 
 
+def test_a_timeout_of_the_handlers_own(
+    connection: Connection, broker: Broker, failures: list[logging.LogRecord]
+) -> None:
+    def handle(body: Any, message: Any) -> None:
+        with gevent.Timeout(0.01):
+            gevent.sleep(CAME)
+
+    broker.publish("q", "x")
+    consumer = spawn_consumer("q", handle, connection=connection, handler_timeout=CAME)
+    count(consumer, failed=1, rejected=1)
+    record = next(each for each in failures if each.exc_info)
+    assert record.exc_info is not None
+    assert type(record.exc_info[1]) is gevent.Timeout
+    assert str(record.exc_info[1]) == "0.01 seconds"
+
+
 def send(broker: Broker, *names: str) -> None:
     """Publish messages whose id is their body."""
     for name in names:
