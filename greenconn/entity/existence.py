@@ -59,9 +59,9 @@ logger = logging.getLogger("greenconn.entity")
 
 _DLX: Final = "x-dead-letter-exchange"
 _DLX_KEY: Final = "x-dead-letter-routing-key"
-#: The broker's words for a dead-letter argument that differs: its name, and its value there.
+#: The broker's words for an argument that differs: its name, the queue, and its value there.
 _DIFFERENCE: Final = re.compile(
-    rf"inequivalent arg '({_DLX}|{_DLX_KEY})' .* but current is "
+    r"inequivalent arg '([\w-]+)' for queue '(.*)' in vhost .* but current is "
     r"(?:none|(?:the value )?'(.*?)'(?: of type| \(|$))"
 )
 #: How often a declaration is repeated that was the bystander of another one's error.
@@ -197,15 +197,24 @@ def _may_differ(entity: Any) -> bool:
 
 
 def _with_dead_letters_as_they_are(queue: Queue, exc: PreconditionFailed) -> Queue | None:
-    """Return *queue* with the dead-letter argument that *exc* says it has at the broker.
+    """Return *queue* as it is, with its dead letters, where *exc* says that it is other than asked for.
 
     None: something else differs, or the broker's argument is not one that ``dead_letter`` makes.
     """
     found = _DIFFERENCE.search(str(exc))
-    if found is None or (found[1] == _DLX and found[2]):
+    if found is None:
         return None
-    name, current = found.groups()  # current: None for none
+    name, where, current = found.groups()  # current: None for none
     arguments = dict(queue.queue_arguments or {})
+    adapted = copy(queue)
+    adapted.on_declared, adapted.queue_arguments = queue.on_declared, arguments
+    if where != queue.name:
+        # The queue of the dead letters exists, with arguments of its own: it need not be declared.
+        is_own = where == queue.dead_letter_queue
+        adapted.dead_letter = None
+        return adapted if is_own else None
+    if name not in (_DLX, _DLX_KEY) or (name == _DLX and current):
+        return None
     if current is not None:
         arguments[name] = current
     else:
@@ -218,8 +227,6 @@ def _with_dead_letters_as_they_are(queue: Queue, exc: PreconditionFailed) -> Que
             queue.dead_letter,
             extra={"queue": queue.name},
         )
-    adapted = copy(queue)
-    adapted.on_declared, adapted.queue_arguments = queue.on_declared, arguments
     return adapted
 
 

@@ -237,3 +237,16 @@ def test_forms_of_dead_letter_mix(
         kept = f"{unique}-own"
     assert got(connection, kept).payload == TEXT
     assert consumer.stop(SOON)
+
+
+def test_queue_of_dead_letters_may_have_arguments_of_its_own(
+    connection: Connection, unique: str
+) -> None:
+    with connection.clone() as other, other.channel() as channel:
+        Queue(f"{unique}.dead", message_ttl=3600)(channel).declare()
+    queue = Queue(unique, dead_letter=True)
+    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(queue, TEXT, connection=connection)
+    assert got(connection, f"{unique}.dead").payload == TEXT
+    assert consumer.stop(SOON)
