@@ -30,6 +30,8 @@ logger = logging.getLogger("greenconn.worker")
 
 #: Seconds for which an answer is taken to hold: policies and exchanges may change.
 KEPT: Final = 30.0
+#: Queues that are remembered: programs may generate names.
+MOST_KNOWN: Final = 1000
 #: Seconds for which the management API is not asked again after it did not answer.
 UNANSWERED: Final = 300.0
 #: Seconds for an answer of the management API.
@@ -71,6 +73,8 @@ class DeadLetterExchanges:
                 with self._lock:
                     if (known := self._recall(queue)) is None:
                         known = self._find(queue, arguments)
+                        if len(self._known) >= MOST_KNOWN:
+                            self._known.clear()
                         self._known[queue] = known, monotonic() + KEPT
             return known
         except Exception as exc:

@@ -158,6 +158,9 @@ def test_what_fails_is_gone_on_behind(connection: Connection, stream: Queue) -> 
     assert seen == list(range(10))  # nothing came again, nothing was held up
     until(lambda: reader.consumer.stats()["rejected"] == 4)
     reader.stop()
+    kept = greenconn.dead_letters(stream.name, connection=connection)
+    assert {letter.message.payload for letter in kept.look()} == {0, 3, 6, 9}
+    connection.default_channel.queue_delete(kept.name)
     assert connection.session.generation == 1
 
 
