@@ -41,34 +41,6 @@ from greenconn.jsoncodec import dumps
 from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = [
-    "BINDING",
-    "EXCHANGE",
-    "MARK",
-    "MESSAGE",
-    "OWNER",
-    "QUEUE",
-    "SHARED_RANGE",
-    "UNKNOWN",
-    "Document",
-    "Handle",
-    "Range",
-    "Writer",
-    "binding_id",
-    "claim_of",
-    "claimed",
-    "due_at",
-    "generation",
-    "is_held_as",
-    "is_waiting",
-    "message_id",
-    "name_of",
-    "named",
-    "range_of",
-    "released",
-]
-
-
 #: A JSON object.
 Document: TypeAlias = dict[str, Any]
 

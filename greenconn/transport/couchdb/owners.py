@@ -33,8 +33,6 @@ from greenconn.transport.couchdb.documents import (
     released,
 )
 
-__all__ = ["Owners"]
-
 #: Documents that are read at once while messages are requeued; links that are swept at once.
 BATCH: Final = 100
 #: Parts of a lease that one waits at most for others to sweep.

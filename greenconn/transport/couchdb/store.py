@@ -19,7 +19,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.green.hub import PerHub, weakly
 from greenconn.green.retry import isolated
-from greenconn.transport.couchdb.api import ChangesFeed, CouchApi
+from greenconn.transport.couchdb.api import ChangesFeed, CouchApi, DocumentRefused, ServerRefuses
 from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of
 from greenconn.transport.couchdb.documents import (
     BINDING,
@@ -39,7 +39,6 @@ from greenconn.transport.couchdb.documents import (
     range_of,
     released,
 )
-from greenconn.transport.couchdb.errors import DocumentRefused, ServerRefuses
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.owners import Owners
 from greenconn.transport.couchdb.topology import (
@@ -50,8 +49,6 @@ from greenconn.transport.couchdb.topology import (
     read_queue,
 )
 from greenconn.transport.virtual.declaration import Declaration
-
-__all__ = ["CouchStore"]
 
 #: Kinds of documents that a link remembers.
 PLACES: Final = frozenset({QUEUE, EXCHANGE, BINDING})

@@ -21,8 +21,6 @@ from greenconn.transport.couchdb.documents import (
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.entities import PREDECLARED
 
-__all__ = ["CouchTopology", "TopologyCache", "deleted", "queue_document", "read_queue"]
-
 
 def queue_document(name: str, declaration: Declaration) -> Document:
     """Return the document of a queue."""

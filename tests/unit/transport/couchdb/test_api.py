@@ -11,15 +11,16 @@ from gevent import socket
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.transport.couchdb.api import ChangesFeed, CouchApi
-from greenconn.transport.couchdb.documents import Range
-from greenconn.transport.couchdb.errors import (
+from greenconn.transport.couchdb.api import (
+    ChangesFeed,
+    CouchApi,
     LinkLost,
     LoginRefused,
     NoSuchDatabase,
     NotCouch,
     ServerRefuses,
 )
+from greenconn.transport.couchdb.documents import Range
 from tests.fix_peer import PeerFactory
 
 WAIT = 30.0

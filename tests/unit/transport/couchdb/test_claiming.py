@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from greenconn.transport.couchdb import pending as module
+from greenconn.transport.couchdb import claiming as module
+from greenconn.transport.couchdb.claiming import PendingIndex
 from greenconn.transport.couchdb.documents import generation, is_waiting, message_id
-from greenconn.transport.couchdb.pending import PendingIndex
 
 
 class FakeDatabase:
