@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 import pytest
 
+import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue, SuperStream
 from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
