@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from greenconn.broker.topology import Topology
 from greenconn.exceptions import ConnectionError, RecoverableConnectionError, ResourceError
 from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.transport.base import Link
+from greenconn.transport.base import Link, open_links
 from greenconn.transport.virtual.consumer import STALE
 from greenconn.transport.virtual.exchange import Router
 from greenconn.transport.virtual.state import BrokerState
@@ -63,6 +64,8 @@ class BrokerLink(Link):
         self.is_confirming = is_confirming
         self.channels: dict[int, StoreChannel[Any]] = {}
         self._last_id = 0
+        #: Channels that take no more messages until the next drain; see :meth:`recall`.
+        self._undrained: set[StoreChannel[Any]] = set()
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
@@ -115,6 +118,59 @@ class BrokerLink(Link):
             except RecoverableConnectionError:
                 pass
 
+    # -- what its consumers have taken, and its program does not drain
+
+    @property
+    @abstractmethod
+    def place(self) -> object:
+        """The broker that this link leads to; two links to one broker have equal places."""
+
+    def recall(self, queue: str) -> bool:
+        """Requeue messages of a queue that this thread's connections do not drain.  May switch.
+
+        A consumer takes messages before ``drain_events`` runs.  A program of kombu's may look for one of
+        them by ``basic_get`` instead, over another connection: kombu takes it while it drains only.
+
+        Returns:
+            False: there were none.
+
+        Raises:
+            TimeoutError, RecoverableConnectionError: the broker does not have them yet.
+        """
+        hub, place = self.hub_affinity.hub, self.place
+        links = [
+            each
+            for each in open_links()
+            if isinstance(each, BrokerLink)
+            and each.hub_affinity.hub is hub
+            and each.is_open
+            and each.place == place
+            and each._give_back(queue)
+        ]
+        for link in links:
+            link.flush_settlements(NEVER)
+        return bool(links)
+
+    def _give_back(self, queue: str) -> bool:
+        """Requeue what is not drained of a queue, and take no more until the next drain."""
+        recalled = False
+        for channel in list(self.channels.values()):
+            consumers = [
+                each for each in channel.consumers.values() if each.queue == queue and each.backlog
+            ]
+            if consumers and channel.prefetch.is_flowing:
+                channel.prefetch.is_flowing = False
+                self._undrained.add(channel)
+                for consumer in consumers:
+                    recalled = channel.deliveries.recall(consumer) or recalled
+        return recalled
+
+    def _resume(self) -> None:
+        """Let channels go on that took no more until this drain.  Never switches."""
+        channels, self._undrained = self._undrained, set()
+        for channel in channels:
+            channel.flow(True)
+
     # -- its channels
 
     def add_channel(self, channel: StoreChannel[Any], channel_id: int | None = None) -> int:
@@ -142,6 +198,7 @@ class BrokerLink(Link):
     def remove_channel(self, channel: StoreChannel[Any]) -> None:
         """Forget a channel that ended."""
         self.channels.pop(channel.channel_id, None)
+        self._undrained.discard(channel)
 
     def drain(self, timeout: float | Deadline | None) -> None:
         """Run the next event; those of consumers that are gone are dropped.  May switch."""
@@ -151,6 +208,8 @@ class BrokerLink(Link):
         while True:
             if self.lost is not None:
                 self.check_open()
+            if self._undrained:
+                self._resume()
             function, argument = self.events.get(timeout)
             if function(argument) is not STALE:
                 return

@@ -686,6 +686,8 @@ class StoreChannel(StdChannel, Generic[L]):
             queue = plain_text(queue)
         name = self.entities.queue_name(queue)
         delivery = self.connection.subscriptions.get(self, name)
+        if delivery is None and self.connection.recall(name):
+            delivery = self.connection.subscriptions.get(self, name)
         if delivery is None:
             return None
         if no_ack:

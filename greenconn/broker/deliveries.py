@@ -317,6 +317,18 @@ class Deliveries:
         unseen = self._unseen(consumer)
         self._refuse(unseen, True, _tags(unseen))
 
+    def recall(self, consumer: Consumer) -> bool:
+        """Requeue what became events of a consumer and was not drained; False: nothing.
+
+        Never switches.
+        """
+        backlog = [self.unacked.pop(each.delivery_tag, None) for each in consumer.backlog]
+        found = [each for each in backlog if each is not None]
+        if found:
+            consumer.forget_backlog()
+            self._refuse(found, True, _tags(found))
+        return bool(found)
+
     def drop(self, consumer: Consumer) -> None:
         """Stop a consumer of a deleted queue and drop its unseen messages.  Never switches."""
         self._free(self._acked_each(self._unseen(consumer)))

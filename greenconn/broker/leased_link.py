@@ -59,6 +59,11 @@ class LeasedLink(BrokerLink):
         state = "open" if self.is_open else "closed"
         return f"<connection {self.where} ({state}, {len(self.channels)} channels)>"
 
+    @property
+    def place(self) -> object:
+        """The broker that this link leads to; two links to one broker have equal places."""
+        return type(self), self.where
+
     # -- what it holds
 
     def held(self) -> Iterator[HeldDelivery]:

@@ -420,6 +420,11 @@ LEAST_ALIVE: Final = 32
 _collect_at = LEAST_ALIVE
 
 
+def open_links() -> list[Link]:
+    """Return the links of this process that are open, or on their way to be.  Never switches."""
+    return list(_alive)
+
+
 def _note_new(link: Link) -> None:
     """Note a link; the collector runs now if there are many: some of them may be dropped ones.
 

@@ -253,6 +253,11 @@ class MemoryLink(BrokerLink):
         self.feeds = {}  # queues serve their consumers themselves
         broker.links[self] = None
 
+    @property
+    def place(self) -> object:
+        """The broker that this link leads to; two links to one broker have equal places."""
+        return self.broker
+
     def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
         """Return ``function(*args)``.  Never switches."""
         return function(*args)

@@ -107,7 +107,7 @@ CLAIM: Final = Script("claim", _BEGINNING + _TAKING + "return taken")
 #: behind them; nothing when that message is gone.
 #:
 #: To look for the message compares all that are in front of it, which for each hundred of a long queue
-#: would take the square of its length.  So the caller says where the message is if nobody else has taken
+#: would take the square of its length.  So the caller says where the message is unless others have taken
 #: or requeued any, and that place is looked at first: it is found by counting the list's nodes.
 #:
 #: Keys: unacked, its index, the list.  Arguments: as above, the newest message to be taken, and how many
