@@ -14,7 +14,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from greenconn.checks import check_keywords, in_seconds, is_connection
-from greenconn.exceptions import NotBoundError
+from greenconn.exceptions import NotBoundError, error_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -134,7 +134,7 @@ class Object:
             return convert(value)
         except (TypeError, ValueError) as exc:
             kind = TypeError if isinstance(exc, TypeError) else ValueError
-            raise kind(f"{name} of {type(self).__name__} is {value!r}: {exc}") from exc
+            raise kind(f"{name} of {type(self).__name__} is {value!r}: {error_text(exc)}") from exc
 
     def as_dict(self, recurse: bool = False) -> dict[str, Any]:
         """Return the attributes of the table.

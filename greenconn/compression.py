@@ -22,7 +22,7 @@ from gevent import get_hub
 from greenlet import getcurrent
 
 from greenconn.encoding import ensure_bytes
-from greenconn.exceptions import DecodeError
+from greenconn.exceptions import DecodeError, error_text
 
 __all__ = [
     "MAX_DECOMPRESSED_SIZE",
@@ -101,7 +101,8 @@ class _StreamDecoder:
             raise
         except Exception as exc:
             raise DecodeError(
-                f"cannot decompress a body as {self.content_type}: {type(exc).__name__}: {exc}"
+                f"cannot decompress a body as {self.content_type}: {type(exc).__name__}: "
+                f"{error_text(exc)}"
             ) from exc
 
     def _inflate(self, octets: memoryview, limit: int) -> bytes:

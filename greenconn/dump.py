@@ -11,6 +11,8 @@ from pprint import pformat
 from tempfile import mkstemp
 from typing import IO, Any
 
+from greenconn.exceptions import error_text
+
 __all__ = ["emergency_dump_state"]
 
 logger = logging.getLogger("greenconn.dump")
@@ -37,7 +39,9 @@ def emergency_dump_state(
         try:
             (dump or pickle.dump)(state, file, protocol=0)
         except Exception as exc:
-            _report(f"Cannot pickle state. Falling back to pformat. ({exc!r})", stderr)
+            _report(
+                f"Cannot pickle state. Falling back to pformat. ({error_text(exc, repr)})", stderr
+            )
             _rewind(file)
             text = pformat(state)
             try:

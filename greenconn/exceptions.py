@@ -9,7 +9,7 @@ is raised as the class of the ``amqp`` package: ``amqp.exceptions.NotFound`` and
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -115,6 +115,26 @@ def reraise(
     if value.__traceback__ is not tb:
         raise value.with_traceback(tb)
     raise value
+
+
+#: Characters of an error's text that are kept.
+LONGEST_TEXT: Final = 1000
+
+
+def error_text(exc: object, show: Callable[[Any], str] = str) -> str:
+    """Return the text of an error of any class, of which ``__str__`` may raise an error, too.
+
+    Arguments:
+        show: ``str`` or ``repr``.
+
+    Returns:
+        At most 1,000 characters, which UTF-8 can encode.
+    """
+    try:
+        text = str.__getitem__(show(exc), slice(LONGEST_TEXT))
+    except Exception as failure:
+        text = f"{show.__name__}() of {type(exc).__name__} raised {type(failure).__name__}"
+    return text.encode("utf-8", "backslashreplace").decode()[:LONGEST_TEXT]
 
 
 #: Parts of RabbitMQ's reply texts for a queue that exists, but whose node or leader is unavailable: any

@@ -118,7 +118,7 @@ def encode_error(exc: BaseException, content_type: str) -> EncodeError:
     """Return the error for a value that cannot be encoded.  It never quotes the value."""
     reason = type(exc).__name__
     # These texts of json name types only.  Other texts may quote the body.
-    if isinstance(exc, TypeError) and str(exc).startswith(("Object of type ", "keys must be ")):
+    if type(exc) is TypeError and str(exc).startswith(("Object of type ", "keys must be ")):
         reason += f": {exc}"
     return EncodeError(f"cannot encode a body as {content_type}: {reason}")
 

@@ -36,7 +36,7 @@ from greenconn.checks import Seconds, check_runs, in_seconds, is_number
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection
 from greenconn.entity import Queue
-from greenconn.exceptions import ResourceLocked, Unroutable
+from greenconn.exceptions import ResourceLocked, Unroutable, error_text
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.importing import needed
@@ -411,7 +411,7 @@ class PeriodicCalls:
         try:
             is_leader = lock.acquire()
         except Exception as exc:
-            logger.debug("schedule %r: no election: %s", self._name, exc)
+            logger.debug("schedule %r: no election: %s", self._name, error_text(exc))
             is_leader = False
         if is_leader:
             consumer.lifecycle.resume()
@@ -431,7 +431,7 @@ class PeriodicCalls:
             except Unroutable:
                 continue  # the queue was deleted, and is declared again
             except Exception as exc:
-                logger.debug("schedule %r: no token was published: %s", self._name, exc)
+                logger.debug("schedule %r: no token was published: %s", self._name, error_text(exc))
                 return False
             return True
         return False
@@ -544,7 +544,7 @@ class PeriodicCalls:
                 lambda channel: channel.queue_declare(queue=name, passive=True), deadline
             )
         except Exception as exc:
-            logger.debug("schedule %r: the broker does not answer: %s", self._name, exc)
+            logger.debug("schedule %r: the broker does not answer: %s", self._name, error_text(exc))
             return False
         return bool(message.channel.is_open)
 

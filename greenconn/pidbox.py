@@ -32,6 +32,7 @@ from greenconn.exceptions import (
     ResourceLocked,
     SerializationError,
     SerializerNotInstalled,
+    error_text,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
@@ -205,7 +206,7 @@ class Node:
             reply = handle(method, arguments)
         except Exception as exc:
             logger.exception("the command %s failed at %s", method, self.hostname)
-            reply = {"error": repr(exc)}
+            reply = {"error": error_text(exc, repr)}
         if reply_to:
             self._reply_to(reply_to, {self.hostname: reply}, ticket)
         return reply
@@ -221,7 +222,7 @@ class Node:
                 ticket=ticket,
             )
         except _UNSENT as exc:
-            self._refuse(f"cannot send the reply: {exc}")
+            self._refuse(f"cannot send the reply: {error_text(exc)}")
 
     def handle(self, method: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Call the handler of a command and return its reply.
@@ -256,7 +257,7 @@ class Node:
         try:
             is_meant = self._is_meant(body)
         except Exception as exc:  # a registered matcher is user code
-            self._refuse(f"invalid command: cannot match the pattern: {exc!r}")
+            self._refuse(f"invalid command: cannot match the pattern: {error_text(exc, repr)}")
             return None
         return self.dispatch(**body) if is_meant else None
 

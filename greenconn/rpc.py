@@ -33,6 +33,7 @@ from greenconn.exceptions import (
     SerializationError,
     SerializerNotInstalled,
     Unroutable,
+    error_text,
 )
 from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
@@ -337,7 +338,7 @@ class _Server:
         self._reply_error(message, exc)
 
     def _reply_error(self, message: Message, exc: BaseException) -> None:
-        self._reply(message, str(exc), {ERROR_HEADER: _name_of(type(exc))}, None)
+        self._reply(message, error_text(exc), {ERROR_HEADER: _name_of(type(exc))}, None)
 
     def _reply(
         self, message: Message, result: Any, headers: dict[str, str] | None, serializer: str | None

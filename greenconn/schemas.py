@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from greenconn.exceptions import DecodeError
+from greenconn.exceptions import DecodeError, error_text
 from greenconn.fields import MODEL, STRUCT
 from greenconn.importing import needed
 
@@ -107,7 +107,7 @@ def converter_of(schema: Any) -> Convert | None:
         raise
     except Exception as exc:
         raise TypeError(
-            f"schema must be a type that bodies can be converted to, got {schema!r}: {exc}"
+            f"schema must be a type that bodies can be converted to, got {schema!r}: {error_text(exc)}"
         ) from exc
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.exceptions import error_text
 from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
@@ -94,7 +95,13 @@ class Leases:
         if isinstance(outcome, Exception):
             error = link.settler.error(outcome, "renewing leases")
             if link.lost is None:
-                spawn("log", logger.error, "%s", error, extra={"connection": self._link.where})
+                spawn(
+                    "log",
+                    logger.error,
+                    "%s",
+                    error_text(error),
+                    extra={"connection": self._link.where},
+                )
         elif outcome:
             self._note_lost(outcome)
 

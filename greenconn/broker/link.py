@@ -27,7 +27,7 @@ from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import PutBatcher
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
@@ -113,7 +113,9 @@ class StoreLink(LeasedLink):
             self.handover.pass_on(self)
         except BaseException as exc:
             if self.lost is None:
-                lost = RecoverableConnectionError(f"opening the connection failed ({exc!r})")
+                lost = RecoverableConnectionError(
+                    f"opening the connection failed ({error_text(exc, repr)})"
+                )
                 self.end(lost, closed=True)
             raise
 
@@ -243,7 +245,7 @@ class StoreLink(LeasedLink):
                     "%s: %s: %s",
                     self.where,
                     what,
-                    exc,
+                    error_text(exc),
                     extra={"connection": self.where},
                 )
             return exc
@@ -251,7 +253,9 @@ class StoreLink(LeasedLink):
 
     def end_unexpectedly(self, exc: BaseException, what: str) -> BaseException:
         """End the link for an error that should not happen, and return its own.  Never switches."""
-        lost: BaseException = RecoverableConnectionError(f"{self.where}: {what} failed: {exc!r}")
+        lost: BaseException = RecoverableConnectionError(
+            f"{self.where}: {what} failed: {error_text(exc, repr)}"
+        )
         lost.__cause__ = exc
         if isinstance(exc, Exception):
             spawn(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage
+from greenconn.exceptions import error_text
 from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.supervisor import OnDemand, spawn
@@ -219,7 +220,7 @@ class Settlements:
                 "%s: %d acks or rejects are sent again later: %s",
                 self._link.where,
                 count,
-                error,
+                error_text(error),
                 extra={"connection": self._link.where},
             )
         return True

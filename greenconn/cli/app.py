@@ -138,11 +138,11 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         _drop_output()
         return 0
     except Exception as exc:
-        from greenconn.cli.errors import error_text
+        from greenconn.cli.errors import error_line
 
         if is_verbose:
             logging.getLogger("greenconn.cli").exception("the command failed")
-        text, code = error_text(exc)
+        text, code = error_line(exc)
         click.echo(folded(f"greenconn: {text}", sys.stderr), err=True)
         return code
     return result if isinstance(result, int) else 0

@@ -23,10 +23,11 @@ from greenconn.exceptions import (
     ReplyTimeout,
     ResourceLocked,
     Unroutable,
+    error_text,
 )
 from greenconn.url import mask_secrets
 
-__all__ = ["error_text", "masked"]
+__all__ = ["error_line", "masked"]
 
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
@@ -66,7 +67,7 @@ _URL_IN_TEXT: Final = re.compile(
 _LIBRARY: Final = re.compile(r", and publish\(\) by name does not declare it: .*")
 
 
-def error_text(exc: BaseException) -> tuple[str, int]:
+def error_line(exc: BaseException) -> tuple[str, int]:
     """Return one line for the user, and the exit code."""
     text = _text_of(exc)
     if isinstance(exc, (ValueError, KeyError, TypeError, ImportError)):
@@ -102,7 +103,7 @@ def _text_of(exc: BaseException) -> str:
     missing = (getattr(exc, "name", None) or "").partition(".")[0]
     if isinstance(exc, ImportError) and missing in ("click", "rich"):
         return f"this command needs {missing!r}: pip install 'greenconn[cli]'"
-    text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
+    text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else error_text(exc)
     text = _LIBRARY.sub("", _NUMBERS.sub("", " ".join(text.split())))
     return masked(text) or type(exc).__name__
 

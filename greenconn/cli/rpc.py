@@ -86,7 +86,7 @@ def _call(
 ) -> bool:
     """Print the reply to one request, and return whether there was one.  May switch."""
     from greenconn.cli.consume import body_text
-    from greenconn.cli.errors import error_text
+    from greenconn.cli.errors import error_line
     from greenconn.cli.streams import write_line
     from greenconn.cli.terminal import folded
     from greenconn.exceptions import RemoteError, ReplyTimeout
@@ -103,7 +103,7 @@ def _call(
             headers=headers or None,
         )
     except (RemoteError, ReplyTimeout) as exc:
-        error = error_text(exc)[0]
+        error = error_line(exc)[0]
     if is_json:
         seconds = round(perf_counter() - began, 6)
         shown = {"reply": reply, "error": error, "seconds": seconds}

@@ -68,7 +68,7 @@ def command(
     import gevent
 
     from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.cli.errors import error_text
+    from greenconn.cli.errors import error_line
     from greenconn.cli.listing import Monitor, QueueReader, check_names
     from greenconn.exceptions import AMQPError, KombuError
 
@@ -82,7 +82,7 @@ def command(
             screen = _screen(connection.as_uri(), sort, is_json)
             session = connection.session
             session.on_connection_lost.append(
-                lambda exc: screen.warn(f"connection lost, reconnecting: {error_text(exc)[0]}")
+                lambda exc: screen.warn(f"connection lost, reconnecting: {error_line(exc)[0]}")
             )
             try:
                 screen.show(trends)
@@ -92,7 +92,7 @@ def command(
                     try:
                         screen.show(monitor.look())
                     except (OSError, AMQPError, KombuError) as exc:
-                        screen.warn(error_text(exc)[0])
+                        screen.warn(error_line(exc)[0])
                     looks += 1
             finally:
                 screen.close()

@@ -30,6 +30,7 @@ from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from greenconn._version import __version__
+from greenconn.exceptions import error_text
 from greenconn.listeners import (
     ConfirmEvent,
     DeliverEvent,
@@ -319,6 +320,6 @@ def _end(span: Span, attributes: Attributes, error: BaseException | None) -> Non
         name = kind.__qualname__
         attributes[ERROR] = name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
         span.set_attribute(ERROR, attributes[ERROR])
-        span.set_status(Status(StatusCode.ERROR, str(error)))
+        span.set_status(Status(StatusCode.ERROR, error_text(error)))
         span.record_exception(error)
     span.end()

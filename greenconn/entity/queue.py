@@ -183,6 +183,11 @@ class Queue(MaybeChannelBound):
             self.dead_letter = kwargs["dead_letter"]
         target = self.dead_letter_queue
         if target is not None:
+            if target == self.name:
+                raise ValueError(
+                    f"dead_letter must be another queue than {target!r}, which would get its own dead "
+                    f"letters again and again"
+                )
             self.queue_arguments = {
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": target,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent
 
-from greenconn.exceptions import OperationalError
+from greenconn.exceptions import OperationalError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
@@ -121,7 +121,9 @@ class SingleFlight:
             flight.result = function()
         except (GreenletExit, SystemExit, KeyboardInterrupt) as exc:
             # These are for the greenlet that they hit, not for those who wait for it.
-            flight.error = OperationalError(f"{self._name} for {key!r} was killed ({exc!r})")
+            flight.error = OperationalError(
+                f"{self._name} for {key!r} was killed ({error_text(exc, repr)})"
+            )
             raise
         except BaseException as exc:
             flight.error = exc

@@ -25,6 +25,7 @@ from gevent import Greenlet, get_hub
 from gevent.hub import Hub
 from greenlet import getcurrent
 
+from greenconn.exceptions import error_text
 from greenconn.green import atexit, fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
@@ -339,7 +340,11 @@ class Stream:
             self._end(exc)
         except BaseException as exc:
             # As for a reader that is killed: what was received may be lost.
-            self._end(ConnectionAbortedError(errno.ECONNABORTED, f"interrupted by {exc!r}"))
+            self._end(
+                ConnectionAbortedError(
+                    errno.ECONNABORTED, f"interrupted by {error_text(exc, repr)}"
+                )
+            )
             raise
 
     def _on_reader_dead(self, reader: object) -> None:

@@ -35,6 +35,7 @@ from typing import Any, Final
 from gevent import get_hub
 from greenlet import getcurrent
 
+from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import TurnEnd, wake_hub, yield_to_hub
 from greenconn.green.slot import Slot
@@ -435,7 +436,9 @@ class Writer:
     def _interrupted(self, exc: BaseException) -> None:
         """End the stream, as an exception interrupted a step that must not be interrupted."""
         self._fail(
-            ConnectionAbortedError(errno.ECONNABORTED, f"sending was interrupted by {exc!r}")
+            ConnectionAbortedError(
+                errno.ECONNABORTED, f"sending was interrupted by {error_text(exc, repr)}"
+            )
         )
 
     def _on_writable(self) -> None:

@@ -43,6 +43,7 @@ from greenconn.exceptions import (
     PublishRefused,
     PublishTimeout,
     Unroutable,
+    error_text,
     is_unavailable,
 )
 from greenconn.green.deadline import Deadline
@@ -303,7 +304,7 @@ class Publisher:
             logger.debug(
                 "checking %s after a nack: %s",
                 options,
-                failure,
+                error_text(failure),
                 extra={"connection": self._session.broker.label, "queue": options.routing_key},
             )
             raise exc from exc.__cause__
@@ -342,7 +343,7 @@ class Publisher:
             logger.debug(
                 "checking %s after a return: %s",
                 options,
-                failure,
+                error_text(failure),
                 extra={"connection": self._session.broker.label, "queue": options.routing_key},
             )
 
@@ -457,7 +458,7 @@ def _discard(channel: Channel) -> None:
     try:
         _close(channel)
     except Exception as exc:
-        logger.debug("closing %r: %s", channel, exc)
+        logger.debug("closing %r: %s", channel, error_text(exc))
 
 
 def _close(channel: Channel) -> None:

@@ -16,6 +16,7 @@ from greenconn.exceptions import (
     NotFound,
     PreconditionFailed,
     RecoverableChannelError,
+    error_text,
     is_unavailable,
 )
 from greenconn.green.deadline import NEVER, Deadline
@@ -276,7 +277,9 @@ class Broker:
         except Exception as exc:
             if not isinstance(exc, (*self.connection_errors, OSError)):
                 raise
-            logger.debug("closing %s: %s", self.label, exc, extra={"connection": self.label})
+            logger.debug(
+                "closing %s: %s", self.label, error_text(exc), extra={"connection": self.label}
+            )
         finally:
             if getattr(link, "is_open", False):
                 # Killed on the way: what is left of it goes without a word.

@@ -39,6 +39,7 @@ from greenconn.exceptions import (
     NotAllowed,
     OperationalError,
     RecoverableConnectionError,
+    error_text,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy
@@ -241,7 +242,9 @@ class Attempt:
             link = self._connect()
         except (GreenletExit, SystemExit, KeyboardInterrupt) as exc:
             # These are for the greenlet that they hit, not for those who wait for it.
-            interrupted = RecoverableConnectionError(f"connecting was interrupted ({exc!r})")
+            interrupted = RecoverableConnectionError(
+                f"connecting was interrupted ({error_text(exc, repr)})"
+            )
             self._end(AttemptState.ABORTED, ConnectOutcome(None, interrupted))
             raise
         except BaseException as exc:
@@ -490,7 +493,7 @@ class Connector:
             return cause
         error = SuppliedError(
             f"connecting to {broker.label} failed in what the program supplies for it: "
-            f"{type(cause).__name__}: {cause}"
+            f"{type(cause).__name__}: {error_text(cause)}"
         )
         error.__cause__ = cause
         if type(cause) not in self._reported:
@@ -537,7 +540,11 @@ class Connector:
             self._fail()
             # Last, as a log handler may switch, and with all that led to the error.
             logger.debug(
-                "open.failed %s: %s", label, error, exc_info=error, extra={"connection": label}
+                "open.failed %s: %s",
+                label,
+                error_text(error),
+                exc_info=error,
+                extra={"connection": label},
             )
             outcome.shorten()
         else:

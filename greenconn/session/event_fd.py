@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import Greenlet
 from gevent.event import Event
 
-from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.exceptions import OperationalError, RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 
@@ -80,7 +80,11 @@ class EventDescriptor:
                 events = self._session.wait_ready(Deadline()).link.events
                 events.put_back(events.get(Deadline()))
             except (OperationalError, RecoverableConnectionError, OSError) as exc:
-                logger.debug("no event: %s", exc, extra={"connection": self._session.broker.label})
+                logger.debug(
+                    "no event: %s",
+                    error_text(exc),
+                    extra={"connection": self._session.broker.label},
+                )
                 if self._session.is_closed:
                     return
                 continue

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Greenlet
 from greenlet import getcurrent
 
-from greenconn.exceptions import RecoverableConnectionError, raise_error
+from greenconn.exceptions import RecoverableConnectionError, error_text, raise_error
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
@@ -113,7 +113,7 @@ class Members:
                     logger.info(
                         "recovery of %r failed, and is tried again: %s",
                         member,
-                        exc,
+                        error_text(exc),
                         extra={"connection": self._broker.label},
                     )
                     self._retry_apart(life, member, exc)
@@ -132,7 +132,10 @@ class Members:
     def fail(self, life: Life, member: Recoverable, exc: BaseException) -> None:
         """Part with a member that cannot be restored.  May switch."""
         logger.error(
-            "%r cannot be recovered: %s", member, exc, extra={"connection": self._broker.label}
+            "%r cannot be recovered: %s",
+            member,
+            error_text(exc),
+            extra={"connection": self._broker.label},
         )
         self.discard(member)
         if not _notify_failure(member, exc):

@@ -31,6 +31,7 @@ from greenconn.exceptions import (
     IrrecoverableConnectionError,
     NotFound,
     ResourceLocked,
+    error_text,
 )
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import Backoff, RetryPolicy, attempts
@@ -467,7 +468,7 @@ class Topology:
                     logger.warning(
                         "%r could not be declared again yet: %s",
                         record,
-                        exc,
+                        error_text(exc),
                         extra=self._fields(record),
                     )
                     later += (record, *declarations.waiting)
@@ -489,7 +490,10 @@ class Topology:
     def _note_refusal(self, record: Declared, exc: Exception) -> None:
         """Log that the broker closed a channel because of *record*; raise if it closed the link."""
         logger.warning(
-            "%r could not be declared again: %s", record, exc, extra=self._fields(record)
+            "%r could not be declared again: %s",
+            record,
+            error_text(exc),
+            extra=self._fields(record),
         )
         if isinstance(exc, IrrecoverableConnectionError):
             record.refusals += 1
@@ -547,7 +551,7 @@ class Topology:
                 logger.debug(
                     "%d entities could not be declared again: %s",
                     len(records),
-                    exc,
+                    error_text(exc),
                     extra={"connection": self._where()},
                 )
                 return  # the link was lost: all is declared on the next one

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import Unroutable
+from greenconn.exceptions import Unroutable, error_text
 from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -120,7 +120,10 @@ class ActiveReader(Subscription):
             self._publish()
         except Exception as exc:
             logger.debug(
-                "token of queue %s was not renewed: %s", self.name, exc, extra={"queue": self.name}
+                "token of queue %s was not renewed: %s",
+                self.name,
+                error_text(exc),
+                extra={"queue": self.name},
             )
 
     def release(self, channels: SharedChannels, deadline: Deadline) -> None:
@@ -131,7 +134,7 @@ class ActiveReader(Subscription):
             with TimeLimit(deadline, "cancelling"):
                 self.cancel(channels)
         except Exception as exc:
-            logger.debug("cancelling %r: %s", self, exc, extra={"queue": self.name})
+            logger.debug("cancelling %r: %s", self, error_text(exc), extra={"queue": self.name})
         token, self._token = self._token, None
         if token is not None:
             with suppress(Exception):  # its channel is gone

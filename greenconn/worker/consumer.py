@@ -13,7 +13,7 @@ from gevent import Greenlet, GreenletExit, getcurrent
 from greenconn.checks import Seconds, check_keywords, in_seconds
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, declare_by_name
-from greenconn.exceptions import AMQPError, KombuError
+from greenconn.exceptions import AMQPError, KombuError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub
 from greenconn.options import Retry
@@ -382,7 +382,7 @@ class _Registry:
         if lifecycle.state is ConsumerState.FAILED:
             error = lifecycle.error
             self.failures[lifecycle.options.name or ""] = ConsumerFailure(
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {error_text(error)}",
                 consumer.stats(),
                 lifecycle.addresses,
                 lifecycle.changed_at,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import sleep
 from gevent.lock import BoundedSemaphore
 
-from greenconn.exceptions import NotFound
+from greenconn.exceptions import NotFound, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.log import message_fields
 
@@ -82,7 +82,7 @@ class DeadLetterExchanges:
                 "whether queue %r has a dead-letter exchange is not known: %s: %s",
                 queue,
                 type(exc).__name__,
-                exc,
+                error_text(exc),
                 extra=message_fields(message, queue=queue),
             )
             return False
@@ -103,7 +103,7 @@ class DeadLetterExchanges:
                 logger.info(
                     "whether a policy gives queue %r a dead-letter exchange is not known: %s",
                     queue,
-                    exc,
+                    error_text(exc),
                     extra={"queue": queue, "connection": self._session.broker.label},
                 )
         return isinstance(exchange, str) and self._exists(queue, exchange, key)

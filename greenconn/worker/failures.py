@@ -18,6 +18,7 @@ from greenconn.compression import compress
 from greenconn.defaults import publishing_connection
 from greenconn.delays import DELAY
 from greenconn.encoding import safe_repr
+from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
@@ -71,8 +72,6 @@ FAILURE_HEADERS: Final = frozenset(
 
 #: Seconds for sending one; then it waits in this process.
 SENDING_TIMEOUT: Final = 10.0
-#: Characters of an error's text that are kept.
-LONGEST_TEXT: Final = 1000
 #: Attempts that are believed: any publisher can write the header.
 MOST_ATTEMPTS: Final = 1_000_000
 #: Characters of a traceback that are kept.
@@ -141,7 +140,7 @@ class FailedMessages:
             logger.info(
                 "retries of queue %r wait in this process: %s",
                 queue,
-                exc,
+                error_text(exc),
                 extra=message_fields(message, queue=queue),
             )
         except Exception as exc:
@@ -149,7 +148,7 @@ class FailedMessages:
                 logger.warning(
                     "a retry of queue %r waits in this process: %s",
                     queue,
-                    exc,
+                    error_text(exc),
                     extra=message_fields(message, queue=queue),
                 )
         else:
@@ -165,16 +164,16 @@ class FailedMessages:
             target: that queue, which is declared if it does not exist.
             attempts: how often its handler has failed; 0: its body could not be decoded.
         """
-        headers = _failure_headers(message, attempts)
-        for name in OBEYED:
-            headers.pop(name, None)
-        headers[QUEUE] = queue
-        headers[REASON] = "failed" if attempts else "undecodable"
-        headers[ERROR] = f"{type(exc).__module__}.{type(exc).__qualname__}"
-        headers[TEXT] = str(exc)[:LONGEST_TEXT]
-        headers[TRACEBACK] = _traceback_of(exc)
-        options = PublishOptions(target, {"declare": True, **priority_of(message)})
         try:
+            headers = _failure_headers(message, attempts)
+            for name in OBEYED:
+                headers.pop(name, None)
+            headers[QUEUE] = queue
+            headers[REASON] = "failed" if attempts else "undecodable"
+            headers[ERROR] = f"{type(exc).__module__}.{type(exc).__qualname__}"
+            headers[TEXT] = error_text(exc)
+            headers[TRACEBACK] = _traceback_of(exc)
+            options = PublishOptions(target, {"declare": True, **priority_of(message)})
             outgoing = resent(message, options, headers)
             assert outgoing.own is not None
             # It does not expire there, and it is this user who publishes it.
@@ -186,7 +185,7 @@ class FailedMessages:
                 "a failed message of queue %r cannot be stored in queue %r, and stays: %s",
                 queue,
                 target,
-                failure,
+                error_text(failure),
                 extra=message_fields(message, queue=queue),
             )
             return False
@@ -218,7 +217,10 @@ def _now() -> str:
 
 def _traceback_of(exc: BaseException) -> str:
     """Return the end of the traceback, as text that each broker can store."""
-    text = "".join(format_exception(exc))[-LONGEST_TRACEBACK:]
+    try:
+        text = "".join(format_exception(exc))[-LONGEST_TRACEBACK:]
+    except Exception:  # of what the program has made of its error
+        text = error_text(exc)
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -23,7 +23,7 @@ from gevent import Timeout
 from greenconn.checks import check_has_run
 from greenconn.delays import kept_delay
 from greenconn.entity.queue import DEAD
-from greenconn.exceptions import BodyTooLarge, MessageStateError
+from greenconn.exceptions import BodyTooLarge, MessageStateError, error_text
 from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
@@ -48,6 +48,7 @@ from greenconn.worker.failures import (
 )
 from greenconn.worker.options import ConsumerOptions
 from greenconn.worker.parking import NotBegun
+from greenconn.worker.returning import ReturnedMessages
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -125,6 +126,7 @@ class Handling:
         "_on_error",
         "_queue_of",
         "_retry_policy",
+        "_returned",
         "_timeout",
         "dropped",
         "failed",
@@ -166,6 +168,8 @@ class Handling:
         self._dead_letters_of = options.dead_letters_of
         #: Of what failed before: the delays that are left.
         self._backoffs: dict[Any, Backoff] = {}
+        #: None: none has come back.
+        self._returned: ReturnedMessages | None = None
         self._has_logged_kill = False
         self.retry_later: Callable[[Any, float], None] = _no_dispatcher
         self.on_exit: Callable[[], None] = _do_nothing
@@ -195,6 +199,8 @@ class Handling:
         try:
             if self._is_counted:
                 release(message)
+            if self._returned is not None and self._waits(message, message):
+                return
             if self._accept is not None:
                 message.accept = self._accept
             try:
@@ -219,10 +225,32 @@ class Handling:
             # The state of one that was not settled is seen without a call.
             if not self._no_ack and (message._state == "RECEIVED" or not message.acknowledged):
                 self._ack(message)
+            elif message._state == "REQUEUED":
+                self._note_return(message)
         except BaseException as exc:
             self._note_exit(exc, message)
+            self._note_return(message)
             self.requeue(message)
             raise
+
+    def _note_return(self, message: Message) -> None:
+        """Note that *message* is put back or given up, and may be delivered again.  Never switches."""
+        if self._no_ack:
+            return
+        if self._returned is None:
+            self._returned = ReturnedMessages()
+        self._returned.note(message)
+
+    def _waits(self, message: Message, load: Any) -> bool:
+        """Return whether *message* has come back too soon, and have *load* wait.  May switch."""
+        pause = 0.0 if self._returned is None else self._returned.left(message)
+        if not pause:
+            return False
+        if self.is_ending:
+            self.requeue(message)
+        else:
+            self.retry_later(load, pause)
+        return True
 
     def _note_exit(self, exc: BaseException, message: Message) -> None:
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
@@ -233,11 +261,11 @@ class Handling:
             spawn(
                 "log",
                 logger.warning,
-                "handler %s of queue %r was killed by the program (%r) on delivery %s; the message is "
+                "handler %s of queue %r was killed by the program (%s) on delivery %s; the message is "
                 "%s (logged once)",
                 _name_of(self._handler),
                 self._queue_of(message),
-                exc,
+                error_text(exc, repr),
                 message.delivery_tag,
                 "lost (no_ack)" if self._no_ack else "requeued",
                 extra=self._fields(message),
@@ -283,6 +311,7 @@ class Handling:
         self.failed += 1
         if not self._no_ack and not self._is_unsettled(message):
             self._backoffs.pop(message, None)
+            self._note_return(message)
             self._log_failure(message, exc, None, "the message is already settled")
             return
         attempts, delay = self._next_retry(message, exc)
@@ -434,6 +463,7 @@ class Handling:
             attempts: how often it has failed.
             target: as :meth:`_end_of` returns it.
         """
+        self._note_return(message)
         if self._on_error == "requeue":
             self._settle(message, requeue=True)
         elif callable(self._on_error):
@@ -443,6 +473,7 @@ class Handling:
 
     def _refuse_undecodable(self, message: Message, exc: BaseException) -> None:
         self.failed += 1
+        self._note_return(message)
         target = None
         if self._on_decode_error is None:
             end, target = self._end_of(message, exc)
@@ -455,7 +486,7 @@ class Handling:
             self._queue_of(message),
             message.content_type,
             type(exc).__name__,
-            exc,
+            error_text(exc),
             outcome,
             # Any publisher can cause this: log one line each, unless debugging.
             exc_info=exc if logger.isEnabledFor(logging.DEBUG) else None,
@@ -576,7 +607,7 @@ class Handling:
             "redelivers it: %s",
             message.delivery_tag,
             self._queue_of(message),
-            exc,
+            error_text(exc),
             extra=self._fields(message),
         )
 
@@ -670,8 +701,12 @@ class BatchHandling(Handling):
             for each in batch.messages:
                 if not self._no_ack and not each.acknowledged:
                     self._ack(each)
+                elif each._state == "REQUEUED":
+                    self._note_return(each)
         except BaseException as exc:
             self._note_exit(exc, first)
+            for each in batch.messages:
+                self._note_return(each)
             self._requeue_all(batch.messages)
             raise
 
@@ -682,6 +717,8 @@ class BatchHandling(Handling):
         for message in batch.messages:
             if self._is_counted:
                 release(message)
+            if self._returned is not None and self._waits(message, MessageBatch([message])):
+                continue
             if self._accept is not None:
                 message.accept = self._accept
             try:
@@ -701,6 +738,9 @@ class BatchHandling(Handling):
         first = batch.messages[0]
         if not self._no_ack:
             # What the handler settled itself is left alone.
+            for each in batch.messages:
+                if each._state == "REQUEUED":
+                    self._note_return(each)
             batch.messages = [each for each in batch.messages if self._is_unsettled(each)]
         if not batch.messages:
             self._log_failure(first, exc, None, "its messages are already settled")
@@ -741,11 +781,8 @@ class BatchHandling(Handling):
             message._decoded_cache = None
         self.retry_later(load, delay)
 
-    def _try_later(self, message: Message) -> None:
-        if self.is_ending:
-            self._settle(message, requeue=True)
-        else:
-            self._retry_batch(MessageBatch([message]), UNSTORED_DELAY)
+    def _retry(self, message: Message, delay: float) -> None:
+        self._retry_batch(MessageBatch([message]), delay)
 
     def _requeue_all(self, messages: list[Any]) -> None:
         for position, message in enumerate(messages):

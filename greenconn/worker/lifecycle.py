@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gevent import Greenlet, get_hub, getcurrent
 
 from greenconn.entity.existence import has_messages
-from greenconn.exceptions import ConsumerCancelled, PreconditionFailed
+from greenconn.exceptions import ConsumerCancelled, PreconditionFailed, error_text
 from greenconn.green import fork
 from greenconn.green.blocking_monitor import name_of
 from greenconn.green.condition import Condition
@@ -340,7 +340,7 @@ class ConsumerLifecycle:
                 "consumer of queue %s failed: %s: %s%s",
                 self.options.name,
                 type(exc).__name__,
-                exc,
+                error_text(exc),
                 MIGRATION if isinstance(exc, PreconditionFailed) else "",
                 # Of what should not happen, the class and the text do not tell where.
                 exc_info=None if isinstance(exc, known_errors(self._session)) else exc,
@@ -510,7 +510,7 @@ class ConsumerLifecycle:
             queue.stand_down(self._group.channels)
         except Exception as exc:
             # It ends with its channel then; what has come must not be handled here all the same.
-            logger.debug("cancelling %r: %s", queue, exc, extra=self.fields(queue.name))
+            logger.debug("cancelling %r: %s", queue, error_text(exc), extra=self.fields(queue.name))
         if channel is not None:
             for message, has_begun in self.dispatcher.drop(channel, tag):
                 self.handling.requeue(message, has_begun=has_begun)
@@ -536,7 +536,10 @@ class ConsumerLifecycle:
                 subscription.cancel(self._group.channels, nowait=nowait)
             except Exception as exc:
                 logger.debug(
-                    "cancelling %r: %s", subscription, exc, extra=self.fields(subscription.name)
+                    "cancelling %r: %s",
+                    subscription,
+                    error_text(exc),
+                    extra=self.fields(subscription.name),
                 )
 
     def _cancel_soon(self) -> None:
@@ -545,7 +548,9 @@ class ConsumerLifecycle:
             with TimeLimit(Deadline(CANCEL_TIMEOUT), "cancelling"):
                 self._cancel()
         except TimeoutError as exc:
-            logger.debug("consumer of queue %s: %s", self.options.name, exc, extra=self.fields())
+            logger.debug(
+                "consumer of queue %s: %s", self.options.name, error_text(exc), extra=self.fields()
+            )
             self._cancel(nowait=True)
 
     def _requeue_all(self) -> None:
@@ -596,12 +601,15 @@ class ConsumerLifecycle:
                 "consumer of queue %s has ended, and the broker may not have all of its acks and "
                 "requeues: %s",
                 self.options.name,
-                exc,
+                error_text(exc),
                 extra=self.fields(),
             )
         except Exception as exc:
             logger.debug(
-                "consumer of queue %s: settling: %s", self.options.name, exc, extra=self.fields()
+                "consumer of queue %s: settling: %s",
+                self.options.name,
+                error_text(exc),
+                extra=self.fields(),
             )
 
     def _let_others_read(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import gevent
 
 from greenconn.checks import is_number
+from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publish_prepared
@@ -123,7 +124,7 @@ def move(
             "message %s of queue %r cannot be published again, and stays: %s",
             message.delivery_tag,
             queue,
-            error,
+            error_text(error),
             extra=message_fields(message, queue=queue),
         )
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import OnDemand
 from greenconn.green.ticker import Ticker
@@ -122,7 +123,7 @@ class OffsetRecorder:
                 self._reader,
                 self._stream,
                 type(exc).__name__,
-                exc,
+                error_text(exc),
                 extra={"queue": self._stream, "consumer": self._reader},
             )
 

@@ -269,6 +269,12 @@ class ConsumerOptions:
         if self.dead_letter and (self.no_ack or self.on_error in ("reject", "requeue", "discard")):
             why = "no_ack" if self.no_ack else f"on_error={self.on_error!r}"
             raise ValueError(f"dead_letter must be None with {why}, got {self.dead_letter!r}")
+        for queue in map(_name_of, self.queues):
+            if queue and self.dead_letters_of(queue) == queue:
+                raise ValueError(
+                    f"dead_letter must be another queue than {queue!r}, which would get its own dead "
+                    f"letters again and again"
+                )
         if self.batch_size is not None and self.holds == "broker":
             raise ValueError(
                 "retry must not have hold='broker' with batch_size, as a batch is retried as one"

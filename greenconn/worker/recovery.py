@@ -30,6 +30,7 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
+    error_text,
     is_denied_feature,
     is_unavailable,
 )
@@ -200,7 +201,7 @@ class SubscriptionRecovery:
         return RecoveryOutcome.CONFIRMED
 
     def _note_failure(self, exc: BaseException, subscription: Subscription | None) -> None:
-        self.failure = f"{type(exc).__name__}: {exc}"
+        self.failure = f"{type(exc).__name__}: {error_text(exc)}"
         if subscription is not None and isinstance(exc, ChannelError):
             # It may cost the next channel too: from now on one that is its alone.
             subscription.fails_alone = True
@@ -220,7 +221,7 @@ class SubscriptionRecovery:
             "consumer of queue %r cannot start yet, trying again: %s: %s",
             names,
             type(exc).__name__,
-            exc,
+            error_text(exc),
             exc_info=None if is_known else exc,
             extra={"connection": self._session.broker.label, "queue": names},
         )
@@ -394,7 +395,9 @@ class CancelledConsumer:
         except NotFound as exc:
             return bool(is_unavailable(exc))
         except Exception as exc:
-            logger.debug("checking queue %r: %s", self._queue, exc, extra={"queue": self._queue})
+            logger.debug(
+                "checking queue %r: %s", self._queue, error_text(exc), extra={"queue": self._queue}
+            )
         return True
 
     def requeue(self) -> None:

@@ -13,6 +13,7 @@ from time import monotonic, time
 from typing import Final
 
 from greenconn.checks import Seconds, in_seconds
+from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import OnDemand
@@ -111,7 +112,7 @@ class Watchdog:
         try:
             return lifecycle.has_waiting_messages(Deadline(ANSWER_TIMEOUT))
         except Exception as exc:
-            logger.debug("watchdog: %s", exc, extra=lifecycle.fields())
+            logger.debug("watchdog: %s", error_text(exc), extra=lifecycle.fields())
             return False
 
     def _stall_of(self, lifecycle: ConsumerLifecycle) -> Stall:

@@ -22,7 +22,7 @@ from gevent.socket import SOCK_STREAM, getaddrinfo
 from redis.exceptions import RedisError
 
 from greenconn.cli.broker import product_of, round_trip
-from greenconn.cli.errors import error_text
+from greenconn.cli.errors import error_line
 from greenconn.connection import Connection
 from greenconn.exceptions import AccessRefused, ManagementError, OperationalError
 from greenconn.green.connect import connect_tcp, numeric
@@ -189,7 +189,7 @@ def check_network(host: str, port: int, ssl: Any, timeout: float) -> Iterator[Fi
         try:
             sock = connect_tcp(address, port, Deadline(timeout))
         except OSError as exc:
-            yield failed("TCP", error_text(exc)[0])
+            yield failed("TCP", error_line(exc)[0])
             continue
         sock.close()
         reached = address
@@ -219,7 +219,7 @@ def _resolved(host: str, port: int, timeout: float) -> tuple[list[str], Finding]
         with gevent.Timeout(timeout, TimeoutError(f"no answer within {timeout:g} s")):
             found = getaddrinfo(numeric(host), port, type=SOCK_STREAM)
     except OSError as exc:
-        text = f"{host}: {error_text(exc)[0]}"
+        text = f"{host}: {error_line(exc)[0]}"
         return [], failed("name", text, "check the host in the URL, and the name server")
     addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
     text = f"{host} is {', '.join(addresses)} ({(monotonic() - began) * 1e3:.1f} ms)"
@@ -231,7 +231,7 @@ def _check_tls(host: str, address: str, port: int, ssl: Any, timeout: float) -> 
         session = tls_session(ssl, host)
         _shake_hands(session, address, port, timeout)
     except (OSError, ValueError) as exc:
-        yield failed("TLS", error_text(exc)[0])
+        yield failed("TLS", error_line(exc)[0])
         return
     yield ok("TLS", f"{session.version}, {session.cipher}")
     certificate = session.peer_certificate
@@ -276,7 +276,7 @@ def check_session(connection: Connection) -> Iterator[Finding]:
     try:
         connection.connect()
     except Exception as exc:
-        yield failed("login", error_text(exc)[0])
+        yield failed("login", error_line(exc)[0])
         return
     link = connection.connection
     opened = (perf_counter() - began) * 1e3
@@ -319,12 +319,12 @@ def check_message(connection: Connection, timeout: float) -> Iterator[Finding]:
     except AccessRefused as exc:
         yield warning(
             "message",
-            f"this user may not {step} a queue of its own: {error_text(exc)[0]}",
+            f"this user may not {step} a queue of its own: {error_line(exc)[0]}",
             "nothing is wrong if others declare its queues; else set its permissions",
         )
         return
     except Exception as exc:
-        yield failed("message", f"cannot {step} a queue: {error_text(exc)[0]}")
+        yield failed("message", f"cannot {step} a queue: {error_line(exc)[0]}")
         return
     if got is None:
         yield failed("message", "one that was published did not come back")
@@ -342,7 +342,7 @@ def check_rabbitmq(connection: Connection) -> Iterator[Finding]:
         nodes = manager.get_nodes()
     except ManagementError as exc:
         if exc.code != FORBIDDEN:
-            yield note("management", error_text(exc)[0], "check its user and password")
+            yield note("management", error_line(exc)[0], "check its user and password")
             return
         yield note(
             "management",
@@ -353,7 +353,7 @@ def check_rabbitmq(connection: Connection) -> Iterator[Finding]:
     except OperationalError as exc:
         yield note(
             "management",
-            f"no answer ({error_text(exc.__cause__ or exc)[0]}): alarms, nodes and queues were not "
+            f"no answer ({error_line(exc.__cause__ or exc)[0]}): alarms, nodes and queues were not "
             f"checked",
             "enable the plugin rabbitmq_management, or name its port with ?manager_port=",
         )
@@ -398,7 +398,7 @@ def check_redis(connection: Connection) -> Iterator[Finding]:
         seconds, microseconds = client.time()
         now = (began + time()) / 2
     except (RedisError, OSError) as exc:
-        yield note("server", f"not checked: {error_text(exc)[0]}", "let the user run INFO and TIME")
+        yield note("server", f"not checked: {error_line(exc)[0]}", "let the user run INFO and TIME")
         return
     name, version = (
         ("Valkey", "valkey_version") if "valkey_version" in info else ("Redis", "redis_version")
@@ -467,7 +467,7 @@ def check_queue(connection: Connection, name: str) -> Iterator[Finding]:
         with connection.channel() as channel:
             found = channel.queue_declare(name, passive=True)
     except Exception as exc:
-        yield failed(check, error_text(exc)[0])
+        yield failed(check, error_line(exc)[0])
         return
     waiting, consumers = found.message_count, found.consumer_count
     text = f"{waiting:,} messages wait, {consumers} consumers"

@@ -31,6 +31,7 @@ from gevent import Timeout
 
 from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.contrib.idempotency.store import Claim, IdStore
+from greenconn.exceptions import error_text
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -152,7 +153,7 @@ class _Claimed:
                 logger.warning(
                     "claim of %s ends with its lease only: %s",
                     self._id,
-                    exc,
+                    error_text(exc),
                     extra={"message_id": self._id},
                 )
 
@@ -169,7 +170,7 @@ class _Claimed:
             logger.error(
                 "message %s was handled, but could not be marked: %s",
                 self._id,
-                exc,
+                error_text(exc),
                 extra={"message_id": self._id},
             )
 
@@ -191,6 +192,6 @@ class _Claimed:
             logger.warning(
                 "claim of %s could not be renewed: %s",
                 self._id,
-                exc,
+                error_text(exc),
                 extra={"message_id": self._id},
             )

@@ -28,7 +28,13 @@ from greenconn.checks import Seconds, check_callable, check_count, check_seconds
 from greenconn.contrib.outbox.envelope import now_ms, publish_arguments
 from greenconn.contrib.outbox.partitions import Partitions
 from greenconn.contrib.outbox.store import OutboxStore, PendingMessage
-from greenconn.exceptions import OperationalError, PublishNacked, PublishRefused, Unroutable
+from greenconn.exceptions import (
+    OperationalError,
+    PublishNacked,
+    PublishRefused,
+    Unroutable,
+    error_text,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
@@ -393,4 +399,4 @@ def wake_relays() -> None:
 
 
 def _text_of(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {exc}"
+    return f"{type(exc).__name__}: {error_text(exc)}"

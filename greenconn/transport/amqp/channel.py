@@ -25,6 +25,7 @@ from greenconn.exceptions import (
     PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
+    error_text,
     raise_error,
 )
 from greenconn.green.deadline import NEVER, Deadline
@@ -294,8 +295,8 @@ class Channel(DeclaringChannel):
         """
         self.abort(
             RecoverableChannelError(
-                f"channel {self.channel_id} was closed because {what} was interrupted by {exc!r}: "
-                f"the broker may have executed it or not"
+                f"channel {self.channel_id} was closed because {what} was interrupted by "
+                f"{error_text(exc, repr)}: the broker may have executed it or not"
             )
         )
 

@@ -18,6 +18,7 @@ from greenconn.broker.channel import Prepared, PublishResult, StoreChannel
 from greenconn.broker.consumers import StoreConsumer
 from greenconn.broker.link import StoreLink
 from greenconn.encoding import plain_text
+from greenconn.exceptions import error_text
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.hooks.entities import HookedEntities
@@ -599,7 +600,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             try:
                 self._restore_at_beginning(message)
             except Exception as exc:
-                logger.error("a message could not be requeued: %r", exc)
+                logger.error("a message could not be requeued: %s", error_text(exc, repr))
                 failed.append(message)
         if failed:
             dump_messages(failed)

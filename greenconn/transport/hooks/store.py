@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.ticker import Ticker
@@ -209,7 +209,7 @@ class HookStore(Store):
         except Exception as exc:
             if isinstance(exc, self.link.transport.connection_errors):
                 raise
-            raise RecoverableConnectionError(f"polling failed: {exc!r}") from exc
+            raise RecoverableConnectionError(f"polling failed: {error_text(exc, repr)}") from exc
         return has_come
 
     def _tick(self, lag: float) -> None:
@@ -267,7 +267,7 @@ class HookStore(Store):
             except Exception as exc:
                 if not is_former and isinstance(exc, self.link.transport.connection_errors):
                     raise  # the next life tries once more
-                logger.error("a message could not be requeued: %r", exc)
+                logger.error("a message could not be requeued: %s", error_text(exc, repr))
                 if is_former or not message.is_noted:
                     dump_messages([message])
         return 0

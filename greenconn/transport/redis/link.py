@@ -23,7 +23,7 @@ from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
 from greenconn.broker.settlements import Settlements
 from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import RedisFeed, RedisSource
@@ -134,7 +134,9 @@ class RedisLink(LeasedLink):
                 self.reauthentication.watch()
             self._after_fork = ForkHandler(self)
         except BaseException as exc:
-            lost = RecoverableConnectionError(f"opening the connection failed ({exc!r})")
+            lost = RecoverableConnectionError(
+                f"opening the connection failed ({error_text(exc, repr)})"
+            )
             self.end(lost, closed=True)
             raise
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.hub import weakly
 from greenconn.green.stream import Stream
 from greenconn.green.ticker import Ticker
@@ -91,7 +91,9 @@ class PipelineLife(ABC):
         (``KeyboardInterrupt``, or what the handler of a signal raises.)  Each reply would be taken for
         that of another command from now on.
         """
-        error = self.lost_error(f"{self.where}: a command was interrupted by {exc!r}")
+        error = self.lost_error(
+            f"{self.where}: a command was interrupted by {error_text(exc, repr)}"
+        )
         self.end(error)
 
     def forget(self) -> None:

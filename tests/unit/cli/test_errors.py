@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.errors import error_text
+from greenconn.cli.errors import error_line
 from greenconn.exceptions import (
     AccessRefused,
     ConnectionBlocked,
@@ -79,7 +79,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
     ],
 )
 def test_complaints(error: BaseException, text: str, code: int) -> None:
-    line, found = error_text(error)
+    line, found = error_line(error)
     assert text in line
     assert "\n" not in line
     assert not line.startswith(("[", "(", "None"))
@@ -88,19 +88,19 @@ def test_complaints(error: BaseException, text: str, code: int) -> None:
 
 def test_a_remedy_is_not_said_twice() -> None:
     remedy = "check host, port and firewall"
-    assert error_text(TimeoutError(f"gone: {remedy}"))[0].count(remedy) == 1
+    assert error_line(TimeoutError(f"gone: {remedy}"))[0].count(remedy) == 1
     refused = with_remedy("PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'x'")
-    assert error_text(PreconditionFailed(refused))[0].count("other arguments") == 1
+    assert error_line(PreconditionFailed(refused))[0].count("other arguments") == 1
 
 
 def test_passwords_are_masked() -> None:
-    assert "secret" not in error_text(OSError("amqp://guest:secret@host// is away"))[0]
-    assert "secret" not in error_text(OSError("'amqp://guest:my secret@host//' is away"))[0]
-    assert "secret" not in error_text(OSError('"amqp://guest:my\'s secret@host//" is away'))[0]
+    assert "secret" not in error_line(OSError("amqp://guest:secret@host// is away"))[0]
+    assert "secret" not in error_line(OSError("'amqp://guest:my secret@host//' is away"))[0]
+    assert "secret" not in error_line(OSError('"amqp://guest:my\'s secret@host//" is away'))[0]
 
 
 def test_an_at_sign_outside_of_a_url_masks_nothing() -> None:
     with pytest.raises(ValueError, match="port") as caught:
         parse_url("amqp://guest:secret@host:abc//")
-    line, _ = error_text(caught.value)
+    line, _ = error_line(caught.value)
     assert "'amqp://guest:**@host:abc//': the port must be a number from 0 to 65535" in line

@@ -289,6 +289,7 @@ def test_queue_of_dead_letters() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"dead_letter": "q"}, "dead_letter must be another queue than 'q'"),
         ({"dead_letter": ""}, "dead_letter must be True, the name of a queue or None"),
         ({"dead_letter": 1.5}, "dead_letter must be True, the name of a queue or None"),
         ({"dead_letter": False}, "on_error='discard' loses failed messages"),

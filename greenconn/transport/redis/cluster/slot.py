@@ -37,6 +37,7 @@ from typing import Any, Final
 from gevent import Greenlet, get_hub
 
 from greenconn.broker.publisher import Completion
+from greenconn.exceptions import error_text
 from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
@@ -505,7 +506,7 @@ class SlotPipeline(CommandCalls):
 
     def interrupted(self, exc: BaseException) -> None:
         """End the link, as an exception came between two steps that belong together."""
-        self._end(LinkLost(f"{self.where}: a command was interrupted by {exc!r}"))
+        self._end(LinkLost(f"{self.where}: a command was interrupted by {error_text(exc, repr)}"))
 
     def end(self, exc: BaseException) -> None:
         """End the link, since it is of no use any more.  Never switches."""
