@@ -57,6 +57,7 @@ class Can(Enum):
     CROWD = "consumers of all processes are counted"
     DURABLE = "messages survive a restart of the server"
     PROCESSES = "shared by processes; kill -9 loses no message"
+    SHARED = "exchanges and bindings shared by processes"
     NAMES = "queues of any name"
     SERVER = "reconnects after its server was killed"
 
@@ -159,6 +160,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.CROWD: "the broker is in the process",
             Can.DURABLE: "the broker ends with the process",
             Can.PROCESSES: "the broker is in the process",
+            Can.SHARED: "the broker is in the process",
             Can.SERVER: NO_SERVER,
         },
     ),
@@ -229,6 +231,7 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.SINGLE_ACTIVE: "there is no election among processes",
             Can.UNCOUNTED: "the server counts reservations",
             Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
+            Can.SHARED: "a process knows the exchanges and bindings that it declared, as with kombu",
         },
     ),
     "couchdb": Kind(
@@ -269,6 +272,8 @@ KINDS: Final[Mapping[str, Kind]] = {
             Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
             Can.DURABLE: f"{UNTESTED}AWS keeps them, but the stand-in of the tests does not",
+            Can.SHARED: "a process knows the exchanges and bindings that it declared, as with kombu; "
+            "fan-out exchanges are shared, as topics of SNS",
         },
     ),
 }
@@ -290,6 +295,7 @@ EXAMPLES: Final[Mapping[str, Kind]] = {
             Can.UNCOUNTED: "the name of a file has one number for both",
             Can.COUNT: "counting takes another request: ``queue_declare(passive=True)``",
             Can.CROWD: _ALONE,
+            Can.SHARED: "a process knows the exchanges and bindings that it declared, as with kombu",
             Can.SERVER: NO_SERVER,
         },
     ),

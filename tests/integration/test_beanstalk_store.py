@@ -1,4 +1,4 @@
-"""The store over a real beanstalkd: records, the wake-up job, and whose turn it is."""
+"""The store over a real beanstalkd: declarations, the wake-up job, and whose turn it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ import pytest
 
 from greenconn.broker.port import NoQueue, Settlement, SettleRequest
 from greenconn.exceptions import PreconditionFailed
-from greenconn.transport.beanstalk.errors import JobTooBig, LinkLost, RecordRefused, ServerRefuses
+from greenconn.transport.beanstalk.errors import (
+    DeclarationRefused,
+    JobTooBig,
+    LinkLost,
+    ServerRefuses,
+)
 from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_wires import until
@@ -33,7 +38,7 @@ def done(handle: Any) -> SettleRequest:
     return SettleRequest(handle, Settlement.ACK)
 
 
-def test_queues_exist_by_note_or_by_use(beanstalk_url: str, unique: str) -> None:
+def test_queues_exist_by_declaration_or_by_use(beanstalk_url: str, unique: str) -> None:
     with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
         assert store.find_queue(unique) is None
         assert isinstance(store.put([entry(unique)])[0], NoQueue)
@@ -66,6 +71,57 @@ def test_names(beanstalk_url: str, unique: str) -> None:
             one.make_queue("x" * 194, PLAIN)
         (error,) = one.put([entry("x" * 300)])
         assert isinstance(error, PreconditionFailed)
+
+
+def test_clients_that_declare_at_the_same_time_declare_one(beanstalk_url: str, unique: str) -> None:
+    with stores_at(beanstalk_url, 20) as stores, raw_to(beanstalk_url) as raw:
+        for name in (f"{unique}.{number}" for number in range(5)):
+            makers = [
+                gevent.spawn(store.make_queue, name, Declaration(arguments={"maker": number}))
+                for number, store in enumerate(random.sample(stores, len(stores)))
+            ]
+            gevent.joinall(makers, timeout=SOON, raise_error=True)
+            declared = [maker.value for maker in makers]
+            assert [store.find_queue(name) for store in stores] == declared == [declared[0]] * 20
+            assert raw.counts(f"$queue.{name}")["current-jobs-ready"] == "1"
+            droppers = [gevent.spawn(store.drop_queue, name) for store in stores[:5]]
+            gevent.joinall(droppers, timeout=SOON, raise_error=True)
+            assert all(store.find_queue(name) is None for store in stores)
+
+
+def test_client_that_dies_while_it_declares(beanstalk_url: str, unique: str) -> None:
+    """A second declaration stays: the first counts, and both are deleted."""
+    first, second = (Declaration(arguments={"maker": number}) for number in range(2))
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        for each in (first, second):
+            raw.put(f"$queue.{unique}", each.text().encode(), priority=0)
+        assert store.make_queue(unique, second) == store.find_queue(unique) == first
+        store.drop_queue(unique)
+        assert store.find_queue(unique) is None
+        raw.put(f"$queue.{unique}", b"rubbish")
+        assert store.find_queue(unique) == PLAIN
+        store.drop_queue(unique)
+
+
+def test_declaration_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
+    with store_at(beanstalk_with("-z", "2000").url) as store:
+        with pytest.raises(PreconditionFailed, match="must have at most 2000 bytes"):
+            store.make_queue(unique, Declaration(arguments={"note": "x" * 2000}))
+        assert store.make_queue(unique, PLAIN) == PLAIN
+
+
+def test_queue_of_a_link_that_is_gone_is_deleted_once(beanstalk_url: str, unique: str) -> None:
+    mine = Declaration(owner=f"{unique}0")
+    with stores_at(beanstalk_url, 3, unique) as (owner, one, two):
+        owner.make_queue(unique, mine)
+        assert owner.put([entry(unique)]) == [None]
+        assert one.find_queue(unique) == two.find_queue(unique) == mine
+        owner.drop()
+        until(lambda: one.find_queue(unique) is None)
+        assert isinstance(two.put([entry(unique)])[0], NoQueue)
+        assert two.make_queue(unique, PLAIN) == one.find_queue(unique) == PLAIN
+        assert one.size(unique) == 0
+        one.drop_queue(unique)
 
 
 # -- messages
@@ -157,7 +213,9 @@ def test_jobs_of_other_programs(beanstalk_url: str, unique: str) -> None:
             raw.put(unique, rubbish)
         first, *others = store.claim({unique: 10}, 0)
         assert first.envelope == kombu
-        assert [each.envelope for each in others] == [None] * 6
+        # A malformed part costs that part alone.
+        malformed = {"properties": 1, "body": 2}
+        assert [each.envelope for each in others] == [*[None] * 4, malformed, None]
         assert others[-1].raw == b"\xff"
         store.settle([done(each.handle) for each in (first, *others)])
 
@@ -248,7 +306,7 @@ def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: st
         (error,) = store.put([entry(unique, "d")])
         assert isinstance(error, ServerRefuses)
         assert "is in drain mode" in str(error)
-        with pytest.raises(RecordRefused, match="drain mode"):
+        with pytest.raises(DeclarationRefused, match="drain mode"):
             store.make_queue("another", PLAIN)
         assert store.make_queue(unique, PLAIN) == PLAIN
         got: list[Any] = []

@@ -205,10 +205,10 @@ def test_killed_consumer_loses_nothing(
     try:
         assert holder.line() == "ready"
         with connect() as connection:
-            # The binding was made by the other process.
+            queue = Queue(unique, exchange)
             producer = connection.Producer(exchange=exchange, serializer="json")
             for number in range(5):
-                producer.publish(number, declare=[exchange])
+                producer.publish(number, declare=[queue])
             held = {int(holder.line()) for _ in range(3)}
             got: dict[int, bool] = {}
 
@@ -222,6 +222,29 @@ def test_killed_consumer_loses_nothing(
             until(lambda: len(got) == 5, SOON)
             assert all(got[body] for body in held)
             assert consumer.stop(SOON)
+            connection.default_channel.queue_delete(unique)
+            connection.default_channel.exchange_delete(exchange.name)
+    finally:
+        holder.end()
+
+
+@needs(Can.PROCESSES, Can.SHARED)
+@pytest.mark.programs
+def test_binding_of_another_process_counts(
+    broker_kind: Kind, kind_url: str, connect: Callable[[], Connection], unique: str, long: bool
+) -> None:
+    if broker_kind.is_slow and not long:
+        pytest.skip("it takes 5 s with the stand-in: with --long")
+    options = json.dumps(dict(broker_kind.options))
+    exchange = Exchange(f"{unique}-x", "fanout")
+    holder = start("-c", HOLDER, kind_url, options, exchange.name, unique)
+    try:
+        assert holder.line() == "ready"
+        with connect() as connection:
+            producer = connection.Producer(exchange=exchange, serializer="json")
+            producer.publish(1, declare=[exchange])
+            assert holder.line() == "1"
+            holder.signal(signal.SIGKILL)
             connection.default_channel.queue_delete(unique)
             connection.default_channel.exchange_delete(exchange.name)
     finally:
@@ -284,10 +307,11 @@ def test_process_that_was_suspended_beyond_its_lease_begins_anew(
                 gevent.sleep(0.1)
             program.signal(signal.SIGCONT)
             channel = connection.default_channel
+            is_shared = Can.SHARED not in broker_kind.lacks
 
             def publish(queue: str, body: Any) -> None:
                 message = channel.prepare_message(str(body), content_type="text/plain")
-                exchange = f"{unique}-x" if queue == names[0] else ""
+                exchange = f"{unique}-x" if is_shared and queue == names[0] else ""
                 channel.basic_publish_confirm(message, exchange, queue, timeout=SOON)
 
             def is_probed() -> bool:

@@ -6,7 +6,6 @@ from typing import Final
 
 from greenconn.exceptions import (
     FrameError,
-    PreconditionFailed,
     PublishNacked,
     PublishRefused,
     RecoverableChannelError,
@@ -16,11 +15,10 @@ from greenconn.exceptions import (
 from greenconn.wire.beanstalk import Reply
 
 __all__ = [
+    "DeclarationRefused",
     "JobTooBig",
     "LinkLost",
     "NotBeanstalk",
-    "RecordRefused",
-    "RecordTooBig",
     "ServerRefuses",
     "refusal",
     "too_big",
@@ -39,12 +37,8 @@ class JobTooBig(PublishRefused):
     """The message is larger than the server's limit for a job."""
 
 
-class RecordTooBig(PreconditionFailed):  # type: ignore[misc]
-    """The list of an exchange's bindings is larger than the server's limit for a job."""
-
-
-class RecordRefused(RecoverableChannelError):  # type: ignore[misc]
-    """The server stores no declarations and bindings now; see :class:`ServerRefuses`."""
+class DeclarationRefused(RecoverableChannelError):  # type: ignore[misc]
+    """The server stores no declarations of queues now; see :class:`ServerRefuses`."""
 
 
 class ServerRefuses(PublishNacked):
