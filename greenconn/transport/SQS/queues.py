@@ -157,6 +157,7 @@ class SqsQueue:
         service: through which it is used.
         settings: of a predefined one.
         is_full: the last request for messages was given as many as it may be.
+        is_uncounted: SQS does not tell this account how many messages it has.
     """
 
     __slots__ = (
@@ -166,6 +167,7 @@ class SqsQueue:
         "aws",
         "is_fifo",
         "is_full",
+        "is_uncounted",
         "name",
         "service",
         "settings",
@@ -187,7 +189,7 @@ class SqsQueue:
         self.service = service
         self.settings = settings
         self.is_fifo = aws.endswith(FIFO)
-        self.is_full = False
+        self.is_full = self.is_uncounted = False
         self._new = new
         self._redrives = False
         self._redrives_until = 0.0
@@ -328,13 +330,18 @@ class Queues:
         aws = aws_name(self._options.queue_name_prefix + name)
         if self._options.predefined_queues:
             return self._predefined(name, aws)
-        response = self._new.call(
-            name,
-            lambda deadline: self._service.call(
-                "GetQueueUrl", repr(name), deadline=deadline, QueueName=aws
-            ),
-            self._service.deadline(),
-        )
+        try:
+            response = self._new.call(
+                name,
+                lambda deadline: self._service.call(
+                    "GetQueueUrl", repr(name), deadline=deadline, QueueName=aws
+                ),
+                self._service.deadline(),
+            )
+        except AccessDeniedQueueException as exc:
+            raise AccessDeniedQueueException(
+                f"{exc}, or the transport option predefined_queues must name the URL of the queue"
+            ) from exc
         return self._note(name, aws, response["QueueUrl"])
 
     def _make(self, name: str, declaration: Declaration) -> SqsQueue:

@@ -338,8 +338,24 @@ class SqsStore(Store):
         return waited
 
     def size(self, name: str) -> int:
-        """Return SQS's estimate of the number of visible messages.  May switch."""
-        return self._size(self.queues.get(name))
+        """Return SQS's estimate of the number of visible messages; 0 if it may not be asked.
+
+        May switch.  A declaration tells the number, and who only publishes needs no right to read it.
+        """
+        queue = self.queues.get(name)
+        if queue.is_uncounted:
+            return 0
+        try:
+            return self._size(queue)
+        except AccessDeniedQueueException as exc:
+            queue.is_uncounted = True
+            logger.info(
+                "the number of messages in queue %r is not known, and declarations say 0: %s",
+                name,
+                exc,
+                extra={"queue": name},
+            )
+            return 0
 
     def _size(self, queue: SqsQueue) -> int:
         return int(queue.attributes(SIZE).get(SIZE, 0))
