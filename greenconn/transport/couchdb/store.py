@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final
-from weakref import WeakSet
 
 from greenconn.broker.port import (
     Claimed,
@@ -17,7 +16,7 @@ from greenconn.broker.port import (
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.green.hub import PerHub, weakly
+from greenconn.green.hub import weakly
 from greenconn.green.retry import isolated
 from greenconn.transport.couchdb.api import ChangesFeed, CouchApi, DocumentRefused, ServerRefuses
 from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of
@@ -53,10 +52,6 @@ from greenconn.transport.virtual.declaration import Declaration
 #: Kinds of documents that a link remembers.
 PLACES: Final = frozenset({QUEUE, EXCHANGE, BINDING})
 
-#: The open stores of a process by the database: what one declares all know at once, although the feed
-#: takes a moment.
-_siblings: Final[PerHub[dict[str, WeakSet[CouchStore]]]] = PerHub(dict)
-
 
 class CouchStore(Store):
     """One link to a database.
@@ -83,11 +78,10 @@ class CouchStore(Store):
         self.lease = options.lease
         self._web = web
         self._login = login
-        self._database = f"{web.where}/{database}"
         self._api = api = CouchApi(web, database, client.as_uri(), options.reply_timeout)
         self._writer = Writer()
-        self._cache = TopologyCache()
-        self.topology = DirectTopology(CouchTopology(api, self._cache, self._siblings))
+        self._cache = TopologyCache.of(f"{web.where}/{database}")
+        self.topology = DirectTopology(CouchTopology(api, self._cache))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
         self._claim_writer = ClaimWriter(api, lambda: self._owners.token)
         self._expiry = Expiry(api, self._claim_writer)
@@ -107,6 +101,7 @@ class CouchStore(Store):
         self._api.log_in(*self._login())
         since = self._api.open(deadline)
         self._owners.begin()
+        before, found = self._cache.revisions(), set()
         for page in self._api.all_rows(SHARED_RANGE, has_docs=True):
             for row in page:
                 kind = row["id"].partition("!")[0]
@@ -114,9 +109,10 @@ class CouchStore(Store):
                     self._owners.note(row["id"], row["value"]["rev"], False)
                 elif kind in PLACES:
                     self._cache.take(row["doc"])
+                    found.add(row["id"])
+        self._cache.keep(found, before)
         self._expiry.load()
         self._feed.start(since)
-        _siblings.get().setdefault(self._database, WeakSet()).add(self)
 
     def close(self) -> None:
         """Close in good order."""
@@ -126,7 +122,6 @@ class CouchStore(Store):
 
     def drop(self) -> None:
         """Let go of everything at once.  Never switches."""
-        _siblings.get().get(self._database, WeakSet()).discard(self)
         self._feed.stop()
         self._claims.stop()
         self._web.close()
@@ -145,10 +140,11 @@ class CouchStore(Store):
         elif kind == OWNER:
             self._owners.note(doc_id, revision, is_deleted)
         elif kind in PLACES:
-            gone = self._cache.note(doc_id, revision, is_deleted)
-            if gone is not None:
-                self._claims.forget(gone)
-                self.gone(gone)
+            is_gone = self._cache.note(doc_id, revision, is_deleted)
+            if is_gone and kind == QUEUE:
+                name = name_of(doc_id)
+                self._claims.forget(name)
+                self.gone(name)
 
     # -- queues
 
@@ -211,10 +207,6 @@ class CouchStore(Store):
             for page in self._api.all_rows(range_of(MESSAGE, name))
             for row in page
         )
-
-    def _siblings(self) -> list[TopologyCache]:
-        """Return the data that the links of this process to the same database share."""
-        return [each._cache for each in _siblings.get().get(self._database, ())]
 
     # -- messages
 

@@ -1,11 +1,19 @@
-"""Queues, exchanges and bindings as documents, and the cache of a link."""
+"""Queues, exchanges and bindings as documents, and their cache.
+
+All links of a hub to one database share one cache: what one of them changes all know at once, although
+the changes feed takes a moment.  Each link notes what its own feed delivers, so the same news comes
+several times, and late.  The generation of a revision, which grows over deletions too, tells what is
+newer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
+from greenconn.green.hub import PerHub
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.documents import (
@@ -33,7 +41,7 @@ def read_queue(doc: Document) -> Declaration:
 
 
 class TopologyCache:
-    """A cache of one link: queues, exchanges and bindings.  It may lag behind other processes."""
+    """The queues, exchanges and bindings of one database.  It may lag behind other processes."""
 
     def __init__(self) -> None:
         self.queues: dict[str, Declaration] = {}
@@ -42,8 +50,13 @@ class TopologyCache:
         self._tables: dict[str, tuple[Row, ...]] = {}
         self._bindings: dict[str, dict[str, Row]] = {}
         self._revisions: dict[str, str] = {}
-        #: What has changed and was not read yet.
-        self._unread: set[str] = set()
+        #: What has changed and was not read yet: id -> revision.
+        self._unread: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, database: str) -> TopologyCache:
+        """Return the cache of this hub for the database at an address."""
+        return _caches.get().setdefault(database, cls())
 
     def table(self, exchange: str) -> tuple[Row, ...]:
         """Return the bindings of an exchange.  Never switches."""
@@ -55,52 +68,66 @@ class TopologyCache:
 
     def fetch(self, api: CouchApi, doc_id: str) -> Document | None:
         """Read a document, and note what it says; None: there is none.  May switch."""
+        known = self._revisions.get(doc_id)
         doc = api.get(doc_id)
-        if doc is None:
-            self.remove(doc_id)
-        else:
+        if doc is not None:
             self.take(doc)
+        elif self._revisions.get(doc_id) == known:
+            self.remove(doc_id)
         return doc
 
     def revision(self, doc_id: str) -> str | None:
         """Return the revision of a document that is known."""
         return self._revisions.get(doc_id)
 
+    def revisions(self) -> dict[str, str]:
+        """Return the ids of all known documents, with their revisions."""
+        return dict(self._revisions)
+
+    def keep(self, found: Collection[str], before: Mapping[str, str]) -> None:
+        """Remove what was deleted while no link of this hub followed the changes.  Never switches.
+
+        Arguments:
+            found: the ids of all documents that were read.
+            before: :meth:`revisions` before they were read.
+        """
+        for doc_id, revision in before.items():
+            if doc_id not in found and self._revisions.get(doc_id) == revision:
+                self.remove(doc_id)
+
     def refresh(self, api: CouchApi) -> None:
         """Read what has changed.  May switch, if something has."""
         if not self._unread:
             return
-        ids, self._unread = list(self._unread), set()
-        found = api.read(ids)
-        for doc_id in ids:
+        unread = dict(self._unread)
+        found = api.read(list(unread))
+        for doc_id, revision in unread.items():
             if doc_id in found:
                 self.take(found[doc_id])
-            else:
+            elif self._unread.get(doc_id) == revision:
                 self.remove(doc_id)
 
-    def note(self, doc_id: str, revision: str, is_deleted: bool) -> str | None:
-        """Note a changed document.  Never switches.
-
-        Returns:
-            The name of a queue that was known here and was deleted.
-        """
-        known = self._revisions.get(doc_id)
-        if known is not None and generation(revision) < generation(known):
-            return None  # late news
-        if not is_deleted:
-            if known != revision:
-                self._unread.add(doc_id)
-            return None
-        self.remove(doc_id)
-        is_queue = known is not None and doc_id.startswith(QUEUE)
-        return name_of(doc_id) if is_queue else None
+    def note(self, doc_id: str, revision: str, is_deleted: bool) -> bool:
+        """Note a changed document; return whether it is deleted now.  Never switches."""
+        newest = self._unread.get(doc_id) or self._revisions.get(doc_id, "")
+        if generation(revision) < generation(newest):
+            return False
+        if is_deleted:
+            self.remove(doc_id)
+        elif revision != newest:
+            self._unread[doc_id] = revision
+        return is_deleted
 
     def take(self, doc: Document) -> None:
-        """Take the current state of a document.  Never switches."""
-        doc_id = doc["_id"]
+        """Take a state of a document, if no newer one is known.  Never switches."""
+        doc_id, revision = doc["_id"], doc["_rev"]
         name, kind = name_of(doc_id), doc_id[: len(QUEUE)]
-        self._revisions[doc_id] = doc["_rev"]
-        self._unread.discard(doc_id)
+        number = generation(revision)
+        if number < generation(self._revisions.get(doc_id, "")):
+            return
+        self._revisions[doc_id] = revision
+        if number >= generation(self._unread.get(doc_id, "")):
+            self._unread.pop(doc_id, None)
         record = _record(doc)
         if kind == QUEUE:
             self.queues[name] = read_queue(doc)
@@ -113,7 +140,7 @@ class TopologyCache:
     def remove(self, doc_id: str) -> None:
         """Remove a deleted document.  Never switches."""
         self._revisions.pop(doc_id, None)
-        self._unread.discard(doc_id)
+        self._unread.pop(doc_id, None)
         name = name_of(doc_id)
         if doc_id.startswith(QUEUE):
             self.queues.pop(name, None)
@@ -138,21 +165,16 @@ class TopologyCache:
         return list(self._bindings.get(exchange, ()))
 
 
+#: Database -> its cache, as long as a link has it.
+_caches: Final[PerHub[WeakValueDictionary[str, TopologyCache]]] = PerHub(WeakValueDictionary)
+
+
 class CouchTopology(TopologyStore):
-    """The records of one database.
+    """The records of one database, as one link uses them."""
 
-    Arguments:
-        cache: what is known of them here.
-        siblings: returns what is known to all links of this process to the same database.  What one of
-            them changes all know at once, although the feed takes a moment.
-    """
-
-    def __init__(
-        self, api: CouchApi, cache: TopologyCache, siblings: Callable[[], Iterable[TopologyCache]]
-    ) -> None:
+    def __init__(self, api: CouchApi, cache: TopologyCache) -> None:
         self._api = api
         self._cache = cache
-        self._siblings = siblings
 
     def get(self, exchange: str) -> ExchangeRecord | None:
         doc = self._cache.fetch(self._api, named(EXCHANGE, exchange))
@@ -196,18 +218,15 @@ class CouchTopology(TopologyStore):
             if found is None:
                 return self._store(doc)  # it was deleted meanwhile
             doc, revision = found, found["_rev"]
-        for each in self._siblings():
-            each.take({**doc, "_rev": revision})
-        return None
+        return self._cache.take({**doc, "_rev": revision})
 
     def _remove(self, ids: Sequence[str]) -> Collection[str]:
         """Delete documents; return the ids of those that were there."""
         found = self._api.read(ids) if ids else {}
         if found:
             self._api.write([deleted(doc_id, doc["_rev"]) for doc_id, doc in found.items()])
-        for each in self._siblings():
-            for doc_id in ids:
-                each.remove(doc_id)
+        for doc_id in ids:
+            self._cache.remove(doc_id)
         return found
 
 
