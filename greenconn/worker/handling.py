@@ -13,9 +13,10 @@ fails is logged and ends nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Hashable
 from contextlib import suppress
 from contextvars import Context, copy_context
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import Timeout
@@ -48,7 +49,6 @@ from greenconn.worker.failures import (
 )
 from greenconn.worker.options import ConsumerOptions
 from greenconn.worker.parking import NotBegun
-from greenconn.worker.returning import ReturnedMessages
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -63,6 +63,15 @@ SHORT_DELAY: Final = 1.0
 UNSTORED_DELAY: Final = 5.0
 #: Attempts after which a delay of the next is taken as no longer than that.
 LONGEST_BACKOFF: Final = 1000
+#: Seconds of the first pause and of the longest.
+FIRST_PAUSE: Final = 0.01
+LONGEST_PAUSE: Final = 5.0
+#: Seconds after which a message that comes back is one that came for the first time.
+FORGOTTEN_AFTER: Final = 60.0
+#: Messages that are remembered.
+MOST_RETURNED: Final = 1000
+#: Headers of messages that came before.
+_OF_RETURNED: Final = (ATTEMPTS, "x-death", "x-delivery-count")
 #: Failures of a handler; whatever else it raises is meant for the greenlet.
 FAILURES: Final = (Exception, Timeout, Interrupted)
 
@@ -791,6 +800,51 @@ class BatchHandling(Handling):
             except BaseException:
                 spawn("requeue", self._requeue_all, messages[position + 1 :])
                 raise
+
+
+class ReturnedMessages:
+    """The messages of one consumer that may come back at once, each with its pause.
+
+    Whatever puts a message back (``on_error="requeue"``, the handler itself, a kill of the handler, a
+    dead-letter exchange that leads to the same queue), the broker may deliver it again at once, without
+    end.  That would keep the process, the broker and the log busy.  So a message that comes back waits,
+    each time twice as long.  Nothing here switches.
+    """
+
+    def __init__(self) -> None:
+        #: Message -> seconds of its pause, and the end of the pause on the monotonic clock.
+        self._pauses: dict[Hashable, tuple[float, float]] = {}
+
+    def note(self, message: Message) -> None:
+        """Note that *message* goes back now, or elsewhere."""
+        key, now = _key_of(message), monotonic()
+        pause, end = self._pauses.pop(key, (0.0, 0.0))
+        pause = (
+            min(2 * pause, LONGEST_PAUSE) if pause and now < end + FORGOTTEN_AFTER else FIRST_PAUSE
+        )
+        if len(self._pauses) >= MOST_RETURNED:
+            del self._pauses[next(iter(self._pauses))]  # the one that was noted first
+        self._pauses[key] = pause, now + pause
+
+    def left(self, message: Message) -> float:
+        """Return the seconds that *message* must wait until it may be handled."""
+        # The bodies of two messages may be the same.
+        if message.properties.get("message_id") is None and not (
+            message.delivery_info.get("redelivered")
+            or any(name in message.headers for name in _OF_RETURNED)
+        ):
+            return 0.0
+        _, end = self._pauses.get(_key_of(message), (0.0, 0.0))
+        return max(0.0, end - monotonic()) if end else 0.0
+
+
+def _key_of(message: Message) -> Hashable:
+    """Return what a message has in common with the same message when it comes back."""
+    message_id = message.properties.get("message_id")
+    if message_id is not None:
+        return str(message_id)
+    body = message.body
+    return hash(body if isinstance(body, (bytes, str)) else bytes(body or b""))
 
 
 def release(message: Message) -> None:

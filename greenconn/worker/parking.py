@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from greenconn.message import Message
+
 #: Messages whose handlers wait, each with its wait.
-_parked: Final[dict[Any, Parked]] = {}
+_parked: Final[dict[Message, Parked]] = {}
 
 
 class NotBegun(GreenletExit):
@@ -36,7 +38,7 @@ class Parked:
 
     __slots__ = ("_greenlet", "_is_dropped", "_message")
 
-    def __init__(self, message: Any) -> None:
+    def __init__(self, message: Message) -> None:
         self._message = message
         self._greenlet: Any = getcurrent()
         self._is_dropped = False
@@ -80,7 +82,7 @@ class Parked:
             self._greenlet.throw(NotBegun())
 
 
-def drop_parked(message: Any) -> bool:
+def drop_parked(message: Message) -> bool:
     """End the wait for the turn of *message*; False: no handler waits with it.  Never switches."""
     parked = _parked.pop(message, None)
     if parked is None:

@@ -17,7 +17,7 @@ from greenconn.entity import Queue
 from greenconn.exceptions import RemoteError
 from greenconn.message import Message
 from greenconn.options import Retry
-from greenconn.worker.returning import FIRST
+from greenconn.worker.handling import FIRST_PAUSE
 from tests.fix_wires import until
 from tests.integration.capabilities import Kind
 from tests.integration.test_worker_failures import got
@@ -157,7 +157,7 @@ def test_a_message_that_comes_back_at_once_waits(
     greenconn.publish(unique, "again", connection=connection)
     until(lambda: consumer.stats()["handled"] >= 1 and len(times) == TIMES, SOON)
     pauses = [later - earlier for earlier, later in pairwise(times)]
-    assert all(pause > 0.9 * FIRST * 2**n for n, pause in enumerate(pauses)), pauses
+    assert all(pause > 0.9 * FIRST_PAUSE * 2**n for n, pause in enumerate(pauses)), pauses
     assert consumer.stop(SOON)
 
 
@@ -199,5 +199,5 @@ def test_a_message_that_its_dead_letter_exchange_brings_back_waits(
     greenconn.publish(queue, "again", connection=connection)
     until(lambda: len(times) == TIMES, SOON)
     pauses = [later - earlier for earlier, later in pairwise(times)]
-    assert all(pause > 0.9 * FIRST * 2**n for n, pause in enumerate(pauses)), pauses
+    assert all(pause > 0.9 * FIRST_PAUSE * 2**n for n, pause in enumerate(pauses)), pauses
     assert consumer.stop(SOON)

@@ -6,13 +6,14 @@ import pytest
 from gevent import GreenletExit, Timeout, spawn
 from gevent.event import Event
 
+from greenconn import Message
 from greenconn.worker.parking import NotBegun, Parked, drop_parked
 
 SOON = 60.0
 
 
 def test_a_message_that_is_dropped_ends_the_wait() -> None:
-    message, waits = object(), Event()
+    message, waits = Message(), Event()
 
     def wait() -> str:
         try:
@@ -31,7 +32,7 @@ def test_a_message_that_is_dropped_ends_the_wait() -> None:
 
 
 def test_a_turn_that_comes_at_the_same_moment() -> None:
-    message, turn, waits = object(), Event(), Event()
+    message, turn, waits = Message(), Event(), Event()
     begun: list[object] = []
 
     def wait() -> object:
@@ -51,14 +52,14 @@ def test_a_turn_that_comes_at_the_same_moment() -> None:
 
 
 def test_what_has_begun_is_not_dropped() -> None:
-    message = object()
+    message = Message()
     with Parked(message) as parked:
         parked.begin()
         assert not drop_parked(message)
 
 
 def test_a_failure_at_the_same_moment_is_not_the_messages() -> None:
-    message = object()
+    message = Message()
     with pytest.raises(NotBegun), Parked(message):
         assert drop_parked(message)
         raise Timeout(0.0)
@@ -69,7 +70,7 @@ def test_a_failure_at_the_same_moment_is_not_the_messages() -> None:
 
 
 def test_a_decorator_inside_another_parks_again() -> None:
-    message = object()
+    message = Message()
     with Parked(message) as outer:
         outer.begin()
         with pytest.raises(NotBegun), Parked(message) as inner:

@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 
 from greenconn import Message
-from greenconn.worker import returning
-from greenconn.worker.returning import FIRST, FORGOTTEN_AFTER, KEPT, LONGEST, ReturnedMessages
+from greenconn.worker import handling
+from greenconn.worker.handling import (
+    FIRST_PAUSE,
+    FORGOTTEN_AFTER,
+    LONGEST_PAUSE,
+    MOST_RETURNED,
+    ReturnedMessages,
+)
 
 
 class Clock:
@@ -24,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(returning, "monotonic", clock)
+    monkeypatch.setattr(handling, "monotonic", clock)
     return clock
 
 
@@ -39,13 +45,13 @@ def test_each_pause_is_twice_the_last(clock: Clock) -> None:
     for _ in range(12):
         returned.note(message())
         pauses.append(round(returned.left(message()), 6))
-    assert pauses[:4] == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST]
-    assert pauses[-1] == LONGEST
-    clock.now += LONGEST
+    assert pauses[:4] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE, 8 * FIRST_PAUSE]
+    assert pauses[-1] == LONGEST_PAUSE
+    clock.now += LONGEST_PAUSE
     assert returned.left(message()) == 0.0
     clock.now += FORGOTTEN_AFTER
     returned.note(message())
-    assert returned.left(message()) == pytest.approx(FIRST)
+    assert returned.left(message()) == pytest.approx(FIRST_PAUSE)
 
 
 def test_another_message_does_not_wait(clock: Clock) -> None:
@@ -76,8 +82,8 @@ def test_an_id_tells_what_came_before(clock: Clock) -> None:
 
 def test_a_thousand_are_remembered(clock: Clock) -> None:
     returned = ReturnedMessages()
-    for number in range(KEPT + 1):
+    for number in range(MOST_RETURNED + 1):
         returned.note(message(str(number)))
     assert returned.left(message("0")) == 0.0
     assert returned.left(message("1")) > 0.0
-    assert len(returned._pauses) == KEPT
+    assert len(returned._pauses) == MOST_RETURNED
