@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import gevent
@@ -58,8 +59,15 @@ def test_levels_are_declared_once_a_link(amqp_url: str, unique: str) -> None:
 
 
 def test_traces_of_a_former_delay_are_taken_off() -> None:
-    own = {"queue": "greenconn_celery_delayed_3", "reason": "expired"}
-    other = {"queue": "mail", "reason": "rejected"}
+    other: dict[str, Any] = {
+        "queue": "mail",
+        "reason": "rejected",
+        "exchange": "",
+        "routing-keys": ["mail"],
+        "count": 2,
+        "time": datetime(2026, 1, 2),
+    }
+    own = {**other, "queue": "greenconn_celery_delayed_3", "reason": "expired"}
     headers = {
         "a": 1,
         "x-death": [own, {"queue": landing_queue("", "mail")}],
@@ -70,4 +78,34 @@ def test_traces_of_a_former_delay_are_taken_off() -> None:
     }
     assert without_former_delays(headers) == {"a": 1, "x-last-death-queue": "mail"}
     assert without_former_delays({"x-death": [own, other]}) == {"x-death": [other]}
-    assert without_former_delays({"x-death": [other]}) == {"x-death": [other]}
+    assert without_former_delays({"x-death": [other]}, "mail") == {"x-death": [other]}
+    circle = {**other, "reason": "expired"}
+    assert without_former_delays({"x-death": [circle]}) == {"x-death": [circle]}
+    assert without_former_delays({"x-death": [circle, other]}, "mail") == {"x-death": [other]}
+
+
+FORGED: dict[str, list[Any]] = {
+    "queue": [5, [], None],
+    "reason": [5, [], {}, "nothing", None],
+    "exchange": [5, [], None],
+    "routing-keys": [5, {}, [5], None],
+    "count": ["many", 0, -5, 2**62, 1.5, None],
+    "time": [5, "soon", None],
+}
+
+
+@pytest.mark.parametrize(
+    "forged", [{name: value} for name, values in FORGED.items() for value in values], ids=str
+)
+def test_a_forged_death_is_taken_off(forged: dict[str, Any]) -> None:
+    death = {
+        "queue": "mail",
+        "reason": "expired",
+        "exchange": "",
+        "routing-keys": [],
+        "count": 1,
+        "time": datetime(2026, 1, 2),
+    }
+    assert without_former_delays({"a": 1, "x-death": [{**death, **forged}]}) == {"a": 1}
+    assert without_former_delays({"x-death": [5, death, "x"]}) == {"x-death": [death]}
+    assert without_former_delays({"x-death": forged, "x-first-death-queue": []}) == {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from binascii import crc32
 from collections.abc import Mapping
+from datetime import datetime
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +45,9 @@ LONGEST_DELAY: Final = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 PREFIX: Final = "greenconn"
 #: What the names of its queues begin with.
 _OWN: Final = (f"{PREFIX}_celery_delayed_", f"{PREFIX}_delayed.")
+#: Why a message is dead-lettered, and how often RabbitMQ counts it.
+_REASONS: Final = ("rejected", "expired", "maxlen", "delivery_limit")
+_MOST_DEATHS: Final = 2**53
 #: What a landing queue may show of its address in its name: no wildcards of topics.
 _READABLE: Final = re.compile(r"[\w.:/-]{1,120}", re.ASCII)
 
@@ -98,7 +102,7 @@ class DelayLevels:
         return DelayedRoute(
             level_name(MAX_LEVEL, PREFIX),
             calculate_routing_key(seconds, landing),
-            without_former_delays(headers or {}),
+            without_former_delays(headers or {}, "" if exchange else routing_key),
         )
 
     def _declare(self, open_channel: Callable[[], Channel], address: tuple[str, str]) -> None:
@@ -126,28 +130,48 @@ class DelayLevels:
         self._known.add(address)
 
 
-def without_former_delays(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *headers* without the traces of an earlier delay.
+def without_former_delays(headers: Mapping[str, Any], queue: str = "") -> dict[str, Any]:
+    """Return *headers* without the traces of an earlier delay, and with no death that cannot be one.
 
-    The broker drops a message that comes through the same queue again, as one that goes in a circle.
+    The broker drops a message that comes through the same queue again, as one that goes in a circle.  An
+    entry that it cannot read, which any publisher can write, ends its process that moves the dead
+    letters of a queue, again and again: no delayed message reaches its queue then.
+
+    Arguments:
+        queue: where the message goes after the delay.
     """
     found = dict(headers)
-    deaths = found.get("x-death")
+    deaths = found.pop("x-death", None)
     if isinstance(deaths, list):
-        kept = [each for each in deaths if not _is_own(each)]
-        if len(kept) != len(deaths):
-            del found["x-death"]
-            if kept:
-                found["x-death"] = kept
+        kept = [each for each in deaths if _is_death(each, queue)]
+        if kept:
+            found["x-death"] = kept
     for which in ("first", "last"):
-        if str(found.get(f"x-{which}-death-queue", "")).startswith(_OWN):
-            for what in ("queue", "reason", "exchange"):
-                found.pop(f"x-{which}-death-{what}", None)
+        names = [f"x-{which}-death-{what}" for what in ("queue", "reason", "exchange")]
+        texts = [found.get(name, "") for name in names]
+        if not all(isinstance(each, str) for each in texts) or texts[0].startswith(_OWN):
+            for name in names:
+                found.pop(name, None)
     return found
 
 
-def _is_own(death: Any) -> bool:
-    return isinstance(death, Mapping) and str(death.get("queue", "")).startswith(_OWN)
+def _is_death(death: Any, queue: str) -> bool:
+    """Return whether an entry of ``x-death`` is one of RabbitMQ's, and of no delay or circle."""
+    if not isinstance(death, Mapping):
+        return False
+    texts = [death.get(name) for name in ("queue", "exchange", "reason")]
+    keys, count = death.get("routing-keys"), death.get("count")
+    return (
+        all(isinstance(each, str) for each in texts)
+        and isinstance(keys, list)
+        and all(isinstance(each, str) for each in keys)
+        and isinstance(count, int)
+        and 0 < count < _MOST_DEATHS
+        and isinstance(death.get("time"), datetime)
+        and texts[2] in _REASONS
+        and not str(texts[0]).startswith(_OWN)
+        and (texts[0] != queue or texts[2] == "rejected")
+    )
 
 
 def landing_queue(exchange: str, routing_key: str) -> str:
