@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,7 @@ from greenconn.cli.options import (
     timeout_option,
     url_option,
 )
+from greenconn.encoding import bytes_to_str
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
@@ -49,7 +51,7 @@ def command() -> None:
 @timeout_option
 def look(queue: str, url: str, name: str | None, count: int, is_json: bool, timeout: float) -> None:
     """Print the oldest dead letters of QUEUE with the reason, the error and the body.  They stay."""
-    from greenconn.cli.records import count_line
+    from greenconn.cli.records import count_line, json_line
     from greenconn.cli.streams import check_output, write_line
 
     check_output()
@@ -59,7 +61,7 @@ def look(queue: str, url: str, name: str | None, count: int, is_json: bool, time
         where = letters.name
     for number, letter in enumerate(found, 1):
         if is_json:
-            write_line(json.dumps(_shown(letter), default=repr, ensure_ascii=False))
+            write_line(json_line(_shown(letter), partial(json.dumps, default=repr)))
         else:
             for line in _lines(number, letter):
                 click.echo(line)
@@ -189,7 +191,7 @@ def _lines(number: int, letter: DeadLetter) -> Iterator[str]:
         if value is not None
     }
     fields.update(
-        (f"header {name}", value)
+        (f"header {bytes_to_str(name)}", value)
         for name, value in message.headers.items()
         if value not in (None, "") and name not in shown
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from greenconn.cli.options import queue_argument, timeout_option, url_option
+from greenconn.encoding import bytes_to_str
 
 if TYPE_CHECKING:
     from greenconn.message import Message
@@ -67,6 +68,8 @@ def _lines(number: int, message: Message) -> Iterator[str]:
     record = record_of(message)
     fields = {name: record[name] for name in ROUTE if record[name]}
     fields.update(record["properties"])
-    fields.update((f"header {name}", each) for name, each in record["headers"].items())
+    fields.update(
+        (f"header {bytes_to_str(name)}", each) for name, each in record["headers"].items()
+    )
     title = f"#{number}  {record['content_type'] or 'no content type'}"
     return message_lines(title, fields, record["body"])

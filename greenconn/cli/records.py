@@ -9,17 +9,19 @@ values, as :mod:`greenconn.jsoncodec` writes them.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from textwrap import wrap
 from typing import Any, Final
 
 import click
 
 from greenconn.cli.terminal import ACCENT, visible
-from greenconn.encoding import charset
+from greenconn.encoding import charset, safe_repr
 from greenconn.jsoncodec import dumps as json_dumps
 from greenconn.jsoncodec import encode, loads
 from greenconn.message import Message
@@ -31,6 +33,7 @@ __all__ = [
     "PROPERTY_NAMES",
     "body_of",
     "count_line",
+    "json_line",
     "line_of",
     "message_lines",
     "message_of",
@@ -57,6 +60,8 @@ FIELDS: Final = frozenset(
 MARGIN: Final = "  "
 #: Columns that the text of a field has at least.
 LEAST: Final = 20
+#: Control characters and halves of characters, which JSON may have without an escape.
+_controls: Final = re.compile("[\x7f-\x9f\ud800-\udfff]")
 #: Characters of a body that are printed.
 BODY: Final = 4000
 
@@ -82,12 +87,44 @@ def record_of(message: Message) -> dict[str, Any]:
 
 def line_of(message: Message) -> str:
     """Return a received message as a record in one line."""
-    return json_dumps(record_of(message), ensure_ascii=False)
+    return json_line(record_of(message), json_dumps)
+
+
+def json_line(value: Any, dumps: Callable[..., str]) -> str:
+    """Return a value as JSON in one line, without control characters, which a terminal might obey.
+
+    Arguments:
+        dumps: as ``json.dumps``.
+    """
+    try:
+        text = dumps(value, ensure_ascii=False)
+    except TypeError:
+        try:
+            text = dumps(_with_text_keys(value), ensure_ascii=False)
+        except (TypeError, RecursionError):
+            text = dumps(safe_repr(value))
+    return _controls.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Return a value with text as the keys of all its tables; those of AMQP may be bytes."""
+    if isinstance(value, dict):
+        return {
+            key.decode("utf-8", "backslashreplace")
+            if isinstance(key, bytes)
+            else key: _with_text_keys(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_with_text_keys(each) for each in value]
+    return value
 
 
 def body_of(message: Message) -> Any:
     """Return the body of a message as a record has it: a JSON value, text, or bytes."""
     body: Any = message.body
+    if not isinstance(body, (str, bytes, bytearray, memoryview)):
+        return body  # of an envelope that cannot be read, or nothing
     if not isinstance(body, str):
         body = bytes(body)
     if _is_json(message.content_type):
@@ -95,10 +132,11 @@ def body_of(message: Message) -> Any:
             value = loads(body)
             if not isinstance(value, bytes):  # which would stand for a body that is not JSON
                 return value
-        return body.encode("utf-8") if isinstance(body, str) else body
+        return body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     if isinstance(body, str):
         return body
-    known = charset(message.content_encoding or "utf-8")
+    encoding: Any = message.content_encoding or "utf-8"
+    known = charset(encoding) if isinstance(encoding, str) else None
     with suppress(UnicodeError, TypeError):
         text = body.decode(known)
         if text.encode(known) == body:
@@ -180,7 +218,7 @@ def message_lines(title: str, fields: Mapping[str, object], body: object) -> Ite
     if sys.stdout.isatty():
         room = max(LEAST, shutil.get_terminal_size().columns - len(rest))
     for name, value in fields.items():
-        text = visible(value) if isinstance(value, str) else json.dumps(value, default=repr)
+        text = visible(value) if isinstance(value, str) else json_line(value, _dumps)
         head = f"{MARGIN}{click.style(f'{visible(name):{names}}', fg=ACCENT)} "
         for part in _parts(text, room):
             yield f"{head}{part}"
@@ -190,11 +228,17 @@ def message_lines(title: str, fields: Mapping[str, object], body: object) -> Ite
     elif isinstance(body, str):
         text = visible(body)
     else:
-        text = json.dumps(body, indent=2, default=repr, ensure_ascii=False)
+        try:
+            text = visible(json.dumps(body, indent=2, default=repr, ensure_ascii=False))
+        except RecursionError:  # indenting takes more of the stack than reading
+            text = visible(json_line(body, _dumps))
     if len(text) > BODY:
         text = f"{text[:BODY]}... ({len(text):,} characters)"
     yield from (f"{MARGIN}{line}" for line in text.splitlines() or [""])
     yield ""
+
+
+_dumps: Final = partial(json.dumps, default=repr)
 
 
 def count_line(queue: str, shown: int, waiting: int) -> str:

@@ -55,12 +55,15 @@ def folded(text: str, stream: TextIO | None) -> str:
 
 
 def visible(text: str) -> str:
-    """Return *text* with its control characters spelled out, which a terminal might obey."""
+    """Return *text* with its control characters spelled out, which a terminal might obey.
+
+    The same for halves of characters, which cannot be printed.
+    """
     if text.isprintable():
         return text
     return "".join(
         each.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(each) == "Cc" and each not in _LAYOUT
+        if unicodedata.category(each) in ("Cc", "Cs") and each not in _LAYOUT
         else each
         for each in text
     )
