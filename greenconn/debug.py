@@ -31,6 +31,8 @@ FRAMES: Final = 6
 _PASSING: Final = ("/gevent/", "/greenlet/", join("greenconn", "green", ""))
 #: Messages in handlers that are named for each consumer.
 NAMED: Final = 20
+#: Characters of their names that are shown.
+LONGEST_NAME: Final = 255
 
 
 def dump() -> str:
@@ -95,7 +97,7 @@ def _consumers() -> Iterator[str]:
         begun = [message for message, has_begun in each.lifecycle.dispatcher.unacked() if has_begun]
         for message in begun[:NAMED]:
             name = message.properties.get("message_id") or message.delivery_tag
-            yield f"    a handler has message {name}"
+            yield f"    a handler has message {str(name)[:LONGEST_NAME]}"
         if len(begun) > NAMED:
             yield f"    and {len(begun) - NAMED} more"
 

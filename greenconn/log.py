@@ -289,6 +289,8 @@ FIELDS: Final = frozenset(
         "queue",
     }
 )
+#: Characters of an id that a record has.
+LONGEST_ID: Final = 255
 #: What each record has.
 _STANDARD: Final = frozenset({*vars(logging.makeLogRecord({})), "asctime", "message", "taskName"})
 
@@ -302,10 +304,17 @@ def message_fields(message: Message, **fields: object) -> dict[str, Any]:
     found = {
         **fields,
         "delivery_tag": message.delivery_tag,
-        "message_id": properties.get("message_id"),
-        "correlation_id": properties.get("correlation_id"),
+        "message_id": _short(properties.get("message_id")),
+        "correlation_id": _short(properties.get("correlation_id")),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _short(value: Any) -> Any:
+    """Return an id of a message, which its publisher may make of any type and length, for a record."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return str(value)[:LONGEST_ID]
 
 
 class JSONFormatter(logging.Formatter):

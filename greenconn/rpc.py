@@ -23,6 +23,7 @@ from gevent import Timeout
 from greenconn.checks import Seconds, check_has_run, check_keywords, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
+from greenconn.encoding import safe_repr
 from greenconn.entity import Exchange, Queue
 from greenconn.entity.existence import expected_queues, is_expected, wait_declared
 from greenconn.exceptions import (
@@ -43,12 +44,13 @@ from greenconn.identity import uuid
 from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
-from greenconn.publishing.message import TRANSIENT, OutgoingMessage, PublishOptions
+from greenconn.publishing.message import SHORT, TRANSIENT, OutgoingMessage, PublishOptions
 from greenconn.publishing.publisher import Publisher
 from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.channels import begin_channel
 from greenconn.session.session import Session
+from greenconn.transport.virtual.names import is_name
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
 from greenconn.worker.options import CONSUMER_OPTIONS
@@ -365,15 +367,37 @@ class _Server:
             # A caller has many calls, and what their replies have in common is checked once.
             common = self._common.get(reply_to)
             if common is None:
+                if not self._can_reply(reply_to, message):
+                    return
                 if len(self._common) >= KEPT:
                     self._common.clear()
                 common = self._common[reply_to] = PublishOptions(_DEFAULT_EXCHANGE, options)
             reply = common.message(result)
             reply.own = {"correlation_id": correlation_id}
         else:
-            options["correlation_id"] = correlation_id
+            if not self._can_reply(reply_to, message):
+                return
+            # No caller waits for one of another type.
+            options["correlation_id"] = correlation_id if _is_short(correlation_id) else None
             reply = PublishOptions(_DEFAULT_EXCHANGE, options).message(result)
         self._publisher.publish(reply, Deadline(REPLY_TIMEOUT))
+
+    def _can_reply(self, reply_to: object, message: Message) -> bool:
+        """Return whether *reply_to*, which any publisher can write, may name a queue; log if not."""
+        if _is_short(reply_to):
+            return True
+        logger.warning(
+            "a request of queue %r gets no reply: reply_to must be the name of a queue, got %s",
+            message.delivery_info.get("routing_key"),
+            safe_repr(reply_to)[:100],
+            extra=self._fields(message),
+        )
+        return False
+
+
+def _is_short(value: object) -> bool:
+    """Return whether *value* is text that a property can have."""
+    return is_name(value) and len(value.encode()) <= SHORT
 
 
 def _name_of(kind: type[BaseException]) -> str:

@@ -17,6 +17,8 @@ Offset: TypeAlias = "str | int | datetime"
 
 #: The consumer argument with the start offset, and the header with the offset of a message.
 OFFSET: Final = "x-stream-offset"
+#: Above all offsets that RabbitMQ counts.
+LAST_OFFSET: Final = 2**63
 #: A number of years, months, days, hours, minutes or seconds.  Compiled by the first one.
 _INTERVAL: Final = r"[0-9]+[YMDhms]"
 #: Where a reader begins depends on the time when it begins.
@@ -97,7 +99,7 @@ class StreamPosition:
 
         def put_and_note(message: Message) -> Any:
             offset = message.headers.get(OFFSET)
-            if isinstance(offset, int):
+            if isinstance(offset, int) and 0 <= offset < LAST_OFFSET:
                 self._outstanding[offset] = message
                 self._next = offset + 1
                 if len(self._outstanding) > self._trim_above:

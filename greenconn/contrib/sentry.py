@@ -51,7 +51,9 @@ def instrument(app: App) -> None:
         first = message[0] if isinstance(message, list) else message
         with sentry_sdk.isolation_scope() as scope:
             headers: dict[str, Any] = {
-                name: first.headers[name] for name in (TRACE, BAGGAGE) if name in first.headers
+                name: first.headers[name]
+                for name in (TRACE, BAGGAGE)
+                if isinstance(first.headers.get(name), str)  # any publisher can write them
             }
             details = _details(app, first)
             transaction = sentry_sdk.continue_trace(

@@ -72,6 +72,8 @@ FAILURE_HEADERS: Final = frozenset(
 
 #: Seconds for sending one; then it waits in this process.
 SENDING_TIMEOUT: Final = 10.0
+#: Characters of an exchange or a routing key that are believed; AMQP has no longer ones.
+LONGEST_ROUTE: Final = 255
 #: Attempts that are believed: any publisher can write the header.
 MOST_ATTEMPTS: Final = 1_000_000
 #: Characters of a traceback that are kept.
@@ -228,8 +230,9 @@ def restore_route(message: Message) -> None:
     """Have a message that was sent again say where it was published to at first."""
     headers = message.headers
     for name, header in (("exchange", EXCHANGE), ("routing_key", ROUTING_KEY)):
-        if isinstance(headers.get(header), str):
-            message.delivery_info[name] = headers[header]
+        route = headers.get(header)  # any publisher can write it
+        if isinstance(route, str) and len(route) <= LONGEST_ROUTE:
+            message.delivery_info[name] = route
 
 
 def resent(message: Message, options: PublishOptions, headers: dict[str, Any]) -> OutgoingMessage:

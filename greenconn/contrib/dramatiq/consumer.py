@@ -188,9 +188,9 @@ class GreenconnConsumer(Consumer):
 def _hold(eta: object) -> None:
     """Wait for the rest of a delay.  May switch."""
     if isinstance(eta, int):
-        seconds = (eta - current_millis()) / 1000
-        if seconds > 0:
-            gevent.sleep(min(seconds, LONGEST_HOLD))
+        milliseconds = min(eta - current_millis(), LONGEST_HOLD * 1000)
+        if milliseconds > 0:
+            gevent.sleep(milliseconds / 1000)
 
 
 def _settle(message: MessageProxy, outcome: _Outcome) -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import wraps
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 from gevent import Timeout
@@ -46,6 +47,8 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 #: Between two looks at a claim of another handler.
 WAITING: Final = RetryPolicy(first=0.02, longest=1.0)
+#: Characters of an id that is stored as it is.
+LONGEST_ID: Final = 255
 #: A claim is renewed so many times in its lease.
 RENEWALS: Final = 3
 
@@ -99,7 +102,7 @@ def handled_once(
             found = key(message)
             if found is None:
                 return handler(body, message)
-            claimed = _Claimed(store, f"{own_name}:{found}", lease)
+            claimed = _Claimed(store, _storable(f"{own_name}:{found}"), lease)
             if not claimed.wait():
                 logger.info(
                     "message %s was handled by %s already",
@@ -118,6 +121,14 @@ def handled_once(
         return handle  # type: ignore[return-value]
 
     return decorate
+
+
+def _storable(id: str) -> str:
+    """Return an id that each store can keep: that of a message may be any text, of any length."""
+    raw = id.encode("utf-8", "surrogatepass")
+    if len(id) <= LONGEST_ID and "\0" not in id and raw.decode("utf-8", "replace") == id:
+        return id
+    return sha256(raw).hexdigest()
 
 
 class _Claimed:
