@@ -190,7 +190,10 @@ def as_error(reply: ErrorReply, where: str, what: str = "") -> Exception:
     if code in ENDS_THE_LINK:
         return ServerNotReady(f"{text} ({ENDS_THE_LINK[code]})")
     if code == "ERR" and str(reply).startswith(PROTOCOL_ERROR):
-        return LinkLost(f"{text} (the command was damaged on its way)")
+        why = "the command was damaged on its way"
+        if "bulk length" in text:
+            why += ", or a string in it is above the server's setting proto-max-bulk-len"
+        return LinkLost(f"{text} ({why})")
     cls, remedy = _CLASSES.get(code, (redis.ResponseError, ""))
     if _NO_SHARDS.search(str(reply)):
         remedy = _SHARDS_REMEDY
