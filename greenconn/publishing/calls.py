@@ -5,35 +5,317 @@ pipelined, and each caller waits for the publisher confirm of its own message.  
 follows:
 
 - The connection is lost.  A message whose caller still waits is sent again after the reconnect, in
-order.  The broker may then have it twice: delivery is at least once.  - The broker closes the channel
-with an error (403, 404, 406).  The error does not name the message that caused it.  New messages are
-published on another channel.  The outstanding messages are sent again on a separate channel, one at a
-time.  A message that closes that channel on its own caused the error, and its caller gets
-``PublishRefused``; the other callers do not.  - The deadline passes.  The caller gets
-``PublishTimeout``, and the message is not sent again.
+  order.  The broker may then have it twice: delivery is at least once.
+- The broker closes the channel with an error (403, 404, 406).  The error does not name the message that
+  caused it.  New messages are published on another channel.  The outstanding messages are sent again on
+  a separate channel, one at a time.  A message that closes that channel on its own caused the error, and
+  its caller gets ``PublishRefused``; the other callers do not.
+- The deadline passes.  The caller gets ``PublishTimeout``, and the message is not sent again.
+
+``publish_many`` serializes and sends its messages in windows, limited in number and bytes: all messages of
+a window are sent before the first confirm is waited for.  Each message ends in one of three ways:
+confirmed, failed with an error of its own, or left over because the channel or the connection was lost.
+What is left over is sent again; after an error that closed the channel, one message at a time, since any
+of them may have caused it.  What was returned since the node of its queue is away is left over, too,
+until it is back.  A failed message does not stop the others; a deadline or a broker that is unavailable
+does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.checks import Seconds
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
-from greenconn.exceptions import BatchPublishError, PreconditionFailed, PublishRefused
+from greenconn.exceptions import (
+    NEVER_REPEATED,
+    BatchPublishError,
+    ConnectionBlocked,
+    EncodeError,
+    IrrecoverableConnectionError,
+    LimitExceeded,
+    OperationalError,
+    PreconditionFailed,
+    PublishNacked,
+    PublishRefused,
+    PublishTimeout,
+    Unroutable,
+)
 from greenconn.green.deadline import Deadline
-from greenconn.publishing.batch import PublishBatch
-from greenconn.publishing.message import PublishOptions, Target
+from greenconn.listeners import LISTENERS
+from greenconn.publishing.message import OutgoingMessage, PublishOptions, Target
 from greenconn.publishing.publisher import Publisher
+from greenconn.session.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from greenconn.abc import Channel
     from greenconn.publishing.message import OutgoingMessage, PublishArguments
 
-__all__ = ["publish", "publish_many", "publish_prepared", "publisher_of"]
+__all__ = ["PublishBatch", "publish", "publish_many", "publish_prepared", "publisher_of"]
+
+
+#: Messages that are under way at once, and bytes in their bodies.
+WINDOW: Final = 1000
+WINDOW_BYTES: Final = 4 * 2**20
+
+#: Errors of one message that say nothing about the next one.
+_OF_ONE: Final = (PublishNacked, PublishRefused, Unroutable)
+_ENDED: Final = Deadline(0.0)
+
+
+class PublishBatch:
+    """The messages of one ``publish_many``.
+
+    Arguments:
+        publisher: the way to the broker.
+        session: of the connection that publishes.
+        options: what the messages have in common.
+        deadline: for all of them.
+
+    Attributes:
+        taken: how many bodies were taken.
+        failed: the errors of those that were not published, by position.
+        is_given_up: nothing more can be published: the deadline ended, the broker takes nothing.
+    """
+
+    def __init__(
+        self, publisher: Publisher, session: Session, options: PublishOptions, deadline: Deadline
+    ) -> None:
+        self.taken = 0
+        self.failed: dict[int, Exception] = {}
+        self.is_given_up = False
+        self._publisher = publisher
+        self._session = session
+        self._options = options
+        self._deadline = deadline
+        #: Publishes of the window without a confirm, by position.
+        self._left: dict[int, OutgoingMessage] = {}
+        #: Errors of a message that cannot be sent, where each has headers and properties of its own.
+        self._unsendable: tuple[type[Exception], ...] = ()
+        #: Why the broker refused some of them, which it may take later.
+        self._nacked: dict[int, PublishNacked] = {}
+
+    def publish(self, bodies: Iterable[Any]) -> None:
+        """Publish a message for each of *bodies*, until it has to be given up.  May switch.
+
+        Raises:
+            Exception: what *bodies* raised; what it had given before is published.
+        """
+        supply = iter(bodies)
+        is_more = True
+        while is_more and not self.is_given_up:
+            try:
+                is_more = self._serialize(supply)
+            except Exception:
+                self._publish_window()
+                raise
+            self._publish_window()
+        if self.is_given_up and isinstance(bodies, Sized):
+            last = self.failed[max(self.failed)]
+            for position in range(self.taken, len(bodies)):
+                self.failed[position] = _unsent(last)
+            self.taken = len(bodies)
+
+    def send(self, messages: Sequence[OutgoingMessage]) -> None:
+        """Publish messages that are serialised already, as one window.  May switch."""
+        self._unsendable = (TypeError, ValueError)
+        for message in messages:
+            self._observe(message)
+        self._left.update(enumerate(messages, self.taken))
+        self.taken += len(messages)
+        self._publish_window()
+
+    def is_confirmed(self, position: int) -> bool:
+        """Return whether the broker has the message at *position*."""
+        return position < self.taken and position not in self._left and position not in self.failed
+
+    def _serialize(self, supply: Iterator[Any]) -> bool:
+        """Serialise the next window; False when that is the last one."""
+        size = 0
+        for body in supply:
+            position = self.taken
+            self.taken += 1
+            try:
+                message = self._options.message(body)
+            except EncodeError as exc:
+                self.failed[position] = exc
+                continue
+            self._observe(message)
+            self._left[position] = message
+            size += len(message.body)
+            if len(self._left) >= WINDOW or size >= WINDOW_BYTES:
+                return True
+        return False
+
+    def _publish_window(self) -> None:
+        left, deadline = self._left, self._deadline
+        of_one: tuple[type[Exception], ...] = (*_OF_ONE, *self._unsendable)
+        lasting: tuple[type[BaseException], ...] = (
+            OperationalError,
+            *self._publisher.lasting_errors,
+        )
+        try:
+            self._publisher.retry(self._publish_pipelined, deadline)
+            # An error closed the channel of those that are left, and may be about any of them.
+            while left:
+                position = next(iter(left))
+                try:
+                    self._publisher.publish(left[position], deadline)
+                except of_one as exc:
+                    self._settle(position, exc)
+                    if isinstance(exc, PublishNacked):
+                        self._fail_nacked()
+                else:
+                    self._settle(position, None)
+        except lasting as exc:
+            self._give_up(exc)
+        except BaseException as exc:
+            for message in left.values():
+                _end(message, exc)
+            raise
+        self._nacked.clear()
+
+    def _observe(self, message: OutgoingMessage) -> None:
+        if (observers := LISTENERS.publishing) is not None:
+            message.observe(observers, self._publisher.label)
+
+    def _fail_nacked(self) -> None:
+        """Fail the others that the queue refused: it is full."""
+        for position, exc in self._nacked.items():
+            if position in self._left:
+                self._settle(position, exc)
+
+    def _give_up(self, exc: BaseException) -> None:
+        """Nothing more can be published, because of *exc*."""
+        self.is_given_up = True
+        is_final = isinstance(exc, OperationalError) and not isinstance(
+            exc, (TimeoutError, LimitExceeded)
+        )
+        for position, message in self._left.items():
+            is_blocked = isinstance(exc, ConnectionBlocked) and not message.maybe_delivered
+            if is_final or is_blocked:
+                assert isinstance(exc, Exception)
+                self.failed[position] = exc
+            else:
+                error = self._publisher.timed_out(message, self._deadline, exc)
+                error.__cause__ = exc
+                self.failed[position] = error
+            _end(message, self.failed[position])
+        self._left.clear()
+
+    def _publish_pipelined(self) -> None:
+        """Send all that are left, and take those out that were confirmed.  May switch."""
+        left, publisher = self._left, self._publisher
+        if not left or any(message.is_isolated for message in left.values()):
+            return
+        try:
+            publisher.ensure_target(self._options, self._deadline)
+            channel = publisher.shared_channel(self._deadline)
+            begun, error = self._begin_all(channel)
+        except IrrecoverableConnectionError:
+            self._isolate(left)
+            raise
+        error = self._collect(begun) or error
+        if self._nacked:
+            publisher.retire(channel)  # another one may reach the queue
+        if error is not None:
+            raise error
+
+    def _begin_all(self, channel: Channel) -> tuple[dict[int, Any], BaseException | None]:
+        """Send; what was sent, and the error that ended it if not all could be."""
+        begun: dict[int, Any] = {}
+        broker = self._session.broker
+        lost: tuple[type[BaseException], ...] = (*broker.connection_errors, ConnectionBlocked)
+        for position, message in list(self._left.items()):
+            try:
+                begun[position] = message.begin(channel, self._deadline)
+            except _OF_ONE as exc:
+                self._settle(position, exc)
+            except broker.channel_errors as exc:
+                if not channel.is_open:
+                    self._isolate([position])
+                    break
+                refused = PublishRefused(f"cannot publish to {self._options}: {exc}")
+                refused.__cause__ = exc
+                self._settle(position, refused)
+            except lost as exc:
+                return begun, exc
+            except self._unsendable as exc:
+                self._settle(position, exc)
+        return begun, None
+
+    def _collect(self, begun: dict[int, Any]) -> BaseException | None:
+        """Wait for the confirms; an error of the connection, if there was one."""
+        error: BaseException | None = None
+        returned: dict[int, Unroutable] = {}
+        deadline, broker, publisher = self._deadline, self._session.broker, self._publisher
+        for position, confirm in begun.items():
+            try:
+                confirm.wait(deadline)
+                self._settle(position, None)
+            except PublishTimeout as exc:
+                self._settle(position, exc)
+                self.is_given_up = True
+                deadline = _ENDED  # what was confirmed meanwhile still counts
+            except Unroutable as exc:
+                returned[position] = exc
+            except NEVER_REPEATED as exc:
+                if isinstance(exc, PublishNacked) and publisher.may_pass(exc, self._options):
+                    self._nacked[position] = exc
+                    self._isolate([position])
+                else:
+                    self._settle(position, exc)
+            except broker.channel_errors:
+                self._isolate([position])
+            except broker.connection_errors as exc:
+                error = exc
+                if isinstance(exc, IrrecoverableConnectionError):
+                    self._isolate([position])
+        return error or self._check_returned(returned)
+
+    def _check_returned(self, returned: dict[int, Unroutable]) -> TimeoutError | None:
+        """Fail the messages that reached no queue, or return why they wait for theirs.  May switch."""
+        if not returned:
+            return None
+        try:
+            self._publisher.check_return(
+                next(iter(returned.values())), self._options, self._deadline
+            )
+        except TimeoutError as away:
+            return away
+        for position, exc in returned.items():
+            self._settle(position, exc)
+        return None
+
+    def _isolate(self, positions: Iterable[int]) -> None:
+        for position in positions:
+            self._left[position].is_isolated = True
+
+    def _settle(self, position: int, exc: Exception | None) -> None:
+        _end(self._left.pop(position), exc)
+        if exc is not None:
+            self.failed[position] = exc
+            self._publisher.note_failure(exc, self._options)
+
+
+def _end(message: OutgoingMessage, error: BaseException | None) -> None:
+    """Tell the listeners what became of *message*, if there are some."""
+    if message.observation is not None:
+        message.observation.end(error)
+
+
+def _unsent(exc: Exception) -> Exception:
+    """Return the error of a message that was not even serialised, because of that of an earlier one."""
+    if isinstance(exc, PublishTimeout):
+        unsent = PublishTimeout(f"not sent: {exc}", maybe_delivered=False)
+        unsent.__cause__ = exc.__cause__
+        return unsent
+    return exc
 
 
 def publish(

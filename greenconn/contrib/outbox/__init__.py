@@ -12,7 +12,7 @@ first announces what may be rolled back.  Here the message is a row of the same 
 and read them; the rest is the same for both:
 
 - :mod:`~greenconn.contrib.outbox.envelope`: a message as a row, and back;
-- :mod:`~greenconn.contrib.outbox.partitions`: the shares of several relays;
+- :mod:`~greenconn.contrib.outbox.relay`: the shares of several relays;
 - :mod:`~greenconn.contrib.outbox.relay`: publishing;
 - :mod:`~greenconn.contrib.outbox.store`: the calls of a database that a relay needs.
 """

@@ -16,11 +16,10 @@ from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from greenlet import greenlet
 
-from greenconn.green import timeouts as module
+from greenconn.green import slot as module
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.slot import Slot
-from greenconn.green.timeouts import SPAN, Timeouts
+from greenconn.green.slot import SPAN, Slot, Timeouts
 
 FAR = 24 * 3600.0
 

@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
-from greenconn.wire.amqp import FrameParser, Method, content_frames, heartbeat_frame, method_frame
-from greenconn.wire.body import BLOCK, KEPT, LARGE, BlockPool
+from greenconn.wire.amqp import (
+    BLOCK,
+    KEPT,
+    LARGE,
+    BlockPool,
+    FrameParser,
+    Method,
+    content_frames,
+    heartbeat_frame,
+    method_frame,
+)
 
 DELIVER, ACK = (60, 60), (60, 80)
 NOISE = random.Random(3).randbytes(3 << 19)

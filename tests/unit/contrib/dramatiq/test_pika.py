@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("dramatiq")
 
 import greenconn
-from greenconn.contrib.dramatiq.pika import (
+from greenconn.contrib.dramatiq.rabbitmq import (
     PikaChannel,
     PikaConnection,
     connection_arguments,
