@@ -119,5 +119,5 @@ def test_foreign_message_does_not_stop_a_consumer(
         mongodb_database["messages"].insert_one({"queue": "q"})
         greenconn.publish("q", "fine", connection=connection)
         until(lambda: got == ["fine"])
-        until(lambda: not mongodb_database["messages"].count_documents({}))
+        until(lambda: not mongodb_database["messages"].count_documents({"queue": "q"}))
         assert consumer.stop(SOON)

@@ -64,7 +64,10 @@ def test_many_consumers_share_few_connections(connections: list[Connection], uni
         channel.queue_delete(name)
 
 
-def test_an_idle_consumer_takes_little_memory(connections: list[Connection], unique: str) -> None:
+def test_an_idle_consumer_takes_little_memory(
+    connections: list[Connection], unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "greenconn.worker")  # else pytest keeps a record of each start
     names = [f"{unique}-{number}" for number in range(QUEUES)]
     channel = connections[0].default_channel
 
