@@ -12,8 +12,8 @@ follows:
   its caller gets ``PublishRefused``; the other callers do not.
 - The deadline passes.  The caller gets ``PublishTimeout``, and the message is not sent again.
 
-``publish_many`` serializes and sends its messages in windows, limited in number and bytes: all messages of
-a window are sent before the first confirm is waited for.  Each message ends in one of three ways:
+``publish_many`` serializes and sends its messages in windows, limited in number and bytes: all messages
+of a window are sent before the first confirm is waited for.  Each message ends in one of three ways:
 confirmed, failed with an error of its own, or left over because the channel or the connection was lost.
 What is left over is sent again; after an error that closed the channel, one message at a time, since any
 of them may have caused it.  What was returned since the node of its queue is away is left over, too,

@@ -6,8 +6,8 @@ The parser gives each method once it is whole, as a tuple and with everything ra
 properties or the body of a message decodes them then.
 
 The bytes of large body frames are copied once on their way to the body.  What is received into fresh
-memory costs more in page faults than in copying: a body of a MiB would take 500 of them.  So such a frame
-is received into blocks that are used again.
+memory costs more in page faults than in copying: a body of a MiB would take 500 of them.  So such a
+frame is received into blocks that are used again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The broker with the arguments and attributes of Dramatiq's broker for RabbitMQ.
 
 Programs with Dramatiq's own use names of pika, too: the arguments of its connections, its channel and
-its exceptions.  What such programs need of them is here, over greenconn.  pika is not imported.  If the program has imported ``pika.exceptions``, the errors of
-:class:`PikaChannel` are instances of those classes, too.
+its exceptions.  What such programs need of them is here, over greenconn.  pika is not imported.  If the
+program has imported ``pika.exceptions``, the errors of :class:`PikaChannel` are instances of those
+classes, too.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ later rows of its key wait for it.  While the broker is away nothing is tried or
 A message is published at least once: a relay that dies between the confirm and the mark leaves a row
 that is published again, by itself or by another relay.
 
-Relays share an outbox by its partitions.  Each row belongs to one of 32 partitions by its key.  A relay publishes the rows of those that it
-holds a lease of, so that no two relays publish messages of one key side by side, which would break
-their order.  Locks of rows would not do: the second row of a key is free while the first is locked.
+Relays share an outbox by its partitions.  Each row belongs to one of 32 partitions by its key.  A relay
+publishes the rows of those that it holds a lease of, so that no two relays publish messages of one key
+side by side, which would break their order.  Locks of rows would not do: the second row of a key is free
+while the first is locked.
 
 The clocks of the machines need not agree.  A relay increments the ``beat`` of its leases; one that has
 seen the same owner and beat for the whole length of a lease *by its own clock* may take it, if it is
