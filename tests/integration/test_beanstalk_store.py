@@ -13,7 +13,7 @@ import pytest
 
 from greenconn.broker.port import NoQueue, Settlement, SettleRequest
 from greenconn.exceptions import PreconditionFailed
-from greenconn.transport.beanstalk.errors import (
+from greenconn.transport.beanstalk.connection import (
     DeclarationRefused,
     JobTooBig,
     LinkLost,

@@ -28,7 +28,7 @@ from greenconn.periodic import Every
 from greenconn.pidbox import Mailbox
 from greenconn.session.parameters import Parameters
 from greenconn.testing import MemoryBroker
-from greenconn.transport.beanstalk.options import BeanstalkOptions
+from greenconn.transport.beanstalk.store import BeanstalkOptions
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.native_delayed_delivery import calculate_routing_key

@@ -22,9 +22,10 @@ Renewing reservations
 
 from __future__ import annotations
 
+from _socket import socket as RawSocket  # noqa: N812 - the class below any monkey-patching
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gevent.event import Event
 
@@ -35,6 +36,7 @@ from greenconn.transport.beanstalk.connection import (
     DEFAULT,
     CommandConnection,
     Job,
+    LinkLost,
     Pipeline,
     ReplyCallback,
     ReservedJob,
@@ -43,8 +45,8 @@ from greenconn.transport.beanstalk.connection import (
 )
 from greenconn.wire.beanstalk import Reply, line, put
 
-__all__ = ["Claims", "Reservations", "ReserveConnection"]
-
+if TYPE_CHECKING:
+    from greenconn.wire.tls import TlsSession
 
 #: Prefix of the tubes of wake-up jobs; no queue's tube has it.
 WAKEUP_TUBES: Final = b"$wakeup."
@@ -56,22 +58,31 @@ WAKEUP_TIME_TO_RUN: Final = 60
 SOON: Final = 0.25
 
 
-class ReserveConnection:
+class ReserveConnection(Pipeline):
     """A connection on which one greenlet at a time waits for jobs.
 
     Arguments:
         server: the command connection, over which the wake-up job is kicked.
         owner: names the wake-up job; must be unique.
-        renew: renews all reservations of this connection.  Never switches.
+        reservations: the jobs of the link, which are renewed when one is about to be lost.
     """
 
     def __init__(
-        self, pipeline: Pipeline, server: CommandConnection, owner: str, renew: Callable[[], None]
+        self,
+        sock: RawSocket,
+        where: str,
+        on_lost: Callable[[LinkLost], None],
+        tls: TlsSession | None,
+        *,
+        server: CommandConnection,
+        owner: str,
+        reservations: Reservations,
     ) -> None:
-        self.pipeline = pipeline
+        super().__init__(sock, where, on_lost, tls)
+        self.parser.longest_body = server.parser.longest_body
         self._server = server
         self._tube = WAKEUP_TUBES + owner.encode()
-        self._renew = renew
+        self._reservations = reservations
         self._watched: set[bytes] = set()
         #: The number of the wake-up job; None: it could not be made.
         self._wakeup_job: int | None = None
@@ -87,10 +98,10 @@ class ReserveConnection:
         commands = [line(b"use", tube), line(b"watch", tube), line(b"ignore", DEFAULT)]
         commands.append(put(0, 0, WAKEUP_TIME_TO_RUN, b""))
         commands.append(line(b"reserve-with-timeout", 0))
-        *_, made, reserved = self.pipeline.ask(commands, deadline)
+        *_, made, reserved = self.ask(commands, deadline)
         if made.word == b"INSERTED" and reserved.word == b"RESERVED":
             self._wakeup_job = reserved.number
-            self.pipeline.post(line(b"bury", reserved.number, 0), ignore_reply)
+            self.post(line(b"bury", reserved.number, 0), ignore_reply)
         self._clear()
 
     def _clear(self) -> None:
@@ -98,7 +109,7 @@ class ReserveConnection:
         server = self._server
         (listed,) = server.ask([line(b"list-tubes")])
         listed_lines = listed.body.split(b"\n")
-        tubes = [each[2:] for each in listed_lines if each.startswith(b"- " + WAKEUP_TUBES)]
+        tubes = [text[2:] for text in listed_lines if text.startswith(b"- " + WAKEUP_TUBES)]
         replies = server.ask([line(b"stats-tube", tube) for tube in tubes])
         for tube, reply in zip(tubes, replies, strict=True):
             facts = server.read_counts(reply)
@@ -107,27 +118,27 @@ class ReserveConnection:
                 server.empty(tube)
         server.ask(server.using(DEFAULT))  # a tube that is in use stays
 
-    def close(self) -> None:
+    def leave(self) -> None:
         """Close the connection, and delete the wake-up job.  Never switches."""
-        self.pipeline.close()
+        self.close()
         if self._wakeup_job is not None:
-            self._server.pipeline.post(line(b"delete", self._wakeup_job), ignore_reply)
+            self._server.post(line(b"delete", self._wakeup_job), ignore_reply)
             self._wakeup_job = None
 
-    def watch(self, tubes: Iterable[bytes]) -> None:
+    def watch_only(self, tubes: Iterable[bytes]) -> None:
         """Watch these tubes and no others from the next ``reserve`` on.  Never switches."""
         wanted = set(tubes)
-        commands = [line(b"watch", each) for each in wanted - self._watched]
-        commands += [line(b"ignore", each) for each in self._watched - wanted]
+        commands = [line(b"watch", tube) for tube in wanted - self._watched]
+        commands += [line(b"ignore", tube) for tube in self._watched - wanted]
         self._watched = wanted
         if commands:
-            self.pipeline.post(b"".join(commands), *[ignore_reply] * len(commands))
+            self.post(b"".join(commands), *[ignore_reply] * len(commands))
 
     def ignore(self, tube: bytes) -> None:
         """Stop watching this one.  Never switches."""
         if tube in self._watched:
             self._watched.discard(tube)
-            self.post(line(b"ignore", tube), ignore_reply)
+            self.post_at_once(line(b"ignore", tube), ignore_reply)
 
     def reserve(self, seconds: float) -> Reply | None:
         """Reserve one job of the tubes that are watched.  May switch.
@@ -144,30 +155,29 @@ class ReserveConnection:
         while True:
             reply = self._ask(wait)
             if reply.word == b"DEADLINE_SOON":
-                self._renew()
+                self._reservations.touch()
                 if not wait or self._pause_for_command():
                     return None
             elif reply.word == b"TIMED_OUT":
                 return None
             elif reply.word != b"RESERVED":
-                raise self.pipeline.refused(reply, "reserving")
+                raise self.refused(reply, "reserving")
             elif reply.number != self._wakeup_job:
                 return reply
             else:
                 self._is_woken = False
-                self.pipeline.post(line(b"bury", reply.number, 0), ignore_reply)
+                self.post(line(b"bury", reply.number, 0), ignore_reply)
                 if wait:
                     return None
 
     def _ask(self, wait: int) -> Reply:
-        pipeline = self.pipeline
         self._is_waiting = wait > 0
-        pipeline.extra_timeout = float(wait)
+        self.extra_timeout = float(wait)
         try:
-            (reply,) = pipeline.ask([line(b"reserve-with-timeout", wait)])
+            (reply,) = self.ask([line(b"reserve-with-timeout", wait)])
         finally:
             self._is_waiting = False
-            pipeline.extra_timeout = 0.0
+            self.extra_timeout = 0.0
         return reply
 
     def _pause_for_command(self) -> bool:
@@ -182,9 +192,9 @@ class ReserveConnection:
             self._pausing = None
         return True
 
-    def post(self, command: bytes, *callbacks: ReplyCallback) -> None:
+    def post_at_once(self, command: bytes, *callbacks: ReplyCallback) -> None:
         """Write commands; a wait ends, so that the server reads them.  Never switches."""
-        self.pipeline.post(command, *callbacks)
+        self.post(command, *callbacks)
         self.wake()
 
     def wake(self) -> None:
@@ -193,7 +203,7 @@ class ReserveConnection:
             self._pausing.offer(None)
         if self._is_waiting and not self._is_woken and self._wakeup_job is not None:
             self._is_woken = True
-            self._server.pipeline.post(line(b"kick-job", self._wakeup_job), self._kicked)
+            self._server.post(line(b"kick-job", self._wakeup_job), self._kicked)
 
     def _kicked(self, reply: Reply | BaseException) -> None:
         if isinstance(reply, Reply) and reply.word != b"KICKED":
@@ -291,9 +301,9 @@ class Claims:
         """Reserve jobs; see :meth:`Store.claim`.  May switch."""
         server = self._server
         if seconds <= 0:
-            server.pipeline.wait_writable()
+            server.wait_writable()
             taken = server.take(wanted.items())
-            return server.describe([(each, server.pipeline.post) for each in chain(*taken)])
+            return server.describe([(reply, server.post) for reply in chain(*taken)])
         self._is_stale = False
         self._is_over = is_over = Event()
         try:
@@ -304,25 +314,25 @@ class Claims:
     def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[ReservedJob]:
         """Take from the hot tubes, look at the others, and wait where there was nothing."""
         server, waiting = self._server, self._waiting()
-        server.pipeline.wait_writable()
+        server.wait_writable()
         hot = [tube for tube in self._hot if tube in wanted]
         found = self._take_hot(hot, wanted)
         if hot:
             cold = wanted.keys() - self._hot.keys()
             if cold:
-                waiting.watch(cold)
+                waiting.watch_only(cold)
                 self._add(found, waiting, 0)
         if not found and not self._is_stale:
-            waiting.watch(wanted)
+            waiting.watch_only(wanted)
             self._add(found, waiting, seconds)
         described = server.describe(found)
-        for each in described:
-            if each.job.post == waiting.post:
-                self._hot.setdefault(each.tube)
+        for reserved in described:
+            if reserved.job.post == waiting.post_at_once:
+                self._hot.setdefault(reserved.tube)
         return described
 
     def _take_hot(self, hot: list[bytes], wanted: Mapping[bytes, int]) -> list[Reserved]:
-        """Take from the hot tubes, each its share; who gives less than was asked for is hot no more."""
+        """Take its share from each hot tube; one that gives less than was asked for is hot no more."""
         if not hot:
             return []
         share = max(self._limit // len(hot), 1)
@@ -332,10 +342,10 @@ class Claims:
             self._hot.pop(tube, None)
             if len(replies) == count:
                 self._hot[tube] = None
-            found += [(each, self._server.pipeline.post) for each in replies]
+            found += [(reply, self._server.post) for reply in replies]
         return found
 
     def _add(self, found: list[Reserved], waiting: ReserveConnection, seconds: float) -> None:
         reply = waiting.reserve(seconds)
         if reply is not None:
-            found.append((reply, waiting.post))
+            found.append((reply, waiting.post_at_once))

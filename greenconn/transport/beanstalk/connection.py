@@ -21,11 +21,18 @@ from math import ceil
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from greenconn.exceptions import (
+    FrameError,
+    PublishNacked,
+    PublishRefused,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+    ResourceError,
+)
 from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.ticker import Ticker
-from greenconn.transport.beanstalk.errors import LinkLost, NotBeanstalk, refusal
 from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.beanstalk import (
     LONGEST_BODY,
@@ -39,18 +46,55 @@ from greenconn.wire.beanstalk import (
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
-__all__ = [
-    "ALL",
-    "DEFAULT",
-    "CommandConnection",
-    "Job",
-    "Pipeline",
-    "ReplyCallback",
-    "ReservedJob",
-    "ignore_reply",
-    "number_of",
-    "whole_seconds",
-]
+
+class LinkLost(RecoverableConnectionError):  # type: ignore[misc]
+    """The connection to the server is gone."""
+
+
+class NotBeanstalk(FrameError):  # type: ignore[misc]
+    """The server does not speak beanstalk's protocol."""
+
+
+class JobTooBig(PublishRefused):
+    """The message is larger than the server's limit for a job."""
+
+
+class DeclarationRefused(RecoverableChannelError):  # type: ignore[misc]
+    """The server stores no declarations of queues now; see :class:`ServerRefuses`."""
+
+
+class ServerRefuses(PublishNacked):
+    """The server takes no messages now: it has no memory left, or is being drained."""
+
+
+#: Replies that mean bytes changed on their way, or a very old server.
+_OUT_OF_STEP: Final = frozenset({b"BAD_FORMAT", b"UNKNOWN_COMMAND", b"EXPECTED_CRLF"})
+
+_REMEDIES: Final[dict[bytes, str]] = {
+    b"DRAINING": "the server is in drain mode (SIGUSR1) and accepts no new messages: restart it",
+    b"OUT_OF_MEMORY": "the server is out of memory: consume, or give it more",
+    b"BURIED": "the server is out of memory: consume, or give it more",
+    b"INTERNAL_ERROR": "look at the server's log",
+}
+
+
+def refusal(reply: Reply, where: str, what: str) -> Exception:
+    """Return the error for a reply that was not expected.
+
+    Arguments:
+        what: the operation, for the message.
+    """
+    word = reply.word.decode()
+    if reply.word in _OUT_OF_STEP:
+        return LinkLost(
+            f"{where}: {what}: {word} (the command was damaged on its way, or the server is older "
+            f"than beanstalkd 1.10)"
+        )
+    remedy = _REMEDIES.get(reply.word)
+    if remedy is None:
+        return NotBeanstalk(f"{where}: {what}: unexpected reply {word}")
+    kind: type[Exception] = ResourceError if word == "INTERNAL_ERROR" else ServerRefuses
+    return kind(f"{where}: {what}: {word} ({remedy})")
 
 
 #: Takes a reply, or the exception that came instead.
@@ -230,18 +274,15 @@ def whole_seconds(seconds: float) -> int:
     return min(ceil(seconds), 2**32 - 1) if seconds > 0 else 0
 
 
-class CommandConnection:
+class CommandConnection(Pipeline):
     """One connection for commands with an immediate reply.
 
     Attributes:
         longest_job: bytes that the server takes.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-        self.where = pipeline.where
-        self.longest_job = LONGEST_BODY
-        self._used = DEFAULT
+    longest_job = LONGEST_BODY
+    _used = DEFAULT
 
     def greet(self, deadline: Deadline) -> None:
         """Ask the server for its limits.  May switch.
@@ -249,26 +290,18 @@ class CommandConnection:
         Raises:
             LinkLost, TimeoutError: the server does not reply, or is not a beanstalkd.
         """
-        (reply,) = self.pipeline.ask([line(b"stats")], deadline)
+        (reply,) = self.ask([line(b"stats")], deadline)
         if reply.word != b"OK":
             raise self.refused(reply, "reading its limits")
         limit = statistics(reply.body).get(b"max-job-size", b"")
         if limit.isdigit():
             self.longest_job = int(limit)
-            self.pipeline.parser.longest_body = max(LONGEST_BODY, self.longest_job)
-
-    def refused(self, reply: Reply, what: str) -> Exception:
-        """Return the exception for a reply that was not expected."""
-        return self.pipeline.refused(reply, what)
-
-    def ask(self, commands: Sequence[bytes]) -> list[Reply]:
-        """Send commands that depend on no tube, and return their replies.  May switch."""
-        return self.pipeline.ask(commands)
+            self.parser.longest_body = max(LONGEST_BODY, self.longest_job)
 
     def ask_using(self, tube: bytes, commands: Sequence[bytes]) -> list[Reply]:
         """Send commands that work on the tube in use, and return their replies.  May switch."""
         before = self.using(tube)
-        return self.pipeline.ask([*before, *commands])[len(before) :]
+        return self.ask([*before, *commands])[len(before) :]
 
     def using(self, tube: bytes) -> list[bytes]:
         """Return the commands that use *tube*; they must be written before any switch."""
@@ -296,11 +329,11 @@ class CommandConnection:
             return []
         # A tube counts as used while a connection watches it, so none stays watched.
         commands += [line(b"watch", DEFAULT), line(b"ignore", before)]
-        replies = self.pipeline.ask(commands)
+        replies = self.ask(commands)
         found: list[list[Reply]] = []
         start = 0
         for end in ends:
-            found.append([each for each in replies[start:end] if each.word == b"RESERVED"])
+            found.append([reply for reply in replies[start:end] if reply.word == b"RESERVED"])
             start = end
         for reply in replies:
             if reply.word != b"RESERVED" and reply.word not in _NOTHING:
@@ -348,8 +381,8 @@ class CommandConnection:
         count = 0
         while True:
             (found,) = self.take([(tube, PAGE)])
-            replies = self.ask([line(b"delete", each.number) for each in found])
-            count += sum(each.word == b"DELETED" for each in replies)
+            replies = self.ask([line(b"delete", reply.number) for reply in found])
+            count += sum(reply.word == b"DELETED" for reply in replies)
             if len(found) < PAGE:
                 return count
 

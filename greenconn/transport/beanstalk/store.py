@@ -20,12 +20,15 @@ Consumers of other links
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic, time
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from gevent.lock import BoundedSemaphore
 
+from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
+from greenconn.checks import check_type
 from greenconn.exceptions import PreconditionFailed
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
@@ -34,21 +37,17 @@ from greenconn.jsoncodec import dumps
 from greenconn.transport.beanstalk.claiming import Claims, Reservations, ReserveConnection
 from greenconn.transport.beanstalk.connection import (
     CommandConnection,
+    DeclarationRefused,
     Job,
+    JobTooBig,
+    LinkLost,
     Pipeline,
     ReservedJob,
+    ServerRefuses,
     ignore_reply,
     number_of,
     whole_seconds,
 )
-from greenconn.transport.beanstalk.errors import (
-    DeclarationRefused,
-    JobTooBig,
-    LinkLost,
-    ServerRefuses,
-    too_big,
-)
-from greenconn.transport.beanstalk.options import BeanstalkOptions
 from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import read_envelope
@@ -63,7 +62,7 @@ from greenconn.wire.beanstalk import (
 )
 from greenconn.wire.tls import tls_session
 
-__all__ = ["BeanstalkStore"]
+P = TypeVar("P", bound=Pipeline)
 
 #: Messages that one claim takes.
 CLAIM: Final = 100
@@ -86,6 +85,18 @@ OWNER: Final = b"$owner."
 
 #: Sent twice, as the body counts: see :func:`is_whole`.
 _PEEK: Final = line(b"peek-ready")
+
+
+class BeanstalkOptions(StoreOptions):
+    """The options of a connection to beanstalkd; *lease* is what beanstalk calls the time to run."""
+
+    bury_rejected: bool = True
+    """Whether a message that is rejected, and has no dead-letter exchange, is buried in its tube,
+    from where ``channel.kick`` recovers it.  With False it is deleted, as with RabbitMQ."""
+
+    def __post_init__(self) -> None:
+        StoreOptions.__post_init__(self)
+        check_type(self, bool, "bury_rejected")
 
 
 class BeanstalkStore(Store):
@@ -122,19 +133,18 @@ class BeanstalkStore(Store):
 
     def open(self, deadline: Deadline) -> None:
         """Connect.  May switch."""
-        pipeline = self._connect(deadline)
-        server = self._server = CommandConnection(pipeline)
+        server = self._server = self._connect(CommandConnection, deadline)
         server.greet(deadline)
-        pipeline.watch(self._options.reply_timeout)
+        server.watch(self._options.reply_timeout)
         self._claims = Claims(server, self._wait_line, CLAIM)
 
-    def _connect(self, deadline: Deadline) -> Pipeline:
+    def _connect(self, kind: Callable[..., P], deadline: Deadline) -> P:
         client = self.client
         host = client.hostname or "localhost"
         host = "127.0.0.1" if host == "localhost" else host
         sock = connect_tcp(host, int(client.port or DEFAULT_PORT), deadline)
         tls = tls_session(client.ssl, host) if client.ssl else None
-        pipeline = Pipeline(sock, self._where, self._on_lost, tls)
+        pipeline = kind(sock, self._where, self.lost, tls)
         self._pipelines.append(pipeline)
         if self._is_over:
             pipeline.close()
@@ -146,13 +156,15 @@ class BeanstalkStore(Store):
         with self._opening:
             if self._waiting is None:
                 deadline = Deadline(self.client.connect_timeout)
-                pipeline = self._connect(deadline)
-                pipeline.parser.longest_body = self._server.pipeline.parser.longest_body
-                waiting = ReserveConnection(
-                    pipeline, self._server, self.owner, self._reservations.touch
+                kind = partial(
+                    ReserveConnection,
+                    server=self._server,
+                    owner=self.owner,
+                    reservations=self._reservations,
                 )
+                waiting = self._connect(kind, deadline)
                 waiting.open(deadline)
-                pipeline.watch(self._options.reply_timeout)
+                waiting.watch(self._options.reply_timeout)
                 self._waiting = waiting
             return self._waiting
 
@@ -160,7 +172,7 @@ class BeanstalkStore(Store):
         """Close it.  May switch."""
         self._reservations.stop()
         if self._waiting is not None:
-            self._waiting.close()
+            self._waiting.leave()
             # Behind what was posted without waiting for it.
             self._server.ask([line(b"stats-job", 0)])
         self.drop()
@@ -170,10 +182,6 @@ class BeanstalkStore(Store):
         self._reservations.stop()
         for pipeline in self._pipelines:
             pipeline.close()
-
-    def _on_lost(self, exc: LinkLost) -> None:
-        """End this life, as a connection was lost, and its reserved jobs with it."""
-        self.lost(exc)
 
     # -- queues
 
@@ -299,7 +307,7 @@ class BeanstalkStore(Store):
         for tube in tubes:
             if tube in self._watched:
                 self._watched.discard(tube)
-                self._server.pipeline.post(line(b"ignore", tube), ignore_reply)
+                self._server.post(line(b"ignore", tube), ignore_reply)
 
     # -- counting and deleting messages
 
@@ -317,7 +325,7 @@ class BeanstalkStore(Store):
 
     def put(self, entries: Sequence[Entry]) -> Sequence[Exception | None]:
         server = self._server
-        server.pipeline.wait_writable()
+        server.wait_writable()
         outcomes: list[Exception | None] = [None] * len(entries)
         commands: list[bytes] = []
         #: Queue -> where the replies about its declaration and its tube end.
@@ -384,12 +392,16 @@ class BeanstalkStore(Store):
             body = bodies[key] = dumps(envelope).encode()
         limit = self._server.longest_job
         if len(body) > limit:
-            raise JobTooBig(too_big(len(body), limit, self._server.where))
+            raise JobTooBig(
+                f"{self._where}: a message must have at most {limit} bytes with its envelope, got "
+                f"{len(body)}: send less, or start beanstalkd with a larger limit, as "
+                f"-z {max(len(body), 2 * limit)}"
+            )
         return body
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         tubes = {queue_tube(queue): min(count, CLAIM) for queue, count in wanted.items()}
-        return [self._claimed(each) for each in self._claims.claim(tubes, wait)]
+        return [self._claimed(taken) for taken in self._claims.claim(tubes, wait)]
 
     def _claimed(self, taken: ReservedJob) -> Claimed:
         job = taken.job
@@ -408,9 +420,12 @@ class BeanstalkStore(Store):
             self._waiting.wake()
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:
-        requests = [self._with_copies(each) if each.entries else each for each in requests]
+        requests = [
+            self._with_copies(request) if request.entries else request for request in requests
+        ]
         self._reservations.discard(request.handle for request in requests)
-        for reply in self._post_all([(each.handle, self._command(each)) for each in requests]):
+        commands = [(request.handle, self._command(request)) for request in requests]
+        for reply in self._post_all(commands):
             if reply.word not in _SETTLED:
                 raise self._server.refused(reply, "settling a message")
 
@@ -432,7 +447,7 @@ class BeanstalkStore(Store):
         return line(b"delete", job.number)
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
-        replies = self._post_all([(each, line(b"touch", each.number)) for each in handles])
+        replies = self._post_all([(job, line(b"touch", job.number)) for job in handles])
         lost = [
             job for job, reply in zip(handles, replies, strict=True) if reply.word == b"NOT_FOUND"
         ]

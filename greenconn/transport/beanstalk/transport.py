@@ -10,8 +10,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.options import StoreOptions
 from greenconn.broker.transport import StoreTransport
-from greenconn.transport.beanstalk.options import BeanstalkOptions
-from greenconn.transport.beanstalk.store import BeanstalkStore
+from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 
 __all__ = ["Channel", "Transport"]
 
@@ -44,7 +43,7 @@ class Transport(StoreTransport):
     """``beanstalk://``: a tube for each queue, kombu's envelope in each job.
 
     ``transport_options`` are those of
-    :class:`~greenconn.transport.beanstalk.options.BeanstalkOptions`.
+    :class:`~greenconn.transport.beanstalk.store.BeanstalkOptions`.
     """
 
     Channel: ClassVar[type[StoreChannel[StoreLink]]] = Channel

@@ -12,10 +12,8 @@ from gevent.event import Event
 
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.transport.beanstalk.connection import Pipeline
-from greenconn.transport.beanstalk.errors import LinkLost, ServerRefuses, refusal
-from greenconn.transport.beanstalk.options import BeanstalkOptions
-from greenconn.transport.beanstalk.store import BeanstalkStore
+from greenconn.transport.beanstalk.connection import LinkLost, Pipeline, ServerRefuses, refusal
+from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 from greenconn.wire.beanstalk import Reply, line
 from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory
@@ -240,3 +238,10 @@ def test_byte_by_byte(peer: PeerFactory) -> None:
     store.open(Deadline(SOON))
     assert store.size("q") == 1234
     store.drop()
+
+
+def test_values_that_are_taken_and_refused() -> None:
+    assert BeanstalkOptions().bury_rejected
+    assert not BeanstalkOptions(bury_rejected=False).bury_rejected
+    with pytest.raises(ValueError, match="bury_rejected must be of type bool"):
+        BeanstalkOptions(bury_rejected="no")  # type: ignore[arg-type]
