@@ -13,7 +13,7 @@ fails is logged and ends nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from contextvars import Context, copy_context
 from time import monotonic
@@ -23,6 +23,7 @@ from gevent import Timeout
 
 from greenconn.checks import check_has_run
 from greenconn.delays import kept_delay
+from greenconn.encoding import safe_repr
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import BodyTooLarge, MessageStateError, error_text
 from greenconn.green.blocking_monitor import HANDLERS, name_of
@@ -38,7 +39,7 @@ from greenconn.listeners import (
     notify,
     url_of,
 )
-from greenconn.log import message_fields
+from greenconn.log import LONGEST_ID, message_fields
 from greenconn.worker.dispatch import Interrupted, MessageBatch
 from greenconn.worker.failures import (
     ATTEMPTS,
@@ -812,19 +813,20 @@ class ReturnedMessages:
     """
 
     def __init__(self) -> None:
-        #: Message -> seconds of its pause, and the end of the pause on the monotonic clock.
-        self._pauses: dict[Hashable, tuple[float, float]] = {}
+        #: Key of a message -> seconds of its pause, the end of the pause on the monotonic clock, and the
+        #: message's body: any publisher can write the id of another message.
+        self._pauses: dict[str | int, tuple[float, float, int]] = {}
 
     def note(self, message: Message) -> None:
         """Note that *message* goes back now, or elsewhere."""
-        key, now = _key_of(message), monotonic()
-        pause, end = self._pauses.pop(key, (0.0, 0.0))
-        pause = (
-            min(2 * pause, LONGEST_PAUSE) if pause and now < end + FORGOTTEN_AFTER else FIRST_PAUSE
-        )
+        body = _hash_of_body(message)
+        key, now = _key_of(message, body), monotonic()
+        pause, end, known = self._pauses.pop(key, (0.0, 0.0, 0))
+        is_again = pause and known == body and now < end + FORGOTTEN_AFTER
+        pause = min(2 * pause, LONGEST_PAUSE) if is_again else FIRST_PAUSE
         if len(self._pauses) >= MOST_RETURNED:
             del self._pauses[next(iter(self._pauses))]  # the one that was noted first
-        self._pauses[key] = pause, now + pause
+        self._pauses[key] = pause, now + pause, body
 
     def left(self, message: Message) -> float:
         """Return the seconds that *message* must wait until it may be handled."""
@@ -834,17 +836,34 @@ class ReturnedMessages:
             or any(name in message.headers for name in _OF_RETURNED)
         ):
             return 0.0
-        _, end = self._pauses.get(_key_of(message), (0.0, 0.0))
-        return max(0.0, end - monotonic()) if end else 0.0
+        message_id = message.properties.get("message_id")
+        found = self._pauses.get(
+            _hash_of_body(message) if message_id is None else _short_id(message_id)
+        )
+        if found is None or found[2] != _hash_of_body(message):
+            return 0.0
+        return max(0.0, found[1] - monotonic())
 
 
-def _key_of(message: Message) -> Hashable:
+def _key_of(message: Message, body: int) -> str | int:
     """Return what a message has in common with the same message when it comes back."""
     message_id = message.properties.get("message_id")
-    if message_id is not None:
-        return str(message_id)
-    body = message.body
-    return hash(body if isinstance(body, (bytes, str)) else bytes(body or b""))
+    return body if message_id is None else _short_id(message_id)
+
+
+def _short_id(message_id: object) -> str:
+    return str(message_id)[:LONGEST_ID]
+
+
+def _hash_of_body(message: Message) -> int:
+    """Return a number that messages with the same body have; a body that was not kept has 0."""
+    try:
+        body = message.body
+    except BodyTooLarge:
+        return 0
+    if isinstance(body, (bytearray, memoryview)):
+        body = bytes(body)
+    return hash(body if isinstance(body, (bytes, str)) else safe_repr(body))
 
 
 def release(message: Message) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from greenconn import Message
+from greenconn.exceptions import BodyTooLarge
 from greenconn.worker import handling
 from greenconn.worker.handling import (
     FIRST_PAUSE,
@@ -73,10 +74,45 @@ def test_a_header_tells_that_it_came_before(clock: Clock, name: str) -> None:
 
 
 def test_an_id_tells_what_came_before(clock: Clock) -> None:
-    returned, first, again = ReturnedMessages(), message(b"x"), message(b"y", redelivered=False)
+    returned, first, again = ReturnedMessages(), message(b"x"), message(b"x", redelivered=False)
     for each in (first, again):
         each.properties["message_id"] = ["of", "any", "type"]
     returned.note(first)
+    assert returned.left(again) > 0.0
+
+
+def test_the_id_of_another_message_slows_none(clock: Clock) -> None:
+    """Publishers may give all messages one id, or one the id of another's message."""
+    returned, first, other = ReturnedMessages(), message(b"x"), message(b"y")
+    for each in (first, other):
+        each.properties["message_id"] = "m"
+    for _ in range(5):
+        returned.note(first)
+    assert returned.left(other) == 0.0
+    returned.note(other)
+    assert returned.left(other) == pytest.approx(FIRST_PAUSE)
+
+
+@pytest.mark.parametrize("body", [5, {"a": 1}, [1], 10**12])
+def test_a_body_of_an_envelope_that_cannot_be_read(clock: Clock, body: Any) -> None:
+    returned = ReturnedMessages()
+    returned.note(message(body))
+    assert returned.left(message(body)) > 0.0
+
+
+def test_a_body_that_was_not_kept(clock: Clock) -> None:
+    class Bodiless(Message):
+        @property
+        def body(self) -> Any:
+            raise BodyTooLarge("too large")
+
+        @body.setter
+        def body(self, value: Any) -> None:
+            pass
+
+    returned = ReturnedMessages()
+    again = Bodiless(delivery_info={"redelivered": True})
+    returned.note(again)
     assert returned.left(again) > 0.0
 
 
