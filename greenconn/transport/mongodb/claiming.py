@@ -19,7 +19,7 @@ from pymongo.errors import BulkWriteError, OperationFailure
 
 from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import Deadline
-from greenconn.transport.mongodb.client import Client
+from greenconn.transport.mongodb.client import Client, refusals_in
 from greenconn.transport.mongodb.documents import (
     DEAD_AT,
     EXPIRE_AT,
@@ -31,9 +31,6 @@ from greenconn.transport.mongodb.documents import (
     claim_update,
     claimed_of,
 )
-from greenconn.transport.mongodb.errors import refusals_in
-
-__all__ = ["Claims", "Replacement"]
 
 _ORDER: Final = [("priority", ASCENDING), ("_id", ASCENDING)]
 #: Looks for candidates that one claim makes when some queues have more than is wanted of them.

@@ -22,20 +22,6 @@ from bson import ObjectId
 from greenconn.broker.port import Claimed, Entry
 from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 
-__all__ = [
-    "DEAD_AT",
-    "EXPIRE_AT",
-    "HELD_EXPIRE_AT",
-    "HIGHEST",
-    "REDELIVERED",
-    "REQUEUE",
-    "Document",
-    "Handle",
-    "claim_update",
-    "claimed_of",
-    "message_of",
-]
-
 Document = dict[str, Any]
 
 #: The highest priority (kombu's).

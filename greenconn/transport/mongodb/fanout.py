@@ -19,11 +19,8 @@ from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import OnDemand, spawn
-from greenconn.transport.mongodb.client import Client, TailCursor
+from greenconn.transport.mongodb.client import Client, LinkLost, TailCursor
 from greenconn.transport.mongodb.documents import REDELIVERED, Document, claimed_of
-from greenconn.transport.mongodb.errors import LinkLost
-
-__all__ = ["PREFIX", "Broadcast", "Copy", "broadcast_of"]
 
 logger = logging.getLogger("greenconn.transport.mongodb")
 

@@ -19,10 +19,7 @@ from gevent.event import Event
 from pymongo.errors import OperationFailure, PyMongoError
 
 from greenconn.green.supervisor import OnDemand, spawn
-from greenconn.transport.mongodb.client import Client, TailCursor
-from greenconn.transport.mongodb.errors import LinkLost, LoginRefused
-
-__all__ = ["Notifications"]
+from greenconn.transport.mongodb.client import Client, LinkLost, LoginRefused, TailCursor
 
 logger = logging.getLogger("greenconn.transport.mongodb")
 

@@ -25,8 +25,6 @@ from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.names import is_lost
 
-__all__ = ["Queues"]
-
 #: In the record of a queue that is being deleted: by which deletion, and until when that is taken for
 #: living.
 _ENDING: Final = "ending"

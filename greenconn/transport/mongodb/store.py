@@ -26,9 +26,14 @@ from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import dumps
 from greenconn.transport.mongodb.claiming import Claims, Replacement
-from greenconn.transport.mongodb.client import Client, ClientReference, address_of
+from greenconn.transport.mongodb.client import (
+    Client,
+    ClientReference,
+    LinkLost,
+    address_of,
+    refusals_in,
+)
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document, Handle, message_of
-from greenconn.transport.mongodb.errors import LinkLost, refusals_in
 from greenconn.transport.mongodb.fanout import PREFIX, Broadcast, Copy, broadcast_of
 from greenconn.transport.mongodb.notifications import Notifications
 from greenconn.transport.mongodb.options import MongoOptions
@@ -39,7 +44,6 @@ from greenconn.transport.virtual.declaration import Declaration
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["MongoStore"]
 
 logger = logging.getLogger("greenconn.transport.mongodb")
 

@@ -18,8 +18,6 @@ from greenconn.transport.mongodb.fanout import PREFIX, Broadcast
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.virtual.entities import PREDECLARED
 
-__all__ = ["MongoTopology"]
-
 #: Exchange types whose bindings of queues kombu can read.
 _KOMBU_TYPES: Final = frozenset({"direct", "topic", "fanout"})
 #: What the notes of a client keep bindings, and types of exchanges, under.
