@@ -19,7 +19,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
 
 import greenconn
-from greenconn import Connection, Queue
+from greenconn import Connection, Message, Queue
+from greenconn.contrib.idempotency import handled_once
 from greenconn.contrib.idempotency.memory import MemoryIds
 from greenconn.contrib.idempotency.redis import RedisIds
 from greenconn.contrib.idempotency.sqlalchemy import SqlIds
@@ -32,6 +33,8 @@ SOON = 120.0
 LONG = 1000.0
 #: Seconds of what is to end.
 SHORT = 0.05
+#: Messages of a storm.
+COUNT = 200
 
 
 @pytest.fixture(params=["memory", "redis", "redis-py", "sqlite"])
@@ -64,6 +67,36 @@ def test_an_id_is_claimed_once(ids: IdStore) -> None:
     assert ids.claim("a", "bob", LONG) is Claim.HANDLED
     ids.release("a", "ada")  # it is finished
     assert ids.claim("a", "bob", LONG) is Claim.HANDLED
+
+
+def left(connection: Connection, queue: str) -> int:
+    """The number of messages that wait."""
+    return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
+
+
+def test_interruptions_leave_no_claim_and_handle_nothing_twice(ids: IdStore, unique: str) -> None:
+    """Timeouts and kills come at any moment of a call of the store.  A claim that is left lasts."""
+    calls: Counter[int] = Counter()
+
+    @handled_once(ids, name=unique, lease=LONG)
+    def work(body: int, message: Message) -> None:
+        calls[body] += 1
+
+    with Connection(f"memory://localhost/{unique}") as connection:
+        queue = Queue(unique)
+        for n in range(COUNT):
+            greenconn.publish(queue, n, connection=connection, message_id=f"m{n}")
+        for timeout in (0.001, 0.002, 0.003, 0.005, None, None):
+            consumer = greenconn.spawn_consumer(
+                queue, work, connection=connection, concurrency=10, handler_timeout=timeout
+            )
+            assert consumer.wait_ready(SOON)
+            gevent.sleep(random.uniform(0.0, 0.03))
+            consumer.kill()
+        consumer = greenconn.spawn_consumer(queue, work, connection=connection, concurrency=10)
+        until(lambda: len(calls) == COUNT and not left(connection, unique), SOON)
+        assert set(calls.values()) == {1}
+        assert consumer.stop(SOON)
 
 
 def test_a_released_id_is_free(ids: IdStore) -> None:

@@ -16,6 +16,10 @@ A claim lasts for a lease, which is renewed while the handler runs: when the pro
 is redelivered, and handled when the lease has ended.  A second copy that comes while the first one is
 being handled waits for its end.
 
+Claims, marks and releases are made in greenlets of their own, so that a timeout or a kill of the handler
+interrupts none: a claim whose handler does not begin is released, and a handler that has returned is
+marked.  A message whose id could not be claimed before ``handler_timeout`` is put back.
+
 A process that dies after the handler has returned and before the mark leaves a message that is handled
 twice.  No store outside of the handler's own transaction can close that gap.
 """
@@ -33,7 +37,9 @@ from gevent import Timeout
 from greenconn.checks import Seconds, in_seconds, is_number
 from greenconn.contrib.idempotency.store import Claim, IdStore
 from greenconn.exceptions import error_text
+from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
+from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
 from greenconn.identity import uuid
@@ -103,7 +109,20 @@ def handled_once(
             if found is None:
                 return handler(body, message)
             claimed = _Claimed(store, _storable(f"{own_name}:{found}"), lease)
-            if not claimed.wait():
+            try:
+                is_new = claimed.wait()
+            except Timeout:
+                # The handler has not begun, and has not failed.
+                if not _put_back(message):
+                    raise
+                logger.warning(
+                    "message %s is put back: it could not be claimed for %s before a timeout",
+                    found,
+                    own_name,
+                    extra={"message_id": found},
+                )
+                return None
+            if not is_new:
                 logger.info(
                     "message %s was handled by %s already",
                     found,
@@ -131,6 +150,15 @@ def _storable(id: str) -> str:
     return sha256(raw).hexdigest()
 
 
+def _put_back(message: Message) -> bool:
+    """Requeue *message*; False: it needs no ack.  May switch."""
+    no_ack_consumers = message.channel.no_ack_consumers
+    if no_ack_consumers and message.delivery_info.get("consumer_tag") in no_ack_consumers:
+        return False
+    message.put_back()
+    return True
+
+
 class _Claimed:
     """The claim of one id by one call of a handler; released at its end unless it was finished."""
 
@@ -147,10 +175,28 @@ class _Claimed:
     def wait(self) -> bool:
         """Claim the id, when it is free; False: it was handled.  May switch."""
         for _ in attempts(WAITING):
-            claim = self._store.claim(self._id, self._owner, self._lease)
+            slot: Slot[Claim] = Slot()
+            spawn("idempotency-claim", self._claim, slot)
+            try:
+                claim = slot.wait(NEVER)
+            except BaseException:
+                if slot.has_value and slot.value is Claim.NEW:
+                    spawn("idempotency-release", self._release)  # it came at the same moment
+                raise
             if claim is not Claim.BUSY:
                 return claim is Claim.NEW
         raise AssertionError("unreachable")
+
+    def _claim(self, slot: Slot[Claim]) -> None:
+        try:
+            claim = self._store.claim(self._id, self._owner, self._lease)
+        except BaseException as exc:
+            slot.fail(exc)
+            # Its reply may have been lost.
+            self._release(logging.DEBUG)
+        else:
+            if not slot.offer(claim) and claim is Claim.NEW:
+                self._release()
 
     def __enter__(self) -> None:
         self._ticker.start()
@@ -158,15 +204,19 @@ class _Claimed:
     def __exit__(self, *exc_info: object) -> None:
         self._ticker.stop()
         if not self._is_finished:
-            try:
-                self._store.release(self._id, self._owner)
-            except (Exception, Timeout) as exc:
-                logger.warning(
-                    "claim of %s ends with its lease only: %s",
-                    self._id,
-                    error_text(exc),
-                    extra={"message_id": self._id},
-                )
+            spawn("idempotency-release", self._release).join()
+
+    def _release(self, level: int = logging.WARNING) -> None:
+        try:
+            self._store.release(self._id, self._owner)
+        except (Exception, Timeout) as exc:
+            logger.log(
+                level,
+                "claim of %s ends with its lease only: %s",
+                self._id,
+                error_text(exc),
+                extra={"message_id": self._id},
+            )
 
     def finish(self, ttl: float) -> None:
         """Mark the id as handled.  May switch.
@@ -175,9 +225,21 @@ class _Claimed:
         """
         self._ticker.stop()
         self._is_finished = True
+        marking = spawn("idempotency-mark", self._mark, ttl)
+        try:
+            marking.join()
+        except Timeout:
+            # The handler has returned in time.
+            logger.warning(
+                "message %s was handled, and is not marked yet: the store does not answer",
+                self._id,
+                extra={"message_id": self._id},
+            )
+
+    def _mark(self, ttl: float) -> None:
         try:
             self._store.finish(self._id, self._owner, ttl)
-        except Exception as exc:
+        except (Exception, Timeout) as exc:
             logger.error(
                 "message %s was handled, but could not be marked: %s",
                 self._id,
@@ -199,7 +261,7 @@ class _Claimed:
                     self._id,
                     extra={"message_id": self._id},
                 )
-        except Exception as exc:
+        except (Exception, Timeout) as exc:
             logger.warning(
                 "claim of %s could not be renewed: %s",
                 self._id,

@@ -189,6 +189,164 @@ def test_a_store_that_fails(broker: MemoryBroker, caplog: pytest.LogCaptureFixtu
     assert "was handled, but could not be marked: the store is away" in caplog.text
 
 
+class SlowIds(MemoryIds):
+    """A store whose replies to the first call of some methods are on their way for long."""
+
+    def __init__(self, *slow: str) -> None:
+        super().__init__()
+        self.slow = set(slow)
+        self.waits, self.replies = Event(), Event()
+
+    def _reply(self, method: str) -> None:
+        if method in self.slow:
+            self.slow.discard(method)
+            self.waits.set()
+            self.replies.wait(SOON)
+
+    def claim(self, id: str, owner: str, lease: float) -> Claim:
+        claim = super().claim(id, owner, lease)
+        self._reply("claim")
+        return claim
+
+    def finish(self, id: str, owner: str, ttl: float) -> None:
+        self._reply("finish")
+        super().finish(id, owner, ttl)
+
+    def release(self, id: str, owner: str) -> None:
+        self._reply("release")
+        super().release(id, owner)
+
+
+def test_a_timeout_while_it_is_marked(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids, calls = SlowIds("finish"), []
+
+    @handled_once(ids, name="mail")
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 1)
+    assert "mail:m1 was handled, and is not marked yet" in caplog.text
+    assert consumer.stats()["failed"] == 0
+    ids.replies.set()
+    until(lambda: ids.claim("mail:m1", "ada", 1) is Claim.HANDLED, SOON)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 2)
+    assert calls == [1]
+
+
+def test_a_kill_while_it_is_marked(broker: MemoryBroker) -> None:
+    ids, calls = SlowIds("finish"), []
+
+    @handled_once(ids)
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    assert ids.waits.wait(SOON)
+    consumer.kill()
+    assert broker.count("mail") == 1
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    ids.replies.set()
+    settled(consumer, 1)
+    assert calls == [1]
+
+
+def test_a_timeout_while_it_is_claimed(
+    broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids, calls = SlowIds("claim"), []
+
+    @handled_once(ids, name="mail")
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    until(lambda: "message m1 is put back" in caplog.text, SOON)
+    assert not calls
+    ids.replies.set()
+    until(lambda: calls == [1], SOON)
+    assert consumer.stats()["failed"] == consumer.stats()["rejected"] == 0
+    assert consumer.stop(SOON)
+    assert ids.claim("mail:m1", "ada", 1) is Claim.HANDLED
+    assert broker.count("mail") == 0
+
+
+def test_a_timeout_before_a_copy_has_its_turn(broker: MemoryBroker) -> None:
+    ids, calls = MemoryIds(), []
+    assert ids.claim("mail:m1", "ada", 1000) is Claim.NEW
+
+    @handled_once(ids, name="mail")
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.01)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 3)  # it came three times
+    assert not calls
+    ids.release("mail:m1", "ada")
+    until(lambda: calls == [1], SOON)
+    assert consumer.stats()["failed"] == 0
+
+
+def test_a_kill_while_it_is_claimed(broker: MemoryBroker) -> None:
+    ids = SlowIds("claim", "release")
+
+    @handled_once(ids, name="mail")
+    def send(body: Any, message: Message) -> None:
+        raise AssertionError("never")
+
+    consumer = greenconn.spawn_consumer(MAIL, send)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    assert ids.waits.wait(SOON)
+    consumer.kill()
+    assert broker.count("mail") == 1
+    assert ids.claim("mail:m1", "ada", 1) is Claim.BUSY
+    ids.replies.set()
+    until(lambda: ids.claim("mail:m1", "ada", 1) is Claim.NEW, SOON)
+
+
+def test_a_claim_whose_reply_is_lost(broker: MemoryBroker) -> None:
+    class Ids(MemoryIds):
+        is_lost = False
+
+        def claim(self, id: str, owner: str, lease: float) -> Claim:
+            claim = super().claim(id, owner, lease)
+            if not self.is_lost:
+                self.is_lost = True
+                raise OSError("connection lost")
+            return claim
+
+    ids, calls = Ids(), []
+
+    @handled_once(ids, name="mail")
+    def send(body: Any, message: Message) -> None:
+        calls.append(body)
+
+    consumer = greenconn.spawn_consumer(MAIL, send, retry={"tries": 2, "delay": 0.01})
+    greenconn.publish(MAIL, 1, message_id="m1")
+    settled(consumer, 1)
+    assert calls == [1]
+
+
+def test_a_timeout_without_acks(broker: MemoryBroker) -> None:
+    ids = SlowIds("claim")
+
+    @handled_once(ids)
+    def send(body: Any, message: Message) -> None:
+        raise AssertionError("never")
+
+    consumer = greenconn.spawn_consumer(MAIL, send, handler_timeout=0.05, no_ack=True)
+    greenconn.publish(MAIL, 1, message_id="m1")
+    until(lambda: consumer.stats()["failed"] == 1, SOON)
+    ids.replies.set()
+
+
 @dataclass
 class Order:
     number: int
