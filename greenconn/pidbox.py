@@ -160,7 +160,7 @@ class Node:
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Log and count a command that cannot be decoded."""
         self.refused += 1
-        logger.error("cannot decode a command to %s: %r", self.hostname, exc)
+        logger.error("cannot decode a command to %s: %s", self.hostname, error_text(exc, repr))
 
     def listen(
         self, channel: Channel | None = None, callback: Callable[[Any, Any], Any] | None = None
@@ -681,7 +681,7 @@ class Mailbox:
                 try:
                     body = message.decode()
                 except (SerializationError, SerializerNotInstalled) as exc:
-                    logger.error("cannot decode a reply to %s: %s", self.namespace, exc)
+                    logger.error("cannot decode a reply to %s: %s", self.namespace, error_text(exc))
                     continue
                 if callback:
                     callback(body)
