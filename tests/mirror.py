@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from tests.mutants import ROOT, own_tests
+from tests.quality.mutants import ROOT, own_tests
 
 __all__ = ["LIMIT", "files_of", "modules", "without_tests"]
 

@@ -28,7 +28,7 @@ STEPS: Final[dict[str, tuple[str, ...]]] = {
     "oldest-packages": (".ci/on-python", "oldest", "--lower-bounds", "--core", "--plain-only"),
     "kombu-suite": (PYTHON, "-m", "tests.compat.kombu_suite"),
     "docs": (".ci/docs",),
-    "thirdparty": (PYTHON, "-m", "tests.thirdparty"),
+    "thirdparty": (PYTHON, "-m", "tests.quality.thirdparty"),
     "long": (PYTHON, "-m", "tests", "--long", "--full-once"),
 }
 #: Closing line of a run of the tests.

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.programs]
 
 SOON = 150.0
 EVENTS = 200
-PROGRAM = "tests.thirdparty.socketio_program"
+PROGRAM = "tests.quality.thirdparty.socketio_program"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Each public call, interrupted at each of its switches.
 
-``python -m tests.faults.interruptions`` does more.
+``python -m tests.quality.faults.interruptions`` does more.
 
 Short, each switch is tried once; long, in each way and at each turn of the hub while the call waits.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import gevent
 import pytest
 
-from tests.faults.interruptions.calls import CALLS
-from tests.faults.interruptions.sweep import Sweep
-from tests.faults.interruptions.targets import (
+from tests.quality.faults.interruptions.calls import CALLS
+from tests.quality.faults.interruptions.sweep import Sweep
+from tests.quality.faults.interruptions.targets import (
     Target,
     memory_target,
     running_target,

@@ -19,10 +19,10 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.messaging import Producer
 from greenconn.publishing import publish
-from tests.faults.interruptions.targets import memory_target, running_target
-from tests.faults.soak import soak
 from tests.fix_wires import until
 from tests.integration.processes import Outcome, Running, run, start
+from tests.quality.faults.interruptions.targets import memory_target, running_target
+from tests.quality.faults.soak import soak
 
 SOON = 30.0
 

@@ -23,11 +23,11 @@ from greenconn.messaging import Producer
 from greenconn.transport.redis import invalidations
 from greenconn.transport.redis.claiming import WatchState
 from greenconn.wire.resp import pack
-from tests.faults.kinds import Direction, Fault, Kind
-from tests.faults.proxied import ProxyProcess
 from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
 from tests.integration.contract import SOON
+from tests.quality.faults.kinds import Direction, Fault, Kind
+from tests.quality.faults.proxied import ProxyProcess
 
 CERTS = Path(__file__).resolve().parents[1] / "certs"
 

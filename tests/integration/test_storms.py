@@ -1,4 +1,4 @@
-"""Short storms of faults; ``python -m tests.faults`` runs for as long as one likes."""
+"""Short storms of faults; ``python -m tests.quality.faults`` runs for as long as one likes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from tests.brokers.environment import are_required
 from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
-from tests.faults.client import Greenconn
-from tests.faults.kinds import OF_PROCESSES, PROXIED, Kind
-from tests.faults.storm import Outcome, Plan, Storm
-from tests.faults.targets.amqp import AmqpTarget
-from tests.faults.targets.registry import CLUSTERS, STEADY, TARGETS
 from tests.integration.processes import run
+from tests.quality.faults.client import Greenconn
+from tests.quality.faults.kinds import OF_PROCESSES, PROXIED, Kind
+from tests.quality.faults.storm import Outcome, Plan, Storm
+from tests.quality.faults.targets.amqp import AmqpTarget
+from tests.quality.faults.targets.registry import CLUSTERS, STEADY, TARGETS
 
 #: Seconds of a storm: with ``--long``, and without.
 LONG, SHORT = 120.0, 2.0
@@ -211,7 +211,7 @@ def test_workloads_of_all_sizes_for_minutes(broker: str, greenlets: int) -> None
 def test_the_command_prints_the_seed_and_a_table(patched: bool) -> None:
     how = ("-m", "gevent.monkey", "--module") if patched else ("-m",)
     short = ("--seconds", "0.5", "--greenlets", "5", "--seed", "42")
-    done = run(*how, "tests.faults", "--broker", "memory", "--verbose", *short)
+    done = run(*how, "tests.quality.faults", "--broker", "memory", "--verbose", *short)
     assert done.code == 0, done.errors
     assert "--seed 42" in done.errors
     for text in ("messages sent", "lost", "leaked", "longest recovery", "publishes that raised"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOMS, ROOT, changes, main, modules_below, mutants_of, own_tests
+from tests.quality.mutants import ROOMS, ROOT, changes, main, modules_below, mutants_of, own_tests
 
 pytestmark = pytest.mark.programs
 
@@ -105,7 +105,7 @@ def test_a_change_is_in_the_process_that_tests() -> None:
     program = (
         "import os; from enum import Enum\n"
         f"os.environ['GREENCONN_MUTANT'] = '{path}:{number}'\n"
-        "import tests.mutants\n"
+        "import tests.quality.mutants\n"
         "from greenconn.green.state import moved\n"
         "State = Enum('State', 'A B')\n"
         "print(moved(State.A, State.B, {State.A: {State.B}}, 'it'))\n"

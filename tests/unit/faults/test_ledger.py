@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from tests.faults.kinds import Kind, faults_of, kinds_of
-from tests.faults.ledger import Ledger, Stream, body_of, key_of
+from tests.quality.faults.kinds import Kind, faults_of, kinds_of
+from tests.quality.faults.ledger import Ledger, Stream, body_of, key_of
 
 
 @pytest.fixture

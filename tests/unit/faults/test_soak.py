@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests import fix_relay
-from tests.faults.soak import LONG, SLOPE, Figures, Memory
 from tests.fix_peer import PeerFactory
 from tests.fix_relay import Relay
+from tests.quality.faults.soak import LONG, SLOPE, Figures, Memory
 
 
 def test_a_relay_takes_no_memory_for_the_connections_of_others(

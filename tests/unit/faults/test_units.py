@@ -11,7 +11,7 @@ import pytest
 from greenconn.exceptions import FrameError
 from greenconn.wire.amqp import FrameParser
 from greenconn.wire.resp import ProtocolError, RespParser, pack
-from tests.faults.units import AmqpFrames, RespUnits, Units
+from tests.quality.faults.units import AmqpFrames, RespUnits, Units
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:

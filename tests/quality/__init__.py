@@ -1,0 +1,1 @@
+"""Tests of quality: storms, hostile input, other people's programs, comparisons and mutants."""

@@ -1,1 +1,0 @@
-"""Programs that others wrote for kombu, on greenconn and on kombu: ``python -m tests.thirdparty``."""
