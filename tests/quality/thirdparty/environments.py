@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.metadata import requires
 from pathlib import Path
 
 from tests.brokers.fetching import cache_folder
@@ -25,13 +26,17 @@ def environment(name: str, requirements: Sequence[str]) -> Path:
 
     Arguments:
         name: of its folder.
-        requirements: what pip installs there.
+        requirements: what pip installs there, beside what greenconn needs.
 
     Raises:
         NotInstalled: it cannot be made.
     """
     folder = cache_folder(Path(tempfile.gettempdir())) / f"thirdparty-{name}"
     python, mark = folder / "bin/python", folder / "requirements"
+    requirements = [
+        *requirements,
+        *(each for each in requires("greenconn") or () if ";" not in each),
+    ]
     wanted = "\n".join(requirements)
     if not mark.exists() or mark.read_text() != wanted:
         _run([sys.executable, "-m", "venv", "--clear", str(folder)])
