@@ -1,9 +1,9 @@
 """Change one thing in a module, run the module's own unit tests, and see whether they notice.
 
-Run it as ``python -m tests.quality.mutants [--seed N] [--count N] [PATH ...]``.  It takes a sample of all
-changes to the modules below the paths, makes them one at a time, and lists those that survive.  The
-tests of ``greenconn/<room>/<module>.py`` are ``tests/unit/<room>/test_<module>.py`` and
-``test_<module>_*.py``.
+Run it as ``python -m tests.quality.mutants [--seed N] [--count N] [PATH ...]``.  It takes a sample
+of all changes to the modules below the paths, makes them one at a time, and lists those that
+survive.  The tests of ``greenconn/<room>/<module>.py`` are ``tests/unit/<room>/test_<module>.py``
+and ``test_<module>_*.py``.
 
 A change swaps an operator, changes a number, turns a condition around, returns None, or removes a
 statement.  No file is changed: the process that runs the tests loads this module as a plug-in of pytest,

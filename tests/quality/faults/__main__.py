@@ -1,8 +1,8 @@
-"""``python -m tests.quality.faults``: publishers and consumers in a storm of faults; does the ledger balance?
+"""Publishers and consumers in a storm of faults (``python -m tests.quality.faults``).
 
 Ends with 1 when anything was lost, duplicated for no reason, hung or leaked.  The same --seed has the
-same faults come in the same order.  ``python -m gevent.monkey --module tests.quality.faults`` is the same in
-a patched process.
+same faults come in the same order.  ``python -m gevent.monkey --module tests.quality.faults`` is
+the same in a patched process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m tests.quality.faults.client_process``: publishers and consumers in a process that may be killed.
+"""Publishers and consumers in a process that may be killed.
 
 What it shall do comes pickled on its standard input.  All that it does goes to its standard output, a
 JSON list a line: a message is noted there before its publish begins, and when it was handled before it

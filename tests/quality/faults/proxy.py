@@ -1,7 +1,7 @@
 """A process between clients and their broker that does to their connections what it is told.
 
-``python -m tests.quality.faults.proxy DESCRIPTOR HOST PORT PROTOCOL``: the descriptor is a socket on which it
-tells its own port, takes faults, one JSON object a line, and answers each with the number of
+``python -m tests.quality.faults.proxy DESCRIPTOR HOST PORT PROTOCOL``: the descriptor is a socket on
+which it tells its own port, takes faults, one JSON object a line, and answers each with the number of
 connections that it hit.  It ends with that socket.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m tests.quality.faults.soak``: a program that runs for long, on a link that is cut again and again.
+"""A program that runs for long, on a link that is cut again and again.
 
 It publishes with confirms and without, consumes in both ways, calls procedures and borrows from pools,
 and its connections are cut every few seconds.  Once it is warm nothing may grow: the memory of the

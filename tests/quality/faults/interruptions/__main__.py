@@ -1,4 +1,4 @@
-"""``python -m tests.quality.faults.interruptions``: each public call, interrupted at each of its switches.
+"""Each public call, interrupted at each of its switches.
 
 Each call is run again and again, and killed, timed out or thrown an error of the program's own at its
 first switch, at its second, ... until it comes to its end; at each turn of the hub while it waits there.
