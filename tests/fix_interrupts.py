@@ -142,11 +142,16 @@ class SignalAt:
     """Runs a function with a :class:`Signal` before its n-th bytecode.
 
     Only bytecodes of the package, in the greenlet that calls ``run``, are counted.
+
+    Arguments:
+        number: of the bytecode.
+        within: parts of the paths of the files that are meant, of which one is enough.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, within: tuple[str, ...] = ("/greenconn/",)) -> None:
         #: Bytecodes until the signal; above 0 behind the run: it has not come to that.
         self.left = number
+        self._within = within
         self._greenlet = getcurrent()
 
     def run(self, function: Callable[[], Any]) -> BaseException | None:
@@ -162,7 +167,7 @@ class SignalAt:
         return None
 
     def _begin(self, frame: FrameType, event: str, arg: object) -> Any:
-        is_ours = "/greenconn/" in frame.f_code.co_filename
+        is_ours = any(each in frame.f_code.co_filename for each in self._within)
         if not is_ours or getcurrent() is not self._greenlet:
             return None
         # First the function: Python 3.13 traces no bytecodes of a frame that has none yet.
@@ -180,7 +185,11 @@ class SignalAt:
 
 
 def signals(
-    function: Callable[[], Any], *, first: int = 1, step: int = 1
+    function: Callable[[], Any],
+    *,
+    first: int = 1,
+    step: int = 1,
+    within: tuple[str, ...] = ("/greenconn/",),
 ) -> Iterator[BaseException | None]:
     """Run *function* again and again, with a :class:`Signal` before another bytecode each time.
 
@@ -188,16 +197,17 @@ def signals(
 
     Arguments:
         first, step: which bytecodes.
+        within: of which files, see :class:`SignalAt`.
 
     Yields:
         What the run raised; it ends behind the run that came to its end before the signal.
     """
     if sys.version_info[:2] == (3, 12):
         # It traces no bytecodes of a function that it has not traced before.
-        SignalAt(sys.maxsize).run(function)
+        SignalAt(sys.maxsize, within).run(function)
     number = first
     while True:
-        run = SignalAt(number)
+        run = SignalAt(number, within)
         yield run.run(function)
         if run.left > 0:
             return

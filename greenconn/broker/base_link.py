@@ -173,8 +173,8 @@ class BrokerLink(Link):
 
     # -- its channels
 
-    def add_channel(self, channel: StoreChannel[Any], channel_id: int | None = None) -> int:
-        """Give a new channel its number.
+    def take_channel_id(self, channel_id: int | None = None) -> int:
+        """Return *channel_id*, or another number that is free, for a new channel.
 
         Raises:
             RecoverableConnectionError: the link is closed.
@@ -192,7 +192,6 @@ class BrokerLink(Link):
             self._last_id = channel_id
         elif channel_id in self.channels:
             raise ConnectionError(f"channel {channel_id} is open already", (20, 10))
-        self.channels[channel_id] = channel
         return channel_id
 
     def remove_channel(self, channel: StoreChannel[Any]) -> None:

@@ -168,7 +168,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
     def __init__(self, connection: L, channel_id: int | None = None) -> None:
         self.connection = connection
-        self.channel_id = connection.add_channel(self, channel_id)
+        self.channel_id = connection.take_channel_id(channel_id)
         self.events: defaultdict[str, set[Callable[..., Any]]] = defaultdict(set)
         self.no_ack_consumers: set[str] = set()
         #: Active consumers by tag, in the order of their start.
@@ -180,6 +180,8 @@ class StoreChannel(StdChannel, Generic[L]):
         self.cause: BaseException | None = None
         self.deliveries = Deliveries(self, connection.settlements)
         self._publisher = connection.publisher(self)
+        # Last, as the end of the link ends all that it has: none that a signal left half made.
+        connection.channels[self.channel_id] = self
 
     def __repr__(self) -> str:
         state = self.state_of_life.value

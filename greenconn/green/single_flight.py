@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent
 
@@ -12,6 +12,9 @@ from greenconn.exceptions import OperationalError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
+
+if TYPE_CHECKING:
+    from gevent import Greenlet
 
 __all__ = ["SingleFlight"]
 
@@ -25,12 +28,17 @@ class _Flight:
 
     def __init__(self) -> None:
         self.waiters: dict[Slot[None], None] = {}
-        self.greenlet: object = None
+        self.greenlet: Greenlet[..., Any] | None = None
         self.result: Any  # only without an error
         self.error: BaseException | None = None
         self.traceback: TracebackType | None = None
         #: The flight that the greenlet of this one waits for.
         self.waits_for: _Flight | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its greenlet has ended, also where a signal kept that from saying so."""
+        return self.greenlet is not None and self.greenlet.dead
 
     def drop_error(self) -> None:
         """Drop the error, whose traceback refers back here, when it is not needed any more."""
@@ -75,13 +83,11 @@ class SingleFlight:
         """
         flight = self._flights.get(key)
         mine = self._flight_of_caller()
-        if flight is None:
-            flight = self._flights[key] = _Flight()
-            try:
-                flight.greenlet = spawn(self._name, self._fly, key, flight, function)
-            except BaseException:
-                del self._flights[key]
-                raise
+        if flight is None or flight.has_ended:
+            flight = _Flight()
+            flight.greenlet = spawn(self._name, self._fly, key, flight, function)
+            # Behind it, so that a signal between the two leaves no flight that never ends.
+            self._flights[key] = flight
         elif mine is not None:
             _check_circle(key, flight, mine)
         slot: Slot[None] = Slot()

@@ -24,9 +24,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
+from weakref import ref
 
 from gevent.event import Event
 from greenlet import GreenletExit, getcurrent
@@ -172,12 +174,15 @@ class Attempt:
     ) -> None:
         self.outcome: ConnectOutcome | None = None
         self._state = AttemptState.SCHEDULED
+        self._is_told = False
         self._connect = connect
         self._settle = settle
         self._start_at = start_at
         self._rescheduled: Event | None = None
         self._waiters: dict[Slot[None], None] = {}
         self._greenlet = spawn("connect", self._run)
+        # By a weak reference, as the hub keeps it until its next turn.
+        self._greenlet.rawlink(partial(_see_end, ref(self)))
 
     def __repr__(self) -> str:
         return f"<Attempt: {self._state.value}, {len(self._waiters)} waiting>"
@@ -232,6 +237,19 @@ class Attempt:
             self._end(state, ConnectOutcome(None, exc))
             self._greenlet.kill(block=False)
 
+    def see_end(self) -> None:
+        """Do what is left at the end of its greenlet, which a signal may have interrupted anywhere.
+
+        In the hub.
+        """
+        if self.outcome is None:
+            interrupted = RecoverableConnectionError("connecting was interrupted")
+            self._end(AttemptState.ABORTED, ConnectOutcome(None, interrupted))
+        elif not self._is_told:
+            self._tell()
+        for slot in list(self._waiters):
+            slot.expire()  # where its filling was interrupted
+
     def _run(self) -> None:
         link, error = None, None
         try:
@@ -264,16 +282,26 @@ class Attempt:
     def _end(self, state: AttemptState, outcome: ConnectOutcome) -> None:
         if self._state in _ENDS:
             return
-        self._move(state)
         self.outcome = outcome
+        self._move(state)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Give the outcome to the connector and to those who wait."""
         try:
             self._settle(self)
         finally:
             for slot in self._waiters:
                 slot.offer(None)
+        self._is_told = True
 
     def _move(self, state: AttemptState) -> None:
         self._state = moved(self._state, state, ATTEMPT_MOVES, "an attempt to connect")
+
+
+def _see_end(attempt: ref[Attempt], greenlet: object) -> None:
+    if (ended := attempt()) is not None:
+        ended.see_end()
 
 
 class ConnectBackoff:

@@ -193,9 +193,14 @@ class SessionRecovery:
         self._finish = finish
         self._greenlet: Greenlet[..., Any] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._greenlet is not None and not self._greenlet.dead
+
     def begin(self) -> None:
         """Begin unless it has begun.  Never switches."""
-        if self._greenlet is None:
+        if not self.is_running:
             self._greenlet = spawn("recovery", self._run)
 
     def stop(self) -> None:

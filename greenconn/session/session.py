@@ -427,23 +427,42 @@ class Session:
         if (calls := LISTENERS.connect) is not None:
             opened = ConnectEvent(self.broker.label, life.generation, self._connector.duration)
             spawn("listener", notify, calls, opened)
+        is_open = self._arrive()
+        if was_lost and is_open:
+            self.on_recovered.notify()
+
+    def _arrive(self) -> bool:
+        """Begin to recover the members on a new link, or be open without; return whether it is open.
+
+        Never switches.
+        """
+        is_recovering = self._state is SessionState.RECOVERING and self._recovery.is_running
         if self._members.are_due:
             self._begin_recovery()
-        elif self._state is SessionState.OPENING:
+        elif not is_recovering:
             self._move(_OPEN)
-            if was_lost:
-                self.on_recovered.notify()
         self._changed.wake_all()
+        return self._state is _OPEN
 
     def _attempt_failed(self) -> None:
         if self._state is SessionState.OPENING:
             self._move(SessionState.IDLE)
 
     def notice_loss(self) -> None:
-        """End the life of a link that is lost, if its callback has not come yet."""
+        """End the life of a link that is lost, if its callback has not come yet.
+
+        The handler of a signal may raise amid a change of the life and the state.  What was left of it
+        then is done here, too.
+        """
         life = self.life
-        if life.link is not None and not life.is_open:
+        is_abandoned = self._state is SessionState.RECOVERING and not self._recovery.is_running
+        if life.link is None:
+            if self._state is _OPEN or is_abandoned:
+                self._move(SessionState.IDLE)
+        elif not life.is_open:
             self._end_life(life, getattr(life.link, "lost", None) or self._closed_error())
+        elif self._state is SessionState.OPENING or is_abandoned:
+            self._arrive()
 
     def note_error(self, exc: BaseException) -> None:
         """End the life of a link without callbacks, after an error that means its loss.
@@ -461,7 +480,6 @@ class Session:
         """End the life of a lost link, if it is the current one.  Never switches."""
         if life is not self.life or life.link is None:
             return
-        self.life = Life()
         self.lost = exc
         self._connector.fail_over()
         self.topology.stop()
@@ -472,6 +490,8 @@ class Session:
             self._begin_recovery()
         elif self._state is not SessionState.RECOVERING:
             self._move(SessionState.IDLE)
+        # Behind the changes that are done again if a signal interrupts them.
+        self.life = Life()
         self.on_connection_lost.notify(exc)
         self._notify_end(life, exc)
         self._changed.wake_all()
@@ -501,9 +521,8 @@ class Session:
 
     def _end(self, state: SessionState) -> Life:
         """End the current life without a switch, and return it."""
+        # The state last: what a signal interrupts can be called again.
         exc = self._closed_error()
-        life, self.life = self.life, Life()
-        self._move(state)
         self._hub_affinity = None
         _in_use.get().discard(self)
         self.lost = None
@@ -515,6 +534,8 @@ class Session:
         self._connector.reset(exc)
         self._recovery.stop()
         self._changed.wake_all(exc)
+        life, self.life = self.life, Life()
+        self._move(state)
         if life.link is not None:
             self._notify_end(life, None)
         return life

@@ -91,7 +91,6 @@ class Channel(DeclaringChannel):
 
     def __init__(self, link: AmqpLink) -> None:
         self.channel_id = link.take_number()
-        link.channels[self.channel_id] = self
         self.connection = link
         self.is_open = False
         self.active = True
@@ -128,6 +127,8 @@ class Channel(DeclaringChannel):
             self.basic_publish = (  # type: ignore[method-assign]
                 self.basic_publish_confirm  # type: ignore[assignment]
             )
+        # Last, as the end of the link ends all that it has: none that a signal left half made.
+        link.channels[self.channel_id] = self
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
