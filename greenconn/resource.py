@@ -182,7 +182,13 @@ class Resource:
             WrongHub: the pool belongs to another thread.
         """
         deadline = self._deadline(block, timeout)
-        return self._lend(self._pool.take(block, deadline), block, deadline)
+        entry = self._pool.take(block, deadline)
+        since = entry.since
+        try:
+            return self._lend(entry, block, deadline)
+        except BaseException:
+            self._put_back(entry, since)
+            raise
 
     def release(self, resource: Any) -> None:
         """Release a resource that was acquired.  A second call does nothing.  Never switches."""
@@ -196,17 +202,23 @@ class Resource:
             return
         entry = loan.entry
         if entry.loan is loan:
+            since = entry.since
             resource.mark_released()
             loan.facade = resource
-            pool.put_back(entry)
+            try:
+                pool.put_back(entry)
+            except BaseException:
+                self._put_back(entry, since)
+                raise
             return
-        del self._loans[loan.key]
         try:
             self.returned(resource)
             if self._has_release_hook:
                 self.release_resource(entry.item)
         finally:
             pool.put_back(entry)
+            # Last: where a signal has interrupted it, the end of the facade is a release.
+            self._loans.pop(loan.key, None)
 
     def replace(self, resource: Any) -> None:
         """Release a broken resource, which is closed.  A second call does nothing.  Never switches.
@@ -214,12 +226,13 @@ class Resource:
         A new one is created when it is needed.
         """
         self._pool.check_hub()
-        loan = self._checkouts.end(resource)
-        if loan is not None:
+        loan = self._loans.get(id(resource))
+        if loan is not None and loan.facade is None:
             try:
                 self.expire(resource, "it was released to its pool as broken")
             finally:
                 self._pool.remove(loan.entry.item)
+                self._loans.pop(loan.key, None)
 
     def force_close_all(self, close_pool: bool = True) -> None:
         """Close all resources, also those in use.  May switch.
@@ -323,10 +336,15 @@ class Resource:
         Raises:
             LimitExceeded, RuntimeError, WrongHub: as :meth:`acquire`.
         """
-        core = self._take(block, deadline).item
-        self._pool.sub_pools.assign(core, sub_pool._pool)
-        self._sub_pools.add(sub_pool)
-        return core
+        entry = self._take(block, deadline)
+        since = entry.since
+        try:
+            self._sub_pools.add(sub_pool)
+            self._pool.sub_pools.assign(entry.item, sub_pool._pool)
+        except BaseException:
+            self._put_back(entry, since)
+            raise
+        return entry.item
 
     def take_back(self, core: Any) -> None:
         """Release a resource that a sub-pool no longer needs.  Never switches."""
@@ -391,13 +409,19 @@ class Resource:
     def _lend(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Any:
         """Lend what was just acquired, with a new facade.  May switch."""
         entry = self._ready(entry, block, deadline)
+        since = entry.since
         try:
             borrowed = self.facade(entry.item, self)
             self._note_loan(borrowed, entry)
         except BaseException:
-            self._pool.put_back(entry)
+            self._put_back(entry, since)
             raise
         return borrowed
+
+    def _put_back(self, entry: Entry[Any], since: float) -> None:
+        """Release what was held since *since*, unless that was done before an error.  Never switches."""
+        if entry.since is since:
+            self._pool.put_back(entry)
 
     def _note_loan(self, borrowed: Any, entry: Entry[Any]) -> None:
         """Record that *borrowed*, a new facade over the resource of *entry*, is in use."""
@@ -431,7 +455,13 @@ class Resource:
         return self.is_alive(core)
 
     def _take(self, block: bool, deadline: Deadline | None) -> Entry[Any]:
-        return self._ready(self._pool.take(block, deadline), block, deadline)
+        entry = self._pool.take(block, deadline)
+        since = entry.since
+        try:
+            return self._ready(entry, block, deadline)
+        except BaseException:
+            self._put_back(entry, since)
+            raise
 
     def _prepared(self, entry: Entry[Any], block: bool, deadline: Deadline | None) -> Entry[Any]:
         """Return *entry*, just acquired, with what ``prepare`` makes of it.  May switch."""
@@ -540,7 +570,7 @@ class RelendingPool(Resource):
         if entry is None:
             deadline = self._deadline(block, timeout)
             entry = pool.take(block, deadline)
-        loan = entry.spare
+        loan, since = entry.spare, entry.since
         try:
             if (
                 loan is not None
@@ -552,10 +582,10 @@ class RelendingPool(Resource):
                 entry.spare, entry.loan = entry.loan, loan
                 borrowed, loan.facade = loan.facade, None
                 return borrowed
+            return self._lend(entry, block, deadline or self._deadline(block, timeout))
         except BaseException:
-            pool.put_back(entry)
+            self._put_back(entry, since)
             raise
-        return self._lend(entry, block, deadline or self._deadline(block, timeout))
 
     def release(self, resource: Any) -> None:
         """Release what was acquired.  A second call does nothing.  Never switches."""
@@ -759,10 +789,12 @@ class _Loan(weakref.ref[Any]):
         entry: that of the resource below the facade.
         facade: the facade while it is not in use, for the next loan; None while it is.
         place: the stack where it was acquired; None unless that is traced.
+        since: when it was acquired; None if the facade is lent again and again.
     """
 
-    __slots__ = ("entry", "facade", "key", "place")
+    __slots__ = ("entry", "facade", "key", "place", "since")
 
+    since: float | None
     entry: Entry[Any]
     facade: Any
     key: int
@@ -789,7 +821,9 @@ class _Checkouts:
             assert isinstance(loan, _Loan)
             if by_id.get(loan.key) is loan and not sys.is_finalizing():
                 del by_id[loan.key]
-                on_lost(loan.entry.item, loan.place)
+                # Otherwise a signal has interrupted the end of its release.
+                if loan.since is None or loan.entry.since is loan.since:
+                    on_lost(loan.entry.item, loan.place)
 
         #: By the identity of the facade, also those of facades that are kept.
         self.by_id = by_id
@@ -809,6 +843,7 @@ class _Checkouts:
         loan.facade = None
         loan.key = key = id(facade)
         loan.place = place
+        loan.since = None if keeps else entry.since
         if keeps:
             former: _Loan | None = entry.spare
             entry.spare, entry.loan = entry.loan, loan
@@ -837,14 +872,6 @@ class _Checkouts:
             self.by_id.pop(loan.key, None)
             loan.facade._loan = None  # they refer to each other
             loan.facade = None
-
-    def end(self, facade: Any) -> _Loan | None:
-        """End the loan of *facade*, and return it; None if it is not in use."""
-        loan = self.by_id.get(id(facade))
-        if loan is None or loan.facade is not None:
-            return None
-        del self.by_id[loan.key]
-        return loan
 
     def facades(self) -> list[Any]:
         """Return all facades in use."""

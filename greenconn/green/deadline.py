@@ -133,7 +133,13 @@ class TimeLimit:
     def __enter__(self) -> None:
         left = self._deadline.left()
         if left is not None:
-            self._timer = Timeout.start_new(left)
+            self._timer = Timeout(left)
+            self._timer.start()
+
+    def __del__(self) -> None:
+        # A signal may have raised before the end of the block: its timer must not strike later.
+        if self._timer is not None:
+            self._timer.close()
 
     def __exit__(
         self,
@@ -141,10 +147,11 @@ class TimeLimit:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        timer, self._timer = self._timer, None
+        timer = self._timer
         if timer is None:
             return
         timer.close()
+        self._timer = None
         if exc is timer:
             raise TimeoutError(
                 f"{self._what} took longer than {self._deadline.timeout:g} s"

@@ -400,7 +400,7 @@ class FairPool(Generic[T]):
         self._waiters = self._queue.waiters
         self.sub_pools = SubPools(self._entries, self.note_lost)
         # Also appended to by the garbage collector, in any thread.
-        self._lost: deque[tuple[T, StackSummary | None]] = deque()
+        self._lost: deque[tuple[T, StackSummary | None, float | None]] = deque()
 
     def __repr__(self) -> str:
         closed = ", closed" if self._state is _CLOSED else ""
@@ -425,7 +425,12 @@ class FairPool(Generic[T]):
         """Release the least recently used idle item to the parent; False if none.  Never switches."""
         if self._parent is None or not self._idle:
             return False
-        self._return(self._leave(self._idle.pop(0)))
+        entry = self._idle.pop(0)
+        try:
+            self._return(self._leave(entry))
+        except BaseException:
+            self._mend(entry)
+            raise
         return True
 
     def stats(self) -> PoolStats:
@@ -507,7 +512,6 @@ class FairPool(Generic[T]):
             raise
         if self._idle and not self._waiters:
             return self.take(block, deadline)
-        self._reserved += 1
         return self._open(Deadline.of(deadline))
 
     def release(self, item: T) -> bool:
@@ -528,6 +532,29 @@ class FairPool(Generic[T]):
         if entry.holder is None:
             return  # it has left the pool
         entry.holder = None
+        if not (self._waiters or self._may_discard or self._parent is not None):
+            self._idle.append(entry)
+            return
+        try:
+            self._assign(entry)
+        except BaseException:
+            self._mend(entry)
+            raise
+
+    def _mend(self, entry: Entry[T]) -> None:
+        """Keep *entry* as idle, or release it to the parent, if an exception left it without a holder.
+
+        The handler of a signal may raise anywhere.  Never switches.
+        """
+        item, parent = entry.item, self._parent
+        if self._entries.get(id(item)) is entry:
+            if entry.holder is None and not any(each is entry for each in self._idle):
+                self._idle.append(entry)
+        elif parent is not None and parent.sub_pools.has(item):
+            parent.release(item)
+
+    def _assign(self, entry: Entry[T]) -> None:
+        """Let the next waiter have what was held, or keep it as idle.  Never switches."""
         if self._may_discard and self._is_above_limit():
             self._discard(entry)
         elif self._parent is not None and (self._parent._waiters or self._parent.wants_back):
@@ -554,11 +581,16 @@ class FairPool(Generic[T]):
             return False
         self._leave(entry)
         self._discarded += 1
-        if self._parent is not None:
-            self._parent.remove(item)
-        elif self._dispose is not None:
-            spawn("pool-discard", self._dispose, item)
-        self._serve()
+        try:
+            if self._parent is not None:
+                self._parent.remove(item)
+            elif self._dispose is not None:
+                spawn("pool-discard", self._dispose, item)
+        except BaseException:
+            self._mend(entry)
+            raise
+        finally:
+            self._serve()
         return True
 
     def exchange(self, item: T, other: T) -> bool:
@@ -589,7 +621,8 @@ class FairPool(Generic[T]):
         Arguments:
             place: where it was acquired, if that was traced.
         """
-        self._lost.append((item, place))
+        entry = self._entries.get(id(item))
+        self._lost.append((item, place, None if entry is None else entry.since))
         hub = self.hub
         if hub is not _UNUSED and hub.loop is not None:
             hub.loop.run_callback_threadsafe(self._take_back)
@@ -660,20 +693,17 @@ class FairPool(Generic[T]):
         """Return the number of slots that are held or reserved."""
         return len(self._entries) - len(self._idle) + self._reserved
 
-    def _reserve(self) -> bool:
-        """Reserve a slot to create a resource in; False when there is none, or others wait."""
+    def _may_create(self) -> bool:
+        """Return whether there is a slot to create a resource in, and no others wait."""
         if self._state is _CLOSED:
             raise self._closed_error()
-        if self._waiters or not self._has_room():
-            return False
-        self._reserved += 1
-        return True
+        return not self._waiters and self._has_room()
 
     def _take_slowly(self, block: bool, deadline: Deadline) -> Entry[T]:
         """Acquire where nothing was idle, or others wait already.  May switch."""
         if self.sub_pools.reclaim():
             return self.take(block, deadline)
-        if not self._waiters and self._reserve():
+        if self._may_create():
             return self._open(deadline)
         if not block or (deadline.at is not None and deadline.has_ended):
             return self._take_now(deadline, block)
@@ -681,6 +711,9 @@ class FairPool(Generic[T]):
         slot, began_at = queue.enter(deadline.at is None), monotonic()
         try:
             given = slot.wait(deadline)
+            self._notify_wait(began_at, None)
+            if not queue.waiters:
+                queue.stop_timer()
         except BaseException as exc:
             queue.leave(slot)
             if slot.has_value and queue is self._queue:
@@ -692,20 +725,21 @@ class FairPool(Generic[T]):
             error = self._error(self._timeout_text(deadline.timeout))
             self._notify_wait(began_at, error)
             raise error from None
-        self._notify_wait(began_at, None)
-        if not queue.waiters:
-            queue.stop_timer()
         if queue is not self._queue:
             raise self._forked_error()
         if given is not _Permit.PERMIT:
             if given.holder is None:
                 # The pool was cleared or closed before this greenlet ran.
                 return self.take(block, deadline)
-            if not self._checks_idle or self._can_be_used(given):
-                return given
+            try:
+                if not self._checks_idle or self._can_be_used(given):
+                    return given
+            except BaseException:
+                self.put_back(given)
+                raise
             return self.take_instead(given, block, deadline)
+        self._reserved -= 1  # until it is opened, which counts it again
         if self._state is _CLOSED:
-            self._reserved -= 1
             raise self._closed_error()
         return self._open(deadline)
 
@@ -718,14 +752,15 @@ class FairPool(Generic[T]):
         yield_to_hub()
         if self._idle and not self._waiters:
             return self.take(block, deadline)
-        if self._reserve():
+        if self._may_create():
             return self._open(deadline)
         self._timeouts += 1
         raise self._error(self._timeout_text(deadline.timeout if block else None))
 
     def _open(self, deadline: Deadline) -> Entry[T]:
-        """Create a resource in the slot that is reserved, and hold it.  May switch."""
+        """Reserve a slot, create a resource in it, and hold it.  May switch."""
         queue = self._queue
+        self._reserved += 1
         try:
             item = self._create(deadline)
         except BaseException:
@@ -737,11 +772,17 @@ class FairPool(Generic[T]):
             raise self._forked_error()
         self._reserved -= 1
         self._created += 1
-        entry = self._entries.add(item)
+        entry = Entry(item)
+        try:
+            entry.hold()
+        except BaseException:
+            self._mend(entry)
+            raise
+        # No call from here on, since a signal can interrupt after each.
+        self._entries[id(item)] = entry
         if self._state is _CLOSED:
             self._discard(entry)
             raise self._closed_error()
-        entry.hold()
         return entry
 
     def _serve(self) -> None:
@@ -788,10 +829,14 @@ class FairPool(Generic[T]):
     def _discard(self, entry: Entry[T]) -> None:
         self._discarded += 1
         item = self._leave(entry)
-        if self._parent is not None:
-            self._return(item)
-        elif self._dispose is not None:
-            spawn("pool-discard", self._dispose, item)
+        try:
+            if self._parent is not None:
+                self._return(item)
+            elif self._dispose is not None:
+                spawn("pool-discard", self._dispose, item)
+        except BaseException:
+            self._mend(entry)
+            raise
 
     def _return(self, item: T) -> None:
         """Release *item* to the parent."""
@@ -806,11 +851,17 @@ class FairPool(Generic[T]):
     def _take_back(self) -> None:
         # In the hub, where a log handler must not run, or in an acquire.
         while self._lost:
-            item, place = self._lost.popleft()
+            # It stays until it is released: a signal can interrupt that.
+            item, place, since = self._lost[0]
             entry = self._entries.held(item)
-            by = _sentence([] if entry is None else entry.held_by(monotonic()))
+            if entry is None or entry.since is not since:
+                self._lost.popleft()
+                continue
+            by = _sentence(entry.held_by(monotonic()))
             is_of_sub_pool = self.sub_pools.has(item)
-            if self.release(item) and not is_of_sub_pool:
+            self.release(item)
+            self._lost.popleft()
+            if not is_of_sub_pool:
                 where = (
                     "" if place is None else "; it was acquired here:\n" + "".join(place.format())
                 )
