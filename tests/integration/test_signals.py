@@ -56,7 +56,6 @@ def settle():
 connection = Connection("memory://")
 make = {
     "connections": lambda: connection.Pool(LIMIT),
-    "channels": lambda: connection.ChannelPool(LIMIT),
     "producers": lambda: ProducerPool(connection.Pool(LIMIT), limit=LIMIT),
 }[sys.argv[1]]
 chance, interrupted = random.Random(), 0
@@ -87,9 +86,7 @@ while interrupted < INTERRUPTIONS:
 """
 
 
-@pytest.mark.parametrize(
-    "kind", ["connections", "producers", pytest.param("channels", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kind", ["connections", "producers"])
 def test_a_pool_loses_no_place_by_signals(kind: str, long: bool) -> None:
     outcome = run("-W", "ignore", "-c", PROGRAM, kind, "5000" if long else "60")
     assert outcome.code == 0, outcome.errors
