@@ -12,19 +12,6 @@ from benchmarks.redis import works as redis_works
 from benchmarks.stores import rivals as store_rivals
 from benchmarks.stores import works as store_works
 
-__all__ = [
-    "BOARDS",
-    "COUCHDB",
-    "MONGODB",
-    "RABBITMQ",
-    "RABBITMQ_LOAD",
-    "REDIS",
-    "REDIS_CLUSTER",
-    "SQLITE",
-    "SQS",
-    "Board",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Board:

@@ -16,8 +16,6 @@ from benchmarks.table import Report, number, plain
 if TYPE_CHECKING:
     from benchmarks.works import Figure
 
-__all__ = ["draw"]
-
 COLUMNS: Final = 2
 #: Inches of the whole, and the height of a bar and of the rest of a panel.
 WIDTH: Final = 9.0

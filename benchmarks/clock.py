@@ -7,8 +7,6 @@ from statistics import median
 from time import perf_counter
 from typing import ClassVar, Protocol
 
-__all__ = ["Clock", "Figures", "p50", "p99"]
-
 #: What was measured, by key: ``cpu`` and ``wall`` in microseconds a message, and others.
 Figures = dict[str, float]
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Company"]
-
 
 class Company:
     """Starts them, and ends them.

@@ -7,19 +7,6 @@ from __future__ import annotations
 
 from struct import Struct, pack, unpack_from
 
-__all__ = [
-    "BINARY",
-    "HEAD",
-    "JSON",
-    "Properties",
-    "frame",
-    "long_text",
-    "method",
-    "publish",
-    "table",
-    "text",
-]
-
 HEAD = Struct(">BHI")  # kind, channel, size of the payload
 END = b"\xce"
 BASIC = 60

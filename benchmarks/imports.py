@@ -10,8 +10,6 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.clock import Figures
 
-__all__ = ["import_time", "imports"]
-
 #: What a program does before it can connect.
 PROGRAMS = {
     "greenconn": "from greenconn import Connection; Connection('amqp://').transport",

@@ -10,8 +10,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 from benchmarks.frames import HEAD, Properties, long_text, method, publish, table, text
 
-__all__ = ["Address", "Delivery", "Line"]
-
 TIMEOUT = 60.0
 RECEIVE = 1 << 20
 

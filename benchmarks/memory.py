@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import resource
 
-__all__ = ["Growth"]
-
 #: Bytes of objects of all kinds, small (Python's own allocator) and larger.
 SIZES = (*range(16, 512, 16), *range(768, 8192, 512))
 #: KiB by which memory must have grown: what was free has been used then.

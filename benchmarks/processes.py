@@ -34,8 +34,6 @@ from benchmarks.scale import Server, aligned
 from benchmarks.stage import BODY
 from greenconn import Connection, Queue, spawn_consumer, stop_consumers
 
-__all__ = ["main"]
-
 BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS, SQLITE)}
 ARRIVALS: Final = ("filled", "burst", "steady")
 #: Seconds that each step may take.

@@ -12,8 +12,6 @@ import signal
 from collections import Counter
 from types import CodeType, FrameType
 
-__all__ = ["Sampler"]
-
 #: Seconds of CPU time between two samples; the kernel's tick may make it longer.
 INTERVAL = 0.001
 #: Samples, so that a row of one per cent means something.

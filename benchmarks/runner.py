@@ -35,8 +35,6 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_cluster import RedisCluster
 from tests.brokers.redis_server import RedisServer
 
-__all__ = ["Results", "broker", "measured", "profiled"]
-
 TIMEOUT = 300
 
 

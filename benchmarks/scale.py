@@ -26,8 +26,6 @@ from benchmarks.runner import broker
 from greenconn import Connection, Queue, spawn_consumer
 from greenconn.worker import ConsumerGreenlet
 
-__all__ = ["Server", "aligned", "main", "measure"]
-
 BOARDS: Final = {board.name: board for board in (RABBITMQ, REDIS)}
 #: Seconds that each step may take.
 TIMEOUT: Final = 1800.0

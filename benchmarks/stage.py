@@ -11,8 +11,6 @@ from benchmarks.company import Company
 from benchmarks.frames import BINARY, JSON, Properties, publish
 from benchmarks.line import Address, Line
 
-__all__ = ["BODY", "LARGE", "Stage"]
-
 #: 256 bytes as JSON.
 BODY: dict[str, Any] = {
     "number": 1,

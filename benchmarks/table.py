@@ -16,8 +16,6 @@ from benchmarks.boards import RABBITMQ, Board
 from benchmarks.runner import Results
 from benchmarks.works import Figure
 
-__all__ = ["Report"]
-
 TITLE = (
     "client CPU time a message unless said otherwise: median of {rounds} rounds (lowest to highest)"
 )

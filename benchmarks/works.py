@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["LOAD_WORKS", "WORKS", "Budget", "Figure", "Work", "cpu"]
-
 
 @dataclass(frozen=True)
 class Budget:

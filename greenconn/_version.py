@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["VERSION", "__version__", "version_info", "version_info_t"]
-
 __version__ = "0.2.0"
 
 

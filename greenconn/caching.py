@@ -12,20 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import update_wrapper
 from typing import Any, Generic, Protocol, TypeVar, cast, overload
 
-__all__ = [
-    "EqualityDict",
-    "HashedSeq",
-    "LRUCache",
-    "cached_property",
-    "dictfilter",
-    "eqhash",
-    "is_list",
-    "lazy",
-    "maybe_evaluate",
-    "maybe_list",
-    "memoize",
-]
-
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")

@@ -14,28 +14,6 @@ if TYPE_CHECKING:
 
     from greenconn.abc import Channel, ChannelOrConnection, Connection
 
-__all__ = [
-    "Seconds",
-    "check_callable",
-    "check_count",
-    "check_has_run",
-    "check_keywords",
-    "check_names",
-    "check_runs",
-    "check_seconds",
-    "check_tables",
-    "check_type",
-    "did_you_mean",
-    "in_seconds",
-    "invalid",
-    "is_connection",
-    "is_kombu",
-    "is_number",
-    "maybe_channel",
-    "milliseconds",
-    "tolerate_keywords",
-]
-
 T = TypeVar("T")
 
 #: A time as functions and options take it: a number of seconds, or a timedelta.

@@ -42,16 +42,6 @@ if TYPE_CHECKING:
 
     from greenconn.connection import ConnectionArguments
 
-__all__ = [
-    "closed_at_exit",
-    "configure",
-    "consuming_connection",
-    "declare_by_name",
-    "default_connection",
-    "publishing_connection",
-    "reset",
-]
-
 logger = logging.getLogger("greenconn.defaults")
 
 Kind: TypeAlias = Literal["consume", "publish"]

@@ -11,16 +11,6 @@ from greenconn.checks import in_seconds, is_number
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = [
-    "DELAY",
-    "DelayedRoute",
-    "checked_delay",
-    "delayed_route",
-    "header_route",
-    "kept_delay",
-    "refused_delay",
-]
-
 #: The header of RabbitMQ's plug-in for delayed messages, in milliseconds, which the stores obey.
 DELAY: Final = "x-delay"
 #: Seconds of the longest delay: a hundred years, which every store's clock can add.

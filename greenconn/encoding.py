@@ -8,22 +8,6 @@ from encodings.aliases import aliases
 from functools import lru_cache
 from typing import Any, Final, TypeVar, overload
 
-__all__ = [
-    "as_text",
-    "bytes_to_str",
-    "charset",
-    "default_encode",
-    "default_encoding",
-    "ensure_bytes",
-    "from_utf8",
-    "get_default_encoding_file",
-    "plain_text",
-    "safe_repr",
-    "safe_str",
-    "set_default_encoding_file",
-    "str_to_bytes",
-]
-
 T = TypeVar("T")
 
 #: Codecs that have one name only.  (Not those for host names, which take the square of the time.)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
-__all__ = ["MODEL", "STRUCT", "as_plain"]
-
 #: An attribute of the classes of pydantic: models, root models and its dataclasses.
 MODEL: Final = "__pydantic_validator__"
 #: An attribute of msgspec's Structs.

@@ -11,20 +11,6 @@ from typing import Any, Final
 from greenconn.exceptions import DecodeError, EncodeError, SerializerNotInstalled
 from greenconn.fields import as_plain
 
-__all__ = [
-    "decode_error",
-    "encode_error",
-    "msgpack_dumps",
-    "msgpack_loads",
-    "pickle_loads",
-    "raw_encode",
-    "unpickle",
-    "utf8",
-    "yaml_dumps",
-    "yaml_loads",
-]
-
-
 #: Limit of the entries that the mappings of a YAML body merge from other mappings.
 YAML_MERGED: Final = 100_000
 

@@ -6,8 +6,6 @@ from collections import deque
 from time import monotonic
 from typing import Any
 
-__all__ = ["TokenBucket"]
-
 
 class TokenBucket:
     """Allows bursts up to *capacity*, and *fill_rate* a second in the long run.

@@ -35,19 +35,6 @@ from greenconn.checks import (
 )
 from greenconn.records import Record
 
-__all__ = [
-    "BROKER_HEARTBEAT",
-    "CONNECTION_QUERY",
-    "AmqpOptions",
-    "ConnectOptions",
-    "MemoryOptions",
-    "Retry",
-    "from_transport_options",
-    "known_options",
-    "query_types",
-    "typed_query",
-]
-
 O = TypeVar("O", bound=Record)  # noqa: E741 - an options class
 
 #: Maximum seconds of a delay of ``Retry``, as the message stays unacked for so long.

@@ -23,9 +23,6 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["Event", "Record"]
-
-
 class _Immutable:
     """An object whose fields are its annotated attributes."""
 

@@ -24,8 +24,6 @@ from greenconn.exceptions import DecodeError, error_text
 from greenconn.fields import MODEL, STRUCT
 from greenconn.importing import needed
 
-__all__ = ["Convert", "converter_of", "item_of", "reply_converter_of", "schema_of", "signature_of"]
-
 Convert = Callable[[Any], Any]
 
 #: Errors of pydantic that are reported at most.

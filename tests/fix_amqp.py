@@ -23,8 +23,6 @@ from greenconn.transport.amqp.transport import Transport
 from tests.fix_peer import Peer, PeerFactory
 from tests.tiny_client import TinyClient
 
-__all__ = ["AmqpPeer", "AmqpPeers", "BrokerEnd", "Links", "Method"]
-
 #: ``(class id, method id)``
 Method: TypeAlias = tuple[int, int]
 #: A method as the server got it: channel, method, arguments, body or None.

@@ -14,8 +14,6 @@ from tests.brokers.environment import COUCHDB_URL
 from tests.brokers.pouchdb import PouchDB
 from tests.fix_brokers import Brokers
 
-__all__ = ["PouchFactory"]
-
 PouchFactory = Callable[..., PouchDB]
 
 

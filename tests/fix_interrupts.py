@@ -11,8 +11,6 @@ import gevent
 from gevent import get_hub
 from greenlet import getcurrent, greenlet, settrace
 
-__all__ = ["INTERRUPTIONS", "Interruption", "Run", "Signal", "interruptions", "signals"]
-
 #: How many switches a function may make before the test is considered endless.
 MANY = 500
 

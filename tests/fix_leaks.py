@@ -31,8 +31,6 @@ from greenlet import getcurrent, greenlet
 from greenconn.green.hub import yield_to_hub
 from greenconn.worker import consumer
 
-__all__ = ["HubError", "HubErrors"]
-
 #: Seconds that an orderly end may take after the test's own end; who leaves nothing waits for nothing.
 SETTLE = float(os.environ.get("GREENCONN_TEST_SETTLE", "10"))
 STEP = 0.01

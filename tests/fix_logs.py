@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from gevent.event import Event
 
-__all__ = ["WaitingHandler", "waiting_log"]
-
 
 class WaitingHandler(logging.Handler):
     """Waits at the first record with *text*.

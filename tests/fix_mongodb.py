@@ -15,8 +15,6 @@ from tests.brokers.environment import MONGODB_URL
 from tests.brokers.mongodb_server import MongoStandin
 from tests.fix_brokers import Brokers
 
-__all__ = ["Database", "MongoFactory"]
-
 MongoFactory = Callable[..., MongoStandin]
 Database = pymongo.database.Database[dict[str, Any]]
 

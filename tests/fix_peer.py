@@ -13,8 +13,6 @@ from gevent.event import Event
 
 from tests.brokers.ports import some_ports
 
-__all__ = ["Handler", "Peer", "PeerFactory"]
-
 Handler: TypeAlias = Callable[[socket.socket], object]
 ATTEMPTS = 20
 

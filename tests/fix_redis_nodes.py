@@ -19,16 +19,6 @@ from greenconn.transport.redis.server import Address, Login
 from greenconn.wire.resp import RespParser
 from tests.fix_peer import Peer, PeerFactory
 
-__all__ = [
-    "ClusterLink",
-    "ClusterLinks",
-    "ScriptedCluster",
-    "ScriptedNode",
-    "empty",
-    "on_node",
-    "with_sets",
-]
-
 #: What a node answers a command; None: nothing.
 Answer: TypeAlias = bytes | None
 

@@ -16,9 +16,6 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from tests.fix_peer import Peer, PeerFactory
 
-__all__ = ["Relay", "RelayFactory"]
-
-
 #: The TCP connections of this machine: remote address in the third column, state in the fourth.
 TABLE = Path("/proc/net/tcp")
 

@@ -24,8 +24,6 @@ import greenconn
 from greenconn.credentials import Token
 from greenconn.session.parameters import Parameters
 
-__all__ = ["Secrets"]
-
 PACKAGE: Final = str(Path(greenconn.__file__).resolve().parent)
 #: A shorter password may be part of any word.
 SHORTEST: Final = 6

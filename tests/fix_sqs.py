@@ -13,8 +13,6 @@ from tests.brokers.environment import SQS_URL
 from tests.brokers.moto import MotoServer
 from tests.fix_brokers import Brokers
 
-__all__ = ["Connect"]
-
 Connect = Callable[..., Connection]
 
 

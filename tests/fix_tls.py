@@ -15,8 +15,6 @@ from gevent import socket
 from greenconn.wire.tls import TlsSession
 from tests.fix_peer import PeerFactory
 
-__all__ = ["CERTS", "TlsFront"]
-
 CERTS = Path(__file__).resolve().parent / "certs"
 
 

@@ -11,8 +11,6 @@ from time import monotonic
 import gevent
 import pytest
 
-__all__ = ["Wire", "until"]
-
 
 def until(is_so: Callable[[], object], timeout: float = 60.0, what: str = "that") -> None:
     """Let others run until *is_so()*; fail after *timeout* seconds and say *what* did not come.

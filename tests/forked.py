@@ -8,8 +8,6 @@ from typing import Any
 
 from gevent import monkey
 
-__all__ = ["holds_in_child"]
-
 
 def holds_in_child(check: Callable[[], Any]) -> bool:
     """Whether *check* is true in a child of this process, which ends without any clean-up.

@@ -16,8 +16,6 @@ from typing import Final
 
 from tests.quality.mutants import ROOT, own_tests
 
-__all__ = ["LIMIT", "files_of", "modules", "without_tests"]
-
 #: The largest number of modules without a test file: lower it, never raise it.
 LIMIT: Final = 85
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from tests.brokers.fetching import NoBroker, cache_folder, locked, make, run
 from tests.brokers.suite import unpack
 
-__all__ = ["find"]
-
 MINOR = 14
 NAME = f"python3.{MINOR}"
 PACKAGES = (NAME, f"{NAME}-venv", "libc6", "patchelf")

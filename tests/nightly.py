@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["STEPS", "main"]
-
 ROOT: Final = Path(__file__).resolve().parent.parent
 #: Where the output of each step goes.
 LOGS: Final = ROOT / "build" / "nightly"

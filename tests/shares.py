@@ -14,24 +14,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from zlib import crc32
 
-__all__ = [
-    "COSTS",
-    "NOBODY",
-    "SHARE",
-    "UNKNOWN",
-    "Share",
-    "apportion",
-    "chosen_files",
-    "chosen_kind",
-    "depends_on_server",
-    "divide",
-    "is_core",
-    "known_costs",
-    "note_costs",
-    "runs_once",
-    "seconds_of",
-]
-
 ROOT = Path(__file__).resolve().parent.parent
 #: Seconds that the tests of a file take in each kind of process, as ``--learn`` noted them.
 COSTS = Path(__file__).with_name("costs.json")

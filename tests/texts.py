@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import quote
 
-__all__ = ["MARK", "MARKS", "reprs", "texts_of"]
-
 MARK = "s3cret/M@rk:er%41+x"
 #: How it looks in a URL, and parts that would be enough.
 MARKS = (

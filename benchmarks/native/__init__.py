@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FOLDER", "NATIVE", "CannotBuild", "Native", "program"]
-
 #: The variable that names the folder of the programs.
 FOLDER: Final = "GREENCONN_BENCHMARK_PROGRAMS"
 #: Where Debian has the packages of Go.

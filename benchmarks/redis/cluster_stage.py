@@ -9,8 +9,6 @@ from redis.cluster import RedisCluster
 from benchmarks.redis import stage
 from greenconn.transport.redis.cluster.placement import tag_of
 
-__all__ = ["Stage"]
-
 
 class Stage(stage.Stage):
     """The queues of one measurement.

@@ -7,8 +7,6 @@ from base64 import b64encode
 from itertools import count
 from typing import Any
 
-__all__ = ["envelope"]
-
 _tags = count()
 
 

@@ -17,8 +17,6 @@ from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
 from benchmarks.stage import BODY
 from greenconn import spawn_consumer
 
-__all__ = ["Works"]
-
 #: Publishes that may be unanswered.
 WINDOW = 16
 

@@ -12,8 +12,6 @@ from benchmarks.rivals.kombu_api import many
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 
-__all__ = ["POOL", "PUBLISHERS", "RedisApi"]
-
 #: Connections of a pool.
 POOL = 10
 #: Greenlets that publish at once.

@@ -13,8 +13,6 @@ from benchmarks.redis.kombu_api import RedisApi
 from benchmarks.redis.stage import Stage
 from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
 
-__all__ = ["Works"]
-
 
 class Works(RedisApi):
     """The works of kombu, where a connection is one greenlet's at a time."""

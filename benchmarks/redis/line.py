@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
-__all__ = ["Line", "command"]
-
 TIMEOUT = 60.0
 RECEIVE = 1 << 20
 

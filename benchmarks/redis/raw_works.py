@@ -13,8 +13,6 @@ from benchmarks.redis.stage import Stage
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH
 from benchmarks.stage import BODY
 
-__all__ = ["Works"]
-
 
 class Works:
     """The works of the raw loop: 100 commands in one send, replies that are counted."""

@@ -17,8 +17,6 @@ from benchmarks.rivals.kombu_api import many
 from benchmarks.rivals.shape import CONSUMERS, TIMEOUT
 from benchmarks.stage import BODY
 
-__all__ = ["Works"]
-
 #: Connections that greenlets share.
 POOL = 10
 

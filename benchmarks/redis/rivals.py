@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from benchmarks.rivals import Rival
 
-__all__ = ["RIVALS"]
-
 _NO_WINDOW = "knows no window"
 _NO_WORKERS = "calls one handler at a time"
 _NO_IDLE = "has no consumers"

@@ -12,8 +12,6 @@ from benchmarks.company import Company
 from benchmarks.redis.envelopes import envelope
 from benchmarks.stage import BODY
 
-__all__ = ["Stage"]
-
 #: Messages that are sent at once to fill a list.
 BATCH = 1000
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from benchmarks.works import Budget, Figure, Work, cpu
 
-__all__ = ["WORKS"]
-
 WORKS: dict[str, Work] = {
     "publish": Work(figures=(cpu("publish that awaits its reply, one greenlet", 36.0),)),
     "publish_window": Work(figures=(cpu("the same with a window of 16 unanswered", 14.0),)),

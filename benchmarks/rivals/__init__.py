@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.works import WORKS
 
-__all__ = ["RIVALS", "Rival"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:

@@ -19,8 +19,6 @@ from benchmarks.rivals.load import arrivals, under_load
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
 
-__all__ = ["Works"]
-
 
 class Works:
     """The works of aio-pika, which leaves serialising to the program."""

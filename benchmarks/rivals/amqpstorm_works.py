@@ -16,8 +16,6 @@ from benchmarks.memory import Growth
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH
 from benchmarks.stage import BODY, LARGE, Stage
 
-__all__ = ["Works"]
-
 
 class Works:
     """The works of amqpstorm, which leaves serialising to the program."""

@@ -19,8 +19,6 @@ from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, Stage
 from greenconn import spawn_consumer
 
-__all__ = ["Works"]
-
 #: Measurements of each handler that ``typed`` compares.
 TURNS: Final = 5
 

@@ -15,8 +15,6 @@ from benchmarks.rivals.load import arrivals, under_load
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH, TIMEOUT
 from benchmarks.stage import BODY, LARGE, Stage
 
-__all__ = ["KombuApi", "many"]
-
 
 class KombuApi:
     """What is the same program on kombu and on greenconn.

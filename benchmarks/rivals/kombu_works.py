@@ -17,8 +17,6 @@ from benchmarks.rivals.kombu_api import KombuApi, many
 from benchmarks.rivals.shape import CALLERS, TIMEOUT
 from benchmarks.stage import BODY, Stage
 
-__all__ = ["Works"]
-
 
 class Works(KombuApi):
     """The works of kombu, where a connection is one greenlet's at a time."""

@@ -9,8 +9,6 @@ from typing import Final
 
 from benchmarks.clock import Figures
 
-__all__ = ["LOADS", "QUANTILES", "RATE", "arrivals", "under_load"]
-
 #: Percent of saturation.
 LOADS: Final = (50, 90)
 #: Calls or messages a second that each rival can take, to compare them at the same rate.

@@ -11,8 +11,6 @@ from benchmarks.line import Address
 from benchmarks.native import program
 from benchmarks.stage import BODY, Stage
 
-__all__ = ["CWorks", "GoWorks"]
-
 
 class _Works:
     """The works of a program, which prints what it took."""

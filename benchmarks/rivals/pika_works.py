@@ -16,8 +16,6 @@ from benchmarks.rivals.load import arrivals, under_load
 from benchmarks.rivals.shape import CONSUMERS, PREFETCH
 from benchmarks.stage import BODY, LARGE, Stage
 
-__all__ = ["Works"]
-
 
 class Works:
     """The works of pika: a program with one thread, which serialises by itself."""

@@ -14,8 +14,6 @@ from benchmarks.line import Line
 from benchmarks.rivals.shape import CALLERS, CONSUMERS, PREFETCH
 from benchmarks.stage import BODY, LARGE, Stage
 
-__all__ = ["Works"]
-
 _ACK: Final = Struct(">HHQ")  # class, method, delivery tag
 _BASIC_ACK: Final = (60, 80)
 

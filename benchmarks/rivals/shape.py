@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CALLERS", "CONSUMERS", "PREFETCH", "TIMEOUT"]
-
 #: Unanswered messages.
 PREFETCH = 100
 #: Consumers on one connection, and their queues.

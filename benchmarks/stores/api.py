@@ -10,8 +10,6 @@ from benchmarks.rivals.shape import PREFETCH, TIMEOUT
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 
-__all__ = ["PUBLISHERS", "StoreApi"]
-
 #: Greenlets that publish at once.
 PUBLISHERS = 1000
 #: Connections that they share, where a connection is one greenlet's at a time.

@@ -17,8 +17,6 @@ from benchmarks.stores.stage import StoreStage
 from greenconn.transport.couchdb.documents import MESSAGE, QUEUE, message_id, named, range_of
 from greenconn.transport.virtual.declaration import Declaration
 
-__all__ = ["Stage", "Works"]
-
 #: What nobody else uses.
 DATABASE = "greenconn-benchmark"
 

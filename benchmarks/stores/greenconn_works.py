@@ -9,8 +9,6 @@ from benchmarks.stage import BODY
 from benchmarks.stores.api import PUBLISHERS, StoreApi
 from benchmarks.stores.stage import StoreStage
 
-__all__ = ["Works"]
-
 
 class Works(StoreApi):
     """The works of greenconn."""

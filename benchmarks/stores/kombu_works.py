@@ -8,8 +8,6 @@ import kombu.pools
 from benchmarks.stores.api import StoreApi
 from benchmarks.stores.stage import StoreStage
 
-__all__ = ["Works"]
-
 
 class Works(StoreApi):
     """The works of kombu, where a connection is one greenlet's at a time."""

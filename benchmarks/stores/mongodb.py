@@ -13,8 +13,6 @@ from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 
-__all__ = ["Stage", "Works"]
-
 #: What nobody else uses.
 DATABASE = "greenconn-benchmark"
 

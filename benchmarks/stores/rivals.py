@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from benchmarks.rivals import Rival
 
-__all__ = ["COUCHDB", "MONGODB", "SQLITE", "SQS", "rivals"]
-
 
 def rivals(**drivers: Rival) -> dict[str, Rival]:
     """greenconn, kombu, and clients by hand."""

@@ -12,8 +12,6 @@ from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 
-__all__ = ["Stage"]
-
 
 class Stage(StoreStage):
     """Queues in files that are emptied afterwards.

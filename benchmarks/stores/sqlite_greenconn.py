@@ -6,8 +6,6 @@ import greenconn
 from benchmarks.stores import greenconn_works
 from benchmarks.stores.sqlite import Stage
 
-__all__ = ["Works"]
-
 
 class Works(greenconn_works.Works):
     """The works of greenconn in a file of its own."""

@@ -7,8 +7,6 @@ import kombu
 from benchmarks.stores import kombu_works
 from benchmarks.stores.sqlite import Stage
 
-__all__ = ["Works"]
-
 
 class Works(kombu_works.Works):
     """The works of kombu in a file of its own."""

@@ -14,8 +14,6 @@ from benchmarks.redis.envelopes import envelope
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
 
-__all__ = ["Stage", "Works"]
-
 #: Messages of one request.
 TEN = 10
 WAITING = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]

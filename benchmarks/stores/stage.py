@@ -7,8 +7,6 @@ from itertools import count as numbers
 
 from benchmarks.company import Company
 
-__all__ = ["StoreStage"]
-
 
 class StoreStage(Company):
     """The queues of one measurement.

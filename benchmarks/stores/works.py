@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from benchmarks.works import Budget, Work, cpu
 
-__all__ = ["WORKS"]
-
 #: At most half of what kombu costs.
 HALF = Budget(0.5, "kombu")
 

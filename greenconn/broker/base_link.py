@@ -25,8 +25,6 @@ from greenconn.transport.virtual.state import BrokerState
 if TYPE_CHECKING:
     from greenconn.broker.channel import Publisher, StoreChannel
 
-__all__ = ["CHANNEL_MAX", "BrokerLink", "ForkHandler"]
-
 T = TypeVar("T")
 
 #: Channels that one link may have.

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from greenconn.broker.link import StoreLink
 
 
-__all__ = ["StoreSettler"]
-
-
 class _SettleBatch:
     """Settlements of one call: the number that the store has not got yet, and its callback."""
 

@@ -43,8 +43,6 @@ from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["Prepared", "PublishResult", "Publisher", "StoreChannel"]
-
 #: Used by each call: looking up a member of an Enum would cost more than the rest of check_open.
 _OPEN: Final = ChannelState.OPEN
 _TURN: Final = attrgetter("turn")

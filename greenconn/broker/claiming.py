@@ -35,14 +35,6 @@ if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
     from greenconn.broker.link import StoreLink
 
-__all__ = [
-    "Claimer",
-    "StoreConsuming",
-    "StoreDelivery",
-    "StoreFeed",
-    "StoreSource",
-]
-
 #: Seconds that a claim waits while others may need the room that is reserved for it.
 SHORT_WAIT: Final = 0.5
 

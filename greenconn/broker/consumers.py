@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage
     from greenconn.message import Message
 
-__all__ = [
-    "ConsumerRegistry",
-    "Consuming",
-    "StoreConsumer",
-    "StoreSubscriptions",
-    "Subscriptions",
-]
-
 M = TypeVar("M")
 S = TypeVar("S", bound=Source[Any])
 

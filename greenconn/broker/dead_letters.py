@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from greenconn.broker.leased_link import LeasedLink
 
 
-__all__ = [
-    "DELIVERY_COUNT",
-    "carbon_copies",
-    "dead_letter",
-    "dead_letter_entries",
-    "is_cycle",
-    "with_death",
-]
-
 logger = logging.getLogger("greenconn.broker")
 
 #: How often a message was delivered before (RabbitMQ's name).

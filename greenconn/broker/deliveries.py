@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
 
-__all__ = ["Acknowledger", "DeliveredMessage", "Deliveries"]
-
 _OPEN: Final = ChannelState.OPEN
 
 

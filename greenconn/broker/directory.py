@@ -32,15 +32,6 @@ if TYPE_CHECKING:
     from greenconn.broker.link import StoreLink
 
 
-__all__ = [
-    "ConsumedQueue",
-    "Directory",
-    "KnownQueues",
-    "QueueStore",
-    "Rules",
-    "StoredQueues",
-]
-
 T = TypeVar("T")
 
 #: Queues that a link remembers.

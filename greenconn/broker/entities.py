@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["SharedEntities"]
-
 
 class SharedEntities(Entities):
     """Exchanges, queues and bindings over a :class:`BrokerLink`.  All of it may switch.

@@ -32,8 +32,6 @@ from greenconn.green.supervisor import spawn
 from greenconn.message import Message
 from greenconn.transport.virtual.consumer import Consumer, Turns
 
-__all__ = ["FEED_MOVES", "DueFeeds", "Feed", "FeedState", "Source"]
-
 F = TypeVar("F", bound="Feed[Any, Any]")
 
 

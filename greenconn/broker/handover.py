@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from greenconn.broker.leased_link import LeasedLink
 
 
-__all__ = ["Handover"]
-
-
 class Handover:
     """Held messages of former lives, and their acks and dispositions."""
 

@@ -22,8 +22,6 @@ from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.transport.virtual.names import note_lost
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["LeasedLink"]
-
 
 class LeasedLink(BrokerLink):
     """A link whose broker holds messages.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from greenconn.broker.leased_link import LeasedLink
 
 
-__all__ = ["Leases"]
-
 logger = logging.getLogger("greenconn.broker")
 
 #: Leases that one call renews.

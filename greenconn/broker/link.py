@@ -39,8 +39,6 @@ from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_
 if TYPE_CHECKING:
     from greenconn.broker.transport import StoreTransport
 
-__all__ = ["StoreLink"]
-
 logger = logging.getLogger("greenconn.broker")
 
 T = TypeVar("T")

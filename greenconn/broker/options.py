@@ -5,8 +5,6 @@ from __future__ import annotations
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.records import Record
 
-__all__ = ["StoreOptions"]
-
 
 class StoreOptions(Record):
     """The options of a connection to any store."""

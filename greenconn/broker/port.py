@@ -30,18 +30,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = [
-    "Claimed",
-    "Entry",
-    "LeaseExpired",
-    "NoQueue",
-    "QueueFull",
-    "SettleRequest",
-    "Settlement",
-    "Store",
-]
-
-
 logger = logging.getLogger("greenconn.broker")
 
 

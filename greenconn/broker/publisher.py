@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from greenconn.broker.leased_link import LeasedLink
 
 
-__all__ = ["ChannelPublisher", "Completion", "CopyOutcomes", "StoredResult"]
-
 _OPEN = ChannelState.OPEN
 _NO_QUEUE = NoQueue()
 

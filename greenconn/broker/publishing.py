@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from greenconn.broker.link import StoreLink
 
-__all__ = ["PutBatcher", "StorePublisher"]
-
 #: Bytes that a message takes beside its body, about.
 OVERHEAD: Final = 256
 

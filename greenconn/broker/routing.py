@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from greenconn.broker.base_link import BrokerLink
 
 
-__all__ = ["Routing"]
-
 T = TypeVar("T")
 
 #: For their rows; they need no channel.

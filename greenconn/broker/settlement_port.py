@@ -13,14 +13,6 @@ from typing import Any, NamedTuple, Protocol
 from greenconn.broker.port import Entry, Settlement
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = [
-    "Disposition",
-    "Done",
-    "HeldDelivery",
-    "HeldMessage",
-    "MessageSettler",
-]
-
 
 class HeldMessage(Protocol):
     """A message that the broker holds.

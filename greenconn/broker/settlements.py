@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from greenconn.broker.leased_link import LeasedLink
 
 
-__all__ = ["Settlements"]
-
 logger = logging.getLogger("greenconn.broker")
 
 

@@ -11,8 +11,6 @@ from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
 
-__all__ = ["DirectTopology", "Topology"]
-
 T = TypeVar("T")
 
 

@@ -17,8 +17,6 @@ from greenconn._version import __version__
 from greenconn.cli.options import CommandGroup
 from greenconn.cli.terminal import folded, is_colourless
 
-__all__ = ["cli", "run"]
-
 #: Exit codes beside 0.
 FAILED: Final = 1
 WRONG_USAGE: Final = 2

@@ -14,8 +14,6 @@ from greenconn.cli.options import Decorator, json_option, timeout_option, url_op
 if TYPE_CHECKING:
     from greenconn.cli.benchmark import Measurement
 
-__all__ = ["command"]
-
 #: Measured part -> what it is.
 PARTS: Final = {
     "publish": "published, each confirmed",

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.message import Message
 
-__all__ = ["Benchmark", "BenchmarkPlan", "Measurement"]
-
 #: Seconds after which the queue is deleted, should this process be killed.
 EXPIRES: Final = 300.0
 #: Seconds of the part at a steady rate, at most.

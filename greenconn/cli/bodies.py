@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-__all__ = ["bodies_of", "lines_of_input", "parse_headers", "parse_pair"]
-
 
 def bodies_of(arguments: Sequence[str], as_json: bool) -> Iterator[list[Any]]:
     """Yield the bodies of a command; without arguments those on the standard input, as they come.

@@ -17,14 +17,6 @@ from greenlet import getcurrent, greenlet
 from greenconn.cli.errors import masked
 from greenconn.connection import Connection
 
-__all__ = [
-    "connection_to",
-    "interruptible",
-    "product_of",
-    "report_losses",
-    "round_trip",
-]
-
 
 def connection_to(url: str, timeout: float | None = None) -> Connection:
     """Return a connection for a command; it is not open yet.

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.worker import ConsumerGreenlet
 
-__all__ = ["body_text", "command"]
-
 #: Messages that are fetched ahead at most.
 PREFETCH: Final = 100
 

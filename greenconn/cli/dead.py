@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.worker.replaying import DeadLetter, DeadLetters
 
-__all__ = ["command"]
-
 _name_option: Decorator = click.option(
     "--name", help="Name of the queue of the dead letters.  [default: QUEUE.dead]"
 )

@@ -10,8 +10,6 @@ from greenconn.cli.options import Decorator
 from greenconn.cli.plan import Plan
 from greenconn.url import maybe_sanitize_url
 
-__all__ = ["command"]
-
 _DEFAULT: Final = Plan()
 #: Seconds between two cuts.
 CUT_INTERVAL: Final = 2.0

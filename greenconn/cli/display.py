@@ -18,8 +18,6 @@ from greenconn.cli.terminal import ACCENT
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Display", "summary_table"]
-
 #: Seconds between plain lines.
 PLAIN_INTERVAL: Final = 1.0
 #: Columns of a terminal from which on there are pictures beside the figures.

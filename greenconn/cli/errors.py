@@ -27,8 +27,6 @@ from greenconn.exceptions import (
 )
 from greenconn.url import mask_secrets
 
-__all__ = ["error_line", "masked"]
-
 FAILED: Final = 1
 WRONG_USAGE: Final = 2
 

@@ -16,16 +16,6 @@ from greenconn.exceptions import ManagementError, NotFound, OperationalError, Re
 if TYPE_CHECKING:
     from greenconn.connection import Connection
 
-__all__ = [
-    "TREND",
-    "Monitor",
-    "QueueFigures",
-    "QueueReader",
-    "QueueTrend",
-    "Reader",
-    "check_names",
-]
-
 #: Rates of RabbitMQ's statistics by which a message leaves a queue for good.
 DEPARTURES: Final = ("ack", "deliver_no_ack", "get_no_ack")
 #: Looks that a trend shows.

@@ -9,17 +9,6 @@ from collections.abc import Sequence
 from math import floor, log2
 from typing import Final
 
-__all__ = [
-    "STEPS",
-    "cpu_seconds",
-    "histogram_lines",
-    "memory",
-    "peak_memory",
-    "percentile",
-    "sockets",
-    "threads",
-]
-
 #: Columns of the histogram for each doubling of the latency.
 STEPS: Final = 2
 #: Lines of a histogram.

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.publishing.message import OutgoingMessage
 
-__all__ = ["command"]
-
 
 @click.command("move")
 @queue_argument("source")

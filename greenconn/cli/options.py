@@ -8,21 +8,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 import click
 
-__all__ = [
-    "DEFAULT_URL",
-    "URL_VARIABLE",
-    "CommandGroup",
-    "Decorator",
-    "bodies_argument",
-    "header_option",
-    "json_option",
-    "queue_argument",
-    "rate_option",
-    "timeout_option",
-    "url_argument",
-    "url_option",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: As ``greenconn.defaults`` has them; that is not imported for a help text.

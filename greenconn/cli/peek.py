@@ -13,8 +13,6 @@ from greenconn.encoding import bytes_to_str
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["command"]
-
 #: Fields of a record that are shown as properties are.
 ROUTE: Final = ("exchange", "routing_key", "redelivered")
 

@@ -10,8 +10,6 @@ import click
 
 from greenconn.cli.options import json_option, timeout_option, url_argument
 
-__all__ = ["command"]
-
 
 @click.command("ping")
 @url_argument

@@ -13,8 +13,6 @@ from greenconn.cli.streams import write_line
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["MessagePrinter"]
-
 
 class MessagePrinter:
     """Prints and counts messages.

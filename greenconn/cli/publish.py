@@ -23,8 +23,6 @@ from greenconn.cli.options import (
 if TYPE_CHECKING:
     from greenconn.publishing.message import OutgoingMessage
 
-__all__ = ["command"]
-
 #: Messages that are under way at once, and bytes in their bodies.
 WINDOW: Final = 1000
 WINDOW_BYTES: Final = 4 * 2**20

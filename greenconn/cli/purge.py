@@ -8,8 +8,6 @@ import click
 
 from greenconn.cli.options import queue_argument, timeout_option, url_option
 
-__all__ = ["command", "is_sure"]
-
 
 @click.command("purge")
 @queue_argument()

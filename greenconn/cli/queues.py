@@ -23,8 +23,6 @@ from greenconn.cli.options import (
 if TYPE_CHECKING:
     from greenconn.connection import Connection
 
-__all__ = ["command"]
-
 #: Fields of a queue that are printed as JSON.
 FIELDS: Final = ("kind", "durable", "ready", "unacked", "consumers")
 

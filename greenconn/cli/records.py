@@ -29,17 +29,6 @@ from greenconn.publishing.message import PROPERTIES
 from greenconn.serialization import dumps
 from greenconn.worker.failures import NOT_COPIED
 
-__all__ = [
-    "PROPERTY_NAMES",
-    "body_of",
-    "count_line",
-    "json_line",
-    "line_of",
-    "message_lines",
-    "message_of",
-    "record_of",
-]
-
 JSON: Final = "application/json"
 #: The properties of a record.
 PROPERTY_NAMES: Final = PROPERTIES | {"delivery_mode", "expiration", "priority"}

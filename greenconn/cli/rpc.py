@@ -20,8 +20,6 @@ from greenconn.cli.options import (
 if TYPE_CHECKING:
     from greenconn.connection import Connection
 
-__all__ = ["command"]
-
 
 @click.command("rpc")
 @queue_argument()

@@ -11,8 +11,6 @@ import click
 if TYPE_CHECKING:
     from greenconn.app import App
 
-__all__ = ["command"]
-
 
 @click.command("run")
 @click.argument("application", metavar="MODULE[:APP]", required=False)

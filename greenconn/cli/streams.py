@@ -11,8 +11,6 @@ from typing import Final
 import click
 from gevent.socket import wait_read, wait_write
 
-__all__ = ["check_output", "lines", "whole_input", "write_line"]
-
 CHUNK: Final = 65536
 #: Bytes that a pipe takes without blocking when it takes any (POSIX: at least 512).
 PIECE: Final = 4096

@@ -6,19 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = [
-    "ASCII_BARS",
-    "BARS",
-    "UNKNOWN",
-    "Column",
-    "number",
-    "rate",
-    "span",
-    "sparkline",
-    "table_lines",
-    "writable_bars",
-]
-
 #: Stands for what is not known.
 UNKNOWN: Final = "-"
 #: Between two columns.

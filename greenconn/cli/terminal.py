@@ -12,16 +12,6 @@ from textwrap import wrap
 from time import monotonic
 from typing import Final, TextIO
 
-__all__ = [
-    "ACCENT",
-    "ATTENTION",
-    "folded",
-    "is_colourless",
-    "is_screen",
-    "progress",
-    "visible",
-]
-
 #: The colour of what is to be looked at.  It reads on dark and on light grounds, as yellow does not.
 ATTENTION: Final = "magenta"
 #: The colour of names, graphs, and of what is right: a number of the table of 256 colours.  Its contrast

@@ -16,8 +16,6 @@ from greenconn.cli.terminal import ATTENTION, is_screen
 if TYPE_CHECKING:
     from greenconn.cli.listing import QueueTrend
 
-__all__ = ["command"]
-
 #: Lines of a terminal that are not for queues.
 MARGIN: Final = 5
 

@@ -32,8 +32,6 @@ from greenconn.worker import ConsumerGreenlet, spawn_consumer
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["Workload"]
-
 Watch = Callable[[Snapshot], None]
 
 #: Every so many messages the latency is taken.

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
 
-__all__ = ["FetchIterator"]
-
 
 class FetchIterator:
     """Iterates over what ``fetch()`` gives."""

@@ -10,8 +10,6 @@ from greenconn.abstract import Object
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["binding", "pretty_bindings", "shown"]
-
 
 def shown(text: object) -> str:
     """Return a name as ``repr`` shows it, without the quotes."""

@@ -21,8 +21,6 @@ from greenconn.green.single_flight import SingleFlight
 if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection
 
-__all__ = ["declaration_cached", "declaration_key", "declare_once", "maybe_declare"]
-
 #: Declares an entity on a channel.  May switch.
 Declare: TypeAlias = "Callable[[Any, Channel], object]"
 

@@ -26,15 +26,6 @@ if TYPE_CHECKING:
         passive: bool | None
 
 
-__all__ = [
-    "DELIVERY_MODES",
-    "INTERNAL_EXCHANGE_PREFIX",
-    "PERSISTENT_DELIVERY_MODE",
-    "TRANSIENT_DELIVERY_MODE",
-    "Exchange",
-    "maybe_delivery_mode",
-]
-
 TRANSIENT_DELIVERY_MODE: Final = 1
 PERSISTENT_DELIVERY_MODE: Final = 2
 DELIVERY_MODES: Final = {

@@ -39,22 +39,6 @@ if TYPE_CHECKING:
     from greenconn.session.session import Session
     from greenconn.session.state import Life
 
-__all__ = [
-    "Expectation",
-    "ensure_declared",
-    "ensure_queue_exists",
-    "existence_key",
-    "expect_queue",
-    "expected_queues",
-    "forget_existence",
-    "has_messages",
-    "is_defined_by_consumer",
-    "is_expected",
-    "note_deleted",
-    "wait_declared",
-    "wait_for_queue",
-]
-
 logger = logging.getLogger("greenconn.entity")
 
 _DLX: Final = "x-dead-letter-exchange"

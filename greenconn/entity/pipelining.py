@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.session.topology import PipeliningChannel
 
-__all__ = ["Declarations", "declare_pipelined"]
-
 #: Methods that a program may have replaced on an entity itself.
 _METHODS: Final = frozenset(("bind", "bind_to", "declare", "queue_bind", "queue_declare"))
 

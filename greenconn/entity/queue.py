@@ -61,8 +61,6 @@ if TYPE_CHECKING:
         routing_key: str | None
 
 
-__all__ = ["DEAD", "Queue"]
-
 #: What a queue's name gets for that of its dead letters.
 DEAD: Final = ".dead"
 

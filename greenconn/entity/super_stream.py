@@ -15,8 +15,6 @@ from greenconn.entity.queue import Queue
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["SuperStream", "murmur3_32"]
-
 #: The hash of a key begins with it in all clients, so that they agree where the key belongs.
 SEED: Final = 104729
 _MASK: Final = 0xFFFFFFFF

@@ -18,8 +18,6 @@ from gevent import get_hub
 
 from greenconn.green.deadline import Deadline
 
-__all__ = ["Pending", "deadline", "register"]
-
 #: Seconds that the end of the interpreter is held up at most.
 EXIT_TIMEOUT: Final = 2.0
 STEP: Final = 0.005

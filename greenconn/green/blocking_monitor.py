@@ -19,8 +19,6 @@ from typing import Any, Final
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, HubBlockedEvent, notify
 
-__all__ = ["HANDLERS", "HandlerHistory", "log_blocked", "name_of"]
-
 #: Changes that are remembered: as many as may follow a block before the hub's timers run.
 REMEMBERED: Final = 64
 

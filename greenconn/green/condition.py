@@ -7,11 +7,6 @@ from collections import deque
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 
-__all__ = [
-    "Condition",
-    "Progress",
-]
-
 
 class Condition:
     """Wakes all who wait; each looks for itself what has changed.

@@ -26,8 +26,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.url import mask_secrets
 
-__all__ = ["avoid", "connect_tcp", "connect_unix", "numeric"]
-
 Address = tuple[int, int, int, Any]
 
 #: Seconds for which an address that could not be connected to is tried after the others.

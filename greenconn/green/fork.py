@@ -11,8 +11,6 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["ForkAware", "register"]
-
 
 class ForkAware(Protocol):
     """An object that may be registered."""

@@ -37,8 +37,6 @@ from greenconn.wire.tls import TlsOption, tls_sessions
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["HttpClient", "HttpResponse", "ResponseLines"]
-
 #: Maximum bytes of the body of a response, or of a line of it.
 LIMIT: Final = 64 * 1024 * 1024
 #: Maximum number of connections to one server.

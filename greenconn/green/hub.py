@@ -17,18 +17,6 @@ from gevent.hub import Hub
 from greenconn.exceptions import WrongHub
 from greenconn.importing import native
 
-__all__ = [
-    "HubAffinity",
-    "PerHub",
-    "TurnEnd",
-    "call_in_hub",
-    "check_hub",
-    "get_gevent_concurrent_error",
-    "wake_hub",
-    "weakly",
-    "yield_to_hub",
-]
-
 CLONE: Final = "give each thread a connection of its own (Connection.clone())"
 
 T = TypeVar("T")

@@ -31,8 +31,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Slot
 
-__all__ = ["Inbox", "Receiver", "take_any"]
-
 T = TypeVar("T")
 
 #: Items taken without a switch before the clock is looked at, and seconds before the hub gets a turn.

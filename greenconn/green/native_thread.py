@@ -24,8 +24,6 @@ from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.importing import native
 
-__all__ = ["CallOutcome", "NativeThread", "ThreadClosed"]
-
 J = TypeVar("J")
 
 #: The native ones, also in a patched process: they are for a native thread.

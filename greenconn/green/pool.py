@@ -41,8 +41,6 @@ from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, PoolWaitEvent, notify
 
-__all__ = ["POOL_MOVES", "FairPool", "PoolState", "PoolStats"]
-
 T = TypeVar("T")
 
 #: Called for each acquire: looking it up in its module has a cost.

@@ -14,8 +14,6 @@ from greenconn.green.hub import weakly
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
 
-__all__ = ["Renewal"]
-
 #: The part of its life after which a token is renewed.
 RENEW_AT: Final = 0.8
 #: Seconds between two renewals at least, whatever the tokens say.

@@ -29,14 +29,6 @@ from greenconn.records import Record
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "Attempts",
-    "Backoff",
-    "RetryPolicy",
-    "attempts",
-    "isolated",
-]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -16,7 +16,6 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-__all__ = ["SingleFlight"]
 
 T = TypeVar("T")
 

@@ -34,8 +34,6 @@ from greenlet import getcurrent
 from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
 
-__all__ = ["Slot", "Timeouts"]
-
 T = TypeVar("T")
 
 _EMPTY, _VALUE, _ERROR, _LEFT = range(4)

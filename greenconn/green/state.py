@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TypeVar
 
-__all__ = ["State", "moved"]
-
 
 class State(Enum):
     """The base class of the states of one life.

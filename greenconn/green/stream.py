@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
 
-__all__ = ["STREAM_MOVES", "EndOfFile", "ReceiveBuffer", "Stream", "StreamState"]
-
 #: Bytes asked for in one receive: the largest frame of AMQP's usual limit.
 RECEIVE: Final = 128 * 1024
 

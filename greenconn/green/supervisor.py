@@ -17,8 +17,6 @@ from gevent import GreenletExit, getcurrent
 
 from greenconn.green import fork
 
-__all__ = ["OnDemand", "current", "end", "end_all", "shielded", "spawn"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger("greenconn.green")

@@ -27,8 +27,6 @@ from greenconn.importing import native
 if TYPE_CHECKING:
     from gevent.threadpool import ThreadPool
 
-__all__ = ["Member", "PoolOwner", "register", "register_pool", "wait_natively"]
-
 logger = logging.getLogger("greenconn.green")
 
 #: The native ones: those of a patched process are of greenlets.

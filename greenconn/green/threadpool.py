@@ -17,8 +17,6 @@ from gevent.threadpool import ThreadPool
 from greenconn.green import thread_end
 from greenconn.green.supervisor import shielded
 
-__all__ = ["CallPool", "are_sockets_green", "in_hub_thread", "in_threadpool"]
-
 T = TypeVar("T")
 
 

@@ -12,8 +12,6 @@ from gevent import get_hub
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
 
-__all__ = ["Ticker"]
-
 logger = logging.getLogger("greenconn.green")
 
 #: A tick is late if it comes more than this many intervals after the one before.

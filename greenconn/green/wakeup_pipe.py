@@ -18,8 +18,6 @@ from gevent import get_hub
 
 from greenconn.green.hub import weakly
 
-__all__ = ["WakeupPipe", "wake_process"]
-
 #: Bytes that one look takes.
 CHUNK: Final = 65536
 #: Bytes that are written in one piece on every system (POSIX).

@@ -40,8 +40,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import TurnEnd, wake_hub, yield_to_hub
 from greenconn.green.slot import Slot
 
-__all__ = ["HIGH_WATER", "Writer"]
-
 #: Bytes that are sent before the turn ends.
 EARLY_FLUSH: Final = 64 * 1024
 #: Pending bytes above which writers wait, and below which they are woken.

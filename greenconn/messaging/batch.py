@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.messaging.producer import Producer
 
-__all__ = ["BatchState", "ChannelBatch", "ProducerBatch"]
-
 
 class ChannelBatch(Protocol):
     """Messages that a channel holds back: what its ``create_publish_batch(max_size=...)`` returns."""

@@ -60,9 +60,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection, Sink
 
 
-__all__ = ["Consumer", "Subscriptions", "start_lock"]
-
-
 _numbers: Final = count(1)
 
 #: The prefetch of a channel holds for the consumers that are started after it, so the two requests

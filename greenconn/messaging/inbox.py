@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from greenconn.messaging.consumer import Consumer
     from greenconn.transport.base import Link
 
-__all__ = ["ConsumerInbox"]
-
 
 class ConsumerInbox:
     """The messages that were delivered and not taken yet (a :class:`~greenconn.abc.Sink`).

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection, ProducerLender
 
 
-__all__ = ["DEFAULT_BATCH_SIZE", "MessageProperties", "Producer", "Publication"]
-
 DEFAULT_BATCH_SIZE: Final = 1000
 
 #: What ``delivery_mode`` may be, as numbers; nothing means persistent, and so does None.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from greenconn.messaging.consumer import Consumer
     from greenconn.session.session import Session
 
-__all__ = ["ConsumerRecovery"]
-
 #: Seconds that consumers of the former connection are waited for, and seconds between two checks.
 FORMER_TIMEOUT: Final = 1.0
 CHECK_INTERVAL: Final = 0.02

@@ -56,9 +56,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.publishing.message import OutgoingMessage, PublishArguments
 
-__all__ = ["PublishBatch", "publish", "publish_many", "publish_prepared", "publisher_of"]
-
-
 #: Messages that are under way at once, and bytes in their bodies.
 WINDOW: Final = 1000
 WINDOW_BYTES: Final = 4 * 2**20

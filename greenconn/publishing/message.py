@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from greenconn import abc
     from greenconn.abc import Channel
 
-__all__ = ["PROPERTIES", "OutgoingMessage", "PublishArguments", "PublishOptions", "Target"]
-
 Target: TypeAlias = str | Queue | Exchange
 
 

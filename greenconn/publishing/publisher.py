@@ -59,8 +59,6 @@ from greenconn.session.session import Session
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["Publisher"]
-
 logger = logging.getLogger("greenconn.publishing")
 
 T = TypeVar("T")

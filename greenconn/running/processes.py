@@ -22,24 +22,6 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Final, TypeAlias
 
-__all__ = [
-    "BOOT_FAILED",
-    "FAILED",
-    "HANDED_OVER",
-    "INDEX_VARIABLE",
-    "MANAGER_VARIABLE",
-    "REFUSED",
-    "RELOAD",
-    "STOPPED",
-    "Address",
-    "ProcessManager",
-    "command_line",
-    "health_socket",
-    "is_managed",
-    "parse_address",
-    "unblock_signals",
-]
-
 logger = logging.getLogger("greenconn.running")
 
 SIGNALS: Final = frozenset(

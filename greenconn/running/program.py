@@ -38,8 +38,6 @@ from greenconn.running.reload import SourceFiles, files_of_error
 from greenconn.shutdown import stop_and_close, time_for_handlers
 from greenconn.worker.consumer import ConsumerGreenlet
 
-__all__ = ["Program", "load_app"]
-
 logger = logging.getLogger("greenconn.running")
 
 _PACKAGE: Final = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"

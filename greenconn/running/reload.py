@@ -9,8 +9,6 @@ from typing import Final
 
 import gevent
 
-__all__ = ["SourceFiles", "files_of_error"]
-
 #: Seconds between two looks at the files.
 INTERVAL: Final = 0.5
 #: Where packages are installed: they do not change while one works on a program.

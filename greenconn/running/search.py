@@ -9,8 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-__all__ = ["applications_in"]
-
 #: Directories that are looked at, at most, and their depth below the given one.
 MOST_FOLDERS: Final = 1000
 DEPTH: Final = 3

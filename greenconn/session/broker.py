@@ -25,8 +25,6 @@ from greenconn.session.state import drop
 from greenconn.transport.registry import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url, safequote
 
-__all__ = ["STRATEGIES", "URI_FIELDS", "Broker", "Failover", "shufflecycle"]
-
 logger = logging.getLogger("greenconn.session")
 
 URI_FIELDS: Final = itemgetter("port", "userid", "password", "virtual_host", "transport")

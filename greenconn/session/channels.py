@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from greenconn.green.pool import FairPool
     from greenconn.session.session import Session
 
-__all__ = ["UTILITY_LIMIT", "Channels", "UtilityChannels", "begin_channel"]
-
 T = TypeVar("T")
 
 #: Links on which a channel is tried before the caller gets the error.

@@ -17,8 +17,6 @@ from greenconn.session.parameters import Parameters, check_is_url
 if TYPE_CHECKING:
     from greenconn.connection import ConnectionArguments
 
-__all__ = ["DEFAULT_URL", "UNNAMED", "URL_VARIABLE", "Configuration", "configured", "replace"]
-
 URL_VARIABLE: Final = "GREENCONN_URL"
 DEFAULT_URL: Final = "amqp://guest:guest@localhost:5672//"
 

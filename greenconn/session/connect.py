@@ -51,17 +51,6 @@ from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
 from greenconn.session.state import drop, is_open
 
-__all__ = [
-    "ATTEMPT_MOVES",
-    "Attempt",
-    "AttemptState",
-    "ConnectBackoff",
-    "ConnectOutcome",
-    "Connector",
-    "is_lockout",
-    "is_refusal",
-]
-
 logger = logging.getLogger("greenconn.session")
 
 #: Seconds between rounds over the failover list: the first, and what doubling stops at.

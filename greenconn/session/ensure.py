@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.connection import Connection
 
-__all__ = ["NotConnected", "Revival", "ensure_open", "ensured", "library_errors", "retry_options"]
-
 #: Seconds between two calls of ``callback`` in a long wait (kombu's).
 CALLBACK_INTERVAL: Final = 1.0
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from greenconn.connection import Connection
 
 
-__all__ = ["EventDescriptor"]
-
 logger = logging.getLogger("greenconn.session")
 
 

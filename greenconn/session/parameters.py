@@ -34,15 +34,6 @@ from greenconn.url import (
     split_urls,
 )
 
-__all__ = [
-    "DEFAULT_TRANSPORT",
-    "ParameterKey",
-    "Parameters",
-    "check_is_url",
-    "check_scheme",
-    "combined",
-]
-
 DEFAULT_TRANSPORT: Final = "amqp"
 
 #: Aliases whose name says TLS.

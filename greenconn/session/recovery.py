@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Recoverable
     from greenconn.session.session import Session
 
-__all__ = ["RESTORE_TIMEOUT", "Members", "SessionRecovery"]
-
 logger = logging.getLogger("greenconn.session")
 
 #: Seconds that one member may take to be restored: a few round trips, each bounded by the transport.

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Connection
     from greenconn.green.deadline import Deadline
 
-__all__ = ["OWN_CONNECTION", "ConsumerGroup", "Publisher", "RpcClient", "SessionServices"]
-
 
 class ConsumerGroup(Protocol):
     """The consumers of a session (``worker.lifecycle``)."""

@@ -47,8 +47,6 @@ from greenconn.session.topology import Topology
 if TYPE_CHECKING:
     from greenconn.abc import Channel, Recoverable
 
-__all__ = ["Listeners", "Session", "sessions_in_use"]
-
 logger = logging.getLogger("greenconn.session")
 
 

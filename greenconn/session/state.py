@@ -13,8 +13,6 @@ from greenconn.green.single_flight import SingleFlight
 from greenconn.green.state import State
 from greenconn.transport.base import Link
 
-__all__ = ["MOVES", "Life", "SessionState", "drop", "is_open"]
-
 
 class SessionState(State):
     """The stages in the life of a logical connection."""

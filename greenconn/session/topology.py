@@ -41,15 +41,6 @@ from greenconn.session.state import is_open
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = [
-    "GONE_MEANWHILE",
-    "Declared",
-    "DeclaredBinding",
-    "DeclaredExchange",
-    "DeclaredQueue",
-    "Topology",
-]
-
 logger = logging.getLogger("greenconn.session")
 
 #: Exchanges, queues and bindings together that are kept; above it the oldest binding or queue goes.

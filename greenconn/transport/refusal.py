@@ -14,24 +14,6 @@ from greenconn.exceptions import (
     ResourceLocked,
 )
 
-__all__ = [
-    "Method",
-    "NotEquivalentError",
-    "NotSupported",
-    "check_equivalent",
-    "in_exclusive_use",
-    "in_use",
-    "invalid_argument",
-    "locked",
-    "no_exchange",
-    "no_queue",
-    "no_recover_in_place",
-    "not_empty",
-    "refused",
-    "reserved_name",
-    "unknown_delivery_tag",
-]
-
 
 class Method(Enum):
     """The AMQP methods that a broker refuses (class id, method id)."""

@@ -12,14 +12,6 @@ from typing import Any, Final
 
 from greenconn.importing import symbol_by_name
 
-__all__ = [
-    "TRANSPORT_ALIASES",
-    "get_transport_cls",
-    "is_name",
-    "resolve_transport",
-    "supports_librabbitmq",
-]
-
 _AMQP: Final = "greenconn.transport.amqp.transport:Transport"
 _AMQPS: Final = "greenconn.transport.amqp.transport:SSLTransport"
 

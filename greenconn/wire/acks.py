@@ -21,8 +21,6 @@ in groups.
 
 from __future__ import annotations
 
-__all__ = ["AckTracker", "TransactionAckTracker"]
-
 
 class AckTracker:
     """The outstanding deliveries of one channel, and its acks and requeues that are not yet written."""

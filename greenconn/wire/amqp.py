@@ -18,25 +18,6 @@ from typing import Final
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
 
-__all__ = [
-    "BASIC_DELIVER",
-    "BASIC_PUBLISH",
-    "BASIC_RETURN",
-    "BODY_SKIPPED",
-    "FRAME_MIN",
-    "LARGE",
-    "PROTOCOL_HEADER",
-    "BlockPool",
-    "FrameParser",
-    "LargeFrame",
-    "Method",
-    "ack_frame",
-    "body_size",
-    "content_frames",
-    "heartbeat_frame",
-    "method_frame",
-]
-
 PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 FRAME_MIN: Final = 4096
 

@@ -11,19 +11,6 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = [
-    "LONGEST_TUBE",
-    "BeanstalkParser",
-    "ProtocolError",
-    "Reply",
-    "is_whole",
-    "line",
-    "put",
-    "queue_of",
-    "statistics",
-    "tube_of",
-]
-
 #: Bytes of a tube's name.
 LONGEST_TUBE: Final = 200
 #: Bytes of a reply's line: the longest has a tube's name.

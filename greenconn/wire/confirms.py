@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["ConfirmSequencer", "Outstanding"]
-
 
 class Outstanding(Protocol):
     """A publish that the broker has not confirmed, as far as returns are matched to it."""

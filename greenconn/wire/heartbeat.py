@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["Heartbeat", "HeartbeatAction"]
-
 
 class HeartbeatAction:
     """The bits of the action after a tick.  SEND may come together with READ_FIRST."""

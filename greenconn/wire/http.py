@@ -16,8 +16,6 @@ import re
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
-__all__ = ["HEAD_LIMIT", "ResponseParser", "request_head"]
-
 #: Maximum bytes of the heads of a response, including interim responses, and of its trailers together.
 HEAD_LIMIT: Final = 64 * 1024
 #: Maximum bytes of a line that begins a chunk.

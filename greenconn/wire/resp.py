@@ -12,8 +12,6 @@ from typing import Any, Final
 
 import hiredis
 
-__all__ = ["ErrorReply", "ProtocolError", "Push", "RespParser", "bulk", "head", "pack"]
-
 #: A message that the server sends without being asked (RESP3).
 Push: Final = hiredis.PushNotification
 

@@ -16,18 +16,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeGuard
 
-__all__ = [
-    "OPTIONS",
-    "CertificateRejected",
-    "TlsError",
-    "TlsOption",
-    "TlsSession",
-    "named_options",
-    "tls_context",
-    "tls_session",
-    "tls_sessions",
-]
-
 #: A record holds 16 KiB at most, and each read gives at most one.
 RECORD: Final = 16384
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.session.session import Session
 
-__all__ = ["ActiveReader", "token_queue"]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Messages that an active reader may have: the token, and the one that replaces it.

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from greenconn.session.session import Session
     from greenconn.transport.base import Link
 
-__all__ = ["ReadingRight", "SharedChannel", "SharedChannels", "Sink", "Subscription"]
-
 #: Consumers of one channel.
 CONSUMERS_PER_CHANNEL: Final = 50
 

@@ -27,18 +27,6 @@ from greenconn.worker.options import (
     checked_options,
 )
 
-__all__ = [
-    "ConsumerFailure",
-    "ConsumerGreenlet",
-    "check_consumer",
-    "failures",
-    "forget_failures",
-    "running_consumers",
-    "spawn_consumer",
-    "stop_all",
-    "stop_consumers",
-]
-
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.session.session import Session
 
-__all__ = ["DeadLetterExchanges"]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Seconds for which an answer is taken to hold: policies and exchanges may change.

@@ -37,16 +37,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
 
-__all__ = [
-    "BatchDispatcher",
-    "BlockingMonitor",
-    "Dispatcher",
-    "Interrupted",
-    "MessageBatch",
-    "Worker",
-    "WorkerPool",
-]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Messages that a worker handles before the clock is looked at, and seconds before the hub has a turn.

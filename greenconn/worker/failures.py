@@ -29,27 +29,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Message
     from greenconn.connection import Connection
 
-__all__ = [
-    "ATTEMPTS",
-    "ERROR",
-    "EXCHANGE",
-    "FAILURE_HEADERS",
-    "FIRST_FAILURE",
-    "NOT_COPIED",
-    "OBEYED",
-    "QUEUE",
-    "REASON",
-    "ROUTING_KEY",
-    "TEXT",
-    "TRACEBACK",
-    "FailedMessages",
-    "attempts_of",
-    "note_failure",
-    "priority_of",
-    "resent",
-    "restore_route",
-]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: How often its handler has failed.

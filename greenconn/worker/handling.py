@@ -54,8 +54,6 @@ from greenconn.worker.parking import NotBegun
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["BatchHandling", "Handling"]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Seconds of a delay, before jitter, from which on the broker holds a message by default.

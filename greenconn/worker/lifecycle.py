@@ -56,21 +56,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.session.session import Session
 
-__all__ = [
-    "ENDS",
-    "MOVES",
-    "TASK_MOVES",
-    "BackgroundTask",
-    "BackgroundTasks",
-    "ConsumerGroup",
-    "ConsumerLifecycle",
-    "ConsumerState",
-    "Stall",
-    "TargetState",
-    "TaskState",
-    "group_of",
-]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Seconds that a consumer that is killed waits for the broker, and any that ends for its last offset.

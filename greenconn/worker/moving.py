@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.publishing.message import OutgoingMessage
 
-__all__ = ["Route", "count_of", "look", "move", "put_back"]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Returns a message as it is published again; None leaves it where it is.

@@ -22,8 +22,6 @@ from greenconn.streams import OffsetStore, StreamPosition
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["OffsetRecorder"]
-
 logger = logging.getLogger("greenconn.worker")
 
 

@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
     from greenconn.message import Message
 
-__all__ = [
-    "CONSUMER_OPTIONS",
-    "BatchArguments",
-    "ConsumerArguments",
-    "ConsumerOptions",
-    "Handler",
-    "OnError",
-    "QueueLike",
-    "ServerArguments",
-    "checked_options",
-]
-
 QueueLike: TypeAlias = "str | Queue"
 Handler: TypeAlias = Callable[[Any, Any], Any]
 OnError: TypeAlias = (

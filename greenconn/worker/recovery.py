@@ -46,15 +46,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
 
-__all__ = [
-    "CancelledConsumer",
-    "OverdueDelivery",
-    "RecoveryOutcome",
-    "SubscriptionRecovery",
-    "find_overdue",
-    "known_errors",
-]
-
 logger = logging.getLogger("greenconn.worker")
 
 CONSUMING: Final = RetryPolicy(first=0.1, longest=10.0, immediate=1)

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.publishing.message import OutgoingMessage
 
-__all__ = ["DeadLetter", "DeadLetters", "dead_letters"]
 
 logger = logging.getLogger("greenconn.worker")
 

@@ -21,8 +21,6 @@ from greenconn.green.ticker import Ticker
 from greenconn.worker.consumer import running_consumers
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, Stall
 
-__all__ = ["Watchdog"]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Checks of a queue before its consumer is reported as stalled.  One is not enough: a message may have

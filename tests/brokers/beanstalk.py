@@ -8,8 +8,6 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import find_beanstalkd
 from tests.brokers.server import Server
 
-__all__ = ["Beanstalkd"]
-
 
 class Beanstalkd(Server):
     """A beanstalkd that this process owns.

@@ -9,8 +9,6 @@ from tests.brokers.epmd import Epmd
 from tests.brokers.keeper import Keeper
 from tests.brokers.rabbitmq import CTL_TIMEOUT, RabbitMQ
 
-__all__ = ["RabbitMQCluster"]
-
 NODES = 3
 #: Milliseconds for members of queues to come back.
 QUORUM_TIMEOUT_MS = 60_000

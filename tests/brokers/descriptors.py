@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import resource
 
-__all__ = ["raise_limit"]
-
 
 def raise_limit() -> None:
     """Raise the soft limit to the hard one; brokers and tests inherit it.

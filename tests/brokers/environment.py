@@ -4,24 +4,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = [
-    "AMQP_CTL",
-    "AMQP_URL",
-    "BEANSTALK_URL",
-    "COUCHDB_URL",
-    "FULL",
-    "MONGODB_URL",
-    "NEWER_AMQP_URL",
-    "REDIS_SERVER",
-    "REDIS_URL",
-    "REQUIRE",
-    "SERVERS",
-    "SQS_URL",
-    "are_required",
-    "is_full",
-    "is_full_once",
-]
-
 #: The address of a RabbitMQ.  Given by the user: use it, and start none.
 AMQP_URL = "GREENCONN_TEST_AMQP_URL"
 #: The file that describes a private RabbitMQ, for ``RabbitMQHandle.of``.

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from tests.brokers.keeper import Keeper
 from tests.brokers.server import Server
 
-__all__ = ["Epmd"]
-
 
 class Epmd(Server):
     """A port mapper of the tests' own; without one a node starts one as a daemon, which stays."""

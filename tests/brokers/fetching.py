@@ -15,8 +15,6 @@ from pathlib import Path
 
 from gevent import sleep
 
-__all__ = ["NoBroker", "Programs", "cache_folder", "locked", "make", "run"]
-
 #: Seconds for one command, and for somebody else who fetches the same.
 FETCH_TIMEOUT = 300.0
 STEP = 0.1

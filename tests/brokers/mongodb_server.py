@@ -8,8 +8,6 @@ from pathlib import Path
 from tests.brokers.keeper import Keeper
 from tests.brokers.server import Server
 
-__all__ = ["MongoStandin"]
-
 
 class MongoStandin(Server):
     """A stand-in that this process owns.

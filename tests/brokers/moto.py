@@ -10,8 +10,6 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker
 from tests.brokers.server import Server
 
-__all__ = ["MotoServer"]
-
 #: What it signs with is not checked.
 ACCESS_KEY, SECRET_KEY = "AKIATESTING", "no-secret-at-all"
 #: Serves over connections that are kept, as AWS does; moto's own server closes each after one answer.

@@ -17,8 +17,6 @@ from tests.brokers.environment import REDIS_SERVER, SERVERS
 from tests.brokers.fetching import NoBroker, Programs, cache_folder, locked, make, run
 from tests.brokers.suite import SUITE, unpack
 
-__all__ = ["find", "is_wanted", "redis_server", "versions"]
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 SERVER_PACKAGES = ("rabbitmq-server", "redis-server", "valkey-server", "beanstalkd")
 PACKAGES = (*SERVER_PACKAGES, "redis-sentinel", "valkey-sentinel")

@@ -10,8 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["free_ports", "some_ports"]
-
 #: All are below the range of which the kernel takes the ports of outgoing connections.  Brokers
 #: bind theirs seconds after they were chosen, so nobody else may take one meanwhile.
 BROKERS = range(20000, 26000)

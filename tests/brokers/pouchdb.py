@@ -14,8 +14,6 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import NoBroker, find_pouchdb
 from tests.brokers.server import Server
 
-__all__ = ["PouchDB"]
-
 
 class PouchDB(Server):
     """A pouchdb-server that this process owns.

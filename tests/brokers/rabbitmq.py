@@ -22,8 +22,6 @@ from tests.brokers.packages import NoBroker, find_rabbitmq
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq_setup import COOKIE, DISK_FREE_LIMIT, environment, joining, write_files
 
-__all__ = ["RabbitMQ", "RabbitMQHandle"]
-
 READY = b"Server startup complete"
 START_TIMEOUT = 90.0
 CTL_TIMEOUT = 60.0

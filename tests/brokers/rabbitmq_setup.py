@@ -12,8 +12,6 @@ from pathlib import Path
 
 from tests.brokers.packages import NoBroker, Programs
 
-__all__ = ["COOKIE", "DISK_FREE_LIMIT", "environment", "joining", "write_files"]
-
 #: Debian's ``erl`` has /usr/lib/erlang written into it, so unpacked packages need another.
 ERL = """#!/bin/sh
 ROOTDIR='{erlang}' BINDIR='{binaries}' EMU=beam PROGNAME=erl

@@ -15,8 +15,6 @@ from tests.brokers.packages import NoBroker
 from tests.brokers.ports import free_ports
 from tests.brokers.redis_server import RedisServer
 
-__all__ = ["SLOTS", "ClusterNode", "RedisCluster"]
-
 SLOTS: Final = 16384
 #: Milliseconds after which the others take a silent node for dead.
 NODE_TIMEOUT: Final = 1000

@@ -6,8 +6,6 @@ from tests.brokers.keeper import Keeper
 from tests.brokers.packages import find_faketime, find_redis
 from tests.brokers.server import Server
 
-__all__ = ["RedisSentinel", "RedisServer", "SteppedRedis"]
-
 DATABASES = 16
 
 

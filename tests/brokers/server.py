@@ -18,8 +18,6 @@ from tests.brokers.keeper import Keeper, is_stopped, send
 from tests.brokers.packages import NoBroker
 from tests.brokers.ports import free_ports
 
-__all__ = ["Server"]
-
 
 class Server:
     """A process that serves at a port of this machine, until it is stopped or its keeper goes.

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from tests.brokers.fetching import NoBroker, run
 
-__all__ = ["SUITE", "unpack"]
-
 SUITE = "testing"
 APT = """\
 Dir::Etc::sourcelist "{folder}/sources.list";

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["UNKNOWN", "Argument", "Documented", "documented"]
-
 TEXT: Final = Path(__file__).with_name("kombu_api.md")
 
 #: A default that is not a plain value.

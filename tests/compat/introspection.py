@@ -13,8 +13,6 @@ from inspect import Parameter
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["differences"]
-
 _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _CALLED_BY_PYTHON: Final = frozenset(
     {

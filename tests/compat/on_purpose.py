@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["ON_PURPOSE"]
-
 A_DETAIL: Final = "kombu's own use of something, which programs do not ask for"
 BY_POSITION: Final = "the argument is given by position"
 DRIVEN: Final = "a link reads, or looks, by itself, so nobody drives channels"

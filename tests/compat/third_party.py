@@ -13,8 +13,6 @@ from typing import Any, Final
 
 from tests.compat.programs.library import Library
 
-__all__ = ["SHAPES", "Backend"]
-
 
 class Backend:
     """Where the queues of a transport are kept, and what its hooks noted."""

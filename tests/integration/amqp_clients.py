@@ -10,9 +10,6 @@ import gevent
 from greenconn.transport.amqp.channel import Channel
 from tests.fix_wires import until
 
-__all__ = ["WAIT", "Sink", "all_of", "counts", "fill", "message"]
-
-
 WAIT = 20.0
 
 

@@ -14,8 +14,6 @@ from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 from greenconn.wire.beanstalk import BeanstalkParser, Reply, statistics
 from tests.tiny_client import TinyClient
 
-__all__ = ["SOON", "Raw", "bodies", "entry", "raw_to", "store_at", "stores_at"]
-
 SOON = 30.0
 
 

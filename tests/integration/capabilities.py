@@ -29,18 +29,6 @@ from tests.integration.contract import (
     sqs_side,
 )
 
-__all__ = [
-    "EVERYWHERE",
-    "EXAMPLES",
-    "HOOKED",
-    "KINDS",
-    "NO_SERVER",
-    "UNTESTED",
-    "Can",
-    "Kind",
-    "needs",
-]
-
 
 class Can(Enum):
     """What some have and others have not."""

@@ -25,23 +25,6 @@ from tests.compat.programs.library import GREENCONN, KOMBU
 from tests.integration.hooked import hooked
 from tests.tiny_client import TinyClient
 
-__all__ = [
-    "Side",
-    "Store",
-    "beanstalk_side",
-    "couchdb_side",
-    "folder_side",
-    "hosted_side",
-    "memory_side",
-    "mongodb_side",
-    "polled_side",
-    "rabbitmq_side",
-    "redis_cluster_side",
-    "redis_side",
-    "sqlite_side",
-    "sqs_side",
-]
-
 #: Seconds that a test waits for something that must come.
 SOON = 30.0
 

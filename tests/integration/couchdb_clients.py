@@ -18,19 +18,6 @@ from greenconn.transport.couchdb.store import CouchStore
 from greenconn.transport.virtual.declaration import Declaration
 from tests.tiny_client import TinyClient
 
-__all__ = [
-    "PLAIN",
-    "SOON",
-    "Raw",
-    "back",
-    "bodies",
-    "done",
-    "entry",
-    "put",
-    "raw_to",
-    "store_at",
-]
-
 #: Seconds that a test waits for something that must come.
 SOON = 30.0
 

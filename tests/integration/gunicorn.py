@@ -24,8 +24,6 @@ from tests.brokers.ports import free_ports
 from tests.fix_wires import until
 from tests.integration.processes import HELD_UP
 
-__all__ = ["ROOT", "SOON", "Answer", "Load", "Server", "fetch", "serving"]
-
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that anything here may take.
 SOON = 40.0

@@ -8,8 +8,6 @@ from typing import Any
 
 from tests.compat.programs.library import Library
 
-__all__ = ["hooked"]
-
 
 def hooked(lib: Library) -> Any:
     """Return a transport class over the virtual layer of *lib*; its links share everything."""

@@ -8,8 +8,6 @@ import sys
 
 from tests.unit.test_docs import ROOT, blocks
 
-__all__ = ["run_blocks"]
-
 
 def run_blocks(page: str, url: str, patched: bool) -> subprocess.CompletedProcess[str]:
     """Run the code blocks of *page*, with the broker of *url*, in a process like this one.

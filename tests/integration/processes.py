@@ -19,8 +19,6 @@ from gevent.socket import wait_read, wait_write
 from tests.fix_wires import until
 from tests.integration.stacks import SIGNAL
 
-__all__ = ["ROOT", "Outcome", "Running", "run", "start"]
-
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 150.0
 #: On a busy machine a process is held up by others, whatever its handlers do.

@@ -16,8 +16,6 @@ from tests.fix_wires import until
 from tests.integration.gunicorn import Answer, fetch
 from tests.integration.processes import HELD_UP, ROOT
 
-__all__ = ["EXAMPLES", "SOON", "Project", "command_of", "project"]
-
 EXAMPLES = ROOT / "examples"
 #: Seconds that anything here may take.
 SOON = 90.0

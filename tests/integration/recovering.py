@@ -16,19 +16,6 @@ from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
-__all__ = [
-    "SOON",
-    "Recoveries",
-    "consumer_counts",
-    "consumers_of",
-    "exists",
-    "kill",
-    "lose",
-    "restart_app",
-    "send",
-    "settled",
-]
-
 #: Seconds for what must come: a broker needs 5 s to start when the machine is not busy.
 SOON = 60.0
 

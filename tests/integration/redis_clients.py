@@ -9,8 +9,6 @@ from typing import Any
 from greenconn import Connection
 from greenconn.wire.resp import pack
 
-__all__ = ["Control", "control"]
-
 
 class Control:
     """A connection of its own that sends plain commands."""

@@ -13,8 +13,6 @@ from greenconn import Connection, Queue
 from greenconn.broker.leases import Leases
 from tests.fix_wires import until
 
-__all__ = ["OPTIONS", "Load"]
-
 SOON = 60.0
 #: With a short lease, so that what is lost comes back while a test lasts.
 OPTIONS = {"lease": 2.0}

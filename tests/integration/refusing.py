@@ -12,8 +12,6 @@ from greenconn.transport.mongodb import store as mongodb
 from greenconn.wire.resp import pack
 from tests.integration.contract import Side
 
-__all__ = ["FULL", "refusing"]
-
 #: Arguments of a queue that takes one message.
 FULL = {"x-max-length": 1, "x-overflow": "reject-publish"}
 

@@ -8,8 +8,6 @@ from greenconn import Connection, Queue
 from greenconn.entity import Queue as EntityQueue
 from greenconn.transport.SQS.store import SqsStore
 
-__all__ = ["attributes_of", "declared", "store_of"]
-
 
 def store_of(connection: Connection) -> SqsStore:
     """What talks to SQS for it."""

@@ -10,8 +10,6 @@ from gevent import socket
 
 from tests.fix_peer import Peer, PeerFactory
 
-__all__ = ["URL", "Asked", "Scripted", "error", "stored", "usual"]
-
 #: Status and body of an answer.
 Answer = tuple[int, bytes]
 

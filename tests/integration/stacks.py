@@ -9,8 +9,6 @@ from types import FrameType
 
 from gevent.util import print_run_info
 
-__all__ = ["SIGNAL", "print_on_signal"]
-
 SIGNAL = signal.SIGUSR2
 
 

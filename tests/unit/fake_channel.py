@@ -18,8 +18,6 @@ from greenconn.transport.base import Link, to_rabbitmq_queue_arguments
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Call", "FakeChannel", "FakeClient", "FakeLink", "FakeSession", "outcome"]
-
 
 def outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What *function* returns, or the error that it raises: for greenlets that may fail."""

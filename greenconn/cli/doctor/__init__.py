@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from greenconn.cli.doctor.checks import Finding
     from greenconn.connection import Connection
 
-__all__ = ["command"]
-
 #: Before a remedy.
 ARROW: Final = "-> "
 #: Outcome -> colour.

@@ -30,22 +30,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.stream import Stream
 from greenconn.wire.tls import TlsSession, tls_session
 
-__all__ = [
-    "Finding",
-    "Outcome",
-    "check_message",
-    "check_network",
-    "check_process",
-    "check_queue",
-    "check_rabbitmq",
-    "check_redis",
-    "check_session",
-    "failed",
-    "note",
-    "ok",
-    "warning",
-]
-
 #: Packages whose versions matter.
 PACKAGES: Final = ("greenconn", "gevent", "greenlet", "amqp", "redis", "hiredis")
 #: Descriptors that a program with a pool or two should be allowed.

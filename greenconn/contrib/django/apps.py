@@ -6,8 +6,6 @@ from django.apps import AppConfig
 
 from greenconn.contrib.django import configure
 
-__all__ = ["GreenconnConfig"]
-
 
 class GreenconnConfig(AppConfig):
     """Configures the default connections when Django starts; opens nothing."""

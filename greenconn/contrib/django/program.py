@@ -20,8 +20,6 @@ from greenconn.running.processes import (
 )
 from greenconn.running.program import Program
 
-__all__ = ["ProgramCommand"]
-
 
 class ProgramCommand(BaseCommand):
     """A command that runs an application in processes of its own.

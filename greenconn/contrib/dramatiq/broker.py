@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.connection import ConnectionArguments
 
-__all__ = ["GreenconnBroker", "NotAccepted", "dead_letter_name"]
-
 #: Milliseconds for which dead letters are kept; Dramatiq's own broker reads the same variable.
 DEAD_MESSAGE_TTL: Final = int(os.environ.get("dramatiq_dead_message_ttl", 7 * 86_400_000))  # noqa: SIM112
 #: Errors of a connection, which Dramatiq retries.

@@ -23,8 +23,6 @@ from greenconn.worker import spawn_consumer
 if TYPE_CHECKING:
     from greenconn.contrib.dramatiq.broker import GreenconnBroker
 
-__all__ = ["ETA", "GreenconnConsumer"]
-
 #: Header with the time at which a delay ends, in ms: some brokers delay by whole seconds only, and the
 #: rest passes in the worker.
 ETA: Final = "x-dramatiq-eta"

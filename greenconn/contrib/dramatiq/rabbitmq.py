@@ -26,18 +26,6 @@ from greenconn.exceptions import ChannelError, ConnectionError, RecoverableConne
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = [
-    "PARAMETERS",
-    "PikaChannel",
-    "PikaConnection",
-    "RabbitmqBroker",
-    "connection_arguments",
-    "pika_errors",
-    "split_url",
-    "url_arguments",
-]
-
-
 #: Parameters of pika -> arguments of a connection.
 _ARGUMENTS: Final = {
     "heartbeat": "heartbeat",

@@ -12,8 +12,6 @@ from dramatiq import Middleware
 from greenconn.connection import Connection
 from greenconn.contrib.dramatiq.broker import GreenconnBroker
 
-__all__ = ["RedisBroker"]
-
 logger = logging.getLogger("greenconn.contrib.dramatiq")
 
 #: Arguments of redis-py -> arguments of a connection.

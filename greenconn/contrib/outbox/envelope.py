@@ -18,8 +18,6 @@ from greenconn.entity import Exchange, Queue, binding
 from greenconn.identity import uuid
 from greenconn.publishing.message import PublishOptions, Target
 
-__all__ = ["PARTITIONS", "OutboxRow", "now_ms", "publish_arguments", "row_of"]
-
 #: Relays that can share the work at most.  Rows name theirs: never change it.
 PARTITIONS: Final = 32
 #: Characters of an ordering key, of a target's name and of a message id.

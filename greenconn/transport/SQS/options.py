@@ -11,8 +11,6 @@ from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.url import mask_secrets
 
-__all__ = ["HYPHENATED", "SQSOptions"]
-
 #: Kombu's spelling of options -> ours.
 HYPHENATED: Final[Mapping[str, str]] = {
     "sqs-creation-attributes": "sqs_creation_attributes",

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.channel import Channel
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Acks"]
-
 _tag_and_flags = Struct(">QB")
 #: Requeues that are sent at once, where each takes a method of its own, and seconds before more are:
 #: see :mod:`greenconn.wire.acks`.

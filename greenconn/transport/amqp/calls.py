@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.channel import Channel
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Call", "Calls", "PendingCalls", "Pipeline", "bystander_error"]
-
 #: Called with a reply whose caller has left, by the reader or by a caller that was killed
 #: when the reply had come but it had not run: it must not switch.
 Undo: TypeAlias = "Callable[[Reply], None]"

@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from greenconn.delays import DelayedRoute
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Channel"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Seconds that ``close`` waits for the end of the consumers.

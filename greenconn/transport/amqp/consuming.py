@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
     from greenconn.transport.amqp.message import Delivery
 
-__all__ = ["CONSUMER_MOVES", "ChannelConsumer", "ConsumerState", "Consumers", "requeue_events"]
-
 _delivery_tag = Struct(">Q")
 _tag_and_redelivered = Struct(">QB")
 #: Number of deliveries beyond the prefetch that are tolerated.

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.channel import Channel
 
 
-__all__ = ["LONGEST_DELAY", "DelayLevels", "landing_queue", "without_former_delays"]
-
 #: Seconds.
 LONGEST_DELAY: Final = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 #: Of the names of everything that is declared here.

@@ -15,8 +15,6 @@ from greenconn.exceptions import AMQPError, ConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.methods import ids_of, read_arguments
 
-__all__ = ["closing_error", "opening_error", "with_remedy"]
-
 #: Part of the broker's text -> what the user can do.
 _REMEDIES: Final = (
     (

@@ -23,8 +23,6 @@ from greenconn.green.writer import Writer
 from greenconn.listeners import LISTENERS, BlockedEvent, UnblockedEvent, notify
 from greenconn.options import AmqpOptions
 
-__all__ = ["HARD_LIMIT", "FlowControl", "InboxBudget"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Seconds in which the first LOGGED changes are logged as they come, and at their end how many more

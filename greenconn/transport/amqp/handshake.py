@@ -28,8 +28,6 @@ from greenconn.wire.amqp import FRAME_MIN, method_frame
 if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Handshake", "login_mechanisms", "rabbitmq_version"]
-
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
 _START: Final = ids_of(spec.Connection.Start)

@@ -13,8 +13,6 @@ from greenconn.green.ticker import Ticker
 from greenconn.wire.amqp import heartbeat_frame
 from greenconn.wire.heartbeat import Heartbeat, HeartbeatAction
 
-__all__ = ["HeartbeatTimer"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 

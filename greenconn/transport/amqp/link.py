@@ -70,8 +70,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.secret import Secret
     from greenconn.wire.tls import TlsSession
 
-__all__ = ["AmqpLink"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Seconds that ``close`` waits for the broker's answer.

@@ -21,8 +21,6 @@ from greenconn.url import mask_secrets
 if TYPE_CHECKING:
     from greenconn.transport.amqp.transport import Transport
 
-__all__ = ["Management"]
-
 PORT: Final = 15672
 TLS_PORT: Final = 15671
 #: A value that JSON can hold: the broker's responses are returned as they are.

@@ -20,8 +20,6 @@ from greenconn.transport.amqp.properties import (
 )
 from greenconn.wire.amqp import body_size
 
-__all__ = ["BodilessDelivery", "Delivery", "Outgoing", "ReturnedMessage"]
-
 #: Bytes that a delivery takes beside its body and its header.
 DELIVERY_OVERHEAD: Final = 512
 

@@ -10,20 +10,6 @@ from amqp.serialization import loads
 
 from greenconn.exceptions import FrameError
 
-__all__ = [
-    "UNREADABLE",
-    "UPDATE_SECRET_OK",
-    "Ids",
-    "Method",
-    "Reply",
-    "expected_of",
-    "ids_of",
-    "name_of",
-    "read_arguments",
-    "reply_arguments",
-    "unreadable",
-]
-
 #: Class and method id, as the amqp package has them.
 Method: TypeAlias = "tuple[int, int]"
 #: The same as one number: ``class_id << 16 | method_id``

@@ -23,15 +23,6 @@ from greenconn.encoding import plain_text
 from greenconn.exceptions import DecodeError
 from greenconn.transport.amqp.methods import UNREADABLE
 
-__all__ = [
-    "content_kind",
-    "is_finite",
-    "pack_properties",
-    "readable_properties",
-    "text_of",
-    "unpack_properties",
-]
-
 _flags = Struct(">H")
 _octet = Struct(">B")
 _long = Struct(">I")

@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.channel import Channel
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["AWAITED", "RESEND", "PendingConfirm", "Publisher", "Returns", "Unsent", "find_unsent"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 _tag_and_flags = Struct(">QB")
 # The header frame up to the last 4 of the 8 bytes of the body's size, and the end of that frame with the

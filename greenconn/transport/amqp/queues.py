@@ -21,8 +21,6 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["KnownQueues"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 #: RabbitMQ 4's limit of a quorum queue that sets none.

@@ -22,8 +22,6 @@ from greenconn.green.slot import Slot
 if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["Secret"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 UPDATE_SECRET: Final = (10, 70)

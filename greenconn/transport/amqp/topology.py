@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.link import AmqpLink
 
-__all__ = ["DeclaringChannel"]
-
 
 class DeclaringChannel(StdChannel):
     """The part of a channel that declares, binds and deletes.

@@ -26,8 +26,6 @@ from greenconn.transport.amqp.link import AmqpLink
 if TYPE_CHECKING:
     from greenconn.transport.amqp.management import Management
 
-__all__ = ["SSLTransport", "Transport"]
-
 logger = logging.getLogger("greenconn.transport.amqp")
 
 #: Options of every transport, which other rooms check.

@@ -12,8 +12,6 @@ from greenconn.broker.options import StoreOptions
 from greenconn.broker.transport import StoreTransport
 from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 
-__all__ = ["Channel", "Transport"]
-
 
 class Channel(StoreChannel[StoreLink]):
     """A channel over beanstalk."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, invalid
 
-__all__ = ["CouchOptions"]
-
 
 class CouchOptions(StoreOptions):
     """The options of a connection to CouchDB."""

@@ -17,8 +17,6 @@ from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.couchdb.store import CouchStore
 from greenconn.url import BrokerURL
 
-__all__ = ["Channel", "Transport"]
-
 #: Kombu's.
 DEFAULT_DATABASE: Final = "kombu_default"
 

@@ -51,8 +51,6 @@ from greenconn.transport.virtual.state import Binding, BrokerState
 if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookLink
 
-__all__ = ["AbstractChannel", "Channel", "HookedEntities"]
-
 logger = logging.getLogger("greenconn.transport.virtual")
 
 

@@ -33,9 +33,6 @@ from greenconn.transport.virtual.publishing import (
 if TYPE_CHECKING:
     from greenconn.transport.hooks.transport import HookedTransport, Transport
 
-__all__ = ["HookLink", "HookPublisher", "HookSettlements", "HookedLink"]
-
-
 _DONE: Final = Settlement.ACK
 
 

@@ -16,8 +16,6 @@ from greenconn.transport.virtual.publishing import Envelope
 if TYPE_CHECKING:
     from greenconn.transport.virtual.consumer import Consumer
 
-__all__ = ["Message"]
-
 
 class Message(BaseMessage):
     """A message out of its envelope.

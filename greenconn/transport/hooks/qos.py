@@ -12,8 +12,6 @@ from typing import Any, Final, TextIO
 from greenconn.broker.handover import Handover
 from greenconn.dump import emergency_dump_state
 
-__all__ = ["QoS", "UnreturnedMessages", "dump_messages", "keeps_only_here"]
-
 logger = logging.getLogger("greenconn.transport.virtual")
 
 

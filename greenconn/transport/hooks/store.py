@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookedLink
 
 
-__all__ = ["PACE", "POLL_TIMEOUT", "HookStore", "TakenMessage"]
-
 logger = logging.getLogger("greenconn.transport.virtual")
 
 #: Seconds that a hook may wait where the transport has no interval: others want to be looked for, too.

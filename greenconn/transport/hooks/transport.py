@@ -22,8 +22,6 @@ from greenconn.transport.virtual.cycle import FairCycle
 from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["HookedTransport", "Transport"]
-
 #: Hooks take the time that they take; the transport options are the subclass's own.
 _OPTIONS: Final = StoreOptions(reply_timeout=None)
 

@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
     from greenconn.transport.hosted.link import HostedLink
 
-__all__ = [
-    "HostedChannel",
-    "HostedMessage",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPEN: Final = ChannelState.OPEN

@@ -26,8 +26,6 @@ from greenconn.transport.virtual.publishing import Envelope, SynchronousPublishe
 if TYPE_CHECKING:
     from greenconn.transport.hosted.transport import HostedTransport
 
-__all__ = ["HostedLink", "HostedPublisher", "QueueReader"]
-
 
 class HostedPublisher(SynchronousPublisher):
     """The publisher of one channel.

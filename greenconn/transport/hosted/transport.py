@@ -14,8 +14,6 @@ from greenconn.transport.hooks.transport import HookedTransport
 from greenconn.transport.hosted.channel import HostedChannel
 from greenconn.transport.hosted.link import HostedLink
 
-__all__ = ["HostedTransport", "hosted"]
-
 #: Seconds between two looks where the transport does not say.
 POLLING_INTERVAL: Final = 1.0
 

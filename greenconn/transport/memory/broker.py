@@ -40,8 +40,6 @@ from greenconn.transport.virtual.state import BrokerState
 if TYPE_CHECKING:
     from greenconn.broker.base_link import BrokerLink
 
-__all__ = ["ROUTED", "Broker", "Outcome", "Queues"]
-
 logger = logging.getLogger("greenconn.transport.memory")
 
 #: Publishes between two looks at the clock, and seconds of publishing before the hub gets a turn.

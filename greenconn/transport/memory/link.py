@@ -34,15 +34,6 @@ from greenconn.transport.virtual.publishing import (
     unroutable,
 )
 
-__all__ = [
-    "Channel",
-    "MemoryLink",
-    "MemoryPublisher",
-    "MemoryQueues",
-    "MemorySubscriptions",
-    "Settlements",
-]
-
 _OPEN: Final = ChannelState.OPEN
 
 

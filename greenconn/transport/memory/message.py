@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from greenconn.transport.virtual.consumer import Consumer
     from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Entry", "Message", "WaitingMessages", "size_of"]
-
 _set_body, _set_errors = (vars(BaseMessage)[name].__set__ for name in ("body", "errors"))
 _get_errors = vars(BaseMessage)["errors"].__get__
 

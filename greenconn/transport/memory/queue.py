@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from greenconn.transport.memory.broker import Broker
 
 
-__all__ = ["Queue"]
-
 #: Seconds until a full queue is given a delayed message again.
 FULL_PAUSE = 0.1
 #: Messages that grow too old at once are dropped so many a turn of the hub.

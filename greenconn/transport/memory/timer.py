@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
-__all__ = ["Clock", "HubClock", "Timer"]
-
 
 class Clock(Protocol):
     """A clock with alarms.  (Tests set it themselves.)"""

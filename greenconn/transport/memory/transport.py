@@ -16,8 +16,6 @@ from greenconn.transport.memory.link import Channel, MemoryLink
 from greenconn.transport.memory.timer import Clock
 from greenconn.transport.virtual.entities import Management
 
-__all__ = ["Transport", "broker_of", "reset", "restart"]
-
 logger = logging.getLogger("greenconn.transport.memory")
 
 

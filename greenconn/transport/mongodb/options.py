@@ -7,8 +7,6 @@ from typing import Any
 from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 
-__all__ = ["MongoOptions"]
-
 _COLLECTIONS = (
     "messages_collection",
     "routing_collection",

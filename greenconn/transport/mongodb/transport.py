@@ -24,8 +24,6 @@ from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.mongodb.store import MongoStore
 from greenconn.url import mask_secrets
 
-__all__ = ["Channel", "Transport"]
-
 
 class Channel(StoreChannel[StoreLink]):
     """A channel to a database."""

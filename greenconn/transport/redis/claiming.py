@@ -77,8 +77,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.invalidations import Invalidations
 
 
-__all__ = ["WATCH_MOVES", "Claims", "DueClaims", "RedisFeed", "RedisSource", "WatchState"]
-
 #: The number of the message that tries the permissions.
 CANARY_NUMBER: Final = 0
 

@@ -30,8 +30,6 @@ from greenconn.green.stream import EndOfFile, Stream
 from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.server import Address, Login, Server
 
-__all__ = ["Clients", "LinkedRedis"]
-
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())

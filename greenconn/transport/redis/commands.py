@@ -30,15 +30,6 @@ from greenconn.transport.redis.scripts import (
 )
 from greenconn.wire.resp import Argument, ErrorReply, pack
 
-__all__ = [
-    "PING",
-    "CommandPipeline",
-    "Commands",
-    "as_pairs",
-    "call_together",
-    "check_reply",
-]
-
 
 def _is_count(reply: Any) -> bool:
     return type(reply) is int

@@ -28,8 +28,6 @@ from greenconn.transport.redis.errors import PASSING, CommandRefused
 from greenconn.transport.redis.scripts import CLAIM_BYTES, CLAIM_COUNT, DELAY, PROMOTE
 from greenconn.wire.resp import pack
 
-__all__ = ["Delays", "delayed_text"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two looks at least, and after the server has refused one.

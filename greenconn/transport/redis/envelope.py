@@ -32,8 +32,6 @@ from greenconn.transport.virtual.publishing import Envelope, copied, encoded
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
-__all__ = ["LARGE", "Delivery", "Outgoing", "marked_redelivered"]
-
 #: Bytes above which a message goes over a connection of its own.
 LARGE: Final = 1024 * 1024
 #: Kinds of messages, and places they go to, that are remembered.

@@ -21,20 +21,6 @@ from greenconn.exceptions import (
 )
 from greenconn.wire.resp import ErrorReply
 
-__all__ = [
-    "ENDS_THE_LINK",
-    "PASSING",
-    "CommandRefused",
-    "LinkLost",
-    "LoginRefused",
-    "NoSuchDatabase",
-    "NodeLost",
-    "NotRedis",
-    "ReplyLate",
-    "ServerNotReady",
-    "as_error",
-]
-
 
 class _Both:
     """Makes an error of amqp's kind and of redis-py's at once."""

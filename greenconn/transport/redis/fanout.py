@@ -33,17 +33,6 @@ from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = [
-    "BroadcastRouter",
-    "Fanout",
-    "Listener",
-    "Shards",
-    "broadcast_command",
-    "read_shard_message",
-    "router_of",
-    "topic_of",
-]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: For a lost connection of the subscriptions, as long as the link lives.

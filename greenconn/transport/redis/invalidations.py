@@ -23,8 +23,6 @@ from greenconn.transport.redis.claiming import RedisSource, WatchState
 from greenconn.transport.redis.commands import Commands
 from greenconn.wire.resp import pack
 
-__all__ = ["Invalidations"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two safety looks.

@@ -37,8 +37,6 @@ from typing import Any, Final
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.virtual.publishing import level_of
 
-__all__ = ["HIGHEST", "RESERVED", "Keys"]
-
 #: The highest priority that has a list (kombu's).
 HIGHEST: Final = 9
 #: Why a queue may not have a name.

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.transport import Transport
 
 
-__all__ = ["MasterWatch", "RedisLink"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 T = TypeVar("T")

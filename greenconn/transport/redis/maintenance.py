@@ -67,8 +67,6 @@ from greenconn.transport.redis.scripts import (
 from greenconn.transport.redis.settling import Requeuer
 from greenconn.wire.resp import pack
 
-__all__ = ["Expiry", "Sweeper"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Leases for which it is remembered that a queue has ended.

@@ -8,8 +8,6 @@ from typing import Any, Final
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.records import Record
 
-__all__ = ["RedisOptions", "is_client_name"]
-
 #: Values of ``queue_order_strategy``.
 QUEUE_ORDERS: Final = ("round_robin", "sorted", "priority")
 #: Values of ``fanout_sharding``.

@@ -19,8 +19,6 @@ from greenconn.transport.redis.scripts import mark
 from greenconn.transport.virtual.names import is_lost, new_owner
 from greenconn.wire.resp import pack
 
-__all__ = ["FormerOwners", "Owners", "owner_of"]
-
 #: Between the two parts of a name.
 _SEPARATOR: Final = "-"
 #: Looks of the sweepers in one lease.

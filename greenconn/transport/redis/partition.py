@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["Partition"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 

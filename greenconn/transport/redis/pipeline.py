@@ -33,8 +33,6 @@ from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pac
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
-__all__ = ["ENDLESS", "CommandCalls", "CommandWriter", "Pipeline", "ignore"]
-
 #: Called with a reply, or with an exception instead of it.
 ReplyCallback = Callable[[Any], Any]
 

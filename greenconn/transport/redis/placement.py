@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["Placement", "SinglePlacement"]
-
-
 class Placement(Protocol):
     """The parts of one link that talk to servers.
 

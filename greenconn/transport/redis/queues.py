@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.partition import Partition
 
 
-__all__ = ["LinkQueues", "RedisQueues"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds between two renewals of queues that expire, at least.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["ReplicaConfirms", "ReplicatedPublisher"]
-
 #: Milliseconds for which one WAIT holds up its socket, at most.
 HELD_MS: Final = 20
 #: Seconds between two of them while too few replicas have the messages.

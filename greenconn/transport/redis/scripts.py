@@ -28,32 +28,6 @@ from typing import Final
 from greenconn.jsoncodec import dumps
 from greenconn.wire.resp import Argument, bulk, pack
 
-__all__ = [
-    "ADVANCE",
-    "BIND",
-    "CANARY",
-    "CLAIM",
-    "CLAIM_BYTES",
-    "CLAIM_COUNT",
-    "DECLARE",
-    "DEFER",
-    "DELAY",
-    "DROP",
-    "EXPIRE",
-    "JOIN",
-    "MORE",
-    "MOVE",
-    "PROMOTE",
-    "PUSH",
-    "RENEW",
-    "RIVALS",
-    "Script",
-    "Scripts",
-    "entry_suffix",
-    "mark",
-    "packed_mark",
-]
-
 #: Messages and bytes that one claim takes at most (one message always).
 CLAIM_COUNT: Final = 100
 CLAIM_BYTES: Final = 256 * 1024

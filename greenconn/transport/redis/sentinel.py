@@ -35,8 +35,6 @@ from greenconn.transport.redis.transport import Transport
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["SentinelTransport"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 _SWITCH: Final = b"+switch-master"

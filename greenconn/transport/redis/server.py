@@ -40,19 +40,6 @@ from greenconn.wire.tls import tls_session
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
-__all__ = [
-    "Address",
-    "Credentials",
-    "ExtraSocket",
-    "Login",
-    "Opener",
-    "Reauthentication",
-    "Server",
-    "Welcome",
-    "check_eviction",
-    "open_pipeline",
-]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: User name and password; either may be None.

@@ -28,20 +28,6 @@ from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.wire.resp import pack
 
-__all__ = [
-    "HEAD",
-    "Move",
-    "Requeuer",
-    "batched",
-    "copies_of",
-    "list_of",
-    "move_arguments",
-    "move_of",
-    "number_of",
-    "priority_of",
-    "read_held",
-]
-
 T = TypeVar("T")
 
 logger = logging.getLogger("greenconn.transport.redis")

@@ -60,8 +60,6 @@ from greenconn.wire.resp import pack
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
-__all__ = ["RedisConsuming", "RedisSettler"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 

@@ -25,8 +25,6 @@ from greenconn.transport.virtual.entities import PREDECLARED
 from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
-__all__ = ["LinkRecords", "RedisTopology"]
-
 #: A table of bindings of expiring queues is kept for so many times their expiry, and for an hour at
 #: least (kombu's figures).
 EXPIRY_FACTOR: Final = 2

@@ -50,8 +50,6 @@ from greenconn.transport.virtual.entities import PREDECLARED, Management
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.url import BrokerURL
 
-__all__ = ["Channel", "Transport"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 

@@ -15,8 +15,6 @@ from greenconn.transport.redis.pipeline import ENDLESS
 from greenconn.transport.redis.publishing import RedisPublisher
 from greenconn.wire.resp import ErrorReply
 
-__all__ = ["UnreportedPublishes", "WindowPublisher"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 

@@ -36,9 +36,6 @@ from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.queues import Queues
 from greenconn.transport.sqlite.sql import APPLICATION_ID, SCHEMA, VERSION
 
-__all__ = ["RESERVE_SUFFIX", "Database", "Job", "Reserve", "database_of"]
-
-
 #: Behind the path of the file.
 RESERVE_SUFFIX: Final = "-reserve"
 #: Where the system cannot reserve, so much is written at once.

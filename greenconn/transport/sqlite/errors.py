@@ -12,17 +12,6 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 
-__all__ = [
-    "CannotOpen",
-    "DatabaseBusy",
-    "DatabaseLost",
-    "DiskFull",
-    "as_error",
-    "is_full",
-    "is_locked",
-]
-
-
 #: SQLITE_IOERR_WRITE and SQLITE_IOERR_SHMSIZE: a quota is used up, or a limit of the process reached.
 _NOT_WRITTEN: Final = frozenset({778, 4874})
 _LOOK: Final = "look at the disk, its quota, and the limits of this process"

@@ -20,8 +20,6 @@ from greenconn.transport.sqlite.messages import Claim, next_time, ready_of, rele
 from greenconn.transport.sqlite.queues import Pipes, Queues
 from greenconn.transport.sqlite.sql import chunks, in_list
 
-__all__ = ["MaintenanceResult", "leave", "maintain", "register", "renew"]
-
 
 class MaintenanceResult(NamedTuple):
     """The findings of one maintenance run.

@@ -22,26 +22,6 @@ from greenconn.transport.sqlite.sql import chunks, in_list, rows_of
 from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = [
-    "DELAYED",
-    "READY",
-    "Claim",
-    "ClaimResult",
-    "Handle",
-    "PutResult",
-    "claim",
-    "earliest",
-    "get",
-    "next_time",
-    "put",
-    "ready_of",
-    "release_due",
-    "renew",
-    "settle",
-    "take_dead",
-]
-
-
 READY, DELAYED, HELD = range(3)
 
 #: Messages that are counted for ``basic_get``.

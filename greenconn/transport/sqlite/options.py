@@ -7,8 +7,6 @@ from typing import Final
 from greenconn.broker.options import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 
-__all__ = ["SYNCHRONOUS", "SqliteOptions"]
-
 #: Values of ``synchronous``.
 SYNCHRONOUS: Final = ("NORMAL", "FULL")
 

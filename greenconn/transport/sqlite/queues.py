@@ -14,9 +14,6 @@ from greenconn.transport.sqlite.sql import chunks, in_list
 from greenconn.transport.sqlite.topology import Records
 from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 
-__all__ = ["Pipes", "QueueRow", "Queues", "check_registered", "note_waiting", "take_waiting"]
-
-
 #: Links to notify through their pipes: link -> the numbers of the queues.
 Pipes = dict[str, set[int]]
 

@@ -20,9 +20,6 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-__all__ = ["APPLICATION_ID", "CHUNK", "SCHEMA", "VERSION", "chunks", "in_list", "rows_of"]
-
-
 #: Says that the file is ours (``PRAGMA application_id``).
 APPLICATION_ID: Final = 0x67634E4E
 #: Of the tables (``PRAGMA user_version``).

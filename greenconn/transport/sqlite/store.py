@@ -38,8 +38,6 @@ from greenconn.transport.sqlite.topology import FileTopology
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.names import is_lost
 
-__all__ = ["SqliteStore"]
-
 logger = logging.getLogger("greenconn.transport.sqlite")
 
 #: Seconds between two looks because of the clock, at least.

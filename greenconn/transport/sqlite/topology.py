@@ -13,8 +13,6 @@ from greenconn.jsoncodec import dumps, loads
 if TYPE_CHECKING:
     from greenconn.transport.sqlite.database import Database
 
-__all__ = ["FileTopology", "Records"]
-
 T = TypeVar("T")
 
 

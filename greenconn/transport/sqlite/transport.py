@@ -15,8 +15,6 @@ from greenconn.broker.transport import StoreTransport
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 
-__all__ = ["Channel", "Transport"]
-
 #: How to write the address.
 _FORM = "write sqlite:///relative.db or sqlite:////absolute/path.db"
 

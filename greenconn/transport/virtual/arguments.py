@@ -17,8 +17,6 @@ from typing import Any, Final
 
 from greenconn.green.hub import PerHub
 
-__all__ = ["KNOWN", "ArgumentOf", "SupportedArguments", "warn_of_unsupported"]
-
 logger = logging.getLogger("greenconn.transport.arguments")
 
 

@@ -14,8 +14,6 @@ from greenconn.green.state import State
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
-__all__ = ["CHANNEL_MOVES", "ChannelState", "closes_channel"]
-
 
 class ChannelState(State):
     """The stages of a channel's life."""

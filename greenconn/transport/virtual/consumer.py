@@ -17,8 +17,6 @@ from greenconn.exceptions import ConsumerCancelled, raise_error
 if TYPE_CHECKING:
     from greenconn.message import Message
 
-__all__ = ["STALE", "WINDOW", "Consumer", "Feed", "Prefetch", "PrefetchView", "Turns"]
-
 
 class Prefetch:
     """The bounds of a channel's deliveries, and how much of them is in use.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, MutableSequence
 from typing import Any, Generic, TypeVar
 
-__all__ = ["FairCycle"]
-
 T = TypeVar("T")
 
 

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
 
-__all__ = ["PREDECLARED", "Entities", "Management"]
-
-
 #: The exchanges that every virtual host has, by name.
 PREDECLARED: Mapping[str, str] = {
     "amq.direct": "direct",

@@ -29,23 +29,6 @@ from greenconn.serialization import loads as loads_body
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
-__all__ = [
-    "UNSENDABLE",
-    "WHAT",
-    "Base64",
-    "Contents",
-    "Delivery",
-    "UnreadableBody",
-    "check_headers",
-    "checked",
-    "contents_in",
-    "contents_of",
-    "mark_redelivered",
-    "read_envelope",
-    "unsendable",
-]
-
-
 #: In errors: what was done when it went wrong.
 WHAT = "out of its envelope"
 

@@ -14,8 +14,6 @@ from collections import deque
 from itertools import count
 from typing import Final, TypeGuard
 
-__all__ = ["TagMaker", "generated_name", "is_lost", "is_name", "new_owner", "note_lost"]
-
 
 def is_name(value: object) -> TypeGuard[str]:
     """Return whether *value*, which a stranger may have written, can name something."""

@@ -16,8 +16,6 @@ from greenconn.green.ticker import Ticker
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
 
-__all__ = ["PipelineLife"]
-
 
 class PipelineLife(ABC):
     """Open until it is closed or lost; who waits for a reply then gets the error, once.

@@ -25,26 +25,6 @@ if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
 
-__all__ = [
-    "Envelope",
-    "PublishOutcome",
-    "SynchronousPublisher",
-    "UndeliverableWarning",
-    "copied",
-    "encoded",
-    "level_of",
-    "lifetime_of",
-    "no_immediate",
-    "prepared",
-    "queue_full",
-    "return_message",
-    "route_text",
-    "too_large",
-    "undeliverable",
-    "unroutable",
-    "warn_of_message",
-]
-
 #: Kombu's form of a message that is to be sent: body, content-type, content-encoding, headers and
 #: properties.
 Envelope = dict[str, Any]

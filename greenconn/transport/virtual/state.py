@@ -16,15 +16,6 @@ from typing import Any, NamedTuple
 
 from greenconn.transport.virtual.exchange import ROUTERS, Router
 
-__all__ = [
-    "Binding",
-    "BrokerState",
-    "Exchange",
-    "binding_key_t",
-    "freeze",
-    "queue_binding_t",
-]
-
 #: Routes that one exchange remembers.
 CACHE_SIZE = 1024
 

@@ -17,8 +17,6 @@ from pymongo.errors import DuplicateKeyError, PyMongoError, WriteError
 
 from tests.brokers.mongodb.cursors import ChangeCursor, Cursor, Cursors, TailCursor
 
-__all__ = ["VERSION", "Commands", "Refused"]
-
 VERSION = "6.0.0"
 #: Seconds that a ``getMore`` which names none waits.
 AWAIT = 1.0

@@ -10,8 +10,6 @@ from typing import Any
 from mongomock.aggregate import process_pipeline
 from mongomock.filtering import filter_applies
 
-__all__ = ["ChangeCursor", "Cursor", "Cursors", "TailCursor"]
-
 BATCH = 101
 
 Document = dict[str, Any]

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from bson import BSON, decode, encode
 
-__all__ = ["Request", "read_request", "reply_to"]
-
 _HEADER = struct.Struct("<iiii")
 OP_REPLY, OP_QUERY, OP_MSG = 1, 2004, 2013
 #: Flag of OP_MSG: nobody waits for a reply.

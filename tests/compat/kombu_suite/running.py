@@ -14,8 +14,6 @@ from xml.etree import ElementTree
 
 from tests.compat.kombu_suite.source import adapted
 
-__all__ = ["KNOWN", "Outcome", "known_failures", "run_suite"]
-
 #: Names of tests that fail, below a line with the reason.
 KNOWN: Final = Path(__file__).with_name("known_failures.txt")
 ROOT: Final = Path(__file__).parents[3]

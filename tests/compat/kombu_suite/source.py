@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["SDIST", "VERSION", "NoSource", "adapted"]
-
 VERSION: Final = "5.7.0"
 #: The archive, where it is at hand; else it is fetched by pip into the cache.
 SDIST: Final = "GREENCONN_TEST_KOMBU_SDIST"

@@ -9,8 +9,6 @@ from typing import Any
 
 from tests.compat.programs.library import Library, Names, fetch, outcome
 
-__all__ = ["PROGRAMS"]
-
 #: Nobody listens there.
 DEAD = "amqp://guest:guest@127.0.0.1:1//"
 QUICK = {"interval_start": 0.01, "interval_step": 0.01, "interval_max": 0.03}

@@ -7,8 +7,6 @@ from typing import Any
 
 from tests.compat.programs.library import Library, Names, Raised, drain, outcome, quiet
 
-__all__ = ["PROGRAMS"]
-
 
 def fill(lib: Library, connection: Any, queue: Any, *bodies: Any) -> None:
     """Publish *bodies* into *queue*, declared if need be."""

@@ -8,8 +8,6 @@ from typing import Any
 from tests.compat.programs.consuming import count_to, fill
 from tests.compat.programs.library import Library, Names, drain, outcome
 
-__all__ = ["PROGRAMS"]
-
 
 def life_of_a_mixin(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"))

@@ -17,8 +17,6 @@ from tests.compat.programs.library import (
     outcome,
 )
 
-__all__ = ["PROGRAMS"]
-
 
 def bodies_of_all_kinds(lib: Library, connection: Any, names: Names) -> Any:
     queue = lib.entity.Queue(names("q"), durable=False)

@@ -9,20 +9,6 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-__all__ = [
-    "GREENCONN",
-    "KOMBU",
-    "Library",
-    "Names",
-    "Raised",
-    "as_kombu_writes",
-    "drain",
-    "fetch",
-    "outcome",
-    "quiet",
-    "seen",
-]
-
 #: Seconds that a program waits for something that must come.
 SOON = 30.0
 

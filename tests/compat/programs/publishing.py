@@ -19,8 +19,6 @@ from tests.compat.programs.library import (
     seen,
 )
 
-__all__ = ["PROGRAMS"]
-
 ALL_CONTENT = ["json", "yaml", "pickle", "msgpack", "application/data", "text/plain"]
 
 

@@ -10,8 +10,6 @@ import amqp
 
 from tests.compat.programs.library import Library, Names, Raised, drain, outcome
 
-__all__ = ["PROGRAMS"]
-
 
 def bodies(queue: Any) -> list[Any]:
     """All bodies that wait in *queue*."""

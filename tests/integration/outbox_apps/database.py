@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["connect_arguments"]
-
 
 def connect_arguments(url: str) -> dict[str, Any]:
     """Return arguments of the driver: on a busy machine a file is locked for longer than 5 s."""

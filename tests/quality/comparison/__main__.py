@@ -23,8 +23,6 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 from tests.quality.comparison.cases import CASES, Urls, measure
 
-__all__ = ["run"]
-
 PATCHED = (sys.executable, "-m", "gevent.monkey", "--module", "tests.quality.comparison")
 #: Seconds for one case.
 LIMIT = 120.0

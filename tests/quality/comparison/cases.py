@@ -28,8 +28,6 @@ from gevent import socket, ssl
 from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_peer import Peer
 
-__all__ = ["CASES", "Case", "Urls"]
-
 SECRET: Final = "s3cr3tw0rd"
 CERTS: Final = Path(__file__).parents[2] / "certs"
 

@@ -18,8 +18,6 @@ from greenconn.publishing import publish, publish_many
 from greenconn.worker import spawn_consumer
 from tests.quality.faults.targets.base import Place, Role, Target
 
-__all__ = ["Client", "Greenconn", "Handle", "Mishap", "Receiver", "Send", "receive"]
-
 #: Publishes bodies to a queue in their order; returns the errors of those that failed, by position.
 Send: TypeAlias = Callable[[str, list[str]], Mapping[int, BaseException]]
 #: Takes the queue, the body, and whether it is marked as redelivered.

@@ -23,8 +23,6 @@ from tests.quality.faults.ledger import Ledger, Stream, key_of
 from tests.quality.faults.targets.base import Place
 from tests.quality.faults.workload import Workload
 
-__all__ = ["Orders", "main"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Orders:

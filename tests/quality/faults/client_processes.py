@@ -24,8 +24,6 @@ from tests.quality.faults.ledger import Ledger
 from tests.quality.faults.targets.base import Role, Target
 from tests.quality.faults.workload import END_TIMEOUT, assigned
 
-__all__ = ["ClientProcesses"]
-
 ROOT = Path(__file__).resolve().parents[3]
 #: Seconds for a start, which imports all.
 START_TIMEOUT = 60.0

@@ -7,17 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = [
-    "LASTING",
-    "OF_PROCESSES",
-    "PROXIED",
-    "Direction",
-    "Fault",
-    "Kind",
-    "faults_of",
-    "kinds_of",
-]
-
 
 class Kind(str, Enum):
     """What goes wrong."""

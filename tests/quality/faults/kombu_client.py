@@ -14,8 +14,6 @@ from kombu.mixins import ConsumerMixin
 from tests.quality.faults.client import POLICY, STOP_TIMEOUT, Handle, Send, receive
 from tests.quality.faults.targets.base import Place, Role, Target
 
-__all__ = ["Kombu"]
-
 #: Seconds after which a confirm does not come any more: the publish is tried again then.
 CONFIRM_TIMEOUT = 10.0
 

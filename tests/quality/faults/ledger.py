@@ -27,8 +27,6 @@ from time import monotonic
 
 from gevent.event import Event
 
-__all__ = ["Ledger", "Stream", "body_of", "key_of"]
-
 #: Seconds for which a settled message is remembered one by one.
 MEMORY = 60.0
 #: Seconds for which a fault may go on to be felt: a silent connection is given up after so long at most.

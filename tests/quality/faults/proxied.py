@@ -14,8 +14,6 @@ from gevent import socket
 from tests.brokers.keeper import wait_for_end
 from tests.quality.faults.kinds import Fault
 
-__all__ = ["ProxyProcess"]
-
 ROOT = Path(__file__).resolve().parents[3]
 #: Seconds for an answer of the proxy.
 TIMEOUT = 30.0

@@ -13,8 +13,6 @@ from rich.table import Table
 
 from tests.quality.faults.storm import Outcome, Storm
 
-__all__ = ["shown", "tables_of"]
-
 #: Seconds between two looks; on what is no terminal a line of its own each time.
 INTERVAL, SELDOM = 0.5, 10.0
 

@@ -37,8 +37,6 @@ from greenconn.worker import spawn_consumer
 from tests.brokers.packages import NoBroker
 from tests.quality.faults.interruptions.targets import TARGETS, Target
 
-__all__ = ["Figures", "soak"]
-
 SOON = 60.0
 #: How much of the time is for caches to fill, and for the holes between what malloc has given out.
 WARM = 0.5

@@ -24,8 +24,6 @@ from tests.quality.faults.targets.base import DELETED, Target
 from tests.quality.faults.targets.registry import declare, depths
 from tests.quality.faults.workload import Workload
 
-__all__ = ["Outcome", "Plan", "Storm"]
-
 #: Seconds without any message handled after which those that are missing are lost; and the same of
 #: messages for whose loss there is an excuse.
 LOSS_TIMEOUT, EXCUSED_TIMEOUT = 60.0, 1.0

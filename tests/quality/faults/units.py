@@ -9,8 +9,6 @@ from __future__ import annotations
 import random
 from typing import Protocol
 
-__all__ = ["AmqpFrames", "Opaque", "RespUnits", "Units", "units_of"]
-
 
 class Units(Protocol):
     """Knows the units of one flow."""

@@ -14,8 +14,6 @@ from tests.quality.faults.client import Client, Mishap, Receiver, Send
 from tests.quality.faults.ledger import Ledger, Stream, body_of, key_of
 from tests.quality.faults.targets.base import Place, Role
 
-__all__ = ["Workload", "assigned"]
-
 #: Of so many messages a handler fails with one, the first time.
 MISHAP_EVERY = 97
 #: Of so many streams one goes to the queue that is deleted, and one to those without acks.

@@ -21,8 +21,6 @@ from tests.fix_amqp import BrokerEnd, Links, Method
 from tests.fix_peer import Peer
 from tests.integration.contract import Store
 
-__all__ = ["DOCUMENTED", "converse", "log_in", "work"]
-
 #: What a call may raise whatever its peer does.
 DOCUMENTED = (AMQPError, KombuError, OSError, RedisError)
 #: Seconds for one case; a call that takes longer hangs.

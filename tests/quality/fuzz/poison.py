@@ -16,8 +16,6 @@ from greenconn.transport.amqp.message import Outgoing
 from tests.integration.redis_clients import control
 from tests.quality.fuzz import corpus
 
-__all__ = ["GOOD", "amqp_poison", "poison", "redis_poison"]
-
 #: What a good message says.
 GOOD = {"good": True}
 

@@ -48,8 +48,6 @@ from tests.quality.fuzz import corpus
 from tests.quality.fuzz.peers import converse, log_in, work
 from tests.quality.fuzz.values import anything, as_json, cut, frames, method, mutated, table, texts
 
-__all__ = ["TARGETS", "Target"]
-
 #: Far above what any case needs, far below what a bomb would like.
 SMALL = 64 * 1024
 

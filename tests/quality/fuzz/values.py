@@ -9,8 +9,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = ["anything", "as_json", "cut", "field", "method", "mutated", "table", "texts"]
-
 #: Text that has surprised somebody somewhere.
 texts = st.sampled_from(
     [

@@ -10,8 +10,6 @@ from typing import Final
 from tests.quality.thirdparty.environments import environment, source
 from tests.quality.thirdparty.parts import CONTRIB, Outcome, Site, TooLong
 
-__all__ = ["REQUIREMENTS", "run"]
-
 VERSION: Final = "5.7.0"
 REQUIREMENTS = (
     *("gevent", "hiredis", f"celery[auth,pydantic,redis]=={VERSION}"),

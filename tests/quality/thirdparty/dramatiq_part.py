@@ -12,8 +12,6 @@ from typing import Final
 from tests.quality.thirdparty.environments import environment, source
 from tests.quality.thirdparty.parts import CONTRIB, Outcome, Site, TooLong
 
-__all__ = ["EXPLAINED", "REQUIREMENTS", "run"]
-
 VERSION: Final = "2.2.1"
 REQUIREMENTS = (
     *("amqp", "gevent", "hiredis", f"dramatiq[rabbitmq,redis]=={VERSION}"),

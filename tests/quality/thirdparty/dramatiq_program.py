@@ -25,8 +25,6 @@ from dramatiq.brokers.redis import RedisBroker
 from greenconn.contrib import dramatiq as contrib
 from tests.quality.thirdparty.results import Results
 
-__all__ = ["CREDENTIALS", "PASSWORD", "USERNAME", "Fixtures", "worker"]
-
 RABBITMQ, REDIS = "DRAMATIQ_TEST_AMQP_URL", "DRAMATIQ_TEST_REDIS_URL"
 USERNAME = PASSWORD = "guest"
 CREDENTIALS = dramatiq.brokers.rabbitmq.pika.PlainCredentials(USERNAME, PASSWORD)

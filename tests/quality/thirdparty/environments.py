@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tests.brokers.fetching import cache_folder
 
-__all__ = ["NotInstalled", "environment", "source"]
-
 #: Seconds for pip.
 TIMEOUT = 600.0
 

@@ -17,8 +17,6 @@ from tests.brokers.ports import free_ports
 from tests.quality.thirdparty.environments import environment
 from tests.quality.thirdparty.parts import CONTRIB, Outcome, Program, Site
 
-__all__ = ["REQUIREMENTS", "run"]
-
 REQUIREMENTS = ("gevent", "hiredis", "flower", "celery[redis]==5.7.0")
 CELERY = ("-W", "ignore", "-m", "celery", "-A", "tests.quality.thirdparty.flower_app")
 TRANSPORTS = {"amqp": "AmqpTransport", "redis": "RedisTransport"}

@@ -8,8 +8,6 @@ import signal
 from tests.quality.thirdparty.environments import environment
 from tests.quality.thirdparty.parts import Outcome, Site
 
-__all__ = ["EXPLAINED", "REQUIREMENTS", "run_driver", "run_rpc"]
-
 #: The tests are part of the package, and need what is behind it.
 REQUIREMENTS = ("gevent", "kombu", "oslo.messaging", "oslotest", "testscenarios", "testtools")
 #: Calls, and as many casts.

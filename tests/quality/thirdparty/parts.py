@@ -16,19 +16,6 @@ from tests.brokers.keeper import Keeper, send, wait_for_end
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.brokers.redis_server import RedisServer
 
-__all__ = [
-    "AS_KOMBU",
-    "CONTRIB",
-    "KOMBU",
-    "OWN",
-    "ROOT",
-    "Outcome",
-    "Part",
-    "Program",
-    "Site",
-    "TooLong",
-]
-
 ROOT = Path(__file__).resolve().parents[3]
 STEP = 0.05
 

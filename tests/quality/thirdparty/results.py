@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-__all__ = ["Results"]
-
 
 class Results:
     """A plug-in that writes down each result at once, as the run may be ended early."""

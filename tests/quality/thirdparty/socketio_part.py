@@ -7,8 +7,6 @@ from collections.abc import Callable
 from tests.quality.thirdparty.environments import environment
 from tests.quality.thirdparty.parts import Outcome, Site
 
-__all__ = ["REQUIREMENTS", "run", "run_restart"]
-
 REQUIREMENTS = ("gevent", "kombu", "python-socketio[client]")
 #: Events that are emitted.
 EVENTS = 200

@@ -12,8 +12,6 @@ from greenconn.broker.settlements import Settlements
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.publishing import Envelope
 
-__all__ = ["Held", "Link", "Settler"]
-
 Notified = tuple[Sequence[Any], Done]
 
 

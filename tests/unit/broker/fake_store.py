@@ -26,8 +26,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import mark_redelivered
 
-__all__ = ["FakeBroker", "FakeStore", "FakeTransport"]
-
 
 class Item:
     """A message of the fake broker."""

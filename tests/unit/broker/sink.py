@@ -8,8 +8,6 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-__all__ = ["Sink"]
-
 #: Seconds that a test waits for something that must come.
 SOON = 30.0
 

@@ -6,8 +6,6 @@ from django.apps import AppConfig
 
 from greenconn.contrib.outbox.django import LABEL
 
-__all__ = ["OutboxConfig"]
-
 
 class OutboxConfig(AppConfig):
     """The tables of the outbox."""

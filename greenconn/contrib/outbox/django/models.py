@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from django.db import models
 
-__all__ = ["OutboxLease", "OutboxMessage"]
-
 
 class OutboxMessage(models.Model):
     """A message that is to be published, or was.

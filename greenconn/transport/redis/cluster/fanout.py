@@ -48,8 +48,6 @@ from greenconn.transport.redis.fanout import Listener, read_shard_message
 from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["SHARD_MOVES", "ClusterShards", "ShardState", "glob"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: For the node of a channel, as long as a queue listens.

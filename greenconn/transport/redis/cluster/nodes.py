@@ -21,8 +21,6 @@ from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.server import Address, Login, Welcome, check_eviction, open_pipeline
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["AnyNode", "ClusterUnreachable", "Nodes", "Place", "place_named"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: Seconds of silence after which others are asked whether a node still serves its slots.

@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["PARTITIONS", "ClusterPlacement", "tag_of"]
-
 logger = logging.getLogger("greenconn.transport.redis")
 
 #: All programs of one cluster must agree on it.

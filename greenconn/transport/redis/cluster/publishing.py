@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["ClusterPublisher"]
-
-
 class _Passing:
     """A sending side that never waits: each partition has one that does."""
 

@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.cluster.placement import ClusterPlacement
 
 
-__all__ = [
-    "ClusterConsuming",
-    "ClusterFeeds",
-    "ClusterQueues",
-]
-
-
 class ClusterFeeds(Mapping[str, RedisFeed]):
     """The feeds of all partitions, by the names of their queues.
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["ClusterSettler"]
-
-
 class _Parts:
     """The outcome of one call that was divided among partitions.
 

@@ -50,8 +50,6 @@ from greenconn.transport.redis.replicas import ReplicaConfirms
 from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
 from greenconn.wire.resp import ErrorReply, pack
 
-__all__ = ["NOT_SERVED", "SLOT_MOVES", "SlotPipeline", "SlotState"]
-
 #: While the node of a slot is away.
 SEEKING: Final = RetryPolicy(first=0.02, longest=0.5)
 #: While keys of the slot are on their way to another node.

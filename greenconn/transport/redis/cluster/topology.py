@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["ClusterRecords"]
-
-
 class ClusterRecords(LinkRecords):
     """The records of a cluster, as one link reads them.
 

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from greenconn.transport.redis.link import RedisLink
 
 
-__all__ = ["ClusterChannel", "ClusterTransport"]
-
-
 class ClusterChannel(Channel):
     """A channel to a cluster."""
 

@@ -14,8 +14,6 @@ from amqp.serialization import dumps
 from greenconn.wire.amqp import method_frame
 from tests.quality.faults.interruptions.model import Consumer, Message, Model, Queue, Refused
 
-__all__ = ["METHODS", "Answer", "Channel", "Method"]
-
 REPLY_TO = "amq.rabbitmq.reply-to"
 
 Method = tuple[int, int]

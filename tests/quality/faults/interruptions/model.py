@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Consumer", "Message", "Model", "Queue", "Refused"]
-
 NOT_FOUND, REFUSED, LOCKED, DIFFERENT = 404, 403, 405, 406
 
 #: The exchanges that are there without being declared.

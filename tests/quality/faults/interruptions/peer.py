@@ -17,8 +17,6 @@ from greenconn.wire.amqp import FrameParser, method_frame
 from tests.quality.faults.interruptions.channel import METHODS, Channel, Method
 from tests.quality.faults.interruptions.model import Model, Refused
 
-__all__ = ["End", "Peer"]
-
 CAPABILITIES = (
     *("publisher_confirms", "exchange_exchange_bindings", "basic.nack", "consumer_cancel_notify"),
     *(

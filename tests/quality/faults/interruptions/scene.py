@@ -18,8 +18,6 @@ from tests.fix_interrupts import Run
 from tests.fix_wires import until
 from tests.quality.faults.interruptions.targets import Target
 
-__all__ = ["CALLS", "SOON", "Call", "Interruptible", "Scene", "call", "ended", "ignore"]
-
 #: Seconds that anything may take.
 SOON = 30.0
 #: Who works after each interruption, and what each of them does: a hundred operations together.

@@ -25,8 +25,6 @@ from tests.fix_interrupts import INTERRUPTIONS, Run
 from tests.quality.faults.interruptions.scene import Call, Scene
 from tests.quality.faults.interruptions.targets import Target
 
-__all__ = ["Sweep", "Tally"]
-
 #: How many switches a call may make before it is considered endless.
 MANY = 500
 #: Turns of the hub between a switch and the interruption; where answers come after the same turns each

@@ -23,15 +23,6 @@ from tests.fix_relay import Relay
 from tests.fix_wires import until
 from tests.quality.faults.interruptions.peer import Peer
 
-__all__ = [
-    "TARGETS",
-    "Target",
-    "memory_target",
-    "running_target",
-    "scripted_target",
-    "sqlite_target",
-]
-
 
 class Target:
     """A broker.

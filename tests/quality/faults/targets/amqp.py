@@ -14,8 +14,6 @@ from tests.brokers.rabbitmq import RabbitMQ
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, places_of
 
-__all__ = ["AmqpTarget", "rabbitmq_target"]
-
 NOTHING, EVERYTHING = ("^$",) * 3, (".*",) * 3
 
 

@@ -14,8 +14,6 @@ from greenconn.entity import Queue
 from tests.quality.faults.kinds import OF_PROCESSES, PROXIED, Direction, Fault, Kind
 from tests.quality.faults.proxied import ProxyProcess
 
-__all__ = ["DELETED", "Place", "Proxied", "Role", "Served", "Target", "places_of"]
-
 #: Seconds between two cuts of a link that flaps.
 BETWEEN_CUTS: Final = 0.1
 #: The queue that is deleted.

@@ -14,8 +14,6 @@ from tests.brokers.redis_cluster import ClusterNode, RedisCluster
 from tests.quality.faults.kinds import Kind
 from tests.quality.faults.targets.base import Place, Served, places_of
 
-__all__ = ["rabbitmq_cluster_target", "redis_cluster_target"]
-
 C = TypeVar("C", RabbitMQCluster, RedisCluster)
 
 QUORUM = {

@@ -13,8 +13,6 @@ from greenconn.transport import memory
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import DELETED, Place, places_of
 
-__all__ = ["MemoryTarget", "memory_target"]
-
 HOST = "fault-tests"
 
 

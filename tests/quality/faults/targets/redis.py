@@ -17,8 +17,6 @@ from tests.brokers.redis_server import RedisServer, SteppedRedis
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, places_of
 
-__all__ = ["RedisTarget", "redis_target"]
-
 #: What a Redis keeps when it is killed; without it there would be nothing to count.
 ON_DISK = ("--appendonly", "yes", "--appendfsync", "always")
 HOUR = 3600

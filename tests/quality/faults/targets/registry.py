@@ -20,8 +20,6 @@ from tests.quality.faults.targets.stores import (
     sqs_target,
 )
 
-__all__ = ["CLUSTERS", "STEADY", "TARGETS", "declare", "depths"]
-
 #: Each starts a broker, which ends with the block; raises :class:`NoBroker` where it is not to be had.
 TARGETS: dict[str, Callable[[], AbstractContextManager[Target]]] = {
     "classic": partial(rabbitmq_target, "classic", "classic"),

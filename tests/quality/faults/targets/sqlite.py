@@ -17,8 +17,6 @@ from greenconn.transport.sqlite.messages import HELD
 from tests.quality.faults.kinds import OF_PROCESSES, Fault, Kind
 from tests.quality.faults.targets.base import DELETED, Place, places_of
 
-__all__ = ["SqliteTarget", "sqlite_target"]
-
 #: Seconds between two attempts to get the lock of the file.
 STEP = 0.01
 

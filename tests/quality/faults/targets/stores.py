@@ -19,9 +19,6 @@ from tests.brokers.pouchdb import PouchDB
 from tests.quality.faults.kinds import Fault, Kind
 from tests.quality.faults.targets.base import Place, Proxied, Server, places_of
 
-__all__ = ["StoreTarget", "beanstalk_target", "couchdb_target", "mongodb_target", "sqs_target"]
-
-
 #: Seconds between two looks at a server.
 STEP = 0.2
 

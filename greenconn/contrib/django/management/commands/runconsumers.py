@@ -10,8 +10,6 @@ from greenconn.app import App
 from greenconn.contrib.django import app
 from greenconn.contrib.django.program import ProgramCommand
 
-__all__ = ["Command"]
-
 
 class Command(ProgramCommand):
     """The command."""

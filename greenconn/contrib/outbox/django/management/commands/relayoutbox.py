@@ -12,8 +12,6 @@ from greenconn.contrib.django.program import ProgramCommand
 from greenconn.contrib.outbox.django import relay
 from greenconn.contrib.outbox.relay import RelayOptions
 
-__all__ = ["Command"]
-
 
 class Command(ProgramCommand):
     """The command."""
