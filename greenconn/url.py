@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import lru_cache
 from ssl import CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED, VerifyMode
 from string import ascii_letters, digits
@@ -169,10 +168,9 @@ def _refuse(url: str, problem: str, remedy: str) -> NoReturn:
 
 def _decoded(text: str, url: str) -> str | None:
     """Percent-decode; an empty part is None."""
-    decoded = None
-    with suppress(UnicodeDecodeError):  # which has the text: our error must not lead to it
-        decoded = _unquoted(text, "strict")
-    if decoded is None:
+    # Not by an error, which would have the text.
+    decoded = _unquoted(text, "surrogateescape")
+    if "%" in text and any("\udc80" <= character <= "\udcff" for character in decoded):
         _refuse(url, "the percent-encoding must be UTF-8", _HOW_TO_QUOTE)
     return decoded or None
 

@@ -144,12 +144,14 @@ def address_of(client: Any, options: MongoOptions) -> Address:
     """
     uri = _uri(client.hostname or "", options)
     port = client.port or options.default_port
+    problem, parsed = None, {}
     try:
-        parsed = (
-            uri_parser.parse_uri(uri, port, validate=False, warn=True) if _is_plain(uri) else {}
-        )
+        if _is_plain(uri):
+            parsed = uri_parser.parse_uri(uri, port, validate=False, warn=True)
     except (errors.InvalidURI, errors.ConfigurationError, ValueError) as exc:
-        raise ValueError(f"{mask_secrets(uri)!r}: {mask_secrets(str(exc))}") from None
+        problem = mask_secrets(str(exc))
+    if problem is not None:  # not with that error as its context, which may have the password
+        raise ValueError(f"{mask_secrets(uri)!r}: {problem}")
     database = parsed.get("database") or _database_in(uri) or _virtual_host(client)
     given = {name.lower() for name, _ in parse_qsl(uri.partition("?")[2], keep_blank_values=True)}
     settings = _settings(client, options, port)
