@@ -11,7 +11,7 @@ import pytest
 
 from greenconn import Connection, Queue
 from greenconn.green.deadline import Deadline
-from greenconn.transport.SQS.exceptions import LoginRefused
+from greenconn.transport.SQS.service import LoginRefused
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
 from tests.integration.contract import SOON

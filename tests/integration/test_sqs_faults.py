@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from greenconn import Connection
 from greenconn.exceptions import AccessRefused
-from greenconn.transport.SQS.exceptions import ServiceBusy
+from greenconn.transport.SQS.service import ServiceBusy
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
 from tests.fix_relay import RelayFactory

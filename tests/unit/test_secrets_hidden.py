@@ -25,8 +25,9 @@ from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.sentinel import SentinelTransport
 from greenconn.transport.registry import FOREIGN, MEANT, TRANSPORT_ALIASES
-from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.queues import NewQueues, SqsQueue
+from greenconn.transport.SQS.queues import SqsQueue
+from greenconn.transport.SQS.service import NewQueues
+from greenconn.transport.SQS.transport import SQSOptions
 from greenconn.url import BrokerURL, maybe_sanitize_url
 
 SECRET: Final = "SeKret-99x"

@@ -6,13 +6,13 @@ needed("botocore", "botocore", "sqs")
 
 # ruff: noqa: E402 - what is below stands on it
 from greenconn.transport.SQS.envelope import LONGEST_DELAY as MAX_DELAY_SECONDS
-from greenconn.transport.SQS.exceptions import (
+from greenconn.transport.SQS.queues import SQS_MAX_MESSAGES
+from greenconn.transport.SQS.service import (
     AccessDeniedQueueException,
     DoesNotExistQueueException,
     InvalidQueueException,
     UndefinedQueueException,
 )
-from greenconn.transport.SQS.queues import SQS_MAX_MESSAGES
 from greenconn.transport.SQS.transport import Channel, Transport
 
 __all__ = [

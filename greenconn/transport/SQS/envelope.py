@@ -12,12 +12,13 @@ from typing import Any, Final, NamedTuple
 from greenconn.broker.port import Claimed, Entry
 from greenconn.identity import uuid
 from greenconn.jsoncodec import dumps
-from greenconn.transport.SQS.exceptions import InvalidQueueException
-from greenconn.transport.SQS.options import RECEIVE_COUNT
+from greenconn.transport.SQS.service import InvalidQueueException
 from greenconn.transport.virtual.envelope import UNSENDABLE, read_envelope, unsendable
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
+#: The system attribute with the number of times that a message was received.
+RECEIVE_COUNT: Final = "ApproximateReceiveCount"
 #: Seconds that SQS keeps a message back at most.
 LONGEST_DELAY: Final = 900
 #: The property that says when a message is too old, in seconds since 1970: SQS has no such thing.

@@ -29,30 +29,33 @@ from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
-from greenconn.transport.SQS.account import Accounts, HttpClients
 from greenconn.transport.SQS.envelope import Held, Packed, opened, packed
-from greenconn.transport.SQS.exceptions import (
-    REFUSED,
-    AccessDeniedQueueException,
-    DoesNotExistQueueException,
-    InvalidQueueException,
-    LinkLost,
-    ServiceBusy,
-    UndefinedQueueException,
-)
-from greenconn.transport.SQS.options import SQSOptions
 from greenconn.transport.SQS.queues import (
     FIFO,
     SQS_MAX_MESSAGES,
     Queues,
     SqsQueue,
+    Topics,
+    exchange_of,
 )
-from greenconn.transport.SQS.service import Service
-from greenconn.transport.SQS.topics import Topics, exchange_of
+from greenconn.transport.SQS.service import (
+    REFUSED,
+    AccessDeniedQueueException,
+    Accounts,
+    DoesNotExistQueueException,
+    HttpClients,
+    InvalidQueueException,
+    LinkLost,
+    Service,
+    ServiceBusy,
+    UndefinedQueueException,
+)
 from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
     from gevent import Greenlet
+
+    from greenconn.transport.SQS.transport import SQSOptions
 
 logger = logging.getLogger("greenconn.transport.SQS")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from greenconn.broker.port import Entry
 from greenconn.transport.SQS.envelope import opened, packed
-from greenconn.transport.SQS.exceptions import InvalidQueueException
 from greenconn.transport.SQS.queues import aws_name
+from greenconn.transport.SQS.service import InvalidQueueException
 
 QUEUE = SimpleNamespace(name="q", url="https://sqs/1/q")
 

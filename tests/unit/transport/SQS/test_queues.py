@@ -8,10 +8,10 @@ import gevent
 import pytest
 
 from greenconn.green.deadline import Deadline
-from greenconn.transport.SQS import queues
-from greenconn.transport.SQS.exceptions import DoesNotExistQueueException, ServiceBusy
-from greenconn.transport.SQS.options import SQSOptions
-from greenconn.transport.SQS.queues import NewQueues, Queues
+from greenconn.transport.SQS import service as module
+from greenconn.transport.SQS.queues import Queues
+from greenconn.transport.SQS.service import DoesNotExistQueueException, NewQueues, ServiceBusy
+from greenconn.transport.SQS.transport import SQSOptions
 from greenconn.transport.virtual.declaration import UNDECLARED
 
 
@@ -45,7 +45,7 @@ class Service:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queues, "SETTLING_PAUSE", 0.001)
+    monkeypatch.setattr(module, "SETTLING_PAUSE", 0.001)
 
 
 def queues_of(service: Service, new: NewQueues) -> Queues:
@@ -76,7 +76,7 @@ def test_a_queue_that_was_never_there_is_missing_at_once() -> None:
 def test_a_queue_is_new_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     service, new = Service(unknown=10**9), NewQueues()
     made = queues_of(service, new).make("orders", UNDECLARED)
-    monkeypatch.setattr(queues, "SETTLING", 0.01)
+    monkeypatch.setattr(module, "SETTLING", 0.01)
     with pytest.raises(DoesNotExistQueueException):
         made.attributes("Some")
     new.add("others")
@@ -84,7 +84,7 @@ def test_a_queue_is_new_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_new_queue_is_awaited_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queues, "SETTLING", 600.0)
+    monkeypatch.setattr(module, "SETTLING", 600.0)
     service = Service(unknown=10**9, timeout=0.05)
     made = queues_of(service, NewQueues()).make("orders", UNDECLARED)
     with (

@@ -17,9 +17,15 @@ from botocore.credentials import Credentials
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient, HttpResponse
 from greenconn.transport.SQS import service as module
-from greenconn.transport.SQS.account import Keys, StaticLogin
-from greenconn.transport.SQS.exceptions import ServiceBusy
-from greenconn.transport.SQS.service import Endpoint, Refusal, Service, sign
+from greenconn.transport.SQS.service import (
+    Endpoint,
+    Keys,
+    Refusal,
+    Service,
+    ServiceBusy,
+    StaticLogin,
+    sign,
+)
 
 SECRET = "a-token-that-nobody-may-see"
 
