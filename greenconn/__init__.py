@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from greenconn._version import VERSION, __version__, version_info, version_info_t
 
 if TYPE_CHECKING:
-    from greenconn import rpc
-    from greenconn.app import App
     from greenconn.common import eventloop
     from greenconn.connection import BrokerConnection, Connection
     from greenconn.defaults import configure
@@ -22,11 +20,13 @@ if TYPE_CHECKING:
     from greenconn.listeners import Listener, add_listener, remove_listener
     from greenconn.message import Message
     from greenconn.messaging import Consumer, Producer
-    from greenconn.offsets import FileOffsets, QueueOffsets
     from greenconn.options import Retry
     from greenconn.pools import connections, producers
     from greenconn.publishing import publish, publish_many
     from greenconn.serialization import disable_insecure_serializers, enable_insecure_serializers
+    from greenconn.service import health, rpc
+    from greenconn.service.app import App
+    from greenconn.service.offsets import FileOffsets, QueueOffsets
     from greenconn.url import parse_url
     from greenconn.worker import (
         ConsumerGreenlet,
@@ -60,6 +60,7 @@ __all__ = [
     "disable_insecure_serializers",
     "enable_insecure_serializers",
     "eventloop",
+    "health",
     "parse_url",
     "producers",
     "publish",
@@ -75,7 +76,6 @@ __all__ = [
 
 #: Module -> the public names that it defines.
 _NAMES = {
-    "app": ("App",),
     "common": ("eventloop",),
     "connection": ("BrokerConnection", "Connection"),
     "defaults": ("configure",),
@@ -84,11 +84,12 @@ _NAMES = {
     "listeners": ("Listener", "add_listener", "remove_listener"),
     "message": ("Message",),
     "messaging": ("Consumer", "Producer"),
-    "offsets": ("FileOffsets", "QueueOffsets"),
     "options": ("Retry",),
     "pools": ("connections", "producers"),
     "publishing": ("publish", "publish_many"),
     "serialization": ("disable_insecure_serializers", "enable_insecure_serializers"),
+    "service.app": ("App",),
+    "service.offsets": ("FileOffsets", "QueueOffsets"),
     "url": ("parse_url",),
     "worker": ("ConsumerGreenlet", "dead_letters", "spawn_consumer", "stop_consumers"),
 }
@@ -98,8 +99,8 @@ _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 if not TYPE_CHECKING:  # or a type checker would let any name pass
 
     def __getattr__(name: str) -> Any:
-        if name == "rpc":
-            return import_module("greenconn.rpc")
+        if name in ("health", "rpc"):
+            return import_module(f"greenconn.service.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module 'greenconn' has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"greenconn.{_MODULES[name]}"), name)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from gevent.event import Event
 
+import greenconn
 import greenconn.pools
-import greenconn.rpc
 from benchmarks.clock import Clock, Figures, p50
 from benchmarks.memory import Growth
 from benchmarks.rivals.kombu_api import KombuApi, many

@@ -88,7 +88,7 @@ def _call(
     from greenconn.cli.streams import write_line
     from greenconn.cli.terminal import folded
     from greenconn.exceptions import RemoteError, ReplyTimeout
-    from greenconn.rpc import call
+    from greenconn.service.rpc import call
 
     reply, error, began = None, None, perf_counter()
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from greenconn.app import App
+    from greenconn.service.app import App
 
 
 @click.command("run")
@@ -75,7 +75,7 @@ def command(
       greenconn run shop.tasks:app --processes 4 --health 8080
       greenconn run shop.tasks --reload
     """
-    from greenconn.running.processes import (
+    from greenconn.service.processes import (
         ProcessManager,
         command_line,
         is_managed,
@@ -84,7 +84,7 @@ def command(
     )
 
     if application is None:
-        from greenconn.running.search import applications_in
+        from greenconn.service.program import applications_in
 
         found = ", ".join(applications_in(os.getcwd()))
         raise click.UsageError(
@@ -106,7 +106,7 @@ def command(
         from gevent import monkey
 
         monkey.patch_all()
-    from greenconn.running.program import Program, load_app
+    from greenconn.service.program import Program, load_app
 
     def load() -> App:
         try:

@@ -22,10 +22,10 @@ from typing import Any, Final
 import sentry_sdk
 from gevent import Timeout
 
-from greenconn.app import App
 from greenconn.defaults import default_connection
 from greenconn.message import Message
 from greenconn.publishing.message import Target
+from greenconn.service.app import App
 
 __all__ = ["instrument"]
 

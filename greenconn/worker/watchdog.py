@@ -34,7 +34,7 @@ class Watchdog:
     """A monitor of the consumers of this thread, which runs until it is stopped.
 
     A consumer is *stalled* when its queue held messages at each check of the last *after* seconds and no
-    message was delivered to it.  The watchdog logs this once, as an error, and :mod:`greenconn.health`
+    message was delivered to it.  The watchdog logs this once, as an error, and ``greenconn.health``
     reports the consumer as not ready until it receives a message or its queue is empty.
 
     The watchdog ignores streams, which always hold messages, and queues with a single active consumer.

@@ -29,7 +29,7 @@ from greenconn.exceptions import (
 from greenconn.messaging import Consumer, Producer
 from greenconn.mixins import ConsumerMixin
 from greenconn.publishing import publish
-from greenconn.rpc import call, spawn_server
+from greenconn.service.rpc import call, spawn_server
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ

@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from greenconn import Connection, Queue
-from greenconn.rpc import spawn_server
+from greenconn.service.rpc import spawn_server
 from tests.integration.processes import run, start
 
 pytestmark = pytest.mark.programs

@@ -35,7 +35,7 @@ from greenconn.exceptions import (
 )
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
-from greenconn.rpc import call
+from greenconn.service.rpc import call
 from greenconn.simple import SimpleQueue
 from greenconn.transport import memory
 from greenconn.worker import spawn_consumer, stop_consumers

@@ -18,7 +18,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import App
-from greenconn.periodic import periodic_queue
+from greenconn.service.periodic import periodic_queue
 from tests.fix_wires import until
 from tests.integration.gunicorn import serving
 from tests.integration.processes import ROOT, Running, start
@@ -295,8 +295,8 @@ def test_a_deleted_queue_begins_anew(
 ) -> None:
     # Nothing is published for most of a period after a call.  RabbitMQ 3.10 may keep, and serve no
     # longer, the consumer of a quorum queue that is declared again the moment it was deleted.
-    monkeypatch.setattr("greenconn.periodic.RENEWAL_INTERVAL", 2.0)
-    monkeypatch.setattr("greenconn.periodic.LOOK", 0.1)
+    monkeypatch.setattr("greenconn.service.periodic.RENEWAL_INTERVAL", 2.0)
+    monkeypatch.setattr("greenconn.service.periodic.LOOK", 0.1)
     made: list[int] = []
     app.every(0.8, name=unique)(lambda: made.append(1))
     app.start()

@@ -14,9 +14,9 @@ import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue, SuperStream
 from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
-from greenconn.offsets import FileOffsets, QueueOffsets
 from greenconn.options import Retry
 from greenconn.publishing import publish
+from greenconn.service.offsets import FileOffsets, QueueOffsets
 from greenconn.streams import OffsetStore
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ

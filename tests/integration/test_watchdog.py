@@ -11,8 +11,8 @@ from gevent.event import Event
 from greenconn import health
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.health import Watchdog
 from greenconn.publishing import publish
+from greenconn.service.health import Watchdog
 from greenconn.worker import spawn_consumer
 from tests.fix_wires import until
 

@@ -14,8 +14,8 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.entity import Queue, SuperStream
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.offsets import FileOffsets
 from greenconn.publishing import publish
+from greenconn.service.offsets import FileOffsets
 from greenconn.streams import OffsetStore
 from greenconn.worker import spawn_consumer
 from greenconn.worker.active import token_queue

@@ -15,8 +15,8 @@ import pytest
 
 import greenconn
 from greenconn.exceptions import PublishTimeout, Unroutable
-from greenconn.health import ConnectionHealth, ConsumerHealth, Health, Reason
 from greenconn.options import Retry
+from greenconn.service.health import ConnectionHealth, ConsumerHealth, Health, Reason
 from tests.integration.processes import run
 
 WAYS: dict[str, Callable[[Any], Any]] = {

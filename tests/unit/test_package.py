@@ -43,7 +43,7 @@ for room in ("broker", "green", "messaging", "publishing", "session", "wire", "w
 def test_names_are_those_of_their_modules() -> None:
     for name, module in greenconn._MODULES.items():
         assert getattr(greenconn, name) is getattr(import_module(f"greenconn.{module}"), name)
-    at_once = {"rpc", "__version__", "VERSION", "version_info", "version_info_t"}
+    at_once = {"health", "rpc", "__version__", "VERSION", "version_info", "version_info_t"}
     assert set(greenconn._MODULES) | at_once == set(greenconn.__all__)
 
 
@@ -93,7 +93,7 @@ HEAVY = {
     "greenconn.pools": "who asks for it",
     "greenconn.publishing": "who asks for it",
     "greenconn.resource": "pools",
-    "greenconn.rpc": "who asks for it",
+    "greenconn.service": "who asks for it",
     "greenconn.simple": "who asks for it",
     "greenconn.transport.amqp.delays": "who delays messages",
     "greenconn.transport.memory": "another transport",

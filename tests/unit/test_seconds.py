@@ -22,10 +22,10 @@ from greenconn.contrib.outbox.relay import RelayOptions
 from greenconn.credentials import Token
 from greenconn.exceptions import PublishTimeout, ReplyTimeout
 from greenconn.green.deadline import Deadline
-from greenconn.health import Watchdog, check
 from greenconn.options import AmqpOptions, ConnectOptions, MemoryOptions
-from greenconn.periodic import Every
 from greenconn.pidbox import Mailbox
+from greenconn.service.health import Watchdog, check
+from greenconn.service.periodic import Every
 from greenconn.session.parameters import Parameters
 from greenconn.testing import MemoryBroker
 from greenconn.transport.beanstalk.store import BeanstalkOptions

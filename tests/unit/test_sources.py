@@ -31,7 +31,7 @@ ALLOWED = {
     # The process of a program that asks for it, before anything of that program is imported.
     ("cli/run.py", "monkey.patch_all"),
     # Copies of the command that the user gave.
-    ("running/processes.py", "subprocess.Popen"),
+    ("service/processes.py", "subprocess.Popen"),
 }
 
 

@@ -4,7 +4,7 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from greenconn.health import Probes
+from greenconn import health
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "newsletter.settings")
-application = Probes(get_wsgi_application())
+application = health.Probes(get_wsgi_application())

@@ -21,12 +21,12 @@ from django.conf import settings as project
 from django.db import close_old_connections, reset_queries, transaction
 
 import greenconn.defaults
-from greenconn.app import App
 from greenconn.compat.carrot.settings import separate_settings
 from greenconn.connection import Connection
 from greenconn.message import Message
 from greenconn.publishing import publish
 from greenconn.publishing.message import Target
+from greenconn.service.app import App
 from greenconn.url import as_url, safequote, split_urls, url_to_parts
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from greenconn.app import App
-from greenconn.running.processes import (
+from greenconn.service.app import App
+from greenconn.service.processes import (
     ProcessManager,
     is_managed,
     parse_address,
     unblock_signals,
 )
-from greenconn.running.program import Program
+from greenconn.service.program import Program
 
 
 class ProgramCommand(BaseCommand):

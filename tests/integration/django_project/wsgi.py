@@ -6,7 +6,7 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
-from greenconn.health import Probes
+from greenconn import health
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
-application = Probes(get_wsgi_application(), timeout=1.0)
+application = health.Probes(get_wsgi_application(), timeout=1.0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greenconn import Connection, Queue
-from greenconn.rpc import spawn_server
+from greenconn.service.rpc import spawn_server
 from tests.fix_wires import until
 from tests.unit.cli.conftest import Command
 

@@ -9,7 +9,7 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.publishing import publish
-from greenconn.rpc import call, spawn_server
+from greenconn.service.rpc import call, spawn_server
 from greenconn.transport.base import Transport, TransportState
 from greenconn.worker import spawn_consumer
 from tests.fix_wires import until

@@ -19,7 +19,7 @@ from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays
 from greenconn.contrib.outbox.sqlalchemy import Outbox
 from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline
-from greenconn.shutdown import stop_and_close
+from greenconn.service.shutdown import stop_and_close
 from greenconn.testing import MemoryBroker
 from tests.fix_wires import until
 from tests.unit.contrib.outbox.conftest import Box

@@ -6,9 +6,9 @@ from typing import Any
 
 from django.utils.module_loading import autodiscover_modules
 
-from greenconn.app import App
 from greenconn.contrib.django import app
 from greenconn.contrib.django.program import ProgramCommand
+from greenconn.service.app import App
 
 
 class Command(ProgramCommand):

@@ -11,8 +11,8 @@ from gevent.event import Event
 
 import greenconn
 from greenconn.green.deadline import Deadline
+from greenconn.service.shutdown import stop_and_close, time_for_handlers
 from greenconn.session.session import sessions_in_use
-from greenconn.shutdown import stop_and_close, time_for_handlers
 from greenconn.testing import MemoryBroker
 
 SOON = 20.0

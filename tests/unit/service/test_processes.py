@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from greenconn.running.processes import command_line, is_managed, parse_address
+from greenconn.service.processes import command_line, is_managed, parse_address
 from tests.integration.processes import run
 
 pytestmark = [pytest.mark.programs]
 
 MANAGER = """
 import logging, sys
-from greenconn.running.processes import ProcessManager
+from greenconn.service.processes import ProcessManager
 logging.basicConfig(level="INFO", format="%(message)s")
 print(ProcessManager([sys.executable, "-c", sys.argv[1]], int(sys.argv[2])).run())
 assert "gevent" not in sys.modules
@@ -22,7 +22,7 @@ assert "gevent" not in sys.modules
 #: The shell is gone when the second process is started first, and there again afterwards.
 WITHOUT_SHELL = """
 import logging, os, sys
-from greenconn.running import processes
+from greenconn.service import processes
 shell, program = sys.argv[1:]
 
 class Manager(processes.ProcessManager):
@@ -45,7 +45,7 @@ print(Manager([shell, "-c", program], 2, graceful_timeout=0.0).run())
 #: It looks at its processes only when all of them have ended.
 TOGETHER = """
 import logging, os, sys
-from greenconn.running.processes import ProcessManager
+from greenconn.service.processes import ProcessManager
 
 class Manager(ProcessManager):
     def _wait(self):

@@ -44,12 +44,12 @@ from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.message import Message
-from greenconn.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target
-from greenconn.rpc import call, check_server, spawn_server
+from greenconn.service.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
+from greenconn.service.rpc import call, check_server, spawn_server
+from greenconn.service.shutdown import Service
 from greenconn.session.parameters import check_is_url
-from greenconn.shutdown import Service
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
     check_consumer,
@@ -106,8 +106,8 @@ class _Registration:
     """A consumer, server or periodic call that an application declares."""
 
     spawn: Callable[..., ConsumerGreenlet]
-    """:func:`~greenconn.spawn_consumer`, :func:`greenconn.rpc.spawn_server` or
-    :func:`~greenconn.periodic.spawn_periodic`."""
+    """:func:`~greenconn.spawn_consumer`, :func:`~greenconn.service.rpc.spawn_server` or
+    :func:`~greenconn.service.periodic.spawn_periodic`."""
 
     queue: Queues
     """Queue or queues to consume from; for periodic calls, their name."""
@@ -203,8 +203,8 @@ class App:
         """Return a decorator that declares a function as the RPC server of a queue.
 
         Arguments:
-            queue: the queue of the requests, as for :func:`greenconn.rpc.spawn_server`.
-            options: options of the server, as for :func:`greenconn.rpc.spawn_server`.
+            queue: the queue of the requests, as for :func:`~greenconn.service.rpc.spawn_server`.
+            options: options of the server, as for :func:`~greenconn.service.rpc.spawn_server`.
 
         Raises:
             TypeError, ValueError: an option is invalid, or the function cannot be called.
@@ -395,12 +395,13 @@ class App:
             return publish_many(target, bodies, connection=self.connection, **options)
 
     def call(self, queue: QueueLike, body: Any, **options: Unpack[_CallArguments]) -> Any:
-        """Call an RPC server and return its reply, as :func:`greenconn.rpc.call` does.  May switch.
+        """Call an RPC server and return its reply, as ``greenconn.rpc.call`` does.  May switch.
 
         Arguments:
             queue: the queue of the server.
             body: content of the request.
-            options: *timeout*, *schema*, *accept* and the other options of :func:`greenconn.rpc.call`.
+            options: *timeout*, *schema*, *accept* and the other options of
+                :func:`~greenconn.service.rpc.call`.
         """
         with self._publishing(queue, body, options):
             return call(queue, body, connection=self.connection, **options)

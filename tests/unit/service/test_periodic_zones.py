@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 
-from greenconn.periodic import Cron
+from greenconn.service.periodic import Cron
 
 pytest.importorskip("cronsim")
 pytestmark = [pytest.mark.pure]

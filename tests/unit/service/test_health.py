@@ -19,8 +19,8 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import NotFound
 from greenconn.green.hub import PerHub
-from greenconn.health import Probes, check
 from greenconn.publishing import publish
+from greenconn.service.health import Probes, check
 from greenconn.session import session as module
 from greenconn.testing import MemoryBroker
 from greenconn.transport import memory

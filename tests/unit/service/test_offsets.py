@@ -8,7 +8,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenconn.offsets import FileOffsets, QueueOffsets
+from greenconn.service.offsets import FileOffsets, QueueOffsets
 
 
 def test_an_offset_is_there_for_the_next_program(tmp_path: Path) -> None:

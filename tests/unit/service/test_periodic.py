@@ -14,7 +14,7 @@ import pytest
 
 import greenconn
 from greenconn import App, Queue
-from greenconn.periodic import Cron, Every, WallClock, spawn_periodic
+from greenconn.service.periodic import Cron, Every, WallClock, spawn_periodic
 from greenconn.testing import ManualClock, MemoryBroker
 from tests.fix_wires import until
 

@@ -1,15 +1,21 @@
-"""One process that runs an application: from its import to its end."""
+"""One process that runs an application: from its import to its end.
+
+Also the search for applications in the files of a directory, which imports none of them.
+"""
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -18,11 +24,11 @@ import gevent.socket
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
 
-from greenconn.app import App
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.health import Probes, Watchdog
-from greenconn.running.processes import (
+from greenconn.service.app import App
+from greenconn.service.health import Probes, Watchdog
+from greenconn.service.processes import (
     BOOT_FAILED,
     FAILED,
     HANDED_OVER,
@@ -34,16 +40,24 @@ from greenconn.running.processes import (
     health_socket,
     is_managed,
 )
-from greenconn.running.reload import SourceFiles, files_of_error
-from greenconn.shutdown import stop_and_close, time_for_handlers
+from greenconn.service.shutdown import stop_and_close, time_for_handlers
 from greenconn.worker.consumer import ConsumerGreenlet
 
 logger = logging.getLogger("greenconn.running")
 
 _PACKAGE: Final = f"{os.path.dirname(os.path.dirname(__file__))}{os.sep}"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-#: Seconds between two looks whether the manager lives.
+#: Seconds between two checks whether the manager is alive.
 INTERVAL: Final = 1.0
+#: Seconds between two checks whether a source file changed.
+RELOAD_INTERVAL: Final = 0.5
+#: Directories of installed packages, whose files are not watched.
+_INSTALLED: Final = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+#: Directories that are searched for applications at most, and their depth below the given one.
+MOST_FOLDERS: Final = 1000
+DEPTH: Final = 3
+#: Directories that do not belong to the program.
+_LEFT_OUT: Final = frozenset({"build", "dist", "node_modules", "site-packages", "tests"})
 
 
 def load_app(target: str) -> App:
@@ -93,8 +107,8 @@ class Program:
         graceful_timeout: seconds for all of the end.
         health: host and port at which ``/health/live`` and ``/health/ready`` are answered, unless a
             manager has handed over a socket for that.  None: nowhere.
-        stalled_after: seconds of a :class:`~greenconn.health.Watchdog`; None: there is none.
-        reloads: end with :data:`~greenconn.running.processes.RELOAD` when a source file changes.
+        stalled_after: seconds of a :class:`~greenconn.service.health.Watchdog`; None: there is none.
+        reloads: end with :data:`~greenconn.service.processes.RELOAD` when a source file changes.
     """
 
     def __init__(
@@ -123,7 +137,7 @@ class Program:
         """Run the application.  May switch.
 
         Returns:
-            An exit code of :mod:`greenconn.running.processes`.
+            An exit code of :mod:`greenconn.service.processes`.
         """
         handlers: list[gevent.signal_handler[...]] = [
             gevent.signal_handler(each, self._on_signal, each) for each in SIGNALS
@@ -274,3 +288,103 @@ def _frames_of_program(error: Exception) -> TracebackType | None:
             break
         trace = trace.tb_next
     return trace
+
+
+class SourceFiles:
+    """The files of all modules that are loaded, but for the standard library and installed packages.
+
+    Arguments:
+        further: files that are looked at besides.
+    """
+
+    def __init__(self, further: tuple[str, ...] = ()) -> None:
+        self._further = further
+        self._seen: dict[str, float] = {}
+        self._changed()
+
+    def wait_change(self) -> str:
+        """Return the path of the first file that changes after this was made.  May switch."""
+        while (path := self._changed()) is None:
+            gevent.sleep(RELOAD_INTERVAL)
+        return path
+
+    def _changed(self) -> str | None:
+        for path in {*self._loaded(), *self._further}:
+            try:
+                changed_at = os.stat(path).st_mtime
+            except OSError:
+                continue  # it is just being written, or gone
+            if self._seen.setdefault(path, changed_at) != changed_at:
+                self._seen[path] = changed_at
+                return path
+        return None
+
+    def _loaded(self) -> list[str]:
+        standard = os.path.dirname(os.__file__)
+        return [
+            path
+            for module in list(sys.modules.values())
+            if (path := getattr(module, "__file__", None))
+            and not path.startswith(standard)
+            and not any(each in path for each in _INSTALLED)
+        ]
+
+
+def files_of_error(error: BaseException) -> tuple[str, ...]:
+    """Return the files in which *error* was raised, or in which the syntax is wrong."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        files.append(error.filename)
+    return tuple(files)
+
+
+def applications_in(folder: str) -> list[str]:
+    """Return the applications that modules in *folder* make at their top level, as ``module:name``."""
+    found = []
+    for path in _files(folder):
+        parts = Path(os.path.relpath(path, folder)).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts and all(map(str.isidentifier, parts)):
+            found += [f"{'.'.join(parts)}:{name}" for name in _names_in(path)]
+    return found
+
+
+def _files(folder: str) -> Iterator[str]:
+    depth = len(Path(folder).parts)
+    for where, folders, files in islice(os.walk(folder), MOST_FOLDERS):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if len(Path(where).parts) - depth < DEPTH
+            and name[:1] not in ("_", ".")
+            and name not in _LEFT_OUT
+            and not os.path.exists(os.path.join(where, name, "pyvenv.cfg"))
+        )
+        yield from (os.path.join(where, name) for name in sorted(files) if name.endswith(".py"))
+
+
+def _names_in(path: str) -> Iterator[str]:
+    """Yield the names to which a module assigns a new ``greenconn.App``."""
+    try:
+        source = Path(path).read_bytes()
+        if b"greenconn" not in source or b"App" not in source:
+            return
+        tree = ast.parse(source)
+    except (OSError, SyntaxError, ValueError):
+        return
+    classes: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            classes |= {
+                f"{each.asname or each.name}.App" for each in node.names if each.name == "greenconn"
+            }
+        elif isinstance(node, ast.ImportFrom) and node.module == "greenconn":
+            classes |= {each.asname or each.name for each in node.names if each.name == "App"}
+        elif (
+            isinstance(node, (ast.Assign, ast.AnnAssign))
+            and isinstance(node.value, ast.Call)
+            and ast.unparse(node.value.func) in classes
+        ):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (each.id for each in targets if isinstance(each, ast.Name))

@@ -1,0 +1,5 @@
+"""Programs and services: applications and their processes, RPC, periodic calls, health and shutdown.
+
+The process manager (:mod:`greenconn.service.processes`) must not import gevent, so this module imports
+nothing.
+"""
