@@ -545,9 +545,10 @@ def spawn_consumer(
 
             ``offsets``: store in which the position in a stream outlives the program:
             :class:`~greenconn.FileOffsets`, :class:`~greenconn.QueueOffsets`, or an object with their
-            methods.  The reader called *name* resumes from the stored position; if none is stored, it starts
-            at ``offset``, by default ``'first'``.  The position is stored every ``store_every`` messages
-            (default: 1000) or ``store_interval`` seconds (default: 5), and when the consumer ends.
+            methods.  The reader called *name* resumes from the stored position; if none is stored, it
+            starts at ``offset``, by default ``'first'``.  The position is stored every ``store_every``
+            messages (default: 1000) or ``store_interval`` seconds (default: 5), and when the consumer
+            ends.
 
             ``single_active``: whether only one of the readers called *name*, in all programs, reads each
             stream.  When it ends, another one resumes.  Requires ``offsets``.
