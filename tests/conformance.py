@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
     from greenconn.transport.amqp.message import Delivery as AmqpDelivery
     from greenconn.transport.amqp.transport import Transport as AmqpTransport
+    from greenconn.transport.hooks.hosted import HostedChannel, HostedLink, HostedTransport
     from greenconn.transport.hooks.link import HookLink
-    from greenconn.transport.hosted.channel import HostedChannel
-    from greenconn.transport.hosted.link import HostedLink
-    from greenconn.transport.hosted.transport import HostedTransport
     from greenconn.transport.memory.link import MemoryLink
     from greenconn.transport.memory.message import Message as MemoryDelivery
     from greenconn.transport.redis.envelope import Delivery as RedisDelivery

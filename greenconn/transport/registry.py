@@ -168,7 +168,7 @@ def _hosted(cls: Any) -> Any:
     """Return the transport that runs a class which may be kombu's own."""
     if "kombu.transport.virtual" not in sys.modules:
         return cls
-    from greenconn.transport.hosted import hosted  # who has not kombu does not need it
+    from greenconn.transport.hooks.hosted import hosted  # who has not kombu does not need it
 
     return hosted(cls)
 

@@ -21,8 +21,8 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.transport.hosted import link
-from greenconn.transport.hosted.channel import HostedMessage
+from greenconn.transport.hooks import hosted
+from greenconn.transport.hooks.hosted import HostedMessage
 from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")
@@ -110,7 +110,7 @@ def test_a_full_queue_is_left_for_others_after_a_while(
             for number in range(3):
                 producer.publish(number, routing_key=name, declare=[Queue(name)])
     seconds = count()  # pass with each message that is taken out
-    monkeypatch.setattr(link, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(hosted, "monotonic", lambda: next(seconds))
     got: list[str] = []
 
     def note(message: Any) -> None:
@@ -268,10 +268,10 @@ def test_classes_are_distinguished() -> None:
     from kombu.transport.base import Transport as KombuBase
     from kombu.transport.filesystem import Transport as Filesystem
 
-    hosted = resolve_transport(FILESYSTEM)
-    assert resolve_transport(Filesystem) is hosted
-    assert hosted.driver_type == "filesystem"
-    assert "fanout" in hosted.implements.exchange_type
+    cls = resolve_transport(FILESYSTEM)
+    assert resolve_transport(Filesystem) is cls
+    assert cls.driver_type == "filesystem"
+    assert "fanout" in cls.implements.exchange_type
     # Ours, since we have one of this name.
     assert resolve_transport(MEMORY).__module__.startswith("greenconn.")
     with pytest.raises(TypeError, match="only kombu's virtual transports can be hosted"):

@@ -15,7 +15,7 @@ from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransport
 from greenconn.transport.couchdb import Transport as CouchTransport
-from greenconn.transport.hosted import hosted
+from greenconn.transport.hooks.hosted import hosted
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis import ClusterTransport
 from greenconn.transport.redis.transport import Transport as RedisTransport

@@ -22,8 +22,8 @@ from greenconn.exceptions import error_text
 from greenconn.green.supervisor import spawn
 from greenconn.identity import uuid
 from greenconn.transport.hooks.message import Message as StoredMessage
-from greenconn.transport.hooks.qos import QoS as Unacked
-from greenconn.transport.hooks.qos import dump_messages
+from greenconn.transport.hooks.message import QoS as Unacked
+from greenconn.transport.hooks.message import dump_messages
 from greenconn.transport.refusal import (
     Method,
     in_use,

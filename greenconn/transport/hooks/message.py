@@ -1,46 +1,90 @@
-"""A message from the envelope that a hook returned."""
+"""Messages from the envelopes that hooks returned, and kombu's ``QoS``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from greenconn.broker.handover import Handover
 from greenconn.broker.port import Claimed, Settlement
+from greenconn.dump import emergency_dump_state
 from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
 from greenconn.jsoncodec import dumps
 from greenconn.message import Message as BaseMessage
-from greenconn.transport.hooks.qos import keeps_only_here
 from greenconn.transport.virtual.envelope import WHAT, checked
 from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
     from greenconn.transport.virtual.consumer import Consumer
 
+logger = logging.getLogger("greenconn.transport.virtual")
 
-class Message(BaseMessage):
+
+class TakenMessage(BaseMessage, ABC):
+    """A message that a hook has taken out of its broker.
+
+    Attributes:
+        queue: where it was taken from, if known: it is given back there.
+        consumer: who gets it; None for ``basic_get``.
+    """
+
+    __slots__ = ("consumer", "queue")
+
+    #: Whether its channel holds it until it is settled.
+    is_held = True
+    #: A ``QoS`` has noted it, gets its outcome, and puts it back in the end.
+    is_noted: bool
+
+    queue: str | None
+    consumer: Consumer | None
+
+    @property
+    def claimed(self) -> Claimed:
+        """The claim of the store."""
+        return Claimed(self.queue or "", None, self)
+
+    @property
+    @abstractmethod
+    def link(self) -> object:
+        """The link that took it out."""
+
+    @property
+    @abstractmethod
+    def is_gone_from_broker(self) -> bool:
+        """Whether we must requeue it, since neither the broker nor a ``QoS`` of its own does."""
+
+    @abstractmethod
+    def serializable(self) -> Envelope:
+        """Return the envelope with which it can be put back."""
+
+    @abstractmethod
+    def settle(self, settlement: Settlement) -> None:
+        """Settle it at the broker.  May switch."""
+
+
+class Message(TakenMessage):
     """A message out of its envelope.
 
     Arguments:
         payload: the envelope.
         channel: decodes the body.
-        queue: where it was taken from, if known: it is given back there.
-
-    Attributes:
-        consumer: who gets it; None for ``basic_get``.
-        is_noted: the channel's ``QoS`` has noted it, and gets its outcome.
+        queue: where it was taken from, if known.
     """
 
-    __slots__ = ("_raw", "consumer", "is_noted", "queue")
-
-    #: Whether its channel holds it until it is settled.
-    is_held = True
+    __slots__ = ("_raw", "is_noted")
 
     def __init__(
         self, payload: Envelope, channel: Any = None, queue: str | None = None, **kwargs: Any
     ) -> None:
         self._raw = payload
         self.queue = queue
-        self.consumer: Consumer | None = None
+        self.consumer = None
         self.is_noted = False
         error: DecodeError | None = None
         try:
@@ -80,23 +124,16 @@ class Message(BaseMessage):
         self.errors.append((DecodeError, error, None))
 
     @property
-    def claimed(self) -> Claimed:
-        """The claim of the store."""
-        return Claimed(self.queue or "", None, self)
-
-    @property
-    def link(self) -> Any:
-        """The link that took it out."""
+    def link(self) -> object:
         return self.channel.connection
 
     @property
     def is_gone_from_broker(self) -> bool:
-        """Whether we must requeue it, since neither the broker nor a ``QoS`` of its own does."""
         channel = self.channel
         return bool(channel.do_restore) and (not self.is_noted or keeps_only_here(channel.qos))
 
     def settle(self, settlement: Settlement) -> None:
-        """Tell the ``QoS`` what becomes of it; one that it does not know is put back.  May switch."""
+        """Settle it at the ``QoS``; requeue one that it does not know itself.  May switch."""
         channel = self.channel
         if not self.is_noted:
             if settlement is Settlement.REQUEUE:
@@ -109,7 +146,6 @@ class Message(BaseMessage):
             channel.serve()
 
     def serializable(self) -> Envelope:
-        """Return the envelope with which it can be put back."""
         if self.errors:
             return dict(self._raw) if isinstance(self._raw, dict) else {"body": self._raw}
         properties = self.properties
@@ -125,3 +161,174 @@ class Message(BaseMessage):
             "content-encoding": self.content_encoding,
             "headers": headers,
         }
+
+
+#: Modules of the ``QoS`` that keep deliveries in a dict: ours, and kombu's.
+_KEEP_HERE: Final = frozenset({__name__, "kombu.transport.virtual.base"})
+
+
+class _Delivered(OrderedDict[Any, Any]):
+    """Delivery tag -> message, the oldest first."""
+
+    #: Whether all was given back, as it is once when a channel closes (kombu's).
+    restored = False
+
+
+def dump_messages(messages: Iterable[Any], stderr: TextIO | None = None) -> None:
+    """Write messages that no queue takes back, and that no consumer has, into a file of this user's.
+
+    The log, or *stderr*, names it; it is no place for bodies.
+    """
+    state = [each.serializable() if hasattr(each, "serializable") else each for each in messages]
+    try:
+        emergency_dump_state(state, stderr=stderr)
+    except Exception:
+        logger.exception("%d message(s) could not be dumped, and are lost", len(state))
+
+
+def keeps_only_here(qos: Any) -> bool:
+    """Return whether the deliveries that a ``QoS`` has are in this process, and nowhere else.
+
+    One that keeps them at its broker overrides ``append``.
+    """
+    return bool(qos.restore_at_shutdown) and type(qos).append.__module__ in _KEEP_HERE
+
+
+class _Finalizer:
+    """The place of what kombu calls when a program ends; channels do that work here."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+class QoS:
+    """Unacked deliveries of one channel, in order (kombu's).
+
+    Arguments:
+        channel: requeues what is not settled.
+        prefetch_count: deliveries that may be unacked at once; 0 is no limit.
+    """
+
+    prefetch_count = 0
+    #: Whether what is left is given back when the channel closes.
+    restore_at_shutdown = True
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        self.channel = channel
+        self.prefetch_count = prefetch_count or 0
+        self._delivered = _Delivered()
+        #: kombu's finalizer, which subclasses cancel: here the channel gives back what is left.
+        self._on_collect = _Finalizer()
+        #: Settled and still in there: subclasses look at it after the ack.
+        self._dirty: set[Any] = set()
+
+    def can_consume(self) -> bool:
+        """Return whether one more may be delivered.
+
+        Asked by the channel where a subclass has its own; else its consumers have their bounds.
+        """
+        return not self.prefetch_count or len(self) < self.prefetch_count
+
+    def can_consume_max_estimate(self) -> int | None:
+        """Return the number of messages that may still be delivered; None: no limit."""
+        if not self.prefetch_count:
+            return None
+        return max(self.prefetch_count - len(self), 0)
+
+    def append(self, message: Any, delivery_tag: Any) -> None:
+        """Note a delivery."""
+        self._flush()
+        self._quick_append(delivery_tag, message)
+
+    def get(self, delivery_tag: Any) -> Any:
+        """Return an unacknowledged message, or the one that was settled last.
+
+        Raises:
+            KeyError: there is none of that tag.
+        """
+        return self._delivered[delivery_tag]
+
+    def ack(self, delivery_tag: Any) -> None:
+        """Acknowledge a message; may switch in subclasses."""
+        self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        """Reject a message; with *requeue* put it back.  May switch."""
+        if requeue:
+            self.channel._restore_at_beginning(self._delivered[delivery_tag])
+        self._quick_ack(delivery_tag)
+
+    def _quick_append(self, delivery_tag: Any, message: Any) -> None:
+        self._delivered[delivery_tag] = message
+
+    def _quick_ack(self, delivery_tag: Any) -> None:
+        self._flush()
+        if delivery_tag in self._delivered:
+            self._dirty.add(delivery_tag)
+        self.channel.note_settled(delivery_tag)
+
+    def _flush(self) -> None:
+        """Remove what was settled."""
+        while self._dirty:
+            self._delivered.pop(self._dirty.pop(), None)
+
+    def __len__(self) -> int:
+        return len(self._delivered) - len(self._dirty)
+
+    def restore_unacked(self) -> list[tuple[Exception, Any]]:
+        """Put everything back, and return what could not be, with the reasons.  May switch."""
+        self._flush()
+        failed = []
+        # Oldest first, so that their order holds; acks may come in between.
+        for tag in list(self._delivered):
+            message = self._delivered.pop(tag, None)
+            if message is None or tag in self._dirty:
+                continue
+            self.channel.note_settled(tag)
+            try:
+                self.channel._restore(message)
+            except Exception as exc:
+                failed.append((exc, message))
+        return failed
+
+    def restore_unacked_once(self, stderr: TextIO | None = None) -> None:
+        """Put everything back when the channel closes.  May switch.
+
+        What cannot be put back is dumped into a file.
+
+        Arguments:
+            stderr: where the path is written to; None logs it.
+        """
+        if not len(self) or not self.restore_at_shutdown or not self.channel.do_restore:
+            return
+        logger.info("restoring %d unacknowledged message(s)", len(self))
+        failed = self.restore_unacked()
+        self._delivered.restored = True
+        if failed:
+            logger.error(
+                "%d unacknowledged message(s) could not be restored: %r", len(failed), failed[0][0]
+            )
+            dump_messages((message for _, message in failed), stderr)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Requeue what others left unacknowledged, where there is a visibility timeout; else nothing."""
+
+
+class UnreturnedMessages:
+    """Dumps what is left of one connection when it is forgotten, or the program ends.
+
+    Arguments:
+        handover: has what former lives have left.
+    """
+
+    def __init__(self, handover: Handover) -> None:
+        weakref.finalize(self, _dump, os.getpid(), handover)
+
+
+def _dump(process: int, handover: Handover) -> None:
+    if os.getpid() != process:
+        return  # the parent of this process has them
+    messages = [each.handle for each in handover.left() if each.handle.is_gone_from_broker]
+    if messages:
+        logger.error("%d message(s) were not requeued before the end", len(messages))
+        dump_messages(messages)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.transport.refusal import NotEquivalentError
 
 if TYPE_CHECKING:
+    from greenconn.transport.hooks import Transport
     from greenconn.transport.hooks.channel import AbstractChannel, Channel
-    from greenconn.transport.hooks.message import Message
-    from greenconn.transport.hooks.qos import QoS
-    from greenconn.transport.hooks.transport import Transport
+    from greenconn.transport.hooks.message import Message, QoS
     from greenconn.transport.virtual.entities import Management
     from greenconn.transport.virtual.envelope import Base64
     from greenconn.transport.virtual.publishing import UndeliverableWarning
@@ -45,8 +44,8 @@ _PLACES: Final = {
     "Channel": ("greenconn.transport.hooks.channel", "Channel"),
     "Management": ("greenconn.transport.virtual.entities", "Management"),
     "Message": ("greenconn.transport.hooks.message", "Message"),
-    "QoS": ("greenconn.transport.hooks.qos", "QoS"),
-    "Transport": ("greenconn.transport.hooks.transport", "Transport"),
+    "QoS": ("greenconn.transport.hooks.message", "QoS"),
+    "Transport": ("greenconn.transport.hooks", "Transport"),
     "UndeliverableWarning": ("greenconn.transport.virtual.publishing", "UndeliverableWarning"),
     "binding_key_t": ("greenconn.transport.virtual.state", "binding_key_t"),
     "queue_binding_t": ("greenconn.transport.virtual.state", "queue_binding_t"),
