@@ -19,7 +19,8 @@ from greenconn.exceptions import NotBoundError, error_text
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from greenconn.abc import Channel, ChannelOrConnection, Connection
+    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.connection import Connection
 
 __all__ = [
     "ChannelPromise",
@@ -70,7 +71,8 @@ class DefaultChannel(ChannelPromise):
 
     def __call__(self) -> Channel:
         """Return the channel.  May switch."""
-        return self._connection.default_channel
+        channel: Channel = self._connection.default_channel
+        return channel
 
 
 def current_channel(
@@ -82,12 +84,13 @@ def current_channel(
         channel: a channel, or the promise of one.
         connection: given when its default channel is meant.
     """
-    if isinstance(channel, ChannelPromise):
-        return channel() if connection is None else connection.default_channel
-    if getattr(channel, "is_open", True):
+    if not isinstance(channel, ChannelPromise) and getattr(channel, "is_open", True):
         return channel
     if connection is not None:
-        return connection.default_channel
+        default: Channel = connection.default_channel
+        return default
+    if isinstance(channel, ChannelPromise):
+        return channel()
     link = channel.connection
     if getattr(link, "is_open", True):
         return channel  # closed by itself: its calls raise the reason

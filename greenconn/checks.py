@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
-    from greenconn.abc import Channel, ChannelOrConnection, Connection
+    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.connection import Connection
 
 T = TypeVar("T")
 

@@ -29,7 +29,8 @@ from greenconn.transport.base import Link
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.abc import Channel, ChannelOrConnection, Connection
+    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.connection import Connection
     from greenconn.entity.queue import QueueOptions
     from greenconn.session.session import Session
 

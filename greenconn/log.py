@@ -18,7 +18,7 @@ from numbers import Number
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    from greenconn.abc import Message
+    from greenconn.message import Message
 
 __all__ = [
     "DISABLE_TRACEBACKS",

@@ -20,7 +20,8 @@ from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, Connection
+    from greenconn.abc import Channel
+    from greenconn.connection import Connection
     from greenconn.message import Message
 
 __all__ = ["ConsumerMixin", "ConsumerProducerMixin"]

@@ -44,7 +44,8 @@ from greenconn.serialization import prepare_accept_content
 
 if TYPE_CHECKING:
     from greenconn import messaging  # a node has a method of the class's name
-    from greenconn.abc import Channel, Connection
+    from greenconn.abc import Channel
+    from greenconn.connection import Connection
     from greenconn.message import Message
 
 __all__ = ["REPLY_QUEUE_EXPIRES", "W_PIDBOX_IN_USE", "Mailbox", "Node"]

@@ -24,7 +24,7 @@ from greenconn.resource import RelendingPool, Resource
 from greenconn.session.parameters import ParameterKey
 
 if TYPE_CHECKING:
-    from greenconn.abc import Connection
+    from greenconn.connection import Connection
     from greenconn.green.pool import Entry
 
 __all__ = [

@@ -36,7 +36,8 @@ from greenconn.green.supervisor import spawn
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.abc import Connection, Lender
+    from greenconn.abc import Lender
+    from greenconn.connection import Connection
 
     class PoolArguments(TypedDict, total=False):
         """The further arguments of pools of all kinds."""
@@ -614,8 +615,7 @@ class ConnectionPool(RelendingPool):
     """A pool of connections, clones of a given one.
 
     ``acquire`` returns a ``PooledConnection`` over a connection that the pool keeps open: of the same
-    class and equal, with the same channels.  The pool knows connections by protocol only
-    (:class:`~greenconn.abc.Lendable`).
+    class and equal, with the same channels.
 
     Arguments:
         connection: the connection to clone; it is not in the pool itself.

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from operator import attrgetter
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 from gevent import get_hub
 
-from greenconn.abc import DeadlineLike, Sink
+from greenconn.abc import Sink
 from greenconn.broker.base_link import BrokerLink
 from greenconn.broker.consumers import StoreConsumer
-from greenconn.broker.deliveries import DeliveredMessage, Deliveries
+from greenconn.broker.deliveries import Deliveries
 from greenconn.broker.entities import SharedEntities
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
@@ -43,6 +43,9 @@ from greenconn.transport.virtual.names import generated_name
 from greenconn.transport.virtual.publishing import Envelope
 from greenconn.transport.virtual.state import BrokerState
 
+if TYPE_CHECKING:
+    from greenconn.broker.deliveries import DeliveredMessage
+
 #: Used by each call: looking up a member of an Enum would cost more than the rest of check_open.
 _OPEN: Final = ChannelState.OPEN
 _TURN: Final = attrgetter("turn")
@@ -52,7 +55,7 @@ _DELIVERY_LIMIT: Final = "x-delivery-limit"
 class PublishResult(Protocol):
     """The outcome of a publish that was begun."""
 
-    def wait(self, deadline: DeadlineLike | None = None) -> object:
+    def wait(self, deadline: Deadline | None = None) -> object:
         """Return when the broker has the message.  May switch.
 
         Raises:
@@ -104,7 +107,7 @@ class Publisher(Protocol[M]):
         routing_key: str,
         mandatory: bool,
         immediate: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> PublishResult:
         """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch."""
 
@@ -639,7 +642,7 @@ class StoreChannel(StdChannel, Generic[L]):
         routing_key: str = "",
         mandatory: bool = False,
         immediate: bool = False,
-        deadline: DeadlineLike | None = None,
+        deadline: Deadline | None = None,
     ) -> PublishResult:
         """Publish *message*; the result's ``wait`` returns or raises its outcome.  May switch.
 

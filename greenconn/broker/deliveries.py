@@ -27,32 +27,22 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import get_hub
 
-from greenconn.abc import Message
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
 from greenconn.transport.virtual.channel import ChannelState
 from greenconn.transport.virtual.consumer import Consumer
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from greenconn.broker.channel import StoreChannel
+    from greenconn.transport.memory.message import Message
+    from greenconn.transport.virtual.envelope import Delivery
+
+    #: A message that was delivered: by a store, or in this process.
+    DeliveredMessage: TypeAlias = Delivery | Message
 
 
 _OPEN: Final = ChannelState.OPEN
-
-
-class DeliveredMessage(Message, Protocol):
-    """A message that was delivered and is not settled yet."""
-
-    @property
-    def consumer(self) -> Consumer | None:
-        """The consumer that it was delivered to; None for ``basic_get``."""
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the broker keeps the message until it is settled."""
-
-    @property
-    def redelivered(self) -> bool:
-        """Whether the message was delivered before."""
 
 
 class Acknowledger(Protocol):

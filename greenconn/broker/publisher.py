@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from gevent import get_hub
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import carbon_copies
 from greenconn.broker.port import NoQueue, QueueFull
 from greenconn.broker.settlement_port import HeldMessage
@@ -94,7 +93,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> T | None:
         """Return where a message goes, and in which form; None: nowhere.  May switch.
 
@@ -113,7 +112,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         """
 
     @abstractmethod
-    def _put(self, target: T, queue: str, done: Completion, deadline: DeadlineLike | None) -> None:
+    def _put(self, target: T, queue: str, done: Completion, deadline: Deadline | None) -> None:
         """Send a message; *done* gets the outcome.  May switch for a large one.
 
         Arguments:
@@ -160,7 +159,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
 
     # -- publishing
 
-    def limited(self, deadline: DeadlineLike | None) -> DeadlineLike | None:
+    def limited(self, deadline: Deadline | None) -> Deadline | None:
         """Return *deadline*, or the connection's ``confirm_timeout`` where it has no end."""
         if deadline is not None and deadline.timeout is not None:
             return deadline
@@ -199,7 +198,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         routing_key: str,
         mandatory: bool,
         immediate: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> StoredResult:
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
         slot: Slot[Any] = Slot()
@@ -213,9 +212,9 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         routing_key: str,
         mandatory: bool,
         immediate: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
         done: Completion,
-    ) -> DeadlineLike | None:
+    ) -> Deadline | None:
         """Send *message*; *done* gets the outcome.  May switch.
 
         Returns:
@@ -251,7 +250,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> None:
         """Return when the broker has a message.  May switch.
 
@@ -263,7 +262,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
             Exception: see :meth:`StoredResult.wait`.
         """
         try:
-            outcome = slot.wait(deadline or NEVER)  # type: ignore[arg-type]
+            outcome = slot.wait(deadline or NEVER)
         except TimeoutError as exc:
             if deadline is None or deadline.timeout is None or not slot.has_left:
                 raise
@@ -290,7 +289,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> T | None:
         """Return the target of a message that is not plain; None: it goes nowhere.  May switch.
 
@@ -308,8 +307,7 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         if not exchange:
             for key in (routing_key, *carbon_copies(headers, "CC", "BCC")):
                 link.directory.check_name(key, Method.BASIC_PUBLISH)
-        within: Deadline = deadline or NEVER  # type: ignore[assignment]
-        with TimeLimit(within, f"publishing to {link.where}"):
+        with TimeLimit(deadline or NEVER, f"publishing to {link.where}"):
             queues = link.routing.routes(exchange, routing_key, headers, mandatory)
             if not queues:
                 last = link.options.deadletter_queue
@@ -373,7 +371,7 @@ class StoredResult:
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        limit: DeadlineLike | None,
+        limit: Deadline | None,
     ) -> None:
         self._publisher = publisher
         self._limit = limit
@@ -382,7 +380,7 @@ class StoredResult:
         self._routing_key = routing_key
         self._mandatory = mandatory
 
-    def wait(self, deadline: DeadlineLike | None = None) -> None:
+    def wait(self, deadline: Deadline | None = None) -> None:
         """Return when the broker has the message.  May switch.
 
         Arguments:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.port import Entry, NoQueue
 from greenconn.broker.publisher import (
@@ -26,6 +25,7 @@ from greenconn.broker.publisher import (
 )
 from greenconn.broker.settlement_port import HeldMessage
 from greenconn.delays import delay_of
+from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.virtual.declaration import Declaration
 from greenconn.transport.virtual.envelope import check_headers
@@ -51,7 +51,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
         target: Sequence[Entry],
         queue: str,
         done: Completion,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> None:
         self.link.put_batcher.put(target, done)
 
@@ -61,7 +61,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> Sequence[Entry] | None:
         size, headers = len(message["body"]), message["headers"]
         if headers:

@@ -12,7 +12,8 @@ from greenconn.compat.import_alias import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, ChannelOrConnection, Connection
+    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.connection import Connection
 
 __all__ = [
     "Consumer",

@@ -1,6 +1,5 @@
 """Exchanges, queues and bindings, as they are to be declared."""
 
-from greenconn.entity.binding import binding, pretty_bindings
 from greenconn.entity.declaration import maybe_declare
 from greenconn.entity.exchange import (
     DELIVERY_MODES,
@@ -8,7 +7,9 @@ from greenconn.entity.exchange import (
     PERSISTENT_DELIVERY_MODE,
     TRANSIENT_DELIVERY_MODE,
     Exchange,
+    binding,
     maybe_delivery_mode,
+    pretty_bindings,
 )
 from greenconn.entity.queue import Queue
 from greenconn.entity.super_stream import SuperStream

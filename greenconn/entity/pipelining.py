@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from greenconn.entity.binding import binding
-from greenconn.entity.exchange import Exchange
+from greenconn.entity.exchange import Exchange, binding
 from greenconn.entity.queue import Queue
 from greenconn.exceptions import ChannelError, ConnectionError
 from greenconn.session.topology import IN_FLIGHT

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 from greenconn.abstract import MaybeChannelBound, Object
 from greenconn.checks import check_keywords, check_names, check_tables
 from greenconn.encoding import plain_text
-from greenconn.entity.binding import pretty_bindings, shown
-from greenconn.entity.exchange import Exchange, name_of
+from greenconn.entity.exchange import Exchange, name_of, pretty_bindings, shown
 from greenconn.exceptions import ContentDisallowed
 from greenconn.listeners import LISTENERS, DeliverEvent, url_of
 from greenconn.serialization import prepare_accept_content

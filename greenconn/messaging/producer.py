@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from greenconn.abc import Channel, ChannelOrConnection, ProducerLender
+    from greenconn.abc import Channel, ChannelOrConnection
+    from greenconn.pools import ProducerPool
 
 
 DEFAULT_BATCH_SIZE: Final = 1000
@@ -396,7 +397,7 @@ class Producer:
     #: What the set of declared entities has when the exchange is declared.
     _ident: Any
     #: The pool that it came from and goes back to; None if there is none, and after the release.
-    _pool: ProducerLender | None
+    _pool: ProducerPool | None
     #: The pool's record of it; None if the pool does not lend it again.
     _loan: Any
     #: Its ``__dict__``, which takes longer to ask for, if it was lent again; else None.
@@ -829,7 +830,7 @@ class Producer:
 
     # For pools
 
-    def lend_again(self, pool: ProducerLender) -> bool:
+    def lend_again(self, pool: ProducerPool) -> bool:
         """Lend it to another holder, as if it and its connection were new; False if they cannot be.
 
         For pools, if nothing refers to it since its release.  Never switches.

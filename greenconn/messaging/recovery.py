@@ -22,7 +22,8 @@ from greenconn.session.state import is_open
 from greenconn.session.topology import GONE_MEANWHILE
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, DeadlineLike
+    from greenconn.abc import Channel
+    from greenconn.green.deadline import Deadline
     from greenconn.messaging.consumer import Consumer
     from greenconn.session.session import Session
 
@@ -100,7 +101,7 @@ class ConsumerRecovery:
             and self._consumer._subscriptions.are_placed_on(own)
         )
 
-    def recover(self, deadline: DeadlineLike) -> None:
+    def recover(self, deadline: Deadline) -> None:
         """Declare and consume again on the connection's new life.  May switch.
 
         Raises:

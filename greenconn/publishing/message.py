@@ -20,7 +20,6 @@ from greenconn.messaging.producer import MessageProperties
 from greenconn.serialization import dumps
 
 if TYPE_CHECKING:
-    from greenconn import abc
     from greenconn.abc import Channel
 
 Target: TypeAlias = str | Queue | Exchange
@@ -146,7 +145,7 @@ class OutgoingMessage:
             properties.copy() if self.own is None else {**properties, **self.own},
         )
 
-    def replace(self, received: abc.Message) -> bool:
+    def replace(self, received: Message[Any]) -> bool:
         """Have the broker deliver this one, after its delay, in the place of *received*.  May switch.
 
         Returns:

@@ -35,9 +35,10 @@ from greenconn.green.deadline import Deadline
 from greenconn.session.state import Life, is_open
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, Transport
+    from greenconn.abc import Channel
     from greenconn.green.pool import FairPool
     from greenconn.session.session import Session
+    from greenconn.transport.base import Transport
 
 T = TypeVar("T")
 

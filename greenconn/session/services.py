@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from greenconn.transport.base import TransportState
 
 if TYPE_CHECKING:
-    from greenconn.abc import Connection
+    from greenconn.connection import Connection
     from greenconn.green.deadline import Deadline
 
 

@@ -41,9 +41,9 @@ from greenconn.message import Message
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from greenconn import abc
     from greenconn.abc import Channel
     from greenconn.delays import DelayedRoute
+    from greenconn.session.session import Session
 
 __all__ = [
     "Factories",
@@ -549,12 +549,12 @@ class Transport(Generic[L]):
         self.client = client
 
     @property
-    def kept_state(self) -> abc.TransportState:
+    def kept_state(self) -> TransportState:
         """Return what a life of a connection leaves to the next.  Never switches.
 
         A walk over a failover list makes transports anew, so the session keeps it.
         """
-        session: abc.Session | None = getattr(self.client, "session", None)
+        session: Session | None = getattr(self.client, "session", None)
         if session is not None:
             return session.services.transport_state
         if self._kept_state is None:

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.exceptions import ChannelError, ConnectionError
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, Connection
+    from greenconn.abc import Channel
+    from greenconn.connection import Connection
 
 __all__ = [
     "CELERY_DELAYED_DELIVERY_EXCHANGE",

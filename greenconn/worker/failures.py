@@ -26,8 +26,8 @@ from greenconn.publishing.calls import publisher_of
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 
 if TYPE_CHECKING:
-    from greenconn.abc import Message
     from greenconn.connection import Connection
+    from greenconn.message import Message
 
 logger = logging.getLogger("greenconn.worker")
 

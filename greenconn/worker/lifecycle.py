@@ -51,8 +51,9 @@ from greenconn.worker.recovery import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel, DeadlineLike
+    from greenconn.abc import Channel
     from greenconn.connection import Connection
+    from greenconn.green.deadline import Deadline
     from greenconn.message import Message
     from greenconn.session.session import Session
 
@@ -933,7 +934,7 @@ class ConsumerGroup:
             self.session.on_closed.remove(self._on_closed)
             self.pool.resize(0)
 
-    def recover(self, deadline: DeadlineLike) -> None:
+    def recover(self, deadline: Deadline) -> None:
         """Wait until all are recovered that can be recovered now.  May switch.
 
         Each consumer recovers and retries by itself.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.abc import DeadlineLike
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
@@ -17,6 +16,10 @@ from greenconn.transport.base import Link, to_rabbitmq_queue_arguments
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from greenconn.connection import Connection as _Connection
+else:
+    _Connection = object
 
 
 def outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -300,7 +303,7 @@ class FakeUtility:
             self._channel = self._client.channel()
         return self._channel
 
-    def run(self, function: Callable[[Any], Any], deadline: DeadlineLike) -> Any:
+    def run(self, function: Callable[[Any], Any], deadline: Deadline) -> Any:
         return function(self.channel)
 
 
@@ -333,7 +336,7 @@ class FakeSession:
         if member in self.members:
             self.members.remove(member)
 
-    def successor(self, old: Any, deadline: DeadlineLike | None = None) -> Any:
+    def successor(self, old: Any, deadline: Deadline | None = None) -> Any:
         if old.is_open:
             return old
         if old in self.client.defaults:
@@ -350,7 +353,7 @@ class FakeSession:
             member.recover(Deadline(5.0))
 
 
-class FakeClient:
+class FakeClient(_Connection):
     """A connection whose links and channels are fake."""
 
     connection_errors = (RecoverableConnectionError, OSError)
@@ -363,7 +366,7 @@ class FakeClient:
     heartbeat: float | None = None
     transport: Any = None
 
-    def as_uri(self, include_password: bool = False, mask: str = "**") -> str:
+    def as_uri(self, *args: Any, **kwargs: Any) -> str:
         return "fake://"
 
     def clone(self, **changes: Any) -> FakeClient:
@@ -372,9 +375,6 @@ class FakeClient:
     def close(self) -> None:
         if self.link is not None:
             self.link.close()
-
-    def Pool(self, limit: int | None = None) -> Any:  # noqa: N802
-        raise NotImplementedError
 
     def __init__(self, *, has_session: bool = True) -> None:
         self.transport_options: dict[str, Any] = {}
@@ -401,9 +401,10 @@ class FakeClient:
             self.declare_flight = SingleFlight("declare")
         return self.link
 
-    def ensure_connection(self, **policy: Any) -> None:
+    def ensure_connection(self, *args: Any, **policy: Any) -> Self:
         self.ensured_connection.append(policy)
         self.reconnect()
+        return self
 
     def channel(self) -> FakeChannel:
         return self.reconnect().channel()
@@ -415,14 +416,15 @@ class FakeClient:
             self.defaults.append(link.channel())
         return self.defaults[-1]
 
-    def drain_events(self, timeout: float | None = None) -> None:
+    def drain_events(self, timeout: Any = None, **kwargs: Any) -> None:
         self.reconnect().drain(Deadline(timeout))
 
     def ensure(
-        self, obj: Any, fun: Callable[..., Any], max_retries: int | None = None, **policy: Any
+        self, obj: Any, fun: Callable[..., Any], *args: Any, **policy: Any
     ) -> Callable[..., Any]:
         """As kombu's, without pauses; what was asked for is noted."""
-        self.ensured.append({"obj": obj, "max_retries": max_retries, **policy})
+        max_retries = policy.setdefault("max_retries", None)
+        self.ensured.append({"obj": obj, **policy})
 
         def ensured(*args: Any, **kwargs: Any) -> Any:
             retries = 0

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 import botocore
 from botocore.exceptions import BotoCoreError
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.link import StoreLink
@@ -22,6 +21,7 @@ from greenconn.broker.publishing import StorePublisher
 from greenconn.broker.transport import StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green import fork
+from greenconn.green.deadline import Deadline
 from greenconn.options import known_options
 from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.envelope import RECEIVE_COUNT
@@ -280,7 +280,7 @@ class Publisher(StorePublisher):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> Sequence[Entry] | None:
         if message["properties"].get("priority"):
             warn_of_message(self._channel, message, exchange, routing_key)

@@ -44,8 +44,9 @@ from greenconn.wire.amqp import BASIC_PUBLISH, FrameParser, content_frames, meth
 from greenconn.wire.confirms import ConfirmSequencer
 
 if TYPE_CHECKING:
-    from greenconn.abc import DeadlineLike, Session
+    from greenconn.green.deadline import Deadline
     from greenconn.green.writer import Writer
+    from greenconn.session.session import Session
     from greenconn.transport.amqp.calls import Calls
     from greenconn.transport.amqp.channel import Channel
     from greenconn.transport.amqp.link import AmqpLink
@@ -555,7 +556,7 @@ class UnsentRecovery:
     def __repr__(self) -> str:
         return f"<messages of {self._channel!r}>"
 
-    def recover(self, deadline: DeadlineLike) -> None:
+    def recover(self, deadline: Deadline) -> None:
         """Have the channel that replaces the lost one send them.  May switch."""
         self._session.successor(self._channel, Deadline(deadline.left()))
         self._session.discard(self)

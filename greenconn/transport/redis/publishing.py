@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.port import Entry, NoQueue
 from greenconn.broker.publisher import (
@@ -243,10 +242,10 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> bytes | Routed | None:
         if self._writer.must_wait:
-            self._pipeline.wait_writable(deadline or ENDLESS)  # type: ignore[arg-type]
+            self._pipeline.wait_writable(deadline or ENDLESS)
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         if (
@@ -325,7 +324,7 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         target: bytes | Routed,
         queue: str,
         done: Completion,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> None:
         if isinstance(target, bytes):
             self._pipeline.post(target, done.offer)
@@ -397,12 +396,12 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
         """Return the names of the keys of a queue.  Never switches."""
         return self._keys
 
-    def _put_large(self, target: Routed, done: Completion, deadline: DeadlineLike) -> None:
+    def _put_large(self, target: Routed, done: Completion, deadline: Deadline) -> None:
         """Send a large message, and wait: what this greenlet sends keeps its order.  May switch."""
         own = LargeOutcome(target.pipeline, done)
         target.send(own)
         with suppress(TimeoutError):  # the result says so
-            own.arrived.wait(deadline)  # type: ignore[arg-type]
+            own.arrived.wait(deadline)
 
     def _append(self, queue: str, priority: Any, raw: bytes, may_end: bool) -> bytes:
         """Return the command that appends a message to a queue; it does not need a loaded script."""

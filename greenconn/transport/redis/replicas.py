@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.publisher import Completion
+from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.commands import CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.publishing import RedisPublisher, Routed
@@ -159,7 +159,7 @@ class ReplicatedPublisher(RedisPublisher):
         target: bytes | Routed,
         queue: str,
         done: Completion,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> None:
         pipeline = self._pipeline if isinstance(target, bytes) else target.pipeline
         super()._put(target, queue, Stored(self._confirms, pipeline, done), deadline)

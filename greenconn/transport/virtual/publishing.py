@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.abc import DeadlineLike
 from greenconn.delays import LONGEST
 from greenconn.encoding import as_text, plain_text, safe_repr
 from greenconn.exceptions import (
@@ -70,7 +69,7 @@ class PublishOutcome:
     def __init__(self, error: Exception | None) -> None:
         self._error = error
 
-    def wait(self, deadline: DeadlineLike | None = None) -> None:
+    def wait(self, deadline: Deadline | None = None) -> None:
         """Return when the broker has the message.  Never switches.
 
         Raises:
@@ -180,7 +179,7 @@ class SynchronousPublisher(ABC):
         routing_key: str,
         mandatory: bool,
         immediate: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> PublishOutcome:
         """Publish *message*; the result's ``wait`` tells what became of it.  May switch."""
         error = self._decide(message, exchange, routing_key, mandatory, immediate)

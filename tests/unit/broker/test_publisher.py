@@ -8,7 +8,6 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import NoQueue, QueueFull
 from greenconn.broker.publisher import ChannelPublisher, Completion, CopyOutcomes, StoredResult
@@ -44,7 +43,7 @@ class Publisher(ChannelPublisher[StoreLink, str, str]):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> str | None:
         if message == "slow":
             assert isinstance(deadline, Deadline)
@@ -60,9 +59,7 @@ class Publisher(ChannelPublisher[StoreLink, str, str]):
     ) -> str:
         return f"{message}:{exchange}:{','.join(queues)}"
 
-    def _put(
-        self, target: str, queue: str, done: Completion, deadline: DeadlineLike | None
-    ) -> None:
+    def _put(self, target: str, queue: str, done: Completion, deadline: Deadline | None) -> None:
         if self.is_answered:
             done.offer(self.outcome)
 
@@ -197,16 +194,14 @@ class Refusing(Publisher):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> str | None:
         if self.refusal is not None:
             raise self.refusal
         text = str(message)
         return self._routed(text, len(text), {}, exchange, routing_key, mandatory, deadline)
 
-    def _put(
-        self, target: str, queue: str, done: Completion, deadline: DeadlineLike | None
-    ) -> None:
+    def _put(self, target: str, queue: str, done: Completion, deadline: Deadline | None) -> None:
         self.put = target
         super()._put(target, queue, done, deadline)
 

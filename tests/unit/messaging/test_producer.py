@@ -642,9 +642,8 @@ def test_leaving_with_an_error_keeps_a_whole_pooled_connection(error: type[BaseE
 
 def test_a_pooled_connection_that_was_released_is_left_alone() -> None:
     class Expired(PooledClient):
-        @property
-        def session(self) -> Any:
-            raise OperationalError("given back")
+        def __getattr__(self, name: str) -> Any:
+            raise OperationalError("given back") if name == "session" else AttributeError(name)
 
     client = Expired(has_session=False)
     with pytest.raises(RuntimeError), Producer(client):
@@ -782,7 +781,7 @@ def test_the_timeout_covers_declaring(channel: FakeChannel) -> None:
 
 def test_the_timeout_covers_the_retries() -> None:
     class Slow(FakeClient):
-        def ensure(self, obj: Any, fun: Any, max_retries: int | None = None, **policy: Any) -> Any:
+        def ensure(self, obj: Any, fun: Any, *args: Any, **policy: Any) -> Any:
             def ensured() -> None:
                 with pytest.raises(RecoverableConnectionError):
                     fun()

@@ -14,7 +14,6 @@ import pytest
 from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
-from greenconn.abc import DeadlineLike
 from greenconn.connection import Connection
 from greenconn.credentials import SuppliedError
 from greenconn.exceptions import (
@@ -53,7 +52,7 @@ class Member:
         self.acts = list(acts)
         self.failure: BaseException | None = None
 
-    def recover(self, deadline: DeadlineLike) -> None:
+    def recover(self, deadline: Deadline) -> None:
         assert deadline.left() is not None
         act = self.acts.pop(0) if self.acts else None
         if isinstance(act, BaseException):

@@ -11,7 +11,6 @@ import gevent
 import pytest
 from greenlet import getcurrent
 
-from greenconn.abc import DeadlineLike
 from greenconn.connection import Connection
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
@@ -25,7 +24,7 @@ SOON = 20.0
 class Member:
     """What is recovered on each link."""
 
-    def recover(self, deadline: DeadlineLike) -> None:
+    def recover(self, deadline: Deadline) -> None:
         """Do nothing."""
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.abc import DeadlineLike
 from greenconn.broker.publisher import Completion
+from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.commands import CommandPipeline
 from greenconn.transport.redis.envelope import Outgoing
 from greenconn.transport.redis.fanout import topic_of
@@ -114,22 +114,22 @@ class ClusterPublisher(RedisPublisher):
         exchange: str,
         routing_key: str,
         mandatory: bool,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> bytes | Routed | None:
         if not exchange:
             self._wait_writable(self._pipeline_of(routing_key), deadline)
         return super()._target(message, exchange, routing_key, mandatory, deadline)
 
-    def _wait_writable(self, pipeline: CommandPipeline, deadline: DeadlineLike | None) -> None:
+    def _wait_writable(self, pipeline: CommandPipeline, deadline: Deadline | None) -> None:
         if pipeline.writer.must_wait:
-            pipeline.wait_writable(deadline or ENDLESS)  # type: ignore[arg-type]
+            pipeline.wait_writable(deadline or ENDLESS)
 
     def _put(
         self,
         target: bytes | Routed,
         queue: str,
         done: Completion,
-        deadline: DeadlineLike | None,
+        deadline: Deadline | None,
     ) -> None:
         if isinstance(target, bytes):
             self._partitions.post_stored(queue, target, done)

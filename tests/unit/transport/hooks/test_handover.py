@@ -214,11 +214,11 @@ def test_what_no_connection_puts_back_is_dumped_in_the_end(
     link.settlements.requeue_unseen(message.claimed)
 
     def ends() -> bool:
-        transport.kept_state._kept.clear()  # type: ignore[attr-defined]
+        transport.kept_state._kept.clear()
         return not list(dumps.iterdir())
 
     assert holds_in_child(ends)
-    transport.kept_state._kept.clear()  # type: ignore[attr-defined]
+    transport.kept_state._kept.clear()
     gc.collect()
     assert sorted(dumped(dumps, channel)) == [b"x", b"y"]
 
