@@ -11,8 +11,8 @@ from gevent import socket
 from redis.crc import key_slot
 
 from greenconn import Connection
-from greenconn.transport.redis.cluster.nodes import Nodes, Place
-from greenconn.transport.redis.cluster.placement import ClusterPlacement, tag_of
+from greenconn.transport.redis.cluster import ClusterPlacement, tag_of
+from greenconn.transport.redis.nodes import Nodes, Place
 from greenconn.transport.redis.pipeline import Pipeline, ignore
 from greenconn.transport.redis.scripts import DROP, Script
 from greenconn.transport.redis.server import Address, Login

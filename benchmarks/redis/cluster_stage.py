@@ -7,7 +7,7 @@ from typing import Any
 from redis.cluster import RedisCluster
 
 from benchmarks.redis import stage
-from greenconn.transport.redis.cluster.placement import tag_of
+from greenconn.transport.redis.cluster import tag_of
 
 
 class Stage(stage.Stage):

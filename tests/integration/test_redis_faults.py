@@ -20,7 +20,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.messaging import Producer
-from greenconn.transport.redis import invalidations
+from greenconn.transport.redis import claiming
 from greenconn.transport.redis.claiming import WatchState
 from greenconn.wire.resp import pack
 from tests.fix_brokers import RedisFactory
@@ -290,8 +290,8 @@ def test_silence_is_no_fault_where_nothing_is_asked(redis_with: RedisFactory, re
 def test_what_no_push_reports_is_found(
     redis_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invalidations, "SAFETY", (0.1, 0.1))
-    monkeypatch.setattr(invalidations.Invalidations, "take", lambda self, keys: None)
+    monkeypatch.setattr(claiming, "SAFETY", (0.1, 0.1))
+    monkeypatch.setattr(claiming.Invalidations, "take", lambda self, keys: None)
     got: list[Any] = []
     with Connection(redis_url) as connection, Connection(redis_url) as other:
         consumer = greenconn.spawn_consumer(

@@ -11,8 +11,7 @@ import greenconn
 from greenconn import Connection, Exchange
 from greenconn.exceptions import AccessRefused
 from greenconn.transport.redis import server as server_module
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.options import Keys, RedisOptions
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON

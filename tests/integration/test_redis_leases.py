@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from greenconn.broker.feed import FeedState
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis import owners, pipeline
+from greenconn.transport.redis import maintenance, pipeline
 from greenconn.transport.redis.claiming import WatchState
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline
@@ -294,7 +294,7 @@ def test_what_a_killed_process_owned_alone_is_free_at_once(
 ) -> None:
     """Its lease goes on for a minute, but the server knows that the connection is gone."""
     killed, alive = opened(lease=60.0), opened(lease=60.0)
-    monkeypatch.setattr(owners, "is_lost", lambda owner: False)  # as in another process
+    monkeypatch.setattr(maintenance, "is_lost", lambda owner: False)  # as in another process
     theirs, ours = (Channel(link) for link in (killed, alive))
     ours.queue_declare("shared")
     if what == "queue":
@@ -316,7 +316,7 @@ def test_the_lease_alone_decides_where_clients_may_not_be_listed(
     opened: Callable[..., RedisLink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, alive = opened(lease=60.0), opened(lease=60.0)
-    monkeypatch.setattr(owners, "is_lost", lambda owner: False)
+    monkeypatch.setattr(maintenance, "is_lost", lambda owner: False)
     killed.keep_alive()
     killed.commands.call(pack("PING"))
     killed.collect()

@@ -14,7 +14,7 @@ from gevent.queue import Queue as GreenQueue
 import greenconn
 from greenconn import Connection
 from greenconn.transport.redis.claiming import RedisSource, WatchState
-from greenconn.transport.redis.owners import LOOKS
+from greenconn.transport.redis.maintenance import SWEEPS
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -100,7 +100,7 @@ def test_single_consumer_sends_nothing_for_rivals(
         began = monotonic()
         alone.get(messages)
         # They are counted a few times in a lease, by a script that reads them.
-        assert at_server.calls("hkeys") <= 1 + LOOKS * (monotonic() - began) / lease
+        assert at_server.calls("hkeys") <= 1 + SWEEPS * (monotonic() - began) / lease
         assert at_server.calls("exists") < 1.5 * messages
 
 

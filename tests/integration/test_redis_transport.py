@@ -18,7 +18,7 @@ from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import ContentTooLarge, DecodeError, RecoverableChannelError
 from greenconn.identity import program_name
 from greenconn.messaging import Producer
-from greenconn.transport.redis import topology
+from greenconn.transport.redis import queues
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
@@ -398,8 +398,8 @@ def test_queue_that_expires(connect: Connect) -> None:
 def test_use_keeps_a_queue_that_expires_and_its_bindings(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topology, "LEAST_EXPIRY_MS", 100)
-    monkeypatch.setattr(topology, "RENEWALS", 1e6)  # at each use
+    monkeypatch.setattr(queues, "LEAST_EXPIRY_MS", 100)
+    monkeypatch.setattr(queues, "RENEWALS", 1e6)  # at each use
     connection = connect()
     link, channel = connection.connection, connection.channel()
     channel.exchange_declare("x", "direct")

@@ -287,7 +287,7 @@ UNKNOWN = {
     ("transport/hooks/message.py", "%d unacknowledged message(s)"),
     ("transport/hooks/message.py", "restoring %d unacknowledged"),
     ("transport/hooks/link.py", "a message could not be requeued"),
-    ("transport/redis/cluster/nodes.py", "cannot ask for slots"),
+    ("transport/redis/nodes.py", "cannot ask for slots"),
     ("transport/sqlite/store.py", "%s"),
     ("transport/virtual/arguments.py", "%s: %s %r: arguments"),
     ("worker/dispatch.py", "a gevent.Timeout"),

@@ -23,7 +23,7 @@ from greenconn.session.parameters import Parameters
 from greenconn.transport.couchdb.options import CouchOptions
 from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.sentinel import SentinelTransport
+from greenconn.transport.redis.transport import SentinelTransport
 from greenconn.transport.registry import FOREIGN, MEANT, TRANSPORT_ALIASES
 from greenconn.transport.SQS.queues import SqsQueue
 from greenconn.transport.SQS.service import NewQueues

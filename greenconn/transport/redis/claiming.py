@@ -37,26 +37,40 @@ is on its way, which will see it.
 Where the server cannot push, a source that found nothing waits for an interval, and claims again.
 
 Nothing here switches; it runs in the reader, in the hub, and in greenlets of users.
+
+Hints and the safety poll
+-------------------------
+An invalidation message names a key that was changed after we had read it (Redis, *Client-side
+caching*).  For the lists of a queue that is a hint to its source; for the declaration of a queue, to
+what is known of it.  Keys have no database in them, and other causes exist (expiry, a foreign pop): a
+hint is only a hint, the claim decides.
+
+A push may get lost (a server's limit of tracked keys, a proxy in between), but nothing waits for ever:
+sources of empty queues also look every few seconds.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from random import uniform
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
+from redis.exceptions import NoScriptError
 
 from greenconn.broker.feed import DueFeeds, Feed
-from greenconn.broker.settlements import Settlements
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
-from greenconn.transport.redis.commands import Commands
+from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import Ticker
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
-from greenconn.transport.redis.owners import Owners
+from greenconn.transport.redis.pipeline import ENDLESS, Commands
 from greenconn.transport.redis.scripts import (
     CANARY,
     CLAIM,
@@ -70,12 +84,17 @@ from greenconn.transport.redis.scripts import (
     mark,
     packed_mark,
 )
+from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.transport.virtual.consumer import Consumer
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
-    from greenconn.transport.redis.invalidations import Invalidations
-
+    from greenconn.broker.channel import StoreChannel
+    from greenconn.broker.directory import Directory
+    from greenconn.broker.settlements import Settlements
+    from greenconn.transport.redis.fanout import Fanout
+    from greenconn.transport.redis.maintenance import Owners
+    from greenconn.transport.redis.queues import RedisQueues
 
 #: The number of the message that tries the permissions.
 CANARY_NUMBER: Final = 0
@@ -548,3 +567,293 @@ class DueClaims:
         # When the turn ends.
         for feed, count in self._due.begin(CLAIM_COUNT, together=False):
             feed.source.claim(count)
+
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+#: Seconds between two safety looks.
+SAFETY: Final = (5.0, 10.0)
+#: Queues that one EXISTS asks for.
+PAGE: Final = 250
+
+
+class Invalidations:
+    """The receiver of the invalidation messages of one connection.
+
+    Arguments:
+        commands: of the link.
+        changed: called with a key that is no list of a feed and has changed; None: all may have.
+
+    Attributes:
+        found: how often an empty queue turned out not to be empty without a push.
+    """
+
+    def __init__(self, commands: Commands, changed: Callable[[bytes | None], None]) -> None:
+        self._commands = commands
+        self._changed = changed
+        self.found = 0
+        self._sources: dict[bytes, RedisSource] = {}
+        self._ticker: Ticker | None = None
+        self._has_warned = False
+        self._overflowed: set[str] = set()
+
+    def add(self, source: RedisSource) -> None:
+        """Pass hints on to *source*."""
+        for key in source.lists:
+            self._sources[key] = source
+        if self._ticker is None and self._commands.is_tracking:
+            self._ticker = Ticker(uniform(*SAFETY), self._check_armed, "redis-safety")
+            self._ticker.start()
+        if not self._commands.is_tracking and not self._has_warned:
+            self._has_warned = True
+            spawn(
+                "log",
+                logger.warning,
+                "%s cannot notify of new messages (this needs Redis 6 and RESP3): polling",
+                self._commands.where,
+                extra={"connection": self._commands.where},
+            )
+
+    def discard(self, source: RedisSource) -> None:
+        """Pass on no more; those of the queue's next source stay."""
+        for key in source.lists:
+            if self._sources.get(key) is source:
+                del self._sources[key]
+
+    def stop(self) -> None:
+        """Stop, as the link has ended."""
+        self._sources.clear()
+        ticker, self._ticker = self._ticker, None
+        if ticker is not None:
+            ticker.stop()
+
+    def take(self, keys: list[bytes] | None) -> None:
+        """Handle that *keys* have changed; None: all may have.  In the reader."""
+        if keys is None:
+            for source in list(self._sources.values()):
+                source.pushed()
+            self._changed(None)
+            return
+        for key in keys:
+            found = self._sources.get(key)
+            if found is not None:
+                found.pushed()
+            else:
+                self._changed(key)
+
+    def overflowed(self, queue: str) -> None:
+        """Note that a fan-out message was dropped, as nothing took it.  In the reader."""
+        if queue not in self._overflowed:
+            self._overflowed.add(queue)
+            spawn(
+                "log",
+                logger.error,
+                "%s: queue %r gets more fan-out messages than its consumers handle: the oldest "
+                "are dropped",
+                self._commands.where,
+                queue,
+                extra={"connection": self._commands.where, "queue": queue},
+            )
+
+    def _check_armed(self, lag: float) -> None:
+        # In the hub.
+        armed = {each for each in self._sources.values() if each.state is WatchState.ARMED}
+        rest = iter(armed)
+        while page := list(islice(rest, PAGE)):
+            keys = [key for each in page for key in each.lists]
+            self._commands.pipeline.post(
+                pack(b"EXISTS", *keys),
+                lambda reply, page=page: _checked(reply, page),  # type: ignore[misc]
+            )
+
+
+def _checked(reply: Any, page: list[RedisSource]) -> None:
+    # In the reader.
+    if isinstance(reply, int) and reply:
+        for source in page:
+            source.check()
+
+
+class RedisConsuming:
+    """See :class:`~greenconn.broker.consumers.Consuming`.
+
+    Arguments:
+        commands: of the link.
+        claims: take messages.
+        settlements: requeue messages that no consumer takes.
+        directory: says which queues may be used.
+        queues: the queues in the server.
+        fanout: has what is published to fan-out exchanges.
+        invalidations: tells when messages come.
+        feeds: queue -> what serves its consumers of this link; filled here.
+
+    Attributes:
+        leaving: feeds whose last consumer has left while a claim was on its way.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        claims: Claims,
+        settlements: Settlements,
+        directory: Directory,
+        queues: RedisQueues,
+        fanout: Fanout,
+        invalidations: Invalidations,
+        feeds: dict[str, RedisFeed],
+    ) -> None:
+        self._commands = commands
+        self._claims = claims
+        self._due = DueClaims(commands)
+        self._settlements = settlements
+        self._directory = directory
+        self._queues = queues
+        self._fanout = fanout
+        self._invalidations = invalidations
+        self._feeds = feeds
+        self.leaving: set[RedisFeed] = set()
+
+    def check(self, queue: str, method: Method) -> None:
+        """See that a queue may be consumed.  May switch.
+
+        Raises:
+            NotFound, ResourceLocked: it is not there, or not for this connection.
+        """
+        self._directory.check(queue, method)
+        self._claims.check(ENDLESS)
+
+    def feed(self, queue: str) -> RedisFeed:
+        """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
+        feed = self._feeds.get(queue)
+        if feed is None:
+            feed = self._feeds[queue] = Feed(queue, self._source)
+        return feed
+
+    def _source(self, feed: RedisFeed) -> RedisSource:
+        return RedisSource(
+            self._commands,
+            self._claims,
+            self._due,
+            self._settlements,
+            self._invalidations,
+            self._retire,
+            feed,
+        )
+
+    def _retire(self, feed: RedisFeed) -> None:
+        """Forget a feed that is not used any more, once no claim is on its way.  Never switches."""
+        if feed.source.under_way():
+            self.leaving.add(feed)
+            return
+        self.leaving.discard(feed)
+        if not feed.is_used and self._feeds.get(feed.queue) is feed:
+            del self._feeds[feed.queue]
+
+    def set_consumers(self, feed: RedisFeed, *, exclusive: bool) -> bool:
+        """Register the consumers of this link; False: others consume.  May switch."""
+        self._fanout.listen(feed.queue)
+        if not self._queues.join(feed.queue, _how(feed, exclusive=exclusive)):
+            return False
+        self._invalidations.add(feed.source)
+        return True
+
+    def announce(self) -> None:
+        """Register all consumers again, since the server may have forgotten them.  May switch.
+
+        Those whose queue has ended meanwhile are cancelled.  Where another one consumes exclusively, or
+        they did and another one consumes, the server refuses them.
+        """
+        for feed in list(self._feeds.values()):
+            if not feed.consumers:
+                continue
+            if not self._queues.is_usable(feed.queue):
+                self._queues.cancel_consumers(feed)
+                continue
+            is_exclusive = any(each.exclusive for each in feed.consumers)
+            if not self._queues.join(feed.queue, _how(feed, exclusive=is_exclusive)):
+                for consumer in list(feed.consumers):
+                    channel = consumer.channel
+                    channel.refuse(consumer, in_exclusive_use(feed.queue, channel.virtual_host))
+
+    def left(self, feed: RedisFeed) -> None:
+        """Unregister a consumer.  Never switches."""
+        if feed.is_used:
+            self._queues.left(feed.queue, len(feed.consumers) + feed.coming)
+        else:
+            self._invalidations.discard(feed.source)
+            self._fanout.leave(feed.queue)
+            self._queues.unused(feed.queue)
+
+    def ended(self, feed: RedisFeed) -> None:
+        """Note that a consumer has left a queue that is gone.  Never switches."""
+        if not feed.is_used:
+            self._invalidations.discard(feed.source)
+
+    def take(self, channel: StoreChannel[Any], queue: str) -> Delivery | None:
+        """Take one message for *channel*; None when none waits.  May switch.
+
+        Raises:
+            NotFound: there is no such queue.
+        """
+        self._settlements.wait_routed()
+        self._directory.check(queue, Method.BASIC_GET)
+        self._claims.check(ENDLESS)
+        number = self._claims.take_numbers(1)
+        field = f"{self._commands.prefix}{number}"
+        self._claims.under_way.add(number)
+        try:
+            try:
+                raw, waiting = self._take(queue, number, field)
+            except NoScriptError:
+                self._commands.scripts.forget()  # the server's scripts were flushed
+                raw, waiting = self._take(queue, number, field)
+        finally:
+            self._claims.under_way.discard(number)
+        if raw is None:
+            return None
+        delivery = Delivery(channel, field, number, raw, queue, waiting=waiting)
+        if not self._commands.options.ack_emulation:
+            self._settlements.forget(delivery)
+        return delivery
+
+    def _take(self, queue: str, number: int, field: str) -> tuple[bytes | None, int]:
+        """Claim one message; the message and how many are left.  May switch."""
+        pipeline = self._commands.pipeline
+        if pipeline.writer.must_wait:
+            pipeline.wait_writable(ENDLESS)
+        self._settlements.before_call()
+        lists = self._commands.keys.lists(queue)
+        slot: Slot[Any] = Slot()
+
+        def put(reply: Any) -> None:
+            if not slot.offer(reply) and not isinstance(reply, Exception) and reply:
+                self._settlements.requeue_unseen(Delivery(None, field, number, reply[0], queue))
+
+        keys = (self._commands.keys.unacked, self._commands.keys.unacked_index, *lists)
+        args = (self._commands.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
+        pipeline.post(self._commands.scripts.call(CLAIM, keys, *args), put)
+        sizes: list[Any] = []
+        for key in lists[:-1]:
+            pipeline.post(pack(b"LLEN", key), sizes.append)
+        last: Slot[Any] = Slot()
+        pipeline.post(pack(b"LLEN", lists[-1]), last.offer)
+        self._queues.touch(queue)
+        try:
+            sizes.append(last.wait(ENDLESS))
+            reply = slot.wait(ENDLESS)
+        except BaseException:
+            if slot.has_value and isinstance(slot.value, list) and slot.value:
+                self._settlements.requeue_unseen(
+                    Delivery(None, field, number, slot.value[0], queue)
+                )
+            elif not slot.is_filled:
+                slot.fail(TimeoutError("the caller has left"))
+            raise
+        if isinstance(reply, Exception):
+            raise pipeline.error(reply, f"getting from queue {queue!r}")
+        return (reply[0] if reply else None), sum(n for n in sizes if isinstance(n, int))
+
+
+def _how(feed: RedisFeed, *, exclusive: bool) -> str | int:
+    """Return how a queue is consumed here; see :meth:`RedisQueues.join`."""
+    return "exclusive" if exclusive else len(feed.consumers) + feed.coming

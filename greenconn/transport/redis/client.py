@@ -27,7 +27,7 @@ from redis.connection import AbstractConnection, ConnectionPool
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.stream import EndOfFile, Stream
-from greenconn.transport.redis.commands import Commands
+from greenconn.transport.redis.pipeline import Commands
 from greenconn.transport.redis.server import Address, Login, Server
 
 

@@ -32,6 +32,7 @@ from greenconn.transport.virtual.publishing import Envelope, copied, encoded
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
+
 #: Bytes above which a message goes over a connection of its own.
 LARGE: Final = 1024 * 1024
 #: Kinds of messages, and places they go to, that are remembered.

@@ -17,21 +17,21 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.claiming import RedisFeed
-from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.pipeline import Pipeline, ignore
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.pipeline import PING, Commands, Pipeline, ignore
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.virtual.exchange import FanoutRouter, Router
 from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.claiming import RedisFeed
 
 logger = logging.getLogger("greenconn.transport.redis")
 

@@ -1,49 +1,75 @@
 """One life of a connection to a Redis server: one socket for commands, shared by all channels.
 
 The link makes its parts and lets them know each other.  What nearly all of them use is in
-:class:`~greenconn.transport.redis.commands.Commands`; each has, beside that, just those that it needs.
+:class:`~greenconn.transport.redis.pipeline.Commands`; each has, beside that, just those that it needs.
 Two more sockets are opened when they are needed: one for fan-out, one for bodies above 1 MiB.
+
+Partitions
+----------
+A script may touch several keys of one partition, and none of another one.  A single server has one
+partition.  In a cluster there are many, and all keys of one are in one slot.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from greenconn.broker.base_link import ForkHandler
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.consumers import StoreSubscriptions
+from greenconn.broker.consumers import Consuming, StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.directory import Directory, KnownQueues
 from greenconn.broker.leased_link import LeasedLink
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Entry
 from greenconn.broker.routing import Routing
+from greenconn.broker.settlement_port import MessageSettler
 from greenconn.broker.settlements import Settlements
 from greenconn.broker.topology import DirectTopology, Topology
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.claiming import RedisFeed, RedisSource
+from greenconn.transport.redis.claiming import (
+    Claims,
+    Invalidations,
+    RedisConsuming,
+    RedisFeed,
+    RedisSource,
+)
 from greenconn.transport.redis.client import Clients
-from greenconn.transport.redis.commands import PING, Commands, call_together
-from greenconn.transport.redis.delays import Delays
 from greenconn.transport.redis.envelope import Delivery
-from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.fanout import BroadcastRouter, Fanout, router_of, topic_of
-from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.partition import Partition
-from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.publishing import LargeBodies
-from greenconn.transport.redis.server import Reauthentication
-from greenconn.transport.redis.window import UnreportedPublishes
+from greenconn.transport.redis.errors import PASSING, LinkLost
+from greenconn.transport.redis.fanout import (
+    BroadcastRouter,
+    Fanout,
+    Listener,
+    Shards,
+    router_of,
+    topic_of,
+)
+from greenconn.transport.redis.maintenance import Delays, Expiry, Owners, Sweeper, owner_of
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.pipeline import PING, Commands, Pipeline, call_together
+from greenconn.transport.redis.publishing import (
+    LargeBodies,
+    RedisPublisher,
+    ReplicaConfirms,
+    ReplicatedPublisher,
+    UnreportedPublishes,
+    WindowPublisher,
+)
+from greenconn.transport.redis.queues import LinkQueues, LinkRecords, RedisQueues, RedisTopology
+from greenconn.transport.redis.server import Opener, Reauthentication, Server, check_eviction
+from greenconn.transport.redis.settling import RedisSettler, Requeuer
 from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
 from greenconn.transport.virtual.publishing import Envelope
+from greenconn.transport.virtual.state import BrokerState
+from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.transport.redis.queues import LinkQueues
     from greenconn.transport.redis.transport import Transport
 
 
@@ -363,3 +389,397 @@ class RedisLink(LeasedLink):
         self.commands.lost = exc
         for partition in self.placement.partitions():
             partition.commands.lost = exc
+
+
+class Partition:
+    """The parts of one link that talk about the queues of one partition.
+
+    Arguments:
+        link: whose partition it is.
+        keys: the names of its keys.
+
+    Attributes:
+        commands: the way to the server.
+        feeds: queue -> what serves its consumers.
+        tag: what distinguishes it from others; empty where there is but one.
+        is_kept_alive: the lease of this link is renewed here.
+        owners: those who hold messages and queues here.
+        queues: its queues.
+        records: its bindings.
+    """
+
+    def __init__(self, link: RedisLink, keys: Keys) -> None:
+        self._link = link
+        self.tag = keys.tag
+        self.is_kept_alive = False
+        #: The lease had ended, and the consumers are to be registered again.
+        self._is_forgotten = False
+        self.feeds: dict[str, RedisFeed] = {}
+        self.commands = Commands(link.where, keys, link.options, link.before_call)
+        self.owners = Owners(self.commands, self._count_time)
+        self.queues = RedisQueues(
+            self, link.known, self.commands, self.owners, self.feeds, link.expiring
+        )
+        self.records = RedisTopology(self)
+
+    # The rest needs what the link makes of these.
+
+    @cached_property
+    def requeuer(self) -> Requeuer:
+        """The requeueing of messages that dead consumers held."""
+        link = self._link
+        return Requeuer(self.commands, link.directory, link.bound_queues, self._dead_letters)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """The claims that are no feed's."""
+        return Claims(self.commands, self.owners, self.keep_alive)
+
+    @cached_property
+    def expiry(self) -> Expiry:
+        """The queues whose messages expire."""
+        return Expiry(self.commands, self.claims, self.requeuer)
+
+    @cached_property
+    def sweeper(self) -> Sweeper:
+        """The search for dead consumers."""
+        parts = self.queues, self.requeuer, self.expiry, self.delays
+        return Sweeper(self.commands, self.owners, *parts)
+
+    @cached_property
+    def delays(self) -> Delays:
+        """The messages that are delayed."""
+        return Delays(self.commands)
+
+    @cached_property
+    def settler(self) -> RedisSettler:
+        """The commands about messages that are held here."""
+        return RedisSettler(
+            self.commands,
+            self.owners,
+            self.claims,
+            self.queues,
+            self.requeuer,
+            self.delays,
+            self.feeds,
+            self._renewed,
+        )
+
+    @cached_property
+    def invalidations(self) -> Invalidations:
+        """The hints that there are messages."""
+        return Invalidations(self.commands, self._changed)
+
+    @cached_property
+    def consuming(self) -> RedisConsuming:
+        """The commands about queues that are consumed."""
+        link = self._link
+        return RedisConsuming(
+            self.commands,
+            self.claims,
+            link.settlements,
+            link.directory,
+            self.queues,
+            link.fanout,
+            self.invalidations,
+            self.feeds,
+        )
+
+    def _dead_letters(self, message: Delivery, reason: str) -> Sequence[Entry]:
+        return self._link.dead_letters(self, message, reason)
+
+    def _count_time(self) -> None:
+        self.sweeper.start()
+
+    def keep_alive(self) -> None:
+        """See that others know this owner as living from now on.  Never switches."""
+        if not self.is_kept_alive:
+            self.is_kept_alive = True
+            self._link.keep_alive()
+            self.sweeper.start()
+
+    # In the reader.
+
+    def _changed(self, key: bytes | None) -> None:
+        """Note that a key has changed, or that all may have.  Never switches."""
+        is_delayed = key == self.commands.keys.delayed
+        if is_delayed or key is None:
+            self.delays.changed()
+        if not is_delayed:
+            self.queues.changed(key)
+
+    def _renewed(self, had_ended: bool) -> None:
+        """Register the consumers again where others took this link for dead.  Never switches."""
+        if had_ended and any(feed.consumers for feed in self.feeds.values()):
+            self._is_forgotten = True
+        if self._is_forgotten:
+            self._is_forgotten = False
+            spawn("redis-announce", self._announce)
+
+    def _announce(self) -> None:
+        try:
+            self.consuming.announce()
+        except PASSING as exc:
+            if self.commands.lost is not None:
+                return
+            self._is_forgotten = True  # until the next renewal
+            logger.error(
+                "%s: the lease had ended, and consumers cannot be registered again: %s",
+                self.commands.where,
+                exc,
+                extra={"connection": self.commands.where},
+            )
+
+    # See :class:`~greenconn.transport.redis.queues.TopologyLink`
+
+    @property
+    def state(self) -> BrokerState:
+        """The exchanges and bindings that the connection knows."""
+        return self._link.state
+
+    @property
+    def routing(self) -> Routing:
+        """The routes of the link."""
+        return self._link.routing
+
+    @property
+    def directory(self) -> Directory:
+        """The queues of the link."""
+        return self._link.directory
+
+    def is_broadcast(self, exchange: str) -> bool:
+        """Return whether messages to an exchange are published to a channel.  Never switches."""
+        return self._link.is_broadcast(exchange)
+
+    # Asked for by its queues
+
+    def wait_dead_letters(self, deadline: Deadline) -> None:
+        """Wait until dead letters are stored.  May switch."""
+        self._link.settlements.wait_routed(deadline)
+
+    def queue_expires_messages(self, name: str, seconds: float) -> None:
+        """See that messages of a queue expire after so long.  Never switches."""
+        self.expiry.watch(name, seconds)
+
+    def queue_used(self, name: str, expires_ms: int) -> None:
+        """Renew what goes with a queue that expires so long after its last use.  Never switches."""
+        self.records.keep(name, expires_ms)
+
+    def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
+        """End what goes with a queue that is gone, as *exchanges* do that it leaves unbound.
+
+        May switch.
+        """
+        self.expiry.forget(name)
+        self.records.ended(name)
+        self._link.queue_ended(name, exchanges)
+
+    # Ending
+
+    def wait_claims(self, deadline: Deadline) -> None:
+        """Wait until the claims of queues without consumers are answered.  May switch."""
+        leaving = set(self.consuming.leaving)
+        if leaving:
+            self.commands.call(PING, deadline)
+            self.consuming.leaving -= leaving
+
+    def leave(self) -> None:
+        """Say that this owner has ended, as it holds nothing any more.  Never switches."""
+        if self.is_kept_alive:
+            commands = self.commands
+            commands.pipeline.post(pack(b"ZREM", commands.keys.owners, commands.owner))
+
+    def stop(self) -> None:
+        """End what goes by a clock.  Never switches."""
+        self.sweeper.stop()
+        self.expiry.stop()
+        self.delays.stop()
+        self.invalidations.stop()
+        self.queues.stop()
+        for feed in list(self.feeds.values()):
+            feed.source.stop()
+            feed.consumers.clear()
+
+
+class Placement(Protocol):
+    """The parts of one link that talk to servers.
+
+    Attributes:
+        commands: for what concerns no key.
+        feeds: queue -> what serves its consumers.
+        server: opens further sockets.
+    """
+
+    @property
+    def commands(self) -> Commands: ...
+    @property
+    def server(self) -> Opener: ...
+    @property
+    def feeds(self) -> Mapping[str, RedisFeed]: ...
+    @property
+    def queues(self) -> LinkQueues: ...
+    @property
+    def records(self) -> LinkRecords: ...
+    @property
+    def settler(self) -> MessageSettler: ...
+    @property
+    def consuming(self) -> Consuming[Delivery, RedisSource]: ...
+
+    def open(self, deadline: Deadline) -> str:
+        """Connect and log in, and return the name of the owner.  May switch.
+
+        Whatever goes wrong, nothing stays open.
+
+        Raises:
+            Exception: see :func:`~greenconn.transport.redis.server.open_pipeline`.
+        """
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
+        """Return what *channel* publishes with."""
+
+    def shards(self, listener: Listener) -> Shards | None:
+        """Return the subscriptions to shard channels; None: there are to be none."""
+
+    def of(self, name: str) -> Partition:
+        """Return the partition of a queue or an exchange.  Never switches."""
+
+    def partition(self, tag: str) -> Partition:
+        """Return the partition of a tag.  Never switches."""
+
+    def partitions(self) -> Collection[Partition]:
+        """Return the partitions that were used.  Never switches."""
+
+    def local_entries(
+        self, partition: Partition, raw: bytes, entries: Sequence[Entry]
+    ) -> Sequence[Entry]:
+        """Store those of *entries* that belong to others than *partition*, and return the rest.
+
+        May switch.
+
+        Arguments:
+            raw: the message whose copies they are.
+        """
+
+    def drain(self, deadline: Deadline) -> None:
+        """Wait until the sockets have taken what was written.  May switch."""
+
+    def pipelines(self) -> Collection[Pipeline]:
+        """Return the open sockets beside that of ``commands``.  Never switches."""
+
+    def leave(self) -> None:
+        """Say that the owner has ended, and return when all is done that was asked.  May switch."""
+
+    def close(self) -> None:
+        """Close the sockets for commands.  Never switches."""
+
+    def forget(self) -> None:
+        """Leave them to the parent process, in the child of a fork."""
+
+
+class SinglePlacement:
+    """All keys in one server: one partition, over one socket.
+
+    Arguments:
+        link: whose keys they are.
+        server: where they are.
+        keys: their names.
+    """
+
+    def __init__(self, link: RedisLink, server: Server, keys: Keys) -> None:
+        self._link = link
+        self.server = server
+        replicas = link.options.replicas
+        self._confirms = ReplicaConfirms(replicas) if replicas else None
+        self.whole = whole = Partition(link, keys)
+        self.commands = whole.commands
+        self.feeds = whole.feeds
+        self.queues = whole.queues
+        self.records = whole.records
+
+    @property
+    def settler(self) -> MessageSettler:
+        """The commands about messages that are held."""
+        return self.whole.settler
+
+    @property
+    def consuming(self) -> Consuming[Delivery, RedisSource]:
+        """The commands about queues that are consumed."""
+        return self.whole.consuming
+
+    def open(self, deadline: Deadline) -> str:
+        """See :class:`Placement`."""
+        commands = self.commands
+        pipeline, welcome = self.server.open(deadline, self._on_push, self._on_lost)
+        owner = owner_of(welcome.client_id)
+        try:
+            commands.begin(pipeline, welcome.protocol, owner)
+            check_eviction(pipeline)
+            pipeline.call(PING, deadline)
+            commands.watch(pipeline)
+        except BaseException:
+            pipeline.close()
+            raise
+        return owner
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
+        """Return what *channel* publishes with."""
+        link = self._link
+        size = link.options.publish_window
+        if size:
+            return WindowPublisher(RedisPublisher(channel, link), size, link.unreported)
+        if self._confirms is not None:
+            return ReplicatedPublisher(channel, link, self._confirms)
+        return RedisPublisher(channel, link)
+
+    def shards(self, listener: Listener) -> Shards | None:
+        """Return None: a single server has no shards."""
+        return None
+
+    def of(self, name: str) -> Partition:
+        """Return the only one."""
+        return self.whole
+
+    def partition(self, tag: str) -> Partition:
+        """Return the only one."""
+        return self.whole
+
+    def partitions(self) -> Collection[Partition]:
+        """Return the only one."""
+        return (self.whole,)
+
+    def local_entries(
+        self, partition: Partition, raw: bytes, entries: Sequence[Entry]
+    ) -> Sequence[Entry]:
+        """Return *entries*: there is no other partition."""
+        return entries
+
+    def drain(self, deadline: Deadline) -> None:
+        """Wait until the socket has taken what was written.  May switch."""
+        self.commands.pipeline.drain(deadline)
+
+    def pipelines(self) -> Collection[Pipeline]:
+        """Return those beside that of ``commands``: none."""
+        return ()
+
+    def leave(self) -> None:
+        """See :class:`Placement`."""
+        self.whole.leave()
+        self.commands.pipeline.call(PING)
+
+    def close(self) -> None:
+        """Close the socket.  Never switches."""
+        if self.commands.is_begun:
+            self.commands.pipeline.close()
+
+    def forget(self) -> None:
+        """Leave it to the parent process, in the child of a fork."""
+        self.commands.pipeline.forget()
+
+    # In the reader: nothing here may switch or run user code.
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] == b"invalidate":
+            self.whole.invalidations.take(push[1])
+
+    def _on_lost(self, exc: LinkLost) -> None:
+        self._link.end(exc)

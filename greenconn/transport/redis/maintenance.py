@@ -32,40 +32,65 @@ clocks.
 What has expired is claimed, as a consumer claims it, a hundred messages at most in one call, and becomes
 a dead letter; a link that is lost in between leaves it to the lease.  Publishing and consuming do
 nothing for all this.
+
+Owners
+------
+An owner is one life of a link.  Its name ends with the number that the server gave to its connection, so
+that others can look whether that connection is still there, as a broker of AMQP knows it: a process
+that was killed owns nothing any more, whatever its lease says.  Where the server does not tell (it is
+older than 6.2, or the user may not ask) the lease alone decides.
+
+Delayed messages
+----------------
+``greenconn.delayed`` has them by the time at which they are due, on the server's clock, so they outlive
+clients and, as far as the server keeps its data, the server.  Each is one text: the list that it goes
+to, the declaration of its queue if that may end by itself, and the message.
+
+A link that has stored delayed messages, or that consumes, moves what is due.  Another process may store
+an earlier one than those that it waits for, and end.  So it looks again whenever the server announces
+that the key has changed, as it does for keys that the link has read (see ``invalidations``), and every
+few seconds in case it did not; where the server cannot push, every second.
+
+The script lets one link move each message.  Those who have stored none that is due leave the first
+attempt to those who have, and look twenty times a second at most, however many messages come.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from random import uniform
 from time import monotonic, time
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import ref
 
 import gevent
 from gevent import Greenlet
 from gevent.event import Event
+from redis.exceptions import ResponseError
 
-from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.claiming import Claims
-from greenconn.transport.redis.commands import Commands, as_pairs
-from greenconn.transport.redis.delays import Delays
+from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.transport.redis.envelope import Delivery
-from greenconn.transport.redis.errors import PASSING
-from greenconn.transport.redis.owners import Owners
-from greenconn.transport.redis.pipeline import ENDLESS
-from greenconn.transport.redis.queues import RedisQueues
+from greenconn.transport.redis.errors import PASSING, CommandRefused
+from greenconn.transport.redis.pipeline import ENDLESS, Commands, as_pairs
 from greenconn.transport.redis.scripts import (
     ADVANCE,
     CLAIM_BYTES,
     CLAIM_COUNT,
+    DELAY,
     EXPIRE,
+    PROMOTE,
     entry_suffix,
     mark,
 )
-from greenconn.transport.redis.settling import Requeuer
+from greenconn.transport.virtual.names import is_lost, new_owner
 from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.claiming import Claims
+    from greenconn.transport.redis.queues import RedisQueues
+    from greenconn.transport.redis.settling import Requeuer
 
 logger = logging.getLogger("greenconn.transport.redis")
 
@@ -493,3 +518,306 @@ class _List:
     def __init__(self) -> None:
         self.notes: deque[_Note] = deque()
         self.taken = 0
+
+
+#: Between the two parts of a name.
+_SEPARATOR: Final = "-"
+#: Looks of the sweepers in one lease.
+SWEEPS: Final = 5
+
+
+def owner_of(client_id: int | None) -> str:
+    """Return a name that no other link has.
+
+    Arguments:
+        client_id: the server's number of its connection; None: it did not tell.
+    """
+    name = new_owner()
+    return name if client_id is None else f"{name}{_SEPARATOR}{client_id}"
+
+
+class Owners:
+    """The owners in the server of one link, of which the link is one.
+
+    Arguments:
+        commands: of the link.
+        count_time: makes a process count the time in which leases end.  Never switches.
+    """
+
+    def __init__(self, commands: Commands, count_time: Callable[[], None]) -> None:
+        self._commands = commands
+        self.count_time = count_time
+
+    @property
+    def dead_after(self) -> float:
+        """Seconds without a sign of life after which what is held is looked at."""
+        options = self._commands.options
+        return min(options.lease, options.visibility_timeout)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two looks of all sweepers together."""
+        return self.dead_after / SWEEPS
+
+    def is_alive(self, owner: str) -> bool:
+        """Return whether *owner* may still use what it owns, as far as is known.  May switch."""
+        if is_lost(owner):
+            return False
+        self.count_time()
+        if self.dead([owner]):
+            return False
+        client_id = owner.rpartition(_SEPARATOR)[2] if _SEPARATOR in owner else ""
+        return not client_id.isdecimal() or self._is_connected(client_id)
+
+    def _is_connected(self, client_id: str) -> bool:
+        """Return whether the server has a client of this number, or does not say so.  May switch."""
+        command = pack(b"CLIENT", b"LIST", b"ID", client_id)
+        try:
+            clients = self._commands.call(command, what="looking up an owner")
+        except ResponseError:
+            return True
+        return bool(clients)
+
+    def dead(self, owners: Sequence[str]) -> list[str]:
+        """Return those of *owners* whose lease has ended.  May switch."""
+        commands = self._commands
+        now, *expiries = commands.call_all(
+            [pack(b"ZSCORE", commands.keys.owners, each) for each in ("clock", *owners)],
+            what="sweeping",
+        )
+        return [
+            owner
+            for owner, expiry in zip(owners, expiries, strict=True)
+            if owner != commands.owner and (expiry is None or float(expiry) <= float(now or 0))
+        ]
+
+    def renewal(self, handles: Sequence[Any] = ()) -> tuple[Any, ...]:
+        """Return keys and arguments of the script that says that the link lives, and holds these."""
+        commands = self._commands
+        keys = (commands.keys.owners, commands.keys.unacked_index)
+        # The time that is counted may be behind by what lies between two looks of the sweepers.
+        lasts_ms = int((commands.options.lease + self.interval) * 1000)
+        return keys, commands.owner, lasts_ms, mark(), *handles
+
+
+class FormerOwners:
+    """The former lives of a connection to one place: their leases, and what they listened to."""
+
+    def __init__(self) -> None:
+        #: Those that the server may still take for living, with the tags of the partitions.
+        self._leased: list[tuple[str, str]] = []
+        #: Queues that listened to fan-out exchanges, and when that ended.
+        self._listened: dict[str, float] = {}
+
+    def add(self, owner: str, listened: Iterable[str], leased: Iterable[str]) -> None:
+        """Note that the life of *owner* is over.  Never switches.
+
+        Arguments:
+            listened: queues that listened to fan-out exchanges.
+            leased: the tags of the partitions where the server may still take it for living.
+        """
+        self._listened.update(dict.fromkeys(listened, monotonic()))
+        self._leased += ((tag, owner) for tag in leased)
+
+    def gap(self, queue: str) -> float | None:
+        """Return, once, the seconds since a queue was subscribed in a former life; None if never."""
+        since = self._listened.pop(queue, None)
+        return None if since is None else monotonic() - since
+
+    def end_leases(self, commands_of: Callable[[str], Commands]) -> None:
+        """End their leases over a link which has requeued what they held.  May switch.
+
+        An owner without a lease is no consumer, and others requeue what it still holds.
+
+        Arguments:
+            commands_of: returns the commands of the link for a partition, by its tag.
+        """
+        leased, done = self._leased, 0
+        for tag, owner in leased:
+            commands = commands_of(tag)
+            commands.call(pack(b"ZREM", commands.keys.owners, owner), what="ending leases")
+            done += 1
+        del leased[:done]
+
+
+#: Seconds between two looks at least, and after the server has refused one.
+LEAST_WAIT: Final = 0.01
+AFTER_REFUSAL: Final = 5.0
+#: Seconds between two looks because of what others have stored.
+OTHERS_PAUSE: Final = 0.1
+#: Seconds between two looks at most, where the server announces changes, and where it cannot.
+SAFETY: Final = (5.0, 10.0)
+POLL: Final = 1.0
+#: The operation, for messages.
+_WHAT: Final = "moving delayed messages"
+
+
+def delayed_text(key: bytes, declaration: bytes | None, raw: bytes) -> bytes:
+    """Return what is stored of a delayed message; see :meth:`Delays.put_command`."""
+    needed = declaration or b""
+    return b"%d:%d:%b%b%b" % (len(key), len(needed), key, needed, raw)
+
+
+class Delays:
+    """The delayed messages that one link looks after.
+
+    Arguments:
+        commands: of the link.
+    """
+
+    __slots__ = (
+        "_commands",
+        "_due_at",
+        "_has_failed",
+        "_is_consuming",
+        "_is_sooner",
+        "_keys",
+        "_looked_at",
+        "_moving",
+        "_own_until",
+    )
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._moving = OnDemand("redis-delays", self._move)
+        #: When it looks next, looked last, and when the last is due that this link has stored, by the
+        #: monotonic clock.
+        self._due_at = self._looked_at = self._own_until = 0.0
+        self._is_sooner = Event()
+        self._is_consuming = False
+        self._has_failed = False
+        #: The lists and declarations of what was due last.
+        self._keys: tuple[bytes, ...] = ()
+
+    def put_command(
+        self, key: bytes, declaration: bytes | None, raw: bytes, seconds: float
+    ) -> bytes:
+        """Return the command that stores a delayed message; it does not need a loaded script.
+
+        Arguments:
+            key: of the list.
+            declaration: key of the declaration that there must be when it is due; None: it need not.
+            seconds: of the delay.
+        """
+        delayed = self._commands.keys.delayed
+        text = delayed_text(key, declaration, raw)
+        return pack(b"EVAL", DELAY.text, 1, delayed, round(seconds * 1000), text)
+
+    def expect(self, seconds: float) -> None:
+        """Look after a message that was stored, and is due in so long.  Never switches."""
+        due_at = monotonic() + seconds
+        self._own_until = max(self._own_until, due_at)
+        if self._moving.greenlet is None:  # others may have stored earlier ones
+            due_at = min(due_at, self._looked_at + OTHERS_PAUSE)
+        self._look_at(due_at)
+
+    def find(self) -> None:
+        """Look after what others store from now on, and what they have left behind.  Never switches."""
+        self._is_consuming = True
+        if self._moving.greenlet is None:
+            self._commands.pipeline.post(pack(b"EXISTS", self._commands.keys.delayed), self._found)
+
+    def _found(self, reply: Any) -> None:
+        # In the reader.  An error is that of the first look, too, which tells it.
+        if reply and self._commands.lost is None:
+            self.changed()
+
+    def changed(self) -> None:
+        """Look again soon, as others may have stored an earlier message.  Never switches."""
+        if self._moving.greenlet is None:
+            if not self._is_consuming:
+                return
+        elif self._has_failed:
+            return
+        self._look_at(self._looked_at + OTHERS_PAUSE)
+
+    def _look_at(self, at: float) -> None:
+        if self._moving.greenlet is None:
+            self._due_at = at
+            self._moving.start()
+        elif at < self._due_at:
+            self._due_at = at
+            self._is_sooner.set()
+
+    def stop(self) -> None:
+        """End.  Never switches."""
+        self._moving.end()
+
+    def _move(self) -> None:
+        commands = self._commands
+        while commands.lost is None:
+            left = self._due_at - monotonic()
+            self._is_sooner.clear()
+            if left > 0 and self._is_sooner.wait(left):
+                continue
+            seconds = self._promote()
+            if seconds is None:
+                return
+            self._due_at = monotonic() + max(seconds, LEAST_WAIT)
+
+    def _promote(self) -> float | None:
+        """Move what is due, and return the seconds until there is more; None: none is left."""
+        commands = self._commands
+        # What is stored from now on may be missed by the script, but not by ``expect`` and ``changed``.
+        self._due_at = float("inf")
+        self._looked_at = monotonic()
+        try:
+            left_ms = self._run_script()
+        except PASSING as exc:
+            if commands.lost is not None:
+                return None
+            if not self._has_failed:
+                logger.error(
+                    "%s: delayed messages are not delivered: %s",
+                    commands.where,
+                    exc,
+                    extra={"connection": commands.where},
+                )
+            self._has_failed = True
+            return AFTER_REFUSAL
+        except Exception:
+            if commands.lost is None:
+                raise
+            return None  # it ended with an error of another kind
+        self._has_failed = False
+        now = monotonic()
+        own = max(self._due_at - now, 0.0)
+        if left_ms < 0:
+            return None if own == float("inf") else own
+        seconds = left_ms / 1000
+        if seconds and now + seconds > self._own_until:
+            seconds += uniform(0.5, 1.0) * OTHERS_PAUSE
+        return min(seconds, own, uniform(*SAFETY) if commands.is_tracking else POLL)
+
+    def _run_script(self) -> int:
+        """Move what is due, and return the milliseconds until there is more; -1: none is left."""
+        commands = self._commands
+        refused: frozenset[bytes] = frozenset()
+        while True:
+            try:
+                reply: int | list[bytes] = commands.run(
+                    PROMOTE,
+                    (commands.keys.delayed, *self._keys),
+                    CLAIM_COUNT,
+                    CLAIM_BYTES,
+                    *refused,
+                    what=_WHAT,
+                )
+            except CommandRefused:
+                found = frozenset(key for key in self._keys if self._is_refused(key))
+                if not found:
+                    raise  # not because of a queue
+                refused |= found
+                self._keys = tuple(key for key in self._keys if key not in found)
+                continue
+            if isinstance(reply, int):
+                return reply
+            self._keys, refused = tuple(dict.fromkeys(reply)), frozenset()
+
+    def _is_refused(self, key: bytes) -> bool:
+        """Return whether a script of this user may not have a key.  May switch."""
+        try:
+            self._commands.call(pack(b"EVAL", b"return 1", 1, key), what=_WHAT)
+        except CommandRefused:
+            return True
+        return False

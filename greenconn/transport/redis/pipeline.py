@@ -11,6 +11,12 @@ Theory
   to watch whether the server answers at all: a tick checks whether it has been silent for too long
   while a reply is due, and sends a PING when none is.
 - The loss of the link is passed to every callback, once; nothing is written afterwards.
+
+The commands of a partition
+---------------------------
+Replies are checked: one of another form would be taken for what it is not, in some greenlet that did
+nothing wrong (bytes were spoiled, or what answers is no Redis).  So it ends the connection.  Only the
+commands whose replies are looked at are named here.
 """
 
 from __future__ import annotations
@@ -21,17 +27,31 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from redis.exceptions import NoScriptError
+
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
 from greenconn.green.ticker import Ticker
 from greenconn.green.writer import Writer
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.scripts import (
+    ADVANCE,
+    DROP,
+    EXPIRE,
+    JOIN,
+    MOVE,
+    PROMOTE,
+    Script,
+    Scripts,
+)
 from greenconn.transport.virtual.pipeline import PipelineLife
-from greenconn.wire.resp import ErrorReply, ProtocolError, Push, RespParser, pack
+from greenconn.wire.resp import Argument, ErrorReply, ProtocolError, Push, RespParser, pack
 
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
+
 
 #: Called with a reply, or with an exception instead of it.
 ReplyCallback = Callable[[Any], Any]
@@ -317,3 +337,348 @@ def _is_message(reply: Any) -> bool:
 
 def ignore(anything: Any) -> None:
     """Take a push, a reply or an error, and do nothing."""
+
+
+def _is_count(reply: Any) -> bool:
+    return type(reply) is int
+
+
+def _is_text(reply: Any) -> bool:
+    return reply is None or isinstance(reply, bytes)
+
+
+def _are_texts(reply: Any) -> bool:
+    return isinstance(reply, list) and all(map(_is_text, reply))
+
+
+def _are_members(reply: Any) -> bool:
+    return isinstance(reply, (list, set)) and all(isinstance(each, bytes) for each in reply)
+
+
+def _is_page(reply: Any) -> bool:
+    """Return whether the reply is a cursor with a page of results."""
+    return (
+        isinstance(reply, list)
+        and len(reply) == 2
+        and isinstance(reply[0], bytes)
+        and _are_members(reply[1])
+    )
+
+
+def _is_promotion(reply: Any) -> bool:
+    """Return whether it is a time, or keys."""
+    return _is_count(reply) or (bool(reply) and _are_members(reply))
+
+
+def _is_advance(reply: Any) -> bool:
+    """Return whether the time was advanced, and the time."""
+    return (
+        isinstance(reply, list)
+        and len(reply) == 2
+        and _is_count(reply[0])
+        and isinstance(reply[1], bytes)
+        and _is_number(reply[1] or b"0")
+    )
+
+
+def _is_end(reply: Any) -> bool:
+    """Return a number of messages, and names."""
+    return (
+        isinstance(reply, list) and bool(reply) and _is_count(reply[0]) and _are_members(reply[1:])
+    )
+
+
+def _is_score(reply: Any) -> bool:
+    return reply is None or _is_number(reply)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bytes):
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return isinstance(value, (int, float))
+
+
+def _are_pairs(reply: Any) -> bool:
+    """Return whether it is names with their values, in the form of either protocol."""
+    if isinstance(reply, dict):
+        return all(isinstance(each, bytes) for pair in reply.items() for each in pair)
+    return isinstance(reply, list) and len(reply) % 2 == 0 and _are_members(reply)
+
+
+def _are_scored(reply: Any) -> bool:
+    """Members with their scores, in the form of either protocol."""
+    if not isinstance(reply, list):
+        return False
+    is_nested = bool(reply) and isinstance(reply[0], list)
+    pairs = reply if is_nested else [reply[at : at + 2] for at in range(0, len(reply), 2)]
+    return all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], bytes)
+        and _is_number(pair[1])
+        for pair in pairs
+    )
+
+
+_FORMS: Final[dict[bytes, Callable[[Any], bool]]] = {
+    b"DEL": _is_count,
+    b"EXISTS": _is_count,
+    b"GET": _is_text,
+    b"HDEL": _is_count,
+    b"HGETALL": _are_pairs,
+    b"HMGET": _are_texts,
+    b"LINDEX": _is_text,
+    b"LLEN": _is_count,
+    b"SCAN": _is_page,
+    b"SISMEMBER": _is_count,
+    b"SMEMBERS": _are_members,
+    b"SSCAN": _is_page,
+    b"ZCOUNT": _is_count,
+    b"ZRANGEBYSCORE": _are_scored,
+    b"ZREM": _is_count,
+    b"ZSCAN": _is_page,
+    b"ZSCORE": _is_score,
+}
+
+
+_OF_SCRIPTS: Final[dict[Script, Callable[[Any], bool]]] = {
+    ADVANCE: _is_advance,
+    DROP: _is_end,
+    EXPIRE: _are_texts,
+    JOIN: _is_count,
+    MOVE: _is_count,
+    PROMOTE: _is_promotion,
+}
+#: By text and by digest.
+_SCRIPTS: Final[dict[bytes, Callable[[Any], bool]]] = {
+    name: has_form
+    for script, has_form in _OF_SCRIPTS.items()
+    for name in (script.text, script.digest)
+}
+
+
+def check_reply(command: bytes, reply: Any, where: str) -> None:
+    """See that *reply* has the form of a reply to *command* (packed).
+
+    Raises:
+        NotRedis: it has not.
+    """
+    count, _, name, *behind = command.split(b"\r\n", 5)
+    is_script = name in (b"EVAL", b"EVALSHA")
+    has_form = _SCRIPTS.get(behind[1]) if is_script else _FORMS.get(name)
+    is_right = has_form is None or has_form(reply)
+    if is_right and name == b"HMGET":  # a value for each field: all but the command and its key
+        is_right = len(reply) == int(count[1:]) - 2
+    if not is_right:
+        raise NotRedis(f"{where}: the reply to {name.decode()} is not as expected: {reply!r:.60}")
+
+
+PING: Final = pack("PING")
+_TRACK: Final = pack("CLIENT", "TRACKING", "ON")
+
+
+def as_pairs(reply: Any) -> dict[bytes, bytes]:
+    """Return a reply that has names with their values, in the form of either protocol."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+class CommandPipeline(Protocol):
+    """The way of commands to a server: one socket, or those to the nodes of a cluster.
+
+    Attributes:
+        is_repeated: the command whose callback runs may have been carried out before, when a socket
+            was lost before its reply.
+        lost: why nothing more can be sent; None while it can.
+        where: the URL, password masked, for messages.
+        writer: the sending side.
+    """
+
+    @property
+    def is_repeated(self) -> bool: ...
+    @property
+    def lost(self) -> BaseException | None: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def writer(self) -> CommandWriter: ...
+
+    def post(self, command: bytes, callback: Callable[[Any], Any] | None = None) -> None:
+        """Write one command; *callback* gets its reply.  Never switches."""
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Write one command and return its reply.  May switch."""
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Write several commands at once and return their replies.  May switch."""
+
+    def wait_writable(self, deadline: Deadline) -> None:
+        """Let other greenlets run, or wait for a slow server, where that is due.  May switch."""
+
+    def drain(self, deadline: Deadline = ENDLESS) -> None:
+        """Wait until what was written has left.  May switch."""
+
+    def error(self, reply: BaseException, what: str = "") -> BaseException:
+        """Return the exception to raise for a reply that is one; what ends the link ends it."""
+
+    def interrupted(self, exc: BaseException) -> None:
+        """Fail, as an exception came between two steps that belong together.  Never switches."""
+
+    def end(self, exc: BaseException) -> None:
+        """End it because it is of no use any more, and tell its owner.  Never switches."""
+
+    def close(self) -> None:
+        """Close it; who still waits gets an error.  Never switches."""
+
+    def forget(self) -> None:
+        """Forget it in the child of a fork: the parent owns it."""
+
+
+class Commands:
+    """The way of commands, the names of keys, the scripts and the options of one partition.
+
+    Arguments:
+        where: the server's URL, password masked, for messages.
+        before_call: runs before each call, so that a call sees the effect of what was sent before.  It
+            must not switch.
+
+    Attributes:
+        is_begun: there is a pipeline.
+        is_tracking: the server pushes when an idle queue gets a message.
+        lost: why the link is over; None while it is not.
+        owner: the unique name under which this life holds messages.  Known when it is open.
+        pipeline: where they are sent.
+        prefix: begins the fields under which messages are held.
+        protocol: the version of Redis' protocol, 3 or 2.
+    """
+
+    def __init__(
+        self, where: str, keys: Keys, options: RedisOptions, before_call: Callable[[], None]
+    ) -> None:
+        self.where = where
+        self.keys = keys
+        self.options = options
+        self.scripts = Scripts()
+        self.before_call = before_call
+        self.lost: BaseException | None = None
+        self.owner = self.prefix = ""
+        self.is_begun = self.is_tracking = False
+        self.protocol = 3
+        self.pipeline: CommandPipeline
+
+    def begin(self, pipeline: CommandPipeline, protocol: int, owner: str) -> None:
+        """Send commands on *pipeline* from now on.  Never switches."""
+        self.pipeline = pipeline
+        self.is_begun = True
+        self.protocol = protocol
+        self.owner = owner
+        tag = self.keys.tag
+        self.prefix = f"gc.{owner}.{tag}." if tag else f"gc.{owner}."
+        if protocol == 3:
+            # Nothing is registered by this alone; reads are, from now on.
+            pipeline.post(_TRACK, self._on_tracking)
+
+    def _on_tracking(self, reply: Any) -> None:
+        self.is_tracking = reply == b"OK"
+
+    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
+        """Send a command and return its reply; see :meth:`Pipeline.call`.  May switch."""
+        self.before_call()
+        reply = self.pipeline.call(command, deadline, what)
+        self.check_reply(command, reply)
+        return reply
+
+    def call_all(
+        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
+    ) -> list[Any]:
+        """Send commands and return their replies; see :meth:`Pipeline.call_all`.  May switch."""
+        self.before_call()
+        replies = self.pipeline.call_all(commands, deadline, what)
+        for command, reply in zip(commands, replies, strict=True):
+            self.check_reply(command, reply)
+        return replies
+
+    def check_reply(self, command: bytes, reply: Any) -> None:
+        """End the link unless *reply* has the form of a reply to *command*.
+
+        Raises:
+            LinkLost: it has not.
+        """
+        try:
+            check_reply(command, reply, self.where)
+        except NotRedis as exc:
+            lost = LinkLost(f"{self.where}: connection lost: {exc}")
+            self.pipeline.end(lost)
+            raise lost from exc
+
+    def run(self, script: Script, keys: tuple[bytes, ...], *args: Argument, what: str) -> Any:
+        """Run a script and return its reply.  May switch.
+
+        Raises:
+            Exception: as :meth:`call`.
+        """
+        try:
+            return self.call(self.scripts.call(script, keys, *args), what=what)
+        except NoScriptError:
+            # The server's scripts were flushed: send it with its text.
+            self.scripts.forget()
+            return self.call(self.scripts.call(script, keys, *args), what=what)
+
+    def post_script(
+        self,
+        script: Script,
+        keys: tuple[bytes, ...],
+        *args: Argument,
+        done: Callable[[Any], object],
+    ) -> None:
+        """Post a script; *done* gets its reply, in the reader.  Never switches."""
+
+        def replied(reply: Any) -> None:
+            if isinstance(reply, ErrorReply) and reply.code == "NOSCRIPT":
+                self.scripts.forget()  # the server's scripts were flushed
+                self.post_script(script, keys, *args, done=done)
+            else:
+                done(reply)
+
+        self.pipeline.post(self.scripts.call(script, keys, *args), replied)
+
+    def watch(self, pipeline: Pipeline) -> None:
+        """Watch from now on whether the server answers on *pipeline*.  Never switches."""
+        options = self.options
+        timeout = options.socket_timeout or options.reply_timeout
+        pipeline.watch(timeout, options.health_check_interval)
+
+    def check_open(self) -> None:
+        """Raise unless the link is open.
+
+        Raises:
+            LinkLost: with the reason as ``__cause__``.
+        """
+        if self.lost is not None:
+            raise LinkLost(f"connection is closed ({self.lost})") from self.lost
+
+
+def call_together(asked: Sequence[tuple[Commands, bytes]], what: str = "") -> list[Any]:
+    """Send commands, each to where its keys are, and return their replies.  May switch.
+
+    Raises:
+        Exception: as :meth:`Commands.call`, for the first of them that failed.
+    """
+    slots: list[Slot[Any]] = []
+    for commands, command in asked:
+        slot: Slot[Any] = Slot()
+        slots.append(slot)
+        commands.before_call()
+        commands.pipeline.post(command, slot.offer)
+    replies = []
+    for (commands, command), slot in zip(asked, slots, strict=True):
+        reply = slot.wait(ENDLESS)
+        if isinstance(reply, Exception):
+            raise commands.pipeline.error(reply, what)
+        commands.check_reply(command, reply)
+        replies.append(reply)
+    return replies

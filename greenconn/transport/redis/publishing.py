@@ -3,15 +3,25 @@
 A publish waits for the server's answer, since that is what makes it safe; those of many greenlets
 leave in one send and are answered together.  With ``publish_window`` a channel lets some of its
 publishes be unanswered, and raises what became of them later.
+
+Confirms by replicas
+--------------------
+A master answers before its replicas have a write.  ``WAIT`` answers when they have all writes that came
+before it over the same socket.  So it is sent, over that socket, when the master has answered; one at a
+time, for all messages that were answered until then.  It holds up what is behind it on the socket, so it
+waits for a moment only, and is repeated after a pause while too few replicas have the messages: who
+waits decides for how long.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from gevent import get_hub
 from redis.exceptions import ResponseError
 
 from greenconn.broker.dead_letters import visible_headers
@@ -23,15 +33,24 @@ from greenconn.broker.publisher import (
 )
 from greenconn.broker.settlement_port import HeldMessage
 from greenconn.delays import delay_of
-from greenconn.exceptions import ContentTooLarge
+from greenconn.exceptions import ContentTooLarge, PublishTimeout
+from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import loads
-from greenconn.transport.redis.commands import CommandPipeline, Commands, as_pairs
 from greenconn.transport.redis.envelope import LARGE, Outgoing
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.pipeline import ENDLESS, CommandWriter, Pipeline, ignore
+from greenconn.transport.redis.options import Keys
+from greenconn.transport.redis.pipeline import (
+    ENDLESS,
+    CommandPipeline,
+    Commands,
+    CommandWriter,
+    Pipeline,
+    as_pairs,
+    ignore,
+)
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.refusal import Method
@@ -446,3 +465,413 @@ class RedisPublisher(ChannelPublisher["RedisLink", Outgoing, "bytes | Routed"]):
                 b'"}}',
             )
         )
+
+
+logger = logging.getLogger("greenconn.transport.redis")
+
+
+class Failures:
+    """Publishes of a window that were refused, or were not confirmed before the connection was lost.
+
+    Attributes:
+        refused, uncertain: how many of each.
+    """
+
+    def __init__(self) -> None:
+        self.refused = self.uncertain = 0
+        #: What the server said to the first one that it refused, else how the connection was lost.
+        self.first: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return self.first is not None
+
+    def note(self, reply: Exception) -> None:
+        """Count one.  Never switches."""
+        if isinstance(reply, ErrorReply):
+            self.first = reply if not self.refused else self.first
+            self.refused += 1
+        else:
+            self.first = self.first or reply
+            self.uncertain += 1
+
+    def take(self) -> Failures:
+        """Return what there is, and forget it.  Never switches."""
+        taken = Failures()
+        taken.add(self)
+        self.refused = self.uncertain = 0
+        self.first = None
+        return taken
+
+    def add(self, other: Failures) -> None:
+        """Count what *other* has, too.  Never switches."""
+        if other.refused and not self.refused:
+            self.first = other.first
+        self.first = self.first or other.first
+        self.refused += other.refused
+        self.uncertain += other.uncertain
+
+    def text(self, where: str) -> str:
+        """Return the outcomes as a text."""
+        parts = []
+        if self.refused:
+            parts.append(
+                f"{self.refused} publishes of a publish_window were refused ({self.first})"
+            )
+        if self.uncertain:
+            parts.append(
+                f"{self.uncertain} publishes of a publish_window were not confirmed before the "
+                f"connection was lost: the server may have them"
+            )
+        return f"{where}: {'; '.join(parts)}"
+
+    def error(self, pipeline: CommandPipeline) -> BaseException:
+        """Return the exception that says so; what ends the link ends it.  Never switches."""
+        refused: BaseException | None = None
+        if isinstance(self.first, ErrorReply):
+            what = f"{self.refused} earlier publishes of a publish_window"
+            refused = pipeline.error(self.first, what)
+        if self.uncertain or refused is None:
+            return PublishTimeout(self.text(pipeline.where), maybe_delivered=True)
+        return refused
+
+
+class UnreportedPublishes:
+    """The outcomes of publishes whose channel ended before they were asked for; outlives all links.
+
+    Attributes:
+        awaited: publishes of such channels that are not answered yet.
+        failures: what ``flush()`` raises.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._unlogged = Failures()
+        self._will_log = False
+        self._are_answered = Condition()
+        self.awaited = 0
+        self.failures = Failures()
+
+    def add(self, failures: Failures) -> None:
+        """Note the *failures* of a channel that ended.  Never switches."""
+        if failures:
+            self.failures.add(failures)
+            self._unlogged.add(failures)
+            self._log_soon()
+
+    def offer(self, reply: Any) -> None:
+        """Take the answer to a publish of a channel that has ended.  In the reader."""
+        self.awaited -= 1
+        if isinstance(reply, Exception):
+            self.failures.note(reply)
+            self._unlogged.note(reply)
+            self._log_soon()
+        if not self.awaited:
+            self._are_answered.wake_all()
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait until all are answered.  May switch.
+
+        Raises:
+            TimeoutError: they were not before the deadline.
+        """
+        while self.awaited:
+            self._are_answered.wait(deadline)
+
+    def _log_soon(self) -> None:
+        # Those that fail together get their errors together.
+        if not self._will_log:
+            self._will_log = True
+            spawn("log", self.log)
+
+    def hold(self) -> None:
+        """Log nothing until ``log`` is called: more may come.  Never switches."""
+        self._will_log = True
+
+    def log(self) -> None:
+        """Log, by number, what was not logged yet."""
+        self._will_log = False
+        if self._unlogged:
+            logger.error(
+                "%s", self._unlogged.take().text(self._where), extra={"connection": self._where}
+            )
+
+
+class Window:
+    """The unconfirmed publishes of one channel that no greenlet waits for.
+
+    Arguments:
+        size: how many there may be.
+        unreported: gets what becomes of them when the channel has ended.
+
+    Attributes:
+        failures: those of an open channel, which its next call raises.
+    """
+
+    def __init__(self, size: int, unreported: UnreportedPublishes) -> None:
+        self._size = size
+        self._half = size // 2
+        self._unreported = unreported
+        self._has_ended = False
+        self.unanswered = 0
+        self.failures = Failures()
+        self._has_room = Condition()
+
+    @property
+    def has_left(self) -> bool:
+        """False: no publish of a window is dropped."""
+        return False
+
+    def offer(self, reply: Any) -> bool:
+        """Take the answer to one.  In the reader."""
+        self.unanswered -= 1
+        if self._has_ended:
+            self._unreported.offer(reply)
+        elif isinstance(reply, Exception):
+            self.failures.note(reply)
+        # Half of it at a time, so that a publisher is woken once for many.
+        if self.unanswered <= self._half and self._has_room:
+            self._has_room.wake_all()
+        return True
+
+    def end(self) -> None:
+        """End, as the channel has ended.  Never switches."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._unreported.awaited += self.unanswered
+            self._unreported.add(self.failures.take())
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait until there is room for one more.  May switch.
+
+        Raises:
+            TimeoutError: there was none before the deadline.
+        """
+        while self.unanswered >= self._size:
+            self._has_room.wait(deadline)
+
+    def wait_answered(self, deadline: Deadline) -> None:
+        """Wait until all are answered.  May switch.
+
+        Raises:
+            TimeoutError: they were not before the deadline.
+        """
+        while self.unanswered:
+            self._has_room.wait(deadline)
+
+
+class WindowPublisher:
+    """The publisher of one channel, some of whose publishes may be unanswered.
+
+    Arguments:
+        publisher: sends the messages.
+        size: how many may be unanswered.
+        unreported: takes the outcomes of those that no caller waits for.
+    """
+
+    def __init__(
+        self, publisher: RedisPublisher, size: int, unreported: UnreportedPublishes
+    ) -> None:
+        self._publisher = publisher
+        self._pipeline = publisher.link.commands.pipeline
+        self._unreported = unreported
+        self._window = Window(size, unreported)
+        self.prepare = publisher.prepare
+        self.begin = publisher.begin
+        self.replacement = publisher.replacement
+
+    def publish(
+        self,
+        message: Outgoing | dict[str, Any],
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        immediate: bool,
+        deadline: Deadline | None,
+    ) -> None:
+        """Publish *message*, and return when there is room for it in the window.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refused an earlier one of this channel.
+        """
+        window = self._window
+        window.wait(deadline or ENDLESS)
+        if window.failures:
+            raise window.failures.take().error(self._pipeline)
+        if message.__class__ is not Outgoing:
+            message = Outgoing.of(message)
+        if exchange or not routing_key or mandatory or not message.is_plain:
+            self._publisher.publish(message, exchange, routing_key, mandatory, immediate, deadline)
+            return
+        self._publisher.send(message, "", routing_key, False, immediate, deadline, window)
+        window.unanswered += 1
+
+    def end(self) -> None:
+        """Note that the channel has ended.  Never switches."""
+        self._window.end()
+
+    def flush(self, timeout: float | None) -> None:
+        """Return when acks have left, and publishes are answered.  May switch.
+
+        What became of publishes of earlier channels of this connection, which was not asked for yet, is
+        raised, too.
+
+        Raises:
+            TimeoutError: the server took or answered too little within *timeout* seconds.
+            PublishTimeout: some were not confirmed before the connection was lost; says how many.
+            redis.exceptions.ResponseError: the server refused some; says how many.
+        """
+        deadline = Deadline(timeout)
+        self._publisher.link.flush_settlements(deadline)
+        window, unreported = self._window, self._unreported
+        lost: TimeoutError | None = None
+        try:
+            # The end of a link answers all that were sent over it.
+            window.wait_answered(deadline)
+            unreported.wait(deadline)
+        except TimeoutError as exc:
+            lost = exc
+        failures = window.failures.take()
+        failures.add(unreported.failures.take())
+        if failures:
+            raise failures.error(self._pipeline) from lost
+        if lost is not None:
+            raise lost
+
+
+#: Milliseconds for which one WAIT holds up its socket, at most.
+HELD_MS: Final = 20
+#: Seconds between two of them while too few replicas have the messages.
+PAUSE: Final = 0.1
+
+
+class SocketConfirms:
+    """The confirms of replicas for what was sent over one socket.
+
+    Arguments:
+        post: sends a command over the socket, given what takes its reply.
+        count: replicas that must have a message.
+    """
+
+    def __init__(self, post: Callable[[bytes, Callable[[Any], Any]], None], count: int) -> None:
+        self._post = post
+        self._count = count
+        self._command = pack(b"WAIT", count, HELD_MS)
+        #: Messages that the master has: those that a WAIT is on its way for, and later ones.
+        self._asked: list[Completion] = []
+        self._later: list[Completion] = []
+        self._timer: Any = None
+
+    def add(self, done: Completion) -> None:
+        """Wait for the replicas; *done* gets the outcome.  Never switches."""
+        self._later.append(done)
+        if not self._asked and self._timer is None:
+            self._ask()
+
+    def _ask(self) -> None:
+        self._asked, self._later = self._later, []
+        self._post(self._command, self._replied)
+
+    def _replied(self, reply: Any) -> None:
+        # In the reader.
+        asked, self._asked = self._asked, []
+        if isinstance(reply, int) and reply < self._count:
+            self._later = [*(each for each in asked if not each.has_left), *self._later]
+            if self._later:
+                self._timer = get_hub().loop.timer(PAUSE, ref=False)
+                self._timer.start(self._on_time)
+            return
+        for each in asked:
+            each.offer(reply)
+        if self._later and not self._asked:
+            self._ask()
+
+    def _on_time(self) -> None:
+        # In the hub.
+        timer, self._timer = self._timer, None
+        timer.stop()
+        timer.close()
+        self._ask()
+
+
+class ReplicaConfirms:
+    """The confirms of replicas for one link.
+
+    Arguments:
+        count: replicas that must have a message.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._of: dict[CommandPipeline, SocketConfirms] = {}
+
+    def add(self, pipeline: CommandPipeline, done: Completion) -> None:
+        """Wait for the replicas of what was sent over a socket; *done* gets the outcome.
+
+        Never switches.
+        """
+        found = self._of.get(pipeline)
+        if found is None:
+            for each in [each for each in self._of if each.lost is not None]:
+                del self._of[each]  # those that wait get its error with the next WAIT
+            found = self._of[pipeline] = SocketConfirms(pipeline.post, self._count)
+        found.add(done)
+
+
+class Stored:
+    """The receiver of the master's answer.
+
+    Arguments:
+        confirms: wait for the replicas.
+        pipeline: the socket over which it comes.
+        done: gets the outcome.
+    """
+
+    __slots__ = ("_confirms", "_done", "_pipeline")
+
+    def __init__(
+        self, confirms: ReplicaConfirms, pipeline: CommandPipeline, done: Completion
+    ) -> None:
+        self._confirms = confirms
+        self._pipeline = pipeline
+        self._done = done
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the message is not to be stored any more."""
+        return self._done.has_left
+
+    def offer(self, value: Any) -> bool:
+        """Take the master's answer.  In the reader."""
+        if isinstance(value, Exception):
+            return self._done.offer(value)
+        self._confirms.add(self._pipeline, self._done)
+        return True
+
+
+class ReplicatedPublisher(RedisPublisher):
+    """The publisher of one channel whose messages replicas must have.
+
+    Arguments:
+        channel: is closed by what the broker refuses.
+        link: has the parts that all its channels share.
+        confirms: of the link.
+    """
+
+    def __init__(
+        self, channel: StoreChannel[Any], link: RedisLink, confirms: ReplicaConfirms
+    ) -> None:
+        super().__init__(channel, link)
+        self._confirms = confirms
+
+    def replacement(self, message: Outgoing | dict[str, Any], queue: str) -> None:
+        """Return None: replicas must have a message before the one in its place goes."""
+
+    def _put(
+        self,
+        target: bytes | Routed,
+        queue: str,
+        done: Completion,
+        deadline: Deadline | None,
+    ) -> None:
+        pipeline = self._pipeline if isinstance(target, bytes) else target.pipeline
+        super()._put(target, queue, Stored(self._confirms, pipeline, done), deadline)

@@ -23,7 +23,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.renewal import Renewal
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.errors import (
     ENDS_THE_LINK,
     LinkLost,
@@ -33,12 +32,13 @@ from greenconn.transport.redis.errors import (
     ServerNotReady,
     as_error,
 )
-from greenconn.transport.redis.pipeline import ENDLESS, Pipeline
+from greenconn.transport.redis.pipeline import ENDLESS, Commands, Pipeline
 from greenconn.wire.resp import ErrorReply, pack
 from greenconn.wire.tls import tls_session
 
 if TYPE_CHECKING:
     from greenconn.wire.tls import TlsSession
+
 
 logger = logging.getLogger("greenconn.transport.redis")
 

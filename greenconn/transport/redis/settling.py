@@ -3,30 +3,53 @@
 Messages that another link holds, or a former life, are requeued by the field under which they are held.
 The client reads the entries, marks the messages as redelivered, and moves them by a script that does
 nothing for an entry that is no longer there: two who requeue the same message do it once.
+
+Owners and what they hold
+-------------------------
+Each life of a connection is an *owner*.  With each renewal it tells the server that it lives:
+``greenconn.owners`` gets the time at which its lease ends (the time that the sweepers count, see
+``maintenance``), and what is held gets a new mark in ``unacked_index``, so that it looks fresh to
+kombu's consumers too.
+
+What goes back in one turn goes back in the order in which it was taken, so that the oldest is next
+again, whatever the order of the calls was.
+
+What the server refuses (it cannot write to its disk, a right was taken away) stays held, though no
+consumer has it any more: the answer is sent again whenever the lease is renewed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
 
-from greenconn.broker.directory import Directory
-from greenconn.broker.port import Entry, Settlement
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Claimed, Entry, Settlement
+from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.commands import Commands
 from greenconn.transport.redis.envelope import Delivery, marked_redelivered
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
-from greenconn.transport.redis.keys import HIGHEST, Keys
-from greenconn.transport.redis.scripts import MOVE
+from greenconn.transport.redis.maintenance import delayed_text
+from greenconn.transport.redis.options import HIGHEST, Keys
+from greenconn.transport.redis.pipeline import CommandPipeline, Commands
+from greenconn.transport.redis.scripts import (
+    DEFER,
+    MOVE,
+    RENEW,
+)
 from greenconn.transport.virtual.envelope import read_envelope
 from greenconn.transport.virtual.names import is_name
 from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.wire.resp import pack
+
+if TYPE_CHECKING:
+    from greenconn.broker.directory import Directory
+    from greenconn.transport.redis.claiming import Claims, RedisFeed
+    from greenconn.transport.redis.maintenance import Delays, Owners
+    from greenconn.transport.redis.queues import RedisQueues
 
 T = TypeVar("T")
 
@@ -362,3 +385,228 @@ class Requeuer:
 def _is_no_list(exc: Exception) -> bool:
     """Return whether the key of a queue turned out to be something else."""
     return isinstance(exc, ResponseError) and "WRONGTYPE" in str(exc)
+
+
+class RedisSettler:
+    """See :class:`~greenconn.broker.settlement_port.MessageSettler`.
+
+    Arguments:
+        commands: of the link.
+        owners: the link is one of them.
+        claims: that are no feed's.
+        queues: the queues in the server.
+        requeuer: requeues what former lives held.
+        delays: looks after delayed messages.
+        feeds: queue -> what serves its consumers of this link.
+        renewed: called with each renewal of the link's lease, and whether that had ended.  Never
+            switches.
+    """
+
+    ack_limit = 500
+    outlives_link = True
+
+    def __init__(
+        self,
+        commands: Commands,
+        owners: Owners,
+        claims: Claims,
+        queues: RedisQueues,
+        requeuer: Requeuer,
+        delays: Delays,
+        feeds: Mapping[str, RedisFeed],
+        renewed: Callable[[bool], object],
+    ) -> None:
+        self._commands = commands
+        self._owners = owners
+        self._claims = claims
+        self._queues = queues
+        self._requeuer = requeuer
+        self._delays = delays
+        self._feeds = feeds
+        self._note_renewal = renewed
+
+    @property
+    def lease(self) -> float:
+        """Seconds that a message is held without renewal."""
+        return self._commands.options.lease
+
+    @property
+    def renewal_interval(self) -> float:
+        """Seconds between two renewals."""
+        options = self._commands.options
+        return min(options.lease / 3, options.visibility_timeout / 4)
+
+    def ack(self, handles: Sequence[Any], done: Done) -> None:
+        """Tell that messages were handled.  Never switches."""
+        pipeline, keys = self._commands.pipeline, self._commands.keys
+        removed: list[Any] = []
+        count = len(handles)
+
+        def unlisted(reply: Any) -> None:
+            # In the reader.  Only now: else a cut between the two would leave an entry.
+            if pipeline.lost is None:
+                done(None if removed[0] == count else _outcome(pipeline, removed[0], count))
+
+        pipeline.post(pack(b"HDEL", keys.unacked, *handles), removed.append)
+        pipeline.post(pack(b"ZREM", keys.unacked_index, *handles), unlisted)
+
+    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
+        """Cut what one turn has brought into what one call of the script takes.
+
+        The newest come first: each goes to the head, before those that were put there already.
+        """
+        ordered = sorted(dispositions, key=_number, reverse=True)
+        moved = [each for each in ordered if not _is_delayed(each)]
+        delayed = [each for each in ordered if _is_delayed(each)]
+        return batched(moved, _size) + batched(delayed, _size)
+
+    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
+        """Put messages where they belong now, and wake those who wait for them.  Never switches."""
+        commands = self._commands
+        if _is_delayed(dispositions[0]):
+            self._defer(dispositions, done)
+            return
+        moves = [move_of(commands, each) for each in dispositions]
+
+        def moved(reply: Any) -> None:
+            # In the reader.
+            if commands.pipeline.lost is None:
+                done(_outcome(commands.pipeline, reply, len(moves)))
+
+        keys, *args = move_arguments(commands.keys, moves)
+        commands.post_script(MOVE, keys, *args, done=moved)
+        # What goes back may come here again, where there is room.
+        for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
+            feed = self._feeds.get(queue)
+            if feed is not None:
+                feed.wake()
+
+    def _defer(self, dispositions: Sequence[Disposition], done: Done) -> None:
+        """Store delayed copies in the places of messages.  Never switches."""
+        commands = self._commands
+        keys = commands.keys
+        args: list[Any] = []
+        for each in dispositions:
+            ((queue, envelope, _, delay, _),) = each.entries
+            declaration = keys.queue(queue) if self._queues.may_end(queue) else None
+            raw = dumps(envelope).encode()
+            text = delayed_text(list_of(keys, queue, envelope), declaration, raw)
+            args += [each.message.handle, round(delay * 1000), text]
+        soonest = min(each.entries[0].delay for each in dispositions)
+
+        def deferred(reply: Any) -> None:
+            # In the reader.
+            if commands.pipeline.lost is None:
+                if not isinstance(reply, Exception):
+                    self._delays.expect(soonest)
+                done(_outcome(commands.pipeline, reply, len(dispositions)))
+
+        held = (keys.unacked, keys.unacked_index, keys.delayed)
+        commands.post_script(DEFER, held, *args, done=deferred)
+
+    def return_unheld(self, delivery: Delivery) -> None:
+        """Requeue a delivery that the server does not hold for us.  Never switches."""
+        commands = self._commands
+        if delivery.is_broadcast:
+            feed = self._feeds.get(delivery.queue)
+            if feed is not None and feed.consumers:
+                feed.source.broadcast_again(delivery)
+            return
+        for key, raw in move_of(commands, Disposition(delivery, Settlement.REQUEUE)).copies:
+            commands.pipeline.post(pack(b"RPUSH", key, raw))
+
+    def unread(self, message: HeldMessage) -> Envelope:
+        """Return an empty envelope: a message that cannot be read is moved as it is."""
+        return {}
+
+    def postpone(self, message: HeldMessage) -> None:
+        """Leave a message held, until the lease is renewed."""
+
+    def renew(self, handles: Sequence[Any], done: Done) -> None:
+        """Begin the leases of these messages anew.  Never switches."""
+        commands = self._commands
+
+        def renewed(reply: Any) -> None:
+            # In the reader.
+            if commands.pipeline.lost is None:
+                is_refused = isinstance(reply, Exception)
+                if not is_refused:
+                    self._note_renewal(not reply)
+                done(reply if is_refused else None)
+
+        keys, *args = self._owners.renewal(handles)
+        commands.post_script(RENEW, keys, *args, done=renewed)
+        self._queues.renew()
+
+    def unconfirmed_claims(self) -> Iterable[HeldMessage]:
+        """Return what claims may have taken whose answers never came.  Never switches."""
+        numbers = list(self._claims.unconfirmed_claims())
+        for feed in self._feeds.values():
+            numbers += feed.source.under_way()
+        prefix = self._commands.prefix
+        return [Claimed("", None, f"{prefix}{number}") for number in numbers]
+
+    def reclaim(
+        self,
+        held: Sequence[HeldMessage],
+        unhandled: Sequence[HeldMessage],
+        unconfirmed: Sequence[HeldMessage],
+    ) -> None:
+        """Requeue what former lives held, and what they may have.  May switch.
+
+        Raises:
+            redis.exceptions.ResponseError: the server refuses.
+        """
+        uncounted = {each.handle for each in (*unhandled, *unconfirmed)}
+        fields = [each.handle for each in (*held, *unhandled, *unconfirmed)]
+        # The newest come first: each goes to the head, before those that were put there already.
+        fields.sort(key=number_of, reverse=True)
+        count = self._requeuer.requeue(fields, uncounted=uncounted)
+        if count:
+            logger.info(
+                "%s: %d messages that the lost connection held were requeued",
+                self._commands.where,
+                count,
+                extra={"connection": self._commands.where},
+            )
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when all that can run now has run.  Never switches."""
+        self._commands.pipeline.writer.before_flush(callback)
+
+    def error(self, outcome: Exception, what: str) -> BaseException:
+        """Return the exception for a reply that is one; what ends the link ends it.  Never switches."""
+        return self._commands.pipeline.error(outcome, what)
+
+    def interrupted(self, exc: BaseException) -> None:
+        """End the link, since the outcome of what was sent is unknown.  Never switches."""
+        self._commands.pipeline.interrupted(exc)
+
+
+def _number(disposition: Disposition) -> int:
+    return number_of(disposition.message.handle)
+
+
+def _size(disposition: Disposition) -> int:
+    """Return about how many bytes a disposition moves."""
+    copies = 1 if _goes_back(disposition) else len(disposition.entries)
+    return len(disposition.message.raw) * copies
+
+
+def _is_delayed(disposition: Disposition) -> bool:
+    """Return whether a message is replaced by one that is delayed."""
+    entries = disposition.entries
+    return bool(entries) and entries[0].delay > 0
+
+
+def _goes_back(disposition: Disposition) -> bool:
+    return disposition.settlement is Settlement.REQUEUE
+
+
+def _outcome(pipeline: CommandPipeline, reply: Any, sent: int) -> Any:
+    """Return None, how many of the messages were not held any more, or the server's error."""
+    if isinstance(reply, Exception):
+        return reply
+    if reply == sent or pipeline.is_repeated:  # the first time may have settled them
+        return None
+    return sent - max(int(reply), 0)

@@ -16,7 +16,7 @@ from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
 from greenconn.transport.amqp.consuming import CONSUMER_MOVES
 from greenconn.transport.redis.claiming import WATCH_MOVES
-from greenconn.transport.redis.cluster.slot import SLOT_MOVES
+from greenconn.transport.redis.nodes import SLOT_MOVES
 from greenconn.transport.virtual.channel import CHANNEL_MOVES
 
 Table = Mapping[Any, frozenset[Any]]

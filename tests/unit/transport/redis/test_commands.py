@@ -11,11 +11,9 @@ from gevent.event import Event
 
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis.commands import PING, Commands, check_reply
 from greenconn.transport.redis.errors import LinkLost, NotRedis
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.pipeline import PING, Commands, Pipeline, check_reply
 from greenconn.transport.redis.scripts import ADVANCE, DROP, JOIN, MOVE
 from greenconn.wire.resp import pack
 from tests.fix_peer import PeerFactory

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.transport.redis.fanout import broadcast_command, read_shard_message
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.options import Keys, RedisOptions
 from greenconn.wire.resp import RespParser, pack
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from redis.crc import key_slot
 
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
+from greenconn.transport.redis.options import Keys, RedisOptions
 
 
 def test_keys() -> None:

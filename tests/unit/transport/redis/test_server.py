@@ -12,11 +12,9 @@ from gevent.event import Event
 
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.pipeline import Pipeline
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.pipeline import PING, Commands, Pipeline
 from greenconn.transport.redis.server import ExtraSocket, Welcome
 from tests.fix_peer import Peer, PeerFactory
 from tests.unit.transport.redis.test_pipeline import SOON, answering

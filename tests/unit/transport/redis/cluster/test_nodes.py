@@ -8,13 +8,13 @@ import gevent
 import pytest
 
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis.cluster.nodes import (
+from greenconn.transport.redis.errors import LinkLost, NotRedis
+from greenconn.transport.redis.nodes import (
     AnyNode,
     ClusterUnreachable,
     Place,
     place_named,
 )
-from greenconn.transport.redis.errors import LinkLost, NotRedis
 from greenconn.transport.redis.pipeline import ENDLESS, ignore
 from greenconn.transport.redis.server import Address, Login, open_pipeline
 from greenconn.wire.resp import ErrorReply, pack
@@ -216,7 +216,7 @@ def test_a_silent_node_leaves_time_for_the_others_to_open_a_further_socket(
         assert not deadline.has_ended
         return open_pipeline(address, login, Deadline(CAME), *further)
 
-    monkeypatch.setattr("greenconn.transport.redis.cluster.nodes.open_pipeline", open_slowly)
+    monkeypatch.setattr("greenconn.transport.redis.nodes.open_pipeline", open_slowly)
     pipeline, _ = AnyNode(nodes).open(Deadline(1.0), ignore, ignore)
     pipeline.close()
     assert sorted(asked) == sorted(each.place.port for each in scripted_cluster.nodes)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from redis.crc import key_slot
 
-from greenconn.transport.redis.cluster.placement import PARTITIONS, _tags, tag_of
+from greenconn.transport.redis.cluster import PARTITIONS, _tags, tag_of
 from greenconn.wire.resp import pack
 from tests.fix_redis_nodes import (
     NOTHING,

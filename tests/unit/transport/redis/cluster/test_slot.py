@@ -9,13 +9,13 @@ import gevent
 import pytest
 
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis.cluster.slot import (
+from greenconn.transport.redis.errors import LinkLost, NodeLost
+from greenconn.transport.redis.nodes import (
     SLOT_MOVES,
     SlotPipeline,
     SlotState,
     may_repeat,
 )
-from greenconn.transport.redis.errors import LinkLost, NodeLost
 from greenconn.transport.redis.scripts import CLAIM, MOVE, PUSH, Scripts
 from greenconn.wire.resp import pack
 from tests.fix_redis_nodes import Answer, ScriptedCluster, ScriptedNode, bulk, plain

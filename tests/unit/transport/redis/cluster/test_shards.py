@@ -8,16 +8,15 @@ import gevent
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
-from greenconn.transport.redis.cluster.fanout import (
+from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.pipeline import Commands
+from greenconn.transport.redis.shards import (
     SHARD_MOVES,
     ClusterShards,
     ShardState,
     glob,
 )
-from greenconn.transport.redis.commands import Commands
-from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.keys import Keys
-from greenconn.transport.redis.options import RedisOptions
 from tests.fix_redis_nodes import Answer, ScriptedCluster, ScriptedNode, bulk
 from tests.fix_wires import until
 

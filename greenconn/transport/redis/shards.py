@@ -40,12 +40,10 @@ from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.cluster.nodes import Nodes, Place, place_named
-from greenconn.transport.redis.cluster.slot import NOT_SERVED
-from greenconn.transport.redis.commands import PING, Commands
 from greenconn.transport.redis.errors import LinkLost, NodeLost
 from greenconn.transport.redis.fanout import Listener, read_shard_message
-from greenconn.transport.redis.pipeline import Pipeline, ignore
+from greenconn.transport.redis.nodes import NOT_SERVED, Nodes, Place, place_named
+from greenconn.transport.redis.pipeline import PING, Commands, Pipeline, ignore
 from greenconn.wire.resp import ErrorReply, pack
 
 logger = logging.getLogger("greenconn.transport.redis")
