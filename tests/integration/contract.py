@@ -13,7 +13,7 @@ import pytest
 
 from greenconn.transport import memory
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
-from greenconn.transport.beanstalk.transport import Transport as BeanstalkTransport
+from greenconn.transport.beanstalk import Transport as BeanstalkTransport
 from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.hooks.hosted import hosted
 from greenconn.transport.mongodb import Transport as MongoTransport

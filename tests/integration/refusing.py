@@ -51,8 +51,8 @@ def _mongodb(
 
 def _sqs(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> Callable[[], object]:
     """SQS takes no messages as large as that."""
-    sender = channel.connection.store._sender
-    patch.setattr(sender, "_options", sender._options.replace(max_message_size=10))
+    store = channel.connection.store
+    patch.setattr(store, "_options", store._options.replace(max_message_size=10))
     return patch.undo
 
 

@@ -11,7 +11,8 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.port import Settlement, SettleRequest
-from greenconn.transport.couchdb import Transport, owners
+from greenconn.transport.couchdb import Transport
+from greenconn.transport.couchdb import store as module
 from greenconn.transport.couchdb.api import CouchApi
 from greenconn.transport.couchdb.documents import Document, released
 from greenconn.transport.couchdb.store import CouchStore
@@ -32,7 +33,7 @@ SILENT: dict[str, Any] = {"lease": 0.3}
 @pytest.fixture
 def sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who sweeps begins at once."""
-    monkeypatch.setattr(owners, "SWEEP_DELAY", 0.0)
+    monkeypatch.setattr(module, "SWEEP_DELAY", 0.0)
 
 
 class Gate:
@@ -136,7 +137,7 @@ def test_one_sweeps_for_all(couchdb_new_url: str, monkeypatch: pytest.MonkeyPatc
                 assert one._owners.sweep() == 2
                 until(lambda: not two._owners._silent())
 
-        monkeypatch.setattr(owners, "sleep", wait)
+        monkeypatch.setattr(module, "sleep", wait)
         writes = Gate(two, lambda doc: True)
         assert two._owners.sweep() == 0
         assert len(waits) == 2

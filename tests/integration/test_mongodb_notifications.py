@@ -9,7 +9,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection
-from greenconn.transport.mongodb import notifications
+from greenconn.transport.mongodb import changes
 from greenconn.transport.mongodb.store import MongoStore
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -25,7 +25,7 @@ def store_of(connection: Connection) -> MongoStore:
 def test_member_of_a_set_reports_changes(
     mongodb_set_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifications, "WATCHED", 3600.0)
+    monkeypatch.setattr(changes, "WATCHED", 3600.0)
     got: list[Any] = []
     with Connection(mongodb_set_url) as connection:
         consumer = greenconn.spawn_consumer(

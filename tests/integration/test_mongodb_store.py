@@ -15,10 +15,8 @@ from greenconn.broker.topology_port import Row
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.mongodb import notifications, queues
-from greenconn.transport.mongodb.claiming import Claims
-from greenconn.transport.mongodb.options import MongoOptions
-from greenconn.transport.mongodb.store import MongoStore
+from greenconn.transport.mongodb import MongoOptions, changes, queues
+from greenconn.transport.mongodb.store import Claims, MongoStore
 from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from greenconn.transport.virtual.exchange import ROUTERS
 from greenconn.transport.virtual.state import Exchange
@@ -34,7 +32,7 @@ QUEUE = "mail"
 @pytest.fixture
 def stores(mongodb_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stores]:
     """Opens stores with ``stores(lease=..., ttl=...)``, which look often; closed after the test."""
-    monkeypatch.setattr(notifications, "SWEEP_INTERVAL", 0.1)
+    monkeypatch.setattr(changes, "SWEEP_INTERVAL", 0.1)
     opened: list[MongoStore] = []
 
     def make(unanswered: set[Any] | None = None, **options: Any) -> MongoStore:

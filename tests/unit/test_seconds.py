@@ -29,8 +29,8 @@ from greenconn.service.periodic import Every
 from greenconn.session.parameters import Parameters
 from greenconn.testing import MemoryBroker
 from greenconn.transport.beanstalk.store import BeanstalkOptions
-from greenconn.transport.couchdb.options import CouchOptions
-from greenconn.transport.mongodb.options import MongoOptions
+from greenconn.transport.couchdb import CouchOptions
+from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.native_delayed_delivery import calculate_routing_key
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.sqlite.options import SqliteOptions

@@ -1,23 +1,48 @@
-"""A database of CouchDB as a store of leased messages."""
+"""A database of CouchDB as a store of leased messages.
+
+All links of a hub to one database share one cache of its queues, exchanges and bindings: what one of
+them changes all know at once, although the changes feed takes a moment.  Each link notes what its own
+feed delivers, so the same news comes several times, and late.  The generation of a revision, which grows
+over deletions too, tells what is newer.
+
+Each link renews a document of its own, its heartbeat, and all check those of the others.  No clock is
+compared with another.  A link measures by its own how long the heartbeat of another one has not changed;
+time in which it could not hear anything does not count.  The one that finds another silent for its
+lease marks its document, which only one can do, requeues what it held, deletes its exclusive queues,
+and deletes the document.
+
+Many links lose one server at the same time, and so do those that look for the dead find them at the same
+time.  Each waits a little first, of a length of its own, and the first one does it for all.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakValueDictionary
+
+from gevent import sleep
+from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import (
     Claimed,
     Entry,
+    LeaseExpired,
     NoQueue,
     Settlement,
     SettleRequest,
     Store,
 )
 from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.green.hub import weakly
+from greenconn.green.hub import PerHub, weakly
 from greenconn.green.retry import isolated
+from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import ChangesFeed, CouchApi, DocumentRefused, ServerRefuses
 from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of
 from greenconn.transport.couchdb.documents import (
@@ -31,6 +56,8 @@ from greenconn.transport.couchdb.documents import (
     Document,
     Handle,
     Writer,
+    binding_id,
+    generation,
     is_held_as,
     is_waiting,
     name_of,
@@ -38,16 +65,12 @@ from greenconn.transport.couchdb.documents import (
     range_of,
     released,
 )
-from greenconn.transport.couchdb.options import CouchOptions
-from greenconn.transport.couchdb.owners import Owners
-from greenconn.transport.couchdb.topology import (
-    CouchTopology,
-    TopologyCache,
-    deleted,
-    queue_document,
-    read_queue,
-)
 from greenconn.transport.virtual.declaration import Declaration
+from greenconn.transport.virtual.entities import PREDECLARED
+
+if TYPE_CHECKING:
+    from greenconn.transport.couchdb import CouchOptions
+
 
 #: Kinds of documents that a link remembers.
 PLACES: Final = frozenset({QUEUE, EXCHANGE, BINDING})
@@ -291,3 +314,422 @@ def _refused(doc: Document, exc: Exception) -> list[Exception | None]:
 
 def _is_refusal(exc: Exception) -> bool:
     return isinstance(exc, ServerRefuses)
+
+
+def queue_document(name: str, declaration: Declaration) -> Document:
+    """Return the document of a queue."""
+    return {"_id": named(QUEUE, name), "declared": declaration.text()}
+
+
+def read_queue(doc: Document) -> Declaration:
+    """Return the declaration in a document; empty where it cannot be read."""
+    return Declaration.read(str(doc.get("declared")).encode())
+
+
+class TopologyCache:
+    """The queues, exchanges and bindings of one database.  It may lag behind other processes."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, Declaration] = {}
+        self.exchanges: dict[str, ExchangeRecord] = {}
+        #: Exchange -> its bindings; the same object as long as nothing has changed.
+        self._tables: dict[str, tuple[Row, ...]] = {}
+        self._bindings: dict[str, dict[str, Row]] = {}
+        self._revisions: dict[str, str] = {}
+        #: What has changed and was not read yet: id -> revision.
+        self._unread: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, database: str) -> TopologyCache:
+        """Return the cache of this hub for the database at an address."""
+        return _caches.get().setdefault(database, cls())
+
+    def table(self, exchange: str) -> tuple[Row, ...]:
+        """Return the bindings of an exchange.  Never switches."""
+        table = self._tables.get(exchange)
+        if table is None:
+            rows = self._bindings.get(exchange, {})
+            table = self._tables[exchange] = tuple(rows[doc_id] for doc_id in sorted(rows))
+        return table
+
+    def fetch(self, api: CouchApi, doc_id: str) -> Document | None:
+        """Read a document, and note what it says; None: there is none.  May switch."""
+        known = self._revisions.get(doc_id)
+        doc = api.get(doc_id)
+        if doc is not None:
+            self.take(doc)
+        elif self._revisions.get(doc_id) == known:
+            self.remove(doc_id)
+        return doc
+
+    def revision(self, doc_id: str) -> str | None:
+        """Return the revision of a document that is known."""
+        return self._revisions.get(doc_id)
+
+    def revisions(self) -> dict[str, str]:
+        """Return the ids of all known documents, with their revisions."""
+        return dict(self._revisions)
+
+    def keep(self, found: Collection[str], before: Mapping[str, str]) -> None:
+        """Remove what was deleted while no link of this hub followed the changes.  Never switches.
+
+        Arguments:
+            found: the ids of all documents that were read.
+            before: :meth:`revisions` before they were read.
+        """
+        for doc_id, revision in before.items():
+            if doc_id not in found and self._revisions.get(doc_id) == revision:
+                self.remove(doc_id)
+
+    def refresh(self, api: CouchApi) -> None:
+        """Read what has changed.  May switch, if something has."""
+        if not self._unread:
+            return
+        unread = dict(self._unread)
+        found = api.read(list(unread))
+        for doc_id, revision in unread.items():
+            if doc_id in found:
+                self.take(found[doc_id])
+            elif self._unread.get(doc_id) == revision:
+                self.remove(doc_id)
+
+    def note(self, doc_id: str, revision: str, is_deleted: bool) -> bool:
+        """Note a changed document; return whether it is deleted now.  Never switches."""
+        newest = self._unread.get(doc_id) or self._revisions.get(doc_id, "")
+        if generation(revision) < generation(newest):
+            return False
+        if is_deleted:
+            self.remove(doc_id)
+        elif revision != newest:
+            self._unread[doc_id] = revision
+        return is_deleted
+
+    def take(self, doc: Document) -> None:
+        """Take a state of a document, if no newer one is known.  Never switches."""
+        doc_id, revision = doc["_id"], doc["_rev"]
+        name, kind = name_of(doc_id), doc_id[: len(QUEUE)]
+        number = generation(revision)
+        if number < generation(self._revisions.get(doc_id, "")):
+            return
+        self._revisions[doc_id] = revision
+        if number >= generation(self._unread.get(doc_id, "")):
+            self._unread.pop(doc_id, None)
+        record = _record(doc)
+        if kind == QUEUE:
+            self.queues[name] = read_queue(doc)
+        elif kind == EXCHANGE:
+            self.exchanges[name] = record
+        elif kind == BINDING:
+            self._bindings.setdefault(name, {})[doc_id] = _row(record)
+            self._tables.pop(name, None)
+
+    def remove(self, doc_id: str) -> None:
+        """Remove a deleted document.  Never switches."""
+        self._revisions.pop(doc_id, None)
+        self._unread.pop(doc_id, None)
+        name = name_of(doc_id)
+        if doc_id.startswith(QUEUE):
+            self.queues.pop(name, None)
+        elif doc_id.startswith(EXCHANGE):
+            self.exchanges.pop(name, None)
+        else:
+            rows = self._bindings.get(name, {})
+            rows.pop(doc_id, None)
+            self._tables.pop(name, None)
+
+    def bindings_to(self, name: str, to_exchange: bool) -> Sequence[str]:
+        """Return the ids of the bindings that end at a queue or an exchange."""
+        return [
+            doc_id
+            for rows in self._bindings.values()
+            for doc_id, row in rows.items()
+            if row.queue == name and row.to_exchange is to_exchange
+        ]
+
+    def bindings_from(self, exchange: str) -> Sequence[str]:
+        """Return the ids of the bindings of an exchange."""
+        return list(self._bindings.get(exchange, ()))
+
+
+#: Database -> its cache, as long as a link has it.
+_caches: Final[PerHub[WeakValueDictionary[str, TopologyCache]]] = PerHub(WeakValueDictionary)
+
+
+class CouchTopology(TopologyStore):
+    """The records of one database, as one link uses them."""
+
+    def __init__(self, api: CouchApi, cache: TopologyCache) -> None:
+        self._api = api
+        self._cache = cache
+
+    def get(self, exchange: str) -> ExchangeRecord | None:
+        doc = self._cache.fetch(self._api, named(EXCHANGE, exchange))
+        return None if doc is None else self._cache.exchanges[exchange]
+
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        self._store({"_id": named(EXCHANGE, exchange), "declared": dumps(record)})
+
+    def delete(self, exchange: str) -> None:
+        self._cache.refresh(self._api)
+        self._remove([named(EXCHANGE, exchange), *self._cache.bindings_from(exchange)])
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        cache = self._cache
+        cache.refresh(self._api)
+        is_known = exchange in cache.exchanges or exchange in PREDECLARED
+        if not is_known and self.get(exchange) is None:
+            return None
+        return cache.table(exchange)
+
+    def add(self, exchange: str, row: Row) -> None:
+        record = {**row._asdict(), "arguments": dict(row.arguments or {})}
+        self._store({"_id": binding_id(exchange, row), "declared": dumps(record)})
+
+    def remove(self, exchange: str, row: Row) -> bool:
+        return bool(self._remove([binding_id(exchange, row)]))
+
+    def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
+        self._cache.refresh(self._api)
+        ids = self._cache.bindings_to(destination, to_exchange=is_exchange)
+        self._remove(ids)
+        return {name_of(doc_id) for doc_id in ids}
+
+    def _store(self, doc: Document) -> None:
+        """Store what is equal for all programs that declare it."""
+        if self._cache.revision(doc["_id"]) is not None:
+            return
+        revision = self._api.put(doc)
+        if revision is None:
+            found = self._api.get(doc["_id"])
+            if found is None:
+                return self._store(doc)  # it was deleted meanwhile
+            doc, revision = found, found["_rev"]
+        return self._cache.take({**doc, "_rev": revision})
+
+    def _remove(self, ids: Sequence[str]) -> Collection[str]:
+        """Delete documents; return the ids of those that were there."""
+        found = self._api.read(ids) if ids else {}
+        if found:
+            self._api.write([deleted(doc_id, doc["_rev"]) for doc_id, doc in found.items()])
+        for doc_id in ids:
+            self._cache.remove(doc_id)
+        return found
+
+
+def deleted(doc_id: str, revision: str) -> Document:
+    """Return what deletes a document."""
+    return {"_id": doc_id, "_rev": revision, "_deleted": True}
+
+
+def _record(doc: Document) -> Mapping[str, Any]:
+    try:
+        record = loads(doc.get("declared") or "{}")
+    except (ValueError, TypeError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _row(record: Mapping[str, Any]) -> Row:
+    return Row(
+        str(record.get("routing_key", "")),
+        str(record.get("pattern", "")),
+        str(record.get("queue", "")),
+        _table(record.get("arguments")) or None,
+        bool(record.get("to_exchange")),
+    )
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+#: Documents that are read at once while messages are requeued; links that are swept at once.
+BATCH: Final = 100
+#: Parts of a lease that one waits at most for others to sweep.
+SWEEP_DELAY: Final = 1 / 6
+
+
+class Owners:
+    """The heartbeats of the links to one database.
+
+    Arguments:
+        lease: seconds.
+        link: names this link in its exclusive queues.
+        drop_queues: called with such names of links that are dead; deletes their queues.  May switch.
+
+    Attributes:
+        token: names this link in what it holds; another one after it was taken for dead.
+    """
+
+    def __init__(
+        self,
+        api: CouchApi,
+        lease: float,
+        link: Callable[[], str],
+        drop_queues: Callable[[Collection[str]], object],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._api = api
+        self._lease = lease
+        self._link = link
+        self._drop_queues = drop_queues
+        #: This link has, or had, exclusive queues.
+        self.has_queues = False
+        self._clock = clock
+        self.token = ""
+        self._revision = ""
+        self._beat_at = 0.0
+        #: One heartbeat at a time; callers that wait for it act under the token that it returns.
+        self._beating = BoundedSemaphore()
+        #: Id of another's document -> its revision, and since when it has that.
+        self._seen: dict[str, tuple[str, float]] = {}
+
+    @property
+    def _id(self) -> str:
+        # The id contains the lease, so that the document need not be read.
+        return f"{named(OWNER, self.token)}!{int(self._lease * 1000)}"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a heartbeat is due: renewals may come in several calls."""
+        return self._clock() - self._beat_at > self._lease / 6
+
+    def begin(self) -> None:
+        """Store the first heartbeat.  May switch."""
+        self.token = os.urandom(8).hex()
+        self._revision = self._api.put(self._sign()) or ""
+        self._beat_at = self._clock()
+
+    def _sign(self) -> Document:
+        return {"_id": self._id, "link": self._link()}
+
+    def end(self) -> None:
+        """Delete this link's document, after everything was requeued.  May switch."""
+        self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
+
+    def beat(self) -> None:
+        """Store a heartbeat.  May switch.
+
+        Where this link was taken for dead, what it held was requeued, and it has another token.
+
+        Raises:
+            LeaseExpired: it was, and its exclusive queues are gone.
+        """
+        with self._beating:
+            self._beat()
+
+    def wake_up(self) -> None:
+        """Store a heartbeat before a claim, if the last one is long ago.  May switch.
+
+        A process that was stopped would claim in the name of the dead.
+        """
+        with self._beating:
+            if self._is_late:
+                self._beat()
+
+    @property
+    def _is_late(self) -> bool:
+        return self._clock() - self._beat_at > 2 / 3 * self._lease
+
+    def _beat(self) -> None:
+        if self._is_late:
+            self.note_gap()  # this process was stopped: it has not heard the others either
+        self._beat_at = self._clock()
+        if self._renew():
+            return
+        found = self._api.get(self._id)
+        if found is not None and "swept" not in found:
+            self._revision = found["_rev"]  # the reply to an earlier one was lost
+            if self._renew():
+                return
+        if self.has_queues:
+            raise LeaseExpired
+        self.begin()
+
+    def _renew(self) -> bool:
+        revision = self._api.put({**self._sign(), "_rev": self._revision})
+        self._revision = revision or self._revision
+        return revision is not None
+
+    # -- others
+
+    def note(self, doc_id: str, revision: str, is_deleted: bool) -> None:
+        """Note the heartbeat of another link.  Never switches."""
+        if is_deleted:
+            self._seen.pop(doc_id, None)
+        elif doc_id != self._id and self._seen.get(doc_id, ("", 0.0))[0] != revision:
+            self._seen[doc_id] = (revision, self._clock())
+
+    def note_gap(self) -> None:
+        """Nothing could be heard for a while: the time of the others begins anew.  Never switches."""
+        now = self._clock()
+        self._seen = {doc_id: (revision, now) for doc_id, (revision, _) in self._seen.items()}
+
+    def sweep(self) -> int:
+        """Requeue what dead links hold; return the number of messages.  May switch."""
+        if not self._silent():
+            return 0
+        sleep(random.uniform(0, SWEEP_DELAY) * self._lease)
+        marks: list[Document] = []
+        for doc_id, revision in self._silent()[:BATCH]:
+            self._seen[doc_id] = (revision, self._clock())
+            marks.append({"_id": doc_id, "_rev": revision, "swept": self.token})
+        if not marks:
+            return 0
+        links = self._links(marks)
+        for mark in marks:
+            mark["link"] = links.get(mark["_id"])  # for who comes, if this process ends here
+        # A conflict: it is alive, or another process was faster.
+        ours = [each for each in self._api.write(marks) if "rev" in each]
+        if not ours:
+            return 0
+        count = self._requeue({name_of(each["id"]) for each in ours})
+        self._drop_queues({links[each["id"]] for each in ours if each["id"] in links})
+        self._api.write(
+            [{"_id": each["id"], "_rev": each["rev"], "_deleted": True} for each in ours]
+        )
+        for each in ours:
+            self._seen.pop(each["id"], None)
+        return count
+
+    def _links(self, marks: Sequence[Document]) -> dict[str, str]:
+        """Return the links of documents that are to be marked, by the ids of those."""
+        found = self._api.read([each["_id"] for each in marks])
+        return {
+            doc_id: doc["link"] for doc_id, doc in found.items() if isinstance(doc.get("link"), str)
+        }
+
+    def _silent(self) -> list[tuple[str, str]]:
+        """Return those that were silent for their lease, and their revisions.  Never switches."""
+        now = self._clock()
+        return [
+            (doc_id, revision)
+            for doc_id, (revision, since) in self._seen.items()
+            if now - since > _lease_of(doc_id, self._lease)
+        ]
+
+    def _requeue(self, dead: Collection[str]) -> int:
+        count = 0
+        for page in self._api.all_rows(range_of(MESSAGE)):
+            held = [row["id"] for row in page if not is_waiting(row["value"]["rev"])]
+            for start in range(0, len(held), BATCH):
+                count += self._release(held[start : start + BATCH], dead)
+            if self.is_due:
+                self.beat()  # there may be very many messages
+        return count
+
+    def _release(self, ids: Sequence[str], dead: Collection[str]) -> int:
+        docs = [doc for doc in self._api.read(ids).values() if not is_waiting(doc["_rev"])]
+        # Read only now: a link stores its heartbeat before it claims any of these.
+        living = {
+            name_of(row["id"]) for page in self._api.all_rows(range_of(OWNER)) for row in page
+        }.difference(dead)
+        free: list[Document] = [
+            released(doc, self.token) for doc in docs if doc.get("owner") not in living
+        ]
+        return sum("rev" in result for result in self._api.write(free)) if free else 0
+
+
+def _lease_of(doc_id: str, default: float) -> float:
+    millis = doc_id.rpartition("!")[2]
+    return int(millis) / 1000 if millis.isdecimal() else default

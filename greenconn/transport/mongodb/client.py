@@ -1,14 +1,10 @@
-"""The MongoClient that all connections of one hub to the same servers share, and its cursors.
+"""The MongoClient that all connections of one hub to the same servers share.
 
 pymongo's client is made to be shared: it has a pool of sockets, and one or two helpers for each
 server, which are threads, or greenlets in a patched process.  It is closed when it has no more users.
 
 In the child of a fork it is forgotten.  pymongo itself drops the sockets there; nothing is sent over
 them, and no client is used across a fork.
-
-Cursors on which new documents arrive (the tail of a capped collection, and change streams) are plain
-commands in a session.  pymongo's own cursors would send commands to the server when they are garbage
-collected, at any time and in any process.
 
 pymongo's errors are raised as greenconn's, which are of pymongo's classes, too.
 """
@@ -24,7 +20,6 @@ from urllib.parse import parse_qsl
 
 import gevent
 import pymongo
-from bson import Int64
 from pymongo import ReadPreference, errors, uri_parser
 
 from greenconn.credentials import supplied
@@ -34,12 +29,12 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
-from greenconn.transport.mongodb.documents import Document
-from greenconn.transport.mongodb.options import MongoOptions
 from greenconn.url import mask_secrets
 
 if TYPE_CHECKING:
     from gevent import Greenlet
+
+    from greenconn.transport.mongodb import MongoOptions
 
 
 #: The server's numbers for: you may not, and: who are you; what Atlas says for the latter.
@@ -438,69 +433,3 @@ class ClientReference:
             return None
         del self._clients.open[self._key]
         return spawn("mongodb close", client.close)
-
-
-#: Seconds that the server waits for something new before it answers that there is nothing: so long
-#: does the end of a connection wait for a call that is on its way.
-AWAIT_TIME: Final = 0.5
-
-
-class TailCursor:
-    """A cursor and its thread.  Its methods may switch.
-
-    Arguments:
-        client: the servers.
-        collection: the name of the collection.
-    """
-
-    def __init__(self, client: Client, collection: str) -> None:
-        self._client = client
-        self._collection = collection
-        # It waits in its call nearly all the time: others are not to wait for it.
-        self._threads = client.call_pool(1)
-        self._session: Any = None
-        self._id = 0
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether more may come."""
-        return self._id != 0
-
-    def open(self, command: Mapping[str, Any]) -> list[Document]:
-        """Open it with *command*; return what there is already."""
-        self._session = self._client.session()
-        return self._run(command, "firstBatch")
-
-    def more(self) -> list[Document]:
-        """Return what is new, after :data:`AWAIT_TIME` at most."""
-        command = {
-            "getMore": Int64(self._id),
-            "collection": self._collection,
-            "maxTimeMS": int(AWAIT_TIME * 1000),
-        }
-        return self._run(command, "nextBatch")
-
-    def _run(self, command: Mapping[str, Any], batch: str) -> list[Document]:
-        self._id = 0  # if it fails, there is no cursor
-        reply = self._client.call_in(
-            self._threads, self._client.database.command, dict(command), session=self._session
-        )
-        cursor = reply["cursor"]
-        self._id = int(cursor["id"])
-        found: list[Document] = cursor[batch]
-        return found
-
-    def close(self) -> None:
-        """Close the cursor, or leave that to a server that cannot be asked, and end its thread."""
-        try:
-            if self._id:
-                number, self._id = self._id, 0
-                command = {"killCursors": self._collection, "cursors": [Int64(number)]}
-                self._client.call_in(self._threads, self._client.database.command, command)
-        except errors.PyMongoError:
-            pass  # the server closes it by itself
-        finally:
-            session, self._session = self._session, None
-            if session is not None:
-                session.end_session()
-            self._threads.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.transport.couchdb.options import CouchOptions
+from greenconn.transport.couchdb import CouchOptions
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from greenconn.transport.couchdb.api import CouchApi, LinkLost
 from greenconn.transport.couchdb.documents import Document
-from greenconn.transport.couchdb.topology import TopologyCache, queue_document
+from greenconn.transport.couchdb.store import TopologyCache, queue_document
 from greenconn.transport.virtual.declaration import Declaration
 
 ID = "gcq!q"

@@ -11,6 +11,7 @@ from pymongo import ReadPreference, errors
 
 from greenconn import Connection
 from greenconn.exceptions import AccessRefused, RecoverableConnectionError
+from greenconn.transport.mongodb import MongoOptions, Transport
 from greenconn.transport.mongodb.client import (
     Address,
     Client,
@@ -20,8 +21,6 @@ from greenconn.transport.mongodb.client import (
     address_of,
     translated_error,
 )
-from greenconn.transport.mongodb.options import MongoOptions
-from greenconn.transport.mongodb.transport import Transport
 
 
 def address(*args: Any, **kwargs: Any) -> Address:

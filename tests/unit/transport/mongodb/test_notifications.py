@@ -8,7 +8,7 @@ from typing import Any
 from gevent import monkey
 from gevent.event import Event
 
-from greenconn.transport.mongodb.notifications import Notifications
+from greenconn.transport.mongodb.changes import Notifications
 
 SOON = 30.0
 #: Of the process, in a patched one too.
