@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
-from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.slot import Progress
 from greenconn.green.supervisor import OnDemand
 from greenconn.identity import uuid
 from greenconn.jsoncodec import dumps

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.broker.port import Claimed
-from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
+from greenconn.green.slot import Condition
 from greenconn.green.supervisor import OnDemand
 from greenconn.message import Message
 from greenconn.transport.refusal import Method

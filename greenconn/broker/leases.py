@@ -10,11 +10,10 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.exceptions import error_text
-from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.ticker import Ticker, log_blocked
 
 if TYPE_CHECKING:
     from greenconn.broker.leased_link import LeasedLink

@@ -19,8 +19,8 @@ from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.port import Entry, Settlement
 from greenconn.broker.settlement_port import Disposition, HeldDelivery, HeldMessage
 from greenconn.exceptions import error_text
-from greenconn.green.condition import Progress
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.slot import Progress
 from greenconn.green.supervisor import OnDemand, spawn
 
 if TYPE_CHECKING:

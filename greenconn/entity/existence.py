@@ -29,9 +29,9 @@ from greenconn.exceptions import (
     ResourceLocked,
     is_unavailable,
 )
-from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import PerHub
+from greenconn.green.slot import Condition
 from greenconn.transport.base import forget_declared
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 It is what a request leaves with the reader.  Filling it never switches, so the reader and hub
 callbacks may.  Delivery is accepted or it did not happen: ``offer`` returns False when the waiter has
 left (it was killed, or its deadline ended), and the caller then keeps or passes on the value.
+A :class:`Condition` has many waiters, and :class:`Progress` those of a line of requests.
 
 The deadlines of the slots that wait in one hub, for which one timer of the loop is enough.
 
@@ -22,6 +23,7 @@ slot waits.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -31,8 +33,8 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from gevent import get_hub
 from greenlet import getcurrent
 
-from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
+from greenconn.green.hub import close_at_thread_end
 
 T = TypeVar("T")
 
@@ -78,7 +80,7 @@ class Timeouts:
         self._near: list[tuple[float, int, Waiter]] = []
         #: By which two entries of one moment differ.
         self._numbers = count()
-        thread_end.register(self)
+        close_at_thread_end(self)
 
     def note(self, waiter: Waiter, at: float) -> None:
         """Have *waiter*, which is entered, expire at *at*.  Never switches."""
@@ -295,3 +297,99 @@ def _own(exc: BaseException) -> BaseException:
     own.args = exc.args  # amqp's errors are built with other arguments than they keep
     own.__cause__ = exc.__cause__  # a copy has neither context nor traceback
     return own
+
+
+class Condition:
+    """Wakes all who wait; each looks for itself what has changed.
+
+    For one hub, so there is no lock: a waiter checks its condition in a loop, and nothing
+    changes between that check and the call of :meth:`wait`.
+    """
+
+    __slots__ = ("_slots",)
+
+    def __init__(self) -> None:
+        self._slots: dict[Slot[BaseException | None], None] = {}
+
+    def __bool__(self) -> bool:
+        """Return whether a greenlet waits."""
+        return bool(self._slots)
+
+    def wait(self, deadline: Deadline) -> None:
+        """Wait for the next :meth:`wake_all`.  May switch.
+
+        Raises:
+            TimeoutError: there was none before the deadline.
+            BaseException: what :meth:`wake_all` was given.
+        """
+        exc = self.outcome(deadline)
+        if exc is not None:
+            # Each begins with a traceback of its own.
+            raise exc.with_traceback(None)
+
+    def outcome(self, deadline: Deadline) -> BaseException | None:
+        """Wait as :meth:`wait`, and return the error instead of raising it.  May switch.
+
+        Raises:
+            TimeoutError: there was no :meth:`wake_all` before the deadline.
+        """
+        slot: Slot[BaseException | None] = Slot()
+        self._slots[slot] = None
+        try:
+            return slot.wait(deadline)
+        finally:
+            self._slots.pop(slot, None)
+
+    def wake_all(self, exc: BaseException | None = None) -> None:
+        """Wake all who wait now, with an error if *exc* is one.  Never switches."""
+        slots = self._slots
+        if slots:
+            self._slots = {}
+            for slot in slots:
+                slot.offer(exc)
+
+    def forget(self) -> None:
+        """Forget the waiters in the child of a fork."""
+        self._slots = {}
+
+
+class Progress:
+    """The number of requests that are done, and the waiters for some of them.
+
+    Requests are done in the order in which they were made, so that a count says which ones are.  For
+    one hub, so there is no lock.
+    """
+
+    __slots__ = ("_done", "_waiters")
+
+    def __init__(self) -> None:
+        self._done = 0
+        #: (how many must be done, who waits for it), in order.
+        self._waiters: deque[tuple[int, Slot[None]]] = deque()
+
+    def wait(self, pending: int, deadline: Deadline) -> None:
+        """Wait until all that are pending now are done.  May switch; not where there are none.
+
+        Arguments:
+            pending: their number.
+
+        Raises:
+            TimeoutError: they were not before the deadline.
+            BaseException: what :meth:`fail` was given.
+        """
+        if pending:
+            slot: Slot[None] = Slot()
+            self._waiters.append((self._done + pending, slot))
+            slot.wait(deadline)
+
+    def advance(self, count: int) -> None:
+        """Note that so many more are done.  Never switches."""
+        self._done += count
+        while self._waiters and self._waiters[0][0] <= self._done:
+            self._waiters.popleft()[1].offer(None)
+
+    def fail(self, exc: BaseException) -> None:
+        """Make all who wait now raise *exc*.  Never switches."""
+        waiters, self._waiters = self._waiters, deque()
+        for _, slot in waiters:
+            slot.fail(exc)

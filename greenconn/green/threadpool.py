@@ -7,15 +7,22 @@ library is green by itself, and its calls are made where they stand, shielded (s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from gevent import get_hub, getcurrent, killall
+from gevent.event import AsyncResult, Event
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
 
-from greenconn.green import thread_end
-from greenconn.green.supervisor import shielded
+from greenconn.green.deadline import NEVER
+from greenconn.green.hub import join_at_thread_end, wait_natively
+from greenconn.green.slot import Slot
+from greenconn.green.supervisor import shielded, spawn
+from greenconn.importing import native
 
 T = TypeVar("T")
 
@@ -40,7 +47,7 @@ class CallPool:
         self._pool = None if threads is None else ThreadPool(threads)
         #: Without threads: those who are within a call.
         self._callers: set[Any] = set()
-        thread_end.register_pool(self)
+        join_at_thread_end(self)
 
     def release_threads(self) -> ThreadPool | None:
         """Return the pool of its threads.  Never switches."""
@@ -103,3 +110,251 @@ def _outcome(
         return function(*args, **kwargs), None
     except BaseException as exc:
         return None, exc
+
+
+J = TypeVar("J")
+
+#: The native ones, also in a patched process: they are for a native thread.
+_allocate_lock: Callable[[], Any] = native("_thread", "allocate_lock")
+_sleep: Callable[[float], None] = native("time", "sleep")
+
+
+class ThreadClosed(RuntimeError):
+    """Nothing is done any more."""
+
+
+class CallOutcome(NamedTuple):
+    """The outcome of one call."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+class _Call(Generic[J]):
+    """A job, the slot of its caller, and what to call if its caller has gone."""
+
+    __slots__ = ("_callback", "_slot", "job")
+
+    def __init__(
+        self, job: J, slot: Slot[Any] | None, callback: Callable[[Any], object] | None
+    ) -> None:
+        self.job = job
+        self._slot = slot
+        self._callback = callback
+
+    def finish(self, outcome: CallOutcome) -> None:
+        # In the hub.
+        slot, callback = self._slot, self._callback
+        if outcome.error is not None:
+            if slot is not None:
+                slot.fail(outcome.error)
+        elif (slot is None or not slot.offer(outcome.value)) and callback is not None:
+            callback(outcome.value)
+
+
+class NativeThread(Generic[J]):
+    """One native thread, for blocking calls that must all run in one.
+
+    Calls wait in the order in which they came, and all that wait are given to the thread together: what
+    they have in common (a transaction) need not be done for each of them.  The hub never waits.  A fork
+    waits until the thread is between two steps of its work (see ``fork_lock``), so that the child never
+    inherits a lock of the C library below that no thread will release.
+
+    Arguments:
+        run: called in the thread with all calls that wait; returns an outcome for each.  It holds
+            ``fork_lock`` while it is within a library that a fork must not interrupt.
+
+    Attributes:
+        fork_lock: a native lock.
+    """
+
+    def __init__(self, run: Callable[[Sequence[J]], Sequence[CallOutcome]]) -> None:
+        self._run = run
+        self.fork_lock = _allocate_lock()
+        self._pool: ThreadPool | None = ThreadPool(1)
+        #: It, while the last call is under way.
+        self._ending: ThreadPool | None = None
+        #: Calls, who waits for each, and who else wants to know.
+        self._pending: deque[_Call[J]] = deque()
+        self._is_busy = False
+        self._last: Callable[[], object] | None = None
+        self._ended = Event()
+        #: Whether the thread that it belongs to ends: its hub runs no more.
+        self._is_alone = False
+        _workers[id(self)] = self
+        _install()
+        join_at_thread_end(self)
+
+    def call(self, job: J, on_left: Callable[[Any], object] | None = None) -> Any:
+        """Have *job* done, and return what it returned.  May switch.
+
+        Arguments:
+            on_left: a caller that is killed does not interrupt the job: this is called with what it
+                returned.  Must not switch.
+
+        Raises:
+            ThreadClosed: what it says.
+            BaseException: what it raised.
+        """
+        if self._pool is None or self._last is not None:
+            raise ThreadClosed("the native thread is closed")
+        slot: Slot[Any] = Slot()
+        self._add(_Call(job, slot, on_left))
+        try:
+            return slot.wait(NEVER)
+        except BaseException:
+            if slot.has_value and on_left is not None:
+                on_left(slot.value)
+            raise
+
+    def post(self, job: J, then: Callable[[Any], object]) -> None:
+        """Have *job* done, and *then* called with what it returned.  Never switches.
+
+        It is the last chance of what an ended caller has left: a worker that was closed still does it
+        if it does anything else, and one that has ended drops it.
+        """
+        if self._pool is not None:
+            self._add(_Call(job, None, then))
+
+    def _add(self, call: _Call[J]) -> None:
+        self._pending.append(call)
+        if not self._is_busy:
+            self._begin()
+
+    def join(self) -> None:
+        """Wait until it has ended; it must be closed.  May switch."""
+        self._ended.wait()
+
+    def close(self, last: Callable[[], object]) -> None:
+        """End it when what waits is done.  Never switches.  A second call does nothing.
+
+        Arguments:
+            last: called in the thread at the end; what it raises is dropped.
+        """
+        if self._pool is None or self._last is not None:
+            return
+        self._last = last
+        if self._is_alone:
+            self._end_here()
+        elif not self._is_busy:
+            self._end()
+
+    def release_threads(self) -> ThreadPool | None:
+        """Do the rest without the hub; return the pool of the thread.  Never switches; it may block."""
+        self._is_alone = True
+        pool = self._ending if self._pool is None else self._pool
+        if self._last is not None and not self._ended.is_set():
+            self._end_here()
+        return pool
+
+    def forget(self) -> None:
+        """Forget the thread in the child of a fork, where it does not exist.  Never switches."""
+        pool, self._pool = self._pool, None
+        self._pending.clear()
+        if pool is not None:
+            pool.fork_watcher.stop()
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Let the thread sleep; for what it runs, which does not hold ``fork_lock`` then."""
+        _sleep(seconds)
+
+    # -- in the hub
+
+    def _begin(self) -> None:
+        assert self._pool is not None
+        self._is_busy = True
+        calls, self._pending = list(self._pending), deque()
+        # There is never more than one task, so this does not wait.
+        result: AsyncResult[Any] = self._pool.spawn(self._work, [call.job for call in calls])
+        result.rawlink(lambda done: self._done(calls, done))
+
+    def _work(self, jobs: list[J]) -> Sequence[CallOutcome]:
+        # In the thread.
+        try:
+            return self._run(jobs)
+        except BaseException as exc:
+            return [CallOutcome(error=exc) for _ in jobs]
+
+    def _done(self, calls: list[_Call[J]], done: AsyncResult[Any]) -> None:
+        if self._pool is None:
+            return
+        outcomes = done.get() or ()
+        for call, outcome in zip(calls, outcomes, strict=True):
+            call.finish(outcome)
+        self._is_busy = False  # what they posted comes first
+        if self._pending:
+            self._begin()
+        elif self._last is not None:
+            self._end()
+
+    def _end(self) -> None:
+        pool, self._pool = self._pool, None
+        _workers.pop(id(self), None)
+        assert pool is not None
+        self._ending = pool
+        spawn("worker", self._finish, pool)
+
+    def _end_here(self) -> None:
+        """End it in the thread that it belongs to, where nothing else runs any more."""
+        pool, self._pool = self._pool, None
+        if self._is_busy and pool is not None:
+            queue = pool.task_queue
+            if not wait_natively(lambda: not queue.unfinished_tasks):
+                return  # what its thread is at takes too long
+        if self._pending:
+            self._work([call.job for call in self._pending])
+            self._pending.clear()
+        self._close()
+        self._ended.set()
+
+    def _finish(self, pool: ThreadPool) -> None:
+        try:
+            pool.apply(self._close)
+        finally:
+            self._ended.set()
+            pool.kill()
+            self._ending = None
+
+    def _close(self) -> None:
+        # In the thread.
+        assert self._last is not None
+        with self.fork_lock:
+            try:
+                self._last()
+            except Exception:
+                return
+
+
+_workers: weakref.WeakValueDictionary[int, NativeThread[Any]] = weakref.WeakValueDictionary()
+_is_installed = False
+#: Those whose gates are held while the process forks.
+_held: list[NativeThread[Any]] = []
+
+
+def _install() -> None:
+    global _is_installed
+    if not _is_installed:
+        _is_installed = True
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child
+        )
+
+
+def _before_fork() -> None:
+    for worker in list(_workers.values()):
+        worker.fork_lock.acquire()
+        _held.append(worker)
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop().fork_lock.release()
+
+
+def _in_child() -> None:
+    while _held:
+        # The old one may be waited for by a thread that does not exist here.
+        worker = _held.pop()
+        worker.fork_lock = _allocate_lock()
+        worker.forget()

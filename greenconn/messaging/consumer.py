@@ -44,8 +44,8 @@ from greenconn.exceptions import (
     NotBoundError,
     OperationalError,
 )
-from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.hub import check_hub
+from greenconn.green.ticker import HANDLERS, name_of
 from greenconn.listeners import LISTENERS, DeliverEvent, Observation, Observers, url_of
 from greenconn.message import Message
 from greenconn.messaging.recovery import ConsumerRecovery

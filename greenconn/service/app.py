@@ -40,9 +40,9 @@ from greenconn.checks import Seconds, check_keywords
 from greenconn.connection import Connection
 from greenconn.defaults import ARGUMENTS, closed_at_exit
 from greenconn.entity import Queue
-from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
+from greenconn.green.ticker import name_of
 from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.message import Target

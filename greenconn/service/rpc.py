@@ -36,10 +36,10 @@ from greenconn.exceptions import (
     Unroutable,
     error_text,
 )
-from greenconn.green.blocking_monitor import name_of
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
+from greenconn.green.ticker import name_of
 from greenconn.identity import uuid
 from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields

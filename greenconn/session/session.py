@@ -30,9 +30,9 @@ from gevent import get_hub
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green import fork
-from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import HubAffinity, PerHub, yield_to_hub
+from greenconn.green.slot import Condition
 from greenconn.green.state import moved
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, notify

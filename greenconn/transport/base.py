@@ -31,9 +31,8 @@ from greenconn.exceptions import (
     is_unavailable,
     missing_entity,
 )
-from greenconn.green import thread_end
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import HubAffinity, call_in_hub
+from greenconn.green.hub import HubAffinity, call_in_hub, close_at_thread_end
 from greenconn.green.inbox import Inbox
 from greenconn.green.supervisor import spawn
 from greenconn.message import Message
@@ -433,7 +432,7 @@ def _note_new(link: Link) -> None:
     """
     global _collect_at
     _alive.add(link)
-    thread_end.register(link)
+    close_at_thread_end(link)
     if len(_alive) > _collect_at:
         gc.collect()
         _collect_at = max(LEAST_ALIVE, 2 * len(_alive))

@@ -1,4 +1,4 @@
-"""AMQP 0-9-1 frames without I/O: parsing bytes into methods, and packing messages.
+"""AMQP 0-9-1 without I/O: frames parsed into methods, messages packed, publisher confirms, heartbeats.
 
 A frame is ``type (1) channel (2) size (4) payload (size) 0xCE`` (spec 2.3.5).  A method with content
 is a method frame, a header frame and as many body frames as needed, uninterrupted on its channel.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from struct import Struct
-from typing import Final
+from typing import Final, Generic, Protocol, TypeVar
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
 
@@ -530,3 +530,190 @@ def content_frames(
         buffers.append(piece)
     buffers.append(END)
     return buffers
+
+
+class Outstanding(Protocol):
+    """A publish that the broker has not confirmed, as far as returns are matched to it."""
+
+    exchange: str
+    routing_key: str
+    mandatory: bool
+    #: The property block.
+    properties: bytes
+    body: bytes
+    #: ``(code, text)`` of the broker's return, or None.
+    returned: tuple[int, str] | None
+
+
+P = TypeVar("P", bound=Outstanding)
+
+
+class ConfirmSequencer(Generic[P]):
+    """The outstanding publishes of one channel in confirm mode, by number.
+
+    RabbitMQ numbers the publishes of a channel from 1 after ``confirm.select`` and confirms each number
+    once, singly or with ``multiple`` for all up to it.  A return precedes the ack of its message but has
+    no number: it is matched to the oldest outstanding mandatory publish with the same exchange, routing
+    key, raw property block and body, and if none has all four (the broker strips ``BCC``), to the oldest
+    mandatory one with the same exchange and routing key.
+
+    A number is taken before its message is written.  So the writer notices an exception that is raised
+    between the two (``KeyboardInterrupt``, a signal handler that raises), and no two messages ever get
+    the same number.
+    """
+
+    __slots__ = ("_confirmed", "_skipped", "last", "outstanding")
+
+    def __init__(self) -> None:
+        #: The number of the last publish.
+        self.last = 0
+        self._skipped = 0  # the last number whose confirm is not awaited
+        self._confirmed = 0  # the highest number that the broker has confirmed
+        self.outstanding: dict[int, P] = {}
+
+    def expect(self, publish: P) -> int:
+        """Assign the next number to a publish whose confirm is awaited."""
+        self.last = tag = self.last + 1
+        self.outstanding[tag] = publish
+        return tag
+
+    def skip(self) -> None:
+        """Assign the next number to a publish whose confirm is not awaited."""
+        self._skipped = self.last = self.last + 1
+
+    @property
+    def all_are_awaited(self) -> bool:
+        """Whether the confirm of each publish is awaited that the broker may not have processed yet.
+
+        It processes them in order, whatever the order of its confirms.
+        """
+        return self._skipped <= self._confirmed
+
+    def settle(self, tag: int, multiple: bool) -> list[P]:
+        """Remove and return the publishes that an ack or nack of the broker is for, oldest first."""
+        outstanding = self.outstanding
+        if tag > self._confirmed:
+            self._confirmed = tag
+        if not multiple:
+            publish = outstanding.pop(tag, None)
+            return [] if publish is None else [publish]
+        tags = []
+        for each in outstanding:
+            if tag and each > tag:
+                break
+            tags.append(each)
+        return [outstanding.pop(each) for each in tags]
+
+    def give_up(self) -> list[P]:
+        """Remove and return all publishes, as the channel has ended."""
+        left = list(self.outstanding.values())
+        self.outstanding.clear()
+        return left
+
+    def match_return(
+        self, exchange: str, routing_key: str, properties: bytes, body: bytes
+    ) -> P | None:
+        """Return the outstanding publish that a return is for, or None."""
+        similar = None
+        for publish in self.outstanding.values():
+            if (
+                publish.mandatory
+                and publish.returned is None
+                and publish.exchange == exchange
+                and publish.routing_key == routing_key
+            ):
+                if publish.properties == properties and publish.body == body:
+                    return publish
+                if similar is None:
+                    similar = publish
+        return similar
+
+
+class HeartbeatAction:
+    """The bits of the action after a tick.  SEND may come together with READ_FIRST."""
+
+    NOTHING: Final = 0
+    #: Send a heartbeat.
+    SEND: Final = 1
+    #: This process was blocked: read what is pending; the next tick judges.
+    READ_FIRST: Final = 2
+    #: The peer is gone.
+    DEAD: Final = 4
+
+
+class Heartbeat:
+    """The heartbeat of one life of a connection.  It reads no clock: each call gets the time.
+
+    Rules (AMQP 0-9-1, 4.2.7): a peer that hears nothing for two intervals may close.  So a heartbeat is
+    due when nothing was sent for half an interval, and the peer is dead when nothing was received for
+    two.  Any byte counts as received.  When this process was blocked, what the peer sent meanwhile may
+    still lie unread: the judgement waits for one more tick, in which the reader reads it.  While reading
+    is paused on purpose, silence says nothing about the peer.
+
+    Arguments:
+        interval: seconds as negotiated; 0 is off: every action is NOTHING.
+        now: seconds on the monotonic clock; the peer counts as heard at this time.
+    """
+
+    def __init__(self, interval: float, now: float) -> None:
+        if interval < 0.0:
+            raise ValueError(f"heartbeat interval must be at least 0 s, got {interval!r}")
+        self.interval = interval
+        self.received_at = now
+        self.sent_at = now
+        self._is_paused = False
+        self._has_grace = False
+
+    @property
+    def tick_interval(self) -> float:
+        """Seconds between the ticks that this clockwork needs: a quarter of the interval."""
+        return self.interval / 4.0
+
+    def note_received(self, now: float) -> None:
+        """Something came from the peer."""
+        self.received_at = now
+        self._has_grace = False
+
+    def note_sent(self, now: float) -> None:
+        """Something was handed to the network."""
+        self.sent_at = now
+
+    def pause(self) -> None:
+        """Reading is paused on purpose."""
+        self._is_paused = True
+
+    def resume(self, now: float) -> None:
+        """Reading goes on: silence counts from now."""
+        if self._is_paused:
+            self._is_paused = False
+            self.note_received(now)
+
+    def silence(self, now: float) -> float:
+        """Return the seconds since anything was received."""
+        return now - self.received_at
+
+    def is_dead(self, now: float) -> bool:
+        """Return whether nothing was received for two intervals although reading is not paused."""
+        return (
+            self.interval > 0.0
+            and not self._is_paused
+            and now - self.received_at >= 2.0 * self.interval
+        )
+
+    def tick(self, now: float, lag: float = 0.0) -> int:
+        """Judge, and return the bits of a :class:`HeartbeatAction`.
+
+        Arguments:
+            now: seconds on the monotonic clock.
+            lag: seconds by which this tick came late because the process was blocked, else 0.
+        """
+        if self.interval <= 0.0:
+            return HeartbeatAction.NOTHING
+        is_due = now - self.sent_at >= self.interval / 2.0
+        action = HeartbeatAction.SEND if is_due else HeartbeatAction.NOTHING
+        if not self.is_dead(now):
+            return action
+        if lag > 0.0 and not self._has_grace:
+            self._has_grace = True
+            return action | HeartbeatAction.READ_FIRST
+        return HeartbeatAction.DEAD

@@ -26,9 +26,9 @@ from greenconn.delays import kept_delay
 from greenconn.encoding import safe_repr
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import BodyTooLarge, MessageStateError, error_text
-from greenconn.green.blocking_monitor import HANDLERS, name_of
 from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import HANDLERS, name_of
 from greenconn.listeners import (
     LISTENERS,
     DeadLetterEvent,

@@ -27,11 +27,11 @@ from gevent import Greenlet, get_hub, getcurrent
 from greenconn.entity.existence import has_messages
 from greenconn.exceptions import ConsumerCancelled, PreconditionFailed, error_text
 from greenconn.green import fork
-from greenconn.green.blocking_monitor import name_of
-from greenconn.green.condition import Condition
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
+from greenconn.green.slot import Condition
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
+from greenconn.green.ticker import name_of
 from greenconn.session.connect import is_lockout
 from greenconn.transport.base import Link
 from greenconn.worker.active import ActiveReader

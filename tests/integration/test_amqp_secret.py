@@ -13,7 +13,7 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.credentials import Token
 from greenconn.exceptions import NotAllowed, RecoverableConnectionError
-from greenconn.green import renewal
+from greenconn.green import retry
 from greenconn.green.deadline import Deadline
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle
@@ -28,7 +28,7 @@ UPDATE, UPDATE_OK = (10, 70), (10, 71)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may end soon."""
-    monkeypatch.setattr(renewal, "LEAST_PAUSE", 0.05)
+    monkeypatch.setattr(retry, "LEAST_PAUSE", 0.05)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ _PROGRAM = """
 import os, sys, threading, time
 import greenconn
 from greenconn import Connection
-from greenconn.green import thread_end
+from greenconn.green import hub
 
-thread_end.POOL_TIMEOUT = 20.0  # a busy machine may need longer than usual
+hub.POOL_TIMEOUT = 20.0  # a busy machine may need longer than usual
 url, name, threads = sys.argv[1:]
 greenconn.configure(url)
 

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from time import monotonic
 
 from greenconn.exceptions import ConnectionForced
-from greenconn.green.blocking_monitor import log_blocked
 from greenconn.green.stream import Stream
-from greenconn.green.ticker import Ticker
-from greenconn.wire.amqp import heartbeat_frame
-from greenconn.wire.heartbeat import Heartbeat, HeartbeatAction
+from greenconn.green.ticker import Ticker, log_blocked
+from greenconn.wire.amqp import Heartbeat, HeartbeatAction, heartbeat_frame
 
 logger = logging.getLogger("greenconn.transport.amqp")
 

@@ -40,8 +40,13 @@ from greenconn.transport.amqp.calls import bystander_error
 from greenconn.transport.amqp.message import Outgoing, ReturnedMessage, split_route
 from greenconn.transport.amqp.methods import Reply, ids_of
 from greenconn.transport.amqp.properties import text_of
-from greenconn.wire.amqp import BASIC_PUBLISH, FrameParser, content_frames, method_frame
-from greenconn.wire.confirms import ConfirmSequencer
+from greenconn.wire.amqp import (
+    BASIC_PUBLISH,
+    ConfirmSequencer,
+    FrameParser,
+    content_frames,
+    method_frame,
+)
 
 if TYPE_CHECKING:
     from greenconn.green.deadline import Deadline

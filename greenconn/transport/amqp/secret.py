@@ -16,7 +16,7 @@ from weakref import ref
 from amqp.serialization import dumps
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.renewal import Renewal
+from greenconn.green.retry import Renewal
 from greenconn.green.slot import Slot
 
 if TYPE_CHECKING:

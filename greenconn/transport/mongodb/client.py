@@ -24,9 +24,9 @@ from pymongo import ReadPreference, errors, uri_parser
 
 from greenconn.credentials import supplied
 from greenconn.exceptions import AccessRefused, AMQPError, RecoverableConnectionError
-from greenconn.green import fork, thread_end
+from greenconn.green import fork
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import PerHub
+from greenconn.green.hub import PerHub, close_at_thread_end
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.url import mask_secrets
@@ -281,7 +281,7 @@ class Client:
         self.database: Any = self._mongo.get_database(
             address.database, read_preference=ReadPreference.PRIMARY
         )
-        thread_end.register(self)
+        close_at_thread_end(self)
 
     def end_with_thread(self) -> None:
         """Close it with the thread that it belongs to.  Never switches; it blocks for a moment."""

@@ -42,10 +42,10 @@ from redis.exceptions import ResponseError
 from greenconn.broker.publisher import Completion
 from greenconn.credentials import SuppliedError
 from greenconn.exceptions import error_text
-from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
 from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import Condition
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker

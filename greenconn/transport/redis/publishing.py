@@ -34,9 +34,8 @@ from greenconn.broker.publisher import (
 from greenconn.broker.settlement_port import HeldMessage
 from greenconn.delays import delay_of
 from greenconn.exceptions import ContentTooLarge, PublishTimeout
-from greenconn.green.condition import Condition
 from greenconn.green.deadline import Deadline
-from greenconn.green.slot import Slot
+from greenconn.green.slot import Condition, Slot
 from greenconn.green.supervisor import spawn
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.envelope import LARGE, Outgoing

@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple
 from greenconn.exceptions import AMQPError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
-from greenconn.green.native_thread import CallOutcome, NativeThread, ThreadClosed
 from greenconn.green.retry import RetryPolicy, attempts, isolated
+from greenconn.green.threadpool import CallOutcome, NativeThread, ThreadClosed
 from greenconn.transport.sqlite.errors import (
     CannotOpen,
     DatabaseLost,

@@ -6,9 +6,9 @@ import gevent
 import pytest
 
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.condition import Condition, Progress
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import yield_to_hub
+from greenconn.green.slot import Condition, Progress
 
 
 def test_all_who_wait_are_woken_and_look_again() -> None:

@@ -12,8 +12,8 @@ import gevent
 import pytest
 from gevent.monkey import get_original
 
-from greenconn.green import thread_end
-from greenconn.green.native_thread import CallOutcome, NativeThread
+from greenconn.green.hub import close_at_thread_end
+from greenconn.green.threadpool import CallOutcome, NativeThread
 from tests.forked import holds_in_child
 from tests.unit.green.test_thread_end import in_native_thread, wait_for_end
 
@@ -224,7 +224,7 @@ def test_a_thread_that_ends_has_its_work_done() -> None:
     class Owner:
         def __init__(self, worker: NativeThread[Job]) -> None:
             self.worker = worker
-            thread_end.register(self)
+            close_at_thread_end(self)
 
         def end_with_thread(self) -> None:
             self.worker.post(partial(done.append, "later"), print)

@@ -11,9 +11,8 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from greenconn.credentials import Token
-from greenconn.green import renewal
-from greenconn.green.renewal import Renewal
-from greenconn.green.retry import RetryPolicy
+from greenconn.green import retry
+from greenconn.green.retry import Renewal, RetryPolicy
 
 CAME = 30.0
 logger = logging.getLogger("greenconn.tests")
@@ -22,8 +21,8 @@ logger = logging.getLogger("greenconn.tests")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens may end soon, and failures be over soon."""
-    monkeypatch.setattr(renewal, "LEAST_PAUSE", 0.001)
-    monkeypatch.setattr(renewal, "RENEWING", RetryPolicy(first=0.001, longest=0.002))
+    monkeypatch.setattr(retry, "LEAST_PAUSE", 0.001)
+    monkeypatch.setattr(retry, "RENEWING", RetryPolicy(first=0.001, longest=0.002))
 
 
 class Login:
@@ -135,7 +134,7 @@ def test_pauses_begin_anew_after_a_renewal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = RetryPolicy(first=0.001, factor=1000.0, longest=0.5, jitter=0.0)
-    monkeypatch.setattr(renewal, "RENEWING", policy)
+    monkeypatch.setattr(retry, "RENEWING", policy)
     login = Login(OSError("1"), Token("b", 0.01), OSError("2"))
     login.renewal.begin_in(0.0)
     assert login.has_no_more.wait(CAME)

@@ -13,7 +13,8 @@ import pytest
 from gevent.monkey import get_original
 from gevent.threadpool import ThreadPool
 
-from greenconn.green import thread_end
+from greenconn.green import hub
+from greenconn.green.hub import close_at_thread_end, join_at_thread_end
 
 _start = get_original("_thread", "start_new_thread")
 _get_ident = get_original("_thread", "get_ident")
@@ -64,7 +65,7 @@ class Member:
     def __init__(self, error: Exception | None = None) -> None:
         self.ended_in: list[int] = []
         self._error = error
-        thread_end.register(self)
+        close_at_thread_end(self)
 
     def end_with_thread(self) -> None:
         self.ended_in.append(_get_ident())
@@ -77,7 +78,7 @@ def test_it_is_ended_in_its_thread_and_the_hub_with_it(
     monkeypatch: pytest.MonkeyPatch, has_pool: bool
 ) -> None:
     # On a busy machine the thread of the hub's pool may need longer; then descriptors stay.
-    monkeypatch.setattr(thread_end, "POOL_TIMEOUT", 20.0)
+    monkeypatch.setattr(hub, "POOL_TIMEOUT", 20.0)
     made: list[Member] = []
     idents: list[int] = []
 
@@ -99,7 +100,7 @@ def test_it_is_ended_in_its_thread_and_the_hub_with_it(
 def test_threads_of_a_pool_end_with_the_thread_of_its_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(thread_end, "POOL_TIMEOUT", 20.0)
+    monkeypatch.setattr(hub, "POOL_TIMEOUT", 20.0)
     calls: list[str] = []
     threads: list[Any] = []
     owners: list[Owner] = []
@@ -108,7 +109,7 @@ def test_threads_of_a_pool_end_with_the_thread_of_its_owner(
         def __init__(self) -> None:
             super().__init__()
             self.pool = ThreadPool(2)
-            thread_end.register_pool(self)
+            join_at_thread_end(self)
 
         def release_threads(self) -> ThreadPool:
             calls.append("release_threads")
@@ -162,7 +163,7 @@ def test_a_hub_that_was_destroyed_is_left_alone() -> None:
 def test_in_the_main_thread_nothing_is_noted() -> None:
     member = Member()
     assert member.ended_in == []
-    assert thread_end._ends.pop() is None
+    assert hub._ends.pop() is None
 
 
 def test_the_child_of_a_fork_leaves_the_threads_of_its_parent_alone() -> None:

@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from greenconn.wire.confirms import ConfirmSequencer
+from greenconn.wire.amqp import ConfirmSequencer
 
 
 @dataclass(eq=False)

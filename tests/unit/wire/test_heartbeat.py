@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenconn.wire.heartbeat import Heartbeat, HeartbeatAction
+from greenconn.wire.amqp import Heartbeat, HeartbeatAction
 
 NOTHING, SEND, READ_FIRST, DEAD = (
     HeartbeatAction.NOTHING,
