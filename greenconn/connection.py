@@ -46,8 +46,8 @@ from greenconn.session.parameters import (
 )
 from greenconn.session.session import Listeners, Session, sessions_in_use
 from greenconn.session.state import SessionState
+from greenconn.transport import get_transport_cls
 from greenconn.transport.base import Factories, Link
-from greenconn.transport.registry import get_transport_cls
 from greenconn.url import split_urls
 
 if TYPE_CHECKING:

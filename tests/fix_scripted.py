@@ -9,7 +9,7 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.transport.registry import TRANSPORT_ALIASES
+from greenconn.transport import TRANSPORT_ALIASES
 from tests.scripted import Script, Transport
 
 Connect = Callable[..., Connection]

@@ -22,7 +22,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.session.parameters import DEFAULT_TRANSPORT, ParameterKey, Parameters, combined
 from greenconn.session.state import drop
-from greenconn.transport.registry import get_transport_cls
+from greenconn.transport import get_transport_cls
 from greenconn.url import as_url, mask_secrets, maybe_sanitize_url, safequote
 
 logger = logging.getLogger("greenconn.session")

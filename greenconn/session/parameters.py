@@ -24,7 +24,7 @@ from greenconn.options import (
     typed_query,
 )
 from greenconn.records import Record
-from greenconn.transport.registry import FOREIGN, TRANSPORT_ALIASES, get_transport_cls, is_name
+from greenconn.transport import FOREIGN, TRANSPORT_ALIASES, get_transport_cls, is_name
 from greenconn.url import (
     BrokerURL,
     check_host,

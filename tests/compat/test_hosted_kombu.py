@@ -21,9 +21,9 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
+from greenconn.transport import resolve_transport
 from greenconn.transport.hooks import hosted
 from greenconn.transport.hooks.hosted import HostedMessage
-from greenconn.transport.registry import resolve_transport
 
 pytest.importorskip("kombu")
 

@@ -94,7 +94,7 @@ def test_errors_of_the_broker_are_the_same_classes() -> None:
 def test_aliases() -> None:
     """Each of kombu's transports is ours, or kombu's own class is hosted."""
     aliases: Any = importlib.import_module("kombu.transport").TRANSPORT_ALIASES
-    registry: Any = importlib.import_module("greenconn.transport.registry")
+    registry: Any = importlib.import_module("greenconn.transport")
     assert set(aliases) <= {*registry.TRANSPORT_ALIASES, *registry.FOREIGN}
     for alias in set(aliases) - set(registry.TRANSPORT_ALIASES):
         path = aliases[alias].replace("SLMQ.Transport", "SLMQ:Transport")

@@ -14,7 +14,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.credentials import Token
-from greenconn.transport.registry import resolve_transport
+from greenconn.transport import resolve_transport
 from greenconn.url import parse_url
 
 SECRET = "correct horse/battery"

@@ -20,11 +20,11 @@ from greenconn.connection import BrokerConnection
 from greenconn.options import AmqpOptions
 from greenconn.records import Record
 from greenconn.session.parameters import Parameters
+from greenconn.transport import FOREIGN, MEANT, TRANSPORT_ALIASES
 from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.transport import SentinelTransport
-from greenconn.transport.registry import FOREIGN, MEANT, TRANSPORT_ALIASES
 from greenconn.transport.SQS.queues import SqsQueue
 from greenconn.transport.SQS.service import NewQueues
 from greenconn.transport.SQS.transport import SQSOptions

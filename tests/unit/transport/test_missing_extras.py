@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from greenconn.transport.registry import TRANSPORT_ALIASES
+from greenconn.transport import TRANSPORT_ALIASES
 
 ROOT = Path(__file__).resolve().parents[3]
 

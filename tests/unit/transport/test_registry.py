@@ -10,6 +10,7 @@ import kombu.transport
 import pytest
 
 from greenconn.transport import (
+    FOREIGN,
     TRANSPORT_ALIASES,
     amqp,
     couchdb,
@@ -24,7 +25,6 @@ from greenconn.transport import (
 )
 from greenconn.transport.amqp.transport import SSLTransport
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
-from greenconn.transport.registry import FOREIGN
 from tests.integration.processes import run
 
 
