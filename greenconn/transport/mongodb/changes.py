@@ -110,7 +110,6 @@ PREFIX: Final = "\0fanout\0"
 MOST_KEPT: Final = 10_000
 #: For a collection that is empty or a server that is away.
 READING: Final = RetryPolicy(first=0.25, factor=1.0, jitter=0.0)
-_NOTE: Final = "broadcast "
 
 
 class Copy:
@@ -321,9 +320,9 @@ class Broadcast:
 
 def broadcast_of(client: Client, collection: str) -> Broadcast:
     """Return the broadcast of a client, one for all connections.  Never switches."""
-    found: Broadcast | None = client.notes.get(_NOTE + collection)
+    found = client.broadcasts.get(collection)
     if found is None:
-        found = client.notes[_NOTE + collection] = Broadcast(client, collection)
+        found = client.broadcasts[collection] = Broadcast(client, collection)
     return found
 
 
@@ -338,8 +337,6 @@ SWEEP_INTERVAL: Final = 1.0
 BUSY: Final = 2.0
 #: Number of polls without a claim in between after which polling ends.
 IN_VAIN: Final = 3
-#: What clients of this server have been told once.
-_LOGGED: Final = "logged that it is polled"
 
 _STREAM: Final = [
     {"$changeStream": {}},
@@ -502,8 +499,8 @@ class Notifications:
             self._log("is no member of a replica set and has no change streams")
 
     def _log(self, why: str) -> None:
-        if _LOGGED not in self._client.notes:
-            self._client.notes[_LOGGED] = True
+        if not self._client.is_polling_logged:
+            self._client.is_polling_logged = True
             pause = "up to 1 s" if self._interval is None else f"{self._interval:g} s"
             logger.info(
                 "%s %s: empty queues are polled every %s (polling_interval)",

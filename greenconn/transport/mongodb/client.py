@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gevent import Greenlet
 
     from greenconn.transport.mongodb import MongoOptions
+    from greenconn.transport.mongodb.changes import Broadcast
+    from greenconn.transport.mongodb.queues import KnownExchange
 
 
 #: The server's numbers for: you may not, and: who are you; what Atlas says for the latter.
@@ -255,6 +257,8 @@ class Client:
         database: pymongo's object for the database.
         is_set: whether the servers are a replica set (or a cluster of such), so that they tell of
             changes.
+        exchanges, broadcasts, is_polling_logged: the state that all connections of the hub to the
+            database share.
     """
 
     def __init__(self, address: Address, where: str, threads: int) -> None:
@@ -263,8 +267,12 @@ class Client:
         self.references = 0
         self._process = os.getpid()
         self.is_set = False
-        #: What former connections have learnt of this database; see ``directory``.
-        self.notes: dict[str, Any] = {}
+        #: Names of collections -> exchange -> what is known of it.
+        self.exchanges: dict[tuple[str, str], dict[str, KnownExchange]] = {}
+        #: Name of a collection -> its reader.
+        self.broadcasts: dict[str, Broadcast] = {}
+        #: It was logged that the servers do not tell of changes.
+        self.is_polling_logged = False
         self._threads = self.call_pool(threads)
         self._clock_offset = timedelta()
         self._clock_read_at: float | None = None

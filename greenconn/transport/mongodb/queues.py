@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -321,9 +322,28 @@ def _declaration(document: Document) -> Declaration:
 
 #: Exchange types whose bindings of queues kombu can read.
 _KOMBU_TYPES: Final = frozenset({"direct", "topic", "fanout"})
-#: What the notes of a client keep bindings, and types of exchanges, under.
-_ROWS: Final = "rows"
-_KINDS: Final = "kinds"
+
+
+class KnownExchange:
+    """What is known of an exchange, for all connections of a hub to one database.
+
+    Attributes:
+        kind: its type; None: it was not read.
+        read_at: when its bindings were read.
+        rows: its bindings; None: there is neither it nor any.
+        broadcast_rows: its bindings as publishers see them, one for all its queues, if it is a fan-out
+            exchange that is broadcast; None: they were not asked for.
+    """
+
+    def __init__(self) -> None:
+        self.kind: str | None = None
+        self.rows: tuple[Row, ...] | None = None
+        self.broadcast_rows: tuple[Row, ...] | None = None
+        self.read_at = -inf
+
+    def note_change(self) -> None:
+        """Have the bindings read anew.  Never switches."""
+        self.read_at = -inf
 
 
 class MongoTopology(TopologyStore):
@@ -353,13 +373,8 @@ class MongoTopology(TopologyStore):
         self._queues: Any = client.database[options.queues_collection]
         self._routing: Any = client.database[options.routing_collection]
         self._exchanges: Any = client.database[options.exchanges_collection]
-        #: Exchange -> when it was read, and the rows; shared by all connections of the hub.
-        self._rows: dict[str, tuple[float, tuple[Row, ...] | None]]
-        self._rows = client.notes.setdefault(_ROWS, {})
-        #: Exchange -> its type; the same.
-        self._kinds: dict[str, str] = client.notes.setdefault(_KINDS, {})
-        #: Fan-out exchange -> its rows, and those that stand for them.
-        self._broadcasts: dict[str, tuple[Sequence[Row], tuple[Row, ...]]] = {}
+        names = options.routing_collection, options.exchanges_collection
+        self._cache = client.exchanges.setdefault(names, {})
 
     # -- exchanges
 
@@ -367,8 +382,14 @@ class MongoTopology(TopologyStore):
         found: Document | None = self._client.call(self._exchanges.find_one, {"_id": exchange})
         if found is None:
             return self._guess(exchange)
-        self._kinds[exchange] = found.get("type") or "direct"
+        self._known(exchange).kind = found.get("type") or "direct"
         return {**found, "arguments": _table(found.get("arguments"))}
+
+    def _known(self, exchange: str) -> KnownExchange:
+        known = self._cache.get(exchange)
+        if known is None:
+            known = self._cache[exchange] = KnownExchange()
+        return known
 
     def _guess(self, exchange: str) -> ExchangeRecord | None:
         """Return what an exchange looks like that only programs of kombu have declared."""
@@ -382,38 +403,43 @@ class MongoTopology(TopologyStore):
         document = {**record, "arguments": dumps(record["arguments"])}
         update = {"$setOnInsert": document}
         self._client.call(self._exchanges.update_one, {"_id": exchange}, update, upsert=True)
-        self._kinds[exchange] = record["type"]
-        known = self._rows.get(exchange)
-        if known is not None and known[1] is None:
-            del self._rows[exchange]
+        known = self._known(exchange)
+        known.kind = record["type"]
+        if known.rows is None:
+            known.note_change()
 
     def delete(self, exchange: str) -> None:
         self._client.call(self._routing.delete_many, {"exchange": exchange})
         self._client.call(self._exchanges.delete_one, {"_id": exchange})
-        self._rows.pop(exchange, None)
-        self._kinds.pop(exchange, None)
+        self._cache.pop(exchange, None)
 
     def _kind(self, exchange: str) -> str:
         """Return the type of an exchange; direct for one that was not declared."""
-        kind = PREDECLARED.get(exchange) or self._kinds.get(exchange)
+        kind = PREDECLARED.get(exchange) or self._known(exchange).kind
         if kind is None:
             self.get(exchange)
-            kind = self._kinds.get(exchange, "direct")
-        return kind
+            kind = self._known(exchange).kind
+        return kind or "direct"
 
     # -- bindings
 
     def rows(self, exchange: str) -> Sequence[Row] | None:
-        known = self._rows.get(exchange)
+        known = self._known(exchange)
         now = monotonic()
-        if known is None or now - known[0] >= self._options.routing_lifetime:
+        if now - known.read_at >= self._options.routing_lifetime:
             rows = self._client.call(self._read, exchange)
-            if known is not None and known[1] == rows:
-                rows = known[1]  # the same object says that nothing has changed
-            known = self._rows[exchange] = (now, rows)
-        if not known[1] or self._options.fanout_lists or self._kind(exchange) != "fanout":
-            return known[1]
-        return self._broadcast_rows(exchange, known[1])
+            known = self._known(exchange)
+            known.read_at = now
+            if known.rows != rows:  # the same object says that nothing has changed
+                known.rows, known.broadcast_rows = rows, None
+        if not known.rows or self._options.fanout_lists or self._kind(exchange) != "fanout":
+            return known.rows
+        if known.broadcast_rows is None:
+            rows = known.rows or ()  # others may have read them anew meanwhile
+            onward = tuple(each for each in rows if each.to_exchange)
+            one = () if len(onward) == len(rows) else (Row("", "", PREFIX + exchange),)
+            known.broadcast_rows = one + onward
+        return known.broadcast_rows
 
     def _read(self, exchange: str) -> tuple[Row, ...] | None:
         rows = [
@@ -429,16 +455,6 @@ class MongoTopology(TopologyStore):
             rows.append(Row(key, pattern, each["to"], arguments, bool(each["is_exchange"])))
         return tuple(rows)
 
-    def _broadcast_rows(self, exchange: str, rows: Sequence[Row]) -> tuple[Row, ...]:
-        """Return the rows of a fan-out exchange that is broadcast: one, for all its queues."""
-        known = self._broadcasts.get(exchange)
-        if known is not None and known[0] is rows:
-            return known[1]
-        onward = tuple(each for each in rows if each.to_exchange)
-        one = () if len(onward) == len(rows) else (Row("", "", PREFIX + exchange),)
-        self._broadcasts[exchange] = (rows, one + onward)
-        return one + onward
-
     def add(self, exchange: str, row: Row) -> None:
         kind = self._kind(exchange)
         if row.to_exchange or kind not in _KOMBU_TYPES:
@@ -451,7 +467,7 @@ class MongoTopology(TopologyStore):
                 document = self._client.call(self._queues.find_one, {"_id": row.queue}) or {}
                 data[EXPIRE_AT] = document.get(EXPIRE_AT)
             self._client.call(self._routing.update_one, lookup, {"$set": data}, upsert=True)
-        self._rows.pop(exchange, None)
+        self._known(exchange).note_change()
         if kind == "fanout" and not row.to_exchange and not self._options.fanout_lists:
             self._broadcast.listen(self._user, row.queue, exchange, self._wake)
 
@@ -462,7 +478,7 @@ class MongoTopology(TopologyStore):
         else:
             lookup = _lookup(exchange, row)
             count = self._client.call(self._routing.delete_many, lookup).deleted_count
-        self._rows.pop(exchange, None)
+        self._known(exchange).note_change()
         if kind == "fanout" and not row.to_exchange:
             self._broadcast.forget(row.queue, exchange)
         return bool(count)
@@ -481,7 +497,7 @@ class MongoTopology(TopologyStore):
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         sources: list[str] = self._client.call(self._remove_to, destination, is_exchange)
         for each in sources:
-            self._rows.pop(each, None)
+            self._known(each).note_change()
         return sources
 
     def _remove_to(self, destination: str, is_exchange: bool) -> list[str]:

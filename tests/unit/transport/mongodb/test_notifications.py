@@ -26,7 +26,7 @@ def test_what_fell_due_while_the_process_stood_still_is_swept() -> None:
             return None
         return 0.05
 
-    client: Any = SimpleNamespace(is_set=False, where="mongodb://h", notes={})
+    client: Any = SimpleNamespace(is_set=False, where="mongodb://h", is_polling_logged=False)
     notifications = Notifications(client, "messages", None, lambda queue: None, sweep)
     notifications.expect(0.02)
     _sleep(0.1)
