@@ -134,7 +134,12 @@ def error_text(exc: object, show: Callable[[Any], str] = str) -> str:
         text = str.__getitem__(show(exc), slice(LONGEST_TEXT))
     except Exception as failure:
         text = f"{show.__name__}() of {type(exc).__name__} raised {type(failure).__name__}"
-    return text.encode("utf-8", "backslashreplace").decode()[:LONGEST_TEXT]
+    return escaped(text)[:LONGEST_TEXT]
+
+
+def escaped(text: str) -> str:
+    """Return *text* with backslash escapes for what UTF-8 cannot encode."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 #: Parts of RabbitMQ's reply texts for a queue that exists, but whose node or leader is unavailable: any

@@ -22,7 +22,7 @@ from greenconn.encoding import bytes_to_str
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
-    from greenconn.worker.replaying import DeadLetter, DeadLetters
+    from greenconn.worker.failures import DeadLetter, DeadLetters
 
 _name_option: Decorator = click.option(
     "--name", help="Name of the queue of the dead letters.  [default: QUEUE.dead]"
@@ -134,7 +134,7 @@ def purge(queue: str, url: str, name: str | None, yes: bool, timeout: float) -> 
 @contextmanager
 def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator[DeadLetters]:
     from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.worker.replaying import dead_letters
+    from greenconn.worker.failures import dead_letters
 
     if not queue:
         raise click.BadParameter("must not be empty", param_hint="QUEUE")

@@ -60,8 +60,7 @@ def command(
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.publishing.message import PublishOptions
-    from greenconn.worker.failures import OBEYED, priority_of, resent
-    from greenconn.worker.moving import count_of, move
+    from greenconn.worker.failures import OBEYED, count_of, move, priority_of, resent
 
     is_meant = _filter(dict(parse_pair(each) for each in headers), contains)
     taking = connection_to(url, timeout)

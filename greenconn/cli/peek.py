@@ -37,7 +37,7 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
     from greenconn.cli.broker import connection_to, interruptible
     from greenconn.cli.records import count_line, line_of
     from greenconn.cli.streams import check_output, write_line
-    from greenconn.worker.moving import count_of, look
+    from greenconn.worker.failures import count_of, look
 
     check_output()
     connection = connection_to(url, timeout)

@@ -233,7 +233,7 @@ def delete(
     """Delete each QUEUE with its messages and bindings."""
     from greenconn.cli.listing import check_names
     from greenconn.cli.purge import is_sure
-    from greenconn.worker.moving import count_of
+    from greenconn.worker.failures import count_of
 
     check_names(queues)
     with _connected(url, timeout) as connection, connection.channel() as channel:

@@ -39,7 +39,7 @@ from greenconn.green.deadline import NEVER
 from greenconn.green.hub import PerHub
 from greenconn.green.slot import Slot
 from greenconn.message import Message
-from greenconn.worker.parking import Parked
+from greenconn.worker.dispatch import Parked
 
 __all__ = ["in_order", "rate_limited"]
 

@@ -2,8 +2,8 @@
 
 from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer, stop_consumers
 from greenconn.worker.dispatch import Interrupted
+from greenconn.worker.failures import dead_letters
 from greenconn.worker.lifecycle import ConsumerState
-from greenconn.worker.replaying import dead_letters
 
 __all__ = [
     "ConsumerGreenlet",

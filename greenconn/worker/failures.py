@@ -1,35 +1,49 @@
-"""Messages whose handler failed, sent to where they wait: their queue after a delay, or dead letters.
+"""Messages whose handler failed: sent to where they wait, looked at, and published again.
 
-Each is published as it was, with what is known of the failure in headers, and acknowledged when the
-broker has confirmed that.  So none is lost, and one is there twice only if the process or the connection
-ends between the two.  Where the broker can store a delayed message in the place of the one that
-failed, in one step, none is there twice.
+They wait in their queue, delayed, until a retry; or as dead letters.  Each is published as it was, with
+what is known of the failure in headers, and acknowledged when the broker has confirmed that.  So none is
+lost, and one is there twice only if the process or the connection ends between the two.  Where the
+broker can store a delayed message in the place of the one that failed, in one step, none is there twice.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import islice
+from time import monotonic
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from gevent import sleep
+from gevent.lock import BoundedSemaphore
+
+from greenconn.checks import is_number
 from greenconn.compression import compress
-from greenconn.defaults import publishing_connection
+from greenconn.connection import Connection
+from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.delays import DELAY
 from greenconn.encoding import safe_repr
-from greenconn.exceptions import error_text
+from greenconn.entity import Queue
+from greenconn.entity.queue import DEAD
+from greenconn.exceptions import NotFound, error_text, escaped
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
-from greenconn.publishing.calls import publisher_of
+from greenconn.publishing.calls import publish_prepared, publisher_of
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
+from greenconn.worker.options import QueueLike
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.message import Message
 
 logger = logging.getLogger("greenconn.worker")
+
+#: Returns a message as it is published again; None leaves it where it is.
+Route: TypeAlias = "Callable[[Message], OutgoingMessage | None]"
 
 #: How often its handler has failed.
 ATTEMPTS: Final = "x-greenconn-attempts"
@@ -71,6 +85,27 @@ NOT_COPIED: Final = frozenset(
 )
 #: Headers that the broker would obey again.
 OBEYED: Final = (DELAY, "CC", "BCC")
+#: Headers of the broker about dead letters.
+_DEATHS: Final = ("x-death", "x-first-death-", "x-last-death-")
+_LEFT_OUT: Final = FAILURE_HEADERS.union(OBEYED)
+#: Seconds for which an answer is taken to hold: policies and exchanges may change.
+DLX_KEPT: Final = 30.0
+#: Queues that are remembered: programs may generate names.
+MOST_DLX_KNOWN: Final = 1000
+#: Seconds for which the management API is not asked again after it did not answer.
+UNANSWERED: Final = 300.0
+#: Seconds for an answer of the management API.
+MANAGEMENT_TIMEOUT: Final = 2.0
+#: Seconds until the management API has the first statistics of a new queue, and a margin.
+STATISTICS_INTERVAL: Final = 6.0
+#: Seconds for an answer of the broker.
+DLX_TIMEOUT: Final = 10.0
+_DLX: Final = "dead-letter-exchange"
+_DLX_KEY: Final = "dead-letter-routing-key"
+#: Messages that are published at once.
+WINDOW: Final = 100
+#: Seconds for publishing one message.
+MOVE_TIMEOUT: Final = 30.0
 
 
 class FailedMessages:
@@ -202,7 +237,7 @@ def _traceback_of(exc: BaseException) -> str:
         text = "".join(format_exception(exc))[-LONGEST_TRACEBACK:]
     except Exception:  # of what the program has made of its error
         text = error_text(exc)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return escaped(text)
 
 
 def restore_route(message: Message) -> None:
@@ -254,4 +289,466 @@ def _failure_headers(message: Message, attempts: int) -> dict[str, Any]:
     headers.setdefault(FIRST_FAILURE, _now())
     headers.setdefault(EXCHANGE, info.get("exchange") or "")
     headers.setdefault(ROUTING_KEY, info.get("routing_key") or "")
+    return headers
+
+
+if TYPE_CHECKING:
+    from greenconn.message import Message
+    from greenconn.session.session import Session
+
+
+class DeadLetterExchanges:
+    """The dead-letter exchanges of the queues that one connection consumes from, as far as known.
+
+    A store knows them of each queue.  RabbitMQ tells them to no client of AMQP: they are known from the
+    arguments with which this program declared the queue, and from the management API, which also knows
+    those of a policy.  A message of a queue that has none, or whose exchange does not exist, must not be
+    rejected: the broker would drop it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        #: By the queue: whether it has one that exists, and until when that is believed.
+        self._known: dict[str, tuple[bool, float]] = {}
+        #: Many handlers may fail at once: one asks.
+        self._lock = BoundedSemaphore(1)
+        #: Before, the management API is not asked.
+        self._asks_at = 0.0
+
+    def has(self, queue: str, message: Message, arguments: Mapping[str, Any]) -> bool:
+        """Return whether a rejected message goes to the dead-letter exchange of its queue.  May switch.
+
+        Arguments:
+            arguments: of the queue, as far as they are known.
+        """
+        ask = getattr(message.channel, "has_dead_letters", None)
+        try:
+            if ask is not None:
+                key = message.delivery_info.get("routing_key") or ""
+                return bool(ask(queue, key, message.headers))
+            if self._session.broker.transport.driver_type != "amqp":
+                return arguments.get(f"x-{_DLX}") is not None  # a transport of others
+            if (known := self._recall(queue)) is None:
+                with self._lock:
+                    if (known := self._recall(queue)) is None:
+                        known = self._find(queue, arguments)
+                        if len(self._known) >= MOST_DLX_KNOWN:
+                            self._known.clear()
+                        self._known[queue] = known, monotonic() + DLX_KEPT
+            return known
+        except Exception as exc:
+            logger.warning(
+                "whether queue %r has a dead-letter exchange is not known: %s: %s",
+                queue,
+                type(exc).__name__,
+                error_text(exc),
+                extra=message_fields(message, queue=queue),
+            )
+            return False
+
+    def _recall(self, queue: str) -> bool | None:
+        """Return what is known of *queue*; None: nothing, any more."""
+        found, until = self._known.get(queue, (False, 0.0))
+        return found if monotonic() < until else None
+
+    def _find(self, queue: str, arguments: Mapping[str, Any]) -> bool:
+        """Return whether RabbitMQ has a dead-letter exchange for *queue*.  May switch."""
+        exchange, key = arguments.get(f"x-{_DLX}"), arguments.get(f"x-{_DLX_KEY}")
+        if exchange is None and self._asks_at <= monotonic():
+            try:
+                exchange, key = self._ask_management(queue)
+            except Exception as exc:
+                self._asks_at = monotonic() + UNANSWERED
+                logger.info(
+                    "whether a policy gives queue %r a dead-letter exchange is not known: %s",
+                    queue,
+                    error_text(exc),
+                    extra={"queue": queue, "connection": self._session.broker.label},
+                )
+        return isinstance(exchange, str) and self._exists(queue, exchange, key)
+
+    def _ask_management(self, queue: str) -> tuple[Any, Any]:
+        """Return the dead-letter exchange and routing key of a queue; None: it has none.  May switch.
+
+        Raises:
+            Exception: the management API does not answer, or not so.
+        """
+        broker = self._session.broker
+        manager = broker.transport.get_manager(timeout=MANAGEMENT_TIMEOUT)
+        vhost, end = broker.info()["virtual_host"], monotonic() + STATISTICS_INTERVAL
+        while True:
+            found = manager.get_queue(vhost, queue)
+            arguments = found["arguments"]
+            if f"x-{_DLX}" in arguments:
+                return arguments[f"x-{_DLX}"], arguments.get(f"x-{_DLX_KEY}")
+            policy = found.get("effective_policy_definition")
+            if policy is not None:
+                policy = dict(policy)  # a list if it is empty, of older versions
+                return policy.get(_DLX), policy.get(_DLX_KEY)
+            # The queue is new: the policy comes with its first statistics.
+            if monotonic() >= end:
+                raise LookupError("the management API tells of no policies")
+            sleep(0.25)
+
+    def _exists(self, queue: str, exchange: str, key: Any) -> bool:
+        """Return whether a dead letter of *queue* would not come back or be dropped.  May switch."""
+        run, deadline = self._session.utility.run, Deadline(DLX_TIMEOUT)
+        try:
+            if exchange:
+                run(
+                    lambda channel: channel.exchange_declare(exchange, "direct", passive=True),
+                    deadline,  # of which the broker checks nothing but the name
+                )
+            elif isinstance(key, str) and key and key != queue:
+                run(lambda channel: channel.queue_declare(key, passive=True), deadline)
+            else:
+                return False  # it would come back
+        except NotFound:
+            return False
+        return True
+
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.connection import Connection
+    from greenconn.message import Message
+    from greenconn.publishing.message import OutgoingMessage
+
+
+def count_of(channel: Channel, queue: str) -> int:
+    """Return how many messages wait in *queue*.  May switch.
+
+    Raises:
+        NotFound: there is no such queue; the channel is closed.
+    """
+    return int(channel.queue_declare(queue, passive=True).message_count)
+
+
+def look(channel: Channel, queue: str, limit: int) -> list[Message]:
+    """Return the oldest messages of *queue*, which go back to it.  May switch.
+
+    Arguments:
+        limit: how many at most.
+
+    Raises:
+        NotFound: there is no such queue; the channel is closed.
+    """
+    messages: list[Message] = []
+    try:
+        while len(messages) < min(limit, count_of(channel, queue) + len(messages)):
+            message = channel.basic_get(queue)
+            if message is None:
+                break
+            messages.append(message)
+        return messages
+    finally:
+        put_back(messages)
+
+
+def move(
+    channel: Channel,
+    queue: str,
+    connection: Connection,
+    route: Route,
+    *,
+    limit: int | None = None,
+    rate: float | None = None,
+    on_moved: Callable[[int], object] | None = None,
+) -> int:
+    """Publish the messages that wait in *queue* as *route* says, the oldest first.  May switch.
+
+    A message is acknowledged in its queue when the broker that it goes to has confirmed it, so none is
+    lost; one that was published when the connection is lost may be there twice.  The others are still in
+    their queue, so a second call goes on.  Those that come meanwhile are not looked at.
+
+    Arguments:
+        channel: a channel of the queue's broker, which nothing else uses.
+        connection: publishes them.
+        limit: how many at most; None: all.
+        rate: how many a second; None: as fast as can be.
+        on_moved: called with the number of those that were moved, again and again.
+
+    Returns:
+        How many were moved.
+
+    Raises:
+        ValueError: *limit* or *rate* is out of its range.
+        NotFound: there is no such queue.
+        OperationalError: one cannot be published; it stays, and those behind it.
+        PublishRefused, TypeError, ValueError: one has a header or a property with which the broker does
+            not take it; it stays.  All others were moved.
+    """
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a positive integer or None, got {limit!r}")
+    if rate is not None and not (is_number(rate) and rate > 0):
+        raise ValueError(f"rate must be a number above 0 or None, got {rate!r}")
+    window = WINDOW if rate is None else 1
+    left, moved, began = count_of(channel, queue), 0, monotonic()
+    kept: list[Message] = []
+    refused: list[Exception] = []
+    due: dict[int, tuple[Message, OutgoingMessage]] = {}  # by position among those of a window
+
+    def settle(position: int) -> None:
+        nonlocal moved
+        message, _ = due.pop(position)
+        message.ack()
+        moved += 1
+
+    def keep(position: int, error: Exception) -> None:
+        message, _ = due.pop(position)
+        kept.append(message)
+        refused.append(error)
+        logger.warning(
+            "message %s of queue %r cannot be published again, and stays: %s",
+            message.delivery_tag,
+            queue,
+            error_text(error),
+            extra=message_fields(message, queue=queue),
+        )
+
+    try:
+        while left and moved != limit:
+            if rate is not None:
+                sleep(max(0.0, began + moved / rate - monotonic()))
+            while left and len(due) < window and moved + len(due) != limit:
+                message = channel.basic_get(queue)
+                if message is None:
+                    left = 0
+                    break
+                left -= 1
+                kept.append(message)
+                outgoing = route(message)
+                if outgoing is not None:
+                    due[len(due)] = kept.pop(), outgoing
+            try:
+                outgoing_now = [each for _, each in due.values()]
+                publish_prepared(outgoing_now, connection, Deadline(MOVE_TIMEOUT), settle, keep)
+            finally:
+                if on_moved is not None:
+                    on_moved(moved)
+    finally:
+        put_back([*kept, *(message for message, _ in due.values())])
+    if refused:
+        raise refused[0]
+    return moved
+
+
+def put_back(messages: list[Message]) -> None:
+    """Leave messages in their queue, with no delivery counted."""
+    for message in messages:
+        message.put_back()
+
+
+if TYPE_CHECKING:
+    from greenconn.abc import Channel
+    from greenconn.message import Message
+    from greenconn.publishing.message import OutgoingMessage
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A dead letter, and why it is one."""
+
+    queue: str | None
+    """The queue that it was consumed from; None: not known."""
+
+    reason: str | None
+    """``failed``, ``undecodable``, or the broker's reason: ``rejected``, ``expired``, ``maxlen``,
+    ``delivery_limit``."""
+
+    error: str | None
+    """The class of the error."""
+
+    text: str | None
+    """The text of the error."""
+
+    traceback: str | None
+    """The end of the traceback of the error."""
+
+    attempts: int
+    """How often its handler was called; 0: not known."""
+
+    first_failure: str | None
+    """When it failed first: UTC, ISO 8601."""
+
+    message: Message
+    """The message: ``payload``, ``headers``, ``properties``...  It cannot be acknowledged."""
+
+
+class DeadLetters:
+    """The dead letters of one queue: those that ``spawn_consumer`` has made, and those of the broker,
+    where the queue's dead-letter exchange leads to the same queue.
+
+    Arguments:
+        queue: its name.
+        name: of the queue of its dead letters.
+        connection: is used for all calls.
+    """
+
+    def __init__(self, queue: str, name: str, connection: Connection) -> None:
+        self.queue = queue
+        self.name = name
+        self._connection = connection
+
+    def __repr__(self) -> str:
+        return f"<DeadLetters of {self.queue!r} in {self.name!r}>"
+
+    def count(self) -> int:
+        """Return how many wait.  May switch."""
+        with self._connection.channel() as channel:
+            return self._count(channel)
+
+    def look(self, limit: int = 10) -> list[DeadLetter]:
+        """Return the oldest ones, which stay where they are.  May switch.
+
+        Arguments:
+            limit: how many at most.
+        """
+        with self._connection.channel() as channel:
+            try:
+                return [_dead_letter(each) for each in look(channel, self.name, limit)]
+            except NotFound:
+                return []  # no message has failed yet
+
+    def replay(
+        self,
+        where: Callable[[DeadLetter], object] | None = None,
+        *,
+        limit: int | None = None,
+        rate: float | None = None,
+        target: str | None = None,
+    ) -> int:
+        """Publish dead letters to their queue again, the oldest first.  May switch.
+
+        Each is acknowledged when the broker has confirmed it there, so none is lost.  Those that become
+        dead letters again meanwhile are not taken a second time.  Those of another queue stay, unless
+        there is a *target*: any publisher can write the header that names the queue.
+
+        Arguments:
+            where: called with each; one for which it returns something false stays.
+            limit: how many at most; None: all.
+            rate: how many a second; None: as fast as can be.
+            target: the name of another queue to publish all of them to; it must exist, as theirs must.
+
+        Returns:
+            How many were published.
+
+        Raises:
+            ValueError: *limit* or *rate* is out of its range.
+            OperationalError: one cannot be published; it stays, as those behind it.
+            PublishRefused, TypeError, ValueError: one has a header or a property with which the broker
+                does not take it; it stays.  All others were published.
+        """
+        others: dict[str, int] = {}
+
+        def route(message: Message) -> OutgoingMessage | None:
+            letter = _dead_letter(message)
+            if where is not None and not where(letter):
+                return None
+            if target is None and letter.queue is not None and letter.queue != self.queue:
+                others[letter.queue] = others.get(letter.queue, 0) + 1
+                return None
+            options = PublishOptions(target or self.queue, priority_of(message))
+            return resent(message, options, _fresh_headers(message))
+
+        publishing = publishing_connection(self._connection)
+        with self._connection.channel() as channel:
+            try:
+                return move(channel, self.name, publishing, route, limit=limit, rate=rate)
+            except NotFound:
+                return 0  # no message has failed yet
+            finally:
+                if others:
+                    logger.warning(
+                        "%d dead letters in queue %r are of other queues (%s) and were not replayed: "
+                        "replay them by the name of their queue, or name a target",
+                        sum(others.values()),
+                        self.name,
+                        ", ".join(map(repr, islice(others, 3))),
+                        extra={"queue": self.name},
+                    )
+
+    def purge(self) -> int:
+        """Delete those that wait, and return how many there were.  May switch."""
+        with self._connection.channel() as channel:
+            if not self._count(channel):
+                return 0
+            return channel.queue_purge(self.name) or 0
+
+    def _count(self, channel: Channel) -> int:
+        try:
+            return count_of(channel, self.name)
+        except NotFound:
+            return 0  # no message has failed yet
+
+
+def dead_letters(
+    queue: QueueLike, *, name: str | None = None, connection: Connection | str | None = None
+) -> DeadLetters:
+    """Return the dead letters of a queue.  Never switches.
+
+    Arguments:
+        queue: its name, or a ``Queue``.
+        name: of the queue of its dead letters; None: ``<queue>.dead``, or where the arguments of a
+            ``Queue`` lead to.
+        connection: a ``Connection``, a URL, or None for the default one.
+
+    Example::
+
+        dead = greenconn.dead_letters("mail")
+        for letter in dead.look():
+            print(letter.reason, letter.error, letter.text, letter.message.payload)
+        dead.replay(lambda letter: letter.error == "builtins.TimeoutError", rate=10)
+    """
+    text = queue.name if isinstance(queue, Queue) else queue
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"queue must be the name of a queue or a Queue with one, got {queue!r}")
+    if name is None and isinstance(queue, Queue):
+        name = queue.dead_letter_queue or (queue.queue_arguments or {}).get(
+            "x-dead-letter-routing-key"
+        )
+    return DeadLetters(text, name or f"{text}{DEAD}", consuming_connection(connection))
+
+
+def _dead_letter(message: Message) -> DeadLetter:
+    headers = message.headers
+    death = _first_death(message)
+
+    def text(name: str, default: object = None) -> str | None:
+        value = headers.get(name, default)
+        return value if isinstance(value, str) else None
+
+    return DeadLetter(
+        queue=text(QUEUE, death.get("queue")),
+        reason=text(REASON, death.get("reason")),
+        error=text(ERROR),
+        text=text(TEXT),
+        traceback=text(TRACEBACK),
+        attempts=attempts_of(message),
+        first_failure=text(FIRST_FAILURE),
+        message=message,
+    )
+
+
+def _first_death(message: Message) -> dict[str, Any]:
+    """Return the latest entry of ``x-death``, which the broker writes; empty where there is none."""
+    deaths = message.headers.get("x-death")
+    found = deaths[0] if isinstance(deaths, list) and deaths else None
+    return found if isinstance(found, dict) else {}
+
+
+def _fresh_headers(message: Message) -> dict[str, Any]:
+    """Return the headers of a dead letter without what they tell of its failure."""
+    death = _first_death(message)
+    headers = {
+        name: value
+        for name, value in message.headers.items()
+        if name not in _LEFT_OUT and not str(name).startswith(_DEATHS)
+    }
+    keys = death.get("routing-keys")
+    key = keys[0] if isinstance(keys, list) and keys else ""
+    for name, known in ((EXCHANGE, death.get("exchange")), (ROUTING_KEY, key)):
+        value = message.headers.get(name, known)
+        headers[name] = value if isinstance(value, str) else ""  # any publisher can write it
+    headers[ATTEMPTS] = 0
     return headers

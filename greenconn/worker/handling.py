@@ -40,7 +40,7 @@ from greenconn.listeners import (
     url_of,
 )
 from greenconn.log import LONGEST_ID, message_fields
-from greenconn.worker.dispatch import Interrupted, MessageBatch
+from greenconn.worker.dispatch import Interrupted, MessageBatch, NotBegun
 from greenconn.worker.failures import (
     ATTEMPTS,
     FailedMessages,
@@ -49,7 +49,6 @@ from greenconn.worker.failures import (
     restore_route,
 )
 from greenconn.worker.options import ConsumerOptions
-from greenconn.worker.parking import NotBegun
 
 if TYPE_CHECKING:
     from greenconn.message import Message

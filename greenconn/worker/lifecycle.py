@@ -1,4 +1,4 @@
-"""The life of a consumer, and of the group of consumers of its connection.
+"""The life of a consumer.
 
 A consumer is steered by callbacks of the hub, one after each change.  They run no handler and wait for
 no reply of the broker, so it can always react to a change of the state that is asked for (run, pause,
@@ -9,44 +9,45 @@ which a greenlet never gives back, and a copy of the C stack.
 So the consumer's greenlet begins when the consumer is to end, and runs that.  Whatever ends it, a last
 task requeues what the consumer holds, even if the consumer's greenlet is killed again meanwhile.
 
-The consumers of a connection share its channels, its background tasks and the greenlets that run their
-handlers, and are recovered and closed together with it.
+One kind of loss needs more.  RabbitMQ waits for the ack of a delivery no longer than its consumer
+timeout (30 min), and does not say which delivery it was: the one that has waited longest.  Up to 4.2 it
+closes the channel.  4.3 has the timeout for quorum queues only: it cancels the consumer, without a
+reason, and requeues its unacked messages.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from enum import IntEnum
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from gevent import Greenlet, get_hub, getcurrent
+from gevent import get_hub
 
-from greenconn.entity.existence import has_messages
-from greenconn.exceptions import ConsumerCancelled, PreconditionFailed, error_text
-from greenconn.green import fork
+from greenconn.entity.existence import ensure_queue_exists, has_messages
+from greenconn.exceptions import (
+    ConsumerCancelled,
+    NotFound,
+    PreconditionFailed,
+    error_text,
+    is_unavailable,
+)
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Condition
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import name_of
-from greenconn.session.connect import is_lockout
 from greenconn.transport.base import Link
-from greenconn.worker.active import ActiveReader
-from greenconn.worker.channels import SharedChannels, Subscription
-from greenconn.worker.dead_letter_exchanges import DeadLetterExchanges
-from greenconn.worker.dispatch import BatchDispatcher, Dispatcher, WorkerPool
+from greenconn.worker.dispatch import BatchDispatcher, Dispatcher
 from greenconn.worker.failures import FailedMessages
+from greenconn.worker.group import group_of
 from greenconn.worker.handling import BatchHandling, Handling
-from greenconn.worker.options import ConsumerOptions
-from greenconn.worker.recovery import (
-    CancelledConsumer,
-    OverdueDelivery,
+from greenconn.worker.subscriptions import (
+    ActiveReader,
     RecoveryOutcome,
+    Subscription,
     SubscriptionRecovery,
-    find_overdue,
     known_errors,
 )
 
@@ -56,14 +57,20 @@ if TYPE_CHECKING:
     from greenconn.green.deadline import Deadline
     from greenconn.message import Message
     from greenconn.session.session import Session
+    from greenconn.worker.dispatch import WorkerPool
+    from greenconn.worker.group import BackgroundTask
+    from greenconn.worker.options import ConsumerOptions
 
 logger = logging.getLogger("greenconn.worker")
 
+#: RabbitMQ's words.
+_TIMED_OUT: Final = "delivery acknowledgement on channel"
+
+#: The first RabbitMQ that cancels a consumer for its consumer timeout.
+_CANCELS_SINCE: Final = (4, 3)
+
 #: Seconds that a consumer that is killed waits for the broker, and any that ends for its last offset.
 CANCEL_TIMEOUT: Final = 2.0
-#: Background tasks of one connection under way at once.  They wait for one broker, so more are not
-#: quicker; and a thousand consumers that begin together need not have a thousand greenlets more.
-TASKS_AT_ONCE: Final = 32
 #: The remedy for a queue that exists with other arguments than its consumer has.
 MIGRATION: Final = (
     "; to consume the queue as it is, pass its name instead of a Queue; to change it, consume from a "
@@ -153,7 +160,7 @@ class ConsumerLifecycle:
         changed: wakes those who wait for a change.
         state: the consumer's.
         changed_at: when it has reached that (``time.time()``).
-        stall: set by a :class:`~greenconn.worker.watchdog.Watchdog`.
+        stall: set by a :class:`~greenconn.service.health.Watchdog`.
         error: the broker's refusal that ends it; None before.
         is_cancelled: the broker has cancelled the consumer, and what no handler had begun was requeued.
     """
@@ -759,220 +766,6 @@ class ConsumerLifecycle:
             self.changed.wait(deadline)
 
 
-class TaskState(State):
-    """A task's life."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    #: Its greenlet is being killed.
-    CANCELLED = "cancelled"
-    ENDED = "ended"
-
-
-TASK_MOVES: Final[Mapping[TaskState, frozenset[TaskState]]] = {
-    TaskState.WAITING: frozenset({TaskState.RUNNING, TaskState.ENDED}),
-    TaskState.RUNNING: frozenset({TaskState.CANCELLED, TaskState.ENDED}),
-    TaskState.CANCELLED: frozenset({TaskState.ENDED}),
-    TaskState.ENDED: frozenset(),
-}
-
-
-class BackgroundTask:
-    """A short task that waits for the broker.  Nothing here switches.
-
-    Arguments:
-        function: called in a greenlet; may switch, and may be interrupted.
-        on_end: called when the task has ended, however.  Must not switch.
-
-    Attributes:
-        greenlet: set while the task runs.
-        state: the task's.
-    """
-
-    __slots__ = ("_on_end", "function", "greenlet", "state")
-
-    def __init__(self, function: Callable[[], object], on_end: Callable[[], None]) -> None:
-        self.function = function
-        self._on_end = on_end
-        self.greenlet: Greenlet[..., Any] | None = None
-        self.state = TaskState.WAITING
-
-    def __repr__(self) -> str:
-        return f"<BackgroundTask {self.function!r}: {self.state.value}>"
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it was done, or has ended in another way."""
-        return self.state is TaskState.ENDED
-
-    def start(self, greenlet: Greenlet[..., Any]) -> None:
-        """Note that *greenlet* runs it."""
-        self._move(TaskState.RUNNING)
-        self.greenlet = greenlet
-
-    def cancel(self) -> None:
-        """End it soon; ``on_end`` is called all the same.  A second call does nothing."""
-        if self.state is TaskState.WAITING:
-            self.end()
-        elif self.state is TaskState.RUNNING:
-            assert self.greenlet is not None
-            self._move(TaskState.CANCELLED)
-            self.greenlet.kill(block=False)
-
-    def end(self) -> None:
-        """Note that it has ended.  A second call does nothing."""
-        if self.state is not TaskState.ENDED:
-            self._move(TaskState.ENDED)
-            self.greenlet = None
-            self._on_end()
-
-    def _move(self, state: TaskState) -> None:
-        self.state = moved(self.state, state, TASK_MOVES, "a task")
-
-
-class BackgroundTasks:
-    """A queue of tasks, run in their order, at most :data:`TASKS_AT_ONCE` at once."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[BackgroundTask] = deque()
-        #: Greenlets, with the task of each; None when it is about to take the next one.
-        self._running: dict[Greenlet[..., Any], BackgroundTask | None] = {}
-
-    def submit(self, function: Callable[[], object], on_end: Callable[[], None]) -> BackgroundTask:
-        """Queue a task and return it; see :class:`BackgroundTask`.  Never switches."""
-        task = BackgroundTask(function, on_end)
-        self._waiting.append(task)
-        self._fill()
-        return task
-
-    def _fill(self) -> None:
-        if self._waiting and len(self._running) < TASKS_AT_ONCE:
-            greenlet = spawn("consumer-task", self._run)
-            self._running[greenlet] = None
-            greenlet.rawlink(self._on_greenlet_end)
-
-    def _run(self) -> None:
-        greenlet = getcurrent()
-        assert isinstance(greenlet, Greenlet)
-        while self._waiting:
-            task = self._waiting.popleft()
-            if task.has_ended:
-                continue
-            self._running[greenlet] = task
-            task.start(greenlet)
-            task.function()
-            self._running[greenlet] = None
-            is_cancelled = task.state is TaskState.CANCELLED
-            task.end()
-            if is_cancelled:
-                return  # the kill is on its way, and not meant for the next one
-
-    def _on_greenlet_end(self, greenlet: Greenlet[..., Any]) -> None:
-        # In the hub: it found nothing more to do, or its task was cancelled.
-        task = self._running.pop(greenlet, None)
-        if task is not None:
-            task.end()
-        self._fill()
-
-
-class ConsumerGroup:
-    """The consumers of one session: a member of it, which is recovered after each reconnect.
-
-    Arguments:
-        session: of their connection.
-
-    Attributes:
-        channels: the channels that they share.
-        start_tasks, cancel_tasks: requests to the broker; apart, so that consumers that wait for an
-            unavailable broker do not hold up those that end.
-        pool: the greenlets that run their handlers.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.channels = SharedChannels()
-        self.start_tasks = BackgroundTasks()
-        self.cancel_tasks = BackgroundTasks()
-        self.pool = WorkerPool()
-        self.dead_letter_exchanges = DeadLetterExchanges(session)
-        #: In the order in which they were added.
-        self._consumers: dict[ConsumerLifecycle, None] = {}
-        fork.register(self)
-
-    def __repr__(self) -> str:
-        return f"<{len(self._consumers)} consumers of {self.session.broker.label}>"
-
-    def __len__(self) -> int:
-        return len(self._consumers)
-
-    def add(self, consumer: ConsumerLifecycle) -> None:
-        """Add *consumer*.  Never switches."""
-        if not self._consumers:
-            self.session.on_closed.append(self._on_closed)
-        self.join_recovery()
-        self._consumers[consumer] = None
-        for prefetch in consumer.options.shares():
-            self.channels.expect(prefetch)
-        self.pool.resize(max(self.pool.limit, consumer.options.concurrency))
-
-    def join_recovery(self) -> None:
-        """Have the consumers recovered after reconnects, also when the session was closed meanwhile.
-
-        Never switches.
-        """
-        self.session.add(self)
-
-    def remove(self, consumer: ConsumerLifecycle) -> None:
-        """Remove *consumer*, which has ended.  Never switches.  A second call does nothing."""
-        if consumer not in self._consumers:
-            return
-        del self._consumers[consumer]
-        for prefetch in consumer.options.shares():
-            self.channels.stop_expecting(prefetch)
-        if not self._consumers:
-            self.session.discard(self)
-            self.session.on_closed.remove(self._on_closed)
-            self.pool.resize(0)
-
-    def recover(self, deadline: Deadline) -> None:
-        """Wait until all are recovered that can be recovered now.  May switch.
-
-        Each consumer recovers and retries by itself.
-        """
-        until = Deadline(deadline.left())
-        for consumer in list(self._consumers):
-            try:
-                consumer.wait_recovered(until)
-            except TimeoutError:
-                return
-
-    def failed(self, exc: BaseException) -> None:
-        """End the consumers since recovery was given up; after a lockout each goes on retrying."""
-        if not is_lockout(exc):
-            for consumer in list(self._consumers):
-                consumer.fail(exc)
-
-    def _on_closed(self) -> None:
-        self.channels.clear()
-        for consumer in list(self._consumers):
-            consumer.shut_down()
-
-    def forget(self) -> None:
-        """Drop all after a fork, in the child: consumers and their messages are the parent's."""
-        self.pool.monitor.stop()
-        consumers, self._consumers = self._consumers, {}
-        for consumer in consumers:
-            consumer.forget()
-
-
-def group_of(session: Session) -> ConsumerGroup:
-    """Return the consumers of a session; one group for as long as it lives.  Never switches."""
-    group = session.services.consumers
-    if not isinstance(group, ConsumerGroup):
-        group = session.services.consumers = ConsumerGroup(session)
-    return group
-
-
 def _dispatcher_for(options: ConsumerOptions, pool: WorkerPool, handling: Handling) -> Dispatcher:
     if options.batch_size is None:
         return Dispatcher(pool, handling.run, options.concurrency)
@@ -980,3 +773,126 @@ def _dispatcher_for(options: ConsumerOptions, pool: WorkerPool, handling: Handli
     return BatchDispatcher(
         pool, handling.run, options.concurrency, options.batch_size, options.batch_interval
     )
+
+
+class OverdueDelivery(NamedTuple):
+    """A delivery that was not settled in time, as it is logged."""
+
+    queue: str
+    delivery_tag: Any
+    is_handled: bool
+    handler: str
+    outcome: str
+
+    def log(self) -> None:
+        """Log whose it was.  May switch."""
+        logger.error(
+            "delivery %s of queue %r %s for longer than the broker's consumer timeout; %s",
+            self.delivery_tag,
+            self.queue,
+            f"was in its handler {self.handler}"
+            if self.is_handled
+            else f"waited for its handler {self.handler}",
+            self.outcome,
+            extra={"queue": self.queue, "delivery_tag": self.delivery_tag},
+        )
+
+
+def find_overdue(
+    dispatcher: Dispatcher, handler: str, queue: str, tag: str, channel: Channel, exc: BaseException
+) -> OverdueDelivery | None:
+    """Return the delivery that the broker has waited for, if consumer *tag* has it.  Never switches.
+
+    Arguments:
+        dispatcher: the consumer's messages.
+        handler: its name.
+        queue: where they are from.
+        exc: why the channel was closed.
+    """
+    if not isinstance(exc, PreconditionFailed) or _TIMED_OUT not in str(exc):
+        return None
+    oldest = getattr(channel, "oldest_unacked", None)
+    for message, is_handled in dispatcher.unacked():
+        if message.delivery_tag == oldest and _is_of(message, tag, channel):
+            outcome = (
+                f"its channel was closed with all consumers, and the message is redelivered: {exc}"
+            )
+            return OverdueDelivery(queue, oldest, is_handled, handler, outcome)
+    return None
+
+
+def _is_of(message: Message, tag: str, channel: Channel) -> bool:
+    return message.channel is channel and message.delivery_info.get("consumer_tag") == tag
+
+
+class CancelledConsumer:
+    """A consumer that the broker has cancelled, and what waits here for its handler.
+
+    If its queue was deleted, these are the last copies of their messages, and are handled.  If the
+    queue is there, the broker has taken them back, so they are given up here.  The broker does not
+    say which it is, so the queue is looked for.
+
+    Nothing switches while this is made, in the reader.
+
+    Arguments:
+        dispatcher: the consumer's messages; those of this life are taken out.
+        handling: settles them.
+        queue, tag, channel: what it consumed, and where.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, handling: Handling, queue: str, tag: str, channel: Channel
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._handling = handling
+        self._queue = queue
+        self._channel = channel
+        self._overdue = self._oldest(tag)
+        self._held = [] if handling.is_no_ack else dispatcher.drop(channel, tag)
+
+    def _oldest(self, tag: str) -> OverdueDelivery | None:
+        version = getattr(self._channel.connection, "server_version", None)
+        if version is None or version < _CANCELS_SINCE or self._handling.is_no_ack:
+            return None
+        unacked = [
+            (message.delivery_tag, is_handled)
+            for message, is_handled in self._dispatcher.unacked()
+            if _is_of(message, tag, self._channel) and not message.acknowledged
+        ]
+        if not unacked:
+            return None
+        outcome = (
+            "the broker cancelled the consumer and requeued its unacked messages, which a new "
+            "one gets: ack sooner, lower the prefetch_count, or raise consumer_timeout "
+            "or the queue's x-consumer-timeout"
+        )
+        return OverdueDelivery(self._queue, *min(unacked), self._handling.name, outcome)
+
+    def resolve(self, session: Session) -> None:
+        """Find out why it was cancelled, and handle its messages or give them up.  May switch."""
+        if self._channel.is_open and not self._is_queue_there(session):
+            session.topology.queue_deleted(self._queue)
+            held, self._held = self._held, []
+            self._dispatcher.put_dropped(message for message, _ in held)
+            return
+        if self._channel.is_open and self._overdue is not None:
+            overdue, self._overdue = self._overdue, None
+            overdue.log()
+        self.requeue()
+
+    def _is_queue_there(self, session: Session) -> bool:
+        try:
+            ensure_queue_exists(session, self._queue, Deadline(), passive=True)
+        except NotFound as exc:
+            return bool(is_unavailable(exc))
+        except Exception as exc:
+            logger.debug(
+                "checking queue %r: %s", self._queue, error_text(exc), extra={"queue": self._queue}
+            )
+        return True
+
+    def requeue(self) -> None:
+        """Put the messages back; a broker that has done so already ignores that.  May switch."""
+        while self._held:
+            message, has_begun = self._held.pop()
+            self._handling.requeue(message, has_begun=has_begun)

@@ -7,8 +7,7 @@ from collections import Counter
 from amqp import spec
 
 from greenconn import Connection, Queue, spawn_consumer
-from greenconn.worker.channels import CONSUMERS_PER_CHANNEL
-from greenconn.worker.lifecycle import TASKS_AT_ONCE
+from greenconn.worker.group import CONSUMERS_PER_CHANNEL, TASKS_AT_ONCE
 from tests.fix_amqp import AmqpPeer, BrokerEnd
 from tests.fix_wires import until
 

@@ -18,8 +18,8 @@ from greenconn.publishing import publish
 from greenconn.service.offsets import FileOffsets
 from greenconn.streams import OffsetStore
 from greenconn.worker import spawn_consumer
-from greenconn.worker.active import token_queue
-from greenconn.worker.channels import SharedChannels, Subscription
+from greenconn.worker.group import SharedChannels
+from greenconn.worker.subscriptions import Subscription, token_queue
 from tests.fix_wires import until
 from tests.integration.processes import start
 
@@ -214,7 +214,7 @@ def test_a_token_is_renewed(
     stored: FileOffsets,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("greenconn.worker.active.RENEWAL_INTERVAL", 0.05)
+    monkeypatch.setattr("greenconn.worker.subscriptions.TOKEN_RENEWAL_INTERVAL", 0.05)
     programs = [Program(amqp_url, stream, stored) for _ in range(3)]
     until(lambda: sum(len(each.handled) for each in programs) == 10)
     channel = connection.default_channel

@@ -17,8 +17,7 @@ from greenconn.exceptions import NotFound, OperationalError
 from greenconn.message import Message
 from greenconn.publishing.message import OutgoingMessage, PublishOptions
 from greenconn.transport import memory
-from greenconn.worker.failures import resent
-from greenconn.worker.moving import count_of, look, move
+from greenconn.worker.failures import count_of, look, move, resent
 from tests.fix_wires import until
 from tests.integration.capabilities import Kind
 

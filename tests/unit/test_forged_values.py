@@ -21,8 +21,7 @@ from greenconn.log import message_fields
 from greenconn.streams import OFFSET, StreamPosition
 from greenconn.transport.memory import reset
 from greenconn.transport.virtual.publishing import lifetime_of
-from greenconn.worker.failures import EXCHANGE, ROUTING_KEY, restore_route
-from greenconn.worker.replaying import _dead_letter
+from greenconn.worker.failures import EXCHANGE, ROUTING_KEY, _dead_letter, restore_route
 
 WRONG: list[Any] = [5, [], {}, {"a": [1]}, True, b"x", "\ud800", "x" * 300, 1.5]
 

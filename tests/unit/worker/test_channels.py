@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from greenconn.transport import base
-from greenconn.worker.channels import CONSUMERS_PER_CHANNEL, SharedChannel, SharedChannels
+from greenconn.worker.group import CONSUMERS_PER_CHANNEL, SharedChannel, SharedChannels
 from tests.tiny_client import TinyClient
 
 

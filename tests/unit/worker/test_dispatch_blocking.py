@@ -16,7 +16,7 @@ from greenconn.green.ticker import HandlerHistory
 from greenconn.testing import MemoryBroker
 from greenconn.worker import dispatch
 from greenconn.worker.dispatch import SAMPLING_INTERVAL, BlockingMonitor
-from greenconn.worker.lifecycle import group_of
+from greenconn.worker.group import group_of
 
 CAME = 30.0
 #: Blocks in a patched process, too.

@@ -12,8 +12,7 @@ from greenconn import Connection
 from greenconn.exceptions import PublishRefused
 from greenconn.message import Message
 from greenconn.transport.memory import reset
-from greenconn.worker.failures import ATTEMPTS, MOST_ATTEMPTS, QUEUE, attempts_of
-from greenconn.worker.moving import count_of
+from greenconn.worker.failures import ATTEMPTS, MOST_ATTEMPTS, QUEUE, attempts_of, count_of
 
 
 @pytest.mark.parametrize(

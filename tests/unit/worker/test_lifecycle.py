@@ -17,8 +17,8 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
 from greenconn.transport import memory
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
-from greenconn.worker.channels import Subscription
 from greenconn.worker.lifecycle import ENDS, MOVES
+from greenconn.worker.subscriptions import Subscription
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
 from tests.fix_logs import waiting_log

@@ -8,7 +8,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.worker.lifecycle import (
+from greenconn.worker.group import (
     TASK_MOVES,
     TASKS_AT_ONCE,
     BackgroundTask,

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from greenconn.green.deadline import Deadline
 from greenconn.streams import StreamPosition
-from greenconn.worker.offsets import OffsetRecorder
+from greenconn.worker.subscriptions import OffsetRecorder
 from tests.fix_wires import until
 
 NEVER = 3600.0

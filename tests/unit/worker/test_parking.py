@@ -7,7 +7,7 @@ from gevent import GreenletExit, Timeout, spawn
 from gevent.event import Event
 
 from greenconn import Message
-from greenconn.worker.parking import NotBegun, Parked, drop_parked
+from greenconn.worker.dispatch import NotBegun, Parked, drop_parked
 
 SOON = 60.0
 

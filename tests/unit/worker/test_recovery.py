@@ -30,13 +30,14 @@ from greenconn.options import Retry
 from greenconn.session.state import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
-from greenconn.worker.channels import SharedChannels, Subscription
 from greenconn.worker.failures import FailedMessages
-from greenconn.worker.recovery import (
+from greenconn.worker.group import SharedChannels
+from greenconn.worker.subscriptions import (
     LONGEST_AWAY,
     MAX_FAILURES,
     MAX_INTERNAL_ERRORS,
     RecoveryOutcome,
+    Subscription,
     SubscriptionRecovery,
 )
 from tests.fix_wires import until

@@ -9,7 +9,7 @@ import pytest
 
 from greenconn.exceptions import NotFound, PreconditionFailed
 from greenconn.worker.dispatch import Dispatcher, WorkerPool
-from greenconn.worker.recovery import CancelledConsumer, find_overdue
+from greenconn.worker.lifecycle import CancelledConsumer, find_overdue
 
 TIMED_OUT = PreconditionFailed("delivery acknowledgement on channel 1 timed out")
 
@@ -106,7 +106,7 @@ def test_only_a_broker_with_that_timeout_is_blamed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("greenconn.worker.recovery.ensure_queue_exists", lambda *a, **k: None)
+    monkeypatch.setattr("greenconn.worker.lifecycle.ensure_queue_exists", lambda *a, **k: None)
     used, handling = channel(version), Given()
     answered = message(1, used, acknowledged=True)
     dispatcher = dispatcher_of(answered, message(2, used), message(3, used))
@@ -120,7 +120,7 @@ def test_the_last_copies_of_a_deleted_queue_are_handled(monkeypatch: pytest.Monk
     def gone(*arguments: Any, **options: Any) -> None:
         raise NotFound("no queue 'q'")
 
-    monkeypatch.setattr("greenconn.worker.recovery.ensure_queue_exists", gone)
+    monkeypatch.setattr("greenconn.worker.lifecycle.ensure_queue_exists", gone)
     used, handling, deleted = channel(), Given(), list[str]()
     mine = message(1, used)
     dispatcher = dispatcher_of(mine)
