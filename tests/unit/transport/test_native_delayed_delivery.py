@@ -19,11 +19,6 @@ def test_levels_are_named_as_kombu_names_them(level: int, prefix: str | None) ->
     assert level_name(level, prefix) == kombu_module.level_name(level, prefix)
 
 
-def test_a_level_is_not_negative() -> None:
-    with pytest.raises(ValueError, match="level must be at least 0, got -1"):
-        level_name(-1)
-
-
 @given(st.integers(1, 2**28 - 1), st.text("abc.#*", min_size=1, max_size=100))
 def test_the_key_is_kombus(countdown: int, key: str) -> None:
     assert calculate_routing_key(countdown, key) == kombu_module.calculate_routing_key(
@@ -65,10 +60,3 @@ def test_the_queue_type_is_checked_before_anything_is_declared() -> None:
     never_used: Any = None
     with pytest.raises(ValueError, match="'classic' or 'quorum'"):
         module.declare_native_delayed_delivery_exchanges_and_queues(never_used, "stream")
-
-
-def test_the_public_names_are_kombus() -> None:
-    own = {"declare_levels", "delivery_exchange"}  # for layouts with a prefix
-    assert all(hasattr(kombu_module, name) for name in set(module.__all__) - own)
-    for name in ("MAX_LEVEL", "MAX_NUMBER_OF_BITS_TO_USE", "CELERY_DELAYED_DELIVERY_EXCHANGE"):
-        assert getattr(module, name) == getattr(kombu_module, name)

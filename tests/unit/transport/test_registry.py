@@ -23,7 +23,6 @@ from greenconn.transport import (
     resolve_transport,
     supports_librabbitmq,
 )
-from greenconn.transport.amqp.transport import SSLTransport
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 from tests.integration.processes import run
 
@@ -53,24 +52,6 @@ def test_names_of_amqp(name: Any) -> None:
     assert resolve_transport(name) is AmqpTransport
     assert get_transport_cls(name) is AmqpTransport
     assert get_transport_cls(name) is AmqpTransport
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "memory",
-        "kombu.transport.memory:Transport",
-        "carrot.backends.queue.Backend",
-        "greenconn.transport.memory.Transport",
-    ],
-)
-def test_names_of_memory(name: str) -> None:
-    assert get_transport_cls(name) is memory.Transport
-
-
-def test_names_of_amqp_with_tls() -> None:
-    assert get_transport_cls("amqps") is SSLTransport
-    assert get_transport_cls("kombu.transport.pyamqp:SSLTransport") is SSLTransport
 
 
 def test_paths_of_kombu_import() -> None:
@@ -135,12 +116,6 @@ def test_names_of_earlier_kombus(name: str, cls: Any) -> None:
 
 def test_every_alias_of_kombu_is_known() -> None:
     assert set(kombu.transport.TRANSPORT_ALIASES) <= set(TRANSPORT_ALIASES) | set(FOREIGN)
-
-
-def test_transport_that_is_not_built_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TRANSPORT_ALIASES, "later", "greenconn.transport.later:Transport")
-    with pytest.raises(ImportError, match=r"'later'.*not in this version.*memory"):
-        get_transport_cls("later")
 
 
 def test_class_path_that_is_wrong() -> None:

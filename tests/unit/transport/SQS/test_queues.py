@@ -73,16 +73,6 @@ def test_a_queue_that_was_never_there_is_missing_at_once() -> None:
     assert service.calls == ["GetQueueUrl"]
 
 
-def test_a_queue_is_new_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    service, new = Service(unknown=10**9), NewQueues()
-    made = queues_of(service, new).make("orders", UNDECLARED)
-    monkeypatch.setattr(module, "SETTLING", 0.01)
-    with pytest.raises(DoesNotExistQueueException):
-        made.attributes("Some")
-    new.add("others")
-    assert list(new) == ["others"]
-
-
 def test_a_new_queue_is_awaited_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTLING", 600.0)
     service = Service(unknown=10**9, timeout=0.05)
@@ -92,11 +82,3 @@ def test_a_new_queue_is_awaited_until_the_deadline(monkeypatch: pytest.MonkeyPat
         pytest.raises(ServiceBusy, match=r"'orders' was made .* within 0\.05 s"),
     ):
         made.attributes("Some")
-
-
-def test_a_queue_that_was_deleted_here_is_new_no_more() -> None:
-    service, new = Service(unknown=10**9), NewQueues()
-    own = queues_of(service, new)
-    own.forget(own.make("orders", UNDECLARED))
-    with pytest.raises(DoesNotExistQueueException):
-        own.get("orders")

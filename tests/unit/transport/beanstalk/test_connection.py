@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.transport.beanstalk.connection import LinkLost, Pipeline, ServerRefuses, refusal
+from greenconn.transport.beanstalk.connection import LinkLost, Pipeline
 from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 from greenconn.wire.beanstalk import Reply, line
 from tests.fix_interrupts import Signal, signals
@@ -180,27 +180,6 @@ def test_a_command_that_waits_has_a_longer_timeout(opened: Opened, losses: list[
         pipeline.ask([line(b"stats")])
 
 
-def test_deadline_of_a_caller(opened: Opened) -> None:
-    pipeline = opened(lambda sock: gevent.sleep(SOON))
-    with pytest.raises(TimeoutError):
-        pipeline.ask([line(b"stats")], Deadline(0.05))
-
-
-def test_refusals() -> None:
-    def kind_of(word: bytes) -> tuple[type[Exception], str]:
-        error = refusal(Reply(word), "beanstalk://h", "storing")
-        return type(error), str(error)
-
-    kind, text = kind_of(b"OUT_OF_MEMORY")
-    assert kind is ServerRefuses
-    assert "beanstalk://h: storing: OUT_OF_MEMORY (the server is out of memory" in text
-    assert kind_of(b"DRAINING")[0] is ServerRefuses
-    assert kind_of(b"INTERNAL_ERROR")[0].__name__ == "ResourceError"
-    for word in (b"BAD_FORMAT", b"UNKNOWN_COMMAND", b"EXPECTED_CRLF"):
-        assert kind_of(word)[0] is LinkLost
-    assert kind_of(b"TIMED_OUT")[0].__name__ == "NotBeanstalk"
-
-
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
@@ -238,10 +217,3 @@ def test_byte_by_byte(peer: PeerFactory) -> None:
     store.open(Deadline(SOON))
     assert store.size("q") == 1234
     store.drop()
-
-
-def test_values_that_are_taken_and_refused() -> None:
-    assert BeanstalkOptions().bury_rejected
-    assert not BeanstalkOptions(bury_rejected=False).bury_rejected
-    with pytest.raises(ValueError, match="bury_rejected must be of type bool"):
-        BeanstalkOptions(bury_rejected="no")  # type: ignore[arg-type]

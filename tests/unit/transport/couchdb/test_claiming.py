@@ -9,7 +9,7 @@ import pytest
 
 from greenconn.transport.couchdb import claiming as module
 from greenconn.transport.couchdb.claiming import PendingIndex
-from greenconn.transport.couchdb.documents import generation, is_waiting, message_id
+from greenconn.transport.couchdb.documents import message_id
 
 
 class FakeDatabase:
@@ -115,31 +115,3 @@ def test_whatever_waits_is_found(
             database.tell(pending, chance.randrange(1, 4))
             claim(database, pending, 3, lambda: None)
         assert [doc_id for doc_id, number in database.docs.items() if number % 2] == [], seed
-
-
-def test_what_is_due_later_is_brought_forward() -> None:
-    pending = PendingIndex("q")
-    doc_id = message_id("q", 0, 1, "a")
-    pending.watch()
-    pending.passed([doc_id], is_last=True)
-    pending.used({doc_id: 1})
-    pending.delay(doc_id, 100.0)
-    assert pending.next_due == 100.0
-    assert not pending.may_have_messages
-    pending.due(99.9)
-    assert not pending.may_have_messages
-    pending.due(100.0)
-    assert pending.take_returned(5) == [doc_id]
-    assert pending.next_due is None
-
-
-def test_what_is_held_or_gone_is_not_looked_for() -> None:
-    pending = PendingIndex("q")
-    ids = [message_id("q", 0, n, "a") for n in range(3)]
-    pending.passed(ids, is_last=True)
-    assert [pending.note(doc_id, "3-x") for doc_id in ids] == [True] * 3
-    assert not pending.note(ids[0], "4-x")
-    pending.forget(ids[1])
-    assert pending.take_returned(5) == [ids[2]]
-    assert generation("4-x") == 4
-    assert not is_waiting("4-x")

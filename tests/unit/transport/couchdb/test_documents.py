@@ -11,8 +11,6 @@ from greenconn.transport.couchdb.documents import (
     QUEUE,
     SHARED_RANGE,
     binding_id,
-    generation,
-    is_waiting,
     message_id,
     name_of,
     named,
@@ -60,13 +58,3 @@ def test_equal_bindings_have_one_id() -> None:
     assert binding_id("x", row) == binding_id("x", Row("k", "", "q", {"b": 2, "a": 1}))
     for other in (row._replace(queue="r"), row._replace(arguments=None), row._replace(pattern="k")):
         assert binding_id("x", other) != binding_id("x", row)
-
-
-def test_revisions_report_what_waits() -> None:
-    assert [generation(each) for each in ("1-a", "12-b", "", "x-1")] == [1, 12, 0, 0]
-    assert [is_waiting(each) for each in ("1-a", "2-b", "3-a", "10-a")] == [
-        True,
-        False,
-        True,
-        False,
-    ]

@@ -36,12 +36,6 @@ def refresh(cache: TopologyCache, api: Api) -> None:
     cache.refresh(cast(CouchApi, api))
 
 
-def test_links_of_a_hub_have_one_cache_for_a_database() -> None:
-    first = TopologyCache.of("there/one")
-    assert TopologyCache.of("there/one") is first
-    assert TopologyCache.of("there/other") is not first
-
-
 def test_a_deletion_that_another_link_reports_late_changes_nothing() -> None:
     cache = TopologyCache()
     cache.take(queue("1-a"))
@@ -52,14 +46,6 @@ def test_a_deletion_that_another_link_reports_late_changes_nothing() -> None:
     refresh(cache, Api(queue("3-c")))
     assert not cache.note(ID, "2-b", is_deleted=True)
     assert "q" in cache.queues
-
-
-def test_an_older_state_does_not_replace_a_newer_one() -> None:
-    cache = TopologyCache()
-    cache.take(queue("3-c", durable=True))
-    cache.take(queue("1-a", durable=False))
-    assert cache.queues["q"].durable
-    assert cache.revision(ID) == "3-c"
 
 
 def test_what_a_lost_link_could_not_read_is_read_by_the_next() -> None:

@@ -15,21 +15,14 @@ import pytest
 from gevent.event import Event
 
 from greenconn.exceptions import (
-    AccessRefused,
-    AMQPNotImplementedError,
-    ConsumerCancelled,
-    NotFound,
-    PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
-    ResourceError,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport import virtual
 from greenconn.transport.hooks import link as hooks_link
 from greenconn.transport.hooks.link import HookLink
-from greenconn.transport.virtual import base
 from greenconn.transport.virtual.consumer import WINDOW
 from tests.fix_wires import until
 from tests.forked import holds_in_child
@@ -164,35 +157,6 @@ def test_message_goes_in_kombus_envelope(backend: Backend, channel: BackendChann
     }
 
 
-def test_prepared_message_may_be_published_again(backend: Backend, channel: BackendChannel) -> None:
-    message = channel.prepare_message("x")
-    for _ in range(2):
-        channel.basic_publish(message, "", "q")
-    tags = {json.loads(each)["properties"]["delivery_tag"] for each in backend.queues["q"]}
-    assert len(tags) == 2
-    assert bodies(backend, channel) == ["x", "x"]
-
-
-def test_consume_and_ack(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
-    got: list[Message] = []
-    channel.basic_consume("q", consumer_tag="tag", callback=got.append)
-    send(channel, "1", "2")
-    drain(link, got, 2)
-    assert [each.body for each in got] == [b"1", b"2"]
-    assert got[0].payload == "1"
-    assert got[0].headers == {"h": 1}
-    assert got[0].delivery_info == {
-        "exchange": "",
-        "routing_key": "q",
-        "redelivered": False,
-        "consumer_tag": "tag",
-    }
-    got[0].ack()
-    got[1].reject()
-    assert len(channel.qos) == 0
-    assert bodies(backend, channel) == []
-
-
 def test_local_publish_is_seen_before_the_next_look(
     link: HookLink, channel: BackendChannel
 ) -> None:
@@ -228,22 +192,6 @@ def test_nobody_is_asked_without_need(
     asked = backend.asked
     gevent.sleep(0.02)
     assert backend.asked == asked
-
-
-def test_prefetch(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
-    channel.queue_declare("other")
-    channel.basic_qos(0, 2, False)
-    first, second = Store(), Store()
-    channel.basic_consume("q", sink=first)
-    channel.basic_consume("other", sink=second)
-    send(channel, *"12345")
-    send(channel, *"12345", queue="other")
-    until(lambda: (len(first), len(second)) == (2, 2))
-    channel.basic_qos(0, 5, True)
-    first[0].ack(multiple=True)
-    until(lambda: (len(first), len(second)) == (3, 2))
-    gevent.sleep(0.03)
-    assert (len(first), len(second)) == (3, 2)
 
 
 def test_message_is_there_while_the_next_look_waits(
@@ -298,24 +246,6 @@ def test_busy_link_lets_others_run(link: HookLink, channel: BackendChannel) -> N
     worker.kill()
 
 
-@pytest.mark.parametrize("no_ack", [True, False])
-def test_unseen_goes_back_with_a_cancel(
-    backend: Backend, link: HookLink, channel: BackendChannel, no_ack: bool
-) -> None:
-    got: list[Message] = []
-    channel.basic_consume("q", consumer_tag="tag", no_ack=no_ack, callback=got.append)
-    send(channel, *"123")
-    drain(link, got, 1)
-    until(lambda: not backend.queues["q"])
-    channel.basic_cancel("tag")
-    assert bodies(backend, channel) == ["2", "3"]
-    again = channel.basic_get("q", no_ack=True)
-    assert again is not None
-    assert again.delivery_info["redelivered"]
-    with pytest.raises(TimeoutError):
-        link.drain(NOW)
-
-
 def test_message_that_comes_after_the_cancel_goes_back(
     backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
@@ -328,30 +258,6 @@ def test_message_that_comes_after_the_cancel_goes_back(
     until(lambda: any("redelivered" in each for each in backend.queues["q"]))
     assert bodies(backend, channel) == ["x"]
     assert json.loads(backend.queues["q"][0])["redelivered"]
-
-
-@pytest.mark.parametrize("end", ["channel", "link", "refused"])
-def test_unacked_messages_are_requeued_at_the_end(
-    backend: Backend, link: HookLink, end: str
-) -> None:
-    channel = opened(link)
-    channel.queue_declare("q")
-    got: list[Message] = []
-    channel.basic_consume("q", callback=got.append)
-    send(channel, *"1234")
-    drain(link, got, 2)
-    got[0].ack()
-    until(lambda: not backend.queues["q"])
-    if end == "channel":
-        channel.close()
-    elif end == "link":
-        link.close()
-    else:
-        with pytest.raises(NotFound):
-            channel.queue_declare("absent", passive=True)
-        until(lambda: len(backend.queues["q"]) == 3)
-    assert sorted(bodies(backend, channel)) == ["2", "3", "4"]
-    channel.close()
 
 
 def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
@@ -387,15 +293,6 @@ def test_lost_link_leaves_the_rest_to_the_broker(
     assert bodies(backend, channel) == []
 
 
-def test_error_of_the_transports_own_ends_the_link(
-    backend: Backend, link: HookLink, channel: BackendChannel
-) -> None:
-    channel.basic_consume("q", callback=print)
-    backend.error = ResourceError("no more")
-    with pytest.raises(ResourceError):
-        link.drain(Deadline(SOON))
-
-
 def test_child_of_a_fork_does_not_ask(
     backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
@@ -405,48 +302,6 @@ def test_child_of_a_fork_does_not_ask(
     assert link.is_open
 
 
-def test_recover(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
-    got: list[Message] = []
-    channel.basic_consume("q", callback=got.append)
-    send(channel, *"12")
-    drain(link, got, 1)
-    until(lambda: len(channel.qos) == 2)
-    with pytest.raises(AMQPNotImplementedError):
-        channel.basic_recover()
-    with pytest.raises(NotImplementedError):  # as kombu's virtual channels
-        channel.basic_recover(requeue=False)
-    channel.basic_recover(requeue=True)
-    drain(link, got, 3)
-    assert [each.body for each in got] == [b"1", b"1", b"2"]
-    assert got[1].delivery_info["redelivered"]
-
-
-def test_one_message_in_two_queues(link: HookLink, channel: BackendChannel) -> None:
-    """Both copies carry one tag; here they have two."""
-    channel.queue_declare("other")
-    for queue in ("q", "other"):
-        channel.queue_bind(queue, "amq.fanout")
-    got: list[Message] = []
-    for queue in ("q", "other"):
-        channel.basic_consume(queue, callback=got.append)
-    send(channel, "x", exchange="amq.fanout")
-    drain(link, got, 2)
-    for message in got:
-        message.ack()
-    assert len(channel.qos) == 0
-
-
-def test_get(backend: Backend, channel: BackendChannel) -> None:
-    assert channel.basic_get("q") is None
-    send(channel, "1", "2")
-    message = channel.basic_get("q")
-    assert message is not None
-    message.requeue()
-    assert bodies(backend, channel) == ["2", "1"]
-    with pytest.raises(PreconditionFailed):
-        channel.basic_ack("unknown")
-
-
 def test_queue_of_last_resort(backend: Backend, link: HookLink) -> None:
     link.client.transport_options["deadletter_queue"] = "rest"
     link.client.transport_options["body_encoding"] = None
@@ -454,42 +309,6 @@ def test_queue_of_last_resort(backend: Backend, link: HookLink) -> None:
     with pytest.warns(virtual.UndeliverableWarning, match="amq.direct"):
         send(channel, "x", exchange="amq.direct", queue="nowhere")
     assert json.loads(backend.queues["rest"][0])["body"] == "x"
-
-
-def test_deleting(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
-    send(channel, "x")
-    channel.queue_bind("q", "amq.direct", "k")
-    with pytest.raises(PreconditionFailed):
-        link.transport.create_channel(link).queue_delete("q", if_empty=True)
-    notified: list[str] = []
-    channel.flow(False)
-    channel.basic_consume("q", consumer_tag="a", callback=print, on_cancel=notified.append)
-    channel.basic_consume("q", consumer_tag="b", callback=print)
-    with pytest.raises(PreconditionFailed):
-        link.transport.create_channel(link).queue_delete("q", if_unused=True)
-    assert channel.queue_delete("q") == 1
-    assert "q" not in backend.queues
-    link.drain(NOW)
-    assert notified == ["a"]
-    with pytest.raises(ConsumerCancelled):
-        link.drain(NOW)
-    assert list(channel.list_bindings()) == []
-
-
-def test_refusals(link: HookLink, channel: BackendChannel) -> None:
-    def other() -> BackendChannel:
-        return opened(link)
-
-    with pytest.raises(NotFound):
-        other().basic_consume("absent", callback=print)
-    channel.basic_consume("q", exclusive=True, callback=print)
-    with pytest.raises(AccessRefused):
-        other().basic_consume("q", callback=print)
-    channel.exchange_declare("x", "direct")
-    with pytest.raises(virtual.NotEquivalentError, match="type"):
-        other().exchange_declare("x", "topic")
-    with pytest.raises(PreconditionFailed, match="carrier"):
-        other().exchange_declare("y", "carrier")
 
 
 def test_names_that_kombus_transports_use(channel: BackendChannel) -> None:
@@ -625,69 +444,3 @@ def test_management_lists_bindings(link: HookLink, channel: BackendChannel) -> N
         {"destination": "q", "source": "amq.direct", "routing_key": "k"}
     ]
     manager.close()
-
-
-def test_paths_of_kombu() -> None:
-    for name in virtual.__all__:
-        assert getattr(base, name) is getattr(virtual, name)
-    assert set(base.__all__) == set(virtual.__all__)
-
-
-def test_hooks_that_nobody_has_written(link: HookLink) -> None:
-    assert issubclass(virtual.Channel, virtual.AbstractChannel)
-    hooks = virtual.Channel(link)
-    for call in (
-        lambda: hooks._get("q"),
-        lambda: hooks._put("q", {}),
-        lambda: hooks._purge("q"),
-        lambda: hooks._delete("q"),
-        lambda: hooks._put_fanout("x", {}, "k"),
-    ):
-        with pytest.raises(NotImplementedError):
-            call()
-    assert hooks._size("q") == 0
-    assert hooks._has_queue("q")
-
-
-def test_options_of_the_transport() -> None:
-    transport = BackendTransport(
-        TinyClient("backend://", polling_interval=0.5, confirm_publish=True)
-    )
-    assert transport.polling_interval == 0.5
-    with_confirms = transport.establish_connection()
-    assert with_confirms.is_confirming
-    assert transport.verify_connection(with_confirms)
-    transport.close_connection(with_confirms)
-    assert not transport.verify_connection(with_confirms)
-
-
-def test_cycle_is_fair() -> None:
-    def take(resource: list[int], callback: Any) -> Any:
-        if not resource:
-            raise Empty
-        return callback(resource.pop(0))
-
-    lists = [[1, 2], [3], [], [4, 5]]
-    cycle = virtual.Transport.Cycle(take, lists, Empty)
-    assert [cycle.get(lambda each: each) for _ in range(5)] == [1, 3, 4, 2, 5]
-    with pytest.raises(Empty):
-        cycle.get(print)
-    lists.clear()
-    with pytest.raises(Empty):
-        cycle.get(print)
-    assert "FairCycle" in repr(cycle)
-    cycle.close()
-
-
-def test_hooks_without_a_connection() -> None:
-    hooks = virtual.AbstractChannel()
-    for call in (
-        lambda: hooks._get("q"),
-        lambda: hooks._put("q", {}),
-        lambda: hooks._purge("q"),
-        lambda: hooks._delete("q"),
-    ):
-        with pytest.raises(NotImplementedError, match="AbstractChannel has no _"):
-            call()
-    hooks._new_queue("q")
-    assert (hooks._size("q"), hooks._has_queue("q")) == (0, True)

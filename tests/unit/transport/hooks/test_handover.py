@@ -129,48 +129,6 @@ def test_a_rejected_message_that_cannot_be_put_back(
     successor.close()
 
 
-def test_what_went_back_before_the_failure_takes_no_room(
-    backend: BrokenBackend, link: HookLink, channel: BackendChannel
-) -> None:
-    got: list[Message] = []
-    channel.basic_consume("q", callback=got.append)
-    send(channel, *"abc")
-    drain(link, got, 3)
-    channel.flow(False)
-
-    def restore(message: Any, put: Any = channel._restore) -> None:
-        if message is got[1]:
-            raise OSError("cut")
-        put(message)
-
-    channel._restore = restore  # type: ignore[method-assign]
-    with pytest.raises(OSError, match="cut"):
-        channel.basic_nack(got[2].delivery_tag, multiple=True, requeue=True)
-    assert bodies(backend, channel) == ["a"]
-    assert set(channel.deliveries.unacked) == {each.delivery_tag for each in got[1:]}
-    assert channel.prefetch.in_flight == 2
-
-
-def test_an_ack_that_fails_leaves_the_later_ones_unacked(
-    link: HookLink, channel: BackendChannel
-) -> None:
-    got: list[Message] = []
-    channel.basic_consume("q", callback=got.append)
-    send(channel, *"abc")
-    drain(link, got, 3)
-
-    def ack(tag: Any, known: Any = channel.qos.ack) -> None:
-        if tag == got[1].delivery_tag:
-            raise OSError("cut")
-        known(tag)
-
-    channel.qos.ack = ack  # type: ignore[method-assign, assignment]
-    with pytest.raises(OSError, match="cut"):
-        channel.basic_ack(got[2].delivery_tag, multiple=True)
-    assert set(channel.deliveries.unacked) == {each.delivery_tag for each in got[1:]}
-    assert channel.prefetch.in_flight == 2
-
-
 def test_what_a_lost_connection_held_is_put_back(
     backend: BrokenBackend, link: HookLink, channel: BackendChannel
 ) -> None:

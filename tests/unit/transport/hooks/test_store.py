@@ -10,22 +10,17 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Entry, Settlement, SettleRequest
-from greenconn.message import Message
+from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.transport.hooks.link import HookLink
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 from tests.fix_wires import until
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
 from tests.unit.transport.hooks.test_channel import (
-    NOW,
     Backend,
     BackendChannel,
     BackendTransport,
     bodies,
-    drain,
     fail,
-    opened,
     send,
 )
 
@@ -67,21 +62,6 @@ def link(backend: Backend) -> Iterator[HookLink]:
     link.close()
 
 
-def test_it_is_a_store(backend: Backend, link: HookLink, channel: BackendChannel) -> None:
-    store = link.store
-    declared = Declaration(durable=True)
-    assert store.make_queue("new", declared) is declared
-    assert store.find_queue("new") is UNDECLARED
-    envelope = {"body": "eA==", "properties": {"body_encoding": "base64"}}
-    assert store.put([Entry("new", envelope), Entry("new", envelope)]) == [None, None]
-    assert store.size("new") == 2
-    assert store.claim({"new": 5}, 0) == []  # nobody consumes from it
-    assert store.purge("new") == 2
-    store.put([Entry("new", envelope)])
-    assert store.drop_queue("new") == 1
-    assert "new" not in backend.queues
-
-
 def test_what_is_too_many_waits_for_room(
     backend: Backend, link: HookLink, channel: BackendChannel
 ) -> None:
@@ -95,22 +75,6 @@ def test_what_is_too_many_waits_for_room(
     sink[1].ack(multiple=True)
     until(lambda: len(sink) == 4)
     assert [each.body for each in sink] == [b"1", b"2", b"3", b"4"]
-
-
-def test_what_is_too_many_goes_back_with_the_last_consumer(
-    backend: Backend, link: HookLink, channel: BackendChannel
-) -> None:
-    channel.basic_qos(0, 1, False)
-    sink = Store()
-    send(channel, *"123")
-    channel.basic_consume("q", consumer_tag="a", sink=sink)
-    channel.basic_consume("q", consumer_tag="b", sink=sink)
-    until(lambda: len(sink) == 2)
-    channel.basic_cancel("a")
-    assert not backend.queues["q"]
-    channel.basic_cancel("b")
-    until(lambda: bodies(backend, channel) == ["3"])
-    assert json.loads(backend.queues["q"][0])["redelivered"]
 
 
 def test_what_comes_for_nobody_goes_back(
@@ -156,28 +120,3 @@ def test_a_settlement_that_fails_may_be_repeated(
     channel._restore = restore  # type: ignore[method-assign]
     message.requeue()
     assert bodies(backend, channel) == ["x"]
-
-
-def test_messages_without_acks_that_nobody_took_are_requeued(
-    backend: Backend, link: HookLink, channel: BackendChannel
-) -> None:
-    sink = Store()
-    channel.basic_consume("q", no_ack=True, sink=sink)
-    send(channel, *"12")
-    until(lambda: len(sink) == 2)
-    sink.take()
-    channel.close()
-    other = opened(link)
-    until(lambda: bodies(backend, other) == ["2"])
-
-
-def test_queues_are_looked_into_in_turn(link: HookLink, channel: BackendChannel) -> None:
-    got: list[Message] = []
-    for queue in "abc":
-        channel.queue_declare(queue)
-        channel.basic_consume(queue, callback=got.append)
-        send(channel, *"123", queue=queue)
-    drain(link, got, 9)
-    assert {each.delivery_info["routing_key"] for each in got[:9]} == set("abc")
-    with pytest.raises(TimeoutError):
-        link.drain(NOW)

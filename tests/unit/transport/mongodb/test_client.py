@@ -10,7 +10,7 @@ import pytest
 from pymongo import ReadPreference, errors
 
 from greenconn import Connection
-from greenconn.exceptions import AccessRefused, RecoverableConnectionError
+from greenconn.exceptions import AccessRefused
 from greenconn.transport.mongodb import MongoOptions, Transport
 from greenconn.transport.mongodb.client import (
     Address,
@@ -48,13 +48,6 @@ def address(*args: Any, **kwargs: Any) -> Address:
 def test_urls(url: str, host: str, database: str) -> None:
     found = address(url)
     assert (found.host, found.database) == (host, database)
-
-
-def test_host_and_keywords() -> None:
-    found = address("db", transport="mongodb", virtual_host="/mail", port=1, userid="u")
-    assert (found.host, found.database) == ("mongodb://db", "mail")
-    assert dict(found.options)["port"] == 1
-    assert dict(found.options)["username"] == "u"
 
 
 def test_options_of_the_url_win() -> None:
@@ -143,16 +136,6 @@ def test_a_login_that_was_refused_behind_a_lost_connection() -> None:
     found = translated_error(error, WHERE)
     assert isinstance(found, AccessRefused)
     assert "check user name, password" in str(found)
-
-
-def test_other_errors_are_raised_as_they_are() -> None:
-    assert translated_error(errors.DuplicateKeyError("twice"), WHERE) is None
-
-
-def test_users_may_catch_either_class() -> None:
-    assert issubclass(LinkLost, (RecoverableConnectionError, errors.AutoReconnect))
-    assert repr(LinkLost("gone")) == "LinkLost('gone')"
-    assert repr(LoginRefused("no")) == "LoginRefused('no')"
 
 
 def test_a_lost_connection_is_no_error_of_a_channel() -> None:
