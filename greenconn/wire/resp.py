@@ -67,6 +67,9 @@ class RespParser:
     Arguments:
         reply_limit: largest reply allowed in bytes.
         string_limit: largest string allowed in bytes.
+
+    Attributes:
+        before_error: the replies that came before what was wrong.
     """
 
     def __init__(self, reply_limit: int = REPLY_LIMIT, string_limit: int = STRING_LIMIT) -> None:
@@ -74,6 +77,7 @@ class RespParser:
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=...)
         self._feed = self._reader.feed
         self._gets = self._reader.gets
+        self.before_error: list[Any] = []
         self.reply_limit = reply_limit
         self.string_limit = string_limit
         #: Bytes since the last reply.
@@ -83,32 +87,39 @@ class RespParser:
         #: The last bytes that came before, from the end of a value on, while something is not complete.
         self._before = b""
 
-    def feed(self, data: bytes) -> Iterator[Any]:
-        """Take *data* in and yield the replies and pushes that are complete.
+    def feed(self, data: bytes) -> list[Any]:
+        """Take *data* in and return the replies and pushes that are complete.
 
         Raises:
             ProtocolError: it is not RESP, or a reply is above the limit.
         """
-        if self._held or not data.endswith(b"\n"):
-            data = self._with_whole_heads(data)
+        replies: list[Any] = []
         gets = self._gets
-        for piece in self._checked(data) if _may_announce_much(data) else (data,):
-            self._feed(piece)
-            self._unfinished += len(piece)
-            try:
-                while (reply := gets()) is not ...:
-                    self._unfinished = 0
-                    yield reply
-            except (TypeError, MemoryError) as exc:
-                raise ProtocolError(
-                    f"a reply cannot be decoded: {exc or type(exc).__name__}"
-                ) from exc
-            if self._reader.has_data() or not piece.endswith(b"\n"):
-                self._look_at_string(piece)
-            elif self._before:
-                self._before = b""
-        if self._unfinished > self.reply_limit:
-            raise ProtocolError(f"a reply has more than {self.reply_limit} bytes")
+        try:
+            if self._held or not data.endswith(b"\n"):
+                data = self._with_whole_heads(data)
+            is_long = len(data) >= 8 and _may_announce_much(data)
+            for piece in self._checked(data) if is_long else (data,):
+                self._feed(piece)
+                self._unfinished += len(piece)
+                try:
+                    while (reply := gets()) is not ...:
+                        self._unfinished = 0
+                        replies.append(reply)
+                except (TypeError, MemoryError) as exc:
+                    raise ProtocolError(
+                        f"a reply cannot be decoded: {exc or type(exc).__name__}"
+                    ) from exc
+                if self._reader.has_data() or not piece.endswith(b"\n"):
+                    self._look_at_string(piece)
+                elif self._before:
+                    self._before = b""
+            if self._unfinished > self.reply_limit:
+                raise ProtocolError(f"a reply has more than {self.reply_limit} bytes")
+        except ProtocolError:
+            self.before_error = replies
+            raise
+        return replies
 
     def _look_at_string(self, piece: bytes) -> None:
         """See how long the string is whose end hiredis waits for, if *piece* brought its head."""
@@ -164,8 +175,6 @@ class RespParser:
 
 def _may_announce_much(data: bytes) -> bool:
     """Return whether the head of a long list may be in *data*, by a quick scan."""
-    if len(data) < 8:
-        return False
     looks = _LOOKS
     for mark in _MARKS:
         at = data.find(mark)

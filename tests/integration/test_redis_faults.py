@@ -21,7 +21,7 @@ from greenconn.exceptions import (
 )
 from greenconn.messaging import Producer
 from greenconn.transport.redis import claiming
-from greenconn.transport.redis.claiming import WatchState
+from greenconn.transport.redis.claiming import Watch
 from greenconn.wire.resp import pack
 from tests.fix_brokers import RedisFactory
 from tests.fix_wires import until
@@ -300,7 +300,7 @@ def test_what_no_push_reports_is_found(
         assert consumer.wait_ready(SOON)
         feed = connection.connection.feeds[unique]
         for number in range(3):
-            until(lambda: feed.source.state is WatchState.ARMED)
+            until(lambda: feed.source.state is Watch.ARMED)
             greenconn.publish(unique, number, connection=other)
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert connection.connection.placement.partition("").invalidations.found >= 3

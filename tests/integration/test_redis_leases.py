@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from greenconn.broker.feed import FeedState
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import maintenance, pipeline
-from greenconn.transport.redis.claiming import WatchState
+from greenconn.transport.redis.claiming import Watch
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.transport import Channel, Transport
@@ -168,7 +168,7 @@ def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     store = Store()
     channel.basic_consume("q", sink=store)
     feed = first.feeds["q"]
-    until(lambda: feed.source.state is WatchState.ARMED)
+    until(lambda: feed.source.state is Watch.ARMED)
     other = Channel(second)
     first.placement.partition("").invalidations.stop()  # nothing is told of what comes now
     for number in range(3):

@@ -13,7 +13,7 @@ from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn import Connection
-from greenconn.transport.redis.claiming import RedisSource, WatchState
+from greenconn.transport.redis.claiming import RedisSource, Watch
 from greenconn.transport.redis.maintenance import SWEEPS
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
@@ -60,15 +60,15 @@ class Subject:
     def get(self, number: int) -> None:
         """Publish messages, each when the server is to tell of the next one."""
         for each in range(number):
-            until(lambda: self.source.state is WatchState.ARMED)
+            until(lambda: self.source.state is Watch.ARMED)
             greenconn.publish("q", each, connection=self._connection)
             assert self._came.get(timeout=SOON) == each
-        until(lambda: self.source.state is WatchState.ARMED)
+        until(lambda: self.source.state is Watch.ARMED)
 
     def has_rivals(self, number: int) -> bool:
         """Look for a message; whether there are so many rivals."""
         self._connection.connection.feeds["q"].wake()
-        until(lambda: self.source.state is WatchState.ARMED)
+        until(lambda: self.source.state is Watch.ARMED)
         return self.source.rivals == number
 
 

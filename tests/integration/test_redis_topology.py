@@ -13,7 +13,7 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.feed import FeedState
 from greenconn.broker.topology_port import Row
-from greenconn.transport.redis.claiming import WatchState
+from greenconn.transport.redis.claiming import Watch
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline
 from greenconn.transport.redis.transport import Channel, Transport
@@ -292,7 +292,7 @@ def test_what_a_claim_takes_ends_with_the_queue_of_a_link_that_closes(
     sender, link = opened(), opened()
     queue = subscribed(link, **options)
     feed = link.feeds[queue]
-    until(lambda: feed.source.state is WatchState.ARMED)
+    until(lambda: feed.source.state is Watch.ARMED)
     link.placement.partition("").invalidations.stop()  # nothing is told of what comes now
     assert not send(sender)
     feed.wake()

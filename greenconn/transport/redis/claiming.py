@@ -52,10 +52,11 @@ sources of empty queues also look every few seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from enum import Enum
 from itertools import islice
 from random import uniform
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
@@ -65,10 +66,9 @@ from greenconn.broker.feed import DueFeeds, Feed
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
-from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
-from greenconn.transport.redis.envelope import Delivery
+from greenconn.transport.redis.envelope import Broadcast, Delivery
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.transport.redis.pipeline import ENDLESS, Commands
 from greenconn.transport.redis.scripts import (
@@ -82,7 +82,6 @@ from greenconn.transport.redis.scripts import (
     Scripts,
     entry_suffix,
     mark,
-    packed_mark,
 )
 from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.transport.virtual.consumer import Consumer
@@ -111,27 +110,23 @@ class Claims:
     Attributes:
         under_way: numbers of the fields that they may have filled and whose replies have not come.
         is_trying: the message that tries the permissions may be held.
+        last_number: the number that was reserved last.
     """
 
     def __init__(self, commands: Commands, owners: Owners, keep_alive: Callable[[], None]) -> None:
         self._commands = commands
         self._owners = owners
         self._keep_alive = keep_alive
-        self._last_number = 0
+        self.last_number = 0
         self._are_permitted = False
         self._flight = SingleFlight("redis-permissions")
         self.under_way: set[int] = set()
         self.is_trying = False
 
-    @property
-    def last_number(self) -> int:
-        """The number that was reserved last."""
-        return self._last_number
-
     def take_numbers(self, count: int) -> int:
         """Reserve numbers for fields, and return the first of them.  Never switches."""
-        first = self._last_number + 1
-        self._last_number += count
+        first = self.last_number + 1
+        self.last_number += count
         return first
 
     def count_rivals(self, queue: str, done: Callable[[Any], object]) -> None:
@@ -202,8 +197,8 @@ FIRST_POLL: Final = 0.01
 LONGEST_POLL: Final = 1.0
 
 
-class WatchState(State):
-    """See the module's theory."""
+class Watch(Enum):
+    """The ways of a source to learn that its queue is not empty; see the module's theory."""
 
     OFF = "off"
     ASKING = "asking"
@@ -212,18 +207,7 @@ class WatchState(State):
     PROBING = "probing"
 
 
-_OFF, _ASKING, _ARMED, _WAITING, _PROBING = WatchState
-
-#: States in which an EXISTS is on its way.
-_LOOKING: Final = (_ASKING, _PROBING)
-
-WATCH_MOVES: Final[Mapping[WatchState, frozenset[WatchState]]] = {
-    WatchState.OFF: frozenset({WatchState.ASKING, WatchState.WAITING}),
-    WatchState.ASKING: frozenset({WatchState.OFF, WatchState.ARMED}),
-    WatchState.ARMED: frozenset({WatchState.OFF, WatchState.ASKING, WatchState.WAITING}),
-    WatchState.WAITING: frozenset({WatchState.OFF, WatchState.PROBING}),
-    WatchState.PROBING: frozenset({WatchState.OFF, WatchState.ARMED}),
-}
+_OFF, _ASKING, _ARMED, _WAITING, _PROBING = Watch
 
 
 class RedisSource:
@@ -286,7 +270,7 @@ class RedisSource:
         self._retire = retire
         self._feed = feed
         self.lists = commands.keys.lists(feed.queue)
-        self.state: WatchState = _OFF
+        self.state: Watch = _OFF
         self._misses = 0
         #: The messages of this term.
         self._served = 0
@@ -302,14 +286,13 @@ class RedisSource:
         self._front, self._rest = Scripts.claim_frame(keys, commands.prefix.encode(), suffix)
         self._exists = pack(b"EXISTS", *self.lists)
 
-    def _move(self, state: WatchState) -> None:
-        self.state = moved(self.state, state, WATCH_MOVES, "a watch")
-
     # -- see :class:`~greenconn.broker.feed.Source`
 
     def schedule(self) -> None:
         """Claim when the turn ends."""
-        self.stop()
+        self.state = _OFF
+        if self._timer is not None:
+            self._end_timer()
         if self._commands.lost is None:
             self._due.add(self._feed)
 
@@ -320,7 +303,8 @@ class RedisSource:
             return
         if (self.rivals and self._served >= TERM) or monotonic() >= self._count_at:
             self._count_rivals()
-        self._ask()
+        self.state = _ASKING
+        self._commands.pipeline.post(self._exists, self._exists_replied)
 
     def retire(self) -> None:
         """Forget the feed, once no claim is on its way."""
@@ -330,7 +314,7 @@ class RedisSource:
 
     def delivery(self, message: Delivery, consumer: Consumer) -> Delivery:
         """Return *message*, which is the consumer's now."""
-        if message.is_broadcast:
+        if isinstance(message, Broadcast):
             return message.given_to(consumer)
         message.channel = consumer.channel
         message.consumer = consumer
@@ -342,15 +326,14 @@ class RedisSource:
 
     def stop(self) -> None:
         """Watch no more."""
-        if self.state is not _OFF:
+        self.state = _OFF
+        if self._timer is not None:
             self._end_timer()
-            self._move(_OFF)
 
     def _end_timer(self) -> None:
         timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.stop()
-            timer.close()
+        timer.stop()
+        timer.close()
 
     def pushed(self) -> None:
         """Note that the server has announced a change of the queue."""
@@ -371,7 +354,7 @@ class RedisSource:
             self._ask()
 
     def _wait(self, seconds: float) -> None:
-        self._move(_WAITING)
+        self.state = _WAITING
         self._timer = get_hub().loop.timer(seconds, ref=False)
         self._timer.start(self._on_time, update=True)
 
@@ -381,7 +364,7 @@ class RedisSource:
             self.stop()
         elif self._commands.is_tracking:
             self._end_timer()
-            self._move(_PROBING)
+            self.state = _PROBING
             self._commands.pipeline.post(self._exists, self._exists_replied)
         else:
             self.stop()
@@ -395,13 +378,13 @@ class RedisSource:
         self._wait(uniform(interval / 2, interval))
 
     def _ask(self) -> None:
-        self._move(_ASKING)
+        self.state = _ASKING
         self._commands.pipeline.post(self._exists, self._exists_replied)
 
     def _exists_replied(self, reply: Any) -> None:
         # In the reader.
         state = self.state
-        if state not in _LOOKING or self._commands.pipeline.lost is not None:
+        if (state is not _ASKING and state is not _PROBING) or self._commands.lost is not None:
             return
         if isinstance(reply, NodeLost):
             self.stop()
@@ -411,7 +394,7 @@ class RedisSource:
             self.stop()
             self._refused(reply)
             return
-        self._move(_ARMED)
+        self.state = _ARMED
         if state is _PROBING:
             if reply:
                 self._feed.wake()
@@ -446,24 +429,20 @@ class RedisSource:
         return range(self._number, self._number + self._count)
 
     def claim(self, count: int) -> None:
-        """Claim so many messages: the feed has begun."""
-        self._count = count
-        self._number = self._claims.take_numbers(count)
-        self._claim()
+        """Claim so many messages: the feed has begun.
 
-    def _claim(self) -> None:
-        number, count = b"%d" % self._number, b"%d" % self._count
+        The numbers of their fields are taken from the link's.  Those of a claim that the server has
+        not carried out are taken again.
+        """
+        if not self._count:
+            self._count = count
+            self._number = self._claims.last_number + 1
+            self._claims.last_number += count
+        first, most = b"%d" % self._number, b"%d" % self._count
         self._commands.pipeline.post(
-            b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b%b"
-            % (
-                self._front,
-                len(number),
-                number,
-                len(count),
-                count,
-                self._rest,
-                packed_mark(),
-            ),
+            # The time has 17 characters from 2001 to 2286.
+            b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b$17\r\n%.6f\r\n"
+            % (self._front, len(first), first, len(most), most, self._rest, time()),
             self._claimed,
         )
 
@@ -516,7 +495,7 @@ class RedisSource:
         if isinstance(reply, Exception):
             self._failed(reply)
         else:
-            self._claim()
+            self.claim(self._count)
 
     def _refused(self, reply: Exception) -> None:
         """Tell the consumers that the server refuses; what ends the link ends it."""
@@ -531,12 +510,12 @@ class RedisSource:
         """Take a fan-out message for this queue.  In the reader."""
         feed = self._feed
         field = f"fanout.{self._commands.owner}.{number}"
-        feed.arrive(Delivery(None, field, number, raw, feed.queue, is_broadcast=True))
+        feed.arrive(Broadcast(None, field, number, raw, feed.queue))
         if len(feed.arrived) > FANNED:
             feed.arrived.popleft()
             self._invalidations.overflowed(feed.queue)
 
-    def broadcast_again(self, message: Delivery) -> None:
+    def broadcast_again(self, message: Broadcast) -> None:
         """Put back a fan-out message, which is the next one again."""
         message.is_repeated = True
         self._feed.arrive_again(message)
@@ -627,14 +606,20 @@ class Invalidations:
         if ticker is not None:
             ticker.stop()
 
-    def take(self, keys: list[bytes] | None) -> None:
-        """Handle that *keys* have changed; None: all may have.  In the reader."""
-        if keys is None:
-            for source in list(self._sources.values()):
-                source.pushed()
-            self._changed(None)
+    def forget(self) -> None:
+        """Take all keys for changed.  Never switches."""
+        for source in list(self._sources.values()):
+            source.pushed()
+        self._changed(None)
+
+    def take(self, push: list[Any]) -> None:
+        """Handle a push of the server.  In the reader."""
+        if push[0] != b"invalidate":
             return
-        for key in keys:
+        if push[1] is None:
+            self.forget()
+            return
+        for key in push[1]:
             found = self._sources.get(key)
             if found is not None:
                 found.pushed()
@@ -657,7 +642,7 @@ class Invalidations:
 
     def _check_armed(self, lag: float) -> None:
         # In the hub.
-        armed = {each for each in self._sources.values() if each.state is WatchState.ARMED}
+        armed = {each for each in self._sources.values() if each.state is Watch.ARMED}
         rest = iter(armed)
         while page := list(islice(rest, PAGE)):
             keys = [key for each in page for key in each.lists]

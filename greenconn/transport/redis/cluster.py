@@ -39,7 +39,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import RedisConsuming, RedisFeed
 from greenconn.transport.redis.envelope import Delivery, Outgoing
 from greenconn.transport.redis.errors import PASSING, LinkLost
-from greenconn.transport.redis.fanout import Listener, Shards, topic_of
+from greenconn.transport.redis.fanout import Fanout, Shards, topic_of
 from greenconn.transport.redis.link import Partition, Placement
 from greenconn.transport.redis.maintenance import owner_of
 from greenconn.transport.redis.nodes import AnyNode, Nodes, SlotPipeline
@@ -165,11 +165,11 @@ class ClusterPlacement:
         commands.begin(slot, 3, self._owner)
         return slot
 
-    def shards(self, listener: Listener) -> Shards | None:
+    def shards(self, fanout: Fanout) -> Shards | None:
         """Return the subscriptions to shard channels; None: there are to be none."""
         if self._options.fanout_sharding == "off":
             return None
-        return ClusterShards(self.commands, self.nodes, self._shard_channel, listener)
+        return ClusterShards(self.commands, self.nodes, self._shard_channel, fanout)
 
     def _shard_channel(self, exchange: str) -> bytes:
         return self.of(exchange).commands.keys.shard_channel(exchange)
@@ -233,7 +233,7 @@ class ClusterPlacement:
         commands.scripts.forget()
         found = self._partitions.get(commands.keys.tag)
         if found is not None:
-            found.invalidations.take(None)
+            found.invalidations.forget()
             if was_lost:
                 spawn("redis-reconcile", self._reconcile, found)
 
@@ -334,7 +334,7 @@ class ClusterPlacement:
             return
         if push[1] is None:
             for each in self.partitions():
-                each.invalidations.take(None)
+                each.invalidations.forget()
             return
         start = len(self._options.global_keyprefix.encode()) + 1
         for key in push[1]:
@@ -342,7 +342,7 @@ class ClusterPlacement:
                 key[start : key.find(b"}", start)].decode("utf-8", "replace")
             )
             if found is not None:
-                found.invalidations.take([key])
+                found.invalidations.take([push[0], [key]])
 
 
 class _Passing:

@@ -212,48 +212,16 @@ def marked_redelivered(
 
 
 class Delivery(envelope.Delivery):
-    """A message as it lies in the list.
-
-    Arguments:
-        field: under which it is held, which is its delivery tag too.
-        raw: the envelope.
+    """A message as it lies in the list, held under a field which is its delivery tag, too.
 
     Attributes:
         is_broadcast: it came from a fan-out channel, and nothing holds it.
         is_repeated: a consumer of this connection has requeued it.
     """
 
-    __slots__ = ("is_broadcast", "is_repeated")
-
-    def __init__(
-        self,
-        channel: StoreChannel[Any] | None,
-        field: str,
-        number: int,
-        raw: bytes,
-        queue: str,
-        consumer: Any = None,
-        waiting: int | None = None,
-        is_broadcast: bool = False,
-    ) -> None:
-        super().__init__(channel, field, number, raw, queue, consumer, waiting)
-        self.is_broadcast = is_broadcast
-        self.is_held = not is_broadcast
-        self.is_repeated = False
-
-    def given_to(self, consumer: Any) -> Delivery:
-        """Return the same for a consumer; for messages of fan-out, which have no channel before."""
-        given = Delivery(
-            consumer.channel,
-            self.delivery_tag,
-            self.number,
-            self.raw,
-            self.queue,
-            consumer,
-            is_broadcast=True,
-        )
-        given.is_repeated = self.is_repeated
-        return given
+    __slots__ = ()
+    is_broadcast = False
+    is_repeated = False
 
     @property
     def claimed(self) -> Claimed:
@@ -281,3 +249,31 @@ class Delivery(envelope.Delivery):
     @property
     def redelivered(self) -> bool:
         return bool(self.is_repeated or super().redelivered or self.headers.get("redelivered"))
+
+
+class Broadcast(Delivery):
+    """A message that came from a fan-out channel."""
+
+    __slots__ = ("is_repeated",)
+    is_broadcast = True
+
+    def __init__(
+        self,
+        channel: StoreChannel[Any] | None,
+        tag: str,
+        number: int,
+        raw: bytes,
+        queue: str,
+        consumer: Any = None,
+    ) -> None:
+        super().__init__(channel, tag, number, raw, queue, consumer)
+        self.is_held = False
+        self.is_repeated = False
+
+    def given_to(self, consumer: Any) -> Broadcast:
+        """Return the same for a consumer."""
+        given = Broadcast(
+            consumer.channel, self.delivery_tag, self.number, self.raw, self.queue, consumer
+        )
+        given.is_repeated = self.is_repeated
+        return given

@@ -102,16 +102,6 @@ def router_of(options: RedisOptions, exchange: str, type: str) -> Callable[[], R
     return partial(BroadcastRouter, exchange)
 
 
-class Listener(Protocol):
-    """Takes what subscriptions bring."""
-
-    def deliver(self, queue: str, raw: bytes) -> None:
-        """Deliver a message to the consumers of a queue.  In the reader."""
-
-    def report_gap(self, queues: Iterable[str], seconds: float) -> None:
-        """Tell that queues were not subscribed for some time.  May switch."""
-
-
 class Shards(Protocol):
     """The subscriptions of one link to shard channels."""
 
@@ -159,7 +149,7 @@ class Fanout:
         state: BrokerState,
         feeds: Mapping[str, RedisFeed],
         gap_before: Callable[[str], float | None],
-        shards: Callable[[Listener], Shards | None],
+        shards: Callable[[Fanout], Shards | None],
     ) -> None:
         self._commands = commands
         self._server = server

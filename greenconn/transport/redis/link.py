@@ -45,7 +45,6 @@ from greenconn.transport.redis.errors import PASSING, LinkLost
 from greenconn.transport.redis.fanout import (
     BroadcastRouter,
     Fanout,
-    Listener,
     Shards,
     router_of,
     topic_of,
@@ -637,7 +636,7 @@ class Placement(Protocol):
     def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
         """Return what *channel* publishes with."""
 
-    def shards(self, listener: Listener) -> Shards | None:
+    def shards(self, fanout: Fanout) -> Shards | None:
         """Return the subscriptions to shard channels; None: there are to be none."""
 
     def of(self, name: str) -> Partition:
@@ -709,7 +708,8 @@ class SinglePlacement:
     def open(self, deadline: Deadline) -> str:
         """See :class:`Placement`."""
         commands = self.commands
-        pipeline, welcome = self.server.open(deadline, self._on_push, self._on_lost)
+        take = self.whole.invalidations.take
+        pipeline, welcome = self.server.open(deadline, take, self._on_lost)
         owner = owner_of(welcome.client_id)
         try:
             commands.begin(pipeline, welcome.protocol, owner)
@@ -731,7 +731,7 @@ class SinglePlacement:
             return ReplicatedPublisher(channel, link, self._confirms)
         return RedisPublisher(channel, link)
 
-    def shards(self, listener: Listener) -> Shards | None:
+    def shards(self, fanout: Fanout) -> Shards | None:
         """Return None: a single server has no shards."""
         return None
 
@@ -776,10 +776,6 @@ class SinglePlacement:
         self.commands.pipeline.forget()
 
     # In the reader: nothing here may switch or run user code.
-
-    def _on_push(self, push: list[Any]) -> None:
-        if push[0] == b"invalidate":
-            self.whole.invalidations.take(push[1])
 
     def _on_lost(self, exc: LinkLost) -> None:
         self._link.end(exc)

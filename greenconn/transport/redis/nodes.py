@@ -57,7 +57,7 @@ from greenconn.transport.redis.errors import (
     ServerNotReady,
     as_error,
 )
-from greenconn.transport.redis.pipeline import ENDLESS, CommandCalls, Pipeline, ignore
+from greenconn.transport.redis.pipeline import ENDLESS, CommandPipeline, Pipeline, ignore
 from greenconn.transport.redis.publishing import ReplicaConfirms
 from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
 from greenconn.transport.redis.server import Address, Login, Welcome, check_eviction, open_pipeline
@@ -552,7 +552,7 @@ class SlotWriter:
         get_hub().loop.run_callback(callback)
 
 
-class SlotPipeline(CommandCalls):
+class SlotPipeline(CommandPipeline):
     """The way of commands to one slot.
 
     Arguments:

@@ -67,32 +67,71 @@ class CommandWriter(Protocol):
 
     @property
     def must_wait(self) -> bool:
-        """Whether :meth:`CommandCalls.wait_writable` is to be called before a command."""
+        """Whether :meth:`CommandPipeline.wait_writable` is to be called before a command."""
 
     def before_flush(self, callback: Callable[[], None]) -> None:
         """Call *callback* in the hub when this turn ends, before the flush.  Never switches."""
 
 
-class CommandCalls(ABC):
-    """The calls that wait for their replies, over commands that are posted.
+class CommandPipeline(ABC):
+    """The way of commands to a server: one socket, or those to the nodes of a cluster.
 
     Attributes:
+        is_repeated: the command whose callback runs may have been carried out before, when a socket
+            was lost before its reply.
+        lost: why nothing more can be sent; None while it can.
+        where: the URL, password masked, for messages.
         writer: the sending side.
     """
 
+    is_repeated: bool
+    lost: BaseException | None
+    where: str
     writer: CommandWriter
 
     @abstractmethod
     def post(self, command: bytes, callback: ReplyCallback | None = None) -> None:
         """Send one command; *callback* gets its reply.  Never switches."""
 
+    def post_all(self, commands: Sequence[bytes], callback: ReplyCallback) -> list[Any]:
+        """Send several commands; *callback* gets the last reply.  Never switches.
+
+        Returns:
+            what the other replies are put into.
+        """
+        replies: list[Any] = []
+        for command in commands[:-1]:
+            self.post(command, replies.append)
+        self.post(commands[-1], callback)
+        return replies
+
     @abstractmethod
     def wait_writable(self, deadline: Deadline) -> None:
         """Let other greenlets run, or wait for a slow server, where that is due.  May switch."""
 
     @abstractmethod
+    def drain(self, deadline: Deadline = ENDLESS) -> None:
+        """Wait until what was written has left.  May switch."""
+
+    @abstractmethod
     def error(self, reply: BaseException, what: str = "") -> BaseException:
         """Return the exception to raise for a reply that is one; what ends the link ends it."""
+
+    @abstractmethod
+    def interrupted(self, exc: BaseException) -> None:
+        """Fail, as an exception came between two steps that belong together.  Never switches."""
+
+    @abstractmethod
+    def end(self, exc: BaseException) -> None:
+        """End it because it is of no use any more, and tell its owner.  Never switches."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close it; who still waits gets an error.  Never switches."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Forget it in the child of a fork: the parent owns it."""
 
     def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
         """Write one command and return its reply.  May switch.
@@ -127,10 +166,7 @@ class CommandCalls(ABC):
         if self.writer.must_wait:
             self.wait_writable(deadline)
         slot: Slot[Any] = Slot()
-        replies: list[Any] = []
-        for command in commands[:-1]:
-            self.post(command, replies.append)
-        self.post(commands[-1], slot.offer)
+        replies = self.post_all(commands, slot.offer)
         replies.append(slot.wait(deadline))
         for reply in replies:
             if isinstance(reply, Exception):
@@ -138,7 +174,7 @@ class CommandCalls(ABC):
         return replies
 
 
-class Pipeline(PipelineLife, CommandCalls):
+class Pipeline(PipelineLife, CommandPipeline):
     """One socket to a Redis server, with the callbacks of the replies that are due.
 
     Arguments:
@@ -157,7 +193,7 @@ class Pipeline(PipelineLife, CommandCalls):
     writer: Writer
     lost_error = LinkLost
     #: A command is never sent again: the link ends with the socket.
-    is_repeated: Final = False
+    is_repeated = False
 
     def __init__(
         self,
@@ -205,6 +241,21 @@ class Pipeline(PipelineLife, CommandCalls):
         except BaseException as exc:
             self.interrupted(exc)
             raise
+
+    def post_all(self, commands: Sequence[bytes], callback: ReplyCallback) -> list[Any]:
+        if self.lost is not None:
+            return super().post_all(commands, callback)
+        replies: list[Any] = []
+        callbacks = self._callbacks
+        if not callbacks:
+            self._waits_since = monotonic()
+        try:
+            callbacks.extend([*[replies.append] * (len(commands) - 1), callback])
+            self.writer.write(b"".join(commands))
+        except BaseException as exc:
+            self.interrupted(exc)
+            raise
+        return replies
 
     def post_quiet(self, command: bytes, on_error: Callable[[Exception], Any]) -> None:
         """Write a command that has no reply unless it fails; one with a reply must follow."""
@@ -261,14 +312,7 @@ class Pipeline(PipelineLife, CommandCalls):
             TimeoutError: not all replies came before the deadline.
         """
         slot: Slot[Any] = Slot()
-        replies: list[Any] = []
-        self._waits_since = monotonic()
-        try:
-            self._callbacks.extend([replies.append] * (len(commands) - 1))
-            self.post(b"".join(commands), slot.offer)
-        except BaseException as exc:
-            self.interrupted(exc)
-            raise
+        replies = self.post_all(commands, slot.offer)
         replies.append(slot.wait(deadline))
         return replies
 
@@ -286,7 +330,12 @@ class Pipeline(PipelineLife, CommandCalls):
     def _on_data(self, data: bytes) -> None:
         callbacks = self._callbacks
         try:
-            for reply in self._parser.feed(data):
+            error = None
+            try:
+                replies = self._parser.feed(data)
+            except ProtocolError as exc:
+                replies, error = self._parser.before_error, exc
+            for reply in replies:
                 if reply.__class__ is Push or (self.takes_arrays and _is_message(reply)):
                     self._on_push(reply)
                 elif callbacks:
@@ -297,6 +346,8 @@ class Pipeline(PipelineLife, CommandCalls):
                     raise NotRedis(f"{self.where}: unexpected reply: {reply!r:.60}")
                 if self.lost is not None:
                     return
+            if error is not None:
+                raise error
         except ProtocolError as exc:
             raise NotRedis(f"{self.where} does not speak Redis' protocol: {exc}") from exc
         except (TypeError, ValueError, LookupError, AttributeError) as exc:
@@ -483,59 +534,6 @@ _TRACK: Final = pack("CLIENT", "TRACKING", "ON")
 def as_pairs(reply: Any) -> dict[bytes, bytes]:
     """Return a reply that has names with their values, in the form of either protocol."""
     return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-
-
-class CommandPipeline(Protocol):
-    """The way of commands to a server: one socket, or those to the nodes of a cluster.
-
-    Attributes:
-        is_repeated: the command whose callback runs may have been carried out before, when a socket
-            was lost before its reply.
-        lost: why nothing more can be sent; None while it can.
-        where: the URL, password masked, for messages.
-        writer: the sending side.
-    """
-
-    @property
-    def is_repeated(self) -> bool: ...
-    @property
-    def lost(self) -> BaseException | None: ...
-    @property
-    def where(self) -> str: ...
-    @property
-    def writer(self) -> CommandWriter: ...
-
-    def post(self, command: bytes, callback: Callable[[Any], Any] | None = None) -> None:
-        """Write one command; *callback* gets its reply.  Never switches."""
-
-    def call(self, command: bytes, deadline: Deadline = ENDLESS, what: str = "") -> Any:
-        """Write one command and return its reply.  May switch."""
-
-    def call_all(
-        self, commands: Sequence[bytes], deadline: Deadline = ENDLESS, what: str = ""
-    ) -> list[Any]:
-        """Write several commands at once and return their replies.  May switch."""
-
-    def wait_writable(self, deadline: Deadline) -> None:
-        """Let other greenlets run, or wait for a slow server, where that is due.  May switch."""
-
-    def drain(self, deadline: Deadline = ENDLESS) -> None:
-        """Wait until what was written has left.  May switch."""
-
-    def error(self, reply: BaseException, what: str = "") -> BaseException:
-        """Return the exception to raise for a reply that is one; what ends the link ends it."""
-
-    def interrupted(self, exc: BaseException) -> None:
-        """Fail, as an exception came between two steps that belong together.  Never switches."""
-
-    def end(self, exc: BaseException) -> None:
-        """End it because it is of no use any more, and tell its owner.  Never switches."""
-
-    def close(self) -> None:
-        """Close it; who still waits gets an error.  Never switches."""
-
-    def forget(self) -> None:
-        """Forget it in the child of a fork: the parent owns it."""
 
 
 class Commands:

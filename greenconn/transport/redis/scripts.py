@@ -481,12 +481,6 @@ def mark() -> bytes:
     return b"%.6f" % time()
 
 
-def packed_mark() -> bytes:
-    """Return the same as the last argument of a command."""
-    # It has 17 characters from 2001 to 2286.
-    return b"$17\r\n%.6f\r\n" % time()
-
-
 class Scripts:
     """Calls of scripts over one connection: which of them the server has seen on it."""
 

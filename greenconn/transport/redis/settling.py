@@ -30,7 +30,7 @@ from greenconn.broker.port import Claimed, Entry, Settlement
 from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.redis.envelope import Delivery, marked_redelivered
+from greenconn.transport.redis.envelope import Broadcast, Delivery, marked_redelivered
 from greenconn.transport.redis.fanout import broadcast_command, topic_of
 from greenconn.transport.redis.maintenance import delayed_text
 from greenconn.transport.redis.options import HIGHEST, Keys
@@ -439,7 +439,6 @@ class RedisSettler:
     def ack(self, handles: Sequence[Any], done: Done) -> None:
         """Tell that messages were handled.  Never switches."""
         pipeline, keys = self._commands.pipeline, self._commands.keys
-        removed: list[Any] = []
         count = len(handles)
 
         def unlisted(reply: Any) -> None:
@@ -447,8 +446,8 @@ class RedisSettler:
             if pipeline.lost is None:
                 done(None if removed[0] == count else _outcome(pipeline, removed[0], count))
 
-        pipeline.post(pack(b"HDEL", keys.unacked, *handles), removed.append)
-        pipeline.post(pack(b"ZREM", keys.unacked_index, *handles), unlisted)
+        asked = pack(b"HDEL", keys.unacked, *handles), pack(b"ZREM", keys.unacked_index, *handles)
+        removed = pipeline.post_all(asked, unlisted)
 
     def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
         """Cut what one turn has brought into what one call of the script takes.
@@ -507,7 +506,7 @@ class RedisSettler:
     def return_unheld(self, delivery: Delivery) -> None:
         """Requeue a delivery that the server does not hold for us.  Never switches."""
         commands = self._commands
-        if delivery.is_broadcast:
+        if isinstance(delivery, Broadcast):
             feed = self._feeds.get(delivery.queue)
             if feed is not None and feed.consumers:
                 feed.source.broadcast_again(delivery)

@@ -40,7 +40,7 @@ from greenconn.green.slot import Condition, Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import LinkLost, NodeLost
-from greenconn.transport.redis.fanout import Listener, read_shard_message
+from greenconn.transport.redis.fanout import Fanout, read_shard_message
 from greenconn.transport.redis.nodes import NOT_SERVED, Nodes, Place, place_named
 from greenconn.transport.redis.pipeline import PING, Commands, Pipeline, ignore
 from greenconn.wire.resp import ErrorReply, pack
@@ -144,21 +144,21 @@ class ShardChannel:
         name: of the channel.
         shards: of the link.
         nodes: of the cluster.
-        listener: gets the gaps.
+        fanout: gets the gaps.
 
     Attributes:
         state: see the module's theory.
     """
 
     def __init__(
-        self, exchange: str, name: bytes, shards: ClusterShards, nodes: Nodes, listener: Listener
+        self, exchange: str, name: bytes, shards: ClusterShards, nodes: Nodes, fanout: Fanout
     ) -> None:
         self.exchange = exchange
         self.name = name
         self._slot = key_slot(name)
         self._shards = shards
         self._nodes = nodes
-        self._listener = listener
+        self._fanout = fanout
         self.state: ShardState = _SEEKING
         #: Pattern -> the queues that listen for it.
         self._listening: dict[bytes, dict[str, None]] = {}
@@ -245,7 +245,7 @@ class ShardChannel:
         since, self._lost_at = self._lost_at, None
         if since is not None and self.state is _LISTENING:
             queues = {each for queues in self._listening.values() for each in queues}
-            self._listener.report_gap(queues, monotonic() - since)
+            self._fanout.report_gap(queues, monotonic() - since)
 
     def _seek(self) -> None:
         """Subscribe at the node that serves the slot.  May switch."""
@@ -338,7 +338,7 @@ class ClusterShards:
         commands: of the link.
         nodes: of the cluster.
         name_of: returns the shard channel of an exchange.  Never switches.
-        listener: takes messages.
+        fanout: takes messages.
     """
 
     def __init__(
@@ -346,12 +346,12 @@ class ClusterShards:
         commands: Commands,
         nodes: Nodes,
         name_of: Callable[[str], bytes],
-        listener: Listener,
+        fanout: Fanout,
     ) -> None:
         self._commands = commands
         self._nodes = nodes
         self._name_of = name_of
-        self._listener = listener
+        self._fanout = fanout
         self._flight = SingleFlight("redis-shard-socket")
         self._sockets: dict[Place, ShardSocket] = {}
         self._channels: dict[bytes, ShardChannel] = {}
@@ -371,7 +371,7 @@ class ClusterShards:
             name = self._name_of(exchange)
             channel = self._channels.get(name)
             if channel is None:
-                channel = ShardChannel(exchange, name, self, self._nodes, self._listener)
+                channel = ShardChannel(exchange, name, self, self._nodes, self._fanout)
                 self._channels[name] = channel
             channel.add(queue, pattern)
             channels[channel] = None
@@ -456,7 +456,7 @@ class ClusterShards:
             )
             return
         for queue in channel.queues(topic):
-            self._listener.deliver(queue, raw)
+            self._fanout.deliver(queue, raw)
 
     def ended(self, name: bytes, pipeline: Pipeline) -> None:
         """Note that a node has ended a subscription."""

@@ -15,7 +15,6 @@ from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.state import MOVES as SESSION_MOVES
 from greenconn.transport.amqp.consuming import CONSUMER_MOVES
-from greenconn.transport.redis.claiming import WATCH_MOVES
 from greenconn.transport.redis.nodes import SLOT_MOVES
 from greenconn.transport.virtual.channel import CHANNEL_MOVES
 
@@ -29,7 +28,6 @@ TABLES: dict[str, Table] = {
     "channel": CHANNEL_MOVES,
     "consumer of AMQP": CONSUMER_MOVES,
     "feed": FEED_MOVES,
-    "watch of Redis": WATCH_MOVES,
     "slot of a cluster": SLOT_MOVES,
 }
 

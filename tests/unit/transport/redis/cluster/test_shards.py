@@ -9,6 +9,7 @@ import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.options import Keys, RedisOptions
 from greenconn.transport.redis.pipeline import Commands
 from greenconn.transport.redis.shards import (
@@ -28,7 +29,7 @@ SUBSCRIBE, UNSUBSCRIBE = "SSUBSCRIBE {0}/0.news", "SUNSUBSCRIBE {0}/0.news"
 ALL = [("news", b"/0.news"), ("news", b"/0.news/*")]
 
 
-class Got:
+class Got(Fanout):
     """What came: messages by their queues, and gaps."""
 
     def __init__(self) -> None:
