@@ -22,7 +22,7 @@ from greenconn.green.hub import get_gevent_concurrent_error
 from greenconn.identity import uuid
 from greenconn.log import get_logger
 from greenconn.messaging import Consumer, Producer
-from greenconn.messaging.inbox import ConsumerInbox
+from greenconn.messaging.consumer import ConsumerInbox
 from greenconn.serialization import registry as serializers
 from greenconn.transport.base import Link
 

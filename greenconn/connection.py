@@ -13,6 +13,7 @@ publishes needs no consumers, and one that is about to fork needs neither.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -23,6 +24,9 @@ from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+from gevent import Greenlet
+from gevent.event import Event
+
 from greenconn.checks import Seconds, check_keywords, in_seconds, is_connection, maybe_channel
 from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
@@ -30,22 +34,27 @@ from greenconn.exceptions import (
     ConnectionLimitExceeded,
     OperationalError,
     RecoverableConnectionError,
+    error_text,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.state import State, moved
+from greenconn.green.supervisor import spawn
 from greenconn.options import BROKER_HEARTBEAT, ConnectOptions
-from greenconn.session.broker import STRATEGIES, URI_FIELDS, Broker, Failover
-from greenconn.session.configuration import UNNAMED, configured
-from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
-from greenconn.session.parameters import (
+from greenconn.session.broker import (
     DEFAULT_TRANSPORT,
+    STRATEGIES,
+    UNNAMED,
+    URI_FIELDS,
+    Broker,
+    Failover,
     ParameterKey,
     Parameters,
     check_scheme,
     combined,
+    configured,
 )
-from greenconn.session.session import Listeners, Session, sessions_in_use
-from greenconn.session.state import SessionState
+from greenconn.session.ensure import Revival, ensure_open, ensured, library_errors, retry_options
+from greenconn.session.session import Listeners, Session, SessionState, sessions_in_use
 from greenconn.transport import get_transport_cls
 from greenconn.transport.base import Factories, Link
 from greenconn.url import split_urls
@@ -816,8 +825,6 @@ class Connection:
         if self.session.broker.has_base_contract:
             self.transport.register_with_event_loop(self.connection, loop)
         else:
-            from greenconn.session.event_fd import EventDescriptor  # for loops beside the hub's
-
             EventDescriptor(self, loop)
 
     def maybe_close_channel(self, channel: Channel) -> None:
@@ -1028,6 +1035,77 @@ class Connection:
         facade._loan = None
         facade.session = self.session
         return facade
+
+
+class EventDescriptor:
+    """A pipe that *loop* watches: it is readable while an event of *connection* waits.
+
+    The loop's callback drains all events.  The pipe is closed with the connection.
+
+    Arguments:
+        loop: anything with ``add_reader(fd, callback)``, running in a greenlet.
+
+    Raises:
+        TypeError: *loop* has no ``add_reader``.
+        WrongHub: the connection belongs to another thread.
+    """
+
+    def __init__(self, connection: Connection, loop: Any) -> None:
+        if not hasattr(loop, "add_reader"):
+            raise TypeError(f"loop must have a method add_reader(fd, callback), got {loop!r}")
+        self._connection = connection
+        self._session = connection.session
+        self._session.check_hub()
+        self._loop = loop
+        self._drained = Event()
+        self._readable, self._writable = os.pipe()
+        for descriptor in (self._readable, self._writable):
+            os.set_blocking(descriptor, False)
+        loop.add_reader(self._readable, self.drain)
+        self._session.on_closed.append(self.close)
+        self._watcher: Greenlet[..., Any] = spawn("event-fd", self._watch)
+
+    def drain(self) -> None:
+        """Run all events that wait: the loop's callback.  May switch."""
+        try:
+            os.read(self._readable, 64)
+        except BlockingIOError:
+            return
+        try:
+            while True:
+                self._connection.drain_events(timeout=0)
+        except TimeoutError:
+            pass
+        finally:
+            self._drained.set()
+
+    def close(self) -> None:
+        """Take the descriptor from the loop and close it."""
+        self._session.on_closed.remove(self.close)
+        self._watcher.kill(block=False)
+        remove = getattr(self._loop, "remove_reader", None) or getattr(self._loop, "remove", None)
+        if remove is not None:
+            remove(self._readable)
+        os.close(self._readable)
+        os.close(self._writable)
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                events = self._session.wait_ready(Deadline()).link.events
+                events.put_back(events.get(Deadline()))
+            except (OperationalError, RecoverableConnectionError, OSError) as exc:
+                logger.debug(
+                    "no event: %s",
+                    error_text(exc),
+                    extra={"connection": self._session.broker.label},
+                )
+                if self._session.is_closed:
+                    return
+                continue
+            self._drained.clear()
+            os.write(self._writable, b"!")
+            self._drained.wait()
 
 
 class _Truth(int):

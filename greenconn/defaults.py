@@ -32,10 +32,8 @@ from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green import atexit as green_atexit
 from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
-from greenconn.session import configuration
-from greenconn.session.configuration import DEFAULT_URL, Configuration
-from greenconn.session.parameters import check_is_url
-from greenconn.session.services import OWN_CONNECTION
+from greenconn.session.broker import DEFAULT_URL, Configuration, check_is_url
+from greenconn.session.session import OWN_CONNECTION
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,14 +82,14 @@ class _HubConnections:
     """The default connections of one hub, and the connections that it keeps by URL."""
 
     def __init__(self) -> None:
-        self.configuration = configuration.current
+        self.configuration = Configuration.current
         self.default = _Pair(_made(self.configuration))
         self.by_url: dict[str, _Pair] = {}
         _close_at_exit()
 
     def connection(self, kind: Kind) -> Connection:
         """Return the default connection for *kind*.  May switch when ``configure`` was called since."""
-        if self.configuration is not configuration.current:
+        if self.configuration is not Configuration.current:
             self.renew()
         return self.default[kind]
 
@@ -105,7 +103,7 @@ class _HubConnections:
 
     def renew(self) -> None:
         """Close the default connections, as ``configure`` was called since.  May switch."""
-        self.configuration = configuration.current
+        self.configuration = Configuration.current
         old, self.default = self.default, _Pair(_made(self.configuration))
         _close_all(old.take())
 
@@ -156,7 +154,7 @@ def configure(
         _made(new)()  # made to be checked; it never opens
         if not connection_kwargs.get("transport"):
             check_is_url("url", url)
-    configuration.replace(new)
+    Configuration.current = new
     kept = _kept.pop()
     if kept is not None:
         fresh = _kept.get()
@@ -166,7 +164,7 @@ def configure(
 
 def declare_by_name() -> bool | None:
     """Return the argument *declare_by_name* of the last :func:`configure`.  Never switches."""
-    return configuration.current.declare_by_name
+    return Configuration.current.declare_by_name
 
 
 def default_connection(kind: Kind) -> Connection:
@@ -246,7 +244,7 @@ def _choose_publisher(connection: Connection) -> None:
 
 def reset() -> None:
     """Close this thread's default connections and discard the configuration.  May switch."""
-    configuration.replace(Configuration())
+    Configuration.current = Configuration()
     kept = _kept.pop()
     if kept is not None:
         _close_all(kept.take())

@@ -21,7 +21,7 @@ from greenconn.green.hub import PerHub
 from greenconn.green.supervisor import spawn
 from greenconn.messaging import Producer as _Producer
 from greenconn.resource import RelendingPool, Resource
-from greenconn.session.parameters import ParameterKey
+from greenconn.session.broker import ParameterKey
 
 if TYPE_CHECKING:
     from greenconn.connection import Connection

@@ -22,7 +22,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.single_flight import SingleFlight
 from greenconn.messaging import Consumer, Producer
-from greenconn.messaging.inbox import ConsumerInbox
+from greenconn.messaging.consumer import ConsumerInbox
 from greenconn.session.session import Session
 from greenconn.transport.base import Link
 

@@ -22,7 +22,7 @@ from _pytest.raises import RaisesExc
 
 import greenconn
 from greenconn.credentials import Token
-from greenconn.session.parameters import Parameters
+from greenconn.session.broker import Parameters
 
 PACKAGE: Final = str(Path(greenconn.__file__).resolve().parent)
 #: A shorter password may be part of any word.

@@ -17,7 +17,7 @@ from greenconn.cli.options import (
 
 if TYPE_CHECKING:
     from greenconn.message import Message
-    from greenconn.publishing.message import OutgoingMessage
+    from greenconn.publishing.publisher import OutgoingMessage
 
 
 @click.command("move")
@@ -59,7 +59,7 @@ def command(
     from greenconn.cli.broker import connection_to, interruptible
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
-    from greenconn.publishing.message import PublishOptions
+    from greenconn.publishing.publisher import PublishOptions
     from greenconn.worker.failures import OBEYED, count_of, move, priority_of, resent
 
     is_meant = _filter(dict(parse_pair(each) for each in headers), contains)

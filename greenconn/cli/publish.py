@@ -21,7 +21,7 @@ from greenconn.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.publishing.message import OutgoingMessage
+    from greenconn.publishing.publisher import OutgoingMessage
 
 #: Messages that are under way at once, and bytes in their bodies.
 WINDOW: Final = 1000
@@ -262,7 +262,7 @@ class _Messages:
     """
 
     def __init__(self, queue: str | None, exchange: str | None, options: dict[str, Any]) -> None:
-        from greenconn.publishing.message import PublishOptions
+        from greenconn.publishing.publisher import PublishOptions
 
         self._queue = queue
         self._exchange = exchange
@@ -329,7 +329,7 @@ class _Messages:
             priority: of a record, where no option says it.
         """
         from greenconn.entity import Exchange
-        from greenconn.publishing.message import PublishOptions
+        from greenconn.publishing.publisher import PublishOptions
 
         address = exchange, key, priority
         found = self._kept.get(address)
@@ -354,7 +354,7 @@ def _properties(texts: Sequence[str]) -> dict[str, Any]:
         click.BadParameter: one is unknown, or its value is wrong.
     """
     from greenconn.cli.bodies import parse_pair
-    from greenconn.publishing.message import PROPERTIES
+    from greenconn.publishing.publisher import PROPERTIES
 
     known = PROPERTIES | {"content_encoding", "delivery_mode"}
     found: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from greenconn.encoding import charset, safe_repr
 from greenconn.jsoncodec import dumps as json_dumps
 from greenconn.jsoncodec import encode, loads
 from greenconn.message import Message
-from greenconn.publishing.message import PROPERTIES
+from greenconn.publishing.publisher import PROPERTIES
 from greenconn.serialization import dumps
 from greenconn.worker.failures import NOT_COPIED
 

@@ -24,7 +24,7 @@ from gevent import Timeout
 
 from greenconn.defaults import default_connection
 from greenconn.message import Message
-from greenconn.publishing.message import Target
+from greenconn.publishing.publisher import Target
 from greenconn.service.app import App
 
 __all__ = ["instrument"]

@@ -46,15 +46,14 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS
-from greenconn.publishing.message import OutgoingMessage, PublishOptions, Target
-from greenconn.publishing.publisher import Publisher
+from greenconn.publishing.publisher import OutgoingMessage, Publisher, PublishOptions, Target
 from greenconn.session.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.abc import Channel
-    from greenconn.publishing.message import OutgoingMessage, PublishArguments
+    from greenconn.publishing.publisher import OutgoingMessage, PublishArguments
 
 #: Messages that are under way at once, and bytes in their bodies.
 WINDOW: Final = 1000

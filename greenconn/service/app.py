@@ -45,11 +45,11 @@ from greenconn.green.hub import PerHub
 from greenconn.green.ticker import name_of
 from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
-from greenconn.publishing.message import Target
+from greenconn.publishing.publisher import Target
 from greenconn.service.periodic import Clock, Cron, Every, Schedule, check_periodic, spawn_periodic
 from greenconn.service.rpc import call, check_server, spawn_server
 from greenconn.service.shutdown import Service
-from greenconn.session.parameters import check_is_url
+from greenconn.session.broker import check_is_url
 from greenconn.worker.consumer import (
     ConsumerGreenlet,
     check_consumer,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.connection import ConnectionArguments
-    from greenconn.publishing.message import PublishArguments
+    from greenconn.publishing.publisher import PublishArguments
     from greenconn.testing import MemoryBroker
     from greenconn.worker.options import ConsumerArguments, ServerArguments
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection
 from greenconn.entity import Queue
-from greenconn.entity.existence import ensure_declared
+from greenconn.entity.declaration import ensure_declared
 from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.green.threadpool import in_hub_thread

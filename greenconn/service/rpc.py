@@ -25,7 +25,7 @@ from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
 from greenconn.encoding import safe_repr
 from greenconn.entity import Exchange, Queue
-from greenconn.entity.existence import expected_queues, is_expected, wait_declared
+from greenconn.entity.declaration import expected_queues, is_expected, wait_declared
 from greenconn.exceptions import (
     NEVER_REPEATED,
     OperationalError,
@@ -44,8 +44,13 @@ from greenconn.identity import uuid
 from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publisher_of
-from greenconn.publishing.message import SHORT, TRANSIENT, OutgoingMessage, PublishOptions
-from greenconn.publishing.publisher import Publisher
+from greenconn.publishing.publisher import (
+    SHORT,
+    TRANSIENT,
+    OutgoingMessage,
+    Publisher,
+    PublishOptions,
+)
 from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.channels import begin_channel
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from greenconn.message import Message
-    from greenconn.publishing.message import PublishArguments
+    from greenconn.publishing.publisher import PublishArguments
     from greenconn.transport.base import Link
     from greenconn.worker.options import ServerArguments
 

@@ -32,12 +32,12 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.session.state import Life, is_open
+from greenconn.transport.base import is_open
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.green.pool import FairPool
-    from greenconn.session.session import Session
+    from greenconn.session.session import Life, Session
     from greenconn.transport.base import Transport
 
 T = TypeVar("T")

@@ -49,7 +49,7 @@ from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import Broker
-from greenconn.session.state import drop, is_open
+from greenconn.transport.base import drop, is_open
 
 logger = logging.getLogger("greenconn.session")
 

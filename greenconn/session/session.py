@@ -20,39 +20,164 @@ All attributes belong to the session's hub; none is touched from a hub callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
-from time import time
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakSet
 
-from gevent import get_hub
+from gevent import Greenlet, get_hub
+from greenlet import getcurrent
 
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, error_text, raise_error
 from greenconn.green import fork
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import HubAffinity, PerHub, yield_to_hub
+from greenconn.green.retry import RetryPolicy, attempts
+from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Condition
-from greenconn.green.state import moved
+from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, notify
 from greenconn.session.broker import Broker
 from greenconn.session.channels import Channels, UtilityChannels, begin_channel
 from greenconn.session.connect import Connector, ConnectOutcome
-from greenconn.session.recovery import Members, SessionRecovery
-from greenconn.session.services import SessionServices
-from greenconn.session.state import MOVES, Life, SessionState, drop, is_open
 from greenconn.session.topology import Topology
+from greenconn.transport.base import Link, TransportState, drop, is_open
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel, Recoverable
+    from greenconn.connection import Connection
+    from greenconn.publishing.publisher import Publisher
+    from greenconn.service.rpc import _RpcClient as RpcClient
+    from greenconn.worker.group import ConsumerGroup
+
 
 logger = logging.getLogger("greenconn.session")
 
 
-#: Used for each event that is drained: looking up a member of an Enum has a cost.
-_OPEN: Final = SessionState.OPEN
-_CLOSED: Final = SessionState.CLOSED
+class SessionState(State):
+    """The stages in the life of a logical connection."""
+
+    #: No link, and none is needed: never used, lost without anything to recover, or dropped.
+    IDLE = "idle"
+    #: An attempt to open a link is under way or about to begin.
+    OPENING = "opening"
+    #: There is a link, and everything that belongs on it is there.
+    OPEN = "open"
+    #: A link was lost and what belonged on it is being brought back, in the background.
+    RECOVERING = "recovering"
+    #: Closed by the user; explicit use opens it again.
+    CLOSED = "closed"
+
+
+MOVES: Final[Mapping[SessionState, frozenset[SessionState]]] = {
+    SessionState.IDLE: frozenset({SessionState.OPENING, SessionState.CLOSED}),
+    SessionState.OPENING: frozenset(
+        {
+            SessionState.OPEN,
+            # Members of a former life wait for the link that was just opened.
+            SessionState.RECOVERING,
+            SessionState.IDLE,
+            SessionState.CLOSED,
+        }
+    ),
+    SessionState.OPEN: frozenset({SessionState.RECOVERING, SessionState.IDLE, SessionState.CLOSED}),
+    SessionState.RECOVERING: frozenset(
+        {
+            SessionState.OPEN,
+            # The last member left, or the broker refuses us, while another greenlet still waits.
+            SessionState.OPENING,
+            SessionState.IDLE,
+            SessionState.CLOSED,
+        }
+    ),
+    # IDLE: pointed at another broker, or about to be used again.
+    SessionState.CLOSED: frozenset({SessionState.OPENING, SessionState.IDLE}),
+}
+
+
+class Life:
+    """All that begins with a link and ends with it.
+
+    Arguments:
+        link: what ``Transport.establish_connection`` returned; None for the time between two lives,
+            in which nothing is open and nothing is declared.
+        generation: number of this life, from 1; 0 between two lives.
+        transport: that of the link.
+    """
+
+    def __init__(
+        self, link: object | None = None, generation: int = 0, transport: object | None = None
+    ) -> None:
+        self.link: Any = link
+        self.transport: Any = transport
+        #: Whether the link knows when it is lost: that of a transport written for kombu is any object.
+        self.can_tell = hasattr(link, "is_open")
+        #: Whether its attribute ``lost`` says so, which takes no call.
+        self.keeps_lost = isinstance(link, Link)
+        self.generation = generation
+        #: Entities known to exist at the broker; a new life may find another broker.
+        self.declared_entities: set[Any] = set()
+        if isinstance(link, Link):
+            link.declared_entities = self.declared_entities  # a 404 takes out what is gone
+        #: Quorum queues that turned out to be deleted, by name, and when.
+        self.deleted_at: dict[str, float] = {}
+        #: For ``maybe_declare``: one declaration at a time of each entity.
+        self.declare_flight = SingleFlight("declare")
+        #: For opening channels that several greenlets want.
+        self.flight = SingleFlight("open-channel")
+        self.default_channel: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the link may be used."""
+        return bool(self.link.is_open) if self.can_tell else self.link is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the link may not be used any more, or there was none."""
+        return not self.is_open
+
+    def forget(self) -> None:
+        """Reset in the child of a fork, where no greenlet waits for an attempt."""
+        self.declare_flight.forget()
+        self.flight.forget()
+
+    def __repr__(self) -> str:
+        if self.link is None:
+            return "<Life: none>"
+        return f"<Life {self.generation}: {'open' if self.is_open else 'over'}>"
+
+
+class _Own(Enum):
+    CONNECTION = "the connection itself"
+
+
+#: Publishing needs no second connection.
+OWN_CONNECTION: Literal[_Own.CONNECTION] = _Own.CONNECTION
+
+
+class SessionServices:
+    """One of each, over all lives of a session; after a fork the child begins with none.
+
+    Who makes an object sets its attribute, and finds it there the next time.
+
+    Attributes:
+        consumers: set by the first consumer.
+        publisher: set by the first confirmed publish.
+        publishing_connection: the connection that publishes for this one, until this one is closed.
+        rpc_client: set by the first call.
+        transport_state: kept for transports.
+    """
+
+    def __init__(self) -> None:
+        self.consumers: ConsumerGroup | None = None
+        self.publisher: Publisher | None = None
+        self.publishing_connection: Connection | Literal[_Own.CONNECTION] | None = None
+        self.rpc_client: RpcClient | None = None
+        self.transport_state = TransportState()
 
 
 class Listeners(list[Callable[..., Any]]):
@@ -83,6 +208,233 @@ class Listeners(list[Callable[..., Any]]):
             listener(*args)
         except Exception:
             logger.exception("a listener of a connection failed: %r", listener)
+
+
+#: Seconds that one member may take to be restored: a few round trips, each bounded by the transport.
+RESTORE_TIMEOUT: Final = 30.0
+
+
+#: For a member that cannot be restored now, as long as the life lasts.
+RESTORING: Final = RetryPolicy(first=0.2, longest=10.0)
+
+
+class Members:
+    """Objects with ``recover(deadline)``, kept by strong reference in the order of registration.
+
+    When a life ends all of them are *due*: they have to be restored on the next one.  A member whose
+    restoring fails for a temporary reason (an exclusive queue that the broker still holds for the
+    old connection, a reply that did not come) is tried again by itself, with back-off, as long as
+    the life lasts, so that it does not delay the others.  A member that cannot be restored is
+    removed: its ``failed(exc)`` is called, if it has one, else ``drain_events`` raises the error.
+
+    Arguments:
+        broker: says whether an error of ``recover`` may pass.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        # By identity: a member need not be hashable, and equal ones are not the same.
+        self._all: dict[int, Recoverable] = {}
+        self._due: dict[int, Recoverable] = {}
+        self._retries: set[Greenlet[..., Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def are_due(self) -> bool:
+        """Whether there is an object to recover."""
+        return bool(self._due)
+
+    def add(self, member: Recoverable) -> None:
+        """Register *member*; again: changes nothing."""
+        self._all.setdefault(id(member), member)
+
+    def discard(self, member: Recoverable) -> None:
+        """Forget *member*."""
+        self._all.pop(id(member), None)
+        self._due.pop(id(member), None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._all.clear()
+        self._due.clear()
+        self.stop_retries()
+
+    def mark_due(self) -> None:
+        """Mark all members as due, as a life has ended.  Never switches."""
+        self.stop_retries()
+        self._due = dict(self._all)
+
+    def stop_retries(self) -> None:
+        """Give up what is tried again apart.  Never switches."""
+        retries, self._retries = self._retries, set()
+        for greenlet in retries:
+            if greenlet is not getcurrent():
+                greenlet.kill(block=False)
+
+    def forget(self) -> None:
+        """After a fork, in the child: members are the parent's."""
+        self.clear()
+
+    def recover(self, life: Life) -> None:
+        """Restore all that are due, in order, while *life* lasts.  May switch."""
+        while self._due and life.is_open:
+            key, member = next(iter(self._due.items()))
+            try:
+                member.recover(Deadline(RESTORE_TIMEOUT))
+            except Exception as exc:
+                if life.is_over:
+                    return  # lost again: it stays due
+                self._due.pop(key, None)
+                if self._broker.is_transient(exc):
+                    logger.info(
+                        "recovery of %r failed, and is tried again: %s",
+                        member,
+                        error_text(exc),
+                        extra={"connection": self._broker.label},
+                    )
+                    self._retry_apart(life, member, exc)
+                else:
+                    self.fail(life, member, exc)
+            else:
+                # A life that was lost in the last moment has made it due again.
+                if life.is_open:
+                    self._due.pop(key, None)
+
+    def fail_all(self, exc: BaseException) -> None:
+        """Tell the members that have ``failed`` that recovery was given up; they stay members."""
+        for member in list(self._due.values()):
+            _notify_failure(member, exc)
+
+    def fail(self, life: Life, member: Recoverable, exc: BaseException) -> None:
+        """Part with a member that cannot be restored.  May switch."""
+        logger.error(
+            "%r cannot be recovered: %s",
+            member,
+            error_text(exc),
+            extra={"connection": self._broker.label},
+        )
+        self.discard(member)
+        if not _notify_failure(member, exc):
+            events = getattr(life.link, "events", None)
+            if events is not None:
+                events.put((raise_error, exc))
+
+    def _retry_apart(self, life: Life, member: Recoverable, failure: Exception) -> None:
+        greenlet = spawn("recover-again", self._retry, life, member, failure)
+        self._retries.add(greenlet)
+        greenlet.rawlink(self._retries.discard)
+
+    def _retry(self, life: Life, member: Recoverable, failure: Exception) -> None:
+        def may_pass(exc: Exception) -> bool:
+            return not life.is_over and self._broker.is_transient(exc)
+
+        try:
+            for attempt in attempts(RESTORING, NEVER, may_pass, failure=failure):
+                if not life.is_open or id(member) not in self._all:
+                    return
+                with attempt:
+                    member.recover(Deadline(RESTORE_TIMEOUT))
+                    logger.info(
+                        "%r was recovered", member, extra={"connection": self._broker.label}
+                    )
+                    return
+                logger.debug(
+                    "recovery of %r failed again: %s",
+                    member,
+                    attempt.error,
+                    extra={"connection": self._broker.label},
+                )
+        except Exception as exc:
+            if not life.is_over:
+                self.fail(life, member, exc)
+
+
+class SessionRecovery:
+    """A greenlet that opens links and restores members on them, until none is due.
+
+    Arguments:
+        session: opens the links, with its own pace.
+        members: who is restored.
+        finish: called at the end with the error that ended it, or None, and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        members: Members,
+        finish: Callable[[BaseException | None, float], None],
+    ) -> None:
+        self._session = session
+        self._members = members
+        self._finish = finish
+        self._greenlet: Greenlet[..., Any] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self._greenlet is not None and not self._greenlet.dead
+
+    def begin(self) -> None:
+        """Begin unless it has begun.  Never switches."""
+        if not self.is_running:
+            self._greenlet = spawn("recovery", self._run)
+
+    def stop(self) -> None:
+        """End without calling *finish*.  Never switches."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None and greenlet is not getcurrent():
+            greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        began = monotonic()
+        error: BaseException | None = None
+        try:
+            error = self._recover_all()
+        except Exception as exc:
+            # In another greenlet: a log handler may switch, and a loss meanwhile would find this one.
+            spawn("log", logger.error, "recovery failed", exc_info=exc)
+            error = exc
+        except BaseException:
+            # It was killed: its waiters must not wait forever.
+            error = RecoverableConnectionError("recovery was interrupted")
+            raise
+        finally:
+            if self._greenlet is getcurrent():
+                self._greenlet = None
+                self._finish(error, monotonic() - began)
+
+    def _recover_all(self) -> BaseException | None:
+        """Open links and restore members until none is due; the error if that is of no use."""
+        session, members = self._session, self._members
+        while members.are_due:
+            if session.life.is_open:
+                members.recover(session.life)
+                session.notice_loss()
+                continue
+            outcome = session.attempt()
+            if outcome.error is not None and session.is_final(outcome.error):
+                return outcome.error
+        return None
+
+
+def _notify_failure(member: Recoverable, exc: BaseException) -> bool:
+    failed = getattr(member, "failed", None)
+    if failed is None:
+        return False
+    try:
+        failed(exc)
+    except Exception:
+        logger.exception("the failure callback of %r failed", member)
+    return True
+
+
+#: Used for each event that is drained: looking up a member of an Enum has a cost.
+_OPEN: Final = SessionState.OPEN
+
+
+_CLOSED: Final = SessionState.CLOSED
 
 
 class Session:

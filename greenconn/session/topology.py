@@ -36,7 +36,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import Backoff, RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.session.state import is_open
+from greenconn.transport.base import is_open
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel

@@ -412,6 +412,21 @@ class Link:
         self.collect()
 
 
+def is_open(part: Any) -> bool:
+    """Return whether a channel or link may be used.  One that cannot tell counts as open."""
+    return bool(getattr(part, "is_open", True))
+
+
+def drop(link: object) -> None:
+    """Drop *link* at once, without a word to the peer.
+
+    One of a transport that is written to kombu's contract may be any object: its transport closes it.
+    """
+    end = getattr(link, "collect", None) or getattr(link, "close", None)
+    if end is not None:
+        end()
+
+
 #: Links that are open, or on their way to be: dropped ones only until they are collected.
 _alive: Final[WeakSet[Link]] = WeakSet()
 #: Number of connections below which there is no search for dropped ones.

@@ -33,7 +33,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.listeners import LISTENERS, url_of
 from greenconn.log import message_fields
 from greenconn.publishing.calls import publish_prepared, publisher_of
-from greenconn.publishing.message import OutgoingMessage, PublishOptions
+from greenconn.publishing.publisher import OutgoingMessage, PublishOptions
 from greenconn.worker.options import QueueLike
 
 if TYPE_CHECKING:
@@ -412,7 +412,7 @@ if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.connection import Connection
     from greenconn.message import Message
-    from greenconn.publishing.message import OutgoingMessage
+    from greenconn.publishing.publisher import OutgoingMessage
 
 
 def count_of(channel: Channel, queue: str) -> int:
@@ -542,7 +542,7 @@ def put_back(messages: list[Message]) -> None:
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
-    from greenconn.publishing.message import OutgoingMessage
+    from greenconn.publishing.publisher import OutgoingMessage
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gevent import get_hub
 
-from greenconn.entity.existence import ensure_queue_exists, has_messages
+from greenconn.entity.declaration import ensure_queue_exists, has_messages
 from greenconn.exceptions import (
     ConsumerCancelled,
     NotFound,

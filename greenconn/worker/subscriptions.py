@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Timeout
 
 from greenconn.entity import Queue
-from greenconn.entity.existence import (
+from greenconn.entity.declaration import (
     Expectation,
     ensure_declared,
     ensure_queue_exists,

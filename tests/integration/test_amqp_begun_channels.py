@@ -11,7 +11,7 @@ from amqp import spec
 
 import greenconn
 from greenconn import Connection, Queue, rpc, spawn_consumer
-from greenconn.entity.existence import existence_key
+from greenconn.entity.declaration import existence_key
 from greenconn.exceptions import (
     AccessRefused,
     NotAllowed,

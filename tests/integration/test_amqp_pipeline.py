@@ -10,7 +10,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue, binding
-from greenconn.entity.pipelining import Declarations
+from greenconn.entity.declaration import Declarations
 from greenconn.exceptions import (
     AccessRefused,
     ConnectionError,

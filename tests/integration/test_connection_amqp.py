@@ -15,7 +15,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import AccessRefused, NotAllowed, NotFound, OperationalError
 from greenconn.green.deadline import Deadline
-from greenconn.session.state import SessionState
+from greenconn.session.session import SessionState
 from greenconn.transport.amqp.message import DELIVERY_OVERHEAD
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until

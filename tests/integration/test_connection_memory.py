@@ -12,7 +12,7 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.session.state import SessionState
+from greenconn.session.session import SessionState
 from greenconn.transport import memory
 from tests.fix_wires import until
 

@@ -12,7 +12,7 @@ from amqp import spec
 from greenconn import Connection, Exchange, Queue, publish, publish_many
 from greenconn.exceptions import BatchPublishError, PublishNacked, PublishTimeout, Unroutable
 from greenconn.publishing import publisher
-from greenconn.publishing.message import Target
+from greenconn.publishing.publisher import Target
 from tests.fix_amqp import AmqpPeer, BrokerEnd, content, method_frame
 from tests.fix_wires import until
 

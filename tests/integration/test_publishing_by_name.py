@@ -13,7 +13,7 @@ from gevent.queue import Queue as Inbox
 
 import greenconn
 from greenconn import Connection, Message, Queue
-from greenconn.entity import existence
+from greenconn.entity import declaration
 from greenconn.exceptions import (
     BatchPublishError,
     NotFound,
@@ -53,7 +53,7 @@ def connection(broker_kind: Kind, kind_url: str, unique: str) -> Iterator[Connec
         yield connection
         greenconn.stop_consumers(SOON)
         connection.channel().queue_delete(unique)
-    assert not existence._awaited.get()
+    assert not declaration._awaited.get()
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_a_consumer_that_never_declares_is_not_waited_for(
 
 def test_waiting_ends_with_the_deadline(unique: str) -> None:
     with Connection(f"memory:///{unique}") as connection:
-        expectation = existence.expect_queue(connection.session, unique)
+        expectation = declaration.expect_queue(connection.session, unique)
         with pytest.raises(PublishTimeout, match="declares it has not done so yet") as caught:
             greenconn.publish(unique, 1, connection=connection, timeout=0.05)
         assert caught.value.maybe_delivered is False
@@ -236,12 +236,12 @@ def test_waiting_ends_with_the_deadline(unique: str) -> None:
         expectation.settle()
         with pytest.raises(Unroutable):
             greenconn.publish(unique, 1, connection=connection)
-    assert not existence._awaited.get()
+    assert not declaration._awaited.get()
 
 
 def test_another_broker_is_not_waited_for(unique: str) -> None:
     with Connection(f"memory:///{unique}") as here, Connection(f"memory:///{unique}-2") as there:
-        expectation = existence.expect_queue(there.session, unique)
+        expectation = declaration.expect_queue(there.session, unique)
         with pytest.raises(Unroutable):
             greenconn.publish(unique, 1, connection=here)
         expectation.settle()

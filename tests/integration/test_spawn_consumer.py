@@ -25,7 +25,7 @@ from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
 from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
 from greenconn.publishing import publish, publish_many
-from greenconn.session.state import SessionState
+from greenconn.session.session import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQ

@@ -15,7 +15,7 @@ from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import NotFound, OperationalError
 from greenconn.message import Message
-from greenconn.publishing.message import OutgoingMessage, PublishOptions
+from greenconn.publishing.publisher import OutgoingMessage, PublishOptions
 from greenconn.transport import memory
 from greenconn.worker.failures import count_of, look, move, resent
 from tests.fix_wires import until

@@ -274,8 +274,8 @@ ROOMS = ("broker", "publishing", "session", "transport", "worker")
 #: ... but these, which do not know it: a file, and the beginning of the text.
 UNKNOWN = {
     ("publishing/publisher.py", "closing %r"),
-    ("session/recovery.py", "the failure callback"),
-    ("session/recovery.py", "recovery failed"),
+    ("session/session.py", "the failure callback"),
+    ("session/session.py", "recovery failed"),
     ("session/session.py", "a listener of a connection"),
     ("transport/SQS/transport.py", "exchange %r has no SNS topic"),
     ("transport/SQS/service.py", "credentials for AWS"),

@@ -8,7 +8,7 @@ from unittest.mock import Mock, patch
 import pytest
 
 from greenconn.entity import Exchange, Queue, binding
-from greenconn.entity.pipelining import Declarations, declare_pipelined
+from greenconn.entity.declaration import Declarations, declare_pipelined
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.session.topology import IN_FLIGHT
 from tests.unit.fake_channel import FakeChannel, FakeClient

@@ -10,7 +10,7 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.encoding import plain_text
 from greenconn.entity import Exchange, Queue
-from greenconn.publishing.message import PublishOptions
+from greenconn.publishing.publisher import PublishOptions
 from greenconn.transport.amqp.properties import pack_properties, unpack_properties
 
 

@@ -26,7 +26,7 @@ from greenconn.options import AmqpOptions, ConnectOptions, MemoryOptions
 from greenconn.pidbox import Mailbox
 from greenconn.service.health import Watchdog, check
 from greenconn.service.periodic import Every
-from greenconn.session.parameters import Parameters
+from greenconn.session.broker import Parameters
 from greenconn.testing import MemoryBroker
 from greenconn.transport.beanstalk.store import BeanstalkOptions
 from greenconn.transport.couchdb import CouchOptions

@@ -19,7 +19,7 @@ from greenconn.cli.app import run
 from greenconn.connection import BrokerConnection
 from greenconn.options import AmqpOptions
 from greenconn.records import Record
-from greenconn.session.parameters import Parameters
+from greenconn.session.broker import Parameters
 from greenconn.transport import FOREIGN, MEANT, TRANSPORT_ALIASES
 from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions

@@ -25,14 +25,14 @@ from greenconn.compat.carrot.settings import separate_settings
 from greenconn.connection import Connection
 from greenconn.message import Message
 from greenconn.publishing import publish
-from greenconn.publishing.message import Target
+from greenconn.publishing.publisher import Target
 from greenconn.service.app import App
 from greenconn.url import as_url, safequote, split_urls, url_to_parts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.publishing.message import PublishArguments
+    from greenconn.publishing.publisher import PublishArguments
 
 __all__ = ["app", "configure", "connection", "handler", "publish_on_commit"]
 

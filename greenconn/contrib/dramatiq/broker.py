@@ -19,7 +19,7 @@ from greenconn.connection import ARGUMENTS, Connection
 from greenconn.contrib.dramatiq.consumer import ETA, GreenconnConsumer
 from greenconn.defaults import publishing_connection
 from greenconn.entity import Queue
-from greenconn.entity.existence import ensure_declared, existence_key
+from greenconn.entity.declaration import ensure_declared, existence_key
 from greenconn.exceptions import (
     NotFound,
     OperationalError,

@@ -16,7 +16,7 @@ from zlib import crc32
 from greenconn import jsoncodec
 from greenconn.entity import Exchange, Queue, binding
 from greenconn.identity import uuid
-from greenconn.publishing.message import PublishOptions, Target
+from greenconn.publishing.publisher import PublishOptions, Target
 
 #: Relays that can share the work at most.  Rows name theirs: never change it.
 PARTITIONS: Final = 32

@@ -50,8 +50,7 @@ from greenconn.listeners import (
     remove_listener,
 )
 from greenconn.resource import all_pools
-from greenconn.session.session import Session, sessions_in_use
-from greenconn.session.state import SessionState
+from greenconn.session.session import Session, SessionState, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet, failures, running_consumers
 from greenconn.worker.lifecycle import ConsumerState
 

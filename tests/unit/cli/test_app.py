@@ -13,15 +13,15 @@ import pytest
 from greenconn import __version__
 from greenconn.cli import options
 from greenconn.cli.app import COMMANDS, cli
-from greenconn.session import configuration
+from greenconn.session import broker
 from tests.unit.cli.conftest import Command, Ended
 
 Stdin = Callable[[bytes], None]
 
 
 def test_the_default_url_is_that_of_the_library() -> None:
-    assert options.DEFAULT_URL == configuration.DEFAULT_URL
-    assert options.URL_VARIABLE == configuration.URL_VARIABLE
+    assert options.DEFAULT_URL == broker.DEFAULT_URL
+    assert options.URL_VARIABLE == broker.URL_VARIABLE
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])

@@ -13,7 +13,7 @@ from greenconn.green.pool import POOL_MOVES
 from greenconn.green.state import State, moved
 from greenconn.green.stream import STREAM_MOVES
 from greenconn.session.connect import ATTEMPT_MOVES
-from greenconn.session.state import MOVES as SESSION_MOVES
+from greenconn.session.session import MOVES as SESSION_MOVES
 from greenconn.transport.amqp.consuming import CONSUMER_MOVES
 from greenconn.transport.redis.nodes import SLOT_MOVES
 from greenconn.transport.virtual.channel import CHANNEL_MOVES

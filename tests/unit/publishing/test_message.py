@@ -10,7 +10,7 @@ import pytest
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import EncodeError, SerializerNotInstalled
 from greenconn.green.deadline import Deadline
-from greenconn.publishing.message import ELSEWHERE, OPTIONS, PROPERTIES, PublishOptions
+from greenconn.publishing.publisher import ELSEWHERE, OPTIONS, PROPERTIES, PublishOptions
 
 QUEUE = "mail"
 

@@ -14,7 +14,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.entity.existence import ensure_declared, ensure_queue_exists
+from greenconn.entity.declaration import ensure_declared, ensure_queue_exists
 from greenconn.exceptions import (
     LimitExceeded,
     NotFound,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenconn.options import BROKER_HEARTBEAT
-from greenconn.session.parameters import Parameters, combined
+from greenconn.session.broker import Parameters, combined
 from greenconn.transport.base import Transport
 
 

@@ -26,8 +26,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import LEAST_SHARE, Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.retry import RetryPolicy
-from greenconn.session.session import Session
-from greenconn.session.state import SessionState
+from greenconn.session.session import Session, SessionState
 from greenconn.transport import TRANSPORT_ALIASES
 from tests.fix_wires import until
 from tests.scripted import Script, Transport

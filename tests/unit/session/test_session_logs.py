@@ -9,8 +9,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.green.deadline import Deadline
-from greenconn.session.recovery import Members, SessionRecovery
-from greenconn.session.state import SessionState
+from greenconn.session.session import Members, SessionRecovery, SessionState
 from tests.fix_logs import waiting_log
 from tests.fix_wires import until
 from tests.scripted import Script

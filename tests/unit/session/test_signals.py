@@ -14,7 +14,7 @@ from greenlet import getcurrent
 from greenconn.connection import Connection
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.session.state import SessionState
+from greenconn.session.session import SessionState
 from tests.fix_interrupts import Signal, SignalAt, signals
 
 WITHIN = ("/greenconn/session/", "/greenconn/green/state", "/greenconn/green/single_flight")

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.entity.existence import is_expected
+from greenconn.entity.declaration import is_expected
 from greenconn.exceptions import PreconditionFailed
 from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry

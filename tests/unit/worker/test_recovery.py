@@ -27,7 +27,7 @@ from greenconn.exceptions import (
 )
 from greenconn.listeners import Listener, RetryEvent, add_listener, remove_listener
 from greenconn.options import Retry
-from greenconn.session.state import SessionState
+from greenconn.session.session import SessionState
 from greenconn.transport import memory
 from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
 from greenconn.worker.failures import FailedMessages

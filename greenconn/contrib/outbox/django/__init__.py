@@ -25,12 +25,12 @@ from django.db.models import Count, F, Min, Q
 from greenconn.contrib.outbox.envelope import row_of
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
 from greenconn.contrib.outbox.store import Backlog, Lease, OutboxStore, PendingMessage
-from greenconn.publishing.message import Target
+from greenconn.publishing.publisher import Target
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from greenconn.publishing.message import PublishArguments
+    from greenconn.publishing.publisher import PublishArguments
 
 __all__ = ["publish", "relay"]
 

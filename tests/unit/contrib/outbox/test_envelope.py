@@ -11,7 +11,7 @@ from greenconn import Exchange, Queue, binding
 from greenconn.compression import decompress
 from greenconn.contrib.outbox.envelope import PARTITIONS, publish_arguments, row_of
 from greenconn.exceptions import EncodeError
-from greenconn.publishing.message import PublishOptions
+from greenconn.publishing.publisher import PublishOptions
 from greenconn.serialization import loads
 
 pytestmark = pytest.mark.pure
