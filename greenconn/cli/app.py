@@ -136,7 +136,7 @@ def _guarded(function: Callable[[], Any], is_verbose: bool) -> int:
         _drop_output()
         return 0
     except Exception as exc:
-        from greenconn.cli.errors import error_line
+        from greenconn.cli.broker import error_line
 
         if is_verbose:
             logging.getLogger("greenconn.cli").exception("the command failed")

@@ -113,7 +113,7 @@ def _as_dict(measured: Measurement) -> dict[str, object]:
 
 def _show(measured: Measurement) -> None:
     from greenconn.cli.measurements import histogram_lines
-    from greenconn.cli.table import writable_bars
+    from greenconn.cli.terminal import writable_bars
 
     click.echo()
     click.secho(f"{measured.part}: {PARTS[measured.part]}", bold=True)

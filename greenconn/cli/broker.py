@@ -1,21 +1,42 @@
-"""The broker that a command talks to, until Ctrl-C."""
+"""The broker that a command talks to, until Ctrl-C, and its errors as a user reads them."""
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import click
 import gevent
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
 
-from greenconn.cli.errors import masked
 from greenconn.connection import Connection
+from greenconn.exceptions import (
+    AccessRefused,
+    AMQPError,
+    BodyTooLarge,
+    ConnectionBlocked,
+    ConnectionForced,
+    ContentDisallowed,
+    ContentTooLarge,
+    FrameError,
+    KombuError,
+    NotAllowed,
+    NotFound,
+    PreconditionFailed,
+    PublishRefused,
+    PublishTimeout,
+    ReplyTimeout,
+    ResourceLocked,
+    Unroutable,
+    error_text,
+)
+from greenconn.url import mask_secrets
 
 
 def connection_to(url: str, timeout: float | None = None) -> Connection:
@@ -101,3 +122,87 @@ def interruptible() -> Iterator[None]:
 
 def _throw(caller: greenlet) -> None:
     caller.throw(KeyboardInterrupt)
+
+
+FAILED: Final = 1
+WRONG_USAGE: Final = 2
+
+#: Class of an error, and the remedy for it; the first that fits.
+_REMEDIES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (ConnectionRefusedError, "is the broker running, and is the port right?"),
+    (AccessRefused, "check user, password and permissions in the URL"),
+    (NotAllowed, "check that the virtual host in the URL exists and the user may use it"),
+    (NotFound, "check the name, or publish to it first with --declare"),
+    (PreconditionFailed, "it exists with other arguments: use those, or delete it"),
+    (ResourceLocked, "another connection uses it exclusively"),
+    (Unroutable, "check the name of the queue, or declare it: greenconn queues declare"),
+    (ConnectionBlocked, "look at the broker's memory and disk alarms"),
+    (PublishTimeout, "it is connected, but did not confirm: look at the broker's load and its log"),
+    (ConnectionForced, "the broker was shut down: start it again"),
+    (ConnectionResetError, "the broker closed the connection: look at its log"),
+    (ContentTooLarge, "split it, or raise the broker's max_message_size"),
+    (BodyTooLarge, "raise it in the URL, as in amqp://host//?max_message_size=BYTES"),
+    (FrameError, "check that the port is the broker's"),
+    (ContentDisallowed, "name the content type with --accept if you trust the sender"),
+    (ReplyTimeout, "is a server of the queue running?"),
+    (TimeoutError, "check host, port and firewall"),
+)
+EXCHANGE_REMEDY: Final = (
+    "check the name of the exchange and the routing key, or bind a queue: greenconn queues bind"
+)
+#: What amqp and the system put before their texts.
+_NUMBERS: Final = re.compile(
+    r"^(\(\d+, \d+\):|None)\s*|\[Errno -?\d+\] |\b[A-Z]\w+\.\w+: \(\d{3}\) "
+)
+#: A URL in quotes, which may contain blanks, or a word with a URL.
+_URL_IN_TEXT: Final = re.compile(
+    r"""(?<=')[\w.+-]+://[^']*(?=')|(?<=")[\w.+-]+://[^"]*(?=")|[^\s'"]*://\S*"""
+)
+#: The end of a text that speaks of the arguments of a function.
+_LIBRARY: Final = re.compile(r", and publish\(\) by name does not declare it: .*")
+
+
+def error_line(exc: BaseException) -> tuple[str, int]:
+    """Return one line for the user, and the exit code."""
+    text = _text_of(exc)
+    if isinstance(exc, (ValueError, KeyError, TypeError, ImportError)):
+        return text, WRONG_USAGE
+    if not isinstance(exc, (OSError, AMQPError, KombuError)):
+        name = type(exc).__name__
+        return f"unexpected {name}: {text}: this is a bug; --verbose shows the traceback", FAILED
+    cause: BaseException | None = exc
+    if isinstance(exc, PublishTimeout) and exc.__cause__ is not None:
+        cause = exc.__cause__  # what the publish waited for: the broker's alarm, or the broker
+    while cause is not None and not getattr(cause, "has_remedy", False):
+        if _is_about_exchange(cause):
+            return f"{text}: {EXCHANGE_REMEDY}", FAILED
+        for kind, remedy in _REMEDIES:
+            if isinstance(cause, kind):
+                return (text if remedy in text else f"{text}: {remedy}"), FAILED
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno < 0:
+            return f"{text}: check the host name", FAILED  # a number of getaddrinfo
+        cause = cause.__cause__
+    return text, FAILED
+
+
+def _is_about_exchange(exc: BaseException) -> bool:
+    """Return whether an exchange does not exist, or has no binding for a message."""
+    if isinstance(exc, PublishRefused):  # of a queue by its name it is Unroutable
+        return isinstance(exc.__cause__, NotFound)
+    if isinstance(exc, NotFound):
+        return "no exchange" in str(exc)
+    return isinstance(exc, Unroutable) and bool(exc.exchange)
+
+
+def _text_of(exc: BaseException) -> str:
+    missing = (getattr(exc, "name", None) or "").partition(".")[0]
+    if isinstance(exc, ImportError) and missing in ("click", "rich"):
+        return f"this command needs {missing!r}: pip install 'greenconn[cli]'"
+    text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else error_text(exc)
+    text = _LIBRARY.sub("", _NUMBERS.sub("", " ".join(text.split())))
+    return masked(text) or type(exc).__name__
+
+
+def masked(text: str) -> str:
+    """Return *text* without the passwords of the URLs in it; an ``@`` elsewhere is kept."""
+    return _URL_IN_TEXT.sub(lambda match: mask_secrets(match[0]), text)

@@ -71,7 +71,7 @@ def command(
         )
     from greenconn.cli.broker import connection_to, interruptible, report_losses
     from greenconn.cli.printer import MessagePrinter
-    from greenconn.cli.streams import check_output
+    from greenconn.cli.records import check_output
     from greenconn.worker import spawn_consumer
 
     check_output()

@@ -49,8 +49,7 @@ def command() -> None:
 @timeout_option
 def look(queue: str, url: str, name: str | None, count: int, is_json: bool, timeout: float) -> None:
     """Print the oldest dead letters of QUEUE with the reason, the error and the body.  They stay."""
-    from greenconn.cli.records import count_line, json_line
-    from greenconn.cli.streams import check_output, write_line
+    from greenconn.cli.records import check_output, count_line, json_line, write_line
 
     check_output()
     with _letters(queue, url, name, timeout) as letters:

@@ -70,8 +70,7 @@ def command(
     from rich.console import Console
 
     from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.cli.display import Display, summary_table
-    from greenconn.cli.workload import Workload
+    from greenconn.cli.workload import Display, Workload, summary_table
 
     plan = Plan(
         url=url,

@@ -55,8 +55,8 @@ def command(
     """
     if source == target and to_url is None:
         raise click.BadParameter("must not be SOURCE itself", param_hint="TARGET")
-    from greenconn.cli.bodies import parse_pair
     from greenconn.cli.broker import connection_to, interruptible
+    from greenconn.cli.records import parse_pair
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.publishing.publisher import PublishOptions

@@ -35,8 +35,7 @@ def command(queue: str, url: str, count: int, is_json: bool, timeout: float) -> 
       greenconn peek mail.dead --count 1 --json
     """
     from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.cli.records import count_line, line_of
-    from greenconn.cli.streams import check_output, write_line
+    from greenconn.cli.records import check_output, count_line, line_of, write_line
     from greenconn.worker.failures import count_of, look
 
     check_output()

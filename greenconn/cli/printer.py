@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 
-from greenconn.cli.streams import write_line
+from greenconn.cli.records import write_line
 
 if TYPE_CHECKING:
     from greenconn.message import Message

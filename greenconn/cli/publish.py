@@ -124,7 +124,7 @@ def command(
       tail -f app.log | greenconn publish log
       greenconn consume mail --wait 1 --json | greenconn publish mail.copy --jsonl
     """
-    from greenconn.cli.bodies import bodies_of, parse_headers
+    from greenconn.cli.records import bodies_of, parse_headers
 
     _check_usage(queue, bodies, exchange, jsonl, declare)
     options: dict[str, Any] = {
@@ -284,7 +284,7 @@ class _Messages:
 
     def of_records(self) -> _Batches:
         """Yield the messages of the standard input."""
-        from greenconn.cli.bodies import lines_of_input
+        from greenconn.cli.records import lines_of_input
         from greenconn.exceptions import EncodeError
         from greenconn.jsoncodec import loads
 
@@ -353,7 +353,7 @@ def _properties(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         click.BadParameter: one is unknown, or its value is wrong.
     """
-    from greenconn.cli.bodies import parse_pair
+    from greenconn.cli.records import parse_pair
     from greenconn.publishing.publisher import PROPERTIES
 
     known = PROPERTIES | {"content_encoding", "delivery_mode"}

@@ -61,7 +61,7 @@ def list_(names: tuple[str, ...], url: str, is_json: bool, timeout: float) -> No
     the plugin they must be named.
     """
     from greenconn.cli.listing import QueueReader, check_names
-    from greenconn.cli.table import UNKNOWN, Column, number, table_lines
+    from greenconn.cli.terminal import UNKNOWN, Column, number, table_lines
 
     check_names(names)
     with _connected(url, timeout) as connection:
@@ -266,7 +266,7 @@ def _connected(url: str, timeout: float) -> Iterator[Connection]:
 
 def _parsed(arguments: tuple[str, ...]) -> dict[str, Any]:
     """Return arguments of a declaration; values that are JSON are parsed."""
-    from greenconn.cli.bodies import parse_pair
+    from greenconn.cli.records import parse_pair
 
     parsed: dict[str, Any] = {}
     for each in arguments:

@@ -52,9 +52,8 @@ def command(
       greenconn rpc add '[1, 2]' --json
       greenconn rpc shorten < texts.txt
     """
-    from greenconn.cli.bodies import bodies_of, parse_headers
     from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.cli.streams import check_output
+    from greenconn.cli.records import bodies_of, check_output, parse_headers
     from greenconn.defaults import publishing_connection
 
     check_output()
@@ -83,9 +82,9 @@ def _call(
     is_json: bool,
 ) -> bool:
     """Print the reply to one request, and return whether there was one.  May switch."""
+    from greenconn.cli.broker import error_line
     from greenconn.cli.consume import body_text
-    from greenconn.cli.errors import error_line
-    from greenconn.cli.streams import write_line
+    from greenconn.cli.records import write_line
     from greenconn.cli.terminal import folded
     from greenconn.exceptions import RemoteError, ReplyTimeout
     from greenconn.service.rpc import call

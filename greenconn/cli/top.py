@@ -65,8 +65,7 @@ def command(
     """
     import gevent
 
-    from greenconn.cli.broker import connection_to, interruptible
-    from greenconn.cli.errors import error_line
+    from greenconn.cli.broker import connection_to, error_line, interruptible
     from greenconn.cli.listing import Monitor, QueueReader, check_names
     from greenconn.exceptions import AMQPError, KombuError
 
@@ -159,7 +158,7 @@ class _Tables(_Pipe):
     """A table at each look."""
 
     def __init__(self, where: str, sort: str) -> None:
-        from greenconn.cli.table import writable_bars
+        from greenconn.cli.terminal import writable_bars
 
         super().__init__()
         self._where = where
@@ -180,7 +179,7 @@ class _Terminal:
         from rich.console import Console
         from rich.live import Live
 
-        from greenconn.cli.table import writable_bars
+        from greenconn.cli.terminal import writable_bars
 
         self._where = where
         self._sort = sort
@@ -235,7 +234,7 @@ def _head(where: str, trends: Sequence[QueueTrend]) -> str:
 
 def _lines(trends: Sequence[QueueTrend], bars: str, width: int | None = None) -> list[str]:
     from greenconn.cli.listing import TREND
-    from greenconn.cli.table import Column, number, rate, span, sparkline, table_lines
+    from greenconn.cli.terminal import Column, number, rate, span, sparkline, table_lines
 
     columns = [
         Column("QUEUE", is_right=False),

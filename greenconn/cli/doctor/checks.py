@@ -21,8 +21,7 @@ from gevent import get_hub, monkey
 from gevent.socket import SOCK_STREAM, getaddrinfo
 from redis.exceptions import RedisError
 
-from greenconn.cli.broker import product_of, round_trip
-from greenconn.cli.errors import error_line
+from greenconn.cli.broker import error_line, product_of, round_trip
 from greenconn.connection import Connection
 from greenconn.exceptions import AccessRefused, ManagementError, OperationalError
 from greenconn.green.connect import connect_tcp, numeric

@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from greenconn.cli.display import Display, summary_table
 from greenconn.cli.plan import Plan, Snapshot, Summary
+from greenconn.cli.workload import Display, summary_table
 
 PLAN = Plan(messages=1000, consumers=10)
 STARTING = Snapshot(

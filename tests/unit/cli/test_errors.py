@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.errors import error_line
+from greenconn.cli.broker import error_line
 from greenconn.exceptions import (
     AccessRefused,
     ConnectionBlocked,

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.table import ASCII_BARS, BARS, Column, number, rate, span, sparkline, table_lines
+from greenconn.cli.terminal import (
+    ASCII_BARS,
+    BARS,
+    Column,
+    number,
+    rate,
+    span,
+    sparkline,
+    table_lines,
+)
 
 pytestmark = pytest.mark.pure
 
