@@ -14,8 +14,8 @@ from benchmarks.redis.envelopes import envelope
 from benchmarks.rivals.shape import PREFETCH
 from benchmarks.stage import BODY
 from benchmarks.stores.stage import StoreStage
+from greenconn.broker.queues import Declaration
 from greenconn.transport.couchdb.documents import MESSAGE, QUEUE, message_id, named, range_of
-from greenconn.transport.virtual.declaration import Declaration
 
 #: What nobody else uses.
 DATABASE = "greenconn-benchmark"

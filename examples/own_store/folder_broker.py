@@ -29,11 +29,11 @@ from gevent.queue import Queue
 
 import greenconn
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
+from greenconn.broker.queues import Declaration
 from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport import TRANSPORT_ALIASES
-from greenconn.transport.virtual.declaration import Declaration
 
 #: Called when there may be something to claim.
 Wake = Callable[[str | None], None]

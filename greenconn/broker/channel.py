@@ -8,46 +8,76 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import wraps
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Final,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+)
 
 from amqp.protocol import queue_declare_ok_t
 from gevent import get_hub
 
 from greenconn.abc import Sink
-from greenconn.broker.base_link import BrokerLink
-from greenconn.broker.consumers import StoreConsumer
+from greenconn.broker.consuming import ConsumedFeed, Consumer, Prefetch, PrefetchView, StoreConsumer
 from greenconn.broker.deliveries import Deliveries
-from greenconn.broker.entities import SharedEntities
+from greenconn.broker.entities import (
+    ArgumentOf,
+    Entities,
+    SharedEntities,
+    SupportedArguments,
+    warn_of_unsupported,
+)
+from greenconn.broker.envelope import Envelope
+from greenconn.broker.exchanges import BrokerState
+from greenconn.broker.queues import generated_name
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
 from greenconn.encoding import plain_text
 from greenconn.exceptions import (
     AMQPNotImplementedError,
+    ChannelError,
     NotFound,
     RecoverableChannelError,
     raise_error,
 )
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.state import moved
 from greenconn.transport.base import StdChannel
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.arguments import (
-    ArgumentOf,
-    SupportedArguments,
-    warn_of_unsupported,
-)
-from greenconn.transport.virtual.channel import CHANNEL_MOVES, ChannelState, closes_channel
-from greenconn.transport.virtual.consumer import Consumer, Feed, Prefetch, PrefetchView
-from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage
+    from greenconn.broker.link import BrokerLink
 
-#: Used by each call: looking up a member of an Enum would cost more than the rest of check_open.
-_OPEN: Final = ChannelState.OPEN
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound="StoreChannel[Any]")
+
+
+def closes_channel(
+    method: Callable[Concatenate[C, P], R],
+) -> Callable[Concatenate[C, P], R]:
+    """Make *method* need an open channel, and close the channel when the broker refuses it."""
+
+    @wraps(method)
+    def checked(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self.cause is not None or get_hub() is not self.connection.hub_affinity.hub:
+            self.check_open()
+        try:
+            return method(self, *args, **kwargs)
+        except ChannelError as exc:
+            self.fail(exc)
+            raise
+
+    return checked
+
+
 _TURN: Final = attrgetter("turn")
 _DELIVERY_LIMIT: Final = "x-delivery-limit"
 
@@ -124,7 +154,7 @@ class Publisher(Protocol[M]):
         """Note that the channel has ended.  Never switches."""
 
 
-L = TypeVar("L", bound=BrokerLink)
+L = TypeVar("L", bound="BrokerLink")
 
 
 class StoreChannel(StdChannel, Generic[L]):
@@ -176,7 +206,6 @@ class StoreChannel(StdChannel, Generic[L]):
         self.consumers: dict[str, Consumer] = {}
         self.prefetch = Prefetch()
         self.entities = self.entities_class(self)
-        self.state_of_life: ChannelState = _OPEN
         #: The error that closed it; None while it is open.
         self.cause: BaseException | None = None
         self.deliveries = Deliveries(self, connection.settlements)
@@ -185,13 +214,13 @@ class StoreChannel(StdChannel, Generic[L]):
         connection.channels[self.channel_id] = self
 
     def __repr__(self) -> str:
-        state = self.state_of_life.value
+        state = "open" if self.is_open else "closed"
         return f"<{type(self).__name__} {self.channel_id}: {state} at {id(self):#x}>"
 
     @property
     def is_open(self) -> bool:
         """Whether it can be used."""
-        return self.state_of_life is _OPEN
+        return self.cause is None
 
     @property
     def closed(self) -> bool:
@@ -227,7 +256,7 @@ class StoreChannel(StdChannel, Generic[L]):
         hub_affinity = self.connection.hub_affinity
         if get_hub() is not hub_affinity.hub:
             hub_affinity.check(self.connection)
-        if self.state_of_life is not _OPEN:
+        if self.cause is not None:
             self.connection.check_open()
             raise RecoverableChannelError(
                 f"channel {self.channel_id} is closed ({self.cause})"
@@ -269,7 +298,7 @@ class StoreChannel(StdChannel, Generic[L]):
         Raises:
             WrongHub: called from another thread.
         """
-        if self.state_of_life is _OPEN:
+        if self.cause is None:
             self.check_open()
             try:
                 self._withdraw()
@@ -293,7 +322,7 @@ class StoreChannel(StdChannel, Generic[L]):
 
         If callbacks consume, ``drain_events`` raises the error, since nothing else would.
         """
-        if self.state_of_life is not _OPEN:
+        if self.cause is not None:
             return
         is_drained = any(each.sink is None for each in self.consumers.values())
         self.connection.note_refusal(exc)
@@ -303,12 +332,8 @@ class StoreChannel(StdChannel, Generic[L]):
             error.__cause__ = exc
             self.connection.events.put((raise_error, error))
 
-    def _move(self, state: ChannelState) -> None:
-        self.state_of_life = moved(self.state_of_life, state, CHANNEL_MOVES, "a channel")
-
     def forget(self, exc: BaseException) -> None:
         """Forget it in the child of a fork, as the parent owns it.  Never switches."""
-        self._move(ChannelState.CLOSED)
         self.cause = exc
         for consumer in self.consumers.values():
             consumer.is_active = False
@@ -316,9 +341,8 @@ class StoreChannel(StdChannel, Generic[L]):
 
     def end(self, exc: BaseException) -> None:
         """End its life with the error *exc*, once.  Never switches."""
-        if self.state_of_life is not _OPEN:
+        if self.cause is not None:
             return
-        self._move(ChannelState.CLOSED)
         self.cause = exc
         self.connection.remove_channel(self)
         consumers = list(self.consumers.values())
@@ -696,7 +720,7 @@ class StoreChannel(StdChannel, Generic[L]):
         if no_ack:
             if delivery.is_held:
                 self.connection.settlements.ack(delivery)
-        elif self.state_of_life is _OPEN:
+        elif self.cause is None:
             self.deliveries.unacked[delivery.delivery_tag] = delivery
         else:
             self.connection.settlements.requeue_unseen(delivery)
@@ -743,7 +767,7 @@ class StoreChannel(StdChannel, Generic[L]):
             WrongHub: called from another thread.
         """
         self.check_hub()
-        if self.state_of_life is not _OPEN:
+        if self.cause is not None:
             return False
         replace = self._publisher.replacement(message, queue)
         return replace is not None and self.deliveries.replace(delivery_tag, queue, replace)
@@ -904,7 +928,7 @@ class StoreChannel(StdChannel, Generic[L]):
         self.consumers.pop(consumer.tag, None)
         self.no_ack_consumers.discard(consumer.tag)
 
-    def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
+    def _feed_of(self, queue: str, method: Method) -> tuple[str, ConsumedFeed]:
         name = self.entities.queue_name(queue)
         return name, self.connection.subscriptions.feed(name, method)
 

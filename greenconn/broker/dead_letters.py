@@ -11,15 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.broker.port import Entry
-from greenconn.broker.settlement_port import HeldMessage
+from greenconn.broker.envelope import Envelope
+from greenconn.broker.port import Entry, HeldMessage
+from greenconn.broker.queues import is_name
 from greenconn.encoding import safe_repr
 from greenconn.exceptions import NotFound
-from greenconn.transport.virtual.names import is_name
-from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.broker.leased_link import LeasedLink
+    from greenconn.broker.link import LeasedLink
 
 
 logger = logging.getLogger("greenconn.broker")

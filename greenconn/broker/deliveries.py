@@ -23,26 +23,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import get_hub
 
+from greenconn.broker.consuming import Consumer
 from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
-from greenconn.transport.virtual.channel import ChannelState
-from greenconn.transport.virtual.consumer import Consumer
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     from greenconn.broker.channel import StoreChannel
+    from greenconn.broker.envelope import Delivery
     from greenconn.transport.memory.message import Message
-    from greenconn.transport.virtual.envelope import Delivery
 
     #: A message that was delivered: by a store, or in this process.
     DeliveredMessage: TypeAlias = Delivery | Message
-
-
-_OPEN: Final = ChannelState.OPEN
 
 
 class Acknowledger(Protocol):
@@ -124,7 +120,7 @@ class Deliveries:
             RecoverableChannelError: the channel was closed.
             WrongHub: called from another thread.
         """
-        if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
+        if get_hub() is not self._hub or self._channel.cause is not None:
             if self._link.lost is not None:  # its channels are closed, too
                 self._acknowledger.ack_late(tag)
                 return
@@ -201,7 +197,7 @@ class Deliveries:
         if self._link.lost is not None:
             self._acknowledger.unhandled_late((tag,))
             return
-        if self._channel.state_of_life is not _OPEN:
+        if self._channel.cause is not None:
             return
         self._channel.check_open()
         delivery = self.unacked.pop(tag, None)

@@ -1,47 +1,439 @@
-"""One life of a connection to a store.
+"""The links of channels that are made in this process, from their opening to their end.
 
-The store's calls run in greenlets of this link, one for each kind of work; what users call waits for
-them with a deadline, and may be killed at any time without any harm to a call that is on its way.
+A link whose broker holds messages requeues before its close what its channels hold.  What one that is
+lost has left is handed over to the next life of the connection.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, get_hub
 
-from greenconn.broker.base_link import ForkHandler
-from greenconn.broker.blocking import StoreSettler
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.claiming import Claimer, StoreConsuming, StoreDelivery, StoreFeed, StoreSource
-from greenconn.broker.consumers import StoreSubscriptions
-from greenconn.broker.directory import Directory, KnownQueues, StoredQueues
-from greenconn.broker.feed import Feed
-from greenconn.broker.leased_link import LeasedLink
-from greenconn.broker.leases import Leases
-from greenconn.broker.port import Claimed, Entry
+from greenconn.broker.consuming import (
+    STALE,
+    Claimer,
+    ConsumedFeed,
+    Consumer,
+    Feed,
+    StoreConsuming,
+    StoreDelivery,
+    StoreFeed,
+    StoreSource,
+    StoreSubscriptions,
+    Subscriptions,
+)
+from greenconn.broker.deliveries import Acknowledger
+from greenconn.broker.envelope import Envelope, TagMaker, level_of, lifetime_of
+from greenconn.broker.exchanges import BrokerState, Router, Routing, Topology
+from greenconn.broker.leases import Handover, Leases
+from greenconn.broker.port import Claimed, Entry, HeldDelivery
 from greenconn.broker.publishing import PutBatcher
-from greenconn.broker.routing import Routing
-from greenconn.broker.settlements import Settlements
-from greenconn.exceptions import RecoverableConnectionError, error_text
-from greenconn.green.deadline import Deadline
+from greenconn.broker.queues import (
+    Directory,
+    KnownQueues,
+    StoredQueues,
+    new_owner,
+    note_lost,
+)
+from greenconn.broker.settlements import MessageSettler, Settlements, StoreSettler
+from greenconn.exceptions import (
+    ConnectionError,
+    RecoverableConnectionError,
+    ResourceError,
+    error_text,
+)
+from greenconn.green import fork
+from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.names import TagMaker, new_owner
-from greenconn.transport.virtual.publishing import Envelope, level_of, lifetime_of
+from greenconn.transport.base import Link, open_links
 
 if TYPE_CHECKING:
     from greenconn.broker.transport import StoreTransport
 
-logger = logging.getLogger("greenconn.broker")
-
 T = TypeVar("T")
+
+#: Channels that one link may have.
+CHANNEL_MAX = 65535
+
+
+class BrokerLink(Link):
+    """A link that keeps its channels, and ends them when it ends.
+
+    It belongs to the hub on which it was opened.
+
+    Arguments:
+        is_confirming: every publish waits for its confirm.
+
+    Attributes:
+        owner: the unique name that owns the exclusive queues of this life.
+        feeds: queue -> what serves its consumers of this link.
+        settlements: sends the acks, requeues and rejects of its channels.
+        subscriptions: the queues that its channels consume from.
+        topology: the exchanges and bindings that are shared with other processes; None: they are not.
+    """
+
+    channel_max = CHANNEL_MAX
+    owner: str
+    state: BrokerState
+    directory: Directory
+    routing: Routing
+    feeds: Mapping[str, ConsumedFeed]
+    settlements: Acknowledger
+    subscriptions: Subscriptions
+    topology: Topology | None
+
+    def __init__(self, client: Any, *, is_confirming: bool = False) -> None:
+        super().__init__(client)
+        self.is_confirming = is_confirming
+        self.channels: dict[int, StoreChannel[Any]] = {}
+        self._last_id = 0
+        #: Channels that take no more messages until the next drain; see :meth:`recall`.
+        self._undrained: set[StoreChannel[Any]] = set()
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<{type(self).__name__}: {state}, {len(self.channels)} channels>"
+
+    # -- what a transport writes
+
+    def ask(self, what: str, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``, which asks the broker.  May switch.
+
+        Arguments:
+            what: for messages.
+        """
+        raise NotImplementedError
+
+    def router_of(self, exchange: str, type: str) -> Callable[[], Router] | None:
+        """Return what makes the router of an exchange; None: the usual one of its type."""
+        return None
+
+    def existing(self, queues: Sequence[str]) -> Sequence[str]:
+        """Return those of *queues* that exist.  May switch where that is not known."""
+        is_there = self.directory.is_there
+        return [each for each in queues if is_there(each)]
+
+    def publisher(self, channel: StoreChannel[Any]) -> Publisher[Any]:
+        """Return the publisher of *channel*."""
+        raise NotImplementedError
+
+    def wait_settled(self, deadline: Deadline) -> None:
+        """Return when the broker has all acks up to now, or they are on their way.  May switch.
+
+        Raises:
+            TimeoutError: not before the deadline, or within ``reply_timeout``.
+            RecoverableConnectionError: the link is lost.
+        """
+        raise NotImplementedError
+
+    def flush_acks(self) -> None:
+        """Return when all acks and rejects are on their way.  May switch.
+
+        After the loss of the connection this does nothing: the next life sends them.
+
+        Raises:
+            TimeoutError: the broker read too little within ``reply_timeout``.
+        """
+        if self.lost is None:
+            self.hub_affinity.check(self)
+            try:
+                self.wait_settled(NEVER)
+            except RecoverableConnectionError:
+                pass
+
+    # -- what its consumers have taken, and its program does not drain
+
+    @property
+    @abstractmethod
+    def place(self) -> object:
+        """The broker that this link leads to; two links to one broker have equal places."""
+
+    def recall(self, queue: str) -> bool:
+        """Requeue messages of a queue that this thread's connections do not drain.  May switch.
+
+        A consumer takes messages before ``drain_events`` runs.  A program of kombu's may look for one of
+        them by ``basic_get`` instead, over another connection: kombu takes it while it drains only.
+
+        Returns:
+            False: there were none.
+
+        Raises:
+            TimeoutError, RecoverableConnectionError: the broker does not have them yet.
+        """
+        hub, place = self.hub_affinity.hub, self.place
+        links = [
+            each
+            for each in open_links()
+            if isinstance(each, BrokerLink)
+            and each.hub_affinity.hub is hub
+            and each.is_open
+            and each.place == place
+            and each._give_back(queue)
+        ]
+        for link in links:
+            link.flush_settlements(NEVER)
+        return bool(links)
+
+    def _give_back(self, queue: str) -> bool:
+        """Requeue what is not drained of a queue, and take no more until the next drain."""
+        recalled = False
+        for channel in list(self.channels.values()):
+            consumers = [
+                each for each in channel.consumers.values() if each.queue == queue and each.backlog
+            ]
+            if consumers and channel.prefetch.is_flowing:
+                channel.prefetch.is_flowing = False
+                self._undrained.add(channel)
+                for consumer in consumers:
+                    recalled = channel.deliveries.recall(consumer) or recalled
+        return recalled
+
+    def _resume(self) -> None:
+        """Let channels go on that took no more until this drain.  Never switches."""
+        channels, self._undrained = self._undrained, set()
+        for channel in channels:
+            channel.flow(True)
+
+    # -- its channels
+
+    def take_channel_id(self, channel_id: int | None = None) -> int:
+        """Return *channel_id*, or another number that is free, for a new channel.
+
+        Raises:
+            RecoverableConnectionError: the link is closed.
+            ResourceError: it has as many channels as it may have.
+            WrongHub: called from another thread.
+        """
+        self.hub_affinity.check(self)
+        self.check_open()
+        if len(self.channels) >= self.channel_max:
+            raise ResourceError(f"all {self.channel_max} channels are in use", (20, 10))
+        if channel_id is None:
+            channel_id = self._last_id % self.channel_max + 1
+            while channel_id in self.channels:
+                channel_id = channel_id % self.channel_max + 1
+            self._last_id = channel_id
+        elif channel_id in self.channels:
+            raise ConnectionError(f"channel {channel_id} is open already", (20, 10))
+        return channel_id
+
+    def remove_channel(self, channel: StoreChannel[Any]) -> None:
+        """Forget a channel that ended."""
+        self.channels.pop(channel.channel_id, None)
+        self._undrained.discard(channel)
+
+    def drain(self, timeout: float | Deadline | None) -> None:
+        """Run the next event; those of consumers that are gone are dropped.  May switch."""
+        if get_hub() is not self.hub_affinity.hub:
+            self.hub_affinity.check(self)
+        began_at = monotonic()
+        while True:
+            if self.lost is not None:
+                self.check_open()
+            if self._undrained:
+                self._resume()
+            function, argument = self.events.get(timeout)
+            if function(argument) is not STALE:
+                return
+            if timeout is not None and not isinstance(timeout, Deadline):
+                timeout = Deadline(timeout - (monotonic() - began_at))
+
+    def forget(self, exc: BaseException) -> None:
+        """Forget it, silently, in the child of a fork, as the parent owns it.  Never switches."""
+        self.lost = exc
+        self.events.clear()
+        for channel in self.channels.values():
+            channel.forget(exc)
+        self.channels.clear()
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """End this life: its channels end, and what they hold goes back.  Never switches."""
+        if self.lost is not None:
+            return
+        super().end(exc, closed=closed)
+        for channel in list(self.channels.values()):
+            channel.end(exc)
+
+
+class ForkHandler:
+    """The end of a link in the child of a fork, as long as this object exists."""
+
+    def __init__(self, link: BrokerLink) -> None:
+        self._link = link
+        fork.register(self)
+
+    def forget(self) -> None:
+        """See :class:`greenconn.green.fork.ForkAware`."""
+        self._link.forget(RecoverableConnectionError("the connection was opened before a fork"))
+
+
+class LeasedLink(BrokerLink):
+    """A link whose broker holds messages.
+
+    Arguments:
+        client: the connection's facade.
+        where: the broker's URL with the password masked, for messages.
+        options: of the transport.
+        handover: gets what this life leaves, and the acks that come after it.
+
+    Attributes:
+        is_inherited: this process is a child of the one that opened it.
+        leases: those of the messages that it holds.
+        settler: sends the broker what becomes of them.
+    """
+
+    settler: MessageSettler
+    settlements: Settlements
+    leases: Leases
+    #: Seconds that ``close`` waits for the broker.
+    close_timeout: ClassVar[float | None]
+    #: Errors with which a close is over all the same: what is held is requeued when the leases end.
+    close_errors: tuple[type[BaseException], ...] = (OSError, RecoverableConnectionError)
+
+    def __init__(self, client: Any, where: str, options: Any, handover: Handover) -> None:
+        super().__init__(client)
+        self.where = where
+        self.options = options
+        self.handover = handover
+        self.is_inherited = False
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<connection {self.where} ({state}, {len(self.channels)} channels)>"
+
+    @property
+    def place(self) -> object:
+        """The broker that this link leads to; two links to one broker have equal places."""
+        return type(self), self.where
+
+    # -- what it holds
+
+    def held(self) -> Iterator[HeldDelivery]:
+        """Yield all that its channels hold.  Never switches."""
+        for channel in list(self.channels.values()):
+            if isinstance(channel, StoreChannel):
+                yield from list(channel.deliveries.unacked.values())
+
+    def note_late(self, count: int) -> None:
+        """Note that so many messages were settled too late.  Never switches."""
+        self.leases.note_late(count)
+
+    def flush_settlements(self, deadline: Deadline) -> None:
+        """Return when the broker has all acks and requeues.  May switch.
+
+        A claim that is on its way may bring messages that no consumer takes any more: they are
+        requeued, too.
+
+        Raises:
+            TimeoutError, RecoverableConnectionError: as :meth:`wait_settled`.
+        """
+        if self.lost is None:
+            deadline = deadline.within(self.options.reply_timeout)
+            self._wait_claims(deadline)
+            self.wait_settled(deadline)
+
+    @abstractmethod
+    def _wait_claims(self, deadline: Deadline) -> None:
+        """Wait for the ends of the claims of queues that have no consumer any more.  May switch."""
+
+    def wait_settled(self, deadline: Deadline) -> None:
+        """Return when all acks and rejects up to now have left.  May switch.
+
+        Raises:
+            TimeoutError: they had not before the deadline, or within ``reply_timeout``.
+            RecoverableConnectionError: the link was lost meanwhile.
+        """
+        if self.lost is not None:
+            return
+        deadline = deadline.within(self.options.reply_timeout)
+        try:
+            self.settlements.wait_routed(deadline)
+            self.settlements.flush()
+            self._wait_sent(deadline)
+        except TimeoutError as exc:
+            raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
+
+    @abstractmethod
+    def _wait_sent(self, deadline: Deadline) -> None:
+        """Wait until what the settlements have sent has left.  May switch."""
+
+    @abstractmethod
+    def entries(self, envelope: Envelope, queues: Sequence[str]) -> Sequence[Entry]:
+        """Return a message on its way into *queues*.  May switch where a queue is not known."""
+
+    @abstractmethod
+    def failed(self, exc: BaseException, what: str) -> object:
+        """Log that a call to the broker failed, and end the link if that ends it.  Never switches."""
+
+    # -- the end
+
+    def close(self) -> None:
+        """Requeue what is not settled, and close.  May switch."""
+        if self.lost is not None:
+            return
+        self.hub_affinity.check(self)
+        try:
+            with TimeLimit(Deadline(self.close_timeout), "closing"):
+                self._stop_claiming()
+                for channel in list(self.channels.values()):
+                    channel.close()
+                self._take_leave()
+        except self.close_errors:
+            pass
+        finally:
+            super().close()
+
+    def _stop_claiming(self) -> None:
+        """Take no more messages.  May switch."""
+
+    @abstractmethod
+    def _take_leave(self) -> None:
+        """Tell the broker all that it must know before the link is closed.  May switch."""
+
+    def end(self, exc: BaseException, *, closed: bool = False) -> None:
+        """End this life.  Never switches."""
+        if self.lost is not None:
+            return
+        self.handover.take(self)
+        note_lost(self.owner)
+        super().end(exc, closed=closed)
+        self._stop(self._gone_error(exc))
+
+    def forget(self, exc: BaseException) -> None:
+        """Forget it in the child of a fork: the parent owns it."""
+        super().forget(exc)
+        self.is_inherited = True
+        # Its greenlets are copied too: none may go on reading what the parent waits for.
+        self._stop(self._gone_error(exc))
+
+    @staticmethod
+    def _gone_error(exc: BaseException) -> BaseException:
+        """Return the error for those who wait for a link that *exc* has ended."""
+        gone: BaseException = RecoverableConnectionError(f"connection is closed ({exc})")
+        gone.__cause__ = exc
+        return gone
+
+    def _stop(self, gone: BaseException) -> None:
+        """End what goes by a clock or in a greenlet of the link.  Never switches.
+
+        Arguments:
+            gone: what those who wait for it get.
+        """
+        self.leases.stop()
+        self.settlements.stop(gone)
+
+
+logger = logging.getLogger("greenconn.broker")
 
 #: The highest priority that there is.
 HIGHEST: Final = 255

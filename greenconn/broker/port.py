@@ -21,14 +21,49 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from greenconn.broker.consumers import ConsumerRegistry
-from greenconn.broker.topology import Topology
+from greenconn.broker.envelope import Envelope
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.publishing import Envelope
+
+if TYPE_CHECKING:
+    from greenconn.broker.exchanges import Topology
+    from greenconn.broker.queues import Declaration
+
+
+class ConsumerRegistry:
+    """The consumers of all links of a process to one broker."""
+
+    def __init__(self) -> None:
+        #: Queue -> owner -> how many consumers, and whether the one is exclusive.
+        self._queues: dict[str, dict[str, tuple[int, bool]]] = {}
+
+    def set_consumers(self, queue: str, owner: str, consumers: int, exclusive: bool) -> bool:
+        """Note how many consumers of a queue a link has now; False: it may not."""
+        owners = self._queues.setdefault(queue, {})
+        others = {name: each for name, each in owners.items() if name != owner}
+        if consumers and (any(alone for _, alone in others.values()) or (exclusive and others)):
+            return False
+        owners.pop(owner, None)
+        if consumers:
+            owners[owner] = (consumers, exclusive)
+        if not owners:
+            del self._queues[queue]
+        return True
+
+    def other_consumers(self, queue: str, owner: str) -> int:
+        """Return the number of consumers that other links have."""
+        owners = self._queues.get(queue, {})
+        return sum(count for name, (count, _) in owners.items() if name != owner)
+
+    def leave(self, owner: str) -> None:
+        """Remove a link that has ended."""
+        for queue, owners in list(self._queues.items()):
+            owners.pop(owner, None)
+            if not owners:
+                del self._queues[queue]
+
 
 logger = logging.getLogger("greenconn.broker")
 
@@ -125,7 +160,7 @@ class SettleRequest(NamedTuple):
             store can tell.
         is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
             redelivered, but this delivery of it does not count.  A store that can keep the two apart
-            notes the former with :func:`~greenconn.transport.virtual.envelope.mark_redelivered`.
+            notes the former with :func:`~greenconn.broker.envelope.mark_redelivered`.
     """
 
     handle: Any
@@ -333,3 +368,69 @@ class Store(ABC):
 
 def _nothing(what: object) -> None:
     pass
+
+
+class HeldMessage(Protocol):
+    """A message that the broker holds.
+
+    Attributes:
+        queue: where it was taken from.
+        handle: what the broker knows it by.
+        raw: as it was stored, where the broker keeps bytes.
+        envelope: kombu's form; None where it cannot be read.
+        deliveries: how often it was delivered before this time, as far as the broker can tell.
+    """
+
+    @property
+    def queue(self) -> str: ...
+    @property
+    def handle(self) -> Any: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def envelope(self) -> Envelope | None: ...
+    @property
+    def deliveries(self) -> int: ...
+
+
+class HeldDelivery(HeldMessage, Protocol):
+    """A held message that a channel has delivered.
+
+    Attributes:
+        claimed: what stays of it when its link is gone.
+        is_held: the broker holds it still.
+    """
+
+    is_held: bool
+
+    @property
+    def claimed(self) -> HeldMessage: ...
+
+    @property
+    def delivery_tag(self) -> Any: ...
+
+
+class Disposition(NamedTuple):
+    """The disposition of one held message.
+
+    Attributes:
+        delay: seconds before it may be claimed again, for REQUEUE.
+        entries: stored before the message is removed, at once with it where the broker can: its copies
+            for dead-letter queues, or the one that is delivered after a delay.  One with an empty
+            envelope is the message as it is.
+        is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed.
+        is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
+            redelivered, but this delivery of it does not count.
+    """
+
+    message: HeldMessage
+    settlement: Settlement
+    delay: float = 0.0
+    entries: Sequence[Entry] = ()
+    is_unseen: bool = False
+    is_unhandled: bool = False
+
+
+#: Takes the broker's reply to acks or dispositions: None, the number of messages that it did not hold
+#: any more, or an Exception.  Never switches.
+Done = Callable[[Any], object]

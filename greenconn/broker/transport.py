@@ -1,4 +1,4 @@
-"""The transport over a store."""
+"""The transport over a store, and the options that all such transports have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final, TypeVar
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.consumers import ConsumerRegistry
-from greenconn.broker.handover import Handover
+from greenconn.broker.entities import Management
+from greenconn.broker.exchanges import PREDECLARED, BrokerState
+from greenconn.broker.leases import Handover
 from greenconn.broker.link import StoreLink
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.port import Store
+from greenconn.broker.port import ConsumerRegistry, Store
 from greenconn.broker.publishing import StorePublisher
+from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -24,14 +25,52 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.options import known_options
+from greenconn.records import Record
 from greenconn.transport import base
-from greenconn.transport.virtual.entities import PREDECLARED, Management
-from greenconn.transport.virtual.state import BrokerState
 
-__all__ = ["StoreTransport"]
+
+class StoreOptions(Record):
+    """The options of a connection to any store."""
+
+    lease: float = 30.0
+    """Seconds after which the messages of a consumer that shows no sign of life are requeued.  A
+    living consumer renews the lease every third of that time, however long its handlers run."""
+
+    delivery_limit: int | None = None
+    """Maximum number of deliveries of a message, after which it is dead-lettered; None is no limit.
+    A queue's ``x-delivery-limit`` takes precedence."""
+
+    dead_letter_queue: str | None = None
+    """Queue for dead letters of queues without ``x-dead-letter-exchange``; None drops them."""
+
+    deadletter_queue: str | None = None
+    """Queue for messages that no binding matches; None drops them (kombu's)."""
+
+    confirm_publish: bool = False
+    """Accepted as for AMQP and ignored: every publish waits until the message is stored."""
+
+    reply_timeout: float | None = 30.0
+    """Seconds for a call of the store, if the caller gives no timeout; None is no limit."""
+
+    confirm_timeout: float | None = None
+    """Seconds that a publish waits until its message is stored, if the call gives no timeout; None
+    is as long as the store replies within *reply_timeout*."""
+
+    max_message_size: int = 512 * 1024 * 1024
+    """Maximum bytes of a body."""
+
+    def __post_init__(self) -> None:
+        check_type(self, str, "dead_letter_queue", "deadletter_queue", optional=True)
+        check_type(self, bool, "confirm_publish")
+        check_seconds(self, "lease", optional=False)
+        check_seconds(self, "reply_timeout", "confirm_timeout")
+        check_count(self, "delivery_limit", least=1)
+        check_count(self, "max_message_size", least=1, optional=False)
+        if not self.lease:
+            raise invalid(self, "lease", "a number of seconds above 0")
+
 
 logger = logging.getLogger("greenconn.broker")
-
 T = TypeVar("T")
 
 

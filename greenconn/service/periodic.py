@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gevent import Timeout, get_hub
 
-from greenconn.broker.leased_link import LeasedLink
+from greenconn.broker.link import LeasedLink
 from greenconn.checks import Seconds, check_runs, in_seconds, is_number
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection

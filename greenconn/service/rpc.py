@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from gevent import Timeout
 
+from greenconn.broker.queues import is_name
 from greenconn.checks import Seconds, check_has_run, check_keywords, check_runs
 from greenconn.connection import Connection
 from greenconn.defaults import consuming_connection, publishing_connection
@@ -55,7 +56,6 @@ from greenconn.schemas import reply_converter_of, schema_of
 from greenconn.serialization import prepare_accept_content
 from greenconn.session.channels import begin_channel
 from greenconn.session.session import Session
-from greenconn.transport.virtual.names import is_name
 from greenconn.worker import ConsumerGreenlet, Interrupted, spawn_consumer
 from greenconn.worker.consumer import check_consumer
 from greenconn.worker.options import CONSUMER_OPTIONS

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from greenconn.importing import symbol_by_name
-from greenconn.transport.virtual.cycle import FairCycle
+from greenconn.transport.hooks.channel import FairCycle
 
 __all__ = [
     "CYCLE_ALIASES",

@@ -12,6 +12,7 @@ import gevent
 import pytest
 
 from greenconn.broker.port import NoQueue, Settlement, SettleRequest
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.connection import (
     DeclarationRefused,
@@ -19,7 +20,6 @@ from greenconn.transport.beanstalk.connection import (
     LinkLost,
     ServerRefuses,
 )
-from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_beanstalk import BeanstalkFactory
 from tests.fix_wires import until
 from tests.integration.beanstalk_clients import (

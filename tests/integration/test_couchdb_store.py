@@ -11,13 +11,13 @@ from gevent import socket
 
 import greenconn
 from greenconn import Connection
+from greenconn.broker.exchanges import Row
 from greenconn.broker.port import Claimed, NoQueue, Settlement, SettleRequest
-from greenconn.broker.topology_port import Row
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.transport.couchdb import api
 from greenconn.transport.couchdb.store import CouchStore
-from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_couchdb import PouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from greenconn.broker.entities import KNOWN, ArgumentOf
 from greenconn.transport import TRANSPORT_ALIASES, resolve_transport, virtual
-from greenconn.transport.virtual.arguments import KNOWN, ArgumentOf
 from tests.integration.capabilities import EVERYWHERE, KINDS, NO_SERVER, UNTESTED, Can, Kind
 from tests.unit.test_docs import ROOT
 

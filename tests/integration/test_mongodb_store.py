@@ -10,16 +10,14 @@ import gevent
 import pytest
 from pymongo.errors import AutoReconnect
 
+from greenconn.broker.exchanges import ROUTERS, Exchange, Row
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
-from greenconn.broker.topology_port import Row
+from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
 from greenconn.transport.mongodb import MongoOptions, changes, queues
 from greenconn.transport.mongodb.store import Claims, MongoStore
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.exchange import ROUTERS
-from greenconn.transport.virtual.state import Exchange
 from tests.fix_mongodb import Database
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient

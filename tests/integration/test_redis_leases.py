@@ -10,7 +10,7 @@ import gevent
 import pytest
 from redis.exceptions import ResponseError
 
-from greenconn.broker.feed import FeedState
+from greenconn.broker.consuming import FeedState
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import maintenance, pipeline
 from greenconn.transport.redis.claiming import Watch

@@ -11,8 +11,8 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
-from greenconn.broker.feed import FeedState
-from greenconn.broker.topology_port import Row
+from greenconn.broker.consuming import FeedState
+from greenconn.broker.exchanges import Row
 from greenconn.transport.redis.claiming import Watch
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline

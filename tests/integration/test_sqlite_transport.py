@@ -16,6 +16,7 @@ from gevent.monkey import get_original
 
 import greenconn
 from greenconn import Connection, Queue
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import (
     NotAllowed,
     OperationalError,
@@ -34,7 +35,6 @@ from greenconn.transport.sqlite.database import (
 from greenconn.transport.sqlite.errors import DiskFull, as_error
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
-from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import run

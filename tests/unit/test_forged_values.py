@@ -12,6 +12,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection, Message
+from greenconn.broker.envelope import lifetime_of
 from greenconn.checks import is_number
 from greenconn.cli.dead import _lines
 from greenconn.cli.records import body_of, json_line, line_of, message_lines
@@ -20,7 +21,6 @@ from greenconn.delays import LONGEST
 from greenconn.log import message_fields
 from greenconn.streams import OFFSET, StreamPosition
 from greenconn.transport.memory import reset
-from greenconn.transport.virtual.publishing import lifetime_of
 from greenconn.worker.failures import EXCHANGE, ROUTING_KEY, _dead_letter, restore_route
 
 WRONG: list[Any] = [5, [], {}, {"a": [1]}, True, b"x", "\ud800", "x" * 300, 1.5]

@@ -289,7 +289,7 @@ UNKNOWN = {
     ("transport/hooks/link.py", "a message could not be requeued"),
     ("transport/redis/nodes.py", "cannot ask for slots"),
     ("transport/sqlite/store.py", "%s"),
-    ("transport/virtual/arguments.py", "%s: %s %r: arguments"),
+    ("broker/entities.py", "%s: %s %r: arguments"),
     ("worker/dispatch.py", "a gevent.Timeout"),
 }
 _LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})

@@ -92,7 +92,7 @@ def test_further_files_of_a_module() -> None:
         "test_pool_holders.py",
     ]
     # There is a module of that name.
-    assert [each.name for each in own_tests(Path("greenconn/broker/topology.py"))] == [
+    assert [each.name for each in own_tests(Path("greenconn/broker/exchanges.py"))] == [
         "test_topology.py"
     ]
 

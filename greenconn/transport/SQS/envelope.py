@@ -9,11 +9,11 @@ from math import ceil
 from time import time
 from typing import Any, Final, NamedTuple
 
+from greenconn.broker.envelope import UNSENDABLE, read_envelope, unsendable
 from greenconn.broker.port import Claimed, Entry
 from greenconn.identity import uuid
 from greenconn.jsoncodec import dumps
 from greenconn.transport.SQS.service import InvalidQueueException
-from greenconn.transport.virtual.envelope import UNSENDABLE, read_envelope, unsendable
 
 logger = logging.getLogger("greenconn.transport.SQS")
 

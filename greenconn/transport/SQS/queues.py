@@ -15,6 +15,7 @@ from hashlib import sha256
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.exceptions import NotAllowed
 from greenconn.green.retry import attempts
 from greenconn.transport.SQS.service import (
@@ -31,7 +32,6 @@ from greenconn.transport.SQS.service import (
     UndefinedQueueException,
     as_error,
 )
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
 if TYPE_CHECKING:
     from greenconn.transport.SQS.transport import SQSOptions

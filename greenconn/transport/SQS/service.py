@@ -34,6 +34,7 @@ from botocore.serialize import create_serializer
 from gevent import sleep
 
 from greenconn._version import __version__
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import (
     AccessRefused,
     KombuError,
@@ -51,7 +52,6 @@ from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import in_threadpool
-from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
     from botocore.model import ServiceModel

@@ -24,6 +24,7 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
@@ -50,7 +51,6 @@ from greenconn.transport.SQS.service import (
     ServiceBusy,
     UndefinedQueueException,
 )
-from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
     from gevent import Greenlet

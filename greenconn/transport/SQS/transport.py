@@ -14,11 +14,12 @@ from botocore.exceptions import BotoCoreError
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
+from greenconn.broker.envelope import Envelope
+from greenconn.broker.exchanges import PREDECLARED, Binding, Exchange
 from greenconn.broker.link import StoreLink
-from greenconn.broker.options import StoreOptions
 from greenconn.broker.port import Entry
-from greenconn.broker.publishing import StorePublisher
-from greenconn.broker.transport import StoreTransport
+from greenconn.broker.publishing import StorePublisher, warn_of_message
+from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green import fork
 from greenconn.green.deadline import Deadline
@@ -28,9 +29,6 @@ from greenconn.transport.SQS.envelope import RECEIVE_COUNT
 from greenconn.transport.SQS.queues import aws_name, exchange_of, topic_entry
 from greenconn.transport.SQS.service import DEFAULT_REGION, REFUSED, Accounts, ServiceBusy
 from greenconn.transport.SQS.store import SqsStore
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.publishing import Envelope, warn_of_message
-from greenconn.transport.virtual.state import Binding, Exchange
 from greenconn.url import mask_secrets
 
 logger = logging.getLogger("greenconn.transport.SQS")

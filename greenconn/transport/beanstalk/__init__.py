@@ -8,8 +8,7 @@ from typing import ClassVar, Final
 from greenconn._version import __version__
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.transport import StoreTransport
+from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 
 __all__ = ["Channel", "Transport"]

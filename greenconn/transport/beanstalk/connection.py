@@ -32,8 +32,8 @@ from greenconn.exceptions import (
 from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
+from greenconn.green.stream import PipelineLife
 from greenconn.green.ticker import Ticker
-from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.beanstalk import (
     LONGEST_BODY,
     BeanstalkParser,

@@ -26,8 +26,10 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from gevent.lock import BoundedSemaphore
 
-from greenconn.broker.options import StoreOptions
+from greenconn.broker.envelope import read_envelope
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
+from greenconn.broker.queues import Declaration
+from greenconn.broker.transport import StoreOptions
 from greenconn.checks import check_type
 from greenconn.exceptions import PreconditionFailed
 from greenconn.green.connect import connect_tcp
@@ -49,8 +51,6 @@ from greenconn.transport.beanstalk.connection import (
     whole_seconds,
 )
 from greenconn.transport.refusal import Method, invalid_argument
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.envelope import read_envelope
 from greenconn.wire.beanstalk import (
     LONGEST_TUBE,
     Reply,

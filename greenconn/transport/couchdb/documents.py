@@ -35,11 +35,10 @@ from hashlib import sha1
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote
 
+from greenconn.broker.envelope import Envelope, mark_redelivered, read_envelope
+from greenconn.broker.exchanges import Row
 from greenconn.broker.port import Claimed, Entry
-from greenconn.broker.topology_port import Row
 from greenconn.jsoncodec import dumps
-from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
-from greenconn.transport.virtual.publishing import Envelope
 
 #: A JSON object.
 Document: TypeAlias = dict[str, Any]

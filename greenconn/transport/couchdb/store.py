@@ -27,6 +27,14 @@ from weakref import WeakValueDictionary
 from gevent import sleep
 from gevent.lock import BoundedSemaphore
 
+from greenconn.broker.exchanges import (
+    PREDECLARED,
+    DirectTopology,
+    ExchangeRecord,
+    Row,
+    Topology,
+    TopologyStore,
+)
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -36,8 +44,7 @@ from greenconn.broker.port import (
     SettleRequest,
     Store,
 )
-from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
+from greenconn.broker.queues import Declaration
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
 from greenconn.green.hub import PerHub, weakly
@@ -65,8 +72,6 @@ from greenconn.transport.couchdb.documents import (
     range_of,
     released,
 )
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.entities import PREDECLARED
 
 if TYPE_CHECKING:
     from greenconn.transport.couchdb import CouchOptions

@@ -10,21 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
-from greenconn.broker.base_link import CHANNEL_MAX
-from greenconn.broker.consumers import ConsumerRegistry
-from greenconn.broker.handover import Handover
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.transport import StoreTransport
+from greenconn.broker.exchanges import PREDECLARED, BrokerState
+from greenconn.broker.leases import Handover
+from greenconn.broker.link import CHANNEL_MAX
+from greenconn.broker.port import ConsumerRegistry
+from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import in_seconds
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.transport import base
-from greenconn.transport.hooks.channel import Channel
+from greenconn.transport.hooks.channel import Channel, FairCycle
 from greenconn.transport.hooks.link import HookLink, HookStore
 from greenconn.transport.hooks.message import UnreturnedMessages
-from greenconn.transport.virtual.cycle import FairCycle
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.state import BrokerState
 
 #: Hooks take the time that they take; the transport options are the subclass's own.
 _OPTIONS: Final = StoreOptions(reply_timeout=None)

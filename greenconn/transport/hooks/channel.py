@@ -1,22 +1,33 @@
 """A channel for brokers that only have queues: subclasses define how to put and get.
 
 Exchanges and bindings are kept in this process, so every program that uses them must declare them.
-Messages are stored in kombu's envelope (:mod:`~greenconn.transport.virtual.envelope`).
+Messages are stored in kombu's envelope (:mod:`~greenconn.broker.envelope`).
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, MutableSequence
 from queue import Empty
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
-from greenconn.broker.channel import Prepared, PublishResult, StoreChannel
-from greenconn.broker.consumers import StoreConsumer
+from greenconn.broker.channel import Prepared, PublishResult, StoreChannel, closes_channel
+from greenconn.broker.consuming import ConsumedFeed, Consumer, StoreConsumer
+from greenconn.broker.entities import ArgumentOf, Entities, SupportedArguments
+from greenconn.broker.envelope import Base64, Envelope
+from greenconn.broker.exchanges import (
+    STANDARD_EXCHANGE_TYPES,
+    Binding,
+    BrokerState,
+    ExchangeType,
+    Router,
+)
 from greenconn.broker.link import StoreLink
+from greenconn.broker.publishing import PublishOutcome, undeliverable, warn_of_message
+from greenconn.broker.queues import generated_name
 from greenconn.encoding import plain_text
 from greenconn.exceptions import error_text
 from greenconn.green.supervisor import spawn
@@ -32,21 +43,6 @@ from greenconn.transport.refusal import (
     no_recover_in_place,
     not_empty,
 )
-from greenconn.transport.virtual.arguments import ArgumentOf, SupportedArguments
-from greenconn.transport.virtual.channel import closes_channel
-from greenconn.transport.virtual.consumer import Consumer, Feed
-from greenconn.transport.virtual.cycle import FairCycle
-from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.envelope import Base64
-from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, ExchangeType, Router
-from greenconn.transport.virtual.names import generated_name
-from greenconn.transport.virtual.publishing import (
-    Envelope,
-    PublishOutcome,
-    undeliverable,
-    warn_of_message,
-)
-from greenconn.transport.virtual.state import Binding, BrokerState
 
 if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookLink
@@ -552,7 +548,7 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             queue, consumer_tag, no_ack=no_ack, callback=callback, **kwargs
         )
 
-    def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
+    def _feed_of(self, queue: str, method: Method) -> tuple[str, ConsumedFeed]:
         if not self.is_there(queue):
             raise no_queue(queue, self.virtual_host, method)
         return queue, self.connection.feed(queue)
@@ -753,3 +749,58 @@ class Channel(AbstractChannel, StoreChannel[StoreLink]):
             given = self.default_priority
         priority = max(self.min_priority, min(given, self.max_priority))
         return self.max_priority - priority if reverse else priority
+
+
+T = TypeVar("T")
+
+
+class FairCycle(Generic[T]):
+    """Asks resources in turn until one has something (kombu's).
+
+    Arguments:
+        fun: called with a resource and what ``get`` was given.
+        resources: a list, which may change meanwhile.
+        predicate: the exception that means that a resource has nothing.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        resources: MutableSequence[T],
+        predicate: type[Exception] = Exception,
+    ) -> None:
+        self.fun = fun
+        self.resources = resources
+        self.predicate = predicate
+        self.pos = 0
+
+    def _next(self) -> T:
+        if not self.resources:
+            self.pos = 0
+            raise self.predicate()
+        if self.pos >= len(self.resources):
+            self.pos = 0
+        self.pos += 1
+        return self.resources[self.pos - 1]
+
+    def get(self, callback: Callable[..., Any], **kwargs: Any) -> Any:
+        """Return what the first resource that has something gives.  May switch, if *fun* does.
+
+        Raises:
+            Exception: *predicate*, when none has anything.
+        """
+        tries = len(self.resources)
+        while True:
+            resource = self._next()
+            tries -= 1
+            try:
+                return self.fun(resource, callback, **kwargs)
+            except self.predicate:
+                if tries <= 0:
+                    raise
+
+    def close(self) -> None:
+        """Nothing to do (kombu's name)."""
+
+    def __repr__(self) -> str:
+        return f"<FairCycle: {self.pos}/{len(self.resources)} {self.resources}>"

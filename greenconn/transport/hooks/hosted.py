@@ -18,11 +18,12 @@ from gevent import get_hub
 from gevent.lock import RLock
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.claiming import StoreFeed
-from greenconn.broker.feed import FeedState
+from greenconn.broker.consuming import ConsumedFeed, Consumer, FeedState, StoreFeed
+from greenconn.broker.entities import ArgumentOf, Entities, SupportedArguments
+from greenconn.broker.envelope import Envelope, copied
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Settlement
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Claimed, Disposition, Settlement
+from greenconn.broker.publishing import SynchronousPublisher
 from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError, NotFound, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
@@ -33,15 +34,9 @@ from greenconn.transport.hooks import HookedTransport
 from greenconn.transport.hooks.link import PACE, HookedLink, HookStore
 from greenconn.transport.hooks.message import TakenMessage, keeps_only_here
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.arguments import ArgumentOf, SupportedArguments
-from greenconn.transport.virtual.channel import ChannelState
-from greenconn.transport.virtual.consumer import Consumer, Feed
-from greenconn.transport.virtual.entities import Entities
-from greenconn.transport.virtual.publishing import Envelope, SynchronousPublisher, copied
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPEN: Final = ChannelState.OPEN
 
 #: What each of kombu's virtual transports does with arguments; a few do more.
 _SUPPORTED: Final = SupportedArguments(message=frozenset({"priority"}))
@@ -153,7 +148,7 @@ def _exclusive(method: F) -> F:
         if get_hub() is not hub_affinity.hub:
             hub_affinity.check(self.connection)
         with self.lock:
-            if self.state_of_life is not _OPEN:
+            if self.cause is not None:
                 self.check_open()
             try:
                 return method(self, *args, **kwargs)
@@ -307,7 +302,7 @@ class HostedChannel(StoreChannel[StoreLink]):
 
     # Consuming
 
-    def _feed_of(self, queue: str, method: Method) -> tuple[str, Feed]:
+    def _feed_of(self, queue: str, method: Method) -> tuple[str, ConsumedFeed]:
         return queue, self.connection.feed(queue)
 
     def _started(self, consumer: Consumer) -> None:

@@ -19,10 +19,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.claiming import StoreFeed
+from greenconn.broker.consuming import Consumer, StoreFeed
+from greenconn.broker.envelope import Envelope
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Claimed, Disposition, Entry, Settlement, SettleRequest, Store
+from greenconn.broker.publishing import SynchronousPublisher, no_immediate, unroutable
+from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline, TimeLimit
@@ -31,14 +33,6 @@ from greenconn.green.ticker import Ticker
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message, TakenMessage, dump_messages
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.publishing import (
-    Envelope,
-    SynchronousPublisher,
-    no_immediate,
-    unroutable,
-)
 
 if TYPE_CHECKING:
     from greenconn.transport.hooks import HookedTransport, Transport

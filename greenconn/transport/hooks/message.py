@@ -10,18 +10,17 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from greenconn.broker.handover import Handover
+from greenconn.broker.envelope import WHAT, Envelope, checked
+from greenconn.broker.leases import Handover
 from greenconn.broker.port import Claimed, Settlement
 from greenconn.dump import emergency_dump_state
 from greenconn.exceptions import DecodeError
 from greenconn.formats import decode_error
 from greenconn.jsoncodec import dumps
 from greenconn.message import Message as BaseMessage
-from greenconn.transport.virtual.envelope import WHAT, checked
-from greenconn.transport.virtual.publishing import Envelope
 
 if TYPE_CHECKING:
-    from greenconn.transport.virtual.consumer import Consumer
+    from greenconn.broker.consuming import Consumer
 
 logger = logging.getLogger("greenconn.transport.virtual")
 

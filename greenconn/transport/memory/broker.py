@@ -25,6 +25,9 @@ from greenconn.broker.dead_letters import (
     is_cycle,
     visible_headers,
 )
+from greenconn.broker.envelope import Envelope, lifetime_of
+from greenconn.broker.exchanges import PREDECLARED, BrokerState
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
 from greenconn.green import fork
 from greenconn.green.hub import HubAffinity, yield_to_hub
@@ -32,13 +35,9 @@ from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.timer import Clock, HubClock, Timer
 from greenconn.transport.refusal import Method, no_exchange
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.publishing import Envelope, lifetime_of
-from greenconn.transport.virtual.state import BrokerState
 
 if TYPE_CHECKING:
-    from greenconn.broker.base_link import BrokerLink
+    from greenconn.broker.link import BrokerLink
 
 logger = logging.getLogger("greenconn.transport.memory")
 

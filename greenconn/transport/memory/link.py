@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from gevent import get_hub
 
-from greenconn.broker.base_link import BrokerLink
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.directory import Directory, KnownQueues, QueueStore
-from greenconn.broker.routing import Routing
-from greenconn.delays import DELAY, delay_of
-from greenconn.exceptions import ChannelError
-from greenconn.options import MemoryOptions
-from greenconn.transport.memory.broker import ROUTED, Broker, Outcome, Queues
-from greenconn.transport.memory.message import Entry, Message
-from greenconn.transport.memory.queue import Queue
-from greenconn.transport.refusal import Method, in_exclusive_use
-from greenconn.transport.virtual.arguments import SupportedArguments
-from greenconn.transport.virtual.channel import ChannelState
-from greenconn.transport.virtual.consumer import Consumer
-from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
-from greenconn.transport.virtual.names import new_owner
-from greenconn.transport.virtual.publishing import (
-    Envelope,
+from greenconn.broker.consuming import Consumer
+from greenconn.broker.entities import SupportedArguments
+from greenconn.broker.envelope import Envelope
+from greenconn.broker.exchanges import Routing
+from greenconn.broker.link import BrokerLink
+from greenconn.broker.publishing import (
     SynchronousPublisher,
     no_immediate,
     queue_full,
@@ -33,8 +22,21 @@ from greenconn.transport.virtual.publishing import (
     undeliverable,
     unroutable,
 )
-
-_OPEN: Final = ChannelState.OPEN
+from greenconn.broker.queues import (
+    Declaration,
+    Directory,
+    KnownQueues,
+    QueuePolicy,
+    QueueStore,
+    new_owner,
+)
+from greenconn.delays import DELAY, delay_of
+from greenconn.exceptions import ChannelError
+from greenconn.options import MemoryOptions
+from greenconn.transport.memory.broker import ROUTED, Broker, Outcome, Queues
+from greenconn.transport.memory.message import Entry, Message
+from greenconn.transport.memory.queue import Queue
+from greenconn.transport.refusal import Method, in_exclusive_use
 
 
 class MemoryPublisher(SynchronousPublisher):
@@ -59,7 +61,7 @@ class MemoryPublisher(SynchronousPublisher):
         if immediate:
             raise no_immediate()
         self._broker.yield_if_due()
-        if get_hub() is not self._hub or self._channel.state_of_life is not _OPEN:
+        if get_hub() is not self._hub or self._channel.cause is not None:
             self._channel.check_open()
         if len(message["body"]) > self._max_size:
             raise too_large(len(message["body"]), self._max_size)
@@ -161,7 +163,7 @@ class Settlements:
 
 
 class MemorySubscriptions:
-    """See :class:`~greenconn.broker.consumers.Subscriptions`.
+    """See :class:`~greenconn.broker.consuming.Subscriptions`.
 
     Arguments:
         broker: has the queues.

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from greenconn.broker.envelope import copied
 from greenconn.message import Message as BaseMessage
 from greenconn.message import computed_slot
 from greenconn.serialization import loads
-from greenconn.transport.virtual.publishing import copied
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
+    from greenconn.broker.consuming import Consumer
+    from greenconn.broker.envelope import Envelope
     from greenconn.transport.memory.queue import Queue
-    from greenconn.transport.virtual.consumer import Consumer
-    from greenconn.transport.virtual.publishing import Envelope
 
 _set_body, _set_errors = (vars(BaseMessage)[name].__set__ for name in ("body", "errors"))
 _get_errors = vars(BaseMessage)["errors"].__get__

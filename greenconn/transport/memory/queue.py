@@ -13,10 +13,10 @@ from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
+from greenconn.broker.consuming import Consumer, Turns
+from greenconn.broker.envelope import Envelope, level_of
+from greenconn.broker.queues import Declaration, QueuePolicy
 from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
-from greenconn.transport.virtual.consumer import Consumer, Turns
-from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
-from greenconn.transport.virtual.publishing import Envelope, level_of
 
 if TYPE_CHECKING:
     from greenconn.transport.memory.broker import Broker

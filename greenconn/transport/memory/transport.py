@@ -7,6 +7,7 @@ import os
 from typing import Any, ClassVar
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.entities import Management
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from greenconn.options import MemoryOptions, known_options
@@ -14,7 +15,6 @@ from greenconn.transport import base
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import Channel, MemoryLink
 from greenconn.transport.memory.timer import Clock
-from greenconn.transport.virtual.entities import Management
 
 logger = logging.getLogger("greenconn.transport.memory")
 

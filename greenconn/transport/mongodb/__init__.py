@@ -16,8 +16,7 @@ from pymongo import errors
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.transport import StoreTransport
+from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.exceptions import (
     ChannelError,

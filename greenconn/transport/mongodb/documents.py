@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 
 from bson import ObjectId
 
+from greenconn.broker.envelope import mark_redelivered, read_envelope
 from greenconn.broker.port import Claimed, Entry
-from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
 
 Document = dict[str, Any]
 

@@ -21,16 +21,13 @@ import gevent
 from bson import ObjectId
 from pymongo import ReturnDocument
 
+from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.broker.port import LeaseExpired
-from greenconn.broker.topology import Topology
-from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
+from greenconn.broker.queues import UNDECLARED, Declaration, is_lost
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.mongodb.changes import PREFIX, Broadcast
 from greenconn.transport.mongodb.client import Client
 from greenconn.transport.mongodb.documents import DEAD_AT, EXPIRE_AT, Document
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.names import is_lost
 
 if TYPE_CHECKING:
     from greenconn.transport.mongodb import MongoOptions

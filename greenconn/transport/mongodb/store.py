@@ -19,8 +19,9 @@ from bson import ObjectId
 from pymongo import ASCENDING, IndexModel, ReplaceOne
 from pymongo.errors import BulkWriteError, CollectionInvalid, OperationFailure, PyMongoError
 
+from greenconn.broker.exchanges import DirectTopology, Topology
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
-from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
@@ -47,7 +48,6 @@ from greenconn.transport.mongodb.documents import (
     message_of,
 )
 from greenconn.transport.mongodb.queues import MongoTopology, Queues
-from greenconn.transport.virtual.declaration import Declaration
 
 if TYPE_CHECKING:
     from gevent import Greenlet

@@ -62,7 +62,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import get_hub
 from redis.exceptions import NoScriptError
 
-from greenconn.broker.feed import DueFeeds, Feed
+from greenconn.broker.consuming import Consumer, DueFeeds, Feed
 from greenconn.green.deadline import Deadline
 from greenconn.green.single_flight import SingleFlight
 from greenconn.green.slot import Slot
@@ -84,12 +84,11 @@ from greenconn.transport.redis.scripts import (
     mark,
 )
 from greenconn.transport.refusal import Method, in_exclusive_use
-from greenconn.transport.virtual.consumer import Consumer
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
-    from greenconn.broker.directory import Directory
+    from greenconn.broker.queues import Directory
     from greenconn.broker.settlements import Settlements
     from greenconn.transport.redis.fanout import Fanout
     from greenconn.transport.redis.maintenance import Owners
@@ -211,7 +210,7 @@ _OFF, _ASKING, _ARMED, _WAITING, _PROBING = Watch
 
 
 class RedisSource:
-    """See :class:`~greenconn.broker.feed.Source`.
+    """See :class:`~greenconn.broker.consuming.Source`.
 
     Arguments:
         commands: of the link.
@@ -286,7 +285,7 @@ class RedisSource:
         self._front, self._rest = Scripts.claim_frame(keys, commands.prefix.encode(), suffix)
         self._exists = pack(b"EXISTS", *self.lists)
 
-    # -- see :class:`~greenconn.broker.feed.Source`
+    # -- see :class:`~greenconn.broker.consuming.Source`
 
     def schedule(self) -> None:
         """Claim when the turn ends."""
@@ -660,7 +659,7 @@ def _checked(reply: Any, page: list[RedisSource]) -> None:
 
 
 class RedisConsuming:
-    """See :class:`~greenconn.broker.consumers.Consuming`.
+    """See :class:`~greenconn.broker.consuming.Consuming`.
 
     Arguments:
         commands: of the link.

@@ -29,10 +29,11 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.port import Entry
-from greenconn.broker.publisher import Completion
-from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
-from greenconn.broker.topology_port import ExchangeRecord, Row
+from greenconn.broker.envelope import Envelope
+from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row
+from greenconn.broker.port import Disposition, Done, Entry, HeldMessage
+from greenconn.broker.publishing import Completion
+from greenconn.broker.queues import Declaration
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
@@ -64,9 +65,6 @@ from greenconn.transport.redis.settling import copies_of, number_of
 from greenconn.transport.redis.shards import ClusterShards
 from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.publishing import Envelope
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import pack
 
@@ -564,7 +562,7 @@ class ClusterQueues(LinkQueues):
 
 
 class ClusterConsuming:
-    """See :class:`~greenconn.broker.consumers.Consuming`.
+    """See :class:`~greenconn.broker.consuming.Consuming`.
 
     Arguments:
         partitions: of the link.
@@ -634,7 +632,7 @@ class _Parts:
 
 
 class ClusterSettler:
-    """See :class:`~greenconn.broker.settlement_port.MessageSettler`.
+    """See :class:`~greenconn.broker.settlements.MessageSettler`.
 
     Arguments:
         partitions: of the link.

@@ -13,21 +13,23 @@ from binascii import b2a_base64
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from greenconn.broker import envelope
 from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
-from greenconn.broker.port import Claimed
-from greenconn.delays import DELAY
-from greenconn.jsoncodec import dumps
-from greenconn.transport.virtual import envelope
-from greenconn.transport.virtual.envelope import (
+from greenconn.broker.envelope import (
     UNSENDABLE,
     Contents,
+    Envelope,
     contents_of,
+    copied,
+    encoded,
     mark_redelivered,
     read_envelope,
     unsendable,
 )
-from greenconn.transport.virtual.publishing import Envelope, copied, encoded
+from greenconn.broker.port import Claimed
+from greenconn.delays import DELAY
+from greenconn.jsoncodec import dumps
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel

@@ -19,6 +19,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from greenconn.broker.exchanges import Binding, BrokerState, FanoutRouter, Router
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
@@ -26,8 +27,6 @@ from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import Keys, RedisOptions
 from greenconn.transport.redis.pipeline import PING, Commands, Pipeline, ignore
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
-from greenconn.transport.virtual.exchange import FanoutRouter, Router
-from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:

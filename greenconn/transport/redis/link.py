@@ -17,18 +17,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from greenconn.broker.base_link import ForkHandler
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.consumers import Consuming, StoreSubscriptions
+from greenconn.broker.consuming import Consuming, StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
-from greenconn.broker.directory import Directory, KnownQueues
-from greenconn.broker.leased_link import LeasedLink
+from greenconn.broker.envelope import Envelope
+from greenconn.broker.exchanges import (
+    STANDARD_EXCHANGE_TYPES,
+    BrokerState,
+    DirectTopology,
+    Router,
+    Routing,
+    Topology,
+)
 from greenconn.broker.leases import Leases
+from greenconn.broker.link import ForkHandler, LeasedLink
 from greenconn.broker.port import Entry
-from greenconn.broker.routing import Routing
-from greenconn.broker.settlement_port import MessageSettler
-from greenconn.broker.settlements import Settlements
-from greenconn.broker.topology import DirectTopology, Topology
+from greenconn.broker.queues import Directory, KnownQueues
+from greenconn.broker.settlements import MessageSettler, Settlements
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
@@ -63,9 +68,6 @@ from greenconn.transport.redis.publishing import (
 from greenconn.transport.redis.queues import LinkQueues, LinkRecords, RedisQueues, RedisTopology
 from greenconn.transport.redis.server import Opener, Reauthentication, Server, check_eviction
 from greenconn.transport.redis.settling import RedisSettler, Requeuer
-from greenconn.transport.virtual.exchange import STANDARD_EXCHANGE_TYPES, Router
-from greenconn.transport.virtual.publishing import Envelope
-from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:

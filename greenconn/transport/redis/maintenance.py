@@ -70,6 +70,7 @@ from gevent import Greenlet
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
+from greenconn.broker.queues import is_lost, new_owner
 from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import PASSING, CommandRefused
@@ -84,7 +85,6 @@ from greenconn.transport.redis.scripts import (
     entry_suffix,
     mark,
 )
-from greenconn.transport.virtual.names import is_lost, new_owner
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:

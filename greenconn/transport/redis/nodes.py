@@ -39,7 +39,7 @@ from typing import Any, Final, NamedTuple
 from gevent import Greenlet, get_hub
 from redis.exceptions import ResponseError
 
-from greenconn.broker.publisher import Completion
+from greenconn.broker.publishing import Completion
 from greenconn.credentials import SuppliedError
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline

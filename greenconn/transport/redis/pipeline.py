@@ -32,6 +32,7 @@ from redis.exceptions import NoScriptError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
+from greenconn.green.stream import PipelineLife
 from greenconn.green.ticker import Ticker
 from greenconn.green.writer import Writer
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
@@ -46,7 +47,6 @@ from greenconn.transport.redis.scripts import (
     Script,
     Scripts,
 )
-from greenconn.transport.virtual.pipeline import PipelineLife
 from greenconn.wire.resp import Argument, ErrorReply, ProtocolError, Push, RespParser, pack
 
 if TYPE_CHECKING:

@@ -25,13 +25,10 @@ from gevent import get_hub
 from redis.exceptions import ResponseError
 
 from greenconn.broker.dead_letters import visible_headers
-from greenconn.broker.port import Entry, NoQueue
-from greenconn.broker.publisher import (
-    ChannelPublisher,
-    Completion,
-    CopyOutcomes,
-)
-from greenconn.broker.settlement_port import HeldMessage
+from greenconn.broker.entities import ArgumentOf
+from greenconn.broker.envelope import TagMaker
+from greenconn.broker.port import Entry, HeldMessage, NoQueue
+from greenconn.broker.publishing import ChannelPublisher, Completion, CopyOutcomes
 from greenconn.delays import delay_of
 from greenconn.exceptions import ContentTooLarge, PublishTimeout
 from greenconn.green.deadline import Deadline
@@ -53,8 +50,6 @@ from greenconn.transport.redis.pipeline import (
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.arguments import ArgumentOf
-from greenconn.transport.virtual.names import TagMaker
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
 if TYPE_CHECKING:

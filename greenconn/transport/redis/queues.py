@@ -5,7 +5,7 @@ from one that never was.  A declaration is kept under ``greenconn.queue.<name>``
 messages exists without one, too, since a program of kombu may have sent them.
 
 What was read is remembered; the server's invalidations tell when it has changed.  Who may use a queue is
-decided by the directory of all brokers (``broker.directory``).
+decided by the directory of all brokers (``broker.queues``).
 
 Exchanges and bindings
 ----------------------
@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
-from greenconn.broker.directory import MOST_KNOWN, KnownQueues, QueueStore
-from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
+from greenconn.broker.exchanges import PREDECLARED, BrokerState, ExchangeRecord, Row, TopologyStore
+from greenconn.broker.queues import MOST_KNOWN, UNDECLARED, Declaration, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import Ticker
@@ -39,14 +39,11 @@ from greenconn.transport.redis.options import RESERVED
 from greenconn.transport.redis.pipeline import Commands, as_pairs
 from greenconn.transport.redis.scripts import BIND, DECLARE, DROP, JOIN, MORE
 from greenconn.transport.refusal import Method, refused
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.entities import PREDECLARED
-from greenconn.transport.virtual.state import BrokerState
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
-    from greenconn.broker.directory import Directory
-    from greenconn.broker.routing import Routing
+    from greenconn.broker.exchanges import Routing
+    from greenconn.broker.queues import Directory
     from greenconn.transport.redis.claiming import RedisFeed
     from greenconn.transport.redis.link import Partition
     from greenconn.transport.redis.maintenance import Owners

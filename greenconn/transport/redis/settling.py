@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
 
-from greenconn.broker.port import Claimed, Entry, Settlement
-from greenconn.broker.settlement_port import Disposition, Done, HeldMessage
+from greenconn.broker.envelope import Envelope, level_of, read_envelope
+from greenconn.broker.port import Claimed, Disposition, Done, Entry, HeldMessage, Settlement
+from greenconn.broker.queues import is_name
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.envelope import Broadcast, Delivery, marked_redelivered
@@ -40,13 +41,10 @@ from greenconn.transport.redis.scripts import (
     MOVE,
     RENEW,
 )
-from greenconn.transport.virtual.envelope import read_envelope
-from greenconn.transport.virtual.names import is_name
-from greenconn.transport.virtual.publishing import Envelope, level_of
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.broker.directory import Directory
+    from greenconn.broker.queues import Directory
     from greenconn.transport.redis.claiming import Claims, RedisFeed
     from greenconn.transport.redis.maintenance import Delays, Owners
     from greenconn.transport.redis.queues import RedisQueues
@@ -388,7 +386,7 @@ def _is_no_list(exc: Exception) -> bool:
 
 
 class RedisSettler:
-    """See :class:`~greenconn.broker.settlement_port.MessageSettler`.
+    """See :class:`~greenconn.broker.settlements.MessageSettler`.
 
     Arguments:
         commands: of the link.

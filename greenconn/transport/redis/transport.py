@@ -23,8 +23,10 @@ from gevent import Greenlet
 from redis import exceptions
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.entities import SharedEntities
-from greenconn.broker.handover import Handover
+from greenconn.broker.consuming import Consumer, Prefetch, PrefetchView
+from greenconn.broker.entities import Management, SharedEntities, SupportedArguments
+from greenconn.broker.exchanges import PREDECLARED, Binding, BrokerState
+from greenconn.broker.leases import Handover
 from greenconn.caching import cached_property
 from greenconn.credentials import supplied
 from greenconn.delays import DELAY
@@ -64,10 +66,6 @@ from greenconn.transport.redis.server import (
     open_pipeline,
 )
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.arguments import SupportedArguments
-from greenconn.transport.virtual.consumer import Consumer, Prefetch, PrefetchView
-from greenconn.transport.virtual.entities import PREDECLARED, Management
-from greenconn.transport.virtual.state import Binding, BrokerState
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import ErrorReply, pack
 

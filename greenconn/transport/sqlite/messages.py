@@ -8,19 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import time
 from typing import Any, Final, NamedTuple
 
-from greenconn.broker.port import (
-    Claimed,
-    Entry,
-    NoQueue,
-    QueueFull,
-    Settlement,
-    SettleRequest,
-)
+from greenconn.broker.envelope import Envelope, mark_redelivered, read_envelope
+from greenconn.broker.port import Claimed, Entry, NoQueue, QueueFull, Settlement, SettleRequest
 from greenconn.jsoncodec import dumps
 from greenconn.transport.sqlite.queues import Pipes, QueueRow, Queues, note_waiting, take_waiting
 from greenconn.transport.sqlite.sql import chunks, in_list, rows_of
-from greenconn.transport.virtual.envelope import mark_redelivered, read_envelope
-from greenconn.transport.virtual.publishing import Envelope
 
 READY, DELAYED, HELD = range(3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreOptions
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 
 #: Values of ``synchronous``.

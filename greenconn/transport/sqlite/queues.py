@@ -8,11 +8,11 @@ from random import shuffle
 from time import time
 from typing import Final, NamedTuple
 
+from greenconn.broker.exchanges import DirectTopology
 from greenconn.broker.port import LeaseExpired
-from greenconn.broker.topology import DirectTopology
+from greenconn.broker.queues import Declaration, QueuePolicy
 from greenconn.transport.sqlite.sql import chunks, in_list
 from greenconn.transport.sqlite.topology import Records
-from greenconn.transport.virtual.declaration import Declaration, QueuePolicy
 
 #: Links to notify through their pipes: link -> the numbers of the queues.
 Pipes = dict[str, set[int]]

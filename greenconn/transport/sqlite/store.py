@@ -23,8 +23,9 @@ from typing import Any, ClassVar, Final
 
 from gevent import get_hub
 
+from greenconn.broker.exchanges import Topology
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest, Store
-from greenconn.broker.topology import Topology
+from greenconn.broker.queues import Declaration, is_lost
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
@@ -35,8 +36,6 @@ from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.queues import Pipes
 from greenconn.transport.sqlite.topology import FileTopology
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.names import is_lost
 
 logger = logging.getLogger("greenconn.transport.sqlite")
 

@@ -6,8 +6,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
+from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.jsoncodec import dumps, loads
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.broker.options import StoreOptions
-from greenconn.broker.transport import StoreTransport
+from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 

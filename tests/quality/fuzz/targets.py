@@ -15,8 +15,10 @@ from amqp import spec
 from hypothesis import strategies as st
 
 from greenconn import Connection
-from greenconn.broker.claiming import StoreDelivery
+from greenconn.broker.consuming import StoreDelivery
+from greenconn.broker.envelope import Base64
 from greenconn.broker.port import Claimed
+from greenconn.broker.queues import Declaration, is_name
 from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, encoders
 from greenconn.exceptions import AMQPError, DecodeError, KombuError
 from greenconn.message import Message
@@ -31,9 +33,6 @@ from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.settling import priority_of, read_held
 from greenconn.transport.sqlite import messages as sqlite
 from greenconn.transport.SQS import envelope as sqs
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.envelope import Base64
-from greenconn.transport.virtual.names import is_name
 from greenconn.url import (
     BrokerURL,
     mask_secrets,

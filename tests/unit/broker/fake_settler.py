@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from greenconn.broker.envelope import Envelope
 from greenconn.broker.leases import Leases
-from greenconn.broker.port import Claimed, Entry
-from greenconn.broker.settlement_port import Disposition, Done
+from greenconn.broker.port import Claimed, Disposition, Done, Entry
+from greenconn.broker.queues import Declaration
 from greenconn.broker.settlements import Settlements
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.publishing import Envelope
 
 Notified = tuple[Sequence[Any], Done]
 

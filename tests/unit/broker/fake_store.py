@@ -9,7 +9,8 @@ from typing import Any
 
 from gevent.event import Event
 
-from greenconn.broker.options import StoreOptions
+from greenconn.broker.envelope import mark_redelivered
+from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.broker.port import (
     Claimed,
     Entry,
@@ -19,12 +20,9 @@ from greenconn.broker.port import (
     SettleRequest,
     Store,
 )
-from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.broker.topology_port import ExchangeRecord, Row, TopologyStore
-from greenconn.broker.transport import StoreTransport
+from greenconn.broker.queues import Declaration
+from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.green.deadline import Deadline
-from greenconn.transport.virtual.declaration import Declaration
-from greenconn.transport.virtual.envelope import mark_redelivered
 
 
 class Item:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from greenconn import Connection
-from greenconn.broker import base_link as module
-from greenconn.transport.virtual.consumer import STALE
+from greenconn.broker import link as module
+from greenconn.broker.consuming import STALE
 
 
 @pytest.fixture

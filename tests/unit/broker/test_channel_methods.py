@@ -11,7 +11,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.entities import SupportedArguments
 from greenconn.broker.link import StoreLink
+from greenconn.broker.queues import Declaration
 from greenconn.exceptions import (
     AccessRefused,
     AMQPNotImplementedError,
@@ -21,8 +23,6 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.transport.virtual.arguments import SupportedArguments
-from greenconn.transport.virtual.declaration import Declaration
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import FakeBroker, FakeStore

@@ -9,10 +9,9 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker import claiming
+from greenconn.broker import consuming
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.claiming import StoreDelivery
-from greenconn.broker.feed import FeedState
+from greenconn.broker.consuming import FeedState, StoreDelivery
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import ChannelError
@@ -462,7 +461,7 @@ def test_no_queue_starves_under_the_limit_of_a_channel(
     connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is one place for two queues; the one that waits has no messages."""
-    monkeypatch.setattr(claiming, "SHORT_WAIT", 0.02)
+    monkeypatch.setattr(consuming, "SHORT_WAIT", 0.02)
     channel = channel_to(connect, kind)
     channel.basic_qos(0, 1, True)
     sinks = {}

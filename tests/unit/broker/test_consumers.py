@@ -8,11 +8,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.consumers import ConsumerRegistry, StoreSubscriptions
-from greenconn.broker.feed import Feed
+from greenconn.broker.consuming import Consumer, Feed, StoreSubscriptions
+from greenconn.broker.port import ConsumerRegistry
 from greenconn.exceptions import AccessRefused, NotFound, RecoverableChannelError
 from greenconn.transport.refusal import Method
-from greenconn.transport.virtual.consumer import Consumer
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeBroker

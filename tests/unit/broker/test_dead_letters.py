@@ -15,8 +15,8 @@ from greenconn.broker.dead_letters import (
     is_cycle,
     visible_headers,
 )
+from greenconn.broker.queues import DeadLetterTarget, Declaration, QueuePolicy
 from greenconn.exceptions import NotFound
-from greenconn.transport.virtual.declaration import DeadLetterTarget, Declaration, QueuePolicy
 from tests.unit.broker.fake_settler import Held, Link
 
 

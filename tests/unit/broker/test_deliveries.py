@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import gevent
 import pytest
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.consumers import StoreConsumer
+from greenconn.broker.consuming import Consumer, Prefetch, StoreConsumer
 from greenconn.broker.deliveries import Deliveries
 from greenconn.broker.link import StoreLink
 from greenconn.exceptions import (
@@ -19,7 +19,6 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     WrongHub,
 )
-from greenconn.transport.virtual.consumer import Consumer, Prefetch
 from tests.unit.broker.conftest import Opener
 
 
@@ -64,6 +63,7 @@ class Feed:
     """A feed that counts how often it is resumed."""
 
     resumed = 0
+    consumers: Sequence[Consumer] = ()
 
     def resume(self, consumer: Consumer) -> None:
         self.resumed += 1

@@ -8,14 +8,22 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker import directory as module
-from greenconn.broker.directory import Directory, KnownQueues, QueueStore, Rules, StoredQueues
+from greenconn.broker import queues as module
+from greenconn.broker.exchanges import Binding, BrokerState
 from greenconn.broker.port import Entry
+from greenconn.broker.queues import (
+    UNDECLARED,
+    Declaration,
+    Directory,
+    KnownQueues,
+    QueueStore,
+    Rules,
+    StoredQueues,
+    new_owner,
+    note_lost,
+)
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
 from greenconn.transport.refusal import Method, refused
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
-from greenconn.transport.virtual.names import new_owner, note_lost
-from greenconn.transport.virtual.state import Binding, BrokerState
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink

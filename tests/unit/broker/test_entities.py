@@ -9,8 +9,8 @@ import gevent
 import pytest
 
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.directory import QueueStore
 from greenconn.broker.link import StoreLink
+from greenconn.broker.queues import Declaration, QueueStore
 from greenconn.exceptions import (
     AccessRefused,
     ConsumerCancelled,
@@ -19,7 +19,6 @@ from greenconn.exceptions import (
     ResourceLocked,
 )
 from greenconn.transport.refusal import Method, refused
-from greenconn.transport.virtual.declaration import Declaration
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink

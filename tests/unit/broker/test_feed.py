@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.feed import DueFeeds, Feed, FeedState
-from greenconn.transport.virtual.consumer import WINDOW, Consumer, Prefetch
+from greenconn.broker.consuming import WINDOW, Consumer, DueFeeds, Feed, FeedState, Prefetch
 from tests.fix_wires import until
 from tests.unit.broker.sink import Sink
 

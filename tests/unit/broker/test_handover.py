@@ -9,10 +9,9 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.handover import Handover
+from greenconn.broker.leases import Handover
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Settlement
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Claimed, Disposition, Settlement
 from greenconn.exceptions import RecoverableConnectionError
 from tests.fix_wires import until
 from tests.forked import holds_in_child

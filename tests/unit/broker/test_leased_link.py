@@ -10,9 +10,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.link import StoreLink
+from greenconn.broker.queues import is_lost
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.transport.virtual.names import is_lost
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import EachStore, FakeBroker, Item

@@ -10,9 +10,10 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.feed import FeedState
+from greenconn.broker.consuming import FeedState
 from greenconn.broker.link import StoreLink
-from greenconn.broker.options import StoreOptions
+from greenconn.broker.queues import is_lost
+from greenconn.broker.transport import StoreOptions
 from greenconn.exceptions import (
     ChannelError,
     PreconditionFailed,
@@ -20,7 +21,6 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.transport.virtual.names import is_lost
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient
 from tests.unit.broker.conftest import Opener

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.options import StoreOptions
+from greenconn.broker.transport import StoreOptions
 
 
 def test_defaults() -> None:

@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from greenconn.broker import publishing
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.feed import FeedState
+from greenconn.broker.consuming import FeedState
 from greenconn.broker.link import StoreLink
 from greenconn.broker.publishing import OVERHEAD, PutBatcher
 from greenconn.exceptions import (

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.routing import Routing
-from greenconn.broker.topology import DirectTopology
+from greenconn.broker.exchanges import (
+    ROUTERS,
+    Binding,
+    BrokerState,
+    DirectTopology,
+    Exchange,
+    Routing,
+)
 from greenconn.exceptions import NotFound
-from greenconn.transport.virtual.exchange import ROUTERS
-from greenconn.transport.virtual.state import Binding, BrokerState, Exchange
 from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 

@@ -9,8 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.port import Settlement
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Disposition, Settlement
 from greenconn.green import supervisor
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn

@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.topology import DirectTopology, Topology
-from greenconn.broker.topology_port import Row
-from greenconn.transport.virtual.exchange import ROUTERS
-from greenconn.transport.virtual.state import Exchange
+from greenconn.broker.exchanges import ROUTERS, DirectTopology, Exchange, Row, Topology
 from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 

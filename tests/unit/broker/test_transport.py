@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.handover import Handover
+from greenconn.broker.leases import Handover
 from greenconn.broker.transport import StoreTransport
 from greenconn.green.deadline import Deadline
 from tests.tiny_client import TinyClient

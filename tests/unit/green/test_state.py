@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.feed import FEED_MOVES
+from greenconn.broker.consuming import FEED_MOVES
 from greenconn.connection import LOAN_MOVES
 from greenconn.green.pool import POOL_MOVES
 from greenconn.green.state import State, moved
@@ -16,7 +16,6 @@ from greenconn.session.connect import ATTEMPT_MOVES
 from greenconn.session.session import MOVES as SESSION_MOVES
 from greenconn.transport.amqp.consuming import CONSUMER_MOVES
 from greenconn.transport.redis.nodes import SLOT_MOVES
-from greenconn.transport.virtual.channel import CHANNEL_MOVES
 
 Table = Mapping[Any, frozenset[Any]]
 TABLES: dict[str, Table] = {
@@ -25,7 +24,6 @@ TABLES: dict[str, Table] = {
     "loan": LOAN_MOVES,
     "pool": POOL_MOVES,
     "stream": STREAM_MOVES,
-    "channel": CHANNEL_MOVES,
     "consumer of AMQP": CONSUMER_MOVES,
     "feed": FEED_MOVES,
     "slot of a cluster": SLOT_MOVES,

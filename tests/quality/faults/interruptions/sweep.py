@@ -11,7 +11,7 @@ from typing import Any
 
 import gevent
 
-from greenconn.broker.publisher import StoredResult
+from greenconn.broker.publishing import StoredResult
 from greenconn.green.slot import Slot
 from greenconn.transport.amqp.calls import Call as AmqpCall
 from greenconn.transport.amqp.channel import Channel

@@ -7,12 +7,12 @@ from typing import Any, cast
 import gevent
 import pytest
 
+from greenconn.broker.queues import UNDECLARED
 from greenconn.green.deadline import Deadline
 from greenconn.transport.SQS import service as module
 from greenconn.transport.SQS.queues import Queues
 from greenconn.transport.SQS.service import DoesNotExistQueueException, NewQueues, ServiceBusy
 from greenconn.transport.SQS.transport import SQSOptions
-from greenconn.transport.virtual.declaration import UNDECLARED
 
 
 class Service:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greenconn.broker.topology_port import Row
+from greenconn.broker.exchanges import Row
 from greenconn.transport.couchdb.documents import (
     MESSAGE,
     QUEUE,

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
+from greenconn.broker.queues import Declaration
 from greenconn.transport.couchdb.api import CouchApi, LinkLost
 from greenconn.transport.couchdb.documents import Document
 from greenconn.transport.couchdb.store import TopologyCache, queue_document
-from greenconn.transport.virtual.declaration import Declaration
 
 ID = "gcq!q"
 

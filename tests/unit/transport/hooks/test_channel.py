@@ -14,6 +14,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from greenconn.broker.consuming import WINDOW
 from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
@@ -23,7 +24,6 @@ from greenconn.message import Message
 from greenconn.transport import virtual
 from greenconn.transport.hooks import link as hooks_link
 from greenconn.transport.hooks.link import HookLink
-from greenconn.transport.virtual.consumer import WINDOW
 from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import Store

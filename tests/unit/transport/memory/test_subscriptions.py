@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from greenconn.broker.consuming import WINDOW
 from greenconn.exceptions import (
     ConsumerCancelled,
     RecoverableChannelError,
@@ -16,7 +17,6 @@ from greenconn.green.deadline import Deadline
 from greenconn.message import Message
 from greenconn.transport.memory.broker import Broker
 from greenconn.transport.memory.link import Channel
-from greenconn.transport.virtual.consumer import WINDOW
 from tests.integration.contract import Store
 
 NOW = Deadline(0)

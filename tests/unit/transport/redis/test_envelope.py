@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greenconn.broker import envelope as virtual
+from greenconn.broker.envelope import TagMaker, contents_in
 from greenconn.compression import compress
 from greenconn.exceptions import DecodeError
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.envelope import Delivery, Outgoing, marked_redelivered
-from greenconn.transport.virtual import envelope as virtual
-from greenconn.transport.virtual.envelope import contents_in
-from greenconn.transport.virtual.names import TagMaker
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 

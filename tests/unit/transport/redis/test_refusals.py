@@ -14,8 +14,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from greenconn import Connection
-from greenconn.broker.port import Settlement
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Disposition, Settlement
 from greenconn.exceptions import AccessRefused, RecoverableConnectionError
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import ENDS_THE_LINK, LinkLost, as_error

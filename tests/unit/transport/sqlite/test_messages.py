@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from greenconn.broker.port import Entry, Settlement, SettleRequest
+from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.transport.sqlite.messages import Claim, claim, put, settle
 from greenconn.transport.sqlite.queues import Queues
 from greenconn.transport.sqlite.sql import SCHEMA
-from greenconn.transport.virtual.declaration import UNDECLARED, Declaration
 
 
 def steps(waiting: int) -> int:

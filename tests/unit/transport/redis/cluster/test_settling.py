@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Entry, Settlement
-from greenconn.broker.settlement_port import Disposition
+from greenconn.broker.port import Disposition, Entry, Settlement
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.wire.resp import ErrorReply, pack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 
-from greenconn.broker.topology_port import Row
+from greenconn.broker.exchanges import Row
 from greenconn.transport.redis.errors import NodeLost
 from tests.fix_redis_nodes import (
     ClusterLink,

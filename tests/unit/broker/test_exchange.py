@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.transport.virtual.exchange import TopicExchange as KombuTopicExchange
 
-from greenconn.transport.virtual.exchange import (
+from greenconn.broker.exchanges import (
     STANDARD_EXCHANGE_TYPES,
+    Binding,
     DirectExchange,
+    Exchange,
     ExchangeType,
     FanoutExchange,
     HeadersExchange,
@@ -23,7 +25,6 @@ from greenconn.transport.virtual.exchange import (
     topic_matches,
     words_of,
 )
-from greenconn.transport.virtual.state import Binding, Exchange
 
 TABLE = [("a.b", None, "one"), ("a.#", None, "two"), ("z.#", None, "three")]
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from greenconn.transport.virtual.state import CACHE_SIZE, Binding, BrokerState
+from greenconn.broker.exchanges import CACHE_SIZE, Binding, BrokerState
 
 
 @pytest.fixture

@@ -6,12 +6,7 @@ import logging
 
 import pytest
 
-from greenconn.transport.virtual.arguments import (
-    KNOWN,
-    ArgumentOf,
-    SupportedArguments,
-    warn_of_unsupported,
-)
+from greenconn.broker.entities import KNOWN, ArgumentOf, SupportedArguments, warn_of_unsupported
 from tests.tiny_client import TinyClient
 
 SOME = SupportedArguments(queue=frozenset({"x-expires"}), message=frozenset({"priority"}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.transport.virtual.declaration import Declaration
+from greenconn.broker.queues import Declaration
 
 
 @pytest.mark.parametrize(

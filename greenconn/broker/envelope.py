@@ -11,27 +11,141 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from binascii import a2b_base64
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct, field
 from msgspec.json import Decoder
 
-from greenconn.encoding import as_text
-from greenconn.exceptions import DecodeError
+from greenconn.delays import LONGEST
+from greenconn.encoding import as_text, plain_text, safe_repr
+from greenconn.exceptions import (
+    DecodeError,
+)
 from greenconn.formats import decode_error
 from greenconn.jsoncodec import NestedTooDeeply, dumps, loads, object_hook
 from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads as loads_body
+from greenconn.transport.refusal import Method, invalid_argument
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
 
+
+class TagMaker:
+    """Unique delivery tags in kombu's form (UUIDs)."""
+
+    def __init__(self) -> None:
+        digits = os.urandom(10).hex()
+        self._prefix = f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-a{digits[15:18]}-".encode()
+        self._numbers = count(int.from_bytes(os.urandom(5), "big"))
+
+    def next(self) -> bytes:
+        """Return the next tag."""
+        return b"%b%012x" % (self._prefix, next(self._numbers))
+
+
+#: Kombu's form of a message that is to be sent: body, content-type, content-encoding, headers and
+#: properties.
+Envelope = dict[str, Any]
+
+#: Values that cannot change, and are of no class but these.
+_PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def copied(value: Any) -> Any:
+    """Return *value* with the tables and lists in it made anew, and its texts of class ``str``."""
+    if value.__class__ in _PLAIN:
+        return value
+    if isinstance(value, dict):
+        return {
+            name if name.__class__ is str else plain_text(name): each
+            if each.__class__ in _PLAIN
+            else copied(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [copied(each) for each in value]
+    return plain_text(value)
+
+
+def encoded(text: str, encoding: str | None) -> bytes:
+    """Return a body of text as bytes: UTF-8 where no codec has the name *encoding*."""
+    try:
+        return text.encode(encoding or "utf-8")
+    except LookupError:
+        return text.encode()
+
+
+def prepared(
+    body: Any,
+    priority: int | None,
+    content_type: str | None,
+    content_encoding: str | None,
+    headers: Mapping[str, Any] | None,
+    properties: MutableMapping[str, Any] | None,
+) -> Envelope:
+    """Return kombu's form of a message: a snapshot of what may be changed later.
+
+    Raises:
+        TypeError: the body is neither text nor bytes.
+    """
+    own: dict[str, Any] = dict(properties or ())
+    for name, value in own.items():
+        if value.__class__ not in _PLAIN or name.__class__ is not str:
+            own = copied(own)
+            break
+    own.setdefault("priority", priority or 0)
+    if body.__class__ is str or isinstance(body, str):
+        content_encoding = content_encoding or "utf-8"
+    elif isinstance(body, (bytearray, memoryview)):
+        body = bytes(body)
+    elif not isinstance(body, bytes):
+        raise TypeError(f"a body must be text or bytes, got {type(body).__name__}")
+    if content_encoding.__class__ is not str:
+        content_encoding = plain_text(content_encoding)
+    if content_type.__class__ is not str:
+        content_type = plain_text(content_type)
+    return {
+        "body": body,
+        "content-encoding": content_encoding,
+        "content-type": content_type,
+        "headers": copied(headers) if headers else {},
+        "properties": own,
+    }
+
+
+def lifetime_of(expiration: Any) -> float:
+    """Return the seconds that the property ``expiration`` lets a message wait, a hundred years at most.
+
+    Raises:
+        PreconditionFailed: it is no number of milliseconds from 0 up.
+    """
+    try:
+        milliseconds = int(expiration)
+    except (TypeError, ValueError, OverflowError):
+        milliseconds = -1
+    if milliseconds < 0:
+        raise invalid_argument(
+            f"invalid expiration {safe_repr(expiration)[:100]}", Method.BASIC_PUBLISH
+        )
+    return min(milliseconds, LONGEST * 1000) / 1000
+
+
+def level_of(priority: Any, highest: int) -> int:
+    """Return a priority as a number from 0 to *highest*; 0 for what is none (kombu's reading)."""
+    try:
+        return max(0, min(int(priority), highest))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
 #: In errors: what was done when it went wrong.
 WHAT = "out of its envelope"
-
 
 #: What the library reads of an envelope: properties, headers, content type, content encoding and body.
 #: (No named tuple: to make one costs as much as a tenth of the decoding.)
@@ -237,7 +351,6 @@ def unsendable(headers: Mapping[str, Any] | None, properties: Mapping[str, Any])
 
 #: How far a delivery has been read.
 _RAW, _READ, _UNPACKED = range(3)
-
 _set_properties, _set_headers, _set_content_type, _set_content_encoding, _set_body, _set_errors = (
     vars(Message)[name].__set__
     for name in ("properties", "headers", "content_type", "content_encoding", "body", "errors")

@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 
-from greenconn.transport.virtual.names import (
-    TagMaker,
-    generated_name,
-    is_lost,
-    is_name,
-    new_owner,
-    note_lost,
-)
+from greenconn.broker.envelope import TagMaker
+from greenconn.broker.queues import generated_name, is_lost, is_name, new_owner, note_lost
 
 
 @pytest.mark.parametrize(
