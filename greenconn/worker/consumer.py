@@ -89,7 +89,7 @@ class ConsumerGreenlet(_Greenlet):
         #: Whether callers wait for a reply to each message: True for a server of ``rpc``.
         self.answers_calls = False
         #: For internal use.
-        self.lifecycle = ConsumerLifecycle(options, connection, super().start)
+        self.lifecycle = ConsumerLifecycle(options, connection, self)
         #: Returns the number of messages that are being handled or wait for a handler.
         self.unsettled: Callable[[], int] = self.lifecycle.dispatcher.unsettled
         self.rawlink(_on_end)

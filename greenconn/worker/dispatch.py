@@ -35,6 +35,7 @@ from greenconn.green.ticker import HANDLERS, name_of
 if TYPE_CHECKING:
     from greenconn.abc import Channel
     from greenconn.message import Message
+    from greenconn.worker.lifecycle import ConsumerLifecycle
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -69,19 +70,19 @@ class Dispatcher:
     The reader calls ``put`` and ``drop``.  Nothing here switches but ``work``.
 
     Arguments:
-        pool: lends workers.
-        run: handles one load (a message), whatever happens; raises only what ends the worker.
-        limit: number of handlers that may run at once.
+        consumer: its ``handling`` runs the handler.  Its ``note_change`` is called when no handler
+            runs any more while it ``is_ending``.
 
     Attributes:
+        limit: number of handlers that may run at once.
         inbox: messages that no handler has begun.
         is_held: while True no handler begins.
         received: number of messages that came.
         last_at: time of the last one on the monotonic clock; None before.
-        on_idle: called when no handler runs any more.
     """
 
     __slots__ = (
+        "_consumer",
         "_is_called",
         "_pool",
         "_run",
@@ -91,14 +92,14 @@ class Dispatcher:
         "is_held",
         "last_at",
         "limit",
-        "on_idle",
         "received",
     )
 
-    def __init__(self, pool: WorkerPool, run: Callable[[Any], None], limit: int) -> None:
-        self._pool = pool
-        self._run = run
-        self.limit = limit
+    def __init__(self, consumer: ConsumerLifecycle) -> None:
+        self._consumer = consumer
+        self._pool = consumer.group.pool
+        self._run = consumer.handling.run
+        self.limit = consumer.options.concurrency
         self.inbox = _NO_MESSAGES
         #: A dict, since an empty set is three times as large.
         self._workers: dict[Worker, None] = {}
@@ -109,7 +110,6 @@ class Dispatcher:
         self.is_held = False
         self.received = 0
         self.last_at: float | None = None
-        self.on_idle: Callable[[], None] | None = None
 
     def put(self, message: Any) -> None:
         """Take *message* over.  Called by the reader."""
@@ -157,8 +157,8 @@ class Dispatcher:
             return
         del self._workers[worker]
         self.call_worker()
-        if self.on_idle is not None and self.is_idle:
-            self.on_idle()
+        if self._consumer.is_ending and self.is_idle:
+            self._consumer.note_change()
 
     def call_worker(self) -> None:
         """Call for a worker if there is something to do for one more."""
@@ -210,7 +210,7 @@ class Dispatcher:
         return any(worker.greenlet is greenlet for worker in self._workers)
 
     def interrupt(self) -> None:
-        """Interrupt all handlers; ``on_idle`` is called when they have ended."""
+        """Interrupt all handlers; ``note_change`` of the consumer is called when they have ended."""
         for worker in list(self._workers):
             worker.interrupt()
 
@@ -349,25 +349,17 @@ class BatchDispatcher(Dispatcher):
     """A dispatcher that gives its workers batches.
 
     A batch is due when it is full, or when its oldest message has waited long enough.
-
-    Arguments:
-        size: messages of a full batch.
-        interval: seconds that the oldest one waits.
     """
 
     __slots__ = ("_arrivals", "_interval", "_ready", "_size_of_batch", "_timer")
 
-    def __init__(
-        self,
-        pool: WorkerPool,
-        run: Callable[[Any], None],
-        limit: int,
-        size: int,
-        interval: float,
-    ) -> None:
-        super().__init__(pool, run, limit)
-        self._size_of_batch = size
-        self._interval = interval
+    def __init__(self, consumer: ConsumerLifecycle) -> None:
+        super().__init__(consumer)
+        options = consumer.options
+        assert options.batch_size is not None
+        assert options.batch_interval is not None
+        self._size_of_batch = options.batch_size
+        self._interval = options.batch_interval
         #: When each message of the inbox came.
         self._arrivals: deque[float] = deque()
         #: Batches that are due to be handled again.

@@ -39,6 +39,7 @@ from greenconn.worker.options import QueueLike
 if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.message import Message
+    from greenconn.worker.lifecycle import ConsumerLifecycle
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -109,26 +110,20 @@ MOVE_TIMEOUT: Final = 30.0
 
 
 class FailedMessages:
-    """The messages of one consumer whose handler failed.
+    """The messages of one consumer whose handler failed."""
 
-    Arguments:
-        connection: the consumer's.
-        can_wait: returns whether the broker may hold a message of its queue until a retry.
-    """
+    __slots__ = ("_consumer", "_is_unable")
 
-    __slots__ = ("_can_wait", "_connection", "_has_warned", "_is_unable")
-
-    def __init__(self, connection: Connection, can_wait: Callable[[Any], bool]) -> None:
-        self._connection = connection
-        self._can_wait = can_wait
-        self._is_unable = self._has_warned = False
+    def __init__(self, consumer: ConsumerLifecycle) -> None:
+        self._consumer = consumer
+        self._is_unable = False
 
     def can_delay(self, message: Message) -> bool:
         """Return whether the broker may hold a message, as far as this is known before it is asked."""
         headers = message.headers
         return (
             not self._is_unable
-            and self._can_wait(message)
+            and self._consumer.outlives_consumer(message)
             # RabbitMQ would end the delay for the one, and send copies for the others.
             and message.properties.get("expiration") is None
             and "CC" not in headers
@@ -212,7 +207,7 @@ class FailedMessages:
             self._publish(outgoing)
 
     def _publish(self, outgoing: OutgoingMessage) -> None:
-        publisher = publisher_of(publishing_connection(self._connection))
+        publisher = publisher_of(publishing_connection(self._consumer.connection))
         publisher.publish(outgoing, Deadline(SENDING_TIMEOUT))
 
 

@@ -1,4 +1,4 @@
-"""What the consumers of one connection share: channels, background tasks and the handlers' greenlets.
+"""The consumers of one connection, which share channels, background tasks and handlers' greenlets.
 
 They are recovered and closed together with the connection.
 

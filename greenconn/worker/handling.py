@@ -48,10 +48,10 @@ from greenconn.worker.failures import (
     note_failure,
     restore_route,
 )
-from greenconn.worker.options import ConsumerOptions
 
 if TYPE_CHECKING:
     from greenconn.message import Message
+    from greenconn.worker.lifecycle import ConsumerLifecycle
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -99,18 +99,9 @@ class Handling:
     gone and the broker delivers it again.
 
     Arguments:
-        options: the consumer's.
-        queue_of: returns the name of a message's queue.
-        failed_messages: sends messages that failed to where they wait; None: none is sent.
+        consumer: its life; the handler is called for its dispatcher.
 
     Attributes:
-        retry_later: has a load handled again after a delay; set by the owner.
-        on_exit: called when a handler ends the program; set by the owner.
-        has_dead_letters: returns whether the queue of a message is known to have a dead-letter
-            exchange; set by the owner.  May switch.
-        is_nameless: returns whether the broker chose the name of a message's queue; set by the owner.
-        where: returns the broker's URL with the password masked; set by the owner.
-        is_ending: while True what failed is requeued instead of handled again.
         handled, failed, retried, rejected, requeued, dropped: numbers of messages; one that fails twice
             counts twice; dropped are those that need no ack and were never handled.
     """
@@ -118,72 +109,51 @@ class Handling:
     __slots__ = (
         "_accept",
         "_backoffs",
+        "_consumer",
         "_context",
         "_convert",
-        "_dead_letters_of",
         "_failed_messages",
         "_handler",
         "_has_logged_kill",
-        "_holds",
         "_is_counted",
         "_is_resent",
-        "_name",
         "_no_ack",
-        "_on_decode_error",
         "_on_error",
-        "_queue_of",
+        "_options",
         "_retry_policy",
         "_returned",
         "_timeout",
         "dropped",
         "failed",
         "handled",
-        "has_dead_letters",
-        "is_ending",
-        "is_nameless",
-        "on_exit",
         "rejected",
         "requeued",
         "retried",
-        "retry_later",
-        "where",
     )
 
-    def __init__(
-        self,
-        options: ConsumerOptions,
-        queue_of: Callable[[Any], str],
-        failed_messages: FailedMessages | None = None,
-    ) -> None:
+    def __init__(self, consumer: ConsumerLifecycle) -> None:
+        options = consumer.options
+        self._consumer = consumer
+        self._options = options
         self._handler = options.handler
         self._accept: Container[str] | None = options.accept  # type: ignore[assignment]  # a set by now
         self._convert = options.convert
         self._on_error = options.on_error
-        self._on_decode_error = options.on_decode_error
         self._retry_policy: RetryPolicy | None = options.policy
         self._timeout = options.handler_timeout
         self._no_ack = options.no_ack
-        self._name = options.name
         self._is_counted = options.is_unbounded
-        self._queue_of = queue_of
         # Each message has a copy: workers are reused, and what one handler sets is not the next one's.
         self._context: Context = copy_context()
-        self._failed_messages = failed_messages
-        self._holds = options.holds
+        #: Sends messages that failed to where they wait; None: none is sent.
+        self._failed_messages = None if options.no_ack else FailedMessages(consumer)
         #: Whether messages may have been sent again by :class:`FailedMessages`.
         self._is_resent = options.holds != "process"
-        self._dead_letters_of = options.dead_letters_of
         #: Of what failed before: the delays that are left.
         self._backoffs: dict[Any, Backoff] = {}
         #: None: none has come back.
         self._returned: ReturnedMessages | None = None
         self._has_logged_kill = False
-        self.retry_later: Callable[[Any, float], None] = _no_dispatcher
-        self.on_exit: Callable[[], None] = _do_nothing
-        self.has_dead_letters: Callable[[Any], bool] = _has_none
-        self.is_nameless: Callable[[Any], bool] = _has_none
-        self.where: Callable[[], str | None] = _do_nothing
-        self.is_ending = False
         self.handled = self.failed = self.retried = 0
         self.rejected = self.requeued = self.dropped = 0
 
@@ -253,16 +223,16 @@ class Handling:
         pause = 0.0 if self._returned is None else self._returned.left(message)
         if not pause:
             return False
-        if self.is_ending:
+        if self._consumer.is_ending:
             self.requeue(message)
         else:
-            self.retry_later(load, pause)
+            self._consumer.dispatcher.retry_later(load, pause)
         return True
 
     def _note_exit(self, exc: BaseException, message: Message) -> None:
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
-            self.on_exit()
-        elif not self.is_ending and not self._has_logged_kill:
+            self._consumer.shut_down()
+        elif not self._consumer.is_ending and not self._has_logged_kill:
             # It may be redelivered at once, again and again.
             self._has_logged_kill = True
             spawn(
@@ -271,7 +241,7 @@ class Handling:
                 "handler %s of queue %r was killed by the program (%s) on delivery %s; the message is "
                 "%s (logged once)",
                 _name_of(self._handler),
-                self._queue_of(message),
+                self._consumer.queue_of(message),
                 error_text(exc, repr),
                 message.delivery_tag,
                 "lost (no_ack)" if self._no_ack else "requeued",
@@ -309,7 +279,7 @@ class Handling:
     ) -> Observation[DeliverEvent]:
         """Notify the listeners that *messages* are about to be handled.  Never switches."""
         first, name = messages[0], name_of(self._handler)
-        url, queue = url_of(first.channel), self._queue_of(first)
+        url, queue = url_of(first.channel), self._consumer.queue_of(first)
         return observers.begin(DeliverEvent(url, queue, tuple(messages), name))
 
     # Failing
@@ -326,7 +296,7 @@ class Handling:
             end, target = self._last_step(message, exc)
             self._log_failure(message, exc, attempts, end)
             self._give_up(message, exc, attempts, target)
-        elif self.is_ending:
+        elif self._consumer.is_ending:
             self._log_failure(message, exc, attempts, "the message is requeued")
             self.requeue(message)
         else:
@@ -342,7 +312,7 @@ class Handling:
         self, message: Message, exc: BaseException, attempts: int, delay: float
     ) -> None:
         if (calls := LISTENERS.retry) is not None:
-            url, queue = url_of(message.channel), self._queue_of(message)
+            url, queue = url_of(message.channel), self._consumer.queue_of(message)
             notify(calls, RetryEvent(url, queue, message, exc, attempts, delay))
 
     def _holder_of(self, message: Message, delay: float) -> FailedMessages | None:
@@ -350,8 +320,8 @@ class Handling:
         holder = self._failed_messages
         if (
             holder is None
-            or self._holds == "process"
-            or (self._holds is None and self._backoffs[message].unjittered < SHORT_DELAY)
+            or self._options.holds == "process"
+            or (self._options.holds is None and self._backoffs[message].unjittered < SHORT_DELAY)
             or not delay
             or not holder.can_delay(message)
         ):
@@ -362,7 +332,7 @@ class Handling:
         self, holder: FailedMessages, message: Message, attempts: int, delay: float
     ) -> bool:
         """Have the broker hold *message* until it is handled again; False: it does not.  May switch."""
-        if not holder.delay(message, self._queue_of(message), attempts, delay):
+        if not holder.delay(message, self._consumer.queue_of(message), attempts, delay):
             return False
         self._backoffs.pop(message, None)
         self.retried += 1
@@ -401,7 +371,7 @@ class Handling:
         self.retried += 1
         note_failure(message)
         message._decoded_cache = None  # the handler may have changed it
-        self.retry_later(message, delay)
+        self._consumer.dispatcher.retry_later(message, delay)
 
     def _log_failure(
         self,
@@ -416,7 +386,7 @@ class Handling:
             logging.ERROR if is_final else logging.WARNING,
             "handler %s of queue %r failed%s on delivery %s; %s",
             _name_of(self._handler),
-            self._queue_of(message),
+            self._consumer.queue_of(message),
             "" if attempt is None else f" in attempt {attempt}",
             message.delivery_tag,
             outcome,
@@ -447,12 +417,12 @@ class Handling:
             return "lost (on_error='discard')", None
         if self._on_error == "reject":
             return "rejected: it is lost if the queue has no dead-letter exchange", None
-        queue = self._queue_of(message)
-        target = self._dead_letters_of(queue)
+        queue = self._consumer.queue_of(message)
+        target = self._options.dead_letters_of(queue)
         is_received = not isinstance(exc, BodyTooLarge)  # else only the broker has all of it
-        if not (target and is_received) and self.has_dead_letters(message):
+        if not (target and is_received) and self._consumer.has_dead_letters(message):
             return "moved to the dead-letter exchange of the queue", None
-        if target is None and self.is_nameless(message):
+        if target is None and self._consumer.is_nameless(message):
             return "lost: the broker chose the name of its queue, and dead_letter is not set", None
         target = target or f"{queue}{DEAD}"
         return f"moved to queue {target!r}" if is_received else "kept where it is", target
@@ -482,15 +452,15 @@ class Handling:
         self.failed += 1
         self._note_return(message)
         target = None
-        if self._on_decode_error is None:
+        if self._options.on_decode_error is None:
             end, target = self._end_of(message, exc)
             outcome = f"the message is {end}"
         else:
-            outcome = f"{_name_of(self._on_decode_error)} decides"
+            outcome = f"{_name_of(self._options.on_decode_error)} decides"
         logger.error(
             "message %s of queue %r (%s) cannot be decoded: %s: %s; %s",
             message.delivery_tag,
-            self._queue_of(message),
+            self._consumer.queue_of(message),
             message.content_type,
             type(exc).__name__,
             error_text(exc),
@@ -501,8 +471,8 @@ class Handling:
         )
         if (observers := LISTENERS.handling) is not None:
             self._observe(observers, [message]).end(exc)
-        if self._on_decode_error is not None:
-            self._decide(self._on_decode_error, message, exc, 0)
+        if self._options.on_decode_error is not None:
+            self._decide(self._options.on_decode_error, message, exc, 0)
         else:
             self._reject(message, exc, 0, target)
 
@@ -520,7 +490,7 @@ class Handling:
             logger.exception(
                 "%s of queue %r failed on delivery %s",
                 _name_of(function),
-                self._queue_of(message),
+                self._consumer.queue_of(message),
                 message.delivery_tag,
                 extra=self._fields(message),
             )
@@ -530,7 +500,7 @@ class Handling:
         logger.warning(
             "%s of queue %r has not settled delivery %s; the message is %s",
             _name_of(function),
-            self._queue_of(message),
+            self._consumer.queue_of(message),
             message.delivery_tag,
             end,
             extra=self._fields(message),
@@ -559,7 +529,7 @@ class Handling:
         """
         if not self._is_unsettled(message):
             return
-        failed, queue = self._failed_messages, self._queue_of(message)
+        failed, queue = self._failed_messages, self._consumer.queue_of(message)
         if failed is not None and target is not None:
             if not failed.dead_letter(message, queue, target, attempts, exc):
                 self._try_later(message)
@@ -577,12 +547,12 @@ class Handling:
         self, message: Message, exc: BaseException, attempts: int, target: str | None
     ) -> None:
         if (calls := LISTENERS.dead_letter) is not None:
-            url, queue = url_of(message.channel), self._queue_of(message)
+            url, queue = url_of(message.channel), self._consumer.queue_of(message)
             notify(calls, DeadLetterEvent(url, queue, message, exc, attempts, target))
 
     def _try_later(self, message: Message) -> None:
         """Handle *message* again after a while, as its dead letter cannot be stored now."""
-        if self.is_ending:
+        if self._consumer.is_ending:
             self._settle(message, requeue=True)
         else:
             self._retry(message, UNSTORED_DELAY)
@@ -613,7 +583,7 @@ class Handling:
             "delivery %s of queue %r could not be acknowledged or rejected, so the broker "
             "redelivers it: %s",
             message.delivery_tag,
-            self._queue_of(message),
+            self._consumer.queue_of(message),
             error_text(exc),
             extra=self._fields(message),
         )
@@ -622,9 +592,9 @@ class Handling:
         """Return what a log record says of *message*."""
         return message_fields(
             message,
-            queue=self._queue_of(message),
-            consumer=self._name,
-            connection=self.where(),
+            queue=self._consumer.queue_of(message),
+            consumer=self._options.name,
+            connection=self._consumer.session.broker.label,
             attempt=attempt,
         )
 
@@ -759,7 +729,7 @@ class BatchHandling(Handling):
             self._log_failure(first, exc, batch.failures, ", ".join(ends))
             for message, (_, target) in zip(batch.messages, steps, strict=True):
                 self._give_up(message, exc, batch.failures, target)
-        elif self.is_ending:
+        elif self._consumer.is_ending:
             self._log_failure(first, exc, batch.failures, "its messages are requeued")
             self._requeue_all(batch.messages)
         else:
@@ -786,7 +756,7 @@ class BatchHandling(Handling):
         for message in load.messages:
             note_failure(message)
             message._decoded_cache = None
-        self.retry_later(load, delay)
+        self._consumer.dispatcher.retry_later(load, delay)
 
     def _retry(self, message: Message, delay: float) -> None:
         self._retry_batch(MessageBatch([message]), delay)
@@ -868,18 +838,6 @@ def release(message: Message) -> None:
     sink = message.__dict__.pop("sink", None)
     if sink is not None and sink.taken is not None:
         sink.taken(message)
-
-
-def _has_none(message: Message) -> bool:
-    return False
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _no_dispatcher(load: Any, delay: float) -> None:
-    raise AssertionError("no dispatcher")
 
 
 def _name_of(function: Any) -> str:

@@ -18,12 +18,12 @@ reason, and requeues its unacked messages.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from enum import IntEnum
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from gevent import get_hub
+from gevent import Greenlet, get_hub
 
 from greenconn.entity.declaration import ensure_queue_exists, has_messages
 from greenconn.exceptions import (
@@ -40,7 +40,6 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.ticker import name_of
 from greenconn.transport.base import Link
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher
-from greenconn.worker.failures import FailedMessages
 from greenconn.worker.group import group_of
 from greenconn.worker.handling import BatchHandling, Handling
 from greenconn.worker.subscriptions import (
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
     from greenconn.green.deadline import Deadline
     from greenconn.message import Message
     from greenconn.session.session import Session
-    from greenconn.worker.dispatch import WorkerPool
     from greenconn.worker.group import BackgroundTask
     from greenconn.worker.options import ConsumerOptions
 
@@ -154,34 +152,35 @@ class ConsumerLifecycle:
     Arguments:
         options: the consumer's.
         connection: the program's.
-        start_end: has :meth:`run` called soon, in the consumer's greenlet.  Must not switch.
+        greenlet: the consumer's, which :meth:`run` is called in.
 
     Attributes:
+        session: of the connection that it consumes on.
+        group: what it shares with the other consumers of that connection.
         changed: wakes those who wait for a change.
         state: the consumer's.
         changed_at: when it has reached that (``time.time()``).
         stall: set by a :class:`~greenconn.service.health.Watchdog`.
         error: the broker's refusal that ends it; None before.
+        is_ending: it is to pause or end: what failed is requeued instead of handled again, and it must
+            know when no handler runs any more.
         is_cancelled: the broker has cancelled the consumer, and what no handler had begun was requeued.
     """
 
     __slots__ = (
         "_active",
         "_cancelled",
-        "_group",
+        "_greenlet",
         "_hub",
-        "_is_ending",
         "_is_forgotten",
         "_is_killed",
+        "_is_over",
         "_is_starting",
         "_loss",
         "_overdue",
         "_own_connection",
-        "_parent",
         "_queues",
         "_recovery",
-        "_session",
-        "_start_end",
         "_subscriptions",
         "_target",
         "_task",
@@ -189,64 +188,60 @@ class ConsumerLifecycle:
         "_will_steer",
         "changed",
         "changed_at",
+        "connection",
         "dispatcher",
         "error",
+        "group",
         "handling",
         "is_cancelled",
+        "is_ending",
         "options",
+        "session",
         "stall",
         "state",
     )
 
     def __init__(
-        self, options: ConsumerOptions, connection: Connection, start_end: Callable[[], None]
+        self, options: ConsumerOptions, connection: Connection, greenlet: Greenlet[..., Any]
     ) -> None:
         self.options = options
         self.changed = Condition()
         self._hub = get_hub()
-        self._start_end = start_end
+        self._greenlet = greenlet
+        self.connection = connection
         #: A callback that steers is on its way.
         self._will_steer = False
         #: Steers when a pause of the recovery is over.
         self._timer: Any = None
         #: The greenlet has been started, and there is nothing more to steer.
-        self._is_ending = self._is_killed = False
-        self._parent = self._session = connection.session
+        self._is_over = self._is_killed = False
+        self.session = connection.session
         # To spawn a consumer opens a closed connection again, unless that is closed once more.
-        self._parent.note_use()
+        self.session.note_use()
         self._own_connection: Connection | None = None
         if options.is_unbounded:
             # It may stop the reading of its connection: it must not hold up others.
             self._own_connection = connection.clone()
-            self._session = self._own_connection.session
-            self._session.purpose = f"consumer {options.name}"
-            self._parent.on_closed.append(self.shut_down)
-        self._group = group = group_of(self._session)
-        self.handling = (Handling if options.batch_size is None else BatchHandling)(
-            options,
-            self._queue_of,
-            None if options.no_ack else FailedMessages(connection, self._outlives_consumer),
-        )
-        self.dispatcher = _dispatcher_for(options, group.pool, self.handling)
-        self.handling.retry_later = self.dispatcher.retry_later
-        self.handling.on_exit = self.shut_down
-        self.handling.has_dead_letters = self._has_dead_letters
-        self.handling.is_nameless = self._is_nameless
-        self.handling.where = self._where
+            self.session = self._own_connection.session
+            self.session.purpose = f"consumer {options.name}"
+            connection.session.on_closed.append(self.shut_down)
+        self.group = group = group_of(self.session)
+        self.is_ending = False
+        is_batched = options.batch_size is not None
+        self.handling = (BatchHandling if is_batched else Handling)(self)
+        self.dispatcher = (BatchDispatcher if is_batched else Dispatcher)(self)
         #: Where only one reader of a name is active, one for each queue.
         self._active = tuple(
-            ActiveReader(options, connection, queue, self._on_held, self._on_lost, self._on_closing)
-            for queue in (options.queues if options.single_active else ())
+            ActiveReader(self, queue) for queue in (options.queues if options.single_active else ())
         )
         rights = iter(self._active)
-        put, on_lost, on_closing = self.dispatcher.put, self._on_lost, self._on_closing
-        self._queues: tuple[Subscription, ...] = tuple(
-            Subscription(options, queue, share, put, on_lost, on_closing, next(rights, None))
+        self._queues = tuple(
+            Subscription(self, queue, share, next(rights, None))
             for queue, share in zip(options.queues, options.shares(), strict=True)
         )
         #: All; the right to read a queue is asked for before.
         self._subscriptions: tuple[Subscription, ...] = self._active + self._queues
-        self._recovery = SubscriptionRecovery(self._session, group.channels, self._subscriptions)
+        self._recovery = SubscriptionRecovery(self, self._subscriptions)
         self.state = ConsumerState.STARTING
         self.changed_at = time()
         self.stall: Stall | None = None
@@ -278,7 +273,7 @@ class ConsumerLifecycle:
     @property
     def addresses(self) -> Hashable:
         """Addresses of its broker."""
-        return self._session.broker.addresses
+        return self.session.broker.addresses
 
     @property
     def is_pausing(self) -> bool:
@@ -292,9 +287,7 @@ class ConsumerLifecycle:
         if target <= self._target or self.state in ENDS:
             return
         self._target = target
-        self.handling.is_ending = True
-        # Not before: a consumer that is not busy is idle after nearly each message.
-        self.dispatcher.on_idle = self._note_change
+        self.is_ending = True
         self._stop_expecting()
         if target is not TargetState.STOPPED or not self.options.no_ack:
             self.dispatcher.is_held = True
@@ -304,7 +297,7 @@ class ConsumerLifecycle:
             self._move(ConsumerState.STOPPING)
             if self.options.no_ack:
                 self.is_cancelled = False  # what a pause has held back is handled now
-        self._note_change()
+        self.note_change()
 
     def resume(self) -> None:
         """End a pause."""
@@ -316,7 +309,7 @@ class ConsumerLifecycle:
     def _expect_queues(self) -> None:
         for subscription in self._subscriptions:
             if not subscription.is_confirmed:
-                subscription.expect(self._session)
+                subscription.expect()
 
     def _stop_expecting(self) -> None:
         for subscription in self._subscriptions:
@@ -336,7 +329,7 @@ class ConsumerLifecycle:
                 error_text(exc),
                 MIGRATION if isinstance(exc, PreconditionFailed) else "",
                 # Of what should not happen, the class and the text do not tell where.
-                exc_info=None if isinstance(exc, known_errors(self._session)) else exc,
+                exc_info=None if isinstance(exc, known_errors(self.session)) else exc,
                 extra=self.fields(),
             )
         self.request(TargetState.STOPPED)
@@ -353,7 +346,7 @@ class ConsumerLifecycle:
             subscription.forget()
         self.dispatcher.forget()
         self._target = TargetState.ABORTED
-        self._note_change()
+        self.note_change()
 
     def kill(self) -> None:
         """End it at once, whatever it does."""
@@ -372,7 +365,8 @@ class ConsumerLifecycle:
         else:  # its connection was closed in another thread
             self._hub.loop.run_callback_threadsafe(self._steer)
 
-    def _note_change(self) -> None:
+    def note_change(self) -> None:
+        """Wake those who wait for a change, and steer soon.  Never switches."""
         self.changed.wake_all()
         self.steer_soon()
 
@@ -380,7 +374,7 @@ class ConsumerLifecycle:
         # In the hub.
         self._will_steer = False
         self._stop_timer()
-        if self._is_ending:
+        if self._is_over:
             return
         target, task = self._target, self._task
         if target is TargetState.ABORTED:
@@ -396,7 +390,7 @@ class ConsumerLifecycle:
                 self._move(ConsumerState.RUNNING)  # resumed before the pause had any effect
         elif not self.is_cancelled:
             self._is_starting = False
-            submit = self._group.cancel_tasks.submit
+            submit = self.group.cancel_tasks.submit
             self._task = submit(self._cancel_and_requeue, self._on_task_end)
         elif target is TargetState.STOPPED and self.dispatcher.is_idle:
             self._end()
@@ -409,7 +403,7 @@ class ConsumerLifecycle:
             self._timer.start(self._steer, update=True)
         else:
             self._is_starting = True
-            submit = self._group.start_tasks.submit
+            submit = self.group.start_tasks.submit
             self._task = submit(self._start, self._on_task_end)
 
     def _stop_timer(self) -> None:
@@ -418,9 +412,9 @@ class ConsumerLifecycle:
             timer.close()
 
     def _end(self) -> None:
-        self._is_ending = True
+        self._is_over = True
         self._stop_timer()
-        self._start_end()
+        Greenlet.start(self._greenlet)
 
     # The consumer's greenlet
 
@@ -439,12 +433,12 @@ class ConsumerLifecycle:
     def _unpause(self) -> None:
         """Let handlers begin again after a pause."""
         if self.dispatcher.is_held:
-            self.is_cancelled = self.handling.is_ending = self.dispatcher.is_held = False
+            self.is_cancelled = self.is_ending = self.dispatcher.is_held = False
             self.dispatcher.call_worker()
 
     def _on_task_end(self) -> None:
         self._task = None
-        self._note_change()
+        self.note_change()
 
     # Background tasks
 
@@ -469,7 +463,7 @@ class ConsumerLifecycle:
                 extra=self.fields(),
             )
         while self._cancelled:
-            self._cancelled[0].resolve(self._session)
+            self._cancelled[0].resolve(self.session)
             del self._cancelled[0]
         for queue in self._queues:
             if queue.must_stand_down:
@@ -480,7 +474,7 @@ class ConsumerLifecycle:
         elif isinstance(outcome, BaseException):
             self.fail(outcome)
         elif self.is_confirmed:
-            self._group.join_recovery()
+            self.group.join_recovery()
             if self.state is ConsumerState.STARTING and logger.isEnabledFor(logging.INFO):
                 logger.info(
                     "consuming %s: %s, concurrency %d",
@@ -500,7 +494,7 @@ class ConsumerLifecycle:
         )
         tag, channel = queue.tag, queue.channel
         try:
-            queue.stand_down(self._group.channels)
+            queue.stand_down()
         except Exception as exc:
             # It ends with its channel then; what has come must not be handled here all the same.
             logger.debug("cancelling %r: %s", queue, error_text(exc), extra=self.fields(queue.name))
@@ -526,7 +520,7 @@ class ConsumerLifecycle:
     def _cancel(self, *, nowait: bool = False) -> None:
         for subscription in self._queues:
             try:
-                subscription.cancel(self._group.channels, nowait=nowait)
+                subscription.cancel(nowait=nowait)
             except Exception as exc:
                 logger.debug(
                     "cancelling %r: %s",
@@ -552,16 +546,15 @@ class ConsumerLifecycle:
         for message, has_begun in self.dispatcher.take_all():
             self.handling.requeue(message, has_begun=has_begun)
 
-    def _on_closing(self, channel: Channel) -> None:
-        """Requeue what came on *channel*, which the program closes."""
+    def requeue_of(self, channel: Channel) -> None:
+        """Requeue what came on *channel*, which the program is about to close.  May switch."""
         for message, has_begun in self.dispatcher.drop(channel):
             self.handling.requeue(message, has_begun=has_begun)
 
     def _clean_up(self, is_abrupt: bool) -> None:
         """Release all that the consumer holds, at its end."""
         if is_abrupt:
-            self.dispatcher.is_held = self.handling.is_ending = True
-            self.dispatcher.on_idle = self.changed.wake_all
+            self.dispatcher.is_held = self.is_ending = True
             self._cancel_task()
             # First of all, so that what is requeued is not redelivered here.
             cancelling = spawn("consumer-cancel", self._cancel_soon)
@@ -585,7 +578,7 @@ class ConsumerLifecycle:
 
     def _flush_settlements(self, deadline: Deadline) -> None:
         """Wait until the broker has the acks and requeues, or its link is lost.  May switch."""
-        link = self._session.life.link
+        link = self.session.life.link
         try:
             if isinstance(link, Link):
                 link.flush_settlements(deadline)
@@ -611,7 +604,7 @@ class ConsumerLifecycle:
         for queue in self._queues:
             queue.store_offset(deadline)
         for active in self._active:
-            active.release(self._group.channels, deadline)
+            active.release(deadline)
 
     def _cancel_task(self) -> None:
         """End the task under way, and wait until it has ended.  May switch."""
@@ -626,23 +619,21 @@ class ConsumerLifecycle:
     def note_end(self) -> None:
         """Leave the group, and wake those who wait, once its greenlet is dead.  In the hub."""
         self._stop_expecting()
-        self._group.remove(self)
-        if self._own_connection is not None and self.shut_down in self._parent.on_closed:
-            self._parent.on_closed.remove(self.shut_down)
+        self.group.remove(self)
+        if self._own_connection is not None:
+            on_closed = self.connection.session.on_closed
+            if self.shut_down in on_closed:
+                on_closed.remove(self.shut_down)
         if self.state not in ENDS:
             self._move(ConsumerState.KILLED)
         self.changed.wake_all()
 
     # Changes
 
-    def _on_held(self) -> None:
-        # In the reader: one of its streams may be read.
-        self._note_change()
-
-    def _on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
+    def on_lost(self, subscription: Subscription, channel: Channel, exc: BaseException) -> None:
         """Note that a subscription has ended, and see that it is begun again.  In the reader."""
         if isinstance(exc, ConsumerCancelled):
-            subscription.forget_declaration(self._session)
+            subscription.forget_declaration()
             self._cancelled.append(
                 CancelledConsumer(
                     self.dispatcher, self.handling, subscription.name, subscription.tag, channel
@@ -663,17 +654,18 @@ class ConsumerLifecycle:
             if not self.options.no_ack:
                 for message, has_begun in self.dispatcher.drop(channel):
                     self.handling.forget(message, has_begun=has_begun)
-        if self._target is TargetState.RUNNING and not self._is_ending:
-            subscription.expect(self._session)
+        if self._target is TargetState.RUNNING and not self._is_over:
+            subscription.expect()
         if self.state is ConsumerState.RUNNING:
             self._move(ConsumerState.RECOVERING)
             if channel.connection.is_open:
                 # Not lost with the connection, which has its own log and its own back-off.
                 self._loss = exc
                 self._recovery.note_loss()
-        self._note_change()
+        self.note_change()
 
-    def _queue_of(self, message: Message) -> str:
+    def queue_of(self, message: Message) -> str:
+        """Return the name of the queue of *message*."""
         subscription = self._subscription_of(message)
         return (self.options.name or "") if subscription is None else subscription.name
 
@@ -681,15 +673,12 @@ class ConsumerLifecycle:
         """Return the one that received *message*, which may have another consumer tag by now."""
         return next((each for each in self._queues if each.has_received(message)), None)
 
-    def _where(self) -> str:
-        return self._session.broker.label
-
     def fields(self, queue: str | None = None) -> dict[str, object]:
         """Return what a log record says of this consumer; *queue*: of which of its queues."""
         return {
             "consumer": self.options.name,
             "queue": queue or ", ".join(each.name for each in self._queues),
-            "connection": self._where(),
+            "connection": self.session.broker.label,
         }
 
     @property
@@ -714,7 +703,7 @@ class ConsumerLifecycle:
             Exception: what the broker or the connection did.
         """
         return any(
-            has_messages(self._session, each.name, deadline)
+            has_messages(self.session, each.name, deadline)
             for each in self._queues
             if not each.is_shown_to_others(self._arguments_of(each))
         )
@@ -722,34 +711,34 @@ class ConsumerLifecycle:
     def _arguments_of(self, subscription: Subscription) -> Mapping[str, Any]:
         """Return the arguments of a queue, as far as they are known."""
         # Those that were declared: the queue may have others than its consumer asked for.
-        arguments = self._session.topology.arguments_of(subscription.name)
+        arguments = self.session.topology.arguments_of(subscription.name)
         if arguments is None:
             arguments = subscription.arguments
         return arguments or {}
 
-    def _outlives_consumer(self, message: Message) -> bool:
+    def outlives_consumer(self, message: Message) -> bool:
         """Return whether the queue of *message* is there when its consumers are gone."""
         subscription = self._subscription_of(message)
         return subscription is not None and subscription.outlives_consumer
 
-    def _is_nameless(self, message: Message) -> bool:
+    def is_nameless(self, message: Message) -> bool:
         """Return whether the broker chose the name of the queue of *message*."""
         subscription = self._subscription_of(message)
         return subscription is not None and subscription.is_nameless
 
-    def _has_dead_letters(self, message: Message) -> bool:
+    def has_dead_letters(self, message: Message) -> bool:
         """Return whether the queue of *message* is known to have a dead-letter exchange.  May switch."""
         subscription = self._subscription_of(message)
         if subscription is None:
             return False
         arguments = self._arguments_of(subscription)
-        return self._group.dead_letter_exchanges.has(subscription.name, message, arguments)
+        return self.group.dead_letter_exchanges.has(subscription.name, message, arguments)
 
     def _move(self, state: ConsumerState) -> None:
         if state is not self.state:
             self.state = moved(self.state, state, MOVES, "a consumer")
             self.changed_at = time()
-            self._note_change()
+            self.note_change()
 
     def wait_recovered(self, deadline: Deadline) -> None:
         """Wait until it is confirmed again, or it is clear that this takes longer.  May switch.
@@ -764,15 +753,6 @@ class ConsumerLifecycle:
             and not self._recovery.pause
         ):
             self.changed.wait(deadline)
-
-
-def _dispatcher_for(options: ConsumerOptions, pool: WorkerPool, handling: Handling) -> Dispatcher:
-    if options.batch_size is None:
-        return Dispatcher(pool, handling.run, options.concurrency)
-    assert options.batch_interval is not None
-    return BatchDispatcher(
-        pool, handling.run, options.concurrency, options.batch_size, options.batch_interval
-    )
 
 
 class OverdueDelivery(NamedTuple):

@@ -54,11 +54,11 @@ from greenconn.worker.options import ConsumerOptions, QueueLike
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
-    from greenconn.connection import Connection
     from greenconn.message import Message
     from greenconn.session.session import Session
     from greenconn.transport.base import Link
-    from greenconn.worker.group import SharedChannel, SharedChannels
+    from greenconn.worker.group import SharedChannel
+    from greenconn.worker.lifecycle import ConsumerLifecycle
 
 logger = logging.getLogger("greenconn.worker")
 
@@ -134,12 +134,9 @@ class Subscription:
     """A queue that a consumer consumes from, over all lives of its connection.
 
     Arguments:
-        options: the consumer's.
+        consumer: its life.
         queue: a name, or a ``Queue`` to declare.
         prefetch: messages that may be unacked; 0 is no limit.
-        put: takes a message over; called by the reader.
-        on_change: called with this, its channel and the reason when it is lost.  Must not switch.
-        on_closing: called with its channel, which is about to be closed by this program.  May switch.
         right: says whether it may read; None: it may.
 
     Attributes:
@@ -149,13 +146,11 @@ class Subscription:
     """
 
     __slots__ = (
+        "_consumer",
         "_expectation",
         "_first_tag",
-        "_on_change",
-        "_on_closing",
         "_options",
         "_position",
-        "_put",
         "_queue",
         "_recorder",
         "_right",
@@ -170,20 +165,16 @@ class Subscription:
 
     def __init__(
         self,
-        options: ConsumerOptions,
+        consumer: ConsumerLifecycle,
         queue: QueueLike,
         prefetch: int,
-        put: Callable[[Any], None],
-        on_change: Callable[[Subscription, Any, BaseException], None],
-        on_closing: Callable[[Any], None],
         right: ActiveReader | None = None,
+        options: ConsumerOptions | None = None,
     ) -> None:
-        self._options = options
+        self._consumer = consumer
+        self._options = options = options or consumer.options
         self._queue = queue
-        self._put = put
         self._right = right
-        self._on_change = on_change
-        self._on_closing = on_closing
         offset = options.offset_of(queue)
         self._position = None if offset is None else StreamPosition(offset)
         self._recorder = self._new_recorder()
@@ -283,11 +274,11 @@ class Subscription:
 
     # Beginning
 
-    def expect(self, session: Session) -> None:
+    def expect(self) -> None:
         """Have those who publish by the queue's name wait until it is declared.  Never switches."""
         is_named_stream = self._position is not None and isinstance(self._queue, str)
         if self._expectation is None and self.name and not self.is_passive and not is_named_stream:
-            self._expectation = expect_queue(session, self._queue)
+            self._expectation = expect_queue(self._consumer.session, self._queue)
 
     def stop_expecting(self) -> None:
         """End the wait for the declaration.  Never switches.  A second call does nothing."""
@@ -295,20 +286,22 @@ class Subscription:
         if expectation is not None:
             expectation.settle()
 
-    def must_wait(self, session: Session) -> bool:
+    def must_wait(self) -> bool:
         """Return whether another consumer is about to declare the queue, known only by its name here."""
+        session = self._consumer.session
         return isinstance(self._queue, str) and is_defined_by_consumer(session, self._queue)
 
-    def start(self, session: Session, channels: SharedChannels) -> None:
+    def start(self) -> None:
         """Ensure that the queue exists, and consume from it.  May switch.
 
         Raises:
             Exception: what the broker or the connection did; nothing is left behind.
         """
+        session, channels = self._consumer.session, self._consumer.group.channels
         link = session.link()
         self._ensure_queue(session, link)
         self.stop_expecting()
-        self._release(channels)
+        self._release()
         shared = channels.acquire(link, self.prefetch, is_private=self.fails_alone)
         try:
             with shared.lock:
@@ -395,8 +388,12 @@ class Subscription:
             except Exception:
                 pass  # the channel is gone, and the consumer with it
 
+    def _receiver(self) -> Callable[[Any], None]:
+        """Return the function that takes a message over; it is called by the reader."""
+        return self._consumer.dispatcher.put
+
     def _new_sink(self, channel: Channel) -> Sink:
-        put = self._put
+        put = self._receiver()
         if self._position is not None:
             put = self._position.watching(put)
         if self._recorder is not None:
@@ -409,7 +406,7 @@ class Subscription:
         """Note that the consumer of *sink* is gone.  Called by the reader."""
         if sink is not self._sink:
             return
-        self._on_change(self, sink.channel, exc)
+        self._consumer.on_lost(self, sink.channel, exc)
         if isinstance(exc, ConsumerCancelled):
             # The broker may still know the old one, and what comes late must not hit the next life.
             self.tag = self._new_tag()
@@ -417,16 +414,16 @@ class Subscription:
     def requeue_unseen(self, sink: Sink) -> None:
         """Put back what no handler has begun with, before its channel is closed.  May switch."""
         if sink is self._sink:
-            self._on_closing(sink.channel)
+            self._consumer.requeue_of(sink.channel)
 
-    def forget_declaration(self, session: Session) -> None:
+    def forget_declaration(self) -> None:
         """Forget that the queue was declared: it was deleted, and is looked up or declared again."""
         queue = self._queue
-        note_deleted(session, queue)
+        note_deleted(self._consumer.session, queue)
         if isinstance(queue, Queue) and queue._named_on is not None:
             queue.name, queue._named_on = "", None
 
-    def cancel(self, channels: SharedChannels, *, nowait: bool = False) -> None:
+    def cancel(self, *, nowait: bool = False) -> None:
         """Have the broker send no more.  May switch.
 
         What came before the broker's reply is in the dispatcher when this returns.
@@ -436,7 +433,7 @@ class Subscription:
         """
         sink = self._sink
         if sink is None or sink.lost is not None:
-            self._release(channels)
+            self._release()
             return
         try:
             if sink.channel.is_open:
@@ -447,18 +444,18 @@ class Subscription:
             raise
         finally:
             sink.lost = ConsumerCancelled(f"consumer {self.tag!r} was cancelled by its program")
-            self._release(channels)
+            self._release()
 
     @property
     def channel(self) -> Channel | None:
         """The channel that it was begun on last; None before."""
         return None if self._sink is None else self._sink.channel
 
-    def stand_down(self, channels: SharedChannels) -> None:
+    def stand_down(self) -> None:
         """Read no more until it may again.  May switch."""
         if self._recorder is not None:
             self._recorder.stand_down()
-        self.cancel(channels)
+        self.cancel()
 
     def store_offset(self, deadline: Deadline) -> None:
         """Store the last offset of a stream, once nothing is handled any more.  May switch."""
@@ -470,10 +467,10 @@ class Subscription:
         if self._recorder is not None:
             self._recorder.stop()
 
-    def _release(self, channels: SharedChannels) -> None:
+    def _release(self) -> None:
         shared, self._shared = self._shared, None
         if shared is not None:
-            channels.release(shared)
+            self._consumer.group.channels.release(shared)
 
 
 class OffsetRecorder:
@@ -634,30 +631,21 @@ class ActiveReader(Subscription):
     a message may be handled twice.
 
     Arguments:
-        options: the consumer's.
-        connection: of the consumer; another one publishes for it.
+        consumer: its life; another connection publishes for it.
         stream: the stream.
-        on_held: called by the connection's reader when this reader may begin.  Must not switch.
-        on_change, on_closing: as for :class:`Subscription`.
     """
 
-    __slots__ = ("__weakref__", "_on_held", "_publish", "_ticker", "_token")
+    __slots__ = ("__weakref__", "_publish", "_ticker", "_token")
 
-    def __init__(
-        self,
-        options: ConsumerOptions,
-        connection: Connection,
-        stream: QueueLike,
-        on_held: Callable[[], None],
-        on_change: Callable[[Subscription, Any, BaseException], None],
-        on_closing: Callable[[Any], None],
-    ) -> None:
+    def __init__(self, consumer: ConsumerLifecycle, stream: QueueLike) -> None:
+        options = consumer.options
         stream_name = stream.name if isinstance(stream, Queue) else stream
         queue = token_queue(stream_name, options.name or "")
         own = ConsumerOptions(queues=(queue,), handler=options.handler, name=options.name)
-        super().__init__(own, queue, TOKEN_PREFETCH, self._take, on_change, on_closing)
-        self._on_held = on_held
-        self._publish = partial(publish, queue, "", connection=connection, timeout=TOKEN_TIMEOUT)
+        super().__init__(consumer, queue, TOKEN_PREFETCH, options=own)
+        self._publish = partial(
+            publish, queue, "", connection=consumer.connection, timeout=TOKEN_TIMEOUT
+        )
         self._ticker = Ticker(TOKEN_RENEWAL_INTERVAL, self._on_tick, f"token of {queue.name}")
         self._token: Message | None = None
 
@@ -666,7 +654,7 @@ class ActiveReader(Subscription):
         """Whether this reader is the active one."""
         return self._token is not None and self.is_confirmed
 
-    def start(self, session: Session, channels: SharedChannels) -> None:
+    def start(self) -> None:
         """Publish a token, and wait for one; see :meth:`Subscription.start`.  May switch."""
         self._token = None  # what a former life had the broker has redelivered
         try:
@@ -674,13 +662,16 @@ class ActiveReader(Subscription):
         except Unroutable:
             self._publish()  # the queue was deleted, and is declared again
         self._ticker.start()
-        super().start(session, channels)
+        super().start()
+
+    def _receiver(self) -> Callable[[Any], None]:
+        return self._take
 
     def _take(self, message: Message) -> None:
         # In the connection's reader.
         former, self._token = self._token, message
         if former is None:
-            self._on_held()
+            self._consumer.note_change()  # its stream may be read
         else:
             with suppress(Exception):  # its channel is gone
                 former.ack(flush=False)
@@ -700,13 +691,13 @@ class ActiveReader(Subscription):
                 extra={"queue": self.name},
             )
 
-    def release(self, channels: SharedChannels, deadline: Deadline) -> None:
+    def release(self, deadline: Deadline) -> None:
         """Let another reader begin.  May switch, until *deadline* at most."""
         self._ticker.stop()
         try:
             # First, or the broker would redeliver the token here.
             with TimeLimit(deadline, "cancelling"):
-                self.cancel(channels)
+                self.cancel()
         except Exception as exc:
             logger.debug("cancelling %r: %s", self, error_text(exc), extra={"queue": self.name})
         token, self._token = self._token, None
@@ -740,8 +731,7 @@ class SubscriptionRecovery:
     one that did, what worked once may work again.
 
     Arguments:
-        session: of the connection.
-        channels: channels.
+        consumer: its life.
         subscriptions: all of the consumer.
 
     Attributes:
@@ -749,24 +739,20 @@ class SubscriptionRecovery:
     """
 
     __slots__ = (
-        "_channels",
         "_confirmed_at",
+        "_consumer",
         "_disconnections",
         "_failures",
         "_losses",
         "_misses",
         "_not_before",
-        "_session",
         "_subscriptions",
         "_warned_of",
         "failure",
     )
 
-    def __init__(
-        self, session: Session, channels: SharedChannels, subscriptions: Sequence[Subscription]
-    ) -> None:
-        self._session = session
-        self._channels = channels
+    def __init__(self, consumer: ConsumerLifecycle, subscriptions: Sequence[Subscription]) -> None:
+        self._consumer = consumer
         self._subscriptions = subscriptions
         # Made when needed: most consumers never fail.
         self._failures: Backoff | None = None
@@ -815,15 +801,17 @@ class SubscriptionRecovery:
         """
         subscription = None
         try:
-            self._session.link()
+            self._consumer.session.link()
             # It may have been another consumer that the broker has closed the connection for: one by one
             # they show who it is.
-            with self._channels.lone_start if self._disconnections else nullcontext():
+            with (
+                self._consumer.group.channels.lone_start if self._disconnections else nullcontext()
+            ):
                 for subscription in self._subscriptions:
-                    if not subscription.is_confirmed and not subscription.must_wait(self._session):
-                        subscription.start(self._session, self._channels)
+                    if not subscription.is_confirmed and not subscription.must_wait():
+                        subscription.start()
         except (Exception, Timeout) as exc:
-            if self._session.is_closed:
+            if self._consumer.session.is_closed:
                 return RecoveryOutcome.CLOSED
             if self._is_final(exc, subscription):
                 return exc
@@ -851,7 +839,7 @@ class SubscriptionRecovery:
             self._back_off(LONGEST_AWAY)
         else:
             self._back_off()
-        is_known = isinstance(exc, known_errors(self._session))
+        is_known = isinstance(exc, known_errors(self._consumer.session))
         is_new = not self._warned_of if is_known else type(exc) not in self._warned_of
         if is_new:
             self._warned_of |= {type(exc)}
@@ -863,18 +851,18 @@ class SubscriptionRecovery:
             type(exc).__name__,
             error_text(exc),
             exc_info=None if is_known else exc,
-            extra={"connection": self._session.broker.label, "queue": names},
+            extra={"connection": self._consumer.session.broker.label, "queue": names},
         )
 
     def _is_final(self, exc: BaseException, subscription: Subscription | None) -> bool:
         """Return whether trying again would be of no use."""
         if isinstance(exc, NEVER_REPEATED):
             return True
-        if not isinstance(exc, known_errors(self._session)):
+        if not isinstance(exc, known_errors(self._consumer.session)):
             return not self._confirmed_at
         if subscription is None:
             is_locked_out = bool(self._confirmed_at) and is_lockout(exc)
-            return self._session.is_final(exc) and not is_locked_out
+            return self._consumer.session.is_final(exc) and not is_locked_out
         if isinstance(exc, IrrecoverableConnectionError):
             # The broker closed the connection, maybe because of another user of it.
             if _may_be_own(exc):
@@ -893,19 +881,19 @@ class SubscriptionRecovery:
         if isinstance(exc, AccessRefused) or not isinstance(exc, ChannelError):
             # Its rights were taken; or it is exclusive, and its former life is not over yet; or the
             # server takes nothing now (Redis: OOM, MISCONF).  What it took once it may take again.
-            is_refused = isinstance(exc, self._session.broker.channel_errors)
+            is_refused = isinstance(exc, self._consumer.session.broker.channel_errors)
             return is_refused and not subscription.was_confirmed
         return True
 
     def _is_lost_for_good(self, subscription: Subscription) -> bool:
         """Return whether a queue that should be there, and is not, will never be."""
         # Deleted since it was seen last, or its node is away: look again.
-        subscription.forget_declaration(self._session)
+        subscription.forget_declaration()
         self._misses += 1
         return not subscription.was_confirmed and self._misses >= MAX_FAILURES
 
     def _transient(self) -> tuple[type[BaseException], ...]:
-        return self._session.broker.recoverable_channel_errors
+        return self._consumer.session.broker.recoverable_channel_errors
 
 
 def _may_be_own(exc: IrrecoverableConnectionError) -> bool:

@@ -18,7 +18,6 @@ from greenconn.publishing import publish
 from greenconn.service.offsets import FileOffsets
 from greenconn.streams import OffsetStore
 from greenconn.worker import spawn_consumer
-from greenconn.worker.group import SharedChannels
 from greenconn.worker.subscriptions import Subscription, token_queue
 from tests.fix_wires import until
 from tests.integration.processes import start
@@ -186,10 +185,8 @@ def test_a_reader_whose_cancel_fails_stands_down_all_the_same(
 
     cancel, failures = Subscription.cancel, [RecoverableConnectionError("no reply")]
 
-    def cancel_and_fail(
-        self: Subscription, channels: SharedChannels, *, nowait: bool = False
-    ) -> None:
-        cancel(self, channels, nowait=nowait)
+    def cancel_and_fail(self: Subscription, *, nowait: bool = False) -> None:
+        cancel(self, nowait=nowait)
         if failures:
             raise failures.pop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gevent
@@ -38,8 +39,18 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     return made
 
 
-def dispatchers(pool: WorkerPool, run: Any) -> list[Dispatcher]:
-    return [Dispatcher(pool, run, 1) for _ in range(MANY)]
+def consumer_of(pool: WorkerPool, run: Any, **options: Any) -> Any:
+    """A consumer of which *run* handles what comes, once at a time."""
+    return SimpleNamespace(
+        group=SimpleNamespace(pool=pool),
+        handling=SimpleNamespace(run=run),
+        options=SimpleNamespace(concurrency=1, **options),
+        is_ending=False,
+    )
+
+
+def dispatchers(pool: WorkerPool, run: Any, number: int = MANY) -> list[Dispatcher]:
+    return [Dispatcher(consumer_of(pool, run)) for _ in range(number)]
 
 
 def end(pool: WorkerPool) -> None:
@@ -92,7 +103,7 @@ def test_an_interrupted_worker_touches_no_other_dispatcher(made: list[Worker]) -
             log.append(f"{name} interrupted")
             raise
 
-    first, second = Dispatcher(pool, run, 1), Dispatcher(pool, run, 1)
+    first, second = dispatchers(pool, run, 2)
     first.put("first")
     yield_to_hub()
     # The gate lets the handler end before the interruption reaches it.
@@ -122,7 +133,7 @@ def test_what_is_due_again_after_a_drop_is_handled_by_the_worker_that_runs() -> 
         handled.append([each.number for each in batch.messages])
         gate.wait()
 
-    dispatcher = BatchDispatcher(pool, run, 1, 2, 60.0)
+    dispatcher = BatchDispatcher(consumer_of(pool, run, batch_size=2, batch_interval=60.0))
     for number in range(2):
         dispatcher.put(Came(number))
     until(lambda: handled)
@@ -147,7 +158,7 @@ def test_a_load_that_is_ready_waits_while_the_dispatcher_is_held(is_held: bool) 
         done.append(number)
         dispatcher.is_held = is_held
 
-    dispatcher = Dispatcher(pool, run, 1)
+    (dispatcher,) = dispatchers(pool, run, 1)
     dispatcher.put(0)
     dispatcher.put(1)
     until(lambda: dispatcher.is_idle)
@@ -160,7 +171,7 @@ def test_a_load_that_is_ready_waits_while_the_dispatcher_is_held(is_held: bool) 
 def test_a_worker_that_is_killed_on_its_way_is_replaced(made: list[Worker], is_new: bool) -> None:
     pool = WorkerPool()
     done: list[int] = []
-    first, second = Dispatcher(pool, done.append, 1), Dispatcher(pool, done.append, 1)
+    first, second = dispatchers(pool, done.append, 2)
     if not is_new:
         first.put(0)
         yield_to_hub()

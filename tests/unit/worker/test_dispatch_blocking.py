@@ -44,7 +44,7 @@ def handled(count: int, consumer: Any) -> None:
     """Wait until so many messages were handled, and the hub has looked since."""
     with gevent.Timeout(CAME):
         while (
-            consumer.stats()["handled"] < count or consumer.lifecycle._group.pool.monitor.is_running
+            consumer.stats()["handled"] < count or consumer.lifecycle.group.pool.monitor.is_running
         ):
             gevent.sleep(0.01)
 
@@ -131,7 +131,7 @@ def test_only_a_late_sample_is_a_block(
 def test_the_hub_is_not_sampled_while_no_handler_runs(broker: MemoryBroker) -> None:
     consumer = greenconn.spawn_consumer("q", lambda body, message: None)
     assert consumer.wait_ready(CAME)
-    monitor = group_of(consumer.lifecycle._session).pool.monitor
+    monitor = group_of(consumer.lifecycle.session).pool.monitor
     assert not monitor.is_running
     greenconn.publish("q", 1)
     handled(1, consumer)
@@ -142,7 +142,7 @@ def test_the_hub_is_not_sampled_while_no_handler_runs(broker: MemoryBroker) -> N
 def test_the_monitor_ends_with_the_consumers(broker: MemoryBroker) -> None:
     consumer = greenconn.spawn_consumer("q", lambda body, message: gevent.sleep(100))
     greenconn.publish("q", 1)
-    monitor: BlockingMonitor = group_of(consumer.lifecycle._session).pool.monitor
+    monitor: BlockingMonitor = group_of(consumer.lifecycle.session).pool.monitor
     with gevent.Timeout(CAME):
         while not monitor.is_running:
             gevent.sleep(0.01)

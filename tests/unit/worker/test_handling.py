@@ -274,8 +274,11 @@ class Delivered:
 @pytest.mark.parametrize(("end", "back"), [("requeue", ["counted"]), ("forget", [])])
 def test_what_failed_and_waits_for_a_handler_again_counts(end: str, back: list[str]) -> None:
     fails = Mock(side_effect=Boom)
-    handling = Handling(ConsumerOptions(queues=("q",), handler=fails, retry=Retry()), str)
-    handling.retry_later = Mock()
+    consumer = Mock(
+        options=ConsumerOptions(queues=("q",), handler=fails, retry=Retry(hold="process")),
+        is_ending=False,
+    )
+    handling = Handling(consumer)
     failed, unbegun = Delivered(), Delivered()
     handling.run(failed)
     getattr(handling, end)(failed, has_begun=False)

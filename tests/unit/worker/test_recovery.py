@@ -6,6 +6,7 @@ import logging
 import os
 from itertools import pairwise
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -435,10 +436,10 @@ def test_a_connection_that_ends_while_a_queue_is_waited_for_does_not_end_its_con
     answers: list[Exception] = [*(NotFound("no queue 'q'") for _ in range(3)), InternalError("541")]
     start = Subscription.start
 
-    def refused(subscription: Subscription, *args: Any) -> None:
+    def refused(subscription: Subscription) -> None:
         if answers:
             raise answers.pop(0)
-        start(subscription, *args)
+        start(subscription)
 
     monkeypatch.setattr(Subscription, "start", refused)
     broker.channel.queue_delete("q")
@@ -532,6 +533,12 @@ def test_the_child_of_a_fork_handles_nothing(
     until(lambda: len(seen.done) == 3)
 
 
+def consumer_on(connection: Connection) -> Any:
+    """A consumer whose subscriptions are begun on *connection*."""
+    group = SimpleNamespace(channels=SharedChannels())
+    return SimpleNamespace(session=connection.session, group=group)
+
+
 class _Starting:
     """A subscription whose start fails, as long as there is an error.
 
@@ -546,11 +553,11 @@ class _Starting:
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
-    def must_wait(self, session: Any) -> bool:
+    def must_wait(self) -> bool:
         """Wait for no other consumer."""
         return False
 
-    def start(self, session: Any, channels: Any) -> None:
+    def start(self) -> None:
         """Fail, or be confirmed."""
         if self.error is not None:
             raise self.error
@@ -560,7 +567,7 @@ class _Starting:
 def test_a_queue_whose_node_is_away_is_looked_for_soon(connection: Connection) -> None:
     """However long it was away, and the next loss is the first one."""
     subscription: Any = _Starting()
-    recovery = SubscriptionRecovery(connection.session, None, [subscription])  # type: ignore[arg-type]
+    recovery = SubscriptionRecovery(consumer_on(connection), [subscription])
     subscription.error = NotFound("NOT_FOUND - queue 'orders' process is stopped by supervisor")
     for _ in range(20):
         assert recovery.attempt() is RecoveryOutcome.FAILED
@@ -610,7 +617,7 @@ def test_a_start_gives_up_for_what_its_own_methods_did(
     it denies is none of those.
     """
     subscription: Any = _Starting()
-    recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
+    recovery = SubscriptionRecovery(consumer_on(connection), [subscription])
     subscription.error = error(text, method)
     outcomes = [recovery.attempt() for _ in range(limit)]
     assert outcomes[:-1] == [RecoveryOutcome.FAILED] * (limit - 1)
@@ -622,7 +629,7 @@ def test_a_consumer_that_ran_outlives_a_connection_that_is_ended_again_and_again
 ) -> None:
     """As by frames that were damaged on their way."""
     subscription: Any = _Starting()
-    recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
+    recovery = SubscriptionRecovery(consumer_on(connection), [subscription])
     subscription.error = None
     assert recovery.attempt() is RecoveryOutcome.CONFIRMED
     subscription.error = FrameError("FRAME_ERROR - a frame was damaged")
@@ -638,7 +645,7 @@ def test_an_error_of_the_program_ends_only_a_consumer_that_never_ran(
 ) -> None:
     """As of ``on_declared``."""
     subscription: Any = _Starting()
-    recovery = SubscriptionRecovery(connection.session, SharedChannels(), [subscription])
+    recovery = SubscriptionRecovery(consumer_on(connection), [subscription])
     errors: list[BaseException] = [KeyError("x"), gevent.Timeout(CAME)]
     for error in errors:
         subscription.error = error
@@ -673,7 +680,7 @@ class _StartingTogether(_Starting):
         self._waiting = waiting
         self._is_culprit = is_culprit
 
-    def start(self, session: Any, channels: Any) -> None:
+    def start(self) -> None:
         self.error = None
         self._waiting.add(self)
         gevent.sleep(0.001)
@@ -683,15 +690,15 @@ class _StartingTogether(_Starting):
                 each.is_confirmed = False
             self._waiting.clear()
         self._waiting.discard(self)
-        super().start(session, channels)
+        super().start()
 
 
 def test_a_consumer_that_costs_the_connection_does_not_end_others(connection: Connection) -> None:
     waiting: set[_StartingTogether] = set()
-    channels = SharedChannels()
+    consumer = consumer_on(connection)
     starting = [_StartingTogether(waiting, is_culprit=number == 7) for number in range(20)]
     recoveries = [
-        SubscriptionRecovery(connection.session, channels, [each])  # type: ignore[list-item]
+        SubscriptionRecovery(consumer, [each])  # type: ignore[list-item]
         for each in starting
     ]
 
@@ -714,7 +721,7 @@ def test_a_connection_that_is_lost_in_the_first_start_ends_no_consumer(
     """Not even where its error is one of channels, too."""
     subscription: Any = _Starting()
     subscription.was_confirmed = False
-    recovery = SubscriptionRecovery(connection.session, None, [subscription])  # type: ignore[arg-type]
+    recovery = SubscriptionRecovery(consumer_on(connection), [subscription])
     lost = RecoverableConnectionError("gone")
     monkeypatch.setattr(
         connection.session.broker.transport, "channel_errors", (type(lost),), raising=False

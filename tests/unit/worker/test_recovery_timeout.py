@@ -37,7 +37,12 @@ def channel(version: tuple[int, ...] | None = (4, 3, 0)) -> Any:
 
 def dispatcher_of(*messages: Any) -> Dispatcher:
     """A dispatcher with *messages* that no handler begins."""
-    dispatcher = Dispatcher(WorkerPool(), pytest.fail, 1)
+    consumer: Any = SimpleNamespace(
+        group=SimpleNamespace(pool=WorkerPool()),
+        handling=SimpleNamespace(run=pytest.fail),
+        options=SimpleNamespace(concurrency=1),
+    )
+    dispatcher = Dispatcher(consumer)
     dispatcher.is_held = True
     for message in messages:
         dispatcher.put(message)
