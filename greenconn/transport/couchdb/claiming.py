@@ -28,7 +28,7 @@ import errno
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
@@ -45,12 +45,16 @@ from greenconn.transport.couchdb.documents import (
     Range,
     claim_of,
     claimed,
+    deleted,
     due_at,
     generation,
     is_waiting,
     name_of,
     range_of,
 )
+
+if TYPE_CHECKING:
+    from greenconn.transport.couchdb.store import Owners
 
 #: Ids in front of the place that are remembered; with more the queue is read anew from the first.
 REMEMBERED: Final = 2000
@@ -162,46 +166,6 @@ class PendingIndex:
             self.is_done = False
 
 
-class ClaimWriter:
-    """The claims of one link.
-
-    Arguments:
-        owner: names the link.
-    """
-
-    def __init__(self, api: CouchApi, owner: Callable[[], str]) -> None:
-        self._api = api
-        self._owner = owner
-        #: Id -> who has it, perhaps.
-        self._unconfirmed: dict[str, str] = {}
-
-    def take(self, docs: Sequence[Document]) -> dict[str, Handle]:
-        """Claim what was read, by id; others may be quicker.  May switch."""
-        owner = self._owner()
-        self._unconfirmed.update((doc["_id"], owner) for doc in docs)
-        # Sent once: a conflict with ourselves would look as if others had been quicker.
-        results = self._api.write([claimed(doc, owner) for doc in docs], may_repeat=False)
-        ours: dict[str, Handle] = {}
-        for doc, result in zip(docs, results, strict=True):
-            if "rev" in result:
-                ours[doc["_id"]] = (doc["_id"], result["rev"], owner)
-            else:
-                self._unconfirmed.pop(doc["_id"], None)
-        return ours
-
-    def handed_over(self, messages: Iterable[Claimed]) -> None:
-        """Note that these were handed over: their claims are certain.  Never switches."""
-        for each in messages:
-            self._unconfirmed.pop(each.handle[0], None)
-
-    def unconfirmed_claims(self) -> list[tuple[str, Handle]]:
-        """Return what claims without a reply may have taken: queue and handle.  Never switches."""
-        return [
-            (name_of(doc_id), (doc_id, UNKNOWN, owner))
-            for doc_id, owner in self._unconfirmed.items()
-        ]
-
-
 _FIRST: Final = f"{MARK}!"
 _END: Final = f'{MARK}"'
 
@@ -217,88 +181,6 @@ def mark_of(doc: Document) -> Document | None:
 
 def _until(seconds: float) -> str:
     return f"{_FIRST}{int(seconds * 1000) + 1:015}"
-
-
-class Expiry:
-    """The expiry of messages in one database.
-
-    Attributes:
-        due_at: when the next one does, in seconds since 1970; None: none is known.
-    """
-
-    def __init__(self, api: CouchApi, writer: ClaimWriter) -> None:
-        self._api = api
-        self._claim_writer = writer
-        self.due_at: float | None = None
-
-    def load(self) -> None:
-        """Find the first.  May switch."""
-        self.due_at = self._next(_FIRST)
-
-    def note(self, doc_id: str) -> bool:
-        """Note a mark; return whether it is the first to expire.  Never switches."""
-        due = _due(doc_id)
-        if due is None or (self.due_at is not None and self.due_at <= due):
-            return False
-        self.due_at = due
-        return True
-
-    @property
-    def is_due(self) -> bool:
-        """Whether a message has expired."""
-        return self.due_at is not None and self.due_at <= time.time()
-
-    def late(self) -> set[str]:
-        """Return the ids of all expired messages, some of which are gone.  May switch, if any."""
-        if not self.is_due:
-            return set()
-        pages = self._api.all_rows(Range(_FIRST, _until(time.time())))
-        return {row["id"].split("!", 2)[2] for page in pages for row in page}
-
-    def take(self) -> list[Claimed]:
-        """Claim what has expired and waits.  May switch."""
-        now = time.time()
-        self._begin()
-        taken: list[Claimed] = []
-        is_held = False
-        for page in self._api.all_rows(Range(_FIRST, _until(now))):
-            marks = {row["id"].split("!", 2)[2]: row for row in page}
-            found = self._api.read(list(marks))
-            idle = [row for doc_id, row in marks.items() if doc_id not in found]
-            if idle:
-                self._api.write(
-                    [
-                        {"_id": row["id"], "_rev": row["value"]["rev"], "_deleted": True}
-                        for row in idle
-                    ]
-                )
-            is_held |= bool(found)
-            taken += self._claim([d for d in found.values() if is_waiting(d["_rev"])])
-        following = self._next(_until(now))
-        if is_held:
-            again = now + HELD
-            following = again if following is None else min(following, again)
-        dues = [due for due in (following, self.due_at) if due is not None]
-        self.due_at = min(dues, default=None)
-        return taken
-
-    def _begin(self) -> None:
-        """Marks that are noted from now on lie behind what is read."""
-        self.due_at = None
-
-    def _claim(self, docs: Sequence[Document]) -> list[Claimed]:
-        if not docs:
-            return []
-        ours = self._claim_writer.take(docs)
-        return [
-            claim_of(doc, ours[doc["_id"]], doc["queue"])._replace(dead="expired")
-            for doc in docs
-            if doc["_id"] in ours
-        ]
-
-    def _next(self, start: str) -> float | None:
-        rows = self._api.rows(Range(start, _END), limit=1)
-        return _due(rows[0]["id"]) if rows else None
 
 
 def _due(doc_id: str) -> float | None:
@@ -318,24 +200,21 @@ LEAST: Final = 0.01
 
 
 class Claims:
-    """The queues that one link consumes.
+    """The claims of one link, and the expiry of messages in its database.
 
     Arguments:
-        writer: writes the claims.
+        owners: names the link.
         wake: says that a queue, or None for any, may have messages.  Never switches.
     """
 
-    def __init__(
-        self,
-        api: CouchApi,
-        writer: ClaimWriter,
-        wake: Callable[[str | None], None],
-        expiry: Expiry,
-    ) -> None:
+    def __init__(self, api: CouchApi, owners: Owners, wake: Callable[[str | None], None]) -> None:
         self._api = api
-        self._claim_writer = writer
+        self._owners = owners
         self._wake = wake
-        self._expiry = expiry
+        #: When the next message expires, in seconds since 1970; None: none is known.
+        self._expires_at: float | None = None
+        #: Id -> the owner that has claimed it, perhaps: no reply was used yet.
+        self._unconfirmed: dict[str, str] = {}
         self._pending: dict[str, PendingIndex] = {}
         #: Rings when something is due.
         self._timer: Any = None
@@ -343,6 +222,10 @@ class Claims:
         self._busy = BoundedSemaphore()
         #: Documents that are read at once; fewer where they are large.
         self._page = FIRST
+
+    def load(self) -> None:
+        """Find the first message that expires.  May switch."""
+        self._expires_at = self._first_expiry(_FIRST)
 
     # -- what others say; nothing here switches
 
@@ -359,7 +242,9 @@ class Claims:
 
     def note_mark(self, doc_id: str) -> None:
         """Note a message that expires."""
-        if self._expiry.note(doc_id):
+        due = _due(doc_id)
+        if due is not None and (self._expires_at is None or due < self._expires_at):
+            self._expires_at = due
             self._set_timer()
 
     def forget(self, queue: str) -> None:
@@ -377,7 +262,7 @@ class Claims:
         self.stop()
         now = time.time()
         dues = [pending.next_due for pending in self._pending.values()]
-        dues += [self._expiry.due_at]
+        dues += [self._expires_at]
         known = [due for due in dues if due is not None]
         if known:
             self._timer = get_hub().loop.timer(max(min(known) - now, LEAST), ref=False)
@@ -387,7 +272,7 @@ class Claims:
         # In the hub.
         self.stop()
         now = time.time()
-        if self._expiry.is_due:
+        if self._has_expired:
             self._wake(None)
             return
         for queue, pending in self._pending.items():
@@ -399,7 +284,7 @@ class Claims:
     def claim(self, wanted: Mapping[str, int]) -> list[Claimed]:
         """Claim messages; see the store.  May switch."""
         with self._busy:
-            dead = self._expiry.take() if self._expiry.is_due else []
+            dead = self._take_expired() if self._has_expired else []
             try:
                 found = self._find(wanted)
             except Exception:
@@ -408,8 +293,30 @@ class Claims:
                 found = []  # the next claim gets the same error
             self._set_timer()
         found = dead + found
-        self._claim_writer.handed_over(found)
+        for each in found:  # they are handed over: their claims are certain
+            self._unconfirmed.pop(each.handle[0], None)
         return found
+
+    def unconfirmed_claims(self) -> list[tuple[str, Handle]]:
+        """Return what claims without a reply may have taken: queue and handle.  Never switches."""
+        return [
+            (name_of(doc_id), (doc_id, UNKNOWN, owner))
+            for doc_id, owner in self._unconfirmed.items()
+        ]
+
+    def _write(self, docs: Sequence[Document]) -> dict[str, Handle]:
+        """Claim what was read, by id; others may be quicker.  May switch."""
+        owner = self._owners.token
+        self._unconfirmed.update((doc["_id"], owner) for doc in docs)
+        # Sent once: a conflict with ourselves would look as if others had been quicker.
+        results = self._api.write([claimed(doc, owner) for doc in docs], may_repeat=False)
+        ours: dict[str, Handle] = {}
+        for doc, result in zip(docs, results, strict=True):
+            if "rev" in result:
+                ours[doc["_id"]] = (doc["_id"], result["rev"], owner)
+            else:
+                self._unconfirmed.pop(doc["_id"], None)
+        return ours
 
     def _find(self, wanted: Mapping[str, int]) -> list[Claimed]:
         found = self._try(wanted)
@@ -548,7 +455,7 @@ class Claims:
         docs = [(queue, doc) for queue, docs in seen.items() for doc in docs]
         if not docs:
             return []
-        handles = self._claim_writer.take([doc for _, doc in docs])
+        handles = self._write([doc for _, doc in docs])
         known: dict[str, int] = {}
         ours: list[tuple[str, Claimed]] = []
         for queue, doc in docs:
@@ -560,3 +467,49 @@ class Claims:
             if of_queue:
                 self._pending_of(queue).used(known)
         return ours
+
+    # -- expiry
+
+    @property
+    def _has_expired(self) -> bool:
+        """Whether a message has expired."""
+        return self._expires_at is not None and self._expires_at <= time.time()
+
+    def expired(self) -> set[str]:
+        """Return the ids of all expired messages, some of which are gone.  May switch, if any."""
+        if not self._has_expired:
+            return set()
+        pages = self._api.all_rows(Range(_FIRST, _until(time.time())))
+        return {row["id"].split("!", 2)[2] for page in pages for row in page}
+
+    def _take_expired(self) -> list[Claimed]:
+        """Claim what has expired and waits.  May switch."""
+        now = time.time()
+        self._expires_at = None  # marks that are noted from now on lie behind what is read
+        taken: list[Claimed] = []
+        is_held = False
+        for page in self._api.all_rows(Range(_FIRST, _until(now))):
+            marks = {row["id"].split("!", 2)[2]: row for row in page}
+            found = self._api.read(list(marks))
+            idle = [row for doc_id, row in marks.items() if doc_id not in found]
+            if idle:
+                self._api.write([deleted(row["id"], row["value"]["rev"]) for row in idle])
+            is_held |= bool(found)
+            docs = [doc for doc in found.values() if is_waiting(doc["_rev"])]
+            handles = self._write(docs) if docs else {}
+            taken += [
+                claim_of(doc, handles[doc["_id"]], doc["queue"])._replace(dead="expired")
+                for doc in docs
+                if doc["_id"] in handles
+            ]
+        following = self._first_expiry(_until(now))
+        if is_held:
+            again = now + HELD
+            following = again if following is None else min(following, again)
+        dues = [due for due in (following, self._expires_at) if due is not None]
+        self._expires_at = min(dues, default=None)
+        return taken
+
+    def _first_expiry(self, start: str) -> float | None:
+        rows = self._api.rows(Range(start, _END), limit=1)
+        return _due(rows[0]["id"]) if rows else None

@@ -110,6 +110,11 @@ def is_waiting(revision: str) -> bool:
     return generation(revision) % 2 == 1
 
 
+def deleted(doc_id: str, revision: str) -> Document:
+    """Return what deletes a document."""
+    return {"_id": doc_id, "_rev": revision, "_deleted": True}
+
+
 #: Id, revision and owner of a message that is held.
 Handle = tuple[str, str, str]
 #: The revision of one that may be held: the reply to the claim never came.

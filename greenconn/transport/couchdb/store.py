@@ -51,7 +51,7 @@ from greenconn.green.hub import PerHub, weakly
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.couchdb.api import ChangesFeed, CouchApi, DocumentRefused, ServerRefuses
-from greenconn.transport.couchdb.claiming import Claims, ClaimWriter, Expiry, mark_of
+from greenconn.transport.couchdb.claiming import Claims, mark_of
 from greenconn.transport.couchdb.documents import (
     BINDING,
     EXCHANGE,
@@ -64,6 +64,7 @@ from greenconn.transport.couchdb.documents import (
     Handle,
     Writer,
     binding_id,
+    deleted,
     generation,
     is_held_as,
     is_waiting,
@@ -111,9 +112,7 @@ class CouchStore(Store):
         self._cache = TopologyCache.of(f"{web.where}/{database}")
         self.topology = DirectTopology(CouchTopology(api, self._cache))
         self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
-        self._claim_writer = ClaimWriter(api, lambda: self._owners.token)
-        self._expiry = Expiry(api, self._claim_writer)
-        self._claims = Claims(api, self._claim_writer, wake, self._expiry)
+        self._claims = Claims(api, self._owners, wake)
         self._feed = ChangesFeed(
             api,
             options.feed_heartbeat,
@@ -139,7 +138,7 @@ class CouchStore(Store):
                     self._cache.take(row["doc"])
                     found.add(row["id"])
         self._cache.keep(found, before)
-        self._expiry.load()
+        self._claims.load()
         self._feed.start(since)
 
     def close(self) -> None:
@@ -229,7 +228,7 @@ class CouchStore(Store):
         return count
 
     def size(self, name: str) -> int:
-        late = self._expiry.late()
+        late = self._claims.expired()
         return sum(
             is_waiting(row["value"]["rev"]) and row["id"] not in late
             for page in self._api.all_rows(range_of(MESSAGE, name))
@@ -310,7 +309,7 @@ class CouchStore(Store):
         return lost
 
     def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
-        return self._claim_writer.unconfirmed_claims()
+        return self._claims.unconfirmed_claims()
 
 
 def _refused(doc: Document, exc: Exception) -> list[Exception | None]:
@@ -521,11 +520,6 @@ class CouchTopology(TopologyStore):
         return found
 
 
-def deleted(doc_id: str, revision: str) -> Document:
-    """Return what deletes a document."""
-    return {"_id": doc_id, "_rev": revision, "_deleted": True}
-
-
 def _record(doc: Document) -> Mapping[str, Any]:
     try:
         record = loads(doc.get("declared") or "{}")
@@ -610,7 +604,7 @@ class Owners:
 
     def end(self) -> None:
         """Delete this link's document, after everything was requeued.  May switch."""
-        self._api.write([{"_id": self._id, "_rev": self._revision, "_deleted": True}])
+        self._api.write([deleted(self._id, self._revision)])
 
     def beat(self) -> None:
         """Store a heartbeat.  May switch.
@@ -690,9 +684,7 @@ class Owners:
             return 0
         count = self._requeue({name_of(each["id"]) for each in ours})
         self._drop_queues({links[each["id"]] for each in ours if each["id"] in links})
-        self._api.write(
-            [{"_id": each["id"], "_rev": each["rev"], "_deleted": True} for each in ours]
-        )
+        self._api.write([deleted(each["id"], each["rev"]) for each in ours])
         for each in ours:
             self._seen.pop(each["id"], None)
         return count
