@@ -277,7 +277,7 @@ UNKNOWN = {
     ("session/session.py", "the failure callback"),
     ("session/session.py", "recovery failed"),
     ("session/session.py", "a listener of a connection"),
-    ("transport/SQS/transport.py", "exchange %r has no SNS topic"),
+    ("transport/SQS/__init__.py", "exchange %r has no SNS topic"),
     ("transport/SQS/service.py", "credentials for AWS"),
     ("transport/SQS/queues.py", "rejected messages stay"),
     ("transport/SQS/queues.py", "topic %r was deleted"),

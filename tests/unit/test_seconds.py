@@ -34,7 +34,7 @@ from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.native_delayed_delivery import calculate_routing_key
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.sqlite.options import SqliteOptions
-from greenconn.transport.SQS.transport import SQSOptions
+from greenconn.transport.SQS import SQSOptions
 from greenconn.utils.functional import retry_over_time
 from greenconn.worker.options import ConsumerOptions
 

@@ -25,9 +25,9 @@ from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.redis.options import RedisOptions
 from greenconn.transport.redis.transport import SentinelTransport
+from greenconn.transport.SQS import SQSOptions
 from greenconn.transport.SQS.queues import SqsQueue
 from greenconn.transport.SQS.service import NewQueues
-from greenconn.transport.SQS.transport import SQSOptions
 from greenconn.url import BrokerURL, maybe_sanitize_url
 
 SECRET: Final = "SeKret-99x"

@@ -20,7 +20,7 @@ logger = logging.getLogger("greenconn.transport.SQS")
 #: The system attribute with the number of times that a message was received.
 RECEIVE_COUNT: Final = "ApproximateReceiveCount"
 #: Seconds that SQS keeps a message back at most.
-LONGEST_DELAY: Final = 900
+MAX_DELAY_SECONDS: Final = 900
 #: The property that says when a message is too old, in seconds since 1970: SQS has no such thing.
 EXPIRES_AT: Final = "x-expires-at"
 #: The members of a message attribute.
@@ -114,10 +114,10 @@ def _either(properties: Mapping[str, Any], headers: Mapping[str, Any], name: str
 
 def _delay(entry: Entry, is_fifo: bool) -> int:
     """Return the whole seconds for which SQS delays a message."""
-    if entry.delay > (0 if is_fifo else LONGEST_DELAY):
+    if entry.delay > (0 if is_fifo else MAX_DELAY_SECONDS):
         raise InvalidQueueException(
-            f"queue {entry.queue!r}: a delay must be at most {LONGEST_DELAY} s (limit of SQS), and 0 "
-            f"for a FIFO queue, got {entry.delay:g} s"
+            f"queue {entry.queue!r}: a delay must be at most {MAX_DELAY_SECONDS} s (limit of SQS), and "
+            f"0 for a FIFO queue, got {entry.delay:g} s"
         )
     properties = entry.envelope.get("properties") or {}
     asked = properties.get("delay_seconds", properties.get("DelaySeconds"))
@@ -127,7 +127,7 @@ def _delay(entry: Entry, is_fifo: bool) -> int:
         seconds = int(asked)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"delay_seconds must be a number of seconds, got {asked!r}") from None
-    most = 0 if is_fifo else LONGEST_DELAY
+    most = 0 if is_fifo else MAX_DELAY_SECONDS
     if not 0 <= seconds <= most:
         # As kombu has it for these names.
         logger.warning(

@@ -34,7 +34,7 @@ from greenconn.transport.SQS.service import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.transport.SQS.transport import SQSOptions
+    from greenconn.transport.SQS import SQSOptions
 
 logger = logging.getLogger("greenconn.transport.SQS")
 

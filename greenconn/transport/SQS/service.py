@@ -56,7 +56,7 @@ from greenconn.green.threadpool import in_threadpool
 if TYPE_CHECKING:
     from botocore.model import ServiceModel
 
-    from greenconn.transport.SQS.transport import SQSOptions
+    from greenconn.transport.SQS import SQSOptions
 
 
 logger = logging.getLogger("greenconn.transport.SQS")

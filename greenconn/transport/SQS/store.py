@@ -55,7 +55,7 @@ from greenconn.transport.SQS.service import (
 if TYPE_CHECKING:
     from gevent import Greenlet
 
-    from greenconn.transport.SQS.transport import SQSOptions
+    from greenconn.transport.SQS import SQSOptions
 
 logger = logging.getLogger("greenconn.transport.SQS")
 

@@ -9,10 +9,10 @@ import pytest
 
 from greenconn.broker.queues import UNDECLARED
 from greenconn.green.deadline import Deadline
+from greenconn.transport.SQS import SQSOptions
 from greenconn.transport.SQS import service as module
 from greenconn.transport.SQS.queues import Queues
 from greenconn.transport.SQS.service import DoesNotExistQueueException, NewQueues, ServiceBusy
-from greenconn.transport.SQS.transport import SQSOptions
 
 
 class Service:
