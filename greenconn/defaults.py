@@ -29,8 +29,8 @@ from greenconn.checks import check_keywords
 from greenconn.connection import ARGUMENTS as CONNECTION_ARGUMENTS
 from greenconn.connection import Connection
 from greenconn.exceptions import AMQPError, KombuError
-from greenconn.green import atexit as green_atexit
 from greenconn.green.hub import PerHub
+from greenconn.green.process import exit_deadline
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import DEFAULT_URL, Configuration, check_is_url
 from greenconn.session.session import OWN_CONNECTION
@@ -319,4 +319,4 @@ def _at_exit() -> None:
         hub = get_hub()
         hub.NOT_ERROR = (*hub.NOT_ERROR, AMQPError, KombuError)
         closing = [spawn("close-default", _close_each, [each]) for each in ending]
-        gevent.joinall(closing, timeout=green_atexit.deadline().left())
+        gevent.joinall(closing, timeout=exit_deadline().left())

@@ -28,9 +28,9 @@ from greenconn import exceptions
 from greenconn.caching import lazy
 from greenconn.checks import Seconds, check_keywords
 from greenconn.exceptions import OperationalError
-from greenconn.green import fork
 from greenconn.green.deadline import Deadline, TimeLimit, is_seconds
 from greenconn.green.pool import Entry, FairPool, PoolStats
+from greenconn.green.process import forget_at_fork
 from greenconn.green.supervisor import spawn
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Resource:
         self._resource = _IdleQueue(self._pool, self._promise, self._add)
         self._sub_pools: WeakSet[Resource] = WeakSet()
         if self.close_after_fork:
-            fork.register(self)
+            forget_at_fork(self)
         self.setup()
         try:
             for _ in range(min(self.preload, limit or self.preload)):

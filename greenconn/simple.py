@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.checks import Seconds
 from greenconn.entity import Exchange, Queue
-from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.single_flight import SingleFlight
+from greenconn.green.process import forget_at_fork
+from greenconn.green.slot import SingleFlight
 from greenconn.messaging import Consumer, Producer
 from greenconn.messaging.consumer import ConsumerInbox
 from greenconn.session.session import Session
@@ -66,7 +66,7 @@ class SimpleBase:
         self.buffer: deque[Any] = deque()
         self._flight = SingleFlight("simple-queue")
         self._arrivals: ConsumerInbox | None = None
-        fork.register(self)
+        forget_at_fork(self)
         self.consumer.register_callback(self._receive)
         if isinstance(consumer, Consumer) and isinstance(self.channel.connection, Link):
             self._arrivals = consumer.sink = ConsumerInbox(consumer, no_ack)

@@ -19,8 +19,7 @@ from greenconn.broker.port import Disposition, HeldMessage, Settlement
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker, log_blocked
+from greenconn.green.supervisor import Ticker, log_blocked, spawn
 
 if TYPE_CHECKING:
     from greenconn.broker.link import LeasedLink

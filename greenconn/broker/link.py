@@ -50,8 +50,8 @@ from greenconn.exceptions import (
     ResourceError,
     error_text,
 )
-from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
+from greenconn.green.process import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
@@ -270,10 +270,10 @@ class ForkHandler:
 
     def __init__(self, link: BrokerLink) -> None:
         self._link = link
-        fork.register(self)
+        forget_at_fork(self)
 
     def forget(self) -> None:
-        """See :class:`greenconn.green.fork.ForkAware`."""
+        """See :class:`greenconn.green.process.ForkAware`."""
         self._link.forget(RecoverableConnectionError("the connection was opened before a fork"))
 
 

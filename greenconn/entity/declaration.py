@@ -42,8 +42,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import PerHub
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Condition
+from greenconn.green.slot import Condition, SingleFlight
 from greenconn.session.topology import IN_FLIGHT
 from greenconn.transport.base import forget_declared
 

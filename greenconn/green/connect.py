@@ -21,8 +21,8 @@ from typing import Any, Final
 import gevent
 from gevent import get_hub
 
-from greenconn.green import fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.process import forget_at_fork
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.url import mask_secrets
 
@@ -289,7 +289,7 @@ def _wait_writable(sock: RawSocket, deadline: Deadline) -> None:
     hub = get_hub()
     watcher = hub.loop.io(sock.fileno(), 2)
     connecting = _Connecting(sock, watcher)
-    fork.register(connecting)
+    forget_at_fork(connecting)
     timeout = gevent.Timeout(deadline.left())
     try:
         with timeout:

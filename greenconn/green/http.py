@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakSet
 
 from greenconn.exceptions import LimitExceeded
-from greenconn.green import fork
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
 from greenconn.green.pool import FairPool, PoolStats
+from greenconn.green.process import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import EndOfFile, Stream
 from greenconn.wire.http import ResponseParser, request_head
@@ -105,7 +105,7 @@ class HttpClient:
         )
         #: The connections of :meth:`lines`, which are not in the pool.
         self._reading: WeakSet[HttpConnection] = WeakSet()
-        fork.register(self)
+        forget_at_fork(self)
 
     def __repr__(self) -> str:
         return f"<HttpClient {self.where}>"

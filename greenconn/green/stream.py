@@ -28,13 +28,12 @@ from gevent.hub import Hub
 from greenlet import getcurrent
 
 from greenconn.exceptions import RecoverableConnectionError, error_text
-from greenconn.green import atexit, fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
+from greenconn.green.process import flush_at_exit, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker, spawn
 from greenconn.green.writer import Writer
 from greenconn.importing import native
 
@@ -143,10 +142,10 @@ class Stream:
         #: Asked with 0, it tells whether there is something to receive.
         self._poll: Callable[[int], list[tuple[int, int]]] = readable.poll
         self.writer = Writer(sock, self._end)
-        atexit.register(self.writer)
+        flush_at_exit(self.writer)
         self._reader: Greenlet[..., Any] = spawn(f"reader:{name}", self._read)
         self._reader.rawlink(self._on_reader_dead)
-        fork.register(self)
+        forget_at_fork(self)
 
     def __repr__(self) -> str:
         return f"<Stream {self.name}: {self._state.value}>"

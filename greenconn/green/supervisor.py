@@ -1,5 +1,7 @@
 """The greenlets of the library: each is spawned here, has a name, and logs its errors.
 
+Here are also its periodic calls, which measure how long the hub was blocked, and by which handler.
+
 It is also where one is ended, by who began it.  Code of ours may be ended wherever it switches; a
 library that was written for threads is not made for that, and would leave, for one, a socket that is
 just being connected to the garbage collector.  So calls of such are *shielded*: the end comes when
@@ -9,13 +11,18 @@ they have returned.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
+from logging import Logger
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import gevent
-from gevent import GreenletExit, getcurrent
+from gevent import GreenletExit, get_hub, getcurrent
 
-from greenconn.green import fork
+from greenconn.green.hub import weakly
+from greenconn.green.process import forget_at_fork
+from greenconn.listeners import LISTENERS, HubBlockedEvent, notify
 
 T = TypeVar("T")
 
@@ -86,7 +93,7 @@ def shielded(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """
     if not _shield.is_registered:
         _shield.is_registered = True
-        fork.register(_shield)
+        forget_at_fork(_shield)
     inside, current = _shield.inside, getcurrent()
     inside[current] = False
     try:
@@ -162,3 +169,191 @@ class OnDemand:
         finally:
             if self._greenlet is running:
                 self._greenlet = None
+
+
+#: A tick is late if it comes more than this many intervals after the one before.
+LATE = 1.5
+
+
+class Ticker:
+    """A timer that calls ``function(lag)`` in the hub every *interval* seconds.
+
+    After the hub was blocked there is a single tick, not one for each missed interval, and the next one
+    comes a whole interval later.  The timer keeps neither the process alive nor the object whose
+    method *function* is.
+
+    Arguments:
+        interval: seconds between ticks, above 0.
+        function: called in the hub with the seconds by which the tick is late, or 0.0 (see
+            :data:`LATE`); it must not switch.  If it raises, the ticks continue; the first error of
+            a series is logged.
+        name: the name in the log.
+
+    Raises:
+        ValueError: *interval* is not above 0.
+    """
+
+    def __init__(self, interval: float, function: Callable[[float], object], name: str) -> None:
+        if not interval > 0.0:
+            raise ValueError(f"interval of ticker {name!r} must be above 0 s, got {interval!r}")
+        self.interval = interval
+        self.name = name
+        #: Seconds by which the last tick was late.
+        self.lag = 0.0
+        self._function = weakly(function)
+        self._timer: Any = None
+        self._last: float  # set with the timer, as the next is
+        self._failed: bool  # whether the last call failed
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the ticker was started and not stopped."""
+        return self._timer is not None
+
+    def start(self) -> None:
+        """Start; the first tick comes after one interval.  A second call does nothing."""
+        if self._timer is None:
+            self.lag = 0.0
+            self._failed = False
+            self._last = monotonic()
+            self._timer = get_hub().loop.timer(self.interval, self.interval, ref=False)
+            self._timer.start(self._tick, update=True)
+
+    def stop(self) -> None:
+        """Stop, so that there are no more ticks.  A second call does nothing."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _tick(self) -> None:
+        # In the hub.
+        timer = self._timer
+        if timer is None:
+            return
+        now = monotonic()
+        passed = now - self._last
+        self._last = now
+        self.lag = passed - self.interval if passed > LATE * self.interval else 0.0
+        if self.lag:
+            timer.again(self._tick, update=True)
+        try:
+            self._function(self.lag)
+        except Exception as exc:
+            if not self._failed:
+                self._failed = True
+                # In a greenlet, since a log handler may switch.
+                spawn("log", _log, self.name, exc)
+        else:
+            self._failed = False
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running else "stopped"
+        return f"<Ticker {self.name!r}: {self.interval:g} s, {state}>"
+
+
+def _log(name: str, exc: Exception) -> None:
+    logger.error(
+        "ticker %r: the function failed; it is called again after the next interval",
+        name,
+        exc_info=exc,
+    )
+
+
+#: Changes that are remembered: as many as may follow a block before the hub's timers run.
+REMEMBERED: Final = 64
+
+
+class HandlerHistory:
+    """The handler that was called last, and those before it.
+
+    When a blocked hub gets its turn again, the code that blocked it has switched away.  So those who
+    call handlers note each just before the call, which costs a message one comparison.  Nothing tells
+    when a handler waits and other code runs: the handler that was called last before the hub was blocked
+    is named.
+
+    Before a call::
+
+        if HANDLERS.handler is not handler:
+            HANDLERS.change(handler)
+
+    Attributes:
+        handler: the handler, or None if none was called.
+    """
+
+    def __init__(self) -> None:
+        self.handler: Callable[..., Any] | None = None
+        self._since = 0.0
+        self._told_until = 0.0
+        #: Name, beginning and end.  Names, since a handler may hold much and be gone.
+        self._periods: deque[tuple[str, float, float]] = deque(maxlen=REMEMBERED)
+
+    def change(self, handler: Callable[..., Any]) -> None:
+        """Note that *handler* is called from now on."""
+        now = monotonic()
+        if self.handler is not None:
+            self._periods.append((name_of(self.handler), self._since, now))
+        self.handler = handler
+        self._since = now
+
+    def shares_within(self, start: float, end: float) -> dict[str, float]:
+        """Return the seconds of a time that each handler had, by name.
+
+        Arguments:
+            start, end: on the monotonic clock.
+        """
+        shares: dict[str, float] = {}
+        periods = list(self._periods)
+        if self.handler is not None:
+            periods.append((name_of(self.handler), self._since, end))
+        for name, began, ended in periods:
+            share = min(ended, end) - max(began, start)
+            if share > 0.0:
+                shares[name] = shares.get(name, 0.0) + share
+        return shares
+
+    def name_within(self, start: float, end: float) -> str | None:
+        """Return the name of the handler that had most of a time; None: none had any."""
+        shares = self.shares_within(start, end)
+        return max(shares, key=lambda name: shares[name]) if shares else None
+
+    def tell_blocked(self, start: float, end: float) -> None:
+        """Tell the listeners that the hub was blocked; once, of all who notice.  In the hub."""
+        if (calls := LISTENERS.hub_blocked) is not None and start >= self._told_until:
+            self._told_until = end
+            event = HubBlockedEvent(end - start, self.shares_within(start, end))
+            spawn("listener", notify, calls, event)
+
+
+#: That of this process.
+HANDLERS: Final = HandlerHistory()
+
+
+def log_blocked(logger: Logger, where: str, lag: float, interval: float) -> None:
+    """Have it logged that the hub was blocked, and in which handler.  In the hub; never switches.
+
+    Arguments:
+        where: the broker's URL with the password masked.
+        lag: seconds by which a tick came late.
+        interval: of its ticker.
+    """
+    now = monotonic()
+    HANDLERS.tell_blocked(now - lag, now)
+    handler = HANDLERS.name_within(now - lag - interval, now)
+    spawn(
+        "log",
+        logger.warning,
+        "the hub was blocked for %.1f s, %s had to wait; %s: let long computations yield with "
+        "gevent.sleep(0), or run them in a thread pool",
+        lag,
+        where,
+        f"the last handler called was {handler}" if handler else "no handler was called",
+        extra={"connection": where},
+    )
+
+
+def name_of(function: Any) -> str:
+    """Module and name of a function, or of the class of what can be called."""
+    function = getattr(function, "func", function)  # a partial
+    if not hasattr(function, "__qualname__"):
+        function = type(function)
+    return f"{function.__module__}.{function.__qualname__}"

@@ -57,7 +57,7 @@ from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.hub import check_hub
 from greenconn.green.inbox import Inbox, take_any
 from greenconn.green.retry import attempts
-from greenconn.green.ticker import HANDLERS, name_of
+from greenconn.green.supervisor import HANDLERS, name_of
 from greenconn.listeners import LISTENERS, DeliverEvent, Observation, Observers, url_of
 from greenconn.message import Message
 from greenconn.serialization import prepare_accept_content

@@ -55,8 +55,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.pool import FairPool
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Slot
+from greenconn.green.slot import SingleFlight, Slot
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, Observation, Observers, PublishEvent, size_of
 from greenconn.message import Message

@@ -42,7 +42,7 @@ from greenconn.defaults import ARGUMENTS, closed_at_exit
 from greenconn.entity import Queue
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
-from greenconn.green.ticker import name_of
+from greenconn.green.supervisor import name_of
 from greenconn.message import Message
 from greenconn.publishing import publish, publish_many
 from greenconn.publishing.publisher import Target

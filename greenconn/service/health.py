@@ -18,8 +18,7 @@ from greenconn.checks import Seconds, in_seconds
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
-from greenconn.green.supervisor import OnDemand
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import OnDemand, Ticker
 from greenconn.session.session import Session, SessionState, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet, failures, running_consumers
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, Stall

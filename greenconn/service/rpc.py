@@ -38,9 +38,8 @@ from greenconn.exceptions import (
     error_text,
 )
 from greenconn.green.deadline import Deadline
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Slot
-from greenconn.green.ticker import name_of
+from greenconn.green.slot import SingleFlight, Slot
+from greenconn.green.supervisor import name_of
 from greenconn.identity import uuid
 from greenconn.listeners import LISTENERS
 from greenconn.log import message_fields

@@ -31,12 +31,11 @@ from gevent import Greenlet, get_hub
 from greenlet import getcurrent
 
 from greenconn.exceptions import RecoverableConnectionError, error_text, raise_error
-from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import HubAffinity, PerHub, yield_to_hub
+from greenconn.green.process import forget_at_fork
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Condition
+from greenconn.green.slot import Condition, SingleFlight
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.listeners import LISTENERS, ConnectEvent, DisconnectEvent, notify
@@ -926,7 +925,7 @@ class Session:
     def _bind_to_hub(self) -> None:
         if self._hub_affinity is None:
             self._hub_affinity = HubAffinity()
-            fork.register(self)
+            forget_at_fork(self)
             _in_use.get().add(self)
         else:
             self._hub_affinity.check(self)

@@ -15,7 +15,7 @@ In a handler that computes, or that waits in a library which gevent does not kno
 process runs: no other handler, no request, no heartbeat.  To read the clock for each message would cost
 more than may be spent on it, so the hub is sampled: while a worker has something to do, a timer measures
 its own delay.  What caused it were the handlers that were called meanwhile, or the one that was called
-last before (see :mod:`greenconn.green.ticker`).  While no worker has work there is no timer.
+last before (see :mod:`greenconn.green.supervisor`).  While no worker has work there is no timer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Greenlet, GreenletExit, Timeout, get_hub, getcurrent
 
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import HANDLERS, name_of
+from greenconn.green.supervisor import HANDLERS, name_of, spawn
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel

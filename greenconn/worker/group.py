@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Greenlet, getcurrent
 from gevent.lock import BoundedSemaphore
 
-from greenconn.green import fork
+from greenconn.green.process import forget_at_fork
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.channels import begin_channel
@@ -337,7 +337,7 @@ class ConsumerGroup:
         self.dead_letter_exchanges = DeadLetterExchanges(session)
         #: In the order in which they were added.
         self._consumers: dict[ConsumerLifecycle, None] = {}
-        fork.register(self)
+        forget_at_fork(self)
 
     def __repr__(self) -> str:
         return f"<{len(self._consumers)} consumers of {self.session.broker.label}>"

@@ -27,8 +27,7 @@ from greenconn.encoding import safe_repr
 from greenconn.entity.queue import DEAD
 from greenconn.exceptions import BodyTooLarge, MessageStateError, error_text
 from greenconn.green.retry import Backoff, RetryPolicy
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import HANDLERS, name_of
+from greenconn.green.supervisor import HANDLERS, name_of, spawn
 from greenconn.listeners import (
     LISTENERS,
     DeadLetterEvent,

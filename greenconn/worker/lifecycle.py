@@ -36,8 +36,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Condition
 from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import name_of
+from greenconn.green.supervisor import name_of, spawn
 from greenconn.transport.base import Link
 from greenconn.worker.dispatch import BatchDispatcher, Dispatcher
 from greenconn.worker.group import group_of

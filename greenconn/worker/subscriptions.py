@@ -44,8 +44,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.retry import Backoff, RetryPolicy
-from greenconn.green.supervisor import OnDemand, spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import OnDemand, Ticker, spawn
 from greenconn.identity import uuid
 from greenconn.publishing import publish
 from greenconn.session.connect import is_lockout

@@ -25,7 +25,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green import connect as connect_module
 from greenconn.green.connect import KEEPALIVE
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker
 from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle

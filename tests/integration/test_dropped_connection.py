@@ -18,7 +18,7 @@ import greenconn
 from greenconn import Connection, Consumer, Producer, Queue
 from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.ticker import HANDLERS
+from greenconn.green.supervisor import HANDLERS
 from greenconn.transport import base, memory
 from greenconn.transport.base import Link
 from tests.integration.processes import run

@@ -13,6 +13,7 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.consuming import FeedState
 from greenconn.broker.exchanges import Row
+from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.claiming import Watch
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline
@@ -95,7 +96,7 @@ def send(link: RedisLink) -> list[Any]:
     message = channel.prepare_message("x")
     channel.basic_publish(message, "news", "a.b", mandatory=True)
     while link.events:
-        link.drain(greenconn.green.deadline.Deadline(SOON))
+        link.drain(Deadline(SOON))
     return returned
 
 
@@ -168,7 +169,7 @@ def test_a_mandatory_message_comes_back_only_if_no_queue_has_it(
     for queue in ("there", "nowhere"):
         channel.basic_publish(channel.prepare_message("x" * size), "", queue, mandatory=True)
     while link.events:
-        link.drain(greenconn.green.deadline.Deadline(SOON))
+        link.drain(Deadline(SOON))
     assert [routing_key for _, _, routing_key, _ in returned] == ["nowhere"]
     assert at_server("LLEN", "there") == 1
     assert not at_server("EXISTS", "nowhere")

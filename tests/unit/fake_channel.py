@@ -10,7 +10,7 @@ from amqp.protocol import queue_declare_ok_t
 
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import SingleFlight
 from greenconn.message import Message
 from greenconn.transport.base import Link, to_rabbitmq_queue_arguments
 

@@ -40,8 +40,7 @@ from greenconn.exceptions import error_text
 from greenconn.green.deadline import NEVER
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker, spawn
 from greenconn.identity import uuid
 from greenconn.message import Message
 

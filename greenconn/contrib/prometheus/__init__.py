@@ -34,7 +34,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker
 from greenconn.listeners import (
     ConfirmEvent,
     ConnectEvent,

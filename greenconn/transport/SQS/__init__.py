@@ -26,8 +26,8 @@ from greenconn.broker.port import Entry
 from greenconn.broker.publishing import StorePublisher, warn_of_message
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
-from greenconn.green import fork
 from greenconn.green.deadline import Deadline
+from greenconn.green.process import forget_at_fork
 from greenconn.options import known_options
 from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.envelope import MAX_DELAY_SECONDS, RECEIVE_COUNT
@@ -539,7 +539,7 @@ class Transport(StoreTransport):
         """Return the store of one link; accounts outlive it."""
         if self._accounts is None:
             self._accounts = Accounts(self.client, self.options)
-            fork.register(self._accounts)
+            forget_at_fork(self._accounts)
         return SqsStore(self.client, wake, self._accounts, self.options)
 
     def place(self) -> str:

@@ -45,11 +45,11 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceLocked,
 )
-from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.http import HttpClient, HttpResponse
+from greenconn.green.process import forget_at_fork
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import in_threadpool
 
@@ -809,7 +809,7 @@ class HttpClients:
         self._ssl = ssl
         self._clients: dict[str, HttpClient] = {}
         # Before the link does, which then finds nothing to close.
-        fork.register(self)
+        forget_at_fork(self)
 
     def of(self, url: str) -> HttpClient:
         """Return the HTTP client for the host of *url*.  Never switches."""

@@ -21,7 +21,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from greenconn.delays import DelayedRoute
-from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import SingleFlight
 from greenconn.transport.native_delayed_delivery import (
     MAX_LEVEL,
     MAX_NUMBER_OF_BITS_TO_USE,

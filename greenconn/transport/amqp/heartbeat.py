@@ -8,7 +8,7 @@ from time import monotonic
 
 from greenconn.exceptions import ConnectionForced
 from greenconn.green.stream import Stream
-from greenconn.green.ticker import Ticker, log_blocked
+from greenconn.green.supervisor import Ticker, log_blocked
 from greenconn.wire.amqp import Heartbeat, HeartbeatAction, heartbeat_frame
 
 logger = logging.getLogger("greenconn.transport.amqp")

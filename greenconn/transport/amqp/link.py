@@ -29,9 +29,9 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
 )
-from greenconn.green import atexit, fork
 from greenconn.green.connect import avoid, connect_tcp
 from greenconn.green.deadline import Deadline
+from greenconn.green.process import flush_at_exit, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.supervisor import spawn
@@ -235,8 +235,8 @@ class AmqpLink(Link):
         self.parser.frame_max = self.frame_max
         self.parser.channels = self.channels
         self._heartbeat_timer.start(float(self.heartbeat), self._stream)
-        fork.register(self)
-        atexit.register(self._at_exit)
+        forget_at_fork(self)
+        flush_at_exit(self._at_exit)
 
     def write_method(self, sig: tuple[int, int], arguments: bytes = b"") -> None:
         """Write a method of channel 0 whose arguments are packed.  Never switches."""

@@ -31,7 +31,7 @@ from gevent.event import Event
 
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.slot import Slot
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker
 from greenconn.transport.beanstalk.connection import (
     DEFAULT,
     CommandConnection,

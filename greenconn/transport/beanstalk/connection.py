@@ -29,11 +29,11 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
     ResourceError,
 )
-from greenconn.green import fork
 from greenconn.green.deadline import NEVER, Deadline
+from greenconn.green.process import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import PipelineLife
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker
 from greenconn.wire.beanstalk import (
     LONGEST_BODY,
     BeanstalkParser,
@@ -132,7 +132,7 @@ class Pipeline(PipelineLife):
         self.parser = BeanstalkParser()
         self.extra_timeout = 0.0
         self._reply_timeout = 0.0
-        fork.register(self)
+        forget_at_fork(self)
 
     def watch(self, reply_timeout: float | None) -> None:
         """End it, from now on, when the server is silent for so many seconds; None: never."""

@@ -29,7 +29,7 @@ from greenconn.broker.settlements import Settlements
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline, TimeLimit
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker
 from greenconn.message import Message as BaseMessage
 from greenconn.transport.hooks.channel import Channel
 from greenconn.transport.hooks.message import Message, TakenMessage, dump_messages

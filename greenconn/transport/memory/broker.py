@@ -29,8 +29,8 @@ from greenconn.broker.envelope import Envelope, lifetime_of
 from greenconn.broker.exchanges import PREDECLARED, BrokerState
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
-from greenconn.green import fork
 from greenconn.green.hub import HubAffinity, yield_to_hub
+from greenconn.green.process import forget_at_fork
 from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.timer import Clock, HubClock, Timer
@@ -87,7 +87,7 @@ class Broker:
         self._turned_at = monotonic()
         for name, kind in PREDECLARED.items():
             self.state.declare(name, kind, durable=True)
-        fork.register(self)
+        forget_at_fork(self)
 
     def __repr__(self) -> str:
         return f"<memory broker {self.virtual_host!r}: {len(self.queues)} queues>"

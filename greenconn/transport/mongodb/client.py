@@ -24,9 +24,9 @@ from pymongo import ReadPreference, errors, uri_parser
 
 from greenconn.credentials import supplied
 from greenconn.exceptions import AccessRefused, AMQPError, RecoverableConnectionError
-from greenconn.green import fork
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub, close_at_thread_end
+from greenconn.green.process import forget_at_fork
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.url import mask_secrets
@@ -396,10 +396,10 @@ class _Clients:
 
     def __init__(self) -> None:
         self.open: dict[_Key, Client] = {}
-        fork.register(self)
+        forget_at_fork(self)
 
     def forget(self) -> None:
-        """See :class:`greenconn.green.fork.ForkAware`."""
+        """See :class:`greenconn.green.process.ForkAware`."""
         self.open.clear()
 
 

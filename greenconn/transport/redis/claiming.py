@@ -64,10 +64,8 @@ from redis.exceptions import NoScriptError
 
 from greenconn.broker.consuming import Consumer, DueFeeds, Feed
 from greenconn.green.deadline import Deadline
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Slot
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.slot import SingleFlight, Slot
+from greenconn.green.supervisor import Ticker, spawn
 from greenconn.transport.redis.envelope import Broadcast, Delivery
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.transport.redis.pipeline import ENDLESS, Commands

@@ -44,11 +44,9 @@ from greenconn.credentials import SuppliedError
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Backoff, RetryPolicy, attempts, sleep
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Condition
+from greenconn.green.slot import Condition, SingleFlight
 from greenconn.green.state import State, moved
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker, spawn
 from greenconn.transport.redis.errors import (
     LinkLost,
     LoginRefused,

@@ -33,7 +33,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.slot import Slot
 from greenconn.green.stream import PipelineLife
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker
 from greenconn.green.writer import Writer
 from greenconn.transport.redis.errors import LinkLost, NotRedis, ReplyLate, as_error
 from greenconn.transport.redis.options import Keys, RedisOptions

@@ -31,8 +31,7 @@ from redis.exceptions import ResponseError
 from greenconn.broker.exchanges import PREDECLARED, BrokerState, ExchangeRecord, Row, TopologyStore
 from greenconn.broker.queues import MOST_KNOWN, UNDECLARED, Declaration, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
-from greenconn.green.supervisor import spawn
-from greenconn.green.ticker import Ticker
+from greenconn.green.supervisor import Ticker, spawn
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import RESERVED

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from greenconn.green.connect import avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import Renewal
-from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import SingleFlight
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import (
     ENDS_THE_LINK,

@@ -35,8 +35,7 @@ from redis.crc import key_slot
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
-from greenconn.green.single_flight import SingleFlight
-from greenconn.green.slot import Condition, Slot
+from greenconn.green.slot import Condition, SingleFlight, Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.errors import LinkLost, NodeLost

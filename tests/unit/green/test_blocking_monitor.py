@@ -12,9 +12,9 @@ from weakref import ref
 
 import pytest
 
-from greenconn.green import ticker
+from greenconn.green import supervisor
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.ticker import REMEMBERED, HandlerHistory, log_blocked, name_of
+from greenconn.green.supervisor import REMEMBERED, HandlerHistory, log_blocked, name_of
 from greenconn.listeners import LISTENERS, HubBlockedEvent, Listener
 
 
@@ -23,7 +23,7 @@ class Clock:
 
     def __init__(self, monkeypatch: Any) -> None:
         self.now = 0.0
-        monkeypatch.setattr(ticker, "monotonic", lambda: self.now)
+        monkeypatch.setattr(supervisor, "monotonic", lambda: self.now)
 
 
 def first() -> None: ...
@@ -130,7 +130,7 @@ def test_the_log_names_the_handler_that_blocked_the_hub(
 ) -> None:
     clock = Clock(monkeypatch)
     noted = HandlerHistory()
-    monkeypatch.setattr(ticker, "HANDLERS", noted)
+    monkeypatch.setattr(supervisor, "HANDLERS", noted)
     for at, handler in ((8.0, first), (11.4, second)):
         clock.now = at
         if is_known:

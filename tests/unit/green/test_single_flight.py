@@ -13,7 +13,7 @@ from gevent.event import Event
 from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.single_flight import SingleFlight
+from greenconn.green.slot import SingleFlight
 
 
 class Work:

@@ -13,8 +13,8 @@ from gevent.event import Event
 from gevent.hub import get_hub
 from gevent.threadpool import ThreadPool
 
-from greenconn.green import ticker as ticker_module
-from greenconn.green.ticker import LATE, Ticker
+from greenconn.green import supervisor as ticker_module
+from greenconn.green.supervisor import LATE, Ticker
 
 
 class Ticks:
@@ -180,7 +180,7 @@ def test_an_interval_must_be_positive(interval: float) -> None:
 def test_it_keeps_no_process_alive() -> None:
     code = (
         "import gevent\n"
-        "from greenconn.green.ticker import Ticker\n"
+        "from greenconn.green.supervisor import Ticker\n"
         "Ticker(60, print, 't').start()\n"
         "gevent.get_hub().join()\n"
         "print('ended')\n"

@@ -11,8 +11,8 @@ import pytest
 from gevent.monkey import get_original
 
 import greenconn
-from greenconn.green import ticker
-from greenconn.green.ticker import HandlerHistory
+from greenconn.green import supervisor
+from greenconn.green.supervisor import HandlerHistory
 from greenconn.testing import MemoryBroker
 from greenconn.worker import dispatch
 from greenconn.worker.dispatch import SAMPLING_INTERVAL, BlockingMonitor
@@ -101,7 +101,7 @@ def test_only_a_late_sample_is_a_block(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 100.0
-    for module in (dispatch, ticker):
+    for module in (dispatch, supervisor):
         monkeypatch.setattr(module, "monotonic", lambda: now)
     noted = HandlerHistory()
     monkeypatch.setattr(dispatch, "HANDLERS", noted)

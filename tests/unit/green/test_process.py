@@ -1,16 +1,16 @@
-"""What is registered is forgotten in the child, whichever way it was forked."""
+"""The child of a fork forgets what is registered; what was written leaves at the end of a process."""
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
-from greenconn.green import fork
+from greenconn.green.process import forget_at_fork
 from tests.forked import holds_in_child
 
 PRELUDE = """
@@ -20,14 +20,14 @@ if {patched}:
     monkey.patch_all()
 import gc, os, multiprocessing
 import gevent, gevent.os
-from greenconn.green import fork
+from greenconn.green.process import forget_at_fork
 from tests.forked import holds_in_child
 
 class Thing:
     def __init__(self, name):
         self.name = name
         self.state = "parent's"
-        fork.register(self)
+        forget_at_fork(self)
     def __eq__(self, other):
         return True
     def __hash__(self):
@@ -121,47 +121,58 @@ def test_one_that_fails_does_not_keep_the_others_from_forgetting() -> None:
     assert "LookupError: broken" in printed
 
 
-class Member:
-    """Something to register."""
-
-    def forget(self) -> None:
-        """Nothing."""
-
-
-def test_only_a_weak_reference_is_kept() -> None:
-    gc.collect()
-    before = len(fork._members)
-    members = [Member() for _ in range(10)]
-    for member in members:
-        fork.register(member)
-        fork.register(member)
-    assert len(fork._members) == before + 10
-    del members, member
-    gc.collect()
-    assert len(fork._members) == before
-
-
 def test_importing_installs_nothing() -> None:
     code = (
-        "import os\n"
-        "os.register_at_fork = None\n"
-        "import greenconn.green.fork as fork\n"
-        "print(fork._is_installed)\n"
+        "import atexit, os\n"
+        "os.register_at_fork = atexit.register = None\n"
+        "import greenconn.green.process\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, check=True
-    )
-    assert done.stdout == "False\n"
+    assert subprocess.run([sys.executable, "-c", code], timeout=150).returncode == 0
 
 
 def test_a_child_of_this_very_process_forgets() -> None:
-    class Noting(Member):
+    class Noting:
         state = "parent's"
 
         def forget(self) -> None:
             self.state = "forgotten"
 
     member = Noting()
-    fork.register(member)
+    forget_at_fork(member)
     assert holds_in_child(lambda: member.state == "forgotten")
     assert member.state == "parent's"
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"), [(0, 0), (3, 0), (10**9, 10**9)], ids=["at once", "soon", "never"]
+)
+def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
+    program = f"""
+    import gevent
+    from greenconn.green.process import flush_at_exit
+    class Writer:
+        pending = {steps}
+        def flush(self):
+            print("flushed")
+            gevent.spawn(self.drain)
+        def drain(self):
+            while self.pending:
+                self.pending -= 1
+                print("." * (self.pending < 9), end="")
+                gevent.sleep(0.01)
+    writer = Writer()
+    flush_at_exit(writer)
+    """
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=True,
+    )
+    took = time.monotonic() - began
+    assert done.stdout + done.stderr == "flushed\n" + "." * (0 if left else steps)
+    assert took < 20.0
+    if left:
+        assert took > 2.0
