@@ -339,12 +339,13 @@ def test_messages_of_the_killed_end_with_their_queues(
     until(lambda: at_server("HLEN", "unacked") == 1)
     sender.close()  # so that nobody else looks
     killed(dead)
-    alive = opened().placement.partition("")
+    link = opened()
+    alive = link.placement.partition("")
     until(lambda: alive.sweeper.advance() and alive.owners.dead([dead.owner]), 60 * LEASE)
     execute = alive.requeuer.execute
 
     def end() -> None:
-        assert not alive.queues.existing({queue: ()})
+        assert not link.queues.existing({queue: ()})
 
     def end_and_execute(*args: Any) -> int:
         end()

@@ -52,7 +52,7 @@ sources of empty queues also look every few seconds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum
 from itertools import islice
 from random import uniform
@@ -86,11 +86,9 @@ from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
-    from greenconn.broker.queues import Directory
     from greenconn.broker.settlements import Settlements
-    from greenconn.transport.redis.fanout import Fanout
+    from greenconn.transport.redis.link import Partition, RedisLink
     from greenconn.transport.redis.maintenance import Owners
-    from greenconn.transport.redis.queues import RedisQueues
 
 #: The number of the message that tries the permissions.
 CANARY_NUMBER: Final = 0
@@ -137,9 +135,10 @@ class Claims:
         """Seconds after which rivals are counted again."""
         return self._owners.interval
 
-    def unconfirmed_claims(self) -> Iterable[int]:
-        """Return the numbers of the fields that may be filled.  Never switches."""
-        return [*self.under_way, CANARY_NUMBER] if self.is_trying else [*self.under_way]
+    def unconfirmed_claims(self) -> list[str]:
+        """Return the fields that may be filled.  Never switches."""
+        numbers = [*self.under_way, CANARY_NUMBER] if self.is_trying else self.under_way
+        return [f"{self._commands.prefix}{number}" for number in numbers]
 
     def check(self, deadline: Deadline) -> None:
         """See that messages may be taken, and that others know this owner as living.  May switch.
@@ -211,11 +210,8 @@ class RedisSource:
     """See :class:`~greenconn.broker.consuming.Source`.
 
     Arguments:
-        commands: of the link.
-        claims: give numbers to the fields under which messages are held.
-        due: claims that leave when the turn ends.
+        partition: of the queue.
         settlements: requeue messages that no consumer takes.
-        invalidations: counts and logs.
         retire: forgets a feed that is not used any more, once no claim is on its way.  Never switches.
         feed: has the consumers.
 
@@ -251,19 +247,16 @@ class RedisSource:
 
     def __init__(
         self,
-        commands: Commands,
-        claims: Claims,
-        due: DueClaims,
+        partition: Partition,
         settlements: Settlements,
-        invalidations: Invalidations,
         retire: Callable[[RedisFeed], None],
         feed: RedisFeed,
     ) -> None:
-        self._commands = commands
-        self._claims = claims
-        self._due = due
+        commands = self._commands = partition.commands
+        self._claims = partition.claims
+        self._due = partition.due
+        self._invalidations = partition.invalidations
         self._settlements = settlements
-        self._invalidations = invalidations
         self._retire = retire
         self._feed = feed
         self.lists = commands.keys.lists(feed.queue)
@@ -421,9 +414,10 @@ class RedisSource:
 
     # -- claiming
 
-    def under_way(self) -> range:
-        """Numbers of the fields that a claim may have filled whose reply has not come."""
-        return range(self._number, self._number + self._count)
+    def under_way(self) -> list[str]:
+        """Return the fields that a claim may have filled whose reply has not come."""
+        numbers = range(self._number, self._number + self._count)
+        return [f"{self._commands.prefix}{number}" for number in numbers]
 
     def claim(self, count: int) -> None:
         """Claim so many messages: the feed has begun.
@@ -660,39 +654,17 @@ class RedisConsuming:
     """See :class:`~greenconn.broker.consuming.Consuming`.
 
     Arguments:
-        commands: of the link.
-        claims: take messages.
-        settlements: requeue messages that no consumer takes.
-        directory: says which queues may be used.
-        queues: the queues in the server.
-        fanout: has what is published to fan-out exchanges.
-        invalidations: tells when messages come.
-        feeds: queue -> what serves its consumers of this link; filled here.
+        link: whose consumers they are.
+        at: returns the partition of a queue.  Never switches.
 
     Attributes:
         leaving: feeds whose last consumer has left while a claim was on its way.
     """
 
-    def __init__(
-        self,
-        commands: Commands,
-        claims: Claims,
-        settlements: Settlements,
-        directory: Directory,
-        queues: RedisQueues,
-        fanout: Fanout,
-        invalidations: Invalidations,
-        feeds: dict[str, RedisFeed],
-    ) -> None:
-        self._commands = commands
-        self._claims = claims
-        self._due = DueClaims(commands)
-        self._settlements = settlements
-        self._directory = directory
-        self._queues = queues
-        self._fanout = fanout
-        self._invalidations = invalidations
-        self._feeds = feeds
+    def __init__(self, link: RedisLink, at: Callable[[str], Partition]) -> None:
+        self._link = link
+        self._at = at
+        self._feeds = link.feeds
         self.leaving: set[RedisFeed] = set()
 
     def check(self, queue: str, method: Method) -> None:
@@ -701,8 +673,8 @@ class RedisConsuming:
         Raises:
             NotFound, ResourceLocked: it is not there, or not for this connection.
         """
-        self._directory.check(queue, method)
-        self._claims.check(ENDLESS)
+        self._link.directory.check(queue, method)
+        self._at(queue).claims.check(ENDLESS)
 
     def feed(self, queue: str) -> RedisFeed:
         """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
@@ -712,15 +684,7 @@ class RedisConsuming:
         return feed
 
     def _source(self, feed: RedisFeed) -> RedisSource:
-        return RedisSource(
-            self._commands,
-            self._claims,
-            self._due,
-            self._settlements,
-            self._invalidations,
-            self._retire,
-            feed,
-        )
+        return RedisSource(self._at(feed.queue), self._link.settlements, self._retire, feed)
 
     def _retire(self, feed: RedisFeed) -> None:
         """Forget a feed that is not used any more, once no claim is on its way.  Never switches."""
@@ -733,26 +697,27 @@ class RedisConsuming:
 
     def set_consumers(self, feed: RedisFeed, *, exclusive: bool) -> bool:
         """Register the consumers of this link; False: others consume.  May switch."""
-        self._fanout.listen(feed.queue)
-        if not self._queues.join(feed.queue, _how(feed, exclusive=exclusive)):
+        self._link.fanout.listen(feed.queue)
+        if not self._link.queues.join(feed.queue, _how(feed, exclusive=exclusive)):
             return False
-        self._invalidations.add(feed.source)
+        self._at(feed.queue).invalidations.add(feed.source)
         return True
 
-    def announce(self) -> None:
-        """Register all consumers again, since the server may have forgotten them.  May switch.
+    def announce(self, partition: Partition) -> None:
+        """Register the consumers of a partition again: the server may have forgotten them.  May switch.
 
         Those whose queue has ended meanwhile are cancelled.  Where another one consumes exclusively, or
         they did and another one consumes, the server refuses them.
         """
+        queues = self._link.queues
         for feed in list(self._feeds.values()):
-            if not feed.consumers:
+            if not feed.consumers or self._at(feed.queue) is not partition:
                 continue
-            if not self._queues.is_usable(feed.queue):
-                self._queues.cancel_consumers(feed)
+            if not queues.is_usable(feed.queue):
+                queues.cancel_consumers(feed)
                 continue
             is_exclusive = any(each.exclusive for each in feed.consumers)
-            if not self._queues.join(feed.queue, _how(feed, exclusive=is_exclusive)):
+            if not queues.join(feed.queue, _how(feed, exclusive=is_exclusive)):
                 for consumer in list(feed.consumers):
                     channel = consumer.channel
                     channel.refuse(consumer, in_exclusive_use(feed.queue, channel.virtual_host))
@@ -760,16 +725,16 @@ class RedisConsuming:
     def left(self, feed: RedisFeed) -> None:
         """Unregister a consumer.  Never switches."""
         if feed.is_used:
-            self._queues.left(feed.queue, len(feed.consumers) + feed.coming)
+            self._link.queues.left(feed.queue, len(feed.consumers) + feed.coming)
         else:
-            self._invalidations.discard(feed.source)
-            self._fanout.leave(feed.queue)
-            self._queues.unused(feed.queue)
+            self.ended(feed)
+            self._link.fanout.leave(feed.queue)
+            self._link.queues.unused(feed.queue)
 
     def ended(self, feed: RedisFeed) -> None:
         """Note that a consumer has left a queue that is gone.  Never switches."""
         if not feed.is_used:
-            self._invalidations.discard(feed.source)
+            self._at(feed.queue).invalidations.discard(feed.source)
 
     def take(self, channel: StoreChannel[Any], queue: str) -> Delivery | None:
         """Take one message for *channel*; None when none waits.  May switch.
@@ -777,57 +742,59 @@ class RedisConsuming:
         Raises:
             NotFound: there is no such queue.
         """
-        self._settlements.wait_routed()
-        self._directory.check(queue, Method.BASIC_GET)
-        self._claims.check(ENDLESS)
-        number = self._claims.take_numbers(1)
-        field = f"{self._commands.prefix}{number}"
-        self._claims.under_way.add(number)
+        self._link.settlements.wait_routed()
+        self._link.directory.check(queue, Method.BASIC_GET)
+        partition = self._at(queue)
+        commands, claims = partition.commands, partition.claims
+        claims.check(ENDLESS)
+        number = claims.take_numbers(1)
+        field = f"{commands.prefix}{number}"
+        claims.under_way.add(number)
         try:
             try:
-                raw, waiting = self._take(queue, number, field)
+                raw, waiting = self._take(commands, queue, number, field)
             except NoScriptError:
-                self._commands.scripts.forget()  # the server's scripts were flushed
-                raw, waiting = self._take(queue, number, field)
+                commands.scripts.forget()  # the server's scripts were flushed
+                raw, waiting = self._take(commands, queue, number, field)
         finally:
-            self._claims.under_way.discard(number)
+            claims.under_way.discard(number)
         if raw is None:
             return None
         delivery = Delivery(channel, field, number, raw, queue, waiting=waiting)
-        if not self._commands.options.ack_emulation:
-            self._settlements.forget(delivery)
+        if not commands.options.ack_emulation:
+            self._link.settlements.forget(delivery)
         return delivery
 
-    def _take(self, queue: str, number: int, field: str) -> tuple[bytes | None, int]:
+    def _take(
+        self, commands: Commands, queue: str, number: int, field: str
+    ) -> tuple[bytes | None, int]:
         """Claim one message; the message and how many are left.  May switch."""
-        pipeline = self._commands.pipeline
+        pipeline, settlements = commands.pipeline, self._link.settlements
         if pipeline.writer.must_wait:
             pipeline.wait_writable(ENDLESS)
-        self._settlements.before_call()
-        lists = self._commands.keys.lists(queue)
+        settlements.before_call()
+        lists = commands.keys.lists(queue)
         slot: Slot[Any] = Slot()
 
         def put(reply: Any) -> None:
             if not slot.offer(reply) and not isinstance(reply, Exception) and reply:
-                self._settlements.requeue_unseen(Delivery(None, field, number, reply[0], queue))
+                settlements.requeue_unseen(Delivery(None, field, number, reply[0], queue))
 
-        keys = (self._commands.keys.unacked, self._commands.keys.unacked_index, *lists)
-        args = (self._commands.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
-        pipeline.post(self._commands.scripts.call(CLAIM, keys, *args), put)
+        keys = (commands.keys.unacked, commands.keys.unacked_index, *lists)
+        args = (commands.prefix, number, 1, CLAIM_BYTES, entry_suffix(queue), mark())
+        pipeline.post(commands.scripts.call(CLAIM, keys, *args), put)
         sizes: list[Any] = []
         for key in lists[:-1]:
             pipeline.post(pack(b"LLEN", key), sizes.append)
         last: Slot[Any] = Slot()
         pipeline.post(pack(b"LLEN", lists[-1]), last.offer)
-        self._queues.touch(queue)
+        self._link.queues.touch(queue)
         try:
             sizes.append(last.wait(ENDLESS))
             reply = slot.wait(ENDLESS)
         except BaseException:
             if slot.has_value and isinstance(slot.value, list) and slot.value:
-                self._settlements.requeue_unseen(
-                    Delivery(None, field, number, slot.value[0], queue)
-                )
+                settlements.requeue_unseen(Delivery(None, field, number, slot.value[0], queue))
             elif not slot.is_filled:
                 slot.fail(TimeoutError("the caller has left"))
             raise

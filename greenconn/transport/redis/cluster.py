@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -33,11 +33,9 @@ from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row
 from greenconn.broker.port import Disposition, Done, Entry, HeldMessage
 from greenconn.broker.publishing import Completion
-from greenconn.broker.queues import Declaration
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.supervisor import spawn
-from greenconn.transport.redis.claiming import RedisConsuming, RedisFeed
 from greenconn.transport.redis.envelope import Delivery, Outgoing
 from greenconn.transport.redis.errors import PASSING, LinkLost
 from greenconn.transport.redis.fanout import Fanout, Shards, topic_of
@@ -59,12 +57,11 @@ from greenconn.transport.redis.publishing import (
     Routed,
     WindowPublisher,
 )
-from greenconn.transport.redis.queues import LinkQueues, LinkRecords
+from greenconn.transport.redis.queues import LinkRecords
 from greenconn.transport.redis.server import Address, Login
 from greenconn.transport.redis.settling import copies_of, number_of
 from greenconn.transport.redis.shards import ClusterShards
 from greenconn.transport.redis.transport import Channel, Transport
-from greenconn.transport.refusal import Method
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import pack
 
@@ -129,11 +126,8 @@ class ClusterPlacement:
         self._partitions: dict[str, Partition] = {}
         self._slots: list[SlotPipeline] = []
         self._confirms = ReplicaConfirms(options.replicas) if options.replicas else None
-        self.feeds = ClusterFeeds(self)
-        self.queues = ClusterQueues(self, link.expiring)
         self.records = ClusterRecords(self, link)
         self.settler = ClusterSettler(self, link)
-        self.consuming = ClusterConsuming(self)
 
     def open(self, deadline: Deadline) -> str:
         """See :class:`~greenconn.transport.redis.link.Placement`."""
@@ -292,7 +286,7 @@ class ClusterPlacement:
                 extra={"connection": link.where},
             )
         link.leases.renew()
-        partition.consuming.announce()
+        link.consuming.announce(partition)
 
     # -- sockets
 
@@ -468,135 +462,6 @@ class ClusterPublisher(RedisPublisher):
             self._wait_writable(each, None)
         commands = [command for _, command in copies]
         return Divided(self._pipeline, commands, lists, may_end, names, self._partitions)
-
-
-class ClusterFeeds(Mapping[str, RedisFeed]):
-    """The feeds of all partitions, by the names of their queues.
-
-    Arguments:
-        partitions: of the link.
-    """
-
-    def __init__(self, partitions: ClusterPlacement) -> None:
-        self._partitions = partitions
-
-    def __getitem__(self, queue: str) -> RedisFeed:
-        return self._partitions.of(queue).feeds[queue]
-
-    def get(self, queue: str, default: Any = None) -> Any:
-        """Return the feed of a queue, or *default*.  Never switches."""
-        return self._partitions.of(queue).feeds.get(queue, default)
-
-    def __iter__(self) -> Iterator[str]:
-        for each in self._partitions.partitions():
-            yield from each.feeds
-
-    def __len__(self) -> int:
-        return sum(len(each.feeds) for each in self._partitions.partitions())
-
-
-class ClusterQueues(LinkQueues):
-    """The queues of a cluster, as one link asks for them.
-
-    Arguments:
-        partitions: of the link.
-        expiring: queues that expire when they are not used, after so many milliseconds.
-    """
-
-    def __init__(self, partitions: ClusterPlacement, expiring: dict[str, int]) -> None:
-        self._partitions = partitions
-        self.expiring = expiring
-
-    def check_name(self, name: str, method: Method) -> None:
-        self._partitions.of(name).queues.check_name(name, method)
-
-    def settle(self) -> None:
-        for each in self._partitions.partitions():
-            each.queues.settle()
-
-    def find(self, name: str) -> Declaration | None:
-        return self._partitions.of(name).queues.find(name)
-
-    def is_current(self, name: str) -> bool:
-        return self._partitions.of(name).queues.is_current(name)
-
-    def is_known_to_exist(self, name: str) -> bool:
-        return self._partitions.of(name).queues.is_known_to_exist(name)
-
-    def is_permanent(self, name: str) -> bool:
-        return self._partitions.of(name).queues.is_permanent(name)
-
-    def may_end(self, name: str) -> bool:
-        return self._partitions.of(name).queues.may_end(name)
-
-    def is_there(self, name: str) -> bool:
-        return self._partitions.of(name).queues.is_there(name)
-
-    def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
-        by_partition: dict[Partition, dict[str, Iterable[bytes]]] = {}
-        for name, fields in queues.items():
-            by_partition.setdefault(self._partitions.of(name), {})[name] = fields
-        return [
-            name
-            for partition, asked in by_partition.items()
-            for name in partition.queues.existing(asked)
-        ]
-
-    def make(self, name: str, declared: Declaration) -> Declaration:
-        return self._partitions.of(name).queues.make(name, declared)
-
-    def counts(self, name: str) -> tuple[int, int]:
-        return self._partitions.of(name).queues.counts(name)
-
-    def touch(self, name: str) -> None:
-        self._partitions.of(name).queues.touch(name)
-
-    def pushed(self, name: str) -> None:
-        self._partitions.of(name).queues.pushed(name)
-
-    def purge(self, name: str) -> int:
-        return self._partitions.of(name).queues.purge(name)
-
-    def drop(self, name: str) -> int:
-        return self._partitions.of(name).queues.drop(name)
-
-
-class ClusterConsuming:
-    """See :class:`~greenconn.broker.consuming.Consuming`.
-
-    Arguments:
-        partitions: of the link.
-    """
-
-    def __init__(self, partitions: ClusterPlacement) -> None:
-        self._partitions = partitions
-
-    def _of(self, queue: str) -> RedisConsuming:
-        return self._partitions.of(queue).consuming
-
-    def check(self, queue: str, method: Method) -> None:
-        """See that a queue may be consumed.  May switch."""
-        self._of(queue).check(queue, method)
-
-    def feed(self, queue: str) -> RedisFeed:
-        """Return what gives the messages of *queue* to the consumers of this link.  Never switches."""
-        return self._of(queue).feed(queue)
-
-    def set_consumers(self, feed: RedisFeed, *, exclusive: bool) -> bool:
-        """Register the consumers of this link; False: others consume.  May switch."""
-        return self._of(feed.queue).set_consumers(feed, exclusive=exclusive)
-
-    def left(self, feed: RedisFeed) -> None:
-        """Unregister a consumer.  Never switches."""
-        self._of(feed.queue).left(feed)
-
-    def ended(self, feed: RedisFeed) -> None:
-        """Note that a consumer has left a queue that is gone.  Never switches."""
-        self._of(feed.queue).ended(feed)
-
-    def take(self, channel: StoreChannel[Any], queue: str) -> Delivery | None:
-        """Take one message for *channel*; None when none waits.  May switch."""
-        return self._of(queue).take(channel, queue)
 
 
 class _Parts:

@@ -13,12 +13,12 @@ partition.  In a cluster there are many, and all keys of one are in one slot.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from greenconn.broker.channel import Publisher, StoreChannel
-from greenconn.broker.consuming import Consuming, StoreSubscriptions
+from greenconn.broker.consuming import StoreSubscriptions
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import (
@@ -39,6 +39,7 @@ from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
 from greenconn.transport.redis.claiming import (
     Claims,
+    DueClaims,
     Invalidations,
     RedisConsuming,
     RedisFeed,
@@ -65,7 +66,7 @@ from greenconn.transport.redis.publishing import (
     UnreportedPublishes,
     WindowPublisher,
 )
-from greenconn.transport.redis.queues import LinkQueues, LinkRecords, RedisQueues, RedisTopology
+from greenconn.transport.redis.queues import LinkRecords, RedisQueues, RedisTopology
 from greenconn.transport.redis.server import Opener, Reauthentication, Server, check_eviction
 from greenconn.transport.redis.settling import RedisSettler, Requeuer
 from greenconn.wire.resp import pack
@@ -109,7 +110,6 @@ class RedisLink(LeasedLink):
     commands: Commands
     fanout: Fanout
     known: KnownQueues
-    queues: LinkQueues
     subscriptions: StoreSubscriptions[Delivery, RedisSource]
     close_timeout: ClassVar[float | None] = 2.0
 
@@ -120,10 +120,9 @@ class RedisLink(LeasedLink):
         self.state = transport.state
         self.owner = ""
         self.known = KnownQueues()
-        self.expiring: dict[str, int] = {}
+        self.feeds: dict[str, RedisFeed] = {}
         self.placement = placement = transport.placement(self)
         self.commands = commands = placement.commands
-        self.feeds: Mapping[str, RedisFeed] = placement.feeds
         self.records = placement.records
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self, checks_queues=True)
@@ -132,12 +131,13 @@ class RedisLink(LeasedLink):
             commands, server, self.state, self.feeds, transport.former.gap, placement.shards
         )
         self.large = LargeBodies(commands, server)
-        self.queues = placement.queues
-        self.directory = Directory(self, placement.queues, self.known, self.options.delivery_limit)
+        self.queues = RedisQueues(self, self.known, self.feeds, placement.of)
+        self.directory = Directory(self, self.queues, self.known, self.options.delivery_limit)
         self.settler = placement.settler
         self.settlements = Settlements(self)
         self.leases = Leases(self)
-        self.subscriptions = StoreSubscriptions(placement.consuming)
+        self.consuming = RedisConsuming(self, placement.of)
+        self.subscriptions = StoreSubscriptions(self.consuming)
         check = partial(self.hub_affinity.check, self)
         self.clients = Clients(commands, transport.server, check)
         self.reauthentication = Reauthentication(
@@ -296,8 +296,10 @@ class RedisLink(LeasedLink):
                 call_together([(each.commands, PING) for each in self.placement.partitions()])
 
     def _wait_claims(self, deadline: Deadline) -> None:
-        for partition in self.placement.partitions():
-            partition.wait_claims(deadline)
+        leaving = set(self.consuming.leaving)
+        for partition in {self.placement.of(feed.queue) for feed in leaving}:
+            partition.commands.call(PING, deadline)
+        self.consuming.leaving -= leaving
 
     def _wait_sent(self, deadline: Deadline) -> None:
         self.placement.drain(deadline)
@@ -379,6 +381,10 @@ class RedisLink(LeasedLink):
         super()._stop(gone)
         for partition in self.placement.partitions():
             partition.stop()
+        self.queues.stop()
+        for feed in list(self.feeds.values()):
+            feed.source.stop()
+            feed.consumers.clear()
         self.fanout.stop()
         self.large.socket.stop()
         self.clients.stop()
@@ -415,12 +421,8 @@ class Partition:
         self.is_kept_alive = False
         #: The lease had ended, and the consumers are to be registered again.
         self._is_forgotten = False
-        self.feeds: dict[str, RedisFeed] = {}
         self.commands = Commands(link.where, keys, link.options, link.before_call)
         self.owners = Owners(self.commands, self._count_time)
-        self.queues = RedisQueues(
-            self, link.known, self.commands, self.owners, self.feeds, link.expiring
-        )
         self.records = RedisTopology(self)
 
     # The rest needs what the link makes of these.
@@ -444,7 +446,7 @@ class Partition:
     @cached_property
     def sweeper(self) -> Sweeper:
         """The search for dead consumers."""
-        parts = self.queues, self.requeuer, self.expiry, self.delays
+        parts = self._link.queues, self.requeuer, self.expiry, self.delays
         return Sweeper(self.commands, self.owners, *parts)
 
     @cached_property
@@ -459,10 +461,10 @@ class Partition:
             self.commands,
             self.owners,
             self.claims,
-            self.queues,
+            self._link.queues,
             self.requeuer,
             self.delays,
-            self.feeds,
+            self._link.feeds,
             self._renewed,
         )
 
@@ -472,19 +474,9 @@ class Partition:
         return Invalidations(self.commands, self._changed)
 
     @cached_property
-    def consuming(self) -> RedisConsuming:
-        """The commands about queues that are consumed."""
-        link = self._link
-        return RedisConsuming(
-            self.commands,
-            self.claims,
-            link.settlements,
-            link.directory,
-            self.queues,
-            link.fanout,
-            self.invalidations,
-            self.feeds,
-        )
+    def due(self) -> DueClaims:
+        """The claims that leave when the turn ends."""
+        return DueClaims(self.commands)
 
     def _dead_letters(self, message: Delivery, reason: str) -> Sequence[Entry]:
         return self._link.dead_letters(self, message, reason)
@@ -507,11 +499,15 @@ class Partition:
         if is_delayed or key is None:
             self.delays.changed()
         if not is_delayed:
-            self.queues.changed(key)
+            self._link.queues.changed(self.commands.keys, key)
 
     def _renewed(self, had_ended: bool) -> None:
         """Register the consumers again where others took this link for dead.  Never switches."""
-        if had_ended and any(feed.consumers for feed in self.feeds.values()):
+        link = self._link
+        if had_ended and any(
+            feed.consumers and link.placement.of(queue) is self
+            for queue, feed in link.feeds.items()
+        ):
             self._is_forgotten = True
         if self._is_forgotten:
             self._is_forgotten = False
@@ -519,7 +515,7 @@ class Partition:
 
     def _announce(self) -> None:
         try:
-            self.consuming.announce()
+            self._link.consuming.announce(self)
         except PASSING as exc:
             if self.commands.lost is not None:
                 return
@@ -552,37 +548,7 @@ class Partition:
         """Return whether messages to an exchange are published to a channel.  Never switches."""
         return self._link.is_broadcast(exchange)
 
-    # Asked for by its queues
-
-    def wait_dead_letters(self, deadline: Deadline) -> None:
-        """Wait until dead letters are stored.  May switch."""
-        self._link.settlements.wait_routed(deadline)
-
-    def queue_expires_messages(self, name: str, seconds: float) -> None:
-        """See that messages of a queue expire after so long.  Never switches."""
-        self.expiry.watch(name, seconds)
-
-    def queue_used(self, name: str, expires_ms: int) -> None:
-        """Renew what goes with a queue that expires so long after its last use.  Never switches."""
-        self.records.keep(name, expires_ms)
-
-    def queue_ended(self, name: str, exchanges: Iterable[str]) -> None:
-        """End what goes with a queue that is gone, as *exchanges* do that it leaves unbound.
-
-        May switch.
-        """
-        self.expiry.forget(name)
-        self.records.ended(name)
-        self._link.queue_ended(name, exchanges)
-
     # Ending
-
-    def wait_claims(self, deadline: Deadline) -> None:
-        """Wait until the claims of queues without consumers are answered.  May switch."""
-        leaving = set(self.consuming.leaving)
-        if leaving:
-            self.commands.call(PING, deadline)
-            self.consuming.leaving -= leaving
 
     def leave(self) -> None:
         """Say that this owner has ended, as it holds nothing any more.  Never switches."""
@@ -596,10 +562,6 @@ class Partition:
         self.expiry.stop()
         self.delays.stop()
         self.invalidations.stop()
-        self.queues.stop()
-        for feed in list(self.feeds.values()):
-            feed.source.stop()
-            feed.consumers.clear()
 
 
 class Placement(Protocol):
@@ -607,7 +569,6 @@ class Placement(Protocol):
 
     Attributes:
         commands: for what concerns no key.
-        feeds: queue -> what serves its consumers.
         server: opens further sockets.
     """
 
@@ -616,15 +577,9 @@ class Placement(Protocol):
     @property
     def server(self) -> Opener: ...
     @property
-    def feeds(self) -> Mapping[str, RedisFeed]: ...
-    @property
-    def queues(self) -> LinkQueues: ...
-    @property
     def records(self) -> LinkRecords: ...
     @property
     def settler(self) -> MessageSettler: ...
-    @property
-    def consuming(self) -> Consuming[Delivery, RedisSource]: ...
 
     def open(self, deadline: Deadline) -> str:
         """Connect and log in, and return the name of the owner.  May switch.
@@ -693,19 +648,12 @@ class SinglePlacement:
         self._confirms = ReplicaConfirms(replicas) if replicas else None
         self.whole = whole = Partition(link, keys)
         self.commands = whole.commands
-        self.feeds = whole.feeds
-        self.queues = whole.queues
         self.records = whole.records
 
     @property
     def settler(self) -> MessageSettler:
         """The commands about messages that are held."""
         return self.whole.settler
-
-    @property
-    def consuming(self) -> Consuming[Delivery, RedisSource]:
-        """The commands about queues that are consumed."""
-        return self.whole.consuming
 
     def open(self, deadline: Deadline) -> str:
         """See :class:`Placement`."""

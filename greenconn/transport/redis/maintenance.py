@@ -287,7 +287,7 @@ class Sweeper:
         self._cursor, names = commands.call(
             pack(b"SSCAN", commands.keys.temporary, self._cursor, b"COUNT", PAGE), what="sweeping"
         )
-        self._queues.end_unused([each.decode("utf-8", "replace") for each in names])
+        self._queues.end_unused(commands, [each.decode("utf-8", "replace") for each in names])
 
     def _forget_ended(self, until: float) -> None:
         """Forget queues that ended before *until*, in the time of the leases: a page at each look.

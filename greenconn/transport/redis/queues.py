@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -34,7 +34,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import Ticker, spawn
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.options import RESERVED
+from greenconn.transport.redis.options import RESERVED, Keys
 from greenconn.transport.redis.pipeline import Commands, as_pairs
 from greenconn.transport.redis.scripts import BIND, DECLARE, DROP, JOIN, MORE
 from greenconn.transport.refusal import Method, refused
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from greenconn.broker.exchanges import Routing
     from greenconn.broker.queues import Directory
     from greenconn.transport.redis.claiming import RedisFeed
-    from greenconn.transport.redis.link import Partition
-    from greenconn.transport.redis.maintenance import Owners
+    from greenconn.transport.redis.link import Partition, RedisLink
 
 
 logger = logging.getLogger("greenconn.transport.redis")
@@ -56,64 +55,31 @@ LEAST_RENEWAL: Final = 0.01
 PAGE: Final = 1000
 
 
-class LinkQueues(QueueStore):
-    """The queues that a link asks for."""
-
-    #: Queues that expire when they are not used, after so many milliseconds.
-    expiring: dict[str, int]
-
-    @abstractmethod
-    def is_known_to_exist(self, name: str) -> bool:
-        """Return whether a queue is known to exist, without asking.  Never switches."""
-
-    @abstractmethod
-    def is_permanent(self, name: str) -> bool:
-        """Return whether a queue is known to exist, and cannot have ended since.  Never switches."""
-
-    @abstractmethod
-    def may_end(self, name: str) -> bool:
-        """Return whether a queue may have ended since it was looked at.  Never switches."""
-
-    @abstractmethod
-    def existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
-        """Return those of *queues* that exist.  May switch.
-
-        Arguments:
-            queues: names, with the fields of the bindings that lead there.
-        """
-
-    @abstractmethod
-    def pushed(self, name: str) -> None:
-        """Note a message sent to a queue that expires, with which it goes.  Never switches."""
-
-
-class RedisQueues(LinkQueues):
-    """The queues of one partition, as one link asks for them.
+class RedisQueues(QueueStore):
+    """The queues of one link, each asked for in its partition.
 
     Arguments:
         link: does what else begins and ends with a queue.
         known: gets what was read.
-        commands: of the link.
-        owners: of exclusive queues.
         feeds: queue -> what serves its consumers of this link.
-        expiring: queues that expire when they are not used, after so many milliseconds; filled here.
+        at: returns the partition of a queue.  Never switches.
+
+    Attributes:
+        expiring: queues that expire when they are not used, after so many milliseconds.
     """
 
     def __init__(
         self,
-        link: Partition,
+        link: RedisLink,
         known: KnownQueues,
-        commands: Commands,
-        owners: Owners,
         feeds: Mapping[str, RedisFeed],
-        expiring: dict[str, int],
+        at: Callable[[str], Partition],
     ) -> None:
         self._link = link
         self._known = known
-        self._commands = commands
-        self._owners = owners
         self._feeds = feeds
-        self.expiring = expiring
+        self._at = at
+        self.expiring: dict[str, int] = {}
         self._ticker: Ticker | None = None
         #: Queues that may end with another process -> until when they count as being there.
         self._exists_until: dict[str, float] = {}
@@ -138,7 +104,7 @@ class RedisQueues(LinkQueues):
         declared = self._known.declared.get(name)
         if declared is None or declared.auto_delete:
             return self._exists_until.get(name, 0.0) > monotonic()
-        return name not in self.expiring and self._commands.is_tracking
+        return name not in self.expiring and self._link.commands.is_tracking
 
     def is_permanent(self, name: str) -> bool:
         """Return whether a queue is known to exist, and cannot have ended since.  Never switches."""
@@ -162,29 +128,37 @@ class RedisQueues(LinkQueues):
         Arguments:
             queues: names, with the fields of the bindings that lead there.
         """
+        divided: dict[Partition, dict[str, Iterable[bytes]]] = {}
+        for name, fields in queues.items():
+            divided.setdefault(self._at(name), {})[name] = fields
         try:
-            return self._existing(queues)
+            return [
+                name
+                for partition, own in divided.items()
+                for name in self._existing(partition, own)
+            ]
         except ResponseError as exc:
             # Who may only publish may not look: as kombu, which takes all of them to be there.
-            if self._commands.lost is not None:
+            link = self._link
+            if link.commands.lost is not None:
                 raise
             logger.debug(
                 "%s: cannot check which queues exist: %s",
-                self._commands.where,
+                link.where,
                 exc,
-                extra={"connection": self._commands.where},
+                extra={"connection": link.where},
             )
-            until = monotonic() + self._commands.options.lease
+            until = monotonic() + link.options.lease
             self._exists_until.update(dict.fromkeys(queues, until))
             return list(queues)
 
-    def _existing(self, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
+    def _existing(self, partition: Partition, queues: Mapping[str, Iterable[bytes]]) -> list[str]:
         """Return those of *queues* that exist, asked in one round trip.  May switch.
 
         Arguments:
             queues: names -> their fields in the table of an exchange that they are bound to.
         """
-        commands, keys = self._commands, self._commands.keys
+        commands, keys = partition.commands, partition.commands.keys
         queues = {name: queues[name] for name in queues if not keys.is_reserved(name)}
         asked = []
         for name in queues:
@@ -202,7 +176,7 @@ class RedisQueues(LinkQueues):
             bound = as_pairs(pairs)
             if text is not None:
                 is_there = self._is_alive(name, text)
-            elif self._is_bound(each for each in fields if bound.get(each) != b"1"):
+            elif _is_bound(commands, (each for each in fields if bound.get(each) != b"1")):
                 # Kombu's: it stays so until greenconn declares it.
                 is_there = True
                 self._note_exists(name)
@@ -216,25 +190,15 @@ class RedisQueues(LinkQueues):
                     self._may_end.discard(name)
         return found
 
-    def _is_bound(self, fields: Iterable[bytes]) -> bool:
-        """Return whether one of these bindings is in its exchange's table now.  May switch.
-
-        Who read the table before a queue of ours ended still has its bindings, which look like kombu's.
-        """
-        pairs = [each.split(b"\0", 1) for each in fields]
-        tables = self._commands.keys.bindings("")
-        asked = [pack(b"SISMEMBER", tables + exchange, member) for exchange, member in pairs]
-        return bool(pairs) and any(self._commands.call_all(asked, what="checking queues"))
-
     def _is_alive(self, name: str, text: bytes) -> bool:
         """Return whether a queue that is declared so has not ended with its owner or consumers."""
         declared = self._read(name, text)
         if declared is None:
             return False
-        if declared.owner is None or declared.owner == self._commands.owner:
+        if declared.owner is None or declared.owner == self._link.owner:
             if not declared.auto_delete:
                 return True
-            self._owners.count_time()  # in which leases end
+            self._at(name).sweeper.start()  # which counts the time in which leases end
             if self.end(name, "dead", text=text) is not None:
                 return False
         self._note_exists(name)
@@ -246,13 +210,13 @@ class RedisQueues(LinkQueues):
     def _note_exists(self, name: str) -> None:
         if len(self._exists_until) >= MOST_KNOWN:
             self._exists_until.clear()
-        self._exists_until[name] = monotonic() + self._owners.interval
+        self._exists_until[name] = monotonic() + self._at(name).owners.interval
 
     # -- looking up
 
     def find(self, name: str) -> Declaration | None:
         """Ask the server for a queue; None when there is none.  May switch."""
-        commands = self._commands
+        commands = self._at(name).commands
         key = commands.keys.queue(name)
         text, messages = commands.call_all(
             [pack(b"GET", key), pack(b"EXISTS", *commands.keys.lists(name))],
@@ -268,9 +232,9 @@ class RedisQueues(LinkQueues):
     def _read(self, name: str, text: bytes) -> Declaration | None:
         """Return the declaration of a queue; None: it has ended with its owner.  May switch."""
         declared = Declaration.read(text)
-        if declared.owner is None or declared.owner == self._commands.owner:
+        if declared.owner is None or declared.owner == self._link.owner:
             return self._remember(name, declared)
-        if self._owners.is_alive(declared.owner):
+        if self._at(name).owners.is_alive(declared.owner):
             return declared  # not remembered: it may go at any time
         self.end(name, "gone", text=text)
         return None
@@ -284,7 +248,7 @@ class RedisQueues(LinkQueues):
         if declared.arguments:
             seconds = declared.policy.message_ttl
             if seconds is not None:
-                self._link.queue_expires_messages(name, seconds)
+                self._at(name).expiry.watch(name, seconds)
         expires_ms = declared.expires_ms if declared.arguments else None
         if expires_ms is not None:
             self.expiring[name] = expires_ms
@@ -297,27 +261,19 @@ class RedisQueues(LinkQueues):
         self._known.forget(name)
         self._exists_until.pop(name, None)
 
-    def names(self) -> Collection[str]:
+    def names(self) -> Collection[str] | None:
         """Return the names of the queues that are declared, or have messages.  May switch.
 
         Any list is a queue, as for :meth:`find`.  Those that others have declared exclusive may be
         gone: who uses one finds out.
         """
-        keys = self._commands.keys
-        declared = {keys.declared_name(each) for each in self._scan(keys.queue(""))}
-        lists = {keys.list_name(each) for each in self._scan(keys.plain(""), b"TYPE", b"list")}
+        commands = self._at("").commands
+        keys = commands.keys
+        if keys.tag:
+            return None  # they are in many partitions
+        declared = {keys.declared_name(each) for each in _scan(commands, keys.queue(""))}
+        lists = {keys.list_name(each) for each in _scan(commands, keys.plain(""), b"TYPE", b"list")}
         return {name for name in declared | lists if not keys.is_reserved(name)}
-
-    def _scan(self, prefix: bytes, *options: bytes) -> Iterator[bytes]:
-        """Yield the keys that begin so, perhaps some of them twice.  May switch."""
-        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + b"*"
-        cursor = b"0"
-        while True:
-            command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", PAGE, *options)
-            cursor, found = self._commands.call(command, what="listing queues")
-            yield from found
-            if cursor == b"0":
-                return
 
     # -- declaring
 
@@ -327,15 +283,16 @@ class RedisQueues(LinkQueues):
         Raises:
             AccessRefused: one of our keys, or of kombu's, has it.
         """
-        if self._commands.keys.is_reserved(name):
+        if self._link.commands.keys.is_reserved(name):
             raise refused(f"queue name '{name}' is reserved: {RESERVED}", method)
 
     def make(self, name: str, declared: Declaration) -> Declaration:
         """Store *declared* unless another client was faster; return what is stored."""
-        commands = self._commands
+        partition = self._at(name)
+        commands = partition.commands
         key = commands.keys.queue(name)
         if declared.owner is not None:
-            self._link.keep_alive()
+            partition.keep_alive()
         expires_ms = declared.expires_ms
         what = f"declaring queue {name!r}"
         commands.run(
@@ -357,19 +314,19 @@ class RedisQueues(LinkQueues):
         """Restart the time without use of a queue.  Never switches."""
         milliseconds = self.expiring.get(name)
         if milliseconds is not None:
-            key = self._commands.keys.queue(name)
-            self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+            commands = self._at(name).commands
+            commands.pipeline.post(pack(b"PEXPIRE", commands.keys.queue(name), milliseconds))
             self.pushed(name)
-            self._link.queue_used(name, milliseconds)
+            self._at(name).records.keep(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """Note a message sent to a queue that expires, with which it goes.  Never switches.
 
         To send is no use of a queue, as with RabbitMQ, so its declaration is not renewed.
         """
-        milliseconds = self.expiring[name]
-        for key in self._commands.keys.lists(name):
-            self._commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
+        milliseconds, commands = self.expiring[name], self._at(name).commands
+        for key in commands.keys.lists(name):
+            commands.pipeline.post(pack(b"PEXPIRE", key, milliseconds))
 
     def join(self, name: str, how: str | int) -> bool:
         """Note that this link consumes from a queue; False: it may not.  May switch.
@@ -377,7 +334,7 @@ class RedisQueues(LinkQueues):
         Arguments:
             how: ``exclusive``, or how many consumers it has now.
         """
-        commands = self._commands
+        commands = self._at(name).commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
         reply = commands.run(JOIN, keys, commands.owner, how, what="consuming")
         if reply < 0 and self._forget_dead_consumers(name):
@@ -391,11 +348,13 @@ class RedisQueues(LinkQueues):
 
     def _forget_dead_consumers(self, name: str) -> bool:
         """Forget those who consume from a queue by their lease alone; whether there were any."""
-        commands = self._commands
+        commands = self._at(name).commands
         key = commands.keys.consumers(name)
         owners = [each.decode() for each in commands.call(pack(b"HKEYS", key), what="consuming")]
         dead = [
-            each for each in owners if each != commands.owner and not self._owners.is_alive(each)
+            each
+            for each in owners
+            if each != commands.owner and not self._at(name).owners.is_alive(each)
         ]
         if dead:
             commands.call(pack(b"HDEL", key, *dead), what="consuming")
@@ -403,7 +362,7 @@ class RedisQueues(LinkQueues):
 
     def counts(self, name: str) -> tuple[int, int]:
         """Return the numbers of a queue's waiting messages and consumers.  May switch."""
-        commands = self._commands
+        commands = self._at(name).commands
         keys = (commands.keys.consumers(name), commands.keys.owners)
         what = f"counting messages of queue {name!r}"
         others = commands.run(JOIN, keys, commands.owner, "", what=what)
@@ -415,7 +374,7 @@ class RedisQueues(LinkQueues):
 
     def left(self, name: str, consumers: int) -> None:
         """Note that one of several consumers of a queue on this link has left.  Never switches."""
-        commands = self._commands
+        commands = self._at(name).commands
         if commands.lost is None:
             commands.pipeline.post(
                 pack(b"HSET", commands.keys.consumers(name), commands.owner, consumers)
@@ -437,7 +396,7 @@ class RedisQueues(LinkQueues):
 
     def unused(self, name: str) -> None:
         """Note that the last consumer of a queue on this link has left.  Never switches."""
-        commands = self._commands
+        commands = self._at(name).commands
         if commands.lost is not None:
             return
         if not self._known.last(name).auto_delete:
@@ -451,17 +410,17 @@ class RedisQueues(LinkQueues):
     def _leave(self, name: str, exchanges: tuple[bytes, ...]) -> None:
         keys, *args = self._drop_arguments(name, "left", exchanges)
         done = partial(self._left, name, exchanges)
-        self._commands.post_script(DROP, keys, *args, done=done)
+        self._at(name).commands.post_script(DROP, keys, *args, done=done)
 
     def _left(self, name: str, exchanges: tuple[bytes, ...], reply: Any) -> None:
         # In the reader.
-        commands = self._commands
+        commands = self._at(name).commands
         if isinstance(reply, list) and reply[0] == MORE and commands.lost is None:
             self._leave(name, (*exchanges, *dict.fromkeys(reply[1:])))
             return
         if isinstance(reply, ErrorReply):
             error = commands.pipeline.error(reply, f"cancelling the consumer of queue {name!r}")
-            spawn("log", logger.error, "%s", error, extra={"connection": self._commands.where})
+            spawn("log", logger.error, "%s", error, extra={"connection": commands.where})
         if isinstance(reply, list) and reply[0] >= 0:
             spawn("ended", self._after_leaving, name, reply)
         else:
@@ -485,15 +444,16 @@ class RedisQueues(LinkQueues):
 
         Or the bindings of a queue of the same name, or an exchange that goes with them, would go too.
         """
-        timeout = self._commands.options.reply_timeout
-        self._link.wait_dead_letters(Deadline(timeout))
+        timeout = self._link.options.reply_timeout
+        self._link.settlements.wait_routed(Deadline(timeout))
         if self._ending:
             self._none_ending.wait(timeout)
 
     def purge(self, name: str) -> int:
         """Drop the messages that wait in a queue, and return how many there were.  May switch."""
-        lists = self._commands.keys.lists(name)
-        replies = self._commands.call_all(
+        commands = self._at(name).commands
+        lists = commands.keys.lists(name)
+        replies = commands.call_all(
             [*(pack(b"LLEN", key) for key in lists), pack(b"DEL", *lists)],
             what=f"purging queue {name!r}",
         )
@@ -517,7 +477,7 @@ class RedisQueues(LinkQueues):
         exchanges: tuple[bytes, ...] = ()
         while True:
             keys, *args = self._drop_arguments(name, why, exchanges, text)
-            reply = self._commands.run(DROP, keys, *args, what=f"deleting queue {name!r}")
+            reply = self._at(name).commands.run(DROP, keys, *args, what=f"deleting queue {name!r}")
             if reply[0] != MORE:
                 break
             exchanges += tuple(dict.fromkeys(reply[1:]))
@@ -529,7 +489,7 @@ class RedisQueues(LinkQueues):
     def _drop_arguments(
         self, name: str, why: str, exchanges: Iterable[bytes], text: bytes = b""
     ) -> tuple[Any, ...]:
-        keys = self._commands.keys
+        keys = self._at(name).commands.keys
         tables, permanent = keys.bindings("").__add__, keys.permanent_bindings("").__add__
         names = (
             keys.queue(name),
@@ -542,17 +502,23 @@ class RedisQueues(LinkQueues):
             *(table(each) for each in exchanges for table in (tables, permanent)),
             *keys.lists(name),
         )
-        return names, name, why, self._commands.owner, text, *exchanges
+        return names, name, why, self._link.owner, text, *exchanges
 
     def _ended(self, name: str, reply: Any) -> None:
         """Forget a deleted queue, and the auto-delete exchanges that go with it.  May switch."""
         self._exists_until.pop(name, None)
         self.expiring.pop(name, None)
+        partition = self._at(name)
+        partition.expiry.forget(name)
+        partition.records.ended(name)
         self._link.queue_ended(name, [each.decode() for each in reply[1:]])
 
-    def end_unused(self, names: list[str]) -> None:
-        """Delete those of *names* that have expired, or whose consumers are dead.  May switch."""
-        commands = self._commands
+    def end_unused(self, commands: Commands, names: list[str]) -> None:
+        """Delete those of *names* that have expired, or whose consumers are dead.  May switch.
+
+        Arguments:
+            commands: of their partition.
+        """
         texts = commands.call_all(
             [pack(b"GET", commands.keys.queue(each)) for each in names], what="sweeping"
         )
@@ -562,10 +528,14 @@ class RedisQueues(LinkQueues):
             elif Declaration.read(text).auto_delete:
                 self.end(name, "dead", text=text)
 
-    def changed(self, key: bytes | None) -> None:
-        """Note that a key has changed, or that all may have.  In the reader; never switches."""
+    def changed(self, keys: Keys, key: bytes | None) -> None:
+        """Note that a key has changed, or that all may have.  In the reader; never switches.
+
+        Arguments:
+            keys: of the partition.
+        """
         known = self._known.declared
-        prefix = self._commands.keys.queue("")
+        prefix = keys.queue("")
         if key is None:
             names = list(known)
             for each in self._feeds.values():
@@ -573,7 +543,7 @@ class RedisQueues(LinkQueues):
         elif key.startswith(prefix):
             names = [key[len(prefix) :].decode("utf-8", "replace")]
         else:
-            self._consumers_changed(key)
+            self._consumers_changed(keys, key)
             return
         for name in names:
             declared = known.get(name)
@@ -584,8 +554,8 @@ class RedisQueues(LinkQueues):
             if feed is not None and feed.consumers:
                 spawn("queue-changed", self._verify, name)
 
-    def _consumers_changed(self, key: bytes) -> None:
-        prefix = self._commands.keys.consumers("")
+    def _consumers_changed(self, keys: Keys, key: bytes) -> None:
+        prefix = keys.consumers("")
         if key.startswith(prefix):
             feed = self._feeds.get(key[len(prefix) :].decode("utf-8", "replace"))
             if feed is not None:
@@ -609,7 +579,7 @@ class RedisQueues(LinkQueues):
         if self._known.last(name) is UNDECLARED:
             return True
         declared = self.find(name)
-        return declared is not None and declared.owner in (None, self._commands.owner)
+        return declared is not None and declared.owner in (None, self._link.owner)
 
     @staticmethod
     def cancel_consumers(feed: RedisFeed) -> None:
@@ -636,6 +606,29 @@ EXPIRY_FACTOR: Final = 2
 LEAST_EXPIRY_MS: Final = 3_600_000
 #: Renewals in that time, where the queue is in use (kombu's figure).
 RENEWALS: Final = 3
+
+
+def _is_bound(commands: Commands, fields: Iterable[bytes]) -> bool:
+    """Return whether one of these bindings is in its exchange's table now.  May switch.
+
+    Who read the table before a queue of ours ended still has its bindings, which look like kombu's.
+    """
+    pairs = [each.split(b"\0", 1) for each in fields]
+    tables = commands.keys.bindings("")
+    asked = [pack(b"SISMEMBER", tables + exchange, member) for exchange, member in pairs]
+    return bool(pairs) and any(commands.call_all(asked, what="checking queues"))
+
+
+def _scan(commands: Commands, prefix: bytes, *options: bytes) -> Iterator[bytes]:
+    """Yield the keys that begin so, perhaps some of them twice.  May switch."""
+    pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + b"*"
+    cursor = b"0"
+    while True:
+        command = pack(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", PAGE, *options)
+        cursor, found = commands.call(command, what="listing queues")
+        yield from found
+        if cursor == b"0":
+            return
 
 
 class TopologyLink(Protocol):

@@ -537,11 +537,11 @@ class RedisSettler:
 
     def unconfirmed_claims(self) -> Iterable[HeldMessage]:
         """Return what claims may have taken whose answers never came.  Never switches."""
-        numbers = list(self._claims.unconfirmed_claims())
+        fields = self._claims.unconfirmed_claims()
         for feed in self._feeds.values():
-            numbers += feed.source.under_way()
-        prefix = self._commands.prefix
-        return [Claimed("", None, f"{prefix}{number}") for number in numbers]
+            fields += feed.source.under_way()
+        prefix = self._commands.prefix  # of others, too, where there are several partitions
+        return [Claimed("", None, each) for each in fields if each.startswith(prefix)]
 
     def reclaim(
         self,

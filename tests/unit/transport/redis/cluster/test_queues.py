@@ -27,7 +27,10 @@ def test_queues_are_looked_for_at_their_nodes(
 ) -> None:
     link, (first, second) = cluster_links(), scripted_cluster.nodes
     first.answer = with_sets({})
-    assert link.placement.queues.existing({HERE: (), THERE: (), NEAR: ()}) == [HERE, NEAR]
+    assert link.connection.connection.queues.existing({HERE: (), THERE: (), NEAR: ()}) == [
+        HERE,
+        NEAR,
+    ]
     for node, queues in ((first, (HERE, NEAR)), (second, (THERE,))):
         asked = " ".join(node.got)
         found = [each for each in (HERE, NEAR, THERE) if f"{link.prefix(each)}{each}" in asked]
@@ -41,20 +44,9 @@ def test_queues_of_a_slot_that_is_not_served_are_not_taken_for_gone(
     link = cluster_links(reply_timeout=1.0)
     scripted_cluster.nodes[1].answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     with pytest.raises(NodeLost, match="CLUSTERDOWN"):
-        link.placement.queues.existing({HERE: (), THERE: ()})
+        link.connection.connection.queues.existing({HERE: (), THERE: ()})
     scripted_cluster.nodes[1].answer = empty
-    assert link.placement.queues.existing({HERE: (), THERE: ()}) == []
-
-
-def test_feeds_are_those_of_all_partitions(cluster_links: ClusterLinks) -> None:
-    placement = cluster_links().placement
-    feeds = placement.feeds
-    assert (len(feeds), list(feeds), feeds.get(HERE)) == (0, [], None)
-    made = {name: placement.consuming.feed(name) for name in (HERE, THERE, NEAR)}
-    assert dict(feeds) == made
-    assert [placement.of(each).feeds for each in made] == [{each: made[each]} for each in made]
-    with pytest.raises(KeyError):
-        feeds["another"]
+    assert link.connection.connection.queues.existing({HERE: (), THERE: ()}) == []
 
 
 def test_a_message_is_taken_where_its_queue_is(
@@ -80,4 +72,4 @@ def test_a_queue_that_is_nowhere_is_not_found(cluster_links: ClusterLinks) -> No
     link = cluster_links()
     with pytest.raises(NotFound, match=THERE):
         link.connection.channel().basic_consume(THERE, False, lambda message: None, "tag")
-    assert link.placement.of(THERE).feeds == {}
+    assert link.connection.connection.feeds == {}
