@@ -36,6 +36,7 @@ from greenconn.broker.entities import (
     warn_of_unsupported,
 )
 from greenconn.broker.envelope import Envelope
+from greenconn.broker.errors import Method
 from greenconn.broker.exchanges import BrokerState
 from greenconn.broker.queues import generated_name
 from greenconn.delays import DELAY, DelayedRoute, header_route, refused_delay
@@ -49,7 +50,6 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.transport.base import StdChannel
-from greenconn.transport.refusal import Method
 
 if TYPE_CHECKING:
     from greenconn.broker.deliveries import DeliveredMessage

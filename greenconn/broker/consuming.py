@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from greenconn.abc import Sink
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.envelope import Contents, Delivery, Envelope, contents_in
+from greenconn.broker.errors import Method, in_exclusive_use
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import ConsumerCancelled, raise_error
 from greenconn.green.deadline import Deadline
@@ -48,7 +49,6 @@ from greenconn.green.slot import Condition
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.message import Message
-from greenconn.transport.refusal import Method, in_exclusive_use
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent import get_hub
 
 from greenconn.broker.consuming import Consumer
-from greenconn.transport.refusal import Method, no_recover_in_place, unknown_delivery_tag
+from greenconn.broker.errors import Method, no_recover_in_place, unknown_delivery_tag
 
 if TYPE_CHECKING:
     from typing import TypeAlias

@@ -20,6 +20,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from amqp.protocol import queue_declare_ok_t
 
+from greenconn.broker.errors import (
+    Method,
+    check_equivalent,
+    in_use,
+    invalid_argument,
+    no_exchange,
+    not_empty,
+    refused,
+    reserved_name,
+)
 from greenconn.broker.exchanges import (
     PREDECLARED,
     ROUTERS,
@@ -32,16 +42,6 @@ from greenconn.broker.exchanges import (
 from greenconn.broker.queues import Declaration, generated_name
 from greenconn.green.hub import PerHub
 from greenconn.transport import base
-from greenconn.transport.refusal import (
-    Method,
-    check_equivalent,
-    in_use,
-    invalid_argument,
-    no_exchange,
-    not_empty,
-    refused,
-    reserved_name,
-)
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel

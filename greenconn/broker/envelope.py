@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct, field
 from msgspec.json import Decoder
 
+from greenconn.broker.errors import Method, invalid_argument
 from greenconn.delays import LONGEST
 from greenconn.encoding import as_text, plain_text, safe_repr
 from greenconn.exceptions import (
@@ -30,7 +31,6 @@ from greenconn.formats import decode_error
 from greenconn.jsoncodec import NestedTooDeeply, dumps, loads, object_hook
 from greenconn.message import Message, computed_slot, staged_slot
 from greenconn.serialization import loads as loads_body
-from greenconn.transport.refusal import Method, invalid_argument
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel

@@ -24,6 +24,7 @@ from gevent import get_hub
 from greenconn.broker.dead_letters import carbon_copies, visible_headers
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import Envelope, check_headers, copied, encoded, prepared
+from greenconn.broker.errors import Method
 from greenconn.broker.port import Entry, HeldMessage, NoQueue, QueueFull
 from greenconn.broker.queues import Declaration
 from greenconn.delays import delay_of
@@ -40,7 +41,6 @@ from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.message import Message
-from greenconn.transport.refusal import Method
 
 if TYPE_CHECKING:
     from gevent import Greenlet

@@ -19,8 +19,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeGuard, TypeVar
 
-from greenconn.jsoncodec import dumps, loads
-from greenconn.transport.refusal import (
+from greenconn.broker.errors import (
     Method,
     check_equivalent,
     invalid_argument,
@@ -28,6 +27,7 @@ from greenconn.transport.refusal import (
     no_queue,
     reserved_name,
 )
+from greenconn.jsoncodec import dumps, loads
 
 if TYPE_CHECKING:
     from greenconn.broker.link import BrokerLink, StoreLink

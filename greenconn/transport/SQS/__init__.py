@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SharedEntities
 from greenconn.broker.envelope import Envelope
+from greenconn.broker.errors import Method, in_use
 from greenconn.broker.exchanges import PREDECLARED, Binding, Exchange
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Entry
@@ -29,7 +30,6 @@ from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green.deadline import Deadline
 from greenconn.green.process import forget_at_fork
 from greenconn.options import known_options
-from greenconn.transport.refusal import Method, in_use
 from greenconn.transport.SQS.envelope import MAX_DELAY_SECONDS, RECEIVE_COUNT
 from greenconn.transport.SQS.queues import SQS_MAX_MESSAGES, aws_name, exchange_of, topic_entry
 from greenconn.transport.SQS.service import (

@@ -831,7 +831,7 @@ class Channel(DeclaringChannel):
 
     def _recover(self, requeue: bool, *, abandons: bool) -> None:
         if not requeue and self.connection.server_properties.get("product") == "RabbitMQ":
-            from greenconn.transport.refusal import no_recover_in_place  # for who asks for it
+            from greenconn.broker.errors import no_recover_in_place  # for who asks for it
 
             raise no_recover_in_place()
         self.calls.wait_writable()

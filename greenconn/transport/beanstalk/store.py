@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from gevent.lock import BoundedSemaphore
 
 from greenconn.broker.envelope import read_envelope
+from greenconn.broker.errors import Method, invalid_argument
 from greenconn.broker.port import Claimed, Entry, NoQueue, Settlement, SettleRequest, Store
 from greenconn.broker.queues import Declaration
 from greenconn.broker.transport import StoreOptions
@@ -50,7 +51,6 @@ from greenconn.transport.beanstalk.connection import (
     number_of,
     whole_seconds,
 )
-from greenconn.transport.refusal import Method, invalid_argument
 from greenconn.wire.beanstalk import (
     LONGEST_TUBE,
     Reply,

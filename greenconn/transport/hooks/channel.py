@@ -18,6 +18,14 @@ from greenconn.broker.channel import Prepared, PublishResult, StoreChannel, clos
 from greenconn.broker.consuming import ConsumedFeed, Consumer, StoreConsumer
 from greenconn.broker.entities import ArgumentOf, Entities, SupportedArguments
 from greenconn.broker.envelope import Base64, Envelope
+from greenconn.broker.errors import (
+    Method,
+    in_use,
+    no_exchange,
+    no_queue,
+    no_recover_in_place,
+    not_empty,
+)
 from greenconn.broker.exchanges import (
     STANDARD_EXCHANGE_TYPES,
     Binding,
@@ -35,14 +43,6 @@ from greenconn.identity import uuid
 from greenconn.transport.hooks.message import Message as StoredMessage
 from greenconn.transport.hooks.message import QoS as Unacked
 from greenconn.transport.hooks.message import dump_messages
-from greenconn.transport.refusal import (
-    Method,
-    in_use,
-    no_exchange,
-    no_queue,
-    no_recover_in_place,
-    not_empty,
-)
 
 if TYPE_CHECKING:
     from greenconn.transport.hooks.link import HookLink

@@ -21,6 +21,7 @@ from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.consuming import ConsumedFeed, Consumer, FeedState, StoreFeed
 from greenconn.broker.entities import ArgumentOf, Entities, SupportedArguments
 from greenconn.broker.envelope import Envelope, copied
+from greenconn.broker.errors import Method
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed, Disposition, Settlement
 from greenconn.broker.publishing import SynchronousPublisher
@@ -33,7 +34,6 @@ from greenconn.transport import base
 from greenconn.transport.hooks import HookedTransport
 from greenconn.transport.hooks.link import PACE, HookedLink, HookStore
 from greenconn.transport.hooks.message import TakenMessage, keeps_only_here
-from greenconn.transport.refusal import Method
 
 F = TypeVar("F", bound=Callable[..., Any])
 

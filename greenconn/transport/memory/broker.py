@@ -26,6 +26,7 @@ from greenconn.broker.dead_letters import (
     visible_headers,
 )
 from greenconn.broker.envelope import Envelope, lifetime_of
+from greenconn.broker.errors import Method, no_exchange
 from greenconn.broker.exchanges import PREDECLARED, BrokerState
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
@@ -34,7 +35,6 @@ from greenconn.green.process import forget_at_fork
 from greenconn.transport.memory.message import Entry
 from greenconn.transport.memory.queue import Queue
 from greenconn.transport.memory.timer import Clock, HubClock, Timer
-from greenconn.transport.refusal import Method, no_exchange
 
 if TYPE_CHECKING:
     from greenconn.broker.link import BrokerLink

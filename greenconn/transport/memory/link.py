@@ -12,6 +12,7 @@ from greenconn.broker.channel import StoreChannel
 from greenconn.broker.consuming import Consumer
 from greenconn.broker.entities import SupportedArguments
 from greenconn.broker.envelope import Envelope
+from greenconn.broker.errors import Method, in_exclusive_use
 from greenconn.broker.exchanges import Routing
 from greenconn.broker.link import BrokerLink
 from greenconn.broker.publishing import (
@@ -36,7 +37,6 @@ from greenconn.options import MemoryOptions
 from greenconn.transport.memory.broker import ROUTED, Broker, Outcome, Queues
 from greenconn.transport.memory.message import Entry, Message
 from greenconn.transport.memory.queue import Queue
-from greenconn.transport.refusal import Method, in_exclusive_use
 
 
 class MemoryPublisher(SynchronousPublisher):

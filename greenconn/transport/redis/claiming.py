@@ -63,6 +63,7 @@ from gevent import get_hub
 from redis.exceptions import NoScriptError
 
 from greenconn.broker.consuming import Consumer, DueFeeds, Feed
+from greenconn.broker.errors import Method, in_exclusive_use
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import SingleFlight, Slot
 from greenconn.green.supervisor import Ticker, spawn
@@ -81,7 +82,6 @@ from greenconn.transport.redis.scripts import (
     entry_suffix,
     mark,
 )
-from greenconn.transport.refusal import Method, in_exclusive_use
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from redis.exceptions import ResponseError
 from greenconn.broker.dead_letters import visible_headers
 from greenconn.broker.entities import ArgumentOf
 from greenconn.broker.envelope import TagMaker
+from greenconn.broker.errors import Method
 from greenconn.broker.port import Entry, HeldMessage, NoQueue
 from greenconn.broker.publishing import ChannelPublisher, Completion, CopyOutcomes
 from greenconn.delays import delay_of
@@ -49,7 +50,6 @@ from greenconn.transport.redis.pipeline import (
 )
 from greenconn.transport.redis.scripts import PUSH
 from greenconn.transport.redis.server import ExtraSocket, Opener, Welcome
-from greenconn.transport.refusal import Method
 from greenconn.wire.resp import ErrorReply, bulk, pack
 
 if TYPE_CHECKING:

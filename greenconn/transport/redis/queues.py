@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
+from greenconn.broker.errors import Method, refused
 from greenconn.broker.exchanges import PREDECLARED, BrokerState, ExchangeRecord, Row, TopologyStore
 from greenconn.broker.queues import MOST_KNOWN, UNDECLARED, Declaration, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
@@ -37,7 +38,6 @@ from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import RESERVED, Keys
 from greenconn.transport.redis.pipeline import Commands, as_pairs
 from greenconn.transport.redis.scripts import BIND, DECLARE, DROP, JOIN, MORE
-from greenconn.transport.refusal import Method, refused
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from redis import exceptions
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.consuming import Consumer, Prefetch, PrefetchView
 from greenconn.broker.entities import Management, SharedEntities, SupportedArguments
+from greenconn.broker.errors import Method
 from greenconn.broker.exchanges import PREDECLARED, Binding, BrokerState
 from greenconn.broker.leases import Handover
 from greenconn.caching import cached_property
@@ -65,7 +66,6 @@ from greenconn.transport.redis.server import (
     Welcome,
     open_pipeline,
 )
-from greenconn.transport.refusal import Method
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import ErrorReply, pack
 

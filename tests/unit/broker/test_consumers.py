@@ -9,9 +9,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.broker.consuming import Consumer, Feed, StoreSubscriptions
+from greenconn.broker.errors import Method
 from greenconn.broker.port import ConsumerRegistry
 from greenconn.exceptions import AccessRefused, NotFound, RecoverableChannelError
-from greenconn.transport.refusal import Method
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import EachStore, FakeBroker

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from greenconn.broker import queues as module
+from greenconn.broker.errors import Method, refused
 from greenconn.broker.exchanges import Binding, BrokerState
 from greenconn.broker.port import Entry
 from greenconn.broker.queues import (
@@ -23,7 +24,6 @@ from greenconn.broker.queues import (
     note_lost,
 )
 from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed, ResourceLocked
-from greenconn.transport.refusal import Method, refused
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from greenconn.broker.channel import StoreChannel
+from greenconn.broker.errors import Method, refused
 from greenconn.broker.link import StoreLink
 from greenconn.broker.queues import Declaration, QueueStore
 from greenconn.exceptions import (
@@ -18,7 +19,6 @@ from greenconn.exceptions import (
     PreconditionFailed,
     ResourceLocked,
 )
-from greenconn.transport.refusal import Method, refused
 from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
