@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.session.session import Life, Session
-    from greenconn.session.topology import PipeliningChannel
+    from greenconn.transport.amqp.calls import Pipeline
+    from greenconn.transport.amqp.channel import Channel as PipeliningChannel
 
 
 logger = logging.getLogger("greenconn.entity")
@@ -555,7 +556,7 @@ class Declarations:
 
     def __init__(self, channel: Channel | None) -> None:
         self._channel = channel
-        self._pipeline: Any = None
+        self._pipeline: Pipeline | None = None
         # Of the type: a program's stand-in for a channel has every attribute.
         if getattr(type(channel), "can_pipeline", False):
             self._pipeline = cast("PipeliningChannel", channel).pipeline()

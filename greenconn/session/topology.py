@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import gevent
 from gevent import Greenlet
@@ -39,7 +38,9 @@ from greenconn.green.supervisor import spawn
 from greenconn.transport.base import is_open
 
 if TYPE_CHECKING:
-    from greenconn.abc import Channel
+    from greenconn.transport.amqp.calls import Pipeline
+    from greenconn.transport.amqp.channel import Channel
+    from greenconn.transport.base import Link
 
 logger = logging.getLogger("greenconn.session")
 
@@ -58,43 +59,73 @@ GONE_MEANWHILE: Final = RetryPolicy(first=0.02, factor=5.0, longest=0.5, jitter=
 NAMES_KEPT: Final = 10_000
 
 
-# Plain classes: to make a dataclass of each would take a tenth of the time that importing may take.
-
-
-if TYPE_CHECKING:
-
-    class Pipeline(Protocol):
-        """Requests on one channel, sent without a wait for each reply (``transport.amqp.calls``)."""
-
-        @property
-        def channel(self) -> Channel: ...
-
-        def send(self, method: Callable[..., object], **arguments: Any) -> None: ...
-
-        def receive(self) -> list[Any]: ...
-
-    class PipeliningChannel(Protocol):
-        """A channel of a link that records its topology."""
-
-        @property
-        def is_open(self) -> bool: ...
-
-        def pipeline(self) -> AbstractContextManager[Pipeline]: ...
-
-        def close(self) -> None: ...
+#: Methods that declare -> the keyword of the exchange or queue that is declared or bound.
+_NAMES: Final = {
+    "exchange_declare": "exchange",
+    "queue_declare": "queue",
+    "exchange_bind": "destination",
+    "queue_bind": "queue",
+}
+#: Methods that bind -> the keyword of the exchange to which they bind.
+_SOURCES: Final = {"exchange_bind": "source", "queue_bind": "exchange"}
 
 
 class Declared:
-    """An entity that can be declared again."""
+    """A declaration that can be repeated: a method of a channel and its arguments.
 
-    __slots__ = ("arguments", "refusals")
+    Arguments:
+        method: a key of ``_NAMES``.
+        name: the exchange or queue, for a binding its destination.
+        arguments: the other arguments of the method.
 
-    def __init__(self, arguments: Any) -> None:
-        self.arguments = dict(arguments) if arguments else arguments
-        #: How often the broker has ended the whole connection for it.
-        self.refusals = 0
+    Attributes:
+        is_server_named: the broker has chosen the queue's name, and chooses another one each time.
+        consumers: number of consumers that the queue had when it was declared again.
+        refusals: how often the broker has ended the whole connection for it.
+    """
 
-    def declare(self, channel: PipeliningChannel) -> str:
+    __slots__ = ("arguments", "consumers", "is_server_named", "method", "name", "refusals")
+
+    def __init__(self, method: str, name: str, **arguments: Any) -> None:
+        table = arguments["arguments"]
+        self.arguments = {**arguments, "arguments": dict(table) if table else table}
+        self.method = method
+        self.name = name
+        self.is_server_named = False
+        self.consumers = self.refusals = 0
+
+    def __repr__(self) -> str:
+        kind = "queue" if self.method.startswith("queue") else "exchange"
+        if self.source is not None:
+            key = self.arguments["routing_key"]
+            return f"<binding of {kind} {self.name!r} to {self.source!r}: {key!r}>"
+        if kind == "queue":
+            return f"<queue {self.name!r}>"
+        return f"<exchange {self.name!r} ({self.arguments['type']})>"
+
+    @property
+    def is_queue(self) -> bool:
+        """Whether it declares a queue."""
+        return self.method == "queue_declare"
+
+    @property
+    def auto_delete(self) -> bool:
+        """Whether the broker deletes it when it is used no more."""
+        return bool(self.arguments.get("auto_delete"))
+
+    @property
+    def source(self) -> str | None:
+        """The exchange of a binding; None for what is no binding."""
+        keyword = _SOURCES.get(self.method)
+        return None if keyword is None else str(self.arguments[keyword])
+
+    @property
+    def key(self) -> tuple[str | None, str, str]:
+        """The identity of a binding among those of the same destination."""
+        table = repr(sorted((self.arguments["arguments"] or {}).items(), key=repr))
+        return self.source, self.arguments["routing_key"], table
+
+    def declare(self, channel: Channel) -> str:
         """Declare it; return the name that it has then.  May switch."""
         with channel.pipeline() as pipeline:
             self.send(pipeline)
@@ -102,146 +133,16 @@ class Declared:
 
     def send(self, pipeline: Pipeline) -> None:
         """Send its declaration.  May switch, before the first byte only."""
-        raise NotImplementedError
+        name = {_NAMES[self.method]: "" if self.is_server_named else self.name}
+        pipeline.send(getattr(pipeline.channel, self.method), **name, **self.arguments)
 
     def receive(self, pipeline: Pipeline) -> str:
         """Wait for the reply; return the name that it has then.  May switch."""
-        raise NotImplementedError
-
-
-class DeclaredExchange(Declared):
-    """An exchange."""
-
-    __slots__ = ("auto_delete", "durable", "name", "type")
-
-    def __init__(
-        self, name: str, type: str, durable: bool, auto_delete: bool, arguments: Any
-    ) -> None:
-        super().__init__(arguments)
-        self.name = name
-        self.type = type
-        self.durable = durable
-        self.auto_delete = auto_delete
-
-    def __repr__(self) -> str:
-        return f"<exchange {self.name!r} ({self.type})>"
-
-    def send(self, pipeline: Pipeline) -> None:
-        pipeline.send(
-            pipeline.channel.exchange_declare,
-            exchange=self.name,
-            type=self.type,
-            durable=self.durable,
-            auto_delete=self.auto_delete,
-            arguments=self.arguments,
-        )
-
-    def receive(self, pipeline: Pipeline) -> str:
-        pipeline.receive()
-        return self.name
-
-
-class DeclaredQueue(Declared):
-    """A queue; *is_server_named*: the broker has chosen its name, and chooses a new one."""
-
-    __slots__ = ("auto_delete", "consumers", "durable", "exclusive", "is_server_named", "name")
-
-    def __init__(
-        self,
-        name: str,
-        durable: bool,
-        exclusive: bool,
-        auto_delete: bool,
-        arguments: Any,
-        is_server_named: bool,
-    ) -> None:
-        super().__init__(arguments)
-        self.name = name
-        self.durable = durable
-        self.exclusive = exclusive
-        self.auto_delete = auto_delete
-        self.is_server_named = is_server_named
-        #: How many it had when it was declared again.
-        self.consumers = 0
-
-    def __repr__(self) -> str:
-        return f"<queue {self.name!r}>"
-
-    def send(self, pipeline: Pipeline) -> None:
-        pipeline.send(
-            pipeline.channel.queue_declare,
-            queue="" if self.is_server_named else self.name,
-            durable=self.durable,
-            exclusive=self.exclusive,
-            auto_delete=self.auto_delete,
-            arguments=self.arguments,
-        )
-
-    def receive(self, pipeline: Pipeline) -> str:
-        name, _, self.consumers = pipeline.receive()
+        reply = pipeline.receive()
+        if not self.is_queue:
+            return self.name
+        name, _, self.consumers = reply
         return str(name)
-
-
-class DeclaredBinding(Declared):
-    """A binding of a queue, or else of an exchange, to the exchange *source*."""
-
-    __slots__ = ("destination", "routing_key", "source", "to_queue")
-
-    def __init__(
-        self, to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
-    ) -> None:
-        super().__init__(arguments)
-        self.to_queue = to_queue
-        self.destination = destination
-        self.source = source
-        self.routing_key = routing_key
-
-    def __repr__(self) -> str:
-        kind = "queue" if self.to_queue else "exchange"
-        return f"<binding of {kind} {self.destination!r} to {self.source!r}: {self.routing_key!r}>"
-
-    @property
-    def place(self) -> tuple[bool, str]:
-        """Its destination among both kinds."""
-        return self.to_queue, self.destination
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """Its identity among the bindings to the same destination."""
-        arguments = repr(sorted((self.arguments or {}).items(), key=repr))
-        return self.source, self.routing_key, arguments
-
-    def send(self, pipeline: Pipeline) -> None:
-        if self.to_queue:
-            pipeline.send(
-                pipeline.channel.queue_bind,
-                queue=self.destination,
-                exchange=self.source,
-                routing_key=self.routing_key,
-                arguments=self.arguments,
-            )
-        else:
-            pipeline.send(
-                pipeline.channel.exchange_bind,
-                destination=self.destination,
-                source=self.source,
-                routing_key=self.routing_key,
-                arguments=self.arguments,
-            )
-
-    def receive(self, pipeline: Pipeline) -> str:
-        pipeline.receive()
-        return self.destination
-
-
-if TYPE_CHECKING:
-
-    class RecordingLink(Protocol):
-        """A link whose channels tell what they declare (``transport.base.Link``)."""
-
-        topology: Any
-
-        def collect(self) -> None: ...
 
 
 class Topology:
@@ -253,10 +154,10 @@ class Topology:
 
     def __init__(self, where: Callable[[], str]) -> None:
         self._where = where
-        self._exchanges: dict[str, DeclaredExchange] = {}
-        self._queues: dict[str, DeclaredQueue] = {}
-        #: By destination.
-        self._bindings: dict[tuple[bool, str], dict[Any, DeclaredBinding]] = {}
+        self._exchanges: dict[str, Declared] = {}
+        self._queues: dict[str, Declared] = {}
+        #: By method and destination, and there by :attr:`Declared.key`.
+        self._bindings: dict[tuple[str, str], dict[Any, Declared]] = {}
         #: How many bindings there are to each exchange.
         self._bound_to: defaultdict[str, int] = defaultdict(int)
         #: Former name -> present name of queues that the broker has named.
@@ -281,7 +182,14 @@ class Topology:
     ) -> None:
         """Note that this connection declared an exchange."""
         if name and not name.startswith("amq."):
-            self._exchanges[name] = DeclaredExchange(name, type, durable, auto_delete, arguments)
+            self._exchanges[name] = Declared(
+                "exchange_declare",
+                name,
+                type=type,
+                durable=durable,
+                auto_delete=auto_delete,
+                arguments=arguments,
+            )
             self._drop_oldest()
 
     def exchange_deleted(self, name: str) -> None:
@@ -291,7 +199,7 @@ class Topology:
             for group in list(self._bindings.values()):
                 for each in [each for each in group.values() if each.source == name]:
                     self._unbind(each)
-        self._forget_destination(False, name)
+        self._forget_destination("exchange_bind", name)
 
     def queue_declared(
         self,
@@ -303,23 +211,28 @@ class Topology:
         is_server_named: bool,
     ) -> None:
         """Note that this connection declared a queue; *is_server_named*: the broker named it."""
-        if not is_server_named and (known := self._queues.get(name)) is not None:
-            is_server_named = known.is_server_named
-        self._queues[name] = DeclaredQueue(
-            name, durable, exclusive, auto_delete, arguments, is_server_named
+        known = self._queues.get(name)
+        made = self._queues[name] = Declared(
+            "queue_declare",
+            name,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            arguments=arguments,
         )
+        made.is_server_named = is_server_named or (known is not None and known.is_server_named)
         self._drop_oldest()
 
     def queue_deleted(self, name: str) -> None:
         """Forget a deleted queue and its bindings."""
         if self._queues.pop(name, None) is not None:
             self._names = {old: new for old, new in self._names.items() if new != name}
-        self._forget_destination(True, name)
+        self._forget_destination("queue_bind", name)
 
     def arguments_of(self, queue: str) -> Any:
         """Return the arguments with which a queue was declared; None if it is not recorded."""
         known = self._queues.get(queue)
-        return None if known is None else known.arguments
+        return None if known is None else known.arguments["arguments"]
 
     def is_auto_delete(self, queue: str) -> bool:
         """Return whether a queue that is recorded goes with its last consumer."""
@@ -331,8 +244,8 @@ class Topology:
     ) -> None:
         """Note that a queue, or else an exchange, was bound to the exchange *source*."""
         if source:
-            made = DeclaredBinding(to_queue, destination, source, routing_key, arguments)
-            group = self._bindings.setdefault(made.place, {})
+            made = _binding(to_queue, destination, source, routing_key, arguments)
+            group = self._bindings.setdefault((made.method, made.name), {})
             if made.key not in group:
                 self._bound_to[source] += 1
                 self._count += 1
@@ -343,8 +256,8 @@ class Topology:
         self, to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
     ) -> None:
         """Forget that binding: it is no more."""
-        gone = DeclaredBinding(to_queue, destination, source, routing_key, arguments)
-        known = self._bindings.get(gone.place, {}).get(gone.key)
+        gone = _binding(to_queue, destination, source, routing_key, arguments)
+        known = self._bindings.get((gone.method, gone.name), {}).get(gone.key)
         if known is not None:
             self._unbind(known)
 
@@ -358,17 +271,17 @@ class Topology:
         self._count = 0
         self._names.clear()
 
-    def _forget_destination(self, to_queue: bool, name: str) -> None:
-        for each in list(self._bindings.get((to_queue, name), {}).values()):
+    def _forget_destination(self, method: str, name: str) -> None:
+        for each in list(self._bindings.get((method, name), {}).values()):
             self._unbind(each)
 
-    def _unbind(self, binding: DeclaredBinding) -> None:
-        group = self._bindings.get(binding.place, {})
-        if group.pop(binding.key, None) is None:
+    def _unbind(self, binding: Declared) -> None:
+        place, source = (binding.method, binding.name), binding.source
+        group = self._bindings.get(place, {})
+        if source is None or group.pop(binding.key, None) is None:
             return
         if not group:
-            del self._bindings[binding.place]
-        source = binding.source
+            del self._bindings[place]
         self._bound_to[source] -= 1
         self._count -= 1
         if not self._bound_to[source]:
@@ -409,7 +322,7 @@ class Topology:
         try:
             self._later = self._declare(list(self._all()), open_channel)
             if any(each.auto_delete and each.consumers for each in self._queues.values()):
-                self._later = [each for each in self._all() if not _is_server_named(each)]
+                self._later = [each for each in self._all() if not each.is_server_named]
         except BaseException:
             link.collect()
             raise
@@ -434,7 +347,7 @@ class Topology:
 
         def note(record: Declared, name: str) -> None:
             record.refusals = 0
-            if _is_server_named(record):
+            if record.is_server_named:
                 renamed[record.name] = name
                 self._move_bindings(record.name, name)
 
@@ -452,8 +365,8 @@ class Topology:
                     note(record, self._declare_again(record, channels, failure))
                 except ResourceLocked:
                     later.append(record)
-                    if isinstance(record, DeclaredQueue):
-                        locked.add((True, record.name))
+                    if record.is_queue:
+                        locked.add(("queue_bind", record.name))
                 except TimeoutError as exc:
                     # Its leader may be away.  That must not keep all from the link.
                     logger.warning(
@@ -475,7 +388,7 @@ class Topology:
         if locked and any(each.auto_delete for each in self._exchanges.values()):
             # With the locked queues the broker deletes exchanges that they alone keep, those that are
             # bound to these alone, and so on: after that all has to be there again.
-            return [each for each in records if not _is_server_named(each)]
+            return [each for each in records if not each.is_server_named]
         return later
 
     def _note_refusal(self, record: Declared, exc: Exception) -> None:
@@ -491,12 +404,12 @@ class Topology:
             if record.refusals >= MAX_REFUSALS:
                 self._forget(record)  # it would end each link
             raise exc
-        if _is_server_named(record):
+        if record.is_server_named:
             self._forget(record)  # it has no name any more
 
     def _fields(self, record: Declared) -> dict[str, str]:
         """Return what a log record says of *record*."""
-        queue = {"queue": record.name} if isinstance(record, DeclaredQueue) else {}
+        queue = {"queue": record.name} if record.is_queue else {}
         return {"connection": self._where(), **queue}
 
     def _declare_again(self, record: Declared, channels: _Channels, failure: Exception) -> str:
@@ -517,14 +430,13 @@ class Topology:
                 return record.declare(channels.open())
         raise AssertionError("unreachable")
 
-    def _ends_of(self, record: Declared) -> list[DeclaredExchange | DeclaredQueue]:
+    def _ends_of(self, record: Declared) -> list[Declared]:
         """Return the ends of a binding that can be declared again by their names."""
-        if not isinstance(record, DeclaredBinding):
+        if record.source is None:
             return []
-        others: Mapping[str, DeclaredExchange | DeclaredQueue]
-        others = self._queues if record.to_queue else self._exchanges
-        found = (self._exchanges.get(record.source), others.get(record.destination))
-        return [each for each in found if each is not None and not _is_server_named(each)]
+        others = self._queues if record.method == "queue_bind" else self._exchanges
+        found = (self._exchanges.get(record.source), others.get(record.name))
+        return [each for each in found if each is not None and not each.is_server_named]
 
     def stop(self) -> None:
         """Give up what is tried again: the link is gone.  Never switches."""
@@ -564,19 +476,19 @@ class Topology:
             yield from group.values()
 
     def _forget(self, record: Declared) -> None:
-        if isinstance(record, DeclaredExchange):
-            self.exchange_deleted(record.name)
-        elif isinstance(record, DeclaredQueue):
-            self.queue_deleted(record.name)
-        elif isinstance(record, DeclaredBinding):
+        if record.source is not None:
             self._unbind(record)
+        elif record.is_queue:
+            self.queue_deleted(record.name)
+        else:
+            self.exchange_deleted(record.name)
 
     def _move_bindings(self, old: str, new: str) -> None:
-        group = self._bindings.pop((True, old), None)
+        group = self._bindings.pop(("queue_bind", old), None)
         if group is not None:
-            self._bindings[True, new] = group
+            self._bindings["queue_bind", new] = group
             for binding in group.values():
-                binding.destination = new
+                binding.name = new
 
     def _rename(self, renamed: dict[str, str]) -> None:
         """Follow queues that the broker has renamed."""
@@ -601,13 +513,13 @@ class _Declarations:
 
     Attributes:
         waiting: those that are not sent yet.
-        locked: destinations that another connection holds: bindings of them are not sent.
+        locked: bindings by method and destination that are not sent: another connection holds that.
         later: those that have to be declared later.
     """
 
     def __init__(self, records: list[Declared]) -> None:
         self.waiting = deque(records)
-        self.locked: set[tuple[bool, str]] = set()
+        self.locked: set[tuple[str, str]] = set()
         self.later: list[Declared] = []
         #: Those without a reply yet.
         self._sent: deque[Declared] = deque()
@@ -635,10 +547,10 @@ class _Declarations:
     def _send(self, pipeline: Pipeline) -> None:
         while self.waiting and len(self._sent) < self._limit:
             record = self.waiting[0]
-            if isinstance(record, DeclaredBinding):
-                if any(isinstance(each, DeclaredQueue) for each in self._sent):
+            if record.source is not None:
+                if any(each.is_queue for each in self._sent):
                     return  # its queue may be locked, or get another name
-                if record.place in self.locked:
+                if (record.method, record.name) in self.locked:
                     self.later.append(self.waiting.popleft())
                     continue
             try:
@@ -677,11 +589,14 @@ class _Channels:
             self._channel.close()
 
 
-def _is_server_named(record: Declared) -> TypeGuard[DeclaredQueue]:
-    """Return whether to declare it again would make another one."""
-    return isinstance(record, DeclaredQueue) and record.is_server_named
+def _binding(
+    to_queue: bool, destination: str, source: str, routing_key: str, arguments: Any
+) -> Declared:
+    method = "queue_bind" if to_queue else "exchange_bind"
+    made = {_SOURCES[method]: source, "routing_key": routing_key, "arguments": arguments}
+    return Declared(method, destination, **made)
 
 
-def _records_topology(link: object) -> TypeGuard[RecordingLink]:
+def _records_topology(link: object) -> TypeGuard[Link]:
     """Return whether the channels of *link* tell what they declare; one of kombu's is any object."""
     return bool(getattr(link, "records_topology", False))
