@@ -9,7 +9,7 @@ from json import JSONDecodeError
 from typing import Any, Final
 
 from greenconn.exceptions import DecodeError, EncodeError, SerializerNotInstalled
-from greenconn.fields import as_plain
+from greenconn.jsoncodec import as_plain
 
 #: Limit of the entries that the mappings of a YAML body merge from other mappings.
 YAML_MERGED: Final = 100_000

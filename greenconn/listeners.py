@@ -28,8 +28,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar
 
-from greenconn.checks import check_runs
-from greenconn.records import Event
+from greenconn.checks import Event, check_runs
 
 if TYPE_CHECKING:
     from greenconn.message import Message

@@ -24,6 +24,7 @@ from typing import (
 )
 
 from greenconn.checks import (
+    Record,
     Seconds,
     check_callable,
     check_count,
@@ -33,7 +34,6 @@ from greenconn.checks import (
     invalid,
     is_number,
 )
-from greenconn.records import Record
 
 O = TypeVar("O", bound=Record)  # noqa: E741 - an options class
 

@@ -21,8 +21,8 @@ from typing import Any, Final
 import msgspec
 
 from greenconn.exceptions import DecodeError, error_text
-from greenconn.fields import MODEL, STRUCT
 from greenconn.importing import needed
+from greenconn.jsoncodec import MODEL, STRUCT
 
 Convert = Callable[[Any], Any]
 

@@ -16,7 +16,7 @@ from string import ascii_letters, digits
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar, overload
 
-from greenconn.records import Record
+from greenconn.checks import Record
 
 __all__ = [
     "BrokerURL",

@@ -14,7 +14,7 @@ from greenconn.broker.leases import Handover
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import ConsumerRegistry, Store
 from greenconn.broker.publishing import StorePublisher
-from greenconn.checks import check_count, check_seconds, check_type, invalid
+from greenconn.checks import Record, check_count, check_seconds, check_type, invalid
 from greenconn.exceptions import (
     ChannelError,
     ConnectionError,
@@ -25,7 +25,6 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.options import known_options
-from greenconn.records import Record
 from greenconn.transport import base
 
 

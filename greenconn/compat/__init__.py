@@ -7,13 +7,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from greenconn import messaging
-from greenconn.compat.fetching import FetchIterator
 from greenconn.compat.import_alias import install_as_carrot, install_as_kombu
 from greenconn.entity import Exchange, Queue
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel, ChannelOrConnection
     from greenconn.connection import Connection
+
 
 __all__ = [
     "Consumer",
@@ -104,6 +104,30 @@ class Publisher(messaging.Producer):
     def backend(self) -> Any:
         """The channel."""
         return self.channel
+
+
+class FetchIterator:
+    """Iterates over what ``fetch()`` gives."""
+
+    def fetch(self) -> Any:
+        """Return the next message, or None if the queue is empty.  May switch."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterqueue(infinite=True)
+
+    def iterqueue(self, limit: int | None = None, infinite: bool = False) -> Iterator[Any]:
+        """Yield messages as :meth:`fetch` gives them.  May switch.
+
+        Arguments:
+            limit: messages at most; None is without limit.
+            infinite: go on when the queue is empty, with None.
+        """
+        for _ in islice(count(), limit or None):
+            message = self.fetch()
+            if message is None and not infinite:
+                return
+            yield message
 
 
 class Consumer(FetchIterator, messaging.Consumer):

@@ -25,11 +25,11 @@ from weakref import WeakMethod
 import gevent
 from gevent import Greenlet, Timeout, get_hub, getcurrent
 
+from greenconn.checks import Record
 from greenconn.credentials import Token
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import weakly, yield_to_hub
 from greenconn.green.supervisor import spawn
-from greenconn.records import Record
 
 if TYPE_CHECKING:
     from typing_extensions import Self

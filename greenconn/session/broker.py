@@ -13,7 +13,7 @@ from operator import itemgetter
 from types import MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from greenconn.checks import check_seconds, is_kombu
+from greenconn.checks import Record, check_seconds, is_kombu
 from greenconn.credentials import SharedLogin
 from greenconn.exceptions import (
     NotFound,
@@ -32,7 +32,6 @@ from greenconn.options import (
     query_types,
     typed_query,
 )
-from greenconn.records import Record
 from greenconn.transport import FOREIGN, TRANSPORT_ALIASES, get_transport_cls, is_name
 from greenconn.transport.base import drop
 from greenconn.url import (

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from greenconn.records import Event, Record
+from greenconn.checks import Event, Record
 
 
 class Place(Record):

@@ -16,7 +16,7 @@ from greenconn import Connection, Queue, Retry, rpc
 from greenconn.checks import in_seconds
 from greenconn.common import Broadcast, drain_consumer, eventloop
 from greenconn.contrib.idempotency import handled_once
-from greenconn.contrib.idempotency.memory import MemoryIds
+from greenconn.contrib.idempotency.store import MemoryIds
 from greenconn.contrib.keys import rate_limited
 from greenconn.contrib.outbox.relay import RelayOptions
 from greenconn.credentials import Token

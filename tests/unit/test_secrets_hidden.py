@@ -14,11 +14,10 @@ import pytest
 
 import greenconn
 from greenconn import App, Connection, defaults
-from greenconn.checks import invalid
+from greenconn.checks import Record, invalid
 from greenconn.cli.app import run
 from greenconn.connection import BrokerConnection
 from greenconn.options import AmqpOptions
-from greenconn.records import Record
 from greenconn.session.broker import Parameters
 from greenconn.transport import FOREIGN, MEANT, TRANSPORT_ALIASES
 from greenconn.transport.couchdb import CouchOptions

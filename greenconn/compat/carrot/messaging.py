@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from greenconn.checks import check_has_run, check_keywords, check_runs
+from greenconn.compat import FetchIterator
 from greenconn.compat.carrot import serialization
 from greenconn.compat.carrot.utils import gen_unique_id
-from greenconn.compat.fetching import FetchIterator
 
 if TYPE_CHECKING:
     from greenconn.compat.carrot.connection import BrokerConnection

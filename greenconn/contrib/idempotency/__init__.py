@@ -77,7 +77,7 @@ def handled_once(
     A message without an id is handled whenever it comes.  One that was handled already is acked.
 
     Arguments:
-        store: the ids: :class:`~greenconn.contrib.idempotency.memory.MemoryIds`, ``redis.RedisIds`` or
+        store: the ids: :class:`~greenconn.contrib.idempotency.store.MemoryIds`, ``redis.RedisIds`` or
             ``sqlalchemy.SqlIds``.
         name: of the handler in the store, since several handlers may get one message; None: its module
             and qualified name.

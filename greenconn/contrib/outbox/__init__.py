@@ -11,7 +11,7 @@ first announces what may be rolled back.  Here the message is a row of the same 
 :mod:`greenconn.contrib.outbox.sqlalchemy` and :mod:`greenconn.contrib.outbox.django` write the rows
 and read them; the rest is the same for both:
 
-- :mod:`~greenconn.contrib.outbox.envelope`: a message as a row, and back;
+- :mod:`~greenconn.contrib.outbox.store`: a message as a row, and back;
 - :mod:`~greenconn.contrib.outbox.relay`: the shares of several relays;
 - :mod:`~greenconn.contrib.outbox.relay`: publishing;
 - :mod:`~greenconn.contrib.outbox.store`: the calls of a database that a relay needs.

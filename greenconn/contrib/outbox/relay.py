@@ -37,8 +37,14 @@ from gevent import Greenlet, get_hub
 from gevent.event import Event
 
 from greenconn.checks import Seconds, check_callable, check_count, check_seconds, in_seconds
-from greenconn.contrib.outbox.envelope import PARTITIONS, now_ms, publish_arguments
-from greenconn.contrib.outbox.store import Lease, OutboxStore, PendingMessage
+from greenconn.contrib.outbox.store import (
+    PARTITIONS,
+    Lease,
+    OutboxStore,
+    PendingMessage,
+    now_ms,
+    publish_arguments,
+)
 from greenconn.exceptions import (
     OperationalError,
     PublishNacked,

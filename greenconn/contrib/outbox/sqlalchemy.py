@@ -41,9 +41,15 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from greenconn.contrib.outbox.envelope import LONGEST, row_of
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
-from greenconn.contrib.outbox.store import Backlog, Lease, OutboxStore, PendingMessage
+from greenconn.contrib.outbox.store import (
+    LONGEST,
+    Backlog,
+    Lease,
+    OutboxStore,
+    PendingMessage,
+    row_of,
+)
 from greenconn.publishing.publisher import Target
 
 if TYPE_CHECKING:

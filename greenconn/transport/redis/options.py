@@ -39,8 +39,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from greenconn.broker.envelope import level_of
-from greenconn.checks import check_count, check_seconds, check_type, invalid
-from greenconn.records import Record
+from greenconn.checks import Record, check_count, check_seconds, check_type, invalid
 
 #: Values of ``queue_order_strategy``.
 QUEUE_ORDERS: Final = ("round_robin", "sorted", "priority")

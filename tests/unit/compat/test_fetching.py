@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from greenconn.compat.fetching import FetchIterator
+from greenconn.compat import FetchIterator
 
 
 class Numbers(FetchIterator):

@@ -15,7 +15,7 @@ from gevent import socket
 
 from greenconn.broker.channel import StoreChannel
 from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
-from greenconn.contrib.dramatiq.consumer import GreenconnConsumer
+from greenconn.contrib.dramatiq.broker import GreenconnConsumer
 from greenconn.exceptions import NotFound
 from tests.unit.fake_channel import outcome
 

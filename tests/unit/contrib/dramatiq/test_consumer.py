@@ -12,7 +12,7 @@ pytest.importorskip("dramatiq")
 from dramatiq import MessageProxy
 
 from greenconn.contrib.dramatiq import GreenconnBroker
-from greenconn.contrib.dramatiq.consumer import GreenconnConsumer
+from greenconn.contrib.dramatiq.broker import GreenconnConsumer
 from tests.fix_wires import until
 
 
