@@ -4,7 +4,8 @@ Each is a transaction of its own and may block; a relay makes one at a time, alw
 greenlet or thread.  What a call raises is logged, and the call made again later.
 
 The body of a message is serialised when its row is written, so that a body that cannot be is an error of
-the transaction.  All that is said of it beside (target, options, headers) is one text in greenconn's JSON.
+the transaction.  All that is said of it beside (target, options, headers) is one text in
+greenconn's JSON.
 """
 
 from __future__ import annotations
