@@ -23,7 +23,7 @@ from greenconn.connection import Connection
 from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport import memory
-from greenconn.transport.memory.message import Message as DeliveredMessage
+from greenconn.transport.memory.queue import Message as DeliveredMessage
 from greenconn.worker import stop_consumers
 from greenconn.worker.consumer import forget_failures
 

@@ -23,17 +23,18 @@ from greenconn.exceptions import (
     PublishRefused,
     RecoverableConnectionError,
 )
-from greenconn.transport.sqlite import Transport, maintenance
+from greenconn.transport.sqlite import Transport, messages
 from greenconn.transport.sqlite.database import (
     LOG_LIMIT,
     RESERVE_SUFFIX,
     Database,
+    DiskFull,
     Job,
     Reserve,
+    SqliteOptions,
+    as_error,
     database_of,
 )
-from greenconn.transport.sqlite.errors import DiskFull, as_error
-from greenconn.transport.sqlite.options import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -226,7 +227,7 @@ def test_link_that_was_taken_for_dead_begins_anew(sqlite_url: str, path: str) ->
         assert consumer.wait_ready(SOON)
         shared = database(path, lease=0.6)
         (owner,) = owners_in(path)
-        shared.write(maintenance.leave, shared.queues, owner)
+        shared.write(messages.leave, shared.queues, owner)
         os.unlink(f"{path}-{owner}.wake")
 
         def is_registered_anew() -> bool:
@@ -252,7 +253,7 @@ def test_link_without_its_row_registers_nothing(sqlite_url: str, path: str, decl
         Queue("durable")(channel).declare()
         shared = database(path, lease=600.0)
         (owner,) = owners_in(path)
-        shared.write(maintenance.leave, shared.queues, owner)
+        shared.write(messages.leave, shared.queues, owner)
         with pytest.raises(RecoverableConnectionError, match="no sign of life for longer"):
             if declare:
                 channel.queue_declare("second", exclusive=True)

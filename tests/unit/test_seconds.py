@@ -33,7 +33,7 @@ from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.native_delayed_delivery import calculate_routing_key
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.database import SqliteOptions
 from greenconn.transport.SQS import SQSOptions
 from greenconn.utils.functional import retry_over_time
 from greenconn.worker.options import ConsumerOptions

@@ -30,7 +30,6 @@ from redis.exceptions import ResponseError
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.envelope import Envelope
-from greenconn.broker.errors import Method
 from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row
 from greenconn.broker.port import Disposition, Done, Entry, HeldMessage
 from greenconn.broker.publishing import Completion

@@ -19,27 +19,137 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from greenconn.exceptions import AMQPError
+from greenconn.broker.transport import StoreOptions
+from greenconn.checks import check_count, check_seconds, check_type, invalid
+from greenconn.exceptions import (
+    AMQPError,
+    NotAllowed,
+    RecoverableChannelError,
+    RecoverableConnectionError,
+)
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.retry import RetryPolicy, attempts, isolated
 from greenconn.green.threadpool import CallOutcome, NativeThread, ThreadClosed
-from greenconn.transport.sqlite.errors import (
-    CannotOpen,
-    DatabaseLost,
-    DiskFull,
-    as_error,
-    is_full,
-    is_locked,
-)
-from greenconn.transport.sqlite.options import SqliteOptions
-from greenconn.transport.sqlite.queues import Queues
-from greenconn.transport.sqlite.sql import APPLICATION_ID, SCHEMA, VERSION
+from greenconn.transport.sqlite.queues import APPLICATION_ID, SCHEMA, VERSION, Queues
+
+#: SQLITE_IOERR_WRITE and SQLITE_IOERR_SHMSIZE: a quota is used up, or a limit of the process reached.
+_NOT_WRITTEN: Final = frozenset({778, 4874})
+_LOOK: Final = "look at the disk, its quota, and the limits of this process"
+
+
+class _Both:
+    """Makes an error of amqp's kind and of sqlite3's at once.  Its text has the remedy."""
+
+    has_remedy = True
+
+    def __init__(self, text: str = "") -> None:
+        AMQPError.__init__(self, text)
+        self.args = (text,)  # what copies are made of
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.args[0]!r})"
+
+
+class CannotOpen(_Both, NotAllowed, sqlite3.DatabaseError):  # type: ignore[misc]
+    """The file cannot be used, and to try again would not help."""
+
+
+class DatabaseBusy(_Both, RecoverableConnectionError, sqlite3.OperationalError):  # type: ignore[misc]
+    """Others kept the file locked for too long."""
+
+
+class DatabaseLost(_Both, RecoverableConnectionError, sqlite3.DatabaseError):  # type: ignore[misc]
+    """The file is damaged, or is not there any more."""
+
+
+class DiskFull(_Both, RecoverableChannelError, sqlite3.OperationalError):  # type: ignore[misc]
+    """The disk has no room for what was to be stored."""
+
+
+def is_locked(exc: BaseException) -> bool:
+    """Return whether the file is locked by another connection."""
+    text = str(exc)
+    return isinstance(exc, sqlite3.OperationalError) and (
+        "database is locked" in text or "database table is locked" in text
+    )
+
+
+def is_full(exc: sqlite3.Error) -> bool:
+    """Return whether the disk was full."""
+    return not isinstance(exc, AMQPError) and (
+        "full" in str(exc) or getattr(exc, "sqlite_errorcode", 0) in _NOT_WRITTEN
+    )
+
+
+def as_error(exc: sqlite3.Error, path: str) -> Exception:
+    """Return the exception for one of sqlite3's."""
+    text = f"SQLite file {path}: {exc}"
+    if is_locked(exc):
+        return DatabaseBusy(f"{text}: other processes kept it locked; raise busy_timeout")
+    reason = str(exc)
+    if "full" in reason:
+        return DiskFull(f"{text}: free some space; nothing was stored")
+    if getattr(exc, "sqlite_errorcode", 0) in _NOT_WRITTEN:  # from Python 3.11 on
+        return DiskFull(f"{text}: {_LOOK}; nothing was stored")
+    if "readonly" in reason:
+        return CannotOpen(f"{text}: this process may not write the file or its directory")
+    if "not a database" in reason or "encrypted" in reason:
+        return CannotOpen(
+            f"{text}: name a file that does not exist, or one created by this transport"
+        )
+    if "unable to open" in reason:
+        return DatabaseLost(
+            f"{text}: check that this process can create files in that directory and open more files"
+        )
+    if "I/O" in reason:
+        return DatabaseLost(f"{text}: {_LOOK}")
+    return DatabaseLost(text)
+
+
+#: Values of ``synchronous``.
+SYNCHRONOUS: Final = ("NORMAL", "FULL")
+
+
+class SqliteOptions(StoreOptions):
+    """The options of a connection to a SQLite file."""
+
+    synchronous: str = "NORMAL"
+    """``NORMAL``: published messages survive the death of any process, and may be lost when the
+    machine loses power.  ``FULL``: they survive that, too, at the cost of a write to the disk for
+    each."""
+
+    busy_timeout: float = 10.0
+    """Seconds that a transaction waits for the locks of other processes."""
+
+    look_interval: float = 5.0
+    """Seconds between checks for what other processes did not announce: one may die after storing a
+    message and before its wake-up, or leave queues behind."""
+
+    reserve: int = 8 * 1024 * 1024
+    """Bytes of a file beside the database, which is removed when the disk is full, so that messages
+    can still be consumed; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        StoreOptions.__post_init__(self)
+        check_type(self, str, "synchronous")
+        check_count(self, "reserve", least=0, optional=False)
+        check_seconds(self, "busy_timeout", "look_interval", optional=False)
+        if self.synchronous.upper() not in SYNCHRONOUS:
+            raise invalid(self, "synchronous", f"one of {', '.join(SYNCHRONOUS)}")
+        if not self.look_interval:
+            raise invalid(self, "look_interval", "a number of seconds above 0")
+
 
 #: Behind the path of the file.
 RESERVE_SUFFIX: Final = "-reserve"
+
 #: Where the system cannot reserve, so much is written at once.
 RESERVE_CHUNK: Final = 1024 * 1024
+
 #: The disk, or what the user may have of it, is full.
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -116,8 +226,10 @@ class Reserve:
 
 #: Bytes of the log at which it is written into the file, and that it keeps then (SQLite's default).
 LOG_LIMIT: Final = 1000 * 4096
+
 #: Compiled statements that are kept.
 STATEMENTS: Final = 256
+
 #: For a locked file; for how long is an option.
 LOCKED: Final = RetryPolicy(first=0.0005, longest=0.02, jitter=0.0)
 

@@ -1,18 +1,285 @@
-"""Queues and their consumers: functions that run in a transaction."""
+"""The tables of a file, and its queues, exchanges and consumers: functions that run in a transaction.
+
+All times are seconds of the machine's clock, since they are compared between processes.
+
+``messages.state``: 0 for a waiting message, 1 for one that must not be delivered before ``at``, 2 for
+one that is claimed until ``at``.  ``claim`` tells two claims of one message apart, so that a late
+settlement changes nothing.
+
+``consumers.armed``: its link found nothing and waits to be notified.  It is set in the transaction that
+found nothing, so that a process that stores a message afterwards sees it.
+
+Each step of a statement releases Python's lock and has to wait for it, which takes long where the main
+thread is busy; so one statement handles many rows where that is possible.  The number of values is
+rounded up, so that few texts of statements occur and each is compiled once.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from random import shuffle
 from time import time
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from greenconn.broker.exchanges import DirectTopology
+from greenconn.broker.exchanges import DirectTopology, ExchangeRecord, Row, Topology, TopologyStore
 from greenconn.broker.port import LeaseExpired
 from greenconn.broker.queues import Declaration, QueuePolicy
-from greenconn.transport.sqlite.sql import chunks, in_list
-from greenconn.transport.sqlite.topology import Records
+from greenconn.jsoncodec import dumps, loads
+
+if TYPE_CHECKING:
+    from greenconn.transport.sqlite.database import Database
+
+#: Says that the file is ours (``PRAGMA application_id``).
+APPLICATION_ID: Final = 0x67634E4E
+
+#: Of the tables (``PRAGMA user_version``).
+VERSION: Final = 1
+SCHEMA: Final = """
+CREATE TABLE queues (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    declaration TEXT NOT NULL,
+    owner TEXT,
+    auto_delete INTEGER NOT NULL,
+    idle_until REAL
+);
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
+    at REAL,
+    expires REAL,
+    deliveries INTEGER NOT NULL DEFAULT 0,
+    claim INTEGER,
+    envelope TEXT NOT NULL,
+    body BLOB NOT NULL
+);
+CREATE INDEX messages_in_order ON messages (queue, state, priority DESC, id);
+CREATE INDEX messages_by_time ON messages (at) WHERE at IS NOT NULL;
+CREATE INDEX messages_by_death ON messages (expires) WHERE expires IS NOT NULL;
+CREATE TABLE exchanges (
+    name TEXT PRIMARY KEY,
+    type TEXT NOT NULL,
+    durable INTEGER NOT NULL,
+    auto_delete INTEGER NOT NULL,
+    arguments TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE bindings (
+    id INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    destination TEXT NOT NULL,
+    to_exchange INTEGER NOT NULL,
+    routing_key TEXT NOT NULL,
+    pattern TEXT NOT NULL,
+    arguments TEXT NOT NULL,
+    UNIQUE (source, destination, to_exchange, routing_key, arguments)
+);
+CREATE INDEX bindings_by_end ON bindings (destination, to_exchange);
+CREATE TABLE topology (version INTEGER NOT NULL);
+INSERT INTO topology VALUES (1);
+CREATE TABLE owners (
+    owner TEXT PRIMARY KEY,
+    until REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE consumers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    exclusive INTEGER NOT NULL,
+    armed INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (queue, owner)
+);
+CREATE INDEX consumers_by_owner ON consumers (owner);
+"""
+
+#: Values in one statement, at most.
+CHUNK: Final = 512
+
+
+@lru_cache(64)
+def _marks(count: int) -> str:
+    return f"({', '.join('?' * count)})"
+
+
+def in_list(values: Sequence[Any]) -> tuple[str, list[Any]]:
+    """Return the text behind ``IN`` and the values for it; at most :data:`CHUNK`, at least one."""
+    size = 1 << (len(values) - 1).bit_length()
+    return _marks(size), [*values, *[values[-1]] * (size - len(values))]
+
+
+def chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Cut *values* into what one statement takes."""
+    for start in range(0, len(values), CHUNK):
+        yield values[start : start + CHUNK]
+
+
+def rows_of(rows: Sequence[tuple[Any, ...]], limit: int) -> Iterator[tuple[str, list[Any]]]:
+    """Return texts behind ``VALUES`` and the values for them, in pieces of powers of two.
+
+    Arguments:
+        limit: a power of two; rows in one piece, at most.
+    """
+    start = 0
+    while start < len(rows):
+        size = limit
+        while size > len(rows) - start:
+            size >>= 1
+        piece = rows[start : start + size]
+        start += size
+        yield _row_marks(len(piece[0]), size), [value for row in piece for value in row]
+
+
+@lru_cache(64)
+def _row_marks(width: int, count: int) -> str:
+    return ", ".join([_marks(width)] * count)
+
+
+T = TypeVar("T")
+
+
+class Records(TopologyStore):
+    """Exchanges and bindings within a transaction."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def get(self, exchange: str) -> ExchangeRecord | None:
+        found = self._db.execute(
+            "SELECT type, durable, auto_delete, arguments FROM exchanges WHERE name = ?",
+            (exchange,),
+        ).fetchone()
+        if found is None:
+            return None
+        kind, durable, auto_delete, arguments = found
+        return {
+            "type": kind,
+            "durable": durable,
+            "auto_delete": auto_delete,
+            "arguments": loads(arguments),
+        }
+
+    def put(self, exchange: str, record: ExchangeRecord) -> None:
+        values = (
+            record["type"],
+            record["durable"],
+            record["auto_delete"],
+            _text(record["arguments"]),
+        )
+        self._write(
+            "INSERT INTO exchanges VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING",
+            exchange,
+            *values,
+        )
+
+    def delete(self, exchange: str) -> None:
+        self._write("DELETE FROM exchanges WHERE name = ?", exchange)
+        self._write("DELETE FROM bindings WHERE source = ?", exchange)
+
+    def rows(self, exchange: str) -> Sequence[Row] | None:
+        found = self._db.execute(
+            "SELECT routing_key, pattern, destination, arguments, to_exchange FROM bindings "
+            "WHERE source = ? ORDER BY id",
+            (exchange,),
+        ).fetchall()
+        if not found and self.get(exchange) is None:
+            return None
+        return tuple(
+            Row(key, pattern, queue, loads(arguments) or None, bool(to_exchange))
+            for key, pattern, queue, arguments, to_exchange in found
+        )
+
+    def add(self, exchange: str, row: Row) -> None:
+        self._write(
+            "INSERT INTO bindings (source, destination, to_exchange, routing_key, pattern, arguments) "
+            "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            *(exchange, row.queue, row.to_exchange, row.routing_key, row.pattern),
+            _text(row.arguments),
+        )
+
+    def remove(self, exchange: str, row: Row) -> bool:
+        return self._write(
+            "DELETE FROM bindings WHERE source = ? AND destination = ? AND to_exchange = ? "
+            "AND routing_key = ? AND arguments = ?",
+            *(exchange, row.queue, row.to_exchange, row.routing_key, _text(row.arguments)),
+        )
+
+    def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
+        end = (destination, is_exchange)
+        sources = self._db.execute(
+            "SELECT DISTINCT source FROM bindings WHERE destination = ? AND to_exchange = ?", end
+        ).fetchall()
+        if sources:
+            self._write("DELETE FROM bindings WHERE destination = ? AND to_exchange = ?", *end)
+        return [source for (source,) in sources]
+
+    def _write(self, statement: str, *values: Any) -> bool:
+        """Run a statement; if it changes anything, what others know is old."""
+        changed = self._db.execute(statement, values).rowcount > 0
+        if changed:
+            self._db.execute("UPDATE topology SET version = version + 1")
+        return changed
+
+
+class _Read(NamedTuple):
+    """The bindings of an exchange; None: there is no such exchange.
+
+    Attributes:
+        version: of all exchanges and bindings.
+    """
+
+    version: int
+    rows: Sequence[Row] | None
+
+
+class FileTopology(Topology):
+    """The exchanges and bindings of a file; each change is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: Exchange -> its rows, as of this version.
+        self._rows: dict[str, Sequence[Row] | None] = {}
+        self._version = 0
+
+    def _read(self, function: Callable[..., T], *args: Any) -> T:
+        found: T = self._database.read(_on_records, function, *args)
+        return found
+
+    def _change(self, function: Callable[..., object], *args: Any) -> None:
+        self._database.write(_on_records, function, *args)
+
+    def rows(self, name: str) -> Sequence[Row] | None:
+        known = self._version if name in self._rows else 0
+        read: _Read = self._database.read(_rows, name, known)
+        if read.version < self._version:
+            return read.rows if read.version != known else self._rows.get(name)
+        if read.version > self._version:
+            self._rows.clear()
+            self._version = read.version
+        if read.version != known:
+            self._rows[name] = read.rows
+        return self._rows[name]
+
+
+def _on_records(db: sqlite3.Connection, function: Callable[..., T], *args: Any) -> T:
+    return function(Records(db), *args)
+
+
+def _rows(db: sqlite3.Connection, name: str, known: int) -> _Read:
+    """Return the bindings of an exchange, unless nothing has changed since version *known*."""
+    (version,) = db.execute("SELECT version FROM topology").fetchone()
+    is_known = version == known
+    return _Read(version, () if is_known else DirectTopology(Records(db)).rows(name))
+
+
+def _text(arguments: Mapping[str, Any] | None) -> str:
+    """Return arguments as text; equal arguments give the same text."""
+    given = arguments or {}
+    return dumps({name: given[name] for name in sorted(given)})
+
 
 #: Links to notify through their pipes: link -> the numbers of the queues.
 Pipes = dict[str, set[int]]
@@ -266,8 +533,6 @@ class Queues:
 
 
 # -- links
-
-
 def check_registered(db: sqlite3.Connection, owner: str) -> None:
     """See that a link is registered.
 

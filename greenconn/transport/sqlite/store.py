@@ -30,12 +30,9 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.hub import weakly
 from greenconn.green.supervisor import spawn
 from greenconn.green.wakeup_pipe import WakeupPipe, wake_process
-from greenconn.transport.sqlite import maintenance, messages
-from greenconn.transport.sqlite.database import database_of
-from greenconn.transport.sqlite.errors import CannotOpen, DiskFull
-from greenconn.transport.sqlite.options import SqliteOptions
-from greenconn.transport.sqlite.queues import Pipes
-from greenconn.transport.sqlite.topology import FileTopology
+from greenconn.transport.sqlite import messages
+from greenconn.transport.sqlite.database import CannotOpen, DiskFull, SqliteOptions, database_of
+from greenconn.transport.sqlite.queues import FileTopology, Pipes
 
 logger = logging.getLogger("greenconn.transport.sqlite")
 
@@ -100,7 +97,7 @@ class SqliteStore(Store):
     def close(self) -> None:
         if self._is_registered:
             self._wake_processes(
-                self._database.write(maintenance.leave, self._database.queues, self.owner)
+                self._database.write(messages.leave, self._database.queues, self.owner)
             )
         self.drop()
         self._database.join()
@@ -132,7 +129,7 @@ class SqliteStore(Store):
                     f"SQLite file {self.path}: no named pipe can be created beside it ({exc}), by "
                     f"which processes wake each other; use another directory"
                 ) from exc
-        self._database.write(maintenance.register, self.owner, self.lease)
+        self._database.write(messages.register, self.owner, self.lease)
         self._is_registered = True
 
     def _pipe(self, owner: str) -> str:
@@ -203,7 +200,7 @@ class SqliteStore(Store):
     def _maintain(self) -> None:
         silent, self._silent = self._silent, set()
         seen = self._database.write(
-            maintenance.maintain,
+            messages.maintain,
             self._database.queues,
             self._claim(),
             dict(self._consumed),
@@ -235,7 +232,7 @@ class SqliteStore(Store):
         self._offset = offset
         return now >= self._trusts_from
 
-    def _seen_in_vain(self, seen: maintenance.MaintenanceResult) -> None:
+    def _seen_in_vain(self, seen: messages.MaintenanceResult) -> None:
         """Drop the result of a lookup that nothing waits for any more.  Never switches."""
         self._wake_processes(seen.pipes)
         self._requeue(seen.dead)
@@ -303,9 +300,7 @@ class SqliteStore(Store):
         owners: set[str] = self._database.read(self._database.queues.consumers, name)
         lost = [each for each in owners if is_lost(each)]
         for owner in lost:
-            self._wake_processes(
-                self._database.write(maintenance.leave, self._database.queues, owner)
-            )
+            self._wake_processes(self._database.write(messages.leave, self._database.queues, owner))
         return bool(lost)
 
     def _forget(self, name: str) -> None:
@@ -407,7 +402,7 @@ class SqliteStore(Store):
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         if self._is_registered:
-            self._database.write(maintenance.renew, self.owner, self.lease)
+            self._database.write(messages.renew_owner, self.owner, self.lease)
         if not handles:
             return ()
         lost: list[messages.Handle] = self._database.write(messages.renew, handles, self.lease)

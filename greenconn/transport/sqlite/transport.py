@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
 from greenconn.broker.transport import StoreOptions, StoreTransport
-from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.database import SqliteOptions
 from greenconn.transport.sqlite.store import SqliteStore
 
 #: How to write the address.
@@ -37,7 +37,7 @@ class Channel(StoreChannel[StoreLink]):
 class Transport(StoreTransport):
     """``sqlite:///path.db``: one file, shared by the processes of one machine, without a server.
 
-    ``transport_options`` are those of :class:`~greenconn.transport.sqlite.options.SqliteOptions`.
+    ``transport_options`` are those of :class:`~greenconn.transport.sqlite.database.SqliteOptions`.
     """
 
     Channel = Channel

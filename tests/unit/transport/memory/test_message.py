@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from greenconn.compression import compress
 from greenconn.exceptions import PreconditionFailed, ResourceLocked
 from greenconn.testing import ManualClock
-from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.link import Channel
-from greenconn.transport.memory.message import Entry, Message, WaitingMessages, size_of
-from greenconn.transport.memory.timer import HubClock, Timer
+from greenconn.transport.memory.broker import Broker, HubClock, Timer
+from greenconn.transport.memory.queue import Entry, Message, WaitingMessages, size_of
+from greenconn.transport.memory.transport import Channel
 
 
 def test_body_is_delivered_as_it_is(channel: Channel) -> None:

@@ -7,7 +7,7 @@ from time import monotonic
 from gevent.event import Event
 
 from greenconn.testing import ManualClock
-from greenconn.transport.memory.timer import HubClock, Timer
+from greenconn.transport.memory.broker import HubClock, Timer
 
 SOON = 20.0
 

@@ -11,8 +11,7 @@ import pytest
 from greenconn.broker.port import Entry, Settlement, SettleRequest
 from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.transport.sqlite.messages import Claim, claim, put, settle
-from greenconn.transport.sqlite.queues import Queues
-from greenconn.transport.sqlite.sql import SCHEMA
+from greenconn.transport.sqlite.queues import SCHEMA, Queues
 
 
 def steps(waiting: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.transport.sqlite.options import SqliteOptions
+from greenconn.transport.sqlite.database import SqliteOptions
 
 
 def test_values_that_are_taken() -> None:
