@@ -11,7 +11,6 @@ import gevent
 import pytest
 from gevent.event import Event
 
-import greenconn
 from greenconn import App, Queue
 from greenconn.exceptions import RemoteError
 from greenconn.testing import MemoryBroker
@@ -49,38 +48,10 @@ def test_consumers_and_servers_run_together(app: App) -> None:
     assert add([4]) == 4  # it is still the function
 
 
-def test_what_is_declared_runs_at_the_broker_of_the_application(unique_memory: str) -> None:
-    app = App(unique_memory)
-    handled = Event()
-    app.consumer("mail")(lambda body, message: handled.set())
-    started = app.start()
-    assert app.start() == started  # not twice
-    assert app.wait_ready(SOON)
-    assert app.connection is not None
-    greenconn.publish("mail", 1, connection=app.connection)
-    assert handled.wait(SOON)
-    with pytest.raises(RuntimeError, match=r"must be called before start\(\): consumers run"):
-        app.configure("memory://")
-    assert app.stop(SOON)
-    assert app.consumers == []
-    again = app.start()
-    assert again != started
-    assert app.stop(SOON)
-    app.connection.close()
-
-
 @pytest.fixture
 def unique_memory() -> Iterator[str]:
     with MemoryBroker() as broker:
         yield broker.url
-
-
-def test_an_application_in_text(unique_memory: str) -> None:
-    app = App()
-    assert repr(app) == "<App: 0 consumers, the default connection>"
-    app.consumer("mail")(lambda body, message: None)
-    app.configure(unique_memory)
-    assert repr(app).startswith("<App: 1 consumers, memory://")
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
 import gevent
 import pytest
-from gevent.event import Event
 
-from greenconn import defaults, health, rpc
+from greenconn import defaults, health
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import NotFound
 from greenconn.green.hub import PerHub
-from greenconn.publishing import publish
 from greenconn.service.health import Probes, check
 from greenconn.session import session as module
 from greenconn.testing import MemoryBroker
@@ -29,7 +26,6 @@ from greenconn.worker import spawn_consumer, stop_consumers
 from greenconn.worker.consumer import failures
 
 SOON = 30.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +56,6 @@ def ask(app: Any, path: str, method: str = "GET") -> tuple[str, dict[str, str], 
 
     body = b"".join(app({"PATH_INFO": path, "REQUEST_METHOD": method}, start_response))
     return given[0], given[1], body
-
-
-def test_a_process_that_does_nothing_is_well() -> None:
-    found = check()
-    assert found.connections == ()
-    assert found.is_live
-    assert found.is_ready
 
 
 def test_connections_that_are_in_use_are_shown(connection: Connection, url: str) -> None:
@@ -108,25 +97,6 @@ def test_consumers_are_shown_from_beginning_to_end(connection: Connection) -> No
     assert check(SOON).is_ready
     consumer.stop(SOON)
     assert check().consumers == ()
-
-
-def test_one_that_ends_is_not_ready(connection: Connection) -> None:
-    entered, go_on = Event(), Event()
-
-    def handle(body: Any, message: Any) -> None:
-        entered.set()
-        go_on.wait(SOON)
-
-    consumer = spawn_consumer("q", handle, connection=connection)
-    publish("q", 1, connection=connection)
-    assert entered.wait(SOON)
-    assert check().is_ready
-    stopping = gevent.spawn(consumer.stop)
-    gevent.idle()
-    assert check().consumers[0].state == "stopping"
-    assert not check().is_ready
-    go_on.set()
-    assert stopping.get(timeout=SOON)
 
 
 def test_one_that_the_broker_refused_needs_a_restart(connection: Connection) -> None:
@@ -220,13 +190,6 @@ def test_no_password_is_shown(amqp_url: str) -> None:
         password = connection.password
         assert f":{password}@" not in json.dumps(check().as_dict())
         assert ":**@" in check().connections[0].url
-
-
-def test_a_server_of_calls_is_a_consumer(connection: Connection) -> None:
-    server = rpc.spawn_server("add", sum, connection=connection)
-    assert server.answers_calls
-    assert check(SOON).is_ready
-    server.stop(SOON)
 
 
 # Probes

@@ -8,12 +8,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenconn.service.offsets import FileOffsets, QueueOffsets
-
-
-def test_an_offset_is_there_for_the_next_program(tmp_path: Path) -> None:
-    FileOffsets(tmp_path).store("invoices", "billing", 7)
-    assert FileOffsets(tmp_path).load("invoices", "billing") == 7
+from greenconn.service.offsets import FileOffsets
 
 
 def test_the_last_one_counts(tmp_path: Path) -> None:
@@ -76,12 +71,3 @@ def test_greenlets_run_while_a_file_is_written(
     storing.get(timeout=30)
     os.close(read)
     os.close(write)
-
-
-def test_queues_are_named_by_reader_and_stream() -> None:
-    queue = QueueOffsets().queue("invoices", "billing")
-    assert (queue.name, queue.max_length) == ("offsets.billing@invoices", 1)
-    assert queue.queue_arguments == {"x-queue-type": "quorum"}
-    own = QueueOffsets(prefix="my.", queue_arguments={"x-queue-type": "classic"})
-    assert own.queue("invoices", "billing").name == "my.billing@invoices"
-    assert own.queue("invoices", "billing").queue_arguments == {"x-queue-type": "classic"}

@@ -14,7 +14,7 @@ import pytest
 
 import greenconn
 from greenconn import App, Queue
-from greenconn.service.periodic import Cron, Every, WallClock, spawn_periodic
+from greenconn.service.periodic import Cron, Every, spawn_periodic
 from greenconn.testing import ManualClock, MemoryBroker
 from tests.fix_wires import until
 
@@ -29,20 +29,6 @@ def app() -> App:
 def at(text: str, zone: Any = timezone.utc) -> float:
     """Return the seconds since 1970 of a local time."""
     return datetime.fromisoformat(text).replace(tzinfo=zone).timestamp()
-
-
-def test_periods_begin_in_1970() -> None:
-    assert [Every(60).following(each) for each in (0.0, 59.9, 60.0, 61.0)] == [60, 60, 120, 120]
-    assert Every(0.5).following(10.2) == 10.5
-    assert repr(Every(0.5)) == "every 0.5 s"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "after"),
-    [(0.1, 627431368.9), (0.3, 1226959925.3999999), (70.2628526473258, 1116976859.5511506)],
-)
-def test_the_next_period_is_later_than_now(seconds: float, after: float) -> None:
-    assert 0 < Every(seconds).following(after) - after < 1.5 * seconds
 
 
 def test_a_clock_that_is_set_back_delays_no_period() -> None:
@@ -307,37 +293,6 @@ def test_a_stop_waits_for_the_call_that_runs(app: App) -> None:
     assert ended == [1]
 
 
-@contextmanager
-def two_programs() -> Iterator[tuple[Any, list[str]]]:
-    """Run one schedule in two applications on one broker in memory."""
-    made: list[str] = []
-    first, second = App(), App()
-    first.every(60, name="one")(lambda: made.append("first"))
-    second.every(60, name="one")(lambda: made.append("second"))
-    with first.testing() as test:
-        second._clock = test.clock
-        second.start()
-        assert second.wait_ready(SOON)
-        yield (test, first), made
-        assert second.stop(SOON)
-
-
-def test_one_of_two_programs_calls_and_the_other_goes_on() -> None:
-    with two_programs() as ((test, first), made):
-        for _ in range(3):
-            test.clock.move(60)
-            test.wait_until_handled(SOON)
-        assert made == ["first"] * 3
-        test.clock.move(59)
-        assert first.stop(SOON)
-        test.clock.move(30)  # missed by the one that has stopped, if the other was not there
-        until(lambda: len(made) == 4)
-        assert made[-1] == "second"
-        test.clock.move(60)
-        until(lambda: len(made) == 5)
-        assert made[-1] == "second"
-
-
 def test_a_token_of_another_schedule_says_nothing(app: App) -> None:
     calls: list[int] = []
     app.every(60, name="changed")(lambda: calls.append(1))
@@ -352,12 +307,3 @@ def test_a_token_of_another_schedule_says_nothing(app: App) -> None:
         test.clock.move(60)
         test.wait_until_handled(SOON)
         assert calls == [1]
-
-
-def test_the_clock_of_the_system() -> None:
-    clock = WallClock()
-    assert abs(clock.now() - datetime.now(timezone.utc).timestamp()) < SOON
-    came = gevent.event.Event()
-    stop = clock.call_later(0.001, came.set)
-    assert came.wait(SOON)
-    stop()

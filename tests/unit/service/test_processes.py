@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from greenconn.service.processes import command_line, is_managed, parse_address
+from greenconn.service.processes import parse_address
 from tests.integration.processes import run
 
 pytestmark = [pytest.mark.programs]
@@ -116,11 +115,6 @@ def test_a_process_that_cannot_be_started_is_tried_later_and_spares_the_others(
     assert outcome.output == "3\n"
     assert "process 1 cannot be started, tried again in 1 s" in outcome.errors
     assert outcome.errors.count("was started") == 2
-
-
-def test_this_process_is_not_managed() -> None:
-    assert not is_managed()
-    assert command_line()[0] == sys.executable
 
 
 @pytest.mark.parametrize(

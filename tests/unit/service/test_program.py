@@ -12,7 +12,6 @@ import pytest
 
 from greenconn import App
 from greenconn.service.program import SourceFiles, applications_in, files_of_error, load_app
-from greenconn.service.program import __file__ as own_file
 
 
 @pytest.fixture
@@ -89,12 +88,6 @@ def test_a_further_file_may_be_written_later(tmp_path: Path) -> None:
     waiting.kill()
 
 
-def test_what_is_installed_is_not_looked_at() -> None:
-    files = SourceFiles()._loaded()
-    assert own_file in files
-    assert not [each for each in files if "site-packages" in each or each == os.__file__]
-
-
 def test_files_of_an_error(tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("nonsense (")
@@ -142,7 +135,3 @@ def test_applications(tmp_path: Path) -> None:
         "shop.tasks:app",
         "shop.deep.est.tasks:app",
     ]
-
-
-def test_an_empty_directory(tmp_path: Path) -> None:
-    assert applications_in(str(tmp_path)) == []

@@ -50,15 +50,6 @@ def counts(taken: list[SharedChannel]) -> list[int]:
     return [each.consumers for each in dict.fromkeys(taken)]
 
 
-def test_fifty_consumers_share_a_channel() -> None:
-    channels, link = expecting(1), Link()
-    taken = [channels.acquire(link, 10) for _ in range(2 * CONSUMERS_PER_CHANNEL + 1)]
-    assert counts(taken) == [CONSUMERS_PER_CHANNEL, CONSUMERS_PER_CHANNEL, 1]
-    channels.release(taken[0])
-    assert {channels.acquire(link, 10) for _ in range(2)} == {taken[0], taken[-1]}
-    assert counts(taken) == [CONSUMERS_PER_CHANNEL, CONSUMERS_PER_CHANNEL, 2]
-
-
 def test_consumers_that_begin_together_are_spread_over_the_channels_that_they_need() -> None:
     count = 4 * CONSUMERS_PER_CHANNEL - 1
     channels = expecting(count)
@@ -66,18 +57,6 @@ def test_consumers_that_begin_together_are_spread_over_the_channels_that_they_ne
         taken = [channels.acquire(link, 10) for _ in range(count)]
         assert len(set(taken[:4])) == 4
         assert sorted(counts(taken)) == [CONSUMERS_PER_CHANNEL - 1, *[CONSUMERS_PER_CHANNEL] * 3]
-
-
-def test_consumers_that_end_leave_room_for_others() -> None:
-    channels, link = expecting(2 * CONSUMERS_PER_CHANNEL), Link()
-    taken = [channels.acquire(link, 10) for _ in range(2 * CONSUMERS_PER_CHANNEL)]
-    for shared in taken:
-        channels.release(shared)
-        channels.stop_expecting(10)
-    assert counts(taken) == [0, 0]
-    channels.expect(10)
-    again = [channels.acquire(link, 10) for _ in range(CONSUMERS_PER_CHANNEL + 1)]
-    assert set(again) == set(taken)
 
 
 def test_a_channel_has_one_prefetch_which_is_sent_once() -> None:
@@ -112,21 +91,6 @@ def test_a_channel_whose_prefetch_did_not_arrive_is_given_it_again() -> None:
     with pytest.raises(TimeoutError):
         shared.open(link)
     assert shared.open(link).prefetches == [10, 10]
-
-
-def test_a_private_one_is_shared_with_nobody() -> None:
-    channels, link = expecting(CONSUMERS_PER_CHANNEL), Link()
-    shared = channels.acquire(link, 10)
-    private = channels.acquire(link, 10, is_private=True)
-    assert private is not shared
-    assert channels.acquire(link, 10) is shared
-    assert channels.acquire(link, 10, is_private=True) is not private
-    channels.release(private)
-    assert channels.acquire(link, 10, is_private=True) is private
-    channels.release(private)
-    for _ in range(CONSUMERS_PER_CHANNEL - 2):
-        channels.acquire(link, 10)
-    assert channels.acquire(link, 10) is private
 
 
 def test_closed_channels_and_former_lives_are_forgotten() -> None:

@@ -13,29 +13,12 @@ from greenconn.connection import Connection
 from greenconn.defaults import configure, default_connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
-    AccessRefused,
     NotFound,
-    PreconditionFailed,
-    RecoverableConnectionError,
 )
 from greenconn.publishing import publish
-from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer
+from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
-
-
-def test_a_message_is_handled_and_acked(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    broker.declare("mail")
-    broker.publish("mail", {"to": "you"})
-    consumer = spawn_consumer("mail", seen, connection=connection)
-    seen.wait(1)
-    assert seen.bodies == [{"to": "you"}]
-    assert seen.messages[0].acknowledged
-    assert seen.messages[0].delivery_info["routing_key"] == "mail"
-    assert consumer.stop(CAME)
-    assert broker.ready("mail") == 0
 
 
 def test_it_returns_at_once_and_reports_when_it_is_ready(
@@ -94,13 +77,6 @@ def test_numbers(connection: Connection, broker: Broker, seen: RecordingHandler)
     assert consumer.stats()["in_flight"] == 0
 
 
-def test_a_queue_that_does_not_exist_is_declared_durable(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    assert spawn_consumer("new", seen, connection=connection).wait_ready(CAME)
-    broker.declare("new")  # with other arguments this would be refused
-
-
 def test_a_queue_that_exists_is_used_as_it_is(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
@@ -114,18 +90,6 @@ def test_a_queue_object_is_declared_with_its_bindings(
     queue = Queue("video", Exchange("media", "topic"), "video.#")
     assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
     broker.connection.Producer().publish("x", exchange="media", routing_key="video.short")
-    seen.wait(1)
-
-
-def test_a_queue_that_the_broker_names(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    names: list[str] = []
-    queue = Queue("", exclusive=True, on_declared=lambda name, *counts: names.append(name))
-    assert spawn_consumer(queue, seen, connection=connection).wait_ready(CAME)
-    assert len(names) == 1
-    assert queue.name == ""
-    broker.publish(names[0], "x")
     seen.wait(1)
 
 
@@ -143,18 +107,6 @@ def test_an_error_in_a_program_ends_it_with_its_traceback(
     assert "in on_declared" in record.exc_text
 
 
-def test_a_queue_with_other_arguments_is_refused_for_good(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    broker.declare("q", **{"x-max-length": 7})
-    consumer = spawn_consumer(Queue("q", max_length=8), seen, connection=connection)
-    with pytest.raises(PreconditionFailed, match="x-max-length"):
-        consumer.wait_ready(CAME)
-    with pytest.raises(PreconditionFailed):
-        consumer.get(timeout=CAME)
-    assert consumer.state is ConsumerState.FAILED
-
-
 def test_a_refusal_is_reported_without_our_own_frames(
     connection: Connection, seen: RecordingHandler
 ) -> None:
@@ -165,84 +117,6 @@ def test_a_refusal_is_reported_without_our_own_frames(
         places = [str(each.path) for each in info.traceback]
         ours = [place for place in places if "greenconn/" in place and "/tests/" not in place]
         assert all(place.endswith("greenconn/worker/consumer.py") for place in ours)
-
-
-@pytest.mark.parametrize("queue", ["absent", Queue("absent"), Queue("absent", no_declare=True)])
-def test_a_passive_queue_that_does_not_exist(
-    connection: Connection, seen: RecordingHandler, queue: Any
-) -> None:
-    options: dict[str, Any] = {"passive": True}
-    if isinstance(queue, Queue) and queue.no_declare:
-        options.clear()
-    consumer = spawn_consumer(queue, seen, connection=connection, **options)
-    with pytest.raises(NotFound):
-        consumer.wait_ready(CAME)
-    with pytest.raises(NotFound):
-        consumer.get(timeout=CAME)
-    with pytest.raises(NotFound):
-        consumer.wait_ready()
-
-
-def test_an_exclusive_consumer_beside_another_one(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    assert spawn_consumer("q", seen, connection=connection, exclusive=True).wait_ready(CAME)
-    neighbours = [spawn_consumer(f"n{number}", seen, connection=connection) for number in range(5)]
-    assert all(each.wait_ready(CAME) for each in neighbours)
-    second = spawn_consumer("q", seen, connection=connection, exclusive=True)
-    with pytest.raises(AccessRefused):
-        second.wait_ready(CAME)
-    assert all(each.state is ConsumerState.RUNNING for each in neighbours)
-    with pytest.raises(AccessRefused):
-        second.get(timeout=CAME)
-
-
-def test_several_queues_share_handlers_and_prefetch(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    names = ["a", "b", "c"]
-    for name in names:
-        broker.declare(name)
-        broker.publish(name, *[f"{name}{number}" for number in range(8)])
-    seen.gate.clear()
-    consumer = spawn_consumer(
-        [*names[:2], Queue("c")], seen, connection=connection, concurrency=2, prefetch_count=7
-    )
-    assert consumer.wait_ready(CAME)
-    until(lambda: consumer.stats()["received"] == 7)
-    gevent.sleep(0.02)
-    assert consumer.stats()["received"] == 7
-    assert [8 - broker.ready(name) for name in names] == [3, 2, 2]
-    seen.gate.set()
-    until(lambda: len(seen.done) == 24)
-    assert seen.peak == 2
-
-
-@pytest.mark.parametrize("concurrency", [1, 2, 5])
-def test_as_many_handlers_run_as_may(
-    connection: Connection, broker: Broker, seen: RecordingHandler, concurrency: int
-) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(20))
-    seen.gate.clear()
-    spawn_consumer("q", seen, connection=connection, concurrency=concurrency, prefetch_count=20)
-    seen.wait(concurrency)
-    gevent.sleep(0.02)
-    assert seen.running == concurrency
-    seen.gate.set()
-    until(lambda: len(seen.done) == 20)
-    assert seen.peak == concurrency
-    assert sorted(seen.done) == list(range(20))
-
-
-def test_one_handler_at_a_time_keeps_the_order(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(200))
-    spawn_consumer("q", seen, connection=connection)
-    until(lambda: len(seen.done) == 200)
-    assert seen.bodies == list(range(200))
 
 
 def test_a_message_that_comes_while_all_workers_leave_is_not_forgotten(
@@ -421,59 +295,3 @@ def test_the_loop_of_a_busy_handler_lets_others_run(
     until(lambda: len(handled) == 2000)
     ticking.kill()
     assert len({each for each in ticks if 0 < each < 2000}) >= 3
-
-
-def test_a_broker_that_refuses_the_login(
-    seen: RecordingHandler, scripted_refusal: Connection
-) -> None:
-    consumer = spawn_consumer("q", seen, connection=scripted_refusal)
-    with pytest.raises(AccessRefused, match="nobody"):
-        consumer.wait_ready(CAME)
-    with pytest.raises(AccessRefused):
-        consumer.get(timeout=CAME)
-
-
-@pytest.fixture
-def scripted_refusal(unique: str) -> Connection:
-    """A connection that the broker does not let in."""
-    from greenconn.transport.memory import Transport
-
-    class Refusing(Transport):
-        def establish_connection(self, deadline: Any = None) -> Any:
-            raise AccessRefused("ACCESS_REFUSED - nobody may enter", (10, 30))
-
-    return Connection("memory://", transport=Refusing)
-
-
-def test_a_broker_that_is_away_is_waited_for(seen: RecordingHandler, unique: str) -> None:
-    from greenconn.transport.memory import Transport
-
-    is_there = Event()
-
-    class Away(Transport):
-        def establish_connection(self, deadline: Any = None) -> Any:
-            if not is_there.is_set():
-                raise ConnectionRefusedError("nobody listens")
-            return super().establish_connection(deadline)
-
-    with Connection(f"memory:///{unique}", transport=Away, connect_timeout=0.05) as connection:
-        consumer = spawn_consumer("q", seen, connection=connection)
-        assert consumer.wait_ready(0.3) is False
-        assert not consumer.ready()
-        is_there.set()
-        assert consumer.wait_ready(CAME)
-        assert consumer.stop(CAME)
-
-
-def test_stopping_while_the_broker_is_away(seen: RecordingHandler) -> None:
-    from greenconn.transport.memory import Transport
-
-    class Away(Transport):
-        def establish_connection(self, deadline: Any = None) -> Any:
-            raise RecoverableConnectionError("nobody listens")
-
-    with Connection("memory://", transport=Away) as connection:
-        consumers = [spawn_consumer("q", seen, connection=connection) for _ in range(100)]
-        gevent.sleep(0.05)
-        assert all(each.stop(CAME) for each in consumers)
-        assert all(each.get()["state"] == "stopped" for each in consumers)

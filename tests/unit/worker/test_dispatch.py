@@ -12,7 +12,6 @@ from gevent.event import Event
 
 from greenconn.green.hub import yield_to_hub
 from greenconn.worker.dispatch import (
-    KEPT,
     BatchDispatcher,
     Dispatcher,
     MessageBatch,
@@ -57,38 +56,6 @@ def end(pool: WorkerPool) -> None:
     """Leave no greenlet behind."""
     pool.resize(0)
     yield_to_hub()
-
-
-def test_many_dispatchers_with_a_message_each_need_few_workers(made: list[Worker]) -> None:
-    pool = WorkerPool()
-    done: list[int] = []
-    for number, dispatcher in enumerate(dispatchers(pool, done.append)):
-        dispatcher.put(number)
-    until(lambda: len(done) == MANY)
-    assert done == list(range(MANY))
-    assert len(made) <= 2
-    end(pool)
-
-
-def test_as_many_workers_run_as_handlers_wait(made: list[Worker]) -> None:
-    pool, gate = WorkerPool(), Event()
-    begun: list[int] = []
-
-    def run(number: int) -> None:
-        begun.append(number)
-        gate.wait()
-
-    every = dispatchers(pool, run)
-    for number, dispatcher in enumerate(every):
-        dispatcher.put(number)
-    until(lambda: len(begun) == MANY)
-    assert not any(dispatcher.is_idle for dispatcher in every)
-    gate.set()
-    until(lambda: all(dispatcher.is_idle for dispatcher in every))
-    assert len(made) <= MANY + 1
-    yield_to_hub()
-    assert sum(not worker.greenlet.dead for worker in made) <= KEPT
-    end(pool)
 
 
 def test_an_interrupted_worker_touches_no_other_dispatcher(made: list[Worker]) -> None:

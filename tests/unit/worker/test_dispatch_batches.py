@@ -82,47 +82,6 @@ def test_what_does_not_fill_a_batch_waits_for_the_interval(
     assert batches.all[2] == [13]
 
 
-def test_the_interval_counts_from_the_oldest_message(
-    connection: Connection, broker: Broker, batches: Batches
-) -> None:
-    consumer = spawn_consumer(
-        "q", batches, connection=connection, batch_size=100, batch_interval=0.1
-    )
-    assert consumer.wait_ready(CAME)
-    began = monotonic()
-    for number in range(8):
-        broker.publish("q", number)
-        gevent.sleep(0.02)
-    until(lambda: len(batches.flat) == 8)
-    assert batches.at[0] - began >= 0.09
-    assert len(batches.all[0]) < 8
-
-
-def test_what_waited_longer_than_the_interval_behind_a_handler_goes_at_once(
-    connection: Connection, broker: Broker, batches: Batches
-) -> None:
-    batches.gate.clear()
-    broker.publish("q", *range(3))
-    spawn_consumer(
-        "q", batches, connection=connection, batch_size=2, batch_interval=0.05, prefetch_count=10
-    )
-    until(lambda: len(batches.all) == 1)
-    gevent.sleep(0.07)
-    batches.gate.set()
-    until(lambda: len(batches.all) == 2)
-    assert batches.all[1] == [2]
-
-
-def test_batches_run_at_once(connection: Connection, broker: Broker, batches: Batches) -> None:
-    batches.gate.clear()
-    broker.publish("q", *range(12))
-    spawn_consumer(
-        "q", batches, connection=connection, batch_size=4, concurrency=3, batch_interval=30
-    )
-    until(lambda: len(batches.all) == 3)
-    batches.gate.set()
-
-
 def test_a_batch_fails_as_one(connection: Connection, broker: Broker, batches: Batches) -> None:
     batches.failures = 1
     broker.publish("q", *range(4))
@@ -145,25 +104,6 @@ def test_a_batch_is_retried_as_one(
     assert consumer.stats()["retried"] == 8
     assert consumer.stop(CAME)
     assert broker.ready("q") == 0
-
-
-def test_a_batch_is_interrupted_as_one(connection: Connection, broker: Broker) -> None:
-    begun = Event()
-
-    def handler(bodies: list[Any], messages: list[Any]) -> None:
-        begun.set()
-        Event().wait()
-
-    for number in range(4):
-        broker.connection.Producer().publish(number, routing_key="q", message_id=f"m{number}")
-    consumer = spawn_consumer(
-        "q", handler, connection=connection, batch_size=4, retry=Retry(delay=60.0)
-    )
-    assert begun.wait(CAME)
-    assert consumer.interrupt("m2")
-    until(lambda: broker.ready("dead") == 4)
-    stats = consumer.stats()
-    assert (stats["failed"], stats["rejected"], stats["retried"]) == (4, 4, 0)
 
 
 def test_what_a_handler_settled_leaves_its_batch(connection: Connection, broker: Broker) -> None:

@@ -16,7 +16,6 @@ from greenconn.green.supervisor import HandlerHistory
 from greenconn.testing import MemoryBroker
 from greenconn.worker import dispatch
 from greenconn.worker.dispatch import SAMPLING_INTERVAL, BlockingMonitor
-from greenconn.worker.group import group_of
 
 CAME = 30.0
 #: Blocks in a patched process, too.
@@ -126,25 +125,3 @@ def test_only_a_late_sample_is_a_block(
         assert "handler builtins.print of queue 'q' blocked the hub for 0.9 s" in line
     finally:
         monitor.stop()
-
-
-def test_the_hub_is_not_sampled_while_no_handler_runs(broker: MemoryBroker) -> None:
-    consumer = greenconn.spawn_consumer("q", lambda body, message: None)
-    assert consumer.wait_ready(CAME)
-    monitor = group_of(consumer.lifecycle.session).pool.monitor
-    assert not monitor.is_running
-    greenconn.publish("q", 1)
-    handled(1, consumer)
-    assert not monitor.is_running
-    assert monitor._timer is None
-
-
-def test_the_monitor_ends_with_the_consumers(broker: MemoryBroker) -> None:
-    consumer = greenconn.spawn_consumer("q", lambda body, message: gevent.sleep(100))
-    greenconn.publish("q", 1)
-    monitor: BlockingMonitor = group_of(consumer.lifecycle.session).pool.monitor
-    with gevent.Timeout(CAME):
-        while not monitor.is_running:
-            gevent.sleep(0.01)
-    consumer.stop(0.01)
-    assert not monitor.is_running

@@ -15,7 +15,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.connection import Connection
-from greenconn.exceptions import ContentDisallowed, DecodeError
+from greenconn.exceptions import ContentDisallowed
 from greenconn.options import Retry
 from greenconn.worker import ConsumerGreenlet, ConsumerState, Interrupted, spawn_consumer
 from greenconn.worker.handling import Handling
@@ -70,29 +70,6 @@ def count(consumer: ConsumerGreenlet, **expected: int) -> None:
     until(lambda: numbers() == expected)
 
 
-@pytest.mark.parametrize("error", [Boom("no"), gevent.Timeout(3)])
-def test_a_failure_rejects(
-    connection: Connection,
-    broker: Broker,
-    seen: RecordingHandler,
-    failures: list[logging.LogRecord],
-    error: BaseException,
-) -> None:
-    seen.error = error
-    broker.publish("q", "secret body")
-    consumer = spawn_consumer("q", seen, connection=connection)
-    count(consumer, failed=1, rejected=1, handled=0, requeued=0)
-    assert broker.get("dead") == "secret body"
-    assert consumer.state is ConsumerState.RUNNING
-    record = next(each for each in failures if each.exc_info)
-    assert record.levelno == logging.ERROR
-    assert record.exc_info is not None
-    assert record.exc_info[1] is error
-    assert "'q'" in record.getMessage()
-    assert "delivery 1" in record.getMessage()
-    assert not of(failures, "secret body")
-
-
 def test_each_failure_is_logged_once(
     connection: Connection,
     broker: Broker,
@@ -104,20 +81,6 @@ def test_each_failure_is_logged_once(
     consumer = spawn_consumer("q", seen, connection=connection)
     count(consumer, rejected=5)
     assert len(failures) == len([each for each in failures if each.exc_info]) == 5
-
-
-def test_requeue(connection: Connection, broker: Broker) -> None:
-    calls: list[Any] = []
-
-    def handler(body: Any, message: Any) -> None:
-        calls.append(message.delivery_info["redelivered"])
-        if len(calls) < 3:
-            raise Boom
-
-    broker.publish("q", "x")
-    consumer = spawn_consumer("q", handler, connection=connection, on_error="requeue")
-    count(consumer, failed=2, requeued=2, handled=1, received=3)
-    assert calls == [False, True, True]
 
 
 def test_on_error_may_settle_the_message(
@@ -179,15 +142,6 @@ def test_a_handler_that_settled_is_left_alone(
     assert broker.ready("dead") == (answer == "reject")
 
 
-def test_a_handler_may_ack_itself(connection: Connection, broker: Broker) -> None:
-    def handler(body: Any, message: Any) -> None:
-        message.ack()
-
-    broker.publish("q", *range(3))
-    consumer = spawn_consumer("q", handler, connection=connection)
-    count(consumer, handled=3, failed=0)
-
-
 def test_retries(connection: Connection, broker: Broker, failures: list[logging.LogRecord]) -> None:
     calls: list[float] = []
 
@@ -209,45 +163,6 @@ def test_retries(connection: Connection, broker: Broker, failures: list[logging.
     levels = [each.levelname for each in failures if each.exc_info]
     assert levels == ["WARNING"] * 3 + ["ERROR"]
     assert broker.ready("dead") == 1
-
-
-def test_a_retry_that_succeeds(connection: Connection, broker: Broker) -> None:
-    calls: list[Any] = []
-
-    def handler(body: Any, message: Any) -> None:
-        calls.append(body)
-        if calls.count(body) < 2:
-            raise Boom
-
-    broker.publish("q", "a", "b")
-    consumer = spawn_consumer("q", handler, connection=connection, retry={"delay": 0.01})
-    count(consumer, failed=2, retried=2, handled=2, rejected=0, received=2)
-    assert not consumer.lifecycle.handling._backoffs
-    assert consumer.stop(CAME)
-    assert broker.ready("q") == 0
-
-
-def test_while_a_message_waits_for_its_retry_the_place_is_free(
-    connection: Connection, broker: Broker
-) -> None:
-    calls: list[Any] = []
-
-    def handler(body: Any, message: Any) -> None:
-        calls.append(body)
-        if body == "bad":
-            raise Boom
-
-    retry = {"delay": 30, "hold": "process"}
-    broker.publish("q", "bad", *range(5))
-    consumer = spawn_consumer("q", handler, connection=connection, retry=retry, prefetch_count=3)
-    until(lambda: len(calls) == 6)
-    assert calls == ["bad", 0, 1, 2, 3, 4]
-    # It waits here, unacked.
-    assert consumer.stats()["in_flight"] == 1
-    assert broker.ready("q") == 0
-    assert consumer.stop(CAME)
-    assert broker.ready("q") == 1
-    assert consumer.get()["requeued"] == 1
 
 
 class Delivered:
@@ -621,18 +536,6 @@ def test_a_type_that_is_not_accepted(
     assert seen.bodies == [{"a": 1}]
 
 
-def test_text_and_bytes_are_accepted_and_pickle_is_not(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    producer = broker.connection.Producer()
-    producer.publish("text", routing_key="q", content_type="text/plain", content_encoding="utf-8")
-    producer.publish(b"\0\1", routing_key="q")
-    producer.publish({"a": 1}, routing_key="q", serializer="pickle")
-    consumer = spawn_consumer("q", seen, connection=connection)
-    count(consumer, handled=2, failed=1, rejected=1)
-    assert seen.bodies == ["text", b"\0\1"]
-
-
 @pytest.mark.parametrize("raises", [False, True])
 def test_what_on_decode_error_leaves_is_rejected(
     connection: Connection, broker: Broker, seen: RecordingHandler, raises: bool
@@ -663,18 +566,3 @@ def test_without_need_of_an_ack_a_failure_is_counted_and_judged(
     count(consumer, failed=1, rejected=0)
     until(lambda: judged == [seen.error])
     assert broker.ready("dead") == 0
-
-
-def test_decode_errors_are_the_librarys(connection: Connection, broker: Broker) -> None:
-    notified: list[Any] = []
-    broker.connection.Producer().publish(
-        b"\xff", routing_key="q", content_type="application/json", content_encoding="utf-8"
-    )
-    spawn_consumer(
-        "q",
-        lambda body, message: None,
-        connection=connection,
-        on_decode_error=lambda message, exc: notified.append(exc),
-    )
-    until(lambda: notified)
-    assert isinstance(notified[0], DecodeError)

@@ -14,21 +14,14 @@ from greenconn.entity import Queue
 from greenconn.entity.declaration import is_expected
 from greenconn.exceptions import PreconditionFailed
 from greenconn.green.hub import yield_to_hub
-from greenconn.options import Retry
 from greenconn.transport import memory
 from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
-from greenconn.worker.lifecycle import ENDS, MOVES
 from greenconn.worker.subscriptions import Subscription
 from tests.fix_interrupts import interruptions
 from tests.fix_leaks import live_greenlets
 from tests.fix_logs import waiting_log
 from tests.fix_wires import until
 from tests.unit.worker.conftest import CAME, Broker, RecordingHandler
-
-
-def test_the_table_of_moves_is_whole() -> None:
-    assert set(MOVES) == set(ConsumerState)
-    assert all(not MOVES[end] for end in ENDS)
 
 
 def begun(
@@ -87,13 +80,6 @@ def test_stop_interrupts_what_takes_too_long(
     assert consumer.get(block=False)["requeued"] == 6
     assert broker.ready("q") == 6
     assert seen.running == 0
-
-
-def test_stop_without_time(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
-    consumer = begun(connection, broker, seen)
-    assert consumer.stop(0) is False
-    assert consumer.ready()
-    assert broker.ready("q") == 6
 
 
 def test_stopping_twice_and_what_is_stopped(
@@ -168,24 +154,6 @@ def test_a_handler_may_pause_its_own_consumer(connection: Connection, broker: Br
     until(lambda: answers == [True])
     assert broker.ready("q") == 2
     assert consumer.stop(CAME)
-
-
-def test_pause_and_resume(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
-    consumer = begun(connection, broker, seen)
-    assert consumer.pause(CAME) is True
-    assert consumer.state.value == "paused"
-    assert (broker.ready("q"), broker.consumers("q")) == (5, 0)
-    assert consumer.wait_ready(0.01) is False
-    seen.gate.set()
-    until(lambda: seen.done == [0])
-    broker.publish("q", 6)
-    gevent.sleep(0.02)
-    assert seen.bodies == [0]
-    assert consumer.pause() is True
-    consumer.resume()
-    assert consumer.wait_ready(CAME) is True
-    until(lambda: len(seen.done) == 7)
-    assert consumer.state.value == "running"
 
 
 def test_pause_and_resume_at_once(
@@ -270,16 +238,6 @@ def test_a_closed_connection_that_is_closed_again_ends_who_was_about_to_open_it(
     assert spawn_consumer("q", seen, connection=connection, **options).wait_ready(CAME)
 
 
-def test_stopping_what_is_paused(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
-    assert consumer.pause(CAME)
-    seen.gate.set()
-    assert consumer.stop(CAME)
-    assert broker.ready("q") == 5
-
-
 def test_pausing_before_it_is_there(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
@@ -316,16 +274,6 @@ def test_what_was_killed_while_it_was_paused_stays_dead(
     assert consumer.pause() is False
     assert consumer.state is ConsumerState.KILLED
     assert broker.ready("q") == 6
-
-
-def test_a_kill_with_another_error(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = begun(connection, broker, seen)
-    consumer.kill(KeyError("mine"), timeout=CAME)
-    assert broker.ready("q") == 6
-    with pytest.raises(KeyError):
-        consumer.get()
 
 
 def test_a_kill_before_it_began(
@@ -368,18 +316,6 @@ def test_a_with_statement_kills_it(
     with pytest.raises(KeyError, match="mine"):
         consumer.get()
     assert broker.ready("q") == 6
-
-
-def test_it_counts_as_started_until_it_ends(connection: Connection, seen: RecordingHandler) -> None:
-    consumer = spawn_consumer("q", seen, connection=connection)
-    assert consumer
-    assert consumer.started
-    assert consumer.wait_ready(CAME)
-    consumer.start()  # as gevent: a second call does nothing
-    assert consumer
-    assert consumer.stop(CAME)
-    assert not consumer
-    assert not consumer.started
 
 
 def test_no_greenlet_waits_while_nothing_changes(
@@ -478,71 +414,12 @@ def test_without_ack_what_is_dropped_is_counted(
     assert "6 messages are lost" in caplog.text
 
 
-def test_all_at_once(connection: Connection, broker: Broker, seen: RecordingHandler) -> None:
-    consumers = [spawn_consumer(f"q{each}", seen, connection=connection) for each in range(50)]
-    broker.declare("q0")
-    broker.publish("q0", 1)
-    seen.wait(1)
-    assert stop_consumers(CAME)
-    assert all(each.get(block=False)["state"] == "stopped" for each in consumers)
-    assert stop_consumers() is True
-
-
-def test_all_at_once_with_one_that_takes_too_long(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    spawn_consumer("other", seen, connection=connection)
-    consumer = begun(connection, broker, seen)
-    assert stop_consumers(0.05) is False
-    assert consumer.ready()
-    assert broker.ready("q") == 6
-
-
 def accounted(broker: Broker, handled: list[Any], total: int) -> None:
     """Every message was handled, or waits in the queue; none is still held by anybody."""
     until(lambda: len(set(handled)) + broker.ready("q") >= total)
     assert broker.consumers("q") == 0
     left = [broker.get("q") for _ in range(broker.ready("q"))]
     assert sorted([*handled, *left]) == list(range(total))
-
-
-@pytest.mark.parametrize("how", ["stop", "stop_now", "kill", "pause"])
-def test_ending_under_load_loses_nothing(
-    connection: Connection, broker: Broker, long: bool, how: str
-) -> None:
-    broker.declare("q")
-    done: list[int] = []
-
-    def handler(body: int, message: Any) -> None:
-        if body % 3:
-            yield_to_hub()
-        if body % 7 == 0 and body not in failed:
-            failed.add(body)
-            raise ValueError(body)
-        done.append(body)
-
-    for round_ in range(40 if long else 12):
-        done.clear()
-        failed: set[int] = set()
-        broker.publish("q", *range(200))
-        consumer = spawn_consumer(
-            "q",
-            handler,
-            connection=connection,
-            concurrency=1 + round_ % 4,
-            retry=Retry(delay=0.001),
-        )
-        for _ in range(round_ * 3):
-            yield_to_hub()
-        if how == "pause":
-            assert consumer.pause(CAME)
-            assert consumer.stop(CAME)
-        elif how == "kill":
-            consumer.kill(timeout=CAME)
-        else:
-            consumer.stop(CAME if how == "stop" else 0)
-        assert consumer.dead
-        accounted(broker, done, 200)
 
 
 @pytest.mark.parametrize("turns", range(12))

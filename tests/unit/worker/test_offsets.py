@@ -77,38 +77,6 @@ def recording(store: Stored) -> Iterator[Recording]:
     recording.recorder.stop()
 
 
-def test_a_reader_begins_where_it_ended() -> None:
-    recording = Recording(Stored(7))
-    assert recording.position.restart() == 7
-    recording.recorder.load()
-    recording.recorder.stop()
-
-
-def test_a_new_reader_begins_where_it_is_told(recording: Recording) -> None:
-    assert recording.position.restart() == "first"
-
-
-def test_the_last_offset_is_stored_at_the_end(store: Stored, recording: Recording) -> None:
-    recording.read(0, 1, 2)
-    recording.recorder.finish(Deadline(30))
-    assert store.offsets == [3]
-    recording.recorder.finish(Deadline(30))
-    assert store.offsets == [3]
-
-
-def test_what_did_not_change_is_not_stored() -> None:
-    store = Stored(7)
-    Recording(store).recorder.finish(Deadline(30))
-    assert store.offsets == []
-
-
-def test_one_that_never_began_stores_nothing() -> None:
-    store = Stored()
-    recorder = OffsetRecorder(store, "invoices", "billing", StreamPosition("first"), 1, NEVER)
-    recorder.finish(Deadline(30))
-    assert store.offsets == []
-
-
 def test_it_is_stored_after_so_many_messages(store: Stored) -> None:
     recording = Recording(store, every=3)
     recording.read(0, 1)
@@ -173,10 +141,3 @@ def test_a_store_that_fails_is_tried_again(store: Stored, caplog: pytest.LogCapt
     store.error = None
     until(lambda: store.offsets == [1])
     recording.recorder.stop()
-
-
-def test_an_end_with_a_store_that_fails(store: Stored, recording: Recording) -> None:
-    recording.read(0)
-    store.error = OSError("no space left")
-    recording.recorder.finish(Deadline(30))
-    assert store.offsets == []

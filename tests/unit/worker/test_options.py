@@ -11,7 +11,6 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import SerializerNotInstalled
-from greenconn.green.retry import Backoff
 from greenconn.options import Retry
 from greenconn.worker import spawn_consumer
 from greenconn.worker.options import BatchArguments, ConsumerOptions, checked_options
@@ -29,32 +28,6 @@ def given(queue: Any = "q", /, **options: Any) -> ConsumerOptions:
 def consumer(**options: Any) -> ConsumerOptions:
     """The options of a call whose *options* have names of their own."""
     return checked_options("q", {"handler": handler, **options}, {})
-
-
-@pytest.mark.parametrize(
-    ("options", "prefetch"),
-    [
-        ({}, 10),
-        ({"concurrency": 4}, 10),
-        ({"concurrency": 6}, 12),
-        ({"concurrency": 100}, 200),
-        ({"prefetch_count": 3}, 3),
-        ({"prefetch_count": 0}, 0),
-        ({"concurrency": 60000}, 65535),
-    ],
-)
-def test_the_prefetch(options: dict[str, Any], prefetch: int) -> None:
-    assert consumer(**options).prefetch == prefetch
-
-
-def test_the_prefetch_is_one_for_each_queue_at_least() -> None:
-    assert given([f"q{number}" for number in range(25)]).prefetch == 25
-
-
-def test_the_prefetch_holds_all_batches() -> None:
-    assert given(batch_size=50).prefetch == 50
-    two = checked_options("q", {"handler": handler, "concurrency": 2}, {"batch_size": 50})
-    assert two.prefetch == 100
 
 
 @pytest.mark.parametrize(
@@ -179,13 +152,6 @@ def test_handlers_that_may_be_called(fit: Any) -> None:
     assert checked_options("q", {"handler": fit}, {}).handler is fit
 
 
-def test_a_retry_that_is_none() -> None:
-    with pytest.raises(
-        TypeError, match="retry must be a Retry, a dict of its arguments, or None, got 5"
-    ):
-        consumer(retry=5)
-
-
 @pytest.mark.parametrize("queue", [7, b"q", ["q", None]])
 def test_what_is_no_queue(queue: Any) -> None:
     with pytest.raises(TypeError):
@@ -196,12 +162,6 @@ def test_what_is_no_queue(queue: Any) -> None:
 def test_no_queue(queue: Any) -> None:
     with pytest.raises(ValueError):
         given(queue)
-
-
-def test_names_for_logs() -> None:
-    assert given("mail").name == "mail"
-    assert given(["mail", Queue("sms")]).name == "mail, sms"
-    assert consumer(name="post").name == "post"
 
 
 def test_a_queue_is_copied_with_what_it_is_given() -> None:
@@ -218,30 +178,6 @@ def test_accept_takes_names_and_types() -> None:
     assert consumer(accept=["json", "text/x-mine"]).accept == {"application/json", "text/x-mine"}
     with pytest.raises(SerializerNotInstalled):
         consumer(accept=["nonsense"])
-
-
-def test_arguments_of_the_consumer() -> None:
-    made = given(priority=5, offset=17, arguments={"x-mine": True}).consume_arguments()
-    assert made == {"x-priority": 5, "x-stream-offset": 17, "x-mine": True}
-
-
-def delays(**options: Any) -> list[float]:
-    """The pauses between the calls of a failing handler."""
-    policy = consumer(retry=Retry(**options)).policy
-    assert policy is not None
-    return list(Backoff(policy))
-
-
-def test_delays_without_jitter() -> None:
-    assert delays(jitter=False) == [1.0, 2.0]
-    assert delays(tries=1) == []
-    assert delays(tries=6, max_delay=5, jitter=False) == [1.0, 2.0, 4.0, 5.0, 5.0]
-    assert delays(delay=9, max_delay=5, jitter=False) == [5.0, 5.0]
-
-
-def test_delays_with_jitter() -> None:
-    for delay, whole in zip(delays(tries=5), [1.0, 2.0, 4.0, 8.0], strict=True):
-        assert whole / 2 <= delay <= whole
 
 
 class Offsets:

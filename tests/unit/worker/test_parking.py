@@ -51,13 +51,6 @@ def test_a_turn_that_comes_at_the_same_moment() -> None:
     assert begun == []
 
 
-def test_what_has_begun_is_not_dropped() -> None:
-    message = Message()
-    with Parked(message) as parked:
-        parked.begin()
-        assert not drop_parked(message)
-
-
 def test_a_failure_at_the_same_moment_is_not_the_messages() -> None:
     message = Message()
     with pytest.raises(NotBegun), Parked(message):
@@ -67,13 +60,3 @@ def test_a_failure_at_the_same_moment_is_not_the_messages() -> None:
         assert drop_parked(message)
         raise GreenletExit
     assert type(raised.value) is GreenletExit
-
-
-def test_a_decorator_inside_another_parks_again() -> None:
-    message = Message()
-    with Parked(message) as outer:
-        outer.begin()
-        with pytest.raises(NotBegun), Parked(message) as inner:
-            assert drop_parked(message)
-            inner.begin()
-        assert not drop_parked(message)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from itertools import pairwise
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ from greenconn.listeners import Listener, RetryEvent, add_listener, remove_liste
 from greenconn.options import Retry
 from greenconn.session.session import SessionState
 from greenconn.transport import memory
-from greenconn.worker import ConsumerState, spawn_consumer, stop_consumers
+from greenconn.worker import spawn_consumer, stop_consumers
 from greenconn.worker.failures import FailedMessages
 from greenconn.worker.group import SharedChannels
 from greenconn.worker.subscriptions import (
@@ -53,44 +52,6 @@ def recovered(connection: Connection, generation: int) -> None:
             and connection.session.state is SessionState.OPEN
         )
     )
-
-
-def test_all_come_back_after_a_restart(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
-) -> None:
-    names = [f"q{number}" for number in range(120)]
-    consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
-    assert all(each.wait_ready(CAME) for each in consumers)
-    tags = [each.lifecycle._subscriptions[0].tag for each in consumers]
-    for life in range(2, 5):
-        memory.restart(unique)
-        recovered(connection, life)
-        assert all(each.state is ConsumerState.RUNNING for each in consumers)
-        assert [broker.consumers(name) for name in names] == [1] * 120
-        for name in names:
-            broker.publish(name, life)
-        until(lambda expected=120 * (life - 1): len(seen.done) == expected)  # type: ignore[misc]
-    assert [each.lifecycle._subscriptions[0].tag for each in consumers] == tags
-
-
-def test_what_was_not_begun_comes_once(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
-) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(5))
-    seen.gate.clear()
-    consumer = spawn_consumer("q", seen, connection=connection)
-    until(lambda: consumer.stats()["received"] == 5)
-    memory.restart(unique)
-    recovered(connection, 2)
-    until(lambda: consumer.stats()["received"] == 10)
-    seen.gate.set()
-    until(lambda: len(seen.done) == 6)
-    # 0 was running: it went on, its ack meant nothing, and it came again.
-    assert seen.done == [0, 0, 1, 2, 3, 4]
-    assert consumer.stats()["failed"] == 0
-    assert consumer.stop(CAME)
-    assert broker.ready("q") == 0
 
 
 def test_a_failure_in_a_former_life_is_not_retried(
@@ -130,41 +91,6 @@ def test_a_retry_that_waits_is_dropped_with_its_life(
     assert not consumer.lifecycle.handling._backoffs
     assert consumer.stop(CAME)
     assert broker.ready("q") == 0
-
-
-def test_without_ack_what_was_received_is_handled_after_a_loss(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
-) -> None:
-    broker.declare("q")
-    broker.publish("q", *range(5))
-    seen.gate.clear()
-    consumer = spawn_consumer("q", seen, connection=connection, no_ack=True)
-    until(lambda: consumer.stats()["received"] == 5)
-    memory.restart(unique)
-    broker.publish("q", 5)
-    seen.gate.set()
-    until(lambda: len(seen.done) == 6)
-    assert seen.done == list(range(6))
-
-
-def test_a_deleted_queue_is_declared_again(
-    connection: Connection, broker: Broker, seen: RecordingHandler, caplog: pytest.LogCaptureFixture
-) -> None:
-    neighbour = spawn_consumer("other", seen, connection=connection)
-    consumers = [
-        spawn_consumer("plain", seen, connection=connection),
-        spawn_consumer(Queue("object", max_length=5), seen, connection=connection),
-        spawn_consumer(["one", "two"], seen, connection=connection),
-    ]
-    assert all(each.wait_ready(CAME) for each in [neighbour, *consumers])
-    for name in ("plain", "object", "two"):
-        broker.channel.queue_delete(name)
-        until(lambda: broker.consumers(name) == 1 if exists(broker, name) else False)  # noqa: B023
-        broker.publish(name, name)
-    until(lambda: len(seen.done) == 3)
-    assert broker.consumers("one") == 1
-    assert neighbour.state is ConsumerState.RUNNING
-    assert caplog.text.count("is restarted") == 3
 
 
 def exists(broker: Broker, name: str) -> bool:
@@ -287,33 +213,6 @@ def test_a_copy_that_is_lost_with_the_connection_is_not_retried_here(
     assert broker.ready("q") == 0
 
 
-def test_a_queue_that_is_deleted_again_and_again_is_followed_ever_more_slowly(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    consumer = spawn_consumer("q", seen, connection=connection)
-    assert consumer.wait_ready(CAME)
-    pauses = []
-    for _ in range(4):
-        broker.channel.queue_delete("q")
-        pauses.append(consumer.lifecycle._recovery.pause)
-        assert consumer.wait_ready(CAME)
-    assert pauses[0] == 0.0
-    assert all(pause > 0.0 for pause in pauses[1:])
-    assert all(later > earlier / 2 for earlier, later in pairwise(pauses))
-
-
-def test_a_passive_queue_that_is_deleted_ends_its_consumer(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    broker.declare("q")
-    consumer = spawn_consumer("q", seen, connection=connection, passive=True)
-    assert consumer.wait_ready(CAME)
-    broker.channel.queue_delete("q")
-    with pytest.raises(NotFound):
-        consumer.get(timeout=CAME)
-    assert consumer.state is ConsumerState.FAILED
-
-
 def test_a_queue_that_was_deleted_since_it_was_seen(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
@@ -337,32 +236,6 @@ def test_an_exchange_that_does_not_exist(connection: Connection, seen: Recording
         consumer.get(timeout=CAME)
 
 
-def test_a_channel_error_hits_only_its_own_channel(
-    connection: Connection, broker: Broker, seen: RecordingHandler
-) -> None:
-    names = [f"q{number}" for number in range(120)]
-    for name in names:
-        broker.declare(name)
-    consumers = [spawn_consumer(name, seen, connection=connection) for name in names]
-    assert all(each.wait_ready(CAME) for each in consumers)
-    shared = {each.lifecycle._subscriptions[0]._sink.channel for each in consumers}  # type: ignore[union-attr]
-    assert len(shared) == 3
-    hit: Any = consumers[0].lifecycle._subscriptions[0]._sink.channel  # type: ignore[union-attr]
-    on_it = [
-        each
-        for each in consumers
-        if each.lifecycle._subscriptions[0]._sink.channel is hit  # type: ignore[union-attr]
-    ]
-    assert len(on_it) <= 50
-    # As RabbitMQ does when a handler takes longer than its consumer timeout.
-    hit.fail(PreconditionFailed("PRECONDITION_FAILED - delivery acknowledgement timed out"))
-    states = [each.state for each in consumers]
-    assert states.count(ConsumerState.RECOVERING) == len(on_it)
-    assert all(each.wait_ready(CAME) for each in consumers)
-    assert [broker.consumers(name) for name in names] == [1] * 120
-    assert connection.session.generation == 1
-
-
 def test_an_ack_on_a_channel_that_was_closed_means_nothing(
     connection: Connection, broker: Broker, seen: RecordingHandler
 ) -> None:
@@ -377,21 +250,6 @@ def test_an_ack_on_a_channel_that_was_closed_means_nothing(
     seen.gate.set()
     until(lambda: seen.done == ["x", "x"])
     assert consumer.stats()["failed"] == 0
-
-
-def test_an_exclusive_queue_comes_back(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
-) -> None:
-    names: list[str] = []
-    queue = Queue("", exclusive=True, on_declared=lambda name, *counts: names.append(name))
-    consumer = spawn_consumer(queue, seen, connection=connection, exclusive=True)
-    assert consumer.wait_ready(CAME)
-    memory.restart(unique)
-    recovered(connection, 2)
-    assert consumer.wait_ready(CAME)
-    assert len(names) == 2
-    broker.publish(names[-1], "x")
-    seen.wait(1)
 
 
 def test_a_paused_consumer_stays_paused(
@@ -474,21 +332,6 @@ def test_a_login_that_is_refused_at_the_reconnect_is_tried_again(
     logged = [each for each in caplog.records if "trying again" in each.getMessage()]
     assert sum(each.levelno == logging.WARNING for each in logged) == 3  # once by each consumer
     memory.reset(unique)
-
-
-def test_a_dropped_connection_comes_back(
-    connection: Connection, broker: Broker, seen: RecordingHandler, unique: str
-) -> None:
-    """``collect`` forgets what a session restores; consumers see to themselves."""
-    consumer = spawn_consumer("q", seen, connection=connection)
-    assert consumer.wait_ready(CAME)
-    connection.collect()
-    assert consumer.wait_ready(CAME)
-    broker.publish("q", "x")
-    seen.wait(1)
-    memory.restart(unique)
-    recovered(connection, 3)
-    assert consumer.state is ConsumerState.RUNNING
 
 
 def test_the_log_says_little(

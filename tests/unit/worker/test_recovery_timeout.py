@@ -76,12 +76,6 @@ def test_other_errors_are_no_timeout(exc: Exception) -> None:
     assert find_overdue(dispatcher_of(message(1, used)), "handle", "q", "tag", used, exc) is None
 
 
-def test_a_delivery_of_another_consumer_or_channel_is_not_taken_for_it() -> None:
-    used = channel()
-    for other in (message(1, used, "other"), message(1, channel()), message(2, used)):
-        assert find_overdue(dispatcher_of(other), "handle", "q", "tag", used, TIMED_OUT) is None
-
-
 def test_a_cancelled_consumer_puts_back_what_no_handler_has_begun() -> None:
     used, handling = channel(), Given()
     mine, other = message(1, used), message(2, used, "other")
@@ -91,14 +85,6 @@ def test_a_cancelled_consumer_puts_back_what_no_handler_has_begun() -> None:
     cancelled.requeue()
     cancelled.requeue()
     assert handling.back == [mine]
-
-
-def test_messages_without_acks_stay() -> None:
-    used, handling = channel(), Given(is_no_ack=True)
-    dispatcher = dispatcher_of(message(1, used))
-    CancelledConsumer(dispatcher, handling, "q", "tag", used).requeue()  # type: ignore[arg-type]
-    assert len(dispatcher.inbox) == 1
-    assert handling.back == []
 
 
 @pytest.mark.parametrize(
