@@ -417,11 +417,11 @@ def _await_recreation(life: Life, entity: Any, deadline: Deadline) -> None:
         sleep(pause if (left := deadline.left()) is None else min(pause, left))
 
 
-def existence_key(target: Any) -> Any:
+def existence_key(target: str | Queue | Exchange) -> Any:
     """Return the key of *target* in ``Life.declared_entities``; None for one that cannot be cached."""
     if isinstance(target, str):
         return f"Q|{target}|"
-    return declaration_key(target) if target.can_cache_declaration else None
+    return target.declaration_key() if target.can_cache_declaration else None
 
 
 def _look_up(session: Session, name: str, passive: bool) -> None:
