@@ -46,12 +46,12 @@ def test_a_program_of_kombu_runs() -> None:
 def test_both_names_mean_the_same_objects() -> None:
     program("""
         import kombu, kombu.utils.uuid, kombu.transport.virtual.exchange
-        import greenconn.broker.exchanges as ours
+        import greenconn.transport.virtual.exchange as ours
         import greenconn
         from kombu.utils import uuid
         from kombu.exceptions import KombuError
         assert kombu.transport.virtual.exchange is ours
-        assert ours.__spec__.name == ours.__name__ == "greenconn.broker.exchanges"
+        assert ours.__spec__.name == ours.__name__ == "greenconn.transport.virtual.exchange"
         assert kombu.Connection is greenconn.Connection
         assert KombuError is greenconn.exceptions.KombuError
         assert callable(uuid) and callable(kombu.uuid)
