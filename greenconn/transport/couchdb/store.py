@@ -111,7 +111,7 @@ class CouchStore(Store):
         self._writer = Writer()
         self._cache = TopologyCache.of(f"{web.where}/{database}")
         self.topology = DirectTopology(CouchTopology(api, self._cache))
-        self._owners = Owners(api, options.lease, lambda: self.owner, self._drop_owned)
+        self._owners = Owners(self, api, options.lease)
         self._claims = Claims(api, self._owners, wake)
         self._feed = ChangesFeed(
             api,
@@ -195,8 +195,8 @@ class CouchStore(Store):
         pages = self._api.all_rows(range_of(QUEUE))
         return [name_of(row["id"]) for page in pages for row in page]
 
-    def _drop_owned(self, links: Collection[str]) -> None:
-        """Delete the exclusive queues of links that are dead."""
+    def drop_owned(self, links: Collection[str]) -> None:
+        """Delete the exclusive queues of links that are dead.  May switch."""
         self._cache.refresh(self._api)
         for name, declared in list(self._cache.queues.items()):
             if declared.owner in links:
@@ -552,29 +552,19 @@ class Owners:
     """The heartbeats of the links to one database.
 
     Arguments:
+        store: that of this link; it deletes the exclusive queues of links that are dead.
         lease: seconds.
-        link: names this link in its exclusive queues.
-        drop_queues: called with such names of links that are dead; deletes their queues.  May switch.
 
     Attributes:
         token: names this link in what it holds; another one after it was taken for dead.
     """
 
-    def __init__(
-        self,
-        api: CouchApi,
-        lease: float,
-        link: Callable[[], str],
-        drop_queues: Callable[[Collection[str]], object],
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
+    def __init__(self, store: CouchStore, api: CouchApi, lease: float) -> None:
+        self._store = store
         self._api = api
         self._lease = lease
-        self._link = link
-        self._drop_queues = drop_queues
         #: This link has, or had, exclusive queues.
         self.has_queues = False
-        self._clock = clock
         self.token = ""
         self._revision = ""
         self._beat_at = 0.0
@@ -591,16 +581,16 @@ class Owners:
     @property
     def is_due(self) -> bool:
         """Whether a heartbeat is due: renewals may come in several calls."""
-        return self._clock() - self._beat_at > self._lease / 6
+        return monotonic() - self._beat_at > self._lease / 6
 
     def begin(self) -> None:
         """Store the first heartbeat.  May switch."""
         self.token = os.urandom(8).hex()
         self._revision = self._api.put(self._sign()) or ""
-        self._beat_at = self._clock()
+        self._beat_at = monotonic()
 
     def _sign(self) -> Document:
-        return {"_id": self._id, "link": self._link()}
+        return {"_id": self._id, "link": self._store.owner}
 
     def end(self) -> None:
         """Delete this link's document, after everything was requeued.  May switch."""
@@ -628,12 +618,12 @@ class Owners:
 
     @property
     def _is_late(self) -> bool:
-        return self._clock() - self._beat_at > 2 / 3 * self._lease
+        return monotonic() - self._beat_at > 2 / 3 * self._lease
 
     def _beat(self) -> None:
         if self._is_late:
             self.note_gap()  # this process was stopped: it has not heard the others either
-        self._beat_at = self._clock()
+        self._beat_at = monotonic()
         if self._renew():
             return
         found = self._api.get(self._id)
@@ -657,11 +647,11 @@ class Owners:
         if is_deleted:
             self._seen.pop(doc_id, None)
         elif doc_id != self._id and self._seen.get(doc_id, ("", 0.0))[0] != revision:
-            self._seen[doc_id] = (revision, self._clock())
+            self._seen[doc_id] = (revision, monotonic())
 
     def note_gap(self) -> None:
         """Nothing could be heard for a while: the time of the others begins anew.  Never switches."""
-        now = self._clock()
+        now = monotonic()
         self._seen = {doc_id: (revision, now) for doc_id, (revision, _) in self._seen.items()}
 
     def sweep(self) -> int:
@@ -671,7 +661,7 @@ class Owners:
         sleep(random.uniform(0, SWEEP_DELAY) * self._lease)
         marks: list[Document] = []
         for doc_id, revision in self._silent()[:BATCH]:
-            self._seen[doc_id] = (revision, self._clock())
+            self._seen[doc_id] = (revision, monotonic())
             marks.append({"_id": doc_id, "_rev": revision, "swept": self.token})
         if not marks:
             return 0
@@ -683,7 +673,7 @@ class Owners:
         if not ours:
             return 0
         count = self._requeue({name_of(each["id"]) for each in ours})
-        self._drop_queues({links[each["id"]] for each in ours if each["id"] in links})
+        self._store.drop_owned({links[each["id"]] for each in ours if each["id"] in links})
         self._api.write([deleted(each["id"], each["rev"]) for each in ours])
         for each in ours:
             self._seen.pop(each["id"], None)
@@ -698,7 +688,7 @@ class Owners:
 
     def _silent(self) -> list[tuple[str, str]]:
         """Return those that were silent for their lease, and their revisions.  Never switches."""
-        now = self._clock()
+        now = monotonic()
         return [
             (doc_id, revision)
             for doc_id, (revision, since) in self._seen.items()
