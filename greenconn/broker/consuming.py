@@ -33,8 +33,9 @@ each, it does not wait long.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from greenconn.abc import Sink
@@ -393,12 +394,9 @@ class Turns:
             else:
                 self._levels[consumer.priority].remove(consumer)
 
-    def ready(self) -> Iterator[Consumer]:
-        """Yield the consumers that are in, in no certain order."""
-        if self._alone is not None:
-            yield self._alone
-        for level in self._order:
-            yield from level
+    def ready(self) -> Iterable[Consumer]:
+        """Return the consumers that are in, in no certain order."""
+        return chain.from_iterable(self._order) if self._alone is None else (self._alone,)
 
     def first(self) -> Consumer | None:
         """Return the consumer that is served next, without removing it; None if none has room."""
@@ -591,7 +589,8 @@ class Feed(Generic[M, S]):
         """There may be messages."""
         state = self.state
         if state is _DRY:
-            self._due()
+            self.state = moved(state, _DUE, FEED_MOVES, "a feed")
+            self.source.schedule()
         elif state is _CLAIMING:
             self._again = True
 
@@ -613,20 +612,8 @@ class Feed(Generic[M, S]):
             most: messages that one claim may take.
             others: queues that are still to come, and may need room on the same channels.
         """
-        count = self._reserve(most, others)
-        if count > 0:
-            self._again = False
-            self._move(_CLAIMING)
-        else:
-            self._reserved.clear()
-            self._move(_IDLE)
-        return count
-
-    def _reserve(self, most: int, others: int) -> int:
-        if self._turns.first() is None:
-            return 0
         room = 0
-        for consumer in self._turns.ready():
+        for consumer in self._turns.ready() if self._turns.first() is not None else ():
             own = min(consumer.room, most - room)
             prefetch = consumer.prefetch
             if prefetch.limit and not consumer.no_ack:
@@ -637,16 +624,20 @@ class Feed(Generic[M, S]):
             room += own
             if room >= most:
                 break
+        if room > 0:
+            self._again = False
+        else:
+            self._reserved.clear()
+        self.state = moved(self.state, _CLAIMING if room > 0 else _IDLE, FEED_MOVES, "a feed")
         return room
 
     def free(self) -> None:
         """Release the room that the claim had reserved; others are served first."""
-        if self._reserved:
-            reserved, self._reserved = self._reserved, []
-            for channel, count in reserved:
-                channel.prefetch.release(count)
-            for channel in {channel for channel, count in reserved if count}:
-                channel.serve()
+        reserved, self._reserved = self._reserved, []
+        for channel, count in reserved:
+            channel.prefetch.release(count)
+        for channel in {channel for channel, count in reserved if count}:
+            channel.serve()
 
     def ended(self, is_dry: bool) -> None:
         """Note that the claim is over.
@@ -654,11 +645,13 @@ class Feed(Generic[M, S]):
         Arguments:
             is_dry: it found less than it asked for.
         """
-        if not self.is_used:
+        if self._reserved:
+            self.free()
+        if not (self.consumers or self.coming):
             self._move(_IDLE)
             self.source.retire()
         elif is_dry and not self._again:
-            self._move(_DRY)
+            self.state = moved(self.state, _DRY, FEED_MOVES, "a feed")
             self.source.watch()
         elif self._turns:
             self._due()

@@ -421,7 +421,7 @@ class Delivery(Message):
         Raises:
             DecodeError: it cannot be read.
         """
-        raise NotImplementedError
+        return contents_of(self.raw)
 
     def _decode(self) -> Any:
         if self._stage == _RAW:

@@ -7,8 +7,8 @@ An error reply comes out as an :class:`ErrorReply`, since it belongs to one wait
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
 
 import hiredis
 
@@ -217,5 +217,8 @@ def pack(*args: Argument) -> bytes:
     >>> pack("LLEN", "mail")
     b'*2\\r\\n$4\\r\\nLLEN\\r\\n$4\\r\\nmail\\r\\n'
     """
-    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # of any length
-    return packed
+    return pack_all(args)
+
+
+#: The same with the arguments in a tuple.
+pack_all: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)

@@ -62,7 +62,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import get_hub
 from redis.exceptions import NoScriptError
 
-from greenconn.broker.consuming import Consumer, DueFeeds, Feed
+from greenconn.broker.consuming import Consumer, Feed
 from greenconn.broker.errors import Method, in_exclusive_use
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import SingleFlight, Slot
@@ -284,7 +284,10 @@ class RedisSource:
         if self._timer is not None:
             self._end_timer()
         if self._commands.lost is None:
-            self._due.add(self._feed)
+            due = self._due
+            if not due.feeds:
+                self._commands.pipeline.writer.before_flush(due.begin)
+            due.feeds[self._feed] = None
 
     def watch(self) -> None:
         """Ask the server to tell when the queue is not empty any more, or look again soon."""
@@ -461,7 +464,6 @@ class RedisSource:
             self._poll = FIRST_POLL
         else:
             self._missed()
-        feed.free()
         feed.ended(found < count and size < CLAIM_BYTES)
 
     def _failed(self, reply: Exception) -> None:
@@ -474,7 +476,6 @@ class RedisSource:
         self._count = 0
         if isinstance(reply, NodeLost):
             # What it has taken is requeued when the node is back.
-            self._feed.free()
             self._feed.ended(is_dry=False)
         else:
             self._refused(reply)
@@ -516,27 +517,26 @@ RedisFeed = Feed[Delivery, RedisSource]
 
 
 class DueClaims:
-    """The claims of one link that leave when the turn ends.
+    """The claims of one partition that leave when the turn ends.
 
-    Arguments:
-        commands: of the link.
+    No queue starves: a feed that was asked for goes behind the others, and room goes to those in front.
+
+    Attributes:
+        feeds: those that are due, the next in front.
     """
 
-    def __init__(self, commands: Commands) -> None:
-        self._commands = commands
-        self._due: DueFeeds[RedisFeed] = DueFeeds()
+    def __init__(self) -> None:
+        self.feeds: dict[RedisFeed, None] = {}
 
-    def add(self, feed: RedisFeed) -> None:
-        """Let a claim for *feed* leave when the turn ends."""
-        feeds = self._due.feeds
-        if not feeds:
-            self._commands.pipeline.writer.before_flush(self._begin)
-        feeds[feed] = None  # as ``add``, one call less for each message at a prefetch of 1
-
-    def _begin(self) -> None:
-        # When the turn ends.
-        for feed, count in self._due.begin(CLAIM_COUNT, together=False):
-            feed.source.claim(count)
+    def begin(self) -> None:
+        """Send the claims: the turn ends."""
+        feeds, self.feeds = self.feeds, {}
+        others = len(feeds)
+        for feed in feeds:
+            others -= 1
+            count = feed.begin(CLAIM_COUNT, others)
+            if count > 0:
+                feed.source.claim(count)
 
 
 logger = logging.getLogger("greenconn.transport.redis")
@@ -613,7 +613,8 @@ class Invalidations:
         for key in push[1]:
             found = self._sources.get(key)
             if found is not None:
-                found.pushed()
+                if found.state is _ARMED:  # else what is on its way will see it
+                    found.pushed()
             else:
                 self._changed(key)
 

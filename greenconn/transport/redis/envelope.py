@@ -18,9 +18,7 @@ from greenconn.broker.channel import Prepared
 from greenconn.broker.dead_letters import DELIVERY_COUNT
 from greenconn.broker.envelope import (
     UNSENDABLE,
-    Contents,
     Envelope,
-    contents_of,
     copied,
     encoded,
     mark_redelivered,
@@ -244,9 +242,6 @@ class Delivery(envelope.Delivery):
         """Return the number of earlier deliveries, as far as the message tells."""
         known = self.headers.get(DELIVERY_COUNT)
         return known if isinstance(known, int) and known > 0 else 0
-
-    def _contents(self) -> Contents:
-        return contents_of(self.raw)
 
     @property
     def redelivered(self) -> bool:

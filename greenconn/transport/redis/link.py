@@ -476,7 +476,7 @@ class Partition:
     @cached_property
     def due(self) -> DueClaims:
         """The claims that leave when the turn ends."""
-        return DueClaims(self.commands)
+        return DueClaims()
 
     def _dead_letters(self, message: Delivery, reason: str) -> Sequence[Entry]:
         return self._link.dead_letters(self, message, reason)

@@ -41,7 +41,7 @@ from greenconn.transport.redis.scripts import (
     MOVE,
     RENEW,
 )
-from greenconn.wire.resp import pack
+from greenconn.wire.resp import pack, pack_all
 
 if TYPE_CHECKING:
     from greenconn.broker.queues import Directory
@@ -444,8 +444,9 @@ class RedisSettler:
             if pipeline.lost is None:
                 done(None if removed[0] == count else _outcome(pipeline, removed[0], count))
 
-        asked = pack(b"HDEL", keys.unacked, *handles), pack(b"ZREM", keys.unacked_index, *handles)
-        removed = pipeline.post_all(asked, unlisted)
+        removal = pack_all((b"HDEL", keys.unacked, *handles))
+        unlisting = pack_all((b"ZREM", keys.unacked_index, *handles))
+        removed = pipeline.post_all((removal, unlisting), unlisted)
 
     def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
         """Cut what one turn has brought into what one call of the script takes.
