@@ -81,7 +81,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "beanstalk": ("beanstalk_url", {"transport_options": {"lease": LEASE}}),
     "redis+cluster": ("redis_cluster_url", {"transport_options": {"lease": LEASE}}),
 }
-QUICK = ("amqp", "redis")
+QUICK = ("amqp",)
 EACH = [
     pytest.param(kind, marks=() if kind in QUICK else pytest.mark.full, id=kind) for kind in KINDS
 ]

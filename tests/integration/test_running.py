@@ -107,7 +107,7 @@ def test_one_process_until_it_is_told_to_stop(connection: Connection, runs: Any)
     assert Queue("steady")(connection).get(no_ack=True).payload == {"id": 2}
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.full), 2])
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_second_signal_interrupts(
     connection: Connection, runs: Any, second: signal.Signals, processes: int
@@ -251,7 +251,7 @@ def get(url: str) -> Any:
         return {}
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     ("target", "text"),
     [
