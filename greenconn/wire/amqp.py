@@ -1,4 +1,4 @@
-"""AMQP 0-9-1 without I/O: frames parsed into methods, messages packed, publisher confirms, heartbeats.
+"""AMQP 0-9-1 without I/O: frames parsed into methods, methods read, messages packed, heartbeats.
 
 A frame is ``type (1) channel (2) size (4) payload (size) 0xCE`` (spec 2.3.5).  A method with content
 is a method frame, a header frame and as many body frames as needed, uninterrupted on its channel.
@@ -12,9 +12,13 @@ frame is received into blocks that are used again.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Container
 from struct import Struct
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, TypeAlias
+
+from amqp import spec
+from amqp.serialization import loads
 
 from greenconn.exceptions import FrameError, UnexpectedFrame
 
@@ -532,103 +536,6 @@ def content_frames(
     return buffers
 
 
-class Outstanding(Protocol):
-    """A publish that the broker has not confirmed, as far as returns are matched to it."""
-
-    exchange: str
-    routing_key: str
-    mandatory: bool
-    #: The property block.
-    properties: bytes
-    body: bytes
-    #: ``(code, text)`` of the broker's return, or None.
-    returned: tuple[int, str] | None
-
-
-P = TypeVar("P", bound=Outstanding)
-
-
-class ConfirmSequencer(Generic[P]):
-    """The outstanding publishes of one channel in confirm mode, by number.
-
-    RabbitMQ numbers the publishes of a channel from 1 after ``confirm.select`` and confirms each number
-    once, singly or with ``multiple`` for all up to it.  A return precedes the ack of its message but has
-    no number: it is matched to the oldest outstanding mandatory publish with the same exchange, routing
-    key, raw property block and body, and if none has all four (the broker strips ``BCC``), to the oldest
-    mandatory one with the same exchange and routing key.
-
-    A number is taken before its message is written.  So the writer notices an exception that is raised
-    between the two (``KeyboardInterrupt``, a signal handler that raises), and no two messages ever get
-    the same number.
-    """
-
-    __slots__ = ("_confirmed", "_skipped", "last", "outstanding")
-
-    def __init__(self) -> None:
-        #: The number of the last publish.
-        self.last = 0
-        self._skipped = 0  # the last number whose confirm is not awaited
-        self._confirmed = 0  # the highest number that the broker has confirmed
-        self.outstanding: dict[int, P] = {}
-
-    def expect(self, publish: P) -> int:
-        """Assign the next number to a publish whose confirm is awaited."""
-        self.last = tag = self.last + 1
-        self.outstanding[tag] = publish
-        return tag
-
-    def skip(self) -> None:
-        """Assign the next number to a publish whose confirm is not awaited."""
-        self._skipped = self.last = self.last + 1
-
-    @property
-    def all_are_awaited(self) -> bool:
-        """Whether the confirm of each publish is awaited that the broker may not have processed yet.
-
-        It processes them in order, whatever the order of its confirms.
-        """
-        return self._skipped <= self._confirmed
-
-    def settle(self, tag: int, multiple: bool) -> list[P]:
-        """Remove and return the publishes that an ack or nack of the broker is for, oldest first."""
-        outstanding = self.outstanding
-        if tag > self._confirmed:
-            self._confirmed = tag
-        if not multiple:
-            publish = outstanding.pop(tag, None)
-            return [] if publish is None else [publish]
-        tags = []
-        for each in outstanding:
-            if tag and each > tag:
-                break
-            tags.append(each)
-        return [outstanding.pop(each) for each in tags]
-
-    def give_up(self) -> list[P]:
-        """Remove and return all publishes, as the channel has ended."""
-        left = list(self.outstanding.values())
-        self.outstanding.clear()
-        return left
-
-    def match_return(
-        self, exchange: str, routing_key: str, properties: bytes, body: bytes
-    ) -> P | None:
-        """Return the outstanding publish that a return is for, or None."""
-        similar = None
-        for publish in self.outstanding.values():
-            if (
-                publish.mandatory
-                and publish.returned is None
-                and publish.exchange == exchange
-                and publish.routing_key == routing_key
-            ):
-                if publish.properties == properties and publish.body == body:
-                    return publish
-                if similar is None:
-                    similar = publish
-        return similar
-
-
 class HeartbeatAction:
     """The bits of the action after a tick.  SEND may come together with READ_FIRST."""
 
@@ -717,3 +624,84 @@ class Heartbeat:
             self._has_grace = True
             return action | HeartbeatAction.READ_FIRST
         return HeartbeatAction.DEAD
+
+
+#: Class and method id, as the amqp package has them.
+Signature: TypeAlias = "tuple[int, int]"
+#: The same as one number: ``class_id << 16 | method_id``
+Ids: TypeAlias = int
+#: ``(ids, arguments with their 4 bytes of ids, header, body)``
+Reply: TypeAlias = "tuple[Ids, bytes, bytes | None, bytes | None]"
+
+#: The reply to ``connection.update-secret``, RabbitMQ's extension, which the amqp package does not know.
+UPDATE_SECRET_OK: Final = 10 << 16 | 71
+
+#: Exceptions of parsing a method that is cut off, or has no text, time or table where one must be.
+UNREADABLE: Final = (struct.error, LookupError, ValueError, OverflowError, RecursionError)
+#: Of amqp's own reader: no byte for the bits; a time stamp that the platform does not know.
+_ALSO: Final = (TypeError, OSError)
+
+
+def read_arguments(ids: int, form: str, payload: bytes) -> list[Any]:
+    """Return the arguments of a method.
+
+    Arguments:
+        ids: ``class_id << 16 | method_id``.
+        form: their types, as amqp has them.
+        payload: of the method frame.
+
+    Raises:
+        FrameError: they are not of that form.
+    """
+    try:
+        values: list[Any] = loads(form, payload, 4)[0]
+    except (*UNREADABLE, *_ALSO) as exc:
+        raise unreadable(ids, exc) from exc
+    return values
+
+
+def reply_arguments(ids: Ids, payload: bytes) -> list[Any]:
+    """Return the arguments of a reply, or of another method on a channel that has no content.
+
+    Raises:
+        FrameError: they are not of the form of that method.
+    """
+    form = _FORMS.get(ids)
+    return read_arguments(ids, form, payload) if form else []
+
+
+def unreadable(ids: int, exc: BaseException) -> FrameError:
+    """Return the error for a method that cannot be read."""
+    return FrameError(f"method {method_name(ids)} cannot be read: {exc or type(exc).__name__}")
+
+
+def method_name(ids: int) -> str:
+    """Return a method as the specification numbers it."""
+    return f"{ids >> 16},{ids & 0xFFFF}"
+
+
+def ids_of(method: Signature) -> Ids:
+    """Return class and method id as one number."""
+    return method[0] << 16 | method[1]
+
+
+def expected_of(methods: Signature | list[Signature]) -> frozenset[Ids]:
+    """Return the ids of one method or of a list of them."""
+    if isinstance(methods, list):
+        return frozenset(ids_of(each) for each in methods)
+    return frozenset((ids_of(methods),))
+
+
+#: Types of the arguments of what the broker sends on a channel; others have none, or none of use.
+_FORMS: Final[dict[Ids, str]] = {
+    ids_of(spec.Channel.Close): "BsBB",
+    ids_of(spec.Channel.Flow): "b",
+    ids_of(spec.Channel.FlowOk): "b",
+    ids_of(spec.Queue.DeclareOk): "sll",
+    ids_of(spec.Queue.DeleteOk): "l",
+    ids_of(spec.Queue.PurgeOk): "l",
+    ids_of(spec.Basic.CancelOk): "s",
+    ids_of(spec.Basic.ConsumeOk): "s",
+    ids_of(spec.Basic.GetEmpty): "s",
+    ids_of(spec.Basic.GetOk): "Lbssl",
+}

@@ -19,7 +19,7 @@ from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.acks import REQUEUES_AT_ONCE
 from greenconn.transport.amqp.link import AmqpLink
-from greenconn.transport.amqp.queues import KnownQueues
+from greenconn.transport.amqp.topology import KnownQueues
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_wires import until

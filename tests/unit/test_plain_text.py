@@ -11,7 +11,7 @@ from greenconn.connection import Connection
 from greenconn.encoding import plain_text
 from greenconn.entity import Exchange, Queue
 from greenconn.publishing.publisher import PublishOptions
-from greenconn.transport.amqp.properties import pack_properties, unpack_properties
+from greenconn.transport.amqp.message import pack_properties, unpack_properties
 
 
 class Kind(str, Enum):

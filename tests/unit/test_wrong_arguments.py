@@ -23,7 +23,7 @@ from greenconn.compat.carrot import connection as carrot
 from greenconn.exceptions import RemoteError
 from greenconn.green.deadline import Deadline
 from greenconn.testing import MemoryBroker
-from greenconn.transport.amqp.properties import pack_properties
+from greenconn.transport.amqp.message import pack_properties
 from tests.brokers.ports import free_ports
 
 #: What is wrong here is wrong for mypy, too.

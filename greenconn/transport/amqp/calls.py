@@ -37,16 +37,16 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
-from greenconn.transport.amqp.methods import (
+from greenconn.transport.amqp.message import is_finite
+from greenconn.wire.amqp import (
     Ids,
-    Method,
     Reply,
+    Signature,
     expected_of,
     ids_of,
+    method_frame,
     reply_arguments,
 )
-from greenconn.transport.amqp.properties import is_finite
-from greenconn.wire.amqp import method_frame
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -235,11 +235,11 @@ class Calls:
 
     def send(
         self,
-        sig: Method,
+        sig: Signature,
         form: str,
         args: tuple[Any, ...],
         *,
-        wait: Method | list[Method],
+        wait: Signature | list[Signature],
         returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
@@ -278,7 +278,7 @@ class Calls:
         if self._channel.cause is not None:
             self._channel.check_open()
 
-    def pack(self, sig: Method, form: str, args: tuple[Any, ...]) -> bytes:
+    def pack(self, sig: Signature, form: str, args: tuple[Any, ...]) -> bytes:
         """Return the arguments of a method, so that nothing can go wrong between the wait and the write.
 
         Raises:
@@ -301,10 +301,10 @@ class Calls:
 
     def call(
         self,
-        sig: Method,
+        sig: Signature,
         arguments: bytes = b"",
         *,
-        wait: Method | list[Method] | None = None,
+        wait: Signature | list[Signature] | None = None,
         returns_tuple: bool = False,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
@@ -336,9 +336,9 @@ class Calls:
 
     def begin(
         self,
-        sig: Method,
+        sig: Signature,
         arguments: bytes,
-        wait: Method | list[Method] | None = None,
+        wait: Signature | list[Signature] | None = None,
         undo: Undo | None = None,
         on_reply: OnReply | None = None,
         tag: bytes | None = None,

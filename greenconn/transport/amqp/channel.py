@@ -34,9 +34,8 @@ from greenconn.message import Message
 from greenconn.transport.amqp.acks import Acks
 from greenconn.transport.amqp.calls import Call, Calls, Pipeline
 from greenconn.transport.amqp.consuming import ChannelConsumer, Consumers, requeue_events
-from greenconn.transport.amqp.errors import with_remedy
+from greenconn.transport.amqp.handshake import with_remedy
 from greenconn.transport.amqp.message import BodilessDelivery, Outgoing
-from greenconn.transport.amqp.methods import Reply, ids_of, reply_arguments
 from greenconn.transport.amqp.publishing import (
     AWAITED,
     RESEND,
@@ -46,7 +45,15 @@ from greenconn.transport.amqp.publishing import (
     UnsentMessage,
 )
 from greenconn.transport.amqp.topology import DeclaringChannel
-from greenconn.wire.amqp import BASIC_DELIVER, BASIC_RETURN, BODY_SKIPPED, method_frame
+from greenconn.wire.amqp import (
+    BASIC_DELIVER,
+    BASIC_RETURN,
+    BODY_SKIPPED,
+    Reply,
+    ids_of,
+    method_frame,
+    reply_arguments,
+)
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink

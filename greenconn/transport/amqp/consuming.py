@@ -42,8 +42,7 @@ from greenconn.green.state import State, moved
 from greenconn.streams import OFFSET, check_offset
 from greenconn.transport.amqp.calls import Call
 from greenconn.transport.amqp.message import BodilessDelivery, Delivery
-from greenconn.transport.amqp.methods import Reply, ids_of, read_arguments
-from greenconn.wire.amqp import body_size, method_frame
+from greenconn.wire.amqp import Reply, body_size, ids_of, method_frame, read_arguments
 
 if TYPE_CHECKING:
     from greenconn.abc import Sink

@@ -1,32 +1,40 @@
-"""The handshake of an AMQP connection: from the protocol header to ``connection.open-ok``."""
+"""The login of an AMQP connection, renewed secrets, and the errors with which a broker ends one."""
 
 from __future__ import annotations
 
+import logging
 import struct
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import ref
 
 from amqp import sasl, spec
+from amqp.exceptions import error_for_code
 from amqp.serialization import dumps
 
-from greenconn.exceptions import ConnectionError, FrameError
+from greenconn.exceptions import AMQPError, ConnectionError, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.green.inbox import Inbox
+from greenconn.green.retry import Renewal
+from greenconn.green.slot import Slot
 from greenconn.options import BROKER_HEARTBEAT
-from greenconn.transport.amqp.errors import closing_error
-from greenconn.transport.amqp.methods import (
+from greenconn.wire.amqp import (
+    FRAME_MIN,
     UNREADABLE,
     ids_of,
-    name_of,
+    method_frame,
+    method_name,
     read_arguments,
     unreadable,
 )
-from greenconn.wire.amqp import FRAME_MIN, method_frame
 
 if TYPE_CHECKING:
     from greenconn.transport.amqp.link import AmqpLink
+
+logger = logging.getLogger("greenconn.transport.amqp")
 
 _CLOSE: Final = ids_of(spec.Connection.Close)
 _OPEN_OK: Final = ids_of(spec.Connection.OpenOk)
@@ -227,7 +235,7 @@ class Handshake:
             link.on_method(ids, payload, None, None)
             return
         if ids not in _NEXT[self._last_received]:
-            raise FrameError(f"unexpected method {name_of(ids)} during the handshake")
+            raise FrameError(f"unexpected method {method_name(ids)} during the handshake")
         if link.lost is not None:
             raise link.lost  # no reply can be sent any more
         self._last_received = ids
@@ -339,3 +347,199 @@ def _packed_table(properties: dict[str, Any]) -> bytes:
 def _packed_texts(texts: tuple[tuple[str, str], ...], capabilities: tuple[str, ...]) -> bytes:
     properties = {**dict(texts), "capabilities": dict.fromkeys(capabilities, True)}
     return cast(bytes, dumps("F", (properties,)))
+
+
+#: ``connection.update-secret``, RabbitMQ's extension, which the amqp package does not know.
+UPDATE_SECRET: Final = (10, 70)
+
+REASON: Final = "the token is renewed before it ends"
+
+
+class Secret:
+    """The login's secret in one life of a connection, renewed at the broker before it expires.
+
+    The broker replies in order, so that each reply is the oldest waiter's; one that is killed keeps its
+    place.  The broker ends the connection over a secret that it refuses (530).
+
+    Arguments:
+        link: that life.
+    """
+
+    def __init__(self, link: AmqpLink) -> None:
+        #: It refers to this object: its memory must not wait for the collector.
+        self._link = ref(link)
+        self._waiters: deque[Slot[None]] = deque()
+        self._ask: Callable[[], Any] | None = None
+        self._renewal = Renewal(self._renew, logger, link.where)
+
+    def update(self, secret: str, reason: str, deadline: Deadline) -> None:
+        """Update the secret at the broker, and wait until it has accepted it.  May switch.
+
+        Arguments:
+            reason: for the broker's log; 255 bytes at most.
+
+        Raises:
+            TimeoutError: no reply came before the deadline.
+            ConnectionError: the broker refused it, or the connection ended.
+        """
+        link = self._link()
+        assert link is not None, "it is the caller"
+        arguments = dumps("Ss", (secret, reason))
+        if link.writer.must_wait:
+            link.flow_control.wait(deadline)
+        link.check_open()
+        # Appended before it is written, for that may be the end of the connection.
+        slot: Slot[None] = Slot()
+        self._waiters.append(slot)
+        link.write_method(UPDATE_SECRET, arguments)
+        link.budget.begin_wait()
+        try:
+            slot.wait(deadline)
+        except TimeoutError:
+            if not slot.has_left:
+                raise
+            raise TimeoutError(f"{link.where} did not accept the new secret in time") from None
+        finally:
+            link.budget.end_wait()
+
+    def keep(self, secret: object, renew: Callable[[], Any]) -> None:
+        """Renew *secret*, and each one after it, before it expires, as long as the connection lives.
+
+        Arguments:
+            secret: that of the login.
+            renew: returns a new one; may switch.
+        """
+        self._ask = renew
+        self._renewal.keep(secret)
+
+    def _renew(self) -> object:
+        link = self._link()
+        if link is None or self._ask is None:
+            return None
+        secret = self._ask()
+        if secret is None:
+            raise TypeError("the password of a login must be text, got None")
+        link.check_open()
+        self.update(secret, REASON, Deadline(link.options.reply_timeout))
+        logger.debug(
+            "%s: the credentials were renewed", link.where, extra={"connection": link.where}
+        )
+        return secret
+
+    # In the reader or the hub: nothing here may switch or run user code.
+
+    def on_ok(self) -> None:
+        """Note that the broker has accepted the oldest secret that waits."""
+        if self._waiters:
+            self._waiters.popleft().offer(None)
+
+    def stop(self, exc: BaseException) -> None:
+        """Stop, as the connection has ended."""
+        self._renewal.stop()
+        waiters, self._waiters = self._waiters, deque()
+        for slot in waiters:
+            slot.fail(exc)
+
+    def forget(self) -> None:
+        """After a fork, in the child: the timer is the parent's."""
+        self._renewal.forget()
+
+
+#: Part of the broker's text (of RabbitMQ 3.10 to 4.3) -> what the user can do.  A broker may permit by
+#: its configuration what its version denies by default, so nothing is refused because of a version.
+_REMEDIES: Final = (
+    (
+        "Login was refused",
+        "check user, password and permissions in the URL; guest may log in from the broker's own "
+        "machine only",
+    ),
+    (
+        "connection limit (",
+        "close some, or raise the limit: rabbitmqctl set_vhost_limits and set_user_limits",
+    ),
+    (
+        "NOT_ALLOWED - vhost",
+        "check that the virtual host in the URL exists and the user may use it; "
+        "the one that is named / is written as two slashes at the end",
+    ),
+    (
+        "NOT_ALLOWED - access to vhost",
+        "check that the virtual host in the URL exists and the user may use it: rabbitmqctl "
+        "set_permissions -p vhost user '.*' '.*' '.*'",
+    ),
+    (
+        " refused for user ",
+        "rabbitmqctl list_user_permissions lists what that user may configure, write and read",
+    ),
+    ("inequivalent arg", "it exists with other arguments: use those, or delete it"),
+    (
+        "`transient_nonexcl_queues`",
+        "this RabbitMQ does not permit queues that are neither durable nor exclusive: declare it with "
+        "durable=True, and expires=... if it should be deleted when unused, or with exclusive=True",
+    ),
+    (
+        "`global_qos`",
+        "this RabbitMQ does not permit a prefetch for a whole channel: set it without apply_global",
+    ),
+    ("`queue_master_locator`", "leave out the queue argument x-queue-master-locator"),
+    (
+        "does not support global qos",
+        "set the prefetch without apply_global; where the queue is declared on the same connection "
+        "that is done for you",
+    ),
+    (
+        "not supported by stream queues",
+        "streams are read by consumers with an offset (spawn_consumer(offset=...), or the consumer "
+        "argument x-stream-offset)",
+    ),
+    (
+        "invalid arg 'x-max-priority'",
+        "only classic queues have it: leave out max_priority, since a quorum queue has priorities of "
+        "itself, or declare the queue with x-queue-type=classic",
+    ),
+    (
+        "delivery acknowledgement on channel",
+        "a message was not acknowledged within the broker's consumer timeout: ack sooner, "
+        "lower the prefetch_count, or raise consumer_timeout",
+    ),
+    ("frame_max =", "RabbitMQ 4.1 and later need at least 8192: raise the option frame_max"),
+)
+
+
+def with_remedy(text: str) -> str:
+    """Return the broker's *text*, followed by a remedy if one is known."""
+    for words, remedy in _REMEDIES:
+        if words in text:
+            return f"{text} ({remedy})"
+    return text
+
+
+def closing_error(payload: bytes) -> BaseException:
+    """Return the error that ``connection.close`` stands for."""
+    code, text, class_id, method_id = read_arguments(_CLOSE, "BsBB", payload)
+    # (0, 0) is no method, and would be shown as one.
+    method = (class_id, method_id) if class_id else None
+    error: BaseException = error_for_code(code, with_remedy(text), method, ConnectionError)
+    return error
+
+
+def opening_error(
+    exc: BaseException, where: str, step: str, deadline: Deadline, hint: str = ""
+) -> BaseException:
+    """Return an error of the same class whose text names the broker and the step."""
+    if isinstance(exc, TimeoutError) and exc.errno is None:
+        if step == "connecting":
+            return exc
+        return TimeoutError(f"{where}: no reply within {deadline.timeout:g} s ({step})")
+    if isinstance(exc, AMQPError):
+        text = f"{exc.reply_text or exc} ({where}, {step})"
+        error: BaseException = type(exc)(
+            text, exc.method_sig, exc.method_name, exc.reply_code or None
+        )
+        return error
+    if isinstance(exc, OSError):
+        try:
+            return type(exc)(exc.errno, f"{where}: {exc.strerror or exc} ({step}{hint})")
+        except Exception:  # a class with arguments of its own
+            return exc
+    return exc

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import ref
 
@@ -24,6 +25,7 @@ from greenconn.exceptions import (
     AMQPError,
     ChannelError,
     ConnectionError,
+    ConnectionForced,
     ContentTooLarge,
     FrameError,
     RecoverableConnectionError,
@@ -34,40 +36,45 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.process import flush_at_exit, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
-from greenconn.green.supervisor import spawn
+from greenconn.green.supervisor import Ticker, log_blocked, spawn
 from greenconn.green.writer import Writer
 from greenconn.identity import program_name
 from greenconn.options import AmqpOptions
 from greenconn.transport.amqp.channel import Channel, withdraw
-from greenconn.transport.amqp.errors import closing_error, opening_error
 from greenconn.transport.amqp.flow import HARD_LIMIT, FlowControl, InboxBudget
-from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
-from greenconn.transport.amqp.heartbeat import HeartbeatTimer
-from greenconn.transport.amqp.message import Delivery
-from greenconn.transport.amqp.methods import (
-    UNREADABLE,
-    UPDATE_SECRET_OK,
-    Reply,
-    ids_of,
-    read_arguments,
-    unreadable,
+from greenconn.transport.amqp.handshake import (
+    Handshake,
+    Secret,
+    closing_error,
+    login_mechanisms,
+    opening_error,
+    rabbitmq_version,
 )
+from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.publishing import find_unsent
-from greenconn.transport.amqp.queues import KnownQueues
+from greenconn.transport.amqp.topology import KnownQueues
 from greenconn.transport.base import Link
 from greenconn.wire.amqp import (
     BASIC_DELIVER,
     PROTOCOL_HEADER,
+    UNREADABLE,
+    UPDATE_SECRET_OK,
     FrameParser,
+    Heartbeat,
+    HeartbeatAction,
     Method,
+    Reply,
+    heartbeat_frame,
+    ids_of,
     method_frame,
+    read_arguments,
+    unreadable,
 )
 
 if TYPE_CHECKING:
     from gevent import Greenlet
 
     from greenconn.transport.amqp.delays import DelayLevels
-    from greenconn.transport.amqp.secret import Secret
     from greenconn.wire.tls import TlsSession
 
 logger = logging.getLogger("greenconn.transport.amqp")
@@ -177,7 +184,8 @@ class AmqpLink(Link):
         self._acking: list[Callable[[], None]] = []
         self._closing: Slot[None] | None = None
         self._at_exit = _ExitRoundTrip(self)
-        self._heartbeat_timer = HeartbeatTimer(where, self.end)
+        self._heartbeat: Heartbeat | None = None
+        self._heartbeat_ticker: Ticker | None = None
         self._secret: Secret | None = None
         #: Of a RabbitMQ; None for another broker, and before the handshake.
         self.server_version: tuple[int, int] | None = None
@@ -234,7 +242,12 @@ class AmqpLink(Link):
         self.queues = KnownQueues(self.where, self.server_version)
         self.parser.frame_max = self.frame_max
         self.parser.channels = self.channels
-        self._heartbeat_timer.start(float(self.heartbeat), self._stream)
+        if self.heartbeat:
+            self._heartbeat = Heartbeat(float(self.heartbeat), monotonic())
+            self._heartbeat_ticker = Ticker(
+                self._heartbeat.tick_interval, self._beat, f"heartbeat:{self.where}"
+            )
+            self._heartbeat_ticker.start()
         forget_at_fork(self)
         flush_at_exit(self._at_exit)
 
@@ -265,8 +278,6 @@ class AmqpLink(Link):
     def secret(self) -> Secret:
         """The secret of the login, for one that expires or is updated."""
         if self._secret is None:
-            from greenconn.transport.amqp.secret import Secret  # when one is
-
             self._secret = Secret(self)
             if self.lost is not None:
                 self._secret.stop(self.lost)
@@ -539,7 +550,7 @@ class AmqpLink(Link):
         if self.lost is not None:
             return
         super().end(exc, closed=closed)
-        self._heartbeat_timer.stop()
+        self._stop_heartbeat()
         if self._secret is not None:
             self._secret.stop(exc)
         self.handshake.fail(exc)
@@ -559,7 +570,7 @@ class AmqpLink(Link):
         """After a fork, in the child: drop this connection, which is the parent's."""
         if self.lost is None:
             self.lost = RecoverableConnectionError("the connection was opened before a fork")
-            self._heartbeat_timer.stop()
+            self._stop_heartbeat()
             if self._secret is not None:
                 self._secret.forget()
             for channel in self.channels.values():
@@ -640,12 +651,40 @@ class AmqpLink(Link):
     def _pause(self) -> None:
         if self._stream is not None:
             self._stream.pause()
-        self._heartbeat_timer.pause()
+        if self._heartbeat is not None:
+            self._heartbeat.pause()
 
     def _resume(self) -> None:
         if self._stream is not None:
             self._stream.resume()
-        self._heartbeat_timer.resume()
+        if self._heartbeat is not None:
+            self._heartbeat.resume(monotonic())
+
+    def _stop_heartbeat(self) -> None:
+        if self._heartbeat_ticker is not None:
+            self._heartbeat_ticker.stop()
+
+    def _beat(self, lag: float) -> None:
+        # In the hub.
+        heartbeat, stream = self._heartbeat, self._stream
+        if heartbeat is None or stream is None or not stream.is_open:
+            return
+        now = monotonic()
+        heartbeat.note_sent(stream.writer.sent_at)
+        if stream.received_at > heartbeat.received_at:
+            heartbeat.note_received(stream.received_at)
+        action = heartbeat.tick(now, lag)
+        if lag > heartbeat.interval:
+            log_blocked(logger, self.where, lag, heartbeat.tick_interval)
+        if action & HeartbeatAction.SEND and not stream.writer.is_stalled:
+            stream.writer.write(heartbeat_frame())
+        if action & HeartbeatAction.DEAD:
+            self.end(
+                ConnectionForced(
+                    f"{self.where}: nothing was received for {heartbeat.silence(now):.1f} s, "
+                    f"the heartbeat is {heartbeat.interval:g} s"
+                )
+            )
 
     def heartbeat_tick(self, rate: int = 2) -> None:
         """Raise an error if the peer is dead; heartbeats are sent in the background."""

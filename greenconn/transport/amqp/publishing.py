@@ -37,14 +37,13 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import spawn
 from greenconn.transport.amqp.calls import bystander_error
-from greenconn.transport.amqp.message import Outgoing, ReturnedMessage, split_route
-from greenconn.transport.amqp.methods import Reply, ids_of
-from greenconn.transport.amqp.properties import text_of
+from greenconn.transport.amqp.message import Outgoing, ReturnedMessage, split_route, text_of
 from greenconn.wire.amqp import (
     BASIC_PUBLISH,
-    ConfirmSequencer,
     FrameParser,
+    Reply,
     content_frames,
+    ids_of,
     method_frame,
 )
 
@@ -170,6 +169,87 @@ class PendingConfirm:
         return f"a message to exchange {self.exchange!r} with routing key {self.routing_key!r}"
 
 
+class ConfirmSequencer:
+    """The outstanding publishes of one channel in confirm mode, by number.
+
+    RabbitMQ numbers the publishes of a channel from 1 after ``confirm.select`` and confirms each number
+    once, singly or with ``multiple`` for all up to it.  A return precedes the ack of its message but has
+    no number: it is matched to the oldest outstanding mandatory publish with the same exchange, routing
+    key, raw property block and body, and if none has all four (the broker strips ``BCC``), to the oldest
+    mandatory one with the same exchange and routing key.
+
+    A number is taken before its message is written.  So the writer notices an exception that is raised
+    between the two (``KeyboardInterrupt``, a signal handler that raises), and no two messages ever get
+    the same number.
+    """
+
+    __slots__ = ("_confirmed", "_skipped", "last", "outstanding")
+
+    def __init__(self) -> None:
+        #: The number of the last publish.
+        self.last = 0
+        self._skipped = 0  # the last number whose confirm is not awaited
+        self._confirmed = 0  # the highest number that the broker has confirmed
+        self.outstanding: dict[int, PendingConfirm] = {}
+
+    def expect(self, publish: PendingConfirm) -> int:
+        """Assign the next number to a publish whose confirm is awaited."""
+        self.last = tag = self.last + 1
+        self.outstanding[tag] = publish
+        return tag
+
+    def skip(self) -> None:
+        """Assign the next number to a publish whose confirm is not awaited."""
+        self._skipped = self.last = self.last + 1
+
+    @property
+    def all_are_awaited(self) -> bool:
+        """Whether the confirm of each publish is awaited that the broker may not have processed yet.
+
+        It processes them in order, whatever the order of its confirms.
+        """
+        return self._skipped <= self._confirmed
+
+    def settle(self, tag: int, multiple: bool) -> list[PendingConfirm]:
+        """Remove and return the publishes that an ack or nack of the broker is for, oldest first."""
+        outstanding = self.outstanding
+        if tag > self._confirmed:
+            self._confirmed = tag
+        if not multiple:
+            publish = outstanding.pop(tag, None)
+            return [] if publish is None else [publish]
+        tags = []
+        for each in outstanding:
+            if tag and each > tag:
+                break
+            tags.append(each)
+        return [outstanding.pop(each) for each in tags]
+
+    def give_up(self) -> list[PendingConfirm]:
+        """Remove and return all publishes, as the channel has ended."""
+        left = list(self.outstanding.values())
+        self.outstanding.clear()
+        return left
+
+    def match_return(
+        self, exchange: str, routing_key: str, properties: bytes, body: bytes
+    ) -> PendingConfirm | None:
+        """Return the outstanding publish that a return is for, or None."""
+        similar = None
+        for publish in self.outstanding.values():
+            if (
+                publish.mandatory
+                and publish.returned is None
+                and publish.exchange == exchange
+                and publish.routing_key == routing_key
+            ):
+                if publish.properties == properties and publish.body == body:
+                    return publish
+                if similar is None:
+                    similar = publish
+        return similar
+
+
 class Publisher:
     """The messages that leave on one channel, and the broker's confirms.
 
@@ -198,7 +278,7 @@ class Publisher:
     )
 
     def __init__(self, channel: Channel, link: AmqpLink, calls: Calls) -> None:
-        self.confirms: ConfirmSequencer[PendingConfirm] | None = None
+        self.confirms: ConfirmSequencer | None = None
         self.unsent = Unsent()
         self._channel = channel
         self._number = channel.channel_id

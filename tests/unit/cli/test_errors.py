@@ -19,7 +19,7 @@ from greenconn.exceptions import (
     PublishTimeout,
     Unroutable,
 )
-from greenconn.transport.amqp.errors import with_remedy
+from greenconn.transport.amqp.handshake import with_remedy
 from greenconn.url import parse_url
 
 

@@ -7,7 +7,7 @@ import pytest
 from greenconn.exceptions import NotFound, RecoverableChannelError
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.calls import Call, PendingCalls
-from greenconn.transport.amqp.methods import Reply
+from greenconn.wire.amqp import Reply
 
 DECLARE, DECLARE_OK = 50 << 16 | 10, 50 << 16 | 11
 CONSUME, CONSUME_OK = 60 << 16 | 20, 60 << 16 | 21

@@ -11,7 +11,7 @@ from amqp.serialization import dumps
 
 from greenconn.exceptions import AccessRefused, ConnectionForced, NotAllowed
 from greenconn.green.deadline import Deadline
-from greenconn.transport.amqp.errors import closing_error, opening_error, with_remedy
+from greenconn.transport.amqp.handshake import closing_error, opening_error, with_remedy
 
 WHERE = "amqp://user:**@host//"
 

@@ -14,7 +14,7 @@ from greenconn.exceptions import ConnectionError, FrameError
 from greenconn.green.deadline import Deadline
 from greenconn.options import BROKER_HEARTBEAT
 from greenconn.transport.amqp.handshake import Handshake, login_mechanisms, rabbitmq_version
-from greenconn.transport.amqp.methods import ids_of
+from greenconn.wire.amqp import ids_of
 
 CAPABILITIES = {"basic.nack": True, "connection.blocked": True}
 

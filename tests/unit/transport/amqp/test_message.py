@@ -14,8 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.exceptions import DecodeError
-from greenconn.transport.amqp.message import Delivery, Outgoing, ReturnedMessage
-from greenconn.transport.amqp.properties import pack_properties, unpack_properties
+from greenconn.transport.amqp.message import (
+    Delivery,
+    Outgoing,
+    ReturnedMessage,
+    pack_properties,
+    unpack_properties,
+)
 
 
 def header_of(block: bytes) -> bytes:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from greenconn.exceptions import AMQPNotImplementedError
-from greenconn.transport.amqp import consuming, queues
+from greenconn.transport.amqp import consuming, topology
 from greenconn.transport.amqp.consuming import Consumers
-from greenconn.transport.amqp.queues import KnownQueues
+from greenconn.transport.amqp.topology import KnownQueues
 
 QUORUM, STREAM = {"x-queue-type": "quorum"}, {"x-queue-type": "stream"}
 
@@ -66,7 +66,7 @@ def test_kinds_follow_the_declarations(known: KnownQueues) -> None:
 def test_the_memory_of_queues_is_bounded(
     known: KnownQueues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queues, "_KEPT", 3)
+    monkeypatch.setattr(topology, "_KEPT", 3)
     for number in range(10):
         known.declared(str(number), QUORUM)
     assert list(known.kinds) == ["7", "8", "9"]

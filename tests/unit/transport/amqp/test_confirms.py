@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,19 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from greenconn.wire.amqp import ConfirmSequencer
-
-
-@dataclass(eq=False)
-class Publish:
-    """A publish that the broker has not confirmed."""
-
-    exchange: str
-    routing_key: str
-    mandatory: bool
-    properties: bytes
-    body: bytes
-    returned: tuple[int, str] | None = None
+from greenconn.transport.amqp.publishing import ConfirmSequencer, PendingConfirm
 
 
 def publish(
@@ -36,8 +25,9 @@ def publish(
     mandatory: bool = True,
     properties: bytes = b"\0\0",
     body: bytes = b"body",
-) -> Publish:
-    return Publish(exchange, routing_key, mandatory, properties, body)
+) -> PendingConfirm:
+    link: Any = None
+    return PendingConfirm(link, exchange, routing_key, mandatory, properties, body)
 
 
 @dataclass
@@ -45,7 +35,7 @@ class Sent:
     """A publish as the broker sees it."""
 
     tag: int
-    publish: Publish | None
+    publish: PendingConfirm | None
     answered: bool = False
 
 
@@ -65,7 +55,7 @@ class ConfirmsMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sequencer: ConfirmSequencer[Publish] = ConfirmSequencer()
+        self.sequencer: ConfirmSequencer = ConfirmSequencer()
         self.broker = Broker()
 
     @rule()
@@ -113,8 +103,8 @@ def test_each_publish_gets_its_own_confirm_once() -> None:
     run_state_machine_as_test(ConfirmsMachine, settings=settings(stateful_step_count=60))
 
 
-def sequencer(*publishes: Publish) -> ConfirmSequencer[Publish]:
-    made: ConfirmSequencer[Publish] = ConfirmSequencer()
+def sequencer(*publishes: PendingConfirm) -> ConfirmSequencer:
+    made: ConfirmSequencer = ConfirmSequencer()
     for each in publishes:
         made.expect(each)
     return made
@@ -169,7 +159,7 @@ def test_many_outstanding_publishes_cost_what_is_confirmed() -> None:
 
 
 def test_it_knows_whether_somebody_waits_for_all_that_may_be_unseen() -> None:
-    confirms: ConfirmSequencer[Publish] = ConfirmSequencer()
+    confirms: ConfirmSequencer = ConfirmSequencer()
 
     def all_are_awaited() -> bool:
         return confirms.all_are_awaited
@@ -177,10 +167,10 @@ def test_it_knows_whether_somebody_waits_for_all_that_may_be_unseen() -> None:
     assert all_are_awaited()
     confirms.skip()
     assert not all_are_awaited()
-    confirms.expect(Publish("", "q", False, b"", b""))
+    confirms.expect(publish("q", mandatory=False))
     confirms.settle(2, False)  # the broker looks at them in order
     assert all_are_awaited()
-    confirms.expect(Publish("", "q", False, b"", b""))
+    confirms.expect(publish("q", mandatory=False))
     confirms.skip()
     confirms.settle(3, True)
     assert not all_are_awaited()

@@ -12,7 +12,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from greenconn.wire.acks import AckTracker, TransactionAckTracker
+from greenconn.transport.amqp.acks import AckTracker, TransactionAckTracker
 
 
 class Broker:
