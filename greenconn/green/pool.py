@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from time import monotonic
 from traceback import StackSummary
-from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar
+from typing import Any, Final, Generic, TypedDict, TypeVar
 
 from gevent import get_hub
 from greenlet import getcurrent, greenlet
@@ -166,20 +166,6 @@ class Entries(dict[int, Entry[T]], Generic[T]):
         return [self.leave(entry) for entry in entries]
 
 
-class SubPool(Protocol):
-    """A pool whose resources are those of another pool, its parent."""
-
-    @property
-    def kept(self) -> int:
-        """The number of its idle items."""
-
-    def give_up(self) -> bool:
-        """Release one of these to the parent; False when there is none.  Never switches."""
-
-    def holders(self, now: float) -> list[tuple[str, float]]:
-        """Return the names of the holders of the others, and for how many seconds at *now*."""
-
-
 class SubPoolRef(weakref.ref[Any]):
     """A sub-pool, as the holder of an item."""
 
@@ -206,9 +192,9 @@ class SubPools:
 
         self._entries = entries
         self._left = left
-        self._sub_pools: list[weakref.ref[Any]] = []
+        self._sub_pools: list[weakref.ref[FairPool[Any]]] = []
 
-    def assign(self, item: Any, sub_pool: SubPool) -> None:
+    def assign(self, item: Any, sub_pool: FairPool[Any]) -> None:
         """Make *sub_pool* the holder of *item*, which is held."""
         held_by = SubPoolRef(sub_pool, self._left)
         held_by.item = item
@@ -216,7 +202,7 @@ class SubPools:
         if sub_pool not in self.all():
             self._sub_pools = [weakref.ref(each) for each in (*self.all(), sub_pool)]
 
-    def all(self) -> list[Any]:
+    def all(self) -> list[FairPool[Any]]:
         """Return the sub-pools that are alive."""
         return [sub_pool for each in self._sub_pools if (sub_pool := each()) is not None]
 

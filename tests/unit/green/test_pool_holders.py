@@ -183,7 +183,7 @@ def held_in(entries: Entries[Any]) -> Thing:
 
 def test_sub_pools_count_as_holders(now: list[float]) -> None:
     entries: Entries[Any] = Entries()
-    pools = SubPools(entries, lambda item: None)
+    pools: Any = SubPools(entries, lambda item: None)
     own, lent = held_in(entries), held_in(entries)
     sub, other = Sub(1, ("deep", 7.0)), Sub(0, ("flat", 0.5))
     pools.assign(lent, sub)
@@ -200,7 +200,7 @@ def test_sub_pools_count_as_holders(now: list[float]) -> None:
 
 def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
     entries: Entries[Any] = Entries()
-    pools = SubPools(entries, lambda item: None)
+    pools: Any = SubPools(entries, lambda item: None)
     subs = [Sub(0), Sub(2), Sub(1)]
     for each in subs:
         pools.assign(held_in(entries), each)
@@ -212,7 +212,7 @@ def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
 def test_what_a_collected_sub_pool_held_is_reported() -> None:
     left: list[object] = []
     entries: Entries[Any] = Entries()
-    pools = SubPools(entries, left.append)
+    pools: Any = SubPools(entries, left.append)
     item, sub = held_in(entries), Sub()
     pools.assign(item, sub)
     del sub
