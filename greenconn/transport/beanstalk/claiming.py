@@ -46,8 +46,11 @@ from greenconn.transport.beanstalk.connection import (
 from greenconn.wire.beanstalk import Reply, line, put
 
 if TYPE_CHECKING:
+    from greenconn.transport.beanstalk.store import BeanstalkStore
     from greenconn.wire.tls import TlsSession
 
+#: Messages that one claim takes.
+CLAIM: Final = 100
 #: Prefix of the tubes of wake-up jobs; no queue's tube has it.
 WAKEUP_TUBES: Final = b"$wakeup."
 #: Longest wait, in seconds, while there is no wake-up job.
@@ -271,16 +274,12 @@ class Claims:
     """The claims of one link.
 
     Arguments:
-        waiting: return the connection that waits; the same at each call.  May switch.
-        limit: jobs that one claim takes.
+        store: has the connection that waits.
     """
 
-    def __init__(
-        self, server: CommandConnection, waiting: Callable[[], ReserveConnection], limit: int
-    ) -> None:
+    def __init__(self, store: BeanstalkStore, server: CommandConnection) -> None:
+        self._store = store
         self._server = server
-        self._waiting = waiting
-        self._limit = limit
         #: Tubes that may have more, those that were served longest ago first.
         self._hot: dict[bytes, None] = {}
         #: Something else is wanted than the claim that is under way knows.
@@ -313,7 +312,7 @@ class Claims:
 
     def _wait(self, wanted: Mapping[bytes, int], seconds: float) -> Sequence[ReservedJob]:
         """Take from the hot tubes, look at the others, and wait where there was nothing."""
-        server, waiting = self._server, self._waiting()
+        server, waiting = self._server, self._store.reserve_connection()
         server.wait_writable()
         hot = [tube for tube in self._hot if tube in wanted]
         found = self._take_hot(hot, wanted)
@@ -335,8 +334,8 @@ class Claims:
         """Take its share from each hot tube; one that gives less than was asked for is hot no more."""
         if not hot:
             return []
-        share = max(self._limit // len(hot), 1)
-        shares = [(tube, min(wanted[tube], share)) for tube in hot[: self._limit]]
+        share = max(CLAIM // len(hot), 1)
+        shares = [(tube, min(wanted[tube], share)) for tube in hot[:CLAIM]]
         found: list[Reserved] = []
         for (tube, count), replies in zip(shares, self._server.take(shares), strict=True):
             self._hot.pop(tube, None)

@@ -37,7 +37,7 @@ from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
 from greenconn.jsoncodec import dumps
-from greenconn.transport.beanstalk.claiming import Claims, Reservations, ReserveConnection
+from greenconn.transport.beanstalk.claiming import CLAIM, Claims, Reservations, ReserveConnection
 from greenconn.transport.beanstalk.connection import (
     CommandConnection,
     DeclarationRefused,
@@ -64,8 +64,6 @@ from greenconn.wire.tls import tls_session
 
 P = TypeVar("P", bound=Pipeline)
 
-#: Messages that one claim takes.
-CLAIM: Final = 100
 DEFAULT_PORT: Final = 11300
 #: In the envelope: when the message need not be delivered any more, in seconds of the wall clock.
 EXPIRES_AT: Final = "expires_at"
@@ -136,7 +134,7 @@ class BeanstalkStore(Store):
         server = self._server = self._connect(CommandConnection, deadline)
         server.greet(deadline)
         server.watch(self._options.reply_timeout)
-        self._claims = Claims(server, self._wait_line, CLAIM)
+        self._claims = Claims(self, server)
 
     def _connect(self, kind: Callable[..., P], deadline: Deadline) -> P:
         client = self.client
@@ -151,7 +149,7 @@ class BeanstalkStore(Store):
         pipeline.stream.handshake(deadline)
         return pipeline
 
-    def _wait_line(self) -> ReserveConnection:
+    def reserve_connection(self) -> ReserveConnection:
         """Return the connection that waits, opened when it is first needed.  May switch."""
         with self._opening:
             if self._waiting is None:
