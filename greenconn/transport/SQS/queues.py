@@ -68,8 +68,8 @@ def in_batches(
     left: list[int] = list(range(len(fields)))
     for _ in attempts(BUSY.replace(tries=retries + 1)):
         response = ask([{"Id": str(number), **fields[number]} for number in left])
-        done = {each.get("Id") for each in response.get("Successful") or ()}
-        failed = {each.get("Id"): each for each in response.get("Failed") or ()}
+        done = {entry.get("Id") for entry in response.get("Successful") or ()}
+        failed = {entry.get("Id"): entry for entry in response.get("Failed") or ()}
         again = []
         for number in left:
             failure = failed.get(str(number))
@@ -97,7 +97,7 @@ def _failure(where: str, action: str, failure: Mapping[str, Any] | None) -> Exce
 #: The end of the names of FIFO queues and topics.
 FIFO: Final = ".fifo"
 #: What AWS does not take -> what stands for it: kombu's table.
-_TABLE: Final = {ord(each): "_" for each in string.punctuation if each not in "-_."} | {46: "-"}
+_TABLE: Final = {ord(char): "_" for char in string.punctuation if char not in "-_."} | {46: "-"}
 
 
 def aws_name(name: str) -> str:
@@ -541,9 +541,9 @@ class Topics:
                 "ListSubscriptionsByTopic", repr(exchange), TopicArn=topic, **more
             )
             found += [
-                each
-                for each in response.get("Subscriptions") or ()
-                if each.get("Protocol") == "sqs"
+                subscription
+                for subscription in response.get("Subscriptions") or ()
+                if subscription.get("Protocol") == "sqs"
             ]
             if not response.get("NextToken"):
                 return found

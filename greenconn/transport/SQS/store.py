@@ -381,7 +381,7 @@ class SqsStore(Store):
 
     def _empty(self, queue: SqsQueue) -> None:
         while taken := self._receive(queue, SQS_MAX_MESSAGES, 0):
-            self._delete(queue, [each.handle for each in taken])
+            self._delete(queue, [claimed.handle for claimed in taken])
 
     # -- messages
 
@@ -643,7 +643,10 @@ class SqsStore(Store):
         """Requeue messages of an abandoned claim, so that they are visible before their lease ends."""
         try:
             self.settle(
-                [SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True) for each in taken]
+                [
+                    SettleRequest(claimed.handle, Settlement.REQUEUE, is_unseen=True)
+                    for claimed in taken
+                ]
             )
         except LinkLost:
             pass  # they are redelivered when their leases end

@@ -172,7 +172,7 @@ class CouchApi:
         results = self._good(status, reply, "storing documents")
         if not isinstance(results, list):
             raise NotCouch(f"{self.where}: the response has no list of results")
-        found = {each.get("id"): each for each in results if isinstance(each, dict)}
+        found = {result.get("id"): result for result in results if isinstance(result, dict)}
         try:
             return [found[doc["_id"]] for doc in docs]
         except KeyError as exc:

@@ -293,8 +293,8 @@ class Claims:
                 found = []  # the next claim gets the same error
             self._set_timer()
         found = dead + found
-        for each in found:  # they are handed over: their claims are certain
-            self._unconfirmed.pop(each.handle[0], None)
+        for message in found:  # they are handed over: their claims are certain
+            self._unconfirmed.pop(message.handle[0], None)
         return found
 
     def unconfirmed_claims(self) -> list[tuple[str, Handle]]:

@@ -274,7 +274,9 @@ class CouchStore(Store):
     def settle(self, requests: Sequence[SettleRequest]) -> None:
         if any(request.entries for request in requests):
             # Before the messages go: two rather than none, if this process ends here.
-            requests = [self._with_copies(each) if each.entries else each for each in requests]
+            requests = [
+                self._with_copies(request) if request.entries else request for request in requests
+            ]
         backs = {a.handle[0]: a for a in requests if a.settlement is Settlement.REQUEUE}
         docs = [
             deleted(request.handle[0], request.handle[1])
@@ -669,19 +671,19 @@ class Owners:
         for mark in marks:
             mark["link"] = links.get(mark["_id"])  # for who comes, if this process ends here
         # A conflict: it is alive, or another process was faster.
-        ours = [each for each in self._api.write(marks) if "rev" in each]
+        ours = [result for result in self._api.write(marks) if "rev" in result]
         if not ours:
             return 0
-        count = self._requeue({name_of(each["id"]) for each in ours})
-        self._store.drop_owned({links[each["id"]] for each in ours if each["id"] in links})
-        self._api.write([deleted(each["id"], each["rev"]) for each in ours])
-        for each in ours:
-            self._seen.pop(each["id"], None)
+        count = self._requeue({name_of(mark["id"]) for mark in ours})
+        self._store.drop_owned({links[mark["id"]] for mark in ours if mark["id"] in links})
+        self._api.write([deleted(mark["id"], mark["rev"]) for mark in ours])
+        for result in ours:
+            self._seen.pop(result["id"], None)
         return count
 
     def _links(self, marks: Sequence[Document]) -> dict[str, str]:
         """Return the links of documents that are to be marked, by the ids of those."""
-        found = self._api.read([each["_id"] for each in marks])
+        found = self._api.read([mark["_id"] for mark in marks])
         return {
             doc_id: doc["link"] for doc_id, doc in found.items() if isinstance(doc.get("link"), str)
         }

@@ -136,7 +136,7 @@ def _supported_by(cls: type) -> SupportedArguments:
     if own is not None:
         return own
     modules = [each.__module__ for each in cls.__mro__]
-    return next((_MORE[each] for each in modules if each in _MORE), _SUPPORTED)
+    return next((_MORE[module] for module in modules if module in _MORE), _SUPPORTED)
 
 
 def _exclusive(method: F) -> F:

@@ -222,7 +222,7 @@ class HookStore(Store):
 
     def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:
         """Return queue and message of what was taken out when no consumer had room."""
-        return [(queue, each) for queue, found in self._arrived.items() for each in found]
+        return [(queue, message) for queue, found in self._arrived.items() for message in found]
 
     def settle(self, requests: Sequence[SettleRequest]) -> int:
         """Requeue messages that no handler has seen, whose channel has ended, or of a former life."""
@@ -285,8 +285,8 @@ class HookSettlements(Settlements):
                 left[0].settle(settlement)
                 yield left.popleft()
         finally:
-            for each in left:
-                self._hold(each)
+            for delivery in left:
+                self._hold(delivery)
 
     def _hold(self, delivery: Any) -> None:
         """Hold a delivery again that was not settled."""

@@ -178,7 +178,10 @@ def dump_messages(messages: Iterable[Any], stderr: TextIO | None = None) -> None
 
     The log, or *stderr*, names it; it is no place for bodies.
     """
-    state = [each.serializable() if hasattr(each, "serializable") else each for each in messages]
+    state = [
+        message.serializable() if hasattr(message, "serializable") else message
+        for message in messages
+    ]
     try:
         emergency_dump_state(state, stderr=stderr)
     except Exception:

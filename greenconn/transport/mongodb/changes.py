@@ -279,10 +279,10 @@ class Broadcast:
                 # What was read last may be in a later batch, or be gone with all before it.
                 is_new = not self._client.call(self._is_there, self._last)
             while True:
-                for each in found:
+                for document in found:
                     if is_new:
-                        self._take_in(each)
-                    elif each["_id"] == self._last:
+                        self._take_in(document)
+                    elif document["_id"] == self._last:
                         is_new = True
                 if not reading.is_alive:
                     return  # so is the cursor of an empty collection
@@ -486,7 +486,7 @@ class Notifications:
             self._is_streaming = True
             self._wake(None)  # what came before it was open
             while reading.is_alive and monotonic() - self._empty_at < max(BUSY, WATCHED * 2):
-                for queue in {each.get("new") or each.get("back") for each in found}:
+                for queue in {document.get("new") or document.get("back") for document in found}:
                     if isinstance(queue, str):
                         self._wake(queue)
                 found = reading.more()

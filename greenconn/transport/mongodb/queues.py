@@ -272,7 +272,7 @@ class Queues:
 
     def fetched(self, queues: Iterable[str]) -> None:
         """Note that messages of these queues are fetched, which begins their expiry anew."""
-        due = [each for each in queues if each in self._expiring and each not in self._consumed]
+        due = [queue for queue in queues if queue in self._expiring and queue not in self._consumed]
         if due:
             self._client.call(self._touch, due)
 
@@ -297,9 +297,9 @@ class Queues:
         late = {self._end: {"$lte": self._client.now()}}
         found: list[Document] = self._client.call(self._find_records, late)
         return [
-            each["_id"]
-            for each in found
-            if not self._is_being_deleted(each) and self._end_queue(each["_id"], each)
+            document["_id"]
+            for document in found
+            if not self._is_being_deleted(document) and self._end_queue(document["_id"], document)
         ]
 
     def _find_records(self, which: Document) -> list[Document]:
@@ -433,7 +433,7 @@ class MongoTopology(TopologyStore):
             return known.rows
         if known.broadcast_rows is None:
             rows = known.rows or ()  # others may have read them anew meanwhile
-            onward = tuple(each for each in rows if each.to_exchange)
+            onward = tuple(row for row in rows if row.to_exchange)
             one = () if len(onward) == len(rows) else (Row("", "", PREFIX + exchange),)
             known.broadcast_rows = one + onward
         return known.broadcast_rows
@@ -447,9 +447,9 @@ class MongoTopology(TopologyStore):
         document = self._exchanges.find_one({"_id": exchange})
         if document is None:
             return tuple(rows) or None
-        for each in document.get("bindings", ()):
-            key, pattern, arguments = loads(each["row"])
-            rows.append(Row(key, pattern, each["to"], arguments, bool(each["is_exchange"])))
+        for binding in document.get("bindings", ()):
+            key, pattern, arguments = loads(binding["row"])
+            rows.append(Row(key, pattern, binding["to"], arguments, bool(binding["is_exchange"])))
         return tuple(rows)
 
     def add(self, exchange: str, row: Row) -> None:
@@ -493,8 +493,8 @@ class MongoTopology(TopologyStore):
 
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         sources: list[str] = self._client.call(self._remove_to, destination, is_exchange)
-        for each in sources:
-            self._known(each).note_change()
+        for source in sources:
+            self._known(source).note_change()
         return sources
 
     def _remove_to(self, destination: str, is_exchange: bool) -> list[str]:
@@ -519,7 +519,7 @@ class MongoTopology(TopologyStore):
             return []
         fanout = {"_id": {"$in": names}, "type": "fanout"}
         found = [each["_id"] for each in self._exchanges.find(fanout, {"_id": 1})]
-        return found + [each for each in names if PREDECLARED.get(each) == "fanout"]
+        return found + [name for name in names if PREDECLARED.get(name) == "fanout"]
 
 
 def _lookup(exchange: str, row: Row) -> Document:

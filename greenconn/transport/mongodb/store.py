@@ -176,7 +176,7 @@ class MongoStore(Store):
 
     def _abandon_dead(self) -> None:
         """Abandon the claims of messages that this link does not dead-letter any more."""
-        self._abandoned.update(each.handle.claim for each in self._dead)
+        self._abandoned.update(claimed.handle.claim for claimed in self._dead)
         self._dead.clear()
 
     def _requeue(self, claims: set[Any]) -> None:
@@ -268,8 +268,8 @@ class MongoStore(Store):
         found = self._take_dead()
         copies = self._broadcast.take(wanted)
         left = dict(wanted)
-        for each in copies:
-            left[each.queue] -= 1
+        for copy in copies:
+            left[copy.queue] -= 1
         left = {queue: count for queue, count in left.items() if count > 0}
         try:
             taken = self._claims.take(left, self.claim_limit) if left else []
@@ -296,8 +296,8 @@ class MongoStore(Store):
             if now - self._unbound.get(queue, 0.0) < _BOUND_LIFETIME:
                 continue
             exchanges = self._bindings.fanouts_of(queue)
-            for each in exchanges:
-                self._broadcast.listen(self, queue, each, self.wake)
+            for exchange in exchanges:
+                self._broadcast.listen(self, queue, exchange, self.wake)
             if not exchanges:
                 self._unbound[queue] = now
 
@@ -324,18 +324,18 @@ class MongoStore(Store):
         left: list[SettleRequest] = []
         delayed: list[SettleRequest] = []
         places: list[Replacement] = []
-        for each in requests:
-            entry = each.entries[0] if len(each.entries) == 1 else None
-            if entry is None or not entry.delay or not isinstance(each.handle, Handle):
-                left.append(each)
+        for request in requests:
+            entry = request.entries[0] if len(request.entries) == 1 else None
+            if entry is None or not entry.delay or not isinstance(request.handle, Handle):
+                left.append(request)
                 continue
             payload = dumps(entry.envelope)
             if len(payload) > LARGEST - _OVERHEAD:
-                left.append(self.unless_refused(each, [_too_large(len(payload))]))
+                left.append(self.unless_refused(request, [_too_large(len(payload))]))
                 continue
             document = message_of(entry, payload, self._servers.now, ttl=self._options.ttl)
-            places.append(Replacement(each.handle, document))
-            delayed.append(each)
+            places.append(Replacement(request.handle, document))
+            delayed.append(request)
         if places:
             refused = self._claims.replace(places)
             left += [self.unless_refused(delayed[at], [exc]) for at, exc in refused.items()]
@@ -344,17 +344,18 @@ class MongoStore(Store):
 
     def _with_copies(self, requests: Sequence[SettleRequest]) -> Sequence[SettleRequest]:
         """Store the copies of all requests; where one is refused, its message stays."""
-        entries = [entry for each in requests for entry in each.entries]
+        entries = [entry for request in requests for entry in request.entries]
         if not entries:
             return requests
         outcomes = iter(self.put(entries))
         return [
-            self.unless_refused(each, [next(outcomes) for _ in each.entries]) for each in requests
+            self.unless_refused(request, [next(outcomes) for _ in request.entries])
+            for request in requests
         ]
 
     def renew(self, handles: Sequence[Any]) -> Sequence[Any]:
         self._queues.renew()
-        held = [each for each in handles if isinstance(each, Handle)]
+        held = [handle for handle in handles if isinstance(handle, Handle)]
         return self._claims.renew(held) if held else ()
 
     # -- what comes by time
@@ -493,8 +494,8 @@ class Claims:
             raise
         # If this greenlet was killed or its connection lost, the claim stays open: see abandon().
         self._open.discard(claim)
-        for each in found:
-            self._held[each.handle.id] = each.handle
+        for message in found:
+            self._held[message.handle.id] = message.handle
         return found
 
     def abandon(self) -> set[Any]:
@@ -550,7 +551,8 @@ class Claims:
         self._messages.update_many(mine, claim_update(claim, now + self._lease))
         found = self._messages.find({"_id": {"$in": ids}, "claim": claim}, sort=_ORDER)
         return [
-            claimed_of(each, claim, each["claimed"], _dead(each, now), counted=1) for each in found
+            claimed_of(document, claim, document["claimed"], _dead(document, now), counted=1)
+            for document in found
         ]
 
     def _candidates(self, wanted: Mapping[str, int], limit: int) -> list[Any]:
@@ -564,8 +566,8 @@ class Claims:
                     {"queue": {"$in": list(room)}}, {"queue": 1}, sort=_ORDER, limit=limit
                 )
             )
-            for each in found:
-                queue, key = each["queue"], each["_id"]
+            for document in found:
+                queue, key = document["queue"], document["_id"]
                 if room.get(queue) and key not in chosen and len(chosen) < limit:
                     room[queue] -= 1
                     chosen[key] = None
@@ -587,15 +589,18 @@ class Claims:
         if not candidates:
             return []
         now = self._client.now()
-        keys = {"$in": [each["_id"] for each in candidates]}
+        keys = {"$in": [candidate["_id"] for candidate in candidates]}
         result = self._messages.update_many(
             {"_id": keys, **waiting}, claim_update(claim, now + self._lease)
         )
         if result.modified_count != len(candidates):
             mine = self._messages.find({"_id": keys, "claim": claim}, {"_id": 1})
             won = {each["_id"] for each in mine}
-            candidates = [each for each in candidates if each["_id"] in won]
-        return [claimed_of(each, claim, each["queue"], _dead(each, now)) for each in candidates]
+            candidates = [candidate for candidate in candidates if candidate["_id"] in won]
+        return [
+            claimed_of(candidate, claim, candidate["queue"], _dead(candidate, now))
+            for candidate in candidates
+        ]
 
     # -- settling
 
@@ -608,7 +613,7 @@ class Claims:
 
     def settle(self, requests: Sequence[SettleRequest]) -> None:
         """Say what became of messages.  May switch."""
-        valid = [each for each in requests if self.is_mine(each.handle)]
+        valid = [request for request in requests if self.is_mine(request.handle)]
         self._client.call(self._settle, valid)
         for each in valid:
             self._held.pop(each.handle.id, None)
@@ -618,10 +623,10 @@ class Claims:
         if gone:
             self._messages.delete_many(_held_by(gone))
         returned: dict[tuple[float, bool, bool], list[Handle]] = {}
-        for each in requests:
-            if each.settlement is Settlement.REQUEUE:
-                how = (each.delay, each.is_unseen, each.is_unhandled)
-                returned.setdefault(how, []).append(each.handle)
+        for request in requests:
+            if request.settlement is Settlement.REQUEUE:
+                how = (request.delay, request.is_unseen, request.is_unhandled)
+                returned.setdefault(how, []).append(request.handle)
         for how, handles in returned.items():
             self._messages.update_many(_held_by(handles), self._back(*how))
 
@@ -670,9 +675,9 @@ class Claims:
 
     def renew(self, handles: Sequence[Handle]) -> list[Handle]:
         """Begin leases anew; return those that were lost.  May switch."""
-        mine = [each for each in handles if self.is_mine(each)]
+        mine = [handle for handle in handles if self.is_mine(handle)]
         left = self._client.call(self._renew, mine) if mine else set()
-        lost = [each for each in handles if each.id not in left or not self.is_mine(each)]
+        lost = [handle for handle in handles if handle.id not in left or not self.is_mine(handle)]
         for each in lost:
             if self._held.get(each.id) == each:
                 del self._held[each.id]
@@ -683,7 +688,7 @@ class Claims:
         until = self._client.now() + self._lease
         result = self._messages.update_many(held, {"$set": {"lease_until": until}})
         if result.matched_count == len(handles):
-            return {each.id for each in handles}
+            return {handle.id for handle in handles}
         return {each["_id"] for each in self._messages.find(held, {"_id": 1})}
 
     def requeue_due(self) -> float | None:
@@ -711,8 +716,8 @@ class Claims:
 
 def _held_by(handles: Sequence[Handle]) -> Document:
     return {
-        "_id": {"$in": [each.id for each in handles]},
-        "claim": {"$in": list({each.claim for each in handles})},
+        "_id": {"$in": [handle.id for handle in handles]},
+        "claim": {"$in": list({handle.claim for handle in handles})},
     }
 
 
