@@ -23,7 +23,6 @@ from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.exchanges import (
     STANDARD_EXCHANGE_TYPES,
-    BrokerState,
     DirectTopology,
     Router,
     Routing,
@@ -66,7 +65,7 @@ from greenconn.transport.redis.publishing import (
     UnreportedPublishes,
     WindowPublisher,
 )
-from greenconn.transport.redis.queues import LinkRecords, RedisQueues, RedisTopology
+from greenconn.transport.redis.queues import RedisQueues, RedisTopology
 from greenconn.transport.redis.server import Opener, Reauthentication, Server, check_eviction
 from greenconn.transport.redis.settling import RedisSettler, Requeuer
 from greenconn.wire.resp import pack
@@ -123,7 +122,7 @@ class RedisLink(LeasedLink):
         self.feeds: dict[str, RedisFeed] = {}
         self.placement = placement = transport.placement(self)
         self.commands = commands = placement.commands
-        self.records = placement.records
+        self.records = RedisTopology(self, placement.of, placement.partition)
         self.topology: Topology = DirectTopology(self.records)
         self.routing: Routing = Routing(self, checks_queues=True)
         server = placement.server
@@ -412,7 +411,6 @@ class Partition:
         is_kept_alive: the lease of this link is renewed here.
         owners: those who hold messages and queues here.
         queues: its queues.
-        records: its bindings.
     """
 
     def __init__(self, link: RedisLink, keys: Keys) -> None:
@@ -423,7 +421,6 @@ class Partition:
         self._is_forgotten = False
         self.commands = Commands(link.where, keys, link.options, link.before_call)
         self.owners = Owners(self.commands, self._count_time)
-        self.records = RedisTopology(self)
 
     # The rest needs what the link makes of these.
 
@@ -527,27 +524,6 @@ class Partition:
                 extra={"connection": self.commands.where},
             )
 
-    # See :class:`~greenconn.transport.redis.queues.TopologyLink`
-
-    @property
-    def state(self) -> BrokerState:
-        """The exchanges and bindings that the connection knows."""
-        return self._link.state
-
-    @property
-    def routing(self) -> Routing:
-        """The routes of the link."""
-        return self._link.routing
-
-    @property
-    def directory(self) -> Directory:
-        """The queues of the link."""
-        return self._link.directory
-
-    def is_broadcast(self, exchange: str) -> bool:
-        """Return whether messages to an exchange are published to a channel.  Never switches."""
-        return self._link.is_broadcast(exchange)
-
     # Ending
 
     def leave(self) -> None:
@@ -576,8 +552,6 @@ class Placement(Protocol):
     def commands(self) -> Commands: ...
     @property
     def server(self) -> Opener: ...
-    @property
-    def records(self) -> LinkRecords: ...
     @property
     def settler(self) -> MessageSettler: ...
 
@@ -648,7 +622,6 @@ class SinglePlacement:
         self._confirms = ReplicaConfirms(replicas) if replicas else None
         self.whole = whole = Partition(link, keys)
         self.commands = whole.commands
-        self.records = whole.records
 
     @property
     def settler(self) -> MessageSettler:

@@ -19,30 +19,27 @@ from __future__ import annotations
 
 import logging
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
 from greenconn.broker.errors import Method, refused
-from greenconn.broker.exchanges import PREDECLARED, BrokerState, ExchangeRecord, Row, TopologyStore
+from greenconn.broker.exchanges import PREDECLARED, ExchangeRecord, Row, TopologyStore
 from greenconn.broker.queues import MOST_KNOWN, UNDECLARED, Declaration, KnownQueues, QueueStore
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import Ticker, spawn
 from greenconn.jsoncodec import dumps, loads
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.options import RESERVED, Keys
-from greenconn.transport.redis.pipeline import Commands, as_pairs
+from greenconn.transport.redis.pipeline import Commands, as_pairs, call_together
 from greenconn.transport.redis.scripts import BIND, DECLARE, DROP, JOIN, MORE
 from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
-    from greenconn.broker.exchanges import Routing
-    from greenconn.broker.queues import Directory
     from greenconn.transport.redis.claiming import RedisFeed
     from greenconn.transport.redis.link import Partition, RedisLink
 
@@ -317,7 +314,7 @@ class RedisQueues(QueueStore):
             commands = self._at(name).commands
             commands.pipeline.post(pack(b"PEXPIRE", commands.keys.queue(name), milliseconds))
             self.pushed(name)
-            self._at(name).records.keep(name, milliseconds)
+            self._link.records.keep(name, milliseconds)
 
     def pushed(self, name: str) -> None:
         """Note a message sent to a queue that expires, with which it goes.  Never switches.
@@ -508,9 +505,8 @@ class RedisQueues(QueueStore):
         """Forget a deleted queue, and the auto-delete exchanges that go with it.  May switch."""
         self._exists_until.pop(name, None)
         self.expiring.pop(name, None)
-        partition = self._at(name)
-        partition.expiry.forget(name)
-        partition.records.ended(name)
+        self._at(name).expiry.forget(name)
+        self._link.records.ended(name)
         self._link.queue_ended(name, [each.decode() for each in reply[1:]])
 
     def end_unused(self, commands: Commands, names: list[str]) -> None:
@@ -631,39 +627,29 @@ def _scan(commands: Commands, prefix: bytes, *options: bytes) -> Iterator[bytes]
             return
 
 
-class TopologyLink(Protocol):
-    """The link that reads the records."""
+class RedisTopology(TopologyStore):
+    """The records as one link reads them.
 
-    commands: Commands
+    An exchange is declared in the partition of its name.  The bindings of a queue are in that of the
+    queue, and where there are several, the set ``greenconn.partitions.<exchange>`` says in which.
 
-    @property
-    def state(self) -> BrokerState: ...
-    @property
-    def routing(self) -> Routing: ...
-    @property
-    def directory(self) -> Directory: ...
+    Arguments:
+        link: has what is known of exchanges.
+        at: returns the partition of a name.  Never switches.
+        partition: returns that of a tag.  Never switches.
+    """
 
-    def is_broadcast(self, exchange: str) -> bool:
-        """Return whether messages to an exchange are published to a channel.  Never switches."""
-
-
-class LinkRecords(TopologyStore):
-    """The records that a link reads."""
-
-    @abstractmethod
-    def table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """Return the rows of kombu's table: routing key, pattern, queue.  May switch."""
-
-    @abstractmethod
-    def bound_field(self, exchange: str, row: Row) -> bytes:
-        """Return the field of a binding among those of its queue.  Never switches."""
-
-
-class RedisTopology(LinkRecords):
-    """The records of one partition, as one link reads them."""
-
-    def __init__(self, link: TopologyLink) -> None:
+    def __init__(
+        self,
+        link: RedisLink,
+        at: Callable[[str], Partition],
+        partition: Callable[[str], Partition],
+    ) -> None:
         self._link = link
+        self._at = at
+        self._partition = partition
+        #: Exchange -> the tags under which it has bindings, as they were read last.
+        self._tags: dict[str, frozenset[str]] = {}
         #: Exchange -> what was read last, and the rows of that.
         self._read: dict[str, tuple[object, tuple[Row, ...]]] = {}
         #: Queue that expires -> when its bindings must be renewed, on the monotonic clock.
@@ -672,110 +658,147 @@ class RedisTopology(LinkRecords):
     # -- exchanges
 
     def get(self, exchange: str) -> ExchangeRecord | None:
-        keys = self._link.commands.keys
+        commands = self._at(exchange).commands
+        keys = commands.keys
         what = f"looking up exchange {exchange!r}"
-        text = self._link.commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
+        text = commands.call(pack(b"GET", keys.exchange(exchange)), what=what)
         if text is not None:
             record = _decoded(text)
             if isinstance(record.get("type"), str):
                 return record
-        table = self._table(exchange, what)
+        table = _table(commands, exchange, what)
         if text is None and not table:
             return None
         has_patterns = any(keys.row(each)[1] for each in table)
         return {"type": "topic" if has_patterns else "direct", "is_guess": True}
 
     def put(self, exchange: str, record: ExchangeRecord) -> None:
-        command = pack(b"SET", self._link.commands.keys.exchange(exchange), dumps(record), b"NX")
-        self._link.commands.call(command, what=f"declaring exchange {exchange!r}")
+        commands = self._at(exchange).commands
+        command = pack(b"SET", commands.keys.exchange(exchange), dumps(record), b"NX")
+        commands.call(command, what=f"declaring exchange {exchange!r}")
 
     def delete(self, exchange: str) -> None:
-        link, keys = self._link, self._link.commands.keys
-        table = self._table(exchange)
-        names = (
-            *(keys.exchange(exchange), keys.bindings(exchange)),
-            *(keys.permanent_bindings(exchange), keys.onward(exchange)),
-        )
-        commands = [pack(b"DEL", *names), pack(b"ZREM", keys.binding_deadlines, exchange)]
-        for member in table:
-            field = keys.bound_field(exchange, member)
-            commands.append(pack(b"HDEL", keys.bound(keys.row(member)[2]), field))
-        link.commands.call_all(commands, what=f"deleting exchange {exchange!r}")
+        home = self._at(exchange).commands
+        what = f"deleting exchange {exchange!r}"
+        for commands in [each for each in self._bound(exchange) if each is not home] + [home]:
+            keys = commands.keys
+            table = _table(commands, exchange)
+            names = (
+                *(keys.exchange(exchange), keys.bindings(exchange)),
+                *(keys.permanent_bindings(exchange), keys.onward(exchange)),
+            )
+            asked = [pack(b"DEL", *names), pack(b"ZREM", keys.binding_deadlines, exchange)]
+            for member in table:
+                field = keys.bound_field(exchange, member)
+                asked.append(pack(b"HDEL", keys.bound(keys.row(member)[2]), field))
+            commands.call_all(asked, what=what)
+        if home.keys.tag:
+            home.call(pack(b"DEL", home.keys.exchange_partitions(exchange)), what=what)
+        self._tags.pop(exchange, None)
         self._read.pop(exchange, None)
+
+    def _bound(self, exchange: str) -> list[Commands]:
+        """Return the partitions in which an exchange has, or had, bindings of queues.  May switch."""
+        home = self._at(exchange).commands
+        if not home.keys.tag:
+            return [home]
+        command = pack(b"SMEMBERS", home.keys.exchange_partitions(exchange))
+        tags = frozenset(each.decode() for each in home.call(command, what="routing"))
+        self._tags[exchange] = tags
+        return [self._partition(each).commands for each in sorted(tags)]
 
     # -- bindings
 
     def rows(self, exchange: str) -> Sequence[Row] | None:
-        link, keys = self._link, self._link.commands.keys
+        link, home = self._link, self._at(exchange).commands
+        keys = home.keys
         onward = pack(b"SMEMBERS", keys.onward(exchange))
         table: Collection[Any]
         if link.is_broadcast(exchange):
             # The queues of other programs are not asked for: they listen by themselves.
-            others, is_there = link.commands.call_all(
+            others, is_there = home.call_all(
                 [onward, pack(b"EXISTS", keys.exchange(exchange), keys.bindings(exchange))],
                 what="routing",
             )
             table = tuple(link.routing.own_rows(exchange))
         else:
-            others, table = link.commands.call_all(
-                [onward, pack(b"SMEMBERS", keys.bindings(exchange))], what="routing"
-            )
+            if keys.tag:
+                others, table = self._divided_table(home, exchange, onward)
+            else:
+                others, table = home.call_all(
+                    [onward, pack(b"SMEMBERS", keys.bindings(exchange))], what="routing"
+                )
             is_there = others or table or exchange in PREDECLARED
-        if not is_there and not link.commands.call(
-            pack(b"EXISTS", keys.exchange(exchange)), what="routing"
-        ):
+        if not is_there and not home.call(pack(b"EXISTS", keys.exchange(exchange)), what="routing"):
             self._read.pop(exchange, None)
             return None
         what = (table, others)
         known = self._read.get(exchange)
         if known is None or known[0] != what:
             rows = [each if isinstance(each, Row) else self._row(each) for each in table]
-            known = self._read[exchange] = (what, (*rows, *self.onward_rows(others)))
+            onward_rows = (each for each in map(_onward_row, others) if each is not None)
+            known = self._read[exchange] = (what, (*rows, *onward_rows))
         return known[1]
 
-    def rows_of(self, members: Iterable[bytes]) -> list[Row]:
-        """Return the bindings that members of kombu's table are.  Never switches."""
-        return [self._row(each) for each in members]
+    def _divided_table(
+        self, home: Commands, exchange: str, onward: bytes
+    ) -> tuple[Collection[bytes], Collection[bytes]]:
+        """Return the members of an exchange's sets in all partitions: exchanges, and queues.
 
-    def onward_rows(self, members: Iterable[bytes]) -> list[Row]:
-        """Return the bindings of exchanges that members of such a set are.  Never switches."""
-        return [each for each in map(_onward_row, members) if each is not None]
+        All that is needed is asked for at once: where to look seldom changes.  May switch.
+        """
+        known = self._tags.get(exchange, frozenset())
+        places = (home, pack(b"SMEMBERS", home.keys.exchange_partitions(exchange)))
+        tags, others, *tables = call_together(
+            [places, (home, onward), *self._tables(exchange, known)], "routing"
+        )
+        members = {member for table in tables for member in table}
+        now = frozenset(each.decode() for each in tags)
+        if now != known:
+            for table in call_together(self._tables(exchange, now - known), "routing"):
+                members.update(table)
+            self._tags[exchange] = now
+        return sorted(others), sorted(members)
+
+    def _tables(self, exchange: str, tags: Collection[str]) -> list[tuple[Commands, bytes]]:
+        """Return the commands that read the bindings in some partitions."""
+        all_commands = [self._partition(each).commands for each in sorted(tags)]
+        return [(each, pack(b"SMEMBERS", each.keys.bindings(exchange))) for each in all_commands]
 
     def has_rows(self, exchange: str) -> bool:
-        keys = self._link.commands.keys
-        command = pack(b"EXISTS", keys.bindings(exchange), keys.onward(exchange))
-        return bool(self._link.commands.call(command, what="routing"))
+        home = self._at(exchange).commands
+        asked = [(home, pack(b"EXISTS", home.keys.onward(exchange)))]
+        asked += [
+            (each, pack(b"EXISTS", each.keys.bindings(exchange))) for each in self._bound(exchange)
+        ]
+        return any(call_together(asked, "routing"))
 
     def add(self, exchange: str, row: Row) -> None:
-        link = self._link
+        link, home = self._link, self._at(exchange).commands
+        commands = self._at(row.queue).commands
         if row.to_exchange:
-            self.add_onward(exchange, row)
-            self.add_source(row.queue, exchange)
+            key = home.keys.onward(exchange)
+            home.call(pack(b"SADD", key, _onward_member(row)), what="binding")
+            key = commands.keys.sources(row.queue)
+            commands.call(pack(b"SADD", key, exchange), what="binding")
             return
+        if home.keys.tag:
+            # Before the binding, so that it is never overlooked.  It stays when the binding goes.
+            key = home.keys.exchange_partitions(exchange)
+            home.call(pack(b"SADD", key, commands.keys.tag), what="binding")
         # The queue may have ended since the caller looked; a binding of none would stay for ever.
         while True:
             declared = link.directory.check(row.queue, Method.QUEUE_BIND)
             names, args = self._binding(exchange, row, declared)
-            if link.commands.run(BIND, names, *args, what="binding") >= 0:
+            if commands.run(BIND, names, *args, what="binding") >= 0:
                 return
             link.directory.forget(row.queue)
-
-    def add_onward(self, exchange: str, row: Row) -> None:
-        """Add the binding of another exchange to its source.  May switch."""
-        commands = self._link.commands
-        key = commands.keys.onward(exchange)
-        commands.call(pack(b"SADD", key, _onward_member(row)), what="binding")
-
-    def add_source(self, destination: str, exchange: str) -> None:
-        """Note that *destination* was bound to an exchange.  May switch."""
-        commands = self._link.commands
-        commands.call(pack(b"SADD", commands.keys.sources(destination), exchange), what="binding")
 
     def _binding(
         self, exchange: str, row: Row, declared: Declaration
     ) -> tuple[tuple[bytes, ...], tuple[Any, ...]]:
         """Return keys and arguments of the script that adds a binding of a queue that is declared so."""
-        keys = self._link.commands.keys
+        keys = self._at(row.queue).commands.keys
         member = self._member(exchange, row)
         expires_ms = declared.expires_ms
         if expires_ms is None:
@@ -788,67 +811,42 @@ class RedisTopology(LinkRecords):
         return names, (member, keys.bound_field(exchange, member), exchange, kept_ms)
 
     def remove(self, exchange: str, row: Row) -> bool:
-        link, keys = self._link, self._link.commands.keys
+        commands = self._at(exchange if row.to_exchange else row.queue).commands
+        keys = commands.keys
         if row.to_exchange:
-            commands = [pack(b"SREM", keys.onward(exchange), _onward_member(row))]
+            asked = [pack(b"SREM", keys.onward(exchange), _onward_member(row))]
         else:
             member = self._member(exchange, row)
-            commands = [
-                *self._removal(exchange, member),
+            asked = [
+                *_removal(keys, exchange, member),
                 pack(b"HDEL", keys.bound(row.queue), keys.bound_field(exchange, member)),
             ]
-        return bool(link.commands.call_all(commands, what="unbinding")[0])
+        return bool(commands.call_all(asked, what="unbinding")[0])
 
     def remove_to(self, destination: str, *, is_exchange: bool) -> Collection[str]:
         return self._leave_exchanges(destination) if is_exchange else self._leave(destination)
 
     def _leave(self, queue: str) -> Collection[str]:
-        link, keys = self._link, self._link.commands.keys
-        bound = link.commands.call(pack(b"HKEYS", keys.bound(queue)), what="unbinding")
-        commands, exchanges = [pack(b"DEL", keys.bound(queue))], []
+        commands = self._at(queue).commands
+        keys = commands.keys
+        bound = commands.call(pack(b"HKEYS", keys.bound(queue)), what="unbinding")
+        asked, exchanges = [pack(b"DEL", keys.bound(queue))], []
         for each in bound:
             exchange, member = each.split(b"\0", 1)
             exchanges.append(exchange.decode())
-            commands += self._removal(exchanges[-1], member)
-        link.commands.call_all(commands, what="unbinding")
+            asked += _removal(keys, exchanges[-1], member)
+        commands.call_all(asked, what="unbinding")
         return exchanges
 
-    def _removal(self, exchange: str, member: bytes) -> list[bytes]:
-        """Return the commands that remove a binding of a queue from kombu's tables."""
-        keys = self._link.commands.keys
-        tables = (keys.bindings(exchange), keys.permanent_bindings(exchange))
-        return [pack(b"SREM", table, member) for table in tables]
-
     def _leave_exchanges(self, destination: str) -> Collection[str]:
-        sources = self.sources(destination)
+        home = self._at(destination).commands
+        key = home.keys.sources(destination)
+        members = home.call(pack(b"SMEMBERS", key), what="routing")
+        sources = [each.decode() for each in members]
         for each in sources:
-            self.remove_onward(each, destination)
-        self.forget_sources(destination)
+            _remove_onward(self._at(each).commands, each, destination)
+        home.call(pack(b"DEL", key), what="unbinding")
         return sources
-
-    def sources(self, destination: str) -> list[str]:
-        """Return the exchanges that an exchange was bound to.  May switch."""
-        commands = self._link.commands
-        key = commands.keys.sources(destination)
-        members = commands.call(pack(b"SMEMBERS", key), what="routing")
-        return [each.decode() for each in members]
-
-    def forget_sources(self, destination: str) -> None:
-        """Forget what an exchange was bound to.  May switch."""
-        commands = self._link.commands
-        commands.call(pack(b"DEL", commands.keys.sources(destination)), what="unbinding")
-
-    def remove_onward(self, exchange: str, destination: str) -> None:
-        """Remove all bindings of another exchange to its source.  May switch."""
-        commands = self._link.commands
-        key = commands.keys.onward(exchange)
-        rows = {
-            each: _onward_row(each)
-            for each in commands.call(pack(b"SMEMBERS", key), what="routing")
-        }
-        gone = [each for each, row in rows.items() if row and row.queue == destination]
-        if gone:
-            commands.call(pack(b"SREM", key, *gone), what="unbinding")
 
     def keep(self, queue: str, expires_ms: int) -> None:
         """Renew the bindings, known here, of an expiring queue that is in use.  Never switches.
@@ -858,34 +856,32 @@ class RedisTopology(LinkRecords):
         now = monotonic()
         if now < self._renewed.get(queue, 0.0):
             return
-        link = self._link
+        link, commands = self._link, self._at(queue).commands
         self._renewed[queue] = now + _kept_ms(expires_ms) / 1000 / RENEWALS
 
         def renewed(reply: Any) -> None:
             if isinstance(reply, Exception):
                 self._renewed.pop(queue, None)
-                link.commands.scripts.forget()  # they may have been flushed: with the next use
+                commands.scripts.forget()  # they may have been flushed: with the next use
 
         declared = link.directory.last(queue)
         for exchange, row in link.routing.rows_to(queue):
             names, args = self._binding(exchange, row, declared)
-            link.commands.pipeline.post(link.commands.scripts.call(BIND, names, *args), renewed)
+            commands.pipeline.post(commands.scripts.call(BIND, names, *args), renewed)
 
     def ended(self, queue: str) -> None:
         """Forget a queue that is gone.  Never switches."""
         self._renewed.pop(queue, None)
 
     def table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """Return the rows of kombu's table: routing key, pattern, queue.  May switch."""
-        return [self._link.commands.keys.row(each) for each in self._table(exchange)]
+        """Return the rows of kombu's table: routing key, pattern, queue.  May switch.
 
-    def _table(self, exchange: str, what: str = "routing") -> Collection[bytes]:
-        """Return the members of kombu's table of an exchange.  May switch."""
-        link = self._link
-        found: Collection[bytes] = link.commands.call(
-            pack(b"SMEMBERS", link.commands.keys.bindings(exchange)), what=what
-        )
-        return found
+        No program of kombu uses a cluster.
+        """
+        commands = self._at(exchange).commands
+        if commands.keys.tag:
+            return []
+        return [commands.keys.row(each) for each in _table(commands, exchange)]
 
     def bound_field(self, exchange: str, row: Row) -> bytes:
         """Return the field of a binding among those of its queue.  Never switches."""
@@ -908,6 +904,30 @@ class RedisTopology(LinkRecords):
             if pattern[:1] == "{"
             else Row(key, pattern, queue)
         )
+
+
+def _table(commands: Commands, exchange: str, what: str = "routing") -> Collection[bytes]:
+    """Return the members of kombu's table of an exchange in one partition.  May switch."""
+    found: Collection[bytes] = commands.call(
+        pack(b"SMEMBERS", commands.keys.bindings(exchange)), what=what
+    )
+    return found
+
+
+def _removal(keys: Keys, exchange: str, member: bytes) -> list[bytes]:
+    """Return the commands that remove a binding of a queue from kombu's tables."""
+    tables = (keys.bindings(exchange), keys.permanent_bindings(exchange))
+    return [pack(b"SREM", table, member) for table in tables]
+
+
+def _remove_onward(commands: Commands, exchange: str, destination: str) -> None:
+    """Remove all bindings of another exchange to its source.  May switch."""
+    key = commands.keys.onward(exchange)
+    members = commands.call(pack(b"SMEMBERS", key), what="routing")
+    rows = {each: _onward_row(each) for each in members}
+    gone = [each for each, row in rows.items() if row and row.queue == destination]
+    if gone:
+        commands.call(pack(b"SREM", key, *gone), what="unbinding")
 
 
 def _kept_ms(expires_ms: int) -> int:

@@ -49,7 +49,7 @@ def test_bindings_are_read_where_the_queues_are(
 ) -> None:
     link = cluster_links()
     answer_with(scripted_cluster, bound(link, NEWS, FAR))
-    records = link.placement.records
+    records = link.connection.connection.records
     rows = records.rows(NEWS)
     assert rows is not None
     assert sorted(rows) == sorted([row(NEWS), row(FAR)])
@@ -62,14 +62,14 @@ def test_where_to_look_is_remembered(
     """The second time all is asked for at once: the tables are asked for before the tags are known."""
     link, (home, other) = cluster_links(), scripted_cluster.nodes
     answer_with(scripted_cluster, bound(link, FAR))
-    records = link.placement.records
+    records = link.connection.connection.records
     records.rows(NEWS)
     asked = [*home.got, *other.got]
     home.answer = lambda command: None
     reading = gevent.spawn(records.rows, NEWS)
     until(lambda: len(other.got) == 2, CAME, "the question for the table")
     assert not reading.ready()
-    home.say(array(bulk(link.placement.of(FAR).tag)) + array() + b":1\r\n")
+    home.say(array(bulk(link.placement.of(FAR).tag)) + array())
     assert reading.get(timeout=CAME) == (row(FAR),)
     assert sorted([*home.got, *other.got]) == sorted(asked * 2)
 
@@ -78,7 +78,7 @@ def test_a_partition_that_was_unknown_is_asked_too(
     cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
 ) -> None:
     link = cluster_links()
-    records = link.placement.records
+    records = link.connection.connection.records
     for queues in ([FAR], [FAR, FARTHER], [FARTHER], []):
         answer_with(scripted_cluster, bound(link, *queues))
         rows = records.rows(NEWS)
@@ -87,7 +87,7 @@ def test_a_partition_that_was_unknown_is_asked_too(
 
 
 def test_an_exchange_that_is_nowhere_is_none(cluster_links: ClusterLinks) -> None:
-    records = cluster_links().placement.records
+    records = cluster_links().connection.connection.records
     assert records.rows(NEWS) is None
     assert records.rows("amq.direct") == ()
     assert not records.has_rows(NEWS)
@@ -103,9 +103,9 @@ def test_a_binding_elsewhere_counts(
         return b":0\r\n" if command.startswith("EXISTS") else with_sets(sets)(command)
 
     home.answer = answer
-    assert not link.placement.records.has_rows(NEWS), "its table is empty"
+    assert not link.connection.connection.records.has_rows(NEWS), "its table is empty"
     scripted_cluster.nodes[1].answer = with_sets(sets)
-    assert link.placement.records.has_rows(NEWS)
+    assert link.connection.connection.records.has_rows(NEWS)
 
 
 def begins(node: ScriptedNode, *words: str) -> bool:
@@ -120,7 +120,7 @@ def test_where_to_look_is_stored_before_the_binding(
     link, (home, other) = cluster_links(), scripted_cluster.nodes
     answer_with(scripted_cluster, {})
     home.answer = lambda command: None
-    adding = gevent.spawn(link.placement.records.add, NEWS, row(FAR))
+    adding = gevent.spawn(link.connection.connection.records.add, NEWS, row(FAR))
     key = f"{link.prefix(NEWS)}greenconn.partitions.{NEWS}"
     until(lambda: begins(home, "SADD", key, link.placement.of(FAR).tag), CAME)
     assert other.got == []
@@ -135,7 +135,7 @@ def test_a_binding_is_not_made_where_that_cannot_be_stored(
     link, (home, other) = cluster_links(reply_timeout=1.0), scripted_cluster.nodes
     home.answer = lambda command: b"-CLUSTERDOWN Hash slot not served\r\n"
     with pytest.raises(NodeLost, match="CLUSTERDOWN"):
-        link.placement.records.add(NEWS, row(FAR))
+        link.connection.connection.records.add(NEWS, row(FAR))
     assert other.got == []
 
 
@@ -144,7 +144,7 @@ def test_the_end_of_an_exchange_ends_its_bindings_everywhere(
 ) -> None:
     link, (home, other) = cluster_links(), scripted_cluster.nodes
     answer_with(scripted_cluster, bound(link, FAR, FARTHER))
-    link.placement.records.delete(NEWS)
+    link.connection.connection.records.delete(NEWS)
     for queue in (FAR, FARTHER):
         assert begins(other, "HDEL", f"{link.prefix(queue)}greenconn.bound.{queue}")
     assert home.got[-1] == f"DEL {link.prefix(NEWS)}greenconn.partitions.{NEWS}"
@@ -156,7 +156,7 @@ def test_exchanges_in_different_partitions_are_bound_and_unbound(
 ) -> None:
     link, (home, other) = cluster_links(), scripted_cluster.nodes
     answer_with(scripted_cluster, {})
-    records = link.placement.records
+    records = link.connection.connection.records
     onward = Row("key", "", FAR, {}, to_exchange=True)
     records.add(NEWS, onward)
     assert (home.names(), other.names()) == (["SADD"], ["SADD"])
