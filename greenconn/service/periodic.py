@@ -42,8 +42,9 @@ from greenconn.green.supervisor import spawn
 from greenconn.importing import needed
 from greenconn.publishing import publish
 from greenconn.session.channels import begin_channel
-from greenconn.worker.consumer import ConsumerGreenlet, spawn_consumer
+from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.lifecycle import ConsumerState, TargetState
+from greenconn.worker.options import ConsumerOptions
 
 if TYPE_CHECKING:
     from greenconn.abc import Channel
@@ -327,6 +328,19 @@ class _Token:
         self.held_since = monotonic()
 
 
+class _TokenConsumer(ConsumerGreenlet):
+    """The consumer of the tokens of one schedule, most of which only wait for their time."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self, options: ConsumerOptions, calls: PeriodicCalls) -> None:
+        super().__init__(options, calls.connection)
+        self.calls = calls
+
+    def unsettled(self) -> int:
+        return self.calls.unsettled()
+
+
 class PeriodicCalls:
     """The periodic calls of one schedule that this process makes while it is the leader.
 
@@ -351,7 +365,7 @@ class PeriodicCalls:
         self._name = name
         self._function = function
         self._schedule = schedule
-        self._connection = connection
+        self.connection = connection
         self._session = connection.session
         self._clock = clock
         self._around = around
@@ -366,23 +380,23 @@ class PeriodicCalls:
 
     def start(self) -> ConsumerGreenlet:
         """Start the consumer of the token and return immediately."""
-        consumer = self._consumer = spawn_consumer(
-            self._queue,
-            self._handle,
-            connection=self._connection,
+        options = ConsumerOptions(
+            queues=(self._queue,),
+            handler=self._handle,
             concurrency=2,
             prefetch_count=PREFETCH,
             on_error="requeue",
             name=self._name,
         )
-        consumer.unsettled = self._unsettled
+        consumer = self._consumer = _TokenConsumer(options, self)
+        consumer.start()
         if self._lock is not None:
             consumer.lifecycle.request(TargetState.PAUSED)
         companion = spawn("periodic", self._accompany, consumer)
         consumer.rawlink(lambda ended: companion.kill(block=False))
         return consumer
 
-    def _unsettled(self) -> int:
+    def unsettled(self) -> int:
         """Return the number of calls that are due or running; 1 if the time of the next is unknown."""
         token = self._token
         return int(token is None or token.is_calling or token.due <= self._clock.now())
@@ -427,7 +441,7 @@ class PeriodicCalls:
         body = {"due": due, "schedule": repr(self._schedule)}
         for _ in range(2):
             try:
-                publish(self._queue, body, connection=self._connection, timeout=TIMEOUT)
+                publish(self._queue, body, connection=self.connection, timeout=TIMEOUT)
             except Unroutable:
                 continue  # the queue was deleted, and is declared again
             except Exception as exc:

@@ -76,11 +76,11 @@ class ConsumerGreenlet(_Greenlet):
         "_killed_by",
         "answers_calls",
         "lifecycle",
-        "unsettled",
     )
 
     def __init__(self, options: ConsumerOptions, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # it runs _run
+        connection.session.ready_life()  # raises if it was opened in another thread
         #: It runs the end of the consumer, which until then is steered by callbacks of the hub.
         self._has_begun = False
         self._killed_by: BaseException | None = None
@@ -90,13 +90,12 @@ class ConsumerGreenlet(_Greenlet):
         self.answers_calls = False
         #: For internal use.
         self.lifecycle = ConsumerLifecycle(options, connection, self)
-        #: Returns the number of messages that are being handled or wait for a handler.
-        self.unsettled: Callable[[], int] = self.lifecycle.dispatcher.unsettled
         self.rawlink(_on_end)
 
     def start(self) -> None:
         """Start the consumer, once.  Never switches."""
         self._hub_affinity.check(self, REMEDY)
+        _register(self)
         self.lifecycle.steer_soon()
 
     def __bool__(self) -> bool:
@@ -124,6 +123,10 @@ class ConsumerGreenlet(_Greenlet):
     def runs_here(self) -> bool:
         """Whether the calling greenlet runs one of this consumer's handlers."""
         return self.lifecycle.dispatcher.runs_in(getcurrent())
+
+    def unsettled(self) -> int:
+        """Return the number of messages that are handled or wait for a handler.  Never switches."""
+        return self.lifecycle.dispatcher.unsettled()
 
     def wait_ready(self, timeout: Seconds | None = None) -> bool:
         """Wait until the broker has confirmed the consumer.  May switch.
@@ -575,10 +578,7 @@ def spawn_consumer(
         "declares_names": declare_by_name() is not False,
     }
     options = checked_options(queue, given, consumer_args)
-    of_program = consuming_connection(connection)
-    of_program.session.ready_life()  # raises if it was opened in another thread
-    consumer = ConsumerGreenlet(options, of_program)
-    _register(consumer)
+    consumer = ConsumerGreenlet(options, consuming_connection(connection))
     consumer.start()
     return consumer
 

@@ -161,11 +161,6 @@ class Handling:
         """Name of the handler."""
         return _name_of(self._handler)
 
-    @property
-    def is_no_ack(self) -> bool:
-        """Whether messages need no ack."""
-        return self._no_ack
-
     def run(self, message: Any) -> None:
         """Handle one message.  May switch.
 

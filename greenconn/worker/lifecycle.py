@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from greenconn.connection import Connection
     from greenconn.green.deadline import Deadline
     from greenconn.message import Message
-    from greenconn.session.session import Session
     from greenconn.worker.group import BackgroundTask
     from greenconn.worker.options import ConsumerOptions
 
@@ -462,7 +461,7 @@ class ConsumerLifecycle:
                 extra=self.fields(),
             )
         while self._cancelled:
-            self._cancelled[0].resolve(self.session)
+            self._cancelled[0].resolve()
             del self._cancelled[0]
         for queue in self._queues:
             if queue.must_stand_down:
@@ -633,20 +632,9 @@ class ConsumerLifecycle:
         """Note that a subscription has ended, and see that it is begun again.  In the reader."""
         if isinstance(exc, ConsumerCancelled):
             subscription.forget_declaration()
-            self._cancelled.append(
-                CancelledConsumer(
-                    self.dispatcher, self.handling, subscription.name, subscription.tag, channel
-                )
-            )
+            self._cancelled.append(CancelledConsumer(self, subscription, channel))
         else:
-            overdue = find_overdue(
-                self.dispatcher,
-                self.handling.name,
-                subscription.name,
-                subscription.tag,
-                channel,
-                exc,
-            )
+            overdue = find_overdue(self, subscription, channel, exc)
             if overdue is not None:
                 self._overdue = overdue
                 subscription.fails_alone = True  # the next failure affects no other consumer
@@ -778,25 +766,23 @@ class OverdueDelivery(NamedTuple):
 
 
 def find_overdue(
-    dispatcher: Dispatcher, handler: str, queue: str, tag: str, channel: Channel, exc: BaseException
+    consumer: ConsumerLifecycle, subscription: Subscription, channel: Channel, exc: BaseException
 ) -> OverdueDelivery | None:
-    """Return the delivery that the broker has waited for, if consumer *tag* has it.  Never switches.
+    """Return the delivery that the broker has waited for, if *subscription* got it.  Never switches.
 
     Arguments:
-        dispatcher: the consumer's messages.
-        handler: its name.
-        queue: where they are from.
-        exc: why the channel was closed.
+        exc: why *channel* was closed.
     """
     if not isinstance(exc, PreconditionFailed) or _TIMED_OUT not in str(exc):
         return None
     oldest = getattr(channel, "oldest_unacked", None)
-    for message, is_handled in dispatcher.unacked():
-        if message.delivery_tag == oldest and _is_of(message, tag, channel):
+    for message, is_handled in consumer.dispatcher.unacked():
+        if message.delivery_tag == oldest and _is_of(message, subscription.tag, channel):
             outcome = (
                 f"its channel was closed with all consumers, and the message is redelivered: {exc}"
             )
-            return OverdueDelivery(queue, oldest, is_handled, handler, outcome)
+            handler = consumer.handling.name
+            return OverdueDelivery(subscription.name, oldest, is_handled, handler, outcome)
     return None
 
 
@@ -814,28 +800,28 @@ class CancelledConsumer:
     Nothing switches while this is made, in the reader.
 
     Arguments:
-        dispatcher: the consumer's messages; those of this life are taken out.
-        handling: settles them.
-        queue, tag, channel: what it consumed, and where.
+        consumer: its life; its messages of this life are taken out.
+        subscription: what the broker has cancelled.
+        channel: where it consumed.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, handling: Handling, queue: str, tag: str, channel: Channel
+        self, consumer: ConsumerLifecycle, subscription: Subscription, channel: Channel
     ) -> None:
-        self._dispatcher = dispatcher
-        self._handling = handling
-        self._queue = queue
+        self._consumer = consumer
+        self._queue = subscription.name
         self._channel = channel
-        self._overdue = self._oldest(tag)
-        self._held = [] if handling.is_no_ack else dispatcher.drop(channel, tag)
+        self._overdue = self._oldest(subscription.tag)
+        is_no_ack = consumer.options.no_ack
+        self._held = [] if is_no_ack else consumer.dispatcher.drop(channel, subscription.tag)
 
     def _oldest(self, tag: str) -> OverdueDelivery | None:
         version = getattr(self._channel.connection, "server_version", None)
-        if version is None or version < _CANCELS_SINCE or self._handling.is_no_ack:
+        if version is None or version < _CANCELS_SINCE or self._consumer.options.no_ack:
             return None
         unacked = [
             (message.delivery_tag, is_handled)
-            for message, is_handled in self._dispatcher.unacked()
+            for message, is_handled in self._consumer.dispatcher.unacked()
             if _is_of(message, tag, self._channel) and not message.acknowledged
         ]
         if not unacked:
@@ -845,23 +831,23 @@ class CancelledConsumer:
             "one gets: ack sooner, lower the prefetch_count, or raise consumer_timeout "
             "or the queue's x-consumer-timeout"
         )
-        return OverdueDelivery(self._queue, *min(unacked), self._handling.name, outcome)
+        return OverdueDelivery(self._queue, *min(unacked), self._consumer.handling.name, outcome)
 
-    def resolve(self, session: Session) -> None:
+    def resolve(self) -> None:
         """Find out why it was cancelled, and handle its messages or give them up.  May switch."""
-        if self._channel.is_open and not self._is_queue_there(session):
-            session.topology.queue_deleted(self._queue)
+        if self._channel.is_open and not self._is_queue_there():
+            self._consumer.session.topology.queue_deleted(self._queue)
             held, self._held = self._held, []
-            self._dispatcher.put_dropped(message for message, _ in held)
+            self._consumer.dispatcher.put_dropped(message for message, _ in held)
             return
         if self._channel.is_open and self._overdue is not None:
             overdue, self._overdue = self._overdue, None
             overdue.log()
         self.requeue()
 
-    def _is_queue_there(self, session: Session) -> bool:
+    def _is_queue_there(self) -> bool:
         try:
-            ensure_queue_exists(session, self._queue, Deadline(), passive=True)
+            ensure_queue_exists(self._consumer.session, self._queue, Deadline(), passive=True)
         except NotFound as exc:
             return bool(is_unavailable(exc))
         except Exception as exc:
@@ -874,4 +860,4 @@ class CancelledConsumer:
         """Put the messages back; a broker that has done so already ignores that.  May switch."""
         while self._held:
             message, has_begun = self._held.pop()
-            self._handling.requeue(message, has_begun=has_begun)
+            self._consumer.handling.requeue(message, has_begun=has_begun)

@@ -48,7 +48,7 @@ from greenconn.green.supervisor import OnDemand, Ticker, spawn
 from greenconn.identity import uuid
 from greenconn.publishing import publish
 from greenconn.session.connect import is_lockout
-from greenconn.streams import OFFSET, OffsetStore, StreamPosition
+from greenconn.streams import OFFSET, StreamPosition
 from greenconn.worker.options import ConsumerOptions, QueueLike
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ class Subscription:
         self._right = right
         offset = options.offset_of(queue)
         self._position = None if offset is None else StreamPosition(offset)
-        self._recorder = self._new_recorder()
+        self._recorder: OffsetRecorder | None = None
+        if options.offsets is not None and self._position is not None:
+            self._recorder = OffsetRecorder(options, self.name, self._position)
         self._sink: Sink | None = None
         self._shared: SharedChannel | None = None
         #: While publishers that know only the queue's name wait for us to declare it.
@@ -247,19 +249,6 @@ class Subscription:
     def must_stand_down(self) -> bool:
         """Whether it reads, and another reader of its name may have begun."""
         return self._right is not None and not self._right.is_held and not self.is_confirmed
-
-    def _new_recorder(self) -> OffsetRecorder | None:
-        options = self._options
-        if options.offsets is None or self._position is None:
-            return None
-        return OffsetRecorder(
-            options.offsets,
-            self.name,
-            options.name or "",
-            self._position,
-            options.store_every,
-            options.store_interval,
-        )
 
     def _new_tag(self) -> str:
         # It begins as the first one does, so that messages of a former tag are known as its own.
@@ -483,28 +472,19 @@ class OffsetRecorder:
     one.
 
     Arguments:
-        store: where it is kept.
-        stream, reader: their names.
+        options: of the reader, which has a store.
+        stream: its name.
         position: the reader's.
-        every: messages after which it is stored.
-        interval: seconds after which it is stored.
     """
 
-    def __init__(
-        self,
-        store: OffsetStore,
-        stream: str,
-        reader: str,
-        position: StreamPosition,
-        every: int,
-        interval: float,
-    ) -> None:
-        self._store = store
+    def __init__(self, options: ConsumerOptions, stream: str, position: StreamPosition) -> None:
+        assert options.offsets is not None
+        self._store = options.offsets
         self._stream = stream
-        self._reader = reader
+        self._reader = reader = options.name or ""
         self._position = position
-        self._every = every
-        self._ticker = Ticker(interval, self._on_tick, f"offset of {reader}@{stream}")
+        self._every = options.store_every
+        self._ticker = Ticker(options.store_interval, self._on_tick, f"offset of {reader}@{stream}")
         #: Messages since it was stored.
         self._count = 0
         self._stored: int | None = None

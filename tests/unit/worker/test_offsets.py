@@ -11,6 +11,7 @@ from gevent.event import Event
 
 from greenconn.green.deadline import Deadline
 from greenconn.streams import StreamPosition
+from greenconn.worker.options import ConsumerOptions
 from greenconn.worker.subscriptions import OffsetRecorder
 from tests.fix_wires import until
 
@@ -55,7 +56,15 @@ class Recording:
 
     def __init__(self, store: Stored, every: int = 10**6, interval: float = NEVER) -> None:
         self.position = StreamPosition("first")
-        self.recorder = OffsetRecorder(store, "invoices", "billing", self.position, every, interval)
+        options = ConsumerOptions(
+            queues=("invoices",),
+            handler=lambda body, message: None,
+            name="billing",
+            offsets=store,
+            store_every=every,
+            store_interval=interval,
+        )
+        self.recorder = OffsetRecorder(options, "invoices", self.position)
         self.put = self.recorder.counting(self.position.watching(lambda message: None))
         self.recorder.load()
 

@@ -9,19 +9,29 @@ import pytest
 
 from greenconn.exceptions import NotFound, PreconditionFailed
 from greenconn.worker.dispatch import Dispatcher, WorkerPool
-from greenconn.worker.lifecycle import CancelledConsumer, find_overdue
+from greenconn.worker.lifecycle import CancelledConsumer, OverdueDelivery, find_overdue
 
 TIMED_OUT = PreconditionFailed("delivery acknowledgement on channel 1 timed out")
 
 
 class Given:
-    """A handling that takes note of what is given back."""
+    """A consumer that takes note of what is given back.
 
-    name = "handle"
+    Arguments:
+        messages: those that no handler begins.
+    """
 
-    def __init__(self, *, is_no_ack: bool = False) -> None:
-        self.is_no_ack = is_no_ack
+    def __init__(self, *messages: Any, no_ack: bool = False) -> None:
+        self.options = SimpleNamespace(concurrency=1, no_ack=no_ack)
+        self.group = SimpleNamespace(pool=WorkerPool())
+        self.handling = SimpleNamespace(run=pytest.fail, name="handle", requeue=self.requeue)
+        self.deleted: list[str] = []
+        self.session = SimpleNamespace(topology=SimpleNamespace(queue_deleted=self.deleted.append))
         self.back: list[Any] = []
+        self.dispatcher = Dispatcher(self)  # type: ignore[arg-type]
+        self.dispatcher.is_held = True
+        for each in messages:
+            self.dispatcher.put(each)
 
     def requeue(self, message: Any, *, has_begun: bool = True) -> None:
         """Note it."""
@@ -29,24 +39,21 @@ class Given:
         self.back.append(message)
 
 
+SUBSCRIPTION: Any = SimpleNamespace(name="q", tag="tag")
+
+
+def overdue(consumer: Any, used: Any, exc: BaseException) -> OverdueDelivery | None:
+    return find_overdue(consumer, SUBSCRIPTION, used, exc)
+
+
+def cancelled_of(consumer: Any, used: Any) -> CancelledConsumer:
+    return CancelledConsumer(consumer, SUBSCRIPTION, used)
+
+
 def channel(version: tuple[int, ...] | None = (4, 3, 0)) -> Any:
     """An open channel of a broker of *version*, which has waited for delivery 1 longest."""
     connection = SimpleNamespace(server_version=version)
     return SimpleNamespace(connection=connection, oldest_unacked=1, is_open=True)
-
-
-def dispatcher_of(*messages: Any) -> Dispatcher:
-    """A dispatcher with *messages* that no handler begins."""
-    consumer: Any = SimpleNamespace(
-        group=SimpleNamespace(pool=WorkerPool()),
-        handling=SimpleNamespace(run=pytest.fail),
-        options=SimpleNamespace(concurrency=1),
-    )
-    dispatcher = Dispatcher(consumer)
-    dispatcher.is_held = True
-    for message in messages:
-        dispatcher.put(message)
-    return dispatcher
 
 
 def message(number: int, used: Any, tag: str = "tag", *, acknowledged: bool = False) -> Any:
@@ -61,8 +68,7 @@ def message(number: int, used: Any, tag: str = "tag", *, acknowledged: bool = Fa
 
 def test_the_oldest_delivery_is_found() -> None:
     used = channel()
-    dispatcher = dispatcher_of(message(1, used), message(2, used))
-    found = find_overdue(dispatcher, "handle", "q", "tag", used, TIMED_OUT)
+    found = overdue(Given(message(1, used), message(2, used)), used, TIMED_OUT)
     assert found is not None
     assert found[:4] == ("q", 1, False, "handle")
     assert str(TIMED_OUT) in found.outcome
@@ -73,18 +79,18 @@ def test_the_oldest_delivery_is_found() -> None:
 )
 def test_other_errors_are_no_timeout(exc: Exception) -> None:
     used = channel()
-    assert find_overdue(dispatcher_of(message(1, used)), "handle", "q", "tag", used, exc) is None
+    assert overdue(Given(message(1, used)), used, exc) is None
 
 
 def test_a_cancelled_consumer_puts_back_what_no_handler_has_begun() -> None:
-    used, handling = channel(), Given()
+    used = channel()
     mine, other = message(1, used), message(2, used, "other")
-    dispatcher = dispatcher_of(mine, other)
-    cancelled = CancelledConsumer(dispatcher, handling, "q", "tag", used)  # type: ignore[arg-type]
-    assert list(dispatcher.inbox) == [other]
+    consumer = Given(mine, other)
+    cancelled = cancelled_of(consumer, used)
+    assert list(consumer.dispatcher.inbox) == [other]
     cancelled.requeue()
     cancelled.requeue()
-    assert handling.back == [mine]
+    assert consumer.back == [mine]
 
 
 @pytest.mark.parametrize(
@@ -98,12 +104,10 @@ def test_only_a_broker_with_that_timeout_is_blamed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("greenconn.worker.lifecycle.ensure_queue_exists", lambda *a, **k: None)
-    used, handling = channel(version), Given()
-    answered = message(1, used, acknowledged=True)
-    dispatcher = dispatcher_of(answered, message(2, used), message(3, used))
-    cancelled = CancelledConsumer(dispatcher, handling, "q", "tag", used)  # type: ignore[arg-type]
-    cancelled.resolve(SimpleNamespace())  # type: ignore[arg-type]
-    assert len(handling.back) == 3
+    used = channel(version)
+    consumer = Given(message(1, used, acknowledged=True), message(2, used), message(3, used))
+    cancelled_of(consumer, used).resolve()
+    assert len(consumer.back) == 3
     assert ("delivery 2 of queue 'q' waited for its handler handle" in caplog.text) is is_told
 
 
@@ -112,14 +116,13 @@ def test_the_last_copies_of_a_deleted_queue_are_handled(monkeypatch: pytest.Monk
         raise NotFound("no queue 'q'")
 
     monkeypatch.setattr("greenconn.worker.lifecycle.ensure_queue_exists", gone)
-    used, handling, deleted = channel(), Given(), list[str]()
+    used = channel()
     mine = message(1, used)
-    dispatcher = dispatcher_of(mine)
-    cancelled = CancelledConsumer(dispatcher, handling, "q", "tag", used)  # type: ignore[arg-type]
-    assert not dispatcher.inbox
-    topology = SimpleNamespace(queue_deleted=deleted.append)
-    cancelled.resolve(SimpleNamespace(topology=topology))  # type: ignore[arg-type]
-    assert list(dispatcher.inbox) == [mine]
-    assert dispatcher.received == 1
-    assert deleted == ["q"]
-    assert handling.back == []
+    consumer = Given(mine)
+    cancelled = cancelled_of(consumer, used)
+    assert not consumer.dispatcher.inbox
+    cancelled.resolve()
+    assert list(consumer.dispatcher.inbox) == [mine]
+    assert consumer.dispatcher.received == 1
+    assert consumer.deleted == ["q"]
+    assert consumer.back == []
