@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from gevent.event import Event
@@ -48,8 +48,10 @@ from greenconn.green.retry import Backoff, RetryPolicy
 from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
-from greenconn.session.broker import Broker
 from greenconn.transport.base import drop, is_open
+
+if TYPE_CHECKING:
+    from greenconn.session.session import Session
 
 logger = logging.getLogger("greenconn.session")
 
@@ -340,26 +342,16 @@ class Connector:
     """Attempts, one after another, at one broker of the failover list each.
 
     Arguments:
-        broker: gives and changes the broker that is tried.
-        prepare: prepares a link before it is used.  May switch; drops the link if it fails.
-        begin: takes a link that was opened.  Never switches.
-        fail: called when an attempt ended without one.  Never switches.
+        session: gets the links that are opened.
 
     Attributes:
         duration: seconds that the last attempt to succeed took.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        prepare: Callable[[Any], None],
-        begin: Callable[[Any], None],
-        fail: Callable[[], None],
-    ) -> None:
-        self._broker = broker
-        self._prepare = prepare
-        self._begin = begin
-        self._fail = fail
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        #: Gives and changes the broker that is tried.
+        self._broker = session.broker
         self._backoff = ConnectBackoff()
         self._attempt: Attempt | None = None
         #: Attempts in a row after which their broker need not be tried again.
@@ -465,7 +457,7 @@ class Connector:
         try:
             link = broker.establish(self._time_for_one())
             if is_open(link):
-                self._prepare(link)
+                self._session.prepare(link)
         except (GreenletExit, SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -541,7 +533,7 @@ class Connector:
             self._refusals = 0
             self._reported.clear()
             self._broker.login.has_worked = True
-            self._begin(outcome.link)
+            self._session.begin_life(outcome.link)
             return
         if attempt.state is not AttemptState.ABANDONED:
             error, label = outcome.error, self._broker.label
@@ -554,7 +546,7 @@ class Connector:
             self._fails_over = True
             has_ended = self._share is not None and self._share.has_ended
             outcome.is_cut = has_ended and not is_refusal(error) and not self.is_final(error)
-            self._fail()
+            self._session.attempt_failed()
             # Last, as a log handler may switch, and with all that led to the error.
             logger.debug(
                 "open.failed %s: %s",
@@ -565,4 +557,4 @@ class Connector:
             )
             outcome.shorten()
         else:
-            self._fail()
+            self._session.attempt_failed()

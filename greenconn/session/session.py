@@ -211,8 +211,6 @@ class Listeners(list[Callable[..., Any]]):
 
 #: Seconds that one member may take to be restored: a few round trips, each bounded by the transport.
 RESTORE_TIMEOUT: Final = 30.0
-
-
 #: For a member that cannot be restored now, as long as the life lasts.
 RESTORING: Final = RetryPolicy(first=0.2, longest=10.0)
 
@@ -226,12 +224,17 @@ class Members:
     the life lasts, so that it does not delay the others.  A member that cannot be restored is
     removed: its ``failed(exc)`` is called, if it has one, else ``drain_events`` raises the error.
 
+    After a loss one greenlet opens links until one stays open, and recovers the members on it.  It ends
+    when no member is due, when the session is closed, or when an error is final.
+
     Arguments:
-        broker: says whether an error of ``recover`` may pass.
+        session: opens the links, with its own pace.
     """
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._broker = session.broker
+        self._greenlet: Greenlet[..., Any] | None = None
         # By identity: a member need not be hashable, and equal ones are not the same.
         self._all: dict[int, Recoverable] = {}
         self._due: dict[int, Recoverable] = {}
@@ -272,11 +275,54 @@ class Members:
             if greenlet is not getcurrent():
                 greenlet.kill(block=False)
 
-    def forget(self) -> None:
-        """After a fork, in the child: members are the parent's."""
-        self.clear()
+    @property
+    def is_running(self) -> bool:
+        """Whether recovery has begun and not ended."""
+        return self._greenlet is not None and not self._greenlet.dead
 
-    def recover(self, life: Life) -> None:
+    def begin(self) -> None:
+        """Begin to recover unless that has begun.  Never switches."""
+        if not self.is_running:
+            self._greenlet = spawn("recovery", self._run)
+
+    def stop(self) -> None:
+        """End recovery without a word to the session.  Never switches."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None and greenlet is not getcurrent():
+            greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        began = monotonic()
+        error: BaseException | None = None
+        try:
+            error = self._recover_all()
+        except Exception as exc:
+            # In another greenlet: a log handler may switch, and a loss meanwhile would find this one.
+            spawn("log", logger.error, "recovery failed", exc_info=exc)
+            error = exc
+        except BaseException:
+            # It was killed: its waiters must not wait forever.
+            error = RecoverableConnectionError("recovery was interrupted")
+            raise
+        finally:
+            if self._greenlet is getcurrent():
+                self._greenlet = None
+                self._session.end_recovery(error, monotonic() - began)
+
+    def _recover_all(self) -> BaseException | None:
+        """Open links and restore members until none is due; the error if that is of no use."""
+        session = self._session
+        while self._due:
+            if session.life.is_open:
+                self._recover(session.life)
+                session.notice_loss()
+                continue
+            outcome = session.attempt()
+            if outcome.error is not None and session.is_final(outcome.error):
+                return outcome.error
+        return None
+
+    def _recover(self, life: Life) -> None:
         """Restore all that are due, in order, while *life* lasts.  May switch."""
         while self._due and life.is_open:
             key, member = next(iter(self._due.items()))
@@ -350,74 +396,6 @@ class Members:
                 self.fail(life, member, exc)
 
 
-class SessionRecovery:
-    """A greenlet that opens links and restores members on them, until none is due.
-
-    Arguments:
-        session: opens the links, with its own pace.
-        members: who is restored.
-        finish: called at the end with the error that ended it, or None, and the seconds it took.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        members: Members,
-        finish: Callable[[BaseException | None, float], None],
-    ) -> None:
-        self._session = session
-        self._members = members
-        self._finish = finish
-        self._greenlet: Greenlet[..., Any] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has begun and not ended."""
-        return self._greenlet is not None and not self._greenlet.dead
-
-    def begin(self) -> None:
-        """Begin unless it has begun.  Never switches."""
-        if not self.is_running:
-            self._greenlet = spawn("recovery", self._run)
-
-    def stop(self) -> None:
-        """End without calling *finish*.  Never switches."""
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None and greenlet is not getcurrent():
-            greenlet.kill(block=False)
-
-    def _run(self) -> None:
-        began = monotonic()
-        error: BaseException | None = None
-        try:
-            error = self._recover_all()
-        except Exception as exc:
-            # In another greenlet: a log handler may switch, and a loss meanwhile would find this one.
-            spawn("log", logger.error, "recovery failed", exc_info=exc)
-            error = exc
-        except BaseException:
-            # It was killed: its waiters must not wait forever.
-            error = RecoverableConnectionError("recovery was interrupted")
-            raise
-        finally:
-            if self._greenlet is getcurrent():
-                self._greenlet = None
-                self._finish(error, monotonic() - began)
-
-    def _recover_all(self) -> BaseException | None:
-        """Open links and restore members until none is due; the error if that is of no use."""
-        session, members = self._session, self._members
-        while members.are_due:
-            if session.life.is_open:
-                members.recover(session.life)
-                session.notice_loss()
-                continue
-            outcome = session.attempt()
-            if outcome.error is not None and session.is_final(outcome.error):
-                return outcome.error
-        return None
-
-
 def _notify_failure(member: Recoverable, exc: BaseException) -> bool:
     failed = getattr(member, "failed", None)
     if failed is None:
@@ -431,8 +409,6 @@ def _notify_failure(member: Recoverable, exc: BaseException) -> bool:
 
 #: Used for each event that is drained: looking up a member of an Enum has a cost.
 _OPEN: Final = SessionState.OPEN
-
-
 _CLOSED: Final = SessionState.CLOSED
 
 
@@ -464,14 +440,13 @@ class Session:
         self._state = SessionState.IDLE
         self.changed_at = time()
         self._hub_affinity: HubAffinity | None = None
-        self._connector = Connector(broker, self._prepare, self._begin_life, self._attempt_failed)
+        self._connector = Connector(self)
         self.topology = Topology(lambda: broker.label)
-        self._members = Members(broker)
+        self._members = Members(self)
         #: Made when it is first needed: a connection whose channels the program opens needs none.
         self._made_channels: Channels | None = None
         self.utility = UtilityChannels(self)
         self.services = SessionServices()
-        self._recovery = SessionRecovery(self, self._members, self._end_recovery)
         self._changed = Condition()
 
     def __repr__(self) -> str:
@@ -748,24 +723,26 @@ class Session:
         """
         self.life.forget()
         self._connector.forget()
-        self._members.forget()
+        self._members.clear()
         self.topology.clear()
         if self._made_channels is not None:
             self._made_channels.forget()
         self.utility.forget()
         self.services = SessionServices()
         self.life = Life()
-        self._recovery.stop()
+        self._members.stop()
         self._changed.forget()
         self._hub_affinity = None
         _in_use.get().discard(self)
         if not self.is_closed:
             self._state = SessionState.IDLE
 
-    def _prepare(self, link: object) -> None:
+    def prepare(self, link: object) -> None:
+        """Declare what was declared before on a new link; drop it if that fails.  May switch."""
         self.topology.restore(link, partial(begin_channel, self.broker.transport, link))
 
-    def _begin_life(self, link: object) -> None:
+    def begin_life(self, link: object) -> None:
+        """Begin a life with a link that was opened.  Never switches."""
         self.generation += 1
         life = self.life = Life(link, self.generation, self.broker.transport)
         was_lost, self.lost = self.lost is not None, None
@@ -785,7 +762,7 @@ class Session:
 
         Never switches.
         """
-        is_recovering = self._state is SessionState.RECOVERING and self._recovery.is_running
+        is_recovering = self._state is SessionState.RECOVERING and self._members.is_running
         if self._members.are_due:
             self._begin_recovery()
         elif not is_recovering:
@@ -793,7 +770,8 @@ class Session:
         self._changed.wake_all()
         return self._state is _OPEN
 
-    def _attempt_failed(self) -> None:
+    def attempt_failed(self) -> None:
+        """Note that an attempt ended without a link.  Never switches."""
         if self._state is SessionState.OPENING:
             self._move(SessionState.IDLE)
 
@@ -804,7 +782,7 @@ class Session:
         then is done here, too.
         """
         life = self.life
-        is_abandoned = self._state is SessionState.RECOVERING and not self._recovery.is_running
+        is_abandoned = self._state is SessionState.RECOVERING and not self._members.is_running
         if life.link is None:
             if self._state is _OPEN or is_abandoned:
                 self._move(SessionState.IDLE)
@@ -847,9 +825,9 @@ class Session:
 
     def _begin_recovery(self) -> None:
         self._move(SessionState.RECOVERING)
-        self._recovery.begin()
+        self._members.begin()
 
-    def _end_recovery(self, error: BaseException | None, seconds: float) -> None:
+    def end_recovery(self, error: BaseException | None, seconds: float) -> None:
         """End the recovery: all is restored, or *error* says why it was given up."""
         if self._state is not SessionState.RECOVERING:
             return
@@ -881,7 +859,7 @@ class Session:
             self._made_channels.forget()
         self.utility.drop()
         self._connector.reset(exc)
-        self._recovery.stop()
+        self._members.stop()
         self._changed.wake_all(exc)
         life, self.life = self.life, Life()
         self._move(state)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
-from copy import copy
 from typing import Any
 
 import pytest
 
-from greenconn.abstract import ChannelPromise, MaybeChannelBound, Object, current_channel
+from greenconn.abstract import MaybeChannelBound
 from greenconn.exceptions import NotBoundError, RecoverableChannelError
 from tests.unit.fake_channel import FakeClient
 
@@ -26,37 +24,6 @@ class Thing(MaybeChannelBound):
 @pytest.fixture
 def client() -> FakeClient:
     return FakeClient()
-
-
-def test_attributes_are_converted_and_default_to_none() -> None:
-    thing = Thing(name="n", size="3")
-    assert (thing.name, thing.size, thing.part) == ("n", 3, None)
-
-
-def test_class_attributes_are_defaults() -> None:
-    class Small(Thing):
-        size = 1
-
-    assert Small().size == 1
-    assert Small(size=2).size == 2
-
-
-def test_as_dict_recurses_only_when_asked() -> None:
-    part = Thing(name="part")
-    thing = Thing(name="whole", part=part)
-    assert thing.as_dict()["part"] is part
-    assert thing.as_dict(recurse=True)["part"] == {"name": "part", "size": None, "part": None}
-
-
-def test_copies_and_pickles_are_made_of_the_attributes(client: FakeClient) -> None:
-    thing = Thing(name="n", size=2).bind(client.channel())
-    for again in (copy(thing), pickle.loads(pickle.dumps(thing))):
-        assert again.as_dict() == thing.as_dict()
-        assert not again.is_bound
-
-
-def test_object_takes_any_positional_arguments() -> None:
-    assert Object(1).as_dict() == {}
 
 
 def test_binding_makes_a_copy(client: FakeClient) -> None:
@@ -135,16 +102,3 @@ def test_revive_changes_the_channel_of_bound_ones_only(client: FakeClient) -> No
     assert not unbound.is_bound
     bound.revive(client)
     assert bound.channel is client.default_channel
-
-
-def test_promise_is_kept_when_it_is_needed(client: FakeClient) -> None:
-    promise = ChannelPromise(client.channel)
-    assert client.lives == 0
-    assert current_channel(promise).connection is client.link
-    assert "promise" in repr(promise)
-
-
-def test_repr_shows_the_channel(client: FakeClient) -> None:
-    channel = client.channel()
-    assert repr(Thing()) == "<unbound Thing>"
-    assert repr(Thing().bind(channel)) == f"<Thing bound to chan:{channel.channel_id}>"

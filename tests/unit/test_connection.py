@@ -13,22 +13,13 @@ import pytest
 from gevent.event import Event
 
 from greenconn.connection import (
-    ARGUMENTS,
     BrokerConnection,
-    ChannelLimitExceeded,
-    ChannelPool,
     Connection,
-    ConnectionArguments,
     ConnectionLimitExceeded,
-    ConnectionPool,
     PooledConnection,
-    is_connection,
-    maybe_channel,
 )
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.messaging import Consumer, Producer
-from greenconn.options import BROKER_HEARTBEAT
 from tests.fix_wires import until
 from tests.scripted import PlainTransport, Script, Transport
 from tests.unit.fake_channel import FakeChannel
@@ -56,37 +47,6 @@ URLS = [
     "pyamqp://h",
     "librabbitmq://h",
 ]
-
-
-def test_the_default_heartbeat_is_known_by_identity() -> None:
-    not_given: Any = Connection().heartbeat
-    assert not_given is BROKER_HEARTBEAT
-    assert Connection(heartbeat=0).heartbeat is not BROKER_HEARTBEAT
-    assert Connection(heartbeat=0).heartbeat == Connection().heartbeat == 0
-    assert Connection(heartbeat=3).heartbeat == 3.0
-    assert Connection(heartbeat=None).heartbeat is None
-    assert Connection("amqp://x?heartbeat=0").heartbeat is not BROKER_HEARTBEAT
-    for other in (copy.copy(Connection()), pickle.loads(pickle.dumps(Connection()))):
-        assert other.heartbeat is BROKER_HEARTBEAT
-    switched = Connection("amqp://a;amqp://b")
-    switched.maybe_switch_next()
-    assert switched.heartbeat is BROKER_HEARTBEAT
-
-
-def test_attributes_may_be_set() -> None:
-    connection = Connection("amqp://one")
-    connection.hostname = "two"
-    connection.transport_options["a"] = 1
-    connection.connect_timeout = None
-    assert "two" in connection.as_uri()
-    assert connection.transport_options == {"a": 1}
-    assert connection.connect_timeout is None
-    with pytest.raises(AttributeError, match="alt"):
-        connection.alt = []
-
-
-def test_host() -> None:
-    assert Connection("amqp://one:7").host == "one:7"
 
 
 # -- failover list -------------------------------------------------------------------------------
@@ -133,34 +93,6 @@ def test_each_url_of_a_list_is_filled_from_the_keywords_alone() -> None:
     assert connection.info() | {"alternates": [], "failover_strategy": ""} == Connection(
         "amqp://kw:pw@b"
     ).info() | {"alternates": [], "failover_strategy": ""}
-
-
-def test_strategies() -> None:
-    def second_only(urls: list[str]) -> Any:
-        while True:
-            yield urls[1]
-
-    connection = Connection("amqp://a;amqp://b;amqp://c", failover_strategy=second_only)
-    assert connection.failover_strategy is second_only
-    connection.maybe_switch_next()
-    assert connection.hostname == "b"
-    assert Connection("amqp://a;amqp://b?failover_strategy=shuffle").info()[
-        "failover_strategy"
-    ] == ("round-robin")
-    assert (
-        Connection("amqp://a?failover_strategy=shuffle;amqp://b").info()["failover_strategy"]
-        == "shuffle"
-    )
-    with pytest.raises(ValueError, match="rondo"):
-        Connection("amqp://a;amqp://b", failover_strategy="rondo")
-
-
-def test_one_broker_has_nowhere_to_switch() -> None:
-    connection = Connection("amqp://a")
-    connection.maybe_switch_next()
-    assert connection.hostname == "a"
-    assert connection.completes_cycle(0)
-    assert not Connection("amqp://a;amqp://b").completes_cycle(0)
 
 
 def test_what_opens_a_connection_that_is_being_switched_does_not_stay(
@@ -249,13 +181,6 @@ def test_switch_means_another_broker(connect: Connect, script: Script) -> None:
     assert connection.connect().host == "three"
 
 
-def test_a_host_name_takes_the_place_of_the_first_one() -> None:
-    connection = Connection("amqp://me:pw@one:99/v;amqp://two/w")
-    connection.maybe_switch_next()
-    connection.switch("three")
-    assert connection.as_uri(include_password=True) == "amqp://me:pw@three:99/v"
-
-
 def test_a_switched_connection_is_known_by_its_new_broker() -> None:
     connection = Connection("amqp://one")
     before = connection.__eqhash__()
@@ -293,11 +218,6 @@ def test_copies_mean_the_same_broker(cls: type[Connection], url: str) -> None:
     assert source == source
     address: object = "amqp://"
     assert source != address
-
-
-def test_a_clone_takes_what_differs() -> None:
-    clone = Connection("amqp://u:p@h/v").clone(virtual_host="w", heartbeat=3)
-    assert (clone.virtual_host, clone.heartbeat, clone.hostname) == ("w", 3, "h")
 
 
 def test_a_clone_goes_on_where_its_source_is() -> None:
@@ -394,15 +314,6 @@ def test_a_password_may_be_a_function() -> None:
 # -- use -----------------------------------------------------------------------------------------
 
 
-def test_connect_returns_the_transports_object(connection: Connection, script: Script) -> None:
-    link = connection.connect()
-    assert link is script.link
-    assert connection.connection is link
-    assert connection.connected is True
-    assert connection.transport is connection.transport
-    assert type(connection.transport) is connection.get_transport_cls() is Transport
-
-
 def test_connect_tries_each_broker_once_and_raises_the_transports_error(
     connect: Connect, script: Script
 ) -> None:
@@ -413,30 +324,6 @@ def test_connect_tries_each_broker_once_and_raises_the_transports_error(
     with pytest.raises(ConnectionRefusedError):
         connect("scripted://one;scripted://two").connect()
     assert script.attempts == ["one", "one", "two"]
-
-
-def test_the_end_of_with_closes(script: Script) -> None:
-    with Connection("scripted://one") as connection:
-        connection.connect()
-    assert connection.session.is_closed
-    assert script.open_links == []
-    connection.release()
-
-
-def test_what_the_transport_says(connection: Connection) -> None:
-    assert connection.supports_heartbeats is True
-    assert connection.is_evented is False
-    assert connection.supports_exchange_type("fanout")
-    assert not connection.supports_exchange_type("x-delayed")
-    assert connection.qos_semantics_matches_spec is True
-    assert connection.get_heartbeat_interval() == 17.0
-    assert OSError in connection.connection_errors
-    assert connection.channel_errors == Transport.channel_errors
-    assert RecoverableConnectionError in connection.recoverable_connection_errors
-    assert connection.recoverable_channel_errors
-    assert connection.manager.transport is connection.transport
-    with pytest.raises(NotImplementedError, match="no management API"):
-        connection.get_manager().get_bindings()
 
 
 def test_heartbeat_check_is_about_an_open_connection(
@@ -539,39 +426,7 @@ def test_a_transport_written_for_kombu_is_asked_without_a_deadline(
     assert connection.connect().host == "one"
 
 
-def test_helpers_distinguish_connections_from_channels(connection: Connection) -> None:
-    assert is_connection(connection)
-    assert not is_connection(object())
-    assert maybe_channel(connection) is connection.default_channel
-    channel = connection.channel()
-    assert maybe_channel(channel) is channel
-
-
-def test_shortcuts(connection: Connection) -> None:
-    assert isinstance(connection.Pool(2), ConnectionPool)
-    assert isinstance(connection.ChannelPool(2), ChannelPool)
-    assert issubclass(ConnectionLimitExceeded, OperationalError)
-    assert issubclass(ChannelLimitExceeded, OperationalError)
-    channel = connection.channel()
-    assert isinstance(connection.Producer(channel), Producer)
-    assert isinstance(connection.Consumer([], channel), Consumer)
-
-
 # -- BrokerConnection ----------------------------------------------------------------------------
-
-
-def test_connected_may_be_called(script: Script) -> None:
-    made: Any = BrokerConnection("scripted://one")
-    with made as connection:
-        assert connection.connected == False  # noqa: E712
-        assert not connection.connected
-        assert connection.connected() is False
-        assert str(connection.connected) == repr(connection.connected) == "False"
-        connection.connect()
-        assert connection.connected == True  # noqa: E712
-        assert connection.connected() is True
-        assert f"{connection.connected}" == "True"
-        assert {True: "yes"}[connection.connected] == "yes"
 
 
 # -- pooled --------------------------------------------------------------------------------------
@@ -855,7 +710,3 @@ def test_a_loop_is_woken_when_an_event_waits(connection: Connection, script: Scr
 def test_a_loop_needs_add_reader(connection: Connection) -> None:
     with pytest.raises(TypeError, match="add_reader"):
         connection.register_with_event_loop(object())
-
-
-def test_type_checkers_know_all_arguments() -> None:
-    assert ConnectionArguments.__optional_keys__ == ARGUMENTS - {"hostname"}

@@ -39,12 +39,6 @@ def url(unique: str) -> str:
     return f"memory:///{unique}"
 
 
-def test_without_a_choice_it_is_kombus_default() -> None:
-    connection = default_connection("consume")
-    assert connection.as_uri() == "amqp://guest:**@localhost:5672//"
-    assert not connection.connected
-
-
 def test_the_environment_is_read_when_first_needed(
     monkeypatch: pytest.MonkeyPatch, url: str, unique: str
 ) -> None:
@@ -52,11 +46,6 @@ def test_the_environment_is_read_when_first_needed(
     assert default_connection("consume").virtual_host == unique
     monkeypatch.setenv("GREENCONN_URL", "memory:///other")
     assert default_connection("publish").virtual_host == unique
-
-
-def test_an_empty_variable_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GREENCONN_URL", "")
-    assert default_connection("consume").hostname == "localhost"
 
 
 def test_configure_wins_over_the_environment(
@@ -74,12 +63,6 @@ def test_configure_without_url_takes_the_environment_and_its_own_options(
     configure(connect_timeout=1.5)
     connection = default_connection("consume")
     assert (connection.virtual_host, connection.connect_timeout) == (unique, 1.5)
-
-
-def test_configure_takes_what_a_connection_takes() -> None:
-    configure("amqp://broker", userid="me", heartbeat=7)
-    connection = default_connection("publish")
-    assert (connection.hostname, connection.userid, connection.heartbeat) == ("broker", "me", 7)
 
 
 def test_a_wrong_url_changes_nothing(url: str, unique: str) -> None:
@@ -161,11 +144,6 @@ def test_configure_reaches_other_threads_at_their_next_use(url: str, unique: str
     assert hosts == [unique, f"{unique}-2"]
     assert sessions[0].is_closed
     assert not sessions[1].is_closed
-
-
-def test_consuming_uses_a_given_connection_itself(url: str) -> None:
-    with Connection(url) as connection:
-        assert consuming_connection(connection) is connection
 
 
 def test_a_url_has_one_pair(url: str) -> None:

@@ -15,11 +15,8 @@ from greenconn.entity import (
     Queue,
     binding,
     maybe_declare,
-    maybe_delivery_mode,
-    pretty_bindings,
 )
 from greenconn.exceptions import (
-    ChannelError,
     ContentDisallowed,
     NotBoundError,
     OperationalError,
@@ -43,49 +40,12 @@ def channel(client: FakeClient) -> FakeChannel:
 # Exchanges
 
 
-def test_exchange_defaults() -> None:
-    exchange = Exchange()
-    assert exchange.as_dict() == {
-        "name": "",
-        "type": "direct",
-        "arguments": None,
-        "durable": True,
-        "passive": False,
-        "auto_delete": False,
-        "delivery_mode": None,
-        "no_declare": False,
-    }
-    assert str(exchange) == "Exchange ''(direct)"
-
-
-@pytest.mark.parametrize("kind", ["direct", "topic", "fanout", "headers"])
-def test_exchange_is_declared(channel: FakeChannel, kind: str) -> None:
-    exchange = Exchange("e", kind, channel, durable=False, auto_delete=True, arguments={"x": 1})
-    exchange.declare(nowait=True)
-    assert channel.of("exchange_declare")[0].arguments == {
-        "exchange": "e",
-        "type": kind,
-        "durable": False,
-        "auto_delete": True,
-        "arguments": {"x": 1},
-        "nowait": True,
-        "passive": False,
-    }
-
-
 @pytest.mark.parametrize(
     "exchange", [Exchange(""), Exchange("amq.topic", "topic"), Exchange("e", no_declare=True)]
 )
 def test_what_the_broker_has_is_not_declared(channel: FakeChannel, exchange: Exchange) -> None:
     exchange(channel).declare()
     assert channel.calls == []
-
-
-def test_passive_comes_from_the_exchange_or_the_call(channel: FakeChannel) -> None:
-    exchange = Exchange("e", channel=channel, passive=True)
-    exchange.declare()
-    exchange.declare(passive=False)
-    assert [call.arguments["passive"] for call in channel.calls] == [True, False]
 
 
 def test_exchange_on_another_channel(client: FakeClient, channel: FakeChannel) -> None:
@@ -98,83 +58,9 @@ def test_exchange_on_another_channel(client: FakeClient, channel: FakeChannel) -
     assert other.methods == ["exchange_declare", "exchange_bind", "exchange_unbind"]
 
 
-def test_exchanges_are_bound_to_each_other(channel: FakeChannel) -> None:
-    exchange = Exchange("e", channel=channel)
-    exchange.bind_to(Exchange("source"), "key", arguments={"a": 1}, nowait=True)
-    exchange.unbind_from("source", "key", arguments={"a": 1})
-    assert channel.calls[0].arguments == {
-        "destination": "e",
-        "source": "source",
-        "routing_key": "key",
-        "nowait": True,
-        "arguments": {"a": 1},
-    }
-    assert channel.calls[1].arguments == {
-        "destination": "e",
-        "source": "source",
-        "routing_key": "key",
-        "nowait": False,
-        "arguments": {"a": 1},
-    }
-
-
-def test_exchange_makes_and_publishes_messages(channel: FakeChannel) -> None:
-    exchange = Exchange("e", channel=channel, delivery_mode="transient")
-    properties = {"app_id": "me"}
-    message = exchange.Message("text", properties=properties, headers={"h": 1})
-    assert message["content_encoding"] == "utf-8"
-    assert message["properties"] == {"app_id": "me", "delivery_mode": 1}
-    assert properties == {"app_id": "me"}
-    assert exchange.Message(b"x", delivery_mode=2)["properties"] == {"delivery_mode": 2}
-    exchange.publish(message, "key", mandatory=True)
-    exchange.publish("text", exchange="other")
-    first, second = channel.of("basic_publish")
-    assert first.arguments["message"] is message
-    assert (first.arguments["exchange"], first.arguments["routing_key"]) == ("e", "key")
-    assert first.arguments["mandatory"] is True
-    assert (second.arguments["exchange"], second.arguments["routing_key"]) == ("other", "")
-    assert second.arguments["message"]["body"] == "text"
-
-
-def test_exchange_is_deleted(channel: FakeChannel) -> None:
-    Exchange("e", channel=channel).delete(if_unused=True)
-    assert channel.calls[0].arguments == {"exchange": "e", "if_unused": True, "nowait": False}
-
-
-def test_delivery_modes() -> None:
-    assert maybe_delivery_mode(None) == 2
-    assert maybe_delivery_mode("transient") == 1
-    assert maybe_delivery_mode(1) == 1
-    assert maybe_delivery_mode(None, default=1) == 1
-    assert maybe_delivery_mode("low", modes={"low": 7}) == 7
-    with pytest.raises(KeyError):
-        maybe_delivery_mode("lost")
-    assert Exchange("e", delivery_mode="persistent").delivery_mode == 2
-
-
-def test_exchange_equality_and_hash() -> None:
-    assert Exchange("e") == Exchange("e", "direct")
-    assert Exchange("e") != Exchange("e", "topic")
-    assert Exchange("e") != Exchange("e", durable=False)
-    assert Exchange("e").__eq__(1) is NotImplemented
-    assert hash(Exchange("e")) == hash(Exchange("e", "topic"))
-    assert len({Exchange("e"), Exchange("e"), Exchange("f")}) == 2
-
-
 def test_exchange_declaration_can_be_cached_unless_it_goes_by_itself() -> None:
     assert Exchange("e").can_cache_declaration
     assert not Exchange("e", auto_delete=True).can_cache_declaration
-
-
-def test_exchange_repr(channel: FakeChannel) -> None:
-    exchange = Exchange("e", "topic")
-    assert repr(exchange) == "<unbound Exchange e(topic)>"
-    assert repr(exchange(channel)) == f"<Exchange e(topic) bound to chan:{channel.channel_id}>"
-
-
-def test_exchange_pickles_and_copies(channel: FakeChannel) -> None:
-    exchange = Exchange("e", "topic", channel, arguments={"a": 1}, durable=False)
-    assert pickle.loads(pickle.dumps(exchange)) == copy(exchange) == exchange
 
 
 # Bindings
@@ -198,39 +84,7 @@ def test_binding_to_nothing_declares_nothing(channel: FakeChannel) -> None:
     assert channel.calls == []
 
 
-def test_binding_shows_itself() -> None:
-    each = binding(Exchange("e"), "k")
-    assert (str(each), repr(each)) == ("e->k", "<binding: e->k>")
-    assert pretty_bindings([each, each]) == "[e->k, e->k]"
-
-
 # Queues
-
-
-def test_queue_defaults() -> None:
-    queue = Queue()
-    assert queue.exchange == Exchange("")
-    details = queue.as_dict()
-    del details["exchange"]
-    assert details == {
-        "name": "",
-        "routing_key": "",
-        "queue_arguments": None,
-        "binding_arguments": None,
-        "consumer_arguments": None,
-        "durable": True,
-        "exclusive": False,
-        "auto_delete": False,
-        "no_ack": False,
-        "alias": None,
-        "bindings": [],
-        "no_declare": None,
-        "expires": None,
-        "message_ttl": None,
-        "max_length": None,
-        "max_length_bytes": None,
-        "max_priority": None,
-    }
 
 
 def test_queue_declares_exchange_then_itself_then_binds(channel: FakeChannel) -> None:
@@ -244,11 +98,6 @@ def test_queue_declares_exchange_then_itself_then_binds(channel: FakeChannel) ->
         "arguments": {"b": 1},
         "nowait": False,
     }
-
-
-def test_queue_of_the_default_exchange_is_not_bound(channel: FakeChannel) -> None:
-    Queue("q", channel=channel).declare()
-    assert channel.methods == ["queue_declare"]
 
 
 def test_queue_with_several_bindings(channel: FakeChannel) -> None:
@@ -294,12 +143,6 @@ def test_queue_options_become_arguments(channel: FakeChannel) -> None:
             "x-max-priority": 5,
         },
     }
-
-
-def test_queue_that_must_not_be_declared(channel: FakeChannel) -> None:
-    queue = Queue("q", Exchange("e"), channel=channel, no_declare=True)
-    assert queue.declare() == "q"
-    assert channel.calls == []
 
 
 def test_queue_is_declared_on_another_channel(client: FakeClient, channel: FakeChannel) -> None:
@@ -350,26 +193,6 @@ def test_passive_declaration_asks_for_the_name(client: FakeClient, channel: Fake
     assert used.calls[0].arguments["passive"] is True
 
 
-def test_queue_is_bound_and_unbound(channel: FakeChannel) -> None:
-    queue = Queue("q", Exchange("e"), "k", channel=channel, binding_arguments={"b": 1})
-    queue.queue_bind()
-    queue.queue_unbind({"u": 1})
-    queue.bind_to("other", "x")
-    queue.unbind_from("other", "x")
-    queue.unbind_from(Exchange("third"))
-    assert [
-        (call.method, call.arguments["exchange"], call.arguments["routing_key"])
-        for call in channel.calls
-    ] == [
-        ("queue_bind", "e", "k"),
-        ("queue_unbind", "e", "k"),
-        ("queue_bind", "other", "x"),
-        ("queue_unbind", "other", "x"),
-        ("queue_unbind", "third", ""),
-    ]
-    assert channel.calls[1].arguments["arguments"] == {"u": 1}
-
-
 def test_get_gives_messages_with_accepted_types(channel: FakeChannel) -> None:
     queue = Queue("q", channel=channel, no_ack=True)
     assert queue.get() is None
@@ -387,32 +210,6 @@ def test_get_raises_what_unpacking_found(channel: FakeChannel) -> None:
         Queue("q", channel=channel).get()
 
 
-def test_consume_cancel_purge_delete(channel: FakeChannel) -> None:
-    queue = Queue("q", channel=channel, consumer_arguments={"x-priority": 1}, no_ack=True)
-    queue.consume("tag", callback=print, on_cancel=len)
-    queue.consume("other", no_ack=False, nowait=True)
-    queue.cancel("tag")
-    assert queue.purge() == 3
-    assert queue.delete(if_unused=True, if_empty=True, nowait=True) == 2
-    assert channel.calls[0].arguments == {
-        "queue": "q",
-        "no_ack": True,
-        "consumer_tag": "tag",
-        "callback": print,
-        "nowait": False,
-        "arguments": {"x-priority": 1},
-        "on_cancel": len,
-    }
-    assert channel.calls[1].arguments["no_ack"] is False
-    assert channel.calls[2].arguments["consumer_tag"] == "tag"
-    assert channel.calls[4].arguments == {
-        "queue": "q",
-        "if_unused": True,
-        "if_empty": True,
-        "nowait": True,
-    }
-
-
 def test_exchange_of_a_bound_queue_is_bound_too(client: FakeClient, channel: FakeChannel) -> None:
     queue = Queue("q", Exchange("e"))(channel)
     assert queue.exchange is not None
@@ -425,85 +222,11 @@ def test_exchange_of_a_bound_queue_is_bound_too(client: FakeClient, channel: Fak
     assert lazily.exchange.channel is lazily.channel
 
 
-def test_exclusive_implies_auto_delete() -> None:
-    assert Queue("q", exclusive=True).auto_delete
-    assert not Queue("q").auto_delete
-
-
-def test_queue_exchange_may_be_a_name() -> None:
-    assert Queue("q", "e").exchange == Exchange("e")
-
-
 def test_queue_declaration_can_be_cached_unless_it_goes_by_itself() -> None:
     assert Queue("q").can_cache_declaration
     assert not Queue("q", auto_delete=True).can_cache_declaration
     assert not Queue("q", queue_arguments={"x-expires": 1}).can_cache_declaration
     assert not Queue("q", expires=10).can_cache_declaration
-
-
-def test_queue_equality_and_hash() -> None:
-    exchange = Exchange("e")
-    assert Queue("q", exchange, "k") == Queue("q", exchange, "k")
-    assert Queue("q", exchange, "k") != Queue("q", exchange, "l")
-    assert Queue("q") != Queue("q", durable=False)
-    assert Queue("q").__eq__("q") is NotImplemented
-    assert hash(Queue("q")) == hash(Queue("q", exchange))
-    assert hash(Queue("q")) != hash(Exchange("q"))
-
-
-def test_queue_pickles_and_copies(channel: FakeChannel) -> None:
-    queue = Queue("q", Exchange("e"), "k", channel=channel, max_length=3, on_declared=print)
-    for again in (pickle.loads(pickle.dumps(queue)), copy(queue)):
-        assert again == queue
-        assert again.max_length == 3
-        assert again.on_declared is None
-    assert queue(channel).on_declared is print
-
-
-def test_queue_repr(channel: FakeChannel) -> None:
-    queue = Queue("q", Exchange("e"), "k")
-    assert repr(queue) == "<unbound Queue q -> <unbound Exchange e(direct)> -> k>"
-    bound = repr(queue(channel))
-    assert bound.startswith("<Queue q -> <Exchange e(direct) bound to chan:")
-    several = Queue("q", [Exchange("e").binding("k")])
-    assert repr(several) == "<unbound Queue q -> [e->k]>"
-
-
-def test_from_dict() -> None:
-    queue = Queue.from_dict(
-        "q",
-        exchange="e",
-        exchange_type="topic",
-        exchange_durable=False,
-        exchange_auto_delete=True,
-        exchange_arguments={"a": 1},
-        delivery_mode="transient",
-        binding_key="k",
-        durable=True,
-        queue_auto_delete=False,
-        auto_delete=True,
-        expires=3,
-        queue_arguments={"x": 1},
-    )
-    assert queue.exchange == Exchange(
-        "e", "topic", durable=False, auto_delete=True, arguments={"a": 1}, delivery_mode=1
-    )
-    assert (queue.name, queue.routing_key, queue.durable, queue.auto_delete) == (
-        "q",
-        "k",
-        True,
-        False,
-    )
-    assert (queue.expires, queue.queue_arguments) == (3.0, {"x": 1})
-    assert Queue.from_dict("q", routing_key="r").routing_key == "r"
-
-
-def test_as_dict_recurses_into_bindings() -> None:
-    queue = Queue("q", [Exchange("e").binding("k")])
-    details = queue.as_dict(recurse=True)
-    assert details["bindings"][0]["exchange"]["name"] == "e"
-    assert details["bindings"][0]["routing_key"] == "k"
-    assert Queue("q").as_dict(recurse=True)["exchange"]["name"] == ""
 
 
 # maybe_declare
@@ -585,17 +308,6 @@ def test_maybe_declare_names_the_queue_that_was_given(channel: FakeChannel) -> N
     queue = Queue("")
     maybe_declare(queue, channel)
     assert queue.name.startswith("amq.gen")
-
-
-def test_maybe_declare_needs_a_channel(channel: FakeChannel) -> None:
-    with pytest.raises(ChannelError, match="no channel was given"):
-        maybe_declare(Exchange("e"))
-    with pytest.raises(ChannelError):
-        maybe_declare(Exchange("e"), retry=True)
-    channel.connection = None
-    for retry in (False, True):
-        with pytest.raises(RecoverableConnectionError):
-            maybe_declare(Exchange("e"), channel, retry=retry)
 
 
 def test_an_entity_leaves_a_channel_that_has_no_connection(

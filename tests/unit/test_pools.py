@@ -10,12 +10,11 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from greenconn import pools, resource
 from greenconn.caching import HashedSeq
-from greenconn.connection import BrokerConnection, Connection, PooledConnection
+from greenconn.connection import Connection, PooledConnection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
     ChannelLimitExceeded,
@@ -84,16 +83,6 @@ def test_a_pooled_connection_is_of_the_class_and_equal(connection: Connection) -
     pool.force_close_all()
 
 
-def test_brokerconnections_stay_brokerconnections() -> None:
-    with BrokerConnection(URL) as connection:
-        pool = connection.Pool(1)
-        with pool.acquire() as one:
-            assert isinstance(one, BrokerConnection)
-            one.connect()
-            assert one.connected() is True
-        pool.force_close_all()
-
-
 def test_the_limit_of_connections(connection: Connection) -> None:
     pool = connection.Pool(limit=1)
     with pool.acquire() as held:
@@ -159,18 +148,6 @@ def test_a_former_holder_keeps_its_facade(
     assert pool.stats()["in_use"] == 0
 
 
-def test_a_loop_that_refers_to_the_last_uses_two_facades(connection: Connection) -> None:
-    pool = connection.Pool(1)
-    seen = []
-    for _ in range(10):
-        lent = pool.acquire()
-        seen.append(id(lent))
-        lent.release()
-    assert seen[2:] == [*seen[:2]] * 4
-    with pool.acquire(), pytest.raises(LimitExceeded):
-        pool.acquire()
-
-
 def test_a_facade_that_is_lent_again_and_dropped_comes_back(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,131 +184,6 @@ def test_a_timeout_counts_from_the_call(
     waiting.get(timeout=30).release()
     assert len(ends) == 1
     assert ends[0] <= waits_since + 60
-
-
-def test_a_hook_set_later_is_called_for_each_acquire(connection: Connection) -> None:
-    pool = connection.Pool(1)
-    held = pool.acquire()
-    held.release()
-    del held
-    calls: list[str] = []
-    held = pool.acquire()
-
-    def prepare(resource: Any) -> Any:
-        calls.append("prepare")
-        return resource
-
-    setattr(pool, "prepare", prepare)  # noqa: B010  # as kombu's programs do
-    setattr(pool, "release_resource", lambda resource: calls.append("release"))  # noqa: B010
-    held.release()
-    del held
-    pool.acquire().release()
-    pool.acquire().release()
-    assert calls == ["release", *["prepare", "release"] * 2]
-
-
-def test_attributes_of_the_connection_below_are_there(connection: Connection) -> None:
-    class Tenants(ConnectionPool):
-        def new(self) -> Any:
-            made = super().new()
-            made.tenant = "blue"
-            return made
-
-    pool = Tenants(connection, limit=1)
-    for _ in range(3):
-        with pool.acquire() as lent:
-            assert type(lent).__name__ == "PooledConnection"
-            assert lent.tenant == "blue"
-            with pytest.raises(AttributeError, match="colour"):
-                _ = lent.colour
-    pool.force_close_all()
-
-
-def test_a_subclass_may_renew_what_it_likes(connection: Connection) -> None:
-    class Tokens(Connection):
-        def renew(self) -> str:
-            return "renewed"
-
-    with Tokens(URL) as mine:
-        pool = mine.Pool(1)
-        for _ in range(3):
-            with pool.acquire() as lent:
-                assert lent.renew() == "renewed"
-        pool.force_close_all()
-
-
-@pytest.mark.parametrize("end", ["replace", "close", "resize"])
-def test_nothing_is_kept_of_a_connection_that_leaves(connection: Connection, end: str) -> None:
-    pool = connection.Pool(2)
-    held = pool.acquire()
-    for _ in range(3):
-        for _ in range(3):
-            lent = pool.acquire()
-            core = weakref.ref(lent._core)
-            lent.release()
-            del lent
-        if end == "replace":
-            pool.acquire().replace()
-        elif end == "close":
-            below = core()
-            assert below is not None
-            below.close()
-            del below
-            pool.acquire().release()
-        else:
-            pool.resize(1, ignore_errors=True)
-            pool.resize(2)
-        settle()
-        gc.collect()
-        assert core() is None
-    held.release()
-    pool.force_close_all()
-
-
-def test_a_connection_with_weak_references_is_not_lent_again(connection: Connection) -> None:
-    below = connection.Pool(1)
-    for pool in (below, pools.ProducerPool(below, limit=1)):
-        seen: list[weakref.ref[Any]] = []
-        for _ in range(6):
-            lent = pool.acquire()
-            facade = lent if pool is below else lent.__connection__
-            assert all(each() is not facade for each in seen)
-            seen.append(weakref.ref(facade))
-            lent.release()
-            del lent, facade
-    below.force_close_all()
-
-
-def test_acquires_can_be_traced_from_now_on(
-    connection: Connection, caplog: pytest.LogCaptureFixture
-) -> None:
-    pool = connection.Pool(1)
-    for _ in range(3):
-        pool.acquire().release()
-    pool.trace_acquire = True
-    pool.acquire()  # and dropped
-    settle()
-    assert "it was acquired here" in caplog.text
-    assert __file__ in caplog.text
-    pool.force_close_all()
-
-
-def test_an_error_of_the_renewal_gives_the_connection_back(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = connection.Pool(1)
-    for _ in range(2):
-        pool.acquire().release()
-
-    def fail(self: object, lender: object) -> bool:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(PooledConnection, "lend_again", fail)
-    with pytest.raises(KeyboardInterrupt):
-        pool.acquire()
-    monkeypatch.undo()
-    assert pool.stats()["in_use"] == 0
-    pool.acquire().release()
 
 
 def warmed(pool: ConnectionPool) -> ConnectionPool:
@@ -466,31 +318,6 @@ def test_facades_that_are_kept_go_with_their_connection_at_once(connection: Conn
     pool.force_close_all()
 
 
-def test_a_pool_with_a_check_of_its_own_lends_facades_again(connection: Connection) -> None:
-    checked: list[Any] = []
-
-    class Checked(ConnectionPool):
-        def is_alive(self, resource: Any) -> bool:
-            checked.append(resource)
-            return super().is_alive(resource)
-
-    pool = warmed(Checked(connection, limit=1))
-    identities = set()
-    for _ in range(4):
-        checked.clear()
-        lent = pool.acquire()
-        identities.add(id(lent))
-        assert checked == [lent]
-        lent.release()
-    assert len(identities) == 2
-    lent = pool.acquire()
-    lent.session.close()
-    lent.release()
-    with pool.acquire() as other:
-        assert other.session is not lent._core.session
-    assert pool.stats()["discarded"] == 1
-
-
 def test_a_check_that_fails_gives_the_place_back(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -513,22 +340,6 @@ def test_a_check_that_fails_gives_the_place_back(
         assert pool.stats()["in_use"] == 0
         pool.acquire().release()
         pool.force_close_all()
-
-
-def test_acquire_channel(connection: Connection) -> None:
-    pool = connection.Pool(1)
-    with pool.acquire_channel(block=True) as (pooled, channel):
-        assert pooled.default_channel is channel
-        assert pool.stats()["in_use"] == 1
-    assert pool.stats()["in_use"] == 0
-    pool.force_close_all()
-
-
-def test_preloaded_connections_are_open(connection: Connection) -> None:
-    pool = connection.Pool(3, preload=2)
-    one, two, three = (pool.acquire() for _ in range(3))
-    assert (one.connected, two.connected, three.connected) == (True, True, False)
-    pool.force_close_all()
 
 
 # Pools of channels
@@ -554,22 +365,6 @@ def test_a_pool_of_channels(connection: Connection) -> None:
     assert connection.connected
 
 
-def test_a_pool_of_channels_closes_those_in_use_too(connection: Connection) -> None:
-    opened: list[Any] = []
-
-    class Pool(ChannelPool):
-        def new(self) -> Any:
-            opened.append(super().new())
-            return opened[-1]
-
-    pool = Pool(connection, 2)
-    used, idle = pool.acquire(), pool.acquire()
-    idle.release()
-    pool.force_close_all()
-    assert [channel.is_open for channel in opened] == [False, False]
-    assert isinstance(used, type(opened[0]))
-
-
 def test_a_pool_of_channels_follows_its_connection(connection: Connection) -> None:
     pool = connection.ChannelPool(1)
     with pool.acquire() as channel:
@@ -583,18 +378,6 @@ def test_a_pool_of_channels_follows_its_connection(connection: Connection) -> No
 
 
 # Pools of producers
-
-
-def test_a_producer_publishes_and_is_released(connection: Connection) -> None:
-    queue = Queue("letters")
-    with pools.producers[connection].acquire(block=True) as producer:
-        assert isinstance(producer, Producer)
-        producer.publish("one", routing_key="letters", declare=[queue])
-        assert pools.connections[connection].stats()["in_use"] == 1
-    assert pools.connections[connection].stats()["in_use"] == 0
-    assert pools.producers[connection].stats()["in_use"] == 0
-    with connection.SimpleQueue(queue) as box:
-        assert box.get(timeout=1).payload == "one"
 
 
 def test_a_former_producer_cannot_publish(connection: Connection) -> None:
@@ -634,27 +417,6 @@ def test_a_producer_keeps_its_connection_while_nobody_wants_it(connection: Conne
     below.force_close_all()
 
 
-def test_holders_of_connections_are_those_of_the_producers_on_them(connection: Connection) -> None:
-    below = connection.Pool(1)
-    pool = pools.ProducerPool(below, limit=2)
-
-    done = Event()
-
-    def hold() -> None:
-        with pool.acquire():
-            done.wait(30)
-
-    pool.acquire().release()
-    one = gevent.spawn(hold)
-    one.name = "the-holder"
-    yield_to_hub()
-    with pytest.raises(ConnectionLimitExceeded, match=r"1 of 1 in use.*held by 'the-holder'"):
-        below.acquire(block=True, timeout=0)
-    done.set()
-    one.join()
-    below.force_close_all()
-
-
 @pytest.mark.parametrize("gives_back", ["release", "drop"])
 def test_who_waits_for_a_connection_gets_it_before_later_producers(
     connection: Connection, gives_back: str
@@ -681,43 +443,6 @@ def test_who_waits_for_a_connection_gets_it_before_later_producers(
     assert order == ["connection", "one", "two"]
     assert below.stats()["in_use"] == pool.stats()["in_use"] == 0
     below.force_close_all()
-
-
-def test_two_pools_of_producers_share_connections(connection: Connection) -> None:
-    below = connection.Pool(1)
-    one, two = pools.ProducerPool(below, limit=1), pools.ProducerPool(below, limit=1)
-    for _ in range(2):
-        for pool in (one, two):
-            with pool.acquire():
-                assert below.stats()["in_use"] == 1
-    assert below.stats()["created"] == 1
-    assert one.stats()["idle"] + two.stats()["idle"] == 1
-    one.force_close_all()
-    two.force_close_all()
-    assert below.stats()["idle"] == 1
-    assert not below._pool.holders()
-    below.force_close_all()
-
-
-def test_producers_use_the_facades_of_former_ones_if_nothing_refers_to_them(
-    connection: Connection,
-) -> None:
-    pool = pools.ProducerPool(connection.Pool(1), limit=1)
-    seen = []
-    for _ in range(6):
-        producer = pool.acquire(block=True)
-        seen.append(id(producer.__connection__))
-        producer.release()
-    assert seen[2:] == [*seen[:2]] * 2
-    kept = producer.__connection__
-    others = []
-    for _ in range(4):
-        producer = pool.acquire(block=True)
-        others.append(producer.__connection__)
-        producer.release()
-        assert producer.__connection__ is not kept
-    assert len({id(each) for each in (kept, *others)}) == 5
-    assert pool.stats()["in_use"] == 0
 
 
 def warmed_producers(connection: Connection) -> pools.ProducerPool:
@@ -797,71 +522,6 @@ def test_a_producer_to_which_something_refers_is_not_lent_again(
         producer.release()
         del producer
     assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
-
-
-@pytest.mark.parametrize("to", ["connection", "channel", "other"])
-def test_a_producer_that_was_revived_elsewhere_is_not_lent_again(
-    connection: Connection, to: str
-) -> None:
-    pool = warmed_producers(connection)
-    with Connection(URL) as other:
-        other.connect()
-        for _ in range(5):
-            producer = pool.acquire()
-            below = producer.__connection__
-            producer.revive(
-                {"connection": below, "channel": below.default_channel, "other": other}[to]
-            )
-            producer.publish("one", routing_key="nowhere")
-            producer.release()
-            assert pool.stats()["in_use"] == 0
-            with pool.acquire() as producer:
-                assert producer.__connection__ is not other
-                assert producer.channel.connection.client.session is producer.connection.session
-        assert other.connected
-
-
-def test_a_released_producer_that_was_revived_keeps_what_it_has(connection: Connection) -> None:
-    pool = warmed_producers(connection)
-    former = pool.acquire()
-    former.release()
-    former.revive(connection)
-    for _ in range(4):
-        pool.acquire().release()
-    former.publish("one", routing_key="nowhere")
-    assert former.connection is connection
-    former.release()
-    assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
-
-
-def test_a_producer_of_a_class_of_the_program_is_new_each_time(connection: Connection) -> None:
-    class Own(Producer):
-        made = 0
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            Own.made += 1
-            super().__init__(*args, **kwargs)
-
-    pool = warmed_producers(connection)
-    setattr(pool, "Producer", Own)  # noqa: B010  # as kombu's programs do
-    for _ in range(5):
-        with pool.acquire() as producer:
-            assert type(producer) is Own
-    assert Own.made == 5
-
-
-def test_a_hook_set_later_is_called_for_each_producer(connection: Connection) -> None:
-    pool = warmed_producers(connection)
-    calls: list[str] = []
-
-    def prepare(producer: Any) -> Any:
-        calls.append("prepare")
-        return producer
-
-    setattr(pool, "prepare", prepare)  # noqa: B010  # as kombu's programs do
-    for _ in range(4):
-        pool.acquire().release()
-    assert calls == ["prepare"] * 4
 
 
 def test_a_producer_that_is_lent_again_uses_the_channel_of_now(connection: Connection) -> None:
@@ -961,22 +621,6 @@ def test_a_producer_that_is_lent_again_belongs_to_one_hub(
     assert pool.stats()["in_use"] == 1
     gevent.spawn(held.release).get(timeout=30)
     assert pool.stats()["in_use"] == 0
-
-
-def test_producers_that_are_kept_go_with_their_connection_at_once(connection: Connection) -> None:
-    pool = warmed_producers(connection)
-    gc.collect()
-    gc.disable()
-    try:
-        held = pool.acquire()
-        seen = weakref.ref(held.__connection__)
-        held.release()
-        del held
-        assert seen() is not None  # the pool keeps it
-        pool.connections.acquire().release()
-        assert seen() is None
-    finally:
-        gc.enable()
 
 
 def test_a_producer_whose_connection_cannot_be_checked_gives_its_place_back(
@@ -1092,26 +736,6 @@ def test_releasing_its_connection_releases_the_producer(connection: Connection) 
     assert pool.stats()["in_use"] == 0
 
 
-def test_hooks_of_connections_are_called_for_each_producer(connection: Connection) -> None:
-    calls: list[str] = []
-
-    class Notified(ConnectionPool):
-        def prepare(self, resource: Any) -> Any:
-            calls.append("prepare")
-            return super().prepare(resource)
-
-        def release_resource(self, resource: Any) -> None:
-            calls.append("release")
-
-    below = Notified(connection, 1)
-    pool = pools.ProducerPool(below, limit=1)
-    for _ in range(2):
-        with pool.acquire():
-            pass
-    assert calls == ["prepare", "release"] * 2
-    below.force_close_all()
-
-
 def test_an_error_releases_both(connection: Connection) -> None:
     pool = pools.producers[connection]
     with pytest.raises(LookupError), pool.acquire():
@@ -1143,60 +767,6 @@ def test_a_connection_that_cannot_tell_whether_it_is_lost_is_replaced() -> None:
     assert below.stats()["discarded"] == 1
     pool.force_close_all()
     below.force_close_all()
-
-
-def test_the_class_of_producers_can_be_given(connection: Connection) -> None:
-    class Own(Producer):
-        pass
-
-    pool = pools.ProducerPool(connection.Pool(1), 1, Producer=Own)
-    with pool.acquire() as producer:
-        assert isinstance(producer, Own)
-    producer = pool.create_producer()
-    assert isinstance(producer, Own)
-    producer.connection.release()
-    pool.force_close_all()
-
-
-def test_kombus_promise_of_a_producer(connection: Connection) -> None:
-    shared = connection.Pool(2)
-
-    class Filled(pools.ProducerPool):
-        def setup(self) -> None:
-            for _ in range(self.limit or 0):
-                self._resource.put_nowait(self.new())
-
-    pool = Filled(shared, 2)
-    assert shared.stats()["in_use"] == 0
-    with pool.acquire():
-        pass
-    for promise in (pool.new(), pool._resource.get_nowait(), pool._resource.queue[0]):
-        producer = pool.prepare(promise)
-        assert isinstance(producer, Producer)
-        assert shared.stats()["in_use"] == 1
-        pool.release(producer)
-        assert producer.channel is None
-        assert isinstance(pool.prepare(producer).connection, PooledConnection)
-        producer.connection.release()
-    assert shared.stats()["in_use"] == 0
-    assert pools.ProducerPool(shared, 2, preload=1).stats()["idle"] == 1
-    shared.force_close_all()
-
-
-def test_a_producer_that_was_made_apart_gives_its_connection_back(connection: Connection) -> None:
-    shared = connection.Pool(1)
-    pool = pools.ProducerPool(shared, 1)
-    producer = pool.create_producer()
-    assert shared.stats()["in_use"] == 1
-    for _ in range(2):
-        pool.release(producer)
-        assert shared.stats()["in_use"] == 0
-    assert producer.channel is None
-    with pool.acquire() as borrowed:
-        pool.release(producer)  # it is another's by now
-        assert shared.stats()["in_use"] == 1
-        assert borrowed.channel is not None
-    pool.force_close_all()
 
 
 def test_one_deadline_for_place_and_connection(connection: Connection) -> None:
@@ -1285,11 +855,6 @@ def test_kombus_keys_are_not_kept_as_they_are() -> None:
     assert not group
 
 
-def test_a_group_must_say_what_it_makes(connection: Connection) -> None:
-    with pytest.raises(NotImplementedError, match=r"PoolGroup does not define create\(\)"):
-        pools.PoolGroup()[connection]
-
-
 def test_the_global_limit(connection: Connection) -> None:
     assert pools.get_limit() == 10
     pool = pools.connections[connection]
@@ -1311,22 +876,6 @@ def test_the_global_limit(connection: Connection) -> None:
         pools.set_limit(True)
 
 
-def test_a_group_with_its_own_limit(connection: Connection) -> None:
-    group = pools.Connections(limit=4)
-    assert group[connection].limit == 4
-    assert pools.register_group(group) is group
-    try:
-        pools.set_limit(7)
-        assert group[connection].limit == 7
-        pools.reset()
-        assert len(group) == 0
-        assert group[connection].limit == 4
-    finally:
-        pools.reset()
-        pools._groups.remove(group)
-        assert pools.connections in pools._groups
-
-
 def test_a_pool_that_cannot_be_closed_holds_up_no_other(
     connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1345,19 +894,6 @@ def test_a_pool_that_cannot_be_closed_holds_up_no_other(
     assert not group
     with pytest.raises(RuntimeError, match="is closed"):
         pool.acquire()
-
-
-def test_resetting_closes_and_forgets(connection: Connection) -> None:
-    pool = pools.connections[connection]
-    held = pool.acquire()
-    held.connect()
-    pools.reset()
-    assert not pools.connections
-    with pytest.raises(OperationalError, match="closed by force"):
-        held.connect()
-    with pytest.raises(RuntimeError, match="is closed"):
-        pool.acquire()
-    assert pools.connections[connection] is not pool
 
 
 @pytest.fixture

@@ -177,39 +177,7 @@ def test_a_late_release_does_nothing(pool: Boxes) -> None:
     assert pool.calls == ["setup", "release 1"]
 
 
-def test_with_releases(pool: Boxes) -> None:
-    with pool.acquire() as box:
-        assert box.twice() == 6
-    assert pool.stats()["idle"] == 1
-    with pytest.raises(OperationalError):
-        box.twice()
-
-
-def test_with_replaces_after_an_error(pool: Boxes) -> None:
-    with pytest.raises(LookupError), pool.acquire():
-        raise LookupError
-    settle()
-    assert pool.made[0].closed == 1
-    assert pool.stats()["idle"] == 0
-    assert pool.acquire().number == 2
-
-
-def test_the_class_of_a_facade_is_made_once(pool: Boxes) -> None:
-    assert type(pool.acquire()) is type(pool.acquire())
-
-
-def test_the_class_of_a_facade_stays(pool: Boxes) -> None:
-    box = pool.acquire()
-    with pytest.raises(TypeError):
-        box.__class__ = dict
-
-
 # Hooks
-
-
-def test_a_pool_must_say_what_it_makes() -> None:
-    with pytest.raises(NotImplementedError, match=r"Resource does not define new\(\)"):
-        Resource(1).acquire()
 
 
 class KombuStyle(Resource):
@@ -301,22 +269,6 @@ def test_a_failing_release_hook_releases_all_the_same() -> None:
     assert broken.stats()["idle"] == 1
 
 
-def test_dead_ones_are_replaced(pool: Boxes) -> None:
-    box = pool.acquire()
-    box.close()
-    box.release()
-    assert pool.acquire().number == 2
-
-
-def test_preload_makes_them_at_once() -> None:
-    assert len(Boxes(5, preload=2).made) == 2
-    assert len(Boxes(2, preload=9).made) == 2
-    pool = Boxes(preload=3)
-    assert pool.stats()["idle"] == 3
-    assert pool.preload == 3
-    assert Boxes(2).preload == 0
-
-
 # The limit
 
 
@@ -371,26 +323,6 @@ def test_the_deadline_covers_the_making(pool: Boxes) -> None:
     assert pool.stats()["in_use"] == 0
 
 
-@pytest.mark.parametrize("limit", [None, 0])
-def test_no_limit(limit: int | None) -> None:
-    pool = Boxes(limit)
-    boxes = [pool.acquire() for _ in range(20)]
-    for box in boxes:
-        box.release()
-    assert pool.limit == limit
-    assert pool.stats()["limit"] is None
-    assert pool.acquire().number == 20
-
-
-def test_limits_that_make_no_sense(pool: Boxes) -> None:
-    with pytest.raises(TypeError):
-        Boxes(True)
-    with pytest.raises(ValueError, match="-1"):
-        Boxes(-1)
-    with pytest.raises(TypeError):
-        pool.limit = False
-
-
 def test_resizing(pool: Boxes) -> None:
     one, two = pool.acquire(), pool.acquire()
     with pytest.raises(RuntimeError, match="cannot shrink from 2 to 1 while 2 are in use"):
@@ -417,22 +349,6 @@ def test_resizing(pool: Boxes) -> None:
     assert pool.calls.count("setup") == 4
 
 
-def test_shrinking_by_force(pool: Boxes) -> None:
-    box = pool.acquire()
-    pool.resize(1, force=True)
-    assert "collect 1" in pool.calls
-    with pytest.raises(OperationalError, match="closed by force"):
-        box.twice()
-    assert pool.acquire().number == 2
-
-
-def test_resizing_with_a_reset(pool: Boxes) -> None:
-    pool.acquire().release()
-    pool.resize(5, reset=True)
-    assert pool.calls[-2:] == ["collect 1", "setup"]
-    assert pool.acquire().number == 2
-
-
 # The end
 
 
@@ -452,15 +368,6 @@ def test_closing_all(pool: Boxes) -> None:
         pool.acquire()
     pool.force_close_all()
     assert len(pool.calls) == 4  # setup, release, two collected
-
-
-def test_closing_all_but_not_the_pool(pool: Boxes) -> None:
-    used = pool.acquire()
-    pool.force_close_all(close_pool=False)
-    used.release()
-    box = pool.acquire()
-    assert box.number == 2
-    assert pool.stats()["in_use"] == 1
 
 
 def test_a_failing_collect_does_not_keep_the_others() -> None:
@@ -628,20 +535,6 @@ def test_kills_at_every_switch_point_lose_nothing(delay: int) -> None:
     assert pool.stats()["in_use"] == pool.stats()["waiting"] == 0
     assert pool.acquire(block=False).twice() == 6
     settle()
-
-
-def test_kombus_names_for_what_monitors_count() -> None:
-    pool: Any = Boxes(3)
-    assert (pool._resource.qsize(), len(pool._resource.queue), len(pool._dirty)) == (3, 3, 0)
-    held = [pool.acquire() for _ in range(2)]
-    assert (pool._resource.qsize(), len(pool._resource.queue), len(pool._dirty)) == (1, 1, 2)
-    assert callable(pool._resource.queue[0])  # not made yet
-    for each in held:
-        each.release()
-    assert (pool._resource.qsize(), len(pool._dirty)) == (3, 0)
-    assert [callable(each) for each in pool._resource.queue] == [True, False, False]
-    unlimited: Any = Boxes(None)
-    assert (unlimited._resource.qsize(), unlimited._resource.queue) == (0, [])
 
 
 def test_kombus_queue_gives_away_what_is_idle(pool: Boxes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue as python_queue
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -12,10 +11,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.connection import Connection
-from greenconn.entity import Exchange, Queue
+from greenconn.entity import Queue
 from greenconn.exceptions import (
     ConsumerCancelled,
-    ContentDisallowed,
     DecodeError,
     RecoverableChannelError,
     RecoverableConnectionError,
@@ -66,37 +64,6 @@ def test_a_simple_queue_declares_its_queue_and_exchange(client: FakeClient) -> N
     assert (message["priority"], message["properties"]["delivery_mode"]) == (2, 1)
 
 
-def test_a_simple_buffer_is_its_connections_own(client: FakeClient) -> None:
-    simple = SimpleBuffer(client, "q")
-    exchange, queue, _ = client.default_channel.calls
-    assert simple.no_ack
-    assert (exchange.arguments["durable"], exchange.arguments["auto_delete"]) == (False, True)
-    assert queue.arguments["exclusive"]
-    assert queue.arguments["auto_delete"]
-    assert not queue.arguments["durable"]
-    simple.put("1")
-    message = client.default_channel.of("basic_publish")[0].arguments["message"]
-    assert message["properties"]["delivery_mode"] == 1
-
-
-def test_a_simple_queue_of_a_queue(client: FakeClient) -> None:
-    queue = Queue("q", Exchange("e"), "key")
-    simple = SimpleQueue(client.channel(), queue, no_ack=True)
-    assert simple.queue == simple.consumer.queues[0] == queue
-    assert simple.no_ack
-    simple.put("1")
-    arguments = simple.channel.of("basic_publish")[0].arguments
-    assert (arguments["exchange"], arguments["routing_key"]) == ("e", "key")
-    simple.put("2", routing_key="other")
-    assert simple.channel.of("basic_publish")[1].arguments["routing_key"] == "other"
-
-
-def test_class_attributes() -> None:
-    assert SimpleBase.Empty is python_queue.Empty
-    assert (SimpleQueue.no_ack, SimpleBuffer.no_ack) == (False, True)
-    assert SimpleQueue.exchange_opts == {"type": "direct"}
-
-
 def test_it_consumes_when_something_is_wanted(client: FakeClient) -> None:
     simple = SimpleQueue(client, "q")
     assert client.default_channel.consumers == {}
@@ -131,28 +98,6 @@ def test_short_timeouts_get_there_too(client: FakeClient) -> None:
 # Getting
 
 
-def test_messages_come_in_order(connection: Connection) -> None:
-    simple = SimpleQueue(connection, "q")
-    for number in range(3):
-        simple.put({"n": number})
-    for number in range(3):
-        message = simple.get(timeout=30.0)
-        assert message.payload == {"n": number}
-        message.ack()
-    with pytest.raises(simple.Empty):
-        simple.get(timeout=0.01)
-    simple.close()
-
-
-def test_get_waits(connection: Connection) -> None:
-    simple = SimpleQueue(connection, "q", no_ack=True)
-    getting = gevent.spawn(simple.get, timeout=5.0)
-    gevent.idle()
-    simple.put("1")
-    assert getting.get(timeout=30.0).payload == "1"
-    simple.close()
-
-
 def test_get_without_waiting(connection: Connection) -> None:
     simple = SimpleQueue(connection, "q")
     with pytest.raises(simple.Empty):
@@ -182,25 +127,6 @@ def test_what_polls_lets_others_run(connection: Connection) -> None:
                 continue
     assert message.payload == "1"
     putting.get(timeout=30.0)
-
-
-def test_size_and_clear(connection: Connection) -> None:
-    simple = SimpleQueue(connection, "q")
-    assert len(simple) == 0
-    assert simple
-    simple.put("1")
-    simple.put("2")
-    assert simple.qsize() == len(simple) == 2
-    assert simple.clear() == 2
-    assert simple.qsize() == 0
-
-
-def test_what_is_not_accepted_is_raised(connection: Connection) -> None:
-    simple = SimpleQueue(connection, "q", serializer="yaml", accept=["json"])
-    simple.put({"a": 1})
-    with pytest.raises(ContentDisallowed):
-        simple.get(timeout=30.0)
-    simple.close()
 
 
 def test_on_decode_error_and_callbacks_of_its_consumer(connection: Connection) -> None:

@@ -14,7 +14,6 @@ from greenconn.exceptions import (
     ConsumerCancelled,
     ContentDisallowed,
     DecodeError,
-    NotBoundError,
     NotFound,
     RecoverableChannelError,
     RecoverableConnectionError,
@@ -37,20 +36,6 @@ def tags(channel: FakeChannel) -> dict[str, str]:
 # Beginning
 
 
-def test_queues_are_declared_at_once(channel: FakeChannel) -> None:
-    queue = Queue("q", Exchange("e"), "k")
-    consumer = Consumer(channel, queue)
-    assert channel.methods == ["exchange_declare", "queue_declare", "queue_bind"]
-    assert consumer.queues == [queue]
-    assert consumer.queues[0].channel is channel
-    assert not queue.is_bound
-
-
-def test_queues_are_not_declared_when_asked_so(channel: FakeChannel) -> None:
-    Consumer(channel, queues("q"), auto_declare=False).consume()
-    assert channel.methods == ["basic_consume"]
-
-
 def test_consume_waits_for_the_last_reply_only(channel: FakeChannel) -> None:
     consumer = Consumer(channel, queues("a", "b", "c"), tag_prefix="me-")
     consumer.consume()
@@ -61,12 +46,6 @@ def test_consume_waits_for_the_last_reply_only(channel: FakeChannel) -> None:
     assert len(channel.consumers) == 3
     consumer.consume()
     assert len(channel.of("basic_consume")) == 3
-
-
-def test_tags_are_unique(channel: FakeChannel) -> None:
-    for _ in range(3):
-        Consumer(channel, queues("a", "b")).consume()
-    assert len(channel.consumers) == 6
 
 
 @pytest.mark.parametrize(
@@ -133,15 +112,6 @@ def test_a_consumer_of_a_connection_uses_its_default_channel(client: FakeClient)
     assert consumer.connection is client
 
 
-def test_a_consumer_without_a_channel_yet(channel: FakeChannel) -> None:
-    consumer = Consumer(None, queues("q"))
-    assert consumer.channel is None
-    assert consumer.connection is None
-    consumer.revive(channel)
-    consumer.consume()
-    assert list(tags(channel)) == ["q"]
-
-
 def test_add_queue_declares_and_binds_it(channel: FakeChannel) -> None:
     consumer = Consumer(channel)
     queue = consumer.add_queue(Queue("q"))
@@ -192,82 +162,12 @@ def test_a_killed_consume_can_be_repeated(client: FakeClient, channel: FakeChann
     assert sorted(tags(channel)) == ["a", "b"]
 
 
-def test_repr_shows_the_queues(channel: FakeChannel) -> None:
-    assert repr(Consumer(channel, queues("q"))).startswith("<Consumer: [<Queue q ->")
-
-
 # Messages
 
 
 def drain(client: FakeClient) -> None:
     """Handle the next event."""
     client.drain_events(timeout=30.0)
-
-
-def test_callbacks_get_body_and_message(client: FakeClient, channel: FakeChannel) -> None:
-    got: list[tuple[str, Any, Any]] = []
-    consumer = Consumer(
-        channel, queues("q"), callbacks=[lambda body, message: got.append(("a", body, message))]
-    )
-    consumer.register_callback(lambda body, message: got.append(("b", body, message)))
-    consumer.consume()
-    message = channel.message()
-    channel.deliver(message)
-    drain(client)
-    assert got == [("a", {"a": 1}, message), ("b", {"a": 1}, message)]
-
-
-def test_callbacks_of_one_consumer_are_not_anothers(channel: FakeChannel) -> None:
-    Consumer(channel).register_callback(print)
-    assert Consumer(channel).callbacks == []
-
-
-def test_without_callbacks_who_drains_is_notified(client: FakeClient, channel: FakeChannel) -> None:
-    Consumer(channel, queues("q")).consume()
-    channel.deliver(channel.message())
-    with pytest.raises(NotImplementedError):
-        drain(client)
-
-
-def test_on_message_gets_the_raw_message(client: FakeClient, channel: FakeChannel) -> None:
-    got: list[Any] = []
-    consumer = Consumer(channel, queues("q"), on_message=got.append, callbacks=[print])
-    consumer.consume()
-    message = channel.message(b"{", content_type="application/x-unknown")
-    channel.deliver(message)
-    drain(client)
-    assert got == [message]
-
-
-def test_a_method_called_on_message_may_be_a_callback(
-    client: FakeClient, channel: FakeChannel
-) -> None:
-    got: list[Any] = []
-
-    class Mine(Consumer):
-        def __init__(self, channel: Any) -> None:
-            super().__init__(channel, queues("q"), callbacks=[self.on_message])
-
-        def on_message(self, body: Any, message: Any) -> None:  # type: ignore[override]
-            got.append(body)
-
-    Mine(channel).consume()
-    channel.deliver(channel.message())
-    drain(client)
-    assert got == [{"a": 1}]
-
-
-def test_receive_may_be_overridden(client: FakeClient, channel: FakeChannel) -> None:
-    got: list[Any] = []
-
-    class Mine(Consumer):
-        def receive(self, body: Any, message: Any) -> None:
-            got.append(body)
-
-    Mine(channel, queues("q")).consume()
-    channel.deliver(channel.message())
-    drain(client)
-    assert got == [{"a": 1}]
 
 
 @pytest.mark.parametrize(
@@ -314,14 +214,6 @@ def test_errors_of_on_decode_error_and_callbacks_are_raised_once(
     with pytest.raises(LookupError):
         drain(client)
     assert len(calls) == 2
-
-
-def test_accept_is_set_on_messages(client: FakeClient, channel: FakeChannel) -> None:
-    got: list[Any] = []
-    Consumer(channel, queues("q"), accept=["yaml"], on_message=got.append).consume()
-    channel.deliver(channel.message())
-    drain(client)
-    assert got[0].accept == {"application/x-yaml"}
 
 
 def test_raw_messages_of_other_channels_are_converted(client: FakeClient) -> None:
@@ -375,31 +267,6 @@ def test_cancel_ends_all(client: FakeClient, channel: FakeChannel) -> None:
     assert len(channel.of("basic_cancel")) == 2
     consumer.consume()
     assert sorted(tags(channel)) == ["a", "b"]
-
-
-def test_cancel_by_queue(client: FakeClient, channel: FakeChannel) -> None:
-    consumer = Consumer(channel, queues("a", "b"))
-    consumer.consume()
-    consumer.cancel_by_queue("a")
-    assert list(tags(channel)) == ["b"]
-    assert [queue.name for queue in consumer.queues] == ["b"]
-    assert len(client.session.members) == 1
-    consumer.cancel_by_queue(Queue("b"))
-    consumer.cancel_by_queue("unknown")
-    assert channel.consumers == {}
-    assert client.session.members == []
-
-
-def test_the_with_block_consumes_and_cancels(channel: FakeChannel) -> None:
-    consumer = Consumer(channel, queues("q"))
-    with consumer as entered:
-        assert entered is consumer
-        assert list(tags(channel)) == ["q"]
-    assert channel.consumers == {}
-    with Consumer(None):
-        pass
-    with pytest.raises(NotBoundError):
-        Consumer(None, queues("q")).consume()
 
 
 def test_the_with_block_cancels_after_errors_too(client: FakeClient, channel: FakeChannel) -> None:
@@ -468,19 +335,6 @@ def test_the_brokers_cancel_is_raised_in_who_drains(
 
 
 # Requests
-
-
-def test_requests_to_the_channel(channel: FakeChannel) -> None:
-    consumer = Consumer(channel, queues("a", "b"), auto_declare=False)
-    assert consumer.purge() == 6
-    consumer.flow(False)
-    consumer.qos(prefetch_count=4, apply_global=True)
-    consumer.recover(requeue=True)
-    assert channel.calls[2:] == [
-        ("flow", {"active": False}),
-        ("basic_qos", {"qos": (0, 4, True)}),
-        ("basic_recover", {"requeue": True}),
-    ]
 
 
 def test_requests_go_to_the_channel_of_the_new_life(

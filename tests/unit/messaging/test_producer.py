@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 import zlib
-from types import FrameType
 from typing import Any
-from unittest.mock import patch
 
 import gevent
 import pytest
@@ -23,8 +20,7 @@ from greenconn.exceptions import (
     RecoverableChannelError,
     RecoverableConnectionError,
 )
-from greenconn.messaging import Consumer, Producer
-from greenconn.transport.base import Factories
+from greenconn.messaging import Producer
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
 
 
@@ -33,34 +29,7 @@ def published(channel: FakeChannel) -> list[dict[str, Any]]:
     return [call.arguments for call in channel.of("basic_publish")]
 
 
-def test_importing_messaging_fills_the_factories() -> None:
-    assert Factories.Producer is Producer
-    assert Factories.Consumer is Consumer
-
-
 # What is published
-
-
-def test_publish_with_defaults(channel: FakeChannel) -> None:
-    assert Producer(channel).publish({"a": 1}, "key") == channel.channel_id
-    [arguments] = published(channel)
-    message = arguments.pop("message")
-    assert arguments == {
-        "exchange": "",
-        "routing_key": "key",
-        "mandatory": False,
-        "immediate": False,
-        "timeout": None,
-        "confirm_timeout": None,
-    }
-    assert json.loads(message.pop("body")) == {"a": 1}
-    assert message == {
-        "priority": 0,
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "headers": {},
-        "properties": {"delivery_mode": 2},
-    }
 
 
 @pytest.mark.parametrize("expiration", ["soon", "5", -1, float("nan"), float("inf"), True])
@@ -129,18 +98,6 @@ def test_publish_takes_the_producers_defaults(channel: FakeChannel) -> None:
     assert second["message"]["headers"] == {}
 
 
-def test_publish_to_another_exchange_takes_its_delivery_mode(channel: FakeChannel) -> None:
-    producer = Producer(channel, Exchange("e", delivery_mode=1), auto_declare=False)
-    producer.publish("", exchange=Exchange("f", delivery_mode="persistent"))
-    producer.publish("", exchange=Exchange("g"))
-    producer.publish("", exchange="h")
-    producer.publish("", exchange="h", delivery_mode=2)
-    assert [
-        (each["exchange"], each["message"]["properties"]["delivery_mode"])
-        for each in published(channel)
-    ] == [("f", 2), ("g", 2), ("h", 1), ("h", 2)]
-
-
 @pytest.mark.parametrize(
     ("body", "encoding", "sent"),
     [
@@ -170,28 +127,6 @@ def test_reply_to_may_be_a_queue_that_the_broker_names(channel: FakeChannel) -> 
     Producer(channel).publish("", "k", reply_to=queue, declare=[queue])
     assert channel.methods == ["queue_declare", "basic_publish"]
     assert published(channel)[0]["message"]["properties"]["reply_to"] == queue.name != ""
-
-
-def test_publish_is_three_calls_of_this_room(channel: FakeChannel) -> None:
-    producer = Producer(channel, Exchange("e"))
-    producer.publish({"a": 1}, "key")
-    called: list[str] = []
-
-    def note(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call" and frame.f_globals["__name__"].startswith("greenconn.messaging"):
-            called.append(frame.f_code.co_name)
-
-    sys.setprofile(note)
-    try:
-        producer.publish({"a": 1}, "key")
-    finally:
-        sys.setprofile(None)
-    assert called == ["publish", "_is_ready", "_publish"]
-
-
-def test_unknown_delivery_mode_is_refused(channel: FakeChannel) -> None:
-    with pytest.raises(KeyError):
-        Producer(channel).publish("", delivery_mode="lost")
 
 
 # Declaring
@@ -313,21 +248,6 @@ def test_without_an_exchange_it_is_the_default_exchange_whatever_the_class_has(
     assert kind(channel).exchange is not producer.exchange
 
 
-def test_the_class_has_what_it_was_given() -> None:
-    assert Producer.exchange is None
-    assert Feed.exchange.name == "of-class"
-    assert Nameless.exchange is None
-
-
-@pytest.mark.parametrize("kind", [Producer, Feed])
-def test_a_mock_of_the_exchange_goes(channel: FakeChannel, kind: type[Producer]) -> None:
-    producer = kind(channel, Exchange("e"))
-    with patch.object(producer, "exchange", Exchange("mock")):
-        producer.publish({}, "key")
-    producer.publish({}, "key")
-    assert [each["exchange"] for each in published(channel)] == ["mock", "e"]
-
-
 def test_declare_list_comes_before_the_exchange(channel: FakeChannel) -> None:
     queue = Queue("q", Exchange("other"), "k")
     wanted = [queue]
@@ -347,16 +267,6 @@ def test_declare_list_comes_before_the_exchange(channel: FakeChannel) -> None:
         "basic_publish",
         "basic_publish",
     ]
-
-
-def test_declare_and_maybe_declare(channel: FakeChannel) -> None:
-    producer = Producer(channel, Exchange("e"))
-    producer.declare()
-    assert producer.maybe_declare(Exchange("e")) is True
-    assert producer.maybe_declare(Exchange("e")) is False
-    assert producer.maybe_declare(None) is None
-    Producer(channel).declare()
-    assert channel.methods == ["exchange_declare"] * 2
 
 
 def test_a_thousand_publishing_greenlets_declare_once(channel: FakeChannel) -> None:
@@ -476,36 +386,6 @@ def test_release_while_the_channel_is_opened_is_not_undone(client: FakeClient) -
     assert producer._channel is None
 
 
-def test_pickling_keeps_all_but_the_channel(channel: FakeChannel) -> None:
-    producer = Producer(channel, Exchange("e"), "k", "yaml", False, "zlib")
-    again = pickle.loads(pickle.dumps(producer))
-    assert again.channel is None
-    assert again.exchange == Exchange("e")
-    assert (again.routing_key, again.serializer, again.auto_declare, again.compression) == (
-        "k",
-        "yaml",
-        False,
-        "zlib",
-    )
-
-
-def test_repr_names_the_channel(channel: FakeChannel, client: FakeClient) -> None:
-    assert repr(Producer(channel)) == f"<Producer: {channel}>"
-    assert "promise" in repr(Producer(client))
-
-
-def test_class_attributes_of_a_subclass_are_defaults(channel: FakeChannel) -> None:
-    class Mine(Producer):
-        exchange = ""
-        routing_key = "mine"
-        serializer = "yaml"
-
-    Mine(channel, Exchange("e")).publish({"a": 1})
-    [arguments] = published(channel)
-    assert (arguments["exchange"], arguments["routing_key"]) == ("e", "mine")
-    assert arguments["message"]["content_type"] == "application/x-yaml"
-
-
 def test_channels_written_for_kombu_take_options_as_keywords(client: FakeClient) -> None:
     class Foreign(FakeChannel):
         def basic_publish(
@@ -518,20 +398,6 @@ def test_channels_written_for_kombu_take_options_as_keywords(client: FakeClient)
 
 
 # Batches, the with block, pools
-
-
-def test_batch_publishes_at_once(channel: FakeChannel) -> None:
-    producer = Producer(channel)
-    assert not producer.supports_batch_publish
-    assert not Producer(None).supports_batch_publish
-    with producer.batch(max_size=2) as batch:
-        producer.publish("1")
-        assert len(published(channel)) == 1
-        batch.flush()
-    with pytest.raises(RuntimeError):
-        batch.flush()
-    with pytest.raises(RuntimeError), batch:
-        pass
 
 
 class HeldBack:
@@ -598,12 +464,6 @@ def test_what_is_held_back_is_discarded_after_an_error(
         raise gevent.GreenletExit
 
 
-@pytest.mark.parametrize("size", [0, -1, True, 1.5, "2"])
-def test_batch_size_is_a_positive_number(channel: FakeChannel, size: Any) -> None:
-    with pytest.raises(ValueError, match="positive integer"):
-        Producer(channel).batch(size)
-
-
 class PooledClient(FakeClient):
     """A connection that a pool lent, and that pool."""
 
@@ -649,19 +509,6 @@ def test_a_pooled_connection_that_was_released_is_left_alone() -> None:
     with pytest.raises(RuntimeError), Producer(client):
         raise RuntimeError
     assert client.replaced == 0
-
-
-def test_release_and_close_are_one() -> None:
-    released = []
-
-    class Mine(Producer):
-        def release(self) -> None:
-            released.append(self)
-
-    with Mine(None) as producer:
-        pass
-    producer.close()
-    assert released == [producer, producer]
 
 
 # Retries and deadlines
@@ -817,19 +664,3 @@ def test_a_killed_publisher_leaves_the_producer_whole(client: FakeClient) -> Non
     go.set()
     producer.publish("2")
     assert channel.methods == ["exchange_declare", "basic_publish"]
-
-
-def test_a_body_is_prepared_apart() -> None:
-    producer = Producer(None, serializer="json")
-    headers: dict[str, Any] = {}
-    body, content_type, encoding = producer._prepare({"a": 1}, compression="zlib", headers=headers)
-    assert (content_type, encoding) == ("application/json", "utf-8")
-    assert json.loads(zlib.decompress(body)) == {"a": 1}
-    assert headers == {"compression": "application/x-gzip"}
-    assert producer._prepare("ä", content_type="text/plain") == (
-        "ä".encode(),
-        "text/plain",
-        "utf-8",
-    )
-    assert producer._prepare(b"x", content_type="own") == (b"x", "own", "binary")
-    assert producer._prepare([1])[1:] == ("application/json", "utf-8")

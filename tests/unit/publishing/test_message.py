@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import EncodeError, SerializerNotInstalled
+from greenconn.exceptions import SerializerNotInstalled
 from greenconn.green.deadline import Deadline
 from greenconn.publishing.publisher import ELSEWHERE, OPTIONS, PROPERTIES, PublishOptions
 
@@ -18,15 +18,6 @@ QUEUE = "mail"
 def publish_options(target: Any = QUEUE, **options: Any) -> PublishOptions:
     """What the messages of a call with these options have in common."""
     return PublishOptions(target, options)
-
-
-def test_a_message_is_persistent_and_mandatory_unless_it_is_said() -> None:
-    plain = publish_options()
-    assert plain.properties == {"delivery_mode": 2}
-    assert plain.mandatory
-    changed = publish_options(delivery_mode="transient", mandatory=False)
-    assert changed.properties == {"delivery_mode": 1}
-    assert not changed.mandatory
 
 
 def test_an_exchange_says_how_its_messages_are_kept() -> None:
@@ -133,13 +124,6 @@ def test_every_option_is_taken() -> None:
     }
 
 
-def test_options_that_are_none_are_not_given() -> None:
-    names = (OPTIONS | PROPERTIES) - {"mandatory"}
-    common = publish_options(Exchange("x"), **dict.fromkeys(names))
-    assert common.properties == {"delivery_mode": 2}
-    assert common.message("text").headers is None
-
-
 def test_what_producers_take_and_this_does_not_is_explained() -> None:
     assert not ELSEWHERE.keys() & (OPTIONS | PROPERTIES)
 
@@ -182,18 +166,6 @@ def test_unknown_compressions_and_serializers() -> None:
         publish_options(compression="gzpi").message("x")
     with pytest.raises(SerializerNotInstalled, match="jsno"):
         publish_options(serializer="jsno").message("x")
-
-
-def test_what_cannot_be_encoded() -> None:
-    with pytest.raises(EncodeError):
-        publish_options().message(object())
-
-
-def test_messages_name_where_they_go() -> None:
-    assert str(publish_options()) == "queue 'mail'"
-    assert (
-        str(publish_options(Exchange("x"), routing_key="k")) == "exchange 'x' with routing key 'k'"
-    )
 
 
 class KombuChannel:

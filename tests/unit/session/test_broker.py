@@ -72,23 +72,9 @@ def test_a_strategy_that_ends_begins_again() -> None:
     assert taken(failover, 4) == ["amqp://b", "amqp://c", "amqp://a", "amqp://b"]
 
 
-def test_own_names_may_be_given_to_strategies() -> None:
-    failover = Failover(THREE, "last", {"last": lambda urls: iter(urls[::-1])})
-    assert failover.next() == "amqp://b"
-
-
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"round-robin, shuffle.*'rondo'"):
         Failover(THREE, "rondo")
-
-
-def test_skipping_goes_on_behind_the_current_one() -> None:
-    failover = Failover(THREE)
-    failover.skip_to("amqp://b")
-    assert failover.next() == "amqp://c"
-    failover = Failover(THREE)
-    failover.skip_to("amqp://a")
-    assert failover.next() == "amqp://b"
 
 
 def test_text_masks_passwords() -> None:

@@ -26,12 +26,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     defaults.reset()
 
 
-def test_without_a_configuration_it_is_kombus_default() -> None:
-    assert Connection().as_uri() == HERE
-    assert Connection().hostname == Connection().info()["hostname"] == "localhost"
-    assert type(Connection().hostname) is str
-
-
 def test_a_connection_without_arguments_is_to_the_configured_broker() -> None:
     options: dict[str, Any] = {"visibility_timeout": 5}
     configure("redis://one;redis://two", heartbeat=7, transport_options=options)
@@ -44,24 +38,6 @@ def test_a_connection_without_arguments_is_to_the_configured_broker() -> None:
     configure("redis://one", alternates=["redis://three"], failover_strategy="shuffle")
     assert sorted(Connection().alt) == ["redis://one", "redis://three"]
     assert Connection().failover_strategy is Connection.failover_strategies["shuffle"]
-
-
-def test_the_environment_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GREENCONN_URL", "redis://one")
-    assert Connection().as_uri() == "redis://one:6379//"
-    configure(connect_timeout=1.5)
-    assert Connection().connect_timeout == 1.5
-    assert Connection().as_uri() == "redis://one:6379//"
-    configure("amqp://two")
-    assert Connection().as_uri() == "amqp://guest:**@two:5672//"
-    defaults.reset()
-    monkeypatch.setenv("GREENCONN_URL", "localhost")
-    makers: list[Callable[[], Any]] = [Connection, lambda: defaults.default_connection("publish")]
-    for make in makers:
-        with pytest.raises(
-            ValueError, match="GREENCONN_URL must be a URL such as 'amqp://localhost//'"
-        ):
-            make()
 
 
 def test_arguments_win_over_the_configuration() -> None:

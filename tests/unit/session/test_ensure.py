@@ -57,12 +57,6 @@ class Worker:
 # -- ensure_connection ---------------------------------------------------------------------------
 
 
-def test_ensure_connection_returns_the_connection(connection: Connection, script: Script) -> None:
-    assert connection.ensure_connection() is connection
-    assert connection.ensure_connection(max_retries=0) is connection
-    assert script.attempts == ["one"]
-
-
 def test_each_failure_is_reported_with_the_interval(connection: Connection, script: Script) -> None:
     notified: list[tuple[BaseException, float]] = []
     script.plan("one", *[REFUSED] * 4)
@@ -73,17 +67,6 @@ def test_each_failure_is_reported_with_the_interval(connection: Connection, scri
         interval_max=0.02,
     )
     assert notified == [(REFUSED, 0.0), (REFUSED, 0.01), (REFUSED, 0.02), (REFUSED, 0.02)]
-
-
-def test_retries_are_counted(connection: Connection, script: Script) -> None:
-    script.otherwise["one"] = REFUSED
-    with pytest.raises(OperationalError, match="nobody listens") as raised:
-        connection.ensure_connection(max_retries=2, **QUICK)
-    assert raised.value.__cause__ is REFUSED
-    assert len(script.attempts) == 3
-    with pytest.raises(ConnectionRefusedError):
-        connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
-    assert len(script.attempts) == 4
 
 
 def test_the_failing_host_can_be_seen_in_errback_and_intervals_follow_rounds(
@@ -117,13 +100,6 @@ def test_errback_may_end_it(connection: Connection, script: Script) -> None:
     script.otherwise["one"] = REFUSED
     with pytest.raises(LookupError):
         connection.ensure_connection(give_up)
-
-
-def test_callback_is_called_while_waiting(connection: Connection, script: Script) -> None:
-    called: list[int] = []
-    script.plan("one", REFUSED)
-    connection.ensure_connection(callback=lambda: called.append(1), **QUICK)
-    assert len(called) == 1
 
 
 def test_callback_is_called_for_each_second_of_a_long_wait(
@@ -193,17 +169,6 @@ def test_close_ends_the_wait(connection: Connection, script: Script) -> None:
 
 
 # -- ensure --------------------------------------------------------------------------------------
-
-
-def test_what_works_is_called_once(connection: Connection, script: Script) -> None:
-    worker = Worker()
-    work = connection.ensure(worker, worker.work)
-    assert work(1, two=2) == ((1,), {"two": 2})
-    assert worker.calls == 1
-    assert script.attempts == []
-    assert work.__name__ == "work(ensured)"
-    assert work.__doc__ == "What this is good for."
-    assert work.__module__ == __name__
 
 
 def test_a_lost_connection_is_opened_and_the_object_revived(
@@ -299,14 +264,6 @@ def test_a_persistent_error_does_not_spin(connection: Connection) -> None:
     assert 2 < worker.calls <= 2 + (monotonic() - began_at) / 0.05
 
 
-def test_errors_to_retry_may_be_named(connection: Connection, script: Script) -> None:
-    worker = Worker(LookupError("not yet"), LookupError("not yet"))
-    connection.ensure(worker, worker.work, retry_errors=(LookupError,), **QUICK)()
-    assert worker.calls == 3
-    assert worker.channel is None
-    assert script.attempts == []
-
-
 def test_errback_is_about_connections_and_channels(connection: Connection) -> None:
     notified: list[Any] = []
     lost = RecoverableConnectionError("gone")
@@ -398,19 +355,6 @@ def test_a_killed_caller_leaves_the_others_alone(connection: Connection, script:
 
 
 # -- autoretry -----------------------------------------------------------------------------------
-
-
-def test_autoretry_gives_the_channel_and_returns_it(connection: Connection) -> None:
-    def function(number: int, channel: Channel) -> str:
-        """Use a channel."""
-        return f"{channel.use()} {number}"
-
-    value, channel = connection.autoretry(function)(7)
-    assert value == "one 7"
-    assert channel is connection.default_channel
-    own = connection.channel()
-    assert connection.autoretry(function, own)(8) == ("one 8", own)
-    assert connection.autoretry(function).__name__ == "function(ensured)"
 
 
 def test_autoretry_goes_on_with_a_new_channel(connection: Connection, script: Script) -> None:

@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.defaults import publishing_connection
-from greenconn.publishing import publish
-from greenconn.service.rpc import call, spawn_server
 from greenconn.transport.base import Transport, TransportState
-from greenconn.worker import spawn_consumer
-from tests.fix_wires import until
 
 
 class Kept:
@@ -20,36 +15,6 @@ class Kept:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
-
-
-def test_a_session_begins_with_none() -> None:
-    services = Connection("memory://").session.services
-    assert services.consumers is None
-    assert services.publisher is None
-    assert services.publishing_connection is None
-    assert services.rpc_client is None
-
-
-def test_each_service_is_made_once_and_outlives_a_close() -> None:
-    connection = Connection("memory://services")
-    with connection:
-        services = connection.session.services
-        consumer = spawn_consumer("q", lambda body, message: None, connection=connection)
-        server = spawn_server("double", lambda body: 2 * body, connection=connection)
-        assert consumer.wait_ready(10)
-        assert server.wait_ready(10)
-        assert call("double", 2, connection=connection) == 4
-        publish("q", "x", connection=connection)
-        first = (services.consumers, services.publisher, services.rpc_client)
-        assert None not in first
-        assert publishing_connection(connection) is connection
-        until(lambda: consumer.stats()["handled"] == 1)
-        assert services.consumers is not None
-        assert len(services.consumers) == 2
-    assert services.publishing_connection is None
-    with connection:
-        publish("q", "x", connection=connection)
-        assert (services.consumers, services.publisher, services.rpc_client) == first
 
 
 def test_after_a_fork_the_child_begins_with_none() -> None:

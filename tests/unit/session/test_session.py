@@ -71,18 +71,6 @@ class Notified(Member):
 # -- opening -------------------------------------------------------------------------------------
 
 
-def test_nothing_is_opened_before_it_is_needed(connection: Connection, script: Script) -> None:
-    assert not connection.connected
-    assert script.attempts == []
-    assert "idle" in repr(connection.session)
-    link = connection.session.link()
-    assert link is script.link
-    assert connection.session.state is SessionState.OPEN
-    assert connection.session.link() is link
-    assert connection.session.generation == 1
-    assert script.attempts == ["one"]
-
-
 def test_a_thousand_greenlets_cause_one_attempt(connection: Connection, script: Script) -> None:
     gate = Event()
     script.plan("one", gate.wait)
@@ -250,22 +238,6 @@ def test_in_the_first_round_each_broker_but_the_last_gets_a_share(
     assert times(script) == pytest.approx([*[share] * (hosts - 1), 60, 60], abs=1.0)
 
 
-def test_a_broker_without_others_has_all_of_the_time(
-    connection: Connection, script: Script
-) -> None:
-    connection.connect_timeout = 60
-    script.plan("one", REFUSED)
-    connection.session.link()
-    assert times(script) == [60, 60]
-
-
-def test_without_a_limit_no_broker_has_one(connect: Connect, script: Script) -> None:
-    connection = connect("scripted://one;scripted://two", connect_timeout=None)
-    script.otherwise["one"] = REFUSED
-    assert connection.session.link().host == "two"
-    assert [each.at for each in script.deadlines] == [None, None]
-
-
 def test_a_silent_broker_does_not_take_the_time_of_the_next(
     connect: Connect, script: Script
 ) -> None:
@@ -298,15 +270,6 @@ def test_all_brokers_that_are_silent_have_had_all_of_the_time_when_a_round_is_ov
     assert script.attempts == ["one", "two", "one"]
     assert times(script)[0] <= 0.1
     assert times(script)[1:] == [0.2, 0.2]
-
-
-def test_a_call_without_an_end_lasts_until_each_broker_had_all_of_the_time(
-    connect: Connect, script: Script
-) -> None:
-    connection = connect("scripted://one;scripted://two;scripted://three", connect_timeout=60)
-    limit, rounds = connection.session._connector.limits(None, None)
-    assert limit.timeout == pytest.approx(2 * 20 + 3 * 60, abs=1.0)
-    assert rounds is None
 
 
 def test_when_the_time_is_over_the_error_of_the_silent_broker_is_raised(
@@ -542,33 +505,7 @@ def test_a_listener_that_fails_affects_nobody_else(
     assert session.link() is script.links[1]
 
 
-def test_all_are_notified_of_the_end_whatever_one_of_them_raises(connection: Connection) -> None:
-    session = connection.session
-    notified: list[object] = []
-    session.on_closed += [lambda: 1 / 0, lambda: notified.append("closed")]
-    session.link()
-    with pytest.raises(ZeroDivisionError):
-        connection.close()
-    assert session.is_closed
-    assert notified == ["closed"]
-
-
 # -- recovering ----------------------------------------------------------------------------------
-
-
-def test_members_are_restored_in_order(connection: Connection, script: Script) -> None:
-    log: list[str] = []
-    for name in "abc":
-        connection.session.add(Member(name, log))
-    connection.session.link()
-    assert log == []
-    script.plan("one", REFUSED, REFUSED)
-    script.link.lose()
-    until_life(connection.session, 2)
-    assert log == ["a", "b", "c"]
-    assert script.attempts == ["one"] * 4
-    script.link.lose()
-    until(lambda: log == ["a", "b", "c"] * 2)
 
 
 def test_a_member_that_left_is_not_restored(connection: Connection, script: Script) -> None:
@@ -797,13 +734,6 @@ def test_close_is_idempotent_and_explicit_use_opens_again(
     connection.connect()
     assert connection.connected
     assert connection.session.state is SessionState.OPEN
-
-
-def test_close_of_an_unused_connection_opens_nothing(
-    connection: Connection, script: Script
-) -> None:
-    connection.close()
-    assert script.attempts == []
 
 
 def test_close_wakes_whoever_waits(connection: Connection, script: Script) -> None:
@@ -1046,15 +976,6 @@ def test_the_child_of_a_fork_does_not_go_on_with_an_attempt(
     os.close(read)
 
 
-def test_repr_shows_the_state(connect: Connect) -> None:
-    connection = connect("scripted://me:secret@one")
-    assert "idle, life 0" in repr(connection.session)
-    connection.connect()
-    text = repr(connection.session)
-    assert "open, life 1" in text
-    assert "secret" not in text
-
-
 def test_a_connection_that_was_closed_is_garbage(script: Script) -> None:
     connection = Connection("scripted://one")
     connection.session.add(Member("a", []))
@@ -1065,18 +986,6 @@ def test_a_connection_that_was_closed_is_garbage(script: Script) -> None:
     del connection
     gc.collect()
     assert gone() is None
-
-
-def test_no_wake_up_while_idle(connection: Connection, script: Script) -> None:
-    """Nobody polls: a session that is open, or lost without members, runs nothing."""
-    connection.session.add(Member("a", []))
-    connection.connect()
-    session: Session = connection.session
-    calls: list[object] = []
-    original = session._bind_to_hub
-    session._bind_to_hub = lambda: (calls.append(1), original())[1]  # type: ignore[method-assign, func-returns-value]
-    gevent.sleep(0.05)
-    assert calls == []
 
 
 def test_draining_a_closed_connection_in_a_loop_lets_others_run(connection: Connection) -> None:

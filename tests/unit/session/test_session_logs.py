@@ -9,7 +9,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.green.deadline import Deadline
-from greenconn.session.session import Members, SessionRecovery, SessionState
+from greenconn.session.session import Members, SessionState
 from tests.fix_logs import waiting_log
 from tests.fix_wires import until
 from tests.scripted import Script
@@ -69,27 +69,29 @@ def test_a_failure_that_is_logged_does_not_end_the_next_attempt(
 def test_a_recovery_that_fails_and_is_logged_is_followed_by_the_next(
     connection: Connection,
 ) -> None:
+    ends: list[object] = []
+
     class Session:
+        broker = connection.session.broker
         life = connection.session.life
 
         def attempt(self) -> Any:
             raise ZeroDivisionError
 
+        def end_recovery(self, error: object, seconds: float) -> None:
+            ends.append(error)
+
     class Member:
         def recover(self, deadline: object) -> None:
             raise AssertionError("there is no link")
 
-    members = Members(connection.session.broker)
+    members = Members(cast("Any", Session()))
     members.add(cast("Any", Member()))
     members.mark_due()
-    ends: list[object] = []
-    recovery = SessionRecovery(
-        cast("Any", Session()), members, lambda error, seconds: ends.append(error)
-    )
     with waiting_log("greenconn.session", "recovery failed") as log:
-        recovery.begin()
+        members.begin()
         assert log.has_come.wait(CAME)
-        recovery.begin()
+        members.begin()
         log.may_go_on.set()
         until(lambda: len(ends) == 2)
     assert all(isinstance(each, ZeroDivisionError) for each in ends)
