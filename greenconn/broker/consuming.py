@@ -32,7 +32,7 @@ each, it does not wait long.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -1019,10 +1019,9 @@ class Claimer:
         if self._is_stopped:
             return
         self._due.add(feed)
-        if self.claiming.greenlet is None:
-            self.claiming.start()
-        elif self._wait and self._asked and feed.queue not in self._asked:
+        if self._wait and self._asked and feed.queue not in self._asked:
             self._link.store.interrupt()
+        self.claiming.start()
 
     def wait_unwanted(self, deadline: Deadline) -> None:
         """Wait for the end of a claim that asks for a queue without consumers.  May switch.
@@ -1052,8 +1051,10 @@ class Claimer:
 
     def _claim_all(self) -> None:
         try:
-            while feeds := self._begin():
-                self._claim(feeds)
+            while self._due.feeds:
+                feeds = self._begin()
+                if feeds:
+                    self._claim(feeds)
         except BaseException as exc:
             # Without this greenlet no claim is made: the consumers begin anew on the next link.
             if self._link.lost is None:
@@ -1064,14 +1065,18 @@ class Claimer:
     def _begin(self) -> list[StoreFeed]:
         """Reserve room for the next claim, and return the queues that it is for."""
         limit = self._link.store.claim_limit
-        begun = self._due.begin(limit, together=not self._wait)
-        self._asked.update((feed.queue, count) for feed, count in begun)
-        return [feed for feed, _ in begun]
+        feeds = []
+        for feed, count in self._due.begin(limit, together=not self._wait):
+            self._asked[feed.queue] = count
+            feeds.append(feed)
+        return feeds
 
     def _claim(self, feeds: list[StoreFeed]) -> None:
         """Claim messages for *feeds* in one call of the store, and hand them out."""
         link = self._link
-        is_shared = any(each.has_rivals for each in feeds)
+        is_shared = False
+        for feed in feeds:
+            is_shared = is_shared or feed.has_rivals
         # Claimers of other queues cannot say that they were left out.
         is_short = is_shared and (self._due.is_left_out or link.store.claims_each_queue)
         wait = min(self._wait, SHORT_WAIT) if is_short else self._wait
@@ -1095,14 +1100,18 @@ class Claimer:
         finally:
             for each in rest:  # none, unless it failed
                 link.settlements.requeue_unseen(each)
-        for feed in feeds:
-            feed.free()
         if is_shared:
+            for feed in feeds:
+                feed.free()
             yield_to_hub()  # those that were left out are served before those that ask again
-        found = Counter(each.queue for each in claimed if each.dead is None)
-        # Those that had least come first.
-        for feed in sorted(feeds, key=lambda each: asked[each.queue]):
-            feed.ended(not self._wait and found[feed.queue] < asked[feed.queue])
+        missing = dict(asked)
+        for each in claimed:
+            if each.dead is None:
+                missing[each.queue] -= 1
+        if len(feeds) > 1:
+            feeds.sort(key=lambda each: asked[each.queue])  # those that had least come first
+        for feed in feeds:
+            feed.ended(not self._wait and missing[feed.queue] > 0)
 
     def _end_claim(self) -> None:
         # Who waits runs behind this turn, in which the messages are handed out.
@@ -1197,8 +1206,7 @@ class StoreConsuming:
                 link.directory.check(queue, Method.BASIC_GET)
                 return None
         self._requeue_unseen(alive[1:])
-        number = link.take_number()
-        return StoreDelivery(channel, link.tag(number), number, alive[0])
+        return StoreDelivery(channel, *link.take_tag(), alive[0])
 
     def _requeue_unseen(self, found: Sequence[Claimed]) -> None:
         for each in found:

@@ -54,11 +54,11 @@ from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.process import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
-from greenconn.message import Message
 from greenconn.transport.base import Link, open_links
 
 if TYPE_CHECKING:
     from greenconn.broker.transport import StoreTransport
+    from greenconn.message import Message
 
 T = TypeVar("T")
 
@@ -674,24 +674,21 @@ class StoreLink(LeasedLink):
 
     # -- messages
 
-    def take_number(self) -> int:
-        """Return the number of the next delivery."""
-        self._last_number += 1
-        return self._last_number
-
-    def tag(self, number: int) -> str:
-        """Return a delivery tag that no other life of a connection has."""
-        return f"{self.owner}.{number}"
+    def take_tag(self) -> tuple[str, int]:
+        """Return a delivery tag that no other life of a connection has, and its number in this one."""
+        self._last_number = number = self._last_number + 1
+        return f"{self.owner}.{number}", number
 
     def delivery(self, claimed: Claimed, consumer: Consumer) -> Message:
         """Return the message that *consumer* is given for what was claimed.  Never switches."""
-        number = self.take_number()
-        return StoreDelivery(consumer.channel, self.tag(number), number, claimed, consumer)
+        tag, number = self.take_tag()
+        return StoreDelivery(consumer.channel, tag, number, claimed, consumer)
 
     def entries(self, envelope: Envelope, queues: Sequence[str], delay: float = 0.0) -> list[Entry]:
         """Return a message on its way into *queues*.  May switch where a queue is not known."""
         properties = envelope["properties"]
-        priority = level_of(properties.get("priority"), HIGHEST)
+        given = properties.get("priority")
+        priority = level_of(given, HIGHEST) if given else 0
         expiration = properties.get("expiration")
         own = None if expiration is None else lifetime_of(expiration)
         entries = []

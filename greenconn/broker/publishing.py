@@ -17,9 +17,10 @@ from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from gevent import get_hub
+from gevent import get_hub, getcurrent
 
 from greenconn.broker.dead_letters import carbon_copies, visible_headers
 from greenconn.broker.entities import ArgumentOf
@@ -39,7 +40,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.slot import Slot
-from greenconn.green.supervisor import current, end_all, spawn
+from greenconn.green.supervisor import end_all, spawn
 from greenconn.message import Message
 
 if TYPE_CHECKING:
@@ -349,13 +350,12 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         Raises:
             PublishNacked: the store accepts no messages now.
         """
-        slot: Slot[Any] = Slot()
-        limit = self.send(message, exchange, routing_key, mandatory, immediate, deadline, slot)
+        result = self.begin(message, exchange, routing_key, mandatory, immediate, deadline)
         try:
-            self.wait_stored(slot, exchange, routing_key, mandatory, limit)
+            result.wait()
         except PublishNacked:
             # As in AMQP, only a caller that asks for a confirm learns that a queue is full.
-            if not (slot.has_value and isinstance(slot.value, QueueFull)):
+            if not (result.slot.has_value and isinstance(result.slot.value, QueueFull)):
                 raise
         except Unroutable:
             return_message(self._channel, self._shown(message), exchange, routing_key)
@@ -408,43 +408,6 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
         else:
             self._put(target, routing_key, done, deadline)
         return deadline
-
-    def wait_stored(
-        self,
-        slot: Slot[Any],
-        exchange: str,
-        routing_key: str,
-        mandatory: bool,
-        deadline: Deadline | None,
-    ) -> None:
-        """Return when the broker has a message.  May switch.
-
-        Arguments:
-            slot: gets the outcome.
-            deadline: None: it waits as long as the link lives, which watches its broker by itself.
-
-        Raises:
-            Exception: see :meth:`StoredResult.wait`.
-        """
-        try:
-            outcome = slot.wait(deadline or NEVER)
-        except TimeoutError as exc:
-            if deadline is None or deadline.timeout is None or not slot.has_left:
-                raise
-            raise PublishTimeout(
-                f"{self.link.where} did not confirm a publish to {route_text(exchange, routing_key)} "
-                f"within {deadline.timeout:g} s: it may have the message",
-                maybe_delivered=True,
-            ) from exc
-        if not isinstance(outcome, Exception):
-            return
-        if isinstance(outcome, NoQueue):
-            if mandatory:
-                raise unroutable(exchange, routing_key)
-        elif isinstance(outcome, QueueFull):
-            raise queue_full(exchange, routing_key)
-        else:
-            raise self.error(outcome, f"publishing to {route_text(exchange, routing_key)}")
 
     def _routed(
         self,
@@ -527,7 +490,7 @@ class StoredResult:
         limit: of the publish; a wait without an end ends then.  None: it has none.
     """
 
-    __slots__ = ("_exchange", "_limit", "_mandatory", "_publisher", "_routing_key", "_slot")
+    __slots__ = ("_exchange", "_limit", "_mandatory", "_publisher", "_routing_key", "slot")
 
     def __init__(
         self,
@@ -540,7 +503,7 @@ class StoredResult:
     ) -> None:
         self._publisher = publisher
         self._limit = limit
-        self._slot = slot
+        self.slot = slot
         self._exchange = exchange
         self._routing_key = routing_key
         self._mandatory = mandatory
@@ -561,11 +524,32 @@ class StoredResult:
         """
         if deadline is None or deadline.timeout is None:
             deadline = self._limit
-        self._publisher.wait_stored(
-            self._slot, self._exchange, self._routing_key, self._mandatory, deadline
-        )
+        publisher, slot = self._publisher, self.slot
+        exchange, routing_key = self._exchange, self._routing_key
+        try:
+            # Without a deadline it waits as long as the link lives, which watches its broker by itself.
+            outcome = slot.wait(deadline or NEVER)
+        except TimeoutError as exc:
+            if deadline is None or deadline.timeout is None or not slot.has_left:
+                raise
+            raise PublishTimeout(
+                f"{publisher.link.where} did not confirm a publish to "
+                f"{route_text(exchange, routing_key)} within {deadline.timeout:g} s: it may have the "
+                f"message",
+                maybe_delivered=True,
+            ) from exc
+        if not isinstance(outcome, Exception):
+            return
+        if isinstance(outcome, NoQueue):
+            if self._mandatory:
+                raise unroutable(exchange, routing_key)
+        elif isinstance(outcome, QueueFull):
+            raise queue_full(exchange, routing_key)
+        else:
+            raise publisher.error(outcome, f"publishing to {route_text(exchange, routing_key)}")
 
 
+_ENTRY: Final = itemgetter(1)
 #: Bytes that a message takes beside its body, about.
 OVERHEAD: Final = 256
 
@@ -599,7 +583,7 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
         if (
             exchange
             or size > self._limit
-            or not self.link.directory.is_known(routing_key)
+            or routing_key not in self.link.directory.declared
             or (headers and ("CC" in headers or "BCC" in headers))
         ):
             return self._routed(message, size, headers, exchange, routing_key, mandatory, deadline)
@@ -701,17 +685,23 @@ class PutBatcher:
 
     def _run(self) -> None:
         try:
-            while batch := self._take():
-                self._store(batch)
+            while self._pending:
+                batch = self._take()
+                if batch:
+                    self._store(batch)
         finally:
-            self._greenlets.discard(current())
+            self._greenlets.discard(getcurrent())
 
     def _store(self, batch: list[tuple[CopyOutcomes, Entry]]) -> None:
         link = self._link
-        watch = self._watch()
+        watch: Any = None
+        seconds = link.options.reply_timeout
+        if seconds is not None:
+            watch = get_hub().loop.timer(seconds)
+            watch.start(link.no_reply, "storing messages", update=True)
         self._batches.append(batch)
         try:
-            errors = link.store.put([entry for _, entry in batch])
+            errors = link.store.put(list(map(_ENTRY, batch)))
         except BaseException as exc:
             failure = link.failed(exc, "storing messages", is_raised=True)
             for outcomes, _ in batch:
@@ -730,12 +720,3 @@ class PutBatcher:
                     link.wake(entry.queue)
             elif isinstance(error, NoQueue):
                 link.directory.forget(entry.queue)
-
-    def _watch(self) -> Any:
-        """Begin to watch that the store answers within ``reply_timeout``; None: it need not."""
-        seconds = self._link.options.reply_timeout
-        if seconds is None:
-            return None
-        timer = get_hub().loop.timer(seconds)
-        timer.start(self._link.no_reply, "storing messages", update=True)
-        return timer

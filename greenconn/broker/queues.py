@@ -400,7 +400,8 @@ class Directory:
         self._link = link
         self._queues = queues
         self._known = known
-        self._declared = known.declared
+        #: Queue -> its declaration, as it is known: nothing need be asked to publish to it.
+        self.declared: Mapping[str, Declaration] = known.declared
         self._rules = known.rules
         self._delivery_limit = delivery_limit
         #: Exclusive queues of this link, which it must delete.
@@ -412,10 +413,6 @@ class Directory:
 
     # -- what is known
 
-    def is_known(self, name: str) -> bool:
-        """Return whether nothing need be asked to publish to a queue.  Never switches."""
-        return name in self._declared
-
     def is_there(self, name: str) -> bool:
         """Return whether a queue exists, as far as is known here; else ask.  May switch."""
         return self._queues.is_there(name)
@@ -426,7 +423,7 @@ class Directory:
 
     def declaration(self, name: str) -> Declaration:
         """Return the declaration of a queue as it is known, or read it now.  May switch."""
-        declared = self._declared.get(name)
+        declared = self.declared.get(name)
         if declared is None:
             declared = self.find(name)
         return UNDECLARED if declared is None else declared
@@ -443,7 +440,7 @@ class Directory:
                 declared.delivery_limit(self._delivery_limit),
                 policy.is_single_active,
             )
-            if name in self._declared:
+            if name in self.declared:
                 self._rules[name] = rules
         return rules
 
@@ -488,7 +485,7 @@ class Directory:
 
     def _current(self, name: str) -> Declaration | None:
         """Return a queue as it may be taken to be now; None when there is none.  May switch."""
-        declared = self._declared.get(name)
+        declared = self.declared.get(name)
         if declared is not None and self._queues.is_current(name):
             return declared
         return self._queues.find(name)

@@ -21,7 +21,9 @@ from binascii import b2a_base64
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from greenconn.broker.dead_letters import dead_letter_entries
 from greenconn.broker.envelope import Envelope
@@ -395,6 +397,9 @@ class Settlements:
         self._routing.end()
 
 
+_REQUEST: Final = itemgetter(0)
+
+
 class _SettleBatch:
     """Settlements of one call: the number that the store has not got yet, and its callback."""
 
@@ -412,6 +417,8 @@ class StoreSettler:
     def __init__(self, link: StoreLink) -> None:
         self._link = link
         self._store = link.store
+        self.ack_limit = link.store.settle_limit
+        self.outlives_link = link.store.outlives_link
         #: To be called when the turn ends.
         self._due: list[Callable[[], None]] = []
         #: Requests, the queues that may have messages then, and their group, in order;
@@ -436,16 +443,6 @@ class StoreSettler:
         return None if lease is None else lease / 3
 
     @property
-    def ack_limit(self) -> int:
-        """Handles that one call may have."""
-        return self._store.settle_limit
-
-    @property
-    def outlives_link(self) -> bool:
-        """Whether the next life of a connection can settle what this one has claimed."""
-        return self._store.outlives_link
-
-    @property
     def is_busy(self) -> bool:
         """Whether some requests have not reached the store."""
         return self._settling.greenlet is not None
@@ -455,7 +452,8 @@ class StoreSettler:
     def ack(self, handles: Sequence[Any], done: Done) -> None:
         """Acknowledge messages.  Never switches."""
         part = _SettleBatch(len(handles), done)
-        self._pending += [(SettleRequest(each, Settlement.ACK), (), part) for each in handles]
+        for each in handles:
+            self._pending.append((SettleRequest(each, Settlement.ACK), (), part))
         self._settling.start()
 
     def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
@@ -566,10 +564,10 @@ class StoreSettler:
         """Settle as many requests as one call may have.  May switch."""
         link = self._link
         count = 1 if self._alone else min(len(self._pending), self._store.settle_limit)
-        batch = [self._pending[n] for n in range(count)]
+        batch = list(islice(self._pending, count))
         late: int | None = None
         try:
-            late = self._store.settle([request for request, _, _ in batch])
+            late = self._store.settle(list(map(_REQUEST, batch)))
         except BaseException as exc:
             link.failed(exc, "settling messages")
             if not isinstance(exc, Exception):
@@ -592,8 +590,9 @@ class StoreSettler:
                     part.done(part.late or None)
         finally:
             self._progress.advance(count)
-        for queue in {queue for _, queues, _ in batch for queue in queues}:
-            link.wake(queue)
+        for _, queues, _ in batch:
+            for queue in queues:
+                link.wake(queue)
 
     def _renew(self) -> None:
         while self._renewals and self._link.lost is None:

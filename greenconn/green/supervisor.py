@@ -148,7 +148,8 @@ class OnDemand:
 
     def start(self) -> None:
         """Start the greenlet unless there is one.  Never switches."""
-        if self.greenlet is None:
+        greenlet = self._greenlet
+        if greenlet is None or greenlet.dead:
             # It runs behind all that can run now.
             self._greenlet = spawn(self._name, self._run)
 
@@ -160,8 +161,9 @@ class OnDemand:
             end(greenlet)
 
     def _run(self) -> None:
-        running = current()
-        if self.greenlet not in (None, running):
+        running: Any = getcurrent()
+        greenlet = self._greenlet
+        if greenlet is not None and greenlet is not running and not greenlet.dead:
             return
         self._greenlet = running
         try:

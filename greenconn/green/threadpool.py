@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from gevent import get_hub, getcurrent, killall
 from gevent.event import AsyncResult, Event
@@ -119,10 +120,6 @@ _allocate_lock: Callable[[], Any] = native("_thread", "allocate_lock")
 _sleep: Callable[[float], None] = native("time", "sleep")
 
 
-class ThreadClosed(RuntimeError):
-    """Nothing is done any more."""
-
-
 class CallOutcome(NamedTuple):
     """The outcome of one call."""
 
@@ -130,26 +127,8 @@ class CallOutcome(NamedTuple):
     error: BaseException | None = None
 
 
-class _Call(Generic[J]):
-    """A job, the slot of its caller, and what to call if its caller has gone."""
-
-    __slots__ = ("_callback", "_slot", "job")
-
-    def __init__(
-        self, job: J, slot: Slot[Any] | None, callback: Callable[[Any], object] | None
-    ) -> None:
-        self.job = job
-        self._slot = slot
-        self._callback = callback
-
-    def finish(self, outcome: CallOutcome) -> None:
-        # In the hub.
-        slot, callback = self._slot, self._callback
-        if outcome.error is not None:
-            if slot is not None:
-                slot.fail(outcome.error)
-        elif (slot is None or not slot.offer(outcome.value)) and callback is not None:
-            callback(outcome.value)
+#: A job, the slot of its caller, and what to call with its result if the caller has gone.
+_Call: TypeAlias = tuple[J, Slot[Any] | None, Callable[[Any], object] | None]
 
 
 class NativeThread(Generic[J]):
@@ -163,18 +142,24 @@ class NativeThread(Generic[J]):
     Arguments:
         run: called in the thread with all calls that wait; returns an outcome for each.  It holds
             ``fork_lock`` while it is within a library that a fork must not interrupt.
+        closed: makes the error of a call after the end.
 
     Attributes:
         fork_lock: a native lock.
     """
 
-    def __init__(self, run: Callable[[Sequence[J]], Sequence[CallOutcome]]) -> None:
+    def __init__(
+        self,
+        run: Callable[[Sequence[J]], Sequence[CallOutcome]],
+        closed: Callable[[], Exception],
+    ) -> None:
         self._run = run
+        self._closed = closed
         self.fork_lock = _allocate_lock()
         self._pool: ThreadPool | None = ThreadPool(1)
         #: It, while the last call is under way.
         self._ending: ThreadPool | None = None
-        #: Calls, who waits for each, and who else wants to know.
+        #: Jobs, the slot of each caller, and what to call with the result if the caller has gone.
         self._pending: deque[_Call[J]] = deque()
         self._is_busy = False
         self._last: Callable[[], object] | None = None
@@ -193,13 +178,15 @@ class NativeThread(Generic[J]):
                 returned.  Must not switch.
 
         Raises:
-            ThreadClosed: what it says.
+            Exception: it is closed; made by *closed*.
             BaseException: what it raised.
         """
         if self._pool is None or self._last is not None:
-            raise ThreadClosed("the native thread is closed")
+            raise self._closed()
         slot: Slot[Any] = Slot()
-        self._add(_Call(job, slot, on_left))
+        self._pending.append((job, slot, on_left))
+        if not self._is_busy:
+            self._begin()
         try:
             return slot.wait(NEVER)
         except BaseException:
@@ -214,12 +201,9 @@ class NativeThread(Generic[J]):
         if it does anything else, and one that has ended drops it.
         """
         if self._pool is not None:
-            self._add(_Call(job, None, then))
-
-    def _add(self, call: _Call[J]) -> None:
-        self._pending.append(call)
-        if not self._is_busy:
-            self._begin()
+            self._pending.append((job, None, then))
+            if not self._is_busy:
+                self._begin()
 
     def join(self) -> None:
         """Wait until it has ended; it must be closed.  May switch."""
@@ -264,24 +248,28 @@ class NativeThread(Generic[J]):
     def _begin(self) -> None:
         assert self._pool is not None
         self._is_busy = True
-        calls, self._pending = list(self._pending), deque()
+        calls, self._pending = self._pending, deque()
         # There is never more than one task, so this does not wait.
-        result: AsyncResult[Any] = self._pool.spawn(self._work, [call.job for call in calls])
-        result.rawlink(lambda done: self._done(calls, done))
+        result: AsyncResult[Any] = self._pool.spawn(self._work, calls)
+        result.rawlink(partial(self._done, calls))
 
-    def _work(self, jobs: list[J]) -> Sequence[CallOutcome]:
+    def _work(self, calls: Collection[_Call[J]]) -> Sequence[CallOutcome]:
         # In the thread.
         try:
-            return self._run(jobs)
+            return self._run([job for job, _, _ in calls])
         except BaseException as exc:
-            return [CallOutcome(error=exc) for _ in jobs]
+            return [CallOutcome(error=exc)] * len(calls)
 
-    def _done(self, calls: list[_Call[J]], done: AsyncResult[Any]) -> None:
+    def _done(self, calls: Collection[_Call[J]], done: AsyncResult[Any]) -> None:
         if self._pool is None:
             return
         outcomes = done.get() or ()
-        for call, outcome in zip(calls, outcomes, strict=True):
-            call.finish(outcome)
+        for (_, slot, callback), (value, error) in zip(calls, outcomes, strict=True):
+            if error is not None:
+                if slot is not None:
+                    slot.fail(error)
+            elif (slot is None or not slot.offer(value)) and callback is not None:
+                callback(value)
         self._is_busy = False  # what they posted comes first
         if self._pending:
             self._begin()
@@ -303,7 +291,7 @@ class NativeThread(Generic[J]):
             if not wait_natively(lambda: not queue.unfinished_tasks):
                 return  # what its thread is at takes too long
         if self._pending:
-            self._work([call.job for call in self._pending])
+            self._work(self._pending)
             self._pending.clear()
         self._close()
         self._ended.set()

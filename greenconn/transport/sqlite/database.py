@@ -30,7 +30,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import PerHub
 from greenconn.green.retry import RetryPolicy, attempts, isolated
-from greenconn.green.threadpool import CallOutcome, NativeThread, ThreadClosed
+from greenconn.green.threadpool import CallOutcome, NativeThread
 from greenconn.transport.sqlite.queues import APPLICATION_ID, SCHEMA, VERSION, Queues
 
 #: SQLITE_IOERR_WRITE and SQLITE_IOERR_SHMSIZE: a quota is used up, or a limit of the process reached.
@@ -269,7 +269,7 @@ class Database:
         self._options = options
         self._reserve = Reserve(path, options.reserve)
         self._pid = os.getpid()
-        self._worker: NativeThread[Job] = NativeThread(self._run)
+        self._worker: NativeThread[Job] = NativeThread(self._run, self._closed)
         self._connection: sqlite3.Connection | None = None
         #: Of the file that was opened.
         self._identity: tuple[int, int] | None = None
@@ -281,7 +281,7 @@ class Database:
 
     def read(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return ``function(connection, *args)``, which changes nothing.  May switch."""
-        return self._ask(Job(function, args, False))
+        return self._worker.call(Job(function, args, False))
 
     def write(
         self,
@@ -296,17 +296,15 @@ class Database:
             on_left: called with the result if the caller was killed meanwhile.  Must not switch.
             grows: refuse it where the disk has no room but the reserve.
         """
-        return self._ask(Job(function, args, True, grows), on_left)
+        return self._worker.call(Job(function, args, True, grows), on_left)
 
     def post(self, then: Callable[[Any], object], function: Callable[..., Any], *args: Any) -> None:
         """Have *then* called with what :meth:`write` would return.  Never switches."""
         self._worker.post(Job(function, args, True), then)
 
-    def _ask(self, job: Job, on_left: Callable[[Any], object] | None = None) -> Any:
-        try:
-            return self._worker.call(job, on_left)
-        except ThreadClosed as exc:
-            raise DatabaseLost(f"SQLite file {self.path} was closed") from exc
+    def _closed(self) -> Exception:
+        error: Exception = DatabaseLost(f"SQLite file {self.path} was closed")
+        return error
 
     def open(self) -> None:
         """Open the file, and make it if it is not there.  May switch.

@@ -336,7 +336,7 @@ class SqliteStore(Store):
         self._wake_processes(stored.pipes)
         self._requeue(stored.dead)
 
-    def _after(self, stored: messages.PutResult) -> None:
+    def _after(self, stored: messages.PutResult | messages.ClaimResult) -> None:
         if stored.pipes:
             self._wake_processes(stored.pipes)
         if stored.dead:
@@ -347,9 +347,10 @@ class SqliteStore(Store):
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
         database, how = self._database, self._claim()
         taken: messages.ClaimResult
-        numbers = {
-            self._numbers[name]: most for name, most in wanted.items() if name in self._numbers
-        }
+        numbers: dict[int, int] = {}
+        for name, most in wanted.items():
+            if name in self._numbers:
+                numbers[self._numbers[name]] = most
         if numbers:
             taken = database.write(
                 messages.claim, database.queues, numbers, how, on_left=self._taken_in_vain
@@ -364,9 +365,7 @@ class SqliteStore(Store):
         for number in taken.due:
             if number in self._consumed and number not in numbers:
                 self.wake(self._consumed[number])
-        self._wake_processes(taken.pipes)
-        self.died(taken.dead)
-        self._schedule_maintenance(taken.next_at)
+        self._after(taken)
         return taken.claimed
 
     def _taken_in_vain(self, taken: messages.ClaimResult) -> None:

@@ -190,7 +190,7 @@ def test_what_was_read_last_is_kept_until_the_queue_has_ended() -> None:
     directory.declare("q", declared)
     directory.forget("q")
     assert (directory.last("q"), directory.delivery_limit("q")) == (declared, 2)
-    assert not directory.is_known("q")
+    assert "q" not in directory.declared
     directory.ended("q")
     assert (directory.last("q"), directory.delivery_limit("q")) == (UNDECLARED, None)
 
@@ -238,7 +238,7 @@ def test_a_queue_that_is_there_is_asked_for_once(
     directory: Directory, fake_broker: FakeBroker
 ) -> None:
     fake_broker.queues["q"] = declared = Declaration(durable=True)
-    assert not directory.is_known("q")
+    assert "q" not in directory.declared
     assert directory.declaration("q") == declared
     assert directory.declaration("q") == declared
     assert directory.is_there("q")
@@ -257,7 +257,7 @@ def test_a_queue_that_is_not_there_is_asked_for_each_time(
     assert not directory.is_there("q")
     assert directory.find("q") is None
     assert directory.rules("q") == Rules(None, None, 7, False)
-    assert not directory.is_known("q")
+    assert "q" not in directory.declared
     assert asked(fake_broker) == 4
     with pytest.raises(NotFound):
         directory.check("q", Method.BASIC_CONSUME)
@@ -269,7 +269,7 @@ def test_rules_are_those_of_the_declaration(directory: Directory, fake_broker: F
     assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (7, False)
     assert directory.rules("q") == Rules(1.5, 9, 4, True)
     assert directory.rules("p") == Rules(None, None, 7, False)
-    assert directory.is_known("q")
+    assert "q" in directory.declared
     assert (directory.delivery_limit("q"), directory.is_single_active("q")) == (4, True)
     assert (directory.delivery_limit("p"), directory.is_single_active("p")) == (7, False)
     assert directory.rules("q").max_priority == 9
@@ -282,13 +282,13 @@ def test_a_queue_that_was_declared_anew_has_new_rules(
     fake_broker.queues["q"] = Declaration(arguments=ARGUMENTS)
     assert directory.rules("q").message_ttl == 1.5
     directory.find("q")
-    assert directory.is_known("q")
+    assert "q" in directory.declared
     fake_broker.queues["q"] = Declaration()
     directory.find("q")
     assert directory.rules("q").message_ttl is None
     del fake_broker.queues["q"]
     directory.find("q")
-    assert not directory.is_known("q")
+    assert "q" not in directory.declared
 
 
 def test_what_is_known_is_bounded(
@@ -298,10 +298,10 @@ def test_what_is_known_is_bounded(
     for name in ("a", "b"):
         fake_broker.queues[name] = Declaration()
         directory.rules(name)
-    assert (directory.is_known("a"), directory.is_known("b")) == (True, True)
+    assert ("a" in directory.declared, "b" in directory.declared) == (True, True)
     fake_broker.queues["c"] = Declaration()
     directory.rules("c")
-    known = [directory.is_known(name) for name in ("a", "b", "c")]
+    known = [name in directory.declared for name in ("a", "b", "c")]
     assert known == [False, False, True]
     asked(fake_broker)
     directory.declaration("c")
@@ -314,7 +314,7 @@ def test_declaring_makes_a_queue_and_knows_it(
 ) -> None:
     directory.declare("q", Declaration(durable=True, arguments=ARGUMENTS))
     assert fake_broker.queues["q"] == Declaration(durable=True, arguments=ARGUMENTS)
-    assert directory.is_known("q")
+    assert "q" in directory.declared
     assert directory.rules("q").delivery_limit == 4
     with pytest.raises(PreconditionFailed):
         directory.declare("q", Declaration())
@@ -378,7 +378,7 @@ def test_purge_and_drop(connect: Opener, fake_broker: FakeBroker) -> None:
     publish(channel, "x")
     assert directory.drop("q") == 1
     assert fake_broker.queues == {}
-    assert not directory.is_known("q")
+    assert "q" not in directory.declared
     assert list(channel.list_bindings()) == []
 
 
@@ -457,12 +457,12 @@ def test_a_queue_that_is_deleted_is_asked_for_while_it_goes() -> None:
     drop = directory.queues.drop
 
     def look(name: str) -> int:
-        seen.append(directory.is_known(name))
+        seen.append(name in directory.declared)
         return drop(name)
 
     directory.queues.drop = look  # type: ignore[method-assign]
     assert directory.drop("q") == 3
-    assert (seen, directory.is_known("q")) == ([False], False)
+    assert (seen, "q" in directory.declared) == ([False], False)
 
 
 class Feed:

@@ -14,7 +14,7 @@ from greenconn.broker import publishing
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.consuming import FeedState
 from greenconn.broker.link import StoreLink
-from greenconn.broker.publishing import OVERHEAD, PutBatcher
+from greenconn.broker.publishing import OVERHEAD
 from greenconn.exceptions import (
     ChannelError,
     NotFound,
@@ -460,7 +460,7 @@ def test_a_queue_that_went_is_asked_for_again(connect: Opener, fake_broker: Fake
     channel.queue_declare("q")
     del fake_broker.queues["q"]  # somebody else
     publish(channel, "x")
-    assert not channel.connection.directory.is_known("q")
+    assert "q" not in channel.connection.directory.declared
 
 
 def test_flushing_sends_the_store_what_was_settled(
@@ -506,24 +506,6 @@ def test_a_store_may_take_its_time_where_no_limit_is_set(
     channel.queue_declare("q")
     publish(channel, "x")
     assert fake_broker.bodies("q") == [b"x"]
-
-
-def test_a_store_that_has_replied_is_watched_no_more(
-    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    watches: list[Any] = []
-    watch = PutBatcher._watch
-
-    def noted(self: PutBatcher) -> Any:
-        watches.append(watch(self))
-        return watches[-1]
-
-    monkeypatch.setattr(PutBatcher, "_watch", noted)
-    publish(channel, "x")
-    (timer,) = watches
-    assert (timer.active, timer.callback) == (False, None)
 
 
 def test_an_interruption_of_the_store_ends_the_link_and_goes_on(

@@ -28,7 +28,7 @@ class Work:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self.worker: NativeThread[Job] = NativeThread(self.run)
+        self.worker: NativeThread[Job] = NativeThread(self.run, partial(RuntimeError, "closed"))
 
     def run(self, jobs: Sequence[Job]) -> Sequence[CallOutcome]:
         self.sizes.append(len(jobs))
