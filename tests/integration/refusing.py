@@ -52,7 +52,7 @@ def _mongodb(
 def _sqs(side: Side, channel: Any, queue: str, patch: pytest.MonkeyPatch) -> Callable[[], object]:
     """SQS takes no messages as large as that."""
     store = channel.connection.store
-    patch.setattr(store, "_options", store._options.replace(max_message_size=10))
+    patch.setattr(store, "options", store.options.replace(max_message_size=10))
     return patch.undo
 
 

@@ -34,7 +34,7 @@ from greenconn.transport.SQS.service import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.transport.SQS import SQSOptions
+    from greenconn.transport.SQS.store import SqsStore
 
 logger = logging.getLogger("greenconn.transport.SQS")
 
@@ -215,27 +215,18 @@ class Queues:
     """Names -> queues.
 
     Arguments:
+        store: that of the link.
         service: SQS, for all that are not predefined.
-        service_of: that of a predefined queue, by its settings.  May switch.
-        declared: what is known of how queues were declared, kept for all links of a transport: SQS
-            does not keep it.
-        new: the queues that were made a moment ago.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        options: SQSOptions,
-        service_of: Callable[[Mapping[str, Any]], Service],
-        declared: dict[str, Declaration],
-        new: NewQueues,
-    ) -> None:
+    def __init__(self, store: SqsStore, service: Service) -> None:
+        self._store = store
         self._service = service
-        self._options = options
-        self._service_of = service_of
+        self._options = store.options
         self._known: dict[str, SqsQueue] = {}
-        self._declared = declared
-        self._new = new
+        #: Declarations of queues, for all links of a transport: SQS does not keep them.
+        self._declared = store.accounts.declared
+        self._new = store.accounts.new
 
     def get(self, name: str) -> SqsQueue:
         """Return a queue.  May switch when it is asked for first.
@@ -339,7 +330,9 @@ class Queues:
                 f"queue {name!r} is not in predefined_queues: "
                 f"{', '.join(sorted(predefined)) or 'there are none'}"
             )
-        return self._note(name, aws, settings["url"], self._service_of(settings), settings)
+        return self._note(
+            name, aws, settings["url"], self._store.service("sqs", settings), settings
+        )
 
     def _note(
         self,
@@ -384,18 +377,13 @@ class Topics:
     """The topics of one link.
 
     Arguments:
-        service_of: SNS, for what a predefined exchange says.  May switch.
+        store: that of the link.
     """
 
-    def __init__(
-        self,
-        options: SQSOptions,
-        queues: Queues,
-        service_of: Callable[[Mapping[str, Any]], Service],
-    ) -> None:
-        self._options = options
-        self._queues = queues
-        self._service_of = service_of
+    def __init__(self, store: SqsStore) -> None:
+        self._store = store
+        self._options = store.options
+        self._queues = store.queues
         #: Exchange -> ARN of its topic.
         self._arns: dict[str, str] = {}
         #: Queue -> exchange -> ARN of its subscription.
@@ -442,7 +430,9 @@ class Topics:
         return str(response["TopicArn"])
 
     def _service(self, exchange: str) -> Service:
-        return self._service_of((self._options.predefined_exchanges or {}).get(exchange) or {})
+        return self._store.service(
+            "sns", (self._options.predefined_exchanges or {}).get(exchange) or {}
+        )
 
     def drop(self, exchange: str) -> None:
         """Delete the topic of an exchange, unless it is a predefined one.  May switch."""

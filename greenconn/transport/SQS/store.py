@@ -246,8 +246,8 @@ class SqsStore(Store):
         self._lease = int(options.lease)
         self.lease = float(self._lease)
         self.claim_wait = float(options.wait_time_seconds)
-        self._accounts = accounts
-        self._options = options
+        self.accounts = accounts
+        self.options = options
         self._clients = HttpClients(options, client.ssl)
         self._receiver = Receiver(options)
         #: Queues -> the claims that wait for their polls, with their slots.
@@ -267,16 +267,10 @@ class SqsStore(Store):
             LoginRefused: SQS refused the credentials.
             LinkLost: SQS did not respond.
         """
-        service = self._accounts.main.service("sqs", self._clients, deadline)
-        self.queues = Queues(
-            service,
-            self._options,
-            partial(self._service, "sqs"),
-            self._accounts.declared,
-            self._accounts.new,
-        )
-        self.topics = Topics(self._options, self.queues, partial(self._service, "sns"))
-        predefined = self._options.predefined_queues
+        service = self.accounts.main.service("sqs", self._clients, deadline)
+        self.queues = Queues(self, service)
+        self.topics = Topics(self)
+        predefined = self.options.predefined_queues
         try:
             if predefined:
                 self.queues.get(next(iter(predefined))).attributes("QueueArn")
@@ -284,15 +278,16 @@ class SqsStore(Store):
                 service.call(
                     "ListQueues",
                     deadline=deadline,
-                    QueueNamePrefix=self._options.queue_name_prefix,
+                    QueueNamePrefix=self.options.queue_name_prefix,
                     MaxResults=1,
                 )
         except AccessDeniedQueueException:
             pass  # the credentials are valid, only this action is not permitted
 
-    def _service(self, name: str, settings: Mapping[str, Any]) -> Service:
-        limit = Deadline(self._options.reply_timeout)
-        return self._accounts.of(settings).service(name, self._clients, limit)
+    def service(self, name: str, settings: Mapping[str, Any]) -> Service:
+        """Return ``sqs`` or ``sns`` for a predefined queue or exchange with *settings*.  May switch."""
+        limit = Deadline(self.options.reply_timeout)
+        return self.accounts.of(settings).service(name, self._clients, limit)
 
     def close(self) -> None:
         """Close the HTTP connections.  SQS itself has no connections.  Never switches."""
@@ -326,7 +321,7 @@ class SqsStore(Store):
 
         Predefined queues are not deleted.
         """
-        if self._options.predefined_queues:
+        if self.options.predefined_queues:
             return 0
         queue = self.queues.find(name)
         if queue is None:
@@ -437,9 +432,9 @@ class SqsStore(Store):
 
     def _packed(self, entry: Entry) -> Packed:
         # Only kombu reads what comes out of a topic, and there it is not in base64.
-        as_base64 = self._options.sqs_base64_encoding and exchange_of(entry.queue) is None
+        as_base64 = self.options.sqs_base64_encoding and exchange_of(entry.queue) is None
         ready = packed(entry, is_fifo=entry.queue.endswith(FIFO), as_base64=as_base64)
-        limit = self._options.max_message_size
+        limit = self.options.max_message_size
         if ready.size > limit:
             raise ContentTooLarge(
                 f"queue {entry.queue!r}: a message of {ready.size} bytes, as encoded for SQS, is above "
@@ -459,7 +454,7 @@ class SqsStore(Store):
                 errors = self.topics.publish(exchange, fields)
             else:
                 queue = self.queues.get(name)
-                retries = 0 if queue.is_fifo else self._options.retries
+                retries = 0 if queue.is_fifo else self.options.retries
                 errors = queue.batch("SendMessageBatch", fields, retries=retries)
         except REFUSED as exc:
             if queue is not None and isinstance(exc, DoesNotExistQueueException):
@@ -531,7 +526,7 @@ class SqsStore(Store):
 
         def send(number: int, batch: list[Mapping[str, Any]]) -> None:
             try:
-                parts[number] = queue.batch(action, batch, retries=self._options.retries)
+                parts[number] = queue.batch(action, batch, retries=self.options.retries)
             except REFUSED as exc:
                 if isinstance(exc, DoesNotExistQueueException):
                     self._is_gone(queue)
@@ -586,7 +581,7 @@ class SqsStore(Store):
         try:
             queue = self.queues.get(name)
             if not wait:
-                return self._receive(queue, count, self._options.get_wait_time)
+                return self._receive(queue, count, self.options.get_wait_time)
             return self._poll(queue, count, wait)
         except (DoesNotExistQueueException, UndefinedQueueException):
             self.gone(name)

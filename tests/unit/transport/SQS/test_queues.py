@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import gevent
@@ -50,7 +51,9 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def queues_of(service: Service, new: NewQueues) -> Queues:
     """What one link of a transport has."""
-    return Queues(cast("Any", service), SQSOptions(), lambda settings: cast("Any", None), {}, new)
+    accounts = SimpleNamespace(declared={}, new=new)
+    store: Any = SimpleNamespace(options=SQSOptions(), accounts=accounts)
+    return Queues(store, cast("Any", service))
 
 
 def test_a_new_queue_is_used_until_it_is_known_everywhere() -> None:
