@@ -66,31 +66,6 @@ def begun(peer: PeerFactory, server: Server) -> Iterator[Begun]:
         each.close()
 
 
-def test_its_names_are_known_once_it_is_open(begun: Begun) -> None:
-    commands = begun()
-    assert (commands.owner, commands.prefix, commands.protocol) == ("owner", "gc.owner.", 2)
-
-
-@pytest.mark.parametrize(("protocol", "is_tracking"), [(2, False), (3, True)])
-def test_pushes_are_asked_for_where_they_can_come(
-    begun: Begun, server: Server, protocol: int, is_tracking: bool
-) -> None:
-    commands = begun(protocol)
-    commands.call(pack("GET", "k"))
-    assert commands.is_tracking is is_tracking
-    assert server.asked == ([b"CLIENT", b"GET"] if is_tracking else [b"GET"])
-
-
-def test_what_was_reported_before_leaves_before_a_call(begun: Begun, server: Server) -> None:
-    def tell() -> None:
-        commands.pipeline.post(pack("HDEL", "k", "f"))
-
-    commands: Commands = begun(before_call=tell)
-    commands.call(pack("GET", "k"))
-    commands.call_all([pack("GET", "k"), pack("EXISTS", "k")])
-    assert server.asked == [b"HDEL", b"GET", b"HDEL", b"GET", b"EXISTS"]
-
-
 def test_a_script_that_the_server_has_forgotten_is_sent_again(begun: Begun, server: Server) -> None:
     commands = begun()
     results = [commands.run(MOVE, (b"k",) * 3, "", 0, what="testing") for _ in range(2)]
@@ -114,15 +89,6 @@ def test_a_posted_script_that_the_server_has_forgotten_is_sent_again(
         commands.post_script(MOVE, (b"k",) * 3, "", 0, done=done)
     assert both.wait(SOON)
     assert replies == [7, 7]
-
-
-def test_why_it_is_over_is_reported(begun: Begun) -> None:
-    commands = begun()
-    commands.check_open()
-    commands.lost = reason = ConnectionError("cut by the test")
-    with pytest.raises(LinkLost, match="cut by the test") as caught:
-        commands.check_open()
-    assert caught.value.__cause__ is reason
 
 
 def test_a_reply_of_another_kind_ends_the_socket(begun: Begun) -> None:

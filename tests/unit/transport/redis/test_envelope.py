@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.broker import envelope as virtual
-from greenconn.broker.envelope import TagMaker, contents_in
+from greenconn.broker.envelope import contents_in
 from greenconn.compression import compress
 from greenconn.exceptions import DecodeError
 from greenconn.jsoncodec import dumps, loads
@@ -51,14 +51,6 @@ def test_what_is_written_is_read(
     assert found.delivery_info["routing_key"] == key
     assert found.delivery_info["exchange"] == "x"
     assert not found.errors
-
-
-def test_usual_messages_share_their_middle() -> None:
-    first, second = (
-        Outgoing(body, 0, "application/json", "utf-8", {}, {"delivery_mode": 2}) for body in "ab"
-    )
-    assert first.middle is second.middle
-    assert Outgoing("a", 0, "application/json", "utf-8", {"h": 1}, {}).middle != first.middle
 
 
 def test_snapshot() -> None:
@@ -254,18 +246,6 @@ def test_a_compressed_body_is_unpacked_once_it_is_asked_for() -> None:
     assert found.body == b"not packed"
     with pytest.raises(DecodeError):
         found.decode()
-
-
-def test_the_interpreter_reads_slots_directly() -> None:
-    # With a __getattr__ each use of an attribute takes a detour, which costs a tenth of a message.
-    assert not hasattr(Delivery, "__getattr__")
-
-
-def test_tags() -> None:
-    tags = TagMaker()
-    made = {tags.next() for _ in range(100)}
-    assert len(made) == 100
-    assert all(len(each) == 36 and each.count(b"-") == 4 for each in made)
 
 
 @pytest.mark.parametrize("count", [-5, "many", [], None, 1e999, 2.5])

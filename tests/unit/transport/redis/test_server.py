@@ -78,15 +78,6 @@ def test_it_is_opened_once_for_all_who_ask_meanwhile(extra: ExtraSocket, place: 
     assert found[0].call(PING) == b"PONG"
 
 
-def test_it_is_prepared_before_anybody_has_it(extra: ExtraSocket, place: Place) -> None:
-    def begin(pipeline: Pipeline, welcome: Welcome) -> None:
-        assert extra.pipeline is None
-        assert pipeline.call(PING) == b"PONG"
-        pipeline.takes_arrays = welcome.protocol == 3
-
-    assert extra.open(place.connect, begin).takes_arrays
-
-
 def test_one_that_cannot_be_prepared_is_closed(extra: ExtraSocket, place: Place) -> None:
     def begin(pipeline: Pipeline, welcome: Welcome) -> None:
         raise ValueError("refused by the test")
@@ -119,20 +110,3 @@ def test_who_is_killed_leaves_it_to_the_others(extra: ExtraSocket, place: Place)
     killed.kill(timeout=SOON)
     place.may_open.set()
     assert other.get(timeout=SOON) is extra.pipeline
-
-
-def test_the_next_one_takes_its_place(extra: ExtraSocket, place: Place) -> None:
-    first, second = (extra.open(place.connect) for _ in range(2))
-    assert first.lost is not None
-    assert extra.pipeline is second
-    assert second.lost is None
-
-
-@pytest.mark.parametrize("end", [ExtraSocket.stop, ExtraSocket.forget])
-def test_it_ends_with_its_link(
-    extra: ExtraSocket, place: Place, end: Callable[[ExtraSocket], None]
-) -> None:
-    extra.open(place.connect)
-    end(extra)
-    assert not extra.is_open
-    end(extra)  # again: does nothing

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from greenconn.jsoncodec import loads
 from greenconn.transport.redis.scripts import entry_suffix
-from greenconn.transport.redis.settling import HEAD, Move, batched, read_held
+from greenconn.transport.redis.settling import read_held
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
@@ -25,11 +25,3 @@ def test_entries_of_kombu() -> None:
     assert (held.exchange, held.routing_key) == ("ex, x", "key")
     assert loads(held.raw) == {"body": "a, b", "properties": {}}
     assert read_held("a-tag", b"nothing") is None
-
-
-def test_moves_are_cut_by_number_and_size() -> None:
-    small = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x")]) for n in range(120)]
-    assert [len(each) for each in batched(small, Move.size)] == [50, 50, 20]
-    big = [Move(n, f"f{n}", "q", HEAD, [(b"k", b"x" * 200_000)]) for n in range(3)]
-    assert [len(each) for each in batched(big, Move.size)] == [1, 1, 1]
-    assert batched([], len) == []

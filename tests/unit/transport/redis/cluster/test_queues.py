@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.exceptions import NotFound
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.transport.redis.scripts import CLAIM
 from tests.fix_redis_nodes import (
@@ -66,10 +65,3 @@ def test_a_message_is_taken_where_its_queue_is(
     assert message.delivery_tag.startswith(link.handle(THERE, 0)[:-1])
     assert link.placement.of_handle(message.delivery_tag) is link.placement.of(THERE)
     assert not any(link.prefix(THERE) in each for each in first.got)
-
-
-def test_a_queue_that_is_nowhere_is_not_found(cluster_links: ClusterLinks) -> None:
-    link = cluster_links()
-    with pytest.raises(NotFound, match=THERE):
-        link.connection.channel().basic_consume(THERE, False, lambda message: None, "tag")
-    assert link.connection.connection.feeds == {}

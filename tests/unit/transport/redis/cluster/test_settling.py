@@ -55,35 +55,6 @@ def test_acks_go_where_the_messages_are_held(
     assert second.names() == ["HDEL", "ZREM"]
 
 
-def test_messages_that_are_not_held_any_more_are_counted_together(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
-) -> None:
-    link, outcomes = cluster_links(), list[Any]()
-    for node in scripted_cluster.nodes:
-        node.answer = removed_already
-    handles = [link.handle(*each) for each in ((HERE, 1), (THERE, 1), (HERE, 2))]
-    link.placement.settler.ack(handles, outcomes.append)
-    until(lambda: outcomes, CAME)
-    assert outcomes == [3]
-
-
-def test_outcomes_of_acks_come_in_their_order(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
-) -> None:
-    """Settlements takes the first outcome for that of the first ack."""
-    link, outcomes = cluster_links(), list[str]()
-    first, second = scripted_cluster.nodes
-    first.answer = lambda command: None
-    settler = link.placement.settler
-    settler.ack([link.handle(HERE, 1)], lambda outcome: outcomes.append("slow"))
-    settler.ack([link.handle(THERE, 1)], lambda outcome: outcomes.append("quick"))
-    until(lambda: first.names() == second.names() == ["HDEL", "ZREM"], CAME)
-    link.placement.of(THERE).commands.call(pack("ECHO"))
-    assert outcomes == [], "the reply to the second one is there"
-    first.say(b":1\r\n:1\r\n")
-    until(lambda: outcomes == ["slow", "quick"], CAME)
-
-
 def test_an_ack_that_a_lost_socket_had_carried_out_is_not_late(
     cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
 ) -> None:
@@ -176,19 +147,6 @@ def test_a_dead_letter_for_a_slot_that_is_not_served_is_given_up(
     assert isinstance(outcomes[0], NodeLost)
     assert "CLUSTERDOWN" in str(outcomes[0])
     assert here.got == []
-
-
-def test_the_parts_of_a_turn_are_in_one_partition_each(cluster_links: ClusterLinks) -> None:
-    link = cluster_links()
-    dispositions = [
-        Disposition(
-            Delivery(None, link.handle(name, number), number, RAW, name), Settlement.REQUEUE
-        )
-        for number, name in enumerate((HERE, THERE, HERE, NEAR))
-    ]
-    parts = link.placement.settler.parts(dispositions)
-    queues = [[each.message.queue for each in part] for part in parts]
-    assert sorted(queues) == sorted([[HERE, HERE], [THERE], [NEAR]])
 
 
 def test_leases_are_renewed_where_messages_are_held_and_where_the_link_is_known(

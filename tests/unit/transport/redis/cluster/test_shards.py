@@ -13,9 +13,7 @@ from greenconn.transport.redis.fanout import Fanout
 from greenconn.transport.redis.options import Keys, RedisOptions
 from greenconn.transport.redis.pipeline import Commands
 from greenconn.transport.redis.shards import (
-    SHARD_MOVES,
     ClusterShards,
-    ShardState,
     glob,
 )
 from tests.fix_redis_nodes import Answer, ScriptedCluster, ScriptedNode, bulk
@@ -103,10 +101,6 @@ def publish(node: ScriptedNode, topic: str, raw: str) -> None:
     """Let a node pass on a message."""
     payload = f"{len(topic)}:{topic}{raw}"
     node.say(push(bulk("smessage"), bulk(NEWS.decode()), bulk(payload)))
-
-
-def test_each_state_has_its_moves() -> None:
-    assert set(SHARD_MOVES) == set(ShardState)
 
 
 @pytest.mark.parametrize(

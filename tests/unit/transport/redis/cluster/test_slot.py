@@ -11,7 +11,6 @@ import pytest
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis.errors import LinkLost, NodeLost
 from greenconn.transport.redis.nodes import (
-    SLOT_MOVES,
     SlotPipeline,
     SlotState,
     may_repeat,
@@ -85,10 +84,6 @@ def answers(*texts: str) -> Callable[[str], Answer]:
 def moved_to(node: ScriptedNode, word: str = "MOVED") -> str:
     """Return the error that says that the slot is at a node."""
     return f"{word} {SLOT} {node.place.host}:{node.place.port}"
-
-
-def test_each_state_has_its_moves() -> None:
-    assert set(SLOT_MOVES) == set(SlotState)
 
 
 def test_commands_keep_their_order_from_the_first(

@@ -12,8 +12,6 @@ from tests.fix_redis_nodes import (
     ClusterLinks,
     ScriptedCluster,
     ScriptedNode,
-    array,
-    bulk,
     on_node,
     with_sets,
 )
@@ -54,24 +52,6 @@ def test_bindings_are_read_where_the_queues_are(
     assert rows is not None
     assert sorted(rows) == sorted([row(NEWS), row(FAR)])
     assert records.rows(NEWS) is rows, "else all routes were made anew for each message"
-
-
-def test_where_to_look_is_remembered(
-    cluster_links: ClusterLinks, scripted_cluster: ScriptedCluster
-) -> None:
-    """The second time all is asked for at once: the tables are asked for before the tags are known."""
-    link, (home, other) = cluster_links(), scripted_cluster.nodes
-    answer_with(scripted_cluster, bound(link, FAR))
-    records = link.connection.connection.records
-    records.rows(NEWS)
-    asked = [*home.got, *other.got]
-    home.answer = lambda command: None
-    reading = gevent.spawn(records.rows, NEWS)
-    until(lambda: len(other.got) == 2, CAME, "the question for the table")
-    assert not reading.ready()
-    home.say(array(bulk(link.placement.of(FAR).tag)) + array())
-    assert reading.get(timeout=CAME) == (row(FAR),)
-    assert sorted([*home.got, *other.got]) == sorted(asked * 2)
 
 
 def test_a_partition_that_was_unknown_is_asked_too(
