@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.quality.mutants import ROOMS, ROOT, changes, main, modules_below, mutants_of, own_tests
+from tests.quality.mutants import ROOT, changes, main, mutants_of
 
 pytestmark = pytest.mark.programs
 
@@ -79,22 +79,6 @@ def test_each_is_one_change() -> None:
         changed.add(ast.unparse(tree))
     assert len(changed) == len(list(changes(ast.parse(SOURCE))))
     assert plain not in changed
-
-
-@pytest.mark.parametrize("path", modules_below(ROOMS), ids=str)
-def test_a_module_has_an_obvious_test_file(path: Path) -> None:
-    assert own_tests(path)[:1] == [Path("tests/unit", *path.parts[1:-1], f"test_{path.stem}.py")]
-
-
-def test_further_files_of_a_module() -> None:
-    assert [each.name for each in own_tests(Path("greenconn/green/pool.py"))][:2] == [
-        "test_pool.py",
-        "test_pool_holders.py",
-    ]
-    # There is a module of that name.
-    assert [each.name for each in own_tests(Path("greenconn/broker/exchanges.py"))] == [
-        "test_topology.py"
-    ]
 
 
 def test_a_change_is_in_the_process_that_tests() -> None:

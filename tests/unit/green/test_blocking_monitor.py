@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import partial
-from gc import collect
-from time import monotonic
 from typing import Any
-from weakref import ref
 
 import pytest
 
 from greenconn.green import supervisor
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.supervisor import REMEMBERED, HandlerHistory, log_blocked, name_of
+from greenconn.green.supervisor import HandlerHistory, log_blocked
 from greenconn.listeners import LISTENERS, HubBlockedEvent, Listener
 
 
@@ -32,12 +28,6 @@ def first() -> None: ...
 def second() -> None: ...
 
 
-class Third:
-    def handle(self) -> None: ...
-
-    def __call__(self) -> None: ...
-
-
 def test_the_handler_that_had_most_of_a_time_is_named(monkeypatch: Any) -> None:
     clock = Clock(monkeypatch)
     noted = HandlerHistory()
@@ -53,31 +43,6 @@ def test_the_handler_that_had_most_of_a_time_is_named(monkeypatch: Any) -> None:
     assert noted.name_within(7.0, 60.0) == f"{module}.second"  # until now
     assert noted.name_within(0.0, 0.5) is None
     assert noted.name_within(0.0, 1.0) is None  # the first one began as it ended
-
-
-def test_what_is_remembered_is_bounded_and_keeps_no_handler_alive() -> None:
-    noted = HandlerHistory()
-    for _ in range(10 * REMEMBERED):
-        noted.change(lambda: None)
-    handler = Third()
-    reference = ref(handler)
-    noted.change(handler)
-    noted.change(first)
-    del handler
-    collect()
-    assert reference() is None
-    assert str(noted.name_within(monotonic() - 60, monotonic())).startswith(__name__)
-    assert len(noted._periods) == REMEMBERED
-
-
-def test_names() -> None:
-    module = __name__
-    assert name_of(first) == f"{module}.first"
-    assert name_of(Third().handle) == f"{module}.Third.handle"
-    assert name_of(Third()) == f"{module}.Third"
-    assert name_of(partial(second)) == f"{module}.second"
-    assert name_of(partial(Third())) == f"{module}.Third"
-    assert name_of(print) == "builtins.print"
 
 
 class Recorder(Listener):
@@ -116,12 +81,6 @@ def test_listeners_learn_once_that_the_hub_was_blocked(
         (2.5, {f"{module}.first": 0.5, f"{module}.second": 2.0}),
         (2.0, {f"{module}.second": 2.0}),
     ]
-
-
-def test_nobody_need_listen(monkeypatch: Any) -> None:
-    noted = HandlerHistory()
-    noted.tell_blocked(0.0, 1.0)
-    yield_to_hub()  # the suite fails if a greenlet did
 
 
 @pytest.mark.parametrize("is_known", [True, False])

@@ -65,18 +65,6 @@ def test_who_was_killed_or_woken_already_is_not_woken() -> None:
     assert not condition
 
 
-def test_forgets_those_who_waited() -> None:
-    condition = Condition()
-    waiter = gevent.spawn(condition.wait, NEVER)
-    yield_to_hub()
-    condition.forget()
-    assert not condition
-    condition.wake_all()
-    yield_to_hub()
-    assert not waiter.ready()
-    waiter.kill()
-
-
 def test_each_waits_for_as_many_as_there_were() -> None:
     progress = Progress()
     progress.advance(7)
@@ -104,10 +92,6 @@ def test_one_step_may_end_many_waits() -> None:
     progress.advance(2)
     gevent.joinall(waiting, timeout=30, raise_error=True)
     assert all(each.successful() for each in waiting)
-
-
-def test_nothing_pending_is_not_waited_for() -> None:
-    Progress().wait(0, Deadline(0))
 
 
 def test_who_has_left_holds_nobody_up() -> None:

@@ -185,32 +185,6 @@ def test_addresses_are_tried_in_random_order_family_by_family(
     assert len(orders) > 10
 
 
-def test_an_address_that_failed_a_moment_ago_is_tried_last(
-    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    servers = [peer(lambda client: client.recv(1)) for _ in range(2)]
-    refusing = ("127.0.0.1", free_ports(1)[0])
-    monkeypatch.setattr(connect_module, "_failed_at", {})
-    monkeypatch.setattr(
-        connect_module, "_look_up", found(refusing, *(each.address for each in servers))
-    )
-    until(lambda: bool(connect_to("brokers.example") and connect_module._failed_at))
-    dialled: list[Any] = []
-    connect = connect_module._connect
-
-    def dial(address: Any, *args: Any) -> Any:
-        dialled.append(address[3])
-        return connect(address, *args)
-
-    monkeypatch.setattr(connect_module, "_connect", dial)
-    assert {connect_to("brokers.example") for _ in range(30)} == {each.address for each in servers}
-    assert refusing not in dialled
-    # It is no worse than the others once its time is over, and known no more.
-    monkeypatch.setattr(connect_module, "AVOIDED_FOR", 0.0)
-    connect_to("brokers.example")
-    assert len(connect_module._failed_at) <= 1
-
-
 def test_an_address_that_was_silent_is_tried_last(
     peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,27 +196,6 @@ def test_an_address_that_was_silent_is_tried_last(
     avoid(sock)
     sock.close()
     assert silent not in {connect_to("brokers.example") for _ in range(30)}
-
-
-def test_only_an_address_that_a_socket_leads_to_can_be_avoided(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connect_module, "_failed_at", {})
-    for family in (_socket.AF_INET, _socket.AF_UNIX):
-        sock = _socket.socket(family, _socket.SOCK_STREAM)
-        avoid(sock)
-        sock.close()
-        avoid(sock)
-    assert connect_module._failed_at == {}
-
-
-def test_failures_are_forgotten(peer: PeerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = peer(lambda client: client.recv(1))
-    monkeypatch.setattr(connect_module, "_failed_at", {("10.0.0.1", 1): monotonic() - 3600})
-    sock = connect_tcp(server.host, server.port, LONG)
-    avoid(sock)
-    sock.close()
-    assert list(connect_module._failed_at) == [server.address]
 
 
 def connect_to(host: str) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 import gevent
 import pytest
 from gevent import get_hub
-from gevent.exceptions import ConcurrentObjectUseError
 from gevent.threadpool import ThreadPool
 
 from greenconn.exceptions import WrongHub
@@ -23,8 +22,6 @@ from greenconn.green.hub import (
     PerHub,
     TurnEnd,
     call_in_hub,
-    check_hub,
-    get_gevent_concurrent_error,
     wake_hub,
     weakly,
     yield_to_hub,
@@ -69,10 +66,6 @@ def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
     assert loop.activecnt == before + 1
     yield_to_hub()
     assert loop.activecnt == before
-
-
-def test_gevents_error() -> None:
-    assert get_gevent_concurrent_error() is ConcurrentObjectUseError
 
 
 def test_the_end_of_a_turn_comes_after_what_is_due() -> None:
@@ -160,13 +153,6 @@ def test_an_object_belongs_to_the_thread_of_its_first_use(
         pool.kill()
 
 
-def test_a_part_may_be_unable_to_tell_where_it_belongs() -> None:
-    check_hub(object())
-    asked: list[str] = []
-    check_hub(SimpleNamespace(check_hub=lambda: asked.append("x")))
-    assert asked == ["x"]
-
-
 def in_thread(function: Callable[[], object]) -> None:
     """Call *function* in another thread, and wait."""
     thread = threading.Thread(target=function)
@@ -190,15 +176,6 @@ def test_another_thread_has_its_own(patched: bool) -> None:
     # A thread of a patched process is a greenlet of the same hub.
     assert (seen[0] is lists.get()) is patched
     assert lists.get() == [1]
-
-
-def test_what_is_taken_out_is_made_anew() -> None:
-    lists: PerHub[list[int]] = PerHub(list)
-    assert lists.pop() is None
-    first = lists.get()
-    assert lists.pop() is first
-    assert lists.pop() is None
-    assert lists.get() is not first
 
 
 def test_another_hub_of_the_same_thread_has_its_own(patched: bool) -> None:
@@ -234,13 +211,6 @@ def test_a_method_is_called_while_its_object_lives() -> None:
     gc.collect()
     assert reference() is None
     assert called(2, 3) is None
-
-
-def test_a_function_stays_as_it_is() -> None:
-    def function() -> int:
-        return 1
-
-    assert weakly(function) is function
 
 
 def test_a_call_in_the_hub() -> None:

@@ -18,7 +18,7 @@ from gevent.threadpool import ThreadPool
 from greenconn.exceptions import ConnectionLimitExceeded, LimitExceeded, OperationalError, WrongHub
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.pool import Entry, FairPool
+from greenconn.green.pool import FairPool
 from greenconn.listeners import LISTENERS, Listener, PoolWaitEvent
 from tests.fix_wires import until
 
@@ -555,12 +555,6 @@ def test_where_one_that_was_lost_was_acquired_is_logged(
     assert f'File "{__file__}"' in trace
 
 
-def test_an_entry_is_held_by_nobody_at_first(factory: Factory) -> None:
-    entry = Entry(Thing(1))
-    assert (entry.holder, entry.since, entry.loan, entry.spare) == (None, 0.0, None, None)
-    assert entry.held_by(7.0) == []
-
-
 def test_only_the_pool_of_a_parent_gives_up_what_is_idle(factory: Factory) -> None:
     parent = factory.pool(2)
     pool: FairPool[Thing] = FairPool(
@@ -668,19 +662,6 @@ def test_what_was_removed_is_counted(factory: Factory) -> None:
     assert factory.disposed == [1, 2]
 
 
-def test_a_pool_needs_nothing_but_a_way_to_make() -> None:
-    numbers = iter(range(10))
-    pool: FairPool[list[int]] = FairPool(lambda deadline: [next(numbers)], limit=1)
-    first = pool.acquire()
-    waiter = gevent.spawn(pool.acquire)
-    yield_to_hub()
-    pool.release(first)
-    assert waiter.get(timeout=30) is first
-    assert pool.remove(first)
-    assert pool.acquire() == [1]
-    assert repr(pool) == "<pool 'pool': 1 of 1 in use, 0 waiting>"
-
-
 def test_what_is_being_made_is_in_use(factory: Factory, spawned: Spawn) -> None:
     pool = factory.pool(3)
     held = pool.acquire()
@@ -758,17 +739,6 @@ def test_one_is_replaced_in_its_slot_whatever_the_limit_is_now(factory: Factory)
     pool.resize(1)
     assert pool.take_instead(dead, block=False).item.number == 4
     assert pool.stats()["in_use"] == 3
-
-
-def test_what_no_waiter_takes_is_idle(factory: Factory) -> None:
-    pool = factory.pool(2)
-    held = pool.acquire()
-    gives: list[Callable[[], bool]] = [lambda: pool.add(Thing(7)), lambda: pool.release(held)]
-    for give in gives:
-        pool._queue.enter(False).fail(LookupError())  # it has left, but has not run
-        assert give()
-    assert [thing.number for thing in pool.idle()] == [7, 1]
-    assert pool.stats()["waiting"] == 0
 
 
 def test_a_pool_at_its_lower_limit_keeps_what_is_released(factory: Factory) -> None:

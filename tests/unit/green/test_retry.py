@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 from weakref import ref
@@ -24,25 +24,6 @@ def policy(**values: Any) -> RetryPolicy:
 
 
 # -- intervals -----------------------------------------------------------------------------------
-
-
-def test_linear() -> None:
-    backoff = Backoff(policy(first=1.0, step=2.0, longest=6.0))
-    assert list(islice(backoff, 5)) == [1.0, 3.0, 5.0, 6.0, 6.0]
-
-
-def test_constant() -> None:
-    assert list(islice(Backoff(policy(first=1.0)), 3)) == [1.0, 1.0, 1.0]
-
-
-def test_exponential() -> None:
-    backoff = Backoff(policy(first=0.5, factor=2.0, longest=3.0))
-    assert list(islice(backoff, 5)) == [0.5, 1.0, 2.0, 3.0, 3.0]
-
-
-def test_the_defaults() -> None:
-    backoff = Backoff(RetryPolicy(), lambda: 0.0)
-    assert list(islice(backoff, 8)) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
 
 
 def test_some_repetitions_are_immediate() -> None:
@@ -71,12 +52,6 @@ def test_full_jitter_draws_from_nothing_to_the_whole_interval() -> None:
     assert 0.0 < drawn[1] <= 2.0
     assert min(drawn) < 0.1
     assert 3.9 < max(drawn) <= 4.0
-
-
-@pytest.mark.parametrize(("rng", "interval"), [(lambda: 0.0, 8.0), (lambda: 0.999999, 4.0)])
-def test_half_jitter(rng: Callable[[], float], interval: float) -> None:
-    backoff = Backoff(RetryPolicy(first=8.0, longest=8.0), rng)
-    assert next(backoff) == pytest.approx(interval, rel=1e-3)
 
 
 def test_reset_begins_again() -> None:
@@ -324,11 +299,6 @@ def test_an_attempt_that_ends_without_an_error_counts_behind_a_failure() -> None
             if attempt.number == 1:
                 raise OSError("lost")
     assert (numbers, pauses) == ([1, 2, 3], [1.0, 2.0])
-
-
-def test_by_default_every_error_is_worth_another_attempt() -> None:
-    trial = Trial(LookupError("1"), OSError("2"))
-    assert trial.run(attempts(policy(first=1.0), pause=trial.pauses.append)) == 3
 
 
 class Broker:

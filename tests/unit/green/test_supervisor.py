@@ -23,19 +23,6 @@ def test_a_greenlet_has_a_name_and_its_function_gets_the_arguments() -> None:
     assert greenlet.get(timeout=30) == 5
 
 
-def test_a_greenlet_is_one_of_gevent_that_records_no_stack() -> None:
-    format_run_info: Any = gevent.util.format_run_info  # which has no types
-    greenlet = spawn("waiter", gevent.sleep, 60)
-    try:
-        assert isinstance(greenlet, gevent.Greenlet)
-        assert repr(greenlet).startswith('<Greenlet "greenconn:waiter"')
-        assert not greenlet.spawning_stack
-        report = "\n".join(format_run_info())
-        assert "greenconn:waiter" in report
-    finally:
-        greenlet.kill()
-
-
 def test_an_error_is_logged_once_and_ends_the_greenlet(
     caplog: pytest.LogCaptureFixture, hub_errors: HubErrors, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,17 +165,6 @@ def test_end_of_all_spares_the_one_that_runs() -> None:
     assert all(each.dead for each in others)
 
 
-def test_child_of_a_fork_ends_them_at_once() -> None:
-    call = Call()
-    greenlet = spawn("caller", call.run)
-    assert call.has_begun.wait(30)
-    supervisor._shield.forget()
-    end(greenlet)
-    greenlet.join(30)
-    assert greenlet.dead
-    assert not call.has_returned
-
-
 def test_a_child_of_a_fork_waits_for_nobody_of_the_parent() -> None:
     go_on = Event()
     inside = spawn("inside", shielded, go_on.wait)
@@ -207,13 +183,6 @@ def test_a_call_that_forks_returns_in_the_child_too() -> None:
         return "forked"
 
     assert shielded(fork) == "forked"
-
-
-def test_a_shielded_call_is_as_any_other() -> None:
-    assert shielded(int, "11", base=2) == 3
-    with pytest.raises(ZeroDivisionError):
-        shielded(divmod, 1, 0)
-    assert not supervisor._shield.inside
 
 
 class Work:

@@ -160,12 +160,6 @@ def test_a_hub_that_was_destroyed_is_left_alone() -> None:
     assert made[0].ended_in == []
 
 
-def test_in_the_main_thread_nothing_is_noted() -> None:
-    member = Member()
-    assert member.ended_in == []
-    assert hub._ends.pop() is None
-
-
 def test_the_child_of_a_fork_leaves_the_threads_of_its_parent_alone() -> None:
     made: list[Member] = []
     ready, go = _lock(), _lock()

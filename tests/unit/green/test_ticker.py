@@ -13,8 +13,7 @@ from gevent.event import Event
 from gevent.hub import get_hub
 from gevent.threadpool import ThreadPool
 
-from greenconn.green import supervisor as ticker_module
-from greenconn.green.supervisor import LATE, Ticker
+from greenconn.green.supervisor import Ticker
 
 
 class Ticks:
@@ -63,15 +62,6 @@ def test_it_ticks_in_the_hub() -> None:
     count = len(ticks.lags)
     gevent.sleep(0.03)
     assert len(ticks.lags) == count
-
-
-def test_a_stopped_one_leaves_no_timer_in_the_hub() -> None:
-    ticker = Ticker(60.0, lambda lag: None, "t")
-    ticker.start()
-    timer = ticker._timer
-    assert timer.active
-    ticker.stop()
-    assert not timer.active
 
 
 def test_it_can_be_started_again() -> None:
@@ -154,23 +144,6 @@ def test_an_error_is_logged_once_by_a_greenlet_and_the_ticks_go_on(
     assert set(in_hub) == {False}
 
 
-def test_a_function_that_would_switch_is_an_error_in_the_log(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    done = Event()
-
-    def switches(lag: float) -> None:
-        done.set()
-        gevent.sleep(1)
-
-    ticker = Ticker(0.005, switches, "t")
-    ticker.start()
-    assert done.wait(5)
-    gevent.sleep(0.01)
-    ticker.stop()
-    assert "BlockingSwitchOutError" in caplog.text
-
-
 @pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
 def test_an_interval_must_be_positive(interval: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
@@ -204,56 +177,3 @@ def test_it_keeps_no_loop_running() -> None:
         assert thread.apply(run)
     finally:
         thread.kill()
-
-
-@pytest.mark.parametrize("passed", [0.5, 1.0, 1.0 * LATE, 1.0 * LATE + 0.25, 9.0])
-def test_a_tick_is_late_beyond_a_bound(monkeypatch: pytest.MonkeyPatch, passed: float) -> None:
-    now = 100.0
-    monkeypatch.setattr(ticker_module, "monotonic", lambda: now)
-    lags: list[float] = []
-    ticker = Ticker(1.0, lags.append, "test")
-    assert ticker.lag == 0.0
-    ticker.start()
-    for _ in range(2):
-        now += passed
-        ticker._tick()  # as the hub does
-    late = passed - 1.0 if passed > LATE else 0.0
-    assert lags == [late, late]
-    assert ticker.lag == late
-    ticker.stop()
-    ticker._tick()  # the hub may have it on its list still
-    assert len(lags) == 2
-    now += 1000.0
-    ticker.start()
-    assert ticker.lag == 0.0  # the time without it is no delay
-    now += 1.0
-    ticker._tick()
-    assert lags[2:] == [0.0]
-    ticker.stop()
-
-
-def test_each_streak_of_failures_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    errors: list[Exception | None] = []
-
-    def tick(lag: float) -> None:
-        error = errors.pop(0)
-        if error is not None:
-            raise error
-
-    ticker = Ticker(3600.0, tick, "test")
-
-    def logged(*outcomes: Exception | None) -> int:
-        caplog.clear()
-        errors.extend(outcomes)
-        for _ in outcomes:
-            ticker._tick()  # as the hub does
-        gevent.sleep(0)
-        return len(caplog.records)
-
-    ticker.start()
-    assert logged(ValueError("1"), ValueError("2")) == 1
-    assert logged(None, ValueError("3"), ValueError("4")) == 1
-    ticker.stop()
-    ticker.start()
-    assert logged(ValueError("5")) == 1
-    ticker.stop()

@@ -169,25 +169,6 @@ def test_acks_in_order_become_one_frame() -> None:
     assert not ledger.outstanding
 
 
-def test_a_gap_keeps_the_acks_above_it_single() -> None:
-    ledger = AckTracker()
-    for tag in (1, 2, 3, 5, 8, 9):
-        ledger.delivered(tag)
-    for tag in (9, 1, 5, 2, 8):
-        assert ledger.ack(tag)
-    assert ledger.take_acks() == [(2, True), (9, False), (5, False), (8, False)]
-    assert ledger.ack(3)
-    assert ledger.take_acks() == [(3, False)]
-
-
-def test_one_ack_is_never_multiple() -> None:
-    ledger = AckTracker()
-    ledger.delivered(4)
-    assert ledger.ack(4)
-    assert ledger.take_acks() == [(4, False)]
-    assert ledger.take_acks() == []
-
-
 def test_an_ack_of_all_names_a_tag_that_is_outstanding() -> None:
     ledger = AckTracker()
     for tag in (2, 4, 6):
@@ -303,16 +284,6 @@ def test_acks_are_not_merged_over_what_is_requeue() -> None:
     assert ledger.ack(6)
     assert ledger.take_acks() == [(6, False)]
     assert ledger.take_requeues(9) == [(3, False)]
-
-
-def test_requeues_are_dropped_when_all_is_cleared() -> None:
-    ledger = AckTracker()
-    for tag in (1, 2):
-        ledger.delivered(tag)
-    assert ledger.requeue(1)
-    assert ledger.ack(2)
-    ledger.clear()
-    assert (ledger.take_acks(), ledger.take_requeues(9)) == ([], [])
 
 
 def test_acks_are_not_merged_over_what_is_outstanding_below_requeued_tags() -> None:

@@ -38,10 +38,6 @@ def test_a_known_text_is_followed_by_its_remedy(text: str, remedy: str) -> None:
     assert remedy in said
 
 
-def test_an_unknown_text_stays_as_it_is() -> None:
-    assert with_remedy("INTERNAL_ERROR") == "INTERNAL_ERROR"
-
-
 def test_the_class_of_a_close_is_that_of_its_code() -> None:
     assert isinstance(closing_error(close(320, "CONNECTION_FORCED")), ConnectionForced)
     assert isinstance(closing_error(close(530, "NOT_ALLOWED")), NotAllowed)

@@ -96,11 +96,6 @@ def test_a_mark_of_a_message_that_has_left_is_nobodys() -> None:
     assert find_unsent([*SMALL, RESEND, *OTHER], sum(map(len, SMALL)))[2][0][3] is None
 
 
-def test_one_message_is_spoken_of_in_the_singular() -> None:
-    assert unsent_text(1).startswith("1 message that was ")
-    assert unsent_text(2).startswith("2 messages that were ")
-
-
 class Sent(list[bytes]):
     """A writer that keeps what is written."""
 
