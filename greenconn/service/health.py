@@ -1,5 +1,7 @@
 """Health checks of a process's connections and consumers, for load balancers and orchestrators.
 
+Programs import it by ``from greenconn import health``.
+
 A connection counts as ready when it is open, and also when it is idle and opens on its next use.
 Otherwise a failing probe would keep away the requests that open the connection.
 """

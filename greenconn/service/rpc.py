@@ -1,5 +1,7 @@
 """Remote procedure calls (request/reply) over queues: ``call`` and ``spawn_server``.
 
+Programs import it by ``from greenconn import rpc``.
+
 All callers of one connection share one channel and one consumer of replies.  On RabbitMQ they use direct
 reply-to, which needs no queue but requires that requests are published on the channel that consumes the
 replies.  On other brokers, replies go to an exclusive queue.  A reply is dropped if its caller no longer
