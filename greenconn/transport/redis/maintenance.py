@@ -48,7 +48,7 @@ to, the declaration of its queue if that may end by itself, and the message.
 
 A link that has stored delayed messages, or that consumes, moves what is due.  Another process may store
 an earlier one than those that it waits for, and end.  So it looks again whenever the server announces
-that the key has changed, as it does for keys that the link has read (see ``invalidations``), and every
+that the key has changed, as it does for keys that the link has read (see ``claiming``), and every
 few seconds in case it did not; where the server cannot push, every second.
 
 The script lets one link move each message.  Those who have stored none that is due leave the first

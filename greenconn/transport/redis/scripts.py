@@ -176,7 +176,7 @@ return redis.call('LPUSH', KEYS[2], ARGV[1])
 """,
 )
 
-#: Stores a message that is delayed, by the server's clock; see ``delays``.
+#: Stores a message that is delayed, by the server's clock; see ``maintenance``.
 #:
 #: Keys: the delayed messages.  Arguments: milliseconds, the message with where it goes.
 DELAY: Final = Script(
