@@ -63,8 +63,7 @@ def milliseconds(option: str, seconds: Any) -> str:
     Raises:
         ValueError: they are no number that is at least 0.
     """
-    if isinstance(seconds, timedelta):
-        seconds = seconds.total_seconds()
+    seconds = in_seconds(seconds)
     if not is_number(seconds) or seconds < 0:
         raise ValueError(f"{option} must be a number of seconds, at least 0, got {seconds!r}")
     return str(int(seconds * 1000))
@@ -84,9 +83,9 @@ def check_seconds(
         ValueError: it is not.
     """
     for name in names:
-        value = getattr(options, name)
-        if isinstance(value, timedelta):
-            value = value.total_seconds()
+        given = getattr(options, name)
+        value = in_seconds(given)
+        if value is not given:
             object.__setattr__(options, name, value)  # they are frozen
         if value is None:
             if optional:
