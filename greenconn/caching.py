@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import update_wrapper
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -91,24 +91,14 @@ def _call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
     return (*args, _KEYWORDS, *sorted(kwargs.items()))
 
 
-class _Memoized(Protocol[V]):
-    """A memoized function."""
-
-    hits: int
-    misses: int
-    original_func: Callable[..., V]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> V: ...
-
-    def clear(self) -> None: ...
-
-
 def memoize(
     maxsize: int | None = None,
     keyfun: Callable[[tuple[Any, ...], dict[str, Any]], Hashable] | None = None,
     Cache: Callable[..., Any] = LRUCache,  # noqa: N803 - kombu's name
-) -> Callable[[Callable[..., V]], _Memoized[V]]:
+) -> Callable[[Callable[..., V]], Callable[..., V]]:
     """Decorate a function so that it is called once for the same arguments.
+
+    What is returned has ``hits``, ``misses``, ``clear()`` and ``original_func`` as attributes.
 
     Arguments:
         maxsize: results that are kept; None keeps all.
@@ -117,7 +107,7 @@ def memoize(
     """
     make_key = keyfun or _call_key
 
-    def decorate(function: Callable[..., V]) -> _Memoized[V]:
+    def decorate(function: Callable[..., V]) -> Callable[..., V]:
         cache = Cache(limit=maxsize)
 
         def call(*args: Any, **kwargs: Any) -> V:
@@ -140,7 +130,7 @@ def memoize(
         memoized.hits = memoized.misses = 0
         memoized.clear = clear
         memoized.original_func = function
-        return cast("_Memoized[V]", memoized)
+        return cast("Callable[..., V]", memoized)
 
     return decorate
 

@@ -16,13 +16,17 @@ from functools import partial
 from io import BytesIO
 from time import monotonic
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from gevent import get_hub
 from greenlet import getcurrent
 
 from greenconn.encoding import ensure_bytes
 from greenconn.exceptions import DecodeError, error_text
+
+if TYPE_CHECKING:
+    from bz2 import BZ2Decompressor
+    from lzma import LZMADecompressor
 
 __all__ = [
     "MAX_DECOMPRESSED_SIZE",
@@ -53,22 +57,8 @@ _LZMA_MEMORY: Final = 128 * 1024 * 1024
 Encoder = Callable[[bytes], bytes]
 Decoder = Callable[[Any], bytes]
 
-
-if TYPE_CHECKING:
-
-    class _Inflater(Protocol):
-        """A decompressor of one stream, as bz2, lzma and zstd have it."""
-
-        @property
-        def eof(self) -> bool: ...
-
-        @property
-        def needs_input(self) -> bool: ...
-
-        @property
-        def unused_data(self) -> bytes: ...
-
-        def decompress(self, data: Any, max_length: int) -> bytes: ...
+#: A decompressor of one stream; that of zstd has the methods of those of bz2 and lzma.
+_Inflater: TypeAlias = "BZ2Decompressor | LZMADecompressor | _BrotliInflater | _ZlibInflater"
 
 
 class _StreamDecoder:

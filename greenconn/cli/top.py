@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from time import strftime, time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -97,20 +97,7 @@ def command(
         connection.close()
 
 
-class _Screen(Protocol):
-    """The place where trends are shown."""
-
-    def show(self, trends: Sequence[QueueTrend]) -> None:
-        """Show what was seen."""
-
-    def warn(self, text: str) -> None:
-        """Show why nothing can be seen."""
-
-    def close(self) -> None:
-        """Leave the terminal in order."""
-
-
-def _screen(where: str, sort: str, is_json: bool) -> _Screen:
+def _screen(where: str, sort: str, is_json: bool) -> _JsonLines | _Tables | _Terminal:
     if is_json:
         return _JsonLines()
     if is_screen(sys.stdout):

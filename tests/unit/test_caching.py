@@ -95,21 +95,21 @@ def test_cache_against_a_list(limit: int, steps: list[tuple[bool, int]]) -> None
 def test_memoize() -> None:
     calls: list[Any] = []
 
-    @memoize(maxsize=2)
     def double(n: int, **kwargs: Any) -> int:
         """Double it."""
         calls.append(n)
         return n * 2
 
-    assert [double(1), double(1), double(1, x=1), double(1, x=1)] == [2, 2, 2, 2]
-    assert (double.hits, double.misses) == (2, 2)
-    double(3)
-    double(1)
+    memoized: Any = memoize(maxsize=2)(double)
+    assert [memoized(1), memoized(1), memoized(1, x=1), memoized(1, x=1)] == [2, 2, 2, 2]
+    assert (memoized.hits, memoized.misses) == (2, 2)
+    memoized(3)
+    memoized(1)
     assert calls == [1, 1, 3, 1]
-    double.clear()
-    assert (double.hits, double.misses) == (0, 0)
-    assert double.original_func(4) == 8
-    assert double.__doc__ == "Double it."
+    memoized.clear()
+    assert (memoized.hits, memoized.misses) == (0, 0)
+    assert memoized.original_func(4) == 8
+    assert memoized.__doc__ == "Double it."
 
 
 def test_memoize_by_own_key_and_cache() -> None:
