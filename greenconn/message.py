@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic
 
 from greenconn.compression import decompress
 from greenconn.exceptions import KombuError, MessageStateError, reraise
-from greenconn.formats import decode_error
 from greenconn.listeners import LISTENERS, SettleEvent, notify
-from greenconn.serialization import loads
+from greenconn.serialization import decode_error, loads
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

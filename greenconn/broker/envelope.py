@@ -27,9 +27,9 @@ from greenconn.encoding import as_text, plain_text, safe_repr
 from greenconn.exceptions import (
     DecodeError,
 )
-from greenconn.formats import decode_error
 from greenconn.jsoncodec import NestedTooDeeply, dumps, loads, object_hook
 from greenconn.message import Message, computed_slot, staged_slot
+from greenconn.serialization import decode_error
 from greenconn.serialization import loads as loads_body
 
 if TYPE_CHECKING:

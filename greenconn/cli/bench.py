@@ -112,7 +112,7 @@ def _as_dict(measured: Measurement) -> dict[str, object]:
 
 
 def _show(measured: Measurement) -> None:
-    from greenconn.cli.measurements import histogram_lines
+    from greenconn.cli.benchmark import histogram_lines
     from greenconn.cli.terminal import writable_bars
 
     click.echo()

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from greenconn.cli.measurements import (
+from greenconn.cli.benchmark import (
     STEPS,
     cpu_seconds,
     histogram_lines,
@@ -29,7 +29,7 @@ from greenconn.cli.measurements import (
     sockets,
     threads,
 )
-from greenconn.cli.plan import Plan, Snapshot, Summary
+from greenconn.cli.demo import Plan, Snapshot, Summary
 from greenconn.cli.terminal import ACCENT, sparkline, writable_bars
 from greenconn.connection import Connection
 from greenconn.entity import Queue

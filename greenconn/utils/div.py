@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenconn.dump import (
+from greenconn.transport.hooks.message import (
     emergency_dump_state,
 )
 

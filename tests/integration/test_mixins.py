@@ -17,9 +17,8 @@ from greenconn.common import Broadcast, collect_replies, maybe_declare, send_rep
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import ChannelError, OperationalError, RecoverableConnectionError
-from greenconn.limits import TokenBucket
 from greenconn.messaging import Producer
-from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin
+from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin, TokenBucket
 from greenconn.transport import memory
 from tests.fix_wires import until
 

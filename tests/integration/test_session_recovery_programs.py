@@ -16,9 +16,8 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.limits import TokenBucket
 from greenconn.messaging import Consumer
-from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin
+from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin, TokenBucket
 from greenconn.worker import ConsumerGreenlet, spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until

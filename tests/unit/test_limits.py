@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn import limits
-from greenconn.limits import TokenBucket
+from greenconn import mixins
+from greenconn.mixins import TokenBucket
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which a test moves."""
     now = [1000.0]
-    monkeypatch.setattr(limits, "monotonic", lambda: now[0])
+    monkeypatch.setattr(mixins, "monotonic", lambda: now[0])
     return now
 
 

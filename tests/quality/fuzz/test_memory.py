@@ -13,9 +13,8 @@ import pytest
 from greenconn.broker.envelope import contents_of
 from greenconn.compression import compress, decompress, encoders
 from greenconn.exceptions import DecodeError
-from greenconn.formats import yaml_loads
 from greenconn.jsoncodec import dumps
-from greenconn.serialization import loads
+from greenconn.serialization import loads, yaml_loads
 from greenconn.wire.amqp import FrameParser
 from greenconn.wire.resp import ProtocolError, RespParser
 from tests.quality.fuzz import corpus

@@ -14,8 +14,7 @@ from gevent.event import Event
 import greenconn
 from greenconn import Connection, Consumer, Queue
 from greenconn.exceptions import KombuError
-from greenconn.limits import TokenBucket
-from greenconn.mixins import ConsumerMixin
+from greenconn.mixins import ConsumerMixin, TokenBucket
 from tests.fix_wires import until
 from tests.integration.redis_clients import control
 from tests.quality.fuzz.poison import GOOD, poison

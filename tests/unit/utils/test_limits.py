@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn import limits as defining
+from greenconn import mixins as defining
 from greenconn.utils import limits
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from django.utils.module_loading import autodiscover_modules
 
-from greenconn.contrib.django import app
-from greenconn.contrib.django.program import ProgramCommand
+from greenconn.contrib.django import ProgramCommand, app
 from greenconn.service.app import App
 
 

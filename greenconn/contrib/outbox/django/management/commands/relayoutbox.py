@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 
-from greenconn.contrib.django.program import ProgramCommand
+from greenconn.contrib.django import ProgramCommand
 from greenconn.contrib.outbox.django import relay
 from greenconn.contrib.outbox.relay import RelayOptions
 from greenconn.service.app import App
