@@ -47,7 +47,9 @@ def _is_defined_in(name: str, modules: set[str]) -> bool:
 
 def test_the_options_of_each_transport_are_listed() -> None:
     classes = {
-        f"greenconn.{'.'.join(path.relative_to(PACKAGE).with_suffix('').parts)}.{name}"
+        f"greenconn.{'.'.join(path.relative_to(PACKAGE).with_suffix('').parts)}.{name}".replace(
+            ".__init__", ""
+        )
         for path in PACKAGE.glob("transport/*/*.py")
         for name in re.findall(r"^class (\w+Options)\(", path.read_text(), re.MULTILINE)
     }
