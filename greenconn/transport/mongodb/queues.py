@@ -322,7 +322,7 @@ _KOMBU_TYPES: Final = frozenset({"direct", "topic", "fanout"})
 
 
 class KnownExchange:
-    """What is known of an exchange, for all connections of a hub to one database.
+    """The knowledge of an exchange that all connections of a hub to one database share.
 
     Attributes:
         kind: its type; None: it was not read.
