@@ -923,7 +923,7 @@ class StoreDelivery(Delivery):
         deliveries: how often it was delivered before, as far as the store can tell.
     """
 
-    __slots__ = ("claimed",)
+    __slots__ = ("_claimed",)
 
     def __init__(
         self,
@@ -936,26 +936,30 @@ class StoreDelivery(Delivery):
         super().__init__(
             channel, tag, number, claimed.raw, claimed.queue, consumer, claimed.waiting
         )
-        self.claimed = claimed
+        self._claimed = claimed
         self.handle = claimed.handle
 
     @property
+    def claimed(self) -> Claimed:
+        return self._claimed
+
+    @property
     def envelope(self) -> Envelope | None:
-        return self.claimed.envelope
+        return self._claimed.envelope
 
     @property
     def deliveries(self) -> int:
-        return self.claimed.deliveries
+        return self._claimed.deliveries
 
     def _contents(self) -> Contents:
-        properties, headers, *others = contents_in(self.claimed.envelope)
-        if self.claimed.deliveries:
-            headers = {**headers, DELIVERY_COUNT: self.claimed.deliveries}
+        properties, headers, *others = contents_in(self._claimed.envelope)
+        if self._claimed.deliveries:
+            headers = {**headers, DELIVERY_COUNT: self._claimed.deliveries}
         return properties, headers, *others
 
     @property
     def redelivered(self) -> bool:
-        return self.claimed.deliveries > 0 or super().redelivered
+        return self._claimed.deliveries > 0 or super().redelivered
 
 
 class StoreSource:

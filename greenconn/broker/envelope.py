@@ -34,6 +34,7 @@ from greenconn.serialization import loads as loads_body
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
+    from greenconn.broker.port import Claimed
 
 
 class TagMaker:
@@ -381,6 +382,8 @@ class Delivery(Message):
 
     __slots__ = ("_stage", "consumer", "handle", "is_held", "number", "queue", "raw", "waiting")
 
+    handle: Any
+
     properties = staged_slot("properties", _READ)
     headers = staged_slot("headers", _READ)
     content_type = staged_slot("content_type", _READ)
@@ -411,6 +414,21 @@ class Delivery(Message):
         self._stage = _RAW
         self._state = "RECEIVED"
         self._decoded_cache = None
+
+    @property
+    def claimed(self) -> Claimed:
+        """What stays of it when its link is gone."""
+        raise NotImplementedError
+
+    @property
+    def envelope(self) -> Envelope | None:
+        """Kombu's form; None where it cannot be read."""
+        raise NotImplementedError
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was delivered before this time, as far as the broker can tell."""
+        raise NotImplementedError
 
     def _send_back(self) -> None:
         self.channel.requeue_unseen(self.delivery_tag)

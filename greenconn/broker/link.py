@@ -34,7 +34,7 @@ from greenconn.broker.deliveries import Acknowledger
 from greenconn.broker.envelope import Envelope, TagMaker, level_of, lifetime_of
 from greenconn.broker.exchanges import BrokerState, Router, Routing, Topology
 from greenconn.broker.leases import Handover, Leases
-from greenconn.broker.port import Claimed, Entry, HeldDelivery
+from greenconn.broker.port import Claimed, Entry
 from greenconn.broker.publishing import PutBatcher
 from greenconn.broker.queues import (
     Directory,
@@ -57,6 +57,7 @@ from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.base import Link, open_links
 
 if TYPE_CHECKING:
+    from greenconn.broker.envelope import Delivery
     from greenconn.broker.transport import StoreTransport
     from greenconn.message import Message
 
@@ -318,7 +319,7 @@ class LeasedLink(BrokerLink):
 
     # -- what it holds
 
-    def held(self) -> Iterator[HeldDelivery]:
+    def held(self) -> Iterator[Delivery]:
         """Yield all that its channels hold.  Never switches."""
         for channel in list(self.channels.values()):
             if isinstance(channel, StoreChannel):

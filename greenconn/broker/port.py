@@ -21,9 +21,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
-from greenconn.broker.envelope import Envelope
+from greenconn.broker.envelope import Delivery, Envelope
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 
@@ -370,44 +370,8 @@ def _nothing(what: object) -> None:
     pass
 
 
-class HeldMessage(Protocol):
-    """A message that the broker holds.
-
-    Attributes:
-        queue: where it was taken from.
-        handle: what the broker knows it by.
-        raw: as it was stored, where the broker keeps bytes.
-        envelope: kombu's form; None where it cannot be read.
-        deliveries: how often it was delivered before this time, as far as the broker can tell.
-    """
-
-    @property
-    def queue(self) -> str: ...
-    @property
-    def handle(self) -> Any: ...
-    @property
-    def raw(self) -> bytes: ...
-    @property
-    def envelope(self) -> Envelope | None: ...
-    @property
-    def deliveries(self) -> int: ...
-
-
-class HeldDelivery(HeldMessage, Protocol):
-    """A held message that a channel has delivered.
-
-    Attributes:
-        claimed: what stays of it when its link is gone.
-        is_held: the broker holds it still.
-    """
-
-    is_held: bool
-
-    @property
-    def claimed(self) -> HeldMessage: ...
-
-    @property
-    def delivery_tag(self) -> Any: ...
+#: A message that the broker holds: claimed and not delivered, or delivered by a channel.
+HeldMessage: TypeAlias = "Claimed | Delivery"
 
 
 class Disposition(NamedTuple):

@@ -32,7 +32,6 @@ from greenconn.broker.port import (
     Disposition,
     Done,
     Entry,
-    HeldDelivery,
     HeldMessage,
     Settlement,
     SettleRequest,
@@ -45,6 +44,7 @@ from greenconn.identity import uuid
 from greenconn.jsoncodec import dumps
 
 if TYPE_CHECKING:
+    from greenconn.broker.envelope import Delivery
     from greenconn.broker.link import LeasedLink, StoreLink
 
 
@@ -168,7 +168,7 @@ class Settlements:
 
     # -- see :class:`~greenconn.broker.deliveries.Acknowledger`
 
-    def ack(self, delivery: HeldDelivery) -> None:
+    def ack(self, delivery: Delivery) -> None:
         """Acknowledge a delivery.  Never switches."""
         self._acks.append(delivery.handle)
         if not self._is_due:
@@ -182,7 +182,7 @@ class Settlements:
         """Note that no handler has begun with deliveries whose link is gone.  Never switches."""
         self._link.handover.note_unhandled(tags)
 
-    def requeue(self, deliveries: Iterable[HeldDelivery], unhandled: Collection[Any] = ()) -> None:
+    def requeue(self, deliveries: Iterable[Delivery], unhandled: Collection[Any] = ()) -> None:
         """Requeue *deliveries*, at the heads of their queues.  Never switches.
 
         Arguments:
@@ -209,13 +209,13 @@ class Settlements:
         """Requeue a message that no handler has seen.  Never switches."""
         self.settle(Disposition(message, Settlement.REQUEUE, is_unseen=True))
 
-    def dead_letter(self, deliveries: Iterable[HeldDelivery], reason: str) -> None:
+    def dead_letter(self, deliveries: Iterable[Delivery], reason: str) -> None:
         """Make dead letters of *deliveries*, or drop them.  Never switches."""
         for delivery in deliveries:
             if delivery.is_held:
                 self.give_up(delivery, reason)
 
-    def forget(self, delivery: HeldDelivery) -> None:
+    def forget(self, delivery: Delivery) -> None:
         """Stop holding a delivery.  Never switches."""
         if delivery.is_held:
             delivery.is_held = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from greenconn.broker.consuming import StoreDelivery
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.leases import Leases
 from greenconn.broker.port import Claimed, Disposition, Done, Entry
@@ -147,22 +148,17 @@ class Link:
         self.failures.append(exc)
 
 
-class Held:
+class Held(StoreDelivery):
     """A delivery."""
 
-    raw = b""
+    __slots__ = ()
 
-    def __init__(self, handle: str, deliveries: int = 0) -> None:
-        self.delivery_tag = self.handle = handle
-        self.queue = "q"
-        self.deliveries = deliveries
-        self.is_held = True
-        self.envelope: Envelope | None = {
+    def __init__(self, handle: str, deliveries: int = 0, *, is_readable: bool = True) -> None:
+        envelope: Envelope = {
             "body": "",
             "headers": {},
             "properties": {"delivery_info": {"exchange": "", "routing_key": "q"}},
         }
-
-    @property
-    def claimed(self) -> Claimed:
-        return Claimed(self.queue, self.envelope, self.handle)
+        found = envelope if is_readable else None
+        channel: Any = None
+        super().__init__(channel, handle, 0, Claimed("q", found, handle, deliveries))

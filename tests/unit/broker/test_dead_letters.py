@@ -194,8 +194,7 @@ def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None
 
 def foreign_message() -> Any:
     """Return a message whose envelope nobody can read."""
-    held: Any = Held("a")
-    held.envelope = None
+    held: Any = Held("a", is_readable=False)
     return held
 
 
@@ -226,7 +225,7 @@ def test_what_nobody_can_read_goes_where_its_broker_keeps_it(
     dead_letter_entries(link, foreign_message(), "expired")
     assert asked[1:] == [("key", {})]
     held: Any = Held("a")
-    held.envelope = {"properties": [], "body": "e30="}
+    held._claimed = held.claimed._replace(envelope={"properties": [], "body": "e30="})
     assert dead_letter_entries(link, held, "expired")[0].envelope == {}
     link.settler.unreadable = {"body": "raw", "properties": {}}
     (entry,) = dead_letter_entries(link, foreign_message(), "rejected")

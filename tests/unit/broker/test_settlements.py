@@ -115,9 +115,7 @@ def test_dead_letters_have_copies_or_are_dropped(link: Link) -> None:
     link.settlements.wait_routed(Deadline(SOON))
     link.route = list
     link.settlements.dead_letter([Held("b")], "rejected")
-    unreadable = Held("c")
-    unreadable.envelope = None
-    link.settlements.dead_letter([unreadable], "rejected")
+    link.settlements.dead_letter([Held("c", is_readable=False)], "rejected")
     link.settlements.wait_routed(Deadline(SOON))
     first, dropped, unread = (each for part, _ in link.settler.settled for each in part)
     (entry,) = first.entries
