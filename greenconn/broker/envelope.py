@@ -417,7 +417,7 @@ class Delivery(Message):
 
     @property
     def claimed(self) -> Claimed:
-        """What stays of it when its link is gone."""
+        """The message itself, which outlives its link."""
         raise NotImplementedError
 
     @property
@@ -427,7 +427,7 @@ class Delivery(Message):
 
     @property
     def deliveries(self) -> int:
-        """How often it was delivered before this time, as far as the broker can tell."""
+        """The number of deliveries before this one, as far as the broker can tell."""
         raise NotImplementedError
 
     def _send_back(self) -> None:
