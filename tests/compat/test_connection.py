@@ -60,35 +60,6 @@ def test_attributes_info_and_uri_are_kombus(url: str) -> None:
         assert getattr(ours, name) == getattr(theirs, name), name
 
 
-def test_class_attributes_are_kombus() -> None:
-    for name in (
-        *("hostname", "port", "userid", "password", "virtual_host", "connect_timeout", "ssl"),
-        *("uri_prefix", "declared_entities", "cycle", "transport_options", "login_method"),
-        *("failover_strategy", "heartbeat", "resolve_aliases"),
-    ):
-        assert getattr(Connection, name) == getattr(Kombu, name), name
-    assert Connection.failover_strategies.keys() == Kombu.failover_strategies.keys()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, member in vars(Kombu).items()
-        if not name.startswith("_") and inspect.isfunction(member)
-    ],
-)
-def test_arguments_of_methods_are_kombus(name: str) -> None:
-    theirs = inspect.signature(getattr(Kombu, name)).parameters
-    ours = inspect.signature(getattr(Connection, name)).parameters
-    positional = [each for each in ours.values() if each.kind is not each.KEYWORD_ONLY]
-    for mine, other in zip(positional, theirs.values(), strict=False):
-        if other.kind not in (other.VAR_POSITIONAL, other.VAR_KEYWORD):
-            assert (mine.name, mine.default) == (other.name, other.default) or (
-                name == "as_uri" and mine.name == other.name == "getfields"
-            )
-
-
 def test_arguments_of_the_constructor_are_kombus() -> None:
     theirs = inspect.signature(Kombu).parameters
     ours = inspect.signature(Connection).parameters

@@ -15,14 +15,13 @@ from greenconn import Connection, Exchange, Producer, Queue, pools, serializatio
 from greenconn.common import (
     Broadcast,
     collect_replies,
-    declaration_cached,
     ignore_errors,
     maybe_declare,
 )
 from greenconn.connection import _check_url_transport
 from greenconn.exceptions import ChannelError, InconsistencyError, SerializerNotInstalled
 from greenconn.pidbox import Mailbox
-from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
+from greenconn.transport import TRANSPORT_ALIASES, memory
 from greenconn.utils.compat import get_gevent_concurrent_error
 
 
@@ -110,13 +109,6 @@ def test_an_entity_of_the_programs_own_is_bound(retry: bool, connection: Connect
     assert channel.queue_declare(queue="lazy", passive=True).queue == "lazy"
 
 
-def test_entities_that_are_noted_as_they_are() -> None:
-    channel = Mock()
-    channel.connection.client.declared_entities = ["foo"]
-    assert declaration_cached("foo", channel)
-    assert not declaration_cached("bar", channel)
-
-
 def test_a_node_whose_reply_takes_what_it_needs(connection: Connection, unique: str) -> None:
     node = Mailbox(unique, connection=connection).Node("here")
     replies = []
@@ -181,12 +173,6 @@ def test_a_group_of_pools_of_the_programs_own_is_cleared(monkeypatch: pytest.Mon
     monkeypatch.setattr(pools, "_groups", [group])
     pools.reset()
     group.clear.assert_called_once_with()
-
-
-def test_an_alias_that_is_a_function_returns_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TRANSPORT_ALIASES, "mine", lambda: memory.Transport)
-    assert resolve_transport("mine") is memory.Transport
-    assert get_transport_cls("mine") is memory.Transport
 
 
 @pytest.mark.parametrize("name", ["yaml", "msgpack"])

@@ -43,24 +43,6 @@ def test_a_program_of_kombu_runs() -> None:
     assert printed.splitlines() == ["{'to': 'ada'} greenconn", "5.7.0 (5, 7, 0) [1]"]
 
 
-def test_both_names_mean_the_same_objects() -> None:
-    program("""
-        import kombu, kombu.utils.uuid, kombu.transport.virtual.exchange
-        import greenconn.transport.virtual.exchange as ours
-        import greenconn
-        from kombu.utils import uuid
-        from kombu.exceptions import KombuError
-        assert kombu.transport.virtual.exchange is ours
-        assert ours.__spec__.name == ours.__name__ == "greenconn.transport.virtual.exchange"
-        assert kombu.Connection is greenconn.Connection
-        assert KombuError is greenconn.exceptions.KombuError
-        assert callable(uuid) and callable(kombu.uuid)
-        assert {*greenconn.__all__} <= {*dir(kombu)}
-        import pickle
-        assert pickle.loads(pickle.dumps(kombu.Queue("mail"))) == greenconn.Queue("mail")
-    """)
-
-
 def test_what_nobody_has_says_so() -> None:
     printed = program("""
         try:
@@ -149,17 +131,6 @@ def test_schemes_that_only_kombu_has(install: str, tmp_path: Path) -> None:
     head = f"{install}\nimport sys\nfrom {source} import Connection\n"
     outcome = run("-c", head + dedent(text), str(tmp_path))
     assert outcome.output == "hello\n", outcome.errors
-
-
-def test_again_changes_nothing() -> None:
-    program("""
-        import sys
-        finders = list(sys.meta_path)
-        install_as_kombu()
-        import kombu
-        install_as_kombu()
-        assert sys.meta_path == finders
-    """)
 
 
 def test_unknown_keywords_are_logged_once() -> None:

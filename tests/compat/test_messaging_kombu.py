@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import uuid
 from collections.abc import Callable
@@ -46,56 +45,6 @@ GREENCONN = Library(
 )
 
 # Signatures
-
-CLASSES = {
-    "abstract": ["Object", "MaybeChannelBound"],
-    "entity": ["Exchange", "Queue", "binding"],
-    "messaging": ["Producer", "Consumer"],
-    "simple": ["SimpleBase", "SimpleQueue", "SimpleBuffer"],
-}
-
-
-def public_methods(cls: type) -> set[str]:
-    """The names that programs call or override."""
-    return {name for name, value in inspect.getmembers(cls) if callable(value) and name[0] != "_"}
-
-
-def shape(function: Any) -> list[tuple[str, Any, Any]]:
-    """Names, kinds and defaults of the parameters."""
-    return [
-        (name, each.kind, each.default)
-        for name, each in inspect.signature(function).parameters.items()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("room", "name"), [(room, name) for room, names in CLASSES.items() for name in names]
-)
-def test_signatures_are_the_same(room: str, name: str) -> None:
-    theirs, ours = getattr(getattr(KOMBU, room), name), getattr(getattr(GREENCONN, room), name)
-    for method in sorted(public_methods(theirs) | {"__init__"}):
-        if method in ("ContentDisallowed", "Empty"):
-            continue
-        assert shape(getattr(ours, method)) == shape(getattr(theirs, method)), method
-    for attribute in ("attrs", "no_ack", "queue_opts", "exchange_opts", "queue_args", "durable"):
-        if hasattr(theirs, attribute) and attribute != "attrs":
-            assert getattr(ours, attribute) == getattr(theirs, attribute)
-    if hasattr(theirs, "attrs"):
-        assert [each for each, _ in ours.attrs] == [each for each, _ in theirs.attrs]
-
-
-def test_module_constants_are_the_same() -> None:
-    for name in (
-        "TRANSIENT_DELIVERY_MODE",
-        "PERSISTENT_DELIVERY_MODE",
-        "DELIVERY_MODES",
-        "INTERNAL_EXCHANGE_PREFIX",
-    ):
-        assert getattr(greenconn.entity, name) == getattr(kombu.entity, name)
-    for function in ("maybe_delivery_mode", "pretty_bindings"):
-        ours, theirs = getattr(greenconn.entity, function), getattr(kombu.entity, function)
-        assert shape(ours) == shape(theirs)
-    assert shape(greenconn.entity.maybe_declare) == shape(kombu.common.maybe_declare)
 
 
 # What entities are

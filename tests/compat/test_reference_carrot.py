@@ -12,16 +12,13 @@ import gevent
 import pytest
 from gevent.event import Event
 
-import greenconn
-from greenconn.compat.carrot import backends, connection, serialization, utils
+from greenconn.compat.carrot import backends, serialization
 from greenconn.compat.carrot.backends.base import BaseBackend, QueueAlreadyExistsWarning
 from greenconn.compat.carrot.connection import (
-    AMQPConnection,
     AMQPConnectionException,
     BrokerConnection,
     ConnectionLimitExceeded,
     ConnectionPool,
-    DjangoAMQPConnection,
     DjangoBrokerConnection,
     get_django_conninfo,
 )
@@ -83,13 +80,6 @@ def keeper(got: list[Any]) -> Callable[[Any, Any], None]:
 
 
 # carrot.connection
-
-
-def test_amqp_connection_is_an_alias_of_broker_connection() -> None:
-    assert AMQPConnection is BrokerConnection
-    assert DjangoAMQPConnection is DjangoBrokerConnection
-    assert BrokerConnection.ConnectionException is AMQPConnectionException
-    assert connection.get_backend_cls is backends.get_backend_cls
 
 
 def test_the_arguments_and_their_defaults() -> None:
@@ -161,12 +151,6 @@ def test_connection_is_opened_when_it_is_needed(broker: BrokerConnection) -> Non
     assert broker.connection is None
 
 
-def test_get_channel_opens_a_channel(broker: BrokerConnection) -> None:
-    channel = broker.get_channel()
-    assert channel.is_open
-    assert broker.get_channel() is not channel
-
-
 def test_channel_is_a_backend(broker: BrokerConnection) -> None:
     backend = broker.channel()
     assert isinstance(backend, BaseBackend)
@@ -185,11 +169,6 @@ def test_a_backend_declares_with_names_alone(broker: BrokerConnection, unique: s
     assert channel.queue_exists(unique)
     channel.queue_delete(unique)
     channel.close()
-
-
-def test_the_host_has_the_port_of_the_backend() -> None:
-    assert BrokerConnection("example").host == "example:5672"
-    assert BrokerConnection("example", port=1).host == "example:1"
 
 
 def test_a_refused_login_is_an_error_of_the_connection(amqp_url: str) -> None:
@@ -241,30 +220,7 @@ def test_ensure_connection_reports_each_failure_and_gives_up() -> None:
     assert notified == [0.01, 0.02, 0.02]
 
 
-def test_release_outside_of_a_pool_closes(broker: BrokerConnection) -> None:
-    broker.connect()
-    broker.release()
-    assert broker.connection is None
-
-
 # carrot.connection.ConnectionPool
-
-
-def test_a_pool_has_its_arguments_and_defaults() -> None:
-    parameters = inspect.signature(ConnectionPool).parameters
-    assert {name: each.default for name, each in list(parameters.items())[1:]} == {
-        "min": 2,
-        "max": None,
-        "preload": True,
-    }
-    acquire = inspect.signature(ConnectionPool.acquire).parameters
-    assert {name: each.default for name, each in list(acquire.items())[1:]} == {
-        "block": False,
-        "timeout": None,
-        "connect_timeout": None,
-    }
-    with pytest.raises(ValueError, match="max must be at least min, got max=1 and min=2"):
-        ConnectionPool(BrokerConnection(), max=1)
 
 
 def test_a_pool_opens_its_least_and_makes_more(make: Make) -> None:
@@ -488,23 +444,6 @@ def test_a_consumer_may_wait_again(
         assert got == [0, 1, 2]
 
 
-def test_a_set_may_consume_again(
-    broker: BrokerConnection, unique: str, names: dict[str, Any]
-) -> None:
-    got: list[Any] = []
-    with (
-        Consumer(broker, queue=unique, **names) as consumer,
-        Publisher(broker, **names) as publisher,
-        ConsumerSet(broker, consumers=[consumer]) as several,
-    ):
-        several.register_callback(keeper(got))
-        with gevent.Timeout(30):
-            for number in range(3):
-                publisher.send(number)
-                assert list(several.iterconsume(limit=1)) == [True]
-        assert got == [0, 1, 2]
-
-
 def test_messages_can_be_rejected_and_requeued(
     broker: BrokerConnection, unique: str, names: dict[str, Any]
 ) -> None:
@@ -683,14 +622,6 @@ def test_data_is_encoded_and_decoded() -> None:
     serialization.set_default_serializer("json")
 
 
-def test_small_things() -> None:
-    assert len({utils.gen_unique_id() for _ in range(10)}) == 10
-    assert utils.partition("a.b.c", ".") == ("a", ".", "b.c")
-    assert utils.rpartition("a.b.c", ".") == ("a.b", ".", "c")
-    last = utils.repeatlast([1, 2])
-    assert [next(last) for _ in range(4)] == [1, 2, 2, 2]
-
-
 # import carrot
 
 
@@ -716,14 +647,6 @@ conn.close()
 """
     outcome = run("-W", "error", "-c", text)
     assert (outcome.code, outcome.output, outcome.errors) == (0, "http://cnn.com/rss\n", "")
-
-
-def test_messages_are_greenconns(broker: BrokerConnection, unique: str) -> None:
-    with Messaging(broker, exchange=unique, queue=unique, routing_key="k") as messaging:
-        messaging.send("hello")
-        messaging.publisher.backend.queue_exists(unique)
-        assert isinstance(messaging.fetch(no_ack=True), greenconn.Message)
-        messaging.consumer.backend.queue_delete(unique)
 
 
 def test_a_url_keeps_its_password() -> None:

@@ -14,7 +14,6 @@ from greenconn import Connection, Consumer, Exchange, Producer, Queue, exception
 from greenconn.connection import (
     ChannelLimitExceeded,
     ChannelPool,
-    ConnectionLimitExceeded,
     ConnectionPool,
 )
 from greenconn.simple import SimpleBuffer, SimpleQueue
@@ -83,11 +82,6 @@ def test_the_url_and_the_hostname_keyword_are_one_argument() -> None:
     assert Connection(hostname="amqp://a:1/v").as_uri() == "amqp://guest:**@a:1/v"
 
 
-def test_old_keywords_fill_what_the_url_leaves_blank() -> None:
-    connection = Connection("amqp://h", userid="u", password="p", virtual_host="v", port=9)
-    assert connection.as_uri(include_password=True) == "amqp://u:p@h:9/v"
-
-
 # Pools
 
 
@@ -117,30 +111,6 @@ def test_example_of_pool(connection: Connection) -> None:
         each.release()
     pool.force_close_all()
     assert connection.Pool().limit is None
-
-
-@pytest.mark.parametrize(
-    ("pool_type", "error"),
-    [("Pool", ConnectionLimitExceeded), ("ChannelPool", ChannelLimitExceeded)],
-)
-def test_pools(connection: Connection, pool_type: str, error: type[Exception]) -> None:
-    pool = getattr(connection, pool_type)(1)
-    assert pool.LimitExceeded is error
-    held = pool.acquire(block=True, timeout=1)
-    with pytest.raises(error):
-        pool.acquire(block=False)
-    with pytest.raises(error):
-        pool.acquire(block=True, timeout=0.02)
-    pool.release(held)
-    again = pool.acquire()
-    pool.force_close_all(close_pool=False)  # also those in use
-    with pytest.raises(exceptions.OperationalError):
-        again.connection  # noqa: B018
-    third = pool.acquire()
-    third.release()
-    pool.force_close_all()
-    with pytest.raises(RuntimeError):
-        pool.acquire()
 
 
 # Shortcuts
@@ -180,14 +150,6 @@ def test_simple_queue_is_named_thrice(connection: Connection, unique: str) -> No
     declared.delete()
     declared.exchange.delete()
     simple.close()
-
-
-def test_simple_queue_on_a_channel_of_ones_own(connection: Connection, queue: Queue) -> None:
-    channel = connection.channel()
-    with connection.SimpleQueue(queue, channel=channel, serializer="yaml") as simple:
-        assert simple.channel is channel
-        assert simple.queue.name == queue.name
-        assert simple.no_ack is False
 
 
 def test_simple_buffer_is_ephemeral(connection: Connection, unique: str) -> None:
@@ -231,10 +193,6 @@ def test_autoretry(connection: Connection) -> None:
     assert acquired is connection.default_channel
 
 
-def test_channel_is_a_new_one(connection: Connection) -> None:
-    assert connection.channel() is not connection.channel()
-
-
 def test_errors_are_tuples_for_except(connection: Connection) -> None:
     connection_errors = connection.connection_errors
     assert issubclass(exceptions.ConnectionError, connection_errors)
@@ -267,23 +225,6 @@ def test_completes_cycle() -> None:
     assert completed == [False, False, True, False, False, True]
 
 
-def test_attributes() -> None:
-    connection = Connection("amqp://")
-    assert Connection.connect_timeout == connection.connect_timeout == 5
-    assert (Connection.cycle, connection.cycle) == (None, None)
-    assert connection.declared_entities == set()
-    assert Connection.failover_strategy == "round-robin"
-    assert set(Connection.failover_strategies) == {"round-robin", "shuffle"}
-    assert Connection.failover_strategies["round-robin"] is cycle
-    assert Connection.resolve_aliases == {"librabbitmq": "amqp", "pyamqp": "amqp"}
-    assert Connection.virtual_host == connection.virtual_host == "/"
-    assert connection.transport_options == {}
-    for name in ("heartbeat", "hostname", "login_method", "password", "port", "ssl"):
-        assert getattr(Connection, name) is None
-    for name in ("declared_entities", "transport_options", "uri_prefix", "userid"):
-        assert getattr(Connection, name) is None
-
-
 def test_cycle_gives_the_next_url() -> None:
     connection = Connection("amqp://a;amqp://b")
     assert connection.cycle is not None
@@ -309,13 +250,6 @@ def test_create_transport_and_its_class() -> None:
     assert type(made) is AmqpTransport
     assert made is not connection.transport
     assert made.client is connection
-
-
-def test_connected_and_connection(connection: Connection) -> None:
-    answers = [connection.connected]
-    link = connection.connection
-    assert [*answers, connection.connected] == [False, True]
-    assert connection.connection is link
 
 
 def test_the_default_channel(connection: Connection, queue: Queue) -> None:
@@ -393,18 +327,6 @@ def test_ensure_revives_and_gives_up(connection: Connection) -> None:
         connection.ensure(sender, sender.send, max_retries=2, on_revive=revived.append, **QUICK)()
     assert sender.calls == 3
     assert sender.channels == revived == [connection.default_channel] * 2
-
-
-def test_ensure_repeats_named_errors(connection: Connection) -> None:
-    calls: list[int] = []
-
-    def flaky() -> int:
-        calls.append(1)
-        if len(calls) < 3:
-            raise LookupError
-        return len(calls)
-
-    assert connection.ensure(None, flaky, retry_errors=(LookupError,), **QUICK)() == 3
 
 
 def test_ensure_connection(connection: Connection) -> None:

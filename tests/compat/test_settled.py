@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from typing import Any
 
 import gevent
 import pytest
 from gevent.event import Event
 
-import greenconn
-import greenconn.connection
-from greenconn import BrokerConnection, Connection, Consumer, Exchange, Producer, Queue, exceptions
+from greenconn import BrokerConnection, Connection, Consumer, Producer, Queue, exceptions
 from greenconn.transport import TRANSPORT_ALIASES, get_transport_cls, memory, resolve_transport
 from greenconn.transport.amqp.transport import Transport as AmqpTransport
 
@@ -40,11 +37,6 @@ def test_connected_of_a_broker_connection_may_be_called(url: str) -> None:
     assert [str(each) for each in answers] == ["False", "True"]
     assert [repr(each) for each in answers] == ["False", "True"]
     assert f"{answers[1]}" == "True"
-
-
-def test_broker_connection_is_a_small_subclass_at_the_top() -> None:
-    assert BrokerConnection is greenconn.connection.BrokerConnection
-    assert BrokerConnection.__bases__ == (Connection,)
 
 
 def test_pools_and_copies_keep_the_class(url: str) -> None:
@@ -80,11 +72,6 @@ def test_old_names_and_paths_of_transports(path: str, expected: type) -> None:
     assert Connection(transport=path).get_transport_cls() is expected
 
 
-@pytest.mark.parametrize("alias", ["beanstalk", "couchdb"])
-def test_dropped_aliases_are_known_again(alias: str) -> None:
-    assert TRANSPORT_ALIASES[alias] == f"greenconn.transport.{alias}:Transport"
-
-
 def test_kombus_other_aliases_are_its_own_classes() -> None:
     pytest.importorskip("kombu")
     cls = Connection("zookeeper://localhost").get_transport_cls()
@@ -101,40 +88,6 @@ def test_an_unknown_alias_names_the_nearest() -> None:
         get_transport_cls("amqlib")
     with pytest.raises(KeyError, match="Did you mean memory"):
         Connection("memori://localhost")
-
-
-def test_keywords_fill_what_a_url_leaves_blank() -> None:
-    connection = Connection("amqp://me@h", userid="other", password="p", virtual_host="v")
-    assert connection.as_uri(include_password=True) == "amqp://me:p@h:5672/v"
-
-
-def bodies(queue: Queue) -> list[Any]:
-    found = []
-    while (message := queue.get(no_ack=True)) is not None:
-        found.append(message.payload)
-    return found
-
-
-def test_topic_patterns_follow_amqp(url: str, unique: str) -> None:
-    exchange = Exchange(unique, "topic", durable=False, auto_delete=True)
-    with Connection(url) as connection:
-        queue = Queue(unique, exchange, "z.#", exclusive=True)(connection.default_channel)
-        queue.declare()
-        for key in ("z", "z.y", "z.y.x", "zz", "y.z"):
-            Producer(connection, exchange).publish(key, key)
-        assert bodies(queue) == ["z", "z.y", "z.y.x"]
-
-
-def test_fan_out_ignores_routing_keys(url: str, unique: str) -> None:
-    exchange = Exchange(unique, "fanout", durable=False, auto_delete=True)
-    # On Redis a fan-out message is for who listens, unless it goes into lists.
-    options = {"fanout_lists": True} if url.startswith("redis") else {}
-    with Connection(url, transport_options=options) as connection:
-        queue = Queue(unique, exchange, "one", exclusive=True)(connection.default_channel)
-        queue.declare()
-        for key in ("one", "other", ""):
-            Producer(connection, exchange).publish(key, key)
-        assert bodies(queue) == ["one", "other", ""]
 
 
 def test_an_empty_text_comes_back_as_text(url: str, unique: str) -> None:
@@ -169,12 +122,6 @@ def test_force_close_all_closes_channels_in_use(url: str) -> None:
         assert connection.default_channel.is_open  # it was not the pool's
 
 
-def test_limit_errors_are_in_the_connection_module_too() -> None:
-    module = greenconn.connection
-    assert module.ChannelLimitExceeded is exceptions.ChannelLimitExceeded
-    assert module.ConnectionLimitExceeded is exceptions.ConnectionLimitExceeded
-
-
 def test_nobody_has_to_drive_a_connection(url: str) -> None:
     with Connection(url) as connection:
         assert connection.is_evented is False
@@ -204,12 +151,6 @@ def test_a_loop_is_woken_when_an_event_waits(url: str, unique: str) -> None:
             Producer(connection).publish("x", unique)
             assert got.wait(30)
     assert watched == {}
-
-
-def test_the_version_is_semantic() -> None:
-    major, minor, micro = greenconn.VERSION[:3]
-    assert greenconn.__version__.startswith(f"{major}.{minor}.{micro}")
-    assert sys.version_info >= (3, 10)
 
 
 def test_kombus_name_of_ensure_connection(url: str) -> None:

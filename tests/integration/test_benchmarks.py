@@ -104,13 +104,6 @@ def test_each_work_is_measured(broker: str, rival: str, outcome: Outcome, long: 
         assert all(value >= 0 for value in measured.values()), name
 
 
-def test_the_table_is_printed(amqp_url: str) -> None:
-    outcome = benchmarks(RABBITMQ, amqp_url, "--work=connect", "--rival=greenconn", "--budget")
-    assert outcome.code == 0, outcome.errors
-    assert "connect and close" in outcome.output
-    assert "greenconn" in outcome.errors  # the machine and the versions
-
-
 def test_clients_in_other_languages_are_measured_or_skipped(amqp_url: str) -> None:
     rivals = ("rabbitmq-c", "amqp091-go")
     outcome = benchmarks(
@@ -120,12 +113,6 @@ def test_clients_in_other_languages_are_measured_or_skipped(amqp_url: str) -> No
     figures = json.loads(outcome.output)["figures"].get("consume", {})
     for rival in rivals:
         assert (rival in figures) != (f"{rival} is skipped: " in outcome.errors)
-
-
-def test_the_profile_names_modules(amqp_url: str) -> None:
-    outcome = benchmarks(RABBITMQ, amqp_url, "--profile=import")
-    assert outcome.code == 0, outcome.errors
-    assert "greenconn" in outcome.output
 
 
 @pytest.mark.parametrize("name", ["rabbitmq", "sqlite"])

@@ -48,13 +48,6 @@ def test_rpc_calls_a_server(url: str, unique: str) -> None:
     assert text.code == 0
 
 
-def test_rpc_without_a_queue(url: str, unique: str) -> None:
-    outcome = run("-m", "greenconn", "rpc", unique, "x", "-u", url)
-    assert outcome.code == 1
-    assert unique in outcome.errors
-    assert len(outcome.errors.splitlines()) == 1
-
-
 def test_bench_measures(url: str) -> None:
     arguments = ("--messages", "500", "--rate", "500", "--consumers", "2", "--json", "-u", url)
     outcome = run("-m", "greenconn", "bench", *arguments)

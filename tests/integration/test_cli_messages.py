@@ -7,17 +7,14 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-import gevent
 import pytest
 
 import greenconn
-from greenconn import Connection, Exchange, Queue
+from greenconn import Connection
 from greenconn.message import Message
-from tests.integration.processes import Outcome, run, start
+from tests.integration.processes import Outcome, run
 
 pytestmark = pytest.mark.programs
-
-SOON = 60.0
 
 
 @pytest.fixture(params=["amqp", "redis"])
@@ -127,51 +124,3 @@ def test_peek_counts_what_it_shows(url: str, connection: Connection, unique: str
             queue.put(number)
         assert command("peek", unique, "-n", "2", "-u", url).errors.endswith("2 of 3 messages\n")
         queue.clear()
-
-
-def test_an_exchange(url: str, connection: Connection, unique: str) -> None:
-    exchange = Exchange(f"{unique}-e", type="topic")
-    Queue(unique, exchange, routing_key="user.*")(connection.default_channel).declare()
-    try:
-        arguments = ("-x", exchange.name, "-u", url)
-        ended = command("publish", "user.new", "one", "-H", "a=b", *arguments)
-        assert ended.code == 0, ended.errors
-        (message,) = taken(connection, unique)
-        assert message.delivery_info["routing_key"] == "user.new"
-        ended = command("publish", "order.new", "two", *arguments)
-        assert ended.code == 1
-        assert all(text in ended.errors for text in (exchange.name, "order.new", "queues bind"))
-        ended = command("publish", "k", "x", "-x", f"{unique}-nosuch", "-u", url)
-        assert ended.code == 1
-        assert f"{unique}-nosuch" in ended.errors
-        assert len(ended.errors.splitlines()) == 1
-    finally:
-        connection.default_channel.exchange_delete(exchange.name)
-
-
-def test_no_ack(url: str, connection: Connection, unique: str) -> None:
-    lines = "".join(f"{number}\n" for number in range(500))
-    assert command("publish", unique, "--declare", "-u", url, input=lines.encode()).code == 0
-    ended = command("consume", unique, "--no-ack", "--wait", "0.5", "-u", url)
-    assert (ended.code, ended.output) == (0, lines)
-    assert connection.default_channel.queue_declare(unique, passive=True).message_count == 0
-
-
-@pytest.mark.full
-def test_lines_are_published_at_a_rate_while_others_consume(url: str, unique: str) -> None:
-    assert command("publish", unique, "first", "--declare", "-u", url).code == 0
-    consuming = start("-m", "greenconn", "consume", unique, "-n", "101", "-u", url)
-    publishing = start(
-        *("-m", "greenconn", "publish", unique, "more", "-t", "30"),
-        *("-n", "100", "--rate", "200", "-u", url),
-    )
-    try:
-        with gevent.Timeout(SOON):
-            assert publishing.outcome().errors == f"published 100 messages to {unique}\n"
-            outcome = consuming.outcome()
-    finally:
-        publishing.end()
-        consuming.end()
-    assert outcome.output.splitlines() == ["first", *["more"] * 100]
-    with Connection(url) as connection:
-        connection.default_channel.queue_delete(unique)

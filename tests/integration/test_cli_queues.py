@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -42,26 +41,6 @@ def queue(amqp_url: str, unique: str) -> Iterator[str]:
     yield unique
     with Connection(amqp_url) as connection:
         connection.default_channel.queue_delete(unique)
-
-
-@pytest.mark.parametrize("kind", ["redis", "sqlite"])
-def test_a_queue_from_its_declaration_to_its_end(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path, unique: str
-) -> None:
-    at_redis = kind == "redis"
-    url = request.getfixturevalue("redis_url") if at_redis else f"sqlite:///{tmp_path}/q.db"
-    name = f"{unique}.mail"
-    assert greenconn("queues", "declare", name, "--message-ttl", "60", "-u", url).code == 0
-    assert greenconn("queues", "bind", name, f"{unique}-x", "--type", "fanout", "-u", url).code == 0
-    assert greenconn("publish", name, "a", "b", "-u", url).code == 0
-    (found,) = rows(greenconn("queues", "list", f"{unique}.*", "--json", "-u", url))
-    assert (found["queue"], found["ready"], found["consumers"]) == (name, 2, 0)
-    looks = rows(greenconn("top", f"{unique}.*", "--json", "-n", "2", "-i", "0.1", "-u", url))
-    assert [(each["queue"], each["ready"]) for each in looks] == [(name, 2)] * 2
-    outcome = greenconn("queues", "delete", name, "--yes", "-u", url)
-    assert outcome.output == f"deleted {name} with 2 messages\n"
-    with Connection(url) as connection:
-        connection.default_channel.exchange_delete(f"{unique}-x")
 
 
 def test_rabbitmq_without_the_management_api(amqp_url: str, queue: str) -> None:

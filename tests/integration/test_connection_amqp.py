@@ -6,16 +6,12 @@ import gc
 import random
 import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.entity import Queue
-from greenconn.exceptions import AccessRefused, NotAllowed, NotFound, OperationalError
-from greenconn.green.deadline import Deadline
-from greenconn.session.session import SessionState
+from greenconn.exceptions import NotFound
 from greenconn.transport.amqp.message import DELIVERY_OVERHEAD
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
@@ -30,90 +26,12 @@ def connection(own_rabbitmq: RabbitMQ) -> Iterator[Connection]:
         yield connection
 
 
-def test_consumers_producers_and_waiting_callers_survive_a_restart(
-    connection: Connection, own_rabbitmq: RabbitMQ, unique: str
-) -> None:
-    queue = Queue(unique, durable=True)
-    received: list[int] = []
-    errors: list[BaseException] = []
-
-    def take(body: int, message: Any) -> None:
-        received.append(body)
-        message.ack()
-
-    def drain() -> None:
-        while True:
-            try:
-                connection.drain_events()
-            except connection.connection_errors as exc:
-                errors.append(exc)
-
-    producer = connection.Producer()
-    consumer = connection.Consumer(queue, callbacks=[take])
-    consumer.consume()
-    draining = gevent.spawn(drain)
-    producer.publish(0, routing_key=unique)
-    until(lambda: received == [0])
-    own_rabbitmq.stop_app()
-    publishing = [
-        gevent.spawn(producer.publish, number, routing_key=unique, retry=True)
-        for number in range(1, 101)
-    ]
-    gevent.sleep(0.2)
-    own_rabbitmq.start_app()
-    gevent.joinall(publishing, timeout=CAME, raise_error=True)
-    until(lambda: set(received) == set(range(101)))
-    assert len(errors) == 1
-    assert connection.session.generation == 2
-    assert queue(connection.default_channel).queue_declare(passive=True).consumer_count == 1
-    consumer.cancel()
-    draining.kill()
-    queue(connection.default_channel).delete()
-
-
-def test_a_killed_broker_is_walked_away_from(own_rabbitmq: RabbitMQ, amqp_url: str) -> None:
-    with Connection(f"{own_rabbitmq.url};{amqp_url}") as connection:
-        connection.connect()
-        assert connection.port == Connection(own_rabbitmq.url).port
-        own_rabbitmq.kill()
-        until(lambda: not connection.connected)
-        connection.default_channel.queue_declare(queue="", exclusive=True)
-        assert connection.port == Connection(amqp_url).port
-
-
-def test_a_refused_login_is_said_at_once(amqp_url: str) -> None:
-    with Connection(amqp_url).clone(password="wrong") as connection:
-        with pytest.raises(AccessRefused):
-            connection.connect()
-        with pytest.raises(AccessRefused):
-            connection.ensure_connection()
-        with pytest.raises((AccessRefused, OperationalError)):
-            _ = connection.default_channel
-    with (
-        Connection(amqp_url).clone(virtual_host="no-such-host") as connection,
-        pytest.raises(NotAllowed),
-    ):
-        connection.connect()
-
-
 def test_the_brokers_heartbeat_is_taken(amqp_url: str) -> None:
     with Connection(amqp_url) as connection:
         assert connection.get_heartbeat_interval() > 0
         connection.heartbeat_check()
     with Connection(amqp_url, heartbeat=0) as connection:
         assert connection.get_heartbeat_interval() == 0
-
-
-def test_nobody_listens(own_rabbitmq: RabbitMQ) -> None:
-    own_rabbitmq.stop_app()
-    with Connection(own_rabbitmq.url) as connection:
-        began = Deadline(CAME)
-        with pytest.raises(OSError):
-            connection.connect()
-        assert (began.left() or 0) > CAME - 2
-        own_rabbitmq.start_app()
-        assert connection.connect() is connection.connection
-        assert connection.session.state is SessionState.OPEN
 
 
 def test_killing_anywhere_leaks_no_channel(amqp_url: str, unique: str, long: bool) -> None:

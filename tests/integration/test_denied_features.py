@@ -13,7 +13,7 @@ import pytest
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
-from greenconn import Connection, Exchange, Queue, rpc
+from greenconn import Connection, Exchange, Queue
 from greenconn.common import Broadcast
 from greenconn.exceptions import InternalError, PreconditionFailed
 from greenconn.options import Retry
@@ -67,16 +67,6 @@ def test_the_features_are_denied(connection: Connection) -> None:
         ).declare()
 
 
-def test_messages_by_name(connection: Connection) -> None:
-    got: GreenQueue[Any] = GreenQueue()
-    consumer = greenconn.spawn_consumer(
-        "orders", lambda body, message: got.put(body), connection=connection
-    )
-    greenconn.publish("orders", {"number": 1}, connection=connection)
-    assert got.get(timeout=CAME) == {"number": 1}
-    consumer.stop(CAME)
-
-
 def test_retries(connection: Connection) -> None:
     """In the program, then by the broker, then as a dead letter."""
     failed = Queue("failed")
@@ -127,12 +117,6 @@ def test_a_queue_with_priorities(connection: Connection, url: str) -> None:
     assert bodies == [5, 3, 1]
 
 
-def test_calls(connection: Connection) -> None:
-    server = rpc.spawn_server("double", lambda body: body * 2, connection=connection)
-    assert rpc.call("double", 21, connection=connection, timeout=CAME) == 42
-    server.stop(CAME)
-
-
 def test_commands(connection: Connection) -> None:
     mailbox = Mailbox("commands", type="fanout", connection=connection)
     with connection.clone() as listening:
@@ -163,15 +147,6 @@ def test_a_broadcast(connection: Connection) -> None:
     assert [got.get(timeout=CAME) for _ in consumers] == ["x", "x"]
     for consumer in consumers:
         consumer.stop(CAME)
-
-
-@pytest.mark.parametrize("kind", ["SimpleQueue", "SimpleBuffer"])
-def test_simple_queues(connection: Connection, kind: str) -> None:
-    with getattr(connection, kind)(f"simple-{kind}") as simple:
-        simple.put({"number": 1})
-        message = simple.get(timeout=CAME)
-        assert message.payload == {"number": 1}
-        message.ack()
 
 
 def test_delays(connection: Connection) -> None:

@@ -77,36 +77,6 @@ class Receiver(list[Any]):
         message.ack()
 
 
-def test_consumers_come_back(broker: Broker, connection: Connection, name: Name) -> None:
-    got = Receiver()
-    exchange = Exchange(name("e"))
-    durable = Queue(name("q"), exchange, "k")
-    consumer = Consumer(
-        connection,
-        [durable, Queue("", exchange, "k", exclusive=True)],
-        callbacks=[got],
-        prefetch_count=3,
-    )
-    consumer.consume()
-    tags = set(consumer._active_tags.values())
-    anonymous = consumer.queues[1].name
-    producer = Producer(connection, exchange, "k")
-    for number in range(2):
-        producer.publish({"n": number}, retry=True)
-        for _ in range(2):
-            connection.drain_events(timeout=30.0)
-        # Answered behind the acks: RabbitMQ may drop what it has not yet done when a connection ends.
-        consumer.channel.queue_declare(durable.name, passive=True)
-        cut_and_wait(broker, connection)
-    assert got == [{"n": 0}] * 2 + [{"n": 1}] * 2
-    assert set(consumer._active_tags.values()) == tags
-    assert consumer.queues[1].name != anonymous
-    assert consumer_count(connection, durable.name) == 1
-    consumer.cancel()
-    assert consumer_count(connection, durable.name) == 0
-    durable(connection).delete()
-
-
 def test_a_program_that_rebuilds_itself_ends_with_one_consumer(
     broker: Broker, connection: Connection, name: Name
 ) -> None:
@@ -136,21 +106,6 @@ def test_a_program_that_rebuilds_itself_ends_with_one_consumer(
     consumer.cancel()
 
 
-def test_a_closed_channel_is_not_brought_back(
-    broker: Broker, connection: Connection, name: Name
-) -> None:
-    keeper = Consumer(connection, Queue(name("kept"), auto_delete=True))
-    keeper.consume()
-    channel = connection.channel()
-    queue = Queue(name("q"))
-    Consumer(channel, queue).consume()
-    channel.close()
-    cut_and_wait(broker, connection)
-    assert consumer_count(connection, queue.name) == 0
-    keeper.cancel()
-    queue(connection).delete()
-
-
 def test_shared_producer(broker: Broker, connection: Connection, name: Name) -> None:
     queue = Queue(name("q"), Exchange(name("e")), "k")
     maybe_declare(queue, connection)
@@ -171,33 +126,6 @@ def test_shared_producer(broker: Broker, connection: Connection, name: Name) -> 
     assert sorted(done) == list(range(20))
     assert queue(connection).purge() > 0
     queue(connection).delete()
-
-
-def test_prefetch_is_each_consumers_own(connection: Connection, name: Name) -> None:
-    held: dict[int, int] = {}
-    consumers = []
-    for count in (1, 5, 20):
-
-        def hold(message: Any, count: int = count) -> None:
-            held[count] = held.get(count, 0) + 1
-
-        queue = Queue(name(f"q{count}"), auto_delete=True)
-        consumers.append(Consumer(connection, queue, prefetch_count=count, on_message=hold))
-    gevent.joinall(
-        [gevent.spawn(each.consume) for each in consumers], timeout=30.0, raise_error=True
-    )
-    producer = Producer(connection)
-    for consumer in consumers:
-        for _ in range(30):
-            producer.publish("x", consumer.queues[0].name)
-    while sum(held.values()) < 26:
-        connection.drain_events(timeout=30.0)
-    with pytest.raises(TimeoutError):
-        while True:
-            connection.drain_events(timeout=0.5)
-    assert held == {1: 1, 5: 5, 20: 20}
-    for consumer in consumers:
-        consumer.cancel()
 
 
 def test_channel_errors(connection: Connection, name: Name) -> None:

@@ -152,14 +152,6 @@ def test_a_program_consumes_until_it_is_asked_to_stop(connection: Connection, un
     greenlet.get()
 
 
-def test_it_has_a_connection_of_its_own(connection: Connection, unique: str) -> None:
-    worker = Worker(connection, unique)
-    with running(worker, safety_interval=0.02):
-        assert worker.ready.wait(SOON)
-        assert worker.now is not connection
-        assert worker.now.info() == connection.info()
-
-
 def test_it_begins_anew_when_the_connection_is_lost(connection: Connection, unique: str) -> None:
     worker = Worker(connection, unique)
     # On Redis a consumer counts until its lease has ended, and so does one that is gone.
@@ -295,19 +287,6 @@ def test_iterations_and_silence(connection: Connection, unique: str) -> None:
     assert worker.iterations > 2
     assert list(worker.consume(limit=3, safety_interval=0.01)) == []
     assert worker.log.count("end") == 1
-
-
-def test_a_timeout_of_a_callback_is_not_silence(connection: Connection, unique: str) -> None:
-    class Slow(Worker):
-        def on_job(self, body: Any, message: Any) -> None:
-            raise TimeoutError("another service")
-
-    worker = Slow(connection, unique)
-    consumed = worker.consume()
-    maybe_declare(worker.queue, connection)
-    send(connection, unique, 1)
-    with pytest.raises(TimeoutError, match="another service"):
-        next(consumed)
 
 
 def test_a_loss_while_stopping_is_no_error(connection: Connection, unique: str) -> None:

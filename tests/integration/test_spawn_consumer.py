@@ -649,38 +649,6 @@ def _channel_of(consumer: Any) -> Any:
     return consumer.lifecycle._subscriptions[0]._sink.channel
 
 
-def test_a_stream_goes_on_where_it_was(amqp_url: str, unique: str) -> None:
-    broker = Broker(amqp_url)
-    q = broker.queue(unique, **{"x-queue-type": "stream"})
-    broker.publish(q, *range(50))
-    done: list[int] = []
-    with Connection(amqp_url) as connection:
-        consumer = spawn_consumer(
-            q, lambda body, message: done.append(body), connection=connection, offset="first"
-        )
-        until(lambda: len(done) == 50)
-        assert consumer.pause(CAME)
-        broker.publish(q, *range(50, 80))
-        consumer.resume()
-        until(lambda: len(done) == 80)
-        assert done == list(range(80))
-        assert consumer.stop(CAME)
-        late: list[int] = []
-        spawn_consumer(q, lambda body, message: late.append(body), connection=connection, offset=70)
-        until(lambda: len(late) == 10)
-        assert stop_consumers(CAME)
-    broker.close()
-
-
-def test_a_wrong_password_ends_it(amqp_url: str) -> None:
-    with Connection(amqp_url).clone(password="wrong") as connection:
-        consumer = spawn_consumer("q", print, connection=connection)
-        with pytest.raises(AccessRefused):
-            consumer.wait_ready(CAME)
-        with pytest.raises(AccessRefused):
-            consumer.get(timeout=CAME)
-
-
 @pytest.mark.full
 def test_a_broker_that_is_away_is_waited_for(own_rabbitmq: RabbitMQ, unique: str) -> None:
     own_rabbitmq.stop_app()

@@ -97,30 +97,6 @@ def test_what_was_declared_by_hand_is_declared_again(
         channel.close()
 
 
-def test_what_was_undone_stays_undone(
-    connection: Connection, lose: Callable[[], None], unique: str
-) -> None:
-    channel = connection.channel()
-    kept, gone = f"{unique}-kept", f"{unique}-gone"
-    for name in (kept, gone):
-        channel.exchange_declare(name, "direct", durable=False, auto_delete=False)
-    for name in (unique, gone):
-        channel.queue_declare(name, exclusive=True)
-        channel.queue_bind(name, kept, "1")
-        channel.queue_bind(name, kept, "2")
-    channel.queue_unbind(unique, kept, "2", nowait=True)  # AMQP 0-9-1 has no such flag
-    channel.queue_delete(gone, nowait=True)
-    channel.exchange_delete(gone)
-    lose()
-    assert not exists(connection, queue=gone)
-    assert not exists(connection, exchange=gone)
-    channel = connection.channel()
-    for key in ("1", "2", "1"):
-        channel.basic_publish(channel.prepare_message(key), kept, key)
-    assert bodies(connection, unique, 2) == ["1", "1"]
-    channel.exchange_delete(kept)
-
-
 def test_what_the_broker_deletes_by_itself_is_forgotten(
     connection: Connection, lose: Callable[[], None], unique: str
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from greenconn.abstract import MaybeChannelBound
-from greenconn.exceptions import NotBoundError, RecoverableChannelError
+from greenconn.exceptions import NotBoundError
 from tests.unit.fake_channel import FakeClient
 
 
@@ -76,21 +76,6 @@ def test_bound_to_a_channel_takes_its_successor_when_the_link_is_lost(client: Fa
     assert first.channel is second.channel
     assert first.channel is not old
     assert first.channel.is_open
-
-
-def test_a_channel_that_was_closed_by_itself_is_not_replaced(client: FakeClient) -> None:
-    channel = client.channel()
-    thing = Thing().bind(channel)
-    channel.end(RecoverableChannelError("404"))
-    assert thing.channel is channel
-
-
-def test_without_a_session_a_lost_channel_stays() -> None:
-    client = FakeClient(has_session=False)
-    channel = client.channel()
-    thing = Thing().bind(channel)
-    channel.connection.lose()
-    assert thing.channel is channel
 
 
 def test_revive_changes_the_channel_of_bound_ones_only(client: FakeClient) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import uuid as standard
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn import common, entity, identity
+from greenconn import common
 from greenconn.common import (
     Broadcast,
     QoS,
@@ -22,7 +21,6 @@ from greenconn.common import (
     ignore_errors,
     insured,
     itermessages,
-    revive_connection,
     send_reply,
 )
 from greenconn.connection import Connection
@@ -54,15 +52,6 @@ def left(connection: Connection, queue: Queue) -> int:
 # Names
 
 
-def test_what_is_defined_elsewhere_is_the_same() -> None:
-    assert common.maybe_declare is entity.maybe_declare
-    assert common.uuid is identity.uuid
-
-
-def test_node_id_stays() -> None:
-    assert common.get_node_id() == common.get_node_id()
-
-
 def test_oid() -> None:
     thing, other = object(), object()
     assert common.oid_from(thing) == common.oid_from(thing)
@@ -70,12 +59,6 @@ def test_oid() -> None:
     assert common.oid_from(thing) != common.oid_from(thing, threads=False)
     assert common.generate_oid(1, 2, 3, thing) != common.generate_oid(1, 2, 4, thing)
     standard.UUID(common.oid_from(thing))
-
-
-def test_greenlets_of_one_hub_share_the_oid() -> None:
-    thing = object()
-    greenlet = gevent.spawn(common.oid_from, thing)
-    assert greenlet.get(timeout=30) == common.oid_from(thing)
 
 
 def test_oid_without_md5(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,12 +87,6 @@ def test_broadcast_queues_may_be_named() -> None:
     exchange = Exchange("other", type="topic")
     queue = Broadcast("news", exchange=exchange, auto_delete=False, expires=3)
     assert (queue.exchange, queue.auto_delete, queue.expires) == (exchange, False, 3)
-
-
-def test_broadcast_queues_are_copied_with_their_names() -> None:
-    queue = Broadcast("news", "mine", unique=True)
-    assert pickle.loads(pickle.dumps(queue)).name == queue.name
-    assert queue.as_dict()["queue"] == queue.name
 
 
 def test_whether_a_declaration_is_known(connection: Connection) -> None:
@@ -163,13 +140,6 @@ def test_messages_of_a_queue(connection: Connection) -> None:
     assert seen == [1, 2]
     # What was delivered and not asked for is there for others.
     assert left(connection, queue) == 1
-
-
-def test_waiting_in_vain_counts(connection: Connection) -> None:
-    queue = Queue("q")
-    fill(connection, queue)
-    assert list(itermessages(connection, None, queue, limit=2, timeout=0.01)) == []
-    assert list(itermessages(connection, None, queue, limit=2, timeout=0)) == []
 
 
 def test_a_consumer_that_was_drained_is_cancelled(connection: Connection) -> None:
@@ -294,16 +264,6 @@ def test_errors_are_ignored_in_a_call() -> None:
         ignore_errors(Errors(), fail, ValueError("mine"))
 
 
-def test_errors_are_looked_up_when_there_is_one() -> None:
-    class ImportAlias:
-        connection_errors: Any = None  # as in the tests of a program
-        channel_errors: Any = None
-
-    with ignore_errors(ImportAlias()):
-        pass
-    assert ignore_errors(ImportAlias(), lambda: 7) == 7
-
-
 def test_errors_are_ignored_in_a_block() -> None:
     reached = []
     for exc in (OSError(), ChannelError()):
@@ -361,15 +321,6 @@ def test_an_insured_call_may_be_given_up(connection: Connection) -> None:
     pool.force_close_all()
 
 
-def test_reviving_notifies_who_wants_to_know() -> None:
-    notified: list[Any] = []
-    with Connection("memory://") as connection:
-        channel = connection.default_channel
-        revive_connection(connection, channel, notified.append)
-        revive_connection(connection, channel)
-    assert notified == [channel]
-
-
 # Prefetch
 
 
@@ -404,16 +355,6 @@ def test_no_limit_stays_none() -> None:
 def test_a_prefetch_may_be_bounded() -> None:
     qos, _ = notified_by(lambda callback: QoS(callback, 8, max_prefetch=10))
     assert qos.increment_eventually(5) == 10
-
-
-def test_a_prefetch_that_cannot_be_said_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    qos, notified = notified_by(lambda callback: QoS(callback, 10))
-    with caplog.at_level(logging.WARNING, "greenconn.common"):
-        assert qos.set(common.PREFETCH_COUNT_MAX + 1) == 65536
-    assert notified == [0]
-    assert "65535" in caplog.text
-    assert qos.set(common.PREFETCH_COUNT_MAX) == 65535
-    assert notified == [0, 65535]
 
 
 def test_counting_does_not_wait_for_the_broker() -> None:

@@ -15,7 +15,6 @@ from gevent.event import Event
 from greenconn.connection import (
     BrokerConnection,
     Connection,
-    ConnectionLimitExceeded,
     PooledConnection,
 )
 from greenconn.exceptions import OperationalError, RecoverableConnectionError
@@ -70,12 +69,6 @@ def test_a_list_may_be_given_in_several_ways(arguments: dict[str, Any]) -> None:
         connection.maybe_switch_next()
         hosts.append(connection.hostname)
     assert hosts == ["a", "b", "c", "a"]
-
-
-def test_a_list_that_was_given_is_not_changed() -> None:
-    alternates = ["amqp://b"]
-    Connection("amqp://a", alternates=alternates)
-    assert alternates == ["amqp://b"]
 
 
 def test_a_bad_url_in_a_list_fails_at_once() -> None:
@@ -134,25 +127,6 @@ def test_a_link_that_is_dropped_before_its_caller_has_it_is_replaced(
     dropping.get(timeout=WAIT)
     assert asking.get(timeout=WAIT).use() == "one"
     assert len(script.links) == 2
-
-
-def test_a_link_that_is_dropped_again_and_again_is_an_error_of_the_connection(
-    connect: Connect, script: Script, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connection = connect()
-    opened = connection.session.link
-
-    def drop(*args: Any, **kwargs: Any) -> Any:
-        link = opened(*args, **kwargs)
-        connection.collect()
-        return link
-
-    monkeypatch.setattr(connection.session, "link", drop)
-    with pytest.raises(
-        RecoverableConnectionError, match=r"scripted://.*lost while a channel was opened"
-    ):
-        connection.session.default_channel()
-    assert len(script.links) == 3
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
@@ -231,13 +205,6 @@ def test_a_clone_goes_on_where_its_source_is() -> None:
         assert copied.as_uri() == "amqp://u:**@a:99/v"
 
 
-def test_failing_over_does_not_change_the_key() -> None:
-    connection = Connection("amqp://a;amqp://b")
-    before = connection.__eqhash__()
-    connection.maybe_switch_next()
-    assert connection.__eqhash__() == before
-
-
 # -- secrets -------------------------------------------------------------------------------------
 
 
@@ -285,12 +252,6 @@ def test_urls_that_the_transport_parses_are_masked_all_the_same() -> None:
     assert connection.clone().as_uri(include_password=True) == "scripted+mysql://me:secret@h/db"
 
 
-def test_text_never_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = Connection("scripted://one", transport=Transport)
-    monkeypatch.setattr(Connection, "create_transport", lambda self: 1 / 0)
-    assert repr(connection).startswith("<Connection: broker at")
-
-
 def test_a_transport_without_classes_of_errors_recovers_from_all() -> None:
     class Old:
         connection_errors = (OSError,)
@@ -312,18 +273,6 @@ def test_a_password_may_be_a_function() -> None:
 
 
 # -- use -----------------------------------------------------------------------------------------
-
-
-def test_connect_tries_each_broker_once_and_raises_the_transports_error(
-    connect: Connect, script: Script
-) -> None:
-    script.otherwise["one"] = script.otherwise["two"] = ConnectionRefusedError(111, "no")
-    with pytest.raises(ConnectionRefusedError):
-        connect().connect()
-    assert script.attempts == ["one"]
-    with pytest.raises(ConnectionRefusedError):
-        connect("scripted://one;scripted://two").connect()
-    assert script.attempts == ["one", "one", "two"]
 
 
 def test_heartbeat_check_is_about_an_open_connection(
@@ -512,32 +461,6 @@ def test_a_facade_stays_of_the_family(cls: type[Connection], script: Script) -> 
     assert isinstance(facade, cls)
 
 
-def test_slots_that_a_holder_has_set_are_its_own(script: Script) -> None:
-    class More(Slotted):
-        __slots__ = ("shade",)
-
-    core, pool = More("scripted://one"), Pool()
-    facade: Any = core.lend(pool)
-    for _ in range(2):
-        facade.colour, facade.shade = "red", "dark"
-        facade.release()
-        assert (facade.colour, facade.shade) == ("red", "dark")
-        assert facade.lend_again(pool)
-        assert not hasattr(facade, "colour")
-        assert not hasattr(facade, "shade")
-        assert facade.session is core.session
-
-
-def test_a_facade_has_what_a_subclass_adds(script: Script) -> None:
-    core = Special("scripted://one")
-    facade: Any = core.lend(Pool())
-    assert (facade.hello(), facade.colour) == ("hello one", "red")
-    facade.release()
-    assert facade.colour == "red"
-    with pytest.raises(AttributeError):
-        _ = facade.shade
-
-
 @pytest.mark.parametrize("end", ["release", "close", "replace"])
 def test_giving_back_happens_once(script: Script, end: str) -> None:
     core, pool = Connection("scripted://one"), Pool()
@@ -574,27 +497,6 @@ def test_a_released_facade_goes_on_and_each_place_is_logged_once(
     core.close()
 
 
-def test_a_facade_over_a_closed_connection_raises(script: Script) -> None:
-    core, pool = Connection("scripted://one"), Pool()
-    facade = core.lend(pool)
-    facade.connect()
-    facade.replace()
-    for use in (
-        facade.connect,
-        facade.channel,
-        facade.drain_events,
-        facade.info,
-        lambda: facade.default_channel,
-        lambda: facade.connected,
-        lambda: facade.hostname,
-        lambda: facade.switch("x"),
-    ):
-        with pytest.raises(OperationalError, match="given back as defective"):
-            use()
-    assert facade == core
-    core.close()
-
-
 def test_an_error_in_with_replaces_only_a_broken_connection(script: Script) -> None:
     core, pool = Connection("scripted://one"), Pool()
     with pytest.raises(LookupError), core.lend(pool) as facade:
@@ -628,83 +530,7 @@ def test_a_facade_cannot_be_lent(script: Script) -> None:
         Connection("scripted://one").lend(Pool()).lend(Pool())
 
 
-def test_a_pool_lends_facades(script: Script) -> None:
-    source = BrokerConnection("scripted://one")
-    pool = source.Pool(1)
-    with pool.acquire() as first:
-        assert isinstance(first, BrokerConnection)
-        assert first != source
-        core_channel = first.default_channel
-    assert first.channel().connection is core_channel.connection
-    with pool.acquire() as second:
-        assert second is not first
-        assert second == first
-        assert second.default_channel is core_channel
-        first.release()
-        with pytest.raises(ConnectionLimitExceeded):
-            pool.acquire()
-    pool.force_close_all()
-    gevent.sleep(0.01)
-    assert script.open_links == []
-
-
-def test_a_closed_connection_is_not_lent_again(script: Script) -> None:
-    connection = Connection("scripted://one")
-    assert connection.is_reusable
-    connection.connect()
-    script.link.lose()
-    assert connection.is_reusable
-    connection.close()
-    assert not connection.is_reusable
-
-
 # -- event loops ---------------------------------------------------------------------------------
-
-
-class Loop:
-    """An event loop that calls back in a greenlet when a descriptor is readable."""
-
-    def __init__(self) -> None:
-        self.watching: dict[int, gevent.Greenlet[..., Any]] = {}
-
-    def add_reader(self, descriptor: int, callback: Callable[[], Any]) -> None:
-        def watch() -> None:
-            watcher = gevent.get_hub().loop.io(descriptor, 1)
-            try:
-                while True:
-                    gevent.get_hub().wait(watcher)
-                    callback()
-            finally:
-                watcher.close()
-
-        self.watching[descriptor] = gevent.spawn(watch)
-
-    def remove_reader(self, descriptor: int) -> None:
-        self.watching.pop(descriptor).kill()
-
-
-def test_a_loop_is_woken_when_an_event_waits(connection: Connection, script: Script) -> None:
-    loop, seen, came = Loop(), [], Event()
-    connection.connect()
-    connection.register_with_event_loop(loop)
-
-    def take(event: str) -> None:
-        seen.append(event)
-        if event == "last":
-            came.set()
-
-    for event in ("first", "second", "last"):
-        script.link.events.put((take, event))
-    assert came.wait(CAME)
-    assert seen == ["first", "second", "last"]
-    came.clear()
-    script.link.lose()
-    connection.connect()
-    gevent.sleep(0.01)
-    script.link.events.put((take, "last"))
-    assert came.wait(CAME)
-    connection.close()
-    assert loop.watching == {}
 
 
 def test_a_loop_needs_add_reader(connection: Connection) -> None:

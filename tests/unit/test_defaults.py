@@ -85,11 +85,6 @@ def test_other_transports_share_one(url: str) -> None:
     assert default_connection("publish") is default_connection("consume")
 
 
-def test_a_kind_that_there_is_not() -> None:
-    with pytest.raises(ValueError, match="'consume' or 'publish'"):
-        default_connection("both")  # type: ignore[arg-type]
-
-
 def test_configure_again_closes_the_former(url: str) -> None:
     configure(url)
     former = default_connection("consume")
@@ -187,39 +182,6 @@ def test_reset_closes_all(url: str) -> None:
     defaults.reset()
     assert all(connection.session.is_closed for connection in connections)
     memory.reset(f"{url}-2")
-
-
-def test_importing_reads_nothing_and_registers_nothing() -> None:
-    run_python(
-        """
-        import os, sys
-
-        class Environment(dict):
-            def get(self, name, default=None):
-                assert name != "GREENCONN_URL", "it was read"
-                return super().get(name, default)
-
-        import atexit, gevent.monkey, logging
-        registered = atexit._ncallbacks()
-        os.environ = Environment(os.environ)
-        import greenconn.defaults, greenconn.worker
-        assert atexit._ncallbacks() == registered
-        greenconn.defaults.configure("memory://")
-        """
-    )
-
-
-def test_the_end_of_the_interpreter_closes() -> None:
-    text = run_python(
-        """
-        import greenconn.defaults as defaults
-        defaults.configure("memory://")
-        connection = defaults.default_connection("publish")
-        connection.connect()
-        connection.session.on_closed.append(lambda: print("closed"))
-        """
-    )
-    assert text == "closed\n"
 
 
 def test_the_end_of_the_interpreter_waits_two_seconds_at_most() -> None:

@@ -82,16 +82,6 @@ def test_the_messages_that_are_explained_exist() -> None:
         assert any(len(each) > 7 and each in everything for each in pieces), quoted
 
 
-def test_each_page_is_in_the_index_and_the_readme() -> None:
-    index = (ROOT / "docs" / "index.rst").read_text()
-    readme = (ROOT / "README.rst").read_text()
-    for path in sorted((ROOT / "docs").glob("*.rst")):
-        if path.name != "index.rst":
-            assert f"\n   {path.stem}\n" in index, path.name
-            shown = re.fullmatch(r"\.\. include:: \.\./(.+)\n", path.read_text())
-            assert f"<{shown[1] if shown else f'docs/{path.name}'}>" in readme, path.name
-
-
 _LINK = re.compile(r"<([^<>\s:]+)>`_|^\.\. image:: (\S+)$", re.MULTILINE)
 
 

@@ -18,10 +18,7 @@ from greenconn.entity import (
 )
 from greenconn.exceptions import (
     ContentDisallowed,
-    NotBoundError,
-    OperationalError,
     PreconditionFailed,
-    RecoverableChannelError,
     RecoverableConnectionError,
 )
 from tests.unit.fake_channel import FakeChannel, FakeClient, outcome
@@ -40,14 +37,6 @@ def channel(client: FakeClient) -> FakeChannel:
 # Exchanges
 
 
-@pytest.mark.parametrize(
-    "exchange", [Exchange(""), Exchange("amq.topic", "topic"), Exchange("e", no_declare=True)]
-)
-def test_what_the_broker_has_is_not_declared(channel: FakeChannel, exchange: Exchange) -> None:
-    exchange(channel).declare()
-    assert channel.calls == []
-
-
 def test_exchange_on_another_channel(client: FakeClient, channel: FakeChannel) -> None:
     other = client.channel()
     exchange = Exchange("e", channel=channel)
@@ -56,11 +45,6 @@ def test_exchange_on_another_channel(client: FakeClient, channel: FakeChannel) -
     exchange.unbind_from("s", channel=other)
     assert channel.calls == []
     assert other.methods == ["exchange_declare", "exchange_bind", "exchange_unbind"]
-
-
-def test_exchange_declaration_can_be_cached_unless_it_goes_by_itself() -> None:
-    assert Exchange("e").can_cache_declaration
-    assert not Exchange("e", auto_delete=True).can_cache_declaration
 
 
 # Bindings
@@ -76,12 +60,6 @@ def test_binding_declares_binds_and_unbinds(channel: FakeChannel) -> None:
     assert channel.calls[1].arguments["arguments"] == {"a": 1}
     assert channel.calls[2].arguments["arguments"] == {"b": 2}
     assert channel.calls[2].arguments["exchange"] == "e"
-
-
-def test_binding_to_nothing_declares_nothing(channel: FakeChannel) -> None:
-    binding().declare(channel)
-    binding(Exchange("")).declare(channel)
-    assert channel.calls == []
 
 
 # Queues
@@ -145,14 +123,6 @@ def test_queue_options_become_arguments(channel: FakeChannel) -> None:
     }
 
 
-def test_queue_is_declared_on_another_channel(client: FakeClient, channel: FakeChannel) -> None:
-    queue = Queue("q", [Exchange("e").binding("k")])
-    queue.declare(channel=channel)
-    assert channel.methods == ["queue_declare", "exchange_declare", "queue_bind"]
-    with pytest.raises(NotBoundError):
-        queue.declare()
-
-
 def test_on_declared_is_called(channel: FakeChannel) -> None:
     notified: list[tuple[Any, ...]] = []
     channel.waiting = [channel.message(), channel.message()]
@@ -181,18 +151,6 @@ def test_the_broker_names_a_queue_anew_in_each_life(
     assert used.of("queue_bind")[0].arguments["queue"] == queue.name
 
 
-def test_passive_declaration_asks_for_the_name(client: FakeClient, channel: FakeChannel) -> None:
-    queue = Queue("", channel=channel)
-    queue.declare()
-    name = queue.name
-    channel.connection.lose()
-    queue.queue_declare(passive=True)
-    used = queue.channel
-    assert isinstance(used, FakeChannel)
-    assert used.calls[0].arguments["queue"] == name
-    assert used.calls[0].arguments["passive"] is True
-
-
 def test_get_gives_messages_with_accepted_types(channel: FakeChannel) -> None:
     queue = Queue("q", channel=channel, no_ack=True)
     assert queue.get() is None
@@ -202,31 +160,6 @@ def test_get_gives_messages_with_accepted_types(channel: FakeChannel) -> None:
         refused.decode()
     assert queue.get(no_ack=False).payload == {"a": 1}
     assert [call.arguments["no_ack"] for call in channel.of("basic_get")] == [True, True, False]
-
-
-def test_get_raises_what_unpacking_found(channel: FakeChannel) -> None:
-    channel.waiting = [channel.message(b"no", headers={"compression": "application/x-gzip"})]
-    with pytest.raises(Exception, match="gzip"):
-        Queue("q", channel=channel).get()
-
-
-def test_exchange_of_a_bound_queue_is_bound_too(client: FakeClient, channel: FakeChannel) -> None:
-    queue = Queue("q", Exchange("e"))(channel)
-    assert queue.exchange is not None
-    assert queue.exchange.channel is channel
-    other = client.channel()
-    queue.revive(other)
-    assert queue.exchange.channel is other
-    lazily = Queue("q", Exchange("e"))(FakeClient())
-    assert lazily.exchange is not None
-    assert lazily.exchange.channel is lazily.channel
-
-
-def test_queue_declaration_can_be_cached_unless_it_goes_by_itself() -> None:
-    assert Queue("q").can_cache_declaration
-    assert not Queue("q", auto_delete=True).can_cache_declaration
-    assert not Queue("q", queue_arguments={"x-expires": 1}).can_cache_declaration
-    assert not Queue("q", expires=10).can_cache_declaration
 
 
 # maybe_declare
@@ -304,12 +237,6 @@ def test_what_may_go_by_itself_is_declared_each_time(channel: FakeChannel, entit
     assert len(channel.calls) == 2
 
 
-def test_maybe_declare_names_the_queue_that_was_given(channel: FakeChannel) -> None:
-    queue = Queue("")
-    maybe_declare(queue, channel)
-    assert queue.name.startswith("amq.gen")
-
-
 def test_an_entity_leaves_a_channel_that_has_no_connection(
     client: FakeClient, channel: FakeChannel
 ) -> None:
@@ -366,35 +293,6 @@ def test_an_error_goes_to_all_and_is_not_remembered(
     assert maybe_declare(Exchange("e"), channel) is True
 
 
-def test_anothers_closed_channel_is_not_ones_own(client: FakeClient, channel: FakeChannel) -> None:
-    go = Event()
-    other = client.channel()
-
-    def be_closed() -> None:
-        go.wait(30.0)
-        raise RecoverableChannelError("closed by something else")
-
-    channel.script["exchange_declare"] = be_closed
-    first = gevent.spawn(outcome, maybe_declare, Exchange("e"), channel)
-    gevent.idle()
-    second = gevent.spawn(outcome, maybe_declare, Exchange("e"), other)
-    gevent.idle()
-    assert other.calls == []
-    go.set()
-    gevent.joinall([first, second], timeout=30.0)
-    assert isinstance(first.value, RecoverableChannelError)
-    assert second.value is True
-    assert other.methods == ["exchange_declare"]
-
-
-def test_a_declaration_of_a_life_that_ended_is_not_remembered(
-    client: FakeClient, channel: FakeChannel
-) -> None:
-    channel.script["exchange_declare"] = channel.connection.lose
-    maybe_declare(Exchange("e"), channel)
-    assert client.declared_entities == set()
-
-
 def test_maybe_declare_retries_through_the_connection(
     client: FakeClient, channel: FakeChannel
 ) -> None:
@@ -408,21 +306,6 @@ def test_maybe_declare_retries_through_the_connection(
     assert client.ensured[0]["max_retries"] == 2
     assert client.ensured[0]["interval_start"] == 0
     assert client.default_channel.methods == ["exchange_declare"]
-
-
-def test_maybe_declare_without_single_flight(client: FakeClient, channel: FakeChannel) -> None:
-    del client.declare_flight
-    assert maybe_declare(Exchange("e"), channel) is True
-    assert maybe_declare(Exchange("e"), channel) is False
-
-
-def test_a_killed_flight_is_an_operational_error(channel: FakeChannel) -> None:
-    def kill() -> None:
-        raise gevent.GreenletExit
-
-    channel.script["exchange_declare"] = kill
-    with pytest.raises(OperationalError):
-        maybe_declare(Exchange("e"), channel)
 
 
 def test_queue_with_dead_letters_keeps_them_in_copies() -> None:

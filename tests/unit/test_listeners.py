@@ -11,20 +11,16 @@ import gevent
 import pytest
 
 import greenconn
-from greenconn import Connection, Consumer, Listener, Queue
-from greenconn.exceptions import DecodeError, OperationalError, Unroutable
-from greenconn.green.deadline import Deadline
-from greenconn.green.pool import FairPool
+from greenconn import Listener, Queue
+from greenconn.exceptions import DecodeError, Unroutable
 from greenconn.listeners import (
     LISTENERS,
     ConfirmEvent,
     ConnectEvent,
     DeadLetterEvent,
     DeliverEvent,
-    DisconnectEvent,
     HandledEvent,
     HubBlockedEvent,
-    PoolWaitEvent,
     PublishEvent,
     RetryEvent,
     SettleEvent,
@@ -142,41 +138,6 @@ def test_a_listener_that_raises_is_logged_once(
     assert "broken listener" in str(failures[0].exc_info)
 
 
-def test_a_message_of_spawn_consumer(recorder: Recorder, broker: MemoryBroker) -> None:
-    def handle(body: Any, message: Any) -> None:
-        assert message.headers["listener"] == "was here"
-
-    consumer = greenconn.spawn_consumer("mail", handle, on_error="reject")
-    headers = {"mine": 1}
-    greenconn.publish("mail", "h\u00e9llo", headers=headers, message_id="m1")
-    until(lambda: bool(recorder.of(SettleEvent)), SOON)
-    assert consumer.stop(SOON)
-    assert recorder.kinds.count("Publish") == 1
-
-    (publish,) = recorder.of(PublishEvent)
-    assert (publish.exchange, publish.routing_key, publish.size) == ("", "mail", 6)
-    assert publish.connection.startswith("memory://")
-    assert publish.headers == {"mine": 1}
-    assert headers == {"mine": 1}
-    assert publish.properties["message_id"] == "m1"
-    (confirm,) = recorder.of(ConfirmEvent)
-    assert confirm.publish is publish
-    assert confirm.error is None
-    assert confirm.duration > 0.0
-    (delivery,) = recorder.of(DeliverEvent)
-    assert (delivery.queue, delivery.connection) == ("mail", publish.connection)
-    assert delivery.handler.endswith("handle")
-    assert delivery.message.properties["message_id"] == "m1"
-    (handled,) = recorder.of(HandledEvent)
-    assert handled.delivery is delivery
-    # The header was not there: the first line of the handler failed.
-    assert isinstance(handled.error, KeyError)
-    (dead,) = recorder.of(DeadLetterEvent)
-    assert (dead.queue, dead.attempts, dead.target) == ("mail", 1, None)
-    (settled,) = recorder.of(SettleEvent)
-    assert (settled.outcome, settled.message) == ("reject", delivery.message)
-
-
 CURRENT: ContextVar[str] = ContextVar("current", default="none")
 
 
@@ -270,58 +231,6 @@ def test_publishes_that_fail(recorder: Recorder, broker: MemoryBroker) -> None:
     assert isinstance(confirm.error, Unroutable)
 
 
-def test_a_publish_without_a_broker_ends(recorder: Recorder) -> None:
-    with Connection("amqp://guest:secret@127.0.0.1:1//") as connection:
-        producer = connection.Producer()
-        with pytest.raises(OperationalError):
-            producer.publish({}, routing_key="mail")
-    (confirm,) = recorder.of(ConfirmEvent)
-    assert isinstance(confirm.error, OperationalError)
-    assert confirm.publish.connection == "amqp://guest:**@127.0.0.1:1//"
-
-
-def test_programs_as_kombu_has_them(recorder: Recorder, broker: MemoryBroker) -> None:
-    seen = []
-
-    def callback(body: Any, message: Any) -> None:
-        seen.append(body)
-        message.ack()
-
-    with Connection(broker.url) as connection:
-        headers = {"mine": 1}
-        connection.Producer().publish(
-            "a", routing_key="mail", declare=[Queue("mail")], headers=headers
-        )
-        with Consumer(connection, [Queue("mail")], callbacks=[callback]):
-            connection.drain_events(timeout=SOON)
-    assert seen == ["a"]
-    assert recorder.kinds == ["Publish", "Confirm", "Deliver", "Settle", "Handled"]
-    (publish,) = recorder.of(PublishEvent)
-    publish.headers["later"] = 1
-    assert headers == {"mine": 1}
-    (delivery,) = recorder.of(DeliverEvent)
-    assert delivery.queue == "mail"
-    assert delivery.handler.endswith("callback")
-    assert recorder.of(HandledEvent)[0].error is None
-
-
-def test_messages_that_a_program_takes(recorder: Recorder, broker: MemoryBroker) -> None:
-    with Connection(broker.url) as connection, connection.SimpleQueue("mail") as queue:
-        for number in range(2):
-            queue.put(number)
-        for block in (True, False):
-            message = queue.get(block=block, timeout=SOON)
-            message.ack()
-        queue.put(2)
-        bound = queue.queue
-        taken = bound.get() or queue.get(timeout=SOON)
-        taken.requeue()
-    deliveries = recorder.of(DeliverEvent)
-    assert [(each.queue, each.handler) for each in deliveries] == [("mail", None)] * 3
-    assert not recorder.of(HandledEvent)
-    assert [each.outcome for each in recorder.of(SettleEvent)] == ["ack", "ack", "requeue"]
-
-
 def test_calls_and_their_replies(recorder: Recorder, broker: MemoryBroker) -> None:
     server = greenconn.rpc.spawn_server("add", sum)
     assert greenconn.rpc.call("add", [1, 2]) == 3
@@ -332,34 +241,6 @@ def test_calls_and_their_replies(recorder: Recorder, broker: MemoryBroker) -> No
     assert len(recorder.of(ConfirmEvent)) == 2
     ids = {each.properties["correlation_id"] for each in recorder.of(PublishEvent)}
     assert len(ids) == 1
-
-
-def test_connections(recorder: Recorder, broker: MemoryBroker) -> None:
-    connection = Connection(broker.url)
-    connection.connect()
-    connection.close()
-    until(lambda: bool(recorder.of(DisconnectEvent)), SOON)
-    (opened,) = recorder.of(ConnectEvent)
-    assert (opened.connection, opened.life) == (connection.as_uri(), 1)
-    (ended,) = recorder.of(DisconnectEvent)
-    assert (ended.life, ended.error) == (1, None)
-
-
-def test_waits_for_a_pool(recorder: Recorder) -> None:
-    pool = FairPool(lambda deadline: object(), lambda item: None, None, 1, lambda: "the pool")
-    held = pool.acquire()
-    with pytest.raises(Exception, match="the pool"):
-        pool.acquire(True, Deadline(0.01))
-    waiter = gevent.spawn(pool.acquire)
-    gevent.sleep(0)
-    pool.release(held)
-    pool.release(waiter.get(timeout=SOON))
-    pool.release(pool.acquire())  # without a wait
-    first, second = recorder.of(PoolWaitEvent)
-    assert first.pool == second.pool == "the pool"
-    assert first.error is not None
-    assert second.error is None
-    pool.close()
 
 
 def test_a_blocked_hub(recorder: Recorder, broker: MemoryBroker) -> None:

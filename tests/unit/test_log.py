@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import logging
@@ -16,13 +15,11 @@ from typing import Any
 
 import pytest
 
-from greenconn import log
 from greenconn.caching import lazy
 from greenconn.log import (
     FIELDS,
     LOG_LEVELS,
     JSONFormatter,
-    Log,
     LogMixin,
     get_logger,
     get_loglevel,
@@ -72,11 +69,6 @@ def test_get_logger() -> None:
     assert get_logger(logger) is logger
     (handler,) = logger.handlers
     assert isinstance(handler, logging.NullHandler)
-
-
-def test_library_loggers_have_no_handler() -> None:
-    assert logging.getLogger("greenconn").handlers == []
-    assert logging.getLogger("greenconn.serialization").handlers == []
 
 
 @pytest.mark.parametrize(
@@ -151,19 +143,6 @@ def test_severities(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_without_tracebacks(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log, "DISABLE_TRACEBACKS", True)
-    Worker().error("x", exc_info=KeyError("y"))
-    assert caplog.records[0].exc_info is None
-
-
-def test_lazy_values_are_not_computed_in_vain(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    Worker().debug("%s", lazy(pytest.fail, "computed"))
-
-
 def test_is_enabled_for() -> None:
     worker = Worker()
     worker.logger = logging.Logger("tests.own", level=logging.INFO)
@@ -172,18 +151,6 @@ def test_is_enabled_for() -> None:
     assert worker.get_loglevel("ERROR") == worker.get_loglevel(40) == 40
     with pytest.raises(KeyError):
         worker.get_loglevel("LOUD")
-
-
-def test_names() -> None:
-    class Named(LogMixin):
-        pass
-
-    assert Named().logger_name == "Named"
-    assert Named().logger is logging.getLogger("Named")
-    assert Log("tests.named").logger is logging.getLogger("tests.named")
-    own = logging.Logger("own")
-    assert Log("tests.named", logger=own).get_logger() is own
-    assert Log("tests.named").annotate("x") == "tests.named - x"
 
 
 def test_setup_logging() -> None:
@@ -202,13 +169,6 @@ def test_setup_logging_to_a_file(tmp_path: Path) -> None:
         (handler,) = root.handlers
         assert isinstance(handler, WatchedFileHandler)
         assert root.level == logging.ERROR
-
-
-def test_setup_logging_to_standard_error() -> None:
-    with bare_root() as root:
-        setup_logging()
-        (handler,) = root.handlers
-        assert isinstance(handler, logging.StreamHandler)
 
 
 # Fields
@@ -267,69 +227,6 @@ def test_what_is_not_known_of_a_message_is_left_out() -> None:
         "delivery_tag": 3,
         "message_id": "m",
     }
-
-
-#: Records of these rooms say which connection, consumer, queue or pool they are about.
-ROOMS = ("broker", "publishing", "session", "transport", "worker")
-#: ... but these, which do not know it: a file, and the beginning of the text.
-UNKNOWN = {
-    ("publishing/publisher.py", "closing %r"),
-    ("session/session.py", "the failure callback"),
-    ("session/session.py", "recovery failed"),
-    ("session/session.py", "a listener of a connection"),
-    ("transport/SQS/__init__.py", "exchange %r has no SNS topic"),
-    ("transport/SQS/service.py", "credentials for AWS"),
-    ("transport/SQS/queues.py", "rejected messages stay"),
-    ("transport/SQS/queues.py", "topic %r was deleted"),
-    ("transport/hooks/channel.py", "a message could not be requeued"),
-    ("transport/hooks/message.py", "%d message(s) could not be dumped"),
-    ("transport/hooks/message.py", "%d message(s) were not requeued"),
-    ("transport/hooks/message.py", "%d unacknowledged message(s)"),
-    ("transport/hooks/message.py", "restoring %d unacknowledged"),
-    ("transport/hooks/link.py", "a message could not be requeued"),
-    ("transport/redis/nodes.py", "cannot ask for slots"),
-    ("transport/sqlite/store.py", "%s"),
-    ("broker/entities.py", "%s: %s %r: arguments"),
-    ("worker/dispatch.py", "a gevent.Timeout"),
-}
-_LEVELS = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
-
-
-def is_of_logger(node: ast.expr) -> bool:
-    return (
-        isinstance(node, ast.Attribute)
-        and node.attr in _LEVELS
-        and ast.unparse(node.value).endswith("logger")
-    )
-
-
-def records() -> Iterator[tuple[str, ast.Call]]:
-    """The calls of the library that log: the file and the call."""
-    for path in sorted((ROOT / "greenconn").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and any(map(is_of_logger, (node.func, *node.args))):
-                yield path.relative_to(ROOT / "greenconn").as_posix(), node
-
-
-@pytest.mark.pure
-def test_each_record_says_what_is_known() -> None:
-    without = set()
-    for file, call in records():
-        extra = next((each.value for each in call.keywords if each.arg == "extra"), None)
-        if isinstance(extra, ast.Dict):
-            assert {ast.literal_eval(key) for key in extra.keys if key is not None} <= FIELDS
-        if extra is None and file.startswith(ROOMS):
-            texts = [n for n in call.args if isinstance(n, ast.Constant) and n.value != "log"]
-            without.add((file, str(ast.literal_eval(texts[0]))))
-    assert {
-        (file, text)
-        for file, text in without
-        if not any(file == known and text.startswith(begins) for known, begins in UNKNOWN)
-    } == set()
-    assert all(
-        any(file == known and text.startswith(begins) for file, text in without)
-        for known, begins in UNKNOWN
-    )
 
 
 @pytest.mark.pure

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import zlib
 from typing import Any
 
 import pytest
 
-from greenconn.exceptions import ContentDisallowed, DecodeError, KombuError, MessageStateError
-from greenconn.message import ACK_STATES, ESSENTIAL_SLOTS, Message
+from greenconn.exceptions import ContentDisallowed, DecodeError, MessageStateError
+from greenconn.message import ACK_STATES, Message
 
 
 class ScriptedChannel:
@@ -48,20 +47,6 @@ def json_message(body: bytes = b'{"a": 1}', **kwargs: Any) -> Message:
     return Message(body, content_type="application/json", content_encoding="utf-8", **kwargs)
 
 
-def test_defaults() -> None:
-    message = Message()
-    assert message.body is None
-    assert (message.delivery_info, message.headers, message.properties) == ({}, {}, {})
-    assert message.errors == []
-    assert not message.acknowledged
-    vars(message)["note_of_a_user"] = 1
-    assert message.note_of_a_user == 1  # type: ignore[attr-defined]  # set just now
-
-
-def test_unknown_arguments_are_ignored() -> None:
-    assert Message(b"x", delivery_mode=2).body == b"x"
-
-
 @pytest.mark.parametrize("multiple", [False, True])
 def test_ack(channel: ScriptedChannel, multiple: bool) -> None:
     message = Message(delivery_tag=7, channel=channel)
@@ -77,13 +62,6 @@ def test_reject(channel: ScriptedChannel, requeue: bool) -> None:
     message.reject(requeue=requeue)
     assert channel.answers == [("reject", 7, requeue)]
     assert message._state == "REJECTED"
-
-
-def test_requeue(channel: ScriptedChannel) -> None:
-    message = Message(delivery_tag=7, channel=channel)
-    message.requeue()
-    assert channel.answers == [("reject", 7, True)]
-    assert message._state == "REQUEUED"
 
 
 @pytest.mark.parametrize("first", ["ack", "reject", "requeue"])
@@ -177,13 +155,6 @@ def test_broken_pipe_is_logged_and_raised(caplog: pytest.LogCaptureFixture) -> N
     assert "Couldn't ack 7" in caplog.text
 
 
-def test_log_error_in_good_times(channel: ScriptedChannel) -> None:
-    logger = logging.getLogger("tests.message")
-    Message(delivery_tag=1, channel=channel).ack_log_error(logger, (KeyError,), multiple=True)
-    Message(delivery_tag=2, channel=channel).reject_log_error(logger, (KeyError,), requeue=True)
-    assert channel.answers == [("ack", 1, True), ("reject", 2, True)]
-
-
 def test_payload_is_decoded_once() -> None:
     message = json_message()
     assert message.payload == {"a": 1}
@@ -241,29 +212,6 @@ def test_postencode() -> None:
     assert message.errors[0][0] is DecodeError
 
 
-def test_reraise_error() -> None:
-    message = Message()
-    try:
-        raise KeyError("foo")
-    except KeyError:
-        exc_type, exc, traceback = sys.exc_info()
-        assert exc_type is not None
-        assert exc is not None
-        message.errors.append((exc_type, exc, traceback))
-    with pytest.raises(KeyError):
-        message._reraise_error()
-    calls: list[tuple[Message, Exception]] = []
-    message._reraise_error(lambda *args: calls.append(args))
-    ((called_with, raised),) = calls
-    assert called_with is message
-    assert raised is exc
-
-
-def test_class_attributes() -> None:
-    assert Message.MessageStateError is MessageStateError
-    assert issubclass(MessageStateError, KombuError)
-
-
 def test_repr_shows_no_body() -> None:
     message = json_message(
         b'"secret"',
@@ -277,49 +225,3 @@ def test_repr_shows_no_body() -> None:
         assert part in shown
     assert "secret" not in shown
     assert "RECEIVED" in repr(Message())
-
-
-class LazyMessage(Message):
-    """Fills the essential slots only, and computes the rest when it is asked."""
-
-    __slots__ = ("computed",)
-
-    def __init__(self, channel: ScriptedChannel) -> None:
-        self.channel = channel
-        self.delivery_tag = 1
-        self.accept = None
-        self.errors = []
-        self._state = "RECEIVED"
-        self._decoded_cache = None
-        self.computed: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        self.computed.append(name)
-        value = {
-            "body": b"[1]",
-            "headers": {},
-            "content_type": "application/json",
-            "content_encoding": "utf-8",
-            "delivery_info": {"consumer_tag": "t"},
-        }[name]
-        setattr(self, name, value)
-        return value
-
-
-def test_lazy_subclass(channel: ScriptedChannel) -> None:
-    message = LazyMessage(channel)
-    message.ack()
-    assert message.computed == []
-    assert message.payload == [1]
-    assert message.payload == [1]
-    assert message.headers == {}
-    assert sorted(message.computed) == ["body", "content_encoding", "content_type", "headers"]
-    assert set(ESSENTIAL_SLOTS) <= set(Message.__slots__)
-
-
-def test_lazy_subclass_of_a_no_ack_consumer(channel: ScriptedChannel) -> None:
-    channel.no_ack_consumers = {"t"}
-    message = LazyMessage(channel)
-    message.ack()
-    assert message.computed == ["delivery_info"]
-    assert channel.answers == []

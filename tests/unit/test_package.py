@@ -20,26 +20,6 @@ def run(program: str) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("name", greenconn.__all__)
-def test_every_public_name_is_there(name: str) -> None:
-    assert getattr(greenconn, name) is not None
-    assert name in dir(greenconn)
-
-
-def test_every_name_that_a_module_lists_is_there() -> None:
-    program = """
-import greenconn, importlib, pkgutil
-for room in ("broker", "green", "messaging", "publishing", "session", "wire", "worker"):
-    package = importlib.import_module(f"greenconn.{room}")
-    for each in pkgutil.iter_modules(package.__path__, f"greenconn.{room}."):
-        module = importlib.import_module(each.name)
-        for name in getattr(module, "__all__", ()):
-            if not hasattr(module, name):
-                print(each.name, name)
-"""
-    assert run(program) == ""
-
-
 def test_names_are_those_of_their_modules() -> None:
     for name, module in greenconn._MODULES.items():
         assert getattr(greenconn, name) is getattr(import_module(f"greenconn.{module}"), name)
@@ -121,35 +101,6 @@ def test_what_not_everybody_needs_is_imported_when_it_is_needed(program: str) ->
     assert loaded.split() == []
 
 
-@pytest.mark.parametrize(
-    ("url", "needed"),
-    [
-        ("amqp://guest:guest@broker-1.example.com:5672//", set()),
-        ("amqp://guest:guest@[::1]:5672//", {"ipaddress"}),
-        ("amqp://guest:p%40ss@localhost//", {"urllib.parse"}),
-        ("amqp://localhost//?connect_timeout=3", {"urllib.parse"}),
-    ],
-)
-def test_urls_load_those_parsers_of_the_standard_library_that_they_need(
-    url: str, needed: set[str]
-) -> None:
-    program = (
-        f"import sys; sys.path[:] = {sys.path}\n"
-        "from greenconn import Connection\n"
-        f"connection = Connection({url!r})\n"
-        "connection.transport, connection.as_uri()\n"
-        "print(*{'urllib.parse', 'ipaddress'} & {*sys.modules})"
-    )
-    # Without site, which loads them for packages in development.
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = {*done.stdout.split()}
-    if "urllib.parse" in loaded:
-        loaded.discard("ipaddress")  # newer versions of it import that
-    assert loaded == needed
-
-
 def test_an_application_loads_no_test_support_until_it_is_tested() -> None:
     said = run(
         "import sys\n"
@@ -163,14 +114,6 @@ def test_an_application_loads_no_test_support_until_it_is_tested() -> None:
         "    print(type(test.broker).__name__)"
     )
     assert said.splitlines() == ["", "MemoryBroker"]
-
-
-def test_the_modules_that_a_client_loads_are_counted() -> None:
-    loaded = run(
-        "import sys; from greenconn import Connection; Connection('amqp://').transport\n"
-        "print(sum(name.startswith('greenconn') for name in sys.modules))"
-    )
-    assert int(loaded) <= 84
 
 
 def test_a_connection_and_its_channels_load_producers_and_consumers_when_they_are_asked_for() -> (

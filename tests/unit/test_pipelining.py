@@ -9,7 +9,7 @@ import pytest
 
 from greenconn.entity import Exchange, Queue, binding
 from greenconn.entity.declaration import Declarations, declare_pipelined
-from greenconn.exceptions import NotFound, RecoverableChannelError
+from greenconn.exceptions import NotFound
 from greenconn.session.topology import IN_FLIGHT
 from tests.unit.fake_channel import FakeChannel, FakeClient
 
@@ -171,43 +171,6 @@ def test_one_that_may_need_its_reply_waits_and_comes_in_its_turn(
     assert names == ["before", queue.name if queue.name == "q" else "", "behind"]
 
 
-def test_hooks_are_called_in_order_and_behind_what_came_before(channel: PipeliningChannel) -> None:
-    called: list[str] = []
-
-    def hooked(name: str) -> Queue:
-        return Queue(name, Exchange("e"), "k", on_declared=lambda name, *how: called.append(name))
-
-    with Declarations(channel) as declarations:
-        declarations.declare(Queue("a"))
-        declarations.declare(hooked("b"))
-        assert called == ["b"]
-        declarations.declare(Queue("c"))
-        declarations.declare(hooked("d"))
-        declarations.finish()
-    assert called == ["b", "d"]
-
-
-def test_a_queue_that_the_broker_has_named_waits(channel: PipeliningChannel) -> None:
-    queue = Queue("")
-    for _ in range(2):
-        with Declarations(channel) as declarations:
-            declarations.declare(queue)
-    assert queue.name.startswith("amq.gen-")
-    assert not any(pipeline.most for pipeline in channel.pipelines)
-
-
-def test_replies_are_in_the_order_of_the_queues(channel: PipeliningChannel) -> None:
-    channel.consumer_counts = [5]
-    with Declarations(channel) as declarations:
-        declarations.queue_declare(Queue("a"))
-        declarations.queue_declare(OtherQueue("b"), passive=True)
-        declarations.queue_declare(Queue("c"), passive=True)
-        declarations.finish()
-    assert [reply[2] for reply in declarations.replies] == [7, 5, 7]
-    passive = [call.arguments["passive"] for call in channel.of("queue_declare")]
-    assert passive == [False, True, True]
-
-
 def test_the_error_is_that_of_the_request_that_was_refused(channel: PipeliningChannel) -> None:
     error = NotFound("no exchange 'e'")
     channel.errors[1] = error
@@ -222,15 +185,6 @@ def test_the_error_is_that_of_the_request_that_was_refused(channel: PipeliningCh
     assert channel.pipelines[0].is_left
 
 
-def test_an_error_that_has_no_other_reason_is_raised(channel: PipeliningChannel) -> None:
-    channel.end(RecoverableChannelError("gone"))
-    with (
-        Declarations(channel) as declarations,
-        pytest.raises(RecoverableChannelError, match="gone"),
-    ):
-        declarations.declare(Queue("a"))
-
-
 @pytest.mark.parametrize("channel", [FakeClient().channel(), Mock()], ids=["fake", "mock"])
 def test_other_channels_wait_for_each_reply(channel: Any) -> None:
     queue = Queue("a", Exchange("e"), "k")
@@ -243,11 +197,3 @@ def test_other_channels_wait_for_each_reply(channel: Any) -> None:
     ):
         declare_pipelined(queue, channel)
     assert nowait == [False] * 3
-
-
-def test_without_a_channel_each_entity_uses_its_own(channel: PipeliningChannel) -> None:
-    bound = Queue("a", Exchange("e"), "k")(channel)
-    with Declarations(None) as declarations:
-        declarations.declare(bound)
-    assert channel.methods == ["exchange_declare", "queue_declare", "queue_bind"]
-    assert not channel.pipelines

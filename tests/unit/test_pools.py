@@ -5,19 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from time import monotonic
 from typing import Any
 
 import gevent
 import pytest
 from gevent.threadpool import ThreadPool
 
-from greenconn import pools, resource
-from greenconn.caching import HashedSeq
+from greenconn import pools
 from greenconn.connection import Connection, PooledConnection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
-    ChannelLimitExceeded,
     ConnectionLimitExceeded,
     LimitExceeded,
     NotBoundError,
@@ -27,7 +24,7 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
-from greenconn.resource import ChannelPool, ConnectionPool
+from greenconn.resource import ConnectionPool
 from greenconn.transport import memory
 from tests.scripted import PlainTransport
 
@@ -81,17 +78,6 @@ def test_a_pooled_connection_is_of_the_class_and_equal(connection: Connection) -
     assert pool.stats()["in_use"] == 1
     two.release()
     pool.force_close_all()
-
-
-def test_the_limit_of_connections(connection: Connection) -> None:
-    pool = connection.Pool(limit=1)
-    with pool.acquire() as held:
-        with pytest.raises(ConnectionLimitExceeded) as caught:
-            pool.acquire()
-        assert held is not connection
-    assert "secret" not in str(caught.value)
-    assert "secret" not in repr(pool)
-    assert "1 of 1 in use" in str(caught.value)
 
 
 def test_a_connection_that_was_closed_is_replaced(connection: Connection) -> None:
@@ -163,29 +149,6 @@ def test_a_facade_that_is_lent_again_and_dropped_comes_back(
     assert pool.stats()["created"] == 1
 
 
-def test_a_timeout_counts_from_the_call(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A connection has what the wait for the pool has left of it.
-    pool = connection.Pool(1)
-    held = pool.acquire()
-    ends: list[float] = []
-    lend = ConnectionPool._lend
-
-    def noted(pool: ConnectionPool, entry: Any, block: bool, deadline: Any) -> Any:
-        ends.append(deadline.at)
-        return lend(pool, entry, block, deadline)
-
-    monkeypatch.setattr(ConnectionPool, "_lend", noted)
-    waiting = gevent.spawn(pool.acquire, block=True, timeout=60)
-    settle()
-    waits_since = monotonic()
-    held.release()
-    waiting.get(timeout=30).release()
-    assert len(ends) == 1
-    assert ends[0] <= waits_since + 60
-
-
 def warmed(pool: ConnectionPool) -> ConnectionPool:
     """*pool*, whose facades can be lent again from now on."""
     for _ in range(3):
@@ -206,38 +169,6 @@ def test_a_timeout_that_is_none_is_refused_although_one_is_idle(
     for good in (0, 5, 0.5, -1.0, Deadline(5.0)):
         pool.acquire(timeout=good).release()
     assert pool.stats() | {"in_use": 0, "idle": 1, "created": 1} == pool.stats()
-
-
-def test_each_holder_of_a_facade_that_is_lent_again_is_named(connection: Connection) -> None:
-    pool = warmed(connection.Pool(1))
-    with pool.acquire():
-        assert [name for name, _ in pool.holders()] == ["main"]
-
-    def hold() -> list[str]:
-        with pool.acquire():
-            return [name for name, _ in pool.holders()]
-
-    for number in range(3):
-        other = gevent.Greenlet(hold)
-        other.name = f"worker-{number}"
-        other.start()
-        assert other.get(timeout=30) == [f"worker-{number}"]
-        for _ in range(2):
-            with pool.acquire():
-                assert [name for name, _ in pool.holders()] == ["main"]
-    assert pool.stats()["created"] == 1
-
-
-def test_a_holder_that_acquires_again_begins_anew(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = warmed(connection.Pool(1))
-    monkeypatch.setattr(resource, "monotonic", lambda: monotonic() - 100.0)
-    with pool.acquire():
-        assert pool.holders()[0][1] >= 100.0
-    monkeypatch.undo()
-    with pool.acquire():
-        assert pool.holders()[0][1] < 100.0
 
 
 def test_a_connection_that_is_lent_again_belongs_to_one_hub(
@@ -266,15 +197,6 @@ def test_a_connection_is_not_lent_again_once_its_hub_was_destroyed(thread: Threa
     thread.apply(work)
 
 
-def test_another_greenlet_can_release_what_is_lent_again(connection: Connection) -> None:
-    pool = warmed(connection.Pool(1))
-    for _ in range(3):
-        held = pool.acquire()
-        gevent.spawn(held.release).get(timeout=30)
-        held.release()
-        assert pool.stats()["in_use"] == 0
-
-
 def test_a_pool_releases_only_what_it_has_lent(connection: Connection) -> None:
     pool, other = warmed(connection.Pool(1)), warmed(connection.Pool(1))
     held = pool.acquire()
@@ -301,68 +223,7 @@ def test_who_waits_gets_what_is_lent_again(connection: Connection) -> None:
     assert pool.stats() | {"in_use": 0, "created": 1} == pool.stats()
 
 
-def test_facades_that_are_kept_go_with_their_connection_at_once(connection: Connection) -> None:
-    pool = warmed(connection.Pool(1))
-    gc.collect()
-    gc.disable()
-    try:
-        held = pool.acquire()
-        facade = weakref.ref(held)
-        held.release()
-        del held
-        assert facade() is not None  # the pool keeps it
-        pool.acquire().replace()
-        assert facade() is None
-    finally:
-        gc.enable()
-    pool.force_close_all()
-
-
-def test_a_check_that_fails_gives_the_place_back(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for cls in (ConnectionPool, ChannelPool):
-        pool = cls(connection, limit=1)
-        kept = pool.acquire()  # what is referred to needs another facade
-        kept.release()
-
-        def fail(self: object, resource: object) -> bool:
-            raise LookupError
-
-        monkeypatch.setattr(cls, "is_alive", fail)
-        if cls is ChannelPool:
-            pool._pool._is_alive = pool.is_alive
-        with pytest.raises(LookupError):
-            pool.acquire()
-        monkeypatch.undo()
-        if cls is ChannelPool:
-            pool._pool._is_alive = pool.is_alive
-        assert pool.stats()["in_use"] == 0
-        pool.acquire().release()
-        pool.force_close_all()
-
-
 # Pools of channels
-
-
-def test_a_pool_of_channels(connection: Connection) -> None:
-    pool = connection.ChannelPool(2)
-    assert isinstance(pool, ChannelPool)
-    one, two = pool.acquire(), pool.acquire()
-    with pytest.raises(ChannelLimitExceeded):
-        pool.acquire()
-    below = one.channel_id
-    one.release()
-    three = pool.acquire()
-    assert three.channel_id == below
-    assert isinstance(three, type(connection.default_channel))
-    with pytest.raises(OperationalError):
-        one.queue_declare("q")
-    two.close()
-    two.release()
-    assert pool.acquire().is_open
-    pool.force_close_all()
-    assert connection.connected
 
 
 def test_a_pool_of_channels_follows_its_connection(connection: Connection) -> None:
@@ -623,62 +484,6 @@ def test_a_producer_that_is_lent_again_belongs_to_one_hub(
     assert pool.stats()["in_use"] == 0
 
 
-def test_a_producer_whose_connection_cannot_be_checked_gives_its_place_back(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    below = connection.Pool(1)
-    pool = pools.ProducerPool(below, limit=1)
-    pool.acquire(block=True).release()
-
-    def fail(self: object, resource: object) -> bool:
-        raise LookupError
-
-    monkeypatch.setattr(ConnectionPool, "is_alive", fail)
-    with pytest.raises(LookupError):
-        pool.acquire(block=True)
-    monkeypatch.undo()
-    assert pool.stats()["in_use"] == below.stats()["in_use"] == 0
-    pool.acquire(block=True).release()
-
-
-def test_a_connection_without_a_facade_goes_to_one_waiter_only(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    below = connection.Pool(1)
-    pool = pools.ProducerPool(below, limit=1)
-    waiting: list[gevent.Greenlet[..., Any]] = []
-
-    def fail(self: object, core: object, lender: object) -> Any:
-        monkeypatch.undo()
-        waiting.append(gevent.spawn(pool.acquire, block=True, timeout=5))
-        yield_to_hub()  # it waits
-        raise LookupError
-
-    monkeypatch.setattr(ConnectionPool, "facade", fail)
-    with pytest.raises(LookupError):
-        pool.acquire(block=True)
-    with pytest.raises(LimitExceeded):
-        pool.acquire()  # nothing is free, though the waiter has not run yet
-    waiting.pop().get(timeout=10).release()
-    assert pool.stats()["in_use"] == 0
-    below.force_close_all()
-
-
-def test_a_pool_of_producers_that_is_dropped_keeps_nothing(
-    connection: Connection, caplog: pytest.LogCaptureFixture
-) -> None:
-    below = connection.Pool(1)
-    pool = pools.ProducerPool(below, limit=1)
-    pool.acquire().release()
-    del pool
-    gc.collect()
-    settle()
-    assert below.stats()["idle"] == 1
-    assert not below._pool.holders()
-    assert not caplog.records
-    below.force_close_all()
-
-
 def test_producers_end_with_the_connections_below(connection: Connection) -> None:
     below = connection.Pool(2)
     pool = pools.ProducerPool(below, limit=2)
@@ -712,19 +517,6 @@ def test_connections_that_producers_keep_go_when_the_pool_shrinks(connection: Co
     below.force_close_all()
 
 
-def test_a_closed_connection_is_not_kept(connection: Connection) -> None:
-    below = connection.Pool(1)
-    pool = pools.ProducerPool(below, limit=1)
-    with pool.acquire() as producer:
-        producer.connection.connect()
-        link = producer.connection.connection
-        producer.connection.session.close()
-    with pool.acquire(block=True, timeout=5) as producer:
-        producer.connection.connect()
-        assert producer.connection.connection is not link
-    below.force_close_all()
-
-
 def test_releasing_its_connection_releases_the_producer(connection: Connection) -> None:
     pool = pools.producers[connection]
     producer = pool.acquire()
@@ -734,15 +526,6 @@ def test_releasing_its_connection_releases_the_producer(connection: Connection) 
         producer.publish("late", routing_key="nowhere")
     producer.release()
     assert pool.stats()["in_use"] == 0
-
-
-def test_an_error_releases_both(connection: Connection) -> None:
-    pool = pools.producers[connection]
-    with pytest.raises(LookupError), pool.acquire():
-        raise LookupError
-    settle()
-    assert pool.stats()["in_use"] == 0
-    assert pools.connections[connection].stats()["in_use"] == 0
 
 
 def test_a_broken_connection_is_replaced(connection: Connection) -> None:
@@ -832,29 +615,6 @@ def test_equal_connections_have_one_pool(connection: Connection) -> None:
     assert pools.connections.get(connection) is None
 
 
-def test_kombus_keys_are_not_kept_as_they_are() -> None:
-    class Foreign:
-        def __init__(self, password: str) -> None:
-            self.password = password
-
-        def __eqhash__(self) -> Any:
-            return HashedSeq("amqp", "h", "me", self.password)
-
-    class Group(pools.PoolGroup):
-        def create(self, resource: Any, limit: int | None) -> Any:
-            return object()
-
-    group = Group(limit=3)
-    one = group[Foreign("secret")]
-    assert group[Foreign("secret")] is one
-    assert group[Foreign("other")] is not one
-    assert "secret" not in repr(list(group))
-    group[Foreign("mine")] = one
-    assert group[Foreign("mine")] is one
-    group.clear()
-    assert not group
-
-
 def test_the_global_limit(connection: Connection) -> None:
     assert pools.get_limit() == 10
     pool = pools.connections[connection]
@@ -874,26 +634,6 @@ def test_the_global_limit(connection: Connection) -> None:
     assert pool.stats()["limit"] is None
     with pytest.raises(TypeError):
         pools.set_limit(True)
-
-
-def test_a_pool_that_cannot_be_closed_holds_up_no_other(
-    connection: Connection, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Group(pools.PoolGroup):
-        def create(self, resource: Any, limit: int | None) -> Any:
-            return object()
-
-    group = pools.register_group(Group(limit=pools.use_global_limit))
-    pool = pools.connections[connection]
-    assert group[connection] is group[connection.clone()]
-    try:
-        pools.reset()
-    finally:
-        pools._groups.remove(group)
-    assert "cannot close" in caplog.text
-    assert not group
-    with pytest.raises(RuntimeError, match="is closed"):
-        pool.acquire()
 
 
 @pytest.fixture

@@ -28,17 +28,6 @@ class Larger(Place):
     name: str = "there"
 
 
-def test_fields_are_the_annotated_attributes_in_their_order() -> None:
-    assert Place.fields == ("name", "size", "word")
-    assert Larger.fields == ("name", "size", "word", "colour")
-    assert Record.fields == ()
-
-
-def test_what_is_not_given_has_its_default() -> None:
-    place = Larger(size=9)
-    assert (place.name, place.size, place.colour, place.word) == ("there", 9, "red", None)
-
-
 def test_an_unknown_name_is_named() -> None:
     with pytest.raises(TypeError, match=r"Place\(\) has no option '(colour|width)'; "):
         Place(width=1, size=1, colour="red")  # type: ignore[call-arg]
@@ -94,13 +83,6 @@ class Arrival(Event):
     @property
     def name(self) -> str:
         return self.place.name
-
-
-def test_an_event_takes_all_its_fields_by_position_or_by_name() -> None:
-    here = Place()
-    for event in (Arrival(here, 1), Arrival(here, count=1), Arrival(count=1, place=here)):
-        assert (event.place, event.count, event.name) == (here, 1, "here")
-    assert repr(Arrival(here, 1)) == f"Arrival(place={here!r}, count=1)"
 
 
 @pytest.mark.parametrize(

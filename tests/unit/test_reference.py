@@ -55,21 +55,3 @@ def test_the_options_of_each_transport_are_listed() -> None:
     }
     assert len(classes) > 5
     assert classes - described() == set()
-
-
-def test_each_module_for_another_library_is_described() -> None:
-    modules = {
-        "greenconn." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for path in PACKAGE.glob("contrib/*.py")
-        if path.stem != "__init__"
-    } | {
-        "greenconn." + ".".join(path.parent.relative_to(PACKAGE).parts)
-        for path in PACKAGE.glob("contrib/*/__init__.py")
-    }
-    assert modules - described() == set()
-
-
-def test_each_page_of_the_reference_is_in_its_index() -> None:
-    index = (PAGES / "index.rst").read_text(encoding="utf-8")
-    for page in PAGES.glob("*.rst"):
-        assert page.stem == "index" or f"\n   {page.stem}\n" in index, page.name

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from queue import Empty
 from typing import Any
 
 import gevent
@@ -19,7 +18,7 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 
 from greenconn.caching import lazy
-from greenconn.exceptions import LimitExceeded, OperationalError, WrongHub
+from greenconn.exceptions import LimitExceeded, OperationalError
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.resource import Resource
@@ -136,35 +135,6 @@ def test_a_facade_is_what_is_below_it(pool: Boxes) -> None:
     assert box == pool.made[1]
 
 
-def test_two_loans_of_one_resource_are_two_facades(pool: Boxes) -> None:
-    first = pool.acquire()
-    first.release()
-    second = pool.acquire()
-    assert first is not second
-    assert first == second
-    assert len(pool.made) == 1
-
-
-def test_a_former_holder_cannot_use_what_is_the_next_ones(pool: Boxes) -> None:
-    first = pool.acquire()
-    first.release()
-    second = pool.acquire()
-    for use in (
-        lambda: first.twice(),
-        lambda: len(first),
-        lambda: setattr(first, "size", 1),
-        lambda: delattr(first, "size"),
-        lambda: first.close(),
-    ):
-        with pytest.raises(
-            OperationalError, match="<box 1> cannot be used any more: it was released"
-        ):
-            use()
-    assert isinstance(first, Box)
-    assert repr(first) == "<box 1>"
-    assert second.twice() == 6
-
-
 def test_a_late_release_does_nothing(pool: Boxes) -> None:
     first = pool.acquire()
     first.release()
@@ -228,19 +198,6 @@ def test_a_subclass_written_for_kombu(limit: int | None) -> None:
     pool.force_close_all()
 
 
-def test_a_failing_prepare_releases(pool: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(Boxes):
-        def prepare(self, resource: Any) -> Any:
-            raise LookupError
-
-    broken = Broken(1)
-    for _ in range(3):
-        with pytest.raises(LookupError):
-            broken.acquire()
-    assert broken.stats()["idle"] == 1
-    assert len(broken.made) == 1
-
-
 def test_a_failing_prepare_releases_by_the_method(pool: Boxes) -> None:
     class Counting(Boxes):
         def prepare(self, resource: Any) -> Any:
@@ -272,12 +229,6 @@ def test_a_failing_release_hook_releases_all_the_same() -> None:
 # The limit
 
 
-def test_a_limit_that_is_text_is_refused() -> None:
-    limit: Any = "ten"
-    with pytest.raises(TypeError, match="limit must be an integer, at least 0, or None, got 'ten'"):
-        Boxes(limit)
-
-
 def test_the_limit_is_exceeded() -> None:
     class Exceeded(LimitExceeded):
         pass
@@ -300,17 +251,6 @@ def test_the_limit_is_exceeded() -> None:
         pool.acquire(block=True, timeout=Deadline(0.01))
     assert boxes[0].twice() == 6
     assert pool.holders()[0][0] == "main"
-
-
-def test_a_blocking_acquire_is_served(pool: Boxes) -> None:
-    one, two = pool.acquire(), pool.acquire()
-    waiting = [gevent.spawn(lambda: pool.acquire(block=True).number) for _ in range(2)]
-    yield_to_hub()
-    two.release()
-    assert waiting[0].get(timeout=30) == 2
-    assert not waiting[1].ready()
-    one.release()
-    assert waiting[1].get(timeout=30) in (1, 2)
 
 
 def test_the_deadline_covers_the_making(pool: Boxes) -> None:
@@ -446,17 +386,6 @@ def test_the_log_reports_where_a_lost_one_was_acquired(caplog: pytest.LogCapture
     assert "greenconn/resource.py" not in caplog.text
 
 
-def test_one_that_was_released_is_not_lost(pool: Boxes, caplog: pytest.LogCaptureFixture) -> None:
-    box = pool.acquire()
-    box.release()
-    other = pool.acquire()
-    del box
-    settle()
-    assert pool.stats()["in_use"] == 1
-    assert not caplog.records
-    assert other.twice() == 6
-
-
 # One hub, and forks
 
 
@@ -466,16 +395,6 @@ def thread() -> Iterator[ThreadPool]:
     pool = ThreadPool(1)
     yield pool
     pool.kill()
-
-
-def test_one_hub_only(pool: Boxes, thread: ThreadPool) -> None:
-    box = pool.acquire()
-    for use in (pool.acquire, box.release, lambda: pool.replace(box)):
-        with pytest.raises(WrongHub):
-            thread.apply(use)
-    assert box.twice() == 6
-    box.release()
-    assert pool.stats()["idle"] == 1
 
 
 def test_a_child_begins_anew() -> None:
@@ -535,21 +454,3 @@ def test_kills_at_every_switch_point_lose_nothing(delay: int) -> None:
     assert pool.stats()["in_use"] == pool.stats()["waiting"] == 0
     assert pool.acquire(block=False).twice() == 6
     settle()
-
-
-def test_kombus_queue_gives_away_what_is_idle(pool: Boxes) -> None:
-    pool.acquire().release()
-    box = pool._resource.get_nowait()
-    assert box.number == 1
-    assert pool.stats()["idle"] == 0
-    assert pool._resource.get_nowait()().number == 2  # the promise of one
-    with pool.acquire() as one, pool.acquire() as two:
-        assert {one.number, two.number} == {3, 4}
-        with pytest.raises(Empty):
-            pool._resource.get_nowait()
-        with pytest.raises(LimitExceeded):
-            pool._add_when_empty()
-    assert pool.calls.count("release 1") == 1
-    pool.resize(4)
-    pool._add_when_empty()
-    assert pool.stats()["idle"] == 3

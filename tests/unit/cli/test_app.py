@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 
-import click
 import pytest
 
 from greenconn import __version__
-from greenconn.cli import options
-from greenconn.cli.app import COMMANDS, cli
-from greenconn.session import broker
+from greenconn.cli.app import COMMANDS
 from tests.unit.cli.conftest import Command, Ended
 
 Stdin = Callable[[bytes], None]
-
-
-def test_the_default_url_is_that_of_the_library() -> None:
-    assert options.DEFAULT_URL == broker.DEFAULT_URL
-    assert options.URL_VARIABLE == broker.URL_VARIABLE
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
@@ -39,16 +30,6 @@ def test_each_command_has_help_with_an_example(command: Command, name: str) -> N
     assert ended.code == 0
     assert f"Usage: greenconn {name}" in ended.output
     assert f"  greenconn {name}" in ended.output.split("Example")[1]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_takes_the_url_as_the_same_option(name: str) -> None:
-    context = click.Context(cli)
-    command = cli.get_command(context, name)
-    assert command is not None
-    commands = command.commands.values() if isinstance(command, click.Group) else [command]
-    for each in commands:
-        assert {"-u", "--url"} in [set(parameter.opts) for parameter in each.params], each.name
 
 
 def test_help_loads_neither_gevent_nor_a_transport() -> None:
@@ -138,26 +119,6 @@ def test_a_queue_that_does_not_exist(command: Command, url: str, name: str) -> N
     assert "check the name, or publish to it first" in ended.complaint
 
 
-def test_messages_there_and_back(command: Command, url: str) -> None:
-    ended = command("publish", "q", "--declare", "one", "two", "-u", url)
-    assert (ended.code, ended.complaint) == (0, "published 2 messages to q")
-    ended = command("consume", "q", "-n", "1", "-u", url)
-    assert (ended.code, ended.output, ended.complaint) == (0, "one\n", "consumed 1 message from q")
-    ended = command("consume", "q", "-w", "0.05", "-u", url)
-    assert (ended.code, ended.output) == (0, "two\n")
-
-
-def test_json_bodies_and_headers(command: Command, url: str) -> None:
-    bodies = ['{"a": [1, null]}', "5", '"text"']
-    assert (
-        command("publish", "q", "--declare", *bodies, "--json", "-H", "a=b=c", "-u", url).code == 0
-    )
-    ended = command("consume", "q", "-n", "3", "--json", "-u", url)
-    records = [json.loads(line) for line in ended.output.splitlines()]
-    assert [each["body"] for each in records] == [json.loads(body) for body in bodies]
-    assert {each["headers"]["a"] for each in records} == {"b=c"}
-
-
 def test_the_environment_names_the_broker(
     command: Command, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,17 +135,6 @@ def test_lines_of_the_standard_input(command: Command, url: str, stdin: Stdin) -
         command("publish", "q", "--declare", "-u", url).complaint == "published 3000 messages to q"
     )
     assert command("consume", "q", "-n", "3000", "-u", url).output.splitlines() == lines
-
-
-@pytest.mark.parametrize(("data", "number"), [(b"", 0), (b"\n", 1), (b"a\n\nb", 3), (b"a\n", 1)])
-def test_how_many_lines_there_are(
-    command: Command, url: str, stdin: Stdin, data: bytes, number: int
-) -> None:
-    stdin(data)
-    assert (
-        command("publish", "q", "--declare", "-u", url).complaint
-        == f"published {number} message{'s' * (number != 1)} to q"
-    )
 
 
 def test_input_that_is_no_text(command: Command, url: str, stdin: Stdin) -> None:
@@ -205,13 +155,6 @@ def test_binary_input_is_one_message(command: Command, url: str, stdin: Stdin) -
     assert ended.output == "\x00\\xff\n" * 50_000 + "\n"
 
 
-def test_json_lines_are_counted(command: Command, url: str, stdin: Stdin) -> None:
-    stdin(b'{"a": 1}\n{"b":\n')
-    ended = command("publish", "q", "--declare", "--json", "-u", url)
-    assert ended.code == 2
-    assert "line 2" in ended.complaint
-
-
 def test_content_that_is_not_accepted_stays(command: Command, url: str) -> None:
     import greenconn
 
@@ -221,22 +164,6 @@ def test_content_that_is_not_accepted_stays(command: Command, url: str) -> None:
     assert "--accept" in ended.complaint
     ended = command("consume", "q", "-n", "1", "--accept", "pickle", "-u", url)
     assert (ended.code, ended.output) == (0, '{"a": 1}\n')
-
-
-def test_purge(command: Command, url: str, stdin: Stdin) -> None:
-    command("publish", "q", "--declare", "one", "two", "-u", url)
-    stdin(b"")
-    ended = command("purge", "q", "-u", url)
-    assert ended.code == 2
-    assert "use --yes" in ended.errors
-    stdin(b"n\n")
-    ended = command("purge", "q", "-u", url)
-    assert (ended.code, ended.complaint) == (1, "nothing was purged")
-    stdin(b"y\n")
-    ended = command("purge", "q", "-u", url)
-    assert ended.code == 0
-    assert "purged 2 messages of q" in ended.output
-    assert command("purge", "q", "-y", "-u", url).output == "purged 0 messages of q\n"
 
 
 def test_ping(command: Command, url: str) -> None:
@@ -259,20 +186,6 @@ def test_verbose_shows_where_it_failed(command: Command, url: str) -> None:
     assert ended.errors.splitlines()[-1].startswith("greenconn: ")
 
 
-def test_the_demo(command: Command, url: str) -> None:
-    plan = ["--messages", "2000", "--consumers", "20", "--queues", "7", "--publishers", "9"]
-    ended = command("demo", "--url", url, *plan, "--pool", "3")
-    assert (ended.code, ended.errors) == (0, "")
-    lines = ended.output.splitlines()
-    assert lines[0].startswith("20 consumers on 7 queues of memory://")
-    values = dict(line.split(None, 1) for line in lines if line and not line.startswith(" "))
-    assert values["published"].strip() == "2,000 of 2,000"
-    assert values["handled"].strip() == "2,000"
-    assert values["lost"].strip() == values["duplicates"].strip() == "0"
-    assert "20 of 20 consumers ready" in ended.output
-    assert "100%" in ended.output
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -289,19 +202,3 @@ def test_a_url_is_no_name_of_a_queue(command: Command, arguments: tuple[str, ...
     assert ended.code == 2
     assert "'amqp://me:**@h//' is a URL where the name of a queue is expected" in ended.errors
     assert "give the URL with --url" in ended.errors
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("dead",), "greenconn dead: missing command: known: count, look, purge, replay"),
-        (("dead", "mail"), "unknown command 'mail': known: count, look, purge, replay"),
-        (("queues", "lst"), "unknown command 'lst': did you mean 'list'?"),
-    ],
-)
-def test_a_group_names_its_commands(
-    command: Command, arguments: tuple[str, ...], says: str
-) -> None:
-    ended = command(*arguments)
-    assert (ended.code, ended.output) == (2, "")
-    assert says in ended.errors

@@ -83,11 +83,6 @@ def test_plain_lines_come_once_a_second_and_are_not_broken() -> None:
     assert all(line.endswith(" 1 thread") for line in lines)
 
 
-def test_the_last_line_comes_in_any_case() -> None:
-    end = replace(RUNNING, elapsed=1.1, handled=1000, published=1000)
-    assert "100%" in shown(RUNNING, end).splitlines()[-1]
-
-
 @pytest.mark.parametrize("width", [40, 60, 100, 200])
 def test_the_picture_fits(width: int) -> None:
     text = shown(STARTING, RUNNING, terminal=True, width=width)
@@ -117,10 +112,6 @@ def test_cuts_are_shown_if_there_are_any() -> None:
     assert "17 handled twice" in text
 
 
-def test_what_the_system_does_not_report() -> None:
-    assert "? sockets" in shown(replace(RUNNING, sockets=None))
-
-
 def table(summary: Summary, width: int = 100, plan: Plan = PLAN) -> str:
     """A summary as text."""
     file = StringIO()
@@ -139,11 +130,3 @@ def test_the_summary_is_honest() -> None:
     assert "5 connections" in table(SUMMARY, plan=replace(PLAN, cut_interval=1.0))
     assert "7 when it ended" in table(replace(SUMMARY, in_flight=7))
     assert "unknown" in table(replace(SUMMARY, sockets=None, elapsed=0.0))
-
-
-def test_a_narrow_summary_keeps_its_names() -> None:
-    text = table(SUMMARY, width=28)
-    assert [line.split()[0] for line in text.splitlines() if not line.startswith(" ")] == [
-        line.split()[0] for line in table(SUMMARY).splitlines()
-    ]
-    assert "percentile" in text

@@ -160,30 +160,6 @@ def test_records_are_published_as_they_were(
     assert data.properties["delivery_mode"] == 2
 
 
-def test_records_go_where_they_say(
-    command: Command, url: str, connection: Connection, stdin: Stdin
-) -> None:
-    events = Exchange("events", type="topic")
-    Queue("q", events, routing_key="a.*")(connection.default_channel).declare()
-    lines = [
-        {"exchange": "events", "routing_key": "a.b", "body": 1},
-        {"routing_key": "q", "body": 2},
-        {"exchange": "events", "routing_key": "a.c", "body": 3},
-    ]
-    stdin("\n".join(map(json.dumps, lines)).encode())
-    assert command("publish", "--jsonl", "-u", url).complaint == "published 3 messages"
-    found = waiting(connection)
-    assert [each.payload for each in found] == [1, 2, 3]
-    assert found[2].delivery_info["routing_key"] == "a.c"
-
-
-def test_a_record_that_is_wrong(command: Command, url: str, stdin: Stdin) -> None:
-    stdin(b'{"body": 1}\n{"bdy": 1}\n')
-    ended = command("publish", "q", "--jsonl", "--declare", "-u", url)
-    assert ended.code == 2
-    assert "line 2: '{\"bdy\": 1}': a message must be an object" in ended.complaint
-
-
 def test_what_was_published_before_an_error_is_counted(
     command: Command, url: str, connection: Connection, stdin: Stdin
 ) -> None:

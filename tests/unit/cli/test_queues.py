@@ -114,27 +114,11 @@ def test_deleting_asks_first(command: Command, url: str, stdin: Stdin) -> None:
     assert command("queues", "delete", "one", "-u", url).code == 0
 
 
-def test_only_if_it_is_empty(command: Command, url: str) -> None:
-    command("queues", "declare", "one", "-u", url)
-    command("publish", "one", "x", "-u", url)
-    ended = command("queues", "delete", "one", "--if-empty", "--yes", "-u", url)
-    assert ended.code == 1
-    assert "one" in ended.complaint
-    assert [each["ready"] for each in rows(command("queues", "list", "--json", "-u", url))] == [1]
-
-
 def test_of_several_queues_none_goes_if_one_is_missing(command: Command, url: str) -> None:
     command("queues", "declare", "one", "-u", url)
     ended = command("queues", "delete", "one", "nosuch", "--yes", "-u", url)
     assert (ended.code, "no queue 'nosuch'" in ended.complaint) == (1, True)
     assert len(rows(command("queues", "list", "--json", "-u", url))) == 1
-
-
-def test_a_declaration_that_differs(command: Command, url: str) -> None:
-    command("queues", "declare", "one", "-u", url)
-    ended = command("queues", "declare", "one", "--transient", "-u", url)
-    assert ended.code == 1
-    assert "it exists with other arguments" in ended.complaint
 
 
 @pytest.mark.parametrize("name", ["list", "top"])

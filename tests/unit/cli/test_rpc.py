@@ -34,11 +34,6 @@ def server(url: str) -> Iterator[str]:
         assert consumer.stop(SOON)
 
 
-def test_replies_a_line_each(command: Command, url: str, server: str) -> None:
-    ended = command("rpc", server, "one", "zwei", "-u", url)
-    assert (ended.code, ended.output, ended.errors) == (0, "ONE\nZWEI\n", "")
-
-
 def test_requests_from_the_standard_input(
     command: Command, url: str, server: str, stdin: Stdin
 ) -> None:
@@ -56,20 +51,6 @@ def test_json(command: Command, url: str, server: str) -> None:
     assert good["seconds"] > 0
     assert bad["reply"] is None
     assert bad["error"].startswith("TypeError: unsupported operand")
-
-
-def test_an_error_of_the_server(command: Command, url: str, server: str) -> None:
-    with Connection(url) as connection:
-
-        def fail(body: Any) -> None:
-            raise ValueError("no such thing")
-
-        consumer = spawn_server(Queue("failing"), fail, connection=connection)
-        assert consumer.wait_ready(SOON)
-        ended = command("rpc", "failing", "x", "-u", url)
-        assert consumer.stop(SOON)
-    assert (ended.code, ended.output) == (1, "")
-    assert ended.complaint == "greenconn: ValueError: no such thing"
 
 
 def test_no_reply(command: Command, url: str) -> None:

@@ -148,24 +148,6 @@ def test_the_arbiter_itself_is_left_alone(connection: Connection) -> None:
     assert connection.connected
 
 
-def test_confirms_come_before_the_end(amqp_url: str, unique: str) -> None:
-    """Some greenlet of the program publishes when its worker ends: it gets its confirms."""
-    with Connection(amqp_url) as connection:
-        publish(unique, "first", connection=connection, declare=True)
-        others = [
-            gevent.spawn(publish, unique, number, connection=connection, declare=True)
-            for number in range(100)
-        ]
-        gevent.sleep(0)
-        gunicorn.worker_exit(Server(), worker_with())
-        for each in others:
-            each.get(timeout=SOON)
-    with Connection(amqp_url) as connection:
-        channel = connection.default_channel
-        assert channel.queue_declare(unique, passive=True).message_count == 101
-        channel.queue_delete(unique)
-
-
 def test_consumers_of_the_arbiter_are_named(connection: Connection) -> None:
     server = Server()
     gunicorn.post_fork(server, worker_with())

@@ -17,7 +17,7 @@ import socketio
 import greenconn
 from greenconn import Queue
 from greenconn.contrib.socketio import Manager
-from greenconn.exceptions import OperationalError, PublishTimeout
+from greenconn.exceptions import OperationalError
 from greenconn.testing import MemoryBroker
 from tests.fix_leaks import HubErrors
 from tests.fix_wires import until
@@ -125,13 +125,6 @@ def test_a_process_without_clients_emits_by_a_manager_alone(
     emitter.close()
 
 
-def test_without_servers_an_event_is_for_nobody(broker: MemoryBroker) -> None:
-    emitter = Manager(broker.url, write_only=True)
-    emitter.emit("news", 1)
-    emitter.close()
-    emitter.close()
-
-
 def test_the_default_connection(broker: MemoryBroker) -> None:
     server = Server(Manager())
     server.connect("a")
@@ -140,16 +133,6 @@ def test_the_default_connection(broker: MemoryBroker) -> None:
     server.manager.close()
     greenconn.publish("mail", 1)  # the default connection is not closed with it
     assert broker.count("mail") == 1
-
-
-def test_channels_do_not_mix(serve: Serve) -> None:
-    one, two = serve(channel="one"), serve(channel="two")
-    one.connect("a")
-    two.connect("b")
-    one.emit("news", 1)
-    two.emit("news", 2)
-    has_events(one, "a", [["news", 1]])
-    has_events(two, "b", [["news", 2]])
 
 
 def test_the_answer_of_a_client_elsewhere(serve: Serve) -> None:
@@ -228,23 +211,6 @@ def test_close_deletes_the_queue(broker: MemoryBroker) -> None:
         connection.default_channel.queue_declare(name, passive=True)
 
 
-def test_the_end_of_all_consumers_ends_the_listening(serve: Serve) -> None:
-    server = serve()
-    server.connect("a")
-    assert greenconn.stop_consumers(timeout=SOON)
-    server.manager.thread.join(SOON)
-    assert server.manager.thread.ready()
-
-
-def test_a_process_that_was_forked_has_an_identity_of_its_own(serve: Serve) -> None:
-    server = serve()
-    inherited = server.manager.host_id
-    server.manager._pid = -1
-    server.connect("a")
-    assert server.manager.host_id != inherited
-    assert server.manager.host_id in server.manager._queue.name
-
-
 def test_a_queue_that_the_broker_refuses_is_tried_again(
     broker: MemoryBroker, serve: Serve, hub_errors: HubErrors, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -262,13 +228,6 @@ def test_a_queue_that_the_broker_refuses_is_tried_again(
     has_events(server, "a", [["news", 1]])
     emitter.close()
     hub_errors.clear()
-
-
-def test_a_broker_that_is_away() -> None:
-    emitter = Manager("amqp://guest:guest@127.0.0.1:1//", write_only=True, timeout=0.3)
-    with pytest.raises(PublishTimeout, match=r"127\.0\.0\.1:1"):
-        emitter.emit("news", 1)
-    emitter.close()
 
 
 def test_clients_connect_though_the_broker_is_away(caplog: pytest.LogCaptureFixture) -> None:

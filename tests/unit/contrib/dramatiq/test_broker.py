@@ -13,7 +13,6 @@ import gevent
 from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueJoinTimeout
 from gevent import socket
 
-from greenconn.broker.channel import StoreChannel
 from greenconn.contrib.dramatiq import GreenconnBroker, dead_letter_name
 from greenconn.contrib.dramatiq.broker import GreenconnConsumer
 from greenconn.exceptions import NotFound
@@ -56,13 +55,6 @@ def test_channel_and_connection_may_be_deleted_at_any_time(
     assert broker.get_queue_message_counts("work") == (2, 0, 0)
 
 
-def test_sending_opens_a_connection_that_was_closed(broker: GreenconnBroker, actor: Any) -> None:
-    actor.send()
-    broker.connection.close()
-    actor.send()
-    assert is_connected(broker)
-
-
 def test_closing_while_it_connects_fails_the_message() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -78,36 +70,9 @@ def test_closing_while_it_connects_fails_the_message() -> None:
         broker.close()
 
 
-def test_a_client_belongs_to_redis(broker: GreenconnBroker) -> None:
-    with pytest.raises(AttributeError, match="only Redis has one"):
-        _ = broker.client
-
-
 def test_an_argument_of_another_library_is_refused() -> None:
     with pytest.raises(TypeError, match=r"no argument 'host': put host"):
         GreenconnBroker(host="127.0.0.1")  # type: ignore[call-arg]
-
-
-def test_channel_that_is_deleted_while_two_ask_for_it(
-    broker: GreenconnBroker, actor: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actor.send()
-    connection = broker.connection
-    open_channel, close = connection.channel, StoreChannel.close
-
-    def slowly_opened() -> Any:
-        gevent.sleep(0)
-        return open_channel()
-
-    def slowly_closed(channel: Any) -> None:
-        gevent.sleep(0)
-        del broker.channel
-        close(channel)
-
-    monkeypatch.setattr(connection, "channel", slowly_opened)
-    asking = [gevent.spawn(lambda: broker.channel) for _ in range(2)]
-    monkeypatch.setattr(StoreChannel, "close", slowly_closed)
-    assert None not in [each.get(timeout=30.0) for each in asking]
 
 
 def test_join_returns_when_the_timeout_finds_the_queue_empty(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -136,14 +135,6 @@ def channel(connection: PikaConnection) -> PikaChannel:
     return PikaChannel(connection.channel())
 
 
-def test_attributes_of_a_connection(connection: PikaConnection) -> None:
-    assert (connection.is_open, connection.is_closed) == (False, True)
-    connection.connect()
-    assert (connection.is_open, connection.is_closed) == (True, False)
-    connection.sleep(0)
-    assert isinstance(connection.clone(), PikaConnection)
-
-
 def test_replies_have_pikas_shape(channel: PikaChannel) -> None:
     reply = channel.queue_declare("q", durable=True)
     assert (reply.method.queue, reply.method.message_count) == ("q", 0)
@@ -184,11 +175,3 @@ def test_errors_of_a_closed_connection(connection: PikaConnection, channel: Pika
     with pytest.raises(errors.AMQPConnectionError) as caught:
         channel.queue_purge("q")
     assert isinstance(caught.value, RecoverableConnectionError)
-
-
-def test_errors_without_pika(channel: PikaChannel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "pika.exceptions", raising=False)
-    with pytest.raises(NotFound) as caught:
-        channel.queue_delete("q", if_empty=True)
-        channel.queue_declare("q", passive=True)
-    assert type(caught.value) is NotFound

@@ -48,15 +48,6 @@ def test_it_takes_the_arguments_of_dramatiqs_broker() -> None:
     assert uri(RabbitmqBroker()) == "amqp://guest:guest@localhost:5672//"
 
 
-def test_several_brokers() -> None:
-    both = RabbitmqBroker(parameters=[{"host": "a"}, {"host": "b", "credentials": LOGIN}])
-    assert both.connection.alt == ["amqp://guest:guest@a:5672//", "amqp://ada:pw@b:5672//"]
-    for url in ("amqp://a;amqp://b?heartbeat=5", ["amqp://a", "amqp://b?heartbeat=5"]):
-        broker = RabbitmqBroker(url=url)
-        assert broker.connection.alt == ["amqp://a", "amqp://b"]
-        assert broker.connection.heartbeat == 5
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -122,12 +113,4 @@ def test_a_queue_is_declared_again_after_a_lost_connection(virtual_host: str, li
     with pytest.raises(ConnectionClosed, match="lost"):
         broker.enqueue(MESSAGE)
     assert broker.failures == 1
-    broker.close()
-
-
-def test_an_error_that_is_no_loss_is_not_repeated(virtual_host: str) -> None:
-    broker = Failing(url=f"memory://localhost/{virtual_host}")
-    broker.error = ZeroDivisionError()
-    with pytest.raises(ZeroDivisionError):
-        broker.enqueue(MESSAGE)
     broker.close()

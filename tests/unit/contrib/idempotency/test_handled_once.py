@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gevent
@@ -346,24 +345,6 @@ def test_a_timeout_without_acks(broker: MemoryBroker) -> None:
     ids.replies.set()
 
 
-@dataclass
-class Order:
-    number: int
-
-
-def test_typed_handlers(broker: MemoryBroker) -> None:
-    handled: list[Order] = []
-
-    @handled_once(MemoryIds())
-    def ship(order: Order, message: Message) -> None:
-        handled.append(order)
-
-    consumer = greenconn.spawn_consumer(MAIL, ship)
-    greenconn.publish(MAIL, {"number": 7}, message_id="m1")
-    settled(consumer, 1)
-    assert handled == [Order(7)]
-
-
 def test_batches_are_refused() -> None:
     @handled_once(MemoryIds())
     def send(bodies: Any, messages: Any) -> None:
@@ -388,12 +369,3 @@ def test_memory_keeps_so_many() -> None:
         ids.finish(f"m{number}", "ada", 1000)
     claims = [ids.claim(f"m{number}", "ada", 1) for number in range(5)]
     assert claims == [Claim.NEW] * 2 + [Claim.HANDLED] * 3
-
-
-def test_memory_forgets_what_is_over() -> None:
-    now = 0.0
-    ids = MemoryIds(clock=lambda: now)
-    ids.finish("m1", "ada", 10)
-    now = 10.0
-    ids.finish("m2", "ada", 10)
-    assert list(ids._handled) == ["m2"]

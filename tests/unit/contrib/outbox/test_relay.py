@@ -18,8 +18,6 @@ from greenconn import App, Queue
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays
 from greenconn.contrib.outbox.sqlalchemy import Outbox
 from greenconn.exceptions import OperationalError
-from greenconn.green.deadline import Deadline
-from greenconn.service.shutdown import stop_and_close
 from greenconn.testing import MemoryBroker
 from tests.fix_wires import until
 from tests.unit.contrib.outbox.conftest import Box
@@ -295,14 +293,6 @@ def test_several_relays_share(box: Box, start: Any) -> None:
     until(lambda: not waiting(box), SOON)
 
 
-def test_published_rows_are_pruned(box: Box, start: Any) -> None:
-    write(box, 1, 2)
-    relay = start(keep=0, publish=lambda **options: None, poll_interval=0.02)
-    until(lambda: not waiting(box), SOON)
-    relay._prune_at = 0.0  # a minute is over
-    until(lambda: not box.rows(), SOON)
-
-
 def test_a_relay_runs_with_an_application(box: Box) -> None:
     app = App()
     sent: list[Any] = []
@@ -330,32 +320,6 @@ def test_what_is_no_service() -> None:
     nothing: Any = 7
     with pytest.raises(TypeError, match="service must have methods start and stop, got 7"):
         App().service(nothing)
-
-
-def test_an_application_of_a_relay_alone(box: Box, broker: MemoryBroker) -> None:
-    app = App()
-    relay = app.service(box.relay(poll_interval=NEVER))
-    assert app.start() == []
-    assert relay.is_running
-    write(box, 1, queue=Queue("mail"))
-    until(lambda: broker.count("mail"), SOON)
-    assert app.stop(SOON) is True
-    assert not relay.is_running
-
-
-def test_the_end_of_a_process_stops_it(box: Box, broker: MemoryBroker, start: Any) -> None:
-    relay = start()
-    assert stop_and_close(Deadline(SOON)) is True
-    assert not relay.is_running
-
-
-def test_running_in_the_foreground(box: Box) -> None:
-    relay = box.relay(publish=lambda **options: None)
-    write(box, 1)
-    running = gevent.spawn(relay.run)
-    until(lambda: not waiting(box), SOON)
-    running.kill()
-    assert not relay.is_running
 
 
 @pytest.mark.parametrize(
