@@ -703,7 +703,10 @@ class StoreLink(LeasedLink):
         return entries
 
     def is_alive(self, claimed: Claimed) -> bool:
-        """Return whether a message is to be delivered; what is not is given up.  Never switches."""
+        """Return whether a message is to be delivered; what is not is given up.  Never switches.
+
+        One that nobody had before, and that the store does not give up, is.
+        """
         if claimed.dead is not None:
             self.settlements.give_up(claimed, claimed.dead)
             return False

@@ -230,7 +230,7 @@ GREENLET: Calls = {
     "throw": lambda each: each.throw(),
     "wait_ready": lambda each: each.wait_ready(0.1),
 }
-GREENLET_ANYWHERE = {"runs_here", "state", "stats"}
+GREENLET_ANYWHERE = {"runs_here", "state", "stats", "unsettled"}
 
 TABLES: Mapping[type[Any], tuple[Calls, set[str]]] = {
     Connection: (CONNECTION, CONNECTION_ANYWHERE),

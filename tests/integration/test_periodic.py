@@ -339,6 +339,8 @@ def test_a_leader_whose_connection_ends_during_a_call(
     for number, app in enumerate(apps):
         app.every(0.5, name=unique)(partial(call, number))
         app.start()
+        if kind == "amqp":  # the second one is next when the first loses its link
+            assert app.wait_ready(CAME)
         until(lambda: bool(made), CAME)
     leader = made[0]
     connection = apps[leader].connection

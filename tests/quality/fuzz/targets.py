@@ -245,6 +245,7 @@ def redis_replies(case: tuple[bytes, list[int]]) -> None:
             for piece in pieces:
                 replies += map(repr, parser.feed(piece))
         except ProtocolError:
+            replies += map(repr, parser.before_error)
             return replies, ProtocolError
         return replies
 

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from greenconn.broker import consuming
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.consuming import FeedState, StoreDelivery
+from greenconn.broker.consuming import Feed, FeedState, StoreDelivery, StoreFeed
 from greenconn.broker.link import StoreLink
 from greenconn.broker.port import Claimed
 from greenconn.exceptions import ChannelError
@@ -162,10 +162,14 @@ def test_an_error_while_messages_are_passed_on_ends_the_link(
     for n in range(3):
         publish(channel, str(n))
 
-    def fail(claimed: Claimed) -> bool:
-        raise AttributeError("a defect")
+    offer = Feed.offer
 
-    monkeypatch.setattr(link, "is_alive", fail)
+    def fail(feed: StoreFeed, claimed: Claimed) -> bool:
+        if feed is link.feeds.get("q"):
+            raise AttributeError("a defect")
+        return offer(feed, claimed)
+
+    monkeypatch.setattr(Feed, "offer", fail)
     consume(channel, Sink())
     until(lambda: link.lost is not None)
     assert "passing on claimed messages failed" in str(link.lost)
