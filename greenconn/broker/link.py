@@ -705,7 +705,7 @@ class StoreLink(LeasedLink):
     def is_alive(self, claimed: Claimed) -> bool:
         """Return whether a message is to be delivered; what is not is given up.  Never switches.
 
-        One that nobody had before, and that the store does not give up, is.
+        A first delivery that the store does not give up is.
         """
         if claimed.dead is not None:
             self.settlements.give_up(claimed, claimed.dead)
