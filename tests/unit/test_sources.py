@@ -27,7 +27,7 @@ FORBIDDEN = {
 }
 #: Where one of them may be.
 ALLOWED = {
-    ("formats.py", "pickle.load"),
+    ("serialization.py", "pickle.load"),
     # The process of a program that asks for it, before anything of that program is imported.
     ("cli/run.py", "monkey.patch_all"),
     # Copies of the command that the user gave.
