@@ -83,8 +83,6 @@ if TYPE_CHECKING:
         serializer: str | None
 
 
-__all__ = ["App", "AppTest"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Service)
 P = TypeVar("P", bound=Callable[[], Any])

@@ -25,8 +25,6 @@ from greenconn.publishing import publish
 if TYPE_CHECKING:
     from greenconn.abc import Channel
 
-__all__ = ["FileOffsets", "QueueOffsets"]
-
 #: Seconds for a request to the broker, the wait for its connection included.
 TIMEOUT: Final = 30.0
 

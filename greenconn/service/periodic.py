@@ -51,16 +51,6 @@ if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.session.session import Session
 
-__all__ = [
-    "Clock",
-    "Cron",
-    "Every",
-    "Schedule",
-    "check_periodic",
-    "periodic_queue",
-    "spawn_periodic",
-]
-
 logger = logging.getLogger("greenconn.periodic")
 
 #: Seconds between two looks at the clock, which may have been set.

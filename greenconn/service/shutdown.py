@@ -20,15 +20,6 @@ from greenconn.green.supervisor import spawn
 from greenconn.session.session import Session, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet, running_consumers, stop_all
 
-__all__ = [
-    "Service",
-    "add_service",
-    "remove_service",
-    "stop_and_close",
-    "stop_gracefully",
-    "time_for_handlers",
-]
-
 logger = logging.getLogger("greenconn.shutdown")
 
 #: Seconds, at most, that are kept for interrupting handlers and closing.
