@@ -196,8 +196,9 @@ class Slot(Generic[T]):
         """Fill the slot; return False if the waiter has left, or the slot was filled before."""
         if self._state != _EMPTY:
             return False
-        self._state = _VALUE
+        # The content first: a signal between the two lines leaves a slot that is not filled.
         self._content = value
+        self._state = _VALUE
         if self._wake is not None:
             hub = self._hub
             if get_hub() is hub:
@@ -210,8 +211,8 @@ class Slot(Generic[T]):
         """Make the waiter raise *exc*; return False if it has left, or the slot was filled before."""
         if self._state != _EMPTY:
             return False
-        self._state = _ERROR
         self._content = exc
+        self._state = _ERROR
         if self._wake is not None:
             hub = self._hub
             if get_hub() is hub:

@@ -201,8 +201,8 @@ class Attempt:
         try:
             slot.wait(deadline)
         except BaseException as exc:
-            if isinstance(exc, TimeoutError) and deadline.has_ended:
-                return None
+            if isinstance(exc, TimeoutError) and (deadline.has_ended or self.outcome is not None):
+                return self.outcome
             if len(self._waiters) == 1 and self.outcome is None:
                 abandoned = RecoverableConnectionError("the connection is not needed any more")
                 self._stop(AttemptState.ABANDONED, abandoned)
