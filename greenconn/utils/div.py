@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from greenconn.transport.hooks.message import (
+from greenconn.transport.hooks.channel import (
     emergency_dump_state,
 )
 

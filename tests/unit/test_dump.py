@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.transport.hooks.message import emergency_dump_state
+from greenconn.transport.hooks.channel import emergency_dump_state
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_state_is_written_where_only_this_user_reads_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with caplog.at_level(logging.ERROR, "greenconn.transport.hooks.message"):
+    with caplog.at_level(logging.ERROR, "greenconn.transport.virtual"):
         path = Path(emergency_dump_state({"messages": [1]}))
     assert pickle.loads(path.read_bytes()) == {"messages": [1]}
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600

@@ -31,9 +31,8 @@ from greenconn.green.deadline import Deadline
 from greenconn.identity import uuid
 from greenconn.message import Message
 from greenconn.transport import base
-from greenconn.transport.hooks import HookedTransport
-from greenconn.transport.hooks.link import PACE, HookedLink, HookStore
-from greenconn.transport.hooks.message import TakenMessage, keeps_only_here
+from greenconn.transport.hooks import PACE, HookedLink, HookedTransport, HookStore
+from greenconn.transport.hooks.channel import TakenMessage, keeps_only_here
 
 F = TypeVar("F", bound=Callable[..., Any])
 

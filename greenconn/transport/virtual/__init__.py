@@ -8,8 +8,7 @@ from greenconn.broker.errors import NotEquivalentError
 from greenconn.broker.exchanges import BrokerState, binding_key_t, queue_binding_t
 from greenconn.broker.publishing import UndeliverableWarning
 from greenconn.transport.hooks import Transport
-from greenconn.transport.hooks.channel import AbstractChannel, Channel
-from greenconn.transport.hooks.message import Message, QoS
+from greenconn.transport.hooks.channel import AbstractChannel, Channel, Message, QoS
 
 __all__ = [
     "AbstractChannel",

@@ -26,7 +26,7 @@ from greenconn.serialization import loads
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.beanstalk import store as beanstalk
 from greenconn.transport.couchdb import documents as couchdb
-from greenconn.transport.hooks.message import Message as StoredMessage
+from greenconn.transport.hooks.channel import Message as StoredMessage
 from greenconn.transport.mongodb import documents as mongodb
 from greenconn.transport.redis.envelope import Delivery as RedisDelivery
 from greenconn.transport.redis.envelope import marked_redelivered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.transport.hooks.link import HookLink
+from greenconn.transport.hooks import HookLink
 from tests.unit.transport.hooks.test_channel import BackendChannel, opened
 
 

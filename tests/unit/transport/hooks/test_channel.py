@@ -21,9 +21,8 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
-from greenconn.transport import virtual
-from greenconn.transport.hooks import link as hooks_link
-from greenconn.transport.hooks.link import HookLink
+from greenconn.transport import hooks, virtual
+from greenconn.transport.hooks import HookLink
 from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.integration.contract import Store
@@ -263,7 +262,7 @@ def test_message_that_comes_after_the_cancel_goes_back(
 def test_close_does_not_wait_for_a_hook_that_waits_for_ever(
     backend: Backend, link: HookLink, channel: BackendChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks_link, "POLL_TIMEOUT", 0.01)
+    monkeypatch.setattr(hooks, "POLL_TIMEOUT", 0.01)
     monkeypatch.setattr(HookLink, "close_timeout", None)  # the usual end of a close
     backend.may_answer.clear()
     channel.basic_consume("q", callback=print)

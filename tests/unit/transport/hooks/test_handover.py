@@ -14,7 +14,7 @@ import pytest
 from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.message import Message
-from greenconn.transport.hooks.link import HookLink
+from greenconn.transport.hooks import HookLink
 from tests.fix_wires import until
 from tests.forked import holds_in_child
 from tests.tiny_client import TinyClient

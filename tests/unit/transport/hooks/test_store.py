@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from greenconn.broker.port import Settlement, SettleRequest
-from greenconn.transport.hooks.link import HookLink
+from greenconn.transport.hooks import HookLink
 from tests.fix_wires import until
 from tests.integration.contract import Store
 from tests.tiny_client import TinyClient
