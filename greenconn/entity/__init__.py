@@ -11,8 +11,7 @@ from greenconn.entity.exchange import (
     maybe_delivery_mode,
     pretty_bindings,
 )
-from greenconn.entity.queue import Queue
-from greenconn.entity.super_stream import SuperStream
+from greenconn.entity.queue import Queue, SuperStream
 
 __all__ = [
     "DELIVERY_MODES",

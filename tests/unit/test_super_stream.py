@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.entity.super_stream import SuperStream, murmur3_32
+from greenconn.entity.queue import SuperStream, murmur3_32
 
 pytestmark = pytest.mark.pure
 
