@@ -32,7 +32,6 @@ CORE = (
         for name in (
             "amqp_tls",
             "connection_amqp",
-            "messaging",
             "publishing",
             "rpc",
             "spawn_consumer",

@@ -7,15 +7,12 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.exceptions import (
-    ConsumerCancelled,
-)
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.link import AmqpLink
 from tests.fix_amqp import drain
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import until
-from tests.integration.amqp_clients import WAIT, Sink, all_of, counts, fill
+from tests.integration.amqp_clients import all_of, counts, fill
 
 
 def test_a_prefetch_holds_although_its_caller_was_killed(
@@ -82,42 +79,6 @@ def test_a_tag_whose_caller_was_killed_is_free_when_the_broker_has_cancelled_it(
     # Two consumers of one tag: the broker would close the connection.
     with pytest.raises(ValueError, match="in use"):
         channel.basic_consume(amqp_queue, "tag", callback=print)
-
-
-def test_a_deleted_queue_cancels_its_consumers(amqp_link: AmqpLink, unique: str) -> None:
-    channel, sink = amqp_link.channel(), Sink()
-    channel.queue_declare(unique, auto_delete=False)
-    cancelled: list[str] = []
-    channel.basic_consume(unique, "told", callback=print, on_cancel=cancelled.append)
-    channel.basic_consume(unique, "sunk", sink=sink)
-    amqp_link.channel().queue_delete(unique)
-    drain(amqp_link, lambda: cancelled)
-    channel.queue_declare(unique, auto_delete=False)
-    channel.basic_consume(unique, "raised", callback=print)
-    channel.queue_delete(unique)
-    with pytest.raises(ConsumerCancelled, match="raised"):
-        amqp_link.drain(Deadline(WAIT))
-    until(lambda: sink.errors)
-    assert cancelled == ["told"]
-    assert isinstance(sink.errors[0], ConsumerCancelled)
-    assert channel.is_open
-    until(lambda: not channel.consumers.by_tag)
-
-
-def test_deliveries_after_a_cancel_without_waiting_go_back(
-    amqp_link: AmqpLink, amqp_queue: str
-) -> None:
-    channel = amqp_link.channel()
-    fill(channel, amqp_queue, 50)
-    got: list[Any] = []
-    channel.basic_consume(amqp_queue, "tag", nowait=True, callback=got.append)
-    channel.basic_cancel("tag", nowait=True)
-    until(lambda: counts(channel, amqp_queue) == (50, 0))
-    assert not got
-    channel.basic_consume(amqp_queue, "tag", callback=got.append)
-    drain(amqp_link, lambda: len(got) == 50)
-    channel.basic_cancel("tag", nowait=True)
-    until(lambda: not channel.consumers.by_tag)  # nothing stays behind
 
 
 @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])

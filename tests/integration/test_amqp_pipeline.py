@@ -180,19 +180,6 @@ def test_queues_that_the_broker_names_for_a_killed_caller_are_deleted(
     assert channel.is_open
 
 
-def test_all_learn_of_a_lost_connection(amqp_links: Links, relay: Relay, unique: str) -> None:
-    channel = amqp_links(url=relay.url).channel()
-    relay.is_passing.clear()
-    with gevent.Timeout(WAIT), channel.pipeline() as pipeline:
-        for number in range(3):
-            pipeline.send(channel.queue_declare, queue=f"{unique}-{number}", exclusive=True)
-        relay.cut()
-        relay.is_passing.set()
-        for _ in range(3):
-            with pytest.raises(ConnectionError):
-                pipeline.receive()
-
-
 # Declarations of entities
 
 
@@ -237,21 +224,6 @@ def test_the_entity_that_is_refused_is_named(
     assert not channel.is_open
     assert [exists(amqp_link, f"{unique}-{number}") for number in (9, 10)] == [True, False]
     assert bystander.queue_declare(f"{unique}-0", passive=True).queue == f"{unique}-0"
-
-
-def test_each_switch_of_one_that_declares_may_be_its_last(amqp_link: AmqpLink, unique: str) -> None:
-    channel = amqp_link.channel()
-    named: list[str] = []
-    queues = queues_of(unique, 3)
-    queues.insert(
-        1, Queue(f"{unique}-h", exclusive=True, on_declared=lambda name, *how: named.append(name))
-    )
-    for _ in interruptions(lambda: declare(channel, queues)):
-        # The next caller gets its own answer all the same.
-        name = f"{unique}-next"
-        assert channel.queue_declare(name, exclusive=True).queue == name
-    assert set(named) == {f"{unique}-h"}
-    assert all(exists(amqp_link, queue.name) for queue in queues)
 
 
 def test_who_declares_learns_of_a_lost_connection(

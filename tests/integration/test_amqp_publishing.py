@@ -9,10 +9,6 @@ import pytest
 
 from greenconn.exceptions import (
     ChannelError,
-    ConnectionBlocked,
-    NotFound,
-    PublishNacked,
-    RecoverableChannelError,
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
@@ -24,40 +20,6 @@ from tests.fix_amqp import Links, drain
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import until
 from tests.integration.amqp_clients import WAIT, all_of, counts, message
-
-
-def test_each_of_many_publishers_gets_its_own_verdict(amqp_channel: Channel, unique: str) -> None:
-    full, free = f"{unique}-full", f"{unique}-free"
-    limits = {"x-max-length": 5, "x-overflow": "reject-publish"}
-    amqp_channel.queue_declare(full, exclusive=True, arguments=limits)
-    amqp_channel.queue_declare(free, exclusive=True)
-    verdicts: list[list[str]] = [[] for _ in range(100)]
-
-    def publish(number: int) -> None:
-        for turn in range(5):
-            where = (full, free, f"{unique}-nowhere")[(number + turn) % 3]
-            try:
-                amqp_channel.basic_publish_confirm(
-                    message(amqp_channel, f"{number}-{turn}"), "", where, mandatory=True
-                )
-                verdicts[number].append("taken")
-            except PublishNacked:
-                verdicts[number].append("refused")
-            except Unroutable as exc:
-                verdicts[number].append("returned" if exc.routing_key == where else "mixed up")
-
-    all_of([gevent.spawn(publish, number) for number in range(100)])
-    taken = 0
-    for number, each in enumerate(verdicts):
-        for turn, verdict in enumerate(each):
-            kind = (number + turn) % 3
-            assert verdict in (("taken", "refused"), ("taken",), ("returned",))[kind]
-            taken += kind == 0 and verdict == "taken"
-    assert taken >= 5
-    assert counts(amqp_channel, full)[0] == taken
-    assert counts(amqp_channel, free)[0] == sum(
-        (number + turn) % 3 == 1 for number in range(100) for turn in range(5)
-    )
 
 
 def test_each_switch_of_a_publisher_may_be_its_last(amqp_channel: Channel, unique: str) -> None:
@@ -181,80 +143,6 @@ def test_returns_of_equal_messages_are_distinguished_by_their_order(
     channel.basic_publish_confirm(message(channel), "", unique, mandatory=True)
     drain(amqp_link, lambda: returned)
     assert len(returned) == 1
-
-
-def test_a_publish_to_an_absent_exchange_is_refused_to_its_publisher(
-    amqp_link: AmqpLink, unique: str
-) -> None:
-    channel = amqp_link.channel()
-    with pytest.raises(NotFound):
-        channel.basic_publish_confirm(message(channel), f"{unique}-absent", "key")
-    channel = amqp_link.channel()
-    channel.confirm_select()
-    channel.basic_publish(message(channel), f"{unique}-absent", "key")
-    with pytest.raises(RecoverableChannelError, match="404"):
-        channel.basic_publish_confirm(message(channel), "", f"{unique}-absent")
-    channel = amqp_link.channel()
-    channel.confirm_select()
-    channel.basic_publish(message(channel), "", f"{unique}-absent")
-    channel.basic_publish_confirm(message(channel), "", f"{unique}-absent")
-    with pytest.raises(NotFound):  # the one without confirm was looked at before
-        channel.basic_publish_confirm(message(channel), f"{unique}-absent", "key")
-    channel = amqp_link.channel()
-    publishes = [
-        gevent.spawn(channel.basic_publish_confirm, message(channel), f"{unique}-absent", "key")
-        for _ in range(3)
-    ]
-    gevent.joinall(publishes, timeout=WAIT)
-    # Nobody can tell which of them it was, unless the first was answered before the others began.
-    with pytest.raises((RecoverableChannelError, NotFound), match="404"):
-        publishes[0].get()
-    for each in publishes[1:]:
-        with pytest.raises(RecoverableChannelError, match="404"):
-            each.get()
-
-
-def test_a_blocked_broker_makes_publishers_wait_and_then_go_on_in_order(
-    own_rabbitmq: RabbitMQ, unique: str
-) -> None:
-    links = Links(own_rabbitmq.url)
-    link = links(blocked_timeout=0.2)
-    notified: list[str] = []
-    other = links(on_blocked=notified.append, on_unblocked=lambda: notified.append("free"))
-    try:
-        channel = link.channel()
-        channel.queue_declare(unique, auto_delete=False)
-        channel.basic_publish_confirm(message(channel, "first"), "", unique)
-        own_rabbitmq.set_memory_alarm(True)
-        # The broker says so when a connection publishes.
-        for each in (channel, other.channel()):
-            each.basic_publish(message(channel, "provokes"), "", unique)
-        until(lambda: link.flow_control.blocked and other.flow_control.blocked)
-        for publish in (channel.basic_publish, channel.basic_publish_confirm):
-            with pytest.raises(ConnectionBlocked, match="memory"):
-                publish(message(channel, "never"), "", unique)
-            with pytest.raises(ConnectionBlocked):
-                publish(message(channel, "never"), "", unique, timeout=0.01)
-        waiting = [
-            gevent.spawn(
-                channel.basic_publish_confirm, message(channel, str(n)), "", unique, timeout=30
-            )
-            for n in range(20)
-        ]
-        gevent.sleep(0)
-        # A connection that does not publish is served.
-        assert links().channel().queue_declare(unique, passive=True).queue == unique
-        own_rabbitmq.set_memory_alarm(False)
-        all_of(waiting)
-        drain(other, lambda: len(notified) == 2)
-        assert notified[0]
-        assert notified[1] == "free"
-        until(lambda: counts(channel, unique)[0] == 23)
-        bodies = [channel.basic_get(unique, no_ack=True).body for _ in range(23)]
-        assert [each for each in bodies if each.isdigit()] == [str(n) for n in range(20)]
-        channel.queue_delete(unique)
-    finally:
-        links.close()
 
 
 def test_kills_of_those_whom_a_blocked_broker_makes_wait(

@@ -86,16 +86,6 @@ def simple_of(connection: Connection) -> None:
     connection.SimpleQueue("new")
 
 
-def test_idle_connection_notices_that_its_server_is_gone(
-    beanstalk_with: BeanstalkFactory, unique: str
-) -> None:
-    server = beanstalk_with()
-    with Connection(server.url) as connection:
-        connection.ensure_connection()
-        server.kill()
-        until(lambda: not connection.connected)
-
-
 def test_hundred_consumers_share_two_sockets(
     beanstalk_url: str, relay_to: RelayFactory, unique: str
 ) -> None:

@@ -17,7 +17,6 @@ from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.connection import (
     DeclarationRefused,
     JobTooBig,
-    LinkLost,
     ServerRefuses,
 )
 from tests.fix_beanstalk import BeanstalkFactory
@@ -125,73 +124,6 @@ def test_queue_of_a_link_that_is_gone_is_deleted_once(beanstalk_url: str, unique
 
 
 # -- messages
-
-
-def test_order_priorities_and_delays(beanstalk_url: str, unique: str) -> None:
-    with store_at(beanstalk_url) as store:
-        store.make_queue(unique, PLAIN)
-        messages = [("a", 0), ("b", 9), ("c", 0), ("d", 5), ("e", 9), ("f", 255)]
-        entries = [entry(unique, body, priority=priority) for body, priority in messages]
-        began_at = monotonic()
-        assert store.put([*entries, entry(unique, "late", delay=1.2)]) == [None] * 7
-        assert store.size(unique) == 6
-        claimed = store.claim({unique: 10}, 0)
-        assert bodies(list(claimed)) == ["f", "b", "e", "d", "a", "c"]
-        (late,) = store.claim({unique: 10}, SOON)
-        assert monotonic() - began_at >= 1.2  # whole seconds, and never too early
-        store.settle([done(each.handle) for each in (*claimed, late)])
-        store.drop_queue(unique)
-
-
-def test_settlements(beanstalk_url: str, unique: str) -> None:
-    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
-        store.make_queue(unique, PLAIN)
-        store.put([entry(unique, body) for body in "abcd"])
-        a, b, c, d = store.claim({unique: 10}, 0)
-        assert [each.deliveries for each in (a, b, c, d)] == [0] * 4
-        store.settle(
-            [
-                done(a.handle),
-                SettleRequest(b.handle, Settlement.REQUEUE),
-                SettleRequest(c.handle, Settlement.REJECT),
-                SettleRequest(d.handle, Settlement.REQUEUE, delay=2.0),
-            ]
-        )
-        counts = raw.counts(unique)
-        kinds = ("ready", "reserved", "buried", "delayed")
-        assert [counts[f"current-jobs-{each}"] for each in kinds] == ["1", "0", "1", "1"]
-        assert store.kick(unique, 10) == 1
-        again = store.claim({unique: 10}, 0)
-        assert [(*bodies([each]), each.deliveries) for each in again] == [("b", 1), ("c", 1)]
-        assert store.kick(unique, 10) == 1  # where none is buried, the delayed
-        assert store.size(unique) == 1
-        # One that is settled already is passed over.
-        store.settle([done(a.handle), *(done(each.handle) for each in again)])
-        assert store.renew([a.handle]) == [a.handle]
-        assert store.drop_queue(unique) == 1
-
-
-def test_what_is_rejected_may_be_deleted(beanstalk_url: str, unique: str) -> None:
-    with store_at(beanstalk_url, bury_rejected=False) as store:
-        store.make_queue(unique, PLAIN)
-        store.put([entry(unique)])
-        (claimed,) = store.claim({unique: 1}, 0)
-        store.settle([SettleRequest(claimed.handle, Settlement.REJECT)])
-        assert store.kick(unique, 10) == 0
-        store.drop_queue(unique)
-
-
-def test_too_old_ones_are_dead(beanstalk_url: str, unique: str) -> None:
-    with store_at(beanstalk_url) as store:
-        store.make_queue(unique, PLAIN)
-        message = entry(unique, "x")
-        store.put([message._replace(lifetime=0.0), message, message._replace(lifetime=60.0)])
-        claimed = store.claim({unique: 10}, 0)
-        assert [each.dead for each in claimed] == ["expired", None, None]
-        assert all("expires_at" not in (each.envelope or {}) for each in claimed)
-        store.settle([SettleRequest(each.handle, Settlement.REJECT) for each in claimed])
-        assert store.kick(unique, 10) == 2  # the dead one is not buried
-        store.drop_queue(unique)
 
 
 def test_jobs_of_other_programs(beanstalk_url: str, unique: str) -> None:
@@ -332,29 +264,6 @@ def test_jobs_with_little_time_are_touched_in_time(beanstalk_url: str, unique: s
         assert other.claim(wanted, 0) == []
 
 
-def test_what_a_lost_connection_held_is_back_at_once(beanstalk_url: str, unique: str) -> None:
-    with stores_at(beanstalk_url, 2) as (holder, other):
-        holder.make_queue(unique, PLAIN)
-        holder.put([entry(unique, str(number)) for number in range(5)])
-        waiting = gevent.spawn(holder.claim, {unique: 1}, SOON)
-        first = waiting.get(timeout=SOON)
-        assert len([*first, *holder.claim({unique: 3}, 0)]) == 4
-        holder.drop()
-        got: list[Any] = []
-        while len(got) < 5:
-            got += other.claim({unique: 5}, SOON)
-        assert sorted((*bodies([each]), each.deliveries) for each in got) == [
-            ("0", 1),
-            ("1", 1),
-            ("2", 1),
-            ("3", 1),
-            ("4", 0),
-        ]
-        with pytest.raises(LinkLost):
-            holder.settle([done(first[0].handle)])
-        other.drop_queue(unique)
-
-
 # -- turns
 
 
@@ -387,32 +296,6 @@ def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str)
         assert taken == {many: 300, few: 7}
         for name in (many, few):
             store.drop_queue(name)
-
-
-@pytest.mark.full
-def test_hundred_tubes_over_one_link(beanstalk_url: str, unique: str) -> None:
-    names = [f"{unique}.{number}" for number in range(100)]
-    with stores_at(beanstalk_url, 2) as (consumer, producer), raw_to(beanstalk_url) as raw:
-        for name in names:
-            producer.make_queue(name, PLAIN)
-        got: Counter[str] = Counter()
-
-        def consume() -> None:
-            while sum(got.values()) < 1000:
-                claimed = consumer.claim(dict.fromkeys(names, 3), 20.0)
-                got.update(each.queue for each in claimed)
-                consumer.settle([done(each.handle) for each in claimed])
-
-        connections = raw("stats").body
-        consuming = gevent.spawn(consume)
-        for _ in range(10):
-            producer.put([entry(name) for name in random.sample(names, 100)])
-            gevent.sleep(0.01)
-        consuming.get(timeout=30)
-        assert got == dict.fromkeys(names, 10)
-        assert b"current-connections: 4" in raw("stats").body, connections
-        for name in names:
-            producer.drop_queue(name)
 
 
 def test_consumers_are_counted_across_processes(beanstalk_url: str, unique: str) -> None:

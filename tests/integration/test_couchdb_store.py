@@ -11,13 +11,9 @@ from gevent import socket
 
 import greenconn
 from greenconn import Connection
-from greenconn.broker.exchanges import Row
-from greenconn.broker.port import Claimed, NoQueue, Settlement, SettleRequest
-from greenconn.broker.queues import Declaration
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
 from greenconn.transport.couchdb import api
-from greenconn.transport.couchdb.store import CouchStore
 from tests.fix_couchdb import PouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
@@ -28,47 +24,11 @@ from tests.integration.couchdb_clients import (
     SOON,
     back,
     bodies,
-    done,
     entry,
     put,
     raw_to,
     store_at,
 )
-
-
-def test_order_priorities_and_delays(couchdb_new_url: str) -> None:
-    woken: list[str | None] = []
-    with store_at(couchdb_new_url, woken.append) as store:
-        store.make_queue("q", PLAIN)
-        put(store, *(entry("q", f"{n}") for n in range(3)), entry("q", "high", priority=9))
-        put(store, entry("q", "later", delay=3.0), entry("q", "3"))
-        assert bodies(store.claim({"q": 3}, 0)) == ["high", "0", "1"]
-        assert bodies(store.claim({"q": 9}, 0)) == ["2", "3"]
-        assert not store.claim({"q": 9}, 0)
-        woken.clear()
-        until(lambda: "q" in woken)
-        (claimed,) = store.claim({"q": 9}, 0)
-        assert bodies([claimed]) == ["later"]
-        store.settle([back(claimed, delay=2.0, is_unseen=True)])
-        assert not store.claim({"q": 9}, 0)
-        woken.clear()
-        until(lambda: "q" in woken)
-        (claimed,) = store.claim({"q": 9}, 0)
-        assert claimed.deliveries == 0
-        store.settle([done(claimed)])
-
-
-def test_what_goes_back_comes_before_what_is_new(couchdb_new_url: str) -> None:
-    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
-        one.make_queue("q", PLAIN)
-        put(one, *(entry("q", f"{n}") for n in range(6)))
-        taken = list(one.claim({"q": 4}, 0))
-        assert bodies(other.claim({"q": 1}, 0)) == ["4"]
-        one.settle([back(taken[1]), back(taken[2]), done(taken[0])])
-        assert bodies(one.claim({"q": 2}, 0)) == ["1", "2"]
-        assert bodies(other.claim({"q": 2}, 0)) == ["5"]
-        one.settle([back(taken[3])])
-        assert bodies(other.claim({"q": 2}, 0)) == ["3"]
 
 
 def test_what_is_reported_by_the_feed_is_found(couchdb_new_url: str) -> None:
@@ -117,142 +77,7 @@ def test_large_messages_are_read_in_smaller_pages(
         assert [body[0] for body in bodies(store.claim({"q": 9}, 0))] == list("01234567")
 
 
-def test_settling_too_late_changes_nothing(couchdb_new_url: str) -> None:
-    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
-        one.make_queue("q", PLAIN)
-        put(one, entry("q", "x"))
-        (old,) = one.claim({"q": 1}, 0)
-        one.settle([back(old)])
-        (new,) = other.claim({"q": 1}, 0)
-        one.settle([done(old), back(old)])
-        assert other.size("q") == 0
-        other.settle([back(new)])
-        assert other.size("q") == 1
-
-
-def test_copies_are_stored_before_the_message_goes(couchdb_new_url: str) -> None:
-    with store_at(couchdb_new_url) as store:
-        store.make_queue("q", PLAIN)
-        store.make_queue("dead", PLAIN)
-        put(store, entry("q", "x"))
-        (claimed,) = store.claim({"q": 1}, 0)
-        store.settle(
-            [SettleRequest(claimed.handle, Settlement.REJECT, entries=[entry("dead", "x")])]
-        )
-        assert (store.size("q"), store.size("dead")) == (0, 1)
-
-
-def test_queues_and_their_messages(couchdb_new_url: str) -> None:
-    gone: list[str] = []
-    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
-        other.gone = gone.append
-        declared = Declaration(durable=True, arguments={"x-max-priority": 5})
-        assert one.make_queue("q", declared) == declared
-        assert other.make_queue("q", PLAIN) == declared
-        assert other.find_queue("none") is None
-        (refused,) = one.put([entry("none", "x")])
-        assert isinstance(refused, NoQueue)
-        put(one, *(entry("q", f"{n}") for n in range(5)))
-        (claimed,) = other.claim({"q": 1}, 0)
-        assert one.purge("q") == 4
-        put(one, entry("q", "5"))
-        assert one.drop_queue("q") == 1
-        assert other.find_queue("q") is None
-        until(lambda: gone == ["q"])
-        other.settle([back(claimed)])
-        one.make_queue("q", PLAIN)
-        assert not other.claim({"q": 1}, 0)
-        gevent.sleep(0.1)
-        assert gone == ["q"], "late news of an earlier deletion"
-
-
-def test_bindings_are_shared(couchdb_new_url: str) -> None:
-    rows = [Row(f"key{number}", "", "q", {"x": number}) for number in range(20)]
-    with store_at(couchdb_new_url) as one, store_at(couchdb_new_url) as other:
-        jobs = [
-            gevent.spawn((one, other)[n % 2].topology.bind, "amq.direct", row)
-            for n, row in enumerate(rows)
-        ]
-        jobs += [gevent.spawn(one.topology.bind, "amq.direct", rows[0]) for _ in range(3)]
-        gevent.joinall(jobs, SOON, raise_error=True)
-        for store in (one, other):
-            found = store.topology.rows("amq.direct")
-            assert found is not None
-            assert sorted(found) == sorted(rows)
-            assert store.topology.rows("amq.direct") is found
-        one.drop_queue("q")
-        assert not other.topology.rows("amq.direct")
-        assert one.topology.rows("none") is None
-    with store_at(couchdb_new_url) as again:
-        assert not again.topology.rows("amq.direct")
-
-
-def test_expired_messages_are_dead_wherever_they_are(couchdb_new_url: str) -> None:
-    woken: list[str | None] = []
-    with store_at(couchdb_new_url) as one:
-        for name in ("q", "held", "gone", "other"):
-            one.make_queue(name, PLAIN)
-        put(one, *(entry(name, name, lifetime=2.0) for name in ("held", "gone")))
-        (held,) = one.claim({"held": 1}, 0)
-        (gone,) = one.claim({"gone": 1}, 0)
-        one.settle([done(gone)])
-        put(one, entry("q", "q", lifetime=0.2))
-        # One that begins later knows of them, too.
-        with store_at(couchdb_new_url, woken.append) as late, raw_to(couchdb_new_url) as raw:
-            early = late.claim({"other": 1, "none": 1}, 0)
-            if not early:
-                until(lambda: woken)
-            (claimed,) = early or late.claim({"other": 1, "none": 1}, 0)
-            assert (claimed.queue, claimed.dead) == ("q", "expired")
-            late.settle([done(claimed)])
-            one.settle([back(held)])
-            found: list[Claimed] = []
-
-            def look() -> bool:
-                found.extend(late.claim({"other": 1, "none": 1}, 0))
-                return bool(found)
-
-            until(look)
-            assert [(each.queue, each.dead) for each in found] == [("held", "expired")]
-            late.settle([done(each) for each in found])
-            until(lambda: late.claim({"other": 1}, 0) == [] and not raw.docs("gcy!"))
-
-
 # -- signs of life
-
-
-@pytest.mark.full
-def test_who_falls_silent_is_swept_once(couchdb_new_url: str) -> None:
-    options: dict[str, Any] = {"lease": 6.0, "feed_heartbeat": 1.0}
-    with (
-        store_at(couchdb_new_url, **options) as one,
-        store_at(couchdb_new_url, **options) as two,
-        store_at(couchdb_new_url, lease=0.5) as silent,
-        raw_to(couchdb_new_url) as raw,
-    ):
-        silent.make_queue("q", PLAIN)
-        put(silent, *(entry("q", f"{n}") for n in range(4)))
-        held = list(silent.claim({"q": 2}, 0))
-        (living,) = one.claim({"q": 1}, 0)
-
-        def beat(store: CouchStore) -> None:
-            while True:
-                assert list(store.renew([])) == []
-                gevent.sleep(0.1)
-
-        beats = [gevent.spawn(beat, store) for store in (one, two)]
-        until(lambda: one.size("q") == 3)
-        assert bodies(two.claim({"q": 9}, 0)) == ["0", "1", "3"]
-        until(lambda: len(raw.docs("gco!")) == 2)
-        # It comes back to life: what it held is lost, and it may go on.
-        assert list(silent.renew([each.handle for each in held])) == [each.handle for each in held]
-        silent.settle([done(each) for each in held])
-        put(silent, entry("q", "new"))
-        (mine,) = silent.claim({"q": 1}, 0)
-        assert bodies([mine]) == ["new"]
-        assert list(silent.renew([mine.handle])) == []
-        assert list(one.renew([living.handle])) == []
-        gevent.killall(beats)
 
 
 @pytest.mark.full

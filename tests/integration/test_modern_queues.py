@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from time import monotonic
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -12,14 +11,11 @@ from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn.connection import Connection
-from greenconn.entity import Exchange, Queue
+from greenconn.entity import Queue
 from greenconn.exceptions import (
     AMQPNotImplementedError,
-    PreconditionFailed,
-    PublishNacked,
     Unroutable,
 )
-from greenconn.transport import memory
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_wires import until
@@ -93,34 +89,6 @@ def test_quorum_queues_count_deliveries(connection: Connection, declare: Declare
     consumer.stop()
 
 
-def test_classic_queues_report_that_there_was_one(connection: Connection, declare: Declare) -> None:
-    queue = declare()
-    # What a quorum queue once wrote into the headers says nothing here.
-    publish(connection, queue.name, "body", headers={"x-delivery-count": 7})
-    channel = connection.default_channel
-    counts = []
-    for _ in range(3):
-        message = channel.basic_get(queue.name)
-        counts.append(message.delivery_count)
-        message.requeue()
-    assert counts[0] == 0
-    assert all(counts[1:])
-
-
-def test_the_memory_broker_reports_it_too(unique: str) -> None:
-    with Connection(f"memory:///{unique}") as connection:
-        queue = connection.SimpleQueue("q")
-        queue.put("body")
-        counts = []
-        for _ in range(2):
-            message = queue.get(timeout=CAME)
-            counts.append(message.delivery_count)
-            message.requeue()
-        assert counts == [0, 1]
-        queue.close()
-    memory.reset(unique)
-
-
 def test_a_delivery_limit_dead_letters(connection: Connection, declare: Declare) -> None:
     dead = declare("-dead")
     queue = declare(
@@ -182,23 +150,6 @@ def test_a_limit_for_the_channel_becomes_one_for_each_consumer(
 
 
 @pytest.mark.full
-def test_a_limit_under_which_others_run_is_not_changed(
-    connection: Connection, declare: Declare
-) -> None:
-    classic, quorum = declare("-classic"), declare("-quorum", queue_arguments=QUORUM)
-    if not has_limits_of_channels(connection):
-        pytest.skip("RabbitMQ 4.3 knows no prefetch for a whole channel")
-    channel = connection.channel()
-    channel.basic_qos(0, 5, True)
-    channel.basic_consume(classic.name, callback=print)
-    with pytest.raises(AMQPNotImplementedError, match="without apply_global"):
-        channel.basic_consume(quorum.name, callback=print)
-    assert channel.is_open
-    assert connection.session.generation == 1
-    channel.close()
-
-
-@pytest.mark.full
 def test_what_the_broker_ends_the_connection_for_says_what_to_do(
     connection: Connection, declare: Declare, amqp_url: str
 ) -> None:
@@ -238,22 +189,6 @@ def test_a_killed_change_of_the_limit_is_done_again(
 
 
 @pytest.mark.full
-def test_a_deleted_queue_may_come_back_as_another(connection: Connection, unique: str) -> None:
-    channel = connection.default_channel
-    channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
-    channel.queue_declare(unique, passive=True)  # which says nothing of its kind
-    assert channel.connection.queues.kinds == {unique: "quorum"}
-    channel.queue_delete(unique)
-    assert channel.connection.queues.kinds == {}
-    channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
-    with connection.channel() as other:
-        other.queue_delete(unique)
-        other.queue_declare(unique, auto_delete=True)
-    assert channel.connection.queues.kinds == {}
-    channel.queue_delete(unique)
-
-
-@pytest.mark.full
 def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
     queue = Queue(unique, queue_arguments=QUORUM)
     with Connection(own_rabbitmq.url) as connection:
@@ -277,146 +212,6 @@ def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: st
 
 
 # All queues
-
-
-def test_priorities(connection: Connection, declare: Declare) -> None:
-    queue = declare(max_priority=5)
-    for priority in (1, 5, 3, 0):
-        publish(connection, queue.name, priority, priority=priority)
-    came = received(connection, queue, prefetch_count=1)
-    assert [came.get(timeout=CAME).payload for _ in range(4)] == [5, 3, 1, 0]
-
-
-def test_consumers_with_priority_come_first(connection: Connection, declare: Declare) -> None:
-    queue = declare()
-    low = received(connection, queue, priority=1, prefetch_count=100)
-    high = received(connection, queue, priority=10, prefetch_count=100)
-    for body in range(20):
-        publish(connection, queue.name, body)
-    assert [high.get(timeout=CAME).payload for _ in range(20)] == list(range(20))
-    assert low.empty()
-
-
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_one_active_consumer(connection: Connection, declare: Declare, kind: str) -> None:
-    queue = declare(queue_arguments={"x-queue-type": kind, "x-single-active-consumer": True})
-    came: list[list[int]] = [[], []]
-
-    def handle(which: int) -> Callable[[int, Any], None]:
-        return lambda body, message: came[which].append(body)
-
-    active, standby = (
-        spawn_consumer(queue, handle(which), connection=connection, prefetch_count=1)
-        for which in range(2)
-    )
-    assert active.wait_ready(CAME)
-    assert standby.wait_ready(CAME)
-    for body in range(10):
-        publish(connection, queue.name, body)
-    until(lambda: sum(map(len, came)) == 10)
-    assert [] in came  # all went to one
-    served = came.index(list(range(10)))
-    (active, standby)[served].stop()
-    publish(connection, queue.name, 10)
-    until(lambda: came[1 - served] == [10])
-    (active, standby)[1 - served].stop()
-
-
-def test_a_message_expires(connection: Connection, declare: Declare) -> None:
-    dead = declare("-dead")
-    queue = declare(
-        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name}
-    )
-    came = received(connection, dead)
-    began = monotonic()
-    publish(connection, queue.name, "short", expiration=0.3)  # seconds
-    message = came.get(timeout=CAME)
-    assert monotonic() - began >= 0.25
-    (death,) = message.headers["x-death"]
-    assert (death["reason"], death["original-expiration"]) == ("expired", "300")
-    assert message.headers["x-first-death-queue"] == queue.name
-
-
-@pytest.mark.full
-def test_a_queue_lets_messages_expire_and_expires(
-    connection: Connection, declare: Declare, unique: str
-) -> None:
-    dead = declare("-dead")
-    exchange = Exchange(f"{unique}-dlx", "fanout", auto_delete=True)
-    channel = connection.default_channel
-    exchange(channel).declare()
-    dead(channel).bind_to(exchange)
-    queue = Queue(
-        f"{unique}-brief",
-        message_ttl=0.2,
-        expires=2.0,
-        queue_arguments={"x-dead-letter-exchange": exchange.name},
-    )
-    queue(connection.default_channel).declare()
-    came = received(connection, dead)
-    publish(connection, queue.name, "body")
-    assert came.get(timeout=CAME).headers["x-death"][0]["queue"] == queue.name
-
-    def is_gone() -> bool:
-        # To look it up would be a use of it.
-        try:
-            channel.basic_publish_confirm(
-                channel.prepare_message("body"), routing_key=queue.name, mandatory=True
-            )
-        except Unroutable:
-            return True
-        except PublishNacked:  # the queue went while it had the message
-            return False
-        return False
-
-    until(is_gone)
-
-
-def test_rejected_messages_are_dead_lettered(connection: Connection, declare: Declare) -> None:
-    dead = declare("-dead")
-    queue = declare(
-        queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead.name}
-    )
-    came = received(connection, dead)
-
-    def fail(body: Any, message: Any) -> None:
-        raise OSError("no")
-
-    consumer = spawn_consumer(queue, fail, connection=connection)
-    publish(connection, queue.name, {"body": 1}, headers={"mine": "yes"})
-    message = came.get(timeout=CAME)
-    assert message.payload == {"body": 1}
-    assert message.headers["mine"] == "yes"
-    (death,) = message.headers["x-death"]
-    assert (death["reason"], death["exchange"], death["routing-keys"]) == (
-        "rejected",
-        "",
-        [queue.name],
-    )
-    assert consumer.stop(CAME)
-
-
-@pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_a_full_queue_refuses(connection: Connection, declare: Declare, kind: str) -> None:
-    queue = declare(
-        max_length=2, queue_arguments={"x-queue-type": kind, "x-overflow": "reject-publish"}
-    )
-    with pytest.raises(PublishNacked, match="refused"):
-        for body in range(100):  # a quorum queue takes a few more before it refuses
-            publish(connection, queue.name, body)
-    connection.default_channel.queue_purge(queue.name)
-    channel = connection.channel()
-    with pytest.raises(PublishNacked):
-        for _ in range(100):
-            channel.basic_publish_confirm(channel.prepare_message("body"), routing_key=queue.name)
-    channel.close()
-
-
-@pytest.mark.full
-def test_what_a_quorum_queue_cannot_be(connection: Connection, unique: str) -> None:
-    for options in ({"durable": False}, {"auto_delete": True}, {"max_priority": 5}):
-        with pytest.raises(PreconditionFailed, match="invalid"):
-            Queue(unique, queue_arguments=QUORUM, **options)(connection.channel()).declare()
 
 
 def test_a_quorum_queue_that_is_deleted_under_its_consumer(

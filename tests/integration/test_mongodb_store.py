@@ -63,12 +63,6 @@ def bodies(claimed: Any) -> list[Any]:
     return [each.envelope["body"] for each in claimed]
 
 
-def claim_into(found: list[Claimed], store: MongoStore, most: int = 1) -> list[Claimed]:
-    """Claim, and add what there is to *found*, which is returned."""
-    found.extend(store.claim({QUEUE: most}, 0))
-    return found
-
-
 def done(claimed: list[Claimed]) -> list[SettleRequest]:
     """The answers that say that all was handled."""
     return [SettleRequest(each.handle, Settlement.ACK) for each in claimed]
@@ -98,45 +92,6 @@ def test_claimed_message_is_hidden_from_kombu(stores: Stores, mongodb_database: 
     assert [each.deliveries for each in store.claim({QUEUE: 9}, 0)] == [1, 0]
 
 
-def test_nobody_has_seen_it(stores: Stores) -> None:
-    store = stores()
-    store.put([entry()])
-    (claimed,) = store.claim({QUEUE: 1}, 0)
-    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, is_unseen=True)])
-    (claimed,) = store.claim({QUEUE: 1}, 0)
-    assert claimed.deliveries == 0
-
-
-@pytest.mark.parametrize("queues", [1, 3])
-def test_claims_do_not_overlap(queues: int, stores: Stores) -> None:
-    there = [stores() for _ in range(3)]
-    there[0].put([entry(str(n), f"{QUEUE}{n % queues}") for n in range(150)])
-    found: list[str] = []
-
-    def take(store: MongoStore, most: int) -> None:
-        wanted = {f"{QUEUE}{n}": most for n in range(queues)}
-        while claimed := list(store.claim(wanted, 0)):
-            found.extend(bodies(claimed))
-            store.settle(done(claimed))
-
-    takers = [gevent.spawn(take, store, most) for store in there for most in (1, 7)]
-    gevent.joinall(takers, timeout=30, raise_error=True)
-    assert sorted(found, key=int) == [str(n) for n in range(150)]
-
-
-def test_no_queue_hides_another(stores: Stores) -> None:
-    store = stores()
-    store.put([entry(queue="deep")] * 250 + [entry(queue="late")])
-    claimed = list(store.claim({"deep": 1, "late": 1, "empty": 5}, 0))
-    assert sorted(each.queue for each in claimed) == ["deep", "late"]
-
-
-def test_priorities(stores: Stores) -> None:
-    store = stores()
-    store.put([entry("low", priority=1), entry("high", priority=200), entry("none")])
-    assert bodies(store.claim({QUEUE: 9}, 0)) == ["high", "low", "none"]
-
-
 def test_unreadable_message(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     mongodb_database["messages"].insert_one({"payload": "{no", "queue": QUEUE, "priority": 9})
@@ -145,56 +100,6 @@ def test_unreadable_message(stores: Stores, mongodb_database: Database) -> None:
 
 
 # Leases
-
-
-def test_lease_that_nobody_renews(stores: Stores) -> None:
-    gone, alive = stores(lease=0.2), stores()
-    gone.put([entry()])
-    (lost,) = gone.claim({QUEUE: 1}, 0)
-    gevent.sleep(0.3)
-    again: list[Claimed] = []
-    until(lambda: claim_into(again, alive))
-    assert again[0].deliveries == 1
-    # Whoever had it has it no more, whatever he says.
-    assert list(gone.renew([lost.handle])) == [lost.handle]
-    gone.settle([SettleRequest(lost.handle, Settlement.REQUEUE)])
-    gone.settle([SettleRequest(lost.handle, Settlement.ACK)])
-    assert list(alive.renew([again[0].handle])) == []
-    alive.settle(done(again))
-
-
-def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Database) -> None:
-    store = stores(lease=1.0)
-    store.put([entry()])
-    (first,) = store.claim({QUEUE: 1}, 0)
-    second: list[Claimed] = []
-    until(lambda: claim_into(second, store))
-    store.settle([SettleRequest(first.handle, Settlement.ACK)])
-    assert mongodb_database["messages"].count_documents({}) == 1
-    store.settle(done(second))
-    assert mongodb_database["messages"].count_documents({}) == 0
-
-
-def test_renewed_lease(stores: Stores, mongodb_database: Database) -> None:
-    store, other = stores(lease=600.0), stores()
-    store.put([entry()])
-    (held,) = store.claim({QUEUE: 1}, 0)
-    ends = [each["lease_until"] for each in mongodb_database["messages"].find()]
-    for _ in range(3):
-        gevent.sleep(0.01)  # the server counts milliseconds
-        assert list(store.renew([held.handle])) == []
-        ends += [each["lease_until"] for each in mongodb_database["messages"].find()]
-    assert sorted(set(ends)) == ends
-    assert list(other.claim({QUEUE: 1}, 0)) == []
-
-
-def test_next_life_settles(stores: Stores, mongodb_database: Database) -> None:
-    store = stores()
-    store.put([entry()])
-    claimed = list(store.claim({QUEUE: 1}, 0))
-    store.drop()
-    stores().settle(done(claimed))
-    assert mongodb_database["messages"].count_documents({}) == 0
 
 
 def test_next_life_requeues_what_nobody_knows_of(
@@ -224,21 +129,6 @@ def test_next_life_requeues_what_nobody_knows_of(
     assert mongodb_database["messages"].count_documents({}) == 0
 
 
-def test_dead_messages_of_which_nobody_was_notified(stores: Stores) -> None:
-    store, other = stores(), stores()
-    store.put([entry(lifetime=0.05)])
-
-    def sweep() -> bool:
-        store._sweep(True)
-        return bool(store._dead)
-
-    until(sweep)
-    store.close()
-    found: list[Claimed] = []
-    until(lambda: claim_into(found, other))
-    assert [each.dead for each in found] == ["expired"]
-
-
 def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store._servers._clock_offset = timedelta(hours=3)  # as if ours were three hours late
@@ -253,71 +143,6 @@ def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> Non
 
 
 # Time
-
-
-def test_delayed_message(stores: Stores, mongodb_database: Database) -> None:
-    store = stores()
-    store.put([entry("late", delay=600.0), entry("soon", delay=0.1)])
-    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
-    (claimed,) = store.claim({QUEUE: 9}, 0)
-    assert bodies([claimed]) == ["soon"]
-    assert claimed.deliveries == 0
-    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, delay=0.1)])
-    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
-    (claimed,) = store.claim({QUEUE: 9}, 0)
-    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, delay=600.0)])
-    assert list(store.claim({QUEUE: 9}, 0)) == []
-    assert mongodb_database["messages"].count_documents({}) == 2
-
-
-def test_delayed_copy_takes_the_place_of_its_message(
-    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = stores()
-    store.put([entry("old")])
-    (claimed,) = store.claim({QUEUE: 1}, 0)
-    monkeypatch.setattr(store, "put", None)  # it is one step
-    copy = entry("new", delay=0.1, priority=3, lifetime=600.0)
-    request = SettleRequest(claimed.handle, Settlement.ACK, entries=[copy])
-    store.settle([request])
-    (found,) = mongodb_database["messages"].find()
-    assert set(found) == {"_id", "payload", "priority", "claimed", "due_at", "dead_at"}
-    store.settle([request])  # as the next life does where it knows of no reply
-    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
-    (again,) = store.claim({QUEUE: 9}, 0)
-    assert (bodies([again]), again.deliveries) == (["new"], 0)
-    store.settle([request])  # it is another one's by now
-    store.settle(done([again]))
-    assert mongodb_database["messages"].count_documents({}) == 0
-
-
-def test_delayed_copy_that_is_refused(
-    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = stores()
-    store.put([entry("a"), entry("b")])
-    large, fine = store.claim({QUEUE: 9}, 0)
-    copies = [entry("x" * (16 * 1024 * 1024), delay=0.1), entry("again", delay=0.1)]
-    store.settle(
-        [
-            SettleRequest(each.handle, Settlement.ACK, entries=[copy])
-            for each, copy in zip((large, fine), copies, strict=True)
-        ]
-    )
-    assert mongodb_database["messages"].count_documents({"due_at": {"$exists": True}}) == 2
-    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
-    (again,) = store.claim({QUEUE: 9}, 0)
-    assert bodies([again]) == ["again"]  # the other one comes after a lease
-
-
-def test_dead_messages_are_reported(stores: Stores) -> None:
-    store = stores()
-    store.put([entry("dies", "lonely", lifetime=0.05), entry("stays")])
-    gevent.sleep(0.1)
-    assert store.size("lonely") == 0
-    found: list[Claimed] = []
-    until(lambda: len(claim_into(found, store, 9)) == 2)
-    assert {each.queue: each.dead for each in found} == {"lonely": "expired", QUEUE: None}
 
 
 def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Database) -> None:
@@ -354,18 +179,6 @@ def test_queue_of_kombus(stores: Stores, mongodb_database: Database) -> None:
     assert store.find_queue("theirs") is UNDECLARED
     assert store.drop_queue("theirs") == 1
     assert store.find_queue("theirs") is None
-
-
-def test_exclusive_queue_whose_owner_has_gone(stores: Stores) -> None:
-    gone, other = stores(lease=2.0), stores()
-    gone.make_queue("mine", Declaration(owner="somebody"))
-    gone.put([entry(queue="mine")])
-    found = other.find_queue("mine")
-    assert found is not None
-    assert found.owner == "somebody"
-    gone.renew([])
-    until(lambda: other.find_queue("mine") is None)
-    assert other.size("mine") == 0
 
 
 def test_queue_that_another_one_has_declared_anew(

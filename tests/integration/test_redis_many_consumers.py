@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from time import monotonic
 from typing import Any
@@ -16,18 +15,9 @@ from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
-from tests.integration.processes import run
 from tests.integration.redis_clients import Control
 
 pytestmark = pytest.mark.full
-
-
-def test_ping_asks_the_server(own_redis: RedisServer, at_server: Control) -> None:
-    with Connection(own_redis.url) as connection:
-        connection.connect()
-        at_server("CONFIG", "RESETSTAT")
-        connection.connection.ping()
-        assert "cmdstat_ping:calls=1," in str(at_server("INFO", "commandstats"))
 
 
 def test_crowd_on_one_queue_does_not_stampede(
@@ -169,16 +159,3 @@ def test_burst_is_shared_by_a_crowd(own_redis: RedisServer, at_server: Control) 
         until(lambda: sum(map(len, shares)) == 1000, 20)
         assert all(each.stop(SOON) for each in consumers)
     assert min(map(len, shares)) >= 30
-
-
-def test_processes_share_a_stream(own_redis: RedisServer) -> None:
-    """One of them would be fast enough to take every message as it comes."""
-    processes, messages = 4, 2000
-    done = run(
-        *("-m", "benchmarks.processes", "--broker", "redis", "--url", own_redis.url, "--json"),
-        *("--arrivals", "steady", "--processes", str(processes), "--messages", str(messages)),
-    )
-    assert done.code == 0, done.errors
-    (row,) = json.loads(done.output)
-    assert sum(row["shares"]) == messages
-    assert row["least"] >= messages / processes / 5, row["shares"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,12 +9,10 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn import Connection, ConsumerGreenlet, Queue, spawn_consumer
+from greenconn import Connection, Queue, spawn_consumer
 from tests.fix_wires import until
 
 CAME = 120.0
-#: KiB of Python's memory that an idle consumer may take; RabbitMQ 4.4, Redis 6.0 when this was written.
-MOST = 7.0
 CONSUMERS = 500
 QUEUES = 50
 
@@ -60,38 +56,5 @@ def test_many_consumers_share_few_connections(connections: list[Connection], uni
     gevent.joinall(stopping, timeout=CAME, raise_error=True)
     assert all(each.value for each in stopping)
     channel = connections[0].default_channel
-    for name in names:
-        channel.queue_delete(name)
-
-
-def test_an_idle_consumer_takes_little_memory(
-    connections: list[Connection], unique: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("WARNING", "greenconn.worker")  # else pytest keeps a record of each start
-    names = [f"{unique}-{number}" for number in range(QUEUES)]
-    channel = connections[0].default_channel
-
-    def start() -> list[ConsumerGreenlet]:
-        started = [
-            spawn_consumer(Queue(name), print, connection=connections[number % 2])
-            for number, name in enumerate(names)
-        ]
-        assert all(each.wait_ready(CAME) for each in started)
-        return started
-
-    consumers = start()  # what is made once is there now
-    gc.collect()
-    tracemalloc.start()
-    try:
-        for _ in range(5):
-            consumers += start()
-        gc.collect()
-        taken, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert taken / 1024 / (5 * QUEUES) < MOST
-    # A page for its frames is not among that.
-    assert all(each.gr_frame is None for each in consumers)
-    gevent.joinall([gevent.spawn(each.stop, CAME) for each in consumers], CAME, raise_error=True)
     for name in names:
         channel.queue_delete(name)

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import gevent
 import pytest
-from gevent.event import Event
 
 from greenconn.connection import Connection
-from greenconn.entity import Exchange, Queue
+from greenconn.entity import Queue
 from greenconn.exceptions import (
     NotFound,
-    OperationalError,
     PreconditionFailed,
     PublishNacked,
     RecoverableConnectionError,
@@ -24,13 +21,10 @@ from greenconn.exceptions import (
     Unroutable,
 )
 from greenconn.messaging import Consumer, Producer
-from greenconn.publishing import publish, publish_many
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
-from tests.integration.recovering import SOON, consumers_of, lose, send, settled
-
-POLICY: dict[str, Any] = {"interval_start": 0, "interval_step": 0.05, "interval_max": 0.2}
+from tests.integration.recovering import SOON, consumers_of, lose, settled
 
 
 @pytest.fixture
@@ -135,25 +129,6 @@ def test_as_many_channels_as_the_broker_allows(
             assert channel.channel_id not in ids - {consumers[0]._channel.channel_id}
 
 
-def test_closed_channels_do_not_come_back(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    channels = [connection.channel() for _ in range(4)]
-    consumers = [Consumer(channel, Queue(unique)) for channel in channels]
-    for consumer in consumers:
-        consumer.consume()
-    channels[1].close()
-    channels[3].close()
-    assert settled(other, unique, 2) == (2, 2)
-    lose(relay, connection)
-    settled(other, unique, 2)
-    channels_now = connection.session.life.link.channels
-    assert consumers[0].channel in channels_now.values()
-    assert consumers[2].channel in channels_now.values()
-    for closed in (consumers[1], consumers[3]):
-        assert not closed._channel.is_open
-
-
 # Errors of channels are not losses
 
 
@@ -234,29 +209,6 @@ def test_confirms_come_back(
     other.default_channel.queue_delete(bounded.name)
 
 
-def test_returns_come_back(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    """Who listens to returned messages hears of them on each link."""
-    returned: list[tuple[Any, str]] = []
-
-    def on_return(exc: Any, exchange: str, routing_key: str, message: Any) -> None:
-        returned.append((message.body, routing_key))
-
-    producer = Producer(connection, on_return=on_return)
-    direct = connection.channel()
-    direct.events["basic_return"].add(on_return)
-    second = Producer(direct)
-    for number in range(3):
-        if number:
-            cut(relay, connection)
-        for each in (producer, second):
-            each.publish(str(number), f"{unique}-none", mandatory=True, retry=True)
-        while len(returned) < 2 * number + 2:
-            connection.drain_events(timeout=SOON)
-    assert Counter(returned) == {(str(n), f"{unique}-none"): 2 for n in range(3)}
-
-
 def test_transactions_come_back(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -280,101 +232,4 @@ def test_transactions_come_back(
     assert bodies(other, unique) == ["committed"]
 
 
-def test_the_prefetch_of_a_channel_comes_back(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    channel = connection.channel()
-    channel.basic_qos(0, 2, False)
-    got: list[Any] = []
-    consumer = Consumer(channel, Queue(unique), on_message=got.append)
-    consumer.consume()
-    send(other, unique, *range(5))
-    lose(relay, connection)
-    with pytest.raises(TimeoutError):
-        while True:
-            connection.drain_events(timeout=0.2)
-    assert [message.payload for message in got] == [0, 1]
-
-
 # Publishing meanwhile
-
-
-@pytest.mark.full
-def test_publishing_from_a_hundred_greenlets(
-    relay: Relay, other: Connection, unique: str, long: bool
-) -> None:
-    """In all ways that promise something: what was taken over is there."""
-    is_over = Event()
-    taken: set[str] = set()
-    with Connection(relay.url, transport_options={"confirm_publish": True}) as connection:
-        producer = Producer(connection)
-        exchange = Exchange(f"{unique}-e", "direct")
-        Queue(unique, exchange, "k")(connection).declare()
-        own = [Producer(connection.channel(), exchange, "k") for _ in range(5)]
-
-        def work(number: int) -> None:
-            for count in range(10**6):
-                if is_over.is_set():
-                    return
-                body = f"{number}.{count}"
-                made = [body]
-                kind = number % 5
-                if kind == 0:
-                    publish(unique, body, connection=connection, timeout=SOON, declare=True)
-                elif kind == 1:
-                    made = [f"{body}.{each}" for each in range(5)]
-                    publish_many(unique, made, connection=connection, timeout=SOON, declare=True)
-                elif kind == 2:
-                    producer.publish(body, unique, retry=True, retry_policy=POLICY)
-                elif kind == 3:
-                    own[number % 5].publish(body, retry=True, retry_policy=POLICY)
-                else:
-                    call = connection.ensure(producer, producer.publish, **POLICY)
-                    call(body, "k", exchange=exchange)
-                taken.update(made)
-                gevent.sleep(0)
-
-        workers = [gevent.spawn(work, number) for number in range(100)]
-        cuts = 30 if long else 4
-        for _ in range(cuts):
-            before = len(taken)
-            until(lambda before=before: len(taken) > before + 300, SOON)  # type: ignore[misc]
-            relay.cut()
-        is_over.set()
-        gevent.joinall(workers, timeout=SOON, raise_error=True)
-        assert all(worker.successful() for worker in workers)
-        found = Counter(bodies(other, unique))
-        assert taken <= found.keys()
-        assert connection.session.generation >= cuts  # perhaps nobody needed one after the last cut
-        exchange(connection).delete()
-
-
-def test_publishing_without_retries_raises_or_is_done(
-    relay: Relay, other: Connection, unique: str
-) -> None:
-    """Confirmed: what did not raise is there.  The next call finds a new link by itself."""
-    taken: set[int] = set()
-    errors: list[BaseException] = []
-    with Connection(relay.url, transport_options={"confirm_publish": True}) as connection:
-        producer = Producer(connection)
-        losses: tuple[type[BaseException], ...] = (
-            OperationalError,
-            *connection.connection_errors,
-        )
-
-        def work(number: int) -> None:
-            for count in range(100):
-                try:
-                    producer.publish(number * 100 + count, unique)
-                except losses as exc:
-                    errors.append(exc)
-                else:
-                    taken.add(number * 100 + count)
-
-        workers = [gevent.spawn(work, number) for number in range(20)]
-        for share in range(1, 4):
-            until(lambda share=share: len(taken) > 400 * share, SOON)  # type: ignore[misc]
-            relay.cut()
-        gevent.joinall(workers, timeout=SOON, raise_error=True)
-        assert 1 <= len(errors) <= 60  # each cut costs a greenlet one publish at most
-        assert taken <= set(bodies(other, unique))

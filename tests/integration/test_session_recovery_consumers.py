@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from time import monotonic
 from typing import Any
 
 import gevent
@@ -18,7 +16,6 @@ from greenconn.exceptions import (
     ConsumerCancelled,
     NotFound,
     PreconditionFailed,
-    ResourceLocked,
 )
 from greenconn.messaging import Consumer
 from greenconn.worker import spawn_consumer
@@ -101,81 +98,6 @@ def test_one_consumer_after_each_of_many_losses(
     assert len(draining) == rounds  # each loss was told once
 
 
-def test_many_consumers_of_one_queue(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-    long: bool,
-) -> None:
-    number = 1024 if long else 200
-    got: Counter[int] = Counter()
-    queue = Queue(unique)
-
-    def make(each: int) -> Consumer:
-        def receive(body: Any, message: Any) -> None:
-            got[each] += 1
-            message.ack()
-
-        consumer = Consumer(connection, queue, callbacks=[receive], prefetch_count=1)
-        consumer.consume()
-        return consumer
-
-    consumers = [make(each) for each in range(number)]
-    assert consumers_of(other, unique) == number
-    lose(relay, connection)
-    settled(other, unique, number)
-    send(other, unique, *range(2 * number))
-    until(lambda: got.total() == 2 * number)
-    assert len(got) == number
-    assert len(consumers) == number
-
-
-@pytest.mark.full
-def test_many_queues(
-    relay: Relay, connection: Connection, other: Connection, unique: str, long: bool
-) -> None:
-    """Consumers that run in the background, on few channels."""
-    number = 5000 if long else 200
-    got: set[str] = set()
-    queues = [Queue(f"{unique}-{each}", durable=False, expires=600) for each in range(number)]
-
-    def handle(body: Any, message: Any) -> None:
-        got.add(message.delivery_info["routing_key"])
-
-    consumer = spawn_consumer(queues, handle, connection=connection, prefetch_count=number)
-    assert consumer.wait_ready(SOON * 3)
-    lose(relay, connection)
-    channel = other.channel()
-    for queue in queues:
-        settled(other, queue.name) if consumers_of(other, queue.name) != 1 else None
-        channel.basic_publish(
-            channel.prepare_message("x", content_type="text/plain"), routing_key=queue.name
-        )
-    until(lambda: len(got) == number, SOON * 3)
-    assert consumer.stop(timeout=SOON)
-    for queue in queues:
-        channel.queue_delete(queue.name)
-
-
-def test_a_cancelled_consumer_does_not_come_back(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    stays = Consumer(connection, Queue(f"{unique}-2", auto_delete=True))
-    stays.consume()
-    gone = Consumer(connection, Queue(unique))
-    gone.consume()
-    gone.cancel()
-    both = Consumer(connection, [Queue(f"{unique}-3", auto_delete=True), Queue(unique)])
-    both.consume()
-    both.cancel_by_queue(unique)
-    lose(relay, connection)
-    settled(other, f"{unique}-2")
-    settled(other, f"{unique}-3")
-    assert consumers_of(other, unique) == 0
-
-
 def test_cancelled_while_the_broker_is_away(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -186,29 +108,6 @@ def test_cancelled_while_the_broker_is_away(
     lose(relay, connection, then=gone.cancel)
     settled(other, f"{unique}-2")
     assert consumers_of(other, unique) == 0
-
-
-def test_started_while_the_broker_is_away(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-) -> None:
-    first = Consumer(connection, Queue(f"{unique}-2", auto_delete=True))
-    first.consume()
-    got = Receiver()
-    second = Consumer(connection, Queue(unique), callbacks=[got])
-    starting: list[gevent.Greenlet[..., Any]] = []
-    lose(relay, connection, then=lambda: starting.append(gevent.spawn(second.consume)))
-    for each in starting:
-        with suppress(*connection.connection_errors):
-            each.get(timeout=SOON)
-    second.consume()
-    settled(other, unique)
-    send(other, unique, "x")
-    until(lambda: got == ["x"])
-    assert consumers_of(other, unique) == 1
 
 
 def test_options_of_consumers_come_back(
@@ -302,108 +201,7 @@ def test_acks_of_a_former_life_are_dropped(
     until(lambda: left(other, unique) == 3)
 
 
-def test_an_ack_after_recovery_out_of_a_callback(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    """Each of several callbacks sees the loss between delivery and answer."""
-    got: list[tuple[Any, bool]] = []
-
-    def receive(body: Any, message: Any) -> None:
-        is_again = message.delivery_info["redelivered"]
-        got.append((body, is_again))
-        if not is_again:
-            lose(relay, connection)
-        message.ack()
-
-    consumer = Consumer(connection, Queue(unique), callbacks=[receive], prefetch_count=1)
-    consumer.consume()
-    send(other, unique, 1, 2, 3)
-    while len(got) < 6:
-        with suppress(*connection.connection_errors):
-            connection.drain_events(timeout=SOON)
-    assert got == [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
-    connection.close()
-    assert left(other, unique) == 0
-
-
-def test_what_nobody_has_taken_comes_once(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    got: list[Any] = []
-    consumer = Consumer(connection, Queue(unique), on_message=got.append, prefetch_count=50)
-    consumer.consume()
-    send(other, unique, *range(50))
-    events = connection.session.life.link.events
-    until(lambda: len(events) == 50)
-    lose(relay, connection)
-    until(lambda: len(connection.session.life.link.events) == 50)
-    assert len(events) == 0
-    for _ in range(50):
-        connection.drain_events(timeout=SOON)
-    assert [message.payload for message in got] == list(range(50))
-    for message in got:
-        message.ack()
-    with pytest.raises(TimeoutError):
-        connection.drain_events(timeout=0.05)
-    connection.close()
-    assert left(other, unique) == 0
-
-
-def test_messages_that_need_no_ack(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-) -> None:
-    got: list[Any] = []
-    consumer = Consumer(connection, Queue(unique), on_message=got.append, no_ack=True)
-    consumer.consume()
-    send(other, unique, 1)
-    until(lambda: len(got) == 1)
-    lose(relay, connection)
-    settled(other, unique)
-    send(other, unique, 2)
-    until(lambda: len(got) == 2)
-    for message in got:
-        message.ack()  # nothing is sent
-    assert [message.payload for message in got] == [1, 2]
-
-
 # Who cannot come back
-
-
-@pytest.mark.full
-def test_a_queue_that_is_still_locked(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-) -> None:
-    """The broker still has it as somebody else's: it is tried again, and holds up nobody."""
-    got = Receiver()
-    locked = Consumer(connection, Queue(unique, durable=False, exclusive=True), callbacks=[got])
-    locked.consume()
-    free = Consumer(connection, Queue(f"{unique}-2", auto_delete=True), callbacks=[got])
-    free.consume()
-    owner = other.clone()
-
-    def lock() -> None:
-        until(lambda: not exists(other, unique))
-        owner.default_channel.queue_declare(unique, exclusive=True)
-
-    lose(relay, connection, then=lock)
-    settled(other, f"{unique}-2")
-    send(other, f"{unique}-2", "free")
-    until(lambda: got == ["free"])
-    with pytest.raises(ResourceLocked):
-        other.channel().queue_declare(unique, passive=True)
-    owner.close()
-    settled(connection, unique)
-    send(other, unique, "locked")
-    until(lambda: got == ["free", "locked"])
-    assert len(draining) == 1  # nobody heard more than that the connection was lost
 
 
 @pytest.mark.full
@@ -484,40 +282,6 @@ def test_a_consumer_that_is_refused(
 # Queues that go with the connection
 
 
-def test_a_queue_that_the_broker_names(
-    relay: Relay,
-    connection: Connection,
-    other: Connection,
-    unique: str,
-    draining: list[BaseException],
-) -> None:
-    """With an exchange that deletes itself: queue, binding and consumer have the new name."""
-    got = Receiver()
-    exchange = Exchange(unique, "direct", durable=False, auto_delete=True)
-    consumer = Consumer(
-        connection,
-        [Queue("", exchange, "k", exclusive=True), Queue("", exchange, "k", exclusive=True)],
-        callbacks=[got],
-    )
-    consumer.consume()
-    before = [queue.name for queue in consumer.queues]
-    send(other, "k", 1, exchange=unique)
-    until(lambda: got == [1, 1])
-    for number in range(2, 5):
-        lose(relay, connection)
-        after = [queue.name for queue in consumer.queues]
-        assert not set(after) & set(before)
-        assert all(name.startswith("amq.gen-") for name in after)
-        assert list(consumer._active_tags) == after
-        before = after
-        got.clear()
-        send(other, "k", number, exchange=unique)
-        until(lambda number=number: got == [number, number])  # type: ignore[misc]
-    consumer.cancel()
-    connection.close()
-    until(lambda: not exists(other, exchange=unique))
-
-
 def test_a_queue_that_deletes_itself_while_it_is_restored(
     relay: Relay,
     connection: Connection,
@@ -541,22 +305,6 @@ def test_a_queue_that_deletes_itself_while_it_is_restored(
         send(other, name, name, exchange=unique)
     until(lambda: sorted(got) == sorted(names))
     assert len(draining) == rounds
-
-
-def test_a_queue_that_deletes_itself_and_has_others(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    """Their consumers are not waited for more than a moment, all together."""
-    queues = [Queue(f"{unique}-{each}", auto_delete=True) for each in range(20)]
-    Consumer(other, queues).consume()
-    consumers = [Consumer(connection, queue) for queue in queues]
-    for consumer in consumers:
-        consumer.consume()
-    began = monotonic()
-    lose(relay, connection)
-    assert monotonic() - began < 15.0  # one after the other would take 20 s
-    for queue in queues:
-        settled(other, queue.name, 2)
 
 
 @pytest.mark.full
@@ -596,26 +344,6 @@ def test_entities_that_delete_themselves_one_after_the_other(
 # Cancelled by the broker
 
 
-def test_a_deleted_queue_is_reported_once_and_may_be_consumed_from_again(
-    connection: Connection, other: Connection, unique: str
-) -> None:
-    got = Receiver()
-    consumer = Consumer(connection, Queue(unique), callbacks=[got])
-    consumer.consume()
-    other.default_channel.queue_delete(unique)
-    with pytest.raises(ConsumerCancelled, match="consumer-"):
-        connection.drain_events(timeout=SOON)
-    with pytest.raises(TimeoutError):
-        connection.drain_events(timeout=0.05)
-    assert not exists(other, unique)  # nobody has declared it behind the owner's back
-    consumer.revive(connection.channel())
-    consumer.consume()
-    send(other, unique, "again")
-    connection.drain_events(timeout=SOON)
-    assert got == ["again"]
-    assert consumers_of(other, unique) == 1
-
-
 def test_a_consumer_cancelled_by_the_broker_comes_back_after_a_loss(
     relay: Relay,
     connection: Connection,
@@ -633,23 +361,6 @@ def test_a_consumer_cancelled_by_the_broker_comes_back_after_a_loss(
     settled(other, unique)
     send(other, unique, "again")
     until(lambda: got == ["again"])
-
-
-def test_a_deleted_queue_is_declared_again_by_a_consumer_in_the_background(
-    connection: Connection, other: Connection, unique: str
-) -> None:
-    got: list[Any] = []
-    queue = Queue(unique, Exchange(f"{unique}-e", auto_delete=True), "k")
-    consumer = spawn_consumer(queue, lambda body, message: got.append(body), connection=connection)
-    assert consumer.wait_ready(SOON)
-    for number in range(3):
-        other.default_channel.queue_delete(unique)
-        until(lambda: exists(other, unique))
-        settled(other, unique)
-        until(lambda: exists(other, exchange=f"{unique}-e"))
-        send(other, "k", number, exchange=f"{unique}-e")
-        until(lambda number=number: got[-1:] == [number])  # type: ignore[misc]
-    assert consumer.stop(timeout=SOON)
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -762,25 +473,3 @@ def test_lost_again_while_it_is_restored(
         settled(other, f"{unique}-{each}")
     send(other, "k", "x", exchange=unique)
     until(lambda: got == ["x"] * 5)
-
-
-def test_callbacks_run_while_others_are_restored(
-    relay: Relay, connection: Connection, other: Connection, unique: str
-) -> None:
-    """Who comes back first works before the last one is there."""
-    got = Event()
-    first = Consumer(connection, Queue(unique), callbacks=[lambda body, message: got.set()])
-    first.consume()
-    rest = [Consumer(connection, Queue(f"{unique}-{each}", auto_delete=True)) for each in range(50)]
-    for consumer in rest:
-        consumer.consume()
-    drain: Callable[[], Any] = connection.drain_events
-    draining = gevent.spawn(drain)
-    with pytest.raises(connection.connection_errors):
-        relay.cut()
-        draining.get(timeout=SOON)
-    send(other, unique, "x")
-    connection.drain_events(timeout=SOON)
-    assert got.is_set()
-    for each in range(50):
-        settled(other, f"{unique}-{each}")

@@ -13,31 +13,6 @@ from tests.fix_sqs import Connect
 from tests.integration.sqs_clients import attributes_of, declared, store_of
 
 
-def test_topics_reach_other_processes(sqs_connect: Connect, unique: str) -> None:
-    exchange = Exchange(unique, "fanout")
-    connection, publisher = sqs_connect(), sqs_connect()
-    queues = [declared(connection, f"{unique}-{n}", exchange=exchange) for n in range(2)]
-    publisher.Producer().publish("all", exchange=exchange, declare=[exchange])
-    for queue in queues:
-        message = queue.get(no_ack=True)
-        assert message is not None
-        assert message.payload == "all"
-    channel = connection.default_channel
-    bound = {each["destination"] for each in channel.get_bindings()}
-    assert {queue.name for queue in queues} <= bound
-    queues[0].unbind_from(exchange)
-    publisher.Producer().publish("one", exchange=exchange)
-    message = queues[1].get(no_ack=True)
-    assert message is not None
-    assert message.payload == "one"
-    assert queues[0].get() is None
-    # Deleted by somebody else, so nobody unsubscribed it.
-    store_of(publisher).queues.get(queues[1].name).call("DeleteQueue")
-    assert channel.remove_stale_sns_subscriptions(unique) == 1
-    queues[0].delete()
-    channel.exchange_delete(unique)
-
-
 def test_topic_that_was_deleted_elsewhere_is_made_again(
     sqs_connect: Connect, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,12 +45,6 @@ def test_policy_of_a_queue_names_all_its_topics(sqs_connect: Connect, unique: st
     queue.delete()
     for exchange in exchanges:
         connection.default_channel.exchange_delete(exchange.name)
-
-
-def test_no_fanout(sqs_connect: Connect, unique: str) -> None:
-    connection = sqs_connect(supports_fanout=False)
-    with pytest.raises(NotAllowed, match="supports_fanout=True"):
-        Exchange(unique, "fanout")(connection.default_channel).declare()
 
 
 def test_fanout_where_the_account_does_not_allow_topics(

@@ -15,7 +15,7 @@ from greenconn.exceptions import (
     OperationalError,
     PreconditionFailed,
 )
-from greenconn.transport.SQS import Transport, UndefinedQueueException
+from greenconn.transport.SQS import UndefinedQueueException
 from tests.fix_sqs import Connect
 from tests.integration.contract import SOON
 from tests.integration.sqs_clients import attributes_of, declared, store_of
@@ -57,20 +57,6 @@ def test_fifo_queue_takes_a_message_once(sqs_connect: Connect, unique: str) -> N
     assert message is not None
     assert message.payload == "x"
     assert queue.get() is None
-    queue.delete()
-
-
-def test_delayed_message_comes_later(sqs_connect: Connect, unique: str) -> None:
-    connection = sqs_connect()
-    queue = declared(connection, unique)
-    connection.Producer().publish("later", routing_key=unique, headers={"x-delay": 800})
-    assert queue.get() is None
-    got: list[str] = []
-    with connection.Consumer([queue], callbacks=[taker(got)]):
-        while not got:
-            connection.drain_events(timeout=SOON)
-    with pytest.raises(PreconditionFailed, match="at most 900 s"):
-        connection.Producer().publish("x", routing_key=unique, headers={"x-delay": 901_000})
     queue.delete()
 
 
@@ -249,12 +235,3 @@ def test_empty_queue_is_left_when_the_consumer_goes(sqs_connect: Connect, unique
         while not got:
             connection.drain_events(timeout=SOON)
     queue.delete()
-
-
-def test_where_it_connects() -> None:
-    options = Transport.Options(client_config={"read_timeout": 3})
-    assert options.client_config == {"read_timeout": 3}
-    with pytest.raises(ValueError, match="at most 20 s"):
-        Transport.Options(wait_time_seconds=21)
-    with pytest.raises(ValueError, match=r"\.fifo"):
-        Transport.Options(predefined_queues={"a.fifo": {"url": "https://sqs/1/a"}})
