@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from greenconn.broker.entities import KNOWN, ArgumentOf, SupportedArguments, warn_of_unsupported
+from greenconn.broker.entities import ArgumentOf, SupportedArguments, warn_of_unsupported
 from tests.tiny_client import TinyClient
 
 SOME = SupportedArguments(queue=frozenset({"x-expires"}), message=frozenset({"priority"}))
@@ -35,12 +35,6 @@ def test_what_is_missing() -> None:
     assert SOME.missing(ArgumentOf.EXCHANGE, {"alternate-exchange": "ae"}) == ["alternate-exchange"]
 
 
-def test_values_that_change_nothing_are_not_missing() -> None:
-    given = {"x-queue-type": "classic", "x-dead-letter-strategy": "at-most-once"}
-    assert SOME.missing(ArgumentOf.QUEUE, given) == []
-    assert SOME.missing(ArgumentOf.QUEUE, {"x-queue-type": "quorum"}) == ["x-queue-type"]
-
-
 def test_each_is_named_once(client: TinyClient, caplog: pytest.LogCaptureFixture) -> None:
     def warn(name: str, **arguments: object) -> None:
         given = {each.replace("_", "-"): value for each, value in arguments.items()}
@@ -61,15 +55,6 @@ def test_each_is_named_once(client: TinyClient, caplog: pytest.LogCaptureFixture
     assert "queue 'other'" in third
 
 
-def test_names_of_the_broker_count_as_one(
-    client: TinyClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    for number in range(3):
-        name = f"amq.gen-{number}"
-        warn_of_unsupported(SOME, client, ArgumentOf.QUEUE, name, {"x-max-length": 5})
-    assert len(texts(caplog)) == 1
-
-
 def test_many_queues_do_not_fill_the_log(
     client: TinyClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -77,8 +62,3 @@ def test_many_queues_do_not_fill_the_log(
         name = f"reply-{number}"
         warn_of_unsupported(SOME, client, ArgumentOf.QUEUE, name, {"x-max-length": 5})
     assert len(texts(caplog)) == 100
-
-
-def test_names_are_sorted_and_unique() -> None:
-    for names in KNOWN.values():
-        assert len(set(names)) == len(names)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import Enum
 from typing import Any
 
 import gevent
@@ -13,30 +11,20 @@ from gevent.event import Event
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.entities import SupportedArguments
 from greenconn.broker.link import StoreLink
-from greenconn.broker.queues import Declaration
 from greenconn.exceptions import (
-    AccessRefused,
     AMQPNotImplementedError,
     MessageStateError,
     NotFound,
-    PreconditionFailed,
     RecoverableChannelError,
     RecoverableConnectionError,
 )
 from tests.fix_wires import until
-from tests.unit.broker.conftest import Opener, refused_elsewhere
+from tests.unit.broker.conftest import Opener
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
 Channel = StoreChannel[StoreLink]
-
-
-class Name(str, Enum):
-    """Names as programs hold them."""
-
-    QUEUE = "q"
-    EXCHANGE = "x"
 
 
 @pytest.fixture
@@ -65,116 +53,7 @@ def deaf(message: Any) -> None:
 # -- exchanges and queues
 
 
-def test_an_exchange_as_it_is_by_default(channel: Channel, fake_broker: FakeBroker) -> None:
-    channel.exchange_declare("x")
-    facts = {"type": "direct", "durable": False, "auto_delete": False, "arguments": {}}
-    assert fake_broker.exchanges == {"x": facts}
-    channel.queue_bind("q", "x", "key")
-    channel.exchange_delete("x")  # although it is used
-    assert fake_broker.exchanges == {}
-
-
-def test_an_exchange_in_use_stays_on_request(channel: Channel, fake_broker: FakeBroker) -> None:
-    channel.exchange_declare("x")
-    channel.queue_bind("q", "x", "key")
-    with pytest.raises(PreconditionFailed):
-        channel.exchange_delete("x", if_unused=True)
-    assert channel.closed
-    assert set(fake_broker.exchanges) == {"x"}
-
-
-def test_exchanges_that_are_bound(channel: Channel, fake_broker: FakeBroker) -> None:
-    channel.exchange_declare("x")
-    channel.queue_bind("q", "x", "key")
-    channel.exchange_bind("x", "amq.direct", "key")
-    message = channel.prepare_message("m")
-    channel.basic_publish(message, "amq.direct", "key")
-    assert fake_broker.bodies("q") == [b"m"]
-    channel.exchange_unbind("x", "amq.direct", "key")
-    channel.basic_publish(message, "amq.direct", "key")
-    assert fake_broker.bodies("q") == [b"m"]
-
-
-def test_bindings_are_listed(channel: Channel) -> None:
-    channel.exchange_declare("x")
-    channel.queue_bind("q", "x", "key")
-    assert list(channel.list_bindings()) == [("q", "x", "key")]
-    assert channel.get_bindings() == [{"destination": "q", "source": "x", "routing_key": "key"}]
-    channel.queue_unbind("q", "x", "key")
-    assert channel.get_bindings() == []
-
-
-def test_a_queue_as_it_is_by_default(channel: Channel, fake_broker: FakeBroker) -> None:
-    assert fake_broker.queues == {"q": Declaration()}
-    assert tuple(channel.queue_declare("q")) == ("q", 0, 0)
-
-
-def test_what_is_deleted_is_counted(channel: Channel, fake_broker: FakeBroker) -> None:
-    for number in range(3):
-        publish(channel, f"{number}")
-    assert channel.queue_purge("q") == 3
-    publish(channel, "x")
-    channel.basic_consume("q", sink=(sink := Sink()))
-    sink.wait_for(1)
-    publish(channel, "y")
-    sink.wait_for(2)
-    channel.basic_reject(sink[0].delivery_tag, requeue=True)
-    channel.flush_acks()
-    channel.queue_delete("q")  # neither empty nor unused
-    assert fake_broker.queues == {}
-    channel.queue_declare("p")
-    publish(channel, "x", "p")
-    assert channel.queue_delete("p") == 1
-
-
-@pytest.mark.parametrize("condition", ["if_unused", "if_empty"])
-def test_a_queue_in_use_stays_on_request(
-    channel: Channel, fake_broker: FakeBroker, condition: str
-) -> None:
-    if condition == "if_empty":
-        publish(channel, "x")
-    else:
-        channel.basic_consume("q", sink=Sink())
-    with pytest.raises(PreconditionFailed):
-        channel.queue_delete("q", **{condition: True})
-    assert set(fake_broker.queues) == {"q"}
-
-
-def test_names_may_be_members_of_an_enum(channel: Channel, fake_broker: FakeBroker) -> None:
-    channel.exchange_declare(Name.EXCHANGE)
-    channel.queue_bind(Name.QUEUE, Name.EXCHANGE, Name.QUEUE)
-    message = channel.prepare_message("m")
-    channel.basic_publish(message, Name.EXCHANGE, Name.QUEUE)
-    channel.begin_publish(message, Name.EXCHANGE, Name.QUEUE).wait()
-    for item in fake_broker.items["q"]:
-        info = item.entry.envelope["properties"]["delivery_info"]
-        names = [info["exchange"], info["routing_key"]]
-        assert [(each, type(each)) for each in names] == [("x", str), ("q", str)]
-    first = get(channel, Name.QUEUE)
-    assert type(first.delivery_info["routing_key"]) is str
-    channel.basic_get(Name.QUEUE, no_ack=True)
-    tag = channel.basic_consume(Name.QUEUE, Name.EXCHANGE, sink=Sink())
-    assert type(tag) is str
-    assert type(channel.consumers["x"].queue) is str
-    assert type(channel.basic_cancel(Name.EXCHANGE)) is str
-    assert channel.consumers == {}
-
-
 # -- prefetch
-
-
-def test_the_prefetch_as_programs_read_it(channel: Channel) -> None:
-    assert (channel.qos.prefetch_count, channel.qos.can_consume_max_estimate()) == (0, None)
-    channel.basic_qos(prefetch_count=3)
-    assert (channel.prefetch.count, channel.prefetch.limit) == (3, 0)
-    channel.basic_consume("q", sink=(sink := Sink()))
-    publish(channel, "x")
-    sink.wait_for(1)
-    assert (channel.qos.prefetch_count, channel.qos.can_consume_max_estimate()) == (3, 2)
-    channel.basic_qos(prefetch_count=5, apply_global=True)
-    assert (channel.prefetch.count, channel.prefetch.limit) == (3, 5)
-    channel.basic_qos()
-    assert (channel.prefetch.count, channel.prefetch.limit) == (0, 5)
 
 
 def test_a_prefetch_in_bytes_is_refused(channel: Channel) -> None:
@@ -184,83 +63,7 @@ def test_a_prefetch_in_bytes_is_refused(channel: Channel) -> None:
     assert channel.prefetch.count == 0
 
 
-def test_each_consumer_has_the_prefetch_of_its_start(channel: Channel) -> None:
-    channel.basic_qos(0, 2)
-    channel.basic_consume("q", sink=(sink := Sink()))
-    channel.basic_qos(0, 1)
-    for number in range(3):
-        publish(channel, f"{number}")
-    sink.wait_for(2)
-    channel.connection.catch_up()
-    assert sink.bodies == ["0", "1"]
-    channel.basic_ack(sink[1].delivery_tag)
-    sink.wait_for(3)
-
-
-def test_a_higher_limit_lets_its_consumers_go_on(channel: Channel) -> None:
-    channel.basic_qos(0, 1, apply_global=True)
-    sinks = [Sink(), Sink()]
-    for number in range(3):
-        publish(channel, f"{number}")
-    for sink in sinks:
-        channel.basic_consume("q", sink=sink)
-    until(lambda: sum(map(len, sinks)) == 1)
-    channel.basic_qos(0, 0, apply_global=True)
-    until(lambda: sum(map(len, sinks)) == 3)
-
-
-def test_deliveries_are_stopped_and_go_on(channel: Channel) -> None:
-    assert channel.flow(False) is False
-    channel.basic_consume("q", sink=(sink := Sink()))
-    publish(channel, "x")
-    channel.connection.catch_up()
-    assert sink == []
-    assert channel.flow() is True
-    sink.wait_for(1)
-
-
 # -- consumers
-
-
-def test_a_tag_is_used_once(channel: Channel) -> None:
-    assert channel.basic_consume("q", "mine", sink=Sink()) == "mine"
-    with pytest.raises(ValueError, match="consumer tag 'mine' is in use on this channel"):
-        channel.basic_consume("q", "mine", sink=Sink())
-    assert channel.is_open
-    made = [channel.basic_consume("q", sink=Sink()) for _ in range(2)]
-    assert made[0] != made[1]
-    assert all(each.startswith("amq.ctag-") for each in made)
-    for tag in ("mine", *made):
-        assert channel.basic_cancel(tag) == tag
-    assert channel.basic_cancel("absent") == "absent"
-    assert channel.connection.feeds == {}
-
-
-def test_messages_that_need_no_ack(channel: Channel, fake_broker: FakeBroker) -> None:
-    tag = channel.basic_consume("q", no_ack=True, callback=deaf)
-    other = channel.basic_consume("q", callback=deaf)
-    assert channel.no_ack_consumers == {tag}
-    channel.basic_cancel(other)
-    publish(channel, "x")
-    channel.connection.drain(10)
-    channel.flush_acks()
-    assert (fake_broker.bodies("q"), channel.deliveries.unacked) == ([], {})
-    channel.close()
-    assert channel.no_ack_consumers == set()
-
-
-def test_a_consumer_that_may_not_start_leaves_nothing(channel: Channel) -> None:
-    holder = anew(channel)
-    holder.basic_consume("q", exclusive=True, no_ack=True, sink=Sink())
-    with pytest.raises(AccessRefused):
-        channel.basic_consume("q", no_ack=True, sink=Sink())
-    assert (channel.consumers, channel.no_ack_consumers) == ({}, set())
-    assert channel.closed
-    channel = anew(channel)
-    holder.close()
-    channel.basic_consume("q", sink=Sink())
-    with pytest.raises(AccessRefused):
-        anew(channel).basic_consume("q", exclusive=True, sink=Sink())
 
 
 def test_a_consumer_whose_start_is_interrupted_leaves_nothing(
@@ -284,12 +87,6 @@ def test_a_consumer_whose_start_is_interrupted_leaves_nothing(
     sink.wait_for(1)
 
 
-def test_several_consumers_share_a_queue_by_default(channel: Channel) -> None:
-    for each in (channel, anew(channel)):
-        each.basic_consume("q", sink=Sink())
-    assert channel.queue_declare("q", passive=True).consumer_count == 2
-
-
 def test_what_nobody_has_seen_goes_back_with_its_consumer(
     channel: Channel, fake_broker: FakeBroker
 ) -> None:
@@ -303,28 +100,6 @@ def test_what_nobody_has_seen_goes_back_with_its_consumer(
     assert list(channel.deliveries.unacked) == [seen[0].delivery_tag]
     channel.flush_acks()
     assert [bool(item.claim) for item in fake_broker.items["q"]] == [True, False, False]
-
-
-def test_a_deleted_queue_takes_along_what_nobody_has_seen(channel: Channel) -> None:
-    seen: list[Any] = []
-    channel.basic_consume("q", callback=seen.append, on_cancel=deaf)
-    for number in range(2):
-        publish(channel, f"{number}")
-    channel.connection.drain(10)
-    until(lambda: len(channel.deliveries.unacked) == 2)
-    channel.queue_delete("q")
-    assert list(channel.deliveries.unacked) == [seen[0].delivery_tag]
-    assert channel.prefetch.in_flight == 1
-
-
-def test_the_log_warns_of_arguments_that_do_nothing(
-    channel: Channel, caplog: pytest.LogCaptureFixture
-) -> None:
-    for _ in range(2):
-        channel.basic_consume("q", arguments={"x-stream-offset": 1, "x-priority": 2}, sink=Sink())
-    (record,) = (each for each in caplog.records if "x-stream-offset" in each.getMessage())
-    assert "consumer of queue 'q'" in record.getMessage()
-    assert "x-priority" not in record.getMessage()
 
 
 def test_a_channel_works_as_the_one_before_it(channel: Channel) -> None:
@@ -357,15 +132,6 @@ def test_a_refusal_reaches_who_drains(channel: Channel) -> None:
     assert caught.value.__cause__ is cause
 
 
-def test_a_refusal_is_passed_to_a_sink_alone(channel: Channel) -> None:
-    channel.basic_consume("q", sink=(sink := Sink()))
-    cause = NotFound("gone")
-    channel.fail(cause)
-    assert sink.lost == [cause]
-    with pytest.raises(TimeoutError):
-        channel.connection.drain(0)
-
-
 def test_the_child_of_a_fork_forgets_it(channel: Channel, fake_broker: FakeBroker) -> None:
     tag = channel.basic_consume("q", sink=(sink := Sink()))
     consumer = channel.consumers[tag]
@@ -378,45 +144,6 @@ def test_the_child_of_a_fork_forgets_it(channel: Channel, fake_broker: FakeBroke
     assert (sink.lost, link.feeds, consumer.has_room()) == ([], feeds, False)
     channel.close()  # does nothing
     assert [bool(item.claim) for item in fake_broker.items["q"]] == [True]
-
-
-def test_a_closed_channel_leaves_its_deliveries_to_others(channel: Channel) -> None:
-    tag = channel.basic_consume("q", sink=(sink := Sink()))
-    consumer = channel.consumers[tag]
-    publish(channel, "x")
-    sink.wait_for(1)
-    channel.close()
-    assert not consumer.is_active
-    assert get(anew(channel)).body == "x"
-
-
-def test_other_threads_are_refused(channel: Channel) -> None:
-    calls: list[Callable[[], object]] = [
-        channel.check_hub,
-        channel.check_open,
-        channel.close,
-        channel.flush_acks,
-        lambda: channel.queue_declare("q"),
-    ]
-
-    assert refused_elsewhere(calls) == [True] * len(calls)
-    assert channel.is_open
-
-
-def test_its_virtual_host_is_the_connections(connect: Opener, unique: str) -> None:
-    channel = channel_to(connect)
-    assert channel.virtual_host == unique
-    channel.connection.client.virtual_host = ""
-    assert channel.virtual_host == "/"
-
-
-def test_what_it_holds_is_counted(channel: Channel) -> None:
-    assert channel.unacked_count == 0
-    publish(channel, "a")
-    message = get(channel)
-    assert channel.unacked_count == 1
-    message.ack()
-    assert channel.unacked_count == 0
 
 
 def test_a_delay_is_a_header_where_the_store_obeys_it(

@@ -19,63 +19,13 @@ from greenconn.green import supervisor
 from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import EachStore, FakeBroker, FakeStore, WaitingStore
+from tests.unit.broker.fake_store import FakeBroker, FakeStore, WaitingStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
 
 def consume(channel: StoreChannel[StoreLink], sink: Sink, queue: str = "q", **options: Any) -> str:
     return channel.basic_consume(queue, sink=sink, **options)
-
-
-def test_order_is_kept(connect: Opener, kind: type[FakeStore]) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    sink = Sink(lambda message: message.ack())
-    consume(channel, sink)
-    for n in range(200):
-        publish(channel, str(n))
-    sink.wait_for(200)
-    assert sink.bodies == [str(n) for n in range(200)]
-
-
-def test_prefetch_bounds_what_is_claimed(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
-) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    for n in range(20):
-        publish(channel, str(n))
-    channel.basic_qos(0, 3)
-    sinks = [Sink(), Sink()]
-    for sink in sinks:
-        consume(channel, sink)
-    for sink in sinks:
-        sink.wait_for(3)
-    gevent.sleep(0.02)
-    assert [len(sink) for sink in sinks] == [3, 3]
-    assert sum(1 for item in fake_broker.items["q"] if item.claim) == 6
-    sinks[0][0].ack()
-    sinks[0].wait_for(4)
-    assert fake_broker.bodies("q")[0] != b"0"
-
-
-def test_many_consumers(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], long: bool
-) -> None:
-    count = 1000 if long else 200
-    link = connect(kind)
-    channels = [link.transport.create_channel(link) for _ in range(count // 50)]
-    sink = Sink(lambda message: message.ack())
-    for n in range(count):
-        channel = channels[n // 50]
-        channel.queue_declare(f"q{n}")
-        consume(channel, sink, f"q{n}")
-    fake_broker.calls.clear()
-    for n in range(count):
-        publish(channels[0], str(n), f"q{n}")
-    sink.wait_for(count)
-    assert {int(body) for body in sink.bodies} == set(range(count))
 
 
 def test_idle_consumers_cost_nothing(connect: Opener, fake_broker: FakeBroker) -> None:
@@ -88,38 +38,6 @@ def test_idle_consumers_cost_nothing(connect: Opener, fake_broker: FakeBroker) -
     fake_broker.calls.clear()
     gevent.sleep(0.1)
     assert fake_broker.calls == []
-
-
-def test_message_of_another_process(connect: Opener, kind: type[FakeStore]) -> None:
-    consumer, publisher = channel_to(connect, kind), channel_to(connect, kind)
-    consumer.queue_declare("q")
-    sink = Sink(lambda message: message.ack())
-    consume(consumer, sink)
-    gevent.sleep(0.01)
-    for n in range(3):
-        publish(publisher, str(n))
-        sink.wait_for(n + 1)
-
-
-def test_what_was_not_settled_is_requeued_when_the_channel_closes(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore]
-) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    for n in range(3):
-        publish(channel, str(n))
-    sink = Sink()
-    consume(channel, sink)
-    sink.wait_for(3)
-    sink[1].ack()
-    channel.close()
-    other = channel_to(connect, kind)
-    got = [other.basic_get("q"), other.basic_get("q"), other.basic_get("q")]
-    assert [None if each is None else (each.body, each.redelivered) for each in got] == [
-        ("0", True),
-        ("2", True),
-        None,
-    ]
 
 
 def test_cancelled_consumer_gives_back_unseen(
@@ -187,31 +105,6 @@ def claims(fake_broker: FakeBroker) -> list[dict[str, int]]:
     return [argument for method, argument in fake_broker.calls if method == "claim"]
 
 
-def test_a_claim_is_for_all_that_there_is_room_for(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    for queue, prefetch in (("p", 3), ("q", 5)):
-        channel.queue_declare(queue)
-        channel.basic_qos(0, prefetch)
-        consume(channel, Sink(), queue)
-    feeds = channel.connection.feeds
-    until(lambda: all(each.state is FeedState.DRY for each in feeds.values()))
-    fake_broker.calls.clear()
-    channel.connection.store.wake(None)
-    until(lambda: claims(fake_broker))
-    assert claims(fake_broker) == [{"p": 3, "q": 5}]
-    fake_broker.calls.clear()
-    publish(channel, "x", "p")
-    until(lambda: claims(fake_broker))
-    assert claims(fake_broker)[0] == {"p": 3}
-    assert repr(feeds["p"]) == "<Feed 'p': dry, 1 consumers>"
-    fake_broker.calls.clear()
-    publish(channel, "x", "p")
-    until(lambda: claims(fake_broker))
-    assert claims(fake_broker)[0] == {"p": 2}
-
-
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 10])
 def test_full_queues_get_as_much_of_the_limit_of_a_channel(connect: Opener, limit: int) -> None:
     count = 60
@@ -236,21 +129,6 @@ def test_full_queues_get_as_much_of_the_limit_of_a_channel(connect: Opener, limi
     assert max(shares) - min(shares) <= limit + 1, shares
 
 
-@pytest.mark.parametrize(("kind", "most"), [(FakeStore, 100), (EachStore, 10)])
-def test_a_claim_is_bounded(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], most: int
-) -> None:
-    channel = channel_to(connect, kind)
-    channel.queue_declare("q")
-    for number in range(most + 5):
-        publish(channel, f"{number}")
-    sinks = [Sink(), Sink()]
-    for sink in sinks:
-        consume(channel, sink)
-    until(lambda: sum(map(len, sinks)) == most + 5)
-    assert all(each == {"q": most} for each in claims(fake_broker))
-
-
 def test_all_queues_share_the_bound_of_a_claim(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,22 +143,6 @@ def test_all_queues_share_the_bound_of_a_claim(
     channel.connection.store.wake(None)
     until(lambda: len(claims(fake_broker)) == 2)
     assert claims(fake_broker) == [{"a": 3, "b": 2}, {"c": 3}]
-
-
-def test_a_queue_whose_claim_found_enough_is_asked_again(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    for number in range(4):
-        publish(channel, f"{number}")
-    channel.basic_qos(0, 2)
-    sink = Sink(lambda message: message.ack())
-    consume(channel, sink)
-    sink.wait_for(4)
-    channel.connection.catch_up()
-    until(lambda: channel.connection.feeds["q"].state is FeedState.DRY)
-    assert sink.bodies == ["0", "1", "2", "3"]
 
 
 def test_what_is_said_while_a_claim_is_on_its_way_counts(
@@ -301,34 +163,6 @@ def test_what_is_said_while_a_claim_is_on_its_way_counts(
     until(lambda: len(claims(fake_broker)) == 2)
     until(lambda: channel.connection.feeds["q"].state is FeedState.DRY)
     assert len(claims(fake_broker)) == 2
-
-
-def test_only_the_oldest_consumer_is_served(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q", arguments={"x-single-active-consumer": True})
-    sinks = [Sink(lambda message: message.ack()) for _ in range(3)]
-    tags = [consume(channel, sink) for sink in sinks]
-    for number in range(3):
-        publish(channel, f"{number}")
-    sinks[0].wait_for(3)
-    assert [len(sink) for sink in sinks] == [3, 0, 0]
-    channel.basic_cancel(tags[0])
-    publish(channel, "more")
-    sinks[1].wait_for(1)
-    assert [len(sink) for sink in sinks] == [3, 1, 0]
-
-
-def test_a_consumer_of_higher_priority_is_served_first(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    channel.basic_qos(0, 2)
-    low, high = Sink(), Sink()
-    consume(channel, low)
-    consume(channel, high, arguments={"x-priority": 1})
-    for number in range(3):
-        publish(channel, f"{number}")
-    low.wait_for(1)
-    assert (high.bodies, low.bodies) == (["0", "1"], ["2"])
 
 
 def test_a_refused_claim_ends_the_channels_of_its_consumers(
@@ -354,51 +188,6 @@ def test_a_refused_claim_ends_the_channels_of_its_consumers(
     assert (channel.is_open, other.is_open, link.lost) == (False, True, None)
     publish(other, "x", "p")
     spared.wait_for(1)
-
-
-def test_a_claim_that_loses_the_connection_ends_the_link(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-
-    def cut(method: str, argument: Any) -> None:
-        if method == "claim":
-            raise ConnectionResetError("cut")
-
-    fake_broker.before = cut
-    consume(channel, sink := Sink())
-    sink.wait_lost()
-    assert channel.connection.lost is not None
-
-
-def test_the_dead_are_given_up_and_do_not_count(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect, dead_letter_queue="dead")
-    for queue in ("q", "dead"):
-        channel.queue_declare(queue)
-    for number in range(2):
-        publish(channel, f"{number}")
-    fake_broker.items["q"][0].dies_at = 0.0
-    channel.basic_qos(0, 2)
-    consume(channel, sink := Sink())
-    sink.wait_for(1)
-    channel.connection.catch_up()
-    assert sink.bodies == ["1"]
-    assert fake_broker.bodies("dead") == [b"0"]
-    until(lambda: channel.connection.feeds["q"].state is FeedState.DRY)
-
-
-@pytest.mark.parametrize(("deliveries", "is_delivered"), [(2, True), (3, False), (4, False)])
-def test_what_was_delivered_too_often_is_given_up(
-    connect: Opener, fake_broker: FakeBroker, deliveries: int, is_delivered: bool
-) -> None:
-    channel = channel_to(connect, delivery_limit=3)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    fake_broker.items["q"][0].deliveries = deliveries
-    consume(channel, sink := Sink())
-    until(lambda: sink or not fake_broker.bodies("q"))
-    assert bool(sink) is is_delivered
 
 
 def test_a_waiting_claim_is_interrupted_for_another_queue(
@@ -482,26 +271,6 @@ def test_no_queue_starves_under_the_limit_of_a_channel(
     assert channel.prefetch.in_flight == 0
 
 
-def test_a_queue_that_nobody_consumes_any_more_gets_its_messages_back(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    for queue in ("p", "q"):
-        channel.queue_declare(queue)
-    publish(channel, "x")
-    may_go = Event()
-    consume(channel, Sink(), "p")
-    until(lambda: channel.connection.feeds["p"].state is FeedState.DRY)
-    fake_broker.after = lambda method, argument: method == "claim" and may_go.wait()
-    tag = consume(channel, gone := Sink())
-    until(lambda: fake_broker.items["q"][0].claim)
-    channel.basic_cancel(tag)
-    may_go.set()
-    until(lambda: not fake_broker.items["q"][0].claim)
-    assert (gone.bodies, fake_broker.items["q"][0].deliveries) == ([], 0)
-    assert list(channel.connection.feeds) == ["p"]
-
-
 def test_a_consumer_is_notified_of_a_loss_and_not_of_a_refusal(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -521,73 +290,8 @@ def test_a_consumer_is_notified_of_a_loss_and_not_of_a_refusal(
     assert refused == []
 
 
-@pytest.mark.parametrize("is_auto_delete", [True, False])
-def test_an_auto_delete_queue_goes_with_the_last_consumer_of_all(
-    connect: Opener, fake_broker: FakeBroker, kind: type[FakeStore], is_auto_delete: bool
-) -> None:
-    one, other = channel_to(connect, kind), channel_to(connect, kind)
-    one.queue_declare("q", auto_delete=is_auto_delete)
-    tags = [consume(one, Sink()), consume(one, Sink())]
-    last = consume(other, Sink())
-    one.basic_cancel(tags[0])
-    one.basic_cancel(tags[1])
-    assert "q" in fake_broker.queues
-    other.basic_cancel(last)
-    until(lambda: ("q" in fake_broker.queues) is not is_auto_delete)
-
-
-def envelope() -> dict[str, Any]:
-    return {
-        "body": b"text",
-        "content-type": "text/plain",
-        "content-encoding": "utf-8",
-        "headers": {"own": 1},
-        "properties": {"delivery_info": {"exchange": "x", "routing_key": "key"}},
-    }
-
-
-def test_the_consumers_of_a_queue_that_others_deleted_are_counted_no_more(
-    connect: Opener,
-) -> None:
-    channel, other = channel_to(connect), connect()
-    channel.queue_declare("q")
-    consume(channel, Sink())
-    assert other.store.other_consumers("q") == 1
-    channel.connection.store.gone("q")
-    assert channel.consumers == {}
-    until(lambda: not other.store.other_consumers("q"))
-
-
-def test_a_first_delivery(connect: Opener) -> None:
-    channel = channel_to(connect)
-    delivery = StoreDelivery(channel, "t", 1, Claimed("q", envelope(), "handle"))
-    assert (delivery.handle, delivery.deliveries, delivery.redelivered) == ("handle", 0, False)
-    assert (delivery.body, delivery.headers) == ("text", {"own": 1})
-    assert delivery.delivery_info == {
-        "delivery_tag": "t",
-        "redelivered": False,
-        "exchange": "x",
-        "routing_key": "key",
-    }
-
-
-def test_it_counts_its_deliveries(connect: Opener) -> None:
-    channel, stored = channel_to(connect), envelope()
-    delivery = StoreDelivery(channel, "t", 1, Claimed("q", stored, "handle", 2, waiting=0))
-    assert (delivery.deliveries, delivery.redelivered) == (2, True)
-    assert delivery.headers == {"own": 1, "x-delivery-count": 2}
-    assert delivery.delivery_info["message_count"] == 0
-    assert stored == envelope()
-
-
 def test_what_cannot_be_read_is_raw(connect: Opener) -> None:
     channel = channel_to(connect)
     delivery = StoreDelivery(channel, "t", 1, Claimed("q", None, "handle", raw=b"\0"))
     assert delivery.body == b"\0"
     assert delivery.errors
-
-
-def test_a_message_without_a_body_need_not_be_decompressed(connect: Opener) -> None:
-    stored = {**envelope(), "body": None, "headers": {"compression": "application/x-gzip"}}
-    delivery = StoreDelivery(channel_to(connect), "t", 1, Claimed("q", stored, "handle"))
-    assert (delivery.body, delivery.errors) == (None, [])

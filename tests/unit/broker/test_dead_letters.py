@@ -104,13 +104,6 @@ def test_copies_keep_their_keys_with_the_messages_own() -> None:
     assert other["properties"]["delivery_info"]["routing_key"] == "other"
 
 
-def test_an_envelope_of_another_program() -> None:
-    stored = envelope()
-    stored["properties"]["delivery_info"] = {"routing_key": "key"}
-    letter = dead_letter(stored, "q", "x", None, "rejected")
-    assert letter["headers"]["x-death"][0]["exchange"] == ""
-
-
 @pytest.mark.parametrize(
     "part",
     [
@@ -183,15 +176,6 @@ def test_a_cycle_has_no_reject_on_its_way(deaths: list[tuple[str, str]], is_one:
     assert is_cycle("q", [{"queue": q, "reason": reason} for q, reason in deaths]) is is_one
 
 
-def test_a_message_that_is_given_up_has_copies_where_there_is_a_target() -> None:
-    link: Any = Link()
-    given_up: Any = Held("a")
-    (entry,) = dead_letter_entries(link, given_up, "rejected")
-    assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
-    link.directory.declaration = lambda name: Declaration()
-    assert dead_letter_entries(link, given_up, "rejected") == ()
-
-
 def foreign_message() -> Any:
     """Return a message whose envelope nobody can read."""
     held: Any = Held("a", is_readable=False)
@@ -246,22 +230,3 @@ def test_the_log_tells_of_an_exchange_that_is_not_there(caplog: pytest.LogCaptur
     assert record.getMessage() == (
         "fake://: dead letters of queue 'q' are dropped: exchange 'dlx' does not exist"
     )
-
-
-def test_a_message_that_no_queue_takes_is_dropped() -> None:
-    link: Any = Link()
-    link.route = list
-    assert dead_letter_entries(link, Held("a"), "rejected") == ()
-
-
-@pytest.mark.parametrize(
-    "strange", [7, {"count": 1}, {"queue": "p"}, {"queue": "p", "count": "many"}, None]
-)
-def test_what_is_no_death_is_left_out(strange: Any) -> None:
-    death = {"queue": "p", "count": 3}
-    letter = dead_letter(envelope({"x-death": [strange, death]}), "q", "x", None, "rejected")
-    deaths = letter["headers"]["x-death"]
-    assert [(each["queue"], each["count"]) for each in deaths] == [("q", 1), ("p", 3)]
-    assert deaths[1]["reason"] is None
-    letter = dead_letter(envelope({"x-death": strange}), "q", "x", None, "rejected")
-    assert len(letter["headers"]["x-death"]) == 1

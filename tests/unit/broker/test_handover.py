@@ -9,9 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.leases import Handover
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Disposition, Settlement
 from greenconn.exceptions import RecoverableConnectionError
 from tests.fix_wires import until
 from tests.forked import holds_in_child
@@ -45,29 +43,6 @@ def ended_by(fake_broker: FakeBroker, method: str, link: StoreLink) -> None:
             link.end(RecoverableConnectionError("it is gone"))
 
     fake_broker.after = after
-
-
-def lost_with_a_claim(connect: Opener) -> tuple[StoreLink, Claimed]:
-    """A link that is lost, and what it had claimed of the queue ``q``."""
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    link = channel.connection
-    (claimed,) = link.store.claim({"q": 1}, 0.0)
-    link.end(RecoverableConnectionError("it is gone"))
-    return link, claimed
-
-
-def test_a_life_that_is_over_is_not_kept(connect: Opener, succeed: Successor) -> None:
-    link = channel_to(connect).connection
-    handover = link.transport.handover
-    assert link in vars(handover).values()
-    link.end(RecoverableConnectionError("it is gone"))
-    assert link not in vars(handover).values()
-    successor = succeed(link)
-    assert successor in vars(handover).values()
-    successor.close()
-    assert successor not in vars(handover).values()
 
 
 def got(link: StoreLink) -> list[tuple[str, bool]]:
@@ -104,24 +79,6 @@ def test_a_message_that_is_got_too_late_is_given_back(
     with pytest.raises(RecoverableConnectionError):
         channel.basic_get("q")
     assert got(succeed(channel.connection)) == [("x", False)]
-
-
-def test_what_comes_when_the_next_life_is_there_is_given_back_by_it(
-    connect: Opener, fake_broker: FakeBroker, succeed: Successor
-) -> None:
-    link, claimed = lost_with_a_claim(connect)
-    following = succeed(link)
-    link.settlements.requeue_unseen(claimed)
-    following.catch_up()
-    assert got(following) == [("x", False)]
-
-
-def test_what_would_be_buried_is_given_back(
-    connect: Opener, fake_broker: FakeBroker, succeed: Successor
-) -> None:
-    link, claimed = lost_with_a_claim(connect)
-    link.settlements.give_up(claimed, "expired")
-    assert got(succeed(link)) == [("x", True)]
 
 
 def test_the_child_of_a_fork_gives_nothing_back(
@@ -214,29 +171,6 @@ def test_what_no_handler_has_begun_with_keeps_its_count(
     assert got(again) == [("begun", True), ("waits", True)]
 
 
-def test_what_came_when_the_link_was_over(connect: Opener, fake_broker: FakeBroker) -> None:
-    """The next life gives it back at once, as if nobody had claimed it."""
-    link = connect()
-    channel = link.transport.create_channel(link)
-    channel.queue_declare("q")
-
-    def cut(method: str, argument: object) -> None:
-        if method == "claim":
-            fake_broker.after = lambda method, argument: None
-            link.end(RecoverableConnectionError("cut by the test"))
-
-    publish(channel, "x")
-    fake_broker.after = cut
-    channel.basic_consume("q", sink=(sink := Sink()))
-    until(lambda: any(item.claim for item in fake_broker.items["q"]))
-    until(lambda: link.lost is not None)
-    again = link.transport.establish_connection()
-    again.catch_up()
-    assert [(item.claim, item.deliveries) for item in fake_broker.items["q"]] == [(0, 0)]
-    assert not sink.bodies
-    again.close()
-
-
 def test_claims_that_end_with_the_connection_are_nobodys(
     connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,59 +228,3 @@ def test_only_what_was_held_is_given_back(
     fake_broker.calls.clear()
     succeed(following).catch_up()
     assert fake_broker.count("settle") == 0
-
-
-def test_what_was_settled_before_and_after_the_end_is_sent_by_the_next(
-    connect: Opener, fake_broker: FakeBroker, succeed: Successor
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    for number in range(4):
-        publish(channel, f"{number}")
-    taken: list[Any] = [channel.basic_get("q") for _ in range(4)]
-    link = channel.connection
-    taken[0].ack()
-    taken[1].requeue()
-    link.end(RecoverableConnectionError("it is gone"))
-    link.settlements.ack(taken[2])
-    handover = link.transport.handover
-    assert taken[1].handle in [each.handle for each in handover.left()]
-    assert taken[3].handle in [each.handle for each in handover.left()]
-    fake_broker.calls.clear()
-    following = succeed(link)
-    following.catch_up()
-    assert handover.left() == []
-    assert fake_broker.bodies("q") == [b"1", b"3"]
-    assert not any(item.claim for item in fake_broker.items["q"])
-
-
-def test_an_unconfirmed_claim_is_given_back_once(
-    connect: Opener, fake_broker: FakeBroker, succeed: Successor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link, claimed = lost_with_a_claim(connect)
-    handover = link.transport.handover
-    monkeypatch.setattr(link.store, "unconfirmed_claims", lambda: [("q", claimed.handle)])
-    handover.take(link)
-    assert [each.handle for each in handover.left()] == [claimed.handle]
-    following = succeed(link)
-    following.catch_up()
-    assert handover.left() == []
-
-
-def test_only_what_goes_back_is_left(connect: Opener, succeed: Successor) -> None:
-    link, claimed = lost_with_a_claim(connect)
-    handover = link.transport.handover
-    assert handover.left() == []
-    done = Disposition(claimed, Settlement.ACK)
-    handover.add(link, ["ack"], [done])
-    assert handover.left() == []
-    handover.add(link, [], [Disposition(claimed, Settlement.REQUEUE)])
-    assert handover.left() == [claimed]
-
-
-def test_a_life_that_is_over_before_any_other_leaves_what_it_has(connect: Opener) -> None:
-    link = connect()
-    handover = Handover()
-    handover.take(link)  # it was never told of a life
-    handover.add(link, ["ack"], [])
-    assert handover.left() == []

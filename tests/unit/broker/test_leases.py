@@ -7,16 +7,13 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
 
 from greenconn.broker import leases
 from greenconn.broker.channel import StoreChannel
 from greenconn.broker.link import StoreLink
-from greenconn.broker.settlements import Settlements
-from greenconn.exceptions import ChannelError, RecoverableConnectionError
+from greenconn.exceptions import ChannelError
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_settler import Held, Link
 from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -94,49 +91,6 @@ def test_lost_lease_is_logged_once(
     assert fake_broker.bodies("q") == []
 
 
-def test_the_store_is_asked_once_at_a_time(connect: Opener, fake_broker: FakeBroker) -> None:
-    link = connect()
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "renew" and may_go.wait()
-    for _ in range(3):
-        link.leases._tick(0.0)
-        gevent.sleep(0)
-    assert renewals(fake_broker) == [0]
-    may_go.set()
-    until(lambda: not link.leases._under_way)
-    link.leases._tick(0.0)
-    until(lambda: renewals(fake_broker) == [0, 0])
-
-
-def test_what_was_refused_is_sent_again_with_each_renewal(
-    connect: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = connect()
-    repeated: list[int] = []
-    monkeypatch.setattr(Settlements, "repeat", lambda self: repeated.append(1))
-    link.leases._tick(0.0)
-    link.leases._tick(0.0)
-    assert len(repeated) == 2
-
-
-def test_starting_again_changes_nothing(connect: Opener) -> None:
-    link = connect()
-    ticker = link.leases._ticker
-    link.leases.start()
-    assert link.leases._ticker is ticker
-    for _ in range(2):
-        link.leases.stop()
-        assert link.leases._ticker is None
-    link.end(RecoverableConnectionError("cut"))
-
-
-def test_a_link_that_holds_nothing_says_that_it_lives(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    renew(connect())
-    assert renewals(fake_broker) == [0]
-
-
 def test_many_are_renewed_page_by_page(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,31 +101,6 @@ def test_many_are_renewed_page_by_page(
     assert renewals(fake_broker) == [2, 2]
     renewed = [handle for method, each in fake_broker.calls if method == "renew" for handle in each]
     assert renewed == [each.handle for each in sink if each is not sink[1]]
-
-
-def test_all_that_were_lost_are_counted(
-    connect: Opener, fake_broker: FakeBroker, caplog: pytest.LogCaptureFixture
-) -> None:
-    channel, sink = holding(connect, 3)
-    link = channel.connection
-    notified: list[int] = []
-    other = link.transport.create_channel(link)
-    for each in (channel, other):
-        each.events["lease_lost"].add(notified.append)
-    sink[0].ack()
-    link.catch_up()
-    fake_broker.expire_leases()
-    renew(link)
-    assert (notified, link.leases.lost) == ([2, 2], 2)
-    (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
-    text = record.getMessage()
-    assert "the lease (30 s) of 2 messages expired before it was renewed" in text
-    assert "(lease_lost)" in text
-    assert not any(each.is_held for each in sink[1:3])
-    link.leases.note_late(1)
-    gevent.sleep(0)
-    assert (notified, link.leases.lost) == ([2, 2, 1, 1], 3)
-    assert "before they were acknowledged" in caplog.records[-1].getMessage()
 
 
 def test_what_is_settled_while_it_is_renewed_is_not_lost(
@@ -208,26 +137,6 @@ def test_a_refusal_is_logged_and_tried_again(
     until(lambda: any("renewing leases" in each.getMessage() for each in caplog.records))
 
 
-def test_a_lost_connection_ends_the_link(connect: Opener, fake_broker: FakeBroker) -> None:
-    link = connect()
-
-    def cut(method: str, argument: Any) -> None:
-        if method == "renew":
-            raise ConnectionResetError("cut")
-
-    fake_broker.before = cut
-    link.leases._tick(0.0)
-    until(lambda: link.lost is not None)
-
-
-def test_claims_that_last_as_long_as_the_connection(connect: Opener) -> None:
-    link = connect()
-    link.leases.stop()
-    link.store.lease = None
-    link.leases.start()
-    link.leases.stop()
-
-
 def test_a_hub_that_was_blocked_is_logged(
     connect: Opener, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,43 +147,3 @@ def test_a_hub_that_was_blocked_is_logged(
     link.leases._tick(10.5)
     until(lambda: any(each.levelno == logging.WARNING for each in caplog.records))
     assert "the hub was blocked for 10.5 s" in caplog.records[-1].getMessage()
-
-
-@pytest.mark.parametrize("is_lost", [False, True])
-def test_an_error_of_a_renewal_is_logged_unless_the_link_is_lost(
-    caplog: pytest.LogCaptureFixture, is_lost: bool
-) -> None:
-    link = Link()
-    link.unanswered = [Held("a")]
-    link.leases.renew()
-    ((handles, done),) = link.settler.renewed
-    assert handles == ["a"]
-    if is_lost:
-        link.lost = ConnectionError("cut by the test")
-    done(ValueError("no room"))
-    gevent.sleep(0)
-    logged = [(each.levelname, each.getMessage()) for each in caplog.records]
-    assert logged == ([] if is_lost else [("ERROR", "no room")])
-
-
-def test_the_lease_that_was_lost_may_be_the_connections(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = Link()
-    monkeypatch.setattr(link.settler, "lease", None)
-    link.leases.note_late(1)
-    gevent.sleep(0)
-    assert "the lease (0 s) of 1 messages expired" in caplog.text
-
-
-def test_one_more_than_a_page_takes_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "RENEWALS", 2)
-    link = Link()
-    link.unanswered = [Held(name) for name in "abc"]
-    link.leases.renew()
-    assert [handles for handles, _ in link.settler.renewed] == [["a", "b"], ["c"]]
-    link.settler.renewed.clear()
-    monkeypatch.setattr(leases, "RENEWALS", 1)
-    link.unanswered = []
-    link.leases.renew()
-    assert [handles for handles, _ in link.settler.renewed] == [[]]

@@ -3,26 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import pytest
 
 from greenconn.broker.envelope import TagMaker
-from greenconn.broker.queues import generated_name, is_lost, is_name, new_owner, note_lost
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("orders", True), ("", True), ("\ud800", False), (b"a", False), (3, False)],
-)
-def test_what_can_name_something(value: Any, expected: bool) -> None:
-    assert is_name(value) is expected
-
-
-def test_names_as_a_server_makes_them() -> None:
-    names = {generated_name("amq.gen-") for _ in range(1000)}
-    assert len(names) == 1000
-    assert all(re.fullmatch(r"amq\.gen-[\w-]{22}", each) for each in names)
+from greenconn.broker.queues import is_lost, new_owner, note_lost
 
 
 def test_delivery_tags_are_uuids_and_unique() -> None:

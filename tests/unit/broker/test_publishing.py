@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -12,12 +11,10 @@ from gevent.event import Event
 
 from greenconn.broker import publishing
 from greenconn.broker.channel import StoreChannel
-from greenconn.broker.consuming import FeedState
 from greenconn.broker.link import StoreLink
-from greenconn.broker.publishing import OVERHEAD
+from greenconn.broker.port import NoQueue, QueueFull
+from greenconn.broker.publishing import OVERHEAD, CopyOutcomes
 from greenconn.exceptions import (
-    ChannelError,
-    NotFound,
     PublishNacked,
     PublishTimeout,
     RecoverableConnectionError,
@@ -109,22 +106,6 @@ def test_each_gets_its_own_outcome(connect: Opener, fake_broker: FakeBroker) -> 
     assert kinds == [type(None), PublishNacked, type(None), Unroutable]
 
 
-def test_queue_that_went_is_no_route(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    del fake_broker.queues["q"]  # somebody else
-    with pytest.raises(Unroutable):
-        publish(channel, "x", mandatory=True)
-    publish(channel, "x")
-
-
-def test_no_such_exchange(connect: Opener) -> None:
-    channel = channel_to(connect)
-    with pytest.raises(NotFound):
-        channel.basic_publish(channel.prepare_message("x"), "absent", "key")
-    assert not channel.is_open
-
-
 def test_killed_publisher_leaves_nothing(connect: Opener, fake_broker: FakeBroker) -> None:
     channel = channel_to(connect)
     channel.queue_declare("q")
@@ -150,18 +131,6 @@ def test_deadline_says_what_may_be(connect: Opener, fake_broker: FakeBroker) -> 
     with pytest.raises(PublishTimeout) as caught:
         publish(channel, "x", timeout=0.01)
     assert caught.value.maybe_delivered
-    may_go.set()
-
-
-def test_deadline_covers_the_routing(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.exchange_declare("x")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: may_go.wait() if method == "find_queue" else None
-    with pytest.raises(TimeoutError, match=r"took longer than 0\.01 s"):
-        publish(channel, "x", "unknown", timeout=0.01)
-    assert fake_broker.count("put") == 0
-    assert channel.is_open
     may_go.set()
 
 
@@ -198,25 +167,6 @@ def test_store_that_fails_ends_the_link(
     assert channel.connection.lost is not None
     for each in publishers:
         assert isinstance(each.value, (OSError, RecoverableConnectionError))
-
-
-def test_refusal_of_one_store_call_is_its_publishers(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-
-    def put(entries: Sequence[Any]) -> Sequence[Exception | None]:
-        return [
-            ValueError("not this one") if e.envelope["body"] == b"bad" else None for e in entries
-        ]
-
-    channel.connection.store.put = put  # type: ignore[method-assign]
-    good, bad = gevent.spawn(outcome, channel, "good"), gevent.spawn(outcome, channel, "bad")
-    gevent.joinall([good, bad])
-    assert good.value is None
-    assert isinstance(bad.value, ValueError)
-    assert channel.is_open
 
 
 def put(fake_broker: FakeBroker) -> list[Any]:
@@ -286,26 +236,6 @@ def test_a_delay_that_is_none(connect: Opener, delay: Any) -> None:
     assert channel.is_open
 
 
-def test_an_expiration_that_is_none_closes_the_channel(connect: Opener) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    message = channel.prepare_message("x", properties={"expiration": "soon"})
-    with pytest.raises(ChannelError, match="invalid expiration 'soon'"):
-        channel.basic_publish(message, "", "q")
-    assert not channel.is_open
-
-
-def test_copies_go_to_the_queues_of_the_headers(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    for name in ("q", "cc", "bcc"):
-        channel.queue_declare(name)
-    for header, queue in (("CC", "cc"), ("BCC", "bcc")):
-        message = channel.prepare_message("x", headers={header: [queue, "q"]})
-        channel.basic_publish(message, "", "q")
-        assert (len(fake_broker.bodies("q")), fake_broker.bodies(queue)) == (1, [b"x"])
-        fake_broker.items.clear()
-
-
 def test_a_message_for_several_queues(connect: Opener, fake_broker: FakeBroker) -> None:
     """It is stored where it can be; one queue that is full refuses it, absent ones do not."""
     channel = channel_to(connect)
@@ -371,51 +301,6 @@ def test_what_no_queue_takes_goes_to_the_last_resort(
     assert len(fake_broker.bodies("lost")) == 3
 
 
-def test_a_channel_that_closes_while_it_is_routed_publishes_nothing(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    channel.connection.directory.forget("q")
-
-    def close(method: str, argument: Any) -> None:
-        if method == "find_queue":
-            channel.close()
-
-    fake_broker.before = close
-    with pytest.raises(ChannelError):
-        publish(channel, "x")
-    fake_broker.before = lambda method, argument: None
-    assert fake_broker.bodies("q") == []
-
-
-def test_only_what_may_be_claimed_wakes_consumers(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    channel.connection.feed("q").state = FeedState.DRY
-    channel.basic_publish(channel.prepare_message("x", headers={"x-delay": 9e6}), "", "q")
-    assert channel.connection.feed("q").state is FeedState.DRY
-    publish(channel, "x")
-    assert channel.connection.feed("q").state is not FeedState.DRY
-
-
-def test_a_killed_publisher_is_the_last_one(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    may_go = Event()
-    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
-    first = gevent.spawn(outcome, channel, "on its way")
-    gevent.sleep(0)
-    gevent.sleep(0)
-    killed = [gevent.spawn(outcome, channel, "not yet") for _ in range(2)]
-    gevent.sleep(0)
-    gevent.killall(killed)
-    may_go.set()
-    assert first.get(timeout=10) is None
-    until(lambda: not channel.connection.put_batcher.is_busy)
-    assert fake_broker.count("put") == 1
-
-
 @pytest.mark.parametrize(("more", "sizes"), [(0, [1, 2, 1]), (1, [1, 1, 1, 1])])
 def test_one_call_stores_so_many_bytes(
     connect: Opener,
@@ -455,28 +340,6 @@ def test_deadline_covers_the_queues_of_copies(
     may_go.set()
 
 
-def test_a_queue_that_went_is_asked_for_again(connect: Opener, fake_broker: FakeBroker) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    del fake_broker.queues["q"]  # somebody else
-    publish(channel, "x")
-    assert "q" not in channel.connection.directory.declared
-
-
-def test_flushing_sends_the_store_what_was_settled(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    message = channel.basic_get("q")
-    assert message is not None
-    message.ack()
-    assert fake_broker.count("settle") == 0
-    channel.flush()
-    assert fake_broker.count("settle") == 1
-
-
 def test_a_copy_of_a_message_that_has_begun_to_leave_leaves(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,15 +362,6 @@ def test_a_copy_of_a_message_that_has_begun_to_leave_leaves(
     assert channel.connection.put_batcher.is_busy is False
 
 
-def test_a_store_may_take_its_time_where_no_limit_is_set(
-    connect: Opener, fake_broker: FakeBroker
-) -> None:
-    channel = channel_to(connect, reply_timeout=None)
-    channel.queue_declare("q")
-    publish(channel, "x")
-    assert fake_broker.bodies("q") == [b"x"]
-
-
 def test_an_interruption_of_the_store_ends_the_link_and_goes_on(
     connect: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,3 +378,30 @@ def test_an_interruption_of_the_store_ends_the_link_and_goes_on(
         link.put_batcher.put(entries, done)
     assert isinstance(done.wait(Deadline(30)), RecoverableConnectionError)
     assert "storing messages failed: KeyboardInterrupt()" in str(link.lost)
+
+
+_ABSENT, _FULL, _OTHER = NoQueue(), QueueFull(), ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("errors", "outcome"),
+    [
+        ([None], None),
+        ([_ABSENT], _ABSENT),
+        ([None, _ABSENT], None),
+        ([_ABSENT, None], None),
+        ([_ABSENT, _ABSENT], _ABSENT),
+        ([_ABSENT, _FULL, None], _FULL),
+        ([_OTHER, _FULL], _OTHER),
+        ([None, _OTHER, _ABSENT], _OTHER),
+    ],
+)
+def test_a_message_is_stored_when_some_queue_has_it_and_none_refuses(
+    errors: list[Exception | None], outcome: Exception | None
+) -> None:
+    slot: Slot[Any] = Slot()
+    outcomes = CopyOutcomes(len(errors), slot)
+    for each in errors:
+        assert not slot.is_filled
+        outcomes.note(each)
+    assert slot.value is outcome

@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 
 from greenconn.broker.exchanges import (
-    ROUTERS,
     Binding,
     BrokerState,
     DirectTopology,
-    Exchange,
     Routing,
 )
-from greenconn.exceptions import NotFound
 from tests.unit.broker.fake_store import FakeBroker, FakeTopology
 
 
@@ -81,28 +78,6 @@ def test_what_another_has_unbound_before_the_first_message(one: Process, other: 
     assert other.routes("x") == []
 
 
-def test_what_another_has_bound(one: Process, other: Process) -> None:
-    assert other.routes("x") == ["q"]
-    other.bind("x", "p")
-    assert one.routes("x") == ["p", "q"]
-
-
-def test_exchange_that_another_has_deleted(one: Process, other: Process) -> None:
-    other.routing.drop("x")
-    with pytest.raises(NotFound):
-        one.routes("x")
-    assert not one.routing.is_used("x")
-
-
-def test_nothing_is_kept_of_an_exchange_that_another_has_deleted(
-    one: Process, other: Process
-) -> None:
-    assert one.routing.learn("x") is one.state.exchanges["x"]
-    other.routing.drop("x")
-    assert one.routing.learn("x") is None
-    assert "x" not in one.state.exchanges
-
-
 def test_exchange_that_another_has_made_anew(one: Process, other: Process) -> None:
     assert one.routes("x") == ["q"]
     other.routing.drop("x")
@@ -111,28 +86,6 @@ def test_exchange_that_another_has_made_anew(one: Process, other: Process) -> No
     assert one.routes("x", a=1) == ["q"]
     assert one.routes("x", a=2) == []
     assert one.state.exchanges["x"].type == "headers"
-
-
-def test_queue_that_is_gone(one: Process, other: Process) -> None:
-    other.routing.forget_queue("q")
-    assert one.routes("x") == []
-    assert not other.routing.is_used("x")
-
-
-def test_queue_behind_another_exchange(one: Process, other: Process) -> None:
-    other.declare("y", "fanout")
-    other.bind("y", "p")
-    other.bind("x", "y", to_exchange=True)
-    assert one.routes("x") == ["p", "q"]
-    other.routing.drop("y")
-    assert one.routes("x") == ["q"]
-
-
-def test_alternate_exchange_that_is_declared_later(one: Process, other: Process) -> None:
-    one.declare("top", arguments={"alternate-exchange": "x"})
-    assert other.routes("top") == ["q"]
-    one.bind("top", "p")
-    assert other.routes("top") == ["p"]
 
 
 @pytest.mark.parametrize("is_checked", [False, True])
@@ -148,14 +101,6 @@ def test_binding_that_has_outlived_its_queue(
     assert found == (["q"] if is_checked or mandatory else ["p"])
 
 
-def test_queues_of_the_default_exchange(one: Process) -> None:
-    one.gone = {"p"}
-    headers = {"CC": ["p", "q"], "BCC": ["r"]}
-    assert one.routing.routes("", "q", headers) == ["q", "p", "r"]
-    assert one.routing.routes("", "q", headers, mandatory=True) == ["q", "r"]
-    assert one.routing.routes("", "", {}) == []
-
-
 def test_exchange_of_a_foreign_program(
     one: Process, other: Process, fake_broker: FakeBroker
 ) -> None:
@@ -168,80 +113,6 @@ def test_exchange_of_a_foreign_program(
     assert (found.type, found.is_guess) == ("topic", False)
 
 
-def test_rows_as_they_are_known_here(one: Process) -> None:
-    one.declare("y")
-    one.bind("x", "y", to_exchange=True)
-    (row,) = one.routing.own_rows("x")
-    assert (row.queue, row.routing_key) == ("q", "key")
-    assert one.routing.rows_to("q") == [("x", row)]
-    assert one.routing.own_rows("none") == []
-
-
-def test_process_that_shares_nothing(fake_broker: FakeBroker) -> None:
-    alone = Process(fake_broker)
-    alone.topology = None  # type: ignore[assignment]
-    alone.state.declare("x", "direct")
-    alone.bind("x", "q")
-    assert alone.routes("x") == ["q"]
-    assert alone.routing.is_used("x")
-    alone.routing.forget_queue("q")
-    assert alone.routes("x") == []
-    alone.routing.note(Exchange("y", "direct", ROUTERS["direct"]()))
-    assert not fake_broker.exchanges
-
-
-def test_exchange_that_nobody_has(one: Process) -> None:
-    assert one.routing.find("none") is None
-    assert "none" not in one.state.exchanges
-
-
-def test_unbinding_learns_what_the_exchange_is_now(one: Process, other: Process) -> None:
-    other.routing.drop("x")
-    other.declare("x", "headers")
-    other.bind("x", "q")
-    one.unbind("x", "q")
-    assert one.state.exchanges["x"].type == "headers"
-    assert other.routes("x") == []
-
-
-def test_what_is_found_is_as_it_was_declared(one: Process, other: Process) -> None:
-    arguments = {"alternate-exchange": "x"}
-    one.declare("top", "topic", durable=True, auto_delete=True, arguments=arguments)
-    found = other.routing.find("top")
-    assert found is not None
-    assert (found.type, found.durable, found.auto_delete) == ("topic", True, True)
-    assert (found.arguments, found.is_guess) == (arguments, False)
-    other.routing.drop("top")
-    assert one.routing.find("top") is None
-    assert "top" not in one.state.exchanges
-
-
-def test_what_is_used_is_known_to_all(one: Process, other: Process) -> None:
-    assert other.routing.is_used("x")
-    other.unbind("x", "q")
-    assert not one.routing.is_used("x")
-    assert not one.routing.is_used("none")
-
-
-def test_use_as_one_process_knows_it(fake_broker: FakeBroker) -> None:
-    alone = Process(fake_broker)
-    alone.topology = None  # type: ignore[assignment]
-    assert not alone.routing.is_used("none")
-    alone.state.declare("x", "direct")
-    assert not alone.routing.is_used("x")
-    alone.bind("x", "q")
-    assert alone.routing.is_used("x")
-    assert [each.queue for each in alone.routing.own_rows("x")] == ["q"]
-    alone.unbind("x", "q")
-    assert (alone.routing.is_used("x"), alone.routes("x")) == (False, [])
-
-
-def test_an_own_unbinding_counts_at_once(one: Process) -> None:
-    assert one.routes("x") == ["q"]
-    one.unbind("x", "q")
-    assert (list(one.state.exchanges["x"].bindings), one.routes("x")) == ([], [])
-
-
 def test_queue_behind_two_other_exchanges(one: Process, other: Process) -> None:
     for name in ("y", "z"):
         other.declare(name, "fanout")
@@ -250,12 +121,6 @@ def test_queue_behind_two_other_exchanges(one: Process, other: Process) -> None:
     other.bind("z", "far")
     other.bind("z", "x", to_exchange=True)  # a circle
     assert one.routes("x") == ["far", "q"]
-
-
-def test_by_default_a_binding_is_believed(one: Process) -> None:
-    one.gone = {"q"}
-    assert one.routing.routes("x", "key", {}) == ["q"]
-    assert one.routing.routes("x", "key", {}, mandatory=True) == []
 
 
 def test_of_several_queues_only_those_that_are_gone_are_left_out(

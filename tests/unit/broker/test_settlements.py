@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.port import Disposition, Settlement
+from greenconn.broker.port import Settlement
 from greenconn.green import supervisor
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
@@ -21,31 +21,6 @@ from tests.unit.broker.sink import SOON
 @pytest.fixture
 def link() -> Link:
     return Link()
-
-
-def test_settlements_of_a_turn_are_sent_together(link: Link) -> None:
-    for name in "abc":
-        link.settlements.ack(Held(name))
-    assert link.settler.acks == []
-    assert len(link.settler.turn_end) == 1
-    link.settler.end_turn()
-    assert [handles for handles, _ in link.settler.acks] == [["a", "b"], ["c"]]
-
-
-def test_what_was_not_settled_is_handed_to_the_next_life(link: Link) -> None:
-    for name in "abc":
-        link.settlements.ack(Held(name))
-    link.settlements.requeue([Held("back")])
-    link.settler.end_turn()
-    link.settlements.ack(Held("d"))
-    (_, first), _ = link.settler.acks
-    first(None)
-    acks, dispositions = link.settlements.unsettled()
-    assert acks == ["c", "d"]
-    assert [each.message.handle for each in dispositions] == ["back"]
-    (_, settled) = link.settler.settled[0]
-    settled(None)
-    assert link.settlements.unsettled() == (["c", "d"], [])
 
 
 def test_what_is_settled_when_the_link_is_gone_is_handed_to_the_next_life(link: Link) -> None:
@@ -79,50 +54,6 @@ def test_what_is_refused_is_sent_again(link: Link, caplog: pytest.LogCaptureFixt
     for _, done in (*link.settler.acks, *link.settler.settled):
         done(None)
     assert (link.settlements.refused, link.settlements.unsettled()) == (0, ([], []))
-
-
-def test_what_came_too_late_is_counted(link: Link) -> None:
-    link.settlements.ack(Held("a"))
-    link.settler.end_turn()
-    link.settler.acks[0][1](1)
-    assert (link.leases.lost, link.settlements.unsettled()) == (1, ([], []))
-
-
-def test_nobody_holds_what_goes_back(link: Link) -> None:
-    delivery = Held("a")
-    link.settlements.forget(delivery)
-    link.settlements.requeue([delivery])
-    link.settlements.dead_letter([delivery], "rejected")
-    link.settler.end_turn()
-    assert (link.settler.unheld, link.settler.settled) == ([delivery], [])
-    assert link.settler.acks[0][0] == ["a"]
-
-
-@pytest.mark.parametrize(("deliveries", "settlement"), [(1, "BACK"), (2, "DONE")])
-def test_what_was_delivered_too_often_is_given_up(
-    link: Link, deliveries: int, settlement: str
-) -> None:
-    link.directory.limit = 3
-    link.settlements.requeue([Held("a", deliveries)])
-    link.settlements.wait_routed(Deadline(SOON))
-    link.settlements.flush()
-    ((disposition,), _) = link.settler.settled[0]
-    assert disposition.settlement is Settlement[settlement]
-
-
-def test_dead_letters_have_copies_or_are_dropped(link: Link) -> None:
-    link.settlements.dead_letter([Held("a")], "rejected")
-    link.settlements.wait_routed(Deadline(SOON))
-    link.route = list
-    link.settlements.dead_letter([Held("b")], "rejected")
-    link.settlements.dead_letter([Held("c", is_readable=False)], "rejected")
-    link.settlements.wait_routed(Deadline(SOON))
-    first, dropped, unread = (each for part, _ in link.settler.settled for each in part)
-    (entry,) = first.entries
-    assert (entry.queue, entry.envelope["headers"]["x-first-death-queue"]) == ("dead", "q")
-    assert first.settlement is Settlement.ACK
-    for each in (dropped, unread):
-        assert (each.settlement, each.entries) == (Settlement.REJECT, ())
 
 
 def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
@@ -160,44 +91,6 @@ def test_who_waits_for_dead_letters_is_woken_when_the_link_is_gone(link: Link) -
     assert link.settlements.unsettled() == ([], [])  # the next life has them
 
 
-def test_what_was_handled_too_late_is_the_next_lifes(link: Link) -> None:
-    link.settlements.ack_late("tag")
-    assert (link.handover.acks, link.settler.acks) == (["tag"], [])
-
-
-def test_who_waits_for_dead_letters_is_not_woken_before_the_last(link: Link) -> None:
-    may_go = Event()
-    routes: list[Callable[[], Any]] = [may_go.wait, list]
-    link.route = lambda: routes.pop()() or ["dead"]
-    for name in "ab":
-        link.settlements.dead_letter([Held(name)], "rejected")
-    waiting = gevent.spawn(link.settlements.wait_routed, Deadline(SOON))
-    until(lambda: not routes)  # the first is routed
-    for _ in range(5):
-        gevent.sleep(0)
-    assert not waiting.ready()
-    may_go.set()
-    waiting.get(timeout=SOON)
-    assert not link.settlements.is_routing
-
-
-def test_what_nobody_has_seen_goes_back_as_such(link: Link) -> None:
-    link.settlements.requeue_unseen(Held("a"))
-    link.settler.end_turn()
-    (([disposition], _),) = link.settler.settled
-    assert (disposition.settlement, disposition.is_unseen) == (Settlement.REQUEUE, True)
-
-
-def test_what_former_lives_have_left_is_sent(link: Link) -> None:
-    link.settlements.take_over(["a"], [Disposition(Held("b"), Settlement.REQUEUE)])
-    link.settlements.take_over(["c"], [])
-    assert len(link.settler.turn_end) == 1
-    link.settler.end_turn()
-    assert [handles for handles, _ in link.settler.acks] == [["a", "c"]]
-    (([disposition], _),) = link.settler.settled
-    assert disposition.message.handle == "b"
-
-
 def test_an_interruption_while_settlements_leave_is_noted_and_goes_on(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,17 +107,6 @@ def test_an_interruption_while_settlements_leave_is_noted_and_goes_on(
     assert link.settlements.unsettled() == (["a"], [])
 
 
-def test_each_turn_asks_for_its_end_once(link: Link) -> None:
-    for name in "ab":
-        link.settlements.ack(Held(name))
-        link.settlements.requeue_unseen(Held(name))
-        assert len(link.settler.turn_end) == 1
-        link.settler.end_turn()
-    link.settlements.requeue_unseen(Held("c"))
-    link.settlements.before_call()
-    assert len(link.settler.settled) == 3
-
-
 def test_a_refusal_of_a_lost_link_is_the_next_lifes(
     link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -239,17 +121,6 @@ def test_a_refusal_of_a_lost_link_is_the_next_lifes(
     acks, dispositions = link.settlements.unsettled()
     assert (acks, [each.message.handle for each in dispositions]) == (["a"], ["b"])
     assert caplog.text == ""
-
-
-def test_refused_acks_are_sent_again_in_calls_of_the_limit(link: Link) -> None:
-    for name in "abc":
-        link.settlements.ack(Held(name))
-    link.settler.end_turn()
-    for _, done in list(link.settler.acks):
-        done(ValueError("no room"))
-    link.settler.acks.clear()
-    link.settlements.repeat()
-    assert [handles for handles, _ in link.settler.acks] == [["a", "b"], ["c"]]
 
 
 @pytest.mark.parametrize("has_begun", [True, False])

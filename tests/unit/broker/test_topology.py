@@ -40,12 +40,6 @@ def test_what_was_declared_is_found(topology: Topology) -> None:
     assert topology.rows("x") == ()
 
 
-def test_ready_made_exchange_needs_no_record(topology: Topology) -> None:
-    assert topology.rows("amq.topic") == ()
-    topology.bind("amq.topic", to_queue("q"))
-    assert topology.rows("amq.topic") == (to_queue("q"),)
-
-
 @pytest.mark.parametrize(
     "facts", [{}, {"type": "x-unknown"}, {"type": "direct", "arguments": "none"}], ids=repr
 )
@@ -59,14 +53,6 @@ def test_record_of_another_program(
     assert not fake_broker.exchanges
 
 
-def test_rows_stay_the_same_object(topology: Topology) -> None:
-    declare(topology, "x")
-    topology.bind("x", to_queue("q"))
-    rows = topology.rows("x")
-    topology.bind("x", to_queue("q"))
-    assert topology.rows("x") is rows
-
-
 def test_exchange_goes_with_all_its_bindings(topology: Topology) -> None:
     for name in ("x", "y", "z"):
         declare(topology, name)
@@ -77,23 +63,6 @@ def test_exchange_goes_with_all_its_bindings(topology: Topology) -> None:
     assert topology.rows("x") == (to_queue("y"),)
     assert topology.rows("y") is None
     assert topology.find("z") is not None
-
-
-def test_auto_delete_exchange_goes_with_its_last_binding(topology: Topology) -> None:
-    declare(topology, "x", auto_delete=True)
-    for name in ("p", "q"):
-        topology.bind("x", to_queue(name))
-    topology.unbind("x", to_queue("p"))
-    assert topology.find("x") is not None
-    topology.forget_queue("q")
-    assert topology.find("x") is None
-
-
-def test_auto_delete_exchange_that_was_never_bound_stays(topology: Topology) -> None:
-    declare(topology, "x", auto_delete=True)
-    topology.unbind("x", to_queue("q"))
-    topology.forget_queue("q")
-    assert topology.find("x") is not None
 
 
 def test_chain_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: FakeBroker) -> None:
@@ -117,21 +86,3 @@ def test_circle_of_auto_delete_exchanges_goes(topology: Topology, fake_broker: F
     topology.bind("y", to_exchange("x"))
     topology.delete("x")
     assert not fake_broker.exchanges
-
-
-def test_an_exchange_with_a_binding_is_used(topology: Topology) -> None:
-    declare(topology, "x")
-    assert topology.is_used("x") is False
-    topology.bind("x", to_queue("q"))
-    assert topology.is_used("x") is True
-    assert topology.is_used("none") is False
-
-
-def test_of_some_exchanges_those_without_bindings_go(topology: Topology) -> None:
-    for name in ("bound", "free"):
-        declare(topology, name, auto_delete=True)
-    declare(topology, "kept")
-    topology.bind("bound", to_queue("q"))
-    topology.delete_unbound(["bound", "free", "kept", "none", "free"])
-    found = [name for name in ("bound", "free", "kept") if topology.find(name) is not None]
-    assert found == ["bound", "kept"]
