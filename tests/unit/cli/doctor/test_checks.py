@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.exceptions import NoPermissionError
 
-from greenconn.cli.doctor.checks import Finding, check_rabbitmq, check_redis
+from greenconn.cli.doctor import Finding, check_rabbitmq, check_redis
 from greenconn.exceptions import ManagementError, OperationalError
 
 
