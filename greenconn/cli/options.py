@@ -104,6 +104,13 @@ timeout_option: Decorator = click.option(
 )
 
 
+def number_option(name: str, help_text: str, default: int, least: int = 1) -> Decorator:
+    """Return an option for an integer of at least *least*."""
+    return click.option(
+        name, type=click.IntRange(min=least), default=default, show_default=True, help=help_text
+    )
+
+
 def _names(
     context: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None
 ) -> str | tuple[str, ...] | None:

@@ -12,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn import Connection, Queue
-from greenconn.cli.benchmark import Benchmark, BenchmarkPlan
+from greenconn.cli.bench import Benchmark, BenchmarkPlan
 from tests.unit.cli.conftest import Command
 
 PLAN = BenchmarkPlan(messages=200, rate=1000.0)

@@ -10,8 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from greenconn.cli.demo import Plan, Snapshot, Summary
-from greenconn.cli.workload import Display, summary_table
+from greenconn.cli.demo import Display, Plan, Snapshot, Summary, summary_table
 
 PLAN = Plan(messages=1000, consumers=10)
 STARTING = Snapshot(

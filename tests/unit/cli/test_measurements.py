@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greenconn.cli.benchmark import MOST_LINES, histogram_lines, percentile
+from greenconn.cli.terminal import MOST_LINES, histogram_lines, percentile
 
 pytestmark = pytest.mark.pure
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 import gevent
 import pytest
 
-from greenconn.cli.demo import Plan, Snapshot
-from greenconn.cli.workload import Workload
+from greenconn.cli.demo import Plan, Snapshot, Workload
 from greenconn.connection import Connection
 from greenconn.exceptions import OperationalError
 from greenconn.transport import memory
