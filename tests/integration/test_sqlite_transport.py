@@ -22,7 +22,7 @@ from greenconn.exceptions import (
     PublishRefused,
     RecoverableConnectionError,
 )
-from greenconn.transport.sqlite import Transport
+from greenconn.transport.sqlite import SqliteStore, Transport
 from greenconn.transport.sqlite.database import (
     LOG_LIMIT,
     RESERVE_SUFFIX,
@@ -34,7 +34,6 @@ from greenconn.transport.sqlite.database import (
     as_error,
     database_of,
 )
-from greenconn.transport.sqlite.store import SqliteStore
 from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.processes import run

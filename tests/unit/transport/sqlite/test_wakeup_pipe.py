@@ -12,7 +12,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greenconn.transport.sqlite.store import ATOMIC, WakeupPipe, wake_process
+from greenconn.transport.sqlite import ATOMIC, WakeupPipe, wake_process
 from tests.forked import holds_in_child
 
 
