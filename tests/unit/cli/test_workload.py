@@ -36,7 +36,7 @@ def test_all_is_handled_once(url: str) -> None:
     assert seen[0].ready == 10
     assert max(each.published - each.handled for each in seen) <= 100 + 7 * SMALL.burst
     assert not connection.connected
-    assert not memory.transport.broker_of(connection.virtual_host).queues
+    assert not memory.broker_of(connection.virtual_host).queues
 
 
 def test_what_others_take_counts_as_lost(url: str) -> None:

@@ -18,7 +18,7 @@ from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.publishing import PendingConfirm
 from greenconn.transport.base import Link
-from greenconn.transport.memory.transport import Channel as MemoryChannel
+from greenconn.transport.memory import Channel as MemoryChannel
 from greenconn.transport.redis.envelope import Delivery as RedisDelivery
 from greenconn.transport.redis.transport import Channel as RedisChannel
 from tests.fix_interrupts import INTERRUPTIONS, Run

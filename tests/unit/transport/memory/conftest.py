@@ -8,8 +8,8 @@ import pytest
 
 from greenconn.testing import ManualClock
 from greenconn.transport import memory
+from greenconn.transport.memory import Channel, MemoryLink
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.transport import Channel, MemoryLink
 from tests.tiny_client import TinyClient
 
 

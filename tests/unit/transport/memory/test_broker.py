@@ -26,8 +26,8 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.transport import memory
+from greenconn.transport.memory import Channel, MemoryLink
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.transport import Channel, MemoryLink
 from greenconn.transport.virtual import UndeliverableWarning
 from tests.forked import holds_in_child
 from tests.integration.contract import Store

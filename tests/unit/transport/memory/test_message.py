@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from greenconn.compression import compress
 from greenconn.exceptions import PreconditionFailed, ResourceLocked
 from greenconn.testing import ManualClock
+from greenconn.transport.memory import Channel
 from greenconn.transport.memory.broker import Broker, HubClock, Timer
 from greenconn.transport.memory.queue import Entry, Message, WaitingMessages, size_of
-from greenconn.transport.memory.transport import Channel
 
 
 def test_body_is_delivered_as_it_is(channel: Channel) -> None:

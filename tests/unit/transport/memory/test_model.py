@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greenconn.exceptions import RecoverableConnectionError
+from greenconn.transport.memory import Channel, MemoryLink
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.transport import Channel, MemoryLink
 from tests.tiny_client import TinyClient
 
 QUEUES = ("one", "two", "three")

@@ -15,8 +15,8 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import Deadline
 from greenconn.message import Message
+from greenconn.transport.memory import Channel
 from greenconn.transport.memory.broker import Broker
-from greenconn.transport.memory.transport import Channel
 from tests.integration.contract import Store
 
 NOW = Deadline(0)
