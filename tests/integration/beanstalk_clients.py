@@ -10,7 +10,7 @@ from gevent import socket
 
 from greenconn.broker.port import Claimed, Entry
 from greenconn.green.deadline import Deadline
-from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
+from greenconn.transport.beanstalk import BeanstalkOptions, BeanstalkStore
 from greenconn.wire.beanstalk import BeanstalkParser, Reply, statistics
 from tests.tiny_client import TinyClient
 

@@ -28,7 +28,7 @@ from greenconn.service.health import Watchdog, check
 from greenconn.service.periodic import Every
 from greenconn.session.broker import Parameters
 from greenconn.testing import MemoryBroker
-from greenconn.transport.beanstalk.store import BeanstalkOptions
+from greenconn.transport.beanstalk import BeanstalkOptions
 from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions
 from greenconn.transport.native_delayed_delivery import calculate_routing_key

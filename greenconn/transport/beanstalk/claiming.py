@@ -46,7 +46,7 @@ from greenconn.transport.beanstalk.connection import (
 from greenconn.wire.beanstalk import Reply, line, put
 
 if TYPE_CHECKING:
-    from greenconn.transport.beanstalk.store import BeanstalkStore
+    from greenconn.transport.beanstalk import BeanstalkStore
     from greenconn.wire.tls import TlsSession
 
 #: Messages that one claim takes.

@@ -23,8 +23,8 @@ from greenconn.compression import MAX_DECOMPRESSED_SIZE, compress, decompress, e
 from greenconn.exceptions import AMQPError, DecodeError, KombuError
 from greenconn.message import Message
 from greenconn.serialization import loads
+from greenconn.transport import beanstalk
 from greenconn.transport.amqp.message import Delivery
-from greenconn.transport.beanstalk import store as beanstalk
 from greenconn.transport.couchdb import documents as couchdb
 from greenconn.transport.hooks.channel import Message as StoredMessage
 from greenconn.transport.mongodb import documents as mongodb

@@ -12,8 +12,8 @@ from gevent.event import Event
 
 from greenconn.green.connect import connect_tcp
 from greenconn.green.deadline import Deadline
+from greenconn.transport.beanstalk import BeanstalkOptions, BeanstalkStore
 from greenconn.transport.beanstalk.connection import LinkLost, Pipeline
-from greenconn.transport.beanstalk.store import BeanstalkOptions, BeanstalkStore
 from greenconn.wire.beanstalk import Reply, line
 from tests.fix_interrupts import Signal, signals
 from tests.fix_peer import Peer, PeerFactory
