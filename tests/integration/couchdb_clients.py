@@ -14,8 +14,7 @@ from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
 from greenconn.green.deadline import Deadline
 from greenconn.green.http import HttpClient
-from greenconn.transport.couchdb import Transport
-from greenconn.transport.couchdb.store import CouchStore
+from greenconn.transport.couchdb import CouchStore, Transport
 from tests.tiny_client import TinyClient
 
 #: Seconds that a test waits for something that must come.

@@ -54,7 +54,7 @@ from greenconn.transport.couchdb.documents import (
 )
 
 if TYPE_CHECKING:
-    from greenconn.transport.couchdb.store import Owners
+    from greenconn.transport.couchdb import Owners
 
 #: Ids in front of the place that are remembered; with more the queue is read anew from the first.
 REMEMBERED: Final = 2000

@@ -8,9 +8,9 @@ from typing import cast
 import pytest
 
 from greenconn.broker.queues import Declaration
+from greenconn.transport.couchdb import TopologyCache, queue_document
 from greenconn.transport.couchdb.api import CouchApi, LinkLost
 from greenconn.transport.couchdb.documents import Document
-from greenconn.transport.couchdb.store import TopologyCache, queue_document
 
 ID = "gcq!q"
 
