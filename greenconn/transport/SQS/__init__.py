@@ -30,7 +30,6 @@ from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green.deadline import Deadline
 from greenconn.green.process import forget_at_fork
 from greenconn.options import known_options
-from greenconn.transport.SQS.envelope import MAX_DELAY_SECONDS, RECEIVE_COUNT
 from greenconn.transport.SQS.queues import SQS_MAX_MESSAGES, aws_name, exchange_of, topic_entry
 from greenconn.transport.SQS.service import (
     DEFAULT_REGION,
@@ -42,7 +41,7 @@ from greenconn.transport.SQS.service import (
     ServiceBusy,
     UndefinedQueueException,
 )
-from greenconn.transport.SQS.store import SqsStore
+from greenconn.transport.SQS.store import MAX_DELAY_SECONDS, RECEIVE_COUNT, SqsStore
 from greenconn.url import mask_secrets
 
 __all__ = [

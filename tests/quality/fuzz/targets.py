@@ -32,7 +32,7 @@ from greenconn.transport.redis.envelope import Delivery as RedisDelivery
 from greenconn.transport.redis.envelope import marked_redelivered
 from greenconn.transport.redis.settling import priority_of, read_held
 from greenconn.transport.sqlite import messages as sqlite
-from greenconn.transport.SQS import envelope as sqs
+from greenconn.transport.SQS import store as sqs
 from greenconn.url import (
     BrokerURL,
     mask_secrets,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from greenconn.broker.port import Entry
-from greenconn.transport.SQS.envelope import opened, packed
 from greenconn.transport.SQS.service import InvalidQueueException
+from greenconn.transport.SQS.store import opened, packed
 
 QUEUE = SimpleNamespace(name="q", url="https://sqs/1/q")
 
