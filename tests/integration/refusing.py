@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.transport.mongodb import store as mongodb
+from greenconn.transport import mongodb
 from greenconn.wire.resp import pack
 from tests.integration.contract import Side
 

@@ -9,8 +9,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection
-from greenconn.transport.mongodb import changes
-from greenconn.transport.mongodb.store import MongoStore
+from greenconn.transport.mongodb import MongoStore, changes
 from tests.fix_wires import until
 from tests.integration.contract import SOON
 

@@ -16,8 +16,7 @@ from greenconn.broker.queues import UNDECLARED, Declaration
 from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
-from greenconn.transport.mongodb import MongoOptions, changes, queues
-from greenconn.transport.mongodb.store import Claims, MongoStore
+from greenconn.transport.mongodb import Claims, MongoOptions, MongoStore, changes, queues
 from tests.fix_mongodb import Database
 from tests.fix_wires import until
 from tests.tiny_client import TinyClient
