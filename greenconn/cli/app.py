@@ -22,7 +22,7 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
 
-#: Command -> what it does.  Each is in the module of its name, imported when it is asked for.
+#: Command -> what it does.
 COMMANDS: Final = {
     "demo": "Run consumers and publishers, and show live figures.",
     "bench": "Measure rates and latencies of a broker.",
@@ -39,10 +39,12 @@ COMMANDS: Final = {
     "dead": "Show, count, replay or purge the dead letters of a queue.",
     "run": "Run the consumers of an application.",
 }
+#: Commands that are not in the module of their name.
+_MODULES: Final = {"peek": "messages", "move": "messages", "purge": "messages"}
 
 
 class _Commands(CommandGroup):
-    """Imports a command when it is asked for, so that help comes at once."""
+    """Imports the module of a command when it is asked for, so that help comes at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -50,7 +52,8 @@ class _Commands(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"greenconn.cli.{cmd_name}").command
+        module = import_module(f"greenconn.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
 

@@ -14,7 +14,7 @@ import click
 import gevent
 from gevent.event import Event
 
-from greenconn.cli.broker import connection_to, interruptible, product_of
+from greenconn.cli.broker import connected, product_of
 from greenconn.cli.options import json_option, number_option, timeout_option, url_option
 from greenconn.cli.terminal import folded, histogram_lines, percentile, writable_bars
 from greenconn.defaults import publishing_connection
@@ -60,7 +60,7 @@ SHARES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 )
 @json_option
 @timeout_option
-def command(
+def bench(
     url: str,
     messages: int,
     size: int,
@@ -90,25 +90,20 @@ def command(
         rate=rate,
         timeout=timeout,
     )
-    connection = connection_to(url, timeout)
-    try:
-        with interruptible():
-            connection.connect()
-            if not is_json:
-                title = (
-                    f"{maybe_sanitize_url(url)}: {product_of(connection)}, {messages:,} messages of "
-                    f"{size:,} bytes, {publishers:,} publisher{'s' * (publishers != 1)}, "
-                    f"{consumers:,} consumer{'s' * (consumers != 1)}"
-                )
-                click.echo(folded(title, sys.stdout))
-            with closing(Benchmark(plan, connection).run()) as parts:
-                for each in parts:
-                    if is_json:
-                        click.echo(json.dumps(_as_dict(each)))
-                    else:
-                        _show(each)
-    finally:
-        connection.close()
+    with connected(url, timeout) as connection:
+        if not is_json:
+            title = (
+                f"{maybe_sanitize_url(url)}: {product_of(connection)}, {messages:,} messages of "
+                f"{size:,} bytes, {publishers:,} publisher{'s' * (publishers != 1)}, "
+                f"{consumers:,} consumer{'s' * (consumers != 1)}"
+            )
+            click.echo(folded(title, sys.stdout))
+        with closing(Benchmark(plan, connection).run()) as parts:
+            for each in parts:
+                if is_json:
+                    click.echo(json.dumps(_as_dict(each)))
+                else:
+                    _show(each)
 
 
 def _as_dict(measured: Measurement) -> dict[str, object]:

@@ -60,6 +60,18 @@ def connection_to(url: str, timeout: float | None = None) -> Connection:
         raise click.BadParameter(masked(str(text)), param_hint="URL") from exc
 
 
+@contextmanager
+def connected(url: str, timeout: float) -> Iterator[Connection]:
+    """Give an open connection for the block, which SIGINT interrupts; then close it.  May switch."""
+    connection = connection_to(url, timeout)
+    try:
+        with interruptible():
+            connection.connect()
+            yield connection
+    finally:
+        connection.close()
+
+
 def is_verbose() -> bool:
     """Return whether the user wants to see everything."""
     context = click.get_current_context(silent=True)

@@ -46,7 +46,7 @@ PREFETCH: Final = 100
     help="The broker deletes messages as it sends them: they are lost if this command is killed.",
 )
 @timeout_option
-def command(
+def consume(
     queue: str,
     url: str,
     count: int | None,

@@ -30,7 +30,7 @@ _name_option: Decorator = click.option(
 
 
 @click.group("dead", cls=CommandGroup)
-def command() -> None:
+def dead() -> None:
     """Show, count, replay or purge the dead letters of a queue.
 
     \b
@@ -40,7 +40,7 @@ def command() -> None:
     """
 
 
-@command.command("look")
+@dead.command("look")
 @queue_argument()
 @url_option
 @_name_option
@@ -66,7 +66,7 @@ def look(queue: str, url: str, name: str | None, count: int, is_json: bool, time
         click.echo(count_line(where, len(found), max(waiting, len(found))), err=True)
 
 
-@command.command("count")
+@dead.command("count")
 @queue_argument()
 @url_option
 @_name_option
@@ -77,7 +77,7 @@ def count(queue: str, url: str, name: str | None, timeout: float) -> None:
         click.echo(letters.count())
 
 
-@command.command("replay")
+@dead.command("replay")
 @queue_argument()
 @url_option
 @_name_option
@@ -111,7 +111,7 @@ def replay(
         click.echo(f"replayed {done} message{'s' * (done != 1)} of {letters.name}")
 
 
-@command.command("purge")
+@dead.command("purge")
 @queue_argument()
 @url_option
 @_name_option
@@ -119,7 +119,7 @@ def replay(
 @timeout_option
 def purge(queue: str, url: str, name: str | None, yes: bool, timeout: float) -> int:
     """Delete the dead letters of QUEUE."""
-    from greenconn.cli.purge import is_sure
+    from greenconn.cli.terminal import is_sure
 
     with _letters(queue, url, name, timeout) as letters:
         if not yes and not is_sure(f"Purge {letters.count()} messages of {letters.name}?"):
@@ -132,21 +132,16 @@ def purge(queue: str, url: str, name: str | None, yes: bool, timeout: float) -> 
 
 @contextmanager
 def _letters(queue: str, url: str, name: str | None, timeout: float) -> Iterator[DeadLetters]:
-    from greenconn.cli.broker import connection_to, interruptible
+    from greenconn.cli.broker import connected
     from greenconn.worker.failures import dead_letters
 
     if not queue:
         raise click.BadParameter("must not be empty", param_hint="QUEUE")
-    connection = connection_to(url, timeout)
-    try:
-        with interruptible():
-            connection.connect()
-            letters = dead_letters(queue, name=name, connection=connection)
-            # Without dead letters so far there may be the queue alone.
-            _check_exists(connection, [letters.name] if name else [letters.name, queue])
-            yield letters
-    finally:
-        connection.close()
+    with connected(url, timeout) as connection:
+        letters = dead_letters(queue, name=name, connection=connection)
+        # Without dead letters so far there may be the queue alone.
+        _check_exists(connection, [letters.name] if name else [letters.name, queue])
+        yield letters
 
 
 def _check_exists(connection: Connection, names: list[str]) -> None:

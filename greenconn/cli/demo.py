@@ -153,7 +153,7 @@ _DEFAULT: Final = Plan()
     help="Cut connections all the time, and survive a restart of the broker; publishes are confirmed.",
 )
 @click.option("--plain", is_flag=True, help="Print plain lines, even in a terminal.")
-def command(
+def demo(
     url: str,
     messages: int,
     consumers: int,

@@ -87,7 +87,7 @@ DELIVERY_LIMIT: Final = 20
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for warnings, too.")
 @timeout_option
-def command(
+def doctor(
     url: str,
     queues: tuple[str, ...],
     read_only: bool,

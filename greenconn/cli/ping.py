@@ -23,7 +23,7 @@ from greenconn.cli.options import json_option, timeout_option, url_argument
 )
 @json_option
 @timeout_option
-def command(url: str, count: int, is_json: bool, timeout: float) -> None:
+def ping(url: str, count: int, is_json: bool, timeout: float) -> None:
     """Connect to the broker at URL, say what it is, and measure round trips.
 
     \b

@@ -88,7 +88,7 @@ _Batches: TypeAlias = "Iterator[Iterable[OutgoingMessage]]"
 )
 @rate_option
 @timeout_option
-def command(
+def publish(
     queue: str | None,
     bodies: tuple[str, ...],
     url: str,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
@@ -42,7 +41,7 @@ _arguments_option: Decorator = click.option(
 
 
 @click.group("queues", cls=CommandGroup)
-def command() -> None:
+def queues() -> None:
     """List, declare, bind or delete queues.
 
     \b
@@ -54,7 +53,7 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@queues.command("list")
 @queue_argument("names", nargs=-1, metavar="[QUEUE]...")
 @url_option
 @json_option
@@ -65,10 +64,11 @@ def list_(names: tuple[str, ...], url: str, is_json: bool, timeout: float) -> No
     QUEUE is a name, or a pattern such as 'mail.*'.  RabbitMQ lists queues by its management API; without
     the plugin they must be named.
     """
+    from greenconn.cli.broker import connected
     from greenconn.cli.terminal import UNKNOWN, Column, number, table_lines
 
     check_names(names)
-    with _connected(url, timeout) as connection:
+    with connected(url, timeout) as connection:
         found = QueueReader(connection, names, timeout).read(must_exist=True)
     if is_json:
         for each in found:
@@ -99,7 +99,7 @@ def list_(names: tuple[str, ...], url: str, is_json: bool, timeout: float) -> No
     click.echo(f"{len(found)} queue{'s' * (len(found) != 1)}", err=True)
 
 
-@command.command("declare")
+@queues.command("declare")
 @queue_argument()
 @url_option
 @click.option(
@@ -140,13 +140,14 @@ def declare(
     timeout: float,
 ) -> None:
     """Declare QUEUE, durable unless told otherwise.  One that exists must be the same."""
+    from greenconn.cli.broker import connected
     from greenconn.entity import Queue
 
     check_names([queue])
     given = _parsed(arguments)
     if kind is not None:
         given["x-queue-type"] = kind
-    with _connected(url, timeout) as connection, connection.channel() as channel:
+    with connected(url, timeout) as connection, connection.channel() as channel:
         Queue(
             queue,
             channel=channel,
@@ -169,7 +170,7 @@ def declare(
     )
 
 
-@command.command("bind")
+@queues.command("bind")
 @queue_argument()
 @click.argument("exchange")
 @url_option
@@ -198,10 +199,11 @@ def bind(
     timeout: float,
 ) -> None:
     """Bind QUEUE to EXCHANGE.  A binding that exists is no error, nor the removal of a missing one."""
+    from greenconn.cli.broker import connected
 
     check_names([queue])
     given = _parsed(arguments)
-    with _connected(url, timeout) as connection, connection.channel() as channel:
+    with connected(url, timeout) as connection, connection.channel() as channel:
         if kind is not None:
             channel.exchange_declare(exchange, kind, durable=True, auto_delete=False)
         change = channel.queue_unbind if remove else channel.queue_bind
@@ -215,7 +217,7 @@ def bind(
             click.echo(text.format(queue, exchange) + (f" with key {key!r}" if key else ""))
 
 
-@command.command("delete")
+@queues.command("delete")
 @queue_argument("queues", nargs=-1, required=True, metavar="QUEUE...")
 @url_option
 @click.option("--if-unused", is_flag=True, help="Only if it has no consumers.")
@@ -233,11 +235,12 @@ def delete(
     timeout: float,
 ) -> int:
     """Delete each QUEUE with its messages and bindings."""
-    from greenconn.cli.purge import is_sure
+    from greenconn.cli.broker import connected
+    from greenconn.cli.terminal import is_sure
     from greenconn.worker.failures import count_of
 
     check_names(queues)
-    with _connected(url, timeout) as connection, connection.channel() as channel:
+    with connected(url, timeout) as connection, connection.channel() as channel:
         # All of them must be there before the first one goes.
         waiting = {name: count_of(channel, name) for name in queues}
         for name, count in waiting.items():
@@ -250,19 +253,6 @@ def delete(
             else:
                 click.echo(f"deleted {name} with {gone} message{'s' * (gone != 1)}")
     return 0
-
-
-@contextmanager
-def _connected(url: str, timeout: float) -> Iterator[Connection]:
-    from greenconn.cli.broker import connection_to, interruptible
-
-    connection = connection_to(url, timeout)
-    try:
-        with interruptible():
-            connection.connect()
-            yield connection
-    finally:
-        connection.close()
 
 
 def _parsed(arguments: tuple[str, ...]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @header_option("(Repeatable.)")
 @timeout_option
-def command(
+def rpc(
     queue: str,
     bodies: tuple[str, ...],
     url: str,

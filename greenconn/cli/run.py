@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Level of the log, if the application sets up none.",
 )
-def command(
+def run(
     application: str | None,
     url: str | None,
     processes: int,

@@ -1,4 +1,4 @@
-"""The terminal, if there is one: colours, lines that are drawn anew, progress, tables and graphs."""
+"""The terminal, if there is one: colours, lines drawn anew, questions, progress, tables and graphs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from math import floor, log2
 from textwrap import wrap
 from time import monotonic
 from typing import Final, NamedTuple, TextIO
+
+import click
 
 #: The colour of what is to be looked at.  It reads on dark and on light grounds, as yellow does not.
 ATTENTION: Final = "magenta"
@@ -93,6 +95,20 @@ def progress(verb: str, total: int | None) -> Iterator[Callable[[int], object]]:
         if is_shown:
             sys.stderr.write(ERASE)
             sys.stderr.flush()
+
+
+def is_sure(question: str) -> bool:
+    """Ask the user.
+
+    Raises:
+        click.UsageError: there is no terminal to ask at.
+    """
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise click.UsageError("not confirmed: use --yes to do it without a prompt") from None
+        raise
 
 
 #: Stands for what is not known.

@@ -43,7 +43,7 @@ TREND: Final = 10
 )
 @json_option
 @timeout_option
-def command(
+def top(
     names: tuple[str, ...],
     url: str,
     interval: float,

@@ -1,9 +1,9 @@
-"""``greenconn move``: move the messages of a queue to another, perhaps of another broker."""
+"""``greenconn peek``, ``move`` and ``purge``: the messages that wait in a queue."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,10 +14,64 @@ from greenconn.cli.options import (
     timeout_option,
     url_option,
 )
+from greenconn.encoding import bytes_to_str
 
 if TYPE_CHECKING:
     from greenconn.message import Message
     from greenconn.publishing.publisher import OutgoingMessage
+
+
+#: Fields of a record that are shown as properties are.
+ROUTE: Final = ("exchange", "routing_key", "redelivered")
+
+
+@click.command("peek")
+@queue_argument()
+@url_option
+@click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--json", "is_json", is_flag=True, help="Print each message as JSON, a line each.")
+@timeout_option
+def peek(queue: str, url: str, count: int, is_json: bool, timeout: float) -> None:
+    """Print the oldest messages of QUEUE with headers and properties.  They stay there.
+
+    No message is acknowledged, and none counts as delivered where the broker can tell; RabbitMQ marks
+    them as redelivered.
+
+    \b
+    Example:
+      greenconn peek mail
+      greenconn peek mail.dead --count 1 --json
+    """
+    from greenconn.cli.broker import connected
+    from greenconn.cli.records import check_output, count_line, line_of, write_line
+    from greenconn.worker.failures import count_of, look
+
+    check_output()
+    with connected(url, timeout) as connection, connection.channel() as channel:
+        # Counted first: those that were looked at go back to the queue a moment later.
+        waiting = count_of(channel, queue)
+        messages = look(channel, queue, count)
+    for number, message in enumerate(messages, 1):
+        if is_json:
+            write_line(line_of(message))
+        else:
+            for line in _lines(number, message):
+                click.echo(line)
+    if not is_json:
+        click.echo(count_line(queue, len(messages), max(waiting, len(messages))), err=True)
+
+
+def _lines(number: int, message: Message) -> Iterator[str]:
+    from greenconn.cli.records import message_lines, record_of
+
+    record = record_of(message)
+    fields = {name: record[name] for name in ROUTE if record[name]}
+    fields.update(record["properties"])
+    fields.update(
+        (f"header {bytes_to_str(name)}", each) for name, each in record["headers"].items()
+    )
+    title = f"#{number}  {record['content_type'] or 'no content type'}"
+    return message_lines(title, fields, record["body"])
 
 
 @click.command("move")
@@ -31,7 +85,7 @@ if TYPE_CHECKING:
 @click.option("--contains", metavar="TEXT", help="Only those whose body contains TEXT.")
 @click.option("--declare", is_flag=True, help="Declare TARGET (durable) if it does not exist.")
 @timeout_option
-def command(
+def move(
     source: str,
     target: str,
     url: str,
@@ -60,7 +114,8 @@ def command(
     from greenconn.cli.terminal import progress
     from greenconn.defaults import publishing_connection
     from greenconn.publishing.publisher import PublishOptions
-    from greenconn.worker.failures import OBEYED, count_of, move, priority_of, resent
+    from greenconn.worker.failures import OBEYED, count_of, priority_of, resent
+    from greenconn.worker.failures import move as move_messages
 
     is_meant = _filter(dict(parse_pair(each) for each in headers), contains)
     taking = connection_to(url, timeout)
@@ -88,7 +143,7 @@ def command(
                 waiting = count_of(channel, source)
                 total = waiting if count is None else min(count, waiting)
                 with progress("moved", total) as show:
-                    move(
+                    move_messages(
                         channel, source, publishing, route,
                         limit=count, rate=rate, on_moved=note,
                     )  # fmt: skip
@@ -112,3 +167,30 @@ def _filter(headers: dict[str, str], contains: str | None) -> Callable[[Message]
         return contains in text
 
     return is_meant
+
+
+@click.command("purge")
+@queue_argument()
+@url_option
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
+@timeout_option
+def purge(queue: str, url: str, yes: bool, timeout: float) -> int:
+    """Purge QUEUE: delete its waiting messages.  Unacknowledged messages stay.
+
+    \b
+    Example:
+      greenconn purge mail --yes
+    """
+    from greenconn.cli.broker import connected
+    from greenconn.cli.terminal import is_sure
+
+    if not queue:
+        raise click.BadParameter("must not be empty", param_hint="QUEUE")
+    with connected(url, timeout) as connection:
+        waiting = connection.default_channel.queue_declare(queue, passive=True).message_count
+        if not yes and not is_sure(f"Purge {waiting} messages of {queue}?"):
+            click.echo("nothing was purged", err=True)
+            return 1
+        gone = connection.default_channel.queue_purge(queue)
+    click.echo(f"purged {gone} message{'s' * (gone != 1)} of {queue}")
+    return 0
