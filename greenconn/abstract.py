@@ -173,7 +173,7 @@ class MaybeChannelBound(Object):
     _connection: Connection | None = None
     _is_bound: bool = False
     #: The name with which :meth:`declaration_key` was asked for, and the key.
-    _declared_as: tuple[str, str] | None = None
+    declared_as: tuple[str, str] | None = None
 
     #: Whether ``maybe_declare`` may take a declaration for done for the life of a connection.
     can_cache_declaration: bool = False
@@ -186,7 +186,7 @@ class MaybeChannelBound(Object):
         if "_channel" in attributes:
             for name in _BINDING:
                 attributes.pop(name, None)
-        attributes.pop("_declared_as", None)  # it may be changed before it is used
+        attributes.pop("declared_as", None)  # it may be changed before it is used
         return new
 
     def __call__(self, channel: ChannelOrConnection | ChannelPromise | None) -> Self:

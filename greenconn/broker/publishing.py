@@ -452,34 +452,45 @@ class ChannelPublisher(ABC, Generic[L, M, T]):
 class CopyOutcomes:
     """The outcomes of the copies of one message, one for each queue that it goes to.
 
+    It takes the outcome of each copy, as a :class:`Completion`.
+
     Arguments:
         count: copies.
         done: gets None, or why the message is not stored.
 
     Attributes:
-        is_begun: one of them is on its way.
+        is_begun: one of them is on its way, so that the others are stored, too.
     """
 
-    __slots__ = ("_error", "_is_stored", "_left", "done", "is_begun")
+    __slots__ = ("_done", "_error", "_is_stored", "_left", "is_begun")
 
     def __init__(self, count: int, done: Completion) -> None:
-        self.done = done
+        self._done = done
         self.is_begun = False
         self._left = count
         self._is_stored = False
         self._error: Exception | None = None
 
-    def note(self, error: Exception | None) -> None:
-        """Note why one copy is not stored; None: it is.  Never switches."""
+    @property
+    def has_left(self) -> bool:
+        """Whether no copy is to be stored any more."""
+        return self._done.has_left and not self.is_begun
+
+    def offer(self, value: Any) -> bool:
+        """Take the outcome of one copy: an Exception, or something else if it is stored.
+
+        Never switches.
+        """
         self._left -= 1
-        if error is None:
+        if not isinstance(value, Exception):
             self._is_stored = True
         elif self._error is None or isinstance(self._error, NoQueue):
-            self._error = error
-        if not self._left:
-            error = self._error
-            # Where others have it, it does not matter that one queue is not there.
-            self.done.offer(None if self._is_stored and isinstance(error, NoQueue) else error)
+            self._error = value
+        if self._left:
+            return True
+        error = self._error
+        # Where others have it, it does not matter that one queue is not there.
+        return self._done.offer(None if self._is_stored and isinstance(error, NoQueue) else error)
 
 
 class StoredResult:
@@ -601,38 +612,34 @@ class StorePublisher(ChannelPublisher["StoreLink", Envelope, Sequence[Entry]]):
     def _addressed(
         self, message: Envelope, exchange: str, routing_key: str, queues: Sequence[str]
     ) -> Sequence[Entry]:
-        headers = message["headers"]
-        delay = delay_of(headers) if headers else 0.0
-        return self.link.entries(self._envelope(message, exchange, routing_key), queues, delay)
-
-    def _begin_last_resort(self, queue: str) -> None:
-        if not self.link.directory.is_there(queue):
-            self.link.directory.declare(queue, Declaration(durable=True))
-
-    def _envelope(self, message: Envelope, exchange: str, routing_key: str) -> Envelope:
-        """Return the stored form of a message."""
-        body, headers = message["body"], message["headers"]
+        body, headers, encoding = message["body"], message["headers"], message["content-encoding"]
         link = self.link
-        encoding = link.store.body_encoding
-        raw = encoded(body, message["content-encoding"]) if isinstance(body, str) else body
+        if isinstance(body, str):
+            body = body.encode() if encoding == "utf-8" else encoded(body, encoding)
+        stored_as = link.store.body_encoding
         properties = message["properties"]
         info = {"exchange": exchange, "routing_key": routing_key}
         given = properties.get("delivery_info")
         if given:  # of a message that is sent on
             info = {**given, **info}
             info.pop("redelivered", None)
-        return {
-            "body": b2a_base64(raw, newline=False).decode() if encoding else raw,
-            "content-encoding": message["content-encoding"],
+        envelope = {
+            "body": b2a_base64(body, newline=False).decode() if stored_as else body,
+            "content-encoding": encoding,
             "content-type": message["content-type"],
             "headers": visible_headers(headers) if headers else headers,
             "properties": {
                 **properties,
-                "body_encoding": encoding,
+                "body_encoding": stored_as,
                 "delivery_info": info,
                 "delivery_tag": link.tags.next().decode(),
             },
         }
+        return link.entries(envelope, queues, delay_of(headers) if headers else 0.0)
+
+    def _begin_last_resort(self, queue: str) -> None:
+        if not self.link.directory.is_there(queue):
+            self.link.directory.declare(queue, Declaration(durable=True))
 
 
 class PutBatcher:
@@ -640,16 +647,17 @@ class PutBatcher:
 
     def __init__(self, link: StoreLink) -> None:
         self._link = link
-        self._pending: deque[tuple[CopyOutcomes, Entry]] = deque()
+        self._pending: deque[tuple[Completion, Entry]] = deque()
         self._greenlets: set[Greenlet[..., Any]] = set()
         #: What is being stored, one list for each greenlet.
-        self._batches: list[list[tuple[CopyOutcomes, Entry]]] = []
+        self._batches: list[list[tuple[Completion, Entry]]] = []
 
     def put(self, entries: Sequence[Entry], done: Completion) -> None:
         """Store the entries of one message; *done* gets None, or why it is not.  Never switches."""
-        outcomes = CopyOutcomes(len(entries), done)
+        if len(entries) > 1:
+            done = CopyOutcomes(len(entries), done)
         for entry in entries:
-            self._pending.append((outcomes, entry))
+            self._pending.append((done, entry))
         if len(self._greenlets) < self._link.store.put_calls:
             self._greenlets.add(spawn("put", self._run))
 
@@ -662,24 +670,25 @@ class PutBatcher:
         """Stop, as the link has ended: no message is stored any more.  Never switches."""
         pending, self._pending = self._pending, deque()
         for batch in (*self._batches, pending):
-            for outcomes, _ in batch:
-                outcomes.done.offer(exc)
+            for done, _ in batch:
+                done.offer(exc)
         end_all(self._greenlets)
 
-    def _take(self) -> list[tuple[CopyOutcomes, Entry]]:
+    def _take(self) -> list[tuple[Completion, Entry]]:
         """Take what one call may store; a publisher that has left wants nothing any more."""
         store, pending = self._link.store, self._pending
-        batch: list[tuple[CopyOutcomes, Entry]] = []
+        batch: list[tuple[Completion, Entry]] = []
         size = 0
         while pending and len(batch) < store.put_limit:
-            outcomes, entry = pending[0]
-            if outcomes.done.has_left and not outcomes.is_begun:
+            done, entry = pending[0]
+            if done.has_left:
                 pending.popleft()
                 continue
             size += len(entry.envelope["body"]) + OVERHEAD
             if batch and size > store.put_bytes:
                 break
-            outcomes.is_begun = True
+            if isinstance(done, CopyOutcomes):
+                done.is_begun = True
             batch.append(pending.popleft())
         return batch
 
@@ -692,7 +701,7 @@ class PutBatcher:
         finally:
             self._greenlets.discard(getcurrent())
 
-    def _store(self, batch: list[tuple[CopyOutcomes, Entry]]) -> None:
+    def _store(self, batch: list[tuple[Completion, Entry]]) -> None:
         link = self._link
         watch: Any = None
         seconds = link.options.reply_timeout
@@ -704,8 +713,8 @@ class PutBatcher:
             errors = link.store.put(list(map(_ENTRY, batch)))
         except BaseException as exc:
             failure = link.failed(exc, "storing messages", is_raised=True)
-            for outcomes, _ in batch:
-                outcomes.done.offer(failure)
+            for done, _ in batch:
+                done.offer(failure)
             if not isinstance(exc, Exception):
                 raise
             return
@@ -713,8 +722,8 @@ class PutBatcher:
             self._batches.remove(batch)
             if watch is not None:
                 watch.close()
-        for (outcomes, entry), error in zip(batch, errors, strict=True):
-            outcomes.note(error)
+        for (done, entry), error in zip(batch, errors, strict=True):
+            done.offer(error)
             if error is None:
                 if not entry.delay:
                     link.wake(entry.queue)

@@ -137,7 +137,7 @@ class Exchange(MaybeChannelBound):
 
         It is kept for the next publish: what is changed afterwards, but for the name, is not noticed.
         """
-        kept = self._declared_as
+        kept = self.declared_as
         if kept is not None and kept[0] == self.name:
             return kept[1]
         ways = (
@@ -148,7 +148,7 @@ class Exchange(MaybeChannelBound):
             repr(self.arguments or None),
         )
         key = f"E|{self.name}|{hash(ways)}"
-        self._declared_as = (self.name, key)
+        self.declared_as = (self.name, key)
         return key
 
     def declare(

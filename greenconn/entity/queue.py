@@ -251,7 +251,7 @@ class Queue(MaybeChannelBound):
         It names the exchanges: without one of them the queue is not bound any more.  It is kept for the
         next publish: what is changed afterwards, but for the name, is not noticed.
         """
-        kept = self._declared_as
+        kept = self.declared_as
         if kept is not None and kept[0] == self.name:
             return kept[1]
         exchange = self.exchange
@@ -274,7 +274,7 @@ class Queue(MaybeChannelBound):
         key = f"Q|{self.name}|{hash(ways)}|{exchange.name if exchange else ''}|"
         for each in self.bindings:
             key += f"{getattr(each.exchange, 'name', each.exchange)}|"
-        self._declared_as = (self.name, key)
+        self.declared_as = (self.name, key)
         return key
 
     def declare(self, nowait: bool = False, channel: Channel | None = None) -> str:

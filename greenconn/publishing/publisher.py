@@ -330,12 +330,18 @@ class PublishOptions:
     def of(
         cls, target: Target, options: Mapping[str, Any], delivery_mode: int = PERSISTENT
     ) -> PublishOptions:
-        """Return the options; those for a queue by its name are kept for the next such call."""
-        if target.__class__ is not str or not OPTIONS.issuperset(options):
+        """Return the options; those for a queue are kept for the next such call."""
+        if type(target) is str:
+            name, which = target, None
+        elif isinstance(target, Queue) and target.declared_as is not None and not target.is_bound:
+            name, which = target.name, id(target)  # which what is kept holds: nothing else gets it
+        else:
             return cls(target, options, delivery_mode)
-        key = (target, delivery_mode, *options.items()) if options else (target, delivery_mode)
+        if not OPTIONS.issuperset(options):
+            return cls(target, options, delivery_mode)
+        given = options.items() if options else ()
         try:
-            kept = _kept.get(key)
+            kept = _kept.get(key := (name, which, delivery_mode, *given))
         except TypeError:  # headers: who gave them may change them
             return cls(target, options, delivery_mode)
         if kept is None:

@@ -111,9 +111,9 @@ class Routed:
         def take(reply: Any) -> None:
             # In the reader.
             if isinstance(reply, Exception):
-                outcomes.note(reply)
+                outcomes.offer(reply)
             else:
-                outcomes.note(None if reply or not self.may_end else NoQueue())
+                outcomes.offer(None if reply or not self.may_end else NoQueue())
                 if self.stored is not None:
                     self.stored()
 

@@ -22,6 +22,7 @@ import stat
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from time import monotonic, time
 from typing import Any, ClassVar, Final
 
@@ -148,7 +149,7 @@ class SqliteStore(Store):
         self._pid = os.getpid()
         self._database = database_of(path, options)
         self.topology = FileTopology(self._database)
-        self._claims = int.from_bytes(os.urandom(6), "big") << 14
+        self._claims = count(int.from_bytes(os.urandom(6), "big") << 14)
         self._fifo: WakeupPipe | None = None
         #: Numbers and names of the queues that are consumed here.
         self._consumed: dict[int, str] = {}
@@ -281,7 +282,7 @@ class SqliteStore(Store):
         seen = self._database.write(
             messages.maintain,
             self._database.queues,
-            self._claim(),
+            messages.Claim(next(self._claims), self.lease, self.owner),
             dict(self._consumed),
             silent,
             self._is_registered,
@@ -316,10 +317,6 @@ class SqliteStore(Store):
         self._wake_processes(seen.pipes)
         self._requeue(seen.dead)
 
-    def _claim(self) -> messages.Claim:
-        self._claims += 1
-        return messages.Claim(self._claims, self.lease, self.owner)
-
     # -- queues
 
     def make_queue(self, name: str, declaration: Declaration) -> Declaration:
@@ -342,10 +339,10 @@ class SqliteStore(Store):
         return found
 
     def drop_queue(self, name: str) -> int:
-        count, consumers = self._database.write(self._database.queues.drop, name)
+        size, consumers = self._database.write(self._database.queues.drop, name)
         self._forget(name)
         self._wake_processes({owner: {0} for owner in consumers})
-        return int(count)
+        return int(size)
 
     def set_consumers(self, name: str, consumers: int, *, exclusive: bool = False) -> bool:
         if consumers:
@@ -403,7 +400,7 @@ class SqliteStore(Store):
             messages.put,
             self._database.queues,
             entries,
-            self._claim(),
+            messages.Claim(next(self._claims), self.lease, self.owner),
             on_left=self._stored_in_vain,
             grows=True,
         )
@@ -424,7 +421,7 @@ class SqliteStore(Store):
             self._schedule_maintenance(stored.next_at)
 
     def claim(self, wanted: Mapping[str, int], wait: float) -> Sequence[Claimed]:
-        database, how = self._database, self._claim()
+        database, how = self._database, messages.Claim(next(self._claims), self.lease, self.owner)
         taken: messages.ClaimResult
         numbers: dict[int, int] = {}
         for name, most in wanted.items():
@@ -462,7 +459,7 @@ class SqliteStore(Store):
                     SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True)
                     for each in claimed
                 ],
-                self._claim(),
+                messages.Claim(next(self._claims), self.lease, self.owner),
             )
 
     def settle(self, requests: Sequence[SettleRequest]) -> int | None:
@@ -470,7 +467,7 @@ class SqliteStore(Store):
             messages.settle,
             self._database.queues,
             requests,
-            self._claim(),
+            messages.Claim(next(self._claims), self.lease, self.owner),
             on_left=self._stored_in_vain,
         )
         for queue, error in settled.refused:
