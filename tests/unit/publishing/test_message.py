@@ -206,3 +206,17 @@ def test_a_channel_of_kombu_that_fails_may_have_sent_it() -> None:
     with pytest.raises(OSError, match="gone"):
         message.begin(channel, Deadline())
     assert message.maybe_delivered
+
+
+def test_kept_options_are_those_of_this_queue_with_this_name() -> None:
+    queue, other = Queue("mail"), Queue("mail", message_ttl=5)
+    for each in (queue, other):
+        each.declaration_key()
+    first = PublishOptions.of(queue, {})
+    assert PublishOptions.of(queue, {}) is first
+    assert PublishOptions.of(other, {}).key != first.key
+    assert PublishOptions.of(queue, {"priority": 3}).priority == 3
+    queue.name = "post"
+    assert PublishOptions.of(queue, {}).routing_key == "post"
+    queue.name = "mail"
+    assert PublishOptions.of(queue, {"headers": {"a": 1}}).headers == {"a": 1}
