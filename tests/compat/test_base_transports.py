@@ -151,6 +151,23 @@ def test_messages_come_and_go(post: Post) -> None:
     assert not connection.connected
 
 
+def test_conveniences_work(post: Post) -> None:
+    common = importlib.import_module(f"{post.lib.__name__}.common")
+    with post.lib.Connection(transport=transport_of(post)) as connection:
+        with connection.SimpleQueue("simple") as simple:
+            simple.put("x")
+            assert simple.get(timeout=30).payload == "x"
+        connection.Producer().publish("y", routing_key="q", declare=[post.lib.Queue("q")])
+        messages = common.itermessages(
+            connection, connection.channel(), post.lib.Queue("q"), timeout=1
+        )
+        assert [body for body, _ in messages] == ["y"]
+        pool = connection.Pool(2)
+        with pool.acquire() as pooled:
+            assert pooled.default_channel.queue_declare("pooled").queue == "pooled"
+        pool.force_close_all()
+
+
 def test_what_a_loss_interrupted_is_done_again(post: Post) -> None:
     connection = post.lib.Connection(transport=transport_of(post))
     with connection:
@@ -193,3 +210,20 @@ def test_a_lost_connection_is_noticed_where_it_is_drained() -> None:
         with pytest.raises(Lost):
             connection.drain_events(timeout=0.01)
         assert not connection.connected
+
+
+def test_errors_are_reported_although_the_transport_cannot_be_made(post: Post) -> None:
+    class Broken(transport_of(post)):  # type: ignore[misc]
+        def __init__(self, client: Any, **kwargs: Any) -> None:
+            raise ImportError("its library is missing")
+
+    connection = post.lib.Connection(transport=Broken)
+    assert connection.connection_errors == (Lost,)
+    assert connection.channel_errors == ()
+
+
+def test_the_transport_registers_with_an_event_loop(post: Post) -> None:
+    loop: list[int] = []
+    with post.lib.Connection(transport=transport_of(post)) as connection:
+        connection.register_with_event_loop(loop)
+        assert loop == [connection.connection.number]

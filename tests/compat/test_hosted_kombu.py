@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import gevent
@@ -14,14 +15,20 @@ from gevent.event import Event
 import greenconn
 from greenconn import Connection, Consumer, Exchange, Queue
 from greenconn.exceptions import (
+    AccessRefused,
+    NotFound,
+    PreconditionFailed,
+    RecoverableChannelError,
     RecoverableConnectionError,
 )
+from greenconn.transport import resolve_transport
 from greenconn.transport.hooks import hosted
 from greenconn.transport.hooks.hosted import HostedMessage
 
 pytest.importorskip("kombu")
 
 FILESYSTEM = "kombu.transport.filesystem:Transport"
+MEMORY = "kombu.transport.memory.Transport"
 
 
 @pytest.fixture
@@ -65,6 +72,18 @@ def keeper(got: list[Any], wanted: int) -> tuple[Callable[[Any, Any], None], Eve
             enough.set()
 
     return keep, enough
+
+
+def test_simple_queues(connection: Connection) -> None:
+    with connection.SimpleQueue("mail") as queue:
+        queue.put({"to": "ada"}, headers={"id": 1})
+        assert queue.qsize() == 1
+        message = queue.get(timeout=30)
+        assert isinstance(message, greenconn.Message)
+        assert (message.payload, message.headers["id"]) == ({"to": "ada"}, 1)
+        message.ack()
+        with pytest.raises(Empty):
+            queue.get(timeout=0.05)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +182,71 @@ def test_spawned_consumers_and_publish(connection: Connection, long: bool) -> No
     assert sorted(got) == list(range(count))
 
 
+def test_prefetch_of_a_channel(connection: Connection) -> None:
+    channel = connection.channel()
+    queues = [Queue("mail"), Queue("post")]
+    with connection.Producer() as producer:
+        for number in range(6):
+            producer.publish(number, routing_key=("mail", "post")[number % 2], declare=queues)
+    held: list[Any] = []
+    channel.basic_qos(0, 3, True)
+    with Consumer(channel, queues, on_message=held.append):
+        while len(held) < 3:
+            connection.drain_events(timeout=30)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        held[-1].ack(multiple=True)
+        while len(held) < 6:
+            connection.drain_events(timeout=30)
+        held[-1].ack(multiple=True)
+    assert sorted(message.payload for message in held) == list(range(6))
+
+
+def test_acks_outlive_their_consumer(connection: Connection) -> None:
+    queue = Queue("mail")
+    held: list[Any] = []
+    with connection.Producer() as producer:
+        for number in range(3):
+            producer.publish(number, routing_key="mail", declare=[queue])
+    channel = connection.channel()
+    for wanted in (1, 2):  # a second reader of the same queue
+        with Consumer(channel, [queue], on_message=held.append, prefetch_count=1):
+            while len(held) < wanted:
+                connection.drain_events(timeout=30)
+    held[0].ack()
+    held[1].requeue()
+    with pytest.raises(PreconditionFailed):
+        channel.basic_ack(held[0].delivery_tag)
+    rest = {channel.basic_get("mail", no_ack=True).payload for _ in range(2)}
+    assert rest == {0, 1, 2} - {held[0].payload}  # the folder has no certain order
+    assert channel.basic_get("mail") is None
+
+
+def test_exclusive_consumers_are_alone_on_their_connection(connection: Connection) -> None:
+    channel = connection.channel()
+    channel.queue_declare("mail")
+    channel.basic_consume("mail", callback=print, exclusive=True)
+    with pytest.raises(AccessRefused):
+        connection.channel().basic_consume("mail", callback=print)
+
+
+def test_what_does_not_exist_is_not_found(connection: Connection) -> None:
+    with pytest.raises(NotFound, match="no exchange 'letters'"):
+        connection.default_channel.exchange_declare("letters", passive=True)
+
+
+def test_what_is_closed_says_so(connection: Connection) -> None:
+    channel = connection.channel()
+    channel.close()
+    channel.close()
+    with pytest.raises(RecoverableChannelError, match="closed"):
+        channel.basic_get("mail")
+    link = connection.connection
+    connection.close()
+    with pytest.raises(RecoverableConnectionError):
+        link.open_channel()
+
+
 def test_a_poll_that_fails_ends_the_link_and_recovery_follows(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -178,6 +262,20 @@ def test_a_poll_that_fails_ends_the_link_and_recovery_follows(
     greenconn.publish("mail", "after", connection=connection)
     assert enough.wait(20)
     consumer.stop(10)
+
+
+def test_classes_are_distinguished() -> None:
+    from kombu.transport.base import Transport as KombuBase
+    from kombu.transport.filesystem import Transport as Filesystem
+
+    cls = resolve_transport(FILESYSTEM)
+    assert resolve_transport(Filesystem) is cls
+    assert cls.driver_type == "filesystem"
+    assert "fanout" in cls.implements.exchange_type
+    # Ours, since we have one of this name.
+    assert resolve_transport(MEMORY).__module__.startswith("greenconn.")
+    with pytest.raises(TypeError, match="only kombu's virtual transports can be hosted"):
+        resolve_transport(KombuBase)
 
 
 def test_what_a_lost_connection_held_goes_back(connection: Connection) -> None:

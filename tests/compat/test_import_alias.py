@@ -59,6 +59,26 @@ def test_what_nobody_has_says_so() -> None:
     assert "nonsense" in second
 
 
+def test_without_kombu_what_we_have_not_says_so() -> None:
+    outcome = run("-c", WITHOUT_KOMBU + INSTALL + "import kombu.asynchronous.timer")
+    assert outcome.code == 1
+    assert "no module for kombu.asynchronous, and kombu is not installed" in outcome.errors
+    outcome = run("-c", WITHOUT_KOMBU + INSTALL + "import kombu; kombu.Connection('consul://')")
+    assert "no module for kombu.transport.consul, and kombu is not" in outcome.errors
+
+
+#: As if kombu were not installed: its folder is not found.
+WITHOUT_KOMBU = """
+import importlib.machinery
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = classmethod(
+    lambda cls, name, *args, **kwargs: (
+        None if name.partition(".")[0] == "kombu" else find(name, *args, **kwargs)
+    )
+)
+"""
+
+
 def test_modules_that_we_have_not_are_kombus_own() -> None:
     pytest.importorskip("kombu")
     printed = program("""
@@ -76,6 +96,21 @@ def test_modules_that_we_have_not_are_kombus_own() -> None:
         print(called, kombu.asynchronous.__file__.endswith("kombu/asynchronous/__init__.py"))
     """)
     assert printed == "[1] True"
+
+
+def test_private_names_that_celery_imports() -> None:
+    program("""
+        from kombu import Connection
+        from kombu.exceptions import OperationalError
+        from kombu.utils.url import _parse_url
+        assert _parse_url("redis://:pw@host:1/2")[:5] == ("redis", "host", 1, None, "pw")
+        connection = Connection("memory://")
+        try:
+            with connection._reraise_as_library_errors():
+                raise connection.recoverable_connection_errors[0]("gone")
+        except OperationalError as exc:
+            assert str(exc) == "gone"
+    """)
 
 
 @pytest.mark.parametrize("install", ["", INSTALL], ids=["greenconn", "kombu"])
@@ -136,6 +171,15 @@ def test_unknown_keywords_are_logged_once() -> None:
     assert [
         line.partition("kombu: ")[2][: len(text)] for line, text in zip(lines, said, strict=True)
     ] == said
+
+
+def test_it_is_too_late_once_kombu_is_imported() -> None:
+    pytest.importorskip("kombu")
+    text = "import kombu\n" + INSTALL
+    outcome = run("-c", text)
+    assert outcome.code == 1
+    assert "RuntimeError: kombu is already imported (from " in outcome.errors
+    assert "call install_as_kombu() before" in outcome.errors
 
 
 #: An import hook that asks the other finders, as those of tracing libraries do.

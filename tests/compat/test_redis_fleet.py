@@ -213,6 +213,15 @@ def test_fanout(
     assert got == sorted(got)
 
 
+def test_prefix(ours: Connect, theirs: Connect, server: Any) -> None:
+    options = {"global_keyprefix": "p:"}
+    kombu.Producer(theirs(**options)).publish(1, routing_key="q")
+    greenconn.Producer(ours(**options)).publish(2, routing_key="q")
+    assert server.llen("p:q") == 2
+    got = consumed(greenconn, ours(**options), [greenconn.Queue("q")], 2)
+    assert [body for body, _ in got] == [1, 2]
+
+
 def test_requeued_by_kombu(ours: Connect, theirs: Connect) -> None:
     kombu.Producer(theirs()).publish("x", routing_key="q")
     message = theirs().default_channel.basic_get("q")

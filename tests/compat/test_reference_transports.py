@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
 from greenconn import BrokerConnection, Exchange, Queue
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.transport import (
     get_transport_cls,
     memory,
@@ -18,11 +20,99 @@ from greenconn.transport.amqp.transport import Transport as AmqpTransport
 # Basics
 
 
+def test_there_are_several_transports_to_choose_from(memory_url: str) -> None:
+    assert get_transport_cls("amqplib") is AmqpTransport
+    assert get_transport_cls("pika") is AmqpTransport
+    assert get_transport_cls("memory") is memory.Transport
+
+
+def test_you_can_create_your_own(memory_url: str) -> None:
+    class Own(memory.Transport):
+        driver_name = "own"
+
+    with BrokerConnection(memory_url, transport=Own) as connection:
+        connection.connect()
+        assert type(connection.transport) is Own
+
+
 def test_the_default_transport_is_amqplib() -> None:
     connection = BrokerConnection("amqp://guest:guest@localhost:5672//")
     assert isinstance(connection.transport, get_transport_cls("amqplib"))
     assert isinstance(BrokerConnection().transport, pyamqplib.Transport)
     assert resolve_transport(None) is get_transport_cls("amqplib")
+
+
+def test_it_is_established_when_needed_or_asked(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        assert not connection.connected()
+        connection.connect()
+        assert connection.connected() is True
+        answer: Any = connection.connected
+        assert answer == True  # noqa: E712 - as programs of today may ask
+        connection.close()
+        assert connection.connected() is False
+        connection.default_channel  # noqa: B018 - needs it
+        assert connection.connected()
+
+
+def test_connecting_again_changes_nothing(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        assert connection.connect() is connection.connect()
+        connection.release()
+        connection.close()  # both, in any order, and again
+        connection.release()
+        assert connection.connect()
+        assert connection.connected()
+
+
+def test_a_context_without_arguments() -> None:
+    with BrokerConnection() as connection:
+        assert not connection.connected()
+
+
+def test_nothing_is_opened_before_it_is_needed() -> None:
+    connection = BrokerConnection("amqp://no.such.host.example//")
+    assert not connection.connected()
+    assert connection.as_uri() == "amqp://guest:**@no.such.host.example:5672//"
+    connection.release()
+
+
+def test_closing_ends_it(url: str) -> None:
+    connection = BrokerConnection(url)
+    channel = connection.channel()
+    connection.close()
+    assert not connection.connected()
+    with pytest.raises(RecoverableConnectionError):
+        channel.queue_declare("x")
+
+
+def test_releasing_closes_what_is_in_no_pool(url: str) -> None:
+    connection = BrokerConnection(url)
+    connection.connect()
+    connection.release()
+    assert not connection.connected()
+
+
+def test_releasing_returns_what_is_in_a_pool(url: str) -> None:
+    pool = BrokerConnection(url).Pool(1)
+    connection = pool.acquire()
+    link = connection.connect()
+    connection.release()
+    assert link.is_open
+    again = pool.acquire()
+    assert isinstance(again, BrokerConnection)
+    assert again.connection is link
+    assert again.connected()
+    again.release()
+    pool.force_close_all()
+    assert not link.is_open
+
+
+def test_it_can_be_used_as_a_context(url: str) -> None:
+    with BrokerConnection(url) as connection:
+        connection.connect()
+        assert connection.connected()
+    assert not connection.connected()
 
 
 # URLs
@@ -50,6 +140,32 @@ def test_a_url_of_the_transport_alone_takes_the_keywords() -> None:
 def test_what_follows_the_first_slash_is_the_virtual_host(url: str, virtual_host: str) -> None:
     assert BrokerConnection(url).virtual_host == virtual_host
     assert BrokerConnection(url).info()["virtual_host"] == virtual_host
+
+
+def test_the_query_sets_options() -> None:
+    connection = BrokerConnection("amqp://localhost/myvhost?ssl=1")
+    assert (connection.virtual_host, connection.ssl) == ("myvhost", True)
+    assert connection.info()["port"] == 5671
+    assert BrokerConnection("amqp://localhost/myvhost?ssl=0").ssl is False
+    options = "insist=1&connect_timeout=2.5&login_method=AMQPLAIN&heartbeat=7"
+    connection = BrokerConnection(f"amqp://localhost/myvhost?{options}")
+    assert connection.insist is True
+    assert connection.connect_timeout == 2.5
+    assert connection.login_method == "AMQPLAIN"
+    assert connection.heartbeat == 7
+
+
+def test_options_of_the_query_work(amqp_url: str) -> None:
+    with BrokerConnection(f"{amqp_url}?heartbeat=7&connect_timeout=9") as connection:
+        connection.connect()
+        assert connection.get_heartbeat_interval() == 7
+
+
+def test_no_argument_means_the_default_url() -> None:
+    explicit = BrokerConnection("amqp://guest:guest@localhost:5672//")
+    assert BrokerConnection().info() == explicit.info()
+    assert BrokerConnection().as_uri(True) == "amqp://guest:guest@localhost:5672//"
+    assert BrokerConnection("amqp://").info() == explicit.info()
 
 
 @pytest.mark.parametrize("form", ["url", "keyword"])
@@ -132,6 +248,35 @@ def test_the_old_names_connect(transport: str, amqp_url: str, unique: str) -> No
             queue.queue.exchange.delete()
         assert connection.connected()
         assert connection.insist is True
+
+
+def test_ssl_is_off_by_default_and_on_when_asked() -> None:
+    assert BrokerConnection("amqp://").ssl is False
+    connection = BrokerConnection("amqp://", ssl=True)
+    assert (connection.ssl, connection.info()["port"]) == (True, 5671)
+
+
+def test_connect_timeout_bounds_connecting() -> None:
+    silent = socket.socket()
+    try:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        host, port = silent.getsockname()
+        connection = BrokerConnection(f"amqp://{host}:{port}//", connect_timeout=0.1)
+        with pytest.raises(TimeoutError):
+            connection.connect()
+        connection.release()
+    finally:
+        silent.close()
+
+
+def test_transport_options_go_to_the_transport(memory_url: str) -> None:
+    options = {"max_message_size": 3}
+    with BrokerConnection(memory_url, transport_options=options) as connection:
+        assert connection.transport_options is options
+        producer = connection.Producer()
+        with pytest.raises(connection.channel_errors, match="max_message_size"):
+            producer.publish("longer", "anywhere")
 
 
 # The table of transports

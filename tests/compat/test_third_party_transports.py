@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,29 @@ def test_a_qos_sees_every_ack_and_reject(way: tuple[Library, Library]) -> None:
     assert [held[4].payload, backend.queues["q"]] == [held[2].payload, deque()]
 
 
+def test_several_at_once_reach_their_consumers(way: tuple[Library, Library]) -> None:
+    lib = way[1]
+    connection, backend = connected(third_party.bulk, way)
+    with connection:
+        producer = lib.messaging.Producer(connection)
+        queues = [lib.entity.Queue("q"), lib.entity.Queue("r")]
+        got: list[Any] = []
+        for number in range(6):
+            producer.publish(number, "qr"[number % 2], declare=queues)
+        consumer = lib.messaging.Consumer(connection, queues, on_message=got.append)
+        consumer.qos(prefetch_count=3)
+        with consumer:
+            drain(connection, lambda: len(got) >= 3)
+            for message in got[:]:
+                message.ack()
+            drain(connection, lambda: len(got) == 6)
+            for message in got:
+                if not message.acknowledged:
+                    message.ack()
+    assert sorted(message.payload for message in got) == list(range(6))
+    assert not any(backend.queues.values())
+
+
 def test_a_fan_out_of_its_own_is_used(way: tuple[Library, Library]) -> None:
     lib = way[1]
     connection, backend = connected(third_party.broadcasting, way)
@@ -162,6 +186,23 @@ def test_publishing_of_its_own_is_not_passed_by() -> None:
     assert got == [True, True]
 
 
+def test_routing_of_its_own_is_used(way: tuple[Library, Library]) -> None:
+    lib = way[1]
+    connection, backend = connected(third_party.own_routing, way, prefix="here")
+    with connection:
+        exchange = lib.entity.Exchange("by-letter", "x-initial")
+        queues = {name: lib.entity.Queue(name, exchange, name) for name in ("apple", "pear")}
+        for queue in queues.values():
+            queue(connection).declare()
+        producer = lib.messaging.Producer(connection, exchange)
+        producer.publish("to a", "avocado")
+        producer.publish("to p", "plum")
+        assert queues["apple"](connection).get(no_ack=True).payload == "to a"
+        assert queues["pear"](connection).get(no_ack=True).payload == "to p"
+        assert queues["pear"](connection).get(no_ack=True) is None
+    assert ("here", "by-letter", "plum") in backend.notes
+
+
 def test_a_life_of_its_own_is_led(way: tuple[Library, Library]) -> None:
     lib = way[1]
     connection, backend = connected(third_party.own_life, way)
@@ -175,6 +216,38 @@ def test_a_life_of_its_own_is_led(way: tuple[Library, Library]) -> None:
         assert (connection.transport.driver_version(), connection.info()["port"]) == ("1", 4711)
     for note in ("establish", ("channel", "/"), "message", "channel closed", "close"):
         assert note in backend.notes
+
+
+def test_what_has_no_queue_goes_to_that_of_last_resort(way: tuple[Library, Library]) -> None:
+    lib = way[1]
+    connection, backend = connected(third_party.plain, way, deadletter_queue="dead")
+    with connection, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exchange = lib.entity.Exchange("e", "direct")
+        exchange(connection).declare()
+        producer = lib.messaging.Producer(connection, exchange)
+        producer.publish("lost", "nobody")
+        producer.publish("lost too", "nobody", exchange="unheard-of")
+        dead = lib.entity.Queue("dead")(connection)
+        assert dead.get(no_ack=True).payload == "lost"
+        assert dead.get(no_ack=True).payload == "lost too"
+    warned = [each for each in caught if each.category.__name__ == "UndeliverableWarning"]
+    assert len(warned) == 2
+    assert backend.queues["dead"] == deque()
+
+
+@pytest.mark.parametrize("encoding", ["base64", None])
+def test_bodies_are_stored_as_given(way: tuple[Library, Library], encoding: str | None) -> None:
+    lib = way[1]
+    connection, backend = connected(third_party.plain, way, body_encoding=encoding)
+    with connection:
+        queue = lib.entity.Queue("q")
+        lib.messaging.Producer(connection).publish("text", "q", declare=[queue])
+        stored = backend.queues["q"][0]
+        assert stored["properties"]["body_encoding"] == encoding
+        assert stored["body"] == ("dGV4dA==" if encoding else stored["body"])
+        assert stored["properties"]["delivery_info"] == {"exchange": "", "routing_key": "q"}
+        assert queue(connection).get(no_ack=True).payload == "text"
 
 
 def test_what_was_not_settled_is_redelivered(way: tuple[Library, Library]) -> None:

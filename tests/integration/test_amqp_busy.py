@@ -9,9 +9,10 @@ from typing import Any
 
 import greenlet
 import pytest
-from gevent import getcurrent
+from gevent import Greenlet, getcurrent
+from gevent.event import Event
 
-from greenconn import Connection, Queue
+from greenconn import Connection, Queue, spawn_consumer
 from tests.fix_wires import until
 
 MESSAGES = 2000
@@ -97,3 +98,28 @@ def test_acks_of_a_busy_consumer_leave_together(amqp_url: str, queue: str) -> No
             while done < MESSAGES:
                 connection.drain_events(timeout=30)
             assert stream.writer.sends - sends < MESSAGES / 20
+
+
+def test_the_handlers_of_a_busy_consumer_share_a_greenlet(amqp_url: str, queue: str) -> None:
+    all_came = Event()
+    ran_in: Counter[object] = Counter()
+
+    def handler(body: Any, message: Any) -> None:
+        ran_in[getcurrent()] += 1
+        if ran_in.total() == MESSAGES:
+            all_came.set()
+
+    with Connection(amqp_url) as connection:
+        consumer = spawn_consumer(
+            queue, handler, connection=connection, concurrency=100, prefetch_count=MESSAGES
+        )
+        assert consumer.wait_ready(30)
+        stream = connection.session.life.link.stream
+        stream.pause()
+        filled(amqp_url, queue)
+        stream.resume()
+        with switches() as counted:
+            assert all_came.wait(30)
+        assert all(isinstance(each, Greenlet) for each in ran_in)
+        assert sum(counted[each] for each in ran_in) < MESSAGES / 20
+        assert consumer.stop(10)

@@ -13,6 +13,7 @@ import pytest
 
 from greenconn.exceptions import (
     AccessRefused,
+    ContentTooLarge,
     NotFound,
     PreconditionFailed,
     RecoverableChannelError,
@@ -24,7 +25,7 @@ from greenconn.transport.amqp.link import AmqpLink
 from tests.fix_amqp import Links
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import until
-from tests.integration.amqp_clients import WAIT, counts, fill, message
+from tests.integration.amqp_clients import WAIT, Sink, counts, fill, message
 
 
 def test_each_switch_of_a_caller_may_be_its_last(amqp_link: AmqpLink, unique: str) -> None:
@@ -132,6 +133,40 @@ def test_a_failed_publish_that_nobody_awaits_is_reported_to_the_next(
     third.take_over(new)
     third.basic_publish(message(third), "", unique)  # that one was told to its own publisher
     assert third.is_open
+
+
+def test_a_consumer_that_could_not_start_is_its_callers_matter_alone(
+    amqp_link: AmqpLink, unique: str
+) -> None:
+    sink = Sink()
+    options: list[dict[str, Any]] = [{"callback": print}, {"sink": sink}]
+    for each in options:
+        channel = amqp_link.channel()
+        with pytest.raises(NotFound):
+            channel.basic_consume(f"{unique}-absent", **each)
+    with pytest.raises(TimeoutError):
+        amqp_link.drain(Deadline(0))
+    assert not sink.errors
+
+
+def test_arguments_that_fit_no_field_or_frame_affect_nobody_else(
+    amqp_link: AmqpLink, unique: str
+) -> None:
+    channel = amqp_link.channel()
+    long_name = "x" * 300
+    with pytest.raises(ValueError, match="does not fit"):
+        channel.queue_declare(long_name)
+    with pytest.raises(ValueError, match="255"):
+        channel.basic_publish(message(channel), "", long_name)
+    with pytest.raises(ValueError, match="does not fit"):
+        channel.basic_consume(unique, long_name, callback=print)
+    with pytest.raises(ContentTooLarge):
+        channel.queue_declare(unique, exclusive=True, arguments={"x-large": "x" * 140_000})
+    large = channel.prepare_message("x", None, None, None, {"large": "x" * 140_000}, None)
+    with pytest.raises(ContentTooLarge):
+        channel.basic_publish(large, "", unique)
+    assert channel.queue_declare(unique, exclusive=True).queue == unique
+    assert not channel.consumers.by_tag
 
 
 @pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 200_000, 3_000_000])

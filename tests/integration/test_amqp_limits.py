@@ -23,6 +23,7 @@ from greenconn.exceptions import (
     DecodeError,
     FrameError,
     PublishRefused,
+    RemoteError,
 )
 from greenconn.messaging import Consumer, Producer
 from greenconn.mixins import ConsumerMixin
@@ -217,6 +218,23 @@ def test_a_reply_that_is_too_large_fails_its_call_alone(
     assert [len(calls[0].get()), len(calls[2].get())] == [10, 20]
     with pytest.raises(BodyTooLarge, match=LARGE_ERROR):
         calls[1].get()
+    assert server.stop(SOON)
+
+
+def test_a_request_that_is_too_large_is_answered(
+    limited: Connection, sending: Producer, unique: str
+) -> None:
+    server = spawn_server(unique, len, connection=limited)
+    assert server.wait_ready(SOON)
+    for size in (200_000, 10):
+        request = gevent.spawn(
+            call, unique, "x" * size, connection=sending.connection, timeout=SOON
+        )
+        if size > 1000:
+            with pytest.raises(RemoteError, match=LARGE_ERROR):
+                request.get(timeout=SOON)
+        else:
+            assert request.get(timeout=SOON) == size
     assert server.stop(SOON)
 
 

@@ -17,14 +17,16 @@ from amqp import spec
 from greenconn.connection import Connection
 from greenconn.exceptions import (
     AccessRefused,
+    ConnectionForced,
     ContentTooLarge,
     InternalError,
     NotAllowed,
 )
+from greenconn.green.connect import KEEPALIVE
 from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
-from tests.fix_amqp import AmqpPeer, BrokerEnd, Links
+from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, method_frame
 from tests.fix_brokers import Brokers
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
@@ -33,7 +35,29 @@ CERTS = Path(__file__).resolve().parents[1] / "certs"
 SOON = 30.0
 
 
+def socket_of(connection: Connection) -> Any:
+    """The TCP socket of a connection."""
+    return connection.session.life.link.stream._sock
+
+
 # Sockets.
+
+
+def test_options_of_the_socket(amqp_url: str) -> None:
+    with Connection(amqp_url) as connection:
+        connection.connect()
+        sock = socket_of(connection)
+        assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY)
+        assert sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE)
+        for name, value in KEEPALIVE.items():
+            assert sock.getsockopt(_socket.IPPROTO_TCP, getattr(_socket, str(name))) == value
+        assert KEEPALIVE["TCP_USER_TIMEOUT"] == 150_000
+    options = {"socket_settings": {"TCP_USER_TIMEOUT": 7000, "TCP_KEEPIDLE": 7}}
+    with Connection(amqp_url, transport_options=options) as connection:
+        connection.connect()
+        sock = socket_of(connection)
+        assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT) == 7000
+        assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE) == 7
 
 
 @pytest.mark.full
@@ -90,6 +114,34 @@ def test_a_broker_that_hangs_up_at_the_virtual_host(amqp_peer: AmqpPeer) -> None
     links = Links(amqp_peer.url)
     with pytest.raises(ConnectionResetError, match="at the virtual host"):
         links()
+
+
+def say_behind_open_ok(peer: AmqpPeer, *more: bytes, hangs_up: bool = False) -> None:
+    """Have the broker say more in one piece with ``connection.open-ok``."""
+
+    def prepare(end: BrokerEnd) -> None:
+        end.ignored = {spec.Connection.Open}
+        gevent.spawn(say, end)
+
+    def say(end: BrokerEnd) -> None:
+        end.expect(spec.Connection.Open)
+        end.send(b"".join((method_frame(0, spec.Connection.OpenOk, "s", ""), *more)))
+        if hangs_up:
+            peer.peer.drop()
+
+    peer.prepare = prepare
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_a_broker_that_closes_as_soon_as_it_is_open_says_why(
+    amqp_peer: AmqpPeer, hangs_up: bool
+) -> None:
+    close = method_frame(0, spec.Connection.Close, "BsBB", 320, "shutdown", 0, 0)
+    say_behind_open_ok(amqp_peer, close, hangs_up=hangs_up)
+    links = Links(amqp_peer.url)
+    with pytest.raises(ConnectionForced, match="shutdown"):
+        links()
+    until(lambda: not amqp_peer.peer.sockets)
 
 
 @pytest.mark.full

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import resource
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import gevent
 import pytest
 from amqp import spec
+from amqp.sasl import PLAIN
 from gevent import socket
 from gevent.event import Event
 from gevent.monkey import get_original
@@ -26,6 +28,7 @@ from greenconn.exceptions import (
     PublishNacked,
     PublishTimeout,
     RecoverableConnectionError,
+    UnexpectedFrame,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.link import AmqpLink
@@ -156,6 +159,12 @@ def test_silence(refused: Callable[..., BaseException]) -> None:
 def test_what_no_broker_says(refused: Callable[..., BaseException], data: bytes, text: str) -> None:
     error = refused(says(data), SHORT if text == "no reply" else WAIT)
     assert text in str(error)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_bytes(refused: Callable[..., BaseException], seed: int) -> None:
+    data = random.Random(seed).randbytes(10_000)
+    assert isinstance(refused(says(data)), FrameError | UnexpectedFrame)
 
 
 def test_an_endless_handshake_has_one_deadline_too(refused: Callable[..., BaseException]) -> None:
@@ -655,6 +664,26 @@ def test_a_peer_that_reads_nothing_has_its_write_timeout(amqp_peer: AmqpPeer) ->
             channel.basic_publish(message, "", "q")
     amqp_peer.end.is_reading.set()
     links.close()
+
+
+def test_hooks_and_a_login_of_the_programs_own(amqp_peer: AmqpPeer) -> None:
+    links = Links(amqp_peer.url)
+    calls: list[Any] = []
+    link = links(
+        authentication=PLAIN("somebody", "else"),
+        on_open=lambda opened: calls.append((opened, opened.connected)),
+        on_tune_ok=lambda: calls.append("tuned"),
+    )
+    assert calls == ["tuned", (link, True)]
+    assert b"\0somebody\0else" in amqp_peer.end.expect(spec.Connection.StartOk)[2]
+    links.close()
+
+    def fail(opened: AmqpLink) -> None:
+        raise LookupError("not this one")
+
+    with pytest.raises(LookupError):
+        links(on_open=fail)
+    until(lambda: not amqp_peer.peer.sockets)
 
 
 # Heartbeats.

@@ -299,6 +299,40 @@ def test_the_queues_of_a_consumer_are_recovered_without_a_wait_for_each(
         exchange(connection).delete()
 
 
+def test_a_consumer_whose_queue_is_refused_harms_no_other_one(
+    relay: Relay, amqp_url: str, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    queues = [Queue(f"{unique}-{number}", durable=False, expires=600) for number in range(4)]
+    with (
+        Connection(amqp_url) as other,
+        Connection(relay.url, transport_options=APART) as connection,
+    ):
+        failing = Consumer(connection.channel(), queues[:3])
+        failing.consume()
+        bodies: list[Any] = []
+        sound = Consumer(connection, queues[3], no_ack=True)
+        sound.register_callback(lambda body, message: bodies.append(body))
+        sound.consume()
+
+        def change() -> None:
+            queues[1](other).delete()
+            Queue(queues[1].name, durable=False, max_length=7)(other).declare()
+
+        lose(relay, connection, change)
+        Producer(other).publish("here", queues[3].name)
+        with pytest.raises(PreconditionFailed, match=queues[1].name), gevent.Timeout(SOON):
+            while True:
+                connection.drain_events(timeout=SOON)
+        with gevent.Timeout(SOON):
+            while not bodies:
+                connection.drain_events(timeout=SOON)
+        assert bodies == ["here"]
+        assert "cannot be recovered" in caplog.text
+        sound.cancel()
+        for queue in queues:
+            queue(other).delete()
+
+
 def test_a_consumer_begins_without_a_wait_for_each_declaration(
     amqp_url: str, unique: str, most_sent: MostSent
 ) -> None:

@@ -8,6 +8,7 @@ import gevent
 import pytest
 
 from greenconn.exceptions import (
+    ChannelError,
     Unroutable,
 )
 from greenconn.green.deadline import Deadline
@@ -39,6 +40,23 @@ def test_each_switch_of_a_publisher_may_be_its_last(amqp_channel: Channel, uniqu
             )
 
 
+def test_publishes_that_are_refused_here_do_not_disturb_the_count(
+    amqp_channel: Channel, unique: str
+) -> None:
+    amqp_channel.queue_declare(unique, exclusive=True)
+    amqp_channel.confirm_select()
+    nowhere = f"{unique}-nowhere"
+    for _ in range(3):
+        with pytest.raises(ValueError):
+            amqp_channel.basic_publish(message(amqp_channel), "", "x" * 300)
+        with pytest.raises(ValueError):
+            amqp_channel.basic_publish_confirm(message(amqp_channel), "x" * 300, "key")
+        amqp_channel.basic_publish(message(amqp_channel), "", unique)
+        amqp_channel.basic_publish_confirm(message(amqp_channel), "", unique, mandatory=True)
+        with pytest.raises(Unroutable):
+            amqp_channel.basic_publish_confirm(message(amqp_channel), "", nowhere, mandatory=True)
+
+
 @pytest.mark.parametrize("name", [b"plain", "\u00e4\u20ac".encode(), b"\xff no text"])
 def test_a_routing_key_of_bytes_is_distinguished_when_it_comes_back(
     amqp_channel: Channel, unique: str, name: bytes
@@ -51,6 +69,25 @@ def test_a_routing_key_of_bytes_is_distinguished_when_it_comes_back(
     amqp_channel.queue_declare(key, exclusive=True)
     amqp_channel.basic_publish_confirm(message(amqp_channel), "", key, mandatory=True)
     assert amqp_channel.basic_get(key).body == "body"
+
+
+def test_bodies_of_subclasses_and_buffers_are_sent_as_they_were(
+    amqp_channel: Channel, amqp_queue: str
+) -> None:
+    class Marked(str):
+        """As the safe texts of template engines."""
+
+    buffer = bytearray(b"buffer")
+    bodies: list[Any] = [Marked("m\u00e4rz"), buffer, memoryview(buffer)[::-1]]
+    for body in bodies:
+        amqp_channel.basic_publish(amqp_channel.prepare_message(body), "", amqp_queue)
+    buffer[:] = b"\0" * 6
+    bodies = [amqp_channel.basic_get(amqp_queue).raw for _ in range(3)]
+    assert bodies == ["m\u00e4rz".encode(), b"buffer", b"reffub"]
+    nothing: list[Any] = [5, None, ["x"]]
+    for body in nothing:
+        with pytest.raises(TypeError):
+            amqp_channel.prepare_message(body)
 
 
 def test_returns_that_nobody_listens_for_or_drains_do_not_fill_the_memory(
@@ -77,6 +114,20 @@ def test_returns_that_nobody_listens_for_or_drains_do_not_fill_the_memory(
         while len(returned) < number:
             amqp_link.drain(Deadline(WAIT))
     until(lambda: "on_return is not set" in caplog.text)
+
+
+def test_a_return_of_a_publish_that_nobody_awaits_is_an_event(
+    amqp_link: AmqpLink, unique: str
+) -> None:
+    channel = amqp_link.channel()
+    returned: list[Any] = []
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    channel.basic_publish(message(channel, "lost"), "amq.direct", unique, mandatory=True)
+    drain(amqp_link, lambda: returned)
+    exc, exchange, routing_key, each = returned[0]
+    assert (exchange, routing_key, each.body) == ("amq.direct", unique, "lost")
+    assert isinstance(exc, ChannelError)
+    assert exc.reply_code == 312
 
 
 def test_returns_of_equal_messages_are_distinguished_by_their_order(

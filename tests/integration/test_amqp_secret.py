@@ -106,6 +106,22 @@ def test_a_lost_connection_wakes_who_waits(amqp_peer: AmqpPeer) -> None:
             caller.get(timeout=CAME)
 
 
+@pytest.mark.full
+def test_the_next_connection_uses_the_new_secret(taking: AmqpPeer) -> None:
+    with Connection(taking.url) as connection:
+        connection.update_secret("first-word")  # not open: kept for later
+        assert not taking.ends
+        connection.connect()
+        assert b"first-word" in taking.end.expect(spec.Connection.StartOk)[2]
+        connection.update_secret("second-word", "rotation")
+        assert said(taking.end) == ("second-word", "rotation")
+        taking.peer.drop()
+        until(lambda: not connection.connected)
+        connection.connect()
+        assert b"second-word" in taking.end.expect(spec.Connection.StartOk)[2]
+        assert b"second-word" in connection.clone().password.encode()
+
+
 class Provider:
     """Gives tokens that end soon, and fails when the test says so."""
 
@@ -136,6 +152,34 @@ def test_an_issuer_that_is_away_is_asked_again(
         assert "token-" not in caplog.text
         assert connection.session.generation == 1
 
+
+@pytest.mark.full
+def test_a_token_that_the_broker_refuses_is_asked_for_again(
+    quick: None, amqp_peer: AmqpPeer
+) -> None:
+    provider = Provider(0.3, None)
+    with Connection(amqp_peer.url, credential_provider=provider) as connection:
+        connection.connect()
+        amqp_peer.end.expect(UPDATE)
+        amqp_peer.end.method(0, spec.Connection.Close, "BsBB", 530, "NOT_ALLOWED - no", *UPDATE)
+        until(lambda: not connection.connected)
+        connection.connect()
+        assert b"token-3" in amqp_peer.end.expect(spec.Connection.StartOk)[2]
+
+
+def test_closing_ends_a_renewal_under_way(quick: None, taking: AmqpPeer) -> None:
+    began, never = Event(), Event()
+
+    class Slow(Provider):
+        def get_credentials(self) -> tuple[str, str]:
+            if self.given:
+                began.set()
+                never.wait()
+            return super().get_credentials()
+
+    with Connection(taking.url, credential_provider=Slow(0.2)) as connection:
+        connection.connect()
+        assert began.wait(CAME)
     # The leak check finds the greenlet if it is still there.
 
 
@@ -147,3 +191,10 @@ def test_it_may_be_interrupted_at_any_switch(taking: AmqpPeer) -> None:
             # The answers still reach those that they are for.
             connection.update_secret("newer", timeout=CAME)
         assert connection.session.generation == 1
+
+
+def test_other_transports_have_no_such_thing(unique: str) -> None:
+    with Connection(f"memory:///{unique}") as connection:
+        connection.connect()
+        with pytest.raises(NotImplementedError, match="cannot change the login"):
+            connection.update_secret("new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from time import monotonic
@@ -12,6 +13,7 @@ import pytest
 
 from greenconn.broker.port import NoQueue, Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
+from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.connection import (
     DeclarationRefused,
     JobTooBig,
@@ -52,6 +54,24 @@ def test_queues_exist_by_declaration_or_by_use(beanstalk_url: str, unique: str) 
         assert store.drop_queue(unique) == 0
 
 
+def test_names(beanstalk_url: str, unique: str) -> None:
+    names = [f"-{unique} a/b@c", f"${unique}.é\n", f"$queue.{unique}", unique.upper()]
+    with stores_at(beanstalk_url, 2) as (one, two):
+        for name in names:
+            one.make_queue(name, PLAIN)
+            assert one.put([entry(name, name)]) == [None]
+        claimed = [each for name in names for each in two.claim({name: 1}, 0)]
+        assert [each.queue for each in claimed] == bodies(claimed) == names
+        for name in names:
+            assert one.drop_queue(name) == 0
+        with pytest.raises(PreconditionFailed, match="from 1 to 200"):
+            one.make_queue("x" * 201, PLAIN)
+        with pytest.raises(PreconditionFailed, match="must take at most 193"):
+            one.make_queue("x" * 194, PLAIN)
+        (error,) = one.put([entry("x" * 300)])
+        assert isinstance(error, PreconditionFailed)
+
+
 def test_clients_that_declare_at_the_same_time_declare_one(beanstalk_url: str, unique: str) -> None:
     with stores_at(beanstalk_url, 20) as stores, raw_to(beanstalk_url) as raw:
         for name in (f"{unique}.{number}" for number in range(5)):
@@ -66,6 +86,27 @@ def test_clients_that_declare_at_the_same_time_declare_one(beanstalk_url: str, u
             droppers = [gevent.spawn(store.drop_queue, name) for store in stores[:5]]
             gevent.joinall(droppers, timeout=SOON, raise_error=True)
             assert all(store.find_queue(name) is None for store in stores)
+
+
+def test_client_that_dies_while_it_declares(beanstalk_url: str, unique: str) -> None:
+    """A second declaration stays: the first counts, and both are deleted."""
+    first, second = (Declaration(arguments={"maker": number}) for number in range(2))
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        for each in (first, second):
+            raw.put(f"$queue.{unique}", each.text().encode(), priority=0)
+        assert store.make_queue(unique, second) == store.find_queue(unique) == first
+        store.drop_queue(unique)
+        assert store.find_queue(unique) is None
+        raw.put(f"$queue.{unique}", b"rubbish")
+        assert store.find_queue(unique) == PLAIN
+        store.drop_queue(unique)
+
+
+def test_declaration_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
+    with store_at(beanstalk_with("-z", "2000").url) as store:
+        with pytest.raises(PreconditionFailed, match="must have at most 2000 bytes"):
+            store.make_queue(unique, Declaration(arguments={"note": "x" * 2000}))
+        assert store.make_queue(unique, PLAIN) == PLAIN
 
 
 def test_queue_of_a_link_that_is_gone_is_deleted_once(beanstalk_url: str, unique: str) -> None:
@@ -83,6 +124,32 @@ def test_queue_of_a_link_that_is_gone_is_deleted_once(beanstalk_url: str, unique
 
 
 # -- messages
+
+
+def test_jobs_of_other_programs(beanstalk_url: str, unique: str) -> None:
+    kombu = {
+        "body": "eyJhIjogMX0=",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {},
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_info": {"priority": 0, "routing_key": "q", "exchange": "x"},
+            "delivery_mode": 2,
+            "delivery_tag": "d6a1",
+        },
+    }
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        raw.put(unique, json.dumps(kombu).encode())
+        for rubbish in (b"", b"{", b"[]", b'{"body": 1}', b'{"properties": 1, "body": 2}', b"\xff"):
+            raw.put(unique, rubbish)
+        first, *others = store.claim({unique: 10}, 0)
+        assert first.envelope == kombu
+        # A malformed part costs that part alone.
+        malformed = {"properties": 1, "body": 2}
+        assert [each.envelope for each in others] == [*[None] * 4, malformed, None]
+        assert others[-1].raw == b"\xff"
+        store.settle([done(each.handle) for each in (first, *others)])
 
 
 def test_job_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
@@ -229,3 +296,25 @@ def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str)
         assert taken == {many: 300, few: 7}
         for name in (many, few):
             store.drop_queue(name)
+
+
+def test_consumers_are_counted_across_processes(beanstalk_url: str, unique: str) -> None:
+    with stores_at(beanstalk_url, 3) as (one, two, three):
+        assert one.set_consumers(unique, 1)
+        assert one.set_consumers(unique, 2)
+        assert two.set_consumers(unique, 1)
+        assert (
+            one.other_consumers(unique),
+            two.other_consumers(unique),
+            three.other_consumers(unique),
+        ) == (1, 1, 2)
+        assert not three.set_consumers(unique, 1, exclusive=True)
+        assert one.set_consumers(unique, 0)
+        two.drop()
+        end = monotonic() + SOON
+        while three.other_consumers(unique) and monotonic() < end:
+            gevent.sleep(0.01)
+        assert three.set_consumers(unique, 1, exclusive=True)
+        assert not one.set_consumers(unique, 1)
+        assert three.set_consumers(unique, 0)
+        assert one.set_consumers(unique, 1, exclusive=True)

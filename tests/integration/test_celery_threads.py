@@ -14,6 +14,7 @@ from gevent import socket
 from gevent.pool import Pool
 
 from greenconn.connection import Connection
+from tests.brokers.ports import free_ports
 from tests.fix_wires import until
 from tests.integration.gunicorn import SOON, serving
 from tests.integration.processes import start
@@ -23,6 +24,8 @@ pytest.importorskip("django")
 
 pytestmark = [pytest.mark.full, pytest.mark.programs, pytest.mark.timeout(180)]
 
+#: Seconds for all that a server does.
+TIMEOUT = 150.0
 
 #: Requests, short and long.
 MANY = {False: 100, True: 1500}
@@ -101,6 +104,28 @@ def test_threads_of_gunicorn(env: dict[str, str], long: bool) -> None:
         count = send_many(server.port, long)
         until(lambda: sent(env) == count + 1, what="all tasks")
         server.stop()
+
+
+def test_a_thread_for_each_request(env: dict[str, str], long: bool) -> None:
+    """Django's ``runserver``."""
+    (port,) = free_ports(1)
+    program = ("-W", "ignore", "-m", "tests.integration.celery.web", "runserver", "--noreload")
+    running = start(*program, f"127.0.0.1:{port}", env=env)
+    try:
+        # It prints a line for each request, and would wait for ever on a full pipe.
+        ending = gevent.spawn(running.outcome, timeout=TIMEOUT)
+        try:
+            until(is_answering(port), what="an answer")
+            count = send_many(port, long)
+            until(lambda: sent(env) == count + 1, what="all tasks")
+            running.signal(signal.SIGINT)
+            outcome = ending.get()
+        finally:
+            ending.kill()
+        assert outcome.code == 0, outcome.errors
+        assert "Traceback" not in outcome.errors, outcome.errors
+    finally:
+        running.end()
 
 
 #: What Flower does: one thread reads events, others ask the workers, and SIGTERM ends the process.

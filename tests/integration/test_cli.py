@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from gevent.socket import wait_read
 
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_peer import PeerFactory
 from tests.integration.processes import Outcome, Running, run, start
 
 pytestmark = pytest.mark.programs
@@ -146,6 +148,22 @@ def read_line(program: Running) -> bytes:
 
 
 @pytest.mark.full
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_an_output_that_cannot_be_written(amqp_url: str, queue: str) -> None:
+    assert greenconn("publish", queue, "--declare", "kept", "-u", amqp_url).code == 0
+    with open("/dev/full", "wb") as full:
+        consuming = start("-m", "greenconn", "consume", queue, "-u", amqp_url, stdout=full)
+    try:
+        consuming.process.wait(timeout=30)
+        assert consuming.process.returncode == 1
+        assert consuming.process.stderr is not None
+        assert b"cannot write to the standard output" in consuming.process.stderr.read()
+    finally:
+        consuming.end()
+    assert greenconn("consume", queue, "-n", "1", "-u", amqp_url).output == "kept\n"
+
+
+@pytest.mark.full
 def test_a_queue_that_is_deleted_ends_its_consumer(
     amqp_url: str, queue: str, starting: Start
 ) -> None:
@@ -163,6 +181,37 @@ def test_a_queue_that_is_deleted_ends_its_consumer(
 
 
 # Ctrl-C
+
+
+@pytest.mark.full
+def test_ctrl_c_while_it_waits_for_input(amqp_url: str, queue: str, starting: Start) -> None:
+    publishing = starting("publish", queue, "--declare", "-u", amqp_url)
+    consuming = None
+    publishing.input.write(b"x\n")
+    publishing.input.flush()
+    with gevent.Timeout(30):
+        while consuming is None or consuming.output != "x\n":
+            consuming = greenconn("consume", queue, "-n", "1", "-u", amqp_url)
+    publishing.signal(signal.SIGINT)
+    with gevent.Timeout(30):
+        while publishing.process.poll() is None:
+            gevent.sleep(0.01)
+    assert publishing.process.returncode == INTERRUPTED
+    assert publishing.process.stderr is not None
+    assert publishing.process.stderr.read().decode() == (
+        f"published 1 message to {queue}\ngreenconn: interrupted\n"
+    )
+
+
+@pytest.mark.full
+def test_ctrl_c_while_it_connects(peer: PeerFactory, starting: Start) -> None:
+    server = peer(lambda client: client.recv(100) and client.recv(100))
+    pinging = starting("ping", f"amqp://127.0.0.1:{server.port}//")
+    assert server.has_accepted.wait(30)
+    pinging.signal(signal.SIGINT)
+    outcome = pinging.outcome()
+    assert outcome.code == INTERRUPTED
+    assert outcome.errors == "greenconn: interrupted\n"
 
 
 # The demo
@@ -228,6 +277,17 @@ def wait_for(program: Running, text: bytes) -> None:
 
 
 @pytest.mark.full
+def test_a_broker_that_dies_ends_the_demo(own_rabbitmq: RabbitMQ, starting: Start) -> None:
+    demo = starting("demo", "--url", own_rabbitmq.url, *QUICK, "--messages", "10000000")
+    wait_for(demo, b"messages/s")
+    own_rabbitmq.kill()
+    outcome = demo.outcome()
+    assert outcome.code == 1
+    assert "the demo ended early" in only_line(outcome)
+    assert summary(outcome.output)["lost"] == "0"
+
+
+@pytest.mark.full
 def test_the_demo_with_chaos_survives_the_loss_of_all_connections(
     own_rabbitmq: RabbitMQ, starting: Start
 ) -> None:
@@ -239,3 +299,29 @@ def test_the_demo_with_chaos_survives_the_loss_of_all_connections(
     values = summary(outcome.output)
     assert values["lost"] == "0"
     assert values["handled"] == "20,000"
+
+
+@pytest.mark.full
+def test_the_demo_in_a_terminal() -> None:
+    ours, its = pty.openpty()
+    os.set_blocking(ours, False)
+    demo = start("-m", "greenconn", "demo", *QUICK, stdout=its, stderr=its)
+    os.close(its)
+    seen = b""
+    try:
+        with gevent.Timeout(60):
+            while True:
+                wait_read(ours)
+                try:
+                    data = os.read(ours, 65536)
+                except OSError:  # nobody has its other end any more
+                    break
+                if not data:
+                    break
+                seen += data
+        assert demo.process.wait(timeout=30) == 0
+    finally:
+        demo.end()
+        os.close(ours)
+    for text in (b"messages handled", b"messages/s", b"latency", b"sockets", b"thread", b"lost"):
+        assert text in seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -90,6 +91,31 @@ def test_the_round_trip_of_whole_messages(url: str, connection: Connection, uniq
     assert copies[6].payload == "x" * 5000
     assert copies[6].headers["compression"] == "application/x-gzip"
     assert [shown(each)[4] for each in copies[:5]] == [f"c{number}" for number in range(5)]
+
+
+def test_values_that_only_amqp_has(amqp_url: str, unique: str) -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    with Connection(amqp_url) as connection:
+        greenconn.publish(
+            *(unique, b"x"),
+            headers={"bytes": b"\x00\xff", "when": when},
+            timestamp=when,
+            priority=4,
+            expires=600,
+            connection=connection,
+            declare=True,
+        )
+        out = command("consume", unique, "-n", "1", "--json", "-u", amqp_url)
+        ended = command("publish", unique, "--jsonl", "-u", amqp_url, input=out.output.encode())
+        assert ended.code == 0, ended.errors
+        (message,) = taken(connection, unique)
+        connection.default_channel.queue_delete(unique)
+    record = json.loads(out.output)
+    assert record["headers"]["bytes"] == {"__type__": "base64", "__value__": "AP8="}
+    assert message.headers["bytes"] in (b"\x00\xff", bytearray(b"\x00\xff"))
+    assert message.headers["when"].replace(tzinfo=timezone.utc) == when
+    assert message.properties["timestamp"] == when.timestamp()
+    assert (message.properties["priority"], message.properties["expiration"]) == (4, "600000")
 
 
 def test_peek_counts_what_it_shows(url: str, connection: Connection, unique: str) -> None:

@@ -43,6 +43,27 @@ def queue(amqp_url: str, unique: str) -> Iterator[str]:
         connection.default_channel.queue_delete(unique)
 
 
+def test_rabbitmq_without_the_management_api(amqp_url: str, queue: str) -> None:
+    # Nothing listens there.
+    url = f"{amqp_url}?manager_port=1"
+    (found,) = rows(greenconn("queues", "list", queue, "--json", "-u", url))
+    assert found == {
+        "queue": queue,
+        "kind": None,
+        "durable": None,
+        "ready": 2,
+        "unacked": None,
+        "consumers": 0,
+    }
+    outcome = greenconn("queues", "list", "-u", url)
+    assert outcome.code == 1
+    assert "rabbitmq_management" in outcome.errors
+    assert "or name the queues" in outcome.errors
+    assert "guest:guest" not in outcome.errors
+    (look,) = rows(greenconn("top", queue, "--json", "-n", "1", "-u", url))
+    assert (look["ready"], look["in_rate"]) == (2, None)
+
+
 def test_rabbitmq_with_the_management_api(managed_rabbitmq: RabbitMQ, unique: str) -> None:
     url = f"{managed_rabbitmq.url}?manager_port={managed_rabbitmq.http_port}"
     assert greenconn("queues", "declare", unique, "--type", "quorum", "-u", url).code == 0
@@ -108,6 +129,18 @@ def test_top_in_a_terminal(amqp_url: str, queue: str, columns: int) -> None:
         assert text.encode() in seen
     assert b"guest:guest" not in seen
     assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") == 1  # the cursor is back
+
+
+def test_ctrl_c_ends_top_in_a_pipe(amqp_url: str, queue: str) -> None:
+    url = f"{amqp_url}?manager_port=1"
+    program = start("-m", "greenconn", "top", queue, "--json", "-i", "0.1", "-u", url)
+    try:
+        read_until(program.output.fileno(), b"}\n")
+        program.signal(signal.SIGINT)
+        outcome = program.outcome()
+    finally:
+        program.end()
+    assert (outcome.code, outcome.errors) == (INTERRUPTED, "greenconn: interrupted\n")
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ from gevent.socket import wait_read
 import greenconn
 from greenconn import Connection
 from greenconn.cli.terminal import ACCENT
-from tests.integration.processes import start
+from tests.integration.processes import run, start
 
 pytestmark = pytest.mark.programs
 
@@ -101,3 +101,32 @@ def test_bodies_and_headers_cannot_command_the_terminal(file: str) -> None:
     assert "\x1b]" not in text
     assert "\x1b[2J" not in text
     assert "\\x1b]0;owned\\x07 text" in text
+
+
+def test_an_error_is_broken_between_words(file: str) -> None:
+    text = shown_in_terminal("publish", "nosuch", "x", "-u", file, columns=40)
+    assert all(len(line) <= 40 for line in text.splitlines() if " " in line)
+    outcome = run("-m", "greenconn", "publish", "nosuch", "x", "-u", file)
+    assert text.split() == outcome.errors.split()
+    assert "queue 'nosuch' does not exist" in " ".join(text.split())
+
+
+def test_a_long_field_is_broken_between_words(file: str) -> None:
+    with Connection(file) as connection:
+        long = " ".join(["word"] * 40)
+        greenconn.publish("mail", "x", connection=connection, headers={"long": long})
+    text = shown_in_terminal("peek", "mail", "-u", file, columns=40, NO_COLOR="1")
+    lines = text.splitlines()
+    begin = next(n for n, line in enumerate(lines) if line.startswith("  header long "))
+    field = lines[begin : lines.index("  x", begin)]
+    assert " ".join(" ".join(field).split()) == f"header long {long}"
+    assert max(map(len, field)) <= 40
+    assert len({len(line) - len(line.lstrip()) for line in field[1:]}) == 1  # below its first word
+    outcome = run("-m", "greenconn", "peek", "mail", "-u", file)
+    assert long in outcome.output
+
+
+def test_the_progress_of_a_long_command(file: str) -> None:
+    text = shown_in_terminal("publish", "mail", "x", "-n", "40", "--rate", "20", "-u", file)
+    assert re.search(r"\r\x1b\[Kpublished \d+ of 40 \(\d+ %\), \d+ a second", text)
+    assert text.endswith("\r\x1b[Kpublished 40 messages to mail\n")

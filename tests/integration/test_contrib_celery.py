@@ -39,6 +39,13 @@ EXPECTED: dict[str, Any] = {
 #: Greenlets that send tasks, short and long.
 MANY = {False: "200", True: "5000"}
 SEND_SLOW = "from tests.integration.celery.app import slow; slow.delay(0.5, 1)"
+#: All at once; each succeeds the third time.
+SEND_FLAKY = """
+import sys
+from tests.integration.celery.app import flaky
+sent = [flaky.delay(2) for _ in range(int(sys.argv[1]))]
+print([each.get(timeout=100) for each in sent])
+"""
 SEND_UNLUCKY = "from tests.integration.celery.app import unlucky; unlucky.delay()"
 
 
@@ -132,6 +139,12 @@ def test_a_warm_shutdown_lets_tasks_end(work: Callable[..., Worker]) -> None:
     assert worker.running.outcome().code == 0
 
 
+def test_a_worker_without_greenlets_of_its_own_consumes(work: Callable[..., Worker]) -> None:
+    worker = work(pool="solo", broker="redis")
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow ended 1")
+
+
 @pytest.mark.parametrize("broker", ["amqp", "redis"])
 def test_a_worker_of_processes(work: Callable[..., Worker], broker: str) -> None:
     """Threads of Celery's answer there for the thread that consumes."""
@@ -144,6 +157,17 @@ def test_a_worker_of_processes(work: Callable[..., Worker], broker: str) -> None
     with Connection(worker.env["BROKER"]) as connection:
         declared = connection.default_channel.queue_declare(worker.env["QUEUE"], passive=True)
         assert declared.message_count == 0
+
+
+@pytest.mark.parametrize("broker", ["amqp", "redis"])
+def test_tasks_that_retry_in_processes(
+    work: Callable[..., Worker], broker: str, long: bool
+) -> None:
+    """Each is acknowledged by a thread of Celery's, and sent twice more by a process of its pool."""
+    worker = work("-c", "2", pool="prefork", broker=broker)
+    tasks = 200 if long else 10
+    outcome = run("-c", SEND_FLAKY, str(tasks), env=worker.env)
+    assert outcome.output == f"{[2] * tasks}\n", outcome.errors
 
 
 def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
@@ -159,6 +183,12 @@ def test_what_a_killed_worker_had_not_acknowledged_is_done_by_another(
 
 def test_a_worker_without_what_it_needs_not(work: Callable[..., Worker]) -> None:
     worker = work("--without-heartbeat", "--without-gossip", SCHEME="greenconn-amqp")
+    assert run("-c", SEND_SLOW, env=worker.env).code == 0
+    worker.wait_for("slow ended 1")
+
+
+def test_quorum_queues(work: Callable[..., Worker]) -> None:
+    worker = work(QUORUM="1")
     assert run("-c", SEND_SLOW, env=worker.env).code == 0
     worker.wait_for("slow ended 1")
 

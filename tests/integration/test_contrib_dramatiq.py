@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("dramatiq")
 
 import dramatiq
+from dramatiq.errors import ConnectionFailed
 
 from greenconn import Connection
 from greenconn.contrib.dramatiq import (
@@ -145,6 +146,19 @@ def test_what_is_sent_is_done_and_what_fails_is_a_dead_letter(actors: Actors) ->
     assert worker.outcome(timeout=SOON).code == 0
 
 
+def test_its_connection_and_channel_may_be_used_and_closed(actors: Actors) -> None:
+    actors.work.send(1)
+    count = actors.broker.channel.queue_declare(actors.queue, passive=True).message_count
+    assert count == 1
+    actors.broker.connection.close()
+    actors.work.send(2)
+    del actors.broker.connection
+    actors.work.send(3)
+    assert actors.broker.channel.queue_purge(actors.queue) == 3
+    if actors.url.startswith("redis"):
+        assert actors.broker.client.ping()
+
+
 def test_a_worker_that_is_killed_loses_nothing(actors: Actors) -> None:
     actors.start()
     for number in range(8):
@@ -157,6 +171,20 @@ def test_a_worker_that_is_killed_loses_nothing(actors: Actors) -> None:
     actors.start()
     until(lambda: len(actors.pids()) == 2, timeout=SOON, what="it is begun again")
     assert actors.done("begun")[0] == 2
+
+
+def test_a_worker_that_stops_gives_back_what_it_has_not_begun(actors: Actors) -> None:
+    worker = actors.start()
+    for number in range(12):
+        actors.work.send(number, 0.5)
+    until(lambda: len(actors.done("begun")) >= 4, timeout=SOON, what="the first begun")
+    worker.signal(signal.SIGTERM)
+    worker.outcome(timeout=SOON)
+    begun, done = actors.done("begun"), actors.done()
+    assert begun == done  # it let them finish
+    actors.start()
+    until(lambda: len(actors.done()) == 12, timeout=SOON, what="the others are done")
+    assert actors.done() == Counter(range(12))  # none twice
 
 
 def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, tmp_path: Path) -> None:
@@ -175,6 +203,17 @@ def test_a_restart_of_the_broker(own_rabbitmq: RabbitMQ, unique: str, tmp_path: 
         actors.end()
 
 
+def test_a_queue_that_was_deleted_is_declared_again(actors: Actors) -> None:
+    actors.work.send(0)
+    connection = actors.broker._connections.get()
+    assert connection is not None
+    with connection.clone() as other:
+        other.default_channel.queue_delete(actors.queue)
+    actors.work.send(1)
+    actors.start()
+    until(lambda: actors.done() == {1: 1}, timeout=SOON, what="the second")
+
+
 def test_a_queue_that_was_deleted_under_a_worker_is_declared_again(actors: Actors) -> None:
     """Not at once: RabbitMQ 3.10 would not tell the worker, and give it nothing of the new queue."""
     actors.start()
@@ -186,6 +225,25 @@ def test_a_queue_that_was_deleted_under_a_worker_is_declared_again(actors: Actor
         other.default_channel.queue_delete(actors.queue)
     actors.work.send(1)
     until(lambda: actors.done()[1] == 1, timeout=SOON, what="the second")
+
+
+def test_a_broker_that_is_away(unique: str) -> None:
+    broker = GreenconnBroker("amqp://guest:guest@127.0.0.1:1//", timeout=0.3)
+    actor = make_actor(print, actor_name="print", queue_name=unique, broker=broker)
+    with pytest.raises(ConnectionFailed, match=r"127\.0\.0\.1:1"):
+        actor.send()
+    broker.close()
+
+
+def test_wrong_use(unique: str) -> None:
+    broker = GreenconnBroker(f"memory:///{unique}")
+    with pytest.raises(RuntimeError, match="run dramatiq-gevent instead of dramatiq"):
+        broker.consume("nothing")
+    with pytest.raises(ValueError, match="max_priority must be from 1 to 255, got 256"):
+        GreenconnBroker("memory://", max_priority=256)
+    with pytest.raises(KeyError, match="nothing"):
+        GreenconnBroker("nothing://")
+    broker.close()
 
 
 def test_queues_of_dramatiqs_own_broker(amqp_url: str, unique: str) -> None:

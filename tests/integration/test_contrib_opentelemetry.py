@@ -226,6 +226,41 @@ def test_a_kombu_program(connection: Connection, telemetry: Telemetry, unique: s
     delete(connection, queue.name)
 
 
+def test_messages_that_a_program_takes(
+    connection: Connection, telemetry: Telemetry, unique: str
+) -> None:
+    with connection.SimpleQueue(unique) as queue:
+        queue.put(1)
+        with telemetry.tracer.start_as_current_span("request") as request:
+            queue.get(timeout=SOON).ack()
+    (sent,), (received,), (ack,) = map(telemetry.of, ("send", "receive", "settle"))
+    assert received.name == f"receive {unique}"
+    assert received.kind is SpanKind.CLIENT
+    assert received.parent is not None
+    assert received.parent.span_id == request.get_span_context().span_id
+    assert [each.context.span_id for each in received.links] == [id_of(sent)]
+    assert ack.parent is not None
+    assert ack.parent.span_id == id_of(received)
+    delete(connection, unique)
+
+
+def test_a_batch_has_links(connection: Connection, telemetry: Telemetry, unique: str) -> None:
+    consumer = greenconn.spawn_consumer(
+        unique, lambda bodies, messages: None, connection=connection, batch_size=5
+    )
+    assert consumer.wait_ready(SOON)
+    assert greenconn.publish_many(unique, range(5), connection=connection) == 5
+    until(lambda: len(telemetry.of("settle")) == 5, SOON)
+    assert consumer.stop(SOON)
+    linked = [link.context.span_id for each in telemetry.of("process") for link in each.links]
+    assert sorted(linked) == sorted(map(id_of, telemetry.of("send")))
+    counts = [
+        said(each).get("messaging.batch.message_count", 1) for each in telemetry.of("process")
+    ]
+    assert sum(counts) == 5
+    delete(connection, unique)
+
+
 def test_retries_and_dead_letters_stay_in_their_trace(
     connection: Connection, telemetry: Telemetry, unique: str
 ) -> None:
@@ -265,4 +300,55 @@ def test_calls(connection: Connection, telemetry: Telemetry, unique: str) -> Non
     assert reply.parent is not None
     assert reply.parent.span_id == id_of(processed)
     assert len({trace_of(each) for each in telemetry.spans}) == 1
+    delete(connection, unique)
+
+
+def test_a_publish_that_fails(amqp_url: str, telemetry: Telemetry, unique: str) -> None:
+    with Connection(amqp_url) as connection, pytest.raises(greenconn.exceptions.Unroutable):
+        greenconn.publish(unique, {}, connection=connection, declare=False)
+    (sent,) = telemetry.of("send")
+    assert said(sent)["error.type"] == "greenconn.exceptions.Unroutable"
+    (point,) = telemetry.points("messaging.client.sent.messages")
+    assert point.attributes["error.type"] == "greenconn.exceptions.Unroutable"
+
+
+@pytest.mark.parametrize("headers", [{}, {"kind": "welcome"}])
+def test_baggage_without_a_span_is_published(
+    connection: Connection, telemetry: Telemetry, unique: str, headers: dict[str, str]
+) -> None:
+    token = context.attach(baggage.set_baggage("customer", "c1"))
+    try:
+        greenconn.publish(unique, {}, connection=connection, headers=headers, declare=True)
+    finally:
+        context.detach(token)
+    found: list[object] = []
+    consumer = greenconn.spawn_consumer(
+        unique,
+        lambda body, message: found.append(baggage.get_baggage("customer")),
+        connection=connection,
+    )
+    until(lambda: bool(found), SOON)
+    assert consumer.stop(SOON)
+    assert found == ["c1"]
+    delete(connection, unique)
+
+
+def test_headers_of_other_programs(
+    connection: Connection, telemetry: Telemetry, unique: str
+) -> None:
+    """A publisher with another instrumentation, and headers that mean nothing to a propagator."""
+    theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    GreenconnInstrumentor().uninstrument()
+    for value in (theirs, "nonsense", 7, [theirs]):
+        headers = {"traceparent": value, "tracestate": 3, "baggage": ["x"]}
+        greenconn.publish(unique, {}, connection=connection, headers=headers, declare=True)
+    assert not telemetry.spans
+    GreenconnInstrumentor().instrument(
+        tracer_provider=telemetry.tracers, meter_provider=telemetry.meters
+    )
+    consumer = greenconn.spawn_consumer(unique, lambda body, message: None, connection=connection)
+    until(lambda: len(telemetry.of("settle")) == 4, SOON)
+    assert consumer.stop(SOON)
+    parents = [each.parent for each in telemetry.of("process")]
+    assert [each.span_id for each in parents if each is not None] == [0x00F067AA0BA902B7]
     delete(connection, unique)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
-from tests.integration.processes import run
+from tests.integration.processes import run, start
 
 pytest.importorskip("kombu")
 
@@ -68,3 +70,18 @@ def test_pooled_connections_go_from_thread_to_thread(
     outcome = run("-W", "ignore", "-c", _PROGRAM, how, url, unique, timeout=60)
     assert outcome.code == 0, outcome.errors
     assert outcome.output == "done\n"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["Amqp", "Redis"])
+def test_sigterm_ends_such_a_program(how: str, amqp_url: str, redis_url: str, unique: str) -> None:
+    url = amqp_url if how == "Amqp" else redis_url
+    running = start("-W", "ignore", "-c", _PROGRAM, how, url, unique)
+    try:
+        assert running.line(60) == "done"
+        running.input.write(b"wait\n")
+        running.input.flush()
+        running.signal(signal.SIGTERM)
+        assert running.outcome(timeout=60).code == -signal.SIGTERM
+    finally:
+        running.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gevent
 import pytest
 from gevent import socket
 
@@ -12,6 +13,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
+from greenconn.transport.couchdb import api
 from tests.fix_couchdb import PouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
@@ -63,7 +65,33 @@ def test_an_interrupted_claim_hides_nothing(couchdb_new_url: str) -> None:
             until(lambda: store.size("q") == 3)
 
 
+@pytest.mark.full
+def test_large_messages_are_read_in_smaller_pages(
+    couchdb_new_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "LARGEST", 300_000)
+    with store_at(couchdb_new_url) as store:
+        store.make_queue("q", PLAIN)
+        for number in range(8):
+            put(store, entry("q", f"{number}" * 100_000))
+        assert [body[0] for body in bodies(store.claim({"q": 9}, 0))] == list("01234567")
+
+
 # -- signs of life
+
+
+@pytest.mark.full
+def test_the_time_without_answers_does_not_count(couchdb_new_url: str) -> None:
+    options: dict[str, Any] = {"lease": 0.5}
+    with store_at(couchdb_new_url, **options) as one, store_at(couchdb_new_url, **options) as two:
+        one.make_queue("q", PLAIN)
+        put(one, entry("q", "x"))
+        (held,) = one.claim({"q": 1}, 0)
+        until(lambda: len(two._owners._seen) == 1)
+        gevent.sleep(0.8)  # neither renews: this process could have been stopped
+        assert list(two.renew([])) == []
+        assert list(one.renew([held.handle])) == []
+        assert two.size("q") == 0
 
 
 # -- connections

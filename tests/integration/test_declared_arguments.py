@@ -82,6 +82,26 @@ def test_an_exchange(connection: Connection, unique: str, differing: str) -> Non
     greenconn.publish(Exchange(unique), "a", connection=connection, mandatory=False, timeout=SOON)
 
 
+def test_another_binding_is_made(connection: Connection, unique: str) -> None:
+    exchange = Exchange(unique, "direct")
+    for key in ("one", "two"):
+        maybe_declare(Queue(unique, exchange, key), connection)
+    with connection.Producer(exchange=exchange) as producer:
+        producer.publish("1", routing_key="one")
+        producer.publish("2", routing_key="two")
+    queue = Queue(unique)(connection)
+    assert sorted(each.payload for each in iter(lambda: queue.get(no_ack=True), None)) == ["1", "2"]
+    assert not maybe_declare(Queue(unique, Exchange(unique, "direct"), "one"), connection)
+
+
+def test_one_that_is_never_declared_stands_for_none_that_is(
+    connection: Connection, unique: str
+) -> None:
+    maybe_declare(Queue(unique, no_declare=True), connection)
+    maybe_declare(Queue(unique), connection)
+    greenconn.publish(unique, "a", connection=connection, declare=False, timeout=SOON)
+
+
 def test_what_was_deleted_is_forgotten_however_it_was_declared(
     connection: Connection, unique: str
 ) -> None:

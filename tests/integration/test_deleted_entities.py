@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.common import maybe_declare
+from greenconn.exceptions import NotFound, RecoverableChannelError
 from tests.fix_wires import until
 from tests.integration.capabilities import Kind
 
@@ -80,3 +82,55 @@ def test_a_producer_declares_again_what_it_needs(connection: Connection, unique:
         producer.publish("no queue", exchange=exchange, declare=[exchange], retry=True)
         maybe_declare(queue, confirming)
         assert payloads(confirming, unique) == [0, 1, 2]
+
+
+def test_the_next_publish_of_a_producer_that_does_not_retry(
+    connection: Connection, unique: str
+) -> None:
+    exchange = Exchange(unique, "direct")
+    with with_confirms(connection) as confirming:
+        producer = confirming.Producer(exchange=exchange)
+        producer.publish("a")
+        delete_exchange(connection, unique)
+        with pytest.raises(NotFound):
+            producer.publish("b")
+        producer.publish("c")
+        Exchange(unique, passive=True)(confirming.channel()).declare()
+
+
+def test_a_later_publish_of_a_producer_without_confirms(
+    connection: Connection, unique: str
+) -> None:
+    """The refusal comes some time after the publish that it is about."""
+    exchange = Exchange(unique, "direct")
+    producer = connection.Producer(exchange=exchange)
+    producer.publish("a")
+    delete_exchange(connection, unique)
+
+    def is_declared_again() -> bool:
+        with suppress(NotFound, RecoverableChannelError):
+            producer.publish("b")
+        with suppress(NotFound):
+            Exchange(unique, passive=True)(connection.channel()).declare()
+            return True
+        return False
+
+    until(is_declared_again)
+
+
+def test_an_exchange_that_is_never_declared_is_missing_still(
+    connection: Connection, unique: str
+) -> None:
+    exchange = Exchange(unique, no_declare=True)
+    with with_confirms(connection) as confirming, pytest.raises(NotFound):
+        confirming.Producer().publish("a", exchange=exchange, declare=[exchange], retry=True)
+
+
+def test_a_queue_that_was_missing_is_declared_again(connection: Connection, unique: str) -> None:
+    queue = Queue(unique)
+    assert maybe_declare(queue, connection)
+    with connection.clone() as other:
+        other.channel().queue_delete(unique)
+    with pytest.raises(NotFound):
+        connection.channel().queue_purge(unique)
+    assert maybe_declare(queue, connection)

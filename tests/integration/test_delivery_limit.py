@@ -135,6 +135,19 @@ def test_an_ack_covers_nothing_that_is_about_to_go_back(link: AmqpLink, end: Bro
     ]
 
 
+def test_a_consumer_that_the_broker_has_cancelled_is_cancelled_from_here_too(
+    link: AmqpLink, end: BrokerEnd
+) -> None:
+    channel = link.channel()
+    gone: list[str] = []
+    channel.basic_consume("q", "tag", callback=print, on_cancel=gone.append)
+    end.method(1, spec.Basic.Cancel, "sb", "tag", True)
+    link.drain(Deadline(CAME))
+    assert gone == ["tag"]
+    assert end.expect(spec.Basic.Cancel)[2] == b"\x03tag\0"
+    channel.basic_consume("q", "tag", callback=print)  # its tag is free
+
+
 # The warning
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.common import Broadcast
+from greenconn.exceptions import InternalError, PreconditionFailed
 from greenconn.options import Retry
+from greenconn.pidbox import Mailbox
 from greenconn.transport.native_delayed_delivery import (
     MAX_LEVEL,
     bind_queue_to_native_delayed_delivery_exchange,
@@ -57,6 +60,13 @@ def connection(url: str) -> Iterator[Connection]:
         yield connection
 
 
+def test_the_features_are_denied(connection: Connection) -> None:
+    with pytest.raises(InternalError, match="transient_nonexcl_queues"):
+        Queue("brief", durable=False, queue_arguments={"x-queue-type": "classic"})(
+            connection.default_channel
+        ).declare()
+
+
 def test_retries(connection: Connection) -> None:
     """In the program, then by the broker, then as a dead letter."""
     failed = Queue("failed")
@@ -90,6 +100,37 @@ def test_retries(connection: Connection) -> None:
     assert counts == [0, 0, 1, 1]
     for consumer in consumers:
         assert consumer.stop(CAME)
+
+
+def test_a_queue_with_priorities(connection: Connection, url: str) -> None:
+    """A queue of the default type; quorum queues have priorities without being told so."""
+    queue = Queue("urgent", max_priority=5)
+    if url.endswith("/quorum"):
+        with pytest.raises(PreconditionFailed, match="leave out max_priority"):
+            queue(connection.default_channel).declare()
+        queue = Queue("urgent")
+    queue(connection.default_channel).declare()
+    for priority in (1, 5, 3):
+        greenconn.publish(queue, priority, priority=priority, connection=connection)
+    channel = connection.default_channel
+    bodies = [int(channel.basic_get(queue.name, no_ack=True).body) for _ in range(3)]
+    assert bodies == [5, 3, 1]
+
+
+def test_commands(connection: Connection) -> None:
+    mailbox = Mailbox("commands", type="fanout", connection=connection)
+    with connection.clone() as listening:
+        node = mailbox(listening).Node("a", state={}, handlers={"ping": lambda state: "pong"})
+        node.channel = listening.channel()
+        node.listen()
+        drainer = gevent.spawn(_drain, listening)
+        assert mailbox.multi_call("ping", timeout=CAME, limit=1) == [{"a": "pong"}]
+        drainer.kill()
+
+
+def _drain(connection: Connection) -> None:
+    while True:
+        connection.drain_events()
 
 
 def test_a_broadcast(connection: Connection) -> None:

@@ -92,3 +92,11 @@ def test_uwsgi(tmp_path: Path) -> None:
     with served("uwsgi.rst", tmp_path) as (address, output):
         check_orders(address, output)
     assert "Traceback" not in output.read_text()
+
+
+@needs_uwsgi
+def test_uwsgi_with_lazy_applications(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text("from wsgi import app, application\napp.start()\n")
+    with served("uwsgi.rst", tmp_path, "--lazy-apps", "--module", "lazy") as (address, output):
+        check_orders(address, output)
+    assert "Traceback" not in output.read_text()

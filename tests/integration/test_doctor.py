@@ -13,6 +13,7 @@ from greenconn import Connection, Queue
 from greenconn.cli.app import run
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_brokers import RedisFactory
 from tests.fix_tls import CERTS, TlsFront
 from tests.fix_wires import until
 
@@ -67,6 +68,15 @@ def test_a_broker_that_is_well(doctor: Doctor, managed: str) -> None:
     assert {"versions", "TCP", "heartbeat", "round trip", "message", "node"} <= found.keys()
 
 
+def test_an_alarm(doctor: Doctor, managed: str, managed_rabbitmq: RabbitMQ) -> None:
+    managed_rabbitmq.set_memory_alarm(True)
+    until(lambda: "alarm" in doctor(managed, "--read-only")[1])
+    code, found = doctor(managed, "--read-only")
+    assert code == 1
+    assert "memory alarm blocks all publishers" in found["alarm"]["text"]
+    assert found["alarm"]["remedy"].startswith("consume")
+
+
 def test_a_publish_during_an_alarm(
     managed: str, managed_rabbitmq: RabbitMQ, unique: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +128,25 @@ def test_rabbitmq_without_its_management_api(doctor: Doctor, amqp_url: str) -> N
     assert "rabbitmq_management" in found["management"]["remedy"]
 
 
+def test_a_login_that_is_refused(doctor: Doctor, amqp_url: str) -> None:
+    code, found = doctor(amqp_url.replace("guest:guest@", "guest:wrong-secret@"))
+    assert (code, bad(found)) == (1, {"login": "failed"})
+    assert "check user, password" in found["login"]["text"]
+    assert "message" not in found
+    assert "wrong-secret" not in repr(found)
+
+
+def test_nothing_listens(doctor: Doctor) -> None:
+    code, found = doctor(f"redis://127.0.0.1:{free_ports(1)[0]}")
+    assert (code, bad(found)) == (1, {"TCP": "failed"})
+    assert "is the broker running" in found["TCP"]["text"]
+
+
+def test_a_name_that_is_unknown(doctor: Doctor) -> None:
+    code, found = doctor("amqp://nosuchhost.invalid//", "--timeout", "5")
+    assert (code, bad(found)) == (1, {"name": "failed"})
+
+
 @pytest.mark.parametrize(
     ("certificate", "options", "outcome", "text"),
     [
@@ -144,6 +173,19 @@ def test_certificates(
     assert code == (outcome == "failed")
     last = found["TLS" if outcome == "failed" else "certificate"]
     assert (last["outcome"], text in last["text"]) == (outcome, True)
+
+
+def test_redis(doctor: Doctor, redis_with: RedisFactory) -> None:
+    server = redis_with("--maxmemory-policy", "allkeys-lru", "--maxmemory", "1mb")
+    code, found = doctor(server.url, "--read-only")
+    assert code == 0
+    assert bad(found) == {"eviction": "warning", "memory": "warning"}
+    assert "deletes queues" in found["eviction"]["text"]
+    server = redis_with("--appendonly", "yes")
+    code, found = doctor(server.url)
+    assert (code, bad(found)) == (0, {})
+    assert found["server"]["text"].split()[0] in ("Redis", "Valkey")
+    assert "append-only" in found["persistence"]["text"]
 
 
 def test_each_broker_of_a_failover_list(

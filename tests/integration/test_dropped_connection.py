@@ -15,6 +15,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import Connection, Consumer, Producer, Queue
+from greenconn.exceptions import AMQPError, KombuError
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.supervisor import HANDLERS
 from greenconn.transport import base, memory
@@ -219,6 +220,37 @@ def test_consumer_keeps_its_connection(url: str, unique: str, links_before: set[
     assert_closed(links_before)
     with Connection(url) as connection:
         Queue(unique)(connection).delete()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://127.0.0.1:1//",
+        "redis://127.0.0.1:1/0",
+        "redis+cluster://127.0.0.1:1",
+        "sentinel://127.0.0.1:1",
+        "couchdb://127.0.0.1:1/db",
+        "beanstalk://127.0.0.1:1",
+        "mongodb://127.0.0.1:1/db",
+        "sqs://127.0.0.1:1",
+        "sqs://key@127.0.0.1:1",
+        "sqlite:///no/such/folder/broker.db",
+        "sqlite://host/broker.db",
+    ],
+)
+def test_connection_that_cannot_be_opened_is_no_dropped_one(
+    url: str, caplog: pytest.LogCaptureFixture, links_before: set[int]
+) -> None:
+    options = {"master_name": "m"} if url.startswith("sentinel") else {}
+    connection = Connection(url, connect_timeout=0.5, transport_options=options)
+    with caplog.at_level(logging.DEBUG, "greenconn"):
+        with pytest.raises((OSError, KombuError, AMQPError, ValueError)):
+            greenconn.publish("q", 1, connection=connection, timeout=0.5)
+        connection.close()
+        del connection
+        assert_closed(links_before)
+        gevent.sleep(0.01)
+    assert [each for each in caplog.messages if WARNING in each] == []
 
 
 @pytest.mark.full

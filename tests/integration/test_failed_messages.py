@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,6 +155,21 @@ def test_message_of_a_killed_handler_comes_again(connection: Connection, unique:
     assert consumer.stop(SOON)
 
 
+def test_queue_of_dead_letters_is_made_when_it_is_needed(
+    connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = greenconn.spawn_consumer(unique, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    with connection.channel() as channel, pytest.raises(connection.channel_errors):
+        channel.queue_declare(f"{unique}.dead", passive=True)
+    with caplog.at_level(logging.ERROR, "greenconn.worker"):
+        greenconn.publish(unique, TEXT, connection=connection)
+        assert got(connection, f"{unique}.dead").payload == TEXT
+    failures = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert f"the message is moved to queue '{unique}.dead'" in failures[0].getMessage()
+    assert consumer.stop(SOON)
+
+
 def test_exchange_that_leads_nowhere_loses_nothing(
     connection: Connection, broker_kind: Kind, unique: str
 ) -> None:
@@ -220,4 +236,17 @@ def test_forms_of_dead_letter_mix(
         # By the broker: it is not this consumer's option.  Each client of SQS knows its own only.
         kept = f"{unique}-own"
     assert got(connection, kept).payload == TEXT
+    assert consumer.stop(SOON)
+
+
+def test_queue_of_dead_letters_may_have_arguments_of_its_own(
+    connection: Connection, unique: str
+) -> None:
+    with connection.clone() as other, other.channel() as channel:
+        Queue(f"{unique}.dead", message_ttl=3600)(channel).declare()
+    queue = Queue(unique, dead_letter=True)
+    consumer = greenconn.spawn_consumer(queue, fail, connection=connection)
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(queue, TEXT, connection=connection)
+    assert got(connection, f"{unique}.dead").payload == TEXT
     assert consumer.stop(SOON)

@@ -31,10 +31,12 @@ from greenconn.exceptions import (
     ConnectionBlocked,
     OperationalError,
     PublishTimeout,
+    WrongHub,
 )
 from greenconn.messaging import Consumer, Producer
 from greenconn.publishing import publish
 from greenconn.service.rpc import call
+from greenconn.simple import SimpleQueue
 from greenconn.transport import memory
 from greenconn.worker import spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
@@ -77,6 +79,92 @@ def error_of(function: Callable[[], Any]) -> BaseException | None:
     except BaseException as exc:
         return exc
     return None
+
+
+def test_use_from_another_thread_is_refused(url: str, unique: str, thread: ThreadPool) -> None:
+    with Connection(url) as connection:
+        channel = connection.channel()
+        exchange = Exchange(unique)(channel)
+        queue = Queue(unique, exchange, unique)(channel)
+        queue.declare()
+        producer, on_channel = Producer(connection), Producer(channel, exchange, unique)
+        for each in (producer, on_channel):
+            each.publish("x", routing_key=unique)
+        consumer = Consumer(connection, queue, callbacks=[lambda body, message: None])
+        simple = SimpleQueue(connection, queue)
+        pool, channels = connection.Pool(2), connection.ChannelPool(2)
+        held = pool.acquire()
+        held.connect()
+        message = None
+        on_channel.publish("x")
+        with gevent.Timeout(SOON):
+            while message is None:
+                message = queue.get()
+        publish(unique, "x", connection=connection, declare=True)
+        uses: dict[str, Callable[[], Any]] = {
+            "connect": connection.connect,
+            "channel": connection.channel,
+            "default_channel": lambda: connection.default_channel,
+            "drain_events": lambda: connection.drain_events(timeout=0),
+            "ensure_connection": connection.ensure_connection,
+            "ensure": lambda: connection.ensure(producer, producer.publish)("x", unique),
+            "close": connection.close,
+            "declare": queue.declare,
+            "queue_declare": lambda: channel.queue_declare(unique, passive=True),
+            "get": queue.get,
+            "qos": lambda: channel.basic_qos(0, 1, False),
+            "ack": message.ack,
+            "reject": message.reject,
+            "close channel": channel.close,
+            "publish": lambda: producer.publish("wrong", unique),
+            "publish on channel": lambda: on_channel.publish("wrong"),
+            "confirmed": lambda: channel.basic_publish_confirm(
+                channel.prepare_message("wrong"), routing_key=unique
+            ),
+            "greenconn.publish": lambda: publish(
+                unique, "wrong", connection=connection, declare=True
+            ),
+            "rpc": lambda: call(unique, "wrong", connection=connection, timeout=1),
+            "spawn_consumer": lambda: spawn_consumer(unique, print, connection=connection),
+            "consume": consumer.consume,
+            "put": lambda: simple.put("wrong"),
+            "simple get": lambda: simple.get(timeout=0.1),
+            "get_nowait": simple.get_nowait,
+            "acquire": pool.acquire,
+            "acquire channel": channels.acquire,
+            "release": held.release,
+            "pooled": held.connect,
+        }
+        for name, use in uses.items():
+            error = thread.apply(error_of, (use,))
+            assert isinstance(error, WrongHub), f"{name}: {error!r}"
+            text = str(error)
+            assert text.count("thread") >= 2, f"{name}: {text}"
+            assert "MainThread" in text, f"{name}: {text}"
+            assert "clone()" in text, f"{name}: {text}"
+            assert "guest:guest" not in text
+        # A thread of its own uses a clone.
+        error = thread.apply(error_of, (lambda: clone_works(connection, unique),))
+        if url.startswith("memory"):
+            assert isinstance(error, WrongHub)
+            assert "virtual host" in str(error)
+            publish(unique, "right", connection=connection)
+        else:
+            assert error is None
+        message.ack()
+        held.release()
+        pool.force_close_all()
+        channels.force_close_all()
+        assert sorted(works(connection, unique)) == ["right", "right", "x", "x", "x"]
+        queue.delete()
+        exchange.delete()
+
+
+def clone_works(connection: Connection, queue: str) -> None:
+    """Use a clone, from opening to closing."""
+    with connection.clone() as clone:
+        publish(queue, "right", connection=clone, timeout=SOON, declare=True)
+        clone.channel().queue_declare(queue, passive=True)
 
 
 def works(connection: Connection, queue: str) -> list[Any]:

@@ -433,6 +433,28 @@ def test_a_simple_queue_waits_for_the_broker_as_long_as_its_caller(
         simple.queue.exchange(connection).delete()
 
 
+def test_what_was_declared_is_known_for_one_life(relay: Relay, unique: str) -> None:
+    with Connection(relay.url) as connection:
+        exchange = Exchange(unique)
+        queue = Queue(unique, exchange, "k")
+        producer = Producer(connection, exchange, "k")
+        producer.publish("1", declare=[queue])
+        declared = connection.declared_entities
+        assert len(declared) == 2
+        with connection.clone() as other:  # as an operator, or a restart, would
+            other.default_channel.queue_delete(unique)
+            other.default_channel.exchange_delete(unique)
+        relay.cut()
+        until(lambda: not connection.connected)
+        assert connection.declared_entities == set()
+        producer.publish("2", declare=[queue], retry=True)
+        assert len(connection.declared_entities) == 2
+        assert connection.declared_entities is not declared
+        assert queue(connection).get(no_ack=True).payload == "2"
+        queue(connection).delete()
+        exchange(connection).delete()
+
+
 @pytest.mark.full
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [1, 2, 3])

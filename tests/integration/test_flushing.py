@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from sqlite3 import connect
+from typing import Any
 
 import pytest
 
-from greenconn import Connection, Exchange, Producer, Queue, publish_many
+from greenconn import Connection, Exchange, Producer, Queue, publish_many, spawn_consumer
+from greenconn.exceptions import RecoverableConnectionError
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
@@ -228,3 +230,54 @@ die()
         until(lambda: count() == 3)
         relay.is_ending.set()
         channel.queue_delete(unique)
+
+
+def test_flush_of_a_connection_that_is_not_open_does_nothing(amqp_url: str) -> None:
+    connection = Connection(amqp_url)
+    connection.flush()
+    assert not connection.connected
+    connection.connect()
+    connection.flush()
+    connection.close()
+    connection.flush()
+    assert not connection.connected
+
+
+def test_flush_waits_for_a_lost_connection(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        channel = connection.default_channel
+        channel.queue_declare(unique, durable=True, auto_delete=False)
+        link = connection.connection
+        link.end(RecoverableConnectionError("cut"))
+        connection.flush(timeout=10)
+        assert connection.connection is not link
+        connection.default_channel.queue_delete(unique)
+
+
+@pytest.mark.parametrize("is_explicit", [True, False], ids=["explicit", "on return"])
+def test_acks_on_return_leave_together(amqp_url: str, unique: str, is_explicit: bool) -> None:
+    sends: list[int] = []
+
+    def handle(body: Any, message: Any) -> None:
+        if is_explicit:
+            message.ack()
+        sends.append(message.channel.connection.writer.sends)
+
+    with Connection(amqp_url) as connection:
+        for number in range(50):
+            put_quietly(connection, unique, number)
+        connection.flush()
+        consumer = spawn_consumer(
+            Queue(unique, durable=True), handle, connection=connection, prefetch_count=50
+        )
+        until(lambda: len(sends) == 50)
+        assert consumer.stop(10)
+        between = sends[-1] - sends[0]
+        assert between >= 49 if is_explicit else between < 49
+        connection.default_channel.queue_delete(unique)
+
+
+def put_quietly(connection: Connection, name: str, body: Any) -> None:
+    """Publish without a confirm."""
+    queue = Queue(name, Exchange(""), durable=True, routing_key=name)
+    Producer(connection).publish(body, routing_key=name, declare=[queue])

@@ -225,3 +225,18 @@ def test_the_hook_at_fork_is_enough(ledger: Ledger, long: bool) -> None:
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
         assert not load.taken - ledger.read() - ledger.waiting()
+
+
+@pytest.mark.long
+def test_stop_at_once_under_load(ledger: Ledger) -> None:
+    """INT: gunicorn waits for no request; what was answered is shipped all the same."""
+    with serving(
+        *HOOKED, "tests.integration.gunicorn_apps.web_shop:application", env=ledger.env
+    ) as server:
+        server.wait_ready()
+        with Load(server, clients=50) as load:
+            until(lambda: len(load.taken) >= 200, what="answers")
+            server.signal(signal.SIGINT)
+            assert server.wait() == 0
+        assert not load.taken - ledger.read() - ledger.waiting()
+        assert server.complaints == [], server.log

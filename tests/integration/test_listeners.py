@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 import greenconn
-from greenconn import Connection, Listener
+from greenconn import Connection, Consumer, Listener, Queue
 from greenconn.listeners import (
     ConfirmEvent,
     ConnectEvent,
@@ -115,6 +115,42 @@ def test_publish_and_spawn_consumer(connection: Connection, ledger: Ledger, uniq
     assert [type(each) for each in ledger.errors if each is not None] == [LookupError] * 2
     assert ledger.urls == {connection.as_uri()}
     purge(connection, unique, f"{unique}.dead")
+
+
+def test_a_program_as_kombu_has_it(connection: Connection, ledger: Ledger, unique: str) -> None:
+    seen = []
+
+    def callback(body: Any, message: Any) -> None:
+        seen.append(body)
+        message.ack() if body else message.reject()
+
+    queue = Queue(unique)
+    with connection.Producer() as producer, Consumer(connection, queue, callbacks=[callback]):
+        for number in range(COUNT):
+            producer.publish(number, routing_key=unique, retry=bool(number % 2))
+        while len(seen) < COUNT:
+            connection.drain_events(timeout=SOON)
+    assert sorted(seen) == list(range(COUNT))
+    assert not ledger.open
+    assert ledger.errors == [None] * (2 * COUNT)
+    assert ledger.counts == {
+        "publish": COUNT,
+        f"deliver {unique}": COUNT,
+        "ack": COUNT - 1,
+        "reject": 1,
+    }
+    assert ledger.urls == {connection.as_uri()}
+    purge(connection, unique)
+
+
+def test_a_simple_queue(connection: Connection, ledger: Ledger, unique: str) -> None:
+    with connection.SimpleQueue(unique) as queue:
+        for number in range(3):
+            queue.put(number)
+            queue.get(timeout=SOON).ack()
+    assert not ledger.open
+    assert ledger.counts == {"publish": 3, f"deliver {unique}": 3, "ack": 3}
+    purge(connection, unique)
 
 
 def test_killed_publishers_and_handlers_end_what_they_began(

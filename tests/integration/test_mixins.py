@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from gevent import Greenlet
 from gevent.event import Event
 
-from greenconn.common import maybe_declare, send_reply
+from greenconn.common import collect_replies, maybe_declare, send_reply
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import RecoverableConnectionError
@@ -170,6 +171,39 @@ def test_it_begins_anew_when_the_connection_is_lost(connection: Connection, uniq
     assert is_leased or consumer_count(connection, unique) == 0
 
 
+def test_it_begins_anew_when_its_consumer_was_cancelled(
+    connection: Connection, unique: str
+) -> None:
+    worker = Worker(connection, unique)
+    with running(worker, safety_interval=0.02):
+        assert worker.ready.wait(SOON)
+        worker.ready.clear()
+        with connection.channel() as channel:
+            channel.queue_delete(unique)
+        assert worker.ready.wait(SOON)
+        send(connection, unique, "again")
+        until(lambda: worker.got == ["again"])
+        assert consumer_count(connection, unique) == 1
+
+
+def test_it_begins_anew_after_an_error_of_the_channel(connection: Connection, unique: str) -> None:
+    class Clumsy(Worker):
+        def on_job(self, body: Any, message: Any) -> None:
+            super().on_job(body, message)
+            if body == "oops":
+                message.channel.queue_declare(f"{unique}-none", passive=True)
+
+    worker = Clumsy(connection, unique)
+    with running(worker, safety_interval=0.02):
+        assert worker.ready.wait(SOON)
+        worker.ready.clear()
+        send(connection, unique, "oops")
+        assert worker.ready.wait(SOON)
+        send(connection, unique, "fine")
+        until(lambda: worker.got[-1:] == ["fine"])
+        assert consumer_count(connection, unique) == 1
+
+
 def test_other_errors_end_it(connection: Connection, unique: str) -> None:
     class Broken(Worker):
         def on_job(self, body: Any, message: Any) -> None:
@@ -195,3 +229,48 @@ def test_a_killed_one_leaves_nothing_behind(connection: Connection, unique: str)
     assert not worker.now.connected
     assert not publishing.connected
     assert consumer_count(connection, unique) == 0
+
+
+def test_bodies_that_cannot_be_decoded_are_passed_by(
+    connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(connection, unique)
+    with running(worker, safety_interval=0.02), caplog.at_level(logging.ERROR, "greenconn.mixins"):
+        assert worker.ready.wait(SOON)
+        Producer(connection).publish("{", unique, content_type="application/json")
+        send(connection, unique, "fine")
+        until(lambda: worker.got == ["fine"])
+    errors = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.levelname for record in errors] == ["ERROR"]
+    assert "application/json" in caplog.text
+    assert connection.default_channel.basic_get(unique) is None
+
+
+def test_a_program_that_answers(connection: Connection, unique: str) -> None:
+    worker = Answering(connection, unique)
+    replies = Queue(f"{unique}-r", exclusive=True)
+    with running(worker, safety_interval=0.02), connection.channel() as channel:
+        assert worker.ready.wait(SOON)
+        replies(channel).declare()
+        producer = Producer(connection)
+        for number in range(3):
+            producer.publish(number, unique, reply_to=replies.name, correlation_id=str(number))
+        found = collect_replies(connection, channel, replies, limit=3, timeout=SOON)
+        assert sorted(found) == [0, 2, 4]
+        assert worker.producer_connection is not worker.now
+        publishing = worker.producer_connection
+        assert worker.producer.connection is publishing
+    assert not publishing.connected
+    assert worker._producer_connection is None
+
+
+def test_many_greenlets_that_publish_share_one_connection(
+    connection: Connection, unique: str
+) -> None:
+    worker = Answering(connection, unique)
+    made = [gevent.spawn(lambda: worker.producer_connection) for _ in range(10)]
+    connections = [each.get(timeout=SOON) for each in made]
+    assert all(each is connections[0] for each in connections)
+    assert connections[0].session.generation == 1
+    worker.on_consume_end(connection, connection.default_channel)
+    assert not connections[0].connected

@@ -13,9 +13,12 @@ import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import (
+    AMQPNotImplementedError,
     Unroutable,
 )
 from greenconn.worker import spawn_consumer
+from tests.brokers.rabbitmq import RabbitMQ
+from tests.fix_wires import until
 
 CAME = 30.0
 QUORUM = {"x-queue-type": "quorum"}
@@ -116,6 +119,12 @@ def test_a_delivery_limit_dead_letters(connection: Connection, declare: Declare)
     assert consumer.stop(CAME)
 
 
+def has_limits_of_channels(connection: Connection) -> bool:
+    """Whether the broker knows a prefetch for a whole channel."""
+    version = connection.connection.server_version
+    return version is None or version < (4, 3)
+
+
 def test_a_limit_for_the_channel_becomes_one_for_each_consumer(
     connection: Connection, declare: Declare
 ) -> None:
@@ -141,6 +150,29 @@ def test_a_limit_for_the_channel_becomes_one_for_each_consumer(
 
 
 @pytest.mark.full
+def test_what_the_broker_ends_the_connection_for_says_what_to_do(
+    connection: Connection, declare: Declare, amqp_url: str
+) -> None:
+    quorum = declare("-quorum", queue_arguments=QUORUM)
+    stream = declare("-stream", queue_arguments={"x-queue-type": "stream"})
+    publish(connection, stream.name, "body")
+    with Connection(amqp_url) as other:  # which knows of neither queue
+        has_limits = has_limits_of_channels(other)
+        if has_limits:
+            channel = other.channel()
+            channel.basic_qos(0, 5, True)
+            with pytest.raises(AMQPNotImplementedError, match="prefetch without apply_global"):
+                channel.basic_consume(quorum.name, callback=print)
+        channel = other.channel()
+        with pytest.raises(AMQPNotImplementedError, match="read by consumers with an offset"):
+            channel.basic_get(stream.name)
+        came = received(other, quorum)
+        publish(connection, quorum.name, "body")
+        assert came.get(timeout=CAME).payload == "body"
+        assert other.session.generation == 2 + has_limits
+
+
+@pytest.mark.full
 def test_a_killed_change_of_the_limit_is_done_again(
     connection: Connection, declare: Declare
 ) -> None:
@@ -154,6 +186,29 @@ def test_a_killed_change_of_the_limit_is_done_again(
     assert channel.consumers.qos == (0, 5, False)
     channel.close()
     assert connection.session.generation == 1
+
+
+@pytest.mark.full
+def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    queue = Queue(unique, queue_arguments=QUORUM)
+    with Connection(own_rabbitmq.url) as connection:
+        handled: list[int] = []
+        consumer = spawn_consumer(
+            queue, lambda body, message: handled.append(body), connection=connection, concurrency=5
+        )
+        assert consumer.wait_ready(CAME)
+        for body in range(50):
+            publish(connection, unique, body)
+        own_rabbitmq.stop()
+        own_rabbitmq.start()
+        # Confirmed: so it is there, however long the queue takes to find its leader.
+        for body in range(50, 100):
+            publish(connection, unique, body)
+        until(lambda: set(handled) == set(range(100)))
+        # A quorum queue of an earlier test may still know a consumer of before the restart.
+        consumers = own_rabbitmq.ctl("list_consumers", "--no-table-headers", "queue_name")
+        assert consumers.split().count(unique) == 1
+        assert consumer.stop(CAME)
 
 
 # All queues

@@ -13,6 +13,7 @@ from pymongo.errors import AutoReconnect
 from greenconn.broker.exchanges import ROUTERS, Exchange, Row
 from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
 from greenconn.broker.queues import UNDECLARED, Declaration
+from greenconn.exceptions import ContentTooLarge
 from greenconn.green.deadline import Deadline
 from greenconn.jsoncodec import loads
 from greenconn.transport.mongodb import Claims, MongoOptions, MongoStore, changes, queues
@@ -141,6 +142,30 @@ def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> Non
 
 
 # Time
+
+
+def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Database) -> None:
+    store = stores(ttl=True)
+    assert any(
+        each.get("expireAfterSeconds") == 0
+        for each in mongodb_database["messages"].index_information().values()
+    )
+    store.put([entry("held", lifetime=2.0)])
+    (held,) = store.claim({QUEUE: 1}, 0)
+    store.put([entry("waits", lifetime=2.0)])
+    assert "expire_at" in (mongodb_database["messages"].find_one({"queue": QUEUE}) or {})
+    # What somebody works on is not removed under his hands.
+    (left,) = mongodb_database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
+    assert "expire_at" not in left
+    store.settle([SettleRequest(held.handle, Settlement.REQUEUE)])
+    until(lambda: not list(mongodb_database["messages"].find({"queue": QUEUE})))
+
+
+def test_message_that_is_too_large(stores: Stores) -> None:
+    store = stores()
+    outcomes = store.put([entry("a"), entry("x" * (16 * 1024 * 1024)), entry("b")])
+    assert [type(each) for each in outcomes] == [type(None), ContentTooLarge, type(None)]
+    assert bodies(store.claim({QUEUE: 9}, 0)) == ["a", "b"]
 
 
 # Queues and exchanges

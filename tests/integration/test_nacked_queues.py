@@ -9,7 +9,7 @@ import gevent
 import pytest
 from amqp import spec
 
-from greenconn import Connection, Queue, publish, publish_many
+from greenconn import Connection, Exchange, Queue, publish, publish_many
 from greenconn.exceptions import BatchPublishError, PublishNacked, PublishTimeout, Unroutable
 from greenconn.publishing import publisher
 from greenconn.publishing.publisher import Target
@@ -100,6 +100,15 @@ def test_a_queue_that_refuses_a_message_twice_is_full(
         publishing.get(timeout=CAME)
 
 
+def test_a_queue_that_has_a_leader_again_takes_the_message(
+    amqp_peer: AmqpPeer, connection: Connection
+) -> None:
+    publishing = begin(amqp_peer, connection)
+    nack(amqp_peer.end)
+    ack(amqp_peer.end)
+    publishing.get(timeout=CAME)
+
+
 def test_a_queue_without_a_leader_is_waited_for(
     amqp_peer: AmqpPeer, connection: Connection
 ) -> None:
@@ -145,6 +154,16 @@ def test_a_message_that_its_queue_is_too_small_for(
             for _ in range(2):  # a quorum queue takes one above its bounds
                 publish(queue, "x" * 1000, connection=connection)
         queue(connection).delete()
+
+
+def test_a_message_to_an_exchange_is_not_sent_again(
+    amqp_peer: AmqpPeer, connection: Connection
+) -> None:
+    """Other queues of the exchange may have taken it."""
+    publishing = begin(amqp_peer, connection, target=Exchange("events", "fanout"))
+    nack(amqp_peer.end)
+    with pytest.raises(PublishNacked):
+        publishing.get(timeout=CAME)
 
 
 @pytest.mark.parametrize("is_full", [False, True], ids=["has a leader", "full"])

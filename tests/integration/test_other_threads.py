@@ -1,8 +1,13 @@
-"""What touches the hub, called from a native thread that it does not belong to."""
+"""All that a program can call, called from a native thread that it does not belong to.
+
+Each public name of the classes below is in one of two tables: what touches the hub and so raises
+``WrongHub``, or what may be asked anywhere.  A name that is in neither fails the test: decide.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from inspect import getattr_static, isfunction
 from typing import Any
 
 import gevent
@@ -13,15 +18,20 @@ import greenconn
 from greenconn import (
     Connection,
     Consumer,
+    ConsumerGreenlet,
     Exchange,
     Producer,
     Queue,
+    abc,
     pools,
     rpc,
 )
 from greenconn.exceptions import WrongHub
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
+from greenconn.pools import ProducerPool
+from greenconn.resource import ChannelPool, ConnectionPool
+from greenconn.simple import SimpleQueue
 from greenconn.transport import memory
 
 SOON = 30.0
@@ -61,6 +71,34 @@ CONNECTION: Calls = {
     "SimpleBuffer": lambda each: each.SimpleBuffer("other-thread"),
     "SimpleQueue": lambda each: each.SimpleQueue("other-thread"),
 }
+#: Parameters, and what is made without a broker: a pool has clones, which are that thread's.
+CONNECTION_ANYWHERE = {
+    "Pool",
+    "as_uri",
+    "channel_errors",
+    "clone",
+    "completes_cycle",
+    "connected",
+    "connection_errors",
+    "create_transport",
+    "get_manager",
+    "get_transport_cls",
+    "host",
+    "info",
+    "is_evented",
+    "is_reusable",
+    "lend",
+    "manager",
+    "maybe_close_channel",
+    "ready_channel",
+    "recoverable_channel_errors",
+    "recoverable_connection_errors",
+    "revive",
+    "session",
+    "supports_exchange_type",
+    "supports_heartbeats",
+    "transport",
+}
 
 CHANNEL: Calls = {
     "basic_ack": lambda each: each.basic_ack(1),
@@ -87,11 +125,32 @@ CHANNEL: Calls = {
     "queue_purge": lambda each: each.queue_purge("q"),
     "queue_unbind": lambda each: each.queue_unbind("q", "amq.direct", "q"),
 }
+CHANNEL_ANYWHERE = {
+    "after_reply_message_received",
+    "connection",
+    "events",
+    "is_open",
+    "message_to_python",
+    "no_ack_consumers",
+    "prepare_message",
+    "prepare_queue_arguments",
+}
 
 PRODUCER: Calls = {
     "declare": lambda each: each.declare(),
     "maybe_declare": lambda each: each.maybe_declare(Queue("other-thread")),
     "publish": lambda each: each.publish("x", routing_key="other-thread"),
+}
+PRODUCER_ANYWHERE = {
+    "batch",
+    "channel",
+    "close",
+    "connection",
+    "lend_again",  # for pools, which check the thread
+    "mark_released",
+    "release",
+    "revive",
+    "supports_batch_publish",
 }
 
 CONSUMER: Calls = {
@@ -106,6 +165,16 @@ CONSUMER: Calls = {
     "qos": lambda each: each.qos(0, 1),
     "recover": lambda each: each.recover(requeue=True),
 }
+CONSUMER_ANYWHERE = {
+    "channel",
+    "check_callbacks",
+    "connection",
+    "consuming_from",
+    "queues",
+    "receive",
+    "register_callback",
+    "revive",
+}
 
 POOL: Calls = {
     "acquire": lambda each: each.acquire(),
@@ -117,6 +186,27 @@ CONNECTION_POOL: Calls = {
     "acquire_channel": lambda each: each.acquire_channel().__enter__(),
 }
 PRODUCER_POOL: Calls = POOL
+#: Numbers, and what pools do among themselves with what ``acquire`` has checked.
+POOL_ANYWHERE = {"holders", "limit", "name", "stats"}
+POOL_OWN = {
+    "close_resource",
+    "collect_resource",
+    "create_producer",
+    "evict",
+    "expire",
+    "facade",
+    "forget",
+    "is_alive",
+    "lend_to_pool",
+    "new",
+    "prepare",
+    "release",
+    "release_resource",
+    "replace",
+    "returned",
+    "setup",
+    "take_back",
+}
 
 SIMPLE: Calls = {
     "clear": lambda each: each.clear(),
@@ -126,6 +216,7 @@ SIMPLE: Calls = {
     "put": lambda each: each.put("x"),
     "qsize": lambda each: each.qsize(),
 }
+SIMPLE_ANYWHERE = {"channel", "forget", "queue"}
 
 GREENLET: Calls = {
     "get": lambda each: each.get(timeout=0.1),
@@ -139,7 +230,19 @@ GREENLET: Calls = {
     "throw": lambda each: each.throw(),
     "wait_ready": lambda each: each.wait_ready(0.1),
 }
+GREENLET_ANYWHERE = {"runs_here", "state", "stats", "unsettled"}
 
+TABLES: Mapping[type[Any], tuple[Calls, set[str]]] = {
+    Connection: (CONNECTION, CONNECTION_ANYWHERE),
+    abc.Channel: (CHANNEL, CHANNEL_ANYWHERE),
+    Producer: (PRODUCER, PRODUCER_ANYWHERE),
+    Consumer: (CONSUMER, CONSUMER_ANYWHERE),
+    ConnectionPool: (CONNECTION_POOL, POOL_ANYWHERE | POOL_OWN),
+    ChannelPool: (POOL, POOL_ANYWHERE | POOL_OWN),
+    ProducerPool: (PRODUCER_POOL, POOL_ANYWHERE | POOL_OWN),
+    SimpleQueue: (SIMPLE, SIMPLE_ANYWHERE),
+    ConsumerGreenlet: (GREENLET, GREENLET_ANYWHERE),
+}
 
 FUNCTIONS: Mapping[str, Callable[[Connection, str], Any]] = {
     "publish": lambda connection, queue: greenconn.publish(queue, "x", connection=connection),
@@ -158,12 +261,60 @@ FUNCTIONS: Mapping[str, Callable[[Connection, str], Any]] = {
     ).count(),
     "eventloop": lambda connection, queue: next(greenconn.eventloop(connection, timeout=0.1)),
 }
+#: Those of the thread that asks, or no functions of a connection.
+FUNCTIONS_ANYWHERE = {
+    "App",
+    "BrokerConnection",
+    "Connection",
+    "Consumer",
+    "ConsumerGreenlet",
+    "Exchange",
+    "FileOffsets",
+    "Listener",
+    "Message",
+    "Producer",
+    "Queue",
+    "QueueOffsets",
+    "Retry",
+    "SuperStream",
+    "add_listener",
+    "binding",
+    "configure",
+    "disable_insecure_serializers",
+    "enable_insecure_serializers",
+    "parse_url",
+    "remove_listener",
+    "stop_consumers",
+    "uuid",
+    "version_info_t",
+}
 
 
 class _Loop:
     """An event loop that nobody runs."""
 
     def add_reader(self, descriptor: int, callback: Callable[[], Any]) -> None: ...
+
+
+@pytest.mark.parametrize("cls", TABLES, ids=lambda cls: cls.__name__)
+def test_each_public_name_is_decided(cls: type[Any]) -> None:
+    calls, anywhere = TABLES[cls]
+    names = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("greenconn"):
+            for name in vars(base):
+                value = getattr_static(cls, name)
+                if not name.startswith("_") and (isfunction(value) or isinstance(value, property)):
+                    names.add(name)
+    assert names - calls.keys() - anywhere == set()
+    assert not calls.keys() & anywhere
+
+
+def test_each_function_is_decided() -> None:
+    names = {name for name in greenconn.__all__ if callable(getattr(greenconn, name))}
+    names -= {"connections", "producers"}  # groups of pools
+    names |= {f"rpc.{name}" for name in rpc.__all__}
+    assert names == FUNCTIONS.keys() | FUNCTIONS_ANYWHERE
 
 
 @pytest.fixture(params=["amqp", "redis", "memory", "sqlite"])

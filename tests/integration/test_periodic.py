@@ -18,6 +18,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn import App
+from greenconn.service.periodic import periodic_queue
 from tests.fix_wires import until
 from tests.integration.gunicorn import serving
 from tests.integration.processes import ROOT, Running, start
@@ -275,6 +276,53 @@ def app(amqp_url: str) -> Iterator[App]:
     app.connection.close()
 
 
+def test_a_connection_that_is_closed_under_the_leader(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App(sqlite_url)
+    made: list[int] = []
+    app.every(0.2)(lambda: made.append(1))
+    app.start()
+    until(lambda: bool(made))
+    assert app.connection is not None
+    app.connection.close()
+    until(lambda: not app.consumers)
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
+def test_a_deleted_queue_begins_anew(
+    app: App, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is published for most of a period after a call.  RabbitMQ 3.10 may keep, and serve no
+    # longer, the consumer of a quorum queue that is declared again the moment it was deleted.
+    monkeypatch.setattr("greenconn.service.periodic.RENEWAL_INTERVAL", 2.0)
+    monkeypatch.setattr("greenconn.service.periodic.LOOK", 0.1)
+    made: list[int] = []
+    app.every(0.8, name=unique)(lambda: made.append(1))
+    app.start()
+    until(lambda: len(made) >= 1)
+    connection = app.connection
+    assert connection is not None
+    queue = periodic_queue(unique, connection)
+    for _ in range(2):
+        count = len(made)
+        until(lambda: len(made) > count)  # noqa: B023 - it is called at once
+        connection.default_channel.queue_delete(queue.name)
+        until(lambda: len(made) >= count + 3)  # noqa: B023 - it is called at once
+
+
+def test_a_lost_connection_is_recovered(app: App, unique: str) -> None:
+    made: list[int] = []
+    app.every(0.2, name=unique)(lambda: made.append(1))
+    app.start()
+    connection = app.connection
+    assert connection is not None
+    for _ in range(3):
+        count = len(made)
+        until(lambda: len(made) >= count + 2)  # noqa: B023 - it is called at once
+        connection.session.life.link.end(ConnectionResetError("cut"))
+
+
 @pytest.mark.parametrize("kind", ["amqp", "redis"])
 def test_a_leader_whose_connection_ends_during_a_call(
     request: pytest.FixtureRequest, kind: str, unique: str, caplog: pytest.LogCaptureFixture
@@ -308,6 +356,15 @@ def test_a_leader_whose_connection_ends_during_a_call(
         assert app.connection is not None
         app.connection.close()
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+
+
+def test_a_transport_that_elects_nobody(tmp_path: Path) -> None:
+    app = App("SQS://")
+    app.every(60, name="tick")(lambda: None)
+    with pytest.raises(
+        ValueError, match=r"transport 'sqs' cannot say which process .* use RabbitMQ"
+    ):
+        app.start()
 
 
 def test_one_process_of_several_under_the_manager(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn import Connection
+from greenconn.exceptions import InconsistencyError
 from greenconn.green.hub import yield_to_hub
 from greenconn.pidbox import Mailbox, Node
 from greenconn.transport import memory
@@ -72,6 +74,10 @@ def test_all_nodes_reply(mailbox: Mailbox, node: MakeNode) -> None:
     replies = mailbox.multi_call("add", {"x": 1, "y": 2}, timeout=20, limit=2, callback=seen.append)
     assert sorted(replies, key=str) == [{"a": 3}, {"b": 3}]
     assert seen == replies
+
+
+def test_what_no_node_answers_ends_in_time(mailbox: Mailbox) -> None:
+    assert mailbox.multi_call("add", timeout=0.05) == []
 
 
 def test_an_error_is_a_reply(
@@ -180,3 +186,19 @@ def test_a_command_that_cannot_be_decoded_is_logged(
     assert mailbox.call(["a"], "add", {"x": 1, "y": 1}, timeout=20) == [{"a": 2}]
     errors = [record.name for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ["greenconn.pidbox"] * 2
+
+
+def test_a_second_node_of_the_same_name_is_reported(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as one, Connection(amqp_url) as other:
+        mailbox = Mailbox(unique)
+        first = mailbox(one).Node("a", channel=one.channel())
+        first.listen()
+        second = mailbox(other).Node("a", channel=other.channel())
+        with pytest.raises(InconsistencyError, match="already using this process mailbox"):
+            second.listen()
+        # On the same connection the queue can be shared; a warning says so.
+        third = mailbox(one).Node("a", channel=one.channel())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            third.listen()
+        assert "already using" in str(caught[0].message)

@@ -54,6 +54,19 @@ def test_a_refusal_is_raised_and_not_repeated(
     assert tries == []
 
 
+def test_who_listens_to_returns_learns_of_them_after_a_reconnect(relay: Relay, unique: str) -> None:
+    returned: list[Any] = []
+    with Connection(relay.url) as connection:
+        producer = Producer(
+            connection.channel(), on_return=lambda exc, *rest: returned.append(rest[-1].body)
+        )
+        for number in range(3):
+            producer.publish(str(number), unique, mandatory=True, retry=True, retry_policy=POLICY)
+            connection.drain_events(timeout=SOON)
+            lose(connection, relay)
+    assert returned == ["0", "1", "2"]
+
+
 def test_a_message_that_was_under_way_is_sent_again_while_its_caller_waits(
     connection: Connection, relay: Relay, unique: str
 ) -> None:

@@ -13,7 +13,9 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import (
+    BatchPublishError,
     ConnectionBlocked,
+    EncodeError,
     NotFound,
     PreconditionFailed,
     PublishNacked,
@@ -107,6 +109,15 @@ def test_an_exclusive_queue_of_another_connection_may_be_published_to(
     connection.default_channel.queue_declare(unique, exclusive=True)
     greenconn.publish(unique, "mine", connection=connection, declare=True)
     assert bodies_in(connection, unique) == ["mine"]
+
+
+def test_a_queue_object_is_declared_with_its_bindings(
+    connection: Connection, queue: str, exchange: str
+) -> None:
+    bound = Queue(queue, Exchange(exchange), routing_key="k", max_length=5)
+    greenconn.publish(bound, "direct", connection=connection, declare=True)
+    greenconn.publish(Exchange(exchange), "bound", routing_key="k", connection=connection)
+    assert bodies_in(connection, queue) == ["direct", "bound"]
 
 
 def test_other_arguments_than_the_queue_has_are_named(connection: Connection, queue: str) -> None:
@@ -212,6 +223,40 @@ def test_only_the_culprits_are_refused(connection: Connection, queue: str, long:
         assert good <= set(found)
 
 
+def test_many_greenlets_share_one_channel(connection: Connection, queue: str, long: bool) -> None:
+    greenconn.publish(queue, "first", connection=connection, declare=True)
+    link = publishing_link(connection)
+    before = set(link.channels)
+    number = 1000 if long else 100
+    assert not run_together(connection, [(queue, each, {}) for each in range(number)])
+    assert set(link.channels) == before
+    assert sorted(bodies_in(connection, queue)[1:]) == list(range(number))
+
+
+def test_absent_names_share_few_channels(connection: Connection, unique: str, long: bool) -> None:
+    names = [f"{unique}-{number}" for number in range(1000 if long else 200)]
+    connection.connect()
+    greenconn.publish(names[0], 0, connection=connection, declare=True)
+    link = publishing_link(connection)
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, len(link.channels))
+            gevent.sleep(0.001)
+
+    watcher = gevent.spawn(watch)
+    errors = run_together(connection, [(name, name, {"timeout": None}) for name in names])
+    watcher.kill()
+    assert not errors
+    # Two more: channel 0, or the default one, and the one that publishes.
+    assert most <= 8 + 3
+    for name in names:
+        assert bodies_in(connection, name)[-1] == name
+        connection.default_channel.queue_delete(name)
+
+
 @pytest.mark.parametrize("target_of", [str, Queue])
 def test_publishers_interrupted_anywhere_leave_everything_whole(
     connection: Connection, unique: str, target_of: Callable[[str], Any]
@@ -237,6 +282,13 @@ def test_publishers_interrupted_anywhere_leave_everything_whole(
         connection.default_channel.queue_delete(name)
 
 
+def test_bodies_that_cannot_be_encoded_reach_nobody(connection: Connection, queue: str) -> None:
+    with pytest.raises(EncodeError):
+        greenconn.publish(queue, object(), connection=connection, declare=True)
+    greenconn.publish(queue, 1, connection=connection, declare=True)
+    assert bodies_in(connection, queue) == [1]
+
+
 # Batches
 
 
@@ -250,6 +302,42 @@ def test_a_batch_keeps_its_order(connection: Connection, queue: str, long: bool)
     if not long:
         assert bodies_in(connection, queue) == list(range(number))
     assert greenconn.publish_many(queue, [], connection=connection, declare=True) == 0
+
+
+def test_the_errors_of_a_batch_are_by_position(connection: Connection, queue: str) -> None:
+    skip_unbounded(connection)
+    full = Queue(queue, queue_arguments={"x-max-length": 3, "x-overflow": "reject-publish"})
+    with pytest.raises(BatchPublishError, match="2 of 5 messages were not published") as caught:
+        greenconn.publish_many(full, range(5), connection=connection, declare=True)
+    assert sorted(caught.value.failed) == [3, 4]
+    assert all(isinstance(exc, PublishNacked) for exc in caught.value.failed.values())
+    assert caught.value.taken == 5
+    assert bodies_in(connection, queue) == [0, 1, 2]
+
+
+def test_a_body_of_a_batch_that_cannot_be_encoded_is_left_out(
+    connection: Connection, queue: str
+) -> None:
+    with pytest.raises(BatchPublishError) as caught:
+        greenconn.publish_many(queue, [0, object(), 2], connection=connection, declare=True)
+    assert isinstance(caught.value.failed[1], EncodeError)
+    assert list(caught.value.failed) == [1]
+    assert bodies_in(connection, queue) == [0, 2]
+
+
+def test_a_batch_that_closes_its_channel_goes_on_one_by_one(
+    connection: Connection, queue: str
+) -> None:
+    target = Exchange("greenconn-test-nowhere", no_declare=True)
+    others = gevent.spawn(
+        greenconn.publish_many, queue, range(500), connection=connection, timeout=WAIT, declare=True
+    )
+    with pytest.raises(BatchPublishError) as caught:
+        greenconn.publish_many(target, range(20), connection=connection, declare=True)
+    assert [type(exc) for exc in caught.value.failed.values()] == [PublishRefused] * 20
+    assert others.get(timeout=WAIT) == 500
+    found = bodies_in(connection, queue)
+    assert set(found) == set(range(500))
 
 
 # Brokers that go away

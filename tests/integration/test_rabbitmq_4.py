@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import gevent
 import pytest
 from amqp import spec
 
 from greenconn.connection import Connection
-from greenconn.exceptions import NotAllowed, OperationalError
+from greenconn.exceptions import InternalError, NotAllowed, OperationalError
+from greenconn.publishing import publish
 from greenconn.transport.amqp.handshake import with_remedy
 from greenconn.worker import spawn_consumer
-from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd
+from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Method
+from tests.fix_wires import until
 
 CAME = 20.0
 DENIED = (
     "INTERNAL_ERROR - Feature `{}` is deprecated.\n"
     "By default, this feature is not permitted anymore."
 )
+
+
+def refusing(peer: AmqpPeer, method: Method, text: str) -> None:
+    """Have the server end its connections at *method*, as RabbitMQ does."""
+    peer.prepare = lambda end: end.refused.update({method: (541, text)})
+
+
+def test_a_prefetch_for_the_channel(amqp_peer: AmqpPeer) -> None:
+    refusing(amqp_peer, spec.Basic.Qos, DENIED.format("global_qos"))
+    with (
+        Connection(amqp_peer.url) as connection,
+        pytest.raises(InternalError, match="without apply_global"),
+    ):
+        connection.default_channel.basic_qos(0, 10, True)
 
 
 def test_frames_that_are_too_small(amqp_peers: AmqpPeers) -> None:
@@ -84,6 +101,22 @@ def is_back(end: BrokerEnd) -> None:
     end.answers[spec.Queue.Declare] = (spec.Queue.DeclareOk, "sll", "orders", 0, 0)
 
 
+def test_a_publish_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
+    with_a_queue_that_is_away(amqp_peer)
+    with Connection(amqp_peer.url) as connection:
+        publishing = gevent.spawn(
+            publish, "orders", 1, connection=connection, timeout=CAME, declare=True
+        )
+        until(lambda: amqp_peer.ends)
+        end = amqp_peer.end
+        for _ in range(3):
+            end.expect(spec.Queue.Declare)
+        is_back(end)
+        channel = end.expect(spec.Basic.Publish)[0]
+        end.method(channel, spec.Basic.Ack, "Lb", 1, False)
+        publishing.get(timeout=CAME)
+
+
 def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
     with_a_queue_that_is_away(amqp_peer)
     with Connection(amqp_peer.url) as connection:
@@ -98,6 +131,34 @@ def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: Amqp
         end.method(channel, spec.Basic.ConsumeOk, "s", tag)
         assert consumer.wait_ready(CAME)
         end.answers[spec.Basic.Cancel] = (spec.Basic.CancelOk, "s", tag)
+
+
+def test_a_consumer_waits_for_the_replica_of_a_stream(
+    amqp_peer: AmqpPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "stream queue 'orders' in vhost '/' does not have a running replica on the local node"
+    closed = (spec.Channel.Close, "BsBB", 406, f"PRECONDITION_FAILED - {words}", 60, 20)
+    declared = (spec.Queue.DeclareOk, "sll", "orders", 0, 0)
+    amqp_peer.prepare = lambda end: end.answers.update(
+        {
+            spec.Basic.Qos: (spec.Basic.QosOk,),
+            spec.Queue.Declare: declared,
+            spec.Basic.Consume: closed,
+        }
+    )
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        end = amqp_peer.end
+        consumer = spawn_consumer("orders", print, connection=connection, offset="first")
+        for _ in range(4):
+            end.expect(spec.Basic.Consume)
+        del end.answers[spec.Basic.Consume]
+        channel, _, arguments, _ = end.expect(spec.Basic.Consume)
+        tag = arguments[10 : 10 + arguments[9]].decode()
+        end.method(channel, spec.Basic.ConsumeOk, "s", tag)
+        assert consumer.wait_ready(CAME)
+        end.answers[spec.Basic.Cancel] = (spec.Basic.CancelOk, "s", tag)
+    assert words in caplog.text
 
 
 @pytest.mark.parametrize(

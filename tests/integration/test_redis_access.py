@@ -13,6 +13,7 @@ from redis import exceptions
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import OperationalError
+from greenconn.transport.redis.errors import NotRedis
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -112,6 +113,17 @@ def test_the_documented_commands_are_enough(own_redis: RedisServer, at_server: C
     assert sorted(program(own_redis.url.replace("//", "//app:password@"))) == [1, 2, 3]
 
 
+def test_other_keys_are_out_of_reach(own_redis: RedisServer, at_server: Control) -> None:
+    user(at_server)
+    url = own_redis.url.replace("//", "//app:password@")
+    with (
+        Connection(url) as connection,
+        pytest.raises(OperationalError, match=r"docs/redis\.rst") as caught,
+    ):
+        greenconn.publish("q", 1, connection=connection, declare=True)
+    assert isinstance(caught.value.__cause__, exceptions.NoPermissionError)
+
+
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each not in DISPENSABLE])
 def test_one_command_less_is_named(
     command: str, own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
@@ -132,6 +144,15 @@ def test_one_command_less_is_named(
         return
     waiting = at_server("LLEN", "app:plain") + at_server("HLEN", "app:unacked")
     assert waiting <= 2
+
+
+@pytest.mark.parametrize("command", sorted(DISPENSABLE & set(COMMANDS)))
+def test_what_a_user_can_do_without(
+    command: str, own_redis: RedisServer, at_server: Control
+) -> None:
+    user(at_server, f"-{command}")
+    url = own_redis.url.replace("//", "//app:password@")
+    assert sorted(program(url)) == [1, 2, 3]
 
 
 def test_flushed_scripts_that_may_not_be_loaded(
@@ -200,3 +221,23 @@ def test_delayed_message_out_of_reach_holds_up_no_other(
             until(lambda: got == [1])
             assert consumer.stop(SOON)
             assert at_server("ZCARD", "greenconn.delayed") == 2
+
+
+def test_connection_may_end_in_any_way_while_delayed_messages_are_moved(
+    own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Connection(own_redis.url) as connection:
+        connection.connect()
+        partition = connection.connection.placement.partition("")
+        delays, pipeline = partition.delays, partition.commands.pipeline
+        at_server("CLIENT", "PAUSE", 60_000, "WRITE")
+        try:
+            delays.expect(0.0)
+            greenlet = delays._moving.greenlet
+            assert greenlet is not None
+            until(lambda: pipeline._callbacks)
+            pipeline.end(NotRedis("no protocol"))
+            greenlet.join(SOON)
+        finally:
+            at_server("CLIENT", "UNPAUSE")
+    assert "failed" not in caplog.text

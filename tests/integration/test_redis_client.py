@@ -9,9 +9,10 @@ import gevent
 import pytest
 import redis
 from gevent import monkey
+from gevent.threadpool import ThreadPool
 
 from greenconn import Connection
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.exceptions import RecoverableConnectionError, WrongHub
 from tests.brokers.redis_server import RedisServer
 from tests.fix_tls import CERTS, TlsFront
 from tests.fix_wires import until
@@ -121,6 +122,21 @@ def test_killed_greenlet_leaves_a_sound_client(opened: Opened) -> None:
     assert [client.get("a") for _ in range(3)] == [b"b"] * 3
 
 
+def test_subscriptions(opened: Opened) -> None:
+    client = opened(global_keyprefix="app:").client
+    with client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("news")
+        listener.psubscribe("w*")
+        assert listener.get_message(timeout=0) is None  # or what is not shown
+        until(lambda: client.publish("news", 1) and client.publish("weather", "rain"))
+        got: dict[bytes, bytes] = {}
+        with gevent.Timeout(SOON):
+            while len(got) < 2:
+                message = listener.get_message(timeout=1)
+                got |= {message["channel"]: message["data"]} if message else {}
+    assert got == {b"news": b"1", b"weather": b"rain"}
+
+
 def test_a_connection_that_the_server_has_closed_is_opened_anew(opened: Opened) -> None:
     channel = opened(client_name="mine")
     client = channel.client
@@ -144,6 +160,22 @@ def test_it_ends_with_its_connection(opened: Opened) -> None:
         client.ping()
     with pytest.raises(RecoverableConnectionError):
         _ = channel.client
+
+
+def test_another_thread_is_refused(opened: Opened) -> None:
+    client = opened().client
+
+    def use() -> Any:
+        try:
+            return client.ping()
+        except WrongHub as exc:
+            return exc
+
+    pool = ThreadPool(1)
+    try:
+        assert isinstance(pool.spawn(use).get(timeout=SOON), WrongHub)
+    finally:
+        pool.kill()
 
 
 def test_what_cannot_be_says_so(opened: Opened, patched: bool) -> None:

@@ -112,3 +112,16 @@ def test_what_programs_of_kombu_hold_is_theirs(
         assert at_server("HLEN", "unacked") == 1
         message.ack()
         assert consumer.stop(SOON)
+
+
+def test_an_exclusive_queue_is_its_owners(
+    stepped_redis: SteppedRedis, connection: Connection
+) -> None:
+    connection.default_channel.queue_declare("own", exclusive=True)
+    with Connection(stepped_redis.url, transport_options={"lease": LEASE}) as other:
+        stepped_redis.set_clock(HOUR)
+        with pytest.raises(greenconn.exceptions.ResourceLocked):
+            other.channel().queue_declare("own", exclusive=True)
+        assert other.connection.placement.partition("").sweeper.sweep() == 0
+        with pytest.raises(greenconn.exceptions.ResourceLocked):
+            other.channel().queue_declare("own", exclusive=True)

@@ -27,7 +27,7 @@ from greenconn.transport.redis.nodes import SlotPipeline
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
 from greenconn.transport.redis.shards import glob
 from tests.brokers.packages import NoBroker
-from tests.brokers.redis_cluster import RedisCluster
+from tests.brokers.redis_cluster import ClusterNode, RedisCluster
 from tests.fix_brokers import Brokers
 from tests.fix_tls import CERTS
 from tests.fix_wires import until
@@ -290,6 +290,18 @@ def test_fan_out_reaches_all(
         assert [Counter(each) for each in audience.got] == [Counter(map(str, range(10)))] * 2
 
 
+@pytest.mark.parametrize("sharding", ["off", "on"])
+def test_fan_out_by_patterns_of_keys(redis_cluster_url: str, unique: str, sharding: str) -> None:
+    keys = ["", "a.#", "a.b", "#"]
+    with Audience(redis_cluster_url, unique, keys, [sharding] * 4) as audience:
+        for key in ("", "a.b", "a.c", "b", "end"):
+            audience.say(key, audience.connections[0], key)
+        audience.say("last", audience.connections[0], "a.b")
+        until(lambda: all("last" in got for got in audience.got), SOON)
+    all_keys = ["", "a.b", "a.c", "b", "end", "last"]
+    assert audience.got == [all_keys, ["a.b", "a.c", "last"], ["a.b", "last"], all_keys[1:]]
+
+
 def test_patterns_mean_what_they_mean_to_the_server(
     redis_url: str, unique: str, request: pytest.FixtureRequest, long: bool
 ) -> None:
@@ -305,6 +317,11 @@ def test_patterns_mean_what_they_mean_to_the_server(
             matching = glob((unique + pattern).encode()).fullmatch
             assert {unique + each for each in names if matching((unique + each).encode())} == found
         client.delete(*(unique + name for name in names))
+
+
+def is_owner(cluster: RedisCluster, slot: int, node: ClusterNode) -> bool:
+    """Return whether the cluster knows that a node serves a slot.  May switch."""
+    return cluster.owner_of(slot) is node
 
 
 def has_gaps(caplog: pytest.LogCaptureFixture, count: int) -> bool:
@@ -380,6 +397,23 @@ def test_sharded_fan_out_with_the_documented_channels(
     finally:
         for node in redis_cluster.nodes:
             node.ask("ACL", "DELUSER", "app")
+
+
+def test_a_shard_channel_is_followed_to_another_node(
+    own_redis_cluster: RedisCluster, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = own_redis_cluster
+    slot = slot_of(unique)
+    with Audience(cluster.urls, unique, ["", ""], ["on", "on"]) as audience:
+        for number in range(3):
+            source = cluster.owner_of(slot)
+            target = next(each for each in cluster.masters if each is not source)
+            cluster.move(slot, target)
+            until(partial(is_owner, cluster, slot, target), SOON)
+            for got in audience.got:
+                got.clear()
+            audience.await_again()
+            until(partial(has_gaps, caplog, 2 * (number + 1)), SOON)
 
 
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["killed", "frozen"])
@@ -497,6 +531,26 @@ def test_a_publish_window(redis_cluster: RedisCluster, unique: str) -> None:
         closed.close()
         call(channel.flush)
         assert reported == 4
+
+
+def test_a_lost_node_is_reported_by_the_window(redis_cluster: RedisCluster, unique: str) -> None:
+    options = {**OPTIONS, "publish_window": 16}
+    with Connection(redis_cluster.url, transport_options=options) as connection:
+        channel: Any = connection.channel()
+        channel.basic_publish(channel.prepare_message("x"), "", unique)
+        channel.flush()
+        for _ in range(8):
+            channel.basic_publish(channel.prepare_message("x"), "", unique)
+        placement = placement_of(connection)
+        pipeline = placement.of(unique).commands.pipeline
+        assert isinstance(pipeline, SlotPipeline)
+        assert pipeline.node is not None
+        pipeline.node.end(LinkLost("as if it had been cut"))
+        with pytest.raises(PublishTimeout, match=r"8 publishes .* were not confirmed") as caught:
+            channel.flush()
+        assert caught.value.maybe_delivered
+        channel.basic_publish(channel.prepare_message("x"), "", unique)
+        channel.flush()
 
 
 def test_tls(brokers: Brokers, unique: str) -> None:

@@ -10,7 +10,7 @@ from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn.connection import Connection
-from greenconn.entity import Queue
+from greenconn.entity import Exchange, Queue
 
 SOON = 30.0
 DELAYED = "greenconn.delayed"
@@ -76,6 +76,21 @@ def test_earlier_one_of_a_publisher_that_has_ended_is_in_time(
         assert consumer.stop(SOON)
 
 
+def test_publisher_that_waits_moves_what_another_one_brings(redis_url: str, unique: str) -> None:
+    options: dict[str, Any] = {"global_keyprefix": f"{unique}."}
+    with Connection(redis_url, transport_options=options) as connection:
+        channel = connection.channel()
+        Queue(unique)(channel).declare()
+        brought_by_another(redis_url, options, unique, before=0.3)
+        greenconn.publish(unique, "own", connection=connection, delay=3600)
+        with gevent.Timeout(SOON):
+            while channel.client.llen(unique) < 1:
+                gevent.sleep(0.01)
+            brought_by_another(redis_url, options, unique, after=0.3)
+            while channel.client.llen(unique) < 2:
+                gevent.sleep(0.01)
+
+
 def test_many_are_moved_in_their_order(connection: Connection, unique: str) -> None:
     consumer, came = consumed(connection, unique)
     bodies = list(range(500))
@@ -111,4 +126,20 @@ def test_key_of_another_kind_holds_up_no_other(connection: Connection, unique: s
     producer.publish("good", routing_key=unique, delay=0.2)
     assert came.get(timeout=SOON) == "good"
     assert client.zcard(DELAYED) == 1
+    assert consumer.stop(SOON)
+
+
+def test_broadcast_is_refused(connection: Connection, unique: str) -> None:
+    exchange = Exchange(unique, "fanout")
+    consumer, _ = consumed(connection, Queue(f"{unique}-q", exchange))
+    with pytest.raises(ValueError, match="delay must be None for fan-out exchange"):
+        greenconn.publish(exchange, "x", connection=connection, delay=1)
+    assert consumer.stop(SOON)
+
+
+def test_keys_hold_any_bytes(connection: Connection, unique: str) -> None:
+    name = f"{unique}:1:2:ü\n%d"
+    consumer, came = consumed(connection, name)
+    greenconn.publish(name, "ü\0", connection=connection, delay=0.05, priority=9)
+    assert came.get(timeout=SOON) == "ü\0"
     assert consumer.stop(SOON)

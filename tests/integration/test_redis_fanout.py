@@ -17,6 +17,21 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 
 
+@pytest.mark.full
+def test_fanout_without_pushes(redis_with: RedisFactory) -> None:
+    server = redis_with("--rename-command", "HELLO", "")
+    got: list[Any] = []
+    with Connection(server.url) as connection:
+        queue = greenconn.Queue("f", greenconn.Exchange("fx", "fanout"))
+        consumer = greenconn.spawn_consumer(
+            queue, lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        Producer(connection, greenconn.Exchange("fx", "fanout")).publish("x")
+        until(lambda: got)
+        assert consumer.stop(SOON)
+
+
 def test_fanout_reports_gaps(redis_with: RedisFactory) -> None:
     server = redis_with()
     got: list[Any] = []

@@ -13,11 +13,12 @@ from redis import exceptions
 
 import greenconn
 from greenconn import Connection, Queue
-from greenconn.exceptions import PublishTimeout, RecoverableConnectionError
+from greenconn.exceptions import AccessRefused, PublishTimeout, RecoverableConnectionError
 from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_brokers import RedisFactory
+from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control, control
@@ -190,3 +191,43 @@ def test_full_memory_keeps_nobody_from_requeueing(redis_with: RedisFactory) -> N
         consumer.resume()
         until(lambda: done == ["all there is"])
         assert consumer.stop(SOON)
+
+
+def test_auto_delete_queue_goes_though_scripts_were_flushed(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    with Connection(server.url) as connection, control(server.url) as at_server:
+        consumers = [
+            greenconn.spawn_consumer(Queue(name, auto_delete=True), print, connection=connection)
+            for name in ("told the text", "told the digest")
+        ]
+        for consumer in consumers:
+            assert consumer.wait_ready(SOON)
+            assert consumer.stop(SOON)
+            at_server("SCRIPT", "FLUSH")
+        until(lambda: not at_server("EXISTS", "greenconn.queue.told the digest"))
+
+
+def test_server_that_has_no_place_says_so(redis_with: RedisFactory) -> None:
+    server = redis_with("--maxclients", "1")
+    with Connection(server.url) as first, Connection(server.url) as second:
+        first.connect()
+        for _ in range(5):
+            with pytest.raises(RecoverableConnectionError, match="setting 'maxclients'"):
+                second.connect()
+        publish = gevent.spawn(greenconn.publish, "q", 1, connection=second, declare=True)
+        first.close()
+        publish.get(timeout=SOON)
+
+
+def test_server_that_takes_nobody_from_elsewhere_says_so(peer: PeerFactory) -> None:
+    def serve(client: socket.socket) -> None:
+        client.recv(4096)
+        client.sendall(
+            b"-DENIED Redis is running in protected mode because no password is set.\r\n"
+        )
+
+    server = peer(serve)
+    connection = Connection(f"redis://127.0.0.1:{server.port}/0")
+    with connection, pytest.raises(AccessRefused, match="protected mode") as caught:
+        connection.connect()
+    assert "has no password" not in str(caught.value)

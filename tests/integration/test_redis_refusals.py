@@ -17,6 +17,7 @@ from greenconn import Connection, Queue, rpc
 from greenconn.exceptions import (
     AccessRefused,
     FrameError,
+    NotAllowed,
     OperationalError,
     RecoverableConnectionError,
 )
@@ -148,6 +149,22 @@ def test_who_drains_consumes_again_after_a_refusal(revocable: Revocable) -> None
         assert done == [1]
 
 
+def test_a_simple_queue_goes_on_after_a_refusal(revocable: Revocable) -> None:
+    with Connection(revocable.url) as connection:
+        simple = connection.SimpleQueue("q")
+        greenconn.publish("q", 1, connection=revocable.other, declare=True)
+        simple.get(timeout=SOON).ack()
+        revocable.take()
+        greenconn.publish("q", 2, connection=revocable.other, declare=True)
+        with pytest.raises(connection.channel_errors):
+            simple.get(timeout=SOON)
+        revocable.give()
+        message = simple.get(timeout=SOON)
+        assert message.payload == 2
+        message.ack()
+        simple.close()
+
+
 def test_calls_go_on_after_a_refusal(revocable: Revocable) -> None:
     """The channel on which replies come is not taken for a good one."""
     has_come, may_answer = Event(), Event()
@@ -169,6 +186,17 @@ def test_calls_go_on_after_a_refusal(revocable: Revocable) -> None:
         revocable.give()
         assert rpc.call("calls", 2, connection=connection, timeout=SOON) == 2
         assert server.stop(SOON)
+
+
+def test_wrong_database_stops_everybody_at_once(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    began = monotonic()
+    with Connection(server.url_of(4711)) as connection:
+        with pytest.raises(NotAllowed, match="setting 'databases'"):
+            connection.connect()
+        with pytest.raises(OperationalError, match="setting 'databases'"):
+            greenconn.publish("q", 1, connection=connection, declare=True)
+    assert monotonic() - began < AT_ONCE
 
 
 ANSWERS = {

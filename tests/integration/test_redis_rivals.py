@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -17,10 +18,25 @@ from greenconn.transport.redis.maintenance import SWEEPS
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
+from tests.integration.processes import start
 from tests.integration.redis_clients import Control
 
 #: Seconds.
 LEASE = 0.5
+
+REGISTERED = "greenconn.consumers.q"
+
+#: Consumes until it is killed.
+RIVAL = f"""
+import sys
+import greenconn
+
+connection = greenconn.Connection(sys.argv[1], transport_options={{"lease": {LEASE}}})
+consumer = greenconn.spawn_consumer("q", print, connection=connection, prefetch_count=1)
+consumer.wait_ready(30)
+print("ready", flush=True)
+consumer.join()
+"""
 
 
 class Subject:
@@ -97,3 +113,24 @@ def test_rivals_are_counted_when_one_joins_or_leaves(
         with subject(own_redis.url, lease=lease) as second:
             until(lambda: first.has_rivals(1) and second.has_rivals(1))
         until(lambda: first.has_rivals(0))
+
+
+def test_killed_rival_counts_until_its_lease_ends(
+    own_redis: RedisServer, at_server: Control
+) -> None:
+    """It stays registered: its queue may end because of it."""
+    with subject(own_redis.url) as survivor:
+        assert survivor.has_rivals(0)
+        rival = start("-c", RIVAL, own_redis.url)
+        try:
+            assert rival.line() == "ready"
+            until(lambda: survivor.has_rivals(1))
+            rival.signal(signal.SIGKILL)
+        finally:
+            rival.end()
+        until(lambda: survivor.has_rivals(0), 60 * LEASE)
+        (owner,) = set(at_server("HKEYS", REGISTERED)) - {survivor.owner}
+        # As if it had only been paused: it renews its lease.
+        at_server("ZADD", "greenconn.owners", "+inf", owner)
+        until(lambda: survivor.has_rivals(1), 60 * LEASE)
+        at_server("ZREM", "greenconn.owners", owner)

@@ -12,6 +12,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
+from greenconn.messaging import Producer
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisSentinel, RedisServer
 from tests.fix_brokers import Brokers
@@ -220,3 +221,38 @@ def master_of(connection: Connection) -> Any:
 
 def replicas_of(sentinel: RedisSentinel) -> Any:
     return ask(sentinel, "MASTER", "mymaster")[b"num-slaves"]
+
+
+@pytest.mark.full
+def test_a_frozen_sentinel_in_front(sentinel_group: Group) -> None:
+    timeout = 6.0  # of which the frozen one must not take all
+    frozen = sentinel_group.sentinels[0]
+    frozen.pause()
+    try:
+        with Connection(
+            sentinel_group.url, transport_options=OPTIONS, connect_timeout=timeout
+        ) as connection:
+            connection.session.link(Deadline(timeout))
+            assert master_of(connection) == sentinel_group.master.port
+    finally:
+        frozen.resume()
+
+
+@pytest.mark.full
+def test_what_sentinels_do_not_know(sentinel_group: Group) -> None:
+    with (
+        Connection(sentinel_group.url) as connection,
+        pytest.raises(ValueError, match="master_name"),
+    ):
+        connection.connect()
+    for options, why in (
+        ({"master_name": "other"}, "no sentinel names a master 'other'"),
+        ({**OPTIONS, "min_other_sentinels": 3}, "knows only 2 others"),
+    ):
+        connection = Connection(sentinel_group.url, transport_options=options)
+        with connection, pytest.raises(RecoverableConnectionError, match=why):
+            connection.connect()
+    # One that is away is left out.
+    sentinel_group.sentinels[0].kill()
+    with Connection(sentinel_group.url, transport_options=OPTIONS) as connection:
+        Producer(connection).publish("x", routing_key="q")

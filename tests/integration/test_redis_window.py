@@ -6,12 +6,15 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
+from redis import exceptions
 
 from greenconn import Connection
 from greenconn.exceptions import PublishTimeout, RecoverableConnectionError
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
+from tests.integration.contract import SOON
 from tests.integration.redis_clients import Control
 
 WINDOW = 20
@@ -54,6 +57,18 @@ def test_a_lost_server_is_reported_by_the_next_channel(
     assert f"{WINDOW} publishes" in lines[0]
 
 
+def test_the_channel_itself_may_still_be_asked(
+    own_redis: RedisServer, connection: Connection
+) -> None:
+    publish(connection, 1).flush()
+    own_redis.pause()
+    channel = publish(connection, WINDOW)
+    own_redis.kill()
+    own_redis.start()
+    with pytest.raises(PublishTimeout, match=f"{WINDOW} publishes .* were not confirmed"):
+        channel.flush()
+
+
 def test_a_full_server_is_reported_when_the_connection_is_closed(
     own_redis: RedisServer, at_server: Control, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,3 +89,20 @@ def test_a_full_server_is_reported_when_the_connection_is_closed(
     (line,) = [each for each in caplog.messages if "were refused" in each]
     assert "50 publishes" in line
     assert "OOM" in line
+
+
+def test_a_closed_channel_is_asked_for_by_the_next_flush(
+    connection: Connection, at_server: Control
+) -> None:
+    at_server("SET", "wrong", "no list")
+    other: Any = connection.channel()
+    publish(connection, 3, "wrong").close()
+    with pytest.raises(exceptions.ResponseError, match=r"3 earlier publishes .* WRONGTYPE"):
+        other.flush()
+    other.flush()
+    refused = publish(connection, 3, "wrong")
+    gevent.sleep(0)
+    with pytest.raises(exceptions.ResponseError, match=r"3 earlier publishes .* WRONGTYPE"):
+        refused.flush()
+    with gevent.Timeout(SOON):
+        publish(connection, 2 * WINDOW).flush()

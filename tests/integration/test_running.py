@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,19 @@ def test_a_second_signal_interrupts(
         while (message := Queue("steady")(connection).get(no_ack=True)) is None:
             gevent.sleep(0.01)
     assert message.payload["id"] == 1
+
+
+def test_a_signal_to_all_processes_interrupts_none(connection: Connection, runs: Any) -> None:
+    run = runs("steady", "--processes=2")
+    run.line("runs in process")
+    publish(connection, {"id": 1, "seconds": 3})
+    begun = run.line(r"^begun 1 (\d+)")
+    # As systemd does; the manager passes its own on to them.
+    os.kill(int(begun[1]), signal.SIGTERM)
+    run.line("received SIGTERM: stopping")
+    run.running.signal(signal.SIGTERM)
+    assert run.line(r"^handled 1 (\d+)")[1] == begun[1]
+    assert run.ended().code == 0
 
 
 def test_processes_are_restarted_replaced_and_counted(connection: Connection, runs: Any) -> None:
@@ -258,6 +273,28 @@ def test_what_cannot_be_started(
     assert "Traceback" not in outcome.errors
 
 
+def test_without_a_name_it_lists_the_applications(env: dict[str, str], tmp_path: Path) -> None:
+    program = "import os, sys; os.chdir(sys.argv[1]); os.execvp(sys.executable, sys.argv[2:])"
+    command = ["-c", program, str(tmp_path), sys.executable, "-m", "greenconn", "run"]
+    outcome = run(*command, env=env)
+    assert outcome.code == 2
+    assert "no file in this directory makes a greenconn.App" in outcome.errors
+    (tmp_path / "mail.py").write_text("import greenconn\napp = greenconn.App()\n")
+    (tmp_path / "shop.py").write_text("from greenconn import App\nworker = App()\n")
+    outcome = run(*command, env=env)
+    assert outcome.code == 2
+    assert "missing argument 'MODULE[:APP]': found mail:app, shop:worker" in outcome.errors
+
+
+def test_an_error_of_the_application_is_shown(env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import greenconn\nimport a_module_that_is_not_there\n")
+    env["PYTHONPATH"] += f":{tmp_path}"
+    outcome = run("-m", "greenconn", "run", "broken", env=env)
+    assert outcome.code == 3
+    assert "No module named 'a_module_that_is_not_there'" in outcome.errors
+    assert "broken.py" in outcome.errors
+
+
 @pytest.mark.parametrize("address", ["nonsense", "host:port", "70000"])
 def test_a_wrong_address_of_the_probes(env: dict[str, str], address: str) -> None:
     outcome = run("-m", "greenconn", "run", "steady", f"--health={address}", env=env)
@@ -366,3 +403,33 @@ def test_a_process_takes_over_the_probes_of_one_whose_handler_runs(
     pool.kill()
     run.running.signal(signal.SIGQUIT)
     assert run.ended().code == 1
+
+
+def test_the_port_of_a_removed_process_is_closed(runs: Any) -> None:
+    run = runs("steady", "--processes=2", "--health=127.0.0.1:0")
+    urls = {run.line(r"health at (http://127.0.0.1:\d+/health/ready)")[1] for _ in range(2)}
+    pool = threadpool.ThreadPool(1)
+
+    def answering() -> int:
+        return sum(bool(pool.apply(get, (url,))) for url in urls)
+
+    until(lambda: answering() == 2, what="both answer", timeout=SOON)
+    run.running.signal(signal.SIGTTOU)
+    until(lambda: answering() == 1, what="one is closed", timeout=SOON)
+    pool.kill()
+    run.running.signal(signal.SIGTERM)
+    assert run.ended().code == 0
+
+
+def test_a_port_of_the_probes_that_is_in_use(env: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        for processes in (1, 2):
+            outcome = run(
+                *("-m", "greenconn", "run", "steady"),
+                *(f"--health={address}", f"--processes={processes}"),
+                env=env,
+            )
+            assert outcome.code == 3
+            assert f"cannot listen for health probes at {address}: " in outcome.errors
+            assert "Traceback" not in outcome.errors

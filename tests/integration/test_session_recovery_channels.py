@@ -12,16 +12,19 @@ import pytest
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import (
+    NotFound,
+    PreconditionFailed,
     PublishNacked,
     RecoverableConnectionError,
     ResourceError,
+    ResourceLocked,
     Unroutable,
 )
 from greenconn.messaging import Consumer, Producer
 from tests.brokers.rabbitmq import RabbitMQHandle
 from tests.fix_relay import Relay
 from tests.fix_wires import until
-from tests.integration.recovering import SOON, lose, settled
+from tests.integration.recovering import SOON, consumers_of, lose, settled
 
 
 @pytest.fixture
@@ -127,6 +130,36 @@ def test_as_many_channels_as_the_broker_allows(
 
 
 # Errors of channels are not losses
+
+
+@pytest.mark.parametrize("code", [404, 405, 406])
+def test_a_channel_that_the_broker_closed_is_not_recovered(
+    relay: Relay, connection: Connection, other: Connection, unique: str, code: int
+) -> None:
+    consumer = Consumer(connection.channel(), Queue(f"{unique}-2", auto_delete=True))
+    consumer.consume()
+    owner = other.clone()
+    owner.default_channel.queue_declare(f"{unique}-3", exclusive=True)
+    channel = connection.channel()
+    link = connection.session.life.link
+    if code == 404:
+        with pytest.raises(NotFound):
+            channel.queue_declare(f"{unique}-4", passive=True)
+    elif code == 405:
+        with pytest.raises(ResourceLocked):
+            channel.queue_declare(f"{unique}-3", exclusive=True)
+    else:
+        with pytest.raises(PreconditionFailed):
+            channel.queue_declare(unique, durable=False, auto_delete=False)
+    assert not channel.is_open
+    assert connection.session.life.link is link
+    assert consumers_of(other, f"{unique}-2") == 1
+    assert relay.accepted == 1
+    lose(relay, connection)
+    settled(other, f"{unique}-2")
+    with pytest.raises(connection.connection_errors + connection.channel_errors):
+        channel.queue_declare(unique, passive=True)
+    owner.close()
 
 
 def test_a_channel_of_a_former_life_says_so(

@@ -15,6 +15,8 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import (
     ConnectionBlocked,
+    ConnectionError,
+    ConnectionForced,
     OperationalError,
     PublishTimeout,
     RecoverableConnectionError,
@@ -72,6 +74,29 @@ def connections_named(broker: RabbitMQHandle, name: str) -> list[str]:
 
 
 # Ends
+
+
+def test_an_operator_closes_the_connection(
+    rabbitmq: RabbitMQHandle, amqp_url: str, other: Connection, unique: str
+) -> None:
+    options = {"connection_name": unique}
+    with Connection(amqp_url, transport_options=options) as connection:
+        got = consuming(connection, unique)
+        with Recoveries(connection) as recoveries:
+            waiting = [gevent.spawn(connection.drain_events) for _ in range(3)]
+            gevent.sleep(0)
+            [pid] = connections_named(rabbitmq, unique)
+            rabbitmq.ctl("close_connection", pid, "have a break")
+            for each in waiting:
+                with pytest.raises(ConnectionForced, match="have a break"):
+                    each.get(timeout=SOON)
+            recoveries.wait()
+        [again] = connections_named(rabbitmq, unique)
+        assert again != pid
+        settled(other, unique)
+        send(other, unique, "x")
+        drain_until(connection, got, ["x"])
+        assert consumers_of(other, unique) == 1
 
 
 def test_the_first_publish_after_a_long_computation_knows_that_the_connection_was_closed(
@@ -160,6 +185,24 @@ def test_closed_while_it_comes_back(
 
 
 # Others hear of it
+
+
+def test_listeners_hear_in_order(relay: Relay, unique: str) -> None:
+    heard: list[Any] = []
+    with Connection(relay.url) as connection:
+        consuming(connection, unique)
+        connection.on_connection_lost.append(lambda exc: heard.append(("lost", type(exc))))
+        connection.on_recovered.append(
+            lambda: heard.append(("recovered", connection.connected, relay.open))
+        )
+        for number in range(1, 4):
+            relay.cut()
+            until(lambda number=number: len(heard) == 2 * number, SOON)  # type: ignore[misc]
+        for lost, recovered in zip(heard[::2], heard[1::2], strict=True):
+            assert lost[0] == "lost"
+            assert issubclass(lost[1], ConnectionError)
+            assert recovered == ("recovered", True, 1)
+        Queue(unique)(connection).delete()
 
 
 def test_a_listener_that_fails_affects_nobody_else(

@@ -98,6 +98,18 @@ def test_one_consumer_after_each_of_many_losses(
     assert len(draining) == rounds  # each loss was told once
 
 
+def test_cancelled_while_the_broker_is_away(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    stays = Consumer(connection, Queue(f"{unique}-2", auto_delete=True))
+    stays.consume()
+    gone = Consumer(connection, Queue(unique))
+    gone.consume()
+    lose(relay, connection, then=gone.cancel)
+    settled(other, f"{unique}-2")
+    assert consumers_of(other, unique) == 0
+
+
 def test_options_of_consumers_come_back(
     relay: Relay, connection: Connection, other: Connection, rabbitmq: RabbitMQHandle, unique: str
 ) -> None:
@@ -192,6 +204,34 @@ def test_acks_of_a_former_life_are_dropped(
 # Who cannot come back
 
 
+@pytest.mark.full
+def test_an_exclusive_consumer_whose_place_is_still_taken(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    got: list[Any] = []
+    consumer = spawn_consumer(
+        unique, lambda body, message: got.append(body), connection=connection, exclusive=True
+    )
+    assert consumer.wait_ready(SOON)
+    taker = other.clone()
+
+    def take() -> None:
+        until(lambda: consumers_of(other, unique) == 0)
+        taker.default_channel.basic_consume(unique, exclusive=True)
+
+    relay.server.stop()
+    until(lambda: not connection.connected)
+    take()
+    relay.server.start()
+    until(lambda: connection.connected, SOON)
+    gevent.sleep(0.3)  # time for an attempt that is refused
+    assert not consumer.dead
+    taker.close()
+    send(other, unique, "mine")
+    until(lambda: got == ["mine"], SOON)
+    assert consumer.stop(timeout=SOON)
+
+
 @pytest.mark.parametrize("place", ["first", "last"])
 @pytest.mark.parametrize("why", ["deleted", "differs"])
 def test_a_consumer_that_is_refused(
@@ -265,6 +305,40 @@ def test_a_queue_that_deletes_itself_while_it_is_restored(
         send(other, name, name, exchange=unique)
     until(lambda: sorted(got) == sorted(names))
     assert len(draining) == rounds
+
+
+@pytest.mark.full
+def test_entities_that_delete_themselves_one_after_the_other(
+    relay: Relay,
+    connection: Connection,
+    other: Connection,
+    unique: str,
+    draining: list[BaseException],
+) -> None:
+    """With the consumer goes its queue, with that its exchange: all come back, with the binding."""
+    got = Receiver()
+    names = [f"{unique}-{each}" for each in range(5)]
+    consumers = [
+        Consumer(
+            connection,
+            Queue(name, Exchange(name, "fanout", auto_delete=True), auto_delete=True),
+            callbacks=[got],
+        )
+        for name in names
+    ]
+    for consumer in consumers:
+        consumer.consume()
+
+    def gone() -> None:
+        for name in names:
+            until(lambda name=name: not exists(other, name))  # type: ignore[misc]
+            until(lambda name=name: not exists(other, exchange=name))  # type: ignore[misc]
+
+    lose(relay, connection, then=gone)
+    for name in names:
+        settled(other, name)
+        send(other, "", name, exchange=name)
+    until(lambda: sorted(got) == names)
 
 
 # Cancelled by the broker

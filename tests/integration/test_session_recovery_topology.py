@@ -192,6 +192,34 @@ def test_what_comes_and_goes_leaves_no_record(
 # Names that the broker gives
 
 
+def test_a_queue_that_is_used_before_its_consumer_is_back(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    """Whoever learns of the new name first: the others have it, too."""
+    got: list[Any] = []
+    queue = Queue("", Exchange(unique, "fanout", auto_delete=True), exclusive=True)
+    consumer = connection.Consumer(queue, callbacks=[lambda body, message: got.append(body)])
+    consumer.consume(no_ack=True)
+    bound = consumer.queues[0]
+    for number in range(3):
+        former = bound.name
+        relay.cut()
+        until(lambda former=former: connection.session.topology.current_name(former))  # type: ignore[misc]
+        bound.queue_declare(passive=True)
+        assert bound.name != former
+        settled(connection, bound.name)
+        assert list(consumer._active_tags) == [bound.name]
+        send(other, "", number, exchange=unique)
+        with gevent.Timeout(SOON):
+            while got[-1:] != [number]:
+                with suppress(*connection.connection_errors):
+                    connection.drain_events()
+    bound.bind_to(bound.exchange, "too")
+    bound.unbind_from(bound.exchange, "too")
+    assert bound.purge() == 0
+    assert got == [0, 1, 2]
+
+
 # Over several brokers
 
 

@@ -13,7 +13,9 @@ import pytest
 from gevent.event import Event
 
 from greenconn.connection import Connection
-from greenconn.entity import Queue
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import OperationalError, RecoverableConnectionError
+from greenconn.publishing import publish
 from tests.fix_relay import Relay
 
 DEADLINE = 50.0
@@ -76,6 +78,33 @@ def test_a_callback_may_publish_declare_and_get_on_its_own_channel(
     channel.queue_delete(other)
     assert handled == list(range(20))
     assert deepest == 1
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_no_ack_consumer_may_declare_and_publish_for_each_message(
+    connection: Connection, queue: Queue, unique: str, long: bool
+) -> None:
+    count = 100_000 if long else 3_000
+    fill = connection.clone(transport_options={})
+    with fill:
+        producer = fill.Producer()
+        for number in range(count):
+            producer.publish({"number": number, "padding": "x" * 230}, routing_key=queue.name)
+    other = Queue(f"{unique}-other", max_length=1)(connection.default_channel)
+    answers = connection.Producer()
+    handled = 0
+
+    def callback(body: Any, message: Any) -> None:
+        nonlocal handled
+        other.declare()
+        answers.publish(body, routing_key=other.name)
+        handled += 1
+
+    with connection.Consumer([queue], callbacks=[callback], no_ack=True):
+        while handled < count:
+            connection.drain_events(timeout=DEADLINE)
+    other.delete()
 
 
 @pytest.mark.timeout(600)
@@ -270,3 +299,41 @@ def test_large_bodies_over_a_slow_line_stay_whole(
                 got[sender] += 1
         queue.delete()
     assert got[3] <= each
+
+
+def test_many_publish_well_while_two_are_refused(amqp_url: str, unique: str) -> None:
+    refused: dict[int, Exception] = {}
+    shared = Connection(amqp_url)
+
+    def one(number: int) -> None:
+        try:
+            if number == 50:
+                publish(Exchange(f"{unique}-gone", no_declare=True), number, connection=shared)
+            elif number == 51:
+                publish(unique, number, connection=shared, user_id="foreign", declare=True)
+            else:
+                publish(unique, number, connection=shared, declare=True)
+        except OperationalError as exc:
+            refused[number] = exc
+
+    with shared:
+        publish(unique, "first", connection=shared, declare=True)
+        gevent.joinall([gevent.spawn(one, number) for number in range(102)], raise_error=True)
+        channel = shared.default_channel
+        found = set()
+        while (message := channel.basic_get(unique, no_ack=True)) is not None:
+            found.add(message.decode())
+        channel.queue_delete(unique)
+    assert sorted(refused) == [50, 51]
+    assert found == {"first", *range(50), *range(52, 102)}
+
+
+def test_a_connection_that_is_closed_notifies_those_who_drain(url: str) -> None:
+    connection = Connection(url)
+    connection.connect()
+    drainers = [gevent.spawn(connection.drain_events) for _ in range(3)]
+    gevent.sleep(0)
+    connection.close()
+    for drainer in drainers:
+        with pytest.raises(RecoverableConnectionError):
+            drainer.get(timeout=DEADLINE)

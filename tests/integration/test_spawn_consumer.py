@@ -27,7 +27,7 @@ from greenconn.options import Retry
 from greenconn.publishing import publish, publish_many
 from greenconn.session.session import SessionState
 from greenconn.transport import memory
-from greenconn.worker import ConsumerGreenlet, spawn_consumer, stop_consumers
+from greenconn.worker import ConsumerGreenlet, ConsumerState, spawn_consumer, stop_consumers
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_leaks import native_threads, open_sockets
 from tests.fix_wires import until
@@ -153,6 +153,24 @@ def test_a_handler_publishes_declares_gets_and_consumes(
     consumer = spawn_consumer(q, handler, connection=connection, prefetch_count=1)
     assert consumer.get(timeout=CAME)["handled"] == 1
     until(lambda: done == ["x"])
+
+
+def test_prefetch_over_several_queues_is_never_exceeded(
+    connection: Connection, broker: Broker, unique: str
+) -> None:
+    names = [broker.queue(f"{unique}-{number}") for number in range(3)]
+    for name in names:
+        broker.publish(name, *range(20))
+    gate = gevent.event.Event()
+    consumer = spawn_consumer(
+        names, lambda body, message: gate.wait(), connection=connection, prefetch_count=7
+    )
+    until(lambda: consumer.stats()["received"] == 7)
+    gevent.sleep(0.1)
+    assert consumer.stats()["received"] == 7
+    assert [20 - broker.counts(name)[0] for name in names] == [3, 2, 2]
+    gate.set()
+    until(lambda: consumer.stats()["handled"] == 60)
 
 
 @pytest.mark.parametrize("how", ["stop", "stop_now", "pause", "kill", "killall"])
@@ -519,3 +537,27 @@ def test_a_deleted_queue_comes_back_and_its_neighbours_stay(
     for name in names:
         publish(name, name, connection=connection)
     until(lambda: sorted(done) == sorted(names))
+
+
+def test_a_channel_that_the_broker_closes_hits_only_its_own(amqp_url: str, unique: str) -> None:
+    broker = Broker(amqp_url)
+    names = [broker.queue(f"{unique}-{each}") for each in range(60)]
+    with Connection(amqp_url) as connection:
+        consumers = [spawn_consumer(name, print, connection=connection) for name in names]
+        assert all(each.wait_ready(CAME) for each in consumers)
+        channels = list(dict.fromkeys(_channel_of(each) for each in consumers))
+        assert len(channels) == 2
+        on_it = [each for each in consumers if _channel_of(each) is channels[0]]
+        with pytest.raises(NotFound):
+            channels[0].queue_declare(f"{unique}-absent", passive=True)
+        assert {each.state for each in on_it} == {ConsumerState.RECOVERING}
+        others = [each for each in consumers if each not in on_it]
+        assert {each.state for each in others} == {ConsumerState.RUNNING}
+        assert all(each.wait_ready(CAME) for each in consumers)
+        assert [broker.counts(name)[1] for name in names] == [1] * 60
+        assert connection.session.generation == 1
+    broker.close()
+
+
+def _channel_of(consumer: Any) -> Any:
+    return consumer.lifecycle._subscriptions[0]._sink.channel

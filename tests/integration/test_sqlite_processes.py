@@ -100,6 +100,24 @@ def test_idle_consumers_touch_nothing(
             each.stop()
 
 
+def test_queues_that_others_delete_end_their_consumers(url: str) -> None:
+    with Connection(url) as connection, Connection(f"{url}&busy_timeout=9") as other:
+        lost: list[str] = []
+        channel = connection.default_channel
+        for name in ("a", "b", "c"):
+            Queue(name)(channel).declare()
+            channel.basic_consume(name, f"tag-{name}", callback=print, on_cancel=lost.append)
+        for name in ("a", "b"):
+            other.default_channel.queue_delete(name)
+        while len(lost) < 2:
+            connection.drain_events(timeout=SOON)
+        assert sorted(lost) == ["tag-a", "tag-b"]
+        got: list[Any] = []
+        channel.basic_consume("c", callback=got.append)
+        greenconn.publish("c", "still", connection=other, declare=True)
+        connection.drain_events(timeout=SOON)
+
+
 def test_killed_publisher_loses_nothing_confirmed(
     url: str, programs: list[Running], long: bool
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from greenconn.exceptions import (
 )
 from greenconn.transport.sqlite import SqliteStore, Transport
 from greenconn.transport.sqlite.database import (
+    LOG_LIMIT,
     RESERVE_SUFFIX,
     Database,
     DiskFull,
     Job,
     Reserve,
     SqliteOptions,
+    as_error,
     database_of,
 )
 from tests.fix_wires import until
@@ -248,6 +251,15 @@ def test_full_disk_is_drained(tmp_path: Path) -> None:
     assert (drained, published) == (f"drained {count}", "published")
 
 
+def test_log_shrinks_again(sqlite_url: str, path: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "x" * 20_000_000, connection=connection, declare=True)
+        assert os.stat(f"{path}-wal").st_size > 20_000_000
+        for number in range(3):
+            greenconn.publish("q", number, connection=connection)
+        assert os.stat(f"{path}-wal").st_size <= LOG_LIMIT
+
+
 def test_reserve_is_made_removed_and_made_again(tmp_path: Path) -> None:
     path = str(tmp_path / "b.db")
     reserve = Reserve(path, 5000)
@@ -265,6 +277,29 @@ def test_reserve_is_made_removed_and_made_again(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [name]
 
 
+FILES_OF_A_LIMITED_SIZE = """
+import resource, sys
+import greenconn
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+with greenconn.Connection(sys.argv[1]) as connection:
+    try:
+        for number in range(1000):
+            greenconn.publish("q", "x" * 2000, connection=connection, timeout=30, declare=True)
+    except greenconn.exceptions.PublishRefused as exc:
+        print(number, exc)
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 does not tell which error it is")
+def test_file_that_may_not_grow_refuses_at_once(sqlite_url: str) -> None:
+    outcome = run("-c", FILES_OF_A_LIMITED_SIZE, sqlite_url)
+    assert (outcome.code, outcome.errors) == (0, "")
+    number, _, text = outcome.output.partition(" ")
+    assert int(number) > 0
+    assert "disk I/O error: look at the disk, its quota, and the limits of this process" in text
+
+
 def test_full_disk_does_not_keep_from_closing(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +312,32 @@ def test_full_disk_does_not_keep_from_closing(
         # To leave is to write; the lease ends by itself.
         monkeypatch.setattr(SqliteStore, "close", no_room)
     assert not connection.connected
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("disk I/O error", "look at the disk, its quota, and the limits of this process"),
+        (
+            "unable to open database file",
+            "check that this process can create files in that directory",
+        ),
+        ("database or disk is full", "free some space"),
+    ],
+)
+def test_what_sqlite_says_comes_with_what_to_do(reason: str, text: str) -> None:
+    message = str(as_error(sqlite3.OperationalError(reason), "/mail.db"))
+    assert message.startswith(f"SQLite file /mail.db: {reason}: ")
+    assert text in message
+
+
+def test_a_file_that_is_closed_meanwhile(sqlite_url: str, path: str) -> None:
+    shared = database_of(path, SqliteOptions())
+    shared.open()
+    shared.leave()
+    with pytest.raises(RecoverableConnectionError, match="was closed"):
+        shared.read(lambda db: None)
+    shared.join()
 
 
 def test_file_that_was_removed_begins_anew(sqlite_url: str, path: str) -> None:

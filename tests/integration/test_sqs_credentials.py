@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -10,6 +11,7 @@ import pytest
 
 from greenconn import Connection, Queue
 from greenconn.green.deadline import Deadline
+from greenconn.transport.SQS.service import LoginRefused
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
 from tests.integration.contract import SOON
@@ -63,6 +65,37 @@ def test_new_credentials_are_asked_for_when_the_old_ones_have_ended(
         assert given == 2
         assert server.asked[-1].access_key == "AKIA2"
         assert server.asked[-1].headers["x-amz-security-token"] == "a-token"
+
+
+def test_no_credentials(peer: PeerFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = Scripted(peer, usual)
+    with (
+        Connection(f"sqs://127.0.0.1:{server.peer.port}") as connection,
+        pytest.raises(LoginRefused, match="AWS_ACCESS_KEY_ID"),
+    ):
+        connection.ensure_connection(max_retries=1)
+
+
+def test_a_process_for_credentials_may_fail_in_any_way(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    config = tmp_path / "config"
+    config.write_text("[default]\ncredential_process = echo no JSON\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    server = Scripted(peer, usual)
+    with (
+        Connection(f"sqs://127.0.0.1:{server.peer.port}") as connection,
+        pytest.raises(LoginRefused, match="JSONDecodeError"),
+    ):
+        connection.ensure_connection(max_retries=1)
 
 
 def test_role_is_taken_on(moto: MotoServer, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:

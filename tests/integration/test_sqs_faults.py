@@ -16,6 +16,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn import Connection
+from greenconn.exceptions import AccessRefused
 from greenconn.transport.SQS.service import ServiceBusy
 from tests.brokers.moto import MotoServer
 from tests.fix_peer import PeerFactory
@@ -55,6 +56,24 @@ def test_a_queue_is_never_missing_because_a_request_was_cut(
         relay.budget = None
         assert declaring.get(timeout=SOON).queue == unique
     assert len(sizes) > 10
+
+
+def test_throttled_requests_are_sent_again(peer: PeerFactory) -> None:
+    answers = iter([error("RequestThrottled"), (503, b"<html>busy"), None])
+    server = Scripted(peer, lambda asked: next(answers, None) or usual(asked))
+
+    def send(asked: Asked) -> Any:
+        try:
+            return next(answers)
+        except StopIteration:
+            return usual(asked)
+
+    server.answer = script({"SendMessageBatch": send})
+    with connect(server) as connection:
+        connection.Producer().publish("x", routing_key="q")
+    bodies = [each.parameters["Entries"] for each in server.actions("SendMessageBatch")]
+    assert len(bodies) == 4
+    assert all(each == bodies[0] for each in bodies)
 
 
 def test_service_that_stays_busy(peer: PeerFactory) -> None:
@@ -100,6 +119,51 @@ def test_each_message_of_a_batch_has_its_own_outcome(peer: PeerFactory) -> None:
     assert {name for name, outcome in outcomes.items() if outcome is not None} == {"refused"}
     assert "InvalidMessageContents" in str(outcomes["refused"])
     assert seen == {name: 3 if name == "later" else 1 for name in names}
+
+
+def test_refused_login(peer: PeerFactory) -> None:
+    said = "The signature does not match.\n\nx-amz-security-token:a-token-that-nobody-may-see"
+    refusal = error("InvalidSignatureException", 403, said)
+    server = Scripted(peer, lambda asked: refusal)
+    with connect(server) as connection, pytest.raises(AccessRefused, match="secret key") as caught:
+        connection.ensure_connection(max_retries=1)
+    assert "nobody-may-see" not in str(caught.value)
+
+
+def test_account_that_may_not_list_queues_can_connect(peer: PeerFactory) -> None:
+    server = Scripted(peer, script({"ListQueues": lambda asked: error("AccessDenied", 403)}))
+    with connect(server) as connection:
+        connection.connect()
+    server.answer = script(
+        {
+            "CreateQueue": lambda asked: error("AccessDenied", 403),
+            "GetQueueUrl": lambda asked: error("QueueDoesNotExist"),
+        }
+    )
+    with connect(server) as connection, pytest.raises(AccessRefused, match="policy"):
+        connection.default_channel.queue_declare("q")
+
+
+def test_polls_take_turns(peer: PeerFactory) -> None:
+    """Three queues and one connection for polls: each is looked at."""
+    polled: Counter[str] = Counter()
+
+    def receive(asked: Asked) -> Any:
+        polled[asked.parameters["QueueUrl"]] += 1
+        gevent.sleep(0.02)
+        return {}
+
+    def url(asked: Asked) -> Any:
+        return {"QueueUrl": asked.parameters["QueueName"]}
+
+    server = Scripted(peer, script({"ReceiveMessage": receive, "GetQueueUrl": url}))
+    with connect(server, poll_connections=1) as connection:
+        for name in ("a", "b", "c"):
+            connection.default_channel.basic_consume(name, callback=lambda message: None)
+        until(lambda: min((polled[name] for name in "abc"), default=0) > 2)
+        waits = [each.parameters["WaitTimeSeconds"] for each in server.actions("ReceiveMessage")]
+    assert 1 in waits
+    assert max(waits) <= 10
 
 
 def test_dropped_connection_does_not_wait_for_its_long_poll(peer: PeerFactory) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from greenconn import Connection, Queue
-from tests.integration.processes import run
+from greenconn import Connection, Exchange, Queue
+from tests.integration.contract import SOON
+from tests.integration.processes import run, start
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
 
@@ -40,6 +42,24 @@ with connection.Consumer([Queue(name)], callbacks=[take], accept=["json", "text/
     while len(got) < 3:
         connection.drain_events(timeout=30)
 print(json.dumps(got))
+"""
+FAN = """
+exchange = Exchange(name, "fanout")
+with connection.channel() as channel:
+    queue = Queue(name + "-theirs", exchange)(channel)
+    queue.declare()
+    got = []
+    with connection.Consumer([queue], channel=channel, callbacks=[
+        lambda body, message: (got.append(body), message.ack())
+    ]):
+        connection.Producer(channel).publish("from kombu", exchange=exchange)
+        while len(got) < 1:
+            connection.drain_events(timeout=30)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        while len(got) < 2:
+            connection.drain_events(timeout=30)
+    print(got)
 """
 
 
@@ -84,3 +104,31 @@ def test_kombu_takes_what_we_send(connection: Connection, sqs_url: str, unique: 
     assert "[1, 2]" in printed
     assert "plain" in printed
     queue.delete()
+
+
+def test_topics_are_shared(connection: Connection, sqs_url: str, unique: str) -> None:
+    exchange = Exchange(unique, "fanout")
+    queue = Queue(f"{unique}-ours", exchange)(connection.default_channel)
+    queue.declare()
+    env = {**os.environ, "AWS_DEFAULT_REGION": "us-east-1"}
+    theirs = start("-c", HEAD + FAN, sqs_url, unique, env=env)
+    try:
+        assert theirs.line() == "ready"
+        connection.Producer().publish("from us", exchange=exchange, declare=[exchange])
+        outcome = theirs.outcome(b"\n")
+    finally:
+        theirs.end()
+    assert outcome.code == 0, outcome.errors
+    assert "['from kombu', 'from us']" in outcome.output
+    bodies: list[str] = []
+
+    def take(body: str, message: Any) -> None:
+        bodies.append(body)
+        message.ack()
+
+    with connection.Consumer([queue], callbacks=[take]):
+        while len(bodies) < 2:
+            connection.drain_events(timeout=SOON)
+    assert sorted(bodies) == ["from kombu", "from us"]
+    queue.delete()
+    connection.default_channel.exchange_delete(unique)

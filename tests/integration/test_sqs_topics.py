@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from greenconn import Exchange
 from greenconn.exceptions import NotAllowed
 from tests.fix_sqs import Connect
-from tests.integration.sqs_clients import declared, store_of
+from tests.integration.sqs_clients import attributes_of, declared, store_of
 
 
 def test_topic_that_was_deleted_elsewhere_is_made_again(
@@ -30,6 +31,20 @@ def test_topic_that_was_deleted_elsewhere_is_made_again(
     for queue in queues[:2]:
         queue.delete()
     connection.default_channel.exchange_delete(unique)
+
+
+def test_policy_of_a_queue_names_all_its_topics(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect()
+    exchanges = [Exchange(f"{unique}-{n}", "fanout") for n in range(2)]
+    queue = declared(connection, unique, exchange=exchanges[0])
+    exchanges[1](connection.default_channel).declare()
+    queue.bind_to(exchanges[1])
+    policy = json.loads(attributes_of(connection, unique)["Policy"])
+    sources = {each["Condition"]["ArnLike"]["aws:SourceArn"] for each in policy["Statement"]}
+    assert {arn.rpartition(":")[2] for arn in sources} == {each.name for each in exchanges}
+    queue.delete()
+    for exchange in exchanges:
+        connection.default_channel.exchange_delete(exchange.name)
 
 
 def test_fanout_where_the_account_does_not_allow_topics(

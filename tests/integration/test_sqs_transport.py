@@ -10,7 +10,10 @@ import pytest
 
 import greenconn
 from greenconn.exceptions import (
+    ContentTooLarge,
     NotFound,
+    OperationalError,
+    PreconditionFailed,
 )
 from greenconn.transport.SQS import UndefinedQueueException
 from tests.fix_sqs import Connect
@@ -54,6 +57,42 @@ def test_fifo_queue_takes_a_message_once(sqs_connect: Connect, unique: str) -> N
     assert message is not None
     assert message.payload == "x"
     assert queue.get() is None
+    queue.delete()
+
+
+def test_attributes_and_tags_of_queues(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(
+        **{
+            "sqs-creation-attributes": {"MessageRetentionPeriod": "120"},
+            "queue_tags": {"team": "mail"},
+            "queue_name_prefix": "pre.",
+            "visibility_timeout": 77,
+        }
+    )
+    queue = declared(connection, unique)
+    found = attributes_of(connection, unique)
+    assert found["MessageRetentionPeriod"] == "120"
+    assert found["VisibilityTimeout"] == "77"
+    assert found["QueueArn"].endswith(f":pre-{unique}")
+    tags = store_of(connection).queues.get(unique).call("ListQueueTags")
+    assert tags["Tags"] == {"team": "mail"}
+    queue.delete()
+
+
+def test_attributes_of_messages(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(
+        fetch_message_attributes={
+            "MessageSystemAttributeNames": ["SentTimestamp"],
+            "MessageAttributeNames": ["All"],
+        }
+    )
+    queue = declared(connection, unique)
+    connection.Producer().publish("x", routing_key=unique, message_attributes={"colour": "red"})
+    message = queue.get(no_ack=True)
+    assert message is not None
+    received = message.properties["delivery_info"]["sqs_message"]
+    assert received["MessageAttributes"]["colour"]["StringValue"] == "red"
+    assert {"SentTimestamp", "ApproximateReceiveCount"} <= set(received["Attributes"])
     queue.delete()
 
 
@@ -137,6 +176,32 @@ def test_predefined_queues(sqs_connect: Connect, unique: str) -> None:
     with pytest.raises(UndefinedQueueException):
         connection.channel().queue_declare("other")
     maker.default_channel.queue_delete(unique)
+
+
+def test_message_that_is_too_large(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect()
+    queue = declared(connection, unique)
+    with pytest.raises((ContentTooLarge, OperationalError), match="max_message_size"):
+        connection.Producer().publish("x" * 700_000, routing_key=unique)
+    small = sqs_connect(sqs_base64_encoding=False, body_encoding=None)
+    small.Producer().publish("x" * 200_000, routing_key=unique)
+    message = queue.get(no_ack=True)
+    assert message is not None
+    assert len(message.payload) == 200_000
+    queue.delete()
+
+
+def test_characters_that_sqs_does_not_take(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(sqs_base64_encoding=False)
+    queue = declared(connection, unique)
+    text = "\x00\x0b\ufffe\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")
+    connection.Producer().publish(text, routing_key=unique, headers={"h": text})
+    message = queue.get(no_ack=True)
+    assert message is not None
+    assert (message.payload, message.headers["h"]) == (text, text)
+    queue.delete()
+    with pytest.raises(PreconditionFailed):
+        declared(connection, "not a name of SQS")
 
 
 def test_queue_that_was_deleted_by_somebody_else(sqs_connect: Connect, unique: str) -> None:

@@ -14,7 +14,7 @@ from tests.brokers.packages import NoBroker
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.integration.processes import run
 from tests.quality.faults.client import Greenconn
-from tests.quality.faults.kinds import OF_PROCESSES, Kind
+from tests.quality.faults.kinds import OF_PROCESSES, PROXIED, Kind
 from tests.quality.faults.storm import Outcome, Plan, Storm
 from tests.quality.faults.targets.amqp import AmqpTarget
 from tests.quality.faults.targets.registry import CLUSTERS, STEADY, TARGETS
@@ -104,6 +104,16 @@ def test_a_node_of_a_cluster_restarts_and_freezes(broker: str, patched: bool) ->
 
 
 @pytest.mark.full
+def test_the_links_of_quorum_queues_flap(own_rabbitmq: RabbitMQ, patched: bool) -> None:
+    with closing(AmqpTarget("rabbitmq", own_rabbitmq, ("quorum",))) as target:
+        outcome = Storm(
+            short_plan(3 + patched, frozenset({Kind.FLAP}), processes=0), target, Greenconn, print
+        ).run()
+    check(outcome)
+    assert Kind.FLAP in outcome.faults
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -128,6 +138,15 @@ def test_processes_are_suspended_beyond_their_lease(broker: str) -> None:
 
 
 @pytest.mark.long
+def test_beanstalkd_drains() -> None:
+    kinds = frozenset({Kind.DRAIN_MODE})
+    plan = Plan(seed=1, seconds=30.0, greenlets=20, rate=100, kinds=kinds)
+    outcome = outcome_of("beanstalk", plan)
+    check(outcome)
+    assert Kind.DRAIN_MODE in outcome.faults
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("broker", [*STEADY, *CLUSTERS])
 def test_the_ledger_balances_after_minutes_of_storm(broker: str, patched: bool) -> None:
     kinds = frozenset(Kind)
@@ -136,6 +155,18 @@ def test_the_ledger_balances_after_minutes_of_storm(broker: str, patched: bool) 
     )
     check(outcome)
     assert outcome.faults
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", sorted(PROXIED, key=str))
+def test_each_fault_of_the_line_by_itself(
+    own_rabbitmq: RabbitMQ, kind: Kind, patched: bool
+) -> None:
+    with closing(AmqpTarget("rabbitmq", own_rabbitmq, ("classic", "quorum"))) as target:
+        plan = Plan(seed=1, seconds=15.0, greenlets=20, rate=200, kinds=frozenset({kind}))
+        outcome = Storm(plan, target, Greenconn, print).run()
+    check(outcome)
+    assert list(outcome.faults) == [kind.value]
 
 
 @pytest.mark.long
@@ -164,6 +195,16 @@ def check_calm(outcome: Outcome) -> None:
 def test_workloads_of_all_sizes(broker: str, greenlets: int) -> None:
     kinds = frozenset({Kind.CUT, Kind.RESET, Kind.DELETE, Kind.INTERRUPT})
     check(outcome_of(broker, short_plan(3, kinds, greenlets=greenlets)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("broker", STEADY)
+@pytest.mark.parametrize("greenlets", [1, 1000])
+def test_workloads_of_all_sizes_for_minutes(broker: str, greenlets: int) -> None:
+    kinds = frozenset(Kind)
+    check(
+        outcome_of(broker, Plan(seed=3, seconds=60.0, greenlets=greenlets, rate=200, kinds=kinds))
+    )
 
 
 @pytest.mark.full

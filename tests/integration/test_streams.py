@@ -91,6 +91,19 @@ def test_where_to_begin(connection: Connection, stream: Queue, offset: Any, firs
     reader.stop()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("by_name", [True, False], ids=["name", "Queue"])
+def test_next_is_what_comes_from_now_on(
+    connection: Connection, stream: Queue, by_name: bool
+) -> None:
+    # A Queue that says it is a stream is read from the next message on.
+    target = (stream.name, {"offset": "next"}) if by_name else (stream, {})
+    reader = Reader(target[0], connection, **target[1])
+    fill(connection, stream.name, range(10, 13))
+    assert reader.wait(3) == [10, 11, 12]
+    reader.stop()
+
+
 @pytest.mark.parametrize(
     "offset", ["bogus", "1", "1w", "-1h", "", -1, 1.5, True, [1], timedelta(hours=1)]
 )
@@ -330,6 +343,41 @@ def test_what_was_not_handled_is_read_by_the_next_program(
     reader = Reader(stream, connection, offsets=make_store(), **options)
     until(lambda: handled == list(range(10)))
     reader.stop()
+
+
+def test_a_store_that_is_away_is_waited_for(
+    relay: Relay, connection: Connection, stream: Queue
+) -> None:
+    with Connection(relay.url, transport_options={"reply_timeout": 1}) as away:
+        offsets = QueueOffsets(away)
+        reader = Reader(stream, connection, offsets=offsets, name="reader", store_interval=0.05)
+        reader.wait(10)
+        relay.server.stop()
+        fill(connection, stream.name, range(10, 15))
+        reader.wait(15)
+        relay.server.start()
+        # Not by loading it, which could put an older one in place of that which is just stored.
+        (subscription,) = reader.consumer.lifecycle._subscriptions
+        until(lambda: subscription._recorder is not None and subscription._recorder._stored == 15)
+        reader.stop()
+        # With the timeouts of every day: a server that has just started may be slow.
+        assert QueueOffsets(connection).load(stream.name, "reader") == 15
+        connection.default_channel.queue_delete(offsets.queue(stream.name, "reader").name)
+
+
+def test_a_replay_from_a_time_on(connection: Connection, unique: str) -> None:
+    # The broker begins with the chunk that was written at that time or after it.
+    queue = Queue(unique, queue_arguments=STREAM)
+    queue(connection.default_channel).declare()
+    fill(connection, unique, range(5))
+    gevent.sleep(1.1)  # a time of AMQP has no fractions
+    since = datetime.now(timezone.utc)
+    gevent.sleep(1.1)
+    fill(connection, unique, range(5, 10))
+    reader = Reader(queue, connection, offset=since)
+    assert reader.wait(5) == list(range(5, 10))
+    reader.stop()
+    connection.default_channel.queue_delete(unique)
 
 
 @pytest.fixture

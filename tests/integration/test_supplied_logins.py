@@ -13,7 +13,8 @@ import redis
 from gevent.event import Event
 
 import greenconn
-from greenconn import Connection
+from greenconn import Connection, Queue
+from greenconn.credentials import SuppliedError
 from greenconn.wire.resp import pack
 from greenconn.worker.consumer import ConsumerGreenlet
 from greenconn.worker.lifecycle import ConsumerState
@@ -162,6 +163,43 @@ def test_a_login_that_fails_during_a_reconnect_is_asked_for_again(
     assert len(told) <= 5
 
 
+def test_an_error_of_on_declared_does_not_end_a_consumer_that_ran(
+    broker: Broker, unique: str
+) -> None:
+    errors: list[BaseException] = []
+
+    def on_declared(*counts: Any) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    queue, handled = Queue(unique, on_declared=on_declared), Handled()
+    with broker.connection(password="one") as connection:
+        consumer = greenconn.spawn_consumer(queue, handled, connection=connection)
+        assert consumer.wait_ready(CAME)
+        errors += [KeyError("size"), gevent.Timeout(CAME), KeyError("size")]
+        broker.close_connections()
+        until(lambda: not errors)
+        assert is_back(consumer, handled, connection, unique)
+        connection.default_channel.queue_delete(unique)
+        assert consumer.stop(CAME)
+
+
+@pytest.mark.parametrize("way", ["function", "provider"])
+def test_a_login_that_is_none_during_a_reconnect_is_asked_for_again(
+    broker: Broker, way: str, unique: str
+) -> None:
+    login, handled = Login(), Handled()
+    with login.connection(broker, way) as connection:
+        consumer = greenconn.spawn_consumer(unique, handled, connection=connection)
+        assert consumer.wait_ready(CAME)
+        login.failures = [None]
+        broker.close_connections()
+        until(lambda: not login.failures)
+        assert is_back(consumer, handled, connection, unique)
+        connection.default_channel.queue_delete(unique)
+        assert consumer.stop(CAME)
+
+
 def test_the_first_start_ends_by_the_error_of_the_login(
     broker: Broker, unique: str, hub_errors: HubErrors
 ) -> None:
@@ -174,6 +212,16 @@ def test_the_first_start_ends_by_the_error_of_the_login(
         until(consumer.ready)
         assert consumer.state is ConsumerState.FAILED
         hub_errors.clear()
+
+
+def test_a_timeout_of_the_login_is_an_error_of_the_call(broker: Broker) -> None:
+    login = Login()
+    login.failures = [gevent.Timeout(CAME)]
+    with login.connection(broker, "function") as connection:
+        with pytest.raises(SuppliedError, match="Timeout") as failed:
+            connection.connect()
+        assert isinstance(failed.value.__cause__, gevent.Timeout)
+        connection.connect()
 
 
 def test_a_certificate_file_that_is_half_written_is_read_again(

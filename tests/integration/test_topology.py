@@ -143,6 +143,32 @@ def test_a_queue_that_somebody_deletes_under_a_consumer_is_not_brought_back(
     assert not exists(connection, queue=unique)
 
 
+def test_passive_declarations_are_not_repeated(
+    connection: Connection, amqp_url: str, lose: Callable[[], None], unique: str
+) -> None:
+    with Connection(amqp_url) as other:
+        theirs = other.default_channel
+        theirs.queue_declare(unique, durable=False, auto_delete=False)
+        theirs.exchange_declare(unique, "direct", durable=False, auto_delete=False)
+        channel = connection.channel()
+        channel.queue_declare(unique, passive=True)
+        channel.exchange_declare(unique, "direct", passive=True)
+        theirs.queue_delete(unique)
+        theirs.exchange_delete(unique)
+        lose()
+        assert not exists(connection, queue=unique)
+        assert not exists(connection, exchange=unique)
+
+
+def test_it_can_be_turned_off(relay: Relay, unique: str) -> None:
+    with Connection(relay.url, transport_options={"topology_recovery": False}) as connection:
+        connection.default_channel.queue_declare(unique, exclusive=True)
+        relay.cut()
+        until(lambda: not connection.connected)
+        until(lambda: is_gone(connection, unique))
+        assert len(connection.session.topology) == 0
+
+
 def test_a_queue_that_the_broker_names_has_its_new_name_everywhere(
     connection: Connection, lose: Callable[[], None], unique: str
 ) -> None:
@@ -236,6 +262,14 @@ def is_mine(connection: Connection, queue: str) -> bool:
     """Whether an exclusive queue exists and is no other connection's."""
     try:
         return exists(connection, queue)
+    except ResourceLocked:
+        return False
+
+
+def is_gone(connection: Connection, queue: str) -> bool:
+    """Whether an exclusive queue does not exist, for a lost connection neither."""
+    try:
+        return not exists(connection, queue)
     except ResourceLocked:
         return False
 
@@ -370,6 +404,13 @@ def test_a_connection_that_is_lost_amid_many_declarations(
             coming.get(timeout=SOON)
             assert relay.accepted >= before + 2
             assert are_bound(connection, unique, many)
+
+
+def test_close_forgets_what_was_declared(connection: Connection, unique: str) -> None:
+    connection.default_channel.queue_declare(unique, exclusive=True)
+    connection.close()
+    connection.connect()
+    until(lambda: is_gone(connection, unique))
 
 
 def test_the_error_of_a_nowait_declaration_is_nobody_elses(

@@ -84,3 +84,41 @@ def test_an_ack_that_was_rolled_back_is_sent_again(
     with pytest.raises(PreconditionFailed):
         amqp_channel.basic_ack(third.delivery_tag)
     assert left_in(amqp_links, amqp_channel, unique) == ["4"]
+
+
+def test_all_up_to_one_is_rolled_back_and_given_again(
+    amqp_links: Links, amqp_channel: Channel, messages: list[Message], unique: str
+) -> None:
+    messages[2].ack(multiple=True)
+    amqp_channel.tx_rollback()
+    messages[1].ack(multiple=True)
+    amqp_channel.tx_commit()
+    assert left_in(amqp_links, amqp_channel, unique) == ["3", "4"]
+
+
+def test_acks_before_the_first_transaction_stay(
+    amqp_links: Links, amqp_channel: Channel, unique: str
+) -> None:
+    channel = amqp_channel
+    channel.queue_declare(unique, auto_delete=False)
+    for number in range(3):
+        channel.basic_publish(channel.prepare_message(str(number)), routing_key=unique)
+    got = [channel.basic_get(unique) for _ in range(3)]
+    got[0].ack()
+    channel.tx_select()
+    got[1].ack()
+    channel.tx_rollback()
+    assert left_in(amqp_links, channel, unique) == ["1", "2"]
+
+
+def test_a_rollback_whose_caller_is_killed_takes_back_all_the_same(
+    amqp_links: Links, amqp_channel: Channel, messages: list[Message], unique: str
+) -> None:
+    messages[0].ack()
+    rolling = gevent.spawn(amqp_channel.tx_rollback)
+    gevent.idle()
+    rolling.kill()
+    messages[1].ack()
+    amqp_channel.tx_commit()
+    assert not messages[0].acknowledged
+    assert left_in(amqp_links, amqp_channel, unique) == ["1", "3", "4"]

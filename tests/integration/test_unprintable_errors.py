@@ -11,8 +11,10 @@ import gevent
 import pytest
 
 import greenconn
+from greenconn import rpc
 from greenconn.connection import Connection
 from greenconn.entity import Queue
+from greenconn.exceptions import RemoteError
 from greenconn.message import Message
 from greenconn.options import Retry
 from greenconn.worker.handling import FIRST_PAUSE
@@ -83,6 +85,26 @@ def test_a_dead_letter_has_the_text_of_any_error(
     until(lambda: consumer.stats()["rejected"] == 1, SOON)
     assert len(calls) == (2 if "retry" in options else 1)
     assert consumer.stop(SOON)
+
+
+@errors
+def test_a_caller_gets_the_text_of_any_error(
+    connection: Connection, unique: str, error: Error, text: str
+) -> None:
+    def answer(body: str) -> str:
+        if body == "fail":
+            raise error()
+        return "\ud800"  # no reply can hold it
+
+    server = rpc.spawn_server(unique, answer, connection=connection)
+    assert server.wait_ready(SOON)
+    with pytest.raises(RemoteError) as raised:
+        rpc.call(unique, "fail", connection=connection, timeout=SOON)
+    assert raised.value.args[0].endswith(f"Error: {text}")
+    with pytest.raises(RemoteError) as raised:
+        rpc.call(unique, "answer", connection=connection, timeout=SOON)
+    assert raised.value.remote_type.endswith("EncodeError")
+    assert server.stop(SOON)
 
 
 def put_back(body: Any, message: Message) -> None:
@@ -158,3 +180,24 @@ def test_a_dead_letter_that_cannot_be_stored_waits(connection: Connection, uniqu
     assert calls == [["kept"]]
     consumer.kill()
     assert got(connection, unique).payload == "kept"
+
+
+def test_a_message_that_its_dead_letter_exchange_brings_back_waits(
+    connection: Connection, unique: str
+) -> None:
+    times: list[float] = []
+
+    def reject(body: Any, message: Message) -> None:
+        times.append(monotonic())
+        if len(times) < TIMES:
+            raise ValueError
+
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": unique}
+    queue = Queue(unique, queue_arguments=arguments)
+    consumer = greenconn.spawn_consumer(queue, reject, connection=connection, on_error="reject")
+    assert consumer.wait_ready(SOON)
+    greenconn.publish(queue, "again", connection=connection)
+    until(lambda: len(times) == TIMES, SOON)
+    pauses = [later - earlier for earlier, later in pairwise(times)]
+    assert all(pause > 0.9 * FIRST_PAUSE * 2**n for n, pause in enumerate(pauses)), pauses
+    assert consumer.stop(SOON)

@@ -204,6 +204,30 @@ def test_a_reader_whose_cancel_fails_stands_down_all_the_same(
     active.end()
 
 
+def test_a_token_is_renewed(
+    amqp_url: str,
+    connection: Connection,
+    stream: Queue,
+    stored: FileOffsets,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greenconn.worker.subscriptions.TOKEN_RENEWAL_INTERVAL", 0.05)
+    programs = [Program(amqp_url, stream, stored) for _ in range(3)]
+    until(lambda: sum(len(each.handled) for each in programs) == 10)
+    channel = connection.default_channel
+    (right,) = next(each for each in programs if each.handled).reader.lifecycle._active
+    tokens = set()
+    for _ in range(3):
+        token: Any = right._token
+        tokens.add(token.delivery_tag)
+        until(lambda: right._token is not token)  # noqa: B023 - it is called at once
+    assert len(tokens) == 3
+    for each in programs:
+        each.end()
+    queue = token_queue(stream.name, "reader").name
+    assert channel.queue_declare(queue, passive=True).message_count <= 1
+
+
 def test_partitions_are_read_by_one_each(
     amqp_url: str, connection: Connection, unique: str, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -29,6 +30,75 @@ def connection(broker_kind: Kind, kind_url: str) -> Iterator[Connection]:
     options = {name: each for name, each in broker_kind.options.items() if name != "fanout_lists"}
     with Connection(kind_url, transport_options=options) as connection:
         yield connection
+
+
+def test_a_retry_with_the_defaults_takes_no_place(connection: Connection, unique: str) -> None:
+    """Its first delay is 1 s, and jitter makes it shorter."""
+    handled: GreenQueue[Any] = GreenQueue()
+    tries: list[str] = []
+
+    def handle(body: str, message: Any) -> None:
+        tries.append(body)
+        if tries == ["bad"]:
+            raise OSError("try me again")
+        handled.put(body)
+
+    consumer = greenconn.spawn_consumer(
+        unique, handle, connection=connection, prefetch_count=1, retry=greenconn.Retry()
+    )
+    assert consumer.wait_ready(SOON)
+    greenconn.publish_many(unique, ["bad", "good"], connection=connection)
+    assert [handled.get(timeout=SOON) for _ in range(2)] == ["good", "bad"]
+    assert consumer.stop(SOON)
+
+
+def test_the_log_of_a_retry_has_the_delay_that_the_broker_keeps(
+    connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    def fail_once(body: str, message: Message) -> None:
+        tries.append(body)
+        if len(tries) == 1:
+            raise OSError("try me again")
+
+    retry = Retry(tries=2, delay=0.6, jitter=False, hold="broker")
+    consumer = greenconn.spawn_consumer(unique, fail_once, connection=connection, retry=retry)
+    assert consumer.wait_ready(SOON)
+    with caplog.at_level("WARNING", "greenconn.worker"):
+        greenconn.publish(unique, "once", connection=connection)
+        until(lambda: len(tries) == 2, SOON)
+    assert consumer.stop(SOON)
+    counts_in_seconds = connection.transport.driver_type in {"amqp", "beanstalk", "sqs"}
+    assert f"retry in {1.0 if counts_in_seconds else 0.6} s" in caplog.text
+
+
+def test_waiting_retries_stall_nothing(connection: Connection, unique: str) -> None:
+    """Ten failing messages fill the prefetch window, and the good ones behind them are not held up."""
+    handled: GreenQueue[Any] = GreenQueue()
+    tries: dict[int, int] = {}
+
+    def handle(body: int, message: Any) -> None:
+        if body < 10:
+            tries[body] = tries.get(body, 0) + 1
+            if tries[body] == 1:
+                raise OSError("try me again")
+        handled.put(body)
+
+    consumer = greenconn.spawn_consumer(
+        unique,
+        handle,
+        connection=connection,
+        prefetch_count=10,
+        retry=Retry(tries=2, delay=30.0, jitter=False, hold="broker"),
+    )
+    assert consumer.wait_ready(SOON)
+    began = monotonic()
+    greenconn.publish_many(unique, list(range(20)), connection=connection)
+    assert {handled.get(timeout=SOON) for _ in range(10)} == set(range(10, 20))
+    assert monotonic() - began < 25.0  # else they came after the retries
+    until(lambda: consumer.stats()["retried"] == 10 and consumer.stats()["in_flight"] == 0)
+    assert consumer.stop(SOON)
 
 
 def test_retry_keeps_what_the_message_had(connection: Connection, unique: str) -> None:

@@ -13,7 +13,7 @@ import greenconn
 from greenconn.cli.app import run
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
-from greenconn.exceptions import OperationalError
+from greenconn.exceptions import NotFound, OperationalError
 from greenconn.message import Message
 from greenconn.publishing.publisher import OutgoingMessage, PublishOptions
 from greenconn.transport import memory
@@ -91,6 +91,22 @@ def test_all_are_moved_in_their_order(
     assert waiting(connection, unique) == 0
 
 
+def test_some_are_moved_and_the_others_stay(connection: Connection, unique: str) -> None:
+    greenconn.publish_many(unique, list(range(6)), connection=connection, declare=True)
+    until(lambda: waiting(connection, unique) == 6)
+    target = f"{unique}-t"
+
+    def even(message: Message) -> OutgoingMessage | None:
+        return None if message.payload % 2 else to(target)(message)
+
+    assert moved(connection, unique, connection, even, limit=2) == 2
+    until(lambda: waiting(connection, unique) == 4)
+    assert moved(connection, unique, connection, even) == 1
+    until(lambda: waiting(connection, unique) == 3)
+    assert sorted(bodies(connection, unique)) == [1, 3, 5]
+    assert sorted(bodies(connection, target)) == [0, 2, 4]
+
+
 def test_what_cannot_be_published_stays(
     connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -134,6 +150,18 @@ def test_a_move_that_is_killed_loses_nothing(
         return there == set(range(30))
 
     until(are_all_there)
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"limit": 1.5}, {"rate": 0}, {"rate": "x"}])
+def test_wrong_arguments(other: Connection, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        moved(other, "q", other, to("t"), **options)
+
+
+def test_a_queue_that_is_not_there(other: Connection) -> None:
+    with pytest.raises(NotFound, match="nosuch"):
+        moved(other, "nosuch", other, to("t"))
 
 
 def test_commands(

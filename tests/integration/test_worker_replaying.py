@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
+import gevent
 import pytest
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
 from greenconn.cli.app import run
 from greenconn.connection import Connection
+from greenconn.entity import Queue
 from tests.fix_wires import until
 from tests.integration.capabilities import Kind
 
@@ -99,6 +101,54 @@ def test_first_failure_of_a_retry_held_in_the_process(connection: Connection, un
     (letter,) = dead.look()
     assert letter.attempts == 3
     assert datetime.fromisoformat(letter.first_failure or "") < times[1]
+
+
+def test_queue_declares_where_its_dead_letters_go(connection: Connection, unique: str) -> None:
+    queue = Queue(unique, dead_letter=True)
+    assert (queue.queue_arguments or {})["x-dead-letter-routing-key"] == f"{unique}.dead"
+    channel = connection.default_channel
+    queue(channel).declare()
+    greenconn.publish(queue, "x", connection=connection)
+    with gevent.Timeout(SOON):
+        while (message := channel.basic_get(unique)) is None:
+            gevent.sleep(0.02)
+    message.reject()
+    dead = greenconn.dead_letters(queue, connection=connection)
+    assert dead.name == f"{unique}.dead"
+    until(lambda: dead.count() == 1)
+    (letter,) = dead.look()
+    assert (letter.queue, letter.reason, letter.attempts) == (unique, "rejected", 0)
+    assert dead.replay() == 1
+    with gevent.Timeout(SOON):
+        while (message := channel.basic_get(unique)) is None:
+            gevent.sleep(0.02)
+    assert message.payload == "x"
+    assert "x-death" not in message.headers
+    message.ack()
+
+
+def test_one_that_cannot_be_published_stays(connection: Connection, unique: str) -> None:
+    fill(connection, unique, 2)
+    dead = greenconn.dead_letters(unique, connection=connection)
+    until(lambda: dead.count() == 2)
+    with pytest.raises(greenconn.exceptions.Unroutable):
+        dead.replay(target=f"{unique}-missing")
+    until(lambda: dead.count() == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"limit": 0}, "limit must be a positive integer or None, got 0"),
+        ({"rate": 0}, "rate must be a number above 0 or None, got 0"),
+    ],
+)
+def test_wrong_replay(amqp_url: str, options: dict[str, Any], text: str) -> None:
+    with Connection(amqp_url) as connection:
+        with pytest.raises(ValueError, match=text):
+            greenconn.dead_letters("q", connection=connection).replay(**options)
+        with pytest.raises(ValueError, match="queue must be the name"):
+            greenconn.dead_letters("", connection=connection)
 
 
 def test_command_line(amqp_url: str, unique: str, capsys: pytest.CaptureFixture[str]) -> None:
