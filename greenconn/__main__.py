@@ -8,9 +8,9 @@ import sys
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
-        from greenconn.cli.app import run
+        from greenconn import cli
 
-        return run()
+        return cli.main()
     except KeyboardInterrupt:  # while modules were imported
         sys.stderr.write("greenconn: interrupted\n")
         return 130

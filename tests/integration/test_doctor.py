@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from greenconn import Connection, Queue
-from greenconn.cli.app import run
+from greenconn.cli import main
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_brokers import RedisFactory
@@ -28,7 +28,7 @@ class Doctor:
 
     def __call__(self, url: str, *options: str) -> tuple[int, Found]:
         self._capfd.readouterr()
-        code = run(["doctor", url, "--json", "--timeout", "20", *options])
+        code = main(["doctor", url, "--json", "--timeout", "20", *options])
         output, errors = self._capfd.readouterr()
         assert errors == ""
         report = json.loads(output)
@@ -82,7 +82,7 @@ def test_a_publish_during_an_alarm(
 ) -> None:
     managed_rabbitmq.set_memory_alarm(True)
     command = ["publish", f"{unique}-alarm", "x", "--declare", "--url", managed, "--timeout", "2"]
-    assert run(command) == 1
+    assert main(command) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert "blocks publishing (low on memory)" in line
     assert line.endswith("look at the broker's memory and disk alarms")
@@ -192,7 +192,7 @@ def test_each_broker_of_a_failover_list(
     capfd: pytest.CaptureFixture[str], redis_url: str, amqp_url: str
 ) -> None:
     gone = f"redis://127.0.0.1:{free_ports(1)[0]}"
-    code = run(["doctor", f"{redis_url};{gone}", "--read-only"])
+    code = main(["doctor", f"{redis_url};{gone}", "--read-only"])
     output = capfd.readouterr().out
     assert code == 1
     assert output.count("\n  ok      login") == 1

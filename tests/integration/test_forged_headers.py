@@ -15,7 +15,7 @@ import pytest
 
 import greenconn
 from greenconn import Connection
-from greenconn.cli.app import run
+from greenconn.cli import main
 from tests.fix_wires import until
 from tests.integration.capabilities import Kind
 from tests.integration.test_malformed_parts import put
@@ -110,7 +110,7 @@ def test_forged_headers_on_each_way(
         url = connection.as_uri(include_password=True)
         for words in (["dead", "look", unique], ["peek", dead.name], ["peek", unique]):
             for options in ([], ["--json"]):
-                assert run([*words, "-n", "1000", "-u", url, *options]) == 0
+                assert main([*words, "-n", "1000", "-u", url, *options]) == 0
                 out = capsys.readouterr().out
                 assert not {"\x1b", "\x07", "\x9b"} & set(out)
                 if options:

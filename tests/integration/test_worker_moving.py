@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 import greenconn
-from greenconn.cli.app import run
+from greenconn.cli import main
 from greenconn.connection import Connection
 from greenconn.defaults import publishing_connection
 from greenconn.exceptions import NotFound, OperationalError
@@ -175,7 +175,7 @@ def test_commands(
 
     def command(*arguments: str) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = run(arguments)
+        code = main(arguments)
         return (code, *capfd.readouterr())
 
     for _ in range(2):

@@ -12,7 +12,7 @@ import pytest
 from gevent.queue import Queue as GreenQueue
 
 import greenconn
-from greenconn.cli.app import run
+from greenconn.cli import main
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from tests.fix_wires import until
@@ -156,12 +156,12 @@ def test_command_line(amqp_url: str, unique: str, capsys: pytest.CaptureFixture[
         fill(connection, unique)
         dead = greenconn.dead_letters(unique, connection=connection)
         until(lambda: dead.count() == 4)
-        assert run(["dead", "count", unique, "-u", amqp_url]) == 0
+        assert main(["dead", "count", unique, "-u", amqp_url]) == 0
         assert capsys.readouterr().out == "4\n"
-        assert run(["dead", "look", unique, "-n", "1", "--json", "-u", amqp_url]) == 0
+        assert main(["dead", "look", unique, "-n", "1", "--json", "-u", amqp_url]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert (shown["reason"], shown["text"], shown["body"]) == ("failed", "no 0", 0)
-        assert run(["dead", "look", unique, "-n", "2", "-u", amqp_url]) == 0
+        assert main(["dead", "look", unique, "-n", "2", "-u", amqp_url]) == 0
         seen = capsys.readouterr()
         assert seen.err == f"{unique}.dead: 2 of 4 messages\n"
         first, _, rest = seen.out.partition("\n\n")
@@ -173,8 +173,8 @@ def test_command_line(amqp_url: str, unique: str, capsys: pytest.CaptureFixture[
         ]
         assert first.endswith("\n  0")
         assert rest.startswith("#2  failed\n")
-        assert run(["dead", "replay", unique, "--error", "KeyError", "-u", amqp_url]) == 0
+        assert main(["dead", "replay", unique, "--error", "KeyError", "-u", amqp_url]) == 0
         assert capsys.readouterr().out == f"replayed 2 messages of {unique}.dead\n"
-        assert run(["dead", "purge", unique, "--yes", "-u", amqp_url]) == 0
+        assert main(["dead", "purge", unique, "--yes", "-u", amqp_url]) == 0
         assert capsys.readouterr().out == f"purged 2 messages of {unique}.dead\n"
         assert dead.count() == 0

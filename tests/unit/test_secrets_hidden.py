@@ -15,7 +15,7 @@ import pytest
 import greenconn
 from greenconn import App, Connection, defaults
 from greenconn.checks import Record, invalid
-from greenconn.cli.app import run
+from greenconn.cli import main
 from greenconn.connection import BrokerConnection
 from greenconn.options import AmqpOptions
 from greenconn.session.broker import Parameters
@@ -183,7 +183,7 @@ def test_each_way_to_give_a_url(
     greenconn.configure()
     seen.call(greenconn.publish, "q", 1)
     for arguments in (["ping"], ["publish", "q", "x", "--url", url], ["ping", url], ["peek", url]):
-        assert run(arguments) == 2
+        assert main(arguments) == 2
     seen.show(*capfd.readouterr())
     seen.check()
 

@@ -13,7 +13,7 @@ import gevent
 import pytest
 from gevent.socket import wait_write
 
-from greenconn.cli.app import run
+from greenconn.cli import main
 from greenconn.transport import memory
 
 
@@ -71,7 +71,7 @@ def command(
 
     def start(*arguments: str) -> Ended:
         capfd.readouterr()
-        code = run(arguments)
+        code = main(arguments)
         output, errors = capfd.readouterr()
         return Ended(code, output, errors)
 

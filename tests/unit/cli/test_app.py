@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from greenconn import __version__
-from greenconn.cli.app import COMMANDS
+from greenconn.cli import COMMANDS
 from tests.unit.cli.conftest import Command, Ended
 
 Stdin = Callable[[bytes], None]
@@ -34,7 +34,7 @@ def test_each_command_has_help_with_an_example(command: Command, name: str) -> N
 
 def test_help_loads_neither_gevent_nor_a_transport() -> None:
     program = (
-        "import sys; from greenconn.cli.app import run; code = run(['--help'])\n"
+        "import sys; from greenconn.cli import main; code = main(['--help'])\n"
         "loaded = [name for name in ('gevent', 'amqp', 'rich', 'greenconn.connection') "
         "if name in sys.modules]\n"
         "sys.exit(code or ' '.join(loaded) or 0)"
