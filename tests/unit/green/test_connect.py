@@ -188,6 +188,12 @@ def connect_to(host: str) -> Any:
     return address
 
 
+def test_a_lookup_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: gevent.sleep(30))
+    with pytest.raises(TimeoutError, match=r"looking up 'broker\.example' took longer"):
+        connect_tcp("broker.example", 5672, Deadline(0.02))
+
+
 def test_a_timeout_of_the_user_is_not_taken_for_ours(
     monkeypatch: pytest.MonkeyPatch, silent_port: int
 ) -> None:

@@ -511,6 +511,14 @@ def test_who_waits_for_a_line_may_be_killed(server: Start, web: Make) -> None:
     assert gone(peer)
 
 
+def test_lines_whose_head_does_not_come(server: Start, web: Make) -> None:
+    peer = server(silence)
+    mine = web(peer)
+    with pytest.raises(TimeoutError):
+        mine.lines("GET", "/", deadline=Deadline(0.1))
+    assert gone(peer)
+
+
 def test_who_is_killed_in_a_handshake_leaves_no_connection(peer: PeerFactory, web: Make) -> None:
     silent = peer(lambda client: client.recv(1 << 16) and client.recv(1 << 16))
     caller = gevent.spawn(ask, web(silent, ssl=True))

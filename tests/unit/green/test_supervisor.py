@@ -12,7 +12,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn.green import supervisor
-from greenconn.green.supervisor import OnDemand, current, end, shielded, spawn
+from greenconn.green.supervisor import OnDemand, current, end, end_all, shielded, spawn
 from tests.fix_leaks import HubErrors
 from tests.forked import holds_in_child
 
@@ -125,6 +125,19 @@ def test_end_of_one_that_is_not_shielded() -> None:
     gevent.joinall([before, behind], timeout=30)
     assert before.dead
     assert behind.dead
+
+
+def test_end_of_all_spares_the_one_that_runs() -> None:
+    others = [spawn("other", gevent.sleep, 30) for _ in range(2)]
+
+    def run() -> str:
+        end_all([*others, current()])
+        gevent.sleep(0)
+        return "went on"
+
+    running = spawn("running", run)
+    assert running.get(timeout=30) == "went on"
+    assert all(each.dead for each in others)
 
 
 def test_a_child_of_a_fork_waits_for_nobody_of_the_parent() -> None:

@@ -302,6 +302,23 @@ def test_all_callers_get_the_same_error_with_a_traceback_of_their_own(
     assert depth < 15
 
 
+def test_a_link_that_is_lost_at_once_counts_as_failed(
+    connection: Connection, script: Script
+) -> None:
+    links = script.links
+
+    class Stillborn(list[Any]):
+        def append(self, link: Any) -> None:
+            super().append(link)
+            if len(self) == 1:
+                link.lose()
+
+    script.links = Stillborn(links)
+    link = connection.session.link(Deadline(CAME))
+    assert link is script.links[1]
+    assert connection.session.generation == 1
+
+
 # -- losing --------------------------------------------------------------------------------------
 
 
@@ -426,6 +443,18 @@ def test_a_member_that_cannot_be_restored_is_reported_and_left_out(
     until(lambda: log == ["other", "other"])
 
 
+def test_an_error_that_nobody_takes_reaches_who_drains(
+    connection: Connection, script: Script
+) -> None:
+    connection.session.add(Member("a", [], NotFound("no queue")))
+    connection.session.link()
+    script.link.lose()
+    with pytest.raises(NotFound, match="no queue"):
+        connection.drain_events(timeout=CAME)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.01)
+
+
 def test_what_may_pass_is_tried_again_apart(connection: Connection, script: Script) -> None:
     log: list[str] = []
     connection.session.add(Member("a", log, ResourceLocked("held"), TimeoutError("late")))
@@ -435,6 +464,16 @@ def test_what_may_pass_is_tried_again_apart(connection: Connection, script: Scri
     until_life(connection.session, 2)
     assert log == ["b"]
     until(lambda: log == ["b", "a"])
+
+
+def test_what_is_tried_again_apart_may_fail_for_good(
+    connection: Connection, script: Script
+) -> None:
+    member = Notified("a", [], ResourceLocked("held"), NotFound("gone"))
+    connection.session.add(member)
+    connection.session.link()
+    script.link.lose()
+    until(lambda: isinstance(member.failure, NotFound))
 
 
 def test_a_refusal_ends_recovery_and_a_later_use_restores(
