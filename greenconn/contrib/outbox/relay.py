@@ -37,7 +37,7 @@ from gevent import Greenlet, get_hub
 from gevent.event import Event
 
 from greenconn.checks import Seconds, check_callable, check_count, check_seconds, in_seconds
-from greenconn.contrib.outbox.store import (
+from greenconn.contrib.outbox import (
     PARTITIONS,
     Lease,
     OutboxStore,

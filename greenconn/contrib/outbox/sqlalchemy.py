@@ -41,8 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
-from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
-from greenconn.contrib.outbox.store import (
+from greenconn.contrib.outbox import (
     LONGEST,
     Backlog,
     Lease,
@@ -50,6 +49,7 @@ from greenconn.contrib.outbox.store import (
     PendingMessage,
     row_of,
 )
+from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
 from greenconn.publishing.publisher import Target
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from django.apps import apps as registry  # "apps" is a module of this package
 from django.db import DEFAULT_DB_ALIAS, connections, router, transaction
 from django.db.models import Count, F, Min, Q
 
+from greenconn.contrib.outbox import Backlog, Lease, OutboxStore, PendingMessage, row_of
 from greenconn.contrib.outbox.relay import Relay, RelayOptions, has_relays, wake_relays
-from greenconn.contrib.outbox.store import Backlog, Lease, OutboxStore, PendingMessage, row_of
 from greenconn.publishing.publisher import Target
 
 if TYPE_CHECKING:

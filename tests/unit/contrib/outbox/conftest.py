@@ -22,9 +22,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import sessionmaker
 
+from greenconn.contrib.outbox import OutboxStore
 from greenconn.contrib.outbox.relay import Relay
 from greenconn.contrib.outbox.sqlalchemy import Outbox
-from greenconn.contrib.outbox.store import OutboxStore
 
 #: A database that the tests may fill and empty; without it they have files of SQLite.
 POSTGRESQL = os.environ.get("GREENCONN_TEST_POSTGRESQL_URL")

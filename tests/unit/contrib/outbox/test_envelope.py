@@ -9,7 +9,7 @@ import pytest
 
 from greenconn import Exchange, Queue, binding
 from greenconn.compression import decompress
-from greenconn.contrib.outbox.store import PARTITIONS, publish_arguments, row_of
+from greenconn.contrib.outbox import PARTITIONS, publish_arguments, row_of
 from greenconn.exceptions import EncodeError
 from greenconn.publishing.publisher import PublishOptions
 from greenconn.serialization import loads

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from greenconn.contrib.outbox import PARTITIONS
 from greenconn.contrib.outbox.relay import Partitions
-from greenconn.contrib.outbox.store import PARTITIONS
 from tests.unit.contrib.outbox.conftest import Box
 
 LENGTH = 15.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from greenconn.contrib.outbox.store import Backlog, Lease
+from greenconn.contrib.outbox import Backlog, Lease
 from tests.unit.contrib.outbox.conftest import Box
 
 ALL = range(32)
