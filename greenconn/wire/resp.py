@@ -37,6 +37,8 @@ LINE_FEED: Final = 10
 _HEAD: Final = 32
 #: Bytes of its input that hiredis keeps when it has read them, at most.
 _KEPT: Final = 1024
+#: Bytes that are searched at once.
+_SHORT: Final = 256
 #: Such characters that are looked at one by one.
 _LOOKS: Final = 16
 
@@ -98,7 +100,10 @@ class RespParser:
         try:
             if self._held or not data.endswith(b"\n"):
                 data = self._with_whole_heads(data)
-            is_long = len(data) >= 8 and _may_announce_much(data)
+            if len(data) < _SHORT:  # costs less than the scan by marks
+                is_long = _LONG_HEAD.search(data) is not None
+            else:
+                is_long = _may_announce_much(data)
             for piece in self._checked(data) if is_long else (data,):
                 self._feed(piece)
                 self._unfinished += len(piece)

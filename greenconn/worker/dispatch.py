@@ -563,7 +563,7 @@ class WorkerPool:
         #: Number of workers that have not ended.
         self._count = 0
         self.limit = KEPT
-        self.monitor = BlockingMonitor()
+        self.monitor = BlockingMonitor(self)
 
     @property
     def has_work(self) -> bool:
@@ -600,7 +600,7 @@ class WorkerPool:
             self._count += 1
             self._coming = Worker(self)
         if not self.monitor.is_running:
-            self.monitor.start(lambda: self.has_work)
+            self.monitor.start()
 
     def next_dispatcher(self, worker: Worker) -> Dispatcher | None:
         """Return the dispatcher that has waited longest, and wake another worker for the others."""
@@ -641,13 +641,15 @@ class WorkerPool:
 class BlockingMonitor:
     """Finds the handlers of one connection that block the hub.
 
+    Arguments:
+        pool: their workers.
+
     Attributes:
         is_running: whether it samples the hub.
     """
 
-    __slots__ = ("_sampled_at", "_thresholds", "_timer", "is_running")
-
-    def __init__(self) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
         #: Handlers by their names -> seconds, and the queue.
         self._thresholds: dict[str, tuple[float, str]] = {}
         self._timer: Any = None
@@ -666,14 +668,14 @@ class BlockingMonitor:
         else:
             self._thresholds[name_of(handler)] = (threshold, queue)
 
-    def start(self, has_work: Callable[[], bool]) -> None:
-        """Sample the hub until *has_work* returns False.  Never switches."""
+    def start(self) -> None:
+        """Sample the hub until the pool has no work.  Never switches."""
         if not self._thresholds:
             return
         self.is_running = True
         self._sampled_at = monotonic()
         self._timer = get_hub().loop.timer(SAMPLING_INTERVAL, SAMPLING_INTERVAL, ref=False)
-        self._timer.start(self._sample, has_work)
+        self._timer.start(self._sample)
 
     def stop(self) -> None:
         """Stop sampling.  Never switches.  A second call does nothing."""
@@ -682,14 +684,14 @@ class BlockingMonitor:
         if timer is not None:
             timer.close()
 
-    def _sample(self, has_work: Callable[[], bool]) -> None:
+    def _sample(self) -> None:
         # In the hub.
         before, self._sampled_at = self._sampled_at, monotonic()
         blocked = self._sampled_at - before - SAMPLING_INTERVAL
         if blocked >= SAMPLING_INTERVAL:
             HANDLERS.tell_blocked(self._sampled_at - blocked, self._sampled_at)
             self._report(self._sampled_at - blocked)
-        if not has_work():
+        if not self._pool.has_work:
             self.stop()
 
     def _report(self, since: float) -> None:

@@ -15,7 +15,7 @@ from greenconn.green import supervisor
 from greenconn.green.supervisor import HandlerHistory
 from greenconn.testing import MemoryBroker
 from greenconn.worker import dispatch
-from greenconn.worker.dispatch import SAMPLING_INTERVAL, BlockingMonitor
+from greenconn.worker.dispatch import SAMPLING_INTERVAL, WorkerPool
 
 CAME = 30.0
 #: Blocks in a patched process, too.
@@ -104,22 +104,24 @@ def test_only_a_late_sample_is_a_block(
         monkeypatch.setattr(module, "monotonic", lambda: now)
     noted = HandlerHistory()
     monkeypatch.setattr(dispatch, "HANDLERS", noted)
-    monitor = BlockingMonitor()
+    pool = WorkerPool()
+    pool._count = 1  # a worker that works
+    monitor = pool.monitor
     monitor.watch(print, 0.5, "q")
-    monitor.start(lambda: True)
+    monitor.start()
     try:
         noted.change(print)
         for _ in range(20):  # it waits, and the hub turns
             now += SAMPLING_INTERVAL
-            monitor._sample(lambda: True)
+            monitor._sample()
         now += 0.5
-        monitor._sample(lambda: True)  # 0.4 s late
+        monitor._sample()  # 0.4 s late
         gevent.sleep(0)
         assert not lines(caplog)
         now += 1.0
         noted.change(len)
         now += 0.2
-        monitor._sample(lambda: True)
+        monitor._sample()
         gevent.sleep(0)
         (line,) = lines(caplog)
         assert "handler builtins.print of queue 'q' blocked the hub for 0.9 s" in line
