@@ -22,10 +22,10 @@ from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import PublishTimeout
 from greenconn.transport.redis.cluster import ClusterPlacement, tag_of
 from greenconn.transport.redis.errors import LinkLost
+from greenconn.transport.redis.fanout import glob
 from greenconn.transport.redis.link import Partition
 from greenconn.transport.redis.nodes import SlotPipeline
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
-from greenconn.transport.redis.shards import glob
 from tests.brokers.packages import NoBroker
 from tests.brokers.redis_cluster import ClusterNode, RedisCluster
 from tests.fix_brokers import Brokers

@@ -58,7 +58,6 @@ from greenconn.transport.redis.publishing import (
 )
 from greenconn.transport.redis.server import Address, Login
 from greenconn.transport.redis.settling import copies_of, number_of
-from greenconn.transport.redis.shards import ClusterShards
 from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.url import BrokerURL
 from greenconn.wire.resp import pack
@@ -158,7 +157,7 @@ class ClusterPlacement:
         """Return the subscriptions to shard channels; None: there are to be none."""
         if self._options.fanout_sharding == "off":
             return None
-        return ClusterShards(self.commands, self.nodes, self._shard_channel, fanout)
+        return Shards(self.commands, self.nodes, self._shard_channel, fanout)
 
     def _shard_channel(self, exchange: str) -> bytes:
         return self.of(exchange).commands.keys.shard_channel(exchange)

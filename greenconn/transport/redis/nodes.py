@@ -34,7 +34,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from random import shuffle
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gevent import Greenlet, get_hub
 from redis.exceptions import ResponseError
@@ -56,10 +56,12 @@ from greenconn.transport.redis.errors import (
     as_error,
 )
 from greenconn.transport.redis.pipeline import ENDLESS, CommandPipeline, Pipeline, ignore
-from greenconn.transport.redis.publishing import ReplicaConfirms
 from greenconn.transport.redis.scripts import CLAIM, EXPIRE, PUSH
 from greenconn.transport.redis.server import Address, Login, Welcome, check_eviction, open_pipeline
 from greenconn.wire.resp import ErrorReply, pack
+
+if TYPE_CHECKING:
+    from greenconn.transport.redis.publishing import ReplicaConfirms
 
 logger = logging.getLogger("greenconn.transport.redis")
 

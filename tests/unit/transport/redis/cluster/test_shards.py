@@ -9,13 +9,13 @@ import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
 from greenconn.transport.redis.errors import LinkLost
-from greenconn.transport.redis.fanout import Fanout
-from greenconn.transport.redis.options import Keys, RedisOptions
-from greenconn.transport.redis.pipeline import Commands
-from greenconn.transport.redis.shards import (
-    ClusterShards,
+from greenconn.transport.redis.fanout import (
+    Fanout,
+    Shards,
     glob,
 )
+from greenconn.transport.redis.options import Keys, RedisOptions
+from greenconn.transport.redis.pipeline import Commands
 from tests.fix_redis_nodes import Answer, ScriptedCluster, ScriptedNode, bulk
 from tests.fix_wires import until
 
@@ -53,7 +53,7 @@ class Subscriber:
         options = RedisOptions(fanout_sharding="on", reply_timeout=reply_timeout)
         keys = Keys(options, 0, "0")
         self.commands = Commands(WHERE, keys, options, lambda: None)
-        self.shards = ClusterShards(self.commands, self.nodes, keys.shard_channel, self.got)
+        self.shards = Shards(self.commands, self.nodes, keys.shard_channel, self.got)
 
 
 Subscribers = Callable[..., Subscriber]
