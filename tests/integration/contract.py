@@ -18,7 +18,7 @@ from greenconn.transport.couchdb import Transport as CouchTransport
 from greenconn.transport.hooks.hosted import hosted
 from greenconn.transport.mongodb import Transport as MongoTransport
 from greenconn.transport.redis import ClusterTransport
-from greenconn.transport.redis.transport import Transport as RedisTransport
+from greenconn.transport.redis import Transport as RedisTransport
 from greenconn.transport.sqlite import Transport as SqliteTransport
 from greenconn.transport.SQS import Transport as SqsTransport
 from tests.compat.programs.library import GREENCONN, KOMBU

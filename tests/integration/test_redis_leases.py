@@ -12,11 +12,10 @@ from redis.exceptions import ResponseError
 
 from greenconn.broker.consuming import FeedState
 from greenconn.green.deadline import Deadline
-from greenconn.transport.redis import maintenance, pipeline
+from greenconn.transport.redis import Channel, Transport, maintenance, pipeline
 from greenconn.transport.redis.claiming import Watch
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.wire.resp import RespParser, pack
 from tests.fix_wires import until
 from tests.integration.contract import Store

@@ -13,10 +13,10 @@ import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.consuming import FeedState
 from greenconn.green.deadline import Deadline
+from greenconn.transport.redis import Channel, Transport
 from greenconn.transport.redis.claiming import Watch
 from greenconn.transport.redis.link import RedisLink
 from greenconn.transport.redis.pipeline import Pipeline
-from greenconn.transport.redis.transport import Channel, Transport
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until

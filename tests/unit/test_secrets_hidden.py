@@ -22,8 +22,8 @@ from greenconn.session.broker import Parameters
 from greenconn.transport import FOREIGN, MEANT, TRANSPORT_ALIASES
 from greenconn.transport.couchdb import CouchOptions
 from greenconn.transport.mongodb import MongoOptions
+from greenconn.transport.redis import SentinelTransport
 from greenconn.transport.redis.options import RedisOptions
-from greenconn.transport.redis.transport import SentinelTransport
 from greenconn.transport.SQS import SQSOptions
 from greenconn.transport.SQS.queues import SqsQueue
 from greenconn.transport.SQS.service import NewQueues

@@ -71,22 +71,12 @@ from greenconn.transport.redis.settling import RedisSettler, Requeuer
 from greenconn.wire.resp import pack
 
 if TYPE_CHECKING:
-    from greenconn.transport.redis.transport import Transport
+    from greenconn.transport.redis import SwitchWatch, Transport
 
 
 logger = logging.getLogger("greenconn.transport.redis")
 
 T = TypeVar("T")
-
-
-class MasterWatch(Protocol):
-    """Watches whether a server is still the one that is meant."""
-
-    def stop(self) -> None:
-        """End.  Never switches."""
-
-    def forget(self) -> None:
-        """Leave it to the parent process, in the child of a fork."""
 
 
 class RedisLink(LeasedLink):
@@ -142,7 +132,7 @@ class RedisLink(LeasedLink):
         self.reauthentication = Reauthentication(
             commands, transport.server.login.credentials, self.other_pipelines
         )
-        self._master: MasterWatch | None = None
+        self._master: SwitchWatch | None = None
 
     def open(self, deadline: Deadline) -> None:
         """Connect and log in.  May switch.  Whatever goes wrong, nothing stays open.

@@ -19,8 +19,8 @@ from greenconn.transport.amqp.message import Delivery
 from greenconn.transport.amqp.publishing import PendingConfirm
 from greenconn.transport.base import Link
 from greenconn.transport.memory import Channel as MemoryChannel
+from greenconn.transport.redis import Channel as RedisChannel
 from greenconn.transport.redis.envelope import Delivery as RedisDelivery
-from greenconn.transport.redis.transport import Channel as RedisChannel
 from tests.fix_interrupts import INTERRUPTIONS, Run
 from tests.quality.faults.interruptions.scene import Call, Scene
 from tests.quality.faults.interruptions.targets import Target

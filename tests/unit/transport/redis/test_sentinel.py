@@ -9,9 +9,9 @@ import pytest
 
 from greenconn import Connection
 from greenconn.green.deadline import Deadline
+from greenconn.transport.redis import SentinelTransport, SwitchWatch
 from greenconn.transport.redis.errors import ServerNotReady
 from greenconn.transport.redis.server import Address, Login, Server
-from greenconn.transport.redis.transport import SentinelTransport, SwitchWatch
 from tests.fix_wires import until
 
 FORMER, MASTER = 7001, 7002

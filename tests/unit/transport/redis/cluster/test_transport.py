@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greenconn import Connection
-from greenconn.transport.redis.cluster import ClusterTransport
+from greenconn.transport.redis import ClusterTransport
 from tests.fix_redis_nodes import ClusterLinks, ScriptedCluster
 
 
