@@ -30,8 +30,8 @@ import gevent
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
+from greenconn.service.app import stop_and_close, stop_gracefully, time_for_handlers
 from greenconn.service.program import load_app
-from greenconn.service.shutdown import stop_and_close, stop_gracefully, time_for_handlers
 from greenconn.worker.consumer import running_consumers
 
 __all__ = ["hooks", "post_fork", "post_worker_init", "worker_exit", "worker_int"]

@@ -26,7 +26,7 @@ from gevent.pywsgi import WSGIServer
 
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
-from greenconn.service.app import App
+from greenconn.service.app import App, stop_and_close, time_for_handlers
 from greenconn.service.health import Probes, Watchdog
 from greenconn.service.processes import (
     BOOT_FAILED,
@@ -40,7 +40,6 @@ from greenconn.service.processes import (
     health_socket,
     is_managed,
 )
-from greenconn.service.shutdown import stop_and_close, time_for_handlers
 from greenconn.worker.consumer import ConsumerGreenlet
 
 logger = logging.getLogger("greenconn.running")

@@ -58,7 +58,7 @@ from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.identity import uuid
 from greenconn.publishing import publish
-from greenconn.service.shutdown import add_service, remove_service
+from greenconn.service.app import add_service, remove_service
 
 __all__ = ["Partitions", "Relay", "RelayOptions", "has_relays", "wake_relays"]
 

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 import greenconn
 from greenconn.green.deadline import Deadline
-from greenconn.service.shutdown import stop_and_close, time_for_handlers
+from greenconn.service.app import stop_and_close, time_for_handlers
 from greenconn.session.session import sessions_in_use
 from greenconn.testing import MemoryBroker
 
