@@ -29,8 +29,7 @@ from greenconn.checks import check_keywords
 from greenconn.connection import ARGUMENTS as CONNECTION_ARGUMENTS
 from greenconn.connection import Connection
 from greenconn.exceptions import AMQPError, KombuError
-from greenconn.green.hub import PerHub
-from greenconn.green.process import exit_deadline
+from greenconn.green.hub import PerHub, exit_deadline
 from greenconn.green.supervisor import spawn
 from greenconn.session.broker import DEFAULT_URL, Configuration, check_is_url
 from greenconn.session.session import OWN_CONNECTION

@@ -29,8 +29,8 @@ from greenconn.caching import lazy
 from greenconn.checks import Seconds, check_keywords
 from greenconn.exceptions import OperationalError
 from greenconn.green.deadline import Deadline, TimeLimit, is_seconds
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.pool import Entry, FairPool, PoolStats
-from greenconn.green.process import forget_at_fork
 from greenconn.green.supervisor import spawn
 
 if TYPE_CHECKING:

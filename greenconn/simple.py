@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from greenconn.checks import Seconds
 from greenconn.entity import Exchange, Queue
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import yield_to_hub
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork, yield_to_hub
 from greenconn.green.slot import SingleFlight
 from greenconn.messaging import Consumer, Producer
 from greenconn.messaging.consumer import ConsumerInbox

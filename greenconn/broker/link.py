@@ -51,7 +51,7 @@ from greenconn.exceptions import (
     error_text,
 )
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.supervisor import current, end_all, spawn
 from greenconn.transport.base import Link, open_links
@@ -274,7 +274,7 @@ class ForkHandler:
         forget_at_fork(self)
 
     def forget(self) -> None:
-        """See :class:`greenconn.green.process.ForkAware`."""
+        """See :class:`greenconn.green.hub.ForkAware`."""
         self._link.forget(RecoverableConnectionError("the connection was opened before a fork"))
 
 

@@ -22,7 +22,7 @@ import gevent
 from gevent import get_hub
 
 from greenconn.green.deadline import Deadline
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.url import mask_secrets
 

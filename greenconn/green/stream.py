@@ -29,8 +29,7 @@ from greenlet import getcurrent
 
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import weakly
-from greenconn.green.process import flush_at_exit, forget_at_fork
+from greenconn.green.hub import flush_at_exit, forget_at_fork, weakly
 from greenconn.green.slot import Slot
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import Ticker, spawn

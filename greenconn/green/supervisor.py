@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import gevent
 from gevent import GreenletExit, get_hub, getcurrent
 
-from greenconn.green.hub import weakly
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork, weakly
 from greenconn.listeners import LISTENERS, HubBlockedEvent, notify
 
 T = TypeVar("T")

@@ -32,8 +32,7 @@ from greenlet import getcurrent
 
 from greenconn.exceptions import RecoverableConnectionError, error_text, raise_error
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.hub import HubAffinity, PerHub, yield_to_hub
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import HubAffinity, PerHub, forget_at_fork, yield_to_hub
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import Condition, SingleFlight
 from greenconn.green.state import State, moved

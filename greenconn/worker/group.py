@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gevent import Greenlet, getcurrent
 from gevent.lock import BoundedSemaphore
 
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.state import State, moved
 from greenconn.green.supervisor import spawn
 from greenconn.session.channels import begin_channel

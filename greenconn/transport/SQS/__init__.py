@@ -28,7 +28,7 @@ from greenconn.broker.publishing import StorePublisher, warn_of_message
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import check_count, check_seconds, check_type, invalid
 from greenconn.green.deadline import Deadline
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from greenconn.options import known_options
 from greenconn.transport.SQS.queues import SQS_MAX_MESSAGES, aws_name, exchange_of, topic_entry
 from greenconn.transport.SQS.service import (

@@ -47,7 +47,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.http import HttpClient, HttpResponse
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.retry import RetryPolicy, attempts
 from greenconn.green.slot import SingleFlight
 from greenconn.green.supervisor import spawn

@@ -33,7 +33,7 @@ from greenconn.exceptions import (
 )
 from greenconn.green.connect import avoid, connect_tcp
 from greenconn.green.deadline import Deadline
-from greenconn.green.process import flush_at_exit, forget_at_fork
+from greenconn.green.hub import flush_at_exit, forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import Stream
 from greenconn.green.supervisor import Ticker, log_blocked, spawn

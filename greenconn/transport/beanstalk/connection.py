@@ -30,7 +30,7 @@ from greenconn.exceptions import (
     ResourceError,
 )
 from greenconn.green.deadline import NEVER, Deadline
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from greenconn.green.slot import Slot
 from greenconn.green.stream import PipelineLife
 from greenconn.green.supervisor import Ticker

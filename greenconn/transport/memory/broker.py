@@ -30,8 +30,7 @@ from greenconn.broker.errors import Method, no_exchange
 from greenconn.broker.exchanges import PREDECLARED, BrokerState
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import ConnectionForced, RecoverableConnectionError
-from greenconn.green.hub import HubAffinity, yield_to_hub
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import HubAffinity, forget_at_fork, yield_to_hub
 from greenconn.transport.memory.queue import Entry, Queue
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from pymongo import ReadPreference, errors, uri_parser
 from greenconn.credentials import supplied
 from greenconn.exceptions import AccessRefused, AMQPError, RecoverableConnectionError
 from greenconn.green.deadline import Deadline
-from greenconn.green.hub import PerHub, close_at_thread_end
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import PerHub, close_at_thread_end, forget_at_fork
 from greenconn.green.supervisor import spawn
 from greenconn.green.threadpool import CallPool, are_sockets_green
 from greenconn.url import mask_secrets
@@ -399,7 +398,7 @@ class _Clients:
         forget_at_fork(self)
 
     def forget(self) -> None:
-        """See :class:`greenconn.green.process.ForkAware`."""
+        """See :class:`greenconn.green.hub.ForkAware`."""
         self.open.clear()
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from tests.forked import holds_in_child
 
 PRELUDE = """
@@ -20,7 +20,7 @@ if {patched}:
     monkey.patch_all()
 import gc, os, multiprocessing
 import gevent, gevent.os
-from greenconn.green.process import forget_at_fork
+from greenconn.green.hub import forget_at_fork
 from tests.forked import holds_in_child
 
 class Thing:
@@ -106,9 +106,9 @@ def test_one_that_fails_does_not_keep_the_others_from_forgetting() -> None:
 
 def test_importing_installs_nothing() -> None:
     code = (
-        "import atexit, os\n"
+        "import atexit, logging, os, gevent\n"  # which install their own
         "os.register_at_fork = atexit.register = None\n"
-        "import greenconn.green.process\n"
+        "import greenconn.green.hub\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=150).returncode == 0
 
@@ -132,7 +132,7 @@ def test_a_child_of_this_very_process_forgets() -> None:
 def test_the_end_waits_for_what_is_pending(steps: int, left: int) -> None:
     program = f"""
     import gevent
-    from greenconn.green.process import flush_at_exit
+    from greenconn.green.hub import flush_at_exit
     class Writer:
         pending = {steps}
         def flush(self):
