@@ -6,7 +6,7 @@ import gevent
 import pytest
 
 from greenconn.exceptions import RecoverableConnectionError
-from greenconn.green.deadline import NEVER
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Condition, Progress
 
@@ -29,6 +29,14 @@ def test_all_who_wait_are_woken_and_look_again() -> None:
     seen[0] = 2
     condition.wake_all()
     assert waiters[2].get(timeout=30) == 2
+    assert not condition
+
+
+def test_who_comes_after_a_change_waits_for_the_next() -> None:
+    condition = Condition()
+    condition.wake_all()
+    with pytest.raises(TimeoutError):
+        condition.wait(Deadline(0.001))
     assert not condition
 
 
@@ -75,3 +83,39 @@ def test_each_waits_for_as_many_as_there_were() -> None:
     progress.advance(1)
     second.get(timeout=30)
     third.get(timeout=30)
+
+
+def test_one_step_may_end_many_waits() -> None:
+    progress = Progress()
+    waiting = [gevent.spawn(progress.wait, count, NEVER) for count in (1, 2, 2)]
+    yield_to_hub()
+    progress.advance(2)
+    gevent.joinall(waiting, timeout=30, raise_error=True)
+    assert all(each.successful() for each in waiting)
+
+
+def test_who_has_left_holds_nobody_up() -> None:
+    progress = Progress()
+    with pytest.raises(TimeoutError):
+        progress.wait(1, Deadline(0.001))
+    killed = gevent.spawn(progress.wait, 1, NEVER)
+    other = gevent.spawn(progress.wait, 2, NEVER)
+    yield_to_hub()
+    killed.kill()
+    progress.advance(2)
+    other.get(timeout=30)
+
+
+def test_all_who_wait_get_the_error_and_later_ones_do_not() -> None:
+    progress = Progress()
+    waiting = [gevent.spawn(progress.wait, count, NEVER) for count in (1, 2)]
+    yield_to_hub()
+    progress.fail(RecoverableConnectionError("closed"))
+    for each in waiting:
+        with pytest.raises(RecoverableConnectionError, match="closed"):
+            each.get(timeout=30)
+    later = gevent.spawn(progress.wait, 1, NEVER)
+    yield_to_hub()
+    assert not later.ready()
+    progress.advance(1)
+    later.get(timeout=30)

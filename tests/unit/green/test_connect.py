@@ -14,7 +14,7 @@ import pytest
 from gevent import socket
 
 from greenconn.green import connect as connect_module
-from greenconn.green.connect import KEEPALIVE, avoid, connect_tcp, connect_unix
+from greenconn.green.connect import KEEPALIVE, avoid, connect_tcp, connect_unix, numeric
 from greenconn.green.deadline import Deadline
 from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
@@ -80,6 +80,13 @@ def test_a_name_is_looked_up(peer: PeerFactory) -> None:
     sock.close()
 
 
+def test_where_nothing_listens_the_error_names_the_place() -> None:
+    port = free_ports(1)[0]
+    with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}") as caught:
+        connect_tcp("127.0.0.1", port, LONG)
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
 def test_a_unix_socket_that_is_not_there_leaves_no_descriptor(tmp_path: Path) -> None:
     path = str(tmp_path / "none.sock")
     before = open_sockets()
@@ -88,6 +95,12 @@ def test_a_unix_socket_that_is_not_there_leaves_no_descriptor(tmp_path: Path) ->
     # While the traceback still holds what the attempt had opened.
     assert open_sockets().keys() <= before.keys()
     assert caught.value.errno == errno.ENOENT
+
+
+def test_a_name_that_nobody_knows() -> None:
+    with pytest.raises(socket.gaierror, match=r"nobody\.invalid") as caught:
+        connect_tcp("nobody.invalid", 5672, LONG)
+    assert caught.value.errno
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "two..dots", ".", "\udcff"])
@@ -103,6 +116,11 @@ def test_an_address_that_does_not_answer_takes_no_longer_than_the_deadline(
     with pytest.raises(TimeoutError, match=f"127.0.0.1:{silent_port} took longer than 0.1 s"):
         connect_tcp("127.0.0.1", silent_port, Deadline(0.1))
     assert 0.1 <= monotonic() - began < 10
+
+
+def test_without_any_time_nothing_is_waited_for(silent_port: int) -> None:
+    with pytest.raises(TimeoutError):
+        connect_tcp("127.0.0.1", silent_port, Deadline(0))
 
 
 def found(*places: tuple[str, int]) -> Any:
@@ -188,6 +206,13 @@ def connect_to(host: str) -> Any:
     return address
 
 
+def test_when_all_refuse_the_last_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = free_ports(2)
+    monkeypatch.setattr(connect_module, "_look_up", found(*(("127.0.0.1", p) for p in ports)))
+    with pytest.raises(ConnectionRefusedError, match=r"broker\.example:5672"):
+        connect_tcp("broker.example", 5672, LONG)
+
+
 def test_a_lookup_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect_module, "_look_up", lambda *_: gevent.sleep(30))
     with pytest.raises(TimeoutError, match=r"looking up 'broker\.example' took longer"):
@@ -204,6 +229,20 @@ def test_a_timeout_of_the_user_is_not_taken_for_ours(
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.02) as timeout:
         connect_tcp("broker.example", 5672, LONG)
     assert caught.value is timeout
+
+
+def test_settings_by_name_and_by_number(peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(1))
+    settings: dict[str | int, int | bytes] = {"TCP_KEEPIDLE": 33, _socket.TCP_KEEPCNT: 3}
+    sock = connect_tcp(server.host, server.port, LONG, settings)
+    assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE) == 33
+    assert sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPCNT) == 3
+    sock.close()
+
+
+def test_a_setting_that_the_platform_does_not_know() -> None:
+    with pytest.raises(ValueError, match="TCP_TELEPATHY"):
+        connect_tcp("127.0.0.1", 1, LONG, {"TCP_TELEPATHY": 1})
 
 
 def test_each_switch_may_be_the_last(silent_port: int) -> None:
@@ -224,6 +263,37 @@ def test_the_child_of_a_fork_closes_a_socket_on_its_way(silent_port: int) -> Non
     connecting.kill()
 
 
+def test_the_other_family_is_tried_when_one_refuses(
+    peer: PeerFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = peer(lambda client: client.recv(1))
+    port = free_ports(1)[0]
+    places: list[Any] = [
+        (_socket.AF_INET6, _socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+        (_socket.AF_INET, _socket.SOCK_STREAM, 6, "", server.address),
+    ]
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: places)
+    sock = connect_tcp("broker.example", 5672, LONG)
+    assert sock.family == _socket.AF_INET
+    assert sock.getpeername() == server.address
+    sock.close()
+
+
+def test_an_ipv6_number() -> None:
+    listener = _socket.socket(_socket.AF_INET6, _socket.SOCK_STREAM)
+    try:
+        try:
+            listener.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        listener.listen(1)
+        sock = connect_tcp("::1", listener.getsockname()[1], LONG)
+        assert sock.getpeername()[:2] == listener.getsockname()[:2]
+        sock.close()
+    finally:
+        listener.close()
+
+
 def test_what_is_set_on_each_socket(peer: PeerFactory) -> None:
     server = peer(lambda client: client.recv(1))
     sock = connect_tcp(server.host, server.port, LONG)
@@ -233,6 +303,26 @@ def test_what_is_set_on_each_socket(peer: PeerFactory) -> None:
         if option := getattr(_socket, str(name), None):
             assert sock.getsockopt(_socket.IPPROTO_TCP, option) == value
     sock.close()
+
+
+def test_localhost_is_an_address() -> None:
+    assert numeric("localhost") == "127.0.0.1"
+    assert numeric("host.example") == "host.example"
+    assert numeric("::1") == "::1"
+
+
+def test_a_unix_socket_that_is_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(1)
+    sock = connect_unix(path, LONG)
+    try:
+        assert sock.getpeername() == path
+        assert sock.gettimeout() == 0.0
+    finally:
+        sock.close()
+        listener.close()
 
 
 def test_a_timeout_of_the_kernel_is_raised_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,14 @@ import pytest
 from greenconn.green.deadline import LEAST_SHARE, Deadline, TimeLimit, is_seconds
 
 
+def test_no_deadline_never_ends() -> None:
+    deadline = Deadline()
+    assert deadline.left() is None
+    assert deadline.timeout is None
+    assert not deadline.has_ended
+    assert repr(deadline) == "<Deadline: none>"
+
+
 def test_time_that_is_left_goes_down_to_nothing_and_not_below() -> None:
     left = Deadline(60.0).left()
     assert left is not None
@@ -30,11 +38,24 @@ def test_nothing_or_less_has_ended_already(timeout: float) -> None:
     assert deadline.timeout == timeout
 
 
+@pytest.mark.parametrize("timeout", [0, 5, -1, 0.5, -0.5, 1e300])
+def test_numbers_of_seconds_need_no_check(timeout: float) -> None:
+    assert is_seconds(timeout)
+    assert Deadline(timeout).timeout == timeout
+
+
 @pytest.mark.parametrize(
     "timeout", [None, True, "5", b"5", float("inf"), -float("inf"), float("nan"), [], Deadline(1)]
 )
 def test_what_may_be_no_number_of_seconds_needs_a_check(timeout: object) -> None:
     assert not is_seconds(timeout)
+
+
+def test_a_running_deadline_is_taken_as_it_is() -> None:
+    deadline = Deadline(5)
+    assert Deadline.of(deadline) is deadline
+    assert Deadline.of(None).left() is None
+    assert Deadline.of(7).timeout == 7
 
 
 def test_the_earlier_of_two_counts() -> None:
@@ -65,6 +86,16 @@ def test_a_candidate_gets_its_share(timeout: float, candidates: int, share: floa
     assert deadline.share(candidates).timeout == pytest.approx(share, abs=0.1)
 
 
+def test_the_last_candidate_has_the_same_deadline() -> None:
+    deadline = Deadline(10)
+    assert deadline.share(1) is deadline
+    assert deadline.share(0) is deadline
+
+
+def test_without_an_end_a_share_has_none() -> None:
+    assert Deadline().share(3).left() is None
+
+
 @pytest.mark.parametrize("candidates", [2, 3, 7, 20])
 def test_something_is_left_for_each_candidate(
     candidates: int, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +110,10 @@ def test_something_is_left_for_each_candidate(
         left -= share
         left = max(left, 0.0)
     assert left == pytest.approx(0.0, abs=0.1)
+
+
+def test_what_is_left_can_be_seen() -> None:
+    assert repr(Deadline(0)) == "<Deadline: 0.000 s left>"
 
 
 @pytest.mark.parametrize("timeout", [float("inf"), float("-inf"), float("nan")])
@@ -111,6 +146,14 @@ def test_what_is_called_cannot_take_it_for_an_error_of_its_own() -> None:
             except Exception:
                 continue
     assert tries == 1
+
+
+def test_in_time_nothing_happens() -> None:
+    with TimeLimit(Deadline(0.01), "quick"):
+        pass
+    with TimeLimit(Deadline(None), "endless"):
+        pass
+    gevent.sleep(0.02)
 
 
 def test_other_errors_pass() -> None:

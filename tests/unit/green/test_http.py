@@ -11,13 +11,15 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 
+from greenconn.green import http
 from greenconn.green.deadline import Deadline
-from greenconn.green.http import HttpClient, HttpResponse, ResponseLines
+from greenconn.green.http import HttpClient, HttpConnection, HttpResponse, ResponseLines
 from greenconn.wire.tls import CertificateRejected
+from tests.brokers.ports import free_ports
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import Peer, PeerFactory
 from tests.fix_tls import CERTS, TlsFront
-from tests.fix_wires import until
+from tests.fix_wires import Wire, until
 from tests.forked import holds_in_child
 
 WAIT = 30.0
@@ -95,6 +97,24 @@ def gone(peer: Peer) -> bool:
     return not peer.sockets
 
 
+def test_a_request_and_its_response(server: Start, web: Make) -> None:
+    seen: list[bytes] = []
+
+    def reply(client: socket.socket, request: bytes) -> None:
+        seen.append(request)
+        client.sendall(
+            b"HTTP/1.1 201 Made\r\nX-A: 1\r\nx-a: \xe9\r\nContent-Length: 3\r\n\r\n\x00\xff\n"
+        )
+
+    peer = server(reply)
+    got = ask(web(peer), "PUT", "/a%2Fb?c=d", body=b"{}", headers={"X-Mine": "1"})
+    assert got == (201, {"x-a": "1, \xe9", "content-length": "3"}, b"\x00\xff\n", "Made")
+    (request,) = seen
+    assert request.startswith(b"PUT /a%2Fb?c=d HTTP/1.1\r\nX-Mine: 1\r\n")
+    assert b"\r\nHost: 127.0.0.1:%d\r\n" % peer.port in request
+    assert request.endswith(b"\r\nContent-Length: 2\r\n\r\n{}")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -141,6 +161,12 @@ def test_a_connection_that_is_not_to_be_kept(server: Start, web: Make, text: byt
     assert peer.accepted == 2
 
 
+def test_the_server_is_told_that_a_connection_is_not_kept(server: Start, web: Make) -> None:
+    peer = server(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello")
+    assert ask(web(peer)).body == b"hello"
+    assert gone(peer)  # though the server itself closes nothing
+
+
 @pytest.mark.parametrize(("seconds", "connections"), [(1, 2), (100, 1)])
 def test_a_server_says_how_long_a_connection_may_be_idle(
     server: Start, web: Make, seconds: int, connections: int
@@ -153,6 +179,14 @@ def test_a_server_says_how_long_a_connection_may_be_idle(
     for _ in range(2):
         assert ask(mine).body == b"hello"
     assert peer.accepted == connections
+
+
+def test_a_response_has_no_body_where_there_is_none(server: Start, web: Make) -> None:
+    peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n")
+    mine = web(peer)
+    assert ask(mine, "HEAD").body == ask(mine, "HEAD").body == b""
+    assert peer.accepted == 1
+    assert ask(web(server(b"HTTP/1.1 204 No Content\r\n\r\n"))).body == b""
 
 
 @pytest.mark.parametrize(
@@ -203,6 +237,13 @@ def test_nonsense_is_an_error_and_ends_the_connection(
     assert gone(peer)
 
 
+def test_a_large_response_is_refused_before_it_comes(server: Start, web: Make) -> None:
+    peer = server(b"HTTP/1.1 200 OK\r\nContent-Length: 2147483648\r\n\r\n")
+    with pytest.raises(OSError, match="body of the response exceeds"):
+        ask(web(peer))
+    assert ask(web(server(OK)), limit=2).body == b"ok"
+
+
 @pytest.mark.parametrize(
     ("head", "piece"),
     [
@@ -243,6 +284,12 @@ def test_a_silent_server_costs_no_more_than_the_deadline(server: Start, web: Mak
         assert gone(peer)
 
 
+def test_where_nobody_listens(web: Make) -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(ConnectionRefusedError, match=f"127.0.0.1:{port}"):
+        ask(web(port))
+
+
 def test_connections_are_kept_and_have_a_bound(server: Start, web: Make) -> None:
     def reply(client: socket.socket, request: bytes) -> None:
         gevent.sleep(0.001)
@@ -257,6 +304,18 @@ def test_connections_are_kept_and_have_a_bound(server: Start, web: Make) -> None
     assert [job.get().body.decode() for job in jobs] == [name for name in names for _ in range(3)]
     assert peer.accepted == 10
     assert mine.stats()["idle"] == 10
+
+
+def test_no_free_connection_in_time_is_an_error(server: Start, web: Make) -> None:
+    peer = server(silence)
+    mine = web(peer, limit=1)
+    first = gevent.spawn(ask, mine)
+    assert peer.has_accepted.wait(WAIT)
+    with pytest.raises(TimeoutError, match="none free within"):
+        ask(mine, timeout=0.1)
+    first.kill()
+    assert gone(peer)
+    assert mine.stats()["in_use"] == 0
 
 
 def closing_server(peer: PeerFactory, seen: list[bytes]) -> Peer:
@@ -313,6 +372,29 @@ def test_a_response_that_was_begun_is_never_requested_again(peer: PeerFactory, w
     with pytest.raises(ConnectionResetError):
         ask(mine)
     assert len(seen) == 2
+
+
+def test_an_idle_connection_that_was_closed_is_not_used(server: Start, web: Make) -> None:
+    peer = server(OK)
+    mine = web(peer)
+    ask(mine)
+    peer.drop()
+    gevent.sleep(0.01)
+    assert ask(mine, "POST").body == b"ok"
+    assert peer.accepted == 2
+
+
+@pytest.mark.parametrize(("idle", "connections"), [(-1.0, 2), (0.0, 2), (0.5, 1)])
+def test_an_idle_connection_gets_old(
+    server: Start, web: Make, monkeypatch: pytest.MonkeyPatch, idle: float, connections: int
+) -> None:
+    monkeypatch.setattr(http, "IDLE", idle)
+    monkeypatch.setattr(http, "monotonic", lambda: 100.0)
+    peer = server(OK)
+    mine = web(peer)
+    ask(mine)
+    ask(mine)
+    assert peer.accepted == connections
 
 
 def test_what_nobody_asked_for_ends_the_connection(server: Start, web: Make) -> None:
@@ -414,6 +496,15 @@ def test_tls_is_verified(server: Start, web: Make, tls_front: TlsFront) -> None:
         ask(web(port, "localhost", ssl=True))
 
 
+def test_a_server_that_speaks_no_tls(peer: PeerFactory, web: Make) -> None:
+    silent = peer(lambda client: gevent.sleep(WAIT))
+    with pytest.raises(TimeoutError, match=r"no TLS session within 0\.1 s"):
+        ask(web(silent, ssl=True), timeout=0.1)
+    plain = peer(lambda client: client.sendall(OK))
+    with pytest.raises(OSError, match="does not speak TLS"):
+        ask(web(plain, ssl=True))
+
+
 # -- line by line
 
 
@@ -498,6 +589,19 @@ def test_a_line_has_a_limit(server: Start, web: Make) -> None:
     assert gone(peer)
 
 
+def test_a_line_may_be_as_long_as_the_limit(server: Start, web: Make) -> None:
+    may_end = Event()
+
+    def reply(client: socket.socket, request: bytes) -> None:
+        client.sendall(CHUNKED + b"64\r\n" + b"x" * 100 + b"\r\n")
+        assert may_end.wait(WAIT)
+        client.sendall(b"1\r\n\n\r\n0\r\n\r\n")
+
+    with lines(web(server(reply)), limit=100) as feed:
+        may_end.set()
+        assert feed.line(Deadline(WAIT)) == b"x" * 100
+
+
 def test_who_waits_for_a_line_may_be_killed(server: Start, web: Make) -> None:
     peer = server(lambda client, request: client.sendall(CHUNKED + b"4\r\none\n\r\n"))
     with lines(web(peer)) as feed:
@@ -519,6 +623,25 @@ def test_lines_whose_head_does_not_come(server: Start, web: Make) -> None:
     assert gone(peer)
 
 
+def test_a_client_may_be_used_with_with() -> None:
+    client = HttpClient("127.0.0.1", 1)
+    with client as entered:
+        assert entered is client
+
+
+def test_lines_end_when_their_client_is_closed(server: Start, web: Make) -> None:
+    def reply(peer: socket.socket, request: bytes) -> bool:
+        peer.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        peer.recv(1)
+        return False
+
+    client = web(server(reply))
+    with lines(client) as feed:
+        client.close()
+        with pytest.raises(ConnectionAbortedError):
+            feed.line(Deadline(WAIT))
+
+
 def test_who_is_killed_in_a_handshake_leaves_no_connection(peer: PeerFactory, web: Make) -> None:
     silent = peer(lambda client: client.recv(1 << 16) and client.recv(1 << 16))
     caller = gevent.spawn(ask, web(silent, ssl=True))
@@ -527,3 +650,20 @@ def test_who_is_killed_in_a_handshake_leaves_no_connection(peer: PeerFactory, we
         gevent.sleep(0)
     caller.kill()
     assert gone(silent)
+
+
+def test_a_response_without_an_end_of_its_own_may_have_a_last_line(
+    server: Start, web: Make
+) -> None:
+    def reply(client: socket.socket, request: bytes) -> bool:
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\none\r\ntwo")
+        return False
+
+    with lines(web(server(reply))) as feed:
+        assert [feed.line(Deadline(WAIT)) for _ in range(4)] == [b"one", b"two", None, None]
+
+
+def test_a_connection_without_a_response_is_not_used_again(wire: Wire) -> None:
+    connection = HttpConnection(wire.take(), "http://it", None, Deadline(WAIT))
+    assert not connection.is_usable()
+    connection.close()

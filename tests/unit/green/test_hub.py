@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from greenconn.green.hub import (
     HubAffinity,
     PerHub,
     TurnEnd,
+    call_in_hub,
     wake_hub,
     weakly,
     yield_to_hub,
@@ -34,11 +36,36 @@ def test_a_turn_lets_all_others_run() -> None:
     gevent.joinall(greenlets)
 
 
+def test_a_turn_polls() -> None:
+    ran: list[str] = []
+    timer = get_hub().loop.timer(0)
+    timer.start(ran.append, "timer")
+    yield_to_hub()
+    assert ran == ["timer"]
+    timer.close()
+
+
+def test_a_turn_takes_no_time_of_its_own() -> None:
+    with gevent.Timeout(30.0):
+        for _ in range(100):
+            yield_to_hub()
+
+
 def test_a_turn_that_is_interrupted_leaves_nothing() -> None:
     greenlet = gevent.spawn(yield_to_hub)
     gevent.sleep(0)
     greenlet.kill()
     assert greenlet.dead
+
+
+def test_to_stay_awake_is_a_timer_that_ends_by_itself() -> None:
+    loop = get_hub().loop
+    gevent.sleep(0.001)  # timers of others that were due
+    before = loop.activecnt
+    wake_hub()
+    assert loop.activecnt == before + 1
+    yield_to_hub()
+    assert loop.activecnt == before
 
 
 def test_the_end_of_a_turn_comes_after_what_is_due() -> None:
@@ -133,6 +160,24 @@ def in_thread(function: Callable[[], object]) -> None:
     thread.join()
 
 
+def test_it_is_made_once_in_a_hub() -> None:
+    lists: PerHub[list[int]] = PerHub(list)
+    lists.get().append(1)
+    assert lists.get() == [1]
+    seen = gevent.spawn(lists.get).get()
+    assert seen is lists.get()
+
+
+def test_another_thread_has_its_own(patched: bool) -> None:
+    lists: PerHub[list[int]] = PerHub(list)
+    lists.get().append(1)
+    seen: list[list[int]] = []
+    in_thread(lambda: seen.append(lists.get()))
+    # A thread of a patched process is a greenlet of the same hub.
+    assert (seen[0] is lists.get()) is patched
+    assert lists.get() == [1]
+
+
 def test_another_hub_of_the_same_thread_has_its_own(patched: bool) -> None:
     lists: PerHub[list[int]] = PerHub(list)
     seen: list[bool] = []
@@ -166,3 +211,22 @@ def test_a_method_is_called_while_its_object_lives() -> None:
     gc.collect()
     assert reference() is None
     assert called(2, 3) is None
+
+
+def test_a_call_in_the_hub() -> None:
+    called: list[tuple[int, ...]] = []
+    assert call_in_hub(get_hub(), lambda *numbers: called.append(numbers), 1, 2)
+    assert called == []
+    yield_to_hub()
+    assert called == [(1, 2)]
+
+
+@pytest.mark.parametrize("why", ["no loop", "dead", "the end of the interpreter"])
+def test_no_call_where_no_hub_is(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    loop = None if why == "no loop" else SimpleNamespace(run_callback_threadsafe=called.append)
+    hub: Any = SimpleNamespace(loop=loop, dead=why == "dead")
+    if why == "the end of the interpreter":
+        monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    assert not call_in_hub(hub, called.append)
+    assert called == []

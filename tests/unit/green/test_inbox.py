@@ -15,12 +15,21 @@ from hypothesis import strategies as st
 from greenconn.green import inbox as inbox_module
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
-from greenconn.green.inbox import STREAK, Inbox, take_any
+from greenconn.green.inbox import PACE, STREAK, Inbox, take_any
 from tests.fix_interrupts import interruptions
 
 LONG = Deadline(24 * 3600)  # made once for all tests, each of which has a timeout of its own
 
 Inboxes = tuple[Inbox[Any], Inbox[Any]]
+
+
+def test_items_come_out_in_order() -> None:
+    inbox: Inbox[int] = Inbox()
+    for number in range(5):
+        inbox.put(number)
+    assert len(inbox) == 5
+    assert [inbox.get(LONG) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(inbox) == 0
 
 
 def test_takers_are_served_in_order() -> None:
@@ -33,6 +42,16 @@ def test_takers_are_served_in_order() -> None:
     assert inbox.waiting == 0
     assert [taker.get(timeout=30) for taker in takers] == [0, 1, 2, 3, 4]
     assert [inbox.get(LONG), inbox.get(LONG)] == [5, 6]
+
+
+def test_an_item_is_not_taken_from_the_one_who_waits() -> None:
+    inbox: Inbox[int] = Inbox()
+    waiting = gevent.spawn(inbox.get, LONG)
+    yield_to_hub()
+    inbox.put(1)
+    with pytest.raises(TimeoutError):
+        inbox.get(Deadline(0))
+    assert waiting.get(timeout=5) == 1
 
 
 def test_putting_never_switches_and_may_be_done_in_the_hub() -> None:
@@ -48,6 +67,21 @@ def test_an_empty_inbox_lets_the_hub_turn_before_it_says_so() -> None:
     with pytest.raises(TimeoutError):
         inbox.get(Deadline(0))
     assert ran == [1]
+
+
+def test_what_comes_in_that_turn_is_taken() -> None:
+    inbox: Inbox[int] = Inbox()
+    gevent.spawn(inbox.put, 1)
+    assert inbox.get(Deadline(0)) == 1
+
+
+def test_a_deadline_ends_the_wait() -> None:
+    inbox: Inbox[int] = Inbox()
+    began = monotonic()
+    with pytest.raises(TimeoutError):
+        inbox.get(Deadline(0.03))
+    assert monotonic() - began >= 0.03
+    assert inbox.waiting == 0
 
 
 def test_one_who_always_finds_an_item_lets_the_others_run() -> None:
@@ -67,6 +101,19 @@ def test_one_who_always_finds_an_item_lets_the_others_run() -> None:
         inbox.get(LONG)
         assert monotonic() < deadline
     looker.kill()
+
+
+def test_the_others_run_no_more_often_than_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    turns: list[float] = []
+    monkeypatch.setattr(inbox_module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(inbox_module, "yield_to_hub", lambda: turns.append(clock[0]))
+    inbox: Inbox[int] = Inbox()
+    for clock[0] in (1000.0, 1000.0 + PACE / 2, 1000.0 + PACE * 2):
+        for _ in range(3 * STREAK):
+            inbox.put(1)
+            inbox.get(LONG)
+    assert turns == [1000.0, 1000.0 + PACE * 2]
 
 
 def test_the_clock_is_looked_at_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +146,32 @@ def test_an_error_reaches_all_who_wait_once_and_items_stay() -> None:
         errors.append(caught.value)
     assert errors[0] is not errors[1]
     assert inbox.get(LONG) == 2
+
+
+def test_clear_drops_what_nobody_has_taken() -> None:
+    inbox: Inbox[int] = Inbox()
+    taker = gevent.spawn(inbox.get, LONG)
+    yield_to_hub()
+    for number in range(3):
+        inbox.put(number)
+    inbox.clear()
+    assert len(inbox) == 0
+    assert taker.get(timeout=30) == 0
+
+
+@pytest.mark.parametrize("kill_first", [True, False])
+def test_an_item_on_its_way_to_a_killed_taker_goes_to_the_next(kill_first: bool) -> None:
+    inbox: Inbox[int] = Inbox()
+    killed, taker = gevent.spawn(inbox.get, LONG), gevent.spawn(inbox.get, LONG)
+    yield_to_hub()
+    if kill_first:
+        killed.kill(block=False)
+    inbox.put(1)
+    killed.kill(block=False)
+    inbox.put(2)
+    gevent.joinall([killed, taker], timeout=30)
+    got: list[Any] = [killed.value, taker.value, *(inbox.get(LONG) for _ in range(len(inbox)))]
+    assert [item for item in got if isinstance(item, int)] == [1, 2]
 
 
 def test_many_killed_at_once_lose_nothing_and_keep_the_order() -> None:
@@ -181,6 +254,15 @@ def test_each_switch_of_a_taker_may_be_its_last() -> None:
     assert len(left) + outcomes["taken"] == came
 
 
+def test_what_is_dropped_is_returned() -> None:
+    inbox: Inbox[int] = Inbox()
+    assert inbox.clear() == []
+    for number in range(3):
+        inbox.put(number)
+    assert inbox.clear() == [0, 1, 2]
+    assert len(inbox) == 0
+
+
 @pytest.fixture
 def inboxes() -> Inboxes:
     return Inbox(), Inbox()
@@ -204,6 +286,40 @@ def test_it_waits_for_either(inboxes: Inboxes, number: int) -> None:
     assert taking.get(timeout=30.0) == (inboxes[number], "item")
     assert [each.waiting for each in inboxes] == [0, 0]
     assert len(inboxes[number]) == 1
+
+
+def test_items_of_both_at_once_are_not_lost(inboxes: Inboxes) -> None:
+    taking = gevent.spawn(take_any, inboxes, Deadline(5.0))
+    gevent.idle()
+    inboxes[1].put("b")
+    inboxes[0].put("a")
+    assert taking.get(timeout=30.0) == (inboxes[1], "b")
+    assert take_any(inboxes, Deadline(0.0)) == (inboxes[0], "a")
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.01])
+def test_the_deadline_ends(inboxes: Inboxes, timeout: float) -> None:
+    with pytest.raises(TimeoutError):
+        take_any(inboxes, Deadline(timeout))
+    assert [each.waiting for each in inboxes] == [0, 0]
+
+
+def test_without_waiting_the_hub_has_a_turn(inboxes: Inboxes) -> None:
+    gevent.spawn(inboxes[1].put, "item")
+    assert take_any(inboxes, Deadline(0.0)) == (inboxes[1], "item")
+
+
+def test_failing_either_is_raised(inboxes: Inboxes) -> None:
+    def take() -> str:
+        with pytest.raises(LookupError):
+            take_any(inboxes, Deadline(5.0))
+        return "raised"
+
+    taking = gevent.spawn(take)
+    gevent.idle()
+    inboxes[1].fail(LookupError())
+    assert taking.get(timeout=30.0) == "raised"
+    assert [each.waiting for each in inboxes] == [0, 0]
 
 
 def test_takers_from_any_are_served_in_order(inboxes: Inboxes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -76,6 +77,12 @@ class Busy:
         os.close(self._writing)
 
 
+def test_it_runs_in_one_thread_of_its_own(work: Work) -> None:
+    idents = {work.worker.call(get_ident) for _ in range(3)}
+    assert len(idents) == 1
+    assert get_ident() not in idents
+
+
 def test_the_hub_goes_on(work: Work) -> None:
     with Busy(work) as busy:
         for _ in range(10):
@@ -145,6 +152,31 @@ def test_fork_waits_until_the_gate_is_free(work: Work) -> None:
     assert holds_in_child(lambda: not state["inside"] and work.worker.fork_lock.acquire(False))
     caller.get(timeout=30)
     assert work.worker.call(os.getpid) == os.getpid()
+
+
+def test_its_time_is_not_the_callers(work: Work) -> None:
+    with Busy(work) as busy:
+        busy.caller.kill()
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+            work.worker.call(os.getpid)
+    assert work.worker.call(os.getpid) == os.getpid()
+
+
+def test_a_pause_takes_its_time() -> None:
+    began = monotonic()
+    NativeThread.pause(0.02)
+    assert monotonic() - began >= 0.02
+
+
+def test_what_a_killed_caller_left_is_passed_on(work: Work) -> None:
+    done: list[Any] = []
+    with Busy(work) as busy:
+        caller = gevent.spawn(work.worker.call, lambda: "left", done.append)
+        gevent.sleep(0)
+        caller.kill()
+        assert not busy.caller.ready()
+    assert work.worker.call(lambda: "next", done.append) == "next"
+    assert done == ["left"]
 
 
 def test_what_a_caller_left_at_the_last_moment_is_passed_on(work: Work) -> None:

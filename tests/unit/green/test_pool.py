@@ -118,6 +118,36 @@ def thread() -> Iterator[ThreadPool]:
 Spawn: TypeAlias = "Callable[..., gevent.Greenlet[..., Thing]]"
 
 
+def test_the_latest_is_used_first(factory: Factory) -> None:
+    pool = factory.pool(3)
+    one, two = pool.acquire(), pool.acquire()
+    pool.release(one)
+    pool.release(two)
+    assert pool.acquire() is two
+    assert pool.acquire() is one
+    assert factory.made == 2
+
+
+def test_waiters_are_served_in_the_order_of_arrival(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiters = [spawned(pool.acquire) for _ in range(5)]
+    for served in range(5):
+        pool.release(thing)
+        assert waiters[served].get(timeout=30) is thing
+        assert not any(waiter.ready() for waiter in waiters[served + 1 :])
+
+
+def test_nobody_barges_in(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(thing)  # on its way to the waiter, who has not run yet
+    with pytest.raises(LimitExceeded):
+        pool.acquire(block=False)
+    assert waiter.get(timeout=5) is thing
+
+
 def test_who_releases_and_asks_again_queues_up(factory: Factory, spawned: Spawn) -> None:
     pool = factory.pool(1)
     pool.release(pool.acquire())
@@ -151,6 +181,28 @@ def test_the_limit_holds_while_many_connect(factory: Factory, spawned: Spawn) ->
     assert pool.stats()["idle"] == 3
 
 
+def test_a_failed_creation_is_the_next_ones_turn(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    factory.go.clear()
+    factory.errors = [LookupError("first"), LookupError("second")]
+    workers = [spawned(pool.acquire) for _ in range(3)]
+    factory.go.set()
+    for worker, text in zip(workers, ["first", "second"], strict=False):
+        with pytest.raises(LookupError, match=text):
+            worker.get(timeout=5)
+    assert workers[2].get(timeout=5).number == 1
+    assert pool.stats()["in_use"] == 1
+
+
+def test_a_killed_creation_is_the_next_ones_turn(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    factory.go.clear()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    first.kill()
+    factory.go.set()
+    assert second.get(timeout=30).number == 1
+
+
 def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: Spawn) -> None:
     pool = factory.pool(1)
     thing = pool.acquire()
@@ -159,6 +211,17 @@ def test_one_killed_after_the_hand_off_passes_it_on(factory: Factory, spawned: S
     pool.release(thing)
     assert second.get(timeout=30) is thing
     assert first.value is None or isinstance(first.value, gevent.GreenletExit)
+
+
+def test_one_killed_after_it_was_permitted_passes_it_on(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    first.kill(block=False)
+    pool.remove(thing)
+    assert second.get(timeout=30).number == 2
+    settle()
+    assert factory.disposed == [1]
 
 
 def test_timeouts_leave_the_line(factory: Factory, spawned: Spawn) -> None:
@@ -204,6 +267,24 @@ def test_what_is_said_names_the_holders(factory: Factory) -> None:
         pool.acquire(block=False)
 
 
+def test_at_most_ten_holders_are_named(factory: Factory) -> None:
+    pool = factory.pool(12)
+    for _ in range(12):
+        pool.acquire()
+    with pytest.raises(LimitExceeded, match=r"'main' for \d+\.\d s and 2 more$") as caught:
+        pool.acquire(block=False)
+    assert str(caught.value).count("'main' for") == 10
+    assert len(pool.holders()) == 12
+
+
+def test_not_blocking_lets_the_hub_turn_first(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    releases = gevent.spawn(pool.release, thing)
+    assert pool.acquire(block=False) is thing
+    releases.get(timeout=30)
+
+
 def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
     pool = factory.pool(2)
     one, two = pool.acquire(), pool.acquire()
@@ -229,6 +310,15 @@ def test_dead_ones_are_replaced(factory: Factory, spawned: Spawn) -> None:
     }
 
 
+def test_one_that_dies_on_its_way_is_replaced(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(thing)
+    thing.is_alive = False
+    assert waiter.get(timeout=30).number == 2
+
+
 def test_giving_back_twice_does_nothing(factory: Factory) -> None:
     pool = factory.pool()
     thing = pool.acquire()
@@ -236,6 +326,26 @@ def test_giving_back_twice_does_nothing(factory: Factory) -> None:
     assert not pool.release(thing)
     assert not pool.remove(thing)
     assert pool.stats()["idle"] == 1
+
+
+def test_no_limit(factory: Factory) -> None:
+    pool = factory.pool(None)
+    things = [pool.acquire(block=False) for _ in range(100)]
+    for thing in things:
+        pool.release(thing)
+    assert pool.acquire() is things[-1]
+    assert repr(pool) == "<pool 'amqp://h/v': 1 of any number in use, 0 waiting>"
+
+
+def test_a_higher_limit_serves_who_waits(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    pool.acquire()
+    waiters = [spawned(pool.acquire) for _ in range(3)]
+    pool.resize(3)
+    assert [waiters[number].get(timeout=30).number for number in (0, 1)] == [2, 3]
+    assert not waiters[2].ready()
+    pool.resize(None)
+    assert waiters[2].get(timeout=30).number == 4
 
 
 def test_a_lower_limit_drops_what_is_idle_and_later_what_comes_back(factory: Factory) -> None:
@@ -308,6 +418,14 @@ def test_closing_while_one_is_created(factory: Factory, spawned: Spawn) -> None:
     assert factory.disposed == [1]
 
 
+def test_what_was_cleared_is_not_released_again_as_lost(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    pool.note_lost(thing)
+    assert pool.clear() == [thing]
+    assert pool.lost() == []
+
+
 def test_listeners_learn_how_long_a_wait_was(factory: Factory, spawned: Spawn) -> None:
     class Recorder(Listener):
         def on_pool_wait(self, event: PoolWaitEvent) -> None:
@@ -330,12 +448,43 @@ def test_listeners_learn_how_long_a_wait_was(factory: Factory, spawned: Spawn) -
     assert 0.0 <= event.duration <= ended_at - began_at
 
 
+def test_clearing_makes_room_at_once(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    waiter = spawned(pool.acquire)
+    pool.release(two)  # on its way
+    assert pool.clear() == [one, two]
+    assert waiter.get(timeout=30).number == 3
+    assert not pool.release(one)
+    assert pool.stats()["in_use"] == 1
+
+
 def test_clearing_what_is_in_use_makes_room_for_who_waits(factory: Factory, spawned: Spawn) -> None:
     pool = factory.pool(1)
     held = pool.acquire()
     waiter = spawned(pool.acquire)
     assert pool.clear() == [held]
     assert waiter.get(timeout=30).number == 2
+
+
+def test_adding_what_was_made_elsewhere(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    assert pool.add(Thing(77))
+    assert not pool.add(Thing(78))
+    assert pool.acquire().number == 77
+    pool.resize(2)
+    waiter = spawned(pool.acquire)
+    assert waiter.get(timeout=30).number == 1
+
+
+def test_exchanging(factory: Factory) -> None:
+    pool = factory.pool(1)
+    thing, other = pool.acquire(), Thing(9)
+    assert pool.exchange(thing, other)
+    assert not pool.exchange(thing, other)
+    assert not pool.release(thing)
+    assert pool.release(other)
+    assert pool.acquire() is other
 
 
 def test_a_long_wait_is_logged_once_until_nobody_waits(
@@ -354,6 +503,30 @@ def test_a_long_wait_is_logged_once_until_nobody_waits(
         for waiter in waiters:
             pool.release(thing)
             thing = waiter.get(timeout=30)
+
+
+def test_a_wait_that_goes_on_when_another_ends_is_logged(
+    factory: Factory, spawned: Spawn, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = factory.pool(1, warn_after=0.05)
+    thing = pool.acquire()
+    first, second = spawned(pool.acquire), spawned(pool.acquire)
+    gevent.sleep(0.01)
+    pool.release(thing)
+    thing = first.get(timeout=30)
+    until(lambda: caplog.records)
+    pool.release(thing)
+    assert second.get(timeout=30) is thing
+
+
+def test_a_wait_with_a_timeout_is_not_logged(
+    factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = factory.pool(1, warn_after=0.01)
+    pool.acquire()
+    with pytest.raises(LimitExceeded):
+        pool.acquire(deadline=0.05)
+    assert not caplog.records
 
 
 def test_one_that_was_lost_comes_back_by_the_next_acquire(
@@ -399,6 +572,19 @@ def test_only_the_pool_of_a_parent_gives_up_what_is_idle(factory: Factory) -> No
     assert not parent.give_up()
 
 
+def test_what_is_removed_leaves_the_parent_too(factory: Factory) -> None:
+    parent = factory.pool(1)
+    pool: FairPool[Thing] = FairPool(
+        lambda deadline: parent.acquire(True, deadline), limit=1, parent=parent
+    )
+    defective = pool.acquire()
+    assert pool.remove(defective)
+    assert pool.acquire().number == 2
+    settle()
+    assert factory.disposed == [1]
+    assert (parent.stats()["in_use"], parent.stats()["discarded"]) == (1, 1)
+
+
 def test_one_that_was_lost_comes_back_by_the_hub(
     factory: Factory, spawned: Spawn, thread: ThreadPool
 ) -> None:
@@ -435,6 +621,18 @@ def test_forgetting(factory: Factory, spawned: Spawn) -> None:
     assert pool.acquire().number == 3
 
 
+def test_forgetting_what_is_on_its_way(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(1)
+    thing = pool.acquire()
+    waiter, killed = spawned(pool.acquire), spawned(pool.acquire)
+    pool.release(thing)
+    killed.kill(block=False)
+    pool.forget()
+    with pytest.raises(RuntimeError, match="before a fork"):
+        waiter.get(timeout=5)
+    assert pool.stats()["in_use"] == 0
+
+
 def test_nothing_refers_to_a_holder(factory: Factory) -> None:
     pool = factory.pool(1)
 
@@ -452,6 +650,30 @@ def test_nothing_refers_to_a_holder(factory: Factory) -> None:
     assert pool.holders()[0][0] == "a greenlet that has ended"
 
 
+def test_what_was_removed_is_counted(factory: Factory) -> None:
+    pool = factory.pool(2)
+    one, two = pool.acquire(), pool.acquire()
+    assert pool.remove(one)
+    assert not pool.remove(one)
+    assert (pool.stats()["discarded"], pool.stats()["in_use"]) == (1, 1)
+    assert pool.remove(two)
+    assert (pool.stats()["discarded"], pool.stats()["created"]) == (2, 2)
+    settle()
+    assert factory.disposed == [1, 2]
+
+
+def test_what_is_being_made_is_in_use(factory: Factory, spawned: Spawn) -> None:
+    pool = factory.pool(3)
+    held = pool.acquire()
+    factory.go.clear()
+    making = spawned(pool.acquire)
+    assert pool.stats()["in_use"] == 2
+    assert repr(pool) == "<pool 'amqp://h/v': 2 of 3 in use, 0 waiting>"
+    factory.go.set()
+    assert making.get(timeout=30) is not held
+    assert factory.pool(None).stats()["limit"] is None
+
+
 def test_who_does_not_wait_may_be_given_what_the_turn_frees(
     factory: Factory, spawned: Spawn
 ) -> None:
@@ -466,6 +688,12 @@ def test_who_does_not_wait_may_be_given_what_the_turn_frees(
     with pytest.raises(LimitExceeded):
         pool.acquire(block=False)
     assert pool.stats()["timeouts"] == 1
+
+
+def test_what_was_lost_before_the_first_use_is_noted(factory: Factory) -> None:
+    pool = factory.pool(1)
+    pool.note_lost(Thing(7))  # it has no hub yet
+    assert pool.acquire().number == 1
 
 
 def test_one_that_is_made_instead_counts_against_the_limit(
@@ -505,6 +733,27 @@ def test_one_that_the_lender_finds_dead_is_replaced(factory: Factory, spawned: S
     assert (pool.stats()["created"], pool.stats()["discarded"]) == (4, 2)
 
 
+def test_one_is_replaced_in_its_slot_whatever_the_limit_is_now(factory: Factory) -> None:
+    pool = factory.pool(3)
+    dead, *_ = [pool.take() for _ in range(3)]
+    pool.resize(1)
+    assert pool.take_instead(dead, block=False).item.number == 4
+    assert pool.stats()["in_use"] == 3
+
+
+def test_a_pool_at_its_lower_limit_keeps_what_is_released(factory: Factory) -> None:
+    pool = factory.pool(3)
+    things = [pool.acquire() for _ in range(3)]
+    pool.resize(2)
+    assert pool.release(things[0])
+    assert pool.stats()["idle"] == 0
+    assert pool.release(things[1])
+    assert pool.release(things[2])
+    assert pool.idle() == things[1:]
+    settle()
+    assert factory.disposed == [1]
+
+
 def test_what_was_held_when_the_pool_was_closed_is_not_released(factory: Factory) -> None:
     pool = factory.pool(2)
     entry = pool.take()
@@ -533,6 +782,23 @@ def test_one_that_cannot_be_checked_leaves_the_pool(factory: Factory) -> None:
     pool._is_alive = None
     assert pool.stats()["idle"] == pool.stats()["in_use"] == 0
     assert pool.acquire().number == 2
+
+
+def test_a_check_that_fails_at_a_release_gives_the_slot_to_the_next(
+    factory: Factory, spawned: Spawn
+) -> None:
+    def fail(thing: Thing) -> bool:
+        raise LookupError
+
+    pool = factory.pool(1)
+    entry = pool.take()
+    waiter = spawned(pool.acquire)
+    settle()
+    pool._is_alive = fail
+    with pytest.raises(LookupError):
+        pool.put_back(entry)
+    assert waiter.get(timeout=30).number == 2
+    assert (pool.stats()["in_use"], pool.stats()["waiting"]) == (1, 0)
 
 
 def test_a_hub_that_was_destroyed_is_another_one(factory: Factory, thread: ThreadPool) -> None:

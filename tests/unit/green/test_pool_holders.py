@@ -105,6 +105,17 @@ def test_sub_pools_count_as_holders(now: list[float]) -> None:
     assert pools.holders(now[0]) == [("deep", 7.0), ("main", 2.0), ("flat", 0.5)]
 
 
+def test_what_nobody_uses_is_given_up_by_the_first_who_has_it() -> None:
+    entries: Entries[Any] = Entries()
+    pools: Any = SubPools(entries, lambda item: None)
+    subs = [Sub(0), Sub(2), Sub(1)]
+    for each in subs:
+        pools.assign(held_in(entries), each)
+    assert [pools.reclaim() for _ in range(4)] == [True, True, True, False]
+    assert [each.given_up for each in subs] == [4, 4, 2]
+    assert pools.kept() == 0
+
+
 def test_what_a_collected_sub_pool_held_is_reported() -> None:
     left: list[object] = []
     entries: Entries[Any] = Entries()

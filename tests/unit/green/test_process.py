@@ -88,6 +88,23 @@ def test_the_child_forgets_and_the_parent_does_not(code: str, patched: bool) -> 
     assert run(code, patched) == "forgotten forgotten\nparent's parent's\n"
 
 
+def test_a_grandchild_forgets_too() -> None:
+    code = """
+    pid = os.fork()
+    if pid == 0:
+        one.state = "child's"
+        pid = os.fork()
+        if pid == 0:
+            print(one.state, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(one.state, flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    """
+    assert run(code, False) == "forgotten\nchild's\n"
+
+
 def test_one_that_fails_does_not_keep_the_others_from_forgetting() -> None:
     code = """
     def broken():

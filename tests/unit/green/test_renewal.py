@@ -55,6 +55,31 @@ def test_tokens_are_renewed_one_after_the_other() -> None:
     login.renewal.stop()
 
 
+def test_what_does_not_end_is_left_alone() -> None:
+    login = Login()
+    for secret in ("plain", Token("lasts"), None):
+        login.renewal.keep(secret)
+    gevent.sleep(0.02)
+    assert login.asked == 0
+    login.renewal.stop()
+
+
+def test_an_interval_counts_for_every_login() -> None:
+    login = Login("b", "c", interval=0.005)
+    login.renewal.keep("a")
+    assert login.has_no_more.wait(CAME)
+    login.renewal.stop()
+
+
+def test_a_failure_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
+    login = Login(OSError("away"), OSError("away"))
+    login.renewal.begin_in(0.0)
+    assert login.has_no_more.wait(CAME)
+    assert caplog.text.count("amqp://host: the credentials could not be renewed") == 2
+    assert login.asked == 3
+    login.renewal.stop()
+
+
 def test_a_timeout_of_the_program_is_retried_too(caplog: pytest.LogCaptureFixture) -> None:
     login = Login(gevent.Timeout(CAME), KeyError("token"), KeyError("token"))
     login.renewal.begin_in(0.0)
@@ -103,6 +128,20 @@ def test_it_keeps_nobody_alive() -> None:
     finally:
         gc.enable()
     assert asked == []
+
+
+def test_pauses_begin_anew_after_a_renewal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = RetryPolicy(first=0.001, factor=1000.0, longest=0.5, jitter=0.0)
+    monkeypatch.setattr(retry, "RENEWING", policy)
+    login = Login(OSError("1"), Token("b", 0.01), OSError("2"))
+    login.renewal.begin_in(0.0)
+    assert login.has_no_more.wait(CAME)
+    texts = [each.getMessage() for each in caplog.records if each.name == logger.name]
+    assert len(texts) == 2
+    assert all("next attempt in 0.0 s" in each for each in texts)
+    login.renewal.stop()
 
 
 def test_a_new_time_replaces_the_one_before() -> None:

@@ -26,6 +26,25 @@ def policy(**values: Any) -> RetryPolicy:
 # -- intervals -----------------------------------------------------------------------------------
 
 
+def test_some_repetitions_are_immediate() -> None:
+    backoff = Backoff(policy(first=0.5, factor=2.0, immediate=2))
+    assert list(islice(backoff, 4)) == [0.0, 0.0, 0.5, 1.0]
+
+
+def test_a_round_has_one_pause() -> None:
+    backoff = Backoff(policy(first=0.5, factor=2.0, round=3))
+    assert list(islice(backoff, 7)) == [0.0, 0.0, 0.5, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_the_last_of_all_tries_has_no_interval() -> None:
+    assert list(Backoff(policy(first=1.0, factor=2.0, tries=3))) == [1.0, 2.0]
+    assert list(Backoff(policy(tries=1))) == []
+
+
+def test_no_interval_is_longer_than_the_longest() -> None:
+    assert next(Backoff(policy(first=9.0, longest=5.0))) == 5.0
+
+
 def test_full_jitter_draws_from_nothing_to_the_whole_interval() -> None:
     backoff = Backoff(RetryPolicy(first=1.0, longest=4.0, jitter=1.0), random.Random(1).random)
     drawn = [next(backoff) for _ in range(2000)]
@@ -33,6 +52,15 @@ def test_full_jitter_draws_from_nothing_to_the_whole_interval() -> None:
     assert 0.0 < drawn[1] <= 2.0
     assert min(drawn) < 0.1
     assert 3.9 < max(drawn) <= 4.0
+
+
+def test_reset_begins_again() -> None:
+    backoff = Backoff(policy(first=1.0, step=1.0, longest=9.0))
+    assert list(islice(backoff, 3)) == [1.0, 2.0, 3.0]
+    assert backoff.failures == 3
+    backoff.reset()
+    assert backoff.failures == 0
+    assert next(backoff) == 1.0
 
 
 @given(
@@ -103,6 +131,12 @@ def is_lost(exc: Exception) -> bool:
     return isinstance(exc, OSError)
 
 
+def test_what_works_is_done_once() -> None:
+    trial = Trial()
+    assert trial.run(attempts(policy(), NEVER, is_lost, pause=trial.pauses.append)) == 1
+    assert trial.pauses == []
+
+
 def test_it_goes_on_until_it_works() -> None:
     trial = Trial(OSError("1"), OSError("2"), OSError("3"))
     again = attempts(policy(first=1.0, factor=2.0), NEVER, is_lost, pause=trial.pauses.append)
@@ -118,11 +152,26 @@ def test_other_errors_end_it() -> None:
     assert trial.calls == 2
 
 
+def test_what_is_no_error_ends_it() -> None:
+    for kind in (gevent.GreenletExit, KeyboardInterrupt, gevent.Timeout):
+        trial = Trial(kind())
+        with pytest.raises(kind):
+            trial.run(attempts(policy(), NEVER, lambda exc: True, pause=trial.pauses.append))
+        assert trial.calls == 1
+
+
 def test_the_last_of_all_tries_raises() -> None:
     trial = Trial(OSError("1"), OSError("2"), OSError("3"))
     with pytest.raises(OSError, match="3"):
         trial.run(attempts(policy(tries=3), NEVER, is_lost, pause=trial.pauses.append))
     assert trial.calls == 3
+
+
+def test_no_attempt_begins_after_the_deadline() -> None:
+    trial = Trial(OSError("1"), OSError("2"))
+    with pytest.raises(OSError, match="1"):
+        trial.run(attempts(policy(first=20.0), Deadline(0.01), is_lost))
+    assert trial.calls == 1
 
 
 def test_one_attempt_is_made_without_any_time() -> None:
@@ -131,6 +180,13 @@ def test_one_attempt_is_made_without_any_time() -> None:
     with pytest.raises(OSError, match="1"):
         trial.run(attempts(policy(), Deadline(0), is_lost, pause=trial.pauses.append))
     assert trial.pauses == []
+
+
+def test_pauses_are_cut_to_the_time_left() -> None:
+    trial = Trial(OSError("1"))
+    again = attempts(policy(first=20.0), Deadline(10.0), is_lost, pause=trial.pauses.append)
+    assert trial.run(again) == 2
+    assert 5.0 < trial.pauses[0] <= 10.0
 
 
 def test_an_immediate_repetition_lets_nobody_run() -> None:
@@ -153,6 +209,18 @@ def test_the_loop_gets_what_failed_and_how_long_it_waits() -> None:
             break
         notified.append((attempt.number, str(attempt.error), attempt.interval))
     assert notified == [(1, "1", 1.0), (2, "2", 2.0)]
+
+
+def test_what_ends_without_leaving_the_loop_is_tried_again() -> None:
+    numbers = []
+    pauses: list[float] = []
+    for attempt in attempts(policy(first=1.0, tries=3), pause=pauses.append):
+        with attempt:
+            numbers.append(attempt.number)
+        assert attempt.error is None
+    assert numbers == [1, 2, 3]
+    assert pauses == [1.0, 1.0]
+    assert [each.number for each in attempts(policy(first=1.0), Deadline(0))] == [1]
 
 
 def test_the_first_failure_may_be_given() -> None:
@@ -190,6 +258,13 @@ def test_the_pauses_may_begin_anew() -> None:
     assert trial.pauses == [1.0, 2.0, 1.0]
 
 
+def test_errors_do_not_carry_each_other_along() -> None:
+    first, last = OSError("1"), OSError("2")
+    with pytest.raises(OSError, match="2") as raised:
+        Trial(first, last).run(attempts(policy(first=0.0, tries=2), NEVER, is_lost))
+    assert raised.value.__context__ is None
+
+
 @pytest.mark.parametrize("deadline", [None, 0.01])
 def test_nothing_stays_for_the_collector(deadline: float | None) -> None:
     class Kept:
@@ -212,6 +287,18 @@ def test_nothing_stays_for_the_collector(deadline: float | None) -> None:
         assert watched() is None
     finally:
         gc.enable()
+
+
+def test_an_attempt_that_ends_without_an_error_counts_behind_a_failure() -> None:
+    numbers = []
+    pauses: list[float] = []
+    for attempt in attempts(policy(first=1.0, factor=2.0, tries=3), pause=pauses.append):
+        with attempt as entered:
+            assert entered is attempt
+            numbers.append(attempt.number)
+            if attempt.number == 1:
+                raise OSError("lost")
+    assert (numbers, pauses) == ([1, 2, 3], [1.0, 2.0])
 
 
 class Broker:
@@ -243,9 +330,19 @@ def ask(broker: Broker, numbers: Sequence[int]) -> list[int | str]:
     return isolated(numbers, broker.tell, refused, lambda exc: isinstance(exc, ValueError))
 
 
+def test_what_is_taken_is_sent_once(broker: Broker) -> None:
+    assert ask(broker, [1, 2, 3]) == [6]
+    assert broker.sent == [[1, 2, 3]]
+
+
 def test_a_culprit_harms_no_other(broker: Broker) -> None:
     assert ask(broker, [1, -2, 3]) == [1, "-2 is refused", 3]
     assert broker.sent == [[1, -2, 3], [1], [-2], [3]]
+
+
+def test_one_that_is_refused_is_not_sent_twice(broker: Broker) -> None:
+    assert ask(broker, [-1]) == ["-1 is refused"]
+    assert broker.sent == [[-1]]
 
 
 @pytest.mark.parametrize("numbers", [[1, 0], [-1, 0, 2]])

@@ -45,6 +45,28 @@ def test_a_thousand_callers_share_one_execution() -> None:
     assert not single.is_running("k")
 
 
+def test_callers_come_back_in_order() -> None:
+    single, work = SingleFlight(), Work()
+    order: list[int] = []
+
+    def call(number: int) -> None:
+        single.run("k", work)
+        order.append(number)
+
+    callers = [gevent.spawn(call, number) for number in range(50)]
+    yield_to_hub()
+    work.go.set()
+    gevent.joinall(callers, timeout=5, raise_error=True)
+    assert order == list(range(50))
+
+
+def test_other_keys_and_later_calls_run_apart() -> None:
+    single, work = SingleFlight(), Work()
+    work.go.set()
+    assert single.run("a", work) == single.run("a", work) == single.run("b", work) == "done"
+    assert work.begun == 3
+
+
 def test_every_caller_gets_the_error_with_a_short_traceback() -> None:
     single, work = SingleFlight(), Work(LookupError("no"))
     lengths: list[int] = []
@@ -119,6 +141,15 @@ def test_a_caller_that_times_out_leaves_the_others_alone() -> None:
     assert work.begun == 1
 
 
+def test_a_timeout_of_the_user_hits_only_its_caller() -> None:
+    single, work = SingleFlight(), Work()
+    patient = gevent.spawn(single.run, "k", work)
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+        single.run("k", work)
+    work.go.set()
+    assert patient.get(timeout=5) == "done"
+
+
 def test_a_killed_flight_is_an_error_for_those_who_wait() -> None:
     single = SingleFlight("reconnect")
     inside: list[gevent.Greenlet[..., object]] = []
@@ -132,6 +163,13 @@ def test_a_killed_flight_is_an_error_for_those_who_wait() -> None:
     inside[0].kill()
     with pytest.raises(OperationalError, match="reconnect for 'k' was killed"):
         caller.get(timeout=5)
+
+
+def test_asking_again_from_within_is_an_error() -> None:
+    single = SingleFlight()
+    with pytest.raises(RuntimeError, match="would wait for itself"):
+        single.run("k", lambda: single.run("k", int, 5), 5)
+    assert single.run("k", lambda: 3) == 3
 
 
 def test_a_circle_of_two_is_an_error() -> None:
@@ -156,3 +194,13 @@ def test_forgotten_flights_are_not_joined() -> None:
     assert single.is_running("k")
     new.go.set()
     assert later.get(timeout=30) == "new"
+
+
+def test_asking_from_within_for_what_somebody_else_began() -> None:
+    single, work = SingleFlight(), Work()
+    first = gevent.spawn(single.run, "inner", work)
+    yield_to_hub()
+    outer = gevent.spawn(single.run, "outer", lambda: single.run("inner", Work(), 30), 30)
+    yield_to_hub()
+    work.go.set()
+    assert [each.get(timeout=30) for each in (first, outer)] == ["done", "done"]

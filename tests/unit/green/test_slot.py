@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from time import monotonic
 
 import gevent
 import pytest
 from gevent import get_hub
 from gevent.monkey import get_original
+from greenlet import greenlet, settrace
 
 from greenconn.exceptions import NotFound, PublishTimeout, RecoverableConnectionError
-from greenconn.green.deadline import Deadline
+from greenconn.green.deadline import NEVER, Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.slot import Slot
 from tests.fix_interrupts import INTERRUPTIONS, interruptions
@@ -28,6 +30,40 @@ def state_of(slot: Slot[int]) -> str:
     return next((name for name, is_so in states.items() if is_so), "empty")
 
 
+def switches_of(function: Callable[[], object]) -> int:
+    """How often *function* leaves this greenlet."""
+    current, count = gevent.getcurrent(), 0
+
+    def trace(event: str, ends: tuple[greenlet, greenlet]) -> None:
+        nonlocal count
+        count += ends[0] is current
+
+    former = settrace(trace)
+    try:
+        function()
+    finally:
+        settrace(former)
+    return count
+
+
+def test_a_waiter_gets_the_value() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, LONG)
+    yield_to_hub()
+    assert state_of(slot) == "empty"
+    assert slot.offer(5)
+    assert state_of(slot) == "value"
+    assert slot.value == 5
+    assert waiter.get(timeout=30) == 5
+
+
+def test_a_value_that_is_there_needs_no_switch() -> None:
+    slot: Slot[int] = Slot()
+    assert slot.offer(5)
+    assert switches_of(lambda: slot.wait(Deadline(0))) == 0
+    assert slot.wait(Deadline(0)) == 5
+
+
 def test_only_the_first_counts() -> None:
     slot: Slot[int] = Slot()
     assert slot.offer(1)
@@ -42,10 +78,25 @@ def test_only_the_first_counts() -> None:
         other.wait(LONG)
 
 
+def test_filling_never_switches() -> None:
+    slots: list[Slot[int]] = [Slot() for _ in range(3)]
+    waiters = [gevent.spawn(slot.wait, LONG) for slot in slots]
+    yield_to_hub()
+    assert switches_of(lambda: [slot.offer(1) for slot in slots]) == 0
+    assert [waiter.get(timeout=30) for waiter in waiters] == [1, 1, 1]
+
+
 def test_a_hub_callback_may_fill_it() -> None:
     slot: Slot[int] = Slot()
     get_hub().loop.run_callback(slot.offer, 3)
     assert slot.wait(LONG) == 3
+
+
+def test_none_is_a_value() -> None:
+    slot: Slot[None] = Slot()
+    slot.offer(None)
+    slot.wait(LONG)
+    assert slot.has_value
 
 
 @pytest.mark.parametrize("timeout", [0, 0.01])
@@ -58,6 +109,14 @@ def test_a_waiter_whose_deadline_ends_has_left(timeout: float) -> None:
     assert not slot.offer(1)
     assert not slot.fail(ValueError())
     assert state_of(slot) == "left"
+
+
+def test_the_deadline_takes_as_long_as_it_says() -> None:
+    slot: Slot[int] = Slot()
+    began = monotonic()
+    with pytest.raises(TimeoutError):
+        slot.wait(Deadline(0.05))
+    assert monotonic() - began >= 0.05
 
 
 def put(slot: Slot[int], taken: list[bool]) -> None:
@@ -97,6 +156,13 @@ def test_a_killed_waiter_has_left(make: Callable[[], BaseException]) -> None:
             waiter.get()
 
 
+def test_a_timeout_of_gevent_leaves() -> None:
+    slot: Slot[int] = Slot()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        slot.wait(LONG)
+    assert slot.has_left
+
+
 def test_a_value_on_its_way_to_a_killed_waiter_is_still_there() -> None:
     slot: Slot[int] = Slot(lambda _: pytest.fail("it did not leave empty-handed"))
     waiter = gevent.spawn(slot.wait, LONG)
@@ -108,6 +174,15 @@ def test_a_value_on_its_way_to_a_killed_waiter_is_still_there() -> None:
     assert isinstance(outcome, gevent.GreenletExit)
     assert state_of(slot) == "value"
     assert slot.value == 7
+
+
+def test_a_value_that_nobody_took_can_be_exchanged() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, LONG)
+    yield_to_hub()
+    slot.offer(7)
+    assert slot.exchange(6) == 7
+    assert waiter.get(timeout=30) == 6
 
 
 def test_each_switch_may_be_the_last() -> None:
@@ -192,6 +267,16 @@ def test_who_waits_is_woken_by_an_error() -> None:
     waiter = gevent.spawn(slot.wait, Deadline(30))
     yield_to_hub()
     assert slot.fail(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        waiter.get(timeout=20)
+
+
+def test_who_waits_without_an_end_is_woken_by_an_error() -> None:
+    slot: Slot[int] = Slot()
+    waiter = gevent.spawn(slot.wait, NEVER)
+    yield_to_hub()
+    assert slot.fail(ValueError("no"))
+    assert not slot.fail(ValueError("again"))
     with pytest.raises(ValueError, match="no"):
         waiter.get(timeout=20)
 

@@ -17,6 +17,7 @@ from typing import Any
 import gevent
 import greenlet
 import pytest
+from gevent import get_hub
 from gevent.monkey import get_original
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from greenconn.green import stream
 from greenconn.green.deadline import Deadline
 from greenconn.green.hub import yield_to_hub
 from greenconn.green.stream import EndOfFile, Stream
-from greenconn.green.writer import HIGH_WATER
+from greenconn.green.writer import EARLY_FLUSH, HIGH_WATER
 from greenconn.wire.tls import CertificateRejected, TlsError, TlsSession, tls_session
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import Wire, until
@@ -73,6 +74,30 @@ def owner(wire: Wire) -> Iterator[Owner]:
 # Receiving.
 
 
+def test_what_the_peer_sends_comes_through_one_reader(owner: Owner) -> None:
+    sent = b""
+    for number in range(20):
+        owner.wire.send(b"%d " % number)
+        sent += b"%d " % number
+        yield_to_hub()
+    until(lambda: owner.received == sent)
+    assert len(owner.readers) == 1
+    assert owner.stream.received == len(sent)
+    assert owner.stream.receives == len(owner.pieces)
+
+
+def test_a_piece_that_fills_all_room_may_be_the_last_for_now(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "RECEIVE", 16)
+    monkeypatch.setattr(stream, "_buffers", {})
+    owner = Owner(wire)
+    for number in range(1, 20):
+        owner.wire.send(bytes(16))
+        until(lambda number=number: len(owner.received) == 16 * number)  # type: ignore[misc]
+    owner.stream.close()
+
+
 def test_a_piece_that_fills_the_room_of_its_owner_may_be_the_last_for_now(wire: Wire) -> None:
     buffers = OwnBuffers(3)
     buffers.has_begun = True
@@ -83,6 +108,31 @@ def test_a_piece_that_fills_the_room_of_its_owner_may_be_the_last_for_now(wire: 
         until(lambda number=number: len(buffers.taken) == 5 * number)  # type: ignore[misc]
     assert not lost
     stream.close()
+
+
+def test_the_time_of_the_last_byte_is_known(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(stream, "monotonic", lambda: now[0])
+    owner = Owner(wire)
+    assert owner.stream.received_at == 100.0
+    now[0] = 105.0
+    owner.wire.send(b"x")
+    until(lambda: owner.received == b"x")
+    assert owner.stream.received_at == 105.0
+    owner.stream.close()
+
+
+def test_one_byte_at_a_time(owner: Owner) -> None:
+    for byte in b"slowly, but it comes":
+        owner.wire.send(bytes((byte,)))
+        until(lambda byte=byte: owner.received[-1:] == bytes((byte,)))  # type: ignore[misc]
+    assert owner.received == b"slowly, but it comes"
+
+
+def test_a_megabyte_is_received_in_large_pieces(owner: Owner) -> None:
+    owner.wire.send(bytes(1 << 20))
+    until(lambda: len(owner.received) == 1 << 20)
+    assert owner.stream.receives < 200
 
 
 class CountingSocket(RawSocket):
@@ -182,6 +232,19 @@ def test_pause_leaves_bytes_with_the_peer_and_resume_takes_them(owner: Owner) ->
     until(lambda: owner.received == b"ab")
 
 
+def test_the_reader_may_pause_itself(owner: Owner) -> None:
+    def take_one(data: bytes) -> None:
+        owner.pieces.append(data)
+        owner.stream.pause()
+
+    owner.on_data = take_one
+    for letter in (b"a", b"b", b"c"):
+        owner.wire.send(letter)
+        until(lambda letter=letter: owner.received.endswith(letter))  # type: ignore[misc]
+        assert owner.stream.is_paused
+        owner.stream.resume()
+
+
 def test_an_idle_stream_costs_no_switch(owner: Owner) -> None:
     yield_to_hub()
     switched: list[object] = []
@@ -234,6 +297,15 @@ def test_an_end_that_came_while_no_hub_ran_is_reported(owner: Owner) -> None:
     owner.check_ended()
 
 
+def test_a_paused_stream_takes_nothing_either_while_no_hub_runs(owner: Owner) -> None:
+    yield_to_hub()
+    owner.stream.pause()
+    owner.wire.theirs.send(b"late")
+    arrived(owner.stream)
+    owner.stream.catch_up()
+    assert not owner.pieces
+
+
 def test_a_peer_that_always_has_more_does_not_keep_the_greenlet_that_catches_up(
     owner: Owner,
 ) -> None:
@@ -274,6 +346,23 @@ def test_an_error_while_a_greenlet_catches_up_ends_the_stream(
 # Sending.
 
 
+def test_what_is_written_reaches_the_peer(owner: Owner) -> None:
+    owner.writer.write(b"hello ")
+    owner.writer.write(b"peer")
+    assert owner.wire.receive_until(10) == b"hello peer"
+
+
+def test_a_full_socket_goes_on_when_the_peer_reads(owner: Owner) -> None:
+    owner.writer.write(bytes(3 << 20))
+    for _ in range(10):
+        yield_to_hub()
+    assert owner.writer.is_stalled
+    owner.wire.send(b"still reading?")
+    until(lambda: owner.received == b"still reading?")
+    assert len(owner.wire.receive_until(3 << 20)) == 3 << 20
+    until(lambda: not owner.writer.pending)
+
+
 # Ends.
 
 
@@ -286,6 +375,15 @@ def test_end_of_file_is_reported_once(owner: Owner) -> None:
     assert owner.lost[0].errno == errno.ECONNRESET
     owner.check_ended()
     owner.stream.close()
+    assert len(owner.lost) == 1
+
+
+def test_a_reset_is_reported_once(owner: Owner) -> None:
+    yield_to_hub()
+    owner.wire.reset()
+    until(lambda: owner.lost)
+    assert isinstance(owner.lost[0], ConnectionError)
+    owner.check_ended()
     assert len(owner.lost) == 1
 
 
@@ -334,6 +432,12 @@ def test_a_killed_reader_is_reported_as_a_loss(
             reader.get()
 
 
+def test_a_reader_killed_before_it_began_is_noticed_too(owner: Owner) -> None:
+    owner.stream._reader.kill()
+    until(lambda: owner.lost)
+    owner.check_ended()
+
+
 def test_close_is_not_a_loss_and_may_be_repeated(owner: Owner) -> None:
     yield_to_hub()
     owner.writer.write(b"first ")
@@ -351,9 +455,23 @@ def test_close_is_not_a_loss_and_may_be_repeated(owner: Owner) -> None:
     assert repr(owner.stream) == "<Stream peer: closed>"
 
 
+def test_close_before_the_reader_began(owner: Owner) -> None:
+    owner.stream.close()
+    owner.check_ended()
+    assert not owner.lost
+
+
 def test_close_in_the_reader(owner: Owner) -> None:
     owner.on_data = lambda data: owner.stream.close()
     owner.wire.send(b"x")
+    until(lambda: not owner.stream.is_open)
+    owner.check_ended()
+    assert not owner.lost
+
+
+def test_close_in_a_hub_callback(owner: Owner) -> None:
+    yield_to_hub()
+    get_hub().loop.run_callback(owner.stream.close)
     until(lambda: not owner.stream.is_open)
     owner.check_ended()
     assert not owner.lost
@@ -372,6 +490,15 @@ def test_close_to_a_peer_that_is_gone_is_no_loss(
     owner.stream.close()
     owner.check_ended()
     assert not owner.lost
+
+
+def test_nobody_must_wait_after_an_early_flush_that_failed(owner: Owner) -> None:
+    yield_to_hub()
+    owner.writer.write(b"it comes")
+    owner.wire.reset()
+    owner.writer.write(bytes(EARLY_FLUSH))
+    owner.stream.close()
+    owner.check_ended()
 
 
 @pytest.mark.parametrize("how", ["close", "reset", "kill"])
@@ -406,6 +533,12 @@ def test_the_descriptor_of_a_stream_that_ended_is_left_alone(owner: Owner) -> No
         assert not owner.received
     finally:
         other.close()
+
+
+def test_both_addresses_are_known(owner: Owner) -> None:
+    ours, theirs = owner.stream.peer_address()
+    assert ours == owner.wire.theirs.getpeername()
+    assert theirs == owner.wire.theirs.getsockname()
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
@@ -516,6 +649,27 @@ def test_tls_carries_bytes_both_ways(wire: Wire, server: Server) -> None:
     owner.check_ended()
 
 
+def test_tls_of_one_byte_at_a_time(wire: Wire, server: Server) -> None:
+    server.piece = 1
+    owner = tls_owner(wire)
+    owner.stream.handshake(LONG)
+    owner.writer.write(b"hello")
+    until(lambda: owner.received == b"hello")
+    owner.stream.close()
+
+
+def test_writes_before_the_end_of_the_handshake_are_not_needed_to_go_on(
+    wire: Wire, server: Server
+) -> None:
+    owner = tls_owner(wire)
+    owner.stream.handshake(LONG)
+    writers = [gevent.spawn(owner.writer.write, b"%02d" % number) for number in range(50)]
+    gevent.joinall(writers, raise_error=True)
+    until(lambda: len(server.received) == 100)
+    assert server.received == b"".join(b"%02d" % number for number in range(50))
+    owner.stream.close()
+
+
 def test_a_certificate_that_is_not_accepted_ends_the_handshake(wire: Wire) -> None:
     server = Server(wire, "elsewhere")
     owner = tls_owner(wire)
@@ -555,6 +709,17 @@ def test_a_peer_that_goes_amid_the_handshake(wire: Wire, how: str) -> None:
     owner.check_ended()
 
 
+def test_a_stream_closed_amid_the_handshake_wakes_its_waiter(wire: Wire) -> None:
+    owner = tls_owner(wire)
+    waiting = gevent.spawn(owner.stream.handshake, LONG)
+    yield_to_hub()
+    owner.stream.close()
+    with pytest.raises(ConnectionAbortedError):
+        waiting.get(timeout=5)
+    assert not owner.lost
+    owner.check_ended()
+
+
 def test_a_peer_that_cuts_tls_short_is_an_error(wire: Wire, server: Server) -> None:
     owner = tls_owner(wire)
     owner.stream.handshake(LONG)
@@ -577,6 +742,19 @@ def test_a_peer_that_ends_tls_in_order_is_an_ordinary_end(wire: Wire, server: Se
     until(lambda: owner.lost)
     assert owner.received == b"bye"
     assert isinstance(owner.lost[0], ConnectionResetError)
+    owner.check_ended()
+
+
+def test_close_notify_is_the_end_although_the_socket_stays_open(wire: Wire, server: Server) -> None:
+    owner = tls_owner(wire)
+    owner.stream.handshake(LONG)
+    until(lambda: server.session.handshake_done)
+    server.send(b"bye")
+    server.stop()
+    wire.send(server.session.close_notify())
+    until(lambda: owner.lost)
+    assert owner.received == b"bye"
+    assert "closed the TLS connection" in str(owner.lost[0])
     owner.check_ended()
 
 
@@ -683,6 +861,17 @@ def test_the_limit_of_the_kernel_is_lifted(owner: Owner) -> None:
     assert owner.lost == []
 
 
+def test_a_socket_of_another_kind_has_no_such_limit() -> None:
+    ours, theirs = _socket.socketpair()
+    ours.setblocking(False)
+    lost: list[BaseException] = []
+    plain = Stream(ours, lambda data: None, lost.append, "peer", None)
+    plain.lift_user_timeout()
+    assert (plain.is_open, lost) == (True, [])
+    plain.close()
+    theirs.close()
+
+
 # Where no greenlet runs any more.
 
 
@@ -696,6 +885,16 @@ def test_a_thread_that_ends_sends_and_receives_without_a_switch(owner: Owner) ->
     assert (owner.stream.is_open, owner.lost) == (True, [])
     owner.stream.exchange_blocking(lambda: False, Deadline(0))  # there is no time left
     assert owner.stream.is_open
+
+
+def test_the_peer_may_close_while_a_thread_ends(owner: Owner) -> None:
+    owner.wire.send(b"last")
+    owner.wire.close()
+    owner.stream.exchange_blocking(lambda: False, Deadline(60))
+    assert owner.received == b"last"
+    (lost,) = owner.lost
+    assert isinstance(lost, EndOfFile)
+    owner.check_ended()
 
 
 def test_a_peer_that_is_silent_holds_no_thread(owner: Owner) -> None:

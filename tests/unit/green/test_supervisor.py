@@ -17,6 +17,12 @@ from tests.fix_leaks import HubErrors
 from tests.forked import holds_in_child
 
 
+def test_a_greenlet_has_a_name_and_its_function_gets_the_arguments() -> None:
+    greenlet = spawn("adder", lambda a, *, b: a + b, 2, b=3)
+    assert greenlet.name == "greenconn:adder"
+    assert greenlet.get(timeout=30) == 5
+
+
 def test_an_error_is_logged_once_and_ends_the_greenlet(
     caplog: pytest.LogCaptureFixture, hub_errors: HubErrors, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +133,25 @@ def test_end_of_one_that_is_not_shielded() -> None:
     assert behind.dead
 
 
+def test_end_does_not_wait_for_the_end() -> None:
+    has_begun, may_end = Event(), Event()
+
+    def clean_up() -> None:
+        try:
+            has_begun.set()
+            gevent.sleep(1000)
+        finally:
+            may_end.wait(30)
+
+    greenlet = spawn("slow to end", clean_up)
+    assert has_begun.wait(30)
+    end(greenlet)
+    was_dead = greenlet.dead
+    may_end.set()
+    greenlet.join(30)
+    assert (was_dead, greenlet.dead) == (False, True)
+
+
 def test_end_of_all_spares_the_one_that_runs() -> None:
     others = [spawn("other", gevent.sleep, 30) for _ in range(2)]
 
@@ -233,6 +258,19 @@ def test_a_function_on_demand_starts_again_after_it_has_failed(
     assert work.done == ["a"]
 
 
+def test_a_function_on_demand_that_is_killed_before_it_begins_starts_again() -> None:
+    work = Work()
+    work.add("a")
+    first = work.task.greenlet
+    assert first is not None
+    first.kill()
+    assert work.task.greenlet is None
+    work.may_go_on.set()
+    work.add("b")
+    work.join()
+    assert work.done == ["a", "b"]
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_an_interrupted_start_does_not_let_a_function_run_twice(
     monkeypatch: pytest.MonkeyPatch, has_begun: bool
@@ -283,6 +321,21 @@ def test_end_of_a_function_on_demand(has_begun: bool) -> None:
     work.may_go_on.set()
     work.join()
     assert (work.done, work.most_running, work.task.greenlet) == (["a", "b"], 1, None)
+
+
+def test_end_of_a_function_on_demand_waits_for_a_shielded_call() -> None:
+    call = Call()
+    task = OnDemand("caller", call.run)
+    task.start()
+    greenlet = task.greenlet
+    assert greenlet is not None
+    assert call.has_begun.wait(30)
+    task.end()
+    gevent.idle()
+    assert not greenlet.dead
+    call.may_return.set()
+    greenlet.join(30)
+    assert (greenlet.dead, call.has_returned, call.has_gone_on) == (True, True, False)
 
 
 def test_a_function_on_demand_that_ends_itself_goes_on_to_its_end() -> None:

@@ -12,7 +12,7 @@ from gevent.event import Event
 
 from greenconn.green import threadpool
 from greenconn.green.supervisor import end, spawn
-from greenconn.green.threadpool import CallPool, in_hub_thread, in_threadpool
+from greenconn.green.threadpool import CallPool, are_sockets_green, in_hub_thread, in_threadpool
 from tests.fix_wires import until
 
 #: That of threads, in a patched process too.
@@ -28,6 +28,17 @@ def pool() -> Iterator[CallPool]:
     pool.close()
 
 
+def test_call_and_its_result(pool: CallPool) -> None:
+    assert pool.call(divmod, 7, 2) == (3, 1)
+    assert pool.call(int, "ff", base=16) == 255
+    assert pool.call(_thread) != _thread()
+
+
+def test_error(pool: CallPool) -> None:
+    with pytest.raises(ZeroDivisionError):
+        pool.call(divmod, 1, 0)
+
+
 def test_hub_turns_meanwhile(pool: CallPool) -> None:
     """The call returns only after the hub has turned some times."""
     may_return = _allocate_lock()
@@ -41,6 +52,12 @@ def test_hub_turns_meanwhile(pool: CallPool) -> None:
     turning = gevent.spawn(turn_and_release)
     assert pool.call(may_return.acquire, True, 30.0)
     turning.get(timeout=30)
+
+
+def test_more_calls_than_threads(pool: CallPool) -> None:
+    calls = [gevent.spawn(pool.call, str, number) for number in range(20)]
+    gevent.joinall(calls, timeout=10, raise_error=True)
+    assert [each.get() for each in calls] == [str(number) for number in range(20)]
 
 
 def test_killed_caller_leaves_its_call(pool: CallPool) -> None:
@@ -99,6 +116,10 @@ def test_without_threads_the_end_of_all_ends_calls() -> None:
     assert pool.is_busy
     pool.close()
     assert (caller.dead, pool.is_busy) == (True, False)
+
+
+def test_whether_sockets_are_green(patched: bool) -> None:
+    assert are_sockets_green() is patched
 
 
 @pytest.mark.parametrize("are_green", [False, True])

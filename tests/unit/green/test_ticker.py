@@ -64,6 +64,15 @@ def test_it_ticks_in_the_hub() -> None:
     assert len(ticks.lags) == count
 
 
+def test_it_can_be_started_again() -> None:
+    ticks = Ticks()
+    ticker = Ticker(0.01, ticks, "t")
+    for count in (1, 2, 3):
+        ticker.start()
+        ticks.wait(count)
+        ticker.stop()
+
+
 def test_it_can_be_stopped_by_its_own_function() -> None:
     ticks: list[float] = []
     done = Event()
@@ -78,6 +87,15 @@ def test_it_can_be_stopped_by_its_own_function() -> None:
     assert done.wait(5)
     gevent.sleep(0.03)
     assert len(ticks) == 1
+
+
+def test_it_keeps_its_pace() -> None:
+    ticks = Ticks()
+    ticker = Ticker(0.02, ticks, "t")
+    ticker.start()
+    ticks.wait(6)
+    ticker.stop()
+    assert ticks.at[5] - ticks.at[0] > 0.08
 
 
 def test_a_blocked_hub_is_noticed_and_makes_no_burst() -> None:
@@ -124,6 +142,12 @@ def test_an_error_is_logged_once_by_a_greenlet_and_the_ticks_go_on(
         ticker.stop()
         logging.getLogger("greenconn.green").removeHandler(handler)
     assert set(in_hub) == {False}
+
+
+@pytest.mark.parametrize("interval", [0, -1.0, float("nan")])
+def test_an_interval_must_be_positive(interval: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Ticker(interval, lambda lag: None, "t")
 
 
 def test_it_keeps_no_process_alive() -> None:

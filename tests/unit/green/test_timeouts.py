@@ -12,6 +12,7 @@ from weakref import ref
 import gevent
 import pytest
 from gevent import get_hub
+from gevent.exceptions import LoopExit
 from gevent.monkey import get_original
 from greenlet import greenlet
 
@@ -135,6 +136,36 @@ def test_each_expires_at_its_time_whatever_their_order(board: Board) -> None:
     assert not board.loop.timers
 
 
+def test_those_that_come_while_others_are_near_expire_in_time(board: Board) -> None:
+    board.wait(1.0)
+    board.wait(1.0 + SPAN / 2)
+    board.loop.run(1.0)  # the second one is in order now
+    assert len(board.expired) == 1
+    board.wait(SPAN / 4)
+    board.wait(SPAN * 0.75)
+    board.wait(SPAN * 2)
+    board.loop.run(1.0)
+    assert seconds(board) == [
+        1.0,
+        1.0 + SPAN / 4,
+        1.0 + SPAN / 2,
+        1.0 + SPAN * 0.75,
+        1.0 + SPAN * 2,
+    ]
+
+
+def test_those_that_have_left_do_not_expire(board: Board) -> None:
+    waits = [board.wait(1.0 + number * SPAN / 8) for number in range(12)]
+    for wait in waits[:3]:
+        wait.leave()
+    board.loop.run(1.0 + SPAN / 2)
+    for wait in waits[6:9]:
+        wait.leave()
+    board.loop.run(60.0)
+    assert [wait for wait, _ in board.expired] == waits[3:6] + waits[9:]
+    seconds(board)
+
+
 def test_one_timer_for_many_waits_that_end_early(board: Board) -> None:
     for _ in range(1000):
         board.wait(30.0).leave()
@@ -144,6 +175,14 @@ def test_one_timer_for_many_waits_that_end_early(board: Board) -> None:
     assert board.loop.started == 1
     board.loop.run(31.0)
     assert seconds(board) == [31.0]
+
+
+def test_thousands_at_one_moment_take_one_pass(board: Board) -> None:
+    for _ in range(5000):
+        board.wait(2.0)
+    board.loop.run(3.0)
+    assert seconds(board) == [2.0] * 5000
+    assert board.loop.started == 1
 
 
 def test_many_moments_take_few_passes(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +203,16 @@ def test_many_moments_take_few_passes(board: Board, monkeypatch: pytest.MonkeyPa
     board.loop.run(10.0)
     assert len(seconds(board)) == 2000
     assert waiting.passes <= 2 * (2.0 / SPAN + 2)
+
+
+def test_a_timer_that_comes_late_expires_all_that_are_due(board: Board) -> None:
+    early, second = board.wait(1.0), board.wait(1.0 + SPAN * 3)
+    board.wait(60.0)
+    board.loop.late(2.0)
+    assert [wait for wait, _ in board.expired] == [early, second]
+    board.expired.clear()
+    board.loop.run(60.0)
+    assert seconds(board) == [60.0]
 
 
 def test_a_timer_that_comes_early_comes_again(board: Board) -> None:
@@ -192,6 +241,21 @@ def test_who_expires_may_make_others_wait_and_leave(board: Board) -> None:
     seconds(board)
 
 
+def test_the_timer_does_not_come_again_for_one_that_is_on_its_way(board: Board) -> None:
+    class OnItsWay(Wait):
+        """The wait of a slot that was filled, whose greenlet has not run yet."""
+
+        def expire(self) -> None:
+            """Leave it to the callback."""
+
+    OnItsWay(board, 1.0)
+    board.wait(5.0)
+    board.loop.run(2.0)
+    assert board.loop.started == 2
+    board.loop.run(4.0)
+    assert seconds(board) == [5.0]
+
+
 def test_the_others_expire_when_waking_one_raises(board: Board) -> None:
     def fail() -> None:
         raise KeyboardInterrupt
@@ -202,6 +266,15 @@ def test_the_others_expire_when_waking_one_raises(board: Board) -> None:
         board.loop.run(5.0)
     board.loop.run(20.0)
     assert [wait for wait, _ in board.expired[1:]] == rest
+
+
+def test_the_last_one_leaves_nothing_to_come_for_but_the_timer(board: Board) -> None:
+    board.wait(1.0).leave()
+    board.loop.run(2.0)
+    assert not board.loop.timers
+    board.wait(5.0)
+    board.loop.run(10.0)
+    assert seconds(board) == [7.0]
 
 
 # With gevent's hub.
@@ -276,6 +349,37 @@ def in_hub_of_its_own(function: Callable[[], object]) -> list[BaseException]:
     get_original("_thread", "start_new_thread")(run, ())
     assert ended.acquire(timeout=60.0)
     return raised
+
+
+def test_a_deadline_keeps_a_loop_alive_that_has_nothing_else() -> None:
+    def wait() -> None:
+        with pytest.raises(TimeoutError):
+            Slot[int]().wait(Deadline(0.05))
+
+    assert in_hub_of_its_own(wait) == []
+
+
+def test_a_wait_that_has_ended_keeps_no_loop_alive() -> None:
+    def wait() -> None:
+        wait_once(FAR)
+        get_hub().switch()
+
+    began = monotonic()
+    (raised,) = in_hub_of_its_own(wait)
+    assert isinstance(raised, LoopExit)
+    assert monotonic() - began < FAR
+
+
+def test_each_hub_has_its_own() -> None:
+    seen: list[object] = []
+
+    def wait() -> None:
+        wait_once(FAR)
+        seen.append(get_hub().greenconn_timeouts)  # type: ignore[attr-defined]  # set by a slot
+
+    wait()
+    assert in_hub_of_its_own(wait) == []
+    assert len({id(each) for each in seen}) == 2
 
 
 def test_the_next_hub_of_a_thread_has_its_own() -> None:

@@ -106,6 +106,22 @@ def test_the_first_write_of_a_turn_leaves_at_once_and_the_rest_in_one_send(line:
     assert writer.sends == 3
 
 
+def test_greenlets_that_wake_one_another_write_in_one_turn(line: Line) -> None:
+    # As those do that hand a pooled connection on: each runs because of a callback of the one before.
+    writer, wire = line.writer, line.wire
+    loop, count = get_hub().loop, 40  # (after 50 gevent may poll)
+
+    def chain(number: int) -> None:
+        writer.write(b"%d " % number)
+        if number < count:
+            loop.run_callback(chain, number + 1)
+
+    loop.run_callback(chain, 1)
+    yield_to_hub()
+    assert wire.receive().split() == [b"%d" % number for number in range(1, count + 1)]
+    assert writer.sends == 2
+
+
 def test_who_hears_of_an_error_at_the_end_of_a_turn_is_awake_at_once(wire: Wire) -> None:
     # Nothing else happens that would wake the hub: no timer but that of the test, no other socket.
     heard = Event()
@@ -129,6 +145,34 @@ def test_who_hears_of_an_error_at_the_end_of_a_turn_is_awake_at_once(wire: Wire)
     assert heard.wait(30.0)
     assert monotonic() - began < 9.0
     wire.ours.close()
+
+
+def test_what_is_written_late_in_a_long_turn_leaves_at_once(paced_line: Line) -> None:
+    writer = paced_line.writer
+    writer.write(b"a")
+    began = monotonic()
+    while monotonic() - began < 0.006:
+        pass
+    writer.write(b"b")
+    assert writer.sends == 2
+    assert writer.must_wait
+
+
+def test_a_lonely_write_costs_one_send(line: Line) -> None:
+    line.writer.write(b"x")
+    yield_to_hub()
+    assert line.writer.sends == 1
+
+
+def test_64_kib_leave_before_the_turn_ends(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write(b"a")
+    piece = bytes(1024)
+    for _ in range(EARLY_FLUSH // 1024):
+        writer.write(piece)
+    assert writer.sends == 2
+    assert writer.must_wait
+    assert len(wire.receive_until(1 + EARLY_FLUSH)) == 1 + EARLY_FLUSH
 
 
 def test_the_gate_lets_others_run_and_opens(line: Line) -> None:
@@ -168,6 +212,40 @@ def test_who_comes_while_another_lets_the_hub_turn_stands_behind_it(
     gevent.joinall(greenlets, raise_error=True)
     assert order == [number for number in range(10) if number != killed]
     assert not writer.must_wait
+
+
+def test_those_behind_one_who_fills_the_buffer_go_on_in_their_order(line: Line) -> None:
+    writer, order = line.writer, []
+    written = [1 + EARLY_FLUSH]
+
+    def write(number: int) -> None:
+        if writer.must_wait:
+            writer.wait_writable(LONG)
+        order.append(number)
+        if number:
+            writer.write(b"x")
+        written.append(1 if number else line.fill())
+
+    def write_all() -> None:
+        # All begin in the turn in which ``must_wait`` was set.
+        writer.write(b"a")
+        writer.write(bytes(EARLY_FLUSH))
+        for greenlet in greenlets:
+            greenlet.start()
+
+    greenlets = [gevent.Greenlet(write, number) for number in range(5)]
+    gevent.spawn(write_all).join()
+    until(lambda: len(written) == 2)
+    line.wire.receive_until(sum(written) + 4)
+    gevent.joinall(greenlets, timeout=30, raise_error=True)
+    assert order == list(range(5))
+
+
+def test_after_the_end_of_a_turn_nobody_must_wait(line: Line) -> None:
+    line.writer.write(b"a")
+    line.writer.write(bytes(EARLY_FLUSH))
+    yield_to_hub()
+    assert not line.writer.must_wait
 
 
 def test_a_loop_that_only_writes_lets_the_others_run(line: Line) -> None:
@@ -212,6 +290,31 @@ def test_greenlets_that_write_in_turn_need_not_wait(line: Line) -> None:
     assert writer.sends >= 3
 
 
+def test_who_writes_alone_behind_others_lets_them_run(line: Line) -> None:
+    writer = line.writer
+    gates: list[int] = []
+
+    def write_much() -> None:
+        while not gates:
+            if writer.must_wait:
+                gates.append(written)
+                writer.wait_writable(LONG)
+            write()
+
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        written += 1024
+        writer.write(bytes(1024))
+
+    gevent.joinall([gevent.spawn(write), gevent.spawn(write_much)], raise_error=True)
+    # Its first 64 KiB may have been begun by the other one.
+    assert gates
+    assert gates[0] <= 2 * EARLY_FLUSH + 4096
+    assert not writer.must_wait
+
+
 def test_a_greenlet_that_has_written_is_not_kept(line: Line) -> None:
     greenlet = gevent.spawn(line.writer.write, b"x")
     greenlet.join()
@@ -220,6 +323,28 @@ def test_a_greenlet_that_has_written_is_not_kept(line: Line) -> None:
     yield_to_hub()
     gc.collect()
     assert ended() is None
+
+
+def test_a_slow_loop_that_only_writes_little_lets_the_others_run_too(paced_line: Line) -> None:
+    writer = paced_line.writer
+    ran: list[int] = []
+
+    def look() -> None:
+        while True:
+            ran.append(1)
+            gevent.sleep(0)
+
+    looker = gevent.spawn(look)
+    yield_to_hub()
+    for _ in range(10):
+        if writer.must_wait:
+            writer.wait_writable(LONG)
+        writer.write(b"x")
+        until_ = monotonic() + 0.006
+        while monotonic() < until_:
+            pass
+    looker.kill()
+    assert len(ran) >= 5
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -256,6 +381,21 @@ def test_bytes_leave_in_the_order_of_the_writes(sizes: list[int], seed: int) -> 
     finally:
         line.writer.close()
         wire.close()
+
+
+def test_a_message_of_several_buffers_stays_together(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    body = bytes(100_000)
+
+    def write() -> None:
+        if writer.must_wait:
+            writer.wait_writable(LONG)
+        writer.write_many([b"<", memoryview(body), b">"])
+
+    greenlets = [gevent.spawn(write) for _ in range(5)]
+    received = wire.receive_until(5 * 100_002)
+    gevent.joinall(greenlets, raise_error=True)
+    assert received == (b"<" + body + b">") * 5
 
 
 def test_more_buffers_than_one_send_takes_leave_nevertheless(line: Line) -> None:
@@ -319,6 +459,44 @@ def test_a_flush_tells_whether_the_socket_has_taken_all(line: Line) -> None:
     assert writer.flush()
 
 
+def test_those_who_wait_go_on_in_the_order_in_which_they_came(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    order: list[int] = []
+
+    def write(number: int) -> None:
+        writer.wait_writable(LONG)
+        order.append(number)
+        writer.write(bytes(100_000))
+
+    writers = [gevent.spawn(write, number) for number in range(200)]
+    yield_to_hub()
+    assert not order
+    wire.receive_until(filled + 200 * 100_000, 60)
+    gevent.joinall(writers, timeout=30, raise_error=True)
+    assert order == list(range(200))
+    assert not writer.must_wait
+
+
+def test_every_one_of_many_who_wait_goes_on_though_the_socket_is_never_full_again(
+    line: Line,
+) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    done: list[int] = []
+
+    def write(number: int) -> None:
+        writer.wait_writable(LONG)
+        writer.write(b"x")
+        done.append(number)
+
+    writers = [gevent.spawn(write, number) for number in range(500)]
+    yield_to_hub()
+    wire.receive_until(filled + 500)
+    gevent.joinall(writers, timeout=10, raise_error=True)
+    assert done == list(range(500))
+
+
 def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> None:
     writer, wire = line.writer, line.wire
     filled = line.fill()
@@ -337,6 +515,19 @@ def test_one_who_comes_later_does_not_overtake_those_who_wait(line: Line) -> Non
     late = gevent.spawn(write, "late")
     gevent.joinall([*early, late], timeout=10, raise_error=True)
     assert order == ["early"] * 3 + ["late"]
+    assert filled
+
+
+def test_who_waits_goes_on_when_half_of_the_bytes_have_left(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    filled = line.fill()
+    waiter = gevent.spawn(writer.wait_writable, LONG)
+    until(lambda: wire.receive_until(10_000) and writer.pending <= HIGH_WATER)
+    yield_to_hub()
+    assert writer.pending > LOW_WATER  # the kernel takes much less at a time
+    assert not waiter.dead
+    until(lambda: wire.receive_until(10_000) and writer.pending <= LOW_WATER)
+    waiter.get(timeout=30)
     assert filled
 
 
@@ -389,6 +580,52 @@ def test_small_buffers_and_too_many_are_joined(
     assert wire.receive_until(count * size) == expected
 
 
+def stall(line: Line) -> Counting:
+    """Give the line a socket that is full until the test says otherwise."""
+    line.writer.close()
+    sock = Counting(line.wire.ours)
+    sock.is_full = True
+    line.writer = Writer(sock, line.on_error)  # type: ignore[arg-type]  # all that it uses of one
+    return sock
+
+
+@pytest.mark.parametrize("is_above", [False, True])
+def test_a_mebibyte_may_wait_before_greenlets_do(line: Line, is_above: bool) -> None:
+    stall(line)
+    writer = line.writer
+    writer.write(bytes(HIGH_WATER - 1))
+    writer.write(b"12" if is_above else b"1")
+    assert writer.must_wait  # for a turn of the hub, as much was written
+    for _ in range(2):
+        if is_above:
+            with pytest.raises(TimeoutError):
+                writer.wait_writable(Deadline(0))
+        else:
+            writer.wait_writable(Deadline(0))
+        assert writer.must_wait is is_above
+
+
+def test_who_has_yielded_is_not_overtaken_by_who_came_meanwhile(line: Line) -> None:
+    sock = stall(line)
+    writer = line.writer
+    writer.write(bytes(HIGH_WATER))
+    writer.write(b"1")
+    order: list[str] = []
+
+    def wait(name: str) -> None:
+        writer.wait_writable(LONG)
+        order.append(name)
+
+    waiters = [gevent.spawn(wait, name) for name in ("first", "second")]
+    for _ in range(3):
+        yield_to_hub()
+    assert order == []
+    sock.is_full = False
+    until(lambda: line.wire.receive() is not None and len(order) == 2)
+    gevent.joinall(waiters, timeout=30, raise_error=True)
+    assert order == ["first", "second"]
+
+
 @pytest.mark.parametrize("size", [1000, 100_000, 4_000_000])
 def test_one_message_a_turn_must_wait_for_a_slow_peer_too(line: Line, size: int) -> None:
     writer = line.writer
@@ -401,6 +638,15 @@ def test_one_message_a_turn_must_wait_for_a_slow_peer_too(line: Line, size: int)
     assert writer.must_wait
     with pytest.raises(TimeoutError):
         writer.wait_writable(Deadline(0))
+
+
+def test_two_buffers_that_are_not_joined_are_counted(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.write_many([b"head", bytes(4_000_000)])
+    yield_to_hub()
+    assert 0 < writer.pending < 4_000_004
+    assert len(wire.receive_until(4_000_004)) == 4_000_004
+    until(lambda: not writer.pending)
 
 
 def test_the_deadline_of_one_who_waits_counts_and_nothing_of_it_is_written(line: Line) -> None:
@@ -508,6 +754,22 @@ def test_close_lets_those_who_wait_go_on_and_forgets_what_has_not_left(line: Lin
     assert not line.errors
 
 
+def test_what_is_written_after_the_end_is_dropped(line: Line) -> None:
+    writer = line.writer
+    writer.close()
+    sends = writer.sends
+    for _ in range(1000):
+        writer.write(bytes(10_000))
+        writer.write_many([b"a", b"b"])
+        writer.write_sealed(b"c")
+    yield_to_hub()
+    assert writer.pending == 0
+    assert writer.sends == sends
+    assert not writer.must_wait
+    writer.wait_writable(Deadline(0))
+    writer.flush()
+
+
 @pytest.mark.parametrize("is_stalled", [False, True])
 def test_an_error_is_reported_once(line: Line, is_stalled: bool) -> None:
     writer = line.writer
@@ -569,6 +831,23 @@ def test_what_gains_by_waiting_is_written_at_the_end_of_the_turn(line: Line) -> 
     assert calls == [1, 1]
 
 
+def test_a_callback_can_add_another_one_to_the_same_turn(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+
+    def first() -> None:
+        writer.write(b"settled ")
+        writer.before_flush(lambda: writer.write(b"claim "))
+
+    writer.before_flush(first)
+    yield_to_hub()
+    assert wire.receive() == b"settled claim "
+    assert writer.sends == 1
+    writer.before_flush(first)
+    writer.flush()
+    yield_to_hub()
+    assert wire.receive() == b"settled claim "
+
+
 def test_a_callback_that_fails_ends_the_stream(line: Line, hub_errors: HubErrors) -> None:
     writer, wire = line.writer, line.wire
 
@@ -624,6 +903,31 @@ def test_a_record_of_tls_goes_before_plain_text_that_still_waits(line: Line) -> 
     assert wire.receive_until(filled + 13)[filled:] == b"record<plain>"
 
 
+def test_a_record_of_tls_for_which_there_is_no_room_waits(line: Line) -> None:
+    line.writer.close()
+    sock = Counting(line.wire.ours)
+    writer = line.writer = Writer(sock, line.on_error)  # type: ignore[arg-type]  # as above
+    sock.is_full = True
+    writer.write_sealed(b"record")
+    assert (writer.pending, writer.is_stalled) == (6, True)
+    sock.is_full = False
+    assert line.wire.receive_until(6) == b"record"
+    until(lambda: not writer.pending)
+    assert not writer.is_stalled
+
+
+def test_a_seal_that_waits_for_input_sends_nothing_yet(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.seal = lambda plain: b""
+    writer.write(b"abc")
+    writer.write(b"abc")
+    yield_to_hub()
+    assert writer.pending == 0
+    writer.write_sealed(b"abcabc")
+    assert wire.receive() == b"abcabc"
+    assert writer.pending == 0
+
+
 def test_a_seal_that_fails_ends_the_line(line: Line) -> None:
     def fail(plain: bytes) -> bytes:
         raise OSError(1, "tls is over")
@@ -634,6 +938,13 @@ def test_a_seal_that_fails_ends_the_line(line: Line) -> None:
     yield_to_hub()
     assert [str(error) for error in line.errors] == ["[Errno 1] tls is over"]
     assert line.writer.pending == 0
+
+
+def test_the_time_of_the_last_send_is_known(line: Line) -> None:
+    before = line.writer.sent_at
+    until(lambda: monotonic() > before + 0.01)
+    line.writer.write(b"x")
+    assert line.writer.sent_at > before + 0.01
 
 
 MARK = memoryview(b"")
@@ -683,7 +994,44 @@ def test_of_what_was_offered_it_is_known_how_much_has_left(line: Line) -> None:
     assert buffers[3] is MARK
 
 
+def test_marks_alone_are_not_sent(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    count = line.fill()
+    writer.mark(MARK)
+    wire.receive_until(count)
+    until(lambda: not writer.pending)
+    sends = writer.sends
+    yield_to_hub()
+    writer.write(b"next")
+    assert wire.receive_until(4) == b"next"
+    assert writer.sends == sends + 1
+    writer.close()
+    assert writer.take_unsent()[0] == []
+
+
+def test_what_is_sealed_has_left_when_the_last_of_its_record_has(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    writer.seal = lambda plain: b"<" + plain + b">"
+    writer.write(b"first")
+    yield_to_hub()
+    writer.write(bytes(8_000_000))
+    assert writer.is_stalled
+    writer.write(b"behind")
+    wire.receive_until(100_000)
+    writer.close()
+    buffers, begun = writer.take_unsent()
+    assert begun == 0
+    assert [len(each) for each in buffers] == [8_000_000, 6]
+
+
 # Waiting until all has left.
+
+
+def test_drain_does_not_switch_while_the_peer_takes_all(line: Line) -> None:
+    line.writer.write(b"1 ")
+    line.writer.write(b"2 ")
+    line.writer.drain(Deadline(0))
+    assert line.wire.receive() == b"1 2 "
 
 
 def test_drain_waits_for_what_was_written_before_it_only(line: Line) -> None:
@@ -757,3 +1105,38 @@ def test_a_signal_amid_the_end_of_a_turn_does_not_stop_the_writer(line: Line) ->
         line.writer.before_flush(lambda: called.append(1))
         yield_to_hub()
         assert called == [1]
+
+
+def test_a_message_of_several_buffers_may_leave_before_the_turn_ends(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    assert writer.must_wait is False
+    writer.write_many([b"at ", b"once"])
+    assert (writer.sends, writer.must_wait) == (1, False)
+    writer.write_many([bytes(EARLY_FLUSH - 2), b"x"])
+    assert (writer.sends, writer.pending, writer.must_wait) == (1, EARLY_FLUSH - 1, False)
+    writer.write_many([b"y"])
+    assert (writer.sends, writer.must_wait) == (2, True)
+    assert wire.receive_until(7 + EARLY_FLUSH)[-2:] == b"xy"
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_who_writes_for_long_lets_others_run(
+    line: Line, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    monkeypatch.setattr(writer_module, "PACE", 1.0)
+    now = 100.0
+    monkeypatch.setattr(writer_module, "monotonic", lambda: now)
+    line.writer.write_many([b"1"])
+    now += 1.25 if is_late else 1.0
+    line.writer.write_many([b"2"])
+    assert (line.writer.sends, line.writer.must_wait) == ((2, True) if is_late else (1, False))
+
+
+def test_what_the_socket_did_not_take_may_be_offered_where_no_hub_runs(line: Line) -> None:
+    writer, wire = line.writer, line.wire
+    line.fill()
+    before = writer.pending
+    while wire.receive():
+        pass
+    writer.resend()  # no switch since then: the write watcher had no turn
+    assert writer.pending < before

@@ -14,11 +14,13 @@ from greenconn.exceptions import (
     ConsumerCancelled,
     ContentDisallowed,
     DecodeError,
+    NotFound,
     RecoverableChannelError,
+    RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.messaging import Consumer
-from tests.unit.fake_channel import FakeChannel, FakeClient
+from tests.unit.fake_channel import FakeChannel, FakeClient, FakeSession, outcome
 
 
 def queues(*names: str) -> list[Queue]:
@@ -32,6 +34,18 @@ def tags(channel: FakeChannel) -> dict[str, str]:
 
 
 # Beginning
+
+
+def test_consume_waits_for_the_last_reply_only(channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("a", "b", "c"), tag_prefix="me-")
+    consumer.consume()
+    calls = channel.of("basic_consume")
+    assert [call.arguments["queue"] for call in calls] == ["a", "b", "c"]
+    assert [call.arguments["nowait"] for call in calls] == [True, True, False]
+    assert all(tag.startswith("me-") for tag in channel.consumers)
+    assert len(channel.consumers) == 3
+    consumer.consume()
+    assert len(channel.of("basic_consume")) == 3
 
 
 @pytest.mark.parametrize(
@@ -90,6 +104,48 @@ def test_two_greenlets_consume_once(channel: FakeChannel) -> None:
     both = [gevent.spawn(consumer.consume) for _ in range(2)]
     gevent.joinall(both, timeout=5.0, raise_error=True)
     assert len(channel.of("basic_consume")) == 2
+
+
+def test_a_consumer_of_a_connection_uses_its_default_channel(client: FakeClient) -> None:
+    consumer = Consumer(client, queues("q"))
+    assert consumer.channel is client.default_channel
+    assert consumer.connection is client
+
+
+def test_add_queue_declares_and_binds_it(channel: FakeChannel) -> None:
+    consumer = Consumer(channel)
+    queue = consumer.add_queue(Queue("q"))
+    assert queue.channel is channel
+    assert consumer.queues == [queue]
+    assert consumer.add_queue(Queue("")).name.startswith("amq.gen")
+    consumer.consume()
+    assert len(channel.consumers) == 2
+    assert consumer.consuming_from("q")
+    assert consumer.consuming_from(Queue("q"))
+    assert not consumer.consuming_from("other")
+
+
+def test_several_queues_that_the_broker_names(channel: FakeChannel) -> None:
+    consumer = Consumer(channel, [Queue(""), Queue("a"), Queue("")])
+    consumer.consume()
+    names = [queue.name for queue in consumer.queues]
+    assert names[1] == "a"
+    assert list(tags(channel)) == names
+    assert len(set(names)) == 3
+
+
+def test_a_consume_that_is_refused_can_be_repeated(channel: FakeChannel) -> None:
+    def refuse() -> None:
+        raise NotFound("no queue")
+
+    consumer = Consumer(channel, queues("q"))
+    channel.script["basic_consume"] = refuse
+    with pytest.raises(NotFound):
+        consumer.consume()
+    assert not consumer.consuming_from("q")
+    del channel.script["basic_consume"]
+    consumer.consume()
+    assert list(tags(channel)) == ["q"]
 
 
 def test_a_killed_consume_can_be_repeated(client: FakeClient, channel: FakeChannel) -> None:
@@ -160,6 +216,20 @@ def test_errors_of_on_decode_error_and_callbacks_are_raised_once(
     assert len(calls) == 2
 
 
+def test_raw_messages_of_other_channels_are_converted(client: FakeClient) -> None:
+    class Foreign(FakeChannel):
+        def message_to_python(self, raw_message: Any) -> Any:
+            return self.message(raw_message["body"])
+
+    channel = Foreign(client.reconnect())
+    got: list[Any] = []
+    consumer = Consumer(channel, queues("q"), callbacks=[lambda body, message: got.append(body)])
+    consumer.consume()
+    channel.deliver({"body": b"[1]"})  # type: ignore[arg-type]
+    drain(client)
+    assert got == [[1]]
+
+
 def test_a_sink_takes_the_messages(client: FakeClient, channel: FakeChannel) -> None:
     got: list[Any] = []
 
@@ -183,6 +253,30 @@ def test_a_sink_takes_the_messages(client: FakeClient, channel: FakeChannel) -> 
 
 
 # Ending
+
+
+def test_cancel_ends_all(client: FakeClient, channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("a", "b"))
+    consumer.consume()
+    assert len(client.session.members) == 1
+    consumer.cancel()
+    assert channel.consumers == {}
+    assert client.session.members == []
+    assert not consumer.consuming_from("a")
+    consumer.close()
+    assert len(channel.of("basic_cancel")) == 2
+    consumer.consume()
+    assert sorted(tags(channel)) == ["a", "b"]
+
+
+def test_the_with_block_cancels_after_errors_too(client: FakeClient, channel: FakeChannel) -> None:
+    with pytest.raises(RecoverableConnectionError), Consumer(channel, queues("q")):
+        raise RecoverableConnectionError
+    assert channel.consumers == {}
+    with pytest.raises(RuntimeError), Consumer(channel, queues("q")):
+        channel.connection.lose()
+        raise RuntimeError
+    assert client.session.members == []
 
 
 def test_cancel_while_consume_is_on_its_way(channel: FakeChannel) -> None:
@@ -213,6 +307,19 @@ def test_a_killed_cancel_reports_all_to_the_broker(channel: FakeChannel) -> None
     assert [call.arguments["nowait"] for call in channel.of("basic_cancel")] == [False, True, True]
 
 
+def test_cancel_of_a_link_that_is_lost_meanwhile(channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("a", "b"))
+    consumer.consume()
+
+    def lose() -> None:
+        channel.connection.lose()
+        raise RecoverableConnectionError
+
+    channel.script["basic_cancel"] = lose
+    consumer.cancel()
+    assert not consumer.consuming_from("a")
+
+
 def test_the_brokers_cancel_is_raised_in_who_drains(
     client: FakeClient, channel: FakeChannel
 ) -> None:
@@ -228,6 +335,16 @@ def test_the_brokers_cancel_is_raised_in_who_drains(
 
 
 # Requests
+
+
+def test_requests_go_to_the_channel_of_the_new_life(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("a"))
+    channel.connection.lose()
+    consumer.purge()
+    assert consumer.channel is not channel
+    assert consumer.channel.methods == ["queue_purge"]
 
 
 # Coming back
@@ -269,6 +386,78 @@ def test_recovery_declares_limits_and_consumes_with_the_same_tags(
     assert queue.channel is new
 
 
+def test_recovery_repeats_the_users_qos(client: FakeClient, channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.qos(prefetch_count=9, apply_global=True)
+    consumer.consume()
+    channel.connection.lose()
+    client.session.recover()
+    assert consumer.channel.methods == ["basic_qos", "basic_consume"]
+    assert consumer.channel.calls[0].arguments["qos"] == (0, 9, True)
+
+
+def test_recovery_looks_for_queues_that_it_must_not_declare(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("q"), auto_declare=False)
+    consumer.consume()
+    channel.connection.lose()
+    client.session.recover()
+    [call] = client.session.utility.channel.calls
+    assert (call.method, call.arguments["passive"]) == ("queue_declare", True)
+    assert consumer.channel.methods == ["basic_consume"]
+
+
+def test_consume_and_revive_after_recovery_change_nothing(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    channel.connection.lose()
+    client.session.recover()
+    recovered = consumer.channel
+    count = len(recovered.calls)
+    consumer.consume()
+    consumer.revive(recovered)
+    consumer.revive(client)
+    consumer.revive(client.channel())
+    assert consumer.channel is recovered
+    assert len(recovered.calls) == count
+    assert sum(len(each.consumers) for each in client.reconnect().channels) == 1
+
+
+def test_recovery_after_revive_changes_nothing(client: FakeClient, channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    before = tags(channel)
+    channel.connection.lose()
+    consumer.revive(client)
+    new = client.default_channel
+    assert tags(new) == before
+    count = len(new.calls)
+    client.session.recover()
+    assert consumer.channel is new
+    assert len(new.calls) == count
+
+
+def test_consume_in_the_new_life_does_what_recovery_would(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, Queue("", exclusive=True))
+    consumer.consume()
+    [(name, tag)] = tags(channel).items()
+    channel.connection.lose()
+    consumer.consume()
+    [(new_name, new_tag)] = tags(consumer.channel).items()
+    assert new_tag == tag
+    assert new_name == consumer.queues[0].name != name
+    assert consumer.consuming_from(new_name)
+    assert not consumer.consuming_from(name)
+    count = len(consumer.channel.calls)
+    client.session.recover()
+    assert len(consumer.channel.calls) == count
+
+
 def test_revive_during_recovery_ends_with_one_consumer(
     client: FakeClient, channel: FakeChannel
 ) -> None:
@@ -307,6 +496,46 @@ def test_revive_waits_until_the_former_life_takes_its_queue_along(
     other = client.channel()
     consumer.revive(other)  # nobody died since
     assert other.methods == ["queue_declare", "basic_consume"]
+
+
+def test_revive_moves_to_another_channel(channel: FakeChannel, client: FakeClient) -> None:
+    consumer = Consumer(channel, queues("a", "b"))
+    consumer.consume()
+    consumer.add_queue(Queue("c"))
+    before = tags(channel)
+    other = client.channel()
+    consumer.revive(other)
+    assert channel.consumers == {}
+    assert tags(other) == before
+    assert not consumer.consuming_from("c")
+    assert all(queue.channel is other for queue in consumer.queues)
+
+
+def test_revive_on_the_same_channel_keeps_the_consumers(channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    consumer.revive(channel)
+    assert len(channel.of("basic_consume")) == 1
+    assert len(channel.consumers) == 1
+
+
+def test_revive_without_a_session() -> None:
+    client = FakeClient(has_session=False)
+    consumer = Consumer(client, queues("q"))
+    consumer.consume()
+    old = client.default_channel
+    old.connection.lose()
+    consumer.revive(client.channel())
+    assert tags(consumer.channel) == tags_of(old)
+    consumer.cancel()
+
+
+def tags_of(channel: FakeChannel) -> dict[str, str]:
+    """Consumer tag by queue of all that *channel* was ever asked for."""
+    return {
+        call.arguments["queue"]: call.arguments["consumer_tag"]
+        for call in channel.of("basic_consume")
+    }
 
 
 def test_revive_during_revive(client: FakeClient, channel: FakeChannel) -> None:
@@ -384,6 +613,19 @@ def test_recovery_is_tried_again_on_another_channel(
     assert (consumer.channel is successor) is (refused == "queue_declare")
 
 
+def test_a_channel_that_the_program_closed_is_not_brought_back(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    link = channel.connection
+    channel.close()
+    link.lose()
+    client.session.recover()
+    assert client.session.members == []
+    assert client.reconnect().channels == []
+
+
 def test_recovery_keeps_to_its_deadline(client: FakeClient, channel: FakeChannel) -> None:
     go = Event()
     consumer = Consumer(channel, queues("q"))
@@ -400,6 +642,38 @@ def test_recovery_keeps_to_its_deadline(client: FakeClient, channel: FakeChannel
     assert list(tags(successor)) == ["q"]
 
 
+def test_moving_to_another_connection_leaves_the_session(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    other = FakeClient()
+    consumer.revive(other)
+    assert client.session.members == []
+    assert len(other.session.members) == 1
+    assert channel.consumers == {}
+
+
+def test_a_session_that_forgot_the_consumer_gets_it_again(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(client, queues("q"))
+    consumer.consume()
+    client.session = FakeSession(client)
+    assert client.link is not None
+    client.link.lose()
+    consumer.consume()
+    assert len(client.session.members) == 1
+
+
+def test_a_closed_channel_notifies_who_consumes_again(channel: FakeChannel) -> None:
+    consumer = Consumer(channel, queues("q"))
+    consumer.consume()
+    channel.end(RecoverableChannelError("404 of somebody"))
+    with pytest.raises(RecoverableChannelError, match="404 of somebody"):
+        consumer.consume()
+
+
 def test_a_consumer_of_a_connection_goes_on_after_a_channel_error(client: FakeClient) -> None:
     consumer = Consumer(client, queues("q"))
     consumer.consume()
@@ -408,6 +682,15 @@ def test_a_consumer_of_a_connection_goes_on_after_a_channel_error(client: FakeCl
     consumer.consume()
     assert tags(client.default_channel) == before
     assert consumer.channel is client.default_channel
+
+
+def test_errors_of_who_consumes_do_not_leave_a_member(
+    client: FakeClient, channel: FakeChannel
+) -> None:
+    consumer = Consumer(channel, queues("q"))
+    channel.end(RecoverableChannelError("closed"))
+    assert isinstance(outcome(consumer.consume), RecoverableChannelError)
+    assert client.session.members == []
 
 
 @pytest.mark.parametrize("queues", ["mail", ["mail"]])

@@ -6,13 +6,16 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
 import pytest
 from gevent.event import Event
 
 from greenconn.connection import Connection
-from greenconn.entity import Exchange, Queue
+from greenconn.entity import Exchange, Queue, maybe_declare
+from greenconn.exceptions import RecoverableConnectionError
 from greenconn.messaging import Consumer, Producer
 from greenconn.transport import memory
+from tests.unit.fake_channel import outcome
 
 
 @pytest.fixture
@@ -90,3 +93,53 @@ def test_a_monitoring_tool_wraps_each_publish(
     assert message.payload == "hello"
     assert message.headers == {"traceparent": "00-1-2-01"}
     assert seen == [(5, "k", "e")]
+
+
+def test_the_with_block_leaves_no_consumer_after_a_restart(connection: Connection) -> None:
+    with pytest.raises(RecoverableConnectionError), Consumer(connection, Queue("q")):
+        waiting = gevent.spawn(outcome, connection.drain_events, timeout=5.0)
+        gevent.idle()
+        restart(connection)
+        raise waiting.get(timeout=30.0)
+    assert consumer_count(connection, "q") == 0
+
+
+def test_a_producer_shared_by_many_greenlets_over_a_restart(connection: Connection) -> None:
+    queue = Queue("q", Exchange("e"), "k")
+    maybe_declare(queue, connection)
+    producer = Producer(connection, queue.exchange, "k")
+    policy = {"max_retries": 5, "interval_start": 0, "interval_step": 0.01}
+
+    def publish(number: int) -> None:
+        for part in range(5):
+            producer.publish([number, part], retry=True, retry_policy=policy)
+            gevent.sleep(0)
+
+    publishing = [gevent.spawn(publish, number) for number in range(50)]
+    gevent.sleep(0)
+    memory.restart(connection.virtual_host)
+    gevent.joinall(publishing, timeout=10.0, raise_error=True)
+    bound = queue(connection)
+    got = []
+    while (message := bound.get(no_ack=True)) is not None:
+        got.append(tuple(message.payload))
+    assert sorted(set(got)) == [(number, part) for number in range(50) for part in range(5)]
+
+
+def test_declarations_are_forgotten_with_a_life(connection: Connection) -> None:
+    exchange = Exchange("e", durable=False)
+    assert maybe_declare(exchange, connection) is True
+    assert maybe_declare(exchange, connection) is False
+    memory.restart(connection.virtual_host)
+    producer = Producer(connection, exchange)
+    producer.publish("1")  # would close the channel if the exchange were taken for declared
+    assert maybe_declare(exchange, connection) is False
+
+
+def test_channels_make_producers_and_consumers(connection: Connection) -> None:
+    got = Receiver()
+    channel = connection.channel()
+    with channel.Consumer(Queue("q"), callbacks=[got]):
+        channel.Producer(routing_key="q").publish("1")
+        connection.drain_events(timeout=30.0)
+    assert got == ["1"]

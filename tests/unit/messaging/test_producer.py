@@ -11,9 +11,13 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.entity import Exchange
+from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import (
+    EncodeError,
+    NotBoundError,
+    OperationalError,
     PublishTimeout,
+    RecoverableChannelError,
     RecoverableConnectionError,
 )
 from greenconn.messaging import Producer
@@ -79,6 +83,21 @@ def test_publish_with_everything(channel: FakeChannel) -> None:
     }
 
 
+def test_publish_takes_the_producers_defaults(channel: FakeChannel) -> None:
+    exchange = Exchange("e", delivery_mode=1)
+    producer = Producer(channel, exchange, "key", "yaml", compression="bzip2")
+    producer.publish({"a": 1})
+    producer.publish({"a": 1}, routing_key="", serializer="json", compression="")
+    first, second = published(channel)
+    assert (first["exchange"], first["routing_key"]) == ("e", "key")
+    assert first["message"]["content_type"] == "application/x-yaml"
+    assert first["message"]["headers"] == {"compression": "application/x-bz2"}
+    assert first["message"]["properties"] == {"delivery_mode": 1}
+    assert second["routing_key"] == ""
+    assert second["message"]["content_type"] == "application/json"
+    assert second["message"]["headers"] == {}
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "sent"),
     [
@@ -97,7 +116,65 @@ def test_a_body_with_content_type_is_sent_as_it_is(
     assert (message["content_encoding"], message["body"]) == sent
 
 
+def test_a_body_that_cannot_be_encoded_is_not_published(channel: FakeChannel) -> None:
+    with pytest.raises(EncodeError):
+        Producer(channel).publish(object())
+    assert channel.calls == []
+
+
+def test_reply_to_may_be_a_queue_that_the_broker_names(channel: FakeChannel) -> None:
+    queue = Queue("", exclusive=True)(channel)
+    Producer(channel).publish("", "k", reply_to=queue, declare=[queue])
+    assert channel.methods == ["queue_declare", "basic_publish"]
+    assert published(channel)[0]["message"]["properties"]["reply_to"] == queue.name != ""
+
+
 # Declaring
+
+
+def test_the_exchange_is_declared_once_in_a_life(client: FakeClient) -> None:
+    producer = Producer(client, Exchange("e"))
+    producer.publish("1")
+    producer.publish("2")
+    assert client.default_channel.methods == ["exchange_declare"] + ["basic_publish"] * 2
+    assert client.link is not None
+    client.link.lose()
+    producer.publish("3")
+    assert client.default_channel.methods == ["exchange_declare", "basic_publish"]
+    client.declared_entities.clear()
+    producer.publish("4")
+    assert client.default_channel.methods[2:] == ["exchange_declare", "basic_publish"]
+
+
+def test_an_exchange_that_may_go_is_declared_each_time(channel: FakeChannel) -> None:
+    producer = Producer(channel, Exchange("e", auto_delete=True))
+    producer.publish("1")
+    producer.publish("2")
+    assert channel.methods == ["exchange_declare", "basic_publish"] * 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exchange": "e"},
+        {"exchange": Exchange("")},
+        {"exchange": Exchange("e"), "auto_declare": False},
+    ],
+)
+def test_what_is_not_to_be_declared(channel: FakeChannel, options: dict[str, Any]) -> None:
+    Producer(channel, **options).publish("1")
+    assert channel.methods == ["basic_publish"]
+
+
+def test_auto_declare_and_exchange_may_be_changed(channel: FakeChannel) -> None:
+    producer = Producer(channel, Exchange("e"))
+    producer.auto_declare = False
+    producer.publish("1")
+    producer.auto_declare = True
+    producer.exchange = Exchange("f")
+    producer.publish("2")
+    assert channel.methods == ["basic_publish", "exchange_declare", "basic_publish"]
+    assert published(channel)[1]["exchange"] == "f"
 
 
 class Feed(Producer):
@@ -171,6 +248,27 @@ def test_without_an_exchange_it_is_the_default_exchange_whatever_the_class_has(
     assert kind(channel).exchange is not producer.exchange
 
 
+def test_declare_list_comes_before_the_exchange(channel: FakeChannel) -> None:
+    queue = Queue("q", Exchange("other"), "k")
+    wanted = [queue]
+    producer = Producer(channel, Exchange("e"))
+    producer.publish("1", declare=wanted)
+    producer.publish("2", declare=wanted)
+    assert wanted == [queue]
+    assert [call.arguments.get("exchange") for call in channel.of("exchange_declare")] == [
+        "other",
+        "e",
+    ]
+    assert channel.methods == [
+        "exchange_declare",
+        "queue_declare",
+        "queue_bind",
+        "exchange_declare",
+        "basic_publish",
+        "basic_publish",
+    ]
+
+
 def test_a_thousand_publishing_greenlets_declare_once(channel: FakeChannel) -> None:
     go = Event()
     channel.script["exchange_declare"] = lambda: go.wait(30.0)
@@ -189,6 +287,58 @@ def test_a_thousand_publishing_greenlets_declare_once(channel: FakeChannel) -> N
 # The channel
 
 
+def test_a_producer_of_a_connection_opens_nothing_before_it_publishes(client: FakeClient) -> None:
+    producer = Producer(client, Exchange("e"))
+    assert producer.connection is client
+    assert client.lives == 0
+    producer.publish("1")
+    assert client.lives == 1
+    assert producer.channel is client.default_channel
+    assert producer.exchange.channel is client.default_channel
+
+
+def test_a_producer_of_a_connection_follows_the_default_channel(client: FakeClient) -> None:
+    producer = Producer(client)
+    producer.publish("1")
+    client.default_channel.end(RecoverableChannelError("404"))
+    producer.publish("2")
+    assert client.link is not None
+    client.link.lose()
+    producer.publish("3")
+    assert [len(published(each)) for each in client.defaults] == [1, 1, 1]
+    assert client.lives == 2
+
+
+def test_a_producer_of_a_channel_takes_its_successor(client: FakeClient) -> None:
+    channel = client.channel()
+    first, second = Producer(channel), Producer(channel)
+    assert first.connection is client
+    channel.connection.lose()
+    first.publish("1")
+    second.publish("2")
+    assert first.channel is second.channel
+    assert len(published(first.channel)) == 2
+
+
+def test_a_producer_of_a_channel_closed_by_an_error_raises_it(channel: FakeChannel) -> None:
+    producer = Producer(channel)
+    channel.end(RecoverableChannelError("406 of somebody"))
+    for _ in range(2):
+        with pytest.raises(RecoverableChannelError, match="406 of somebody"):
+            producer.publish("1")
+
+
+def test_without_a_session_a_lost_channel_raises() -> None:
+    client = FakeClient(has_session=False)
+    producer = Producer(client.channel())
+    assert client.link is not None
+    client.link.lose()
+    with pytest.raises(RecoverableConnectionError):
+        producer.publish("1")
+    producer.revive(client.channel())
+    producer.publish("2")
+
+
 def test_on_return_listens_on_each_channel(client: FakeClient) -> None:
     def on_return(*args: Any) -> None: ...
 
@@ -202,6 +352,19 @@ def test_on_return_listens_on_each_channel(client: FakeClient) -> None:
     explicit = client.channel()
     Producer(explicit, on_return=on_return)
     assert explicit.events["basic_return"] == {on_return}
+
+
+def test_a_producer_without_a_channel(client: FakeClient, channel: FakeChannel) -> None:
+    producer = Producer(None, Exchange("e"))
+    assert producer.channel is None
+    assert producer.connection is None
+    with pytest.raises(NotBoundError):
+        producer.publish("1")
+    producer.revive(channel)
+    producer.publish("2")
+    producer.channel = None  # as a pool does when it takes the producer back
+    with pytest.raises(NotBoundError):
+        producer.publish("3")
 
 
 def test_release_while_the_channel_is_opened_is_not_undone(client: FakeClient) -> None:
@@ -328,6 +491,26 @@ def test_leaving_with_an_error_replaces_a_broken_pooled_connection(has_session: 
     assert client.replaced == 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError, gevent.GreenletExit])
+def test_leaving_with_an_error_keeps_a_whole_pooled_connection(error: type[BaseException]) -> None:
+    client = PooledClient()
+    with pytest.raises(error), Producer(client) as producer:
+        producer.publish("1")
+        raise error
+    assert client.replaced == 0
+
+
+def test_a_pooled_connection_that_was_released_is_left_alone() -> None:
+    class Expired(PooledClient):
+        def __getattr__(self, name: str) -> Any:
+            raise OperationalError("given back") if name == "session" else AttributeError(name)
+
+    client = Expired(has_session=False)
+    with pytest.raises(RuntimeError), Producer(client):
+        raise RuntimeError
+    assert client.replaced == 0
+
+
 # Retries and deadlines
 
 
@@ -340,6 +523,12 @@ def lose_once(channel: FakeChannel) -> None:
         raise RecoverableConnectionError("lost")
 
     channel.script["basic_publish"] = lose
+
+
+def test_retry_costs_no_ensure_while_all_is_well(client: FakeClient) -> None:
+    Producer(client).publish("1", retry=True, retry_policy={"max_retries": 3})
+    assert client.ensured == []
+    assert client.ensured_connection == [{"max_retries": 3}]
 
 
 @pytest.mark.parametrize("kind", ["connection", "channel"])
@@ -380,6 +569,61 @@ def test_retries_count_the_first_attempt(client: FakeClient) -> None:
     with pytest.raises(RecoverableConnectionError):
         Producer(Lossy()).publish("1", retry=True, retry_policy={"max_retries": 2})
     assert len(tries) == 3
+
+
+def test_retry_of_a_producer_whose_channel_cannot_be_replaced() -> None:
+    client = FakeClient(has_session=False)
+    producer = Producer(client.channel())
+    lose_once(producer.channel)
+    producer.publish("1", retry=True)
+    assert producer.channel is client.default_channel
+    closed = client.channel()
+    other = Producer(closed)
+    closed.end(RecoverableChannelError("406"))
+    other.publish("2", retry=True)
+    assert len(published(client.default_channel)) == 2
+
+
+def test_retry_does_not_swallow_other_errors(channel: FakeChannel) -> None:
+    def refuse() -> None:
+        raise OperationalError("refused")
+
+    channel.script["basic_publish"] = refuse
+    with pytest.raises(OperationalError, match="refused"):
+        Producer(channel).publish("1", retry=True)
+
+
+def test_a_publish_without_wait_hands_its_timeout_on(channel: FakeChannel) -> None:
+    Producer(channel).publish("1", timeout=60.0, confirm_timeout=2.0)
+    [arguments] = published(channel)
+    assert 30.0 < arguments["timeout"] <= 60.0
+    assert arguments["confirm_timeout"] == 2.0
+
+
+def test_the_timeout_covers_connecting() -> None:
+    never = Event()
+
+    class Away(FakeClient):
+        @property
+        def default_channel(self) -> FakeChannel:
+            never.wait(5.0)
+            raise AssertionError
+
+    with pytest.raises(
+        PublishTimeout, match=r"longer than 0.05 s; the message was not sent"
+    ) as caught:
+        Producer(Away()).publish("1", "key", timeout=0.05)
+    assert not caught.value.maybe_delivered
+
+
+def test_the_timeout_covers_declaring(channel: FakeChannel) -> None:
+    go = Event()
+    channel.script["exchange_declare"] = lambda: go.wait(30.0)
+    with pytest.raises(PublishTimeout) as caught:
+        Producer(channel, Exchange("e")).publish("1", timeout=0.05)
+    assert not caught.value.maybe_delivered
+    assert channel.methods == ["exchange_declare"]
+    go.set()
 
 
 def test_the_timeout_covers_the_retries() -> None:

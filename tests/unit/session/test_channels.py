@@ -19,6 +19,8 @@ from greenconn.exceptions import (
     LimitExceeded,
     NotFound,
     OperationalError,
+    RecoverableChannelError,
+    RecoverableConnectionError,
 )
 from greenconn.green.deadline import Deadline
 from greenconn.session.channels import UTILITY_LIMIT, UtilityChannels
@@ -73,6 +75,14 @@ def test_a_channel_error_makes_a_fresh_default_channel(
     assert len(script.links) == 1
 
 
+def test_a_new_life_has_a_new_default_channel(connection: Connection, script: Script) -> None:
+    old = connection.default_channel
+    script.link.lose()
+    new = connection.default_channel
+    assert new.connection is script.links[1]
+    assert connection.session.successor(old) is new
+
+
 def test_a_link_lost_while_the_channel_opens_is_replaced(
     connection: Connection, script: Script
 ) -> None:
@@ -82,6 +92,25 @@ def test_a_link_lost_while_the_channel_opens_is_replaced(
 
     script.on_channel = lose_once
     assert connection.default_channel.connection is script.links[1]
+
+
+def test_a_link_that_never_bears_a_channel_is_given_up(
+    connection: Connection, script: Script
+) -> None:
+    script.on_channel = lambda: script.link.lose()
+    with pytest.raises(RecoverableConnectionError):
+        _ = connection.default_channel
+    assert len(script.links) == 3
+
+
+def test_the_default_channel_says_what_kept_it_from_connecting(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect(connect_timeout=0.1)
+    script.otherwise["one"] = ConnectionRefusedError(111, "nobody listens")
+    with pytest.raises(OperationalError, match="nobody listens") as raised:
+        _ = connection.default_channel
+    assert isinstance(raised.value.__cause__, ConnectionRefusedError)
 
 
 def test_transport_options_say_how_often_to_connect_for_the_default_channel(
@@ -104,6 +133,11 @@ def test_transport_options_say_how_often_to_connect_for_the_default_channel(
     assert len(script.attempts) == 3
 
 
+def test_an_open_channel_stands_for_itself(connection: Connection) -> None:
+    channel = connection.channel()
+    assert connection.session.successor(channel) is channel
+
+
 def test_one_successor_for_all_who_ask(connection: Connection, script: Script) -> None:
     old = connection.channel()
     old.prefetch = 3
@@ -123,6 +157,20 @@ def test_one_successor_for_all_who_ask(connection: Connection, script: Script) -
     assert len(script.channels) == 2
 
 
+def test_a_line_of_dead_channels_ends_at_one(connection: Connection, script: Script) -> None:
+    first = connection.channel()
+    script.link.lose()
+    second = connection.session.successor(first)
+    script.link.lose()
+    third = connection.session.successor(second)
+    assert connection.session.successor(first) is third
+    script.link.lose()
+    fourth = connection.session.successor(first)
+    assert connection.session.successor(second) is fourth
+    assert connection.session.successor(third) is fourth
+    assert len(script.channels) == 4
+
+
 def test_a_channel_closed_by_an_error_has_a_successor_in_the_same_life(
     connection: Connection, script: Script
 ) -> None:
@@ -131,6 +179,20 @@ def test_a_channel_closed_by_an_error_has_a_successor_in_the_same_life(
     new = connection.session.successor(old)
     assert new is not old
     assert len(script.links) == 1
+
+
+def test_only_channels_that_somebody_holds_are_remembered(
+    connection: Connection, script: Script
+) -> None:
+    old = connection.channel()
+    gone: list[weakref.ref[Channel]] = []
+    for _ in range(5):
+        script.link.lose()
+        gone.append(weakref.ref(connection.session.successor(old)))
+        script.channels.clear()
+    script.links.clear()
+    gc.collect()
+    assert [reference() is not None for reference in gone] == [False] * 4 + [True]
 
 
 def test_who_holds_the_first_channel_keeps_none_of_those_in_between_alive(
@@ -148,6 +210,36 @@ def test_who_holds_the_first_channel_keeps_none_of_those_in_between_alive(
     gc.collect()
     assert [reference() is not None for reference in gone] == [False] * 4 + [True]
     assert connection.session.successor(first) is latest
+
+
+def test_a_channel_that_cannot_take_over_is_closed(
+    connection: Connection, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Channel, old: Channel) -> None:
+        raise RecoverableChannelError("no")
+
+    old = connection.channel()
+    script.link.lose()
+    monkeypatch.setattr(Channel, "take_over", fail)
+    with pytest.raises(RecoverableChannelError):
+        connection.session.successor(old)
+    assert script.channels[1].is_closed
+
+
+def test_a_closed_session_has_no_successors(connection: Connection, script: Script) -> None:
+    old, default = connection.channel(), connection.default_channel
+    connection.close()
+    for channel in (old, default):
+        with pytest.raises(RecoverableConnectionError, match="was closed"):
+            connection.session.successor(channel)
+    assert len(script.links) == 1
+
+
+def test_the_deadline_covers_link_and_channel(connection: Connection, script: Script) -> None:
+    script.on_channel = lambda: gevent.sleep(0.1)
+    with pytest.raises(TimeoutError):
+        connection.session.default_channel(Deadline(0.02))
+    assert connection.session.default_channel(Deadline(CAME)) is connection.default_channel
 
 
 # -- utility channels: few, one holder each, and none that an answer is due on is lent again ----------
@@ -180,6 +272,19 @@ def test_each_channel_has_one_holder_and_there_are_few(utility: UtilityChannels)
     go_on.set()
     gevent.joinall(greenlets, timeout=CAME, raise_error=True)
     assert not held
+
+
+def test_a_channel_is_used_again(utility: UtilityChannels) -> None:
+    first = utility.run(lambda channel: channel, Deadline(CAME))
+    assert utility.run(lambda channel: channel, Deadline(CAME)) is first
+
+
+def test_an_error_costs_the_channel(utility: UtilityChannels) -> None:
+    first = utility.run(lambda channel: channel, Deadline(CAME))
+    with pytest.raises(NotFound):
+        utility.run(lambda channel: channel.queue_declare("nosuch", passive=True), Deadline(CAME))
+    assert not first.is_open
+    assert utility.run(lambda channel: channel, Deadline(CAME)).is_open
 
 
 @pytest.fixture
@@ -223,3 +328,8 @@ def test_a_lookup_goes_on_when_who_asked_first_is_killed(
     other.get(timeout=CAME)
     assert end.nothing_more()
     ensure_queue_exists(scripted.session, "q", Deadline(0.0))  # it is known now
+
+
+def test_a_lookup_has_the_deadline_of_its_caller(scripted: Connection) -> None:
+    with pytest.raises(TimeoutError):
+        ensure_queue_exists(scripted.session, "q", Deadline(0.05))

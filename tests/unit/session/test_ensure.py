@@ -13,11 +13,14 @@ from gevent.event import Event
 from greenconn.connection import Connection
 from greenconn.exceptions import (
     NEVER_REPEATED,
+    AccessRefused,
+    ConnectionBlocked,
     NotFound,
     OperationalError,
     PublishTimeout,
     RecoverableChannelError,
     RecoverableConnectionError,
+    WrongHub,
 )
 from greenconn.green.deadline import Deadline
 from tests.scripted import Channel, Script
@@ -83,6 +86,37 @@ def test_the_failing_host_can_be_seen_in_errback_and_intervals_follow_rounds(
     assert script.link.host == "two"
 
 
+def test_a_refused_login_is_not_tried_again(connection: Connection, script: Script) -> None:
+    script.otherwise["one"] = AccessRefused("wrong password")
+    with pytest.raises(AccessRefused):
+        connection.ensure_connection()
+    assert len(script.attempts) == 1
+
+
+def test_errback_may_end_it(connection: Connection, script: Script) -> None:
+    def give_up(exc: Exception, interval: float) -> None:
+        raise LookupError("enough")
+
+    script.otherwise["one"] = REFUSED
+    with pytest.raises(LookupError):
+        connection.ensure_connection(give_up)
+
+
+def test_callback_is_called_for_each_second_of_a_long_wait(
+    connection: Connection, script: Script
+) -> None:
+    called: list[int] = []
+    script.plan("one", REFUSED)
+
+    def callback() -> None:
+        called.append(1)
+        if len(called) == 2:  # the wait has begun: another opens the connection meanwhile
+            gevent.spawn(connection.connect)
+
+    connection.ensure_connection(callback=callback, interval_start=3)
+    assert len(called) == 2
+
+
 def test_timeout_bounds_all_of_it(connection: Connection, script: Script) -> None:
     script.otherwise["one"] = lambda: gevent.sleep(CAME)
     began = Deadline(CAME)
@@ -93,6 +127,32 @@ def test_timeout_bounds_all_of_it(connection: Connection, script: Script) -> Non
     with pytest.raises(OperationalError):
         connection.ensure_connection(timeout=0.05)
     assert (began.left() or 0.0) > CAME - 2.0
+
+
+def test_who_waits_for_its_interval_goes_on_when_another_has_connected(
+    connection: Connection, script: Script
+) -> None:
+    notified = Event()
+    script.plan("one", REFUSED)
+    waiting = gevent.spawn(
+        connection.ensure_connection, lambda exc, interval: notified.set(), interval_start=30
+    )
+    assert notified.wait(CAME)
+    connection.connect()
+    assert waiting.get(timeout=CAME) is connection
+
+
+def test_a_thousand_who_ensure_cause_one_attempt_at_a_time(
+    connection: Connection, script: Script
+) -> None:
+    script.plan("one", *[REFUSED] * 3)
+    waiting = [
+        gevent.spawn(connection.ensure_connection, interval_start=0.05, interval_step=0)
+        for _ in range(1000)
+    ]
+    gevent.joinall(waiting, timeout=20, raise_error=True)
+    assert len(script.links) == 1
+    assert len(script.attempts) == 4
 
 
 def test_close_ends_the_wait(connection: Connection, script: Script) -> None:
@@ -138,6 +198,16 @@ def test_a_lost_connection_is_opened_and_the_object_revived(
     assert len(script.links) == 2
 
 
+def test_a_link_that_works_is_kept_whatever_the_error_was(
+    connection: Connection, script: Script
+) -> None:
+    link = connection.connect()
+    worker = Worker(OSError("of something else"))
+    connection.ensure(worker, worker.work)()
+    assert worker.calls == 2
+    assert connection.connection is link
+
+
 def test_a_channel_error_revives_on_a_fresh_default_channel(connection: Connection) -> None:
     old = connection.default_channel
     old.error = NotFound("no queue")
@@ -145,6 +215,14 @@ def test_a_channel_error_revives_on_a_fresh_default_channel(connection: Connecti
     connection.ensure(worker, worker.work)()
     assert worker.channel is not old
     assert worker.channel is connection.default_channel
+
+
+def test_errors_that_nothing_helps_are_raised_as_they_are(connection: Connection) -> None:
+    for error in (NotFound("no queue"), LookupError("a bug"), AccessRefused("no")):
+        worker = Worker(error)
+        with pytest.raises(type(error)):
+            connection.ensure(worker, worker.work)()
+        assert worker.calls == 1
 
 
 @pytest.mark.parametrize("kind", NEVER_REPEATED)
@@ -156,6 +234,19 @@ def test_what_may_have_been_done_is_never_repeated(
     with pytest.raises(kind):
         connection.ensure(worker, worker.work, retry_errors=(OSError, Exception))()
     assert worker.calls == 1
+
+
+def test_never_repeated_are_the_errors_of_publishing() -> None:
+    assert {PublishTimeout, ConnectionBlocked, WrongHub} < set(NEVER_REPEATED)
+
+
+def test_the_last_error_is_the_cause(connection: Connection) -> None:
+    last = OSError("third")
+    worker = Worker(OSError("first"), OSError("second"), last)
+    with pytest.raises(OperationalError, match="third") as raised:
+        connection.ensure(worker, worker.work, max_retries=2, **QUICK)()
+    assert raised.value.__cause__ is last
+    assert worker.calls == 3
 
 
 def test_a_persistent_error_does_not_spin(connection: Connection) -> None:
@@ -187,6 +278,32 @@ def test_errback_is_about_connections_and_channels(connection: Connection) -> No
     assert [exc for exc, _ in notified] == [lost]
 
 
+def test_the_policy_counts_for_reconnecting_too(connection: Connection, script: Script) -> None:
+    connection.connect()
+    script.otherwise["one"] = REFUSED
+    script.link.lose()
+    worker = Worker(RecoverableConnectionError("gone"))
+    with pytest.raises(OperationalError, match="nobody listens"):
+        connection.ensure(worker, worker.work, max_retries=3, **QUICK)()
+    assert worker.calls == 1
+    assert len(script.attempts) == 1 + 4
+
+
+def test_a_default_channel_that_could_not_be_opened_is_tried_again(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect(connect_timeout=0.05)
+    script.plan("one", *[REFUSED] * 4)
+    used: list[str] = []
+    worker = Worker()
+
+    def use() -> None:
+        used.append(connection.default_channel.use())
+
+    connection.ensure(worker, use, **QUICK)()
+    assert used == ["one"]
+
+
 def test_a_link_that_is_lost_again_before_its_channel_is_open_counts_as_one_more_failure(
     connection: Connection, script: Script
 ) -> None:
@@ -210,6 +327,17 @@ def test_a_link_that_is_lost_again_before_its_channel_is_open_counts_as_one_more
     with pytest.raises(OperationalError, match="is gone"):
         connection.ensure(worker, worker.work, max_retries=2, **QUICK)()
     assert worker.calls == 1
+
+
+def test_an_attempt_that_failed_while_another_greenlet_connected_is_repeated(
+    connection: Connection,
+) -> None:
+    lost = OperationalError("lost as soon as it was open")
+    lost.__cause__ = RecoverableConnectionError("lost as soon as it was open")
+    worker = Worker(lost)
+    connection.connect()
+    connection.ensure(worker, worker.work)()
+    assert worker.calls == 2
 
 
 def test_a_killed_caller_leaves_the_others_alone(connection: Connection, script: Script) -> None:
@@ -238,3 +366,12 @@ def test_autoretry_goes_on_with_a_new_channel(connection: Connection, script: Sc
     value, channel = connection.autoretry(function, old)()
     assert value == "one"
     assert channel is connection.default_channel
+
+
+def test_autoretry_opens_the_connection_by_its_own_policy(
+    connection: Connection, script: Script
+) -> None:
+    script.otherwise["one"] = REFUSED
+    with pytest.raises(OperationalError):
+        connection.autoretry(lambda channel: None, max_retries=1, **QUICK)()
+    assert len(script.attempts) == 2

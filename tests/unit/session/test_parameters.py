@@ -16,6 +16,12 @@ class Foreign(Transport[Any]):
     """A transport that does not tell its options."""
 
 
+class ParsesItself(Transport[Any]):
+    """A transport that is given its URLs whole."""
+
+    can_parse_url = True
+
+
 def of(address: str | None, **keywords: Any) -> Parameters:
     return combined(address, Parameters(**keywords), is_first=True)[0]
 
@@ -58,6 +64,13 @@ def test_a_host_name_takes_the_place_of_the_host(
     assert (parameters.hostname, parameters.port, parameters.userid) == (hostname, port, "me")
 
 
+def test_the_transport_keyword_wins_over_the_first_scheme_only_as_a_class_later() -> None:
+    assert of("amqp://x", transport="memory").transport == "memory"
+    later = combined("amqp://x", Parameters(transport="memory"))[0]
+    assert later.transport == "amqp"
+    assert combined("amqp://x", Parameters(transport=Foreign))[0].transport is Foreign
+
+
 def test_options_in_a_url_are_typed() -> None:
     parameters, whole = combined(
         "amqp://x?heartbeat=30&connect_timeout=1.5&login_method=EXTERNAL&confirm_publish=yes"
@@ -74,6 +87,13 @@ def test_options_in_a_url_are_typed() -> None:
         "max_retries": 3,
     }
     assert whole == {"failover_strategy": "shuffle"}
+
+
+def test_without_options_in_the_url_the_dict_is_the_users() -> None:
+    options = {"locale": "de"}
+    assert of("amqp://x", transport_options=options).transport_options is options
+    of("amqp://x?frame_max=8192", transport_options=options)
+    assert options == {"locale": "de"}
 
 
 def test_unknown_options_are_refused_with_the_known_ones() -> None:
@@ -112,6 +132,13 @@ def test_tls(address: str, given: Any, expected: Any) -> None:
     assert of(address, ssl=given).ssl == expected
 
 
+def test_a_scheme_with_a_plus_is_the_transports_to_parse() -> None:
+    parameters = of("redis+socket:///run/broker.sock?virtual_host=3", port=1)
+    assert parameters.uri_prefix == "redis"
+    assert parameters.transport == "redis"
+    assert parameters.hostname == "socket:///run/broker.sock?virtual_host=3"
+
+
 @pytest.mark.parametrize(
     ("url", "meant"),
     [
@@ -143,6 +170,11 @@ def test_a_host_that_is_a_url_is_shown_without_its_password() -> None:
     assert "hostname='socket://u:**@/run/broker.sock'" in shown
 
 
+def test_a_transport_may_parse_its_urls_itself() -> None:
+    url = "amqp://me:x@a,b/db?replicaSet=r"
+    assert of(url, transport=ParsesItself).hostname == url
+
+
 @pytest.mark.parametrize("scheme", ["os.path", "os:path", "os.path+x"])
 def test_a_url_names_no_module_to_import(scheme: str) -> None:
     with pytest.raises(ValueError, match="import path") as raised:
@@ -153,6 +185,12 @@ def test_a_url_names_no_module_to_import(scheme: str) -> None:
 def test_an_unknown_transport_is_refused() -> None:
     with pytest.raises(KeyError, match="Did you mean amqp"):
         of("amqq://x")
+
+
+def test_equal_parameters_have_equal_keys() -> None:
+    one, other = of("amqp://me:x@h/v"), of("amqp://me:x@h/v")
+    assert one.key() == other.key()
+    assert hash(one.key()) == hash(other.key())
 
 
 @pytest.mark.parametrize(
@@ -208,6 +246,11 @@ def test_a_port_that_is_none_is_refused(port: Any) -> None:
     with pytest.raises(ValueError, match=r"port must be a number from 1 to 65535, got ") as raised:
         Parameters(hostname="localhost", port=port)
     assert repr(port) in str(raised.value)
+
+
+def test_a_port_may_be_text() -> None:
+    port: Any = "5671"
+    assert Parameters(port=port).port == port
 
 
 def test_transport_options_that_are_no_dict_are_refused() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from greenconn.connection import Connection
-from greenconn.transport.base import TransportState
+from greenconn.transport.base import Transport, TransportState
 
 
 class Kept:
@@ -27,3 +31,14 @@ def test_a_transport_finds_one_object_of_each_kind_and_place() -> None:
     assert kept.name == "a name"
     assert state.get(Kept, "there") is not kept
     assert state.get(dict, "here") == {}
+
+
+@pytest.mark.parametrize("has_session", [True, False], ids=["session", "no session"])
+def test_a_transport_keeps_its_state(has_session: bool) -> None:
+    client = Connection("memory://") if has_session else object()
+    transport: Transport[Any] = Transport(client)
+    kept = transport.kept_state.get(Kept, "here")
+    assert transport.kept_state.get(Kept, "here") is kept
+    if has_session:  # a walk over a failover list makes transports anew
+        again: Transport[Any] = Transport(client)
+        assert again.kept_state.get(Kept, "here") is kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,6 +71,17 @@ class Notified(Member):
 # -- opening -------------------------------------------------------------------------------------
 
 
+def test_a_thousand_greenlets_cause_one_attempt(connection: Connection, script: Script) -> None:
+    gate = Event()
+    script.plan("one", gate.wait)
+    waiting = [gevent.spawn(connection.session.link) for _ in range(1000)]
+    until(lambda: script.attempts)
+    gate.set()
+    gevent.joinall(waiting, timeout=CAME, raise_error=True)
+    assert {greenlet.value for greenlet in waiting} == {script.link}
+    assert script.attempts == ["one"]
+
+
 def test_a_thousand_greenlets_walk_once_over_the_list(connect: Connect, script: Script) -> None:
     connection = connect("scripted://one;scripted://two;scripted://three")
     script.otherwise["one"] = script.otherwise["two"] = REFUSED
@@ -85,6 +97,15 @@ class Unmade(Transport):
 
     def __init__(self, client: Any, **options: Any) -> None:
         raise ImportError("the library of a transport is missing")
+
+
+def test_a_transport_that_cannot_be_made_is_an_error_for_its_callers(connect: Connect) -> None:
+    connection = connect("scripted://one", transport=Unmade)
+    for _ in range(2):
+        with pytest.raises(ImportError, match="is missing"):
+            connection.session.link()
+        assert connection.session.state is SessionState.IDLE
+    connection.session.wait_settled(Deadline(CAME))
 
 
 def test_a_transport_that_cannot_be_made_leaves_the_others_of_the_list(
@@ -170,6 +191,35 @@ def _catch(function: Callable[[], Any]) -> BaseException | None:
     return None
 
 
+def test_the_deadline_covers_the_whole_walk(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two")
+    script.otherwise["one"] = script.otherwise["two"] = REFUSED
+    began = Deadline(4 * CAME)
+    with pytest.raises(OSError):
+        connection.session.link(Deadline(2.0))
+    assert len(script.attempts) >= 4
+    left = began.left()
+    assert left is not None
+    assert left > 0
+
+
+def test_without_a_deadline_connect_timeout_bounds_the_walk(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect(connect_timeout=0.2)
+    script.otherwise["one"] = REFUSED
+    with pytest.raises(OSError):
+        connection.session.link()
+
+
+def test_without_any_bound_two_rounds_are_made(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two", connect_timeout=None)
+    script.otherwise["one"] = script.otherwise["two"] = REFUSED
+    with pytest.raises(ConnectionRefusedError):
+        connection.session.link()
+    assert script.attempts == ["one", "two"] * 2
+
+
 def times(script: Script) -> list[float]:
     """Return the seconds that the attempts had."""
     return [each.timeout or 0.0 for each in script.deadlines]
@@ -198,6 +248,18 @@ def test_a_silent_broker_does_not_take_the_time_of_the_next(
     assert script.attempts == ["one", "two"]
 
 
+def test_a_slow_broker_gets_all_of_the_time_before_one_round_is_over(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect("scripted://one;scripted://two", connect_timeout=0.2)
+    script.plan("one", script.be_silent, None)
+    script.otherwise["two"] = REFUSED
+    assert connection.session.link(Deadline(CAME), rounds=1).host == "one"
+    assert script.attempts == ["one", "two", "one"]
+    assert times(script)[0] <= 0.1
+    assert times(script)[1:] == [0.2, 0.2]
+
+
 def test_all_brokers_that_are_silent_have_had_all_of_the_time_when_a_round_is_over(
     connect: Connect, script: Script
 ) -> None:
@@ -208,6 +270,17 @@ def test_all_brokers_that_are_silent_have_had_all_of_the_time_when_a_round_is_ov
     assert script.attempts == ["one", "two", "one"]
     assert times(script)[0] <= 0.1
     assert times(script)[1:] == [0.2, 0.2]
+
+
+def test_when_the_time_is_over_the_error_of_the_silent_broker_is_raised(
+    connect: Connect, script: Script
+) -> None:
+    connection = connect("scripted://one;scripted://two", connect_timeout=0.2)
+    script.otherwise["one"] = script.be_silent
+    script.otherwise["two"] = lambda: gevent.sleep(CAME)
+    with pytest.raises(TimeoutError, match="no reply"):
+        connection.session.link(Deadline(1.0))
+    assert script.attempts == ["one", "two"]
 
 
 @pytest.mark.parametrize("takes_deadline", [True, False])
@@ -242,6 +315,13 @@ def test_a_session_that_is_closed_between_two_attempts_stays_closed(
     assert session.is_closed
 
 
+def test_a_refused_login_is_raised_at_once(connection: Connection, script: Script) -> None:
+    script.otherwise["one"] = AccessRefused("wrong password")
+    with pytest.raises(AccessRefused):
+        connection.session.link()
+    assert script.attempts == ["one"]
+
+
 def test_a_login_that_one_broker_refuses_is_tried_at_the_others(
     connect: Connect, script: Script
 ) -> None:
@@ -254,6 +334,13 @@ def test_a_login_that_one_broker_refuses_is_tried_at_the_others(
     with pytest.raises(AccessRefused):
         connection.session.link()
     assert script.attempts[3:] == ["three", "one", "two"]
+
+
+def test_an_error_of_no_network_is_raised_at_once(connection: Connection, script: Script) -> None:
+    script.otherwise["one"] = LookupError("a bug")
+    with pytest.raises(LookupError):
+        connection.session.link()
+    assert script.attempts == ["one"]
 
 
 def test_an_error_of_the_program_passes_once_a_link_was_open(
@@ -274,6 +361,20 @@ def test_an_error_of_the_program_passes_once_a_link_was_open(
         gevent.Timeout,
         ValueError,
     ]
+
+
+def test_a_caller_gets_the_error_of_the_program_once_a_link_was_open(
+    connection: Connection, script: Script
+) -> None:
+    connection.connect()
+    script.link.lose()
+    script.otherwise["one"] = KeyError("x")
+    with pytest.raises(SuppliedError, match="KeyError: 'x'") as failed:
+        connection.connect()
+    assert isinstance(failed.value.__cause__, KeyError)
+    # A clone logs in as the connection does, so its start is not the first.
+    with pytest.raises(SuppliedError, match="KeyError: 'x'"):
+        connection.clone().connect()
 
 
 def test_a_timeout_of_the_program_is_no_timeout_of_the_caller(
@@ -337,6 +438,25 @@ def test_without_members_the_next_use_opens_again(connection: Connection, script
     assert connection.declare_flight is not flight
 
 
+def test_a_loss_is_noticed_before_its_own_notice_comes(
+    connection: Connection, script: Script
+) -> None:
+    connection.session.link()
+    script.link.lose()
+    assert connection.session.link() is script.links[1]
+    yield_to_hub()
+    # The late notice of the former life changes nothing.
+    assert connection.session.state is SessionState.OPEN
+    assert connection.session.link() is script.links[1]
+
+
+def test_after_a_loss_the_next_broker_is_tried_first(connect: Connect, script: Script) -> None:
+    connection = connect("scripted://one;scripted://two")
+    connection.session.link()
+    script.link.lose()
+    assert connection.session.link().host == "two"
+
+
 def test_listeners_are_notified(connection: Connection, script: Script) -> None:
     notified: list[object] = []
     session = connection.session
@@ -350,6 +470,25 @@ def test_listeners_are_notified(connection: Connection, script: Script) -> None:
     until(lambda: notified == [lost, "recovered"])
     connection.close()
     assert notified == [lost, "recovered", "closed"]
+
+
+def test_without_members_the_next_use_reports_that_it_is_back(
+    connection: Connection, script: Script
+) -> None:
+    notified: list[str] = []
+    connection.on_recovered.append(lambda: notified.append("recovered"))
+    connection.session.link()
+    yield_to_hub()
+    assert notified == []  # it was not away
+    script.link.lose()
+    until(lambda: connection.session.is_lost)
+    assert notified == []
+    connection.session.link()
+    until(lambda: notified == ["recovered"])
+    connection.close()
+    connection.connect()
+    yield_to_hub()
+    assert notified == ["recovered"]
 
 
 def test_a_listener_that_fails_affects_nobody_else(
@@ -367,6 +506,20 @@ def test_a_listener_that_fails_affects_nobody_else(
 
 
 # -- recovering ----------------------------------------------------------------------------------
+
+
+def test_a_member_that_left_is_not_restored(connection: Connection, script: Script) -> None:
+    log: list[str] = []
+    leaving, staying = Member("leaving", log), Member("staying", log)
+    connection.session.add(leaving)
+    connection.session.add(leaving)
+    connection.session.add(staying)
+    connection.session.link()
+    connection.session.discard(leaving)
+    connection.session.discard(leaving)
+    script.link.lose()
+    until(lambda: log)
+    assert log == ["staying"]
 
 
 def test_when_the_last_member_leaves_nobody_reconnects(
@@ -409,6 +562,20 @@ def test_drain_raises_once_in_each_greenlet_then_waits_until_all_is_restored(
     assert log == ["a", "event"]
 
 
+def test_polling_without_a_timeout_lets_recovery_run(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log))
+    connection.session.link()
+    script.link.lose()
+    deadline = Deadline(CAME)
+    while not log and not deadline.has_ended:
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0)
+    assert log == ["a"]
+
+
 def test_a_link_that_is_lost_while_members_are_restored_is_replaced(
     connection: Connection, script: Script
 ) -> None:
@@ -425,6 +592,28 @@ def test_a_link_that_is_lost_while_members_are_restored_is_replaced(
     until_life(connection.session, 3)
     assert log == ["a", "a", "b"]
     assert len(script.links) == 3
+
+
+def test_a_link_may_be_lost_without_an_error_in_the_member(
+    connection: Connection, script: Script
+) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log, lambda: script.link.lose()))
+    connection.session.link()
+    script.link.lose()
+    until_life(connection.session, 3)
+    assert log == ["a", "a"]
+    assert len(script.links) == 3
+
+
+def test_a_member_may_use_the_new_link_while_it_is_restored(
+    connection: Connection, script: Script
+) -> None:
+    used: list[str] = []
+    connection.session.add(Member("a", used, lambda: used.append(connection.default_channel.use())))
+    connection.session.link()
+    script.link.lose()
+    until(lambda: used == ["one", "a"])
 
 
 def test_a_member_that_cannot_be_restored_is_reported_and_left_out(
@@ -513,6 +702,20 @@ def test_an_explicit_use_hurries_recovery(
     assert len(script.attempts) == 3
 
 
+def test_waiting_callers_are_served_while_members_are_restored(
+    connection: Connection, script: Script
+) -> None:
+    gate = Event()
+    connection.session.add(Member("a", [], gate.wait))
+    connection.session.link()
+    script.link.lose()
+    until(lambda: len(script.links) == 2)
+    assert connection.session.state is SessionState.RECOVERING
+    assert connection.session.link(Deadline(CAME)) is script.link
+    assert connection.channel().use() == "one"
+    gate.set()
+
+
 # -- closing -------------------------------------------------------------------------------------
 
 
@@ -548,6 +751,14 @@ def test_close_wakes_whoever_waits(connection: Connection, script: Script) -> No
     error = draining.get(timeout=CAME)
     assert isinstance(error, RecoverableConnectionError)
     assert "was closed" in str(error)
+
+
+def test_close_wakes_who_drains_an_open_link(connection: Connection, script: Script) -> None:
+    connection.session.link()
+    draining = gevent.spawn(_catch, connection.drain_events)
+    until(lambda: script.link.events.waiting)
+    connection.close()
+    assert isinstance(draining.get(timeout=CAME), RecoverableConnectionError)
 
 
 def test_close_ends_an_attempt(connection: Connection, script: Script) -> None:
@@ -587,6 +798,33 @@ def test_a_link_that_comes_after_close_is_dropped(connection: Connection, script
     assert connection.session.is_closed
 
 
+def test_close_ends_recovery_for_good(connection: Connection, script: Script) -> None:
+    connection.session.add(Member("a", [], ResourceLocked("held")))
+    connection.session.link()
+    script.otherwise["one"] = REFUSED
+    script.link.lose()
+    until(lambda: len(script.attempts) > 2)
+    connection.close()
+    tries = len(script.attempts)
+    gevent.sleep(0.3)
+    assert len(script.attempts) == tries
+    del script.otherwise["one"]
+    connection.connect()
+    assert connection.session.state is SessionState.OPEN
+
+
+def test_close_ends_what_is_tried_again_apart(connection: Connection, script: Script) -> None:
+    member = Member("a", [], *[ResourceLocked("held")] * 9)
+    connection.session.add(member)
+    connection.session.link()
+    script.link.lose()
+    until(lambda: len(member.acts) < 9)
+    connection.close()
+    left = len(member.acts)
+    gevent.sleep(0.3)
+    assert len(member.acts) == left
+
+
 def test_a_member_may_close_the_connection(connection: Connection, script: Script) -> None:
     done = Event()
 
@@ -612,6 +850,41 @@ def test_a_close_that_is_killed_leaves_nothing_open(connection: Connection, scri
     closing.kill()
     assert not link.is_open
     assert link.is_collected
+
+
+def test_an_error_in_closing_is_nobodys(connection: Connection, script: Script) -> None:
+    def fail() -> None:
+        raise OSError("broken pipe")
+
+    script.on_close = fail
+    link = connection.connect()
+    connection.close()
+    assert not link.is_open
+
+
+def test_collect_drops_at_once_and_the_next_use_begins_anew(
+    connection: Connection, script: Script
+) -> None:
+    link = connection.connect()
+    connection.session.add(Member("a", []))
+    connection.collect()
+    assert link.is_collected
+    assert connection.session.state is SessionState.IDLE
+    assert connection.connect() is script.links[1]
+    connection.close()
+    connection.collect()
+    assert connection.session.is_closed
+
+
+def test_a_closed_session_forgets_its_members(connection: Connection, script: Script) -> None:
+    log: list[str] = []
+    connection.session.add(Member("a", log))
+    connection.connect()
+    connection.close()
+    connection.connect()
+    script.link.lose()
+    until(lambda: connection.session.state is SessionState.IDLE)
+    assert log == []
 
 
 # -- hubs, forks, references ---------------------------------------------------------------------
@@ -701,6 +974,18 @@ def test_the_child_of_a_fork_does_not_go_on_with_an_attempt(
     os.close(write)
     assert sorted(os.read(read, 99).split()) == [b"dialled", b"idle"]
     os.close(read)
+
+
+def test_a_connection_that_was_closed_is_garbage(script: Script) -> None:
+    connection = Connection("scripted://one")
+    connection.session.add(Member("a", []))
+    connection.connect()
+    connection.close()
+    gone = weakref.ref(connection)
+    script.links.clear()
+    del connection
+    gc.collect()
+    assert gone() is None
 
 
 def test_draining_a_closed_connection_in_a_loop_lets_others_run(connection: Connection) -> None:

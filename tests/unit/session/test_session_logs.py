@@ -8,12 +8,38 @@ import gevent
 from gevent.event import Event
 
 from greenconn.connection import Connection
-from greenconn.session.session import Members
+from greenconn.green.deadline import Deadline
+from greenconn.session.session import Members, SessionState
 from tests.fix_logs import waiting_log
 from tests.fix_wires import until
 from tests.scripted import Script
 
 CAME = 30.0
+
+
+def test_a_connection_that_is_logged_may_be_used(connection: Connection, script: Script) -> None:
+    session = connection.session
+    with waiting_log("greenconn.session", "connected to") as log:
+        opening = gevent.spawn(session.link)
+        assert log.has_come.wait(CAME)
+        assert session.state is SessionState.OPEN
+        assert session.wait_ready(Deadline(CAME)).link is script.link
+        assert opening.get(timeout=CAME) is script.link
+
+
+def test_a_loss_that_is_logged_does_not_end_the_next_life(
+    connection: Connection, script: Script
+) -> None:
+    session = connection.session
+    session.link()
+    with waiting_log("greenconn.session", " lost: ") as log:
+        losing = gevent.spawn(script.link.lose)
+        assert log.has_come.wait(CAME)
+        assert gevent.spawn(session.link).get(timeout=CAME) is script.links[1]
+        log.may_go_on.set()
+        losing.join(CAME)
+    assert session.state is SessionState.OPEN
+    assert session.wait_ready(Deadline(CAME)).link is script.links[1]
 
 
 def test_a_failure_that_is_logged_does_not_end_the_next_attempt(

@@ -10,9 +10,12 @@ import pytest
 from amqp.protocol import queue_declare_ok_t
 
 from greenconn.exceptions import (
+    ConnectionError,
     IrrecoverableConnectionError,
+    NotFound,
     PreconditionFailed,
     RecoverableChannelError,
+    RecoverableConnectionError,
     ResourceLocked,
 )
 from greenconn.session import topology as module
@@ -133,6 +136,30 @@ def restored(topology: Topology) -> list[tuple[Any, ...]]:
     return link.done
 
 
+def test_exchanges_come_first_and_bindings_last(topology: Topology) -> None:
+    queue(topology, "q")
+    exchange(topology, "x")
+    bind(topology, "q", "x", "key")
+    exchange(topology, "y")
+    topology.bound(False, "x", "y", "k", None)
+    exchange(topology, "x")  # again: changes nothing
+    assert restored(topology) == [
+        ("exchange", "direct", "x"),
+        ("exchange", "direct", "y"),
+        ("queue", "q"),
+        ("bind", "x", "key", "q"),
+        ("bind-exchange", "y", "k", "x"),
+    ]
+    assert len(topology) == 5
+
+
+def test_the_brokers_own_is_not_recorded(topology: Topology) -> None:
+    exchange(topology, "")
+    exchange(topology, "amq.topic")
+    bind(topology, "q", "")
+    assert len(topology) == 0
+
+
 def test_what_is_deleted_takes_its_bindings_along(topology: Topology) -> None:
     for name in ("x", "y"):
         exchange(topology, name)
@@ -146,6 +173,18 @@ def test_what_is_deleted_takes_its_bindings_along(topology: Topology) -> None:
     topology.exchange_deleted("y")
     topology.exchange_deleted("y")
     topology.queue_deleted("other")
+    assert len(topology) == 0
+
+
+def test_bindings_differ_by_key_and_arguments(topology: Topology) -> None:
+    bind(topology, "q", "x", "1", {"a": 1, "b": [2]})
+    bind(topology, "q", "x", "1", {"b": [2], "a": 1})
+    bind(topology, "q", "x", "1")
+    assert len(topology) == 2
+    topology.unbound(True, "q", "x", "1", {})
+    topology.unbound(True, "q", "x", "2", None)
+    assert len(topology) == 1
+    topology.unbound(True, "q", "x", "1", {"a": 1, "b": [2]})
     assert len(topology) == 0
 
 
@@ -245,6 +284,29 @@ def test_a_queue_that_is_still_locked_is_tried_again_with_its_bindings(topology:
     topology.stop()
 
 
+def test_what_goes_with_a_queue_that_is_still_locked_is_declared_again(topology: Topology) -> None:
+    exchange(topology, "inner", auto_delete=True)
+    exchange(topology, "outer", auto_delete=True)
+    queue(topology, "mine")
+    queue(topology, "amq.gen-1", is_server_named=True)
+    bind(topology, "mine", "inner")
+    topology.bound(False, "inner", "outer", "", None)
+    link = Link()
+    link.errors["mine"] = [ResourceLocked("locked", (50, 10))] * 2
+    topology.restore(link, link.channel)
+    topology.record(link, link.channel)
+    exchanges = [("exchange", "direct", "inner"), ("exchange", "direct", "outer")]
+    outer = ("bind-exchange", "outer", "", "inner")
+    first = [*exchanges, link.done[2], outer]
+    assert first[2][0] == "queue"  # whose name the broker gives, and does not give again
+    until(lambda: len(link.done) == 12)
+    assert link.done == [
+        *first,
+        *(*exchanges, outer),  # the broker has not let go of it yet
+        *(*exchanges, ("queue", "mine"), ("bind", "inner", "", "mine"), outer),
+    ]
+
+
 def test_what_may_go_with_the_dead_connection_is_declared_once_more(topology: Topology) -> None:
     exchange(topology, "x", auto_delete=True)
     queue(topology, "q", auto_delete=True)
@@ -260,6 +322,47 @@ def test_what_may_go_with_the_dead_connection_is_declared_once_more(topology: To
     assert link.done[4:] == [first[0], first[1], first[3]]  # no second queue without a name
 
 
+def test_an_exchange_that_goes_with_the_dead_connection_is_declared_before_its_binding(
+    topology: Topology,
+) -> None:
+    exchange(topology, "x", auto_delete=True)
+    queue(topology, "q")
+    bind(topology, "q", "x")
+    link = Link()
+    link.errors["bind q"] = [NotFound("no exchange 'x'", (50, 20))] * 2
+    topology.restore(link, link.channel)
+    again = [("exchange", "direct", "x"), ("queue", "q")]
+    assert link.done == [*again, *again, *again, ("bind", "x", "", "q")]
+    exchange(topology, "x")
+    link.done.clear()
+    link.errors["bind q"] = [NotFound("no exchange 'x'", (50, 20))]
+    topology.restore(link, link.channel)
+    assert link.done == again  # somebody has deleted it
+
+
+def test_what_was_deleted_meanwhile_is_not_tried_again(topology: Topology) -> None:
+    queue(topology, "mine")
+    queue(topology, "too")
+    link = Link()
+    link.errors["mine"] = link.errors["too"] = [ResourceLocked("locked", (50, 10))] * 2
+    topology.restore(link, link.channel)
+    topology.record(link, link.channel)
+    topology.queue_deleted("mine")
+    until(lambda: bool(link.done))
+    assert link.done == [("queue", "too")]
+
+
+@pytest.mark.parametrize("end", ["stop", "clear"])
+def test_nothing_is_tried_again_when_the_link_is_gone(topology: Topology, end: str) -> None:
+    queue(topology, "mine")
+    link = Link()
+    link.errors["mine"] = [ResourceLocked("locked", (50, 10))]
+    topology.restore(link, link.channel)
+    topology.record(link, link.channel)
+    getattr(topology, end)()
+    assert len(topology) == (1 if end == "stop" else 0)
+
+
 def test_what_is_not_answered_in_time_and_all_behind_it_come_later(topology: Topology) -> None:
     for name in ("a", "slow", "b"):
         queue(topology, name)
@@ -271,6 +374,29 @@ def test_what_is_not_answered_in_time_and_all_behind_it_come_later(topology: Top
     until(lambda: len(link.done) == 3)
     assert link.done[1:] == [("queue", "slow"), ("queue", "b")]
     assert not link.is_dropped
+
+
+def test_a_link_that_is_lost_meanwhile_is_dropped(topology: Topology) -> None:
+    queue(topology, "q", is_server_named=True)
+    queue(topology, "r")
+    link = Link()
+    link.errors["r"] = [RecoverableConnectionError("gone")]
+    with pytest.raises(ConnectionError, match="gone"):
+        topology.restore(link, link.channel)
+    assert link.is_dropped
+    assert topology.current_name("q") == link.done[0][-1]  # as far as it came
+    assert len(restored(topology)) == 2
+
+
+def test_what_ends_the_whole_connection_again_is_given_up(topology: Topology) -> None:
+    exchange(topology, "x")
+    queue(topology, "q")
+    for _ in range(2):
+        link = Link()
+        link.errors["x"] = [IrrecoverableConnectionError("unknown type")]
+        with pytest.raises(IrrecoverableConnectionError):
+            topology.restore(link, link.channel)
+    assert restored(topology) == [("queue", "q")]
 
 
 def test_after_the_end_of_a_connection_they_are_declared_one_by_one(topology: Topology) -> None:
@@ -292,6 +418,15 @@ def test_after_the_end_of_a_connection_they_are_declared_one_by_one(topology: To
     topology.restore(link, link.channel)
     assert link.done == [("queue", "innocent"), ("queue", "other")]
     assert link.most_sent == 2
+
+
+def test_a_link_that_records_nothing_gets_nothing(topology: Topology) -> None:
+    queue(topology, "q")
+    link = Link(records=False)
+    topology.restore(link, link.channel)
+    topology.record(link, link.channel)
+    assert link.done == []
+    assert link.topology is None
 
 
 def test_it_is_bounded(
