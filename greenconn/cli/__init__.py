@@ -40,7 +40,12 @@ COMMANDS: Final = {
     "run": "Run the consumers of an application.",
 }
 #: Commands that are not in the module of their name.
-_MODULES: Final = {"peek": "messages", "move": "messages", "purge": "messages"}
+_MODULES: Final = {
+    "ping": "broker",
+    "peek": "messages",
+    "move": "messages",
+    "purge": "messages",
+}
 
 
 class _Commands(CommandGroup):
