@@ -590,85 +590,33 @@ class UnreportedPublishes:
             )
 
 
-class Window:
-    """The unconfirmed publishes of one channel that no greenlet waits for.
-
-    Arguments:
-        size: how many there may be.
-        unreported: gets what becomes of them when the channel has ended.
-
-    Attributes:
-        failures: those of an open channel, which its next call raises.
-    """
-
-    def __init__(self, size: int, unreported: UnreportedPublishes) -> None:
-        self._size = size
-        self._half = size // 2
-        self._unreported = unreported
-        self._has_ended = False
-        self.unanswered = 0
-        self.failures = Failures()
-        self._has_room = Condition()
-
-    @property
-    def has_left(self) -> bool:
-        """False: no publish of a window is dropped."""
-        return False
-
-    def offer(self, reply: Any) -> bool:
-        """Take the answer to one.  In the reader."""
-        self.unanswered -= 1
-        if self._has_ended:
-            self._unreported.offer(reply)
-        elif isinstance(reply, Exception):
-            self.failures.note(reply)
-        # Half of it at a time, so that a publisher is woken once for many.
-        if self.unanswered <= self._half and self._has_room:
-            self._has_room.wake_all()
-        return True
-
-    def end(self) -> None:
-        """End, as the channel has ended.  Never switches."""
-        if not self._has_ended:
-            self._has_ended = True
-            self._unreported.awaited += self.unanswered
-            self._unreported.add(self.failures.take())
-
-    def wait(self, deadline: Deadline) -> None:
-        """Wait until there is room for one more.  May switch.
-
-        Raises:
-            TimeoutError: there was none before the deadline.
-        """
-        while self.unanswered >= self._size:
-            self._has_room.wait(deadline)
-
-    def wait_answered(self, deadline: Deadline) -> None:
-        """Wait until all are answered.  May switch.
-
-        Raises:
-            TimeoutError: they were not before the deadline.
-        """
-        while self.unanswered:
-            self._has_room.wait(deadline)
-
-
 class WindowPublisher:
-    """The publisher of one channel, some of whose publishes may be unanswered.
+    """The publisher of one channel, some of whose publishes are confirmed while no greenlet waits.
+
+    It is the receiver of the outcomes of those.
 
     Arguments:
         publisher: sends the messages.
         size: how many may be unanswered.
-        unreported: takes the outcomes of those that no caller waits for.
+        unreported: gets what becomes of them when the channel has ended.
     """
+
+    #: No publish of a window is dropped.
+    has_left: Final = False
 
     def __init__(
         self, publisher: RedisPublisher, size: int, unreported: UnreportedPublishes
     ) -> None:
         self._publisher = publisher
         self._pipeline = publisher.link.commands.pipeline
+        self._size = size
+        self._half = size // 2
         self._unreported = unreported
-        self._window = Window(size, unreported)
+        self._unanswered = 0
+        #: Those of an open channel, which its next call raises.
+        self._failures = Failures()
+        self._has_room = Condition()
+        self._has_ended = False
         self.prepare = publisher.prepare
         self.begin = publisher.begin
         self.replacement = publisher.replacement
@@ -687,21 +635,36 @@ class WindowPublisher:
         Raises:
             redis.exceptions.ResponseError: the server refused an earlier one of this channel.
         """
-        window = self._window
-        window.wait(deadline or ENDLESS)
-        if window.failures:
-            raise window.failures.take().error(self._pipeline)
+        while self._unanswered >= self._size:
+            self._has_room.wait(deadline or ENDLESS)
+        if self._failures:
+            raise self._failures.take().error(self._pipeline)
         if message.__class__ is not Outgoing:
             message = Outgoing.of(message)
         if exchange or not routing_key or mandatory or not message.is_plain:
             self._publisher.publish(message, exchange, routing_key, mandatory, immediate, deadline)
             return
-        self._publisher.send(message, "", routing_key, False, immediate, deadline, window)
-        window.unanswered += 1
+        self._publisher.send(message, "", routing_key, False, immediate, deadline, self)
+        self._unanswered += 1
+
+    def offer(self, reply: Any) -> bool:
+        """Take the answer to one.  In the reader."""
+        self._unanswered -= 1
+        if self._has_ended:
+            self._unreported.offer(reply)
+        elif isinstance(reply, Exception):
+            self._failures.note(reply)
+        # Half of it at a time, so that a publisher is woken once for many.
+        if self._unanswered <= self._half and self._has_room:
+            self._has_room.wake_all()
+        return True
 
     def end(self) -> None:
         """Note that the channel has ended.  Never switches."""
-        self._window.end()
+        if not self._has_ended:
+            self._has_ended = True
+            self._unreported.awaited += self._unanswered
+            self._unreported.add(self._failures.take())
 
     def flush(self, timeout: float | None) -> None:
         """Return when acks have left, and publishes are answered.  May switch.
@@ -716,16 +679,16 @@ class WindowPublisher:
         """
         deadline = Deadline(timeout)
         self._publisher.link.flush_settlements(deadline)
-        window, unreported = self._window, self._unreported
         lost: TimeoutError | None = None
         try:
             # The end of a link answers all that were sent over it.
-            window.wait_answered(deadline)
-            unreported.wait(deadline)
+            while self._unanswered:
+                self._has_room.wait(deadline)
+            self._unreported.wait(deadline)
         except TimeoutError as exc:
             lost = exc
-        failures = window.failures.take()
-        failures.add(unreported.failures.take())
+        failures = self._failures.take()
+        failures.add(self._unreported.failures.take())
         if failures:
             raise failures.error(self._pipeline) from lost
         if lost is not None:
