@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import gevent
 import pytest
 
 from greenconn.broker.link import StoreLink
+from greenconn.exceptions import WrongHub
 from tests.tiny_client import TinyClient
 from tests.unit.broker.fake_store import (
     EachStore,
@@ -18,6 +20,24 @@ from tests.unit.broker.fake_store import (
 )
 
 Opener = Callable[..., StoreLink]
+
+
+def refused_elsewhere(calls: Sequence[Callable[[], object]]) -> list[bool]:
+    """Make *calls* in a native thread; return which were refused there.  May switch."""
+
+    def refused() -> list[bool]:
+        outcomes = []
+        for call in calls:
+            try:
+                call()
+            except WrongHub:
+                outcomes.append(True)
+            else:
+                outcomes.append(False)
+        return outcomes
+
+    found: list[bool] = gevent.get_hub().threadpool.apply(refused)
+    return found
 
 
 @pytest.fixture

@@ -171,6 +171,13 @@ def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker)
     assert [len(argument) for method, argument in fake_broker.calls if method == "settle"] == [50]
 
 
+def test_settlements_that_are_interrupted_end_the_link(connect: Opener) -> None:
+    link = connect()
+    link.settler.interrupted(KeyboardInterrupt())
+    assert link.lost is not None
+    assert "settling messages failed: KeyboardInterrupt()" in str(link.lost)
+
+
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_a_caller_that_is_interrupted_does_not_let_the_store_be_called_twice(
     connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, has_begun: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -19,7 +20,7 @@ from greenconn.exceptions import (
     RecoverableConnectionError,
 )
 from tests.fix_wires import until
-from tests.unit.broker.conftest import Opener
+from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -144,6 +145,19 @@ def test_the_child_of_a_fork_forgets_it(channel: Channel, fake_broker: FakeBroke
     assert (sink.lost, link.feeds, consumer.has_room()) == ([], feeds, False)
     channel.close()  # does nothing
     assert [bool(item.claim) for item in fake_broker.items["q"]] == [True]
+
+
+def test_other_threads_are_refused(channel: Channel) -> None:
+    calls: list[Callable[[], object]] = [
+        channel.check_hub,
+        channel.check_open,
+        channel.close,
+        channel.flush_acks,
+        lambda: channel.queue_declare("q"),
+    ]
+
+    assert refused_elsewhere(calls) == [True] * len(calls)
+    assert channel.is_open
 
 
 def test_a_delay_is_a_header_where_the_store_obeys_it(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import gevent
 import pytest
 from gevent.event import Event
@@ -10,7 +13,7 @@ from greenconn.broker.link import StoreLink
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.green.deadline import Deadline
 from tests.fix_wires import until
-from tests.unit.broker.conftest import Opener
+from tests.unit.broker.conftest import Opener, refused_elsewhere
 from tests.unit.broker.fake_store import EachStore, FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
@@ -20,6 +23,26 @@ from tests.unit.broker.test_publishing import channel_to, publish
 def link(connect: Opener) -> StoreLink:
     """A link."""
     return connect()
+
+
+def raising(exc: BaseException) -> Any:
+    def function(*args: Any) -> None:
+        raise exc
+
+    return function
+
+
+def test_other_threads_may_neither_flush_nor_close(link: StoreLink) -> None:
+    calls: list[Callable[[], object]] = [lambda: link.flush(Deadline(1)), link.close]
+
+    assert refused_elsewhere(calls) == [True, True]
+    assert link.is_open
+
+
+def test_a_call_that_is_killed_is_not_hidden(link: StoreLink) -> None:
+    with pytest.raises(RecoverableConnectionError, match="asking failed: GreenletExit"):
+        link.ask("asking", raising(gevent.GreenletExit()))
+    assert not link.is_open
 
 
 def test_all_who_wait_learn_of_the_end(link: StoreLink) -> None:

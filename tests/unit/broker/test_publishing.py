@@ -301,6 +301,23 @@ def test_what_no_queue_takes_goes_to_the_last_resort(
     assert len(fake_broker.bodies("lost")) == 3
 
 
+def test_a_killed_publisher_is_the_last_one(connect: Opener, fake_broker: FakeBroker) -> None:
+    channel = channel_to(connect)
+    channel.queue_declare("q")
+    may_go = Event()
+    fake_broker.before = lambda method, argument: method == "put" and may_go.wait()
+    first = gevent.spawn(outcome, channel, "on its way")
+    gevent.sleep(0)
+    gevent.sleep(0)
+    killed = [gevent.spawn(outcome, channel, "not yet") for _ in range(2)]
+    gevent.sleep(0)
+    gevent.killall(killed)
+    may_go.set()
+    assert first.get(timeout=10) is None
+    until(lambda: not channel.connection.put_batcher.is_busy)
+    assert fake_broker.count("put") == 1
+
+
 @pytest.mark.parametrize(("more", "sizes"), [(0, [1, 2, 1]), (1, [1, 1, 1, 1])])
 def test_one_call_stores_so_many_bytes(
     connect: Opener,
@@ -403,5 +420,5 @@ def test_a_message_is_stored_when_some_queue_has_it_and_none_refuses(
     outcomes = CopyOutcomes(len(errors), slot)
     for each in errors:
         assert not slot.is_filled
-        outcomes.note(each)
+        outcomes.offer(each)
     assert slot.value is outcome
