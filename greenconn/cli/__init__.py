@@ -45,6 +45,7 @@ _MODULES: Final = {
     "peek": "messages",
     "move": "messages",
     "purge": "messages",
+    "dead": "messages",
 }
 
 

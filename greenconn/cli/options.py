@@ -94,6 +94,9 @@ json_option: Decorator = click.option(
 rate_option: Decorator = click.option(
     "--rate", type=click.FloatRange(min=0, min_open=True), help="Messages a second."
 )
+yes_option: Decorator = click.option(
+    "-y", "--yes", is_flag=True, help="Do not ask for confirmation."
+)
 timeout_option: Decorator = click.option(
     "-t",
     "--timeout",

@@ -19,6 +19,7 @@ from greenconn.cli.options import (
     queue_argument,
     timeout_option,
     url_option,
+    yes_option,
 )
 from greenconn.exceptions import ManagementError, NotFound, OperationalError, ResourceLocked
 
@@ -222,7 +223,7 @@ def bind(
 @url_option
 @click.option("--if-unused", is_flag=True, help="Only if it has no consumers.")
 @click.option("--if-empty", is_flag=True, help="Only if no messages wait in it.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 @json_option
 @timeout_option
 def delete(

@@ -14,7 +14,7 @@ import greenconn
 from greenconn import Connection, Message
 from greenconn.broker.envelope import lifetime_of
 from greenconn.checks import is_number
-from greenconn.cli.dead import _lines
+from greenconn.cli.messages import _letter_lines
 from greenconn.cli.records import body_of, json_line, line_of, message_lines
 from greenconn.contrib.idempotency import LONGEST_ID, _storable
 from greenconn.delays import LONGEST
@@ -106,7 +106,7 @@ def test_a_message_of_any_form_is_printed(body: Any, encoding: Any, kind: Any) -
     }
     message = Message(body, content_type=kind, content_encoding=encoding)
     message.headers, message.properties = headers, {"message_id": {b"x": "\x9b"}}
-    text = click.unstyle("\n".join([*_lines(1, _dead_letter(message)), line_of(message)]))
+    text = click.unstyle("\n".join([*_letter_lines(1, _dead_letter(message)), line_of(message)]))
     text.encode()
     assert not {"\x1b", "\x9b", "\x07"} & set(text)
     assert isinstance(json.loads(line_of(message)), dict)
