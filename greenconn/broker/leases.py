@@ -4,7 +4,7 @@ What is held is renewed at the broker every third of a lease.  Nothing else keep
 redelivered, so a handler may run for as long as it likes.
 
 A connection may be lost between an ack and the broker's reply, between a claim and its messages, and
-while handlers run.  The next life sends every ack and disposition again, which changes nothing where
+while handlers run.  The next life sends every ack and reject again, which changes nothing where
 the first had arrived.  It requeues the other messages at once, so that they need not wait for the end
 of their lease; until then a handler may still ack them.
 """
@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from greenconn.broker.port import Disposition, HeldMessage, Settlement
+from greenconn.broker.port import HeldMessage, Settlement, SettleRequest
 from greenconn.exceptions import error_text
 from greenconn.green.deadline import Deadline
 from greenconn.green.slot import Slot
@@ -142,13 +142,12 @@ class Leases:
 
 
 class Handover:
-    """Held messages of former lives, and their acks and dispositions."""
+    """Held messages of former lives, and their acks and rejects."""
 
     def __init__(self) -> None:
         #: The life that was begun last, until it is over: a closed connection keeps nothing of it.
         self._successor: LeasedLink | None = None
-        self._acks: list[Any] = []
-        self._dispositions: list[Disposition] = []
+        self._requests: list[SettleRequest] = []
         #: Claims without a reply may have taken these.
         self._unconfirmed: list[HeldMessage] = []
         #: Delivery tag -> message, until it is acked.
@@ -162,9 +161,7 @@ class Handover:
             self._successor = None
         if not link.settler.outlives_link:
             return
-        acks, dispositions = link.settlements.unsettled()
-        self._acks += acks
-        self._dispositions += dispositions
+        self._requests += link.settlements.unsettled()
         self._unconfirmed += link.settler.unconfirmed_claims()
         for each in link.held():
             if each.is_held:
@@ -174,31 +171,26 @@ class Handover:
         """Acknowledge a message of a former life.  Never switches."""
         kept = self._held.pop(tag, None)
         if kept is not None:
-            self._acks.append(kept.handle)
+            self._requests.append(SettleRequest(kept, Settlement.ACK))
             self._unhandled.discard(tag)
 
     def note_unhandled(self, tags: Iterable[Any]) -> None:
         """Note that no handler has begun with messages of a former life.  Never switches."""
         self._unhandled.update(tag for tag in tags if tag in self._held)
 
-    def add(
-        self, link: LeasedLink, acks: Sequence[Any], dispositions: Sequence[Disposition]
-    ) -> None:
+    def add(self, link: LeasedLink, requests: Sequence[SettleRequest]) -> None:
         """Take what was settled when the life of *link* was over.  Never switches."""
         if link.is_inherited or not link.settler.outlives_link:
             return
         successor = self._successor
         if successor is not None:
-            successor.settlements.take_over(acks, dispositions)
+            successor.settlements.take_over(requests)
         else:
-            self._acks += acks
-            self._dispositions += dispositions
+            self._requests += requests
 
     def left(self) -> list[HeldMessage]:
         """Return the messages that the next life requeues.  Never switches."""
-        back = [
-            each.message for each in self._dispositions if each.settlement is Settlement.REQUEUE
-        ]
+        back = [each.message for each in self._requests if each.settlement is Settlement.REQUEUE]
         return [*back, *self._held.values(), *self._unconfirmed]
 
     def pass_on(self, link: LeasedLink) -> None:
@@ -207,10 +199,9 @@ class Handover:
         What was not requeued when that fails stays for the next life.
         """
         self._successor = link
-        acks, self._acks = self._acks, []
-        dispositions, self._dispositions = self._dispositions, []
-        if acks or dispositions:
-            link.settlements.take_over(acks, dispositions)
+        requests, self._requests = self._requests, []
+        if requests:
+            link.settlements.take_over(requests)
         held, unconfirmed = dict(self._held), list(self._unconfirmed)
         if held or unconfirmed:
             begun = [each for tag, each in held.items() if tag not in self._unhandled]

@@ -43,7 +43,7 @@ from greenconn.broker.queues import (
     new_owner,
     note_lost,
 )
-from greenconn.broker.settlements import MessageSettler, Settlements, StoreSettler
+from greenconn.broker.settlements import MessageSettler, Settlements, StoreSettlements
 from greenconn.exceptions import (
     ConnectionError,
     RecoverableConnectionError,
@@ -359,14 +359,13 @@ class LeasedLink(BrokerLink):
         deadline = deadline.within(self.options.reply_timeout)
         try:
             self.settlements.wait_routed(deadline)
-            self.settlements.flush()
             self._wait_sent(deadline)
         except TimeoutError as exc:
             raise TimeoutError(f"{self.where} did not accept all acks and rejects in time") from exc
 
     @abstractmethod
     def _wait_sent(self, deadline: Deadline) -> None:
-        """Wait until what the settlements have sent has left.  May switch."""
+        """Wait until all settlements up to now have left.  May switch."""
 
     @abstractmethod
     def entries(self, envelope: Envelope, queues: Sequence[str]) -> Sequence[Entry]:
@@ -453,7 +452,8 @@ class StoreLink(LeasedLink):
         where: the broker's URL, password masked.
     """
 
-    settler: StoreSettler
+    settler: StoreSettlements
+    settlements: StoreSettlements
     subscriptions: StoreSubscriptions[Claimed, StoreSource]
     close_timeout: ClassVar[float | None] = 5.0
 
@@ -482,8 +482,7 @@ class StoreLink(LeasedLink):
         )
         self.routing: Routing = Routing(self)
         self.put_batcher = PutBatcher(self)
-        self.settler = StoreSettler(self)
-        self.settlements = Settlements(self)
+        self.settler = self.settlements = StoreSettlements(self)
         self.subscriptions = StoreSubscriptions(StoreConsuming(self))
         self.leases = Leases(self)
         self.feeds: dict[str, StoreFeed] = {}
@@ -598,7 +597,7 @@ class StoreLink(LeasedLink):
             claimer.wait_unwanted(deadline)
 
     def _wait_sent(self, deadline: Deadline) -> None:
-        self.settler.wait(deadline)
+        self.settlements.wait(deadline)
 
     def flush(self, deadline: Deadline) -> None:
         """Return when the store has all acks and rejects.  May switch.
@@ -781,7 +780,6 @@ class StoreLink(LeasedLink):
     def _stop(self, gone: BaseException) -> None:
         super()._stop(gone)
         self.put_batcher.stop(gone)
-        self.settler.stop(gone)
         for claimer in self._claimers.values():
             claimer.stop()
             claimer.claiming.end()

@@ -142,20 +142,21 @@ class Settlement(Enum):
     ACK = "it was handled, or is not needed any more"
     REQUEUE = "it becomes available to all consumers again"
     REJECT = "it was rejected, and its queue has no dead-letter exchange"
-    #: Former names.
-    DONE = ACK
-    BACK = REQUEUE
-    REFUSED = REJECT
+
+
+#: A message that the broker holds: claimed and not delivered, or delivered by a channel.
+HeldMessage: TypeAlias = "Claimed | Delivery"
 
 
 class SettleRequest(NamedTuple):
-    """The request to ack, requeue or reject one claimed message.
+    """The request to ack, requeue or reject one message that is held.
 
     Attributes:
         delay: seconds before it may be claimed again, for REQUEUE.
-        entries: copies for dead-letter queues, or the one that is delivered after a delay, stored before
-            the message is removed; in one step with that where the store can.  If one is refused, the
-            message stays: see :meth:`Store.unless_refused`.
+        entries: stored before the message is removed, at once with it where the broker can: its copies
+            for dead-letter queues, or the one that is delivered after a delay.  One with an empty
+            envelope is the message as it is.  If one is refused, the message stays: see
+            :meth:`Store.unless_refused`.
         is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed, where the
             store can tell.
         is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
@@ -163,12 +164,22 @@ class SettleRequest(NamedTuple):
             notes the former with :func:`~greenconn.broker.envelope.mark_redelivered`.
     """
 
-    handle: Any
+    message: HeldMessage
     settlement: Settlement
     delay: float = 0.0
     entries: Sequence[Entry] = ()
     is_unseen: bool = False
     is_unhandled: bool = False
+
+    @property
+    def handle(self) -> Any:
+        """What the store has given as the handle of the message."""
+        return self.message.handle
+
+    @property
+    def is_ack(self) -> bool:
+        """Whether the message is only removed."""
+        return self.settlement is Settlement.ACK and not self.entries
 
 
 class Store(ABC):
@@ -370,31 +381,6 @@ def _nothing(what: object) -> None:
     pass
 
 
-#: A message that the broker holds: claimed and not delivered, or delivered by a channel.
-HeldMessage: TypeAlias = "Claimed | Delivery"
-
-
-class Disposition(NamedTuple):
-    """The disposition of one held message.
-
-    Attributes:
-        delay: seconds before it may be claimed again, for REQUEUE.
-        entries: stored before the message is removed, at once with it where the broker can: its copies
-            for dead-letter queues, or the one that is delivered after a delay.  One with an empty
-            envelope is the message as it is.
-        is_unseen: no handler has seen it, for REQUEUE: as if it had never been claimed.
-        is_unhandled: a consumer was given it, and no handler has begun with it, for REQUEUE: it is
-            redelivered, but this delivery of it does not count.
-    """
-
-    message: HeldMessage
-    settlement: Settlement
-    delay: float = 0.0
-    entries: Sequence[Entry] = ()
-    is_unseen: bool = False
-    is_unhandled: bool = False
-
-
-#: Takes the broker's reply to acks or dispositions: None, the number of messages that it did not hold
+#: Takes the broker's reply to acks or rejects: None, the number of messages that it did not hold
 #: any more, or an Exception.  Never switches.
 Done = Callable[[Any], object]

@@ -92,11 +92,11 @@ PLAIN = Declaration()
 
 
 def done(claimed: Claimed) -> SettleRequest:
-    return SettleRequest(claimed.handle, Settlement.ACK)
+    return SettleRequest(claimed, Settlement.ACK)
 
 
 def back(claimed: Claimed, **options: Any) -> SettleRequest:
-    return SettleRequest(claimed.handle, Settlement.REQUEUE, **options)
+    return SettleRequest(claimed, Settlement.REQUEUE, **options)
 
 
 def put(store: CouchStore, *entries: Any) -> None:

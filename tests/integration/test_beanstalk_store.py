@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 import pytest
 
-from greenconn.broker.port import NoQueue, Settlement, SettleRequest
+from greenconn.broker.port import Claimed, NoQueue, Settlement, SettleRequest
 from greenconn.broker.queues import Declaration
 from greenconn.exceptions import PreconditionFailed
 from greenconn.transport.beanstalk.connection import (
@@ -33,8 +33,8 @@ from tests.integration.beanstalk_clients import (
 PLAIN = Declaration()
 
 
-def done(handle: Any) -> SettleRequest:
-    return SettleRequest(handle, Settlement.ACK)
+def done(claimed: Claimed) -> SettleRequest:
+    return SettleRequest(claimed, Settlement.ACK)
 
 
 def test_queues_exist_by_declaration_or_by_use(beanstalk_url: str, unique: str) -> None:
@@ -186,7 +186,7 @@ def test_acks_reach_a_connection_that_waits(beanstalk_url: str, unique: str) -> 
             assert waiter.get(timeout=SOON) == []
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
         until(waits)
-        store.settle([done(claimed.handle)])
+        store.settle([done(claimed)])
         assert waiter.get(timeout=SOON) == []
         waiter = gevent.spawn(store.claim, {unique: 5}, 20.0)
         gevent.sleep(0)  # it may not have got as far as the server yet
@@ -219,7 +219,7 @@ def test_without_a_wakeup_job_waits_are_short(beanstalk_url: str, unique: str) -
         assert raw(f"delete {raw('peek-buried').number}").word == b"DELETED"
         waiter = gevent.spawn(store.claim, {unique: 5}, 1.0)
         until(lambda: raw.counts(unique)["current-waiting"] == "1")
-        store.settle([done(claimed.handle)])
+        store.settle([done(claimed)])
         assert waiter.get(timeout=SOON) == []
         began_at = monotonic()
         assert store.claim({unique: 5}, 20.0) == []
@@ -246,7 +246,7 @@ def test_draining_server_is_drained(beanstalk_with: BeanstalkFactory, unique: st
             # No wake-up job can be made now.
             claimed = store.claim({unique: 1}, 20.0)
             got += bodies(list(claimed))
-            store.settle([done(each.handle) for each in claimed])
+            store.settle([done(each) for each in claimed])
         assert got == ["a", "b", "c"]
 
 
@@ -259,7 +259,7 @@ def test_jobs_with_little_time_are_touched_in_time(beanstalk_url: str, unique: s
         waiter = gevent.spawn(holder.claim, {f"{unique}.3": 1}, 20.0)
         wanted = {unique: 1, f"{unique}.2": 1}
         assert other.claim(wanted, 3.5) == []
-        holder.settle([done(each.handle) for each in held])
+        holder.settle([done(each) for each in held])
         assert waiter.get(timeout=SOON) == []
         assert other.claim(wanted, 0) == []
 
@@ -282,7 +282,7 @@ def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str)
             found = Counter(each.queue for each in claimed)
             assert all(found[name] <= wanted[name] for name in found)
             taken.update(found)
-            store.settle([done(each.handle) for each in claimed])
+            store.settle([done(each) for each in claimed])
 
         for _ in range(3):
             claim()

@@ -65,7 +65,7 @@ def test_who_was_taken_for_dead_claims_in_a_new_name(couchdb_new_url: str) -> No
         swept(other)
         [again] = silent.claim({"q": 1}, 0)
         assert silent.renew([held.handle, again.handle]) == [held.handle]
-        silent.settle([SettleRequest(again.handle, Settlement.ACK)])
+        silent.settle([SettleRequest(again, Settlement.ACK)])
         assert silent.size("q") == 0
 
 
@@ -105,11 +105,11 @@ def test_who_requeues_what_was_requeued_changes_nothing(couchdb_new_url: str) ->
         silent.put([entry("q", "x")])
         (claimed,) = silent.claim({"q": 1}, 0)
         late = Gate(silent, lambda doc: "freed" in doc)
-        back = gevent.spawn(silent.settle, [SettleRequest(claimed.handle, Settlement.REQUEUE)])
+        back = gevent.spawn(silent.settle, [SettleRequest(claimed, Settlement.REQUEUE)])
         assert late.waits.wait(SOON)
         swept(other)
         (again,) = other.claim({"q": 1}, 0)
-        other.settle([SettleRequest(again.handle, Settlement.ACK)])
+        other.settle([SettleRequest(again, Settlement.ACK)])
         late.opened.set()
         back.get(timeout=SOON)
         assert other.claim({"q": 1}, 0) == []
@@ -169,7 +169,7 @@ def test_what_the_dead_claim_late_is_requeued(couchdb_new_url: str) -> None:
         until(lambda: silent._owners.is_due)
         assert list(silent.renew([claimed.handle])) == [claimed.handle]
         assert other.size("q") == 1
-        silent.settle([SettleRequest(claimed.handle, Settlement.ACK)])
+        silent.settle([SettleRequest(claimed, Settlement.ACK)])
         assert bodies(other.claim({"q": 1}, 0)) == ["x"]
 
 

@@ -64,7 +64,7 @@ def bodies(claimed: Any) -> list[Any]:
 
 def done(claimed: list[Claimed]) -> list[SettleRequest]:
     """The answers that say that all was handled."""
-    return [SettleRequest(each.handle, Settlement.ACK) for each in claimed]
+    return [SettleRequest(each, Settlement.ACK) for each in claimed]
 
 
 def test_message_is_kombus(stores: Stores, mongodb_database: Database) -> None:
@@ -83,7 +83,7 @@ def test_claimed_message_is_hidden_from_kombu(stores: Stores, mongodb_database: 
     assert bodies(claimed) == ["0", "1"]
     assert mongodb_database["messages"].count_documents({"queue": QUEUE}) == 1
     assert store.size(QUEUE) == 1
-    first, second = (each.handle for each in claimed)
+    first, second = claimed
     store.settle([SettleRequest(first, Settlement.ACK), SettleRequest(second, Settlement.REQUEUE)])
     (back, other) = mongodb_database["messages"].find(sort=[("_id", 1)])
     assert set(back) == {"_id", "payload", "queue", "priority", "deliveries"}

@@ -583,10 +583,7 @@ class SqsStore(Store):
         """Requeue messages of an abandoned claim, so that they are visible before their lease ends."""
         try:
             self.settle(
-                [
-                    SettleRequest(claimed.handle, Settlement.REQUEUE, is_unseen=True)
-                    for claimed in taken
-                ]
+                [SettleRequest(claimed, Settlement.REQUEUE, is_unseen=True) for claimed in taken]
             )
         except LinkLost:
             pass  # they are redelivered when their leases end

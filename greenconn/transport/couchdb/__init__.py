@@ -391,7 +391,9 @@ class CouchStore(Store):
         lost = [handle for handle in held if handle[2] != self._owners.token]
         if lost:
             # A claim that was under way came after the sweep: no sweep requeues its messages.
-            self.settle([SettleRequest(handle, Settlement.REQUEUE) for handle in lost])
+            self.settle(
+                [SettleRequest(Claimed("", None, handle), Settlement.REQUEUE) for handle in lost]
+            )
         return lost
 
     def unconfirmed_claims(self) -> Sequence[tuple[str, Any]]:

@@ -31,7 +31,6 @@ from greenconn.broker.link import CHANNEL_MAX, StoreLink
 from greenconn.broker.port import (
     Claimed,
     ConsumerRegistry,
-    Disposition,
     Entry,
     Settlement,
     SettleRequest,
@@ -39,7 +38,7 @@ from greenconn.broker.port import (
 )
 from greenconn.broker.publishing import SynchronousPublisher, no_immediate, unroutable
 from greenconn.broker.queues import UNDECLARED, Declaration
-from greenconn.broker.settlements import Settlements
+from greenconn.broker.settlements import StoreSettlements
 from greenconn.broker.transport import StoreOptions, StoreTransport
 from greenconn.checks import in_seconds
 from greenconn.exceptions import RecoverableChannelError, RecoverableConnectionError, error_text
@@ -344,7 +343,7 @@ class HookStore(Store):
 _DONE: Final = Settlement.ACK
 
 
-class HookSettlements(Settlements):
+class HookSettlements(StoreSettlements):
     """The acks, requeues and rejects of one link.
 
     It may switch, as the hooks may, and raises what they raise: the delivery is unacknowledged then.
@@ -392,8 +391,8 @@ class HookSettlements(Settlements):
         if link.lost is None:
             delivery.channel.deliveries.unacked[delivery.delivery_tag] = delivery
         else:
-            back = Disposition(delivery.claimed, Settlement.REQUEUE)
-            link.handover.add(link, (), [back])
+            back = SettleRequest(delivery.claimed, Settlement.REQUEUE)
+            link.handover.add(link, [back])
 
 
 class HookPublisher(SynchronousPublisher):
@@ -422,7 +421,7 @@ class HookedLink(StoreLink):
     def __init__(self, transport: HookedTransport) -> None:
         super().__init__(transport)
         self.store.link = self
-        self.settlements = HookSettlements(self)
+        self.settler = self.settlements = HookSettlements(self)
 
     def hooks(self, queue: str) -> Any:
         """Return a channel whose hooks are called for a queue.

@@ -23,7 +23,7 @@ from greenconn.broker.entities import ArgumentOf, Entities, SupportedArguments
 from greenconn.broker.envelope import Envelope, copied
 from greenconn.broker.errors import Method
 from greenconn.broker.link import StoreLink
-from greenconn.broker.port import Claimed, Disposition, Settlement
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.broker.publishing import SynchronousPublisher
 from greenconn.encoding import plain_text
 from greenconn.exceptions import ChannelError, NotFound, RecoverableConnectionError
@@ -201,7 +201,7 @@ class HostedChannel(StoreChannel[StoreLink]):
         # Else the broker itself requeues what is not settled, or the next life does.
         if self.raw.do_restore and self.connection.lost is None:
             for message in held:
-                back = Disposition(message.claimed, Settlement.REQUEUE)
+                back = SettleRequest(message.claimed, Settlement.REQUEUE)
                 self.connection.settlements.settle(back)
         for consumer in consumers:
             self.connection.subscriptions.left(consumer)

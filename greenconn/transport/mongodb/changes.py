@@ -225,7 +225,9 @@ class Broadcast:
 
     def put_back(self, copy: Copy) -> None:
         """Put back a message that was taken and not delivered.  Never switches."""
-        self.settle(SettleRequest(copy, Settlement.REQUEUE, is_unseen=True))
+        self.settle(
+            SettleRequest(Claimed(copy.queue, None, copy), Settlement.REQUEUE, is_unseen=True)
+        )
 
     def settle(self, request: SettleRequest) -> None:
         """Say what became of a message.  Never switches."""

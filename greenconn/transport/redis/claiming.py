@@ -86,7 +86,7 @@ from greenconn.wire.resp import ErrorReply, pack
 
 if TYPE_CHECKING:
     from greenconn.broker.channel import StoreChannel
-    from greenconn.broker.settlements import Settlements
+    from greenconn.broker.settlements import PipelinedSettlements
     from greenconn.transport.redis.link import Partition, RedisLink
     from greenconn.transport.redis.maintenance import Owners
 
@@ -248,7 +248,7 @@ class RedisSource:
     def __init__(
         self,
         partition: Partition,
-        settlements: Settlements,
+        settlements: PipelinedSettlements,
         retire: Callable[[RedisFeed], None],
         feed: RedisFeed,
     ) -> None:

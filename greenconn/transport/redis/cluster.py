@@ -19,7 +19,6 @@ where it was held.  Who ends in between leaves it in both.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +29,7 @@ from redis.exceptions import ResponseError
 
 from greenconn.broker.channel import Publisher, StoreChannel
 from greenconn.broker.envelope import Envelope
-from greenconn.broker.port import Disposition, Done, Entry, HeldMessage
+from greenconn.broker.port import Done, Entry, HeldMessage, SettleRequest
 from greenconn.broker.publishing import Completion
 from greenconn.green.deadline import Deadline
 from greenconn.green.retry import RetryPolicy, attempts
@@ -474,11 +473,6 @@ class _Parts:
         self._complete = complete
         self.outcome: Any = None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all parts are there."""
-        return not self._left
-
     def note(self, outcome: Any) -> None:
         """Take the outcome of one part.  Never switches."""
         self._left -= 1
@@ -491,21 +485,18 @@ class _Parts:
 
 
 class ClusterSettler:
-    """See :class:`~greenconn.broker.settlements.MessageSettler`.
+    """See :class:`~greenconn.broker.settlements.PipelinedSettler`.
 
     Arguments:
         partitions: of the link.
         link: ends where the outcome of something is unknown.
     """
 
-    ack_limit = 500
     outlives_link = True
 
     def __init__(self, partitions: ClusterPlacement, link: RedisLink) -> None:
         self._partitions = partitions
         self._link = link
-        #: Acks without an outcome, in order.
-        self._acks: deque[tuple[_Parts, Done]] = deque()
 
     @property
     def lease(self) -> float:
@@ -524,39 +515,25 @@ class ClusterSettler:
             found.setdefault(self._partitions.of_handle(each), []).append(each)
         return found
 
-    def ack(self, handles: Sequence[Any], done: Done) -> None:
-        """Tell that messages were handled.  Never switches."""
-        divided = self._divided(handles)
-        parts = _Parts(len(divided), self._acked)
-        self._acks.append((parts, done))
-        for partition, own in divided.items():
-            partition.settler.ack(own, parts.note)
-
-    def _acked(self) -> None:
-        acks = self._acks
-        while acks and acks[0][0].is_complete:
-            parts, done = acks.popleft()
-            done(parts.outcome)
-
-    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
+    def parts(self, requests: Sequence[SettleRequest]) -> Iterable[Sequence[SettleRequest]]:
         """Cut what one turn has brought into what one call of a script takes."""
-        divided: dict[Partition, list[Disposition]] = {}
-        for each in dispositions:
+        divided: dict[Partition, list[SettleRequest]] = {}
+        for each in requests:
             partition = self._partitions.of_handle(each.message.handle)
             divided.setdefault(partition, []).append(each)
         for partition, own in divided.items():
             yield from partition.settler.parts(own)
 
-    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
+    def settle(self, requests: Sequence[SettleRequest], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
-        partition = self._partitions.of_handle(dispositions[0].message.handle)
+        partition = self._partitions.of_handle(requests[0].message.handle)
         local, elsewhere = [], []
-        for each in dispositions:
+        for each in requests:
             entries, others = self._split(partition, each.entries)
             local.append(each._replace(entries=entries) if others else each)
             elsewhere += [(each.message.raw, entry) for entry in others]
         if not elsewhere:
-            partition.settler.settle(dispositions, done)
+            partition.settler.settle(requests, done)
             return
 
         def stored() -> None:

@@ -32,7 +32,7 @@ from greenconn.broker.leases import Leases
 from greenconn.broker.link import ForkHandler, LeasedLink
 from greenconn.broker.port import Entry
 from greenconn.broker.queues import Directory, KnownQueues
-from greenconn.broker.settlements import MessageSettler, Settlements
+from greenconn.broker.settlements import PipelinedSettlements, PipelinedSettler
 from greenconn.exceptions import RecoverableConnectionError, error_text
 from greenconn.green.deadline import NEVER, Deadline, TimeLimit
 from greenconn.green.supervisor import spawn
@@ -99,6 +99,7 @@ class RedisLink(LeasedLink):
     commands: Commands
     fanout: Fanout
     known: KnownQueues
+    settlements: PipelinedSettlements
     subscriptions: StoreSubscriptions[Delivery, RedisSource]
     close_timeout: ClassVar[float | None] = 2.0
 
@@ -123,7 +124,7 @@ class RedisLink(LeasedLink):
         self.queues = RedisQueues(self, self.known, self.feeds, placement.of)
         self.directory = Directory(self, self.queues, self.known, self.options.delivery_limit)
         self.settler = placement.settler
-        self.settlements = Settlements(self)
+        self.settlements = PipelinedSettlements(self, placement.settler)
         self.leases = Leases(self)
         self.consuming = RedisConsuming(self, placement.of)
         self.subscriptions = StoreSubscriptions(self.consuming)
@@ -291,6 +292,7 @@ class RedisLink(LeasedLink):
         self.consuming.leaving -= leaving
 
     def _wait_sent(self, deadline: Deadline) -> None:
+        self.settlements.flush()
         self.placement.drain(deadline)
 
     def flush(self, deadline: Deadline) -> None:
@@ -543,7 +545,7 @@ class Placement(Protocol):
     @property
     def server(self) -> Opener: ...
     @property
-    def settler(self) -> MessageSettler: ...
+    def settler(self) -> PipelinedSettler: ...
 
     def open(self, deadline: Deadline) -> str:
         """Connect and log in, and return the name of the owner.  May switch.
@@ -614,7 +616,7 @@ class SinglePlacement:
         self.commands = whole.commands
 
     @property
-    def settler(self) -> MessageSettler:
+    def settler(self) -> PipelinedSettler:
         """The commands about messages that are held."""
         return self.whole.settler
 

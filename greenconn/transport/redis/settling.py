@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
 
 from greenconn.broker.envelope import Envelope, level_of, read_envelope
-from greenconn.broker.port import Claimed, Disposition, Done, Entry, HeldMessage, Settlement
+from greenconn.broker.port import Claimed, Done, Entry, HeldMessage, Settlement, SettleRequest
 from greenconn.broker.queues import is_name
 from greenconn.green.retry import isolated
 from greenconn.jsoncodec import dumps, loads
@@ -58,6 +59,10 @@ HEAD: Final = b"RPUSH"
 TAIL: Final = b"LPUSH"
 #: Messages, or bytes of them, in one call of the script.
 MOVES: Final = 50
+#: Acks of one command.
+ACKS: Final = 500
+_ACK: Final = Settlement.ACK
+_handle: Final = attrgetter("message.handle")
 MOVED_BYTES: Final = 256 * 1024
 
 
@@ -116,9 +121,9 @@ def number_of(field: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def move_of(commands: Commands, disposition: Disposition) -> Move:
+def move_of(commands: Commands, request: SettleRequest) -> Move:
     """Return the move that settles a message; fan-out is published at once.  Never switches."""
-    message, settlement, _, entries, is_unseen, is_unhandled = disposition
+    message, settlement, _, entries, is_unseen, is_unhandled = request
     field: str = message.handle
     number, queue, raw = number_of(field), message.queue, message.raw
     if settlement is not Settlement.REQUEUE:
@@ -334,7 +339,7 @@ class Requeuer:
             reason: ``delivery_limit`` or ``expired``.
         """
         entries = self._dead_letters(message, reason)
-        return move_of(self._commands, Disposition(message, Settlement.ACK, entries=entries))
+        return move_of(self._commands, SettleRequest(message, Settlement.ACK, entries=entries))
 
     def _note_stuck(self, field: str, why: str) -> None:
         if field not in self.stuck:
@@ -386,7 +391,7 @@ def _is_no_list(exc: Exception) -> bool:
 
 
 class RedisSettler:
-    """See :class:`~greenconn.broker.settlements.MessageSettler`.
+    """See :class:`~greenconn.broker.settlements.PipelinedSettler`.
 
     Arguments:
         commands: of the link.
@@ -400,7 +405,6 @@ class RedisSettler:
             switches.
     """
 
-    ack_limit = 500
     outlives_link = True
 
     def __init__(
@@ -434,37 +438,47 @@ class RedisSettler:
         options = self._commands.options
         return min(options.lease / 3, options.visibility_timeout / 4)
 
-    def ack(self, handles: Sequence[Any], done: Done) -> None:
-        """Tell that messages were handled.  Never switches."""
-        pipeline, keys = self._commands.pipeline, self._commands.keys
-        count = len(handles)
-
-        def unlisted(reply: Any) -> None:
-            # In the reader.  Only now: else a cut between the two would leave an entry.
-            if pipeline.lost is None:
-                done(None if removed[0] == count else _outcome(pipeline, removed[0], count))
-
-        removal = pack_all((b"HDEL", keys.unacked, *handles))
-        unlisting = pack_all((b"ZREM", keys.unacked_index, *handles))
-        removed = pipeline.post_all((removal, unlisting), unlisted)
-
-    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
+    def parts(self, requests: Sequence[SettleRequest]) -> Iterable[Sequence[SettleRequest]]:
         """Cut what one turn has brought into what one call of the script takes.
 
-        The newest come first: each goes to the head, before those that were put there already.
+        Of those that go back the newest come first: each goes to the head, before those that were put
+        there already.
         """
-        ordered = sorted(dispositions, key=_number, reverse=True)
+        if len(requests) <= ACKS:
+            for each in requests:
+                if each.settlement is not _ACK or each.entries:
+                    break
+            else:
+                return (requests,) if requests else ()
+        acks = [each for each in requests if each.is_ack]
+        found = [acks[at : at + ACKS] for at in range(0, len(acks), ACKS)]
+        others = [each for each in requests if not each.is_ack]
+        ordered = sorted(others, key=_number, reverse=True)
         moved = [each for each in ordered if not _is_delayed(each)]
         delayed = [each for each in ordered if _is_delayed(each)]
-        return batched(moved, _size) + batched(delayed, _size)
+        return found + batched(moved, _size) + batched(delayed, _size)
 
-    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
+    def settle(self, requests: Sequence[SettleRequest], done: Done) -> None:
         """Put messages where they belong now, and wake those who wait for them.  Never switches."""
         commands = self._commands
-        if _is_delayed(dispositions[0]):
-            self._defer(dispositions, done)
+        first = requests[0]
+        if first.settlement is _ACK and not first.entries:
+            pipeline, keys, handles = commands.pipeline, commands.keys, [*map(_handle, requests)]
+            count = len(handles)
+
+            def unlisted(reply: Any) -> None:
+                # In the reader.  Only now: else a cut between the two would leave an entry.
+                if pipeline.lost is None:
+                    done(None if removed[0] == count else _outcome(pipeline, removed[0], count))
+
+            removal = pack_all((b"HDEL", keys.unacked, *handles))
+            unlisting = pack_all((b"ZREM", keys.unacked_index, *handles))
+            removed = pipeline.post_all((removal, unlisting), unlisted)
             return
-        moves = [move_of(commands, each) for each in dispositions]
+        if _is_delayed(first):
+            self._defer(requests, done)
+            return
+        moves = [move_of(commands, each) for each in requests]
 
         def moved(reply: Any) -> None:
             # In the reader.
@@ -474,30 +488,30 @@ class RedisSettler:
         keys, *args = move_arguments(commands.keys, moves)
         commands.post_script(MOVE, keys, *args, done=moved)
         # What goes back may come here again, where there is room.
-        for queue in {each.message.queue for each in dispositions if _goes_back(each)}:
+        for queue in {each.message.queue for each in requests if _goes_back(each)}:
             feed = self._feeds.get(queue)
             if feed is not None:
                 feed.wake()
 
-    def _defer(self, dispositions: Sequence[Disposition], done: Done) -> None:
+    def _defer(self, requests: Sequence[SettleRequest], done: Done) -> None:
         """Store delayed copies in the places of messages.  Never switches."""
         commands = self._commands
         keys = commands.keys
         args: list[Any] = []
-        for each in dispositions:
+        for each in requests:
             ((queue, envelope, _, delay, _),) = each.entries
             declaration = keys.queue(queue) if self._queues.may_end(queue) else None
             raw = dumps(envelope).encode()
             text = delayed_text(list_of(keys, queue, envelope), declaration, raw)
             args += [each.message.handle, round(delay * 1000), text]
-        soonest = min(each.entries[0].delay for each in dispositions)
+        soonest = min(each.entries[0].delay for each in requests)
 
         def deferred(reply: Any) -> None:
             # In the reader.
             if commands.pipeline.lost is None:
                 if not isinstance(reply, Exception):
                     self._delays.expect(soonest)
-                done(_outcome(commands.pipeline, reply, len(dispositions)))
+                done(_outcome(commands.pipeline, reply, len(requests)))
 
         held = (keys.unacked, keys.unacked_index, keys.delayed)
         commands.post_script(DEFER, held, *args, done=deferred)
@@ -510,7 +524,7 @@ class RedisSettler:
             if feed is not None and feed.consumers:
                 feed.source.broadcast_again(delivery)
             return
-        for key, raw in move_of(commands, Disposition(delivery, Settlement.REQUEUE)).copies:
+        for key, raw in move_of(commands, SettleRequest(delivery, Settlement.REQUEUE)).copies:
             commands.pipeline.post(pack(b"RPUSH", key, raw))
 
     def unread(self, message: HeldMessage) -> Envelope:
@@ -581,24 +595,24 @@ class RedisSettler:
         self._commands.pipeline.interrupted(exc)
 
 
-def _number(disposition: Disposition) -> int:
-    return number_of(disposition.message.handle)
+def _number(request: SettleRequest) -> int:
+    return number_of(request.message.handle)
 
 
-def _size(disposition: Disposition) -> int:
-    """Return about how many bytes a disposition moves."""
-    copies = 1 if _goes_back(disposition) else len(disposition.entries)
-    return len(disposition.message.raw) * copies
+def _size(request: SettleRequest) -> int:
+    """Return about how many bytes a request moves."""
+    copies = 1 if _goes_back(request) else len(request.entries)
+    return len(request.message.raw) * copies
 
 
-def _is_delayed(disposition: Disposition) -> bool:
+def _is_delayed(request: SettleRequest) -> bool:
     """Return whether a message is replaced by one that is delayed."""
-    entries = disposition.entries
+    entries = request.entries
     return bool(entries) and entries[0].delay > 0
 
 
-def _goes_back(disposition: Disposition) -> bool:
-    return disposition.settlement is Settlement.REQUEUE
+def _goes_back(request: SettleRequest) -> bool:
+    return request.settlement is Settlement.REQUEUE
 
 
 def _outcome(pipeline: CommandPipeline, reply: Any, sent: int) -> Any:

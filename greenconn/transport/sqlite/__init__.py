@@ -455,10 +455,7 @@ class SqliteStore(Store):
                 self._stored_in_vain,
                 messages.settle,
                 self._database.queues,
-                [
-                    SettleRequest(each.handle, Settlement.REQUEUE, is_unseen=True)
-                    for each in claimed
-                ],
+                [SettleRequest(each, Settlement.REQUEUE, is_unseen=True) for each in claimed],
                 messages.Claim(next(self._claims), self.lease, self.owner),
             )
 

@@ -379,11 +379,11 @@ def settle(
     for request in requests:
         if request.settlement is Settlement.REQUEUE:
             how = _Return(request.delay, request.is_unseen, request.is_unhandled)
-            back[how].append(request.handle)
-        elif request.entries and _holds(db, request.handle):
+            back[how].append(request.message.handle)
+        elif request.entries and _holds(db, request.message.handle):
             dead.append(request)
         else:
-            gone.append(request.handle)
+            gone.append(request.message.handle)
     entries = [entry for request in dead for entry in request.entries]
     stored = put(db, queues, entries, claim) if entries else PutResult([], {}, [], None)
     outcomes = iter(stored.outcomes)
@@ -396,9 +396,9 @@ def settle(
         ]
         refused += refusals[:1]
         if refusals:
-            back[_Return(claim.lease)].append(request.handle)
+            back[_Return(claim.lease)].append(request.message.handle)
         else:
-            gone.append(request.handle)
+            gone.append(request.message.handle)
     late = len(gone)
     for number, marks, values in _by_claim(gone):
         late -= db.execute(

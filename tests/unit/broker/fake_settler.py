@@ -8,9 +8,12 @@ from typing import Any
 from greenconn.broker.consuming import StoreDelivery
 from greenconn.broker.envelope import Envelope
 from greenconn.broker.leases import Leases
-from greenconn.broker.port import Claimed, Disposition, Done, Entry
+from greenconn.broker.port import Claimed, Done, Entry, SettleRequest
 from greenconn.broker.queues import Declaration
-from greenconn.broker.settlements import Settlements
+from greenconn.broker.settlements import PipelinedSettlements
+
+#: Acks that one call may have.
+ACKS = 2
 
 Notified = tuple[Sequence[Any], Done]
 
@@ -18,7 +21,6 @@ Notified = tuple[Sequence[Any], Done]
 class Settler:
     """A broker that answers when the test says so."""
 
-    ack_limit = 2
     outlives_link = True
     lease = 30.0
     renewal_interval = 10.0
@@ -26,19 +28,22 @@ class Settler:
 
     def __init__(self) -> None:
         self.acks: list[Notified] = []
-        self.settled: list[tuple[Sequence[Disposition], Done]] = []
+        self.settled: list[tuple[Sequence[SettleRequest], Done]] = []
         self.renewed: list[Notified] = []
         self.unheld: list[Any] = []
         self.turn_end: list[Callable[[], None]] = []
 
-    def ack(self, handles: Sequence[Any], done: Done) -> None:
-        self.acks.append((handles, done))
+    def parts(self, requests: Sequence[SettleRequest]) -> Iterable[Sequence[SettleRequest]]:
+        acks = [each for each in requests if each.is_ack]
+        others = [each for each in requests if not each.is_ack]
+        parts = [acks[at : at + ACKS] for at in range(0, len(acks), ACKS)]
+        return [*parts, others] if others else parts
 
-    def parts(self, dispositions: Sequence[Disposition]) -> Iterable[Sequence[Disposition]]:
-        return [dispositions]
-
-    def settle(self, dispositions: Sequence[Disposition], done: Done) -> None:
-        self.settled.append((dispositions, done))
+    def settle(self, requests: Sequence[SettleRequest], done: Done) -> None:
+        if requests[0].is_ack:
+            self.acks.append(([each.message.handle for each in requests], done))
+        else:
+            self.settled.append((requests, done))
 
     def return_unheld(self, delivery: Any) -> None:
         self.unheld.append(delivery)
@@ -80,18 +85,17 @@ class Successor:
     """Notes what comes too late."""
 
     def __init__(self) -> None:
-        self.acks: list[Any] = []
-        self.dispositions: list[Disposition] = []
+        self.tags: list[Any] = []
+        self.requests: list[SettleRequest] = []
 
     def ack(self, tag: Any) -> None:
-        self.acks.append(tag)
+        self.tags.append(tag)
 
     def note_unhandled(self, tags: Iterable[Any]) -> None:
         raise NotImplementedError
 
-    def add(self, link: Any, acks: Sequence[Any], dispositions: Sequence[Disposition]) -> None:
-        self.acks += acks
-        self.dispositions += dispositions
+    def add(self, link: Any, requests: Sequence[SettleRequest]) -> None:
+        self.requests += requests
 
 
 class Queues:
@@ -128,7 +132,7 @@ class Link:
         self.failures: list[BaseException] = []
         self.route: Callable[[], list[str]] = lambda: ["dead"]
         link: Any = self
-        self.settlements = Settlements(link)
+        self.settlements = PipelinedSettlements(link, self.settler)
         self.leases = Leases(link)
 
     def held(self) -> Iterable[Any]:

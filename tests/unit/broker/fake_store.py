@@ -274,10 +274,10 @@ class FakeStore(Store):
     def settle(self, requests: Sequence[SettleRequest]) -> int | None:
         self._call("settle", list(requests))
         for request in requests:
-            item = self._held(request.handle)
+            item = self._held(request.message.handle)
             if item is None:
                 continue
-            queue = request.handle[0]
+            queue = request.message.handle[0]
             for entry in request.entries:
                 self.fake_broker.items.setdefault(entry.queue, []).append(
                     Item(entry, self.fake_broker.next())

@@ -18,7 +18,7 @@ from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
 from tests.fix_wires import until
 from tests.unit.broker.conftest import Opener
-from tests.unit.broker.fake_store import FakeBroker, FakeStore
+from tests.unit.broker.fake_store import FakeBroker
 from tests.unit.broker.sink import Sink
 from tests.unit.broker.test_publishing import channel_to, publish
 
@@ -51,7 +51,7 @@ def test_a_dead_letter_that_fails_is_tried_after_a_lease(
     got[0].reject()
     channel.connection.catch_up()
     ((answer,),) = settled(fake_broker)
-    assert answer == SettleRequest(got[0].handle, Settlement.REQUEUE, delay=30.0)
+    assert answer == SettleRequest(got[0], Settlement.REQUEUE, delay=30.0)
 
 
 def test_a_waiter_is_woken_when_its_settlements_are_stored(
@@ -59,50 +59,27 @@ def test_a_waiter_is_woken_when_its_settlements_are_stored(
 ) -> None:
     channel, got = taken(connect, 2)
     link = channel.connection
-    link.settler.wait(Deadline(0))  # there is nothing to wait for
+    link.settlements.wait(Deadline(0))  # there is nothing to wait for
     may_go = Event()
     fake_broker.before = lambda method, argument: method == "settle" and may_go.wait()
     got[0].ack()
     until(lambda: settled(fake_broker))
-    first = gevent.spawn(link.settler.wait, Deadline(10))
+    first = gevent.spawn(link.settlements.wait, Deadline(10))
     gevent.sleep(0)
     got[1].ack()
-    link.settlements.flush()
-    second = gevent.spawn(link.settler.wait, Deadline(10))
+    second = gevent.spawn(link.settlements.wait, Deadline(10))
     gevent.sleep(0)
     with pytest.raises(TimeoutError):
-        link.settler.wait(Deadline(0.01))
+        link.settlements.wait(Deadline(0.01))
     fake_broker.before = lambda method, argument: method == "settle" and Event().wait()
     may_go.set()
     first.get(timeout=10)
     assert not second.ready()
-    assert link.settler.is_busy
+    assert link.settlements.is_busy
     link.end(RecoverableConnectionError("cut"))
     with pytest.raises(RecoverableConnectionError):
         second.get(timeout=10)
-    until(lambda: not link.settler.is_busy)
-
-
-def test_each_part_is_reported_once_it_is_whole(
-    connect: Opener, fake_broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where one call to the store holds less, or more."""
-    channel, got = taken(connect, 4)
-    settler = channel.connection.settler
-    outcomes: list[tuple[str, Any]] = []
-    late = iter([1, None, 2])
-    monkeypatch.setattr(FakeStore, "settle_limit", 2)
-    monkeypatch.setattr(channel.connection.store, "settle", lambda answers: next(late))
-    handles = [each.handle for each in got]
-    settler.ack(handles[:3], lambda outcome: outcomes.append(("a", outcome)))
-    settler.ack(handles[3:], lambda outcome: outcomes.append(("b", outcome)))
-    settler.wait(Deadline(10))
-    assert outcomes == [("a", 1), ("b", None)]
-    settler.ack(handles[:1], lambda outcome: outcomes.append(("c", outcome)))
-    settler.wait(Deadline(10))
-    assert outcomes[2:] == [("c", 2)]
-    for each in got:
-        each.is_held = False
+    until(lambda: not link.settlements.is_busy)
 
 
 @pytest.mark.parametrize("exc", [ChannelError("not now"), ConnectionResetError("cut")])
@@ -138,7 +115,7 @@ def test_a_settlement_that_is_refused(
     held = fake_broker.items["q"][refused].number
 
     def refuse(method: str, argument: Any) -> None:
-        if method == "settle" and any(answer.handle[1] == held for answer in argument):
+        if method == "settle" and any(answer.message.handle[1] == held for answer in argument):
             raise ChannelError("not this one")
 
     fake_broker.before = refuse
@@ -184,9 +161,8 @@ def test_a_caller_that_is_interrupted_does_not_let_the_store_be_called_twice(
 ) -> None:
     """The interruption comes when the greenlet is spawned and not noted yet."""
     channel, got = taken(connect, 2)
-    settler = channel.connection.settler
+    link = channel.connection
     may_go = Event()
-    outcomes: list[Any] = []
 
     def interrupted(name: str, function: Callable[[], None]) -> None:
         spawn(name, function)
@@ -196,18 +172,16 @@ def test_a_caller_that_is_interrupted_does_not_let_the_store_be_called_twice(
     with monkeypatch.context() as patched:
         patched.setattr(supervisor, "spawn", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            settler.ack([got[0].handle], outcomes.append)
+            got[0].ack()
     if has_begun:
         until(lambda: settled(fake_broker))
-    settler.ack([got[1].handle], outcomes.append)
+    got[1].ack()
     until(lambda: settled(fake_broker))
     for _ in range(3):
         gevent.sleep(0)
-    assert (len(settled(fake_broker)), settler.is_busy) == (1, True)
+    assert (len(settled(fake_broker)), link.settlements.is_busy) == (1, True)
     may_go.set()
-    settler.wait(Deadline(30))
-    until(lambda: not settler.is_busy)
-    handles = [answer.handle for each in settled(fake_broker) for answer in each]
-    assert (handles, outcomes) == ([each.handle for each in got], [None, None])
-    for each in got:
-        each.is_held = False
+    link.settlements.wait(Deadline(30))
+    until(lambda: not link.settlements.is_busy)
+    handles = [answer.message.handle for each in settled(fake_broker) for answer in each]
+    assert handles == [each.handle for each in got]

@@ -92,7 +92,7 @@ def test_the_child_of_a_fork_gives_nothing_back(
 
     def gives_nothing() -> bool:
         link.settlements.requeue_unseen(claimed)
-        return not link.transport.handover._dispositions
+        return not link.transport.handover._requests
 
     assert holds_in_child(gives_nothing)
 

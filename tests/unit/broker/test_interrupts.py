@@ -34,7 +34,7 @@ def settle(channel: StoreChannel[StoreLink], fake_broker: FakeBroker) -> None:
                 link.put_batcher.is_busy,
                 link._calls,
                 link.settlements.is_routing,
-                link.settler.is_busy,
+                link.settlements.is_busy,
             )
         ):
             yield_to_hub()

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from greenconn.broker.port import (
+    Claimed,
     Entry,
     LeaseExpired,
     NoQueue,
@@ -18,6 +19,7 @@ from greenconn.exceptions import RecoverableConnectionError
 from tests.tiny_client import TinyClient
 from tests.unit.broker.fake_store import FakeBroker, FakeStore
 
+HELD = Claimed("q", None, "handle")
 ENTRY = Entry("dead", {"body": b"x"})
 
 
@@ -31,7 +33,7 @@ def store(fake_broker: FakeBroker) -> FakeStore:
 def test_a_request_whose_copies_are_stored_stays(
     store: FakeStore, outcome: Exception | None
 ) -> None:
-    answer = SettleRequest("handle", Settlement.ACK, entries=[ENTRY])
+    answer = SettleRequest(HELD, Settlement.ACK, entries=[ENTRY])
     assert store.unless_refused(answer, [outcome]) is answer
 
 
@@ -41,10 +43,10 @@ def test_a_request_whose_copies_are_stored_stays(
 def test_a_message_whose_copy_is_refused_comes_again_later(
     store: FakeStore, outcome: Exception, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = SettleRequest("handle", Settlement.ACK, entries=[ENTRY, ENTRY])
+    answer = SettleRequest(HELD, Settlement.ACK, entries=[ENTRY, ENTRY])
     with caplog.at_level(logging.ERROR, "greenconn.broker"):
         given = store.unless_refused(answer, [None, outcome])
-    assert given == SettleRequest("handle", Settlement.REQUEUE, delay=30.0)
+    assert given == SettleRequest(HELD, Settlement.REQUEUE, delay=30.0)
     (record,) = caplog.records
     assert "a dead letter for queue 'dead' could not be stored" in record.getMessage()
     assert f"is tried again in 30 s: {why}" in record.getMessage()

@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from greenconn.broker.port import Settlement
+from greenconn.broker.port import Settlement, SettleRequest
 from greenconn.green import supervisor
 from greenconn.green.deadline import Deadline
 from greenconn.green.supervisor import spawn
@@ -23,6 +23,10 @@ def link() -> Link:
     return Link()
 
 
+def handles_of(requests: list[SettleRequest]) -> list[Any]:
+    return [each.message.handle for each in requests]
+
+
 def test_what_is_settled_when_the_link_is_gone_is_handed_to_the_next_life(link: Link) -> None:
     link.settlements.ack(Held("a"))
     link.lost = ConnectionError("cut by the test")
@@ -30,9 +34,12 @@ def test_what_is_settled_when_the_link_is_gone_is_handed_to_the_next_life(link: 
     link.settlements.ack(Held("b"))
     link.settlements.requeue([Held("back")])
     link.settlements.dead_letter([Held("dead")], "rejected")
-    assert link.handover.acks == ["a", "b"]
-    given_back = [each.message.handle for each in link.handover.dispositions]
-    assert given_back == ["back", "dead"]
+    assert [(each.message.handle, each.is_ack) for each in link.handover.requests] == [
+        ("a", True),
+        ("b", True),
+        ("back", False),
+        ("dead", False),
+    ]
     assert link.settler.acks == []
 
 
@@ -53,7 +60,7 @@ def test_what_is_refused_is_sent_again(link: Link, caplog: pytest.LogCaptureFixt
     assert [len(part) for part, _ in link.settler.settled] == [1, 1]
     for _, done in (*link.settler.acks, *link.settler.settled):
         done(None)
-    assert (link.settlements.refused, link.settlements.unsettled()) == (0, ([], []))
+    assert (link.settlements.refused, link.settlements.unsettled()) == (0, [])
 
 
 def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
@@ -65,12 +72,12 @@ def test_dead_letter_that_cannot_be_routed_is_tried_again(link: Link) -> None:
     link.settlements.wait_routed(Deadline(SOON))
     assert [str(each) for each in link.failures] == ["you may not look at it"]
     assert (link.settlements.refused, link.settler.settled) == (1, [])
-    assert [each.settlement for each in link.settlements.unsettled()[1]] == [Settlement.REQUEUE]
+    assert [each.settlement for each in link.settlements.unsettled()] == [Settlement.REQUEUE]
     link.route = lambda: ["dead"]
     link.settlements.repeat()
     link.settlements.wait_routed(Deadline(SOON))
-    ((disposition,), _) = link.settler.settled[0]
-    assert disposition.settlement is Settlement.ACK
+    ((request,), _) = link.settler.settled[0]
+    assert request.settlement is Settlement.ACK
 
 
 def test_who_waits_for_dead_letters_is_woken_when_the_link_is_gone(link: Link) -> None:
@@ -82,29 +89,29 @@ def test_who_waits_for_dead_letters_is_woken_when_the_link_is_gone(link: Link) -
     link.settlements.dead_letter([Held("a")], "rejected")
     waiting = gevent.spawn(link.settlements.wait_routed, Deadline(SOON))
     gevent.sleep(0)
-    assert [each.message.handle for each in link.settlements.unsettled()[1]] == ["a"]
+    assert handles_of(link.settlements.unsettled()) == ["a"]
     link.lost = ConnectionError("cut by the test")
     link.settlements.stop(link.lost)
     with pytest.raises(ConnectionError, match="cut"):
         waiting.get(timeout=SOON)
     assert not link.settlements.is_routing
-    assert link.settlements.unsettled() == ([], [])  # the next life has them
+    assert link.settlements.unsettled() == []  # the next life has them
 
 
 def test_an_interruption_while_settlements_leave_is_noted_and_goes_on(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(handles: Any, done: Any) -> None:
+    def interrupt(requests: Any, done: Any) -> None:
         raise KeyboardInterrupt
 
     noted: list[BaseException] = []
-    monkeypatch.setattr(link.settler, "ack", interrupt)
+    monkeypatch.setattr(link.settler, "settle", interrupt)
     monkeypatch.setattr(link.settler, "interrupted", noted.append)
     link.settlements.ack(Held("a"))
     with pytest.raises(KeyboardInterrupt):
         link.settlements.flush()
     assert [type(each) for each in noted] == [KeyboardInterrupt]
-    assert link.settlements.unsettled() == (["a"], [])
+    assert handles_of(link.settlements.unsettled()) == ["a"]
 
 
 def test_a_refusal_of_a_lost_link_is_the_next_lifes(
@@ -118,8 +125,7 @@ def test_a_refusal_of_a_lost_link_is_the_next_lifes(
         done(link.lost)
     gevent.sleep(0)
     assert link.settlements.refused == 0
-    acks, dispositions = link.settlements.unsettled()
-    assert (acks, [each.message.handle for each in dispositions]) == (["a"], ["b"])
+    assert handles_of(link.settlements.unsettled()) == ["a", "b"]
     assert caplog.text == ""
 
 

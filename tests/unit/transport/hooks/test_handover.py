@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Settlement, SettleRequest
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.exceptions import RecoverableConnectionError
 from greenconn.message import Message
 from greenconn.transport.hooks import HookLink
@@ -190,7 +190,7 @@ def test_what_the_broker_requeues_by_itself_is_left_to_it(
     assert message is not None
     link.end(RecoverableConnectionError("lost"))
     successor = link.transport.establish_connection()
-    successor.store.settle([SettleRequest(message, Settlement.REQUEUE)])
+    successor.store.settle([SettleRequest(Claimed("q", None, message), Settlement.REQUEUE)])
     successor.close()
     assert bodies(backend, channel) == []
     assert list(dumps.iterdir()) == []

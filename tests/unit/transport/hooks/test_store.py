@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Settlement, SettleRequest
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.transport.hooks import HookLink
 from tests.fix_wires import until
 from tests.integration.contract import Store
@@ -99,7 +99,7 @@ def test_what_cannot_be_put_back_is_dumped(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     message = channel.message_of({"body": "c2VjcmV0", "properties": {}}, "q")
     channel._restore = fail  # type: ignore[method-assign]
-    link.store.settle([SettleRequest(message, Settlement.REQUEUE)])
+    link.store.settle([SettleRequest(Claimed("q", None, message), Settlement.REQUEUE)])
     assert "a message could not be requeued: OSError('gone')" in caplog.text
     assert "secret" not in caplog.text
     assert link.is_open

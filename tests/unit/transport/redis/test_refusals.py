@@ -14,7 +14,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from greenconn import Connection
-from greenconn.broker.port import Disposition, Settlement
+from greenconn.broker.port import Claimed, Settlement, SettleRequest
 from greenconn.exceptions import AccessRefused, RecoverableConnectionError
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import ENDS_THE_LINK, LinkLost, as_error
@@ -119,7 +119,8 @@ def sweep(link: ClusterLink) -> None:
 def ack(link: ClusterLink) -> None:
     """Acknowledge a message."""
     outcomes: list[Any] = []
-    link.placement.settler.ack([link.handle(HERE, 1)], outcomes.append)
+    message = Claimed(HERE, None, link.handle(HERE, 1))
+    link.placement.settler.settle([SettleRequest(message, Settlement.ACK)], outcomes.append)
     await_outcome(link, outcomes)
 
 
@@ -127,7 +128,7 @@ def requeue(link: ClusterLink) -> None:
     """Requeue a message: a script."""
     outcomes: list[Any] = []
     message = Delivery(None, link.handle(HERE, 1), 1, b'{"body": "x"}', HERE)
-    link.placement.settler.settle([Disposition(message, Settlement.REQUEUE)], outcomes.append)
+    link.placement.settler.settle([SettleRequest(message, Settlement.REQUEUE)], outcomes.append)
     await_outcome(link, outcomes)
 
 

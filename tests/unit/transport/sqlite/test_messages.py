@@ -33,7 +33,7 @@ def steps(waiting: int) -> int:
         db.set_progress_handler(progress, 1)
         taken = claim(db, queues, {1: 10}, how).claimed
         assert len(taken) == 10
-        settle(db, queues, [SettleRequest(each.handle, Settlement.ACK) for each in taken], how)
+        settle(db, queues, [SettleRequest(each, Settlement.ACK) for each in taken], how)
         return count
 
 

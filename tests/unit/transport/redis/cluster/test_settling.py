@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from greenconn.broker.port import Disposition, Entry, Settlement
+from greenconn.broker.port import Claimed, Entry, Settlement, SettleRequest
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import NodeLost
 from greenconn.wire.resp import ErrorReply, pack
@@ -25,11 +25,15 @@ CAME = 30.0
 RAW = b'{"body": "x"}'
 
 
-def rejected(link: ClusterLink, number: int, *to: str) -> Disposition:
-    """Return the disposition of a message of HERE that becomes a dead letter in some queues."""
+def rejected(link: ClusterLink, number: int, *to: str) -> SettleRequest:
+    """Return the request of a message of HERE that becomes a dead letter in some queues."""
     message = Delivery(None, link.handle(HERE, number), number, RAW, HERE)
     # No envelope: the message as it is.
-    return Disposition(message, Settlement.REJECT, entries=[Entry(name, {}) for name in to])
+    return SettleRequest(message, Settlement.REJECT, entries=[Entry(name, {}) for name in to])
+
+
+def acked(handle: str) -> SettleRequest:
+    return SettleRequest(Claimed("", None, handle), Settlement.ACK)
 
 
 def removed_already(command: str) -> Answer:
@@ -42,9 +46,9 @@ def test_acks_go_where_the_messages_are_held(
 ) -> None:
     link, outcomes = cluster_links(), list[Any]()
     handles = [link.handle(*each) for each in ((HERE, 1), (THERE, 1), (HERE, 2), (NEAR, 1))]
-    link.placement.settler.ack(handles, outcomes.append)
-    until(lambda: outcomes, CAME)
-    assert outcomes == [None], "once, when all nodes have replied"
+    for part in link.placement.settler.parts([acked(each) for each in handles]):
+        link.placement.settler.settle(part, outcomes.append)
+    until(lambda: outcomes == [None] * 3, CAME)
     first, second = scripted_cluster.nodes
     assert sorted(each for each in first.got if each.startswith("HDEL")) == sorted(
         [
@@ -61,7 +65,7 @@ def test_an_ack_that_a_lost_socket_had_carried_out_is_not_late(
     link, outcomes = cluster_links(), list[Any]()
     node = scripted_cluster.nodes[0]
     node.answer = lambda command: None
-    link.placement.settler.ack([link.handle(HERE, 1)], outcomes.append)
+    link.placement.settler.settle([acked(link.handle(HERE, 1))], outcomes.append)
     until(lambda: node.names() == ["HDEL", "ZREM"], CAME)
     node.answer = removed_already
     node.peer.drop()
