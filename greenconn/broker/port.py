@@ -173,7 +173,7 @@ class SettleRequest(NamedTuple):
 
     @property
     def handle(self) -> Any:
-        """What the store has given as the handle of the message."""
+        """The handle that the store has given the message."""
         return self.message.handle
 
     @property

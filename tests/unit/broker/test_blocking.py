@@ -148,10 +148,20 @@ def test_acks_of_a_turn_leave_together(connect: Opener, fake_broker: FakeBroker)
     assert [len(argument) for method, argument in fake_broker.calls if method == "settle"] == [50]
 
 
-def test_settlements_that_are_interrupted_end_the_link(connect: Opener) -> None:
-    link = connect()
-    link.settler.interrupted(KeyboardInterrupt())
-    assert link.lost is not None
+def test_settlements_that_are_interrupted_end_the_link(
+    connect: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, got = taken(connect, 1)
+    link = channel.connection
+
+    def settle(requests: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(link.store, "settle", settle)
+    with monkeypatch.context() as patched:
+        patched.setattr(gevent.get_hub(), "handle_error", lambda *args: None)
+        got[0].ack()
+        until(lambda: link.lost is not None)
     assert "settling messages failed: KeyboardInterrupt()" in str(link.lost)
 
 
