@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import resource
 import tracemalloc
 from collections.abc import Callable, Iterator
 from struct import pack
@@ -31,7 +32,7 @@ from greenconn.publishing import publish
 from greenconn.service.rpc import call, spawn_server
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.worker import spawn_consumer
-from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, drain, method_frame
+from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_frame
 from tests.fix_relay import Relay
 from tests.fix_wires import until
 
@@ -563,3 +564,26 @@ def test_a_method_that_nobody_knows_is_one_clean_error(
         waiting.get(timeout=SOON)
     assert isinstance(link.lost, FrameError)
     assert not link.is_open
+
+
+def test_a_peer_that_stops_reading_costs_bounded_memory(amqp_peers: AmqpPeers) -> None:
+    peer = amqp_peers()
+    links = Links(peer.url)
+    link = links(blocked_timeout=0.2, confirm_publish=False)
+    channel = link.channel()
+    peer.end.is_reading.clear()
+    message = channel.prepare_message(bytes(100_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def flood() -> None:
+        with pytest.raises(ConnectionBlocked, match="does not read"):
+            for _ in range(1000):
+                channel.basic_publish(message, "", "q")
+
+    gevent.joinall([gevent.spawn(flood) for _ in range(100)], timeout=SOON, raise_error=True)
+    assert link.writer.pending < 2 * MIB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32_000  # KiB
+    assert link.is_open
+    peer.end.is_reading.set()
+    until(lambda: not link.writer.pending)
+    links.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from redis import exceptions
 
 import greenconn
 from greenconn import Connection, Queue
@@ -35,9 +36,6 @@ def there_and_back(url: str, **options: Any) -> None:
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert consumer.stop(SOON)
     assert got == [0, 1, 2]
-
-
-# -- login
 
 
 # -- other ways to connect
@@ -175,3 +173,17 @@ def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> Non
                 draining.drain_events(timeout=0.01)
         until(lambda: set(got) == set(range(20)))
         assert consumer.stop(SOON)
+
+
+def test_silent_server(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    options = {"reply_timeout": 0.5}
+    with Connection(server.url, transport_options=options) as connection:
+        producer = Producer(connection)
+        producer.publish("x", routing_key="q")
+        server.pause()
+        with pytest.raises(exceptions.TimeoutError, match="did not reply within") as caught:
+            producer.publish("y", routing_key="q")
+        assert isinstance(caught.value, connection.recoverable_connection_errors)
+        server.resume()
+        producer.publish("z", routing_key="q")
