@@ -32,6 +32,7 @@ CORE = (
         for name in (
             "amqp_tls",
             "connection_amqp",
+            "messaging",
             "publishing",
             "rpc",
             "spawn_consumer",

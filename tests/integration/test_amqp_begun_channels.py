@@ -14,7 +14,10 @@ from greenconn import Connection, Queue, rpc, spawn_consumer
 from greenconn.entity.declaration import existence_key
 from greenconn.exceptions import (
     AccessRefused,
+    NotAllowed,
+    NotFound,
     RecoverableChannelError,
+    RecoverableConnectionError,
 )
 from greenconn.green.slot import Slot
 from greenconn.transport.amqp.channel import Channel
@@ -50,6 +53,28 @@ def publishing(channel: Channel) -> Any:
     return gevent.spawn(channel.basic_publish_confirm, channel.prepare_message("x"), "", "q")
 
 
+def test_requests_follow_before_the_broker_has_replied(
+    scripted_link: AmqpLink, end: BrokerEnd
+) -> None:
+    channel, consuming = begun(scripted_link, "a", "b")
+    publisher = publishing(channel)
+    end.expect(spec.Connection.Open)
+    sent = [end.got.get(timeout=SOON)[1] for _ in range(6)]
+    assert sent[:3] == [spec.Channel.Open, spec.Basic.Qos, spec.Confirm.Select]
+    assert sent[3:] == [spec.Basic.Consume, spec.Basic.Consume, spec.Basic.Publish]
+    assert len(channel.calls.pending) == 5
+    end.method(1, spec.Channel.OpenOk, "S", "")
+    end.method(1, spec.Basic.QosOk)
+    end.method(1, spec.Confirm.SelectOk)
+    end.method(1, spec.Basic.Ack, "Lb", 1, False)
+    for tag in "ba":  # the queue replies
+        end.method(1, spec.Basic.ConsumeOk, "s", tag)
+    assert [each.get(timeout=SOON) for each in consuming] == ["a", "b"]
+    publisher.get(timeout=SOON)
+    assert channel.consumers.qos == (0, 7, False)
+    assert not len(channel.calls.pending)
+
+
 @pytest.mark.parametrize("blamed", [spec.Channel.Open, spec.Basic.Qos, spec.Confirm.Select])
 def test_what_others_need_is_refused_to_all_of_them(
     scripted_link: AmqpLink, end: BrokerEnd, blamed: Method
@@ -70,6 +95,37 @@ def test_what_others_need_is_refused_to_all_of_them(
     end.expect(spec.Channel.CloseOk)
     assert scripted_link.begin_channel().channel_id == 2
     assert apart.is_open
+
+
+def test_an_error_of_one_consumer_is_its_own(scripted_link: AmqpLink, end: BrokerEnd) -> None:
+    _, (failing, other) = begun(scripted_link, "a", "b")
+    end.expect(spec.Basic.Consume)
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Channel.OpenOk, "S", "")
+    end.method(1, spec.Basic.QosOk)
+    end.method(1, spec.Channel.Close, "BsBB", 404, "no queue", *spec.Basic.Consume)
+    with pytest.raises(NotFound):
+        failing.get(timeout=SOON)
+    with pytest.raises(RecoverableChannelError, match="because of another call"):
+        other.get(timeout=SOON)
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_all_learn_why_the_connection_has_ended(
+    amqp_peer: AmqpPeer, scripted_link: AmqpLink, end: BrokerEnd, is_refused: bool
+) -> None:
+    channel, callers = begun(scripted_link, "a", "b")
+    callers.append(publishing(channel))
+    end.expect(spec.Basic.Publish)
+    if is_refused:
+        end.method(0, spec.Connection.Close, "BsBB", 530, "too many channels", *spec.Channel.Open)
+    else:
+        amqp_peer.peer.drop()
+    for caller in callers:
+        with pytest.raises(NotAllowed if is_refused else RecoverableConnectionError):
+            caller.get(timeout=SOON)
+    assert not channel.is_open
+    assert not scripted_link.is_open
 
 
 def test_a_channel_is_closed_before_it_was_open(scripted_link: AmqpLink, end: BrokerEnd) -> None:

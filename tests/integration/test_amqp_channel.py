@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -22,10 +23,37 @@ from greenconn.exceptions import (
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.channel import Channel
 from greenconn.transport.amqp.link import AmqpLink
-from tests.fix_amqp import Links
+from tests.fix_amqp import Links, drain
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import until
-from tests.integration.amqp_clients import WAIT, Sink, counts, fill, message
+from tests.integration.amqp_clients import WAIT, Sink, all_of, counts, fill, message
+
+
+def test_each_of_many_callers_gets_its_own_answer(amqp_channel: Channel, unique: str) -> None:
+    names = [f"{unique}-{number}" for number in range(10)]
+    for number, name in enumerate(names):
+        amqp_channel.queue_declare(name, exclusive=True)
+        fill(amqp_channel, name, number)
+
+    def ask(number: int) -> tuple[str, int]:
+        declared = amqp_channel.queue_declare(names[number % 10], passive=True)
+        return declared.queue, declared.message_count
+
+    answers = all_of([gevent.spawn(ask, number) for number in range(100)])
+    assert answers == [(names[number % 10], number % 10) for number in range(100)]
+
+
+def test_gets_of_many_greenlets_take_each_message_once(
+    amqp_channel: Channel, amqp_queue: str
+) -> None:
+    fill(amqp_channel, amqp_queue, 100)
+    got = all_of([gevent.spawn(amqp_channel.basic_get, amqp_queue) for _ in range(120)])
+    bodies = [each.body for each in got if each is not None]
+    assert sorted(bodies, key=int) == [str(number) for number in range(100)]
+    for each in got:
+        if each is not None:
+            amqp_channel.basic_ack(each.delivery_tag)
+    assert counts(amqp_channel, amqp_queue) == (0, 0)
 
 
 def test_each_switch_of_a_caller_may_be_its_last(amqp_link: AmqpLink, unique: str) -> None:
@@ -44,6 +72,27 @@ def test_each_switch_of_a_caller_may_be_its_last(amqp_link: AmqpLink, unique: st
         # The next caller gets its own answer all the same.
         name = f"{unique}-next"
         assert channel.queue_declare(name, exclusive=True).queue == name
+
+
+def test_a_message_that_a_killed_caller_got_goes_back(amqp_link: AmqpLink, amqp_queue: str) -> None:
+    channel, other = amqp_link.channel(), amqp_link.channel()
+    fill(channel, amqp_queue, 5)
+
+    def get() -> None:
+        channel.basic_get(amqp_queue).requeue()
+
+    for _ in interruptions(get):
+        until(lambda: counts(other, amqp_queue) == (5, 0))
+
+
+def test_a_channel_of_a_killed_caller_is_closed(amqp_link: AmqpLink) -> None:
+    kept = amqp_link.channel()
+    for run in interruptions(amqp_link.channel):
+        if run.result is not None:
+            run.result.close()
+        until(lambda: set(amqp_link.channels.values()) == {amqp_link, kept})
+    numbers = {amqp_link.channel().channel_id for _ in range(5)}
+    assert numbers == {2, 3, 4, 5, 6}
 
 
 def test_each_switch_of_close_may_be_the_last(amqp_link: AmqpLink, amqp_queue: str) -> None:
@@ -115,6 +164,16 @@ def test_an_error_reaches_its_own_caller_and_others_get_the_cause(
     assert link.is_open
 
 
+def test_a_failed_publish_is_not_the_error_of_one_who_declares(
+    amqp_channel: Channel, unique: str
+) -> None:
+    amqp_channel.basic_publish(message(amqp_channel), f"{unique}-absent", "key")
+    with pytest.raises(RecoverableChannelError, match="404") as caught:
+        amqp_channel.queue_declare(unique, exclusive=True)
+    assert not isinstance(caught.value, NotFound)
+    assert isinstance(caught.value.__cause__, NotFound)
+
+
 def test_a_failed_publish_that_nobody_awaits_is_reported_to_the_next(
     amqp_link: AmqpLink, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -135,6 +194,29 @@ def test_a_failed_publish_that_nobody_awaits_is_reported_to_the_next(
     assert third.is_open
 
 
+def test_a_failed_publish_with_confirms_that_nobody_awaits_is_reported_to_the_next(
+    amqp_link: AmqpLink, unique: str
+) -> None:
+    old, new = amqp_link.channel(), amqp_link.channel()
+    old.confirm_select()
+    old.basic_publish(message(old), f"{unique}-absent", "key", mandatory=True)
+    until(lambda: not old.is_open)
+    new.take_over(old)
+    with pytest.raises(RecoverableChannelError, match=r"without confirm is lost.*404"):
+        new.basic_publish(message(new), "", unique)
+
+
+def test_the_error_of_a_killed_caller_is_nobody_elses(amqp_channel: Channel, unique: str) -> None:
+    killed = gevent.spawn(amqp_channel.queue_declare, f"{unique}-absent", passive=True)
+    gevent.sleep(0)
+    waiting = gevent.spawn(amqp_channel.queue_declare, unique, exclusive=True)
+    gevent.sleep(0)
+    killed.kill()
+    with pytest.raises(RecoverableChannelError, match="404") as caught:
+        waiting.get(timeout=WAIT)
+    assert not isinstance(caught.value, NotFound)
+
+
 def test_a_consumer_that_could_not_start_is_its_callers_matter_alone(
     amqp_link: AmqpLink, unique: str
 ) -> None:
@@ -147,6 +229,19 @@ def test_a_consumer_that_could_not_start_is_its_callers_matter_alone(
     with pytest.raises(TimeoutError):
         amqp_link.drain(Deadline(0))
     assert not sink.errors
+
+
+def test_consumers_of_a_channel_that_an_error_closes_are_notified(
+    amqp_link: AmqpLink, amqp_queue: str, unique: str
+) -> None:
+    channel, sink = amqp_link.channel(), Sink()
+    channel.basic_consume(amqp_queue, callback=print)
+    channel.basic_consume(amqp_queue, sink=sink)
+    with pytest.raises(NotFound):
+        channel.queue_declare(f"{unique}-absent", passive=True)
+    assert len(sink.errors) == 1
+    with pytest.raises(RecoverableChannelError, match="404"):
+        amqp_link.drain(Deadline(WAIT))
 
 
 def test_arguments_that_fit_no_field_or_frame_affect_nobody_else(
@@ -181,6 +276,68 @@ def test_bodies_and_headers_at_the_edges_of_a_frame(
         got = amqp_channel.basic_get(amqp_queue, no_ack=True)
         assert got.body == body
         assert got.headers == (each or {})
+
+
+def test_an_ack_is_never_merged_over_what_is_rejected_in_the_same_turn(
+    amqp_channel: Channel, amqp_queue: str
+) -> None:
+    fill(amqp_channel, amqp_queue, 9)
+    tags = [amqp_channel.basic_get(amqp_queue).delivery_tag for _ in range(9)]
+    for each in (tags[0], tags[2], tags[3]):
+        amqp_channel.basic_ack(each)
+    amqp_channel.basic_reject(tags[1], True)
+    for each in (tags[4], tags[6]):
+        amqp_channel.basic_ack(each)
+    amqp_channel.basic_reject(tags[5], True)
+    amqp_channel.basic_ack(tags[8], multiple=True)
+    until(lambda: counts(amqp_channel, amqp_queue) == (2, 0))
+    assert [amqp_channel.basic_get(amqp_queue).body for _ in range(2)] == ["1", "5"]
+
+
+def test_recover_redelivers_all_that_is_unacked_and_drops_acks_given_meanwhile(
+    amqp_link: AmqpLink, amqp_queue: str
+) -> None:
+    channel = amqp_link.channel()
+    fill(channel, amqp_queue, 20)
+    got: list[Any] = []
+    channel.basic_consume(amqp_queue, callback=got.append)
+    drain(amqp_link, lambda: len(got) == 20)
+    for each in got[:5]:
+        each.ack()
+    recovering = gevent.spawn(channel.basic_recover, True)
+    gevent.sleep(0)
+    for each in got[5:10]:
+        each.ack()  # too late: they come again
+    got[10].reject()
+    recovering.get(timeout=WAIT)
+    first, got[:] = got[:], []
+    drain(amqp_link, lambda: len(got) == 15)
+    assert sorted(int(each.body) for each in got) == list(range(5, 20))
+    assert all(each.delivery_info["redelivered"] for each in got)
+    for each in first[11:]:
+        with pytest.raises(PreconditionFailed):
+            channel.basic_ack(each.delivery_tag)
+    for each in got:
+        each.ack()
+    assert counts(channel, amqp_queue) == (0, 1)
+    assert channel.is_open
+
+
+def test_what_recover_async_redelivers_is_acked_by_its_new_tag(
+    amqp_link: AmqpLink, amqp_queue: str
+) -> None:
+    channel = amqp_link.channel()
+    fill(channel, amqp_queue, 2)
+    before = [channel.basic_get(amqp_queue) for _ in range(2)]
+    channel.basic_recover_async(requeue=True)
+    before[0].ack()  # too late: it comes again
+    until(lambda: counts(channel, amqp_queue) == (2, 0))
+    with pytest.raises(PreconditionFailed, match="already acknowledged"):
+        before[1].ack()
+    for _ in range(2):
+        channel.basic_get(amqp_queue).ack()
+    until(lambda: counts(channel, amqp_queue) == (0, 0))
+    assert channel.is_open
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -271,3 +428,20 @@ def test_random_settlements_leave_at_the_broker_what_was_not_settled(
     until(lambda: counts(channel, amqp_queue) == (total - len(gone), 0))
     left = {channel.basic_get(amqp_queue, no_ack=True).body for _ in range(total - len(gone))}
     assert left == {str(number) for number in range(total)} - gone
+
+
+def test_acks_in_order_leave_in_few_frames(amqp_link: AmqpLink, amqp_queue: str) -> None:
+    channel = amqp_link.channel()
+    fill(channel, amqp_queue, 500)
+    channel.basic_qos(0, 100, False)
+    done = Counter[str]()
+
+    def handle(each: Any) -> None:
+        each.ack()
+        done["messages"] += 1
+
+    channel.basic_consume(amqp_queue, callback=handle)
+    sends = amqp_link.writer.sends
+    drain(amqp_link, lambda: done["messages"] == 500)
+    assert counts(channel, amqp_queue) == (0, 1)
+    assert amqp_link.writer.sends - sends < 250

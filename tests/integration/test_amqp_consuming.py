@@ -81,6 +81,22 @@ def test_a_tag_whose_caller_was_killed_is_free_when_the_broker_has_cancelled_it(
         channel.basic_consume(amqp_queue, "tag", callback=print)
 
 
+def test_deliveries_after_a_cancel_without_waiting_go_back(
+    amqp_link: AmqpLink, amqp_queue: str
+) -> None:
+    channel = amqp_link.channel()
+    fill(channel, amqp_queue, 50)
+    got: list[Any] = []
+    channel.basic_consume(amqp_queue, "tag", nowait=True, callback=got.append)
+    channel.basic_cancel("tag", nowait=True)
+    until(lambda: counts(channel, amqp_queue) == (50, 0))
+    assert not got
+    channel.basic_consume(amqp_queue, "tag", callback=got.append)
+    drain(amqp_link, lambda: len(got) == 50)
+    channel.basic_cancel("tag", nowait=True)
+    until(lambda: not channel.consumers.by_tag)  # nothing stays behind
+
+
 @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nowait"])
 def test_a_cancel_hands_on_what_the_broker_has_deleted(
     amqp_link: AmqpLink, amqp_queue: str, nowait: bool

@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import gevent
 import pytest
 
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.transport.amqp.delays import LONGEST_DELAY, landing_queue, without_former_delays
+
+SOON = 30.0
 
 
 def test_what_rabbitmq_cannot_keep(amqp_url: str, unique: str) -> None:
@@ -33,6 +36,26 @@ def test_landing_queue_has_no_wildcards_and_room_for_the_digits(exchange: str, k
     assert len(name.encode()) < 255 - 2 * 28
     assert not set(name) & set("*#")
     assert name != landing_queue(exchange, key + "x") != landing_queue("other", key)
+
+
+def test_levels_are_declared_once_a_link(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        channel = connection.default_channel
+        Queue(unique, exclusive=True)(channel).declare()
+        greenlets = [
+            gevent.spawn(greenconn.publish, unique, n, connection=connection, delay=1)
+            for n in range(20)
+        ]
+        gevent.joinall(greenlets, timeout=SOON, raise_error=True)
+        got: set[Any] = set()
+        with gevent.Timeout(SOON):
+            while len(got) < 20:
+                message = channel.basic_get(unique, no_ack=True)
+                if message is None:
+                    gevent.sleep(0.05)
+                else:
+                    got.add(message.payload)
+        channel.queue_delete(landing_queue("", unique))
 
 
 def test_traces_of_a_former_delay_are_taken_off() -> None:

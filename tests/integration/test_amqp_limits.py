@@ -32,9 +32,11 @@ from greenconn.publishing import publish
 from greenconn.service.rpc import call, spawn_server
 from greenconn.transport.amqp.link import AmqpLink
 from greenconn.worker import spawn_consumer
+from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, drain, method_frame
 from tests.fix_relay import Relay
 from tests.fix_wires import until
+from tests.integration.processes import run
 
 pytestmark = pytest.mark.full
 
@@ -190,6 +192,27 @@ def test_a_message_that_is_too_large_cannot_be_decoded(
     again.ack()
 
 
+def test_a_message_that_is_too_large_disturbs_no_other_consumer(
+    limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[Any] = []
+
+    def handle(body: Any, message: Any) -> None:
+        got.append(body)
+
+    consumers = [
+        spawn_consumer(name, handle, connection=limited) for name in (unique, f"{unique}.dead")
+    ]
+    assert all(each.wait_ready(SOON) for each in consumers)
+    for body in ("before", "x" * 200_000, "after"):
+        sending.publish(body)
+    sending.publish("elsewhere", routing_key=f"{unique}.dead")
+    until(lambda: sorted(got) == ["after", "before", "elsewhere"], SOON)
+    until(lambda: consumers[0].stats()["rejected"] == 1, SOON)
+    assert all(each.stop(SOON) for each in consumers)
+    assert any("cannot be decoded: BodyTooLarge" in each.getMessage() for each in caplog.records)
+
+
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_a_message_that_is_too_large_becomes_a_dead_letter_of_the_broker(
     limited: Connection, sending: Producer, unique: str, queue_type: str
@@ -204,6 +227,19 @@ def test_a_message_that_is_too_large_becomes_a_dead_letter_of_the_broker(
     assert len(letter.payload) == 200_000
     letter.ack()
     assert consumer.stop(SOON)
+
+
+def test_a_message_that_is_too_large_stays_if_only_its_consumer_makes_dead_letters(
+    limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    consumer = spawn_consumer(unique, print, connection=limited, dead_letter=True)
+    assert consumer.wait_ready(SOON)
+    sending.publish("x" * 200_000)
+    text = f"cannot be stored in queue '{unique}.dead', and stays: body of 200000 bytes is above"
+    until(lambda: any(text in each.getMessage() for each in caplog.records), SOON)
+    assert consumer.stop(SOON)
+    bound = Queue(unique)(sending.channel)
+    until(lambda: bound.queue_declare(passive=True).message_count == 1, SOON)
 
 
 def test_a_reply_that_is_too_large_fails_its_call_alone(
@@ -239,6 +275,21 @@ def test_a_request_that_is_too_large_is_answered(
     assert server.stop(SOON)
 
 
+def test_a_message_that_is_too_large_is_logged_where_it_needs_no_ack(
+    limited: Connection, sending: Producer, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[Any] = []
+    consumer = spawn_consumer(
+        unique, lambda body, message: got.append(body), connection=limited, no_ack=True
+    )
+    assert consumer.wait_ready(SOON)
+    for body in ("x" * 200_000, "after"):
+        sending.publish(body)
+    until(lambda: got == ["after"], SOON)
+    assert consumer.stop(SOON)
+    assert any("of 200000 bytes is above" in each.getMessage() for each in caplog.records)
+
+
 def test_a_mixin_passes_over_a_message_that_is_too_large(
     limited: Connection, sending: Producer, unique: str
 ) -> None:
@@ -258,6 +309,40 @@ def test_a_mixin_passes_over_a_message_that_is_too_large(
         sending.publish(body, declare=[Queue(unique, durable=True)])
     gevent.spawn(Worker().run).get(timeout=SOON)
     assert Worker.got == ["after"]
+
+
+#: A program of its own, as the import gives kombu the schemes.
+_KOMBU_PROGRAM = """
+import sys
+import kombu
+import greenconn.contrib.celery
+
+url, name = sys.argv[1:]
+refused = []
+
+def refuse(message, exc):
+    refused.append(exc)
+    message.ack()
+
+with (
+    kombu.Connection(url, transport_options={"max_message_size": 1000}) as connection,
+    kombu.Consumer(connection, [kombu.Queue(name)], on_message=print, on_decode_error=refuse),
+):
+    while not refused:
+        connection.drain_events(timeout=30)
+print(type(refused[0]).__name__)
+"""
+
+
+@pytest.mark.programs
+def test_a_message_that_is_too_large_is_an_error_for_a_consumer_of_kombu(
+    amqp_url: str, sending: Producer, unique: str
+) -> None:
+    pytest.importorskip("kombu")
+    sending.publish("x" * 200_000, declare=[Queue(unique, durable=True)])
+    url = amqp_url.replace("amqp://", "greenconn-amqp://")
+    outcome = run("-W", "ignore", "-c", _KOMBU_PROGRAM, url, unique, timeout=60)
+    assert (outcome.code, outcome.output) == (0, "BodyTooLarge\n"), outcome.errors
 
 
 def test_a_message_of_a_stream_that_is_too_large_is_passed_over(
@@ -476,6 +561,35 @@ def test_headers_count_for_the_limit_of_inboxes(link: AmqpLink, end: BrokerEnd) 
     assert link.budget.held == 0
 
 
+def test_each_message_counts_for_the_limit_of_inboxes(link: AmqpLink, end: BrokerEnd) -> None:
+    got = consume(link, end, no_ack=True)
+    end.send(deliveries(1000))
+    until(lambda: len(link.events) == 1000)
+    assert 500_000 < link.budget.held < 1_000_000
+    drain(link, lambda: len(got) == 1000)
+    assert link.budget.held == 0
+
+
+@pytest.mark.parametrize("is_global", [True, False])
+def test_a_limit_that_is_lifted_leaves_the_limit_of_inboxes(
+    link: AmqpLink, end: BrokerEnd, is_global: bool
+) -> None:
+    end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
+    end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+    channel, got = link.channel(), list[Any]()
+    channel.basic_qos(0, 10, is_global)
+    channel.basic_consume("q", "tag", callback=got.append)
+    end.send(deliveries(10))
+    until(lambda: len(link.events) == 10)
+    assert link.budget.held == 0  # ten messages need no other limit
+    channel.basic_qos(0, 0, is_global)
+    end.send(deliveries(2000, first=11))
+    until(lambda: len(link.events) == 2010)
+    assert link.budget.held > 2000 * 500
+    drain(link, lambda: len(got) == 2010)
+    assert link.budget.held == 0
+
+
 def test_a_broker_that_ignores_the_prefetch_is_stopped(link: AmqpLink, end: BrokerEnd) -> None:
     end.answers[spec.Basic.Consume] = (spec.Basic.ConsumeOk, "s", "tag")
     end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
@@ -564,6 +678,45 @@ def test_a_method_that_nobody_knows_is_one_clean_error(
         waiting.get(timeout=SOON)
     assert isinstance(link.lost, FrameError)
     assert not link.is_open
+
+
+def test_heartbeats_go_on_while_the_broker_blocks_and_its_queue_is_emptied(
+    own_rabbitmq: RabbitMQ, unique: str
+) -> None:
+    got: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        got.append(body)
+
+    with Connection(
+        own_rabbitmq.url, heartbeat=1, transport_options={"blocked_timeout": 60}
+    ) as connection:
+        for number in range(200):
+            publish(unique, number, connection=connection, declare=True)
+        own_rabbitmq.set_memory_alarm(True)
+        producer = Producer(connection)
+        # Two sockets: this one is blocked...
+        waiting = [
+            gevent.spawn(publish, unique, number, connection=connection, timeout=60, declare=True)
+            for number in range(200, 220)
+        ]
+        # ... and that of the consumer is not: it goes on until nothing is left.
+        consumer = spawn_consumer(unique, handle, connection=connection, prefetch_count=5)
+        until(lambda: sorted(got)[:200] == list(range(200)), SOON)
+        gevent.sleep(3.0)  # three heartbeats
+        assert not any(each.ready() for each in waiting)
+        assert connection.session.generation == 1
+        rows = own_rabbitmq.ctl("list_queues", "name", "messages")
+        assert f"{unique}\t0" in rows
+        assert "blocked" in own_rabbitmq.ctl("list_connections", "state")
+        own_rabbitmq.set_memory_alarm(False)
+        gevent.joinall(waiting, timeout=SOON, raise_error=True)
+        until(lambda: len(got) == 220, SOON)
+        assert got[200:] == list(range(200, 220))  # in the order in which they waited
+        assert connection.session.generation == 1
+        assert consumer.stop(SOON)
+        producer.publish("last", unique)
+        connection.default_channel.queue_delete(unique)
 
 
 def test_a_peer_that_stops_reading_costs_bounded_memory(amqp_peers: AmqpPeers) -> None:

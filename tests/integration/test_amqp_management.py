@@ -14,6 +14,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import HttpError, ManagementError, OperationalError
 from greenconn.green.deadline import Deadline
+from greenconn.identity import program_name
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_tls import CERTS, TlsFront
@@ -135,6 +136,16 @@ def test_the_page_shows_who_we_are(connect: Callable[..., Connection], unique: s
     manager.delete_queue("/", unique)
 
 
+def test_a_connection_without_a_name_gets_one(connect: Callable[..., Connection]) -> None:
+    connection = connect()
+    connection.connect()
+    manager = connection.get_manager()
+    name = program_name()
+    assert seen(
+        lambda: [c for c in manager.get_connections() if c.get("user_provided_name") == name]
+    )
+
+
 def test_a_broker_without_the_plugin_is_reported(amqp_url: str) -> None:
     with Connection(amqp_url, transport_options={"manager_port": 1}) as connection:
         manager = connection.get_manager()
@@ -159,6 +170,28 @@ def test_no_secret_is_shown(connect: Callable[..., Connection]) -> None:
         assert "not-the-password" not in text
 
 
+def test_the_login_is_asked_for_each_request(connect: Callable[..., Connection]) -> None:
+    asked: list[str] = []
+
+    def password() -> str:
+        asked.append("asked")
+        return "guest"
+
+    connection = connect().clone(password=password)
+    manager = connection.get_manager()
+    assert manager.get_whoami()["name"] == "guest"
+    assert manager.get_whoami()["name"] == "guest"
+    assert len(asked) == 2
+    connection.close()
+
+
+def test_greenlets_may_ask_at_once(connect: Callable[..., Connection]) -> None:
+    manager = connect().get_manager()
+    answers = [gevent.spawn(manager.get_whoami) for _ in range(20)]
+    gevent.joinall(answers, timeout=CAME, raise_error=True)
+    assert all(each.get()["name"] == "guest" for each in answers)
+
+
 def test_over_tls(managed_rabbitmq: RabbitMQ, tls_front: TlsFront) -> None:
     port = tls_front(("127.0.0.1", managed_rabbitmq.http_port))
     options = {"manager_port": port}
@@ -171,3 +204,11 @@ def test_over_tls(managed_rabbitmq: RabbitMQ, tls_front: TlsFront) -> None:
     strict = Connection("amqps://guest:guest@127.0.0.1", transport_options=options).get_manager()
     with pytest.raises(OperationalError, match="certificate"):
         strict.get_whoami()
+
+
+def test_the_management_port_follows_tls() -> None:
+    plain, tls = Connection("amqp://somewhere"), Connection("amqps://somewhere")
+    assert repr(plain.get_manager()) == "<management API at http://somewhere:15672/api>"
+    assert repr(tls.get_manager()) == "<management API at https://somewhere:15671/api>"
+    mixed = Connection("amqps://somewhere?manager_ssl=0&manager_port=1234&manager_hostname=there")
+    assert repr(mixed.get_manager()) == "<management API at http://there:1234/api>"

@@ -17,16 +17,19 @@ from amqp import spec
 from greenconn.connection import Connection
 from greenconn.exceptions import (
     AccessRefused,
+    ConnectionBlocked,
     ConnectionForced,
     ContentTooLarge,
     InternalError,
     NotAllowed,
 )
+from greenconn.green import connect as connect_module
 from greenconn.green.connect import KEEPALIVE
+from greenconn.green.supervisor import Ticker
 from greenconn.transport.amqp.link import AmqpLink
 from tests.brokers.ports import free_ports
 from tests.brokers.rabbitmq import RabbitMQ, RabbitMQHandle
-from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, method_frame
+from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Links, method_frame
 from tests.fix_brokers import Brokers
 from tests.fix_peer import PeerFactory
 from tests.fix_wires import until
@@ -85,6 +88,44 @@ def test_a_broker_that_blocks_may_take_nothing_for_longer_than_the_user_timeout(
     links.close()
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_several_addresses_of_both_families_are_tried_in_turn(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    parts = Connection(amqp_url)
+    port = free_ports(1)[0]
+    if not is_refused:
+        # It accepts nothing: a listener whose queue is full.
+        blocked = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        blocked.bind(("127.0.0.1", 0))
+        blocked.listen(0)
+        port = blocked.getsockname()[1]
+        fillers = [_socket.socket(_socket.AF_INET, _socket.SOCK_STREAM) for _ in range(4)]
+        for each in fillers:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+    kind = _socket.SOCK_STREAM
+    found: list[Any] = [
+        (_socket.AF_INET6, kind, 6, "", ("::1", free_ports(1)[0], 0, 0)),
+        (_socket.AF_INET, kind, 6, "", ("127.0.0.1", port)),
+        (_socket.AF_INET, kind, 6, "", (parts.hostname, parts.port)),
+    ]
+    monkeypatch.setattr(connect_module, "_look_up", lambda *_: found)
+    monkeypatch.setattr(connect_module, "_shuffle", lambda addresses: None)
+    monkeypatch.setattr(connect_module, "_failed_at", {})
+    name = parts.clone(hostname="broker.example")
+    began = monotonic()
+    with name.clone(connect_timeout=3.0) as connection:
+        connection.connect()
+        assert connection.session.life.link.stream.peer_address()[1] == found[2][4]
+    took = monotonic() - began
+    assert is_refused or took >= 1.4  # half of what was left went to the silent one
+    if not is_refused:
+        for each in (*fillers, blocked):
+            each.close()
+
+
 # Logins.
 
 
@@ -132,6 +173,19 @@ def say_behind_open_ok(peer: AmqpPeer, *more: bytes, hangs_up: bool = False) -> 
     peer.prepare = prepare
 
 
+def test_a_broker_that_blocks_as_soon_as_it_is_open_is_heard(amqp_peer: AmqpPeer) -> None:
+    say_behind_open_ok(amqp_peer, method_frame(0, spec.Connection.Blocked, "s", "low on disk"))
+    links = Links(amqp_peer.url)
+    link = links(blocked_timeout=0.0)
+    channel = link.channel()
+    with pytest.raises(ConnectionBlocked, match="low on disk"):
+        channel.basic_publish(channel.prepare_message("x"), "", "q")
+    amqp_peer.end.method(0, spec.Connection.Unblocked)
+    until(lambda: link.flow_control.blocked is None)
+    channel.basic_publish(channel.prepare_message("x"), "", "q")
+    links.close()
+
+
 @pytest.mark.parametrize("hangs_up", [False, True])
 def test_a_broker_that_closes_as_soon_as_it_is_open_says_why(
     amqp_peer: AmqpPeer, hangs_up: bool
@@ -142,6 +196,48 @@ def test_a_broker_that_closes_as_soon_as_it_is_open_says_why(
     with pytest.raises(ConnectionForced, match="shutdown"):
         links()
     until(lambda: not amqp_peer.peer.sockets)
+
+
+def test_a_broker_that_hangs_up_as_soon_as_it_is_open(amqp_peers: AmqpPeers) -> None:
+    peer = amqp_peers((2047, 131072, 60))
+    say_behind_open_ok(peer, hangs_up=True)
+    began = Ticker.start
+    tickers: list[Ticker] = []
+
+    def start(ticker: Ticker) -> None:
+        tickers.append(ticker)
+        began(ticker)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ticker, "start", start)
+        links = Links(peer.url)
+        try:
+            link = links()
+        except OSError:
+            pass  # it was noticed
+        else:
+            until(lambda: link.lost is not None)
+    assert not any(ticker.is_running for ticker in tickers)
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, LookupError])
+def test_an_error_of_the_programs_own_hook_is_not_the_brokers(
+    amqp_peer: AmqpPeer, error: type[Exception]
+) -> None:
+    def fail() -> None:
+        raise error("mine")
+
+    links = Links(amqp_peer.url)
+    with pytest.raises(error, match="mine"):
+        links(on_tune_ok=fail)
+    until(lambda: not amqp_peer.peer.sockets)
+
+
+@pytest.mark.parametrize("password", [b"guest", 5])
+def test_a_password_that_is_no_text_is_an_error_of_the_program(password: Any) -> None:
+    connection = Connection("amqp://nowhere.invalid//", password=lambda: password)
+    with connection, pytest.raises(TypeError, match="the password of a login must be text, got"):
+        connection.connect()
 
 
 @pytest.mark.full

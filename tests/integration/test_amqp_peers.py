@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import resource
 import traceback
@@ -20,11 +21,13 @@ from gevent.event import Event
 from gevent.monkey import get_original
 
 from greenconn.exceptions import (
+    AccessRefused,
     AMQPError,
     ConnectionBlocked,
     ConnectionError,
     ConnectionForced,
     FrameError,
+    NotAllowed,
     PublishNacked,
     PublishTimeout,
     RecoverableConnectionError,
@@ -124,6 +127,12 @@ def test_nothing_listens(amqp_links: Links) -> None:
     assert SECRET not in error_text(caught.value)
 
 
+def test_a_name_that_nobody_knows(amqp_links: Links) -> None:
+    with pytest.raises(socket.gaierror, match=r"nobody\.invalid") as caught:
+        amqp_links(f"amqp://user:{SECRET}@nobody.invalid/")
+    assert SECRET not in error_text(caught.value)
+
+
 def test_silence(refused: Callable[..., BaseException]) -> None:
     error = refused(hold, SHORT)
     assert isinstance(error, TimeoutError)
@@ -165,6 +174,17 @@ def test_what_no_broker_says(refused: Callable[..., BaseException], data: bytes,
 def test_random_bytes(refused: Callable[..., BaseException], seed: int) -> None:
     data = random.Random(seed).randbytes(10_000)
     assert isinstance(refused(says(data)), FrameError | UnexpectedFrame)
+
+
+def test_a_byte_at_a_time_has_one_deadline_for_all(refused: Callable[..., BaseException]) -> None:
+    start = method_frame(0, spec.Connection.Start, "ooFSS", 0, 9, {}, "PLAIN" * 100, "en_US")
+
+    def trickle(client: socket.socket) -> None:
+        for byte in start * 100:
+            client.sendall(bytes((byte,)))
+            gevent.sleep(0.02)
+
+    assert isinstance(refused(trickle, SHORT), TimeoutError)
 
 
 def test_an_endless_handshake_has_one_deadline_too(refused: Callable[..., BaseException]) -> None:
@@ -259,6 +279,45 @@ def test_each_switch_of_connecting_may_be_the_last(amqp_peer: AmqpPeer) -> None:
 
 
 # What a broker refuses.
+
+
+def with_login(url: str, login: str) -> str:
+    return f"amqp://{login}@{url.partition('@')[2]}"
+
+
+def test_a_wrong_password(
+    amqp_links: Links, amqp_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(AccessRefused, match="403") as caught:
+        amqp_links(with_login(amqp_url, f"guest:{SECRET}"))
+    assert SECRET not in error_text(caught.value) + caplog.text
+    assert "guest:**@" in str(caught.value)
+
+
+def test_an_absent_virtual_host(amqp_links: Links, amqp_url: str) -> None:
+    url = amqp_url.rpartition("/")[0] + "/nowhere"
+    with pytest.raises(NotAllowed, match="nowhere") as caught:
+        amqp_links(url)
+    assert caught.value.reply_code == 530
+
+
+def test_nothing_that_shows_a_link_shows_its_password(
+    amqp_peer: AmqpPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    links = Links(amqp_peer.url)
+    link = links()
+    channel = link.channel()
+    texts = [repr(link), str(link), repr(channel), repr(link.stream), link.where]
+    amqp_peer.peer.drop()
+    until(lambda: link.lost)
+    assert link.lost is not None
+    texts += [repr(link), error_text(link.lost)]
+    with pytest.raises(RecoverableConnectionError) as caught:
+        channel.queue_declare("q")
+    assert SECRET not in " ".join(texts) + error_text(caught.value) + caplog.text
+    links.close()
 
 
 # A broker that does not keep to the protocol.
@@ -390,7 +449,29 @@ def test_close_does_not_wait_long_for_a_broker_that_is_silent(
     assert "without confirms just before may be lost" in caplog.text
 
 
+def test_both_sides_close_at_once(link: AmqpLink, end: BrokerEnd) -> None:
+    end.ignored = {spec.Connection.Close}
+    lost: list[BaseException] = []
+    link.on_lost = lost.append
+    closing = gevent.spawn(link.close)
+    end.expect(spec.Connection.Close)
+    end.method(0, spec.Connection.Close, "BsBB", 320, "me too", 0, 0)
+    closing.get(timeout=WAIT)
+    assert not lost
+
+
 # Channels, message by message.
+
+
+def test_a_channel_number_is_used_again_only_after_close_ok(link: AmqpLink, end: BrokerEnd) -> None:
+    first = link.channel()
+    end.ignored = {spec.Channel.Close}
+    closing = gevent.spawn(first.close)
+    end.expect(spec.Channel.Close)
+    assert link.channel().channel_id == 2
+    end.method(1, spec.Channel.CloseOk)
+    closing.get(timeout=WAIT)
+    assert link.channel().channel_id == 1
 
 
 def test_a_killed_close_keeps_its_number_until_close_ok(link: AmqpLink, end: BrokerEnd) -> None:
@@ -517,6 +598,29 @@ def test_a_delivery_for_an_unknown_tag_goes_back_and_is_covered_by_no_ack(
     assert not channel.acks.ledger.outstanding
 
 
+def test_after_its_end_a_callback_gets_nothing_more(link: AmqpLink, end: BrokerEnd) -> None:
+    channel = link.channel()
+    got: list[int] = []
+
+    def handle(message: Any) -> None:
+        got.append(message.delivery_tag)
+        channel.basic_cancel("tag")
+
+    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=handle)
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    assert consuming.get(timeout=WAIT) == "tag"
+    for tag in (1, 2, 3):
+        end.deliver(1, "tag", tag)
+    draining = gevent.spawn(link.drain, Deadline(WAIT))
+    end.expect(spec.Basic.Cancel)
+    end.method(1, spec.Basic.CancelOk, "s", "tag")
+    draining.get(timeout=WAIT)
+    assert end.expect(spec.Basic.Nack)[2][:8] in (pack(">Q", 2), pack(">Q", 3))
+    assert got == [1]
+    assert not len(link.events)
+
+
 def test_deliveries_before_consume_ok_are_not_lost(link: AmqpLink, end: BrokerEnd) -> None:
     channel = link.channel()
     bodies: list[bytes] = []
@@ -530,6 +634,29 @@ def test_deliveries_before_consume_ok_are_not_lost(link: AmqpLink, end: BrokerEn
     assert consuming.get(timeout=WAIT) == "tag"
     drain(link, lambda: len(bodies) == 2)
     assert bodies == [b"early", b"late"]
+
+
+def test_deliveries_to_a_killed_consumer_go_back_and_it_is_cancelled(
+    link: AmqpLink, end: BrokerEnd
+) -> None:
+    channel = link.channel()
+    consuming = gevent.spawn(channel.basic_consume, "q", "tag", callback=print)
+    end.expect(spec.Basic.Consume)
+    end.deliver(1, "tag", 1)
+    until(lambda: link.events)
+    consuming.kill()
+    end.deliver(1, "tag", 2)
+    assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 2, REQUEUE)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    end.expect(spec.Basic.Cancel)
+    end.deliver(1, "tag", 3)
+    assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 3, REQUEUE)
+    end.method(1, spec.Basic.CancelOk, "s", "tag")
+    until(lambda: not channel.consumers.by_tag)
+    # The one that came before the kill waits among the events; who drains gives it back.
+    link.drain(Deadline(WAIT))
+    assert end.expect(spec.Basic.Nack)[2] == pack(">QB", 1, REQUEUE)
+    assert not channel.acks.ledger.outstanding
 
 
 def test_a_timeout_of_the_user_amid_a_frame_loses_no_byte(link: AmqpLink, end: BrokerEnd) -> None:
@@ -585,6 +712,25 @@ def test_a_get_and_deliveries_of_one_chunk_are_acked_exactly(
     assert end.expect(spec.Basic.Ack)[2] == pack(">QB", 1, False)
 
 
+def test_the_broker_is_asked_once_to_cancel(link: AmqpLink, end: BrokerEnd) -> None:
+    channel = link.channel()
+    starting = gevent.spawn(channel.basic_consume, "q", "tag")
+    end.expect(spec.Basic.Consume)
+    end.method(1, spec.Basic.ConsumeOk, "s", "tag")
+    starting.get(timeout=WAIT)
+    cancelling = [gevent.spawn(channel.basic_cancel, "tag") for _ in range(2)]
+    end.expect(spec.Basic.Cancel)
+    channel.basic_cancel("tag", nowait=True)
+    asking = gevent.spawn(channel.queue_purge, "q")
+    assert end.got.get(timeout=WAIT)[1] == spec.Queue.Purge
+    assert not any(each.ready() for each in cancelling)
+    end.method(1, spec.Basic.CancelOk, "s", "tag")
+    end.method(1, spec.Queue.PurgeOk, "l", 0)
+    asking.get(timeout=WAIT)
+    for each in cancelling:
+        each.get(timeout=WAIT)
+
+
 def test_a_reply_that_never_comes_has_its_deadline(amqp_peer: AmqpPeer) -> None:
     links = Links(amqp_peer.url)
     link = links()
@@ -638,6 +784,24 @@ def test_a_late_confirm_is_not_taken_for_that_of_the_next(
     end.method(1, spec.Basic.Nack, "Lb", 4, True)
     with pytest.raises(PublishNacked):
         waiting[0].get(timeout=WAIT)
+    links.close()
+
+
+def test_a_peer_that_reads_nothing_blocks_publishers_with_bounded_memory(
+    amqp_peer: AmqpPeer,
+) -> None:
+    links = Links(amqp_peer.url)
+    link = links(blocked_timeout=0.2)
+    channel = link.channel()
+    amqp_peer.end.is_reading.clear()
+    message = channel.prepare_message(os.urandom(50_000))
+    with pytest.raises(TimeoutError, match="does not read"):
+        for _ in range(1000):
+            channel.basic_publish(message, "", "q")
+    assert link.writer.pending < 2 << 20
+    assert link.is_open
+    amqp_peer.end.is_reading.set()
+    until(lambda: not link.writer.pending)
     links.close()
 
 
@@ -705,6 +869,20 @@ def lose(link: AmqpLink) -> Event:
     lost = Event()
     link.on_lost = lambda exc: lost.set()
     return lost
+
+
+def test_a_peer_that_falls_silent_is_noticed(beating: tuple[AmqpLink, BrokerEnd]) -> None:
+    link, end = beating
+    channel = link.channel()
+    waiting = gevent.spawn(channel.queue_declare, "q")
+    lost, began = lose(link), monotonic()
+    assert lost.wait(WAIT)
+    assert monotonic() - began >= 1.5
+    assert isinstance(link.lost, ConnectionForced)
+    assert "heartbeat is 1 s" in str(link.lost)
+    assert end.heartbeats >= 2
+    with pytest.raises(ConnectionForced):
+        waiting.get(timeout=WAIT)
 
 
 def test_a_hub_that_was_blocked_does_not_blame_its_peer(

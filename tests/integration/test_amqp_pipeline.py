@@ -226,6 +226,21 @@ def test_the_entity_that_is_refused_is_named(
     assert bystander.queue_declare(f"{unique}-0", passive=True).queue == f"{unique}-0"
 
 
+def test_each_switch_of_one_that_declares_may_be_its_last(amqp_link: AmqpLink, unique: str) -> None:
+    channel = amqp_link.channel()
+    named: list[str] = []
+    queues = queues_of(unique, 3)
+    queues.insert(
+        1, Queue(f"{unique}-h", exclusive=True, on_declared=lambda name, *how: named.append(name))
+    )
+    for _ in interruptions(lambda: declare(channel, queues)):
+        # The next caller gets its own answer all the same.
+        name = f"{unique}-next"
+        assert channel.queue_declare(name, exclusive=True).queue == name
+    assert set(named) == {f"{unique}-h"}
+    assert all(exists(amqp_link, queue.name) for queue in queues)
+
+
 def test_who_declares_learns_of_a_lost_connection(
     amqp_links: Links, relay: Relay, unique: str
 ) -> None:

@@ -14,9 +14,10 @@ from greenconn.connection import Connection
 from greenconn.credentials import Token
 from greenconn.exceptions import NotAllowed, RecoverableConnectionError
 from greenconn.green import retry
+from greenconn.green.deadline import Deadline
 from greenconn.worker import spawn_consumer
 from tests.brokers.rabbitmq import RabbitMQHandle
-from tests.fix_amqp import AmqpPeer, BrokerEnd
+from tests.fix_amqp import AmqpPeer, BrokerEnd, Links
 from tests.fix_interrupts import interruptions
 from tests.fix_wires import until
 
@@ -80,6 +81,23 @@ def test_rabbitmq_renews_tokens(
     until(lambda: len(line.findall(rabbitmq.log.read_text())) >= 2)
 
 
+def test_callers_are_answered_in_order(amqp_peer: AmqpPeer) -> None:
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        callers = [gevent.spawn(connection.update_secret, f"secret-{n}", "why") for n in range(3)]
+        end = amqp_peer.end
+        assert [said(end) for _ in range(3)] == [(f"secret-{n}", "why") for n in range(3)]
+        callers[1].kill()
+        end.method(0, UPDATE_OK)
+        until(callers[0].ready)
+        end.method(0, UPDATE_OK)  # the killed one's
+        gevent.sleep(0.05)
+        assert not callers[2].ready()
+        end.method(0, UPDATE_OK)
+        gevent.joinall(callers, timeout=CAME, raise_error=True)
+        assert connection.password == "secret-2"
+
+
 def test_a_refused_secret_costs_the_connection(amqp_peer: AmqpPeer) -> None:
     with Connection(amqp_peer.url) as connection:
         connection.connect()
@@ -94,6 +112,24 @@ def test_a_refused_secret_costs_the_connection(amqp_peer: AmqpPeer) -> None:
         assert "bad-word" not in str(refused.value)
         # What the broker refused is not used to connect again.
         assert connection.password == "secret-word"
+
+
+@pytest.mark.full
+def test_a_silent_broker_is_waited_for_no_longer_than_asked(amqp_peer: AmqpPeer) -> None:
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        with pytest.raises(TimeoutError, match="did not accept the new secret"):
+            connection.update_secret("new", timeout=0.1)
+        # The late answer is that caller's, not the next one's.
+        caller = gevent.spawn(connection.update_secret, "newer")
+        end = amqp_peer.end
+        end.expect(UPDATE)
+        end.expect(UPDATE)
+        end.method(0, UPDATE_OK)
+        gevent.sleep(0.05)
+        assert not caller.ready()
+        end.method(0, UPDATE_OK)
+        caller.get(timeout=CAME)
 
 
 def test_a_lost_connection_wakes_who_waits(amqp_peer: AmqpPeer) -> None:
@@ -137,6 +173,28 @@ class Provider:
         self.given += 1
         life = self.lives.pop(0) if len(self.lives) > 1 else self.lives[0]
         return "user", Token(f"token-{self.given}", life)
+
+
+def test_tokens_are_renewed_before_they_end(quick: None, taking: AmqpPeer) -> None:
+    provider = Provider(0.3)
+    with Connection(taking.url, credential_provider=provider) as connection:
+        connection.connect()
+        assert b"token-1" in taking.end.expect(spec.Connection.StartOk)[2]
+        assert said(taking.end)[0] == "token-2"
+        assert said(taking.end)[0] == "token-3"
+        assert connection.session.generation == 1
+    given = provider.given
+    gevent.sleep(0.5)
+    assert provider.given == given  # the timer ends with the connection
+
+
+def test_one_that_does_not_end_is_never_renewed(quick: None, taking: AmqpPeer) -> None:
+    provider = Provider(0.2, None)
+    with Connection(taking.url, credential_provider=provider) as connection:
+        connection.connect()
+        assert said(taking.end)[0] == "token-2"
+        gevent.sleep(0.5)
+        assert provider.given == 2
 
 
 @pytest.mark.full
@@ -191,6 +249,13 @@ def test_it_may_be_interrupted_at_any_switch(taking: AmqpPeer) -> None:
             # The answers still reach those that they are for.
             connection.update_secret("newer", timeout=CAME)
         assert connection.session.generation == 1
+
+
+def test_links_without_the_facade_take_a_new_secret(amqp_links: Links) -> None:
+    link = amqp_links()
+    link.client.transport_options = {}
+    link.secret.update("guest", "a link of its own", Deadline(CAME))
+    assert link.connected
 
 
 def test_other_transports_have_no_such_thing(unique: str) -> None:

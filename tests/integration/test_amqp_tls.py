@@ -10,6 +10,7 @@ import pytest
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
+from greenconn.exceptions import AMQPError
 from tests.fix_tls import CERTS, TlsFront
 
 DEADLINE = 30.0
@@ -68,3 +69,16 @@ def test_many_greenlets_share_it(amqp_url: str, tls_port: int, unique: str) -> N
         gevent.joinall([gevent.spawn(publish, number) for number in range(50)], raise_error=True)
         assert channel.queue_declare(unique, passive=True).message_count == 1000
         channel.queue_delete(unique)
+
+
+def test_a_peer_without_tls_gives_a_clear_error(amqp_url: str) -> None:
+    port = urlsplit(amqp_url).port
+    assert port is not None
+    with pytest.raises(OSError, match=r"(?i)tls|ssl"):
+        connection_to(amqp_url, port).connect()
+
+
+def test_tls_on_a_plain_connection_gives_a_clear_error(amqp_url: str, tls_port: int) -> None:
+    url = amqp_url.replace(f":{urlsplit(amqp_url).port}", f":{tls_port}")
+    with pytest.raises((OSError, AMQPError), match=r"guest:\*\*@.*AMQP handshake"):
+        Connection(url, connect_timeout=DEADLINE).connect()

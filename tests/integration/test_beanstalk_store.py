@@ -126,6 +126,57 @@ def test_queue_of_a_link_that_is_gone_is_deleted_once(beanstalk_url: str, unique
 # -- messages
 
 
+def test_settlements(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store, raw_to(beanstalk_url) as raw:
+        store.make_queue(unique, PLAIN)
+        store.put([entry(unique, body) for body in "abcd"])
+        a, b, c, d = store.claim({unique: 10}, 0)
+        assert [each.deliveries for each in (a, b, c, d)] == [0] * 4
+        store.settle(
+            [
+                done(a.handle),
+                SettleRequest(b.handle, Settlement.REQUEUE),
+                SettleRequest(c.handle, Settlement.REJECT),
+                SettleRequest(d.handle, Settlement.REQUEUE, delay=2.0),
+            ]
+        )
+        counts = raw.counts(unique)
+        kinds = ("ready", "reserved", "buried", "delayed")
+        assert [counts[f"current-jobs-{each}"] for each in kinds] == ["1", "0", "1", "1"]
+        assert store.kick(unique, 10) == 1
+        again = store.claim({unique: 10}, 0)
+        assert [(*bodies([each]), each.deliveries) for each in again] == [("b", 1), ("c", 1)]
+        assert store.kick(unique, 10) == 1  # where none is buried, the delayed
+        assert store.size(unique) == 1
+        # One that is settled already is passed over.
+        store.settle([done(a.handle), *(done(each.handle) for each in again)])
+        assert store.renew([a.handle]) == [a.handle]
+        assert store.drop_queue(unique) == 1
+
+
+def test_what_is_rejected_may_be_deleted(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url, bury_rejected=False) as store:
+        store.make_queue(unique, PLAIN)
+        store.put([entry(unique)])
+        (claimed,) = store.claim({unique: 1}, 0)
+        store.settle([SettleRequest(claimed.handle, Settlement.REJECT)])
+        assert store.kick(unique, 10) == 0
+        store.drop_queue(unique)
+
+
+def test_too_old_ones_are_dead(beanstalk_url: str, unique: str) -> None:
+    with store_at(beanstalk_url) as store:
+        store.make_queue(unique, PLAIN)
+        message = entry(unique, "x")
+        store.put([message._replace(lifetime=0.0), message, message._replace(lifetime=60.0)])
+        claimed = store.claim({unique: 10}, 0)
+        assert [each.dead for each in claimed] == ["expired", None, None]
+        assert all("expires_at" not in (each.envelope or {}) for each in claimed)
+        store.settle([SettleRequest(each.handle, Settlement.REJECT) for each in claimed])
+        assert store.kick(unique, 10) == 2  # the dead one is not buried
+        store.drop_queue(unique)
+
+
 def test_jobs_of_other_programs(beanstalk_url: str, unique: str) -> None:
     kombu = {
         "body": "eyJhIjogMX0=",
@@ -296,6 +347,32 @@ def test_full_tube_does_not_keep_others_waiting(beanstalk_url: str, unique: str)
         assert taken == {many: 300, few: 7}
         for name in (many, few):
             store.drop_queue(name)
+
+
+@pytest.mark.full
+def test_hundred_tubes_over_one_link(beanstalk_url: str, unique: str) -> None:
+    names = [f"{unique}.{number}" for number in range(100)]
+    with stores_at(beanstalk_url, 2) as (consumer, producer), raw_to(beanstalk_url) as raw:
+        for name in names:
+            producer.make_queue(name, PLAIN)
+        got: Counter[str] = Counter()
+
+        def consume() -> None:
+            while sum(got.values()) < 1000:
+                claimed = consumer.claim(dict.fromkeys(names, 3), 20.0)
+                got.update(each.queue for each in claimed)
+                consumer.settle([done(each.handle) for each in claimed])
+
+        connections = raw("stats").body
+        consuming = gevent.spawn(consume)
+        for _ in range(10):
+            producer.put([entry(name) for name in random.sample(names, 100)])
+            gevent.sleep(0.01)
+        consuming.get(timeout=30)
+        assert got == dict.fromkeys(names, 10)
+        assert b"current-connections: 4" in raw("stats").body, connections
+        for name in names:
+            producer.drop_queue(name)
 
 
 def test_consumers_are_counted_across_processes(beanstalk_url: str, unique: str) -> None:

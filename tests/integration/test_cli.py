@@ -96,6 +96,38 @@ def test_nobody_listens() -> None:
         assert "Traceback" not in outcome.errors
 
 
+@pytest.mark.full
+def test_a_wrong_password(amqp_url: str) -> None:
+    outcome = greenconn("ping", amqp_url.replace("guest:guest", "guest:wrong-secret"))
+    assert outcome.code == 1
+    assert "check user, password" in only_line(outcome)
+    assert "wrong-secret" not in outcome.errors + outcome.output
+
+
+@pytest.mark.full
+def test_a_virtual_host_that_does_not_exist(amqp_url: str) -> None:
+    base = amqp_url.rpartition("/")[0]
+    for command in (["ping"], ["consume", "q", "-u"], ["demo", "--url"]):
+        outcome = greenconn(*command, f"{base}/nosuch")
+        assert outcome.code == 1
+        assert "virtual host" in only_line(outcome)
+
+
+@pytest.mark.full
+def test_a_server_that_says_nothing(peer: PeerFactory) -> None:
+    server = peer(lambda client: client.recv(100) and client.recv(100))
+    outcome = greenconn("ping", f"amqp://127.0.0.1:{server.port}//", "-t", "0.5")
+    assert outcome.code == 1
+    assert "check host, port and firewall" in only_line(outcome)
+
+
+@pytest.mark.full
+def test_tls_where_there_is_none(amqp_url: str) -> None:
+    outcome = greenconn("ping", amqp_url.replace("amqp://", "amqps://"))
+    assert outcome.code == 1
+    assert "does not speak TLS" in only_line(outcome)
+
+
 # There and back
 
 
@@ -148,6 +180,28 @@ def read_line(program: Running) -> bytes:
 
 
 @pytest.mark.full
+def test_a_reader_that_goes_takes_only_what_it_read(
+    amqp_url: str, queue: str, starting: Start
+) -> None:
+    lines = "".join(f"{number}\n" for number in range(1000))
+    assert greenconn("publish", queue, "--declare", "-u", amqp_url, input=lines.encode()).code == 0
+    consuming = starting("consume", queue, "-u", amqp_url)
+    assert read_line(consuming) == b"0\n"
+    consuming.output.close()
+    assert greenconn("publish", queue, "one more", "-u", amqp_url).code == 0
+    with gevent.Timeout(30):
+        while consuming.process.poll() is None:
+            gevent.sleep(0.01)
+    assert consuming.process.returncode == 0
+    assert consuming.process.stderr is not None
+    errors = consuming.process.stderr.read().decode()
+    taken = int(errors.split()[1])
+    assert errors == f"consumed {taken} message{'s' * (taken != 1)} from {queue}\n"
+    left = greenconn("consume", queue, "-w", "0.5", "-u", amqp_url).output.splitlines()
+    assert left == [*map(str, range(taken, 1000)), "one more"]
+
+
+@pytest.mark.full
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_an_output_that_cannot_be_written(amqp_url: str, queue: str) -> None:
     assert greenconn("publish", queue, "--declare", "kept", "-u", amqp_url).code == 0
@@ -161,6 +215,18 @@ def test_an_output_that_cannot_be_written(amqp_url: str, queue: str) -> None:
     finally:
         consuming.end()
     assert greenconn("consume", queue, "-n", "1", "-u", amqp_url).output == "kept\n"
+
+
+@pytest.mark.full
+def test_no_standard_input(amqp_url: str) -> None:
+    program = (
+        "import os, sys; os.close(0)\n"
+        f"arguments = ['-m', 'greenconn', 'publish', 'q', '-u', {amqp_url!r}]\n"
+        "os.execv(sys.executable, [sys.executable, *arguments])"
+    )
+    outcome = run("-c", program)
+    assert outcome.code == 2
+    assert "no standard input" in only_line(outcome)
 
 
 @pytest.mark.full

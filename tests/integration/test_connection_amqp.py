@@ -26,6 +26,14 @@ def connection(own_rabbitmq: RabbitMQ) -> Iterator[Connection]:
         yield connection
 
 
+def test_the_brokers_heartbeat_is_taken(amqp_url: str) -> None:
+    with Connection(amqp_url) as connection:
+        assert connection.get_heartbeat_interval() > 0
+        connection.heartbeat_check()
+    with Connection(amqp_url, heartbeat=0) as connection:
+        assert connection.get_heartbeat_interval() == 0
+
+
 def test_killing_anywhere_leaks_no_channel(amqp_url: str, unique: str, long: bool) -> None:
     """Greenlets that share one connection are killed at random moments; then all is in order."""
     rounds = 1000 if long else 60

@@ -13,7 +13,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.exceptions import AccessRefused, OperationalError, PublishRefused
 from greenconn.green.deadline import Deadline
-from greenconn.transport.couchdb import api
+from greenconn.transport.couchdb import CouchStore, api
 from tests.fix_couchdb import PouchFactory
 from tests.fix_interrupts import interruptions
 from tests.fix_peer import PeerFactory
@@ -24,6 +24,7 @@ from tests.integration.couchdb_clients import (
     SOON,
     back,
     bodies,
+    done,
     entry,
     put,
     raw_to,
@@ -78,6 +79,40 @@ def test_large_messages_are_read_in_smaller_pages(
 
 
 # -- signs of life
+
+
+@pytest.mark.full
+def test_who_falls_silent_is_swept_once(couchdb_new_url: str) -> None:
+    options: dict[str, Any] = {"lease": 6.0, "feed_heartbeat": 1.0}
+    with (
+        store_at(couchdb_new_url, **options) as one,
+        store_at(couchdb_new_url, **options) as two,
+        store_at(couchdb_new_url, lease=0.5) as silent,
+        raw_to(couchdb_new_url) as raw,
+    ):
+        silent.make_queue("q", PLAIN)
+        put(silent, *(entry("q", f"{n}") for n in range(4)))
+        held = list(silent.claim({"q": 2}, 0))
+        (living,) = one.claim({"q": 1}, 0)
+
+        def beat(store: CouchStore) -> None:
+            while True:
+                assert list(store.renew([])) == []
+                gevent.sleep(0.1)
+
+        beats = [gevent.spawn(beat, store) for store in (one, two)]
+        until(lambda: one.size("q") == 3)
+        assert bodies(two.claim({"q": 9}, 0)) == ["0", "1", "3"]
+        until(lambda: len(raw.docs("gco!")) == 2)
+        # It comes back to life: what it held is lost, and it may go on.
+        assert list(silent.renew([each.handle for each in held])) == [each.handle for each in held]
+        silent.settle([done(each) for each in held])
+        put(silent, entry("q", "new"))
+        (mine,) = silent.claim({"q": 1}, 0)
+        assert bodies([mine]) == ["new"]
+        assert list(silent.renew([mine.handle])) == []
+        assert list(one.renew([living.handle])) == []
+        gevent.killall(beats)
 
 
 @pytest.mark.full

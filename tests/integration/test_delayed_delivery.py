@@ -118,6 +118,29 @@ def test_messages_come_when_they_are_due(
 
 
 @pytest.mark.full
+def test_a_delayed_message_may_be_delayed_again(connection: Connection, unique: str) -> None:
+    declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
+    tasks = Queue("tasks", Exchange("tasks", "topic"), "mail.#")
+    tasks(connection.default_channel).declare()
+    bind_queue_to_native_delayed_delivery_exchange(connection, tasks)
+    came: GreenQueue[Any] = GreenQueue()
+
+    def handle(body: Any, message: Any) -> None:
+        came.put(message.delivery_info["routing_key"])
+        if body:
+            # The broker drops a message that was dead-lettered by the same queue before.
+            headers = {k: v for k, v in message.headers.items() if not k.startswith("x-")}
+            key = message.delivery_info["routing_key"]
+            delayed(connection, 1, body - 1, key, headers=headers)
+
+    consumer = spawn_consumer(tasks, handle, connection=connection)
+    delayed(connection, 1, 2, "mail.new")
+    keys = [came.get(timeout=CAME) for _ in range(3)]
+    assert set(keys) == {calculate_routing_key(1, "mail.new")}
+    consumer.stop()
+
+
+@pytest.mark.full
 def test_the_layout_is_kombus(
     connection: Connection, vhost: str, rabbitmq: RabbitMQHandle, unique: str
 ) -> None:
@@ -151,3 +174,21 @@ def test_the_layout_is_kombus(
         kombus = {line.replace("them", "ours") for line in found if "them" in line}
         assert mine == kombus
         assert len(mine) >= 28
+
+
+@pytest.mark.full
+def test_another_queue_type_is_refused(connection: Connection) -> None:
+    declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
+    with pytest.raises(PreconditionFailed, match="x-queue-type"):
+        declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
+
+
+@pytest.mark.full
+def test_a_direct_exchange_is_left_out_and_logged(
+    connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
+    queue = Queue("direct", Exchange("direct", "direct"), "key")
+    queue(connection.default_channel).declare()
+    bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+    assert "exchange 'direct' is a direct exchange" in caplog.text

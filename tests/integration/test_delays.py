@@ -13,6 +13,7 @@ import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
 from greenconn.exceptions import Unroutable
+from greenconn.transport import memory
 from tests.integration.capabilities import Kind
 
 SOON = 30.0
@@ -58,6 +59,16 @@ def test_delayed_message_comes_when_it_is_due(connection: Connection, unique: st
     arrivals.stop()
 
 
+def test_messages_with_other_delays_do_not_wait_for_one_another(
+    connection: Connection, unique: str
+) -> None:
+    arrivals = Arrivals(connection, unique)
+    for delay in (600, 1):
+        greenconn.publish(unique, delay, connection=connection, delay=delay)
+    assert arrivals.next()[0] == 1
+    arrivals.stop()
+
+
 def test_delay_to_an_exchange_of_any_type(connection: Connection, unique: str) -> None:
     exchange = Exchange(f"{unique}-x", "direct", durable=True)
     arrivals = Arrivals(connection, Queue(unique, exchange, "key"))
@@ -88,3 +99,31 @@ def test_producers_delay_as_well(connection: Connection, unique: str) -> None:
 def test_delayed_message_needs_a_queue_now(connection: Connection, unique: str) -> None:
     with pytest.raises(Unroutable):
         greenconn.publish(unique, "x", connection=connection, delay=1, timeout=SOON)
+
+
+@pytest.mark.parametrize("delay", [-1, "1", True, float("inf"), float("nan")])
+def test_wrong_delay(memory_url: str, delay: Any) -> None:
+    with Connection(memory_url) as connection:
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            greenconn.publish("q", 1, connection=connection, delay=delay, declare=True)
+        with pytest.raises(ValueError, match="delay must be a number of seconds"):
+            connection.Producer().publish(1, routing_key="q", delay=delay)
+
+
+def test_expires_is_expiration(memory_url: str) -> None:
+    with Connection(memory_url) as connection:
+        greenconn.publish("q", 1, connection=connection, expires=60, declare=True)
+        connection.Producer().publish(2, routing_key="q", expires=60)
+        for _ in range(2):
+            message = connection.default_channel.basic_get("q", no_ack=True)
+            assert message.properties["expiration"] == "60000"
+        with pytest.raises(ValueError, match="expires must be None with expiration"):
+            greenconn.publish("q", 1, connection=connection, expires=1, expiration=1)
+        with pytest.raises(ValueError, match="expires must be None with expiration"):
+            connection.Producer().publish(1, routing_key="q", expires=1, expiration=1)
+
+
+@pytest.fixture
+def memory_url(unique: str) -> Iterator[str]:
+    yield f"memory:///{unique}"
+    memory.reset(unique)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from struct import pack
@@ -14,6 +15,7 @@ from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
+from greenconn.exceptions import ConsumerCancelled
 from greenconn.green.deadline import Deadline
 from greenconn.transport.amqp.acks import REQUEUES_AT_ONCE
 from greenconn.transport.amqp.link import AmqpLink
@@ -21,6 +23,7 @@ from greenconn.transport.amqp.topology import KnownQueues
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, BrokerEnd, Links, Method
 from tests.fix_wires import until
+from tests.integration.contract import Side, beanstalk_side, sqs_side
 
 CAME = 20.0
 #: Fixtures of the addresses of the stores that count deliveries here.
@@ -102,6 +105,24 @@ def test_consumers_end_then_all_goes_back_then_it_is_closed(
     assert answers == [nack(40, REQUEUE_ALL)]
     assert method == last
     assert not len(link.events)
+
+
+def test_what_was_begun_is_not_covered(link: AmqpLink, end: BrokerEnd) -> None:
+    filled(link, end, 5)
+    link.drain(Deadline(CAME))  # the first one: its callback has it
+    link.close()
+    _, *answers, _ = sent(end, spec.Connection.Close)
+    assert answers == [nack(tag) for tag in (2, 3, 4, 5)]
+
+
+def test_many_behind_one_that_was_begun(link: AmqpLink, end: BrokerEnd) -> None:
+    """A quorum queue takes few answers at once, and a channel that ends loses the others."""
+    count = 2 * REQUEUES_AT_ONCE
+    filled(link, end, count)
+    link.drain(Deadline(CAME))
+    link.close()
+    _, *answers, _ = sent(end, spec.Connection.Close)
+    assert answers == [(spec.Basic.Reject, pack(">QB", 1, True)), nack(count, REQUEUE_ALL)]
 
 
 def test_many_go_back_in_groups_while_the_channel_lives(link: AmqpLink, end: BrokerEnd) -> None:
@@ -281,6 +302,22 @@ def test_nothing_is_lost_by_coming_and_going(use: Use, newer_amqp_url: str, queu
     come_and_go(use, newer_amqp_url, queue, 2 * LIMIT + 2)
 
 
+@pytest.mark.parametrize("use", [stopped, closed, drained])
+@on_each_store
+def test_nothing_is_lost_in_a_store(
+    use: Use, store: str, unique: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(store)
+    queue = Queue(unique, queue_arguments={"x-delivery-limit": LIMIT})
+    with Connection(url) as connection:
+        queue(connection.default_channel).declare()
+        for number in range(60):
+            connection.Producer().publish(number, routing_key=unique)
+    come_and_go(use, url, queue, LIMIT + 1)
+    with Connection(url) as connection:
+        queue(connection.default_channel).delete()
+
+
 @on_each_store
 def test_a_lost_connection_counts_what_was_begun(
     store: str, unique: str, request: pytest.FixtureRequest
@@ -317,6 +354,30 @@ def _is_later(connection: Connection, generation: int) -> bool:
     return connection.session.generation > generation
 
 
+@pytest.mark.parametrize(
+    ("url", "side_of"), [("beanstalk_url", beanstalk_side), ("quick_sqs_url", sqs_side)]
+)
+def test_servers_that_count_themselves_count_all(
+    url: str, side_of: Callable[[str, str], Side], unique: str, request: pytest.FixtureRequest
+) -> None:
+    side = side_of(request.getfixturevalue(url), unique)
+    keeper = side.channel()
+    dead = side.queue(keeper)
+    arguments = {"x-delivery-limit": 2, "x-dead-letter-exchange": ""}
+    queue = side.queue(keeper, arguments={**arguments, "x-dead-letter-routing-key": dead})
+    side.send(keeper, "x", "", queue)
+    for _ in range(2):
+        channel = side.channel()
+        channel.basic_consume(queue, "tag", callback=print)
+        until(partial(len, channel.connection.events))
+        channel.connection.close()  # an open one might take it once more
+    assert keeper.basic_get(queue) is None
+    letter = side.get(keeper, dead)
+    assert letter.body == "x"
+    assert letter.headers["x-death"][0]["reason"] == "delivery_limit"
+    side.close()
+
+
 class Slow:
     """A consumer whose first handler is slower than its queue waits."""
 
@@ -348,3 +409,74 @@ def slow(newer_amqp_url: str, unique: str) -> Iterator[Slow]:
     slow = Slow(newer_amqp_url, unique)
     yield slow
     slow.close()
+
+
+def test_a_consumer_timeout_costs_nobody_else_anything(
+    slow: Slow, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow.publish(3)
+    consumer = spawn_consumer(slow.queue, slow.handle, concurrency=1, connection=slow.connection)
+    others: list[Any] = []
+    other = spawn_consumer(
+        f"{unique}-other", lambda body, message: others.append(body), connection=slow.connection
+    )
+    until(lambda: "longer than the broker's consumer timeout" in caplog.text)
+    (record,) = [each for each in caplog.records if "the broker's consumer timeout" in each.msg]
+    assert unique in record.getMessage()
+    assert "in its handler Slow.handle" in record.getMessage()
+    assert consumer.wait_ready(CAME)
+    slow.go_on.set()
+    until(lambda: sorted(slow.seen) == [0, 0, 1, 2])  # each once but for the one that was begun
+    slow.connection.Producer().publish("here", routing_key=f"{unique}-other")
+    until(lambda: others)
+    assert slow.connection.session.generation == 1
+    assert consumer.stop(CAME)
+    assert other.stop(CAME)
+    channel = slow.connection.default_channel
+    assert channel.queue_declare(unique, passive=True)[1:] == (0, 0)  # nothing there, nobody left
+    channel.queue_delete(f"{unique}-other")
+
+
+def test_a_kombu_consumer_that_was_too_slow_can_consume_again(slow: Slow) -> None:
+    slow.publish(3)
+    seen: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        message.ack()
+
+    connection = slow.connection
+    with connection.Consumer([slow.queue], callbacks=[handle]) as consumer:
+        until(lambda: len(connection.connection.events) == 3)
+        link = connection.connection
+        until(lambda: len(link.events) == 1)  # nothing but that it was cancelled
+        with pytest.raises(ConsumerCancelled, match="cancelled"):
+            connection.drain_events(timeout=CAME)
+        assert seen == []
+        consumer.consume()
+        while len(seen) < 3:
+            connection.drain_events(timeout=CAME)
+    assert seen == [0, 1, 2]
+    assert connection.session.generation == 1
+
+
+def test_who_comes_near_the_limit_of_a_real_queue_is_warned(
+    newer_amqp_url: str, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: dict[int, int] = {}
+    enough = Event()
+
+    def handle(body: int, message: Any) -> None:
+        seen[body] = message.delivery_count
+        if message.delivery_count < LIMIT:
+            message.requeue()
+        else:
+            enough.set()
+
+    with Connection(newer_amqp_url) as connection, caplog.at_level(logging.WARNING):
+        consumer = spawn_consumer(queue.name, handle, connection=connection)
+        named = spawn_consumer(queue, handle, connection=connection)
+        assert enough.wait(CAME)
+        assert consumer.stop(CAME)
+        assert named.stop(CAME)
+    assert f"'{queue.name}' was delivered {LIMIT} times before" in caplog.text

@@ -6,6 +6,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -193,6 +194,25 @@ def test_whoever_waits_on_a_connection_keeps_it(
     assert_closed(links_before)
 
 
+@pytest.mark.full
+def test_whatever_is_left_of_a_connection_keeps_it(
+    url: str, unique: str, links_before: set[int]
+) -> None:
+    producer: Any = Producer(Connection(url).channel())
+    bound: Any = Queue(unique)(Connection(url).channel())
+    bound.declare()
+    for _ in range(5):
+        gc.collect()
+        gevent.sleep(0.01)
+        producer.publish(1, routing_key=unique)
+        with gevent.Timeout(SOON):
+            while bound.get(no_ack=True) is None:  # nobody confirmed it: it may be on its way
+                gevent.sleep(0.01)
+    bound.delete()
+    del producer, bound
+    assert_closed(links_before)
+
+
 def test_consumer_keeps_its_connection(url: str, unique: str, links_before: set[int]) -> None:
     handled: list[Any] = []
     done = Event()
@@ -279,6 +299,13 @@ def test_connections_without_end(url: str, unique: str, long: bool, patched: boo
     assert descriptors < 64
     assert greenlets < 64
     assert growth < 16_384, "KiB of memory"
+
+
+@pytest.mark.full
+def test_connections_without_end_to_a_file(
+    tmp_path: Path, unique: str, long: bool, patched: bool
+) -> None:
+    test_connections_without_end(f"sqlite:///{tmp_path}/broker.db", unique, long, patched)
 
 
 #: A program that makes a connection for each request and never closes one.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from greenconn.connection import Connection
 from greenconn.entity import Queue
-from greenconn.exceptions import LimitExceeded, OperationalError
+from greenconn.exceptions import LimitExceeded, OperationalError, RecoverableConnectionError
 from greenconn.messaging import Producer
 from greenconn.pools import ProducerPool
 from tests.fix_relay import Relay
@@ -131,6 +134,17 @@ def test_the_limit_holds_while_connections_are_opened(relay: Relay) -> None:
     pool.force_close_all()
 
 
+def test_preloaded_connections_count(relay: Relay) -> None:
+    pool = Connection(relay.url).Pool(3, preload=2)
+    assert relay.open == 2
+    one, two, three = (pool.acquire() for _ in range(3))
+    for each in (one, two, three):
+        each.connect()
+    assert relay.most == 3
+    pool.force_close_all()
+    until(lambda: relay.open == 0)
+
+
 def test_dead_connections_are_replaced_without_an_error(relay: Relay, unique: str) -> None:
     template = Connection(relay.url, transport_options={"confirm_publish": True})
     pool = template.Pool(3)
@@ -212,6 +226,126 @@ def test_a_late_release_frees_nothing_of_the_next_holders(amqp_url: str, unique:
     second.release()
     check_is_whole(pool, 1)
     pool.force_close_all()
+
+
+def test_a_pool_of_channels_follows_its_connection(relay: Relay, unique: str) -> None:
+    with Connection(relay.url) as connection:
+        pool = connection.ChannelPool(3)
+        for _ in range(3):
+            held, idle = pool.acquire(), pool.acquire()
+            queue = held.queue_declare(unique, arguments={"x-expires": 60_000}).queue
+            idle.release()
+            waiting = [gevent.spawn(pool.acquire, block=True) for _ in range(4)]
+            gevent.sleep(0)
+            for each in waiting[:2]:
+                each.get(timeout=SOON)
+            relay.cut()
+            until(lambda: not connection.connected)
+            with pytest.raises(RecoverableConnectionError):
+                held.queue_declare(queue, passive=True)
+            assert pool.stats()["in_use"] == 3
+            held.release()
+            channel = waiting[2].get(timeout=SOON)
+            assert channel.queue_declare(queue, passive=True).queue == queue
+            for each in waiting[:2]:
+                each.get().release()
+            other = waiting[3].get(timeout=SOON)
+            for each in (channel, other):
+                assert each.queue_declare(queue, passive=True).queue == queue
+                each.release()
+            check_is_whole(pool, 3)
+        pool.force_close_all()
+
+
+def test_a_channel_that_an_error_closed_is_not_lent_again(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        pool = connection.ChannelPool(1)
+        for _ in range(5):
+            with pool.acquire() as channel:
+                dead = channel.channel_id
+                with pytest.raises(connection.channel_errors):
+                    channel.queue_declare(unique, passive=True)
+            with pool.acquire() as channel:
+                assert channel.is_open
+                assert channel.basic_qos(0, 1, False) is None
+        assert dead
+        pool.force_close_all()
+
+
+def test_connections_that_are_dropped_come_back(
+    relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Connection(relay.url).Pool(2, trace_acquire=True)
+
+    def forget_both(in_a_circle: bool) -> None:
+        one, two = pool.acquire(), pool.acquire()
+        one.connect()
+        two.connect()
+        if in_a_circle:
+            one.friend, two.friend = two, one
+
+    for in_a_circle in (False, True, False):
+        forget_both(in_a_circle)
+        waiting = gevent.spawn(pool.acquire, block=True)
+        gevent.sleep(0)
+        gc.collect()
+        waiting.get(timeout=SOON).release()
+        check_is_whole(pool, 2)
+    assert relay.accepted == 2
+    assert "forget_both" in caplog.text
+    pool.force_close_all()
+
+
+def test_holders_are_named_when_none_is_free(amqp_url: str) -> None:
+    pool = Connection(amqp_url).Pool(1)
+    may_end = Event()
+
+    def hold() -> None:
+        with pool.acquire() as connection:
+            connection.connect()
+            may_end.wait(SOON)
+
+    holder = gevent.spawn(hold)
+    holder.name = "the one who holds it"
+    gevent.sleep(0.05)
+    with pytest.raises(LimitExceeded, match="the one who holds it") as caught:
+        pool.acquire(block=True, timeout=0.05)
+    assert "guest:guest" not in str(caught.value)
+    may_end.set()
+    holder.get(timeout=SOON)
+    pool.force_close_all()
+
+
+def test_many_callers_share_a_pool_of_producers(relay: Relay, unique: str, long: bool) -> None:
+    """A place and a connection each, and both come back, whoever is killed or runs out of time."""
+    rng = random.Random(7)
+    callers = 5_000 if long else 500
+    template = Connection(relay.url, transport_options={"confirm_publish": True})
+    template.default_channel.queue_declare(unique, durable=True, auto_delete=False)
+    producers = ProducerPool(template.Pool(3), limit=5)
+    published: set[int] = set()
+
+    def one(number: int) -> None:
+        timeout = gevent.Timeout(rng.random() * 0.2 if number % 3 == 0 else None)
+        with suppress(gevent.Timeout), timeout, producers.acquire(block=True) as producer:
+            producer.publish(number, unique)
+            published.add(number)
+
+    greenlets = []
+    for number in range(callers):
+        greenlets.append(gevent.spawn(one, number))
+        if number % 20 == 0:
+            gevent.sleep(0.001)
+            rng.choice(greenlets).kill(block=False)
+    gevent.joinall(greenlets, timeout=SOON, raise_error=True)
+    check_is_whole(producers, 3)  # as many as there are connections
+    check_is_whole(producers.connections, 3)
+    assert published <= counted(template, unique).keys()
+    assert len(published) > callers / 3
+    template.default_channel.queue_delete(unique)
+    producers.force_close_all()
+    producers.connections.force_close_all()
+    template.close()
 
 
 def test_who_hand_connections_on_share_their_sends(amqp_url: str, unique: str) -> None:

@@ -18,6 +18,8 @@ from tests.fix_wires import until
 SOON = 30.0
 PADDING = "x" * 50_000
 
+Stall = Callable[..., int]
+
 
 @pytest.fixture
 def connection(relay: Relay, unique: str) -> Iterator[Connection]:
@@ -83,6 +85,24 @@ def test_the_next_publish_reports_how_many_had_not_left(
 
 
 @pytest.mark.full
+def test_a_channel_of_a_former_life_reports_it_too(
+    connection: Connection, relay: Relay, unique: str
+) -> None:
+    channel = connection.channel()
+    relay.is_passing.clear()
+    stall(
+        lambda body, queue: channel.basic_publish(channel.prepare_message("x" * 50_000), "", queue),
+        unique,
+    )
+    relay.cut()
+    relay.is_passing.set()
+    until(lambda: not connection.connected)
+    for _ in range(2):
+        with pytest.raises(RecoverableConnectionError, match="messages that were published"):
+            channel.queue_declare(unique, passive=True)
+
+
+@pytest.mark.full
 def test_what_left_is_not_spoken_of(connection: Connection, relay: Relay, unique: str) -> None:
     producer = Producer(connection)
     for number in range(100):
@@ -134,6 +154,32 @@ def test_with_retry_they_are_sent_again_in_order(
     if times == 1:  # else the lives between took some, and lost them
         assert set(found) >= set(range(count - behind + 1, count + 1))
         assert found.count(count) == 1
+    assert found == sorted(found)
+
+
+@pytest.mark.full
+def test_some_with_retry_and_some_without(
+    connection: Connection, relay: Relay, unique: str
+) -> None:
+    producer = Producer(connection)
+    relay.is_passing.clear()
+
+    def publish(body: Any, queue: str) -> None:
+        producer.publish(body, queue, retry=body[0] % 2 == 0)
+
+    count = stall(publish, unique)
+    behind = connection.session.life.link.writer.pending // len(PADDING)
+    relay.cut()
+    relay.is_passing.set()
+    until(lambda: not connection.connected)
+    until(lambda: connection.connected)
+    with pytest.raises(RecoverableConnectionError, match=r"\d+ messages that were published"):
+        producer.publish([-2, ""], unique)
+    found: list[int] = []
+    even = [number for number in range(count - behind, count) if number % 2 == 0]
+    with gevent.Timeout(SOON):
+        while not set(even) <= set(found):
+            found += numbers(connection, unique)
     assert found == sorted(found)
 
 
@@ -209,3 +255,23 @@ def test_a_close_lets_all_leave(relay: Relay, amqp_url: str, unique: str) -> Non
             found += numbers(other, unique)
         other.default_channel.queue_delete(unique)
     assert found == list(range(100))
+
+
+def lose_one(producer: Producer, exchange: str) -> None:
+    """Publish to an exchange that is not there, and wait for what that costs."""
+    producer.publish("lost", "key", exchange=exchange)
+    channel = producer.channel
+    until(lambda: not channel.is_open)
+
+
+@pytest.mark.full
+def test_the_next_publish_reports_one_to_an_absent_exchange(amqp_url: str, unique: str) -> None:
+    with Connection(amqp_url) as connection:
+        producer, absent = connection.Producer(), f"{unique}-absent"
+        lose_one(producer, absent)
+        with pytest.raises(connection.channel_errors, match=rf"NOT_FOUND.*{absent}"):
+            producer.publish([1], unique)
+        connection.default_channel.queue_declare(unique, exclusive=True, auto_delete=False)
+        lose_one(producer, absent)
+        producer.publish([2], unique, retry=True)
+        until(lambda: numbers(connection, unique) == [2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 from gevent import Greenlet
 from gevent.event import Event
 
-from greenconn.common import collect_replies, maybe_declare, send_reply
+from greenconn.common import Broadcast, collect_replies, maybe_declare, send_reply
 from greenconn.connection import Connection
-from greenconn.entity import Queue
-from greenconn.exceptions import RecoverableConnectionError
+from greenconn.entity import Exchange, Queue
+from greenconn.exceptions import ChannelError, OperationalError, RecoverableConnectionError
 from greenconn.messaging import Producer
 from greenconn.mixins import ConsumerMixin, ConsumerProducerMixin, TokenBucket
 from greenconn.transport import memory
@@ -204,6 +205,27 @@ def test_it_begins_anew_after_an_error_of_the_channel(connection: Connection, un
         assert consumer_count(connection, unique) == 1
 
 
+def test_rounds_are_limited(connection: Connection, unique: str) -> None:
+    class Failing(Worker):
+        restart_limit = TokenBucket(20)
+        tries = 0
+
+        def get_consumers(
+            self,
+            Consumer: Callable[..., Any],  # noqa: N803
+            channel: Any,
+        ) -> list[Any]:
+            self.tries += 1
+            raise ChannelError("not today")
+
+    worker = Failing(connection, unique)
+    assert type(Worker(connection, unique).restart_limit) is TokenBucket
+    start = time.monotonic()
+    with running(worker):
+        until(lambda: worker.tries >= 4)
+        assert worker.tries <= 2 + 20 * (time.monotonic() - start)
+
+
 def test_other_errors_end_it(connection: Connection, unique: str) -> None:
     class Broken(Worker):
         def on_job(self, body: Any, message: Any) -> None:
@@ -246,6 +268,82 @@ def test_bodies_that_cannot_be_decoded_are_passed_by(
     assert connection.default_channel.basic_get(unique) is None
 
 
+def test_iterations_and_silence(connection: Connection, unique: str) -> None:
+    class Counting(Worker):
+        iterations = 0
+
+        def on_iteration(self) -> None:
+            self.iterations += 1
+
+    worker = Counting(connection, unique)
+    maybe_declare(worker.queue, connection)
+    send(connection, unique, 1, 2)
+    consumed = worker.consume(safety_interval=SOON)
+    assert [next(consumed), next(consumed)] == [None, None]
+    assert (worker.got, worker.iterations) == ([1, 2], 2)
+    del consumed  # which closes its channel
+    with pytest.raises(TimeoutError):
+        next(worker.consume(timeout=0.1, safety_interval=0.02))
+    assert worker.iterations > 2
+    assert list(worker.consume(limit=3, safety_interval=0.01)) == []
+    assert worker.log.count("end") == 1
+
+
+def test_a_loss_while_stopping_is_no_error(connection: Connection, unique: str) -> None:
+    worker = Worker(connection, unique)
+    maybe_declare(worker.queue, connection)
+    consuming = gevent.spawn(lambda: list(worker.consume()))
+    assert worker.ready.wait(SOON)
+    gevent.sleep(0)
+    worker.should_stop = True
+    worker.now.session.life.link.end(RecoverableConnectionError("cut"))
+    assert consuming.get(timeout=SOON) == []
+
+
+def test_errors_of_tidying_up_are_ignored(connection: Connection, unique: str) -> None:
+    worker = Worker(connection, unique)
+
+    def fail() -> None:
+        raise RecoverableConnectionError("gone")
+
+    assert worker.maybe_conn_error(fail) is None
+    assert worker.maybe_conn_error(lambda: 3) == 3
+
+
+def test_a_broker_that_is_not_there_is_reported() -> None:
+    class Notified(Worker):
+        connect_max_retries = 1
+
+        def on_connection_error(self, exc: Exception, interval: float) -> None:
+            super().on_connection_error(exc, interval)
+            self.log.append("error")
+
+    worker = Notified(Connection("amqp://127.0.0.1:1/"), "q")
+    with pytest.raises(OperationalError):
+        worker.run()
+    assert worker.log == ["error"]
+
+
+def test_several_consumers(connection: Connection, unique: str) -> None:
+    exchange = Exchange(f"{unique}-e", type="fanout", auto_delete=True)
+    queues = [Broadcast(unique, exchange=exchange) for _ in range(3)]
+
+    class Several(Worker):
+        def get_consumers(
+            self,
+            Consumer: Callable[..., Any],  # noqa: N803
+            channel: Any,
+        ) -> list[Any]:
+            return [Consumer(queues=[queue], callbacks=[self.on_job]) for queue in queues]
+
+    worker = Several(connection, unique)
+    with running(worker, safety_interval=0.02):
+        assert worker.ready.wait(SOON)
+        assert len(worker.consumers) == 3
+        Producer(connection, exchange).publish("news")
+        until(lambda: worker.got == ["news"] * 3)
+
+
 def test_a_program_that_answers(connection: Connection, unique: str) -> None:
     worker = Answering(connection, unique)
     replies = Queue(f"{unique}-r", exclusive=True)
@@ -274,3 +372,18 @@ def test_many_greenlets_that_publish_share_one_connection(
     assert connections[0].session.generation == 1
     worker.on_consume_end(connection, connection.default_channel)
     assert not connections[0].connected
+
+
+def test_replies_that_want_answers(connection: Connection, unique: str) -> None:
+    queue = Queue(unique)
+    notified: list[str] = []
+    with connection.channel() as channel:
+        queue(channel).declare()
+        send(connection, unique, "a", "b")
+        channel.after_reply_message_received = notified.append
+        found = collect_replies(connection, channel, queue, limit=1, timeout=SOON, no_ack=False)
+        assert list(found) == ["a"]
+        assert notified == [unique]
+    # RabbitMQ 3.10 requeues what a closed channel held a moment after it has replied.
+    until(lambda: queue(connection).queue_declare(passive=True).message_count)
+    assert connection.default_channel.basic_get(unique, no_ack=True).payload == "b"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -14,6 +14,7 @@ from greenconn.connection import Connection
 from greenconn.entity import Queue
 from greenconn.exceptions import (
     AMQPNotImplementedError,
+    PreconditionFailed,
     Unroutable,
 )
 from greenconn.worker import spawn_consumer
@@ -89,6 +90,20 @@ def test_quorum_queues_count_deliveries(connection: Connection, declare: Declare
     consumer.stop()
 
 
+def test_classic_queues_report_that_there_was_one(connection: Connection, declare: Declare) -> None:
+    queue = declare()
+    # What a quorum queue once wrote into the headers says nothing here.
+    publish(connection, queue.name, "body", headers={"x-delivery-count": 7})
+    channel = connection.default_channel
+    counts = []
+    for _ in range(3):
+        message = channel.basic_get(queue.name)
+        counts.append(message.delivery_count)
+        message.requeue()
+    assert counts[0] == 0
+    assert all(counts[1:])
+
+
 def test_a_delivery_limit_dead_letters(connection: Connection, declare: Declare) -> None:
     dead = declare("-dead")
     queue = declare(
@@ -150,6 +165,23 @@ def test_a_limit_for_the_channel_becomes_one_for_each_consumer(
 
 
 @pytest.mark.full
+def test_a_limit_under_which_others_run_is_not_changed(
+    connection: Connection, declare: Declare
+) -> None:
+    classic, quorum = declare("-classic"), declare("-quorum", queue_arguments=QUORUM)
+    if not has_limits_of_channels(connection):
+        pytest.skip("RabbitMQ 4.3 knows no prefetch for a whole channel")
+    channel = connection.channel()
+    channel.basic_qos(0, 5, True)
+    channel.basic_consume(classic.name, callback=print)
+    with pytest.raises(AMQPNotImplementedError, match="without apply_global"):
+        channel.basic_consume(quorum.name, callback=print)
+    assert channel.is_open
+    assert connection.session.generation == 1
+    channel.close()
+
+
+@pytest.mark.full
 def test_what_the_broker_ends_the_connection_for_says_what_to_do(
     connection: Connection, declare: Declare, amqp_url: str
 ) -> None:
@@ -189,6 +221,22 @@ def test_a_killed_change_of_the_limit_is_done_again(
 
 
 @pytest.mark.full
+def test_a_deleted_queue_may_come_back_as_another(connection: Connection, unique: str) -> None:
+    channel = connection.default_channel
+    channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
+    channel.queue_declare(unique, passive=True)  # which says nothing of its kind
+    assert channel.connection.queues.kinds == {unique: "quorum"}
+    channel.queue_delete(unique)
+    assert channel.connection.queues.kinds == {}
+    channel.queue_declare(unique, durable=True, auto_delete=False, arguments=QUORUM)
+    with connection.channel() as other:
+        other.queue_delete(unique)
+        other.queue_declare(unique, auto_delete=True)
+    assert channel.connection.queues.kinds == {}
+    channel.queue_delete(unique)
+
+
+@pytest.mark.full
 def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: str) -> None:
     queue = Queue(unique, queue_arguments=QUORUM)
     with Connection(own_rabbitmq.url) as connection:
@@ -212,6 +260,38 @@ def test_a_quorum_consumer_outlives_a_restart(own_rabbitmq: RabbitMQ, unique: st
 
 
 # All queues
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_one_active_consumer(connection: Connection, declare: Declare, kind: str) -> None:
+    queue = declare(queue_arguments={"x-queue-type": kind, "x-single-active-consumer": True})
+    came: list[list[int]] = [[], []]
+
+    def handle(which: int) -> Callable[[int, Any], None]:
+        return lambda body, message: came[which].append(body)
+
+    active, standby = (
+        spawn_consumer(queue, handle(which), connection=connection, prefetch_count=1)
+        for which in range(2)
+    )
+    assert active.wait_ready(CAME)
+    assert standby.wait_ready(CAME)
+    for body in range(10):
+        publish(connection, queue.name, body)
+    until(lambda: sum(map(len, came)) == 10)
+    assert [] in came  # all went to one
+    served = came.index(list(range(10)))
+    (active, standby)[served].stop()
+    publish(connection, queue.name, 10)
+    until(lambda: came[1 - served] == [10])
+    (active, standby)[1 - served].stop()
+
+
+@pytest.mark.full
+def test_what_a_quorum_queue_cannot_be(connection: Connection, unique: str) -> None:
+    for options in ({"durable": False}, {"auto_delete": True}, {"max_priority": 5}):
+        with pytest.raises(PreconditionFailed, match="invalid"):
+            Queue(unique, queue_arguments=QUORUM, **options)(connection.channel()).declare()
 
 
 def test_a_quorum_queue_that_is_deleted_under_its_consumer(

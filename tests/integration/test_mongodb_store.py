@@ -62,6 +62,12 @@ def bodies(claimed: Any) -> list[Any]:
     return [each.envelope["body"] for each in claimed]
 
 
+def claim_into(found: list[Claimed], store: MongoStore, most: int = 1) -> list[Claimed]:
+    """Claim, and add what there is to *found*, which is returned."""
+    found.extend(store.claim({QUEUE: most}, 0))
+    return found
+
+
 def done(claimed: list[Claimed]) -> list[SettleRequest]:
     """The answers that say that all was handled."""
     return [SettleRequest(each, Settlement.ACK) for each in claimed]
@@ -91,6 +97,22 @@ def test_claimed_message_is_hidden_from_kombu(stores: Stores, mongodb_database: 
     assert [each.deliveries for each in store.claim({QUEUE: 9}, 0)] == [1, 0]
 
 
+def test_nobody_has_seen_it(stores: Stores) -> None:
+    store = stores()
+    store.put([entry()])
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, is_unseen=True)])
+    (claimed,) = store.claim({QUEUE: 1}, 0)
+    assert claimed.deliveries == 0
+
+
+def test_no_queue_hides_another(stores: Stores) -> None:
+    store = stores()
+    store.put([entry(queue="deep")] * 250 + [entry(queue="late")])
+    claimed = list(store.claim({"deep": 1, "late": 1, "empty": 5}, 0))
+    assert sorted(each.queue for each in claimed) == ["deep", "late"]
+
+
 def test_unreadable_message(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     mongodb_database["messages"].insert_one({"payload": "{no", "queue": QUEUE, "priority": 9})
@@ -99,6 +121,40 @@ def test_unreadable_message(stores: Stores, mongodb_database: Database) -> None:
 
 
 # Leases
+
+
+def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Database) -> None:
+    store = stores(lease=1.0)
+    store.put([entry()])
+    (first,) = store.claim({QUEUE: 1}, 0)
+    second: list[Claimed] = []
+    until(lambda: claim_into(second, store))
+    store.settle([SettleRequest(first.handle, Settlement.ACK)])
+    assert mongodb_database["messages"].count_documents({}) == 1
+    store.settle(done(second))
+    assert mongodb_database["messages"].count_documents({}) == 0
+
+
+def test_renewed_lease(stores: Stores, mongodb_database: Database) -> None:
+    store, other = stores(lease=600.0), stores()
+    store.put([entry()])
+    (held,) = store.claim({QUEUE: 1}, 0)
+    ends = [each["lease_until"] for each in mongodb_database["messages"].find()]
+    for _ in range(3):
+        gevent.sleep(0.01)  # the server counts milliseconds
+        assert list(store.renew([held.handle])) == []
+        ends += [each["lease_until"] for each in mongodb_database["messages"].find()]
+    assert sorted(set(ends)) == ends
+    assert list(other.claim({QUEUE: 1}, 0)) == []
+
+
+def test_next_life_settles(stores: Stores, mongodb_database: Database) -> None:
+    store = stores()
+    store.put([entry()])
+    claimed = list(store.claim({QUEUE: 1}, 0))
+    store.drop()
+    stores().settle(done(claimed))
+    assert mongodb_database["messages"].count_documents({}) == 0
 
 
 def test_next_life_requeues_what_nobody_knows_of(
@@ -128,6 +184,21 @@ def test_next_life_requeues_what_nobody_knows_of(
     assert mongodb_database["messages"].count_documents({}) == 0
 
 
+def test_dead_messages_of_which_nobody_was_notified(stores: Stores) -> None:
+    store, other = stores(), stores()
+    store.put([entry(lifetime=0.05)])
+
+    def sweep() -> bool:
+        store._sweep(True)
+        return bool(store._dead)
+
+    until(sweep)
+    store.close()
+    found: list[Claimed] = []
+    until(lambda: claim_into(found, other))
+    assert [each.dead for each in found] == ["expired"]
+
+
 def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> None:
     store = stores()
     store._servers._clock_offset = timedelta(hours=3)  # as if ours were three hours late
@@ -142,6 +213,35 @@ def test_servers_clock_counts(stores: Stores, mongodb_database: Database) -> Non
 
 
 # Time
+
+
+def test_delayed_copy_that_is_refused(
+    stores: Stores, mongodb_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores()
+    store.put([entry("a"), entry("b")])
+    large, fine = store.claim({QUEUE: 9}, 0)
+    copies = [entry("x" * (16 * 1024 * 1024), delay=0.1), entry("again", delay=0.1)]
+    store.settle(
+        [
+            SettleRequest(each.handle, Settlement.ACK, entries=[copy])
+            for each, copy in zip((large, fine), copies, strict=True)
+        ]
+    )
+    assert mongodb_database["messages"].count_documents({"due_at": {"$exists": True}}) == 2
+    until(lambda: mongodb_database["messages"].count_documents({"queue": QUEUE}))
+    (again,) = store.claim({QUEUE: 9}, 0)
+    assert bodies([again]) == ["again"]  # the other one comes after a lease
+
+
+def test_dead_messages_are_reported(stores: Stores) -> None:
+    store = stores()
+    store.put([entry("dies", "lonely", lifetime=0.05), entry("stays")])
+    gevent.sleep(0.1)
+    assert store.size("lonely") == 0
+    found: list[Claimed] = []
+    until(lambda: len(claim_into(found, store, 9)) == 2)
+    assert {each.queue: each.dead for each in found} == {"lonely": "expired", QUEUE: None}
 
 
 def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Database) -> None:

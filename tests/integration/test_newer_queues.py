@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from gevent.event import Event
 from gevent.queue import Queue as GreenQueue
 
 from greenconn import Connection, Queue, publish, spawn_consumer
+from greenconn.exceptions import PreconditionFailed
 from greenconn.worker import ConsumerGreenlet
 
 CAME = 30.0
@@ -89,6 +91,16 @@ def test_a_quorum_queue_without_a_limit_has_one_of_20(
     assert burying.stop(CAME)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"), [("consumer_timeout", 1000), ("delayed_retry_type", "failed")]
+)
+def test_what_only_a_quorum_queue_has(
+    connection: Connection, unique: str, argument: str, value: Any
+) -> None:
+    with pytest.raises(PreconditionFailed, match="of queue type rabbit_classic_queue"):
+        MakeQueue(connection, unique)(**{argument: value})
+
+
 # Retries that the broker delays
 
 
@@ -153,7 +165,54 @@ def test_which_messages_are_held_back(
 # Priorities
 
 
+def test_a_quorum_queue_has_32_priorities(connection: Connection, make_queue: MakeQueue) -> None:
+    queue = make_queue(queue_type="quorum")
+    priorities = random.Random(5).sample(range(32), 32)
+    for priority in priorities:
+        publish(queue, priority, priority=priority, connection=connection)
+    bodies = []
+    while (message := connection.default_channel.basic_get(queue.name, no_ack=True)) is not None:
+        bodies.append(int(message.body))
+    assert bodies == list(range(31, -1, -1))
+
+
+def test_all_above_is_the_highest(connection: Connection, make_queue: MakeQueue) -> None:
+    queue = make_queue(queue_type="quorum")
+    for priority in (255, 31, 100):
+        publish(queue, priority, priority=priority, connection=connection)
+    channel = connection.default_channel
+    bodies = [int(channel.basic_get(queue.name, no_ack=True).body) for _ in range(3)]
+    assert bodies == [255, 31, 100]
+
+
+def test_a_quorum_queue_takes_no_max_priority(connection: Connection, unique: str) -> None:
+    queue = Queue(unique, max_priority=5, queue_arguments={"x-queue-type": "quorum"})
+    with pytest.raises(PreconditionFailed, match="leave out max_priority"):
+        queue(connection.default_channel).declare()
+
+
 # One active consumer
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_a_higher_priority_makes_a_consumer_the_active_one(
+    connection: Connection, make_queue: MakeQueue, start: Start, kind: str
+) -> None:
+    queue = make_queue(queue_type=kind, single_active_consumer=True)
+    handled: GreenQueue[tuple[str, int]] = GreenQueue()
+    first = start(queue, lambda body, message: handled.put(("first", body)))
+    publish(queue, 1, connection=connection)
+    assert handled.get(timeout=CAME) == ("first", 1)
+    second = start(queue, lambda body, message: handled.put(("second", body)), priority=10)
+    publish(queue, 2, connection=connection)
+    # A classic queue keeps the one that it has.
+    active = {"quorum": "second", "classic": "first"}[kind]
+    assert handled.get(timeout=CAME) == (active, 2)
+    assert {"first": first, "second": second}[active].stop(CAME)
+    publish(queue, 3, connection=connection)
+    assert handled.get(timeout=CAME) == ({"first": "second", "second": "first"}[active], 3)
+    assert first.stop(CAME)
+    assert second.stop(CAME)
 
 
 # Filters of a stream

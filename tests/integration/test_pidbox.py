@@ -11,6 +11,7 @@ import pytest
 from gevent.event import Event
 
 from greenconn import Connection
+from greenconn.clocks import LamportClock
 from greenconn.exceptions import InconsistencyError
 from greenconn.green.hub import yield_to_hub
 from greenconn.pidbox import Mailbox, Node
@@ -74,6 +75,25 @@ def test_all_nodes_reply(mailbox: Mailbox, node: MakeNode) -> None:
     replies = mailbox.multi_call("add", {"x": 1, "y": 2}, timeout=20, limit=2, callback=seen.append)
     assert sorted(replies, key=str) == [{"a": 3}, {"b": 3}]
     assert seen == replies
+
+
+def test_a_call_is_for_some_nodes(mailbox: Mailbox, node: MakeNode) -> None:
+    node("a", add=add)
+    node("b", add=add)
+    assert mailbox.call(["b"], "add", {"x": 2, "y": 2}, timeout=20) == [{"b": 4}]
+    with pytest.raises(ValueError, match="must be a list of node names, got 'b'"):
+        mailbox.call("b", "add")
+
+
+def test_a_pattern_chooses_nodes(mailbox: Mailbox, node: MakeNode) -> None:
+    node("web1", add=add)
+    node("db1", add=add)
+    replies = mailbox._broadcast(
+        "add", {"x": 1, "y": 1}, reply=True, timeout=20, limit=1, pattern="web*", matcher="glob"
+    )
+    assert replies == [{"web1": 2}]
+    with pytest.raises(ValueError, match="pattern must be text or None, got 7"):
+        mailbox._broadcast("add", pattern=7, matcher="glob")  # type: ignore[arg-type]
 
 
 def test_what_no_node_answers_ends_in_time(mailbox: Mailbox) -> None:
@@ -176,6 +196,15 @@ def test_a_caller_that_is_killed_leaves_nothing(mailbox: Mailbox, node: MakeNode
     assert mailbox.call(["a"], "add", {"x": 1, "y": 1}, timeout=20) == [{"a": 2}]
 
 
+def test_clocks_go_along(mailbox: Mailbox, node: MakeNode) -> None:
+    mailbox.clock = LamportClock(40)
+    listening = node("a", add=add)
+    listening.adjust_clock = (clock := LamportClock()).adjust
+    mailbox.call(["a"], "add", {"x": 1, "y": 1}, timeout=20)
+    assert clock.value > 41
+    assert mailbox.clock.value > 42
+
+
 def test_a_command_that_cannot_be_decoded_is_logged(
     mailbox: Mailbox, node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,6 +215,21 @@ def test_a_command_that_cannot_be_decoded_is_logged(
     assert mailbox.call(["a"], "add", {"x": 1, "y": 1}, timeout=20) == [{"a": 2}]
     errors = [record.name for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ["greenconn.pidbox"] * 2
+
+
+def test_handlers_are_named_by_their_functions(unique: str) -> None:
+    node = Mailbox(unique).Node("a", state="state")
+
+    @node.handler
+    def ping(state: str) -> str:
+        return f"{state} pong"
+
+    assert node.handle("ping") == "state pong"
+    assert node.dispatch("ping") == "state pong"
+    assert node.handle_message({"method": "ping", "destination": ["b"]}) is None
+    assert node.handle_message({"method": "ping", "destination": ["a"]}) == "state pong"
+    assert node.handle_message({"method": "ping", "destination": "a"}) == "state pong"
+    assert node.handle_message({"method": "ping", "destination": "ab"}) is None
 
 
 def test_a_second_node_of_the_same_name_is_reported(amqp_url: str, unique: str) -> None:
@@ -202,3 +246,13 @@ def test_a_second_node_of_the_same_name_is_reported(amqp_url: str, unique: str) 
             warnings.simplefilter("always")
             third.listen()
         assert "already using" in str(caught[0].message)
+
+
+def test_queues_cannot_be_exclusive_and_durable(unique: str) -> None:
+    with pytest.raises(ValueError, match="cannot both be True"):
+        Mailbox(unique, queue_durable=True)
+    durable = Mailbox(unique, queue_durable=True, queue_exclusive=False, queue_expires=5.0)
+    queue = durable.get_queue("a")
+    assert (queue.durable, queue.exclusive, queue.auto_delete) == (True, False, False)
+    assert queue.expires == 5.0
+    assert durable.get_reply_queue().expires == 10.0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any
+from threading import Thread
+from typing import Any, TypeAlias
 
 import gevent
 import pytest
+from gevent import monkey
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
@@ -17,17 +20,21 @@ from greenconn.exceptions import (
     ConnectionBlocked,
     EncodeError,
     NotFound,
+    OperationalError,
     PreconditionFailed,
     PublishNacked,
     PublishRefused,
     PublishTimeout,
     Unroutable,
+    WrongHub,
 )
 from greenconn.transport import memory
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_interrupts import interruptions
 
 WAIT = 30.0
+
+Bodies: TypeAlias = Callable[[str], list[Any]]
 
 
 @pytest.fixture(params=["memory", "amqp", "redis"])
@@ -183,6 +190,29 @@ def test_refusals_have_the_broker_s_reply_as_cause(
     assert isinstance(caught.value.__cause__, cause)
 
 
+def test_other_arguments_than_the_exchange_has_are_named(
+    connection: Connection, exchange: str
+) -> None:
+    connection.default_channel.exchange_declare(exchange, "direct", auto_delete=False)
+    with pytest.raises(PublishRefused, match="type") as caught:
+        greenconn.publish(Exchange(exchange, type="topic", durable=False), 1, connection=connection)
+    assert isinstance(caught.value.__cause__, PreconditionFailed)
+
+
+def test_an_exchange_of_an_unknown_type_affects_nobody_else(
+    connection: Connection, queue: str, exchange: str
+) -> None:
+    errors = run_together(
+        connection,
+        [(queue, number, {}) for number in range(20)]
+        + [(Exchange(exchange, type="tpoic"), "evil", {})]
+        + [(queue, number, {}) for number in range(20, 40)],
+    )
+    assert list(errors) == [20]
+    assert isinstance(errors[20], PublishRefused)
+    assert set(range(40)) <= set(bodies_in(connection, queue))
+
+
 def run_together(
     connection: Connection, calls: list[tuple[Any, Any, dict[str, Any]]]
 ) -> dict[int, BaseException]:
@@ -257,6 +287,22 @@ def test_absent_names_share_few_channels(connection: Connection, unique: str, lo
         connection.default_channel.queue_delete(name)
 
 
+def test_killed_publishers_leave_everything_whole(connection: Connection, queue: str) -> None:
+    greenconn.publish(queue, "first", connection=connection, declare=True)
+    publishers = [
+        gevent.spawn(greenconn.publish, queue, number, connection=connection, declare=True)
+        for number in range(100)
+    ]
+    gevent.sleep(0)
+    gevent.killall(publishers[::2])
+    gevent.joinall(publishers[1::2], timeout=WAIT, raise_error=True)
+    assert all(each.successful() for each in publishers[1::2])
+    assert not run_together(connection, [(queue, number, {}) for number in range(100, 150)])
+    found = bodies_in(connection, queue)
+    assert set(range(1, 100, 2)) | set(range(100, 150)) <= set(found)
+    assert len(found) == len(set(found))
+
+
 @pytest.mark.parametrize("target_of", [str, Queue])
 def test_publishers_interrupted_anywhere_leave_everything_whole(
     connection: Connection, unique: str, target_of: Callable[[str], Any]
@@ -282,11 +328,82 @@ def test_publishers_interrupted_anywhere_leave_everything_whole(
         connection.default_channel.queue_delete(name)
 
 
+def test_timeouts_of_gevent_only_end_the_wait(connection: Connection, queue: str) -> None:
+    greenconn.publish(queue, "first", connection=connection, declare=True)
+    for number in range(30):
+        with gevent.Timeout(number * 0.0001, False):  # type: ignore[arg-type]  # gevent takes it
+            greenconn.publish(queue, number, connection=connection, declare=True)
+    greenconn.publish(queue, "last", connection=connection, declare=True)
+    assert bodies_in(connection, queue)[-1] == "last"
+
+
+def test_urls_are_kept(unique: str) -> None:
+    url = f"memory:///{unique}"
+    greenconn.publish("q", 1, connection=url, declare=True)
+    greenconn.publish("q", 2, connection=url, declare=True)
+    with Connection(url) as connection:
+        assert bodies_in(connection, "q") == [1, 2]
+    memory.reset(unique)
+
+
+def test_a_closed_connection_is_opened_again_and_can_be_closed_again(
+    connection: Connection, queue: str
+) -> None:
+    greenconn.publish(queue, 1, connection=connection, declare=True)
+    connection.close()
+    greenconn.publish(queue, 2, connection=connection, declare=True)
+    link = publishing_link(connection)
+    connection.close()
+    assert not link.is_open
+    assert bodies_in(connection, queue) == [1, 2]
+
+
+def test_after_a_switch_the_other_broker_is_meant(unique: str, amqp_url: str) -> None:
+    with Connection(amqp_url) as connection:
+        greenconn.publish(unique, "there", connection=connection, declare=True)
+        connection.default_channel.queue_delete(unique)
+        connection.switch(f"memory:///{unique}")
+        greenconn.publish(unique, "here", connection=connection, declare=True)
+        assert bodies_in(connection, unique) == ["here"]
+    memory.reset(unique)
+
+
+def test_another_thread_needs_a_connection_of_its_own(connection: Connection, queue: str) -> None:
+    greenconn.publish(queue, 1, connection=connection, declare=True)
+    caught: list[BaseException] = []
+
+    def publish() -> None:
+        try:
+            greenconn.publish(queue, 2, connection=connection, declare=True)
+        except BaseException as exc:
+            caught.append(exc)
+        finally:
+            gevent.get_hub().destroy()
+
+    if monkey.is_module_patched("threading"):
+        pytest.skip("threads are greenlets here")
+    thread = Thread(target=publish)
+    thread.start()
+    thread.join(WAIT)
+    assert isinstance(caught[0], WrongHub)
+    assert "clone" in str(caught[0])
+
+
 def test_bodies_that_cannot_be_encoded_reach_nobody(connection: Connection, queue: str) -> None:
     with pytest.raises(EncodeError):
         greenconn.publish(queue, object(), connection=connection, declare=True)
     greenconn.publish(queue, 1, connection=connection, declare=True)
     assert bodies_in(connection, queue) == [1]
+
+
+def test_headers_that_cannot_be_sent_affect_nobody_else(connection: Connection, queue: str) -> None:
+    if connection.transport.driver_type == "memory":
+        pytest.skip("the memory broker takes any object")
+    calls: list[tuple[Any, Any, dict[str, Any]]] = [(queue, number, {}) for number in range(20)]
+    calls[10] = (queue, 10, {"headers": {"x": object()}})
+    errors = run_together(connection, calls)
+    assert list(errors) == [10]
+    assert isinstance(errors[10], ValueError)
 
 
 # Batches
@@ -325,6 +442,36 @@ def test_a_body_of_a_batch_that_cannot_be_encoded_is_left_out(
     assert bodies_in(connection, queue) == [0, 2]
 
 
+def test_what_a_generator_gave_before_its_error_is_published(
+    connection: Connection, queue: str
+) -> None:
+    def bodies() -> Iterator[int]:
+        yield from range(1500)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError):
+        greenconn.publish_many(queue, bodies(), connection=connection, declare=True)
+    assert bodies_in(connection, queue) == list(range(1500))
+
+
+def test_a_batch_of_unroutable_messages_fails_one_by_one(
+    connection: Connection, exchange: str
+) -> None:
+    with pytest.raises(BatchPublishError) as caught:
+        greenconn.publish_many(Exchange(exchange), range(3), connection=connection)
+    assert [type(exc) for exc in caught.value.failed.values()] == [Unroutable] * 3
+
+
+def test_a_batch_to_nowhere_is_given_up(connection: Connection) -> None:
+    target = Exchange("greenconn-test-nowhere", passive=True)
+    with pytest.raises(BatchPublishError, match="the others were not checked") as caught:
+        greenconn.publish_many(target, iter(range(5000)), connection=connection, declare=True)
+    assert caught.value.taken == len(caught.value.failed) < 5000
+    with pytest.raises(BatchPublishError) as listed:
+        greenconn.publish_many(target, list(range(5000)), connection=connection, declare=True)
+    assert listed.value.taken == len(listed.value.failed) == 5000
+
+
 def test_a_batch_that_closes_its_channel_goes_on_one_by_one(
     connection: Connection, queue: str
 ) -> None:
@@ -338,6 +485,14 @@ def test_a_batch_that_closes_its_channel_goes_on_one_by_one(
     assert others.get(timeout=WAIT) == 500
     found = bodies_in(connection, queue)
     assert set(found) == set(range(500))
+
+
+def test_a_batch_without_time(connection: Connection, queue: str) -> None:
+    with pytest.raises(BatchPublishError) as caught:
+        greenconn.publish_many(queue, [1, 2], connection=connection, timeout=0, declare=True)
+    for exc in caught.value.failed.values():
+        assert isinstance(exc, PublishTimeout)
+        assert not exc.maybe_delivered
 
 
 # Brokers that go away
@@ -455,3 +610,14 @@ def test_a_memory_alarm_blocks_until_it_is_over(
     assert 1 not in found
     assert found[-1] == 2
     own.default_channel.queue_delete(unique)
+
+
+@pytest.mark.full
+def test_a_login_that_is_refused_is_reported_at_once(own_rabbitmq: RabbitMQ) -> None:
+    url = own_rabbitmq.url.replace("guest:guest", "guest:wrong-secret")
+    with gevent.Timeout(5.0), Connection(url) as connection:
+        with pytest.raises(OperationalError, match="ACCESS_REFUSED") as caught:
+            greenconn.publish("q", 1, connection=connection, timeout=WAIT, declare=True)
+        with pytest.raises(BatchPublishError, match="ACCESS_REFUSED"):
+            greenconn.publish_many("q", [1, 2], connection=connection, timeout=WAIT, declare=True)
+    assert "wrong-secret" not in json.dumps(str(caught.value))

@@ -18,6 +18,7 @@ from greenconn.exceptions import (
     BatchPublishError,
     NotFound,
     PreconditionFailed,
+    PublishTimeout,
     Unroutable,
 )
 from tests.integration.capabilities import Can, Kind, needs
@@ -62,6 +63,13 @@ def defined(unique: str) -> Queue:
     return Queue(unique, queue_arguments=arguments)
 
 
+@pytest.fixture
+def by_name() -> Iterator[Callable[[bool], None]]:
+    """Choose who declares queues that are known by their name."""
+    yield lambda declares: greenconn.configure(declare_by_name=declares)
+    greenconn.defaults.reset()
+
+
 def into(inbox: Inbox[Any]) -> Callable[[object, Message], None]:
     """A handler that puts bodies into *inbox*."""
     return lambda body, message: inbox.put(body)
@@ -90,6 +98,45 @@ def test_a_name_declares_nothing_unless_that_is_asked_for(
     greenconn.publish(unique, "kept", connection=connection, declare=True)
     greenconn.publish(unique, "too", connection=connection)
     assert connection.channel().queue_declare(unique, passive=True).message_count == 2
+
+
+def test_who_does_not_mind_that_nobody_takes_it_needs_no_queue(
+    connection: Connection, unique: str, defined: Queue
+) -> None:
+    greenconn.publish(unique, "lost", connection=connection, mandatory=False)
+    defined(connection.channel()).declare()  # nothing contradicts it
+
+
+def test_the_program_may_choose(
+    connection: Connection,
+    unique: str,
+    by_name: Callable[[bool], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    by_name(False)
+    consumer = greenconn.spawn_consumer(unique, print, connection=connection)
+    with pytest.raises(NotFound):
+        consumer.get(timeout=SOON)
+    with pytest.raises(Unroutable):
+        greenconn.publish(unique, 1, connection=connection)
+    by_name(True)
+    with pytest.raises(Unroutable):
+        greenconn.publish(unique, 1, connection=connection, declare=False)
+    greenconn.publish(unique, 1, connection=connection)
+    assert exists(connection, unique)
+
+
+def test_two_lines(connection: Connection, unique: str) -> None:
+    inbox: Inbox[Any] = Inbox()
+    greenconn.spawn_consumer(unique, into(inbox), connection=connection)
+    greenconn.publish(unique, 1, connection=connection)
+    assert greenconn.publish_many(unique, [2, 3], connection=connection) == 2
+    assert sorted(inbox.get(timeout=SOON) for _ in range(3)) == [1, 2, 3]
+
+
+def test_a_call_waits_for_its_server(connection: Connection, unique: str) -> None:
+    greenconn.rpc.spawn_server(unique, sum, connection=connection)
+    assert greenconn.rpc.call(unique, [1, 2], connection=connection) == 3
 
 
 @pytest.mark.parametrize("declare", [None, True])
@@ -175,6 +222,29 @@ def test_a_consumer_that_never_declares_is_not_waited_for(
         greenconn.publish(unique, 1, connection=connection, timeout=SOON)
     paused.resume()
     greenconn.publish(unique, 1, connection=connection)
+
+
+def test_waiting_ends_with_the_deadline(unique: str) -> None:
+    with Connection(f"memory:///{unique}") as connection:
+        expectation = declaration.expect_queue(connection.session, unique)
+        with pytest.raises(PublishTimeout, match="declares it has not done so yet") as caught:
+            greenconn.publish(unique, 1, connection=connection, timeout=0.05)
+        assert caught.value.maybe_delivered is False
+        waiting = gevent.spawn(greenconn.publish, unique, 1, connection=connection)
+        gevent.sleep(0)
+        waiting.kill()
+        expectation.settle()
+        with pytest.raises(Unroutable):
+            greenconn.publish(unique, 1, connection=connection)
+    assert not declaration._awaited.get()
+
+
+def test_another_broker_is_not_waited_for(unique: str) -> None:
+    with Connection(f"memory:///{unique}") as here, Connection(f"memory:///{unique}-2") as there:
+        expectation = declaration.expect_queue(there.session, unique)
+        with pytest.raises(Unroutable):
+            greenconn.publish(unique, 1, connection=here)
+        expectation.settle()
 
 
 @needs(Can.PROCESSES)

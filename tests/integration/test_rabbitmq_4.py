@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import gevent
 import pytest
 from amqp import spec
 
 from greenconn.connection import Connection
-from greenconn.exceptions import InternalError, NotAllowed, OperationalError
+from greenconn.entity import Queue
+from greenconn.exceptions import InternalError, NotAllowed, OperationalError, PublishTimeout
 from greenconn.publishing import publish
 from greenconn.transport.amqp.handshake import with_remedy
+from greenconn.transport.amqp.transport import Transport
 from greenconn.worker import spawn_consumer
 from tests.fix_amqp import AmqpPeer, AmqpPeers, BrokerEnd, Method
 from tests.fix_wires import until
@@ -24,6 +29,30 @@ DENIED = (
 def refusing(peer: AmqpPeer, method: Method, text: str) -> None:
     """Have the server end its connections at *method*, as RabbitMQ does."""
     peer.prepare = lambda end: end.refused.update({method: (541, text)})
+
+
+def test_a_transient_queue_that_is_not_exclusive(amqp_peer: AmqpPeer) -> None:
+    refusing(amqp_peer, spec.Queue.Declare, DENIED.format("transient_nonexcl_queues"))
+    with Connection(amqp_peer.url) as connection:
+        queue = Queue("brief", durable=False)
+        with pytest.raises(InternalError, match=r"durable=True.*or with exclusive=True"):
+            queue(connection.default_channel).declare()
+        # The next use connects again.
+        connection.default_channel  # noqa: B018
+        assert connection.session.generation == 2
+
+
+def test_a_consumer_of_one_ends_with_the_remedy(amqp_peer: AmqpPeer) -> None:
+    refusing(amqp_peer, spec.Queue.Declare, DENIED.format("transient_nonexcl_queues"))
+    with Connection(amqp_peer.url) as connection:
+        consumer = spawn_consumer(
+            Queue("brief", durable=False), lambda body, message: None, connection=connection
+        )
+        with pytest.raises(InternalError, match="exclusive=True"):
+            consumer.wait_ready(CAME)
+        with pytest.raises(InternalError):
+            consumer.get(timeout=CAME)
+        assert len(amqp_peer.ends) <= 3  # it does not go on for ever
 
 
 def test_a_prefetch_for_the_channel(amqp_peer: AmqpPeer) -> None:
@@ -117,6 +146,14 @@ def test_a_publish_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpP
         publishing.get(timeout=CAME)
 
 
+def test_a_publish_waits_no_longer_than_it_may(amqp_peer: AmqpPeer) -> None:
+    with_a_queue_that_is_away(amqp_peer)
+    with Connection(amqp_peer.url) as connection:
+        connection.connect()
+        with pytest.raises(PublishTimeout, match="stopped by supervisor"):
+            publish("orders", 1, connection=connection, timeout=1, declare=True)
+
+
 def test_a_consumer_waits_for_a_classic_queue_whose_node_is_away(amqp_peer: AmqpPeer) -> None:
     with_a_queue_that_is_away(amqp_peer)
     with Connection(amqp_peer.url) as connection:
@@ -162,6 +199,48 @@ def test_a_consumer_waits_for_the_replica_of_a_stream(
 
 
 @pytest.mark.parametrize(
+    ("product", "version", "matches"),
+    [
+        ("RabbitMQ", "3.2.4", True),
+        ("RabbitMQ", "3.3.0", False),
+        ("RabbitMQ", "3.13.7", False),
+        ("RabbitMQ", "4.0.5", True),
+        ("RabbitMQ", "4.3.6-rc.1", True),
+        ("RabbitMQ", "", True),
+        ("LavinMQ", "2.0", True),
+    ],
+)
+def test_which_prefetch_kombu_asks_for(product: str, version: str, matches: bool) -> None:
+    link: Any = SimpleNamespace(server_properties={"product": product, "version": version})
+    assert Transport(None).qos_semantics_matches_spec(link) is matches
+
+
+def test_a_prefetch_for_the_channel_becomes_one_for_each_consumer(
+    amqp_peer: AmqpPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(end: BrokerEnd) -> None:
+        end.product, end.version = "RabbitMQ", "4.3.6"
+        end.answers[spec.Basic.Qos] = (spec.Basic.QosOk,)
+
+    amqp_peer.prepare = prepare
+    with Connection(amqp_peer.url) as connection:
+        channel = connection.default_channel
+        for _ in range(2):
+            channel.basic_qos(0, 5, True)
+            assert amqp_peer.end.expect(spec.Basic.Qos)[2] == b"\0\0\0\0\0\5\0"
+        assert caplog.text.count("does not support a prefetch for a whole channel") == 1
+        channel.basic_qos(0, 5, False)
+        channel.basic_qos(0, 0, True)  # no limit is none
+    assert caplog.text.count("does not support a prefetch for a whole channel") == 1
+
+
+def test_larger_frames_are_agreed_on_by_default(amqp_peers: AmqpPeers) -> None:
+    peer = amqp_peers(tune=(2047, 8192, 0))
+    with Connection(peer.url) as connection:
+        assert connection.connection.frame_max == 8192
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (DENIED.format("transient_nonexcl_queues"), "exclusive=True"),
@@ -196,3 +275,8 @@ def test_a_consumer_waits_for_the_replica_of_a_stream(
 def test_each_has_its_remedy(text: str, words: str) -> None:
     assert with_remedy(text).startswith(text)
     assert words in with_remedy(text).removeprefix(text)
+
+
+def test_others_are_left_as_they_are() -> None:
+    text = "NOT_FOUND - no queue 'q' in vhost '/'"
+    assert with_remedy(text) == text

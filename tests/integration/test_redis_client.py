@@ -103,6 +103,16 @@ def test_what_programs_use_of_it(opened: Opened, prefix: str) -> None:
         assert plain.get(f"{prefix}c") == b"42"
 
 
+def test_it_blocks_one_greenlet_only(opened: Opened) -> None:
+    client = opened(global_keyprefix="app:").client
+    waiters = [gevent.spawn(client.blpop, ["first", f"list-{number}"], 60) for number in range(5)]
+    until(lambda: client.info("clients")["blocked_clients"] == 5)
+    for number in range(5):
+        client.rpush(f"list-{number}", number)
+    found = [each.get(timeout=SOON) for each in waiters]
+    assert found == [(f"list-{number}".encode(), str(number).encode()) for number in range(5)]
+
+
 def test_many_greenlets_share_few_sockets(opened: Opened) -> None:
     channel = opened(max_connections=3, client_name="mine")
     client = channel.client
@@ -111,6 +121,15 @@ def test_many_greenlets_share_few_sockets(opened: Opened) -> None:
     assert client.get("count") == b"100"
     # Three of this client, and the link itself.
     assert [each["name"] for each in client.client_list()].count("mine") == 4
+
+
+def test_all_sockets_in_use(opened: Opened) -> None:
+    client = opened(max_connections=1, socket_timeout=2.0).client
+    with client.pubsub() as listener:
+        listener.subscribe("news")
+        with pytest.raises(redis.ConnectionError, match="raise max_connections"):
+            client.ping()
+    assert client.ping()
 
 
 def test_killed_greenlet_leaves_a_sound_client(opened: Opened) -> None:

@@ -14,20 +14,21 @@ from typing import Any
 import gevent
 import pytest
 import redis
+from redis.cluster import RedisCluster as RedisPyCluster
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.exceptions import PublishTimeout
-from greenconn.transport.redis.cluster import ClusterPlacement, tag_of
+from greenconn.transport.redis.cluster import PARTITIONS, ClusterPlacement, tag_of
 from greenconn.transport.redis.errors import LinkLost
 from greenconn.transport.redis.fanout import glob
 from greenconn.transport.redis.link import Partition
 from greenconn.transport.redis.nodes import SlotPipeline
 from greenconn.transport.redis.scripts import CLAIM, entry_suffix, mark
 from tests.brokers.packages import NoBroker
-from tests.brokers.redis_cluster import ClusterNode, RedisCluster
+from tests.brokers.redis_cluster import SLOTS, ClusterNode, RedisCluster
 from tests.fix_brokers import Brokers
 from tests.fix_tls import CERTS
 from tests.fix_wires import until
@@ -46,6 +47,15 @@ def placement_of(connection: Connection) -> ClusterPlacement:
     placement = connection.connection.placement
     assert isinstance(placement, ClusterPlacement)
     return placement
+
+
+def test_partitions_are_spread_over_all_slots() -> None:
+    slots = {key_slot(f"{{{tag_of(f'queue-{number}')}}}".encode()) for number in range(5000)}
+    assert sorted(slot * PARTITIONS // SLOTS for slot in slots) == list(range(PARTITIONS))
+
+
+def test_a_hash_tag_in_a_name_decides() -> None:
+    assert tag_of("{orders}.new") == tag_of("{orders}.failed") == tag_of("orders")
 
 
 def test_slots_move_under_load(own_redis_cluster: RedisCluster, unique: str, long: bool) -> None:
@@ -146,6 +156,19 @@ def test_a_master_is_killed_under_load(
     assert load.lost == [], "a node that is lost does not end the connection"
 
 
+def test_sockets_are_cut_under_load(redis_cluster: RedisCluster, unique: str, long: bool) -> None:
+    """A node ends its connections, amid whatever is on its way."""
+    names = [f"{unique}-{number}" for number in range(20)]
+    with Load(redis_cluster.url, names) as load:
+        for number in range(100 if long else 10):
+            load.go_on(50)
+            redis_cluster.nodes[number % 3].ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        load.go_on(200)
+        load.finish()
+        assert load.late == 0, "acks that were sent again are not late"
+    assert load.lost == []
+
+
 def test_a_frozen_master_is_replaced(own_redis_cluster: RedisCluster, unique: str) -> None:
     """It keeps its sockets, so only the others can say that another one has its slots.
 
@@ -206,6 +229,35 @@ def test_a_large_body_for_a_node_that_stops_reading_holds_up_no_other(
         bodies.append(message.decode())
     assert bodies in (["before", body, "behind"], ["before", body, body, "behind"])
     connection.close()
+
+
+def test_a_cluster_that_is_down_is_waited_for(own_redis_cluster: RedisCluster, unique: str) -> None:
+    """Without a master and its replica, which have it on no disk, all slots are refused."""
+    with Connection(own_redis_cluster.urls, transport_options=OPTIONS) as connection:
+        greenconn.publish(Queue(unique), "before", connection=connection)
+        owner = own_redis_cluster.owner_of(slot_of(unique))
+        dead = next(each for each in own_redis_cluster.masters if each is not owner)
+        pair = [each for each in own_redis_cluster.nodes if each.follows(dead)] + [dead]
+        for each in pair:
+            each.kill()
+        until(lambda: not own_redis_cluster.is_ok(owner), SOON)
+        with pytest.raises(PublishTimeout) as sent:
+            greenconn.publish(Queue(unique), "x", connection=connection, timeout=2.0)
+        with pytest.raises(PublishTimeout, match="CLUSTER INFO says") as waited:
+            greenconn.publish(Queue(unique), "y", connection=connection, timeout=2.0)
+        assert "CLUSTERDOWN" in str(waited.value)
+        assert (sent.value.maybe_delivered, waited.value.maybe_delivered) == (True, False)
+        waiting = gevent.spawn(
+            greenconn.publish, Queue(unique), "after", connection=connection, timeout=SOON
+        )
+        link = connection.connection
+        own_redis_cluster.mend()
+        waiting.get(timeout=SOON)
+        assert connection.connection is link
+        channel, bodies = connection.channel(), []
+        while (message := channel.basic_get(unique, no_ack=True)) is not None:
+            bodies.append(message.decode())
+        assert bodies in (["before", "after"], ["before", "x", "after"])
 
 
 class Audience:
@@ -317,6 +369,21 @@ def test_patterns_mean_what_they_mean_to_the_server(
             matching = glob((unique + pattern).encode()).fullmatch
             assert {unique + each for each in names if matching((unique + each).encode())} == found
         client.delete(*(unique + name for name in names))
+
+
+@pytest.mark.parametrize("sharding", ["off", "on"])
+def test_fan_out_of_dead_letters(redis_cluster_url: str, unique: str, sharding: str) -> None:
+    with Audience(redis_cluster_url, unique, [""], [sharding]) as audience:
+        channel = audience.connections[0].channel()
+        names = [f"{unique}-source-{number}" for number in range(3)]
+        for name in names:
+            channel.queue_declare(name, arguments={"x-dead-letter-exchange": unique})
+            channel.basic_publish(channel.prepare_message(name), "", name)
+            channel.basic_get(name).reject()
+        until(lambda: len(audience.got[0]) == 3, SOON)
+        assert sorted(audience.got[0]) == names
+        for name in names:
+            channel.queue_delete(name)
 
 
 def is_owner(cluster: RedisCluster, slot: int, node: ClusterNode) -> bool:
@@ -438,6 +505,25 @@ def test_a_shard_channel_is_followed_to_a_new_master(
     assert has_gaps(caplog, 2)
 
 
+def test_a_dead_letter_goes_to_another_partition(redis_cluster_url: str, unique: str) -> None:
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{unique}-dead"}
+    assert tag_of(unique) != tag_of(f"{unique}-dead") or pytest.skip("they are together")
+    with Connection(redis_cluster_url, transport_options=OPTIONS) as connection:
+        channel = connection.channel()
+        channel.queue_declare(f"{unique}-dead")
+        channel.queue_declare(unique, arguments={**arguments, "x-message-ttl": 500})
+        for body in ("rejected", "expired"):
+            channel.basic_publish(channel.prepare_message(body), "", unique)
+        channel.basic_get(unique).reject()
+        until(lambda: channel.queue_declare(f"{unique}-dead", passive=True)[1] == 2, SOON)
+        letters = [channel.basic_get(f"{unique}-dead") for _ in range(2)]
+        reasons = [each.headers["x-death"][0]["reason"] for each in letters]
+        assert reasons == ["rejected", "expired"]
+        assert channel.basic_get(unique) is None
+        for name in (unique, f"{unique}-dead"):
+            channel.queue_delete(name)
+
+
 def claim_unseen(partition: Partition, queue: str) -> None:
     """Claim a message, as if the reply had been lost with the socket.  May switch."""
     commands, keys = partition.commands, partition.commands.keys
@@ -494,6 +580,21 @@ def test_what_a_lost_node_had_given_is_requeued_when_the_next_one_takes_writes(
         node.ask("CONFIG", "SET", "min-replicas-to-write", 0)
         until(lambda: channel.queue_declare(unique, passive=True)[1] == 1, SOON)
         channel.queue_delete(unique)
+
+
+def test_a_database_is_refused(redis_cluster_url: str) -> None:
+    with pytest.raises(ValueError, match="only database 0"):
+        Connection(f"{redis_cluster_url}/3").connect()
+
+
+def test_the_client_of_one_server_is_refused(redis_cluster_url: str) -> None:
+    with (
+        Connection(redis_cluster_url) as connection,
+        pytest.raises(
+            NotImplementedError, match=r"make a redis\.cluster\.RedisCluster of your own"
+        ),
+    ):
+        _ = connection.default_channel.client
 
 
 def test_a_publish_window(redis_cluster: RedisCluster, unique: str) -> None:
@@ -583,3 +684,16 @@ def test_tls(brokers: Brokers, unique: str) -> None:
             connection.connect()
     finally:
         cluster.close()
+
+
+def test_a_client_of_ones_own_instead_of_the_channels(
+    redis_cluster: RedisCluster, unique: str
+) -> None:
+    """It blocks no greenlet in the threadpool, patched or not."""
+
+    def visit() -> tuple[Any, Any]:
+        with RedisPyCluster(host="127.0.0.1", port=redis_cluster.nodes[0].port) as cluster:
+            cluster.set(unique, 41)
+            return cluster.incr(unique), cluster.get(unique)
+
+    assert gevent.get_hub().threadpool.apply(visit) == (42, b"42")

@@ -12,6 +12,13 @@ from redis import exceptions
 
 import greenconn
 from greenconn import Connection, Queue
+from greenconn.exceptions import (
+    AccessRefused,
+    FrameError,
+    NotAllowed,
+    OperationalError,
+    RecoverableConnectionError,
+)
 from greenconn.messaging import Producer
 from greenconn.transport.redis import claiming
 from greenconn.transport.redis.claiming import Watch
@@ -21,6 +28,8 @@ from tests.fix_wires import until
 from tests.integration.contract import SOON
 from tests.quality.faults.kinds import Direction, Fault, Kind
 from tests.quality.faults.proxied import ProxyProcess
+
+CERTS = Path(__file__).resolve().parents[1] / "certs"
 
 
 def there_and_back(url: str, **options: Any) -> None:
@@ -36,6 +45,49 @@ def there_and_back(url: str, **options: Any) -> None:
             until(lambda number=number: len(got) > number)  # type: ignore[misc]
         assert consumer.stop(SOON)
     assert got == [0, 1, 2]
+
+
+# -- login
+
+
+def test_passwords(redis_with: RedisFactory) -> None:
+    server = redis_with("--requirepass", "secret")
+    there_and_back(server.url.replace("//", "//:secret@"))
+    there_and_back(server.url.replace("//", "//default:secret@"))
+    for url, hint in (
+        (server.url, "needs a password"),
+        (server.url.replace("//", "//:wrong-one@"), "is wrong"),
+    ):
+        with Connection(url) as connection:
+            with pytest.raises(AccessRefused, match=hint) as caught:
+                connection.connect()
+            assert isinstance(caught.value, exceptions.AuthenticationError)
+            assert "wrong-one" not in str(caught.value)
+            with pytest.raises(OperationalError):
+                greenconn.publish("q", 1, connection=connection, declare=True)
+
+
+def test_database_that_is_not_there(redis_url: str) -> None:
+    base = redis_url.rpartition("/")[0]
+    with (
+        Connection(f"{base}/99999") as connection,
+        pytest.raises(NotAllowed, match="database 99999"),
+    ):
+        connection.connect()
+    with (
+        Connection(f"{base}/mail") as connection,
+        pytest.raises(ValueError, match="number of a database"),
+    ):
+        connection.connect()
+
+
+@pytest.mark.full
+def test_what_is_not_redis(amqp_url: str) -> None:
+    address = amqp_url.rpartition("@")[2].partition("/")[0]
+    with Connection(f"redis://{address}/0", connect_timeout=5) as connection:
+        with pytest.raises((FrameError, RecoverableConnectionError, OSError)) as caught:
+            connection.connect()
+        assert isinstance(caught.value, connection.connection_errors)
 
 
 # -- other ways to connect
@@ -71,7 +123,104 @@ def test_unix_socket(redis_with: RedisFactory, tmp_path: Path) -> None:
         connection.connect()
 
 
+def test_tls(redis_with: RedisFactory) -> None:
+    server = redis_with(
+        "--tls-cert-file", str(CERTS / "server.pem"), "--tls-key-file", str(CERTS / "server.key"),
+        "--tls-ca-cert-file", str(CERTS / "ca.pem"), "--tls-auth-clients", "no",
+        "--tls-port", "0",
+    )  # fmt: skip
+    with Connection(server.url) as connection:
+        port = free_port()
+        try:
+            connection.connection.commands.call(pack("CONFIG", "SET", "tls-port", port))
+        except exceptions.ResponseError as exc:
+            pytest.skip(f"this Redis has no TLS: {exc}")
+    there_and_back(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={CERTS / 'ca.pem'}")
+    with (
+        Connection(f"rediss://127.0.0.1:{port}/0") as connection,
+        pytest.raises(OSError, match="certificate"),
+    ):
+        connection.connect()
+
+
+def free_port() -> int:
+    from tests.brokers.ports import free_ports
+
+    return free_ports(1)[0]
+
+
 # -- a server that refuses
+
+
+def test_out_of_memory(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    with Connection(server.url) as connection, Connection(server.url) as other:
+        producer = Producer(connection)
+        producer.publish("kept", routing_key="q")
+        other.connection.commands.call(pack("CONFIG", "SET", "maxmemory", 1))
+        with pytest.raises(exceptions.OutOfMemoryError, match="maxmemory and refuses writes"):
+            producer.publish("x", routing_key="q")
+        with pytest.raises(OperationalError, match="maxmemory"):
+            greenconn.publish("q", "x", connection=connection, declare=True)
+        # What is there can be consumed.
+        message = connection.default_channel.basic_get("q")
+        assert message.payload == "kept"
+        message.ack()
+        other.connection.commands.call(pack("CONFIG", "SET", "maxmemory", 0))
+        greenconn.publish("q", "x", connection=connection, declare=True)
+
+
+@pytest.mark.full
+def test_full_disk(redis_with: RedisFactory, tmp_path: Path) -> None:
+    server = redis_with("--save", "3600 100000", "--enable-protected-configs", "yes")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with Connection(server.url) as connection, Connection(server.url) as other:
+        greenconn.publish("q", "kept", connection=connection, declare=True)
+        got: list[Any] = []
+        consumer = greenconn.spawn_consumer(
+            "other", lambda body, message: got.append(body), connection=other
+        )
+        assert consumer.wait_ready(SOON)
+        control = other.connection
+        control.commands.call(pack("CONFIG", "SET", "dir", str(gone)))
+        gone.rmdir()
+        control.commands.call(pack("BGSAVE"))
+        until(lambda: b"rdb_last_bgsave_status:err" in info(control))
+        with pytest.raises(exceptions.ResponseError, match="free disk space"):
+            Producer(connection).publish("x", routing_key="q")
+        with pytest.raises(OperationalError, match="free disk space"):
+            greenconn.publish("q", "x", connection=connection)
+        control.commands.call(pack("CONFIG", "SET", "stop-writes-on-bgsave-error", "no"))
+        greenconn.publish("other", "late", connection=connection)
+        until(lambda: got == ["late"])
+        assert consumer.stop(SOON)
+        assert connection.default_channel.basic_get("q", no_ack=True).payload == "kept"
+    server.kill()  # else it would try to save for seconds
+
+
+def info(link: Any) -> bytes:
+    text = link.commands.call(pack("INFO", "persistence"))
+    assert isinstance(text, bytes)
+    return text
+
+
+@pytest.mark.full
+def test_server_that_becomes_a_replica(redis_with: RedisFactory) -> None:
+    server, elsewhere = redis_with(), redis_with()
+    got: list[Any] = []
+    with Connection(server.url) as connection, Connection(server.url) as other:
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        assert consumer.wait_ready(SOON)
+        control = other.connection
+        control.commands.call(pack("REPLICAOF", "127.0.0.1", elsewhere.port))
+        gevent.spawn_later(0.5, control.commands.call, pack("REPLICAOF", "NO", "ONE"))
+        # It waits until there is a master again.
+        greenconn.publish("q", "x", connection=connection)
+        until(lambda: got == ["x"])
+        assert consumer.stop(SOON)
 
 
 # -- restarts and cuts
@@ -95,6 +244,20 @@ def test_consumers_are_back_soon_after_a_long_outage(redis_with: RedisFactory) -
 
 
 # -- a server that does not answer
+
+
+def test_silent_server(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    options = {"reply_timeout": 0.5}
+    with Connection(server.url, transport_options=options) as connection:
+        producer = Producer(connection)
+        producer.publish("x", routing_key="q")
+        server.pause()
+        with pytest.raises(exceptions.TimeoutError, match="did not reply within") as caught:
+            producer.publish("y", routing_key="q")
+        assert isinstance(caught.value, connection.recoverable_connection_errors)
+        server.resume()
+        producer.publish("z", routing_key="q")
 
 
 @pytest.mark.full
@@ -146,6 +309,24 @@ def test_what_no_push_reports_is_found(
     assert got == [0, 1, 2]
 
 
+def test_refused_commands_are_named(redis_with: RedisFactory) -> None:
+    server = redis_with()
+    with Connection(server.url) as control:
+        control.connection.commands.call(
+            pack("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all", "-zadd")
+        )
+        with Connection(server.url.replace("//", "//poor:x@")) as connection:
+            greenconn.publish("q", "kept", connection=connection, declare=True)
+            with pytest.raises(exceptions.NoPermissionError, match="lists the commands"):
+                connection.default_channel.basic_get("q")
+            consumer = greenconn.spawn_consumer("q", print, connection=connection)
+            with pytest.raises(exceptions.NoPermissionError):
+                consumer.wait_ready(SOON)
+            with pytest.raises(exceptions.NoPermissionError):
+                consumer.get(timeout=SOON)
+        assert control.connection.commands.call(pack("LLEN", "q")) == 1
+
+
 @pytest.mark.full
 def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> None:
     """The server says that they are none, and ends the connection: who consumes goes on."""
@@ -173,17 +354,3 @@ def test_commands_that_are_spoiled_on_their_way(redis_with: RedisFactory) -> Non
                 draining.drain_events(timeout=0.01)
         until(lambda: set(got) == set(range(20)))
         assert consumer.stop(SOON)
-
-
-def test_silent_server(redis_with: RedisFactory) -> None:
-    server = redis_with()
-    options = {"reply_timeout": 0.5}
-    with Connection(server.url, transport_options=options) as connection:
-        producer = Producer(connection)
-        producer.publish("x", routing_key="q")
-        server.pause()
-        with pytest.raises(exceptions.TimeoutError, match="did not reply within") as caught:
-            producer.publish("y", routing_key="q")
-        assert isinstance(caught.value, connection.recoverable_connection_errors)
-        server.resume()
-        producer.publish("z", routing_key="q")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
@@ -18,6 +19,7 @@ import greenconn
 from greenconn import Connection
 from greenconn.wire.resp import pack
 from tests.brokers.redis_server import RedisServer
+from tests.fix_wires import until
 from tests.integration.processes import ROOT
 
 pytestmark = [pytest.mark.full, pytest.mark.programs]
@@ -123,3 +125,125 @@ def test_killed_consumers_lose_nothing(
         # What was handled twice was in the hands of one that was killed.
         twice = sum(count - 1 for count in counts.values())
         assert twice <= 40 * kills
+
+
+def test_frozen_consumer_comes_back_too_late(own_redis: RedisServer, workers: Workers) -> None:
+    """One that was stopped for longer than its lease: others have its messages, and it harms nobody."""
+    with Connection(own_redis.url, transport_options={"lease": LEASE}) as connection:
+        link = connection.connection
+        link.commands.call(pack("FLUSHALL"))
+        connection.default_channel.queue_declare("work", durable=True)
+        workers.start()
+        until(lambda: link.commands.call(pack("HLEN", "greenconn.consumers.work")))
+        (process,) = workers.processes
+        process.send_signal(signal.SIGSTOP)
+        greenconn.publish("work", 1, connection=connection, declare=True)
+        gevent.sleep(LEASE * 1.6)
+        # It held nothing: the push waits in its socket.  The message is there for others.
+        message = connection.default_channel.basic_get("work")
+        assert message.payload == 1
+        process.send_signal(signal.SIGCONT)
+        gevent.sleep(0.5)
+        message.ack()
+        until(lambda: link.commands.call(pack("HLEN", "unacked")) == 0)
+
+
+class Life:
+    """Consumers and senders of one queue, in one process, and what happens to them.
+
+    Arguments:
+        number: of messages.
+    """
+
+    def __init__(self, url: str, rng: random.Random, number: int) -> None:
+        options = {"lease": LEASE}
+        self.rng = rng
+        self.number = number
+        self.connections = [Connection(url, transport_options=options) for _ in range(4)]
+        self.control = Connection(url)
+        self.control.connect()
+        self.handled: set[int] = set()
+        self.consumers = [self._consumer(each) for each in range(6)]
+
+    def _consumer(self, place: int) -> greenconn.ConsumerGreenlet:
+        return greenconn.spawn_consumer(
+            "work",
+            self._handle,
+            connection=self.connections[place % 4],
+            prefetch_count=self.rng.choice([5, 50]),
+            concurrency=self.rng.choice([1, 4]),
+            on_error="requeue",
+        )
+
+    def _handle(self, body: int, message: Any) -> None:
+        fate = self.rng.random()
+        if fate < 0.1:
+            gevent.sleep(self.rng.random() / 100)
+        if fate < 0.05:
+            message.requeue()
+            return
+        if fate < 0.08:
+            raise ValueError("the handler fails")
+        self.handled.add(body)
+
+    def send(self, start: int) -> None:
+        """Publish every twentieth message."""
+        for each in range(start, self.number, 20):
+            greenconn.publish("work", each, connection=self.connections[start % 4], declare=True)
+
+    def suffer(self, times: int) -> None:
+        """Let something happen now and then."""
+        for _ in range(times):
+            gevent.sleep(self.rng.random() * 0.15)
+            fate, place = self.rng.random(), self.rng.randrange(6)
+            if fate < 0.4:
+                kill = pack("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                self.control.connection.commands.call(kill)
+            elif fate < 0.6:
+                self.consumers[place].kill(block=False)
+                self.consumers[place] = self._consumer(place)
+            elif fate < 0.8:
+                self.consumers[place].stop(2)
+                self.consumers[place] = self._consumer(place)
+            else:
+                self._get_and_requeue()
+
+    def _get_and_requeue(self) -> None:
+        try:
+            message = self.connections[0].default_channel.basic_get("work")
+            if message is not None:
+                message.requeue()
+        except self.connections[0].recoverable_connection_errors:
+            pass  # it was cut just then
+
+    def close(self) -> None:
+        """End all."""
+        for consumer in self.consumers:
+            consumer.stop(5)
+        for connection in (*self.connections, self.control):
+            connection.close()
+
+
+@pytest.mark.timeout(200)
+def test_cuts_kills_stops_and_requeues(own_redis: RedisServer, long: bool) -> None:
+    seed = random.randrange(1_000_000)
+    print("seed", seed)
+    life = Life(own_redis.url, random.Random(seed), 3000 if long else 800)
+    life.control.connection.commands.call(pack("FLUSHALL"))
+    life.control.default_channel.queue_declare("work", durable=True)  # before it is asked for
+    try:
+        running = [gevent.spawn(life.send, each) for each in range(20)]
+        life.suffer(100 if long else 12)
+        gevent.joinall(running, raise_error=True)
+        with gevent.Timeout(60):
+            while len(life.handled) < life.number:
+                gevent.sleep(0.02)
+            for consumer in life.consumers:
+                consumer.stop(5)
+            link = life.control.connection
+            while link.commands.call(pack("HLEN", "unacked")):
+                gevent.sleep(0.02)
+        assert link.commands.call(pack("LLEN", "work")) == 0
+        assert link.commands.call(pack("ZCARD", "unacked_index")) == 0
+    finally:
+        life.close()

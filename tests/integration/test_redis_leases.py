@@ -62,6 +62,25 @@ def filled(link: RedisLink, count: int, queue: str = "q") -> Any:
     return channel
 
 
+def test_messages_of_a_dead_consumer_come_back_in_order(opened: Callable[..., RedisLink]) -> None:
+    dead, alive = opened(), opened()
+    channel = filled(dead, 5)
+    store = Store()
+    channel.basic_qos(0, 3, False)
+    channel.basic_consume("q", sink=store)
+    until(lambda: len(store) == 3)
+    socket_of(dead).stream.close()  # as if it had been killed
+    dead.collect()
+    taken = Store()
+    other = Channel(alive)
+    other.basic_consume("q", sink=taken)
+    until(lambda: len(taken) == 5, 10 * LEASE)
+    assert [each.body for each in taken] == ["3", "4", "0", "1", "2"]
+    assert [each.redelivered for each in taken] == [False, False, True, True, True]
+    assert [each.headers.get("x-delivery-count") for each in taken][2:] == [1, 1, 1]
+    until(lambda: alive.placement.partition("").sweeper.requeued == 3)
+
+
 @pytest.mark.full
 def test_messages_of_a_dead_consumer_come_back_to_one_that_is_never_idle(
     opened: Callable[..., RedisLink],
@@ -128,6 +147,18 @@ def test_late_ack_changes_nothing_and_is_reported(
     assert channel.queue_declare("q", passive=True).message_count == 0
 
 
+def test_clean_stop_requeues_at_once(opened: Callable[..., RedisLink]) -> None:
+    first, second = opened(lease=60.0), opened(lease=60.0)
+    channel = filled(first, 3)
+    store = Store()
+    channel.basic_consume("q", sink=store)
+    until(lambda: len(store) == 3)
+    first.close()
+    other = Channel(second)
+    found = [other.basic_get("q") for _ in range(3)]
+    assert [each and each.body for each in found] == ["0", "1", "2"]
+
+
 def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     opened: Callable[..., RedisLink],
 ) -> None:
@@ -147,6 +178,24 @@ def test_clean_stop_requeues_what_a_claim_takes_meanwhile(
     first.close()
     found = [other.basic_get("q") for _ in range(3)]
     assert [each and each.body for each in found] == ["0", "1", "2"]
+
+
+def test_next_life_requeues_at_once(opened: Callable[..., RedisLink]) -> None:
+    link = opened(lease=60.0)
+    channel = filled(link, 3)
+    done, late, lost = (channel.basic_get("q") for _ in range(3))
+    done.ack()  # not sent: the turn has not ended
+    link.end(ConnectionError("cut by the test"))
+    late.ack()
+    assert lost.body == "2"
+    again = link.transport.establish_connection()
+    assert again.commands.call(pack("ZSCORE", again.commands.keys.owners, link.owner)) is None
+    other = Channel(again)
+    found = other.basic_get("q", no_ack=True)
+    assert found is not None
+    assert (found.body, found.redelivered) == ("2", True)
+    assert other.basic_get("q") is None
+    again.close()
 
 
 @pytest.mark.full

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import greenconn
-from greenconn import Connection, Queue
+from greenconn import Connection, Exchange, Queue
 from tests.brokers.redis_server import RedisServer
 from tests.fix_wires import until
 from tests.integration.contract import SOON
@@ -110,6 +110,27 @@ def test_several_expire_one_queue(
         assert at_server("LLEN", "work") == 1000 - taken
 
 
+def test_messages_of_kombu_expire_too(connection: Connection, own_redis: RedisServer) -> None:
+    delay(connection)
+    with kombu.Connection(own_redis.url) as theirs:
+        theirs.Producer().publish("theirs", routing_key="delay")
+    channel = connection.default_channel
+    until(lambda: (found := channel.basic_get("work", no_ack=True)) is not None and found)
+
+
+def test_without_a_dead_letter_exchange_they_are_dropped(
+    connection: Connection, at_server: Control
+) -> None:
+    queue = Queue("brief", Exchange("news", "topic"), "#", message_ttl=3.0, max_priority=None)
+    queue(connection.default_channel).declare()
+    producer = connection.Producer(exchange=Exchange("news", "topic"))
+    for priority in (0, 3, 9):
+        producer.publish("x", routing_key="a", priority=priority)
+    assert queue(connection.default_channel).queue_declare(passive=True).message_count == 3
+    until(lambda: not at_server("KEYS", "brief*"))
+    until(at_server.is_settled)
+
+
 def test_others_go_on_where_a_program_was_killed(
     own_redis: RedisServer, at_server: Control
 ) -> None:
@@ -126,6 +147,18 @@ def test_others_go_on_where_a_program_was_killed(
             assert consumer.stop(SOON)
     finally:
         declarer.end()
+
+
+def test_a_deleted_queue_is_looked_after_no_more(
+    connection: Connection, at_server: Control
+) -> None:
+    delay(connection)
+    link = connection.connection
+    assert link.placement.partition("").expiry.watches("delay")
+    connection.default_channel.queue_delete("delay")
+    assert not link.placement.partition("").expiry.watches("delay")
+    link.placement.partition("").sweeper.sweep()
+    assert not at_server("EXISTS", "greenconn.timed")
 
 
 def test_a_lost_link_leaves_nothing_half_done(connection: Connection, at_server: Control) -> None:

@@ -20,6 +20,14 @@ from tests.integration.redis_clients import Control
 pytestmark = pytest.mark.full
 
 
+def test_ping_asks_the_server(own_redis: RedisServer, at_server: Control) -> None:
+    with Connection(own_redis.url) as connection:
+        connection.connect()
+        at_server("CONFIG", "RESETSTAT")
+        connection.connection.ping()
+        assert "cmdstat_ping:calls=1," in str(at_server("INFO", "commandstats"))
+
+
 def test_crowd_on_one_queue_does_not_stampede(
     own_redis: RedisServer, at_server: Control, long: bool
 ) -> None:

@@ -137,3 +137,9 @@ def test_a_master_that_is_demoted_ends_the_wait(
     with pytest.raises(connection.recoverable_connection_errors, match="no master any more"):
         waiting.get(timeout=SOON)
     replica.resume()
+
+
+def test_a_window_is_refused(pair: tuple[RedisServer, RedisServer]) -> None:
+    options = {"replicas": 1, "publish_window": 8}
+    with pytest.raises(ValueError, match="publish_window"):
+        Connection(pair[0].url, transport_options=options).connect()

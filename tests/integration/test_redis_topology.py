@@ -12,6 +12,7 @@ import pytest
 import greenconn
 from greenconn import Connection, Exchange, Queue
 from greenconn.broker.consuming import FeedState
+from greenconn.broker.exchanges import Row
 from greenconn.green.deadline import Deadline
 from greenconn.transport.redis import Channel, Transport
 from greenconn.transport.redis.claiming import Watch
@@ -156,6 +157,36 @@ def test_a_queue_that_ends_just_before_a_publish_gets_nothing(
     assert not at_server("EXISTS", *sender.commands.keys.lists(queue))
 
 
+@pytest.mark.parametrize("size", [10, 2_000_000])
+def test_a_mandatory_message_comes_back_only_if_no_queue_has_it(
+    opened: Open, at_server: Control, size: int
+) -> None:
+    link = opened()
+    channel = channel_of(link)
+    channel.queue_declare("there")
+    returned: list[Any] = []
+    channel.events["basic_return"].add(lambda *args: returned.append(args))
+    for queue in ("there", "nowhere"):
+        channel.basic_publish(channel.prepare_message("x" * size), "", queue, mandatory=True)
+    while link.events:
+        link.drain(Deadline(SOON))
+    assert [routing_key for _, _, routing_key, _ in returned] == ["nowhere"]
+    assert at_server("LLEN", "there") == 1
+    assert not at_server("EXISTS", "nowhere")
+
+
+def test_what_came_to_a_queue_after_its_end_expires(opened: Open, at_server: Control) -> None:
+    link = opened()
+    queue = subscribed(link, auto_delete=True)
+    other = opened()
+    subscribed(other, "steady")
+    link.close()
+    until(lambda: at_server("ZSCORE", "greenconn.ended", queue) is not None)
+    at_server("LPUSH", queue, "late")
+    until(lambda: not at_server("EXISTS", "greenconn.ended"), 120)
+    assert 0 < at_server("PTTL", queue) <= 60_000
+
+
 @pytest.mark.full
 def test_processes_that_are_killed_leave_nothing(
     own_redis: RedisServer, at_server: Control
@@ -177,6 +208,84 @@ def test_processes_that_are_killed_leave_nothing(
             each.end()
 
 
+def test_a_queue_that_has_ended_is_not_bound(opened: Open, at_server: Control) -> None:
+    link = opened()
+    channel = channel_of(link)
+    channel.queue_declare("q", arguments={"x-expires": 600_000})
+    assert at_server("DEL", "greenconn.queue.q")
+    with pytest.raises(greenconn.exceptions.NotFound):
+        link.records.add("news", Row("a", "", "q"))
+    assert not at_server("EXISTS", "_kombu.binding.news")
+
+
+def test_who_deletes_need_not_have_bound(opened: Open, at_server: Control) -> None:
+    binder, deleter = opened(), opened()
+    channel = channel_of(binder)
+    channel.exchange_declare("own", "direct", auto_delete=True)
+    channel.queue_declare("q")
+    for key in ("a", "b"):
+        channel.queue_bind("q", "news", key)
+        channel.queue_bind("q", "own", key)
+    channel_of(deleter).queue_delete("q")
+    assert rows(at_server) == []
+    assert len(send(binder)) == 1
+
+
+def test_an_auto_delete_queue_takes_all_its_bindings_along(
+    opened: Open, at_server: Control
+) -> None:
+    binder, consumer = opened(), opened()
+    channel = channel_of(binder)
+    channel.queue_declare("q", auto_delete=True)
+    channel.queue_bind("q", "news", "#")
+    other = channel_of(consumer)
+    tag = other.basic_consume("q", sink=Store())
+    other.basic_cancel(tag)
+    other.queue_declare("next")
+    assert at_server("SMEMBERS", "_kombu.binding.news") in ([], set())
+    assert len(send(binder)) == 1
+
+
+def test_an_exchange_that_others_use_stays(opened: Open) -> None:
+    first, second = opened(), opened()
+    for link, queue in ((first, "one"), (second, "two")):
+        channel = Channel(link)
+        channel.exchange_declare("shared", "topic", auto_delete=True)
+        channel.queue_declare(queue)
+        channel.queue_bind(queue, "shared", "#")
+    channel = Channel(first)
+    channel.queue_delete("one")
+    channel.basic_publish(channel.prepare_message("x"), "shared", "a")
+    found = channel.basic_get("two", no_ack=True)
+    assert found is not None
+    assert found.body == "x"
+    channel.queue_delete("two")
+    with pytest.raises(greenconn.exceptions.NotFound):
+        channel.exchange_declare("shared", "topic", passive=True)
+
+
+def test_publishing_is_no_use_of_a_queue_that_expires(opened: Open, at_server: Control) -> None:
+    sender, other = opened(), opened()
+    channel = channel_of(other)
+    channel.queue_declare("q", arguments={"x-expires": 1500})
+    channel.queue_bind("q", "news", "#")
+    until(lambda: send(sender))
+    assert not at_server("EXISTS", "greenconn.queue.q")
+
+
+@pytest.mark.parametrize("options", KINDS[:2])
+def test_messages_in_hand_end_with_the_queue_of_a_link_that_closes(
+    opened: Open, at_server: Control, options: dict[str, Any]
+) -> None:
+    sender, link = opened(), opened()
+    queue = subscribed(link, **options)
+    assert not send(sender)
+    until(lambda: at_server("HLEN", "unacked") == 1)
+    link.close()
+    assert not at_server("EXISTS", sender.commands.keys.plain(queue), "unacked")
+    assert send(sender)
+
+
 @pytest.mark.parametrize("options", KINDS[:2])
 def test_what_a_claim_takes_ends_with_the_queue_of_a_link_that_closes(
     opened: Open, at_server: Control, options: dict[str, Any]
@@ -194,6 +303,24 @@ def test_what_a_claim_takes_ends_with_the_queue_of_a_link_that_closes(
     assert feed.state is FeedState.CLAIMING
     link.close()
     assert not at_server("EXISTS", sender.commands.keys.plain(queue), "unacked")
+
+
+def test_a_message_in_hand_ends_with_the_queue_whose_last_consumer_leaves(
+    opened: Open, at_server: Control
+) -> None:
+    sender, link = opened(), opened()
+    channel = channel_of(link)
+    queue = channel.queue_declare("", auto_delete=True).queue
+    channel.queue_bind(queue, "news", "#")
+    store = Store()
+    tag = channel.basic_consume(queue, sink=store)
+    assert not send(sender)
+    until(lambda: store)
+    channel.basic_cancel(tag)
+    until(lambda: send(sender))
+    store[0].requeue()
+    until(lambda: not at_server("EXISTS", "unacked"))
+    assert not at_server("EXISTS", queue)
 
 
 @pytest.mark.parametrize("options", KINDS[:2])

@@ -14,8 +14,9 @@ from gevent import Timeout
 from redis import exceptions
 
 import greenconn
-from greenconn import Connection, Queue
-from greenconn.exceptions import ContentTooLarge, RecoverableChannelError
+from greenconn import Connection, Exchange, Queue
+from greenconn.exceptions import ContentTooLarge, DecodeError, RecoverableChannelError
+from greenconn.identity import program_name
 from greenconn.messaging import Producer
 from greenconn.transport.redis import queues
 from greenconn.wire.resp import pack
@@ -46,6 +47,30 @@ def connect(redis_url: str, unique: str) -> Iterator[Connect]:
             cleaner.connection.commands.call(pack("DEL", *keys))
 
 
+def commands_of(connection: Connection, name: str) -> int:
+    """How often the server has carried out a command."""
+    text = connection.connection.commands.call(pack("INFO", "commandstats")).decode()
+    for line in text.splitlines():
+        if line.startswith(f"cmdstat_{name}:"):
+            return int(line.partition("calls=")[2].partition(",")[0])
+    return 0
+
+
+def test_large_bodies_keep_their_place(connect: Connect) -> None:
+    connection = connect()
+    producer = Producer(connection)
+    big = b"x" * (3 * 1024 * 1024)
+    for body in (b"1", big, b"2", big, b"3"):
+        producer.publish(body, routing_key="q")
+    got: list[int] = []
+    consumer = greenconn.spawn_consumer(
+        "q", lambda body, message: got.append(len(body)), connection=connection
+    )
+    until(lambda: len(got) == 5)
+    assert got == [1, len(big), 1, len(big), 1]
+    assert consumer.stop(SOON)
+
+
 def test_large_body_does_not_hold_up_small_ones(connect: Connect) -> None:
     connection = connect()
     producer = Producer(connection)
@@ -61,6 +86,24 @@ def test_large_body_does_not_hold_up_small_ones(connect: Connect) -> None:
     gevent.joinall([gevent.spawn(send, "small", b"x") for _ in range(5)], raise_error=True)
     big.get(timeout=SOON)
     assert done[-1] == "big"
+
+
+def test_one_connection_serves_all(connect: Connect, unique: str) -> None:
+    # A name of its own: another run of this test may use the same server now.
+    connection = connect(client_name=unique)
+    consumers = [
+        greenconn.spawn_consumer(f"q{number}", print, connection=connection)
+        for number in range(200)
+    ]
+    assert all(each.wait_ready(SOON) for each in consumers)
+    for number in range(50):
+        connection.channel().basic_publish(
+            connection.default_channel.prepare_message("x"), "", f"other{number}"
+        )
+    clients = connection.connection.commands.call(pack("CLIENT", "LIST")).decode()
+    assert clients.count(f"name={unique} ") == 1
+    for each in consumers:
+        each.kill()
 
 
 def test_a_small_limit_of_messages_holds(connect: Connect) -> None:
@@ -138,6 +181,49 @@ def test_window_of_unconfirmed_publishes(connect: Connect) -> None:
     channel.flush()
 
 
+def test_message_that_is_no_envelope(connect: Connect) -> None:
+    connection = connect()
+    link = connection.connection
+    link.commands.call(pack("LPUSH", link.commands.keys.plain("q"), b"\xff no JSON"))
+    link.commands.call(pack("LPUSH", link.commands.keys.plain("q"), b'{"body": "x"}'))
+    Producer(connection).publish("good", routing_key="q")
+    got: list[Any] = []
+    bad: list[Any] = []
+
+    def refuse(message: Any, exc: Exception) -> None:
+        bad.append(exc)
+        message.reject()
+
+    consumer = greenconn.spawn_consumer(
+        "q",
+        lambda body, message: got.append(body),
+        connection=connection,
+        on_decode_error=refuse,
+    )
+    until(lambda: got)
+    assert (got, len(bad)) == (["good"], 2)
+    assert all(isinstance(each, (DecodeError, ValueError, KeyError)) for each in bad)
+    until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
+    assert consumer.stop(SOON)
+
+
+def test_poison_becomes_a_dead_letter(connect: Connect) -> None:
+    connection = connect(delivery_limit=3, dead_letter_queue="dead")
+    channel = connection.default_channel
+    channel.queue_declare("q")
+    Producer(connection).publish("poison", routing_key="q")
+    deliveries = []
+    while (message := channel.basic_get("q")) is not None:
+        deliveries.append(message.headers.get("x-delivery-count", 0))
+        message.requeue()
+        gevent.sleep(0.02)
+    assert deliveries == [0, 1, 2]
+    letter = channel.basic_get("dead")
+    assert letter.payload == "poison"
+    assert letter.headers["x-death"][0]["reason"] == "delivery_limit"
+    assert letter.headers["x-death"][0]["queue"] == "q"
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize(
     ("strategy", "expected"),
@@ -204,6 +290,62 @@ def test_a_get_whose_channel_is_closed_gives_its_message_back(connect: Connect) 
     assert not found.delivery_info["redelivered"]
 
 
+def test_channel_has_what_monitoring_reads(connect: Connect, unique: str) -> None:
+    kombus: Any = pytest.importorskip("kombu.transport.redis").Channel
+    channel: Any = connect().channel()
+    for name in (
+        *("priority_steps", "sep", "queue_order_strategy", "visibility_timeout"),
+        *("unacked_key", "unacked_index_key"),
+    ):
+        theirs = getattr(kombus, name)
+        assert getattr(channel, name) == (tuple(theirs) if isinstance(theirs, list) else theirs)
+    connection = connect(priority_steps=[0, 5], sep=":", unacked_key="held")
+    channel = connection.channel()
+    assert (list(channel.priority_steps), channel.sep, channel.unacked_key) == ([0, 5], ":", "held")
+    assert channel.active_queues == []
+    fanned = Queue(f"{unique}-f", Exchange(f"{unique}-f", "fanout"), exclusive=True)
+    with connection.Consumer([Queue("b"), Queue("a"), fanned], channel=channel, callbacks=[print]):
+        assert channel.active_queues == ["b", "a"]
+    assert channel.active_queues == []
+    producer = connection.Producer()
+    for priority in (0, 3, 9):
+        producer.publish("x", routing_key="a", priority=priority)
+    # As celery-exporter counts.
+    lists = ["a" if not step else f"a{channel.sep}{step}" for step in channel.priority_steps]
+    assert [channel.client.llen(each) for each in lists] == [2, 1]
+
+
+def test_database_zero_is_not_selected(own_redis: RedisServer) -> None:
+    with Connection(own_redis.url) as watcher:
+        before = commands_of(watcher, "select")
+        with Connection(own_redis.url_of(0)) as connection:
+            connection.default_channel.queue_declare("q")
+        assert commands_of(watcher, "select") == before
+        with Connection(own_redis.url_of(1)) as connection:
+            connection.default_channel.queue_declare("q")
+        assert commands_of(watcher, "select") == before + 1
+
+
+def test_other_priority_steps(connect: Connect) -> None:
+    connection = connect(priority_steps=[0, 5], sep=":")
+    producer = Producer(connection)
+    for priority in (9, 5, 4, 0):
+        producer.publish(priority, routing_key="q", priority=priority)
+    link = connection.connection
+    assert link.commands.call(pack("LLEN", link.commands.keys.plain("q:5"))) == 2
+    channel = connection.default_channel
+    assert [channel.basic_get("q", no_ack=True).payload for _ in range(4)] == [4, 0, 9, 5]
+
+
+def test_bodies_without_base64(connect: Connect) -> None:
+    connection = connect(body_encoding=None)
+    Producer(connection).publish({"a": "caf\u00e9"}, routing_key="q")
+    link = connection.connection
+    (raw,) = link.commands.call(pack("LRANGE", link.commands.keys.plain("q"), 0, -1))
+    assert json.loads(json.loads(raw)["body"]) == {"a": "caf\u00e9"}
+    assert connection.default_channel.basic_get("q").payload == {"a": "caf\u00e9"}
+
+
 def test_use_keeps_a_queue_that_expires_and_its_bindings(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +385,46 @@ def test_use_keeps_a_queue_that_expires_and_its_bindings(
     shorten()
     link.queues.renew()  # as a clock does while it is consumed
     assert is_kept()
+
+
+def test_ready_made_wrong_types_are_named(connect: Connect) -> None:
+    connection = connect()
+    link = connection.connection
+    link.commands.call(pack("SET", link.commands.keys.unacked, "no hash"))
+    Producer(connection).publish("x", routing_key="q")
+    with pytest.raises(exceptions.ResponseError, match="another database"):
+        connection.default_channel.basic_get("q")
+    assert link.commands.call(pack("LLEN", link.commands.keys.plain("q"))) == 1
+
+
+def test_foreign_messages_are_found_by_a_push(connect: Connect) -> None:
+    connection, other = connect(), connect()
+    store = Store()
+    channel = connection.channel()
+    channel.queue_declare("q")
+    channel.basic_consume("q", sink=store)
+    gevent.sleep(0.05)
+    producer = Producer(other)
+    for number in range(20):
+        producer.publish(number, routing_key="q")
+        until(lambda number=number: len(store) > number, 2.0)  # type: ignore[misc]
+
+
+def test_unknown_options(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Connection(redis_url, transport_options={"visibility_timeut": 5}) as connection:
+        connection.connect()
+    assert "visibility_timeut" in caplog.text
+    with pytest.raises(ValueError, match="did you mean 'visibility_timeout'"):
+        Connection(f"{redis_url}?visibility_timeut=5")
+    for options in (
+        {"lease": 0},
+        {"priority_steps": [3, 1]},
+        {"queue_order_strategy": "any"},
+        {"body_encoding": "gzip"},
+    ):
+        connection = Connection(redis_url, transport_options=options)
+        with connection, pytest.raises(ValueError, match=min(options)):
+            connection.connect()
 
 
 def test_flushed_scripts(connect: Connect) -> None:
@@ -328,6 +510,19 @@ def test_consumers_come_and_go(connect: Connect, long: bool) -> None:
     assert link.directory.counts("q") == (0, 1)
 
 
+def test_dead_letters_without_an_exchange(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection = connect()
+    channel = connection.default_channel
+    channel.queue_declare("q", arguments={"x-dead-letter-exchange": "absent"})
+    Producer(connection).publish("x", routing_key="q")
+    channel.basic_get("q").reject()
+    link = connection.connection
+    until(lambda: link.commands.call(pack("HLEN", link.commands.keys.unacked)) == 0)
+    assert "exchange 'absent' does not exist" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["direct", "fanout"])
 def test_held_messages_of_kombu_go_where_their_exchange_leads(connect: Connect, kind: str) -> None:
     connection = connect(visibility_timeout=1.0, lease=1.0)
@@ -361,3 +556,14 @@ def test_message_to_no_queue_at_all_leaves_no_key(connect: Connect, window: int)
     with pytest.warns(UserWarning, match="last"):
         Producer(keeping).publish("x", routing_key="")
     assert link.commands.call(pack("LLEN", link.commands.keys.plain("last"))) == 1
+
+
+def test_connections_are_named_after_the_program(connect: Connect) -> None:
+    link = connect().connection
+    name = program_name()
+    assert f" name={name} " in link.commands.call(pack("CLIENT", "LIST")).decode()
+
+
+def test_name_that_redis_would_refuse(connect: Connect) -> None:
+    with pytest.raises(ValueError, match=r"client_name.*without spaces"):
+        connect(client_name="my program").connect()

@@ -12,10 +12,12 @@ import pytest
 from gevent.event import Event
 
 import greenconn
-from greenconn import Connection, ConsumerGreenlet, Queue, rpc
+from greenconn import Connection, ConsumerGreenlet, Exchange, Queue, rpc
 from greenconn.exceptions import (
+    ContentDisallowed,
     NotFound,
     OperationalError,
+    PublishTimeout,
     RemoteError,
     ReplyTimeout,
     Unroutable,
@@ -78,6 +80,11 @@ def test_the_result_is_returned(
     serve(double)
     assert rpc.call(unique, body, connection=connection) == body * 2
     assert rpc.call(Queue(unique), body, connection=connection) == body * 2
+
+
+def test_none_is_a_result(serve: Serve, connection: Connection, unique: str) -> None:
+    serve(lambda body: None)
+    assert rpc.call(unique, {"a": 1}, connection=connection) is None
 
 
 def test_each_caller_gets_its_own_answer(
@@ -151,6 +158,16 @@ def test_a_reply_that_does_not_come_in_time(
     assert rpc.call(unique, 2, connection=connection) == 2
 
 
+def test_without_time_nothing_is_asked(serve: Serve, connection: Connection, unique: str) -> None:
+    asked: list[Any] = []
+    serve(asked.append)
+    with pytest.raises(PublishTimeout) as caught:
+        rpc.call(unique, 1, connection=connection, timeout=0)
+    assert not caught.value.maybe_delivered
+    rpc.call(unique, 2, connection=connection)
+    assert asked == [2]
+
+
 def test_what_the_function_raises_is_raised_here(
     serve: Serve, connection: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,6 +189,44 @@ def test_what_the_function_raises_is_raised_here(
     assert caplog.text.count("fail of queue ") == 3
 
 
+def test_failed_calls_are_not_handled_again(
+    serve: Serve, connection: Connection, unique: str
+) -> None:
+    asked: list[Any] = []
+
+    def fail(body: Any) -> None:
+        asked.append(body)
+        raise Broken
+
+    server = serve(fail)
+    with pytest.raises(RemoteError):
+        rpc.call(unique, 1, connection=connection)
+    assert server.stop(WAIT)
+    assert waiting(connection, unique) == 0
+    assert asked == [1]
+
+
+def test_a_result_that_cannot_be_sent(serve: Serve, connection: Connection, unique: str) -> None:
+    serve(lambda body: object())
+    with pytest.raises(RemoteError, match="EncodeError"):
+        rpc.call(unique, 1, connection=connection)
+
+
+def test_a_request_that_the_server_does_not_accept(
+    serve: Serve, connection: Connection, unique: str
+) -> None:
+    serve(double, accept=["json"])
+    with pytest.raises(RemoteError, match="ContentDisallowed"):
+        rpc.call(unique, 1, connection=connection, serializer="pickle")
+    assert rpc.call(unique, 1, connection=connection) == 2
+
+
+def test_a_function_that_takes_too_long(serve: Serve, connection: Connection, unique: str) -> None:
+    serve(lambda body: gevent.sleep(WAIT), handler_timeout=0.1)
+    with pytest.raises(RemoteError, match="Timeout"):
+        rpc.call(unique, 1, connection=connection)
+
+
 def test_a_function_that_is_interrupted(serve: Serve, connection: Connection, unique: str) -> None:
     begun = Event()
 
@@ -185,6 +240,15 @@ def test_a_function_that_is_interrupted(serve: Serve, connection: Connection, un
     assert server.interrupt("one")
     with pytest.raises(RemoteError, match="'one' was cancelled"):
         calling.get(timeout=WAIT)
+
+
+def test_replies_of_other_serializers_must_be_accepted(
+    serve: Serve, connection: Connection, unique: str
+) -> None:
+    serve(lambda body: {1, 2}, serializer="pickle")
+    assert rpc.call(unique, 1, connection=connection, accept=["pickle"]) == {1, 2}
+    with pytest.raises(ContentDisallowed):
+        rpc.call(unique, 1, connection=connection)
 
 
 def test_a_queue_that_does_not_exist_is_reported_at_once_and_not_made(
@@ -251,6 +315,24 @@ def test_any_server_that_knows_the_properties_may_answer(
     connection.default_channel.queue_delete(unique)
 
 
+def test_a_server_may_call_another_one(serve: Serve, connection: Connection, unique: str) -> None:
+    def ask(body: int) -> Any:
+        return body if not body else [body, rpc.call(unique, body - 1, connection=connection)]
+
+    serve(ask, concurrency=5)
+    assert rpc.call(unique, 3, connection=connection) == [3, [2, [1, 0]]]
+
+
+def test_calls_share_one_channel(serve: Serve, connection: Connection, unique: str) -> None:
+    serve(double, concurrency=10)
+    rpc.call(unique, 1, connection=connection)
+    publisher = greenconn.defaults.publishing_connection(connection)
+    before = set(publisher.session.life.link.channels)
+    calls = [gevent.spawn(rpc.call, unique, each, connection=connection) for each in range(50)]
+    gevent.joinall(calls, timeout=WAIT, raise_error=True)
+    assert set(publisher.session.life.link.channels) == before
+
+
 def test_a_call_is_one_send_and_one_receive(amqp_url: str, unique: str) -> None:
     queue, count = Queue(unique, expires=300), 50
     with Connection(amqp_url) as remote, Connection(amqp_url) as connection:
@@ -309,6 +391,38 @@ def test_a_lost_connection_ends_the_calls_and_the_next_one_works(
                 call.get(timeout=WAIT)
         go_on.set()
         assert rpc.call(unique, "next", connection=caller) == "next"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"reply_to": "q"}, "reply_to"),
+        ({"correlation_id": "c"}, "correlation_id"),
+        ({"tiemout": 1}, "tiemout"),
+        ({"exchange": "x"}, "exchange"),
+        ({"timeout": "1"}, "timeout"),
+    ],
+)
+def test_wrong_options_of_a_call(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(TypeError, match=text):
+        rpc.call("q", 1, connection="memory://", **options)
+
+
+def test_an_exchange_is_no_server() -> None:
+    with pytest.raises(TypeError, match="name of a queue"):
+        rpc.call(Exchange("x"), 1, connection="memory://")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("option", ["retry", "batch_size", "no_ack", "on_decode_error", "foo"])
+def test_wrong_options_of_a_server(option: str) -> None:
+    options: dict[str, Any] = {option: 1}
+    with pytest.raises(TypeError, match=option):
+        rpc.spawn_server("q", double, connection="memory://", **options)
+
+
+def test_a_server_needs_a_function() -> None:
+    with pytest.raises(TypeError, match="callable"):
+        rpc.spawn_server("q", None, connection="memory://")  # type: ignore[arg-type]
 
 
 @pytest.mark.full

@@ -160,6 +160,30 @@ def test_a_peer_that_is_silent_while_it_is_restored(
         drain_until(connection, got, ["x"])
 
 
+def test_what_the_program_closes_stays_closed(relay: Relay, other: Connection, unique: str) -> None:
+    with Connection(relay.url) as connection:
+        consuming(connection, unique)
+        with Recoveries(connection) as recoveries:
+            connection.close()
+            gevent.sleep(0.3)
+            assert relay.open == 0
+            assert relay.accepted == 1
+            assert recoveries.lost == []
+            assert recoveries.count == 0
+        assert consumers_of(other, unique) == 0
+
+
+def test_closed_while_the_broker_is_away(relay: Relay, unique: str) -> None:
+    connection = Connection(relay.url)
+    consuming(connection, unique)
+    relay.server.stop()
+    until(lambda: not connection.connected)
+    connection.close()
+    relay.server.start()
+    gevent.sleep(0.3)
+    assert relay.accepted == 1
+
+
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.7, 0.8, 0.9, 0.98])
 def test_closed_while_it_comes_back(
     relay: Relay, other: Connection, unique: str, share: float
@@ -205,6 +229,42 @@ def test_listeners_hear_in_order(relay: Relay, unique: str) -> None:
         Queue(unique)(connection).delete()
 
 
+def test_listeners_learn_of_a_connection_that_its_next_use_brings_back(
+    relay: Relay, unique: str
+) -> None:
+    """Nothing runs on it that would bring it back by itself."""
+    heard: list[str] = []
+    with Connection(relay.url) as connection:
+        connection.on_connection_lost.append(lambda exc: heard.append("lost"))
+        connection.on_recovered.append(lambda: heard.append("recovered"))
+        connection.connect()
+        relay.cut()
+        until(lambda: heard == ["lost"])
+        gevent.sleep(0.2)
+        assert relay.accepted == 1
+        connection.default_channel  # noqa: B018 - opened
+        until(lambda: heard == ["lost", "recovered"])
+    gevent.sleep(0)
+    assert heard == ["lost", "recovered"]
+
+
+def test_a_listener_may_use_the_connection(relay: Relay, other: Connection, unique: str) -> None:
+    """When it hears that all is back it is; what it waits for keeps nobody."""
+    found: list[int] = []
+    with Connection(relay.url) as connection:
+        consuming(connection, unique)
+
+        def look() -> None:
+            with connection.channel() as channel:
+                found.append(channel.queue_declare(unique, passive=True).consumer_count)
+
+        connection.on_recovered.append(look)
+        for number in range(1, 4):
+            relay.cut()
+            until(lambda number=number: len(found) == number, SOON)  # type: ignore[misc]
+    assert found == [1, 1, 1]
+
+
 def test_a_listener_that_fails_affects_nobody_else(
     relay: Relay, other: Connection, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +288,38 @@ def test_a_listener_that_fails_affects_nobody_else(
 
 
 # Hosts
+
+
+def test_the_first_of_several_hosts_is_dead(relay: Relay, other: Connection, unique: str) -> None:
+    with Connection(f"amqp://127.0.0.1:1/;{relay.url}") as connection:
+        got = consuming(connection, unique)
+        for number in range(1, 4):
+            lose(relay, connection)
+            settled(other, unique)
+            send(other, unique, number)
+            drain_until(connection, got, list(range(1, number + 1)))
+        assert relay.accepted == 4
+
+
+@pytest.mark.full
+def test_hosts_take_turns(
+    relay_to: RelayFactory, amqp_url: str, other: Connection, unique: str
+) -> None:
+    relays = [relay_to(amqp_url), relay_to(amqp_url)]
+    with Connection([each.url for each in relays]) as connection:
+        got = consuming(connection, unique)
+        for number in range(4):
+            here, there = relays[number % 2], relays[(number + 1) % 2]
+            assert (here.open, there.open) == (1, 0)
+            if number:
+                there.server.start()
+            with Recoveries(connection) as recoveries:
+                here.server.stop()
+                recoveries.wait()
+            settled(other, unique)
+            send(other, unique, number)
+            drain_until(connection, got, list(range(number + 1)))
+            assert consumers_of(other, unique) == 1
 
 
 # Refusals
@@ -301,6 +393,34 @@ def test_blocked_over_a_loss(own_rabbitmq: RabbitMQ, relay_to: RelayFactory, uni
 
 
 # In the middle of work
+
+
+@pytest.mark.full
+def test_a_thousand_waiting_publishers(relay: Relay, other: Connection, unique: str) -> None:
+    """The broker goes while they wait, and comes back once they wait for it."""
+    with Connection(relay.url, transport_options={"confirm_publish": True}) as connection:
+        other.default_channel.queue_declare(unique, durable=True, auto_delete=False)
+        producer = Producer(connection)
+        producer.publish("first", unique)
+        policy = {"interval_start": 0, "interval_step": 0.05, "interval_max": 0.2}
+        relay.is_passing.clear()
+        publishing = [
+            gevent.spawn(producer.publish, number, unique, retry=True, retry_policy=policy)
+            for number in range(1000)
+        ]
+        gevent.sleep(0)
+        relay.is_passing.set()
+        relay.server.stop()
+        until(lambda: not connection.connected)
+        relay.server.start()
+        gevent.joinall(publishing, timeout=SOON, raise_error=True)
+        assert all(each.successful() for each in publishing)
+        assert relay.accepted == 2
+        bodies = set()
+        channel = other.default_channel
+        while (message := channel.basic_get(unique, no_ack=True)) is not None:
+            bodies.add(message.payload)
+        assert bodies == {"first", *range(1000)}
 
 
 def test_calls_of_all_kinds_end_with_the_loss(relay: Relay, unique: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -98,6 +100,81 @@ def test_one_consumer_after_each_of_many_losses(
     assert len(draining) == rounds  # each loss was told once
 
 
+def test_many_consumers_of_one_queue(
+    relay: Relay,
+    connection: Connection,
+    other: Connection,
+    unique: str,
+    draining: list[BaseException],
+    long: bool,
+) -> None:
+    number = 1024 if long else 200
+    got: Counter[int] = Counter()
+    queue = Queue(unique)
+
+    def make(each: int) -> Consumer:
+        def receive(body: Any, message: Any) -> None:
+            got[each] += 1
+            message.ack()
+
+        consumer = Consumer(connection, queue, callbacks=[receive], prefetch_count=1)
+        consumer.consume()
+        return consumer
+
+    consumers = [make(each) for each in range(number)]
+    assert consumers_of(other, unique) == number
+    lose(relay, connection)
+    settled(other, unique, number)
+    send(other, unique, *range(2 * number))
+    until(lambda: got.total() == 2 * number)
+    assert len(got) == number
+    assert len(consumers) == number
+
+
+@pytest.mark.full
+def test_many_queues(
+    relay: Relay, connection: Connection, other: Connection, unique: str, long: bool
+) -> None:
+    """Consumers that run in the background, on few channels."""
+    number = 5000 if long else 200
+    got: set[str] = set()
+    queues = [Queue(f"{unique}-{each}", durable=False, expires=600) for each in range(number)]
+
+    def handle(body: Any, message: Any) -> None:
+        got.add(message.delivery_info["routing_key"])
+
+    consumer = spawn_consumer(queues, handle, connection=connection, prefetch_count=number)
+    assert consumer.wait_ready(SOON * 3)
+    lose(relay, connection)
+    channel = other.channel()
+    for queue in queues:
+        settled(other, queue.name) if consumers_of(other, queue.name) != 1 else None
+        channel.basic_publish(
+            channel.prepare_message("x", content_type="text/plain"), routing_key=queue.name
+        )
+    until(lambda: len(got) == number, SOON * 3)
+    assert consumer.stop(timeout=SOON)
+    for queue in queues:
+        channel.queue_delete(queue.name)
+
+
+def test_a_cancelled_consumer_does_not_come_back(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    stays = Consumer(connection, Queue(f"{unique}-2", auto_delete=True))
+    stays.consume()
+    gone = Consumer(connection, Queue(unique))
+    gone.consume()
+    gone.cancel()
+    both = Consumer(connection, [Queue(f"{unique}-3", auto_delete=True), Queue(unique)])
+    both.consume()
+    both.cancel_by_queue(unique)
+    lose(relay, connection)
+    settled(other, f"{unique}-2")
+    settled(other, f"{unique}-3")
+    assert consumers_of(other, unique) == 0
+
+
 def test_cancelled_while_the_broker_is_away(
     relay: Relay, connection: Connection, other: Connection, unique: str
 ) -> None:
@@ -108,6 +185,29 @@ def test_cancelled_while_the_broker_is_away(
     lose(relay, connection, then=gone.cancel)
     settled(other, f"{unique}-2")
     assert consumers_of(other, unique) == 0
+
+
+def test_started_while_the_broker_is_away(
+    relay: Relay,
+    connection: Connection,
+    other: Connection,
+    unique: str,
+    draining: list[BaseException],
+) -> None:
+    first = Consumer(connection, Queue(f"{unique}-2", auto_delete=True))
+    first.consume()
+    got = Receiver()
+    second = Consumer(connection, Queue(unique), callbacks=[got])
+    starting: list[gevent.Greenlet[..., Any]] = []
+    lose(relay, connection, then=lambda: starting.append(gevent.spawn(second.consume)))
+    for each in starting:
+        with suppress(*connection.connection_errors):
+            each.get(timeout=SOON)
+    second.consume()
+    settled(other, unique)
+    send(other, unique, "x")
+    until(lambda: got == ["x"])
+    assert consumers_of(other, unique) == 1
 
 
 def test_options_of_consumers_come_back(
@@ -199,6 +299,74 @@ def test_acks_of_a_former_life_are_dropped(
     consumer.cancel()
     connection.close()
     until(lambda: left(other, unique) == 3)
+
+
+def test_an_ack_after_recovery_out_of_a_callback(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    """Each of several callbacks sees the loss between delivery and answer."""
+    got: list[tuple[Any, bool]] = []
+
+    def receive(body: Any, message: Any) -> None:
+        is_again = message.delivery_info["redelivered"]
+        got.append((body, is_again))
+        if not is_again:
+            lose(relay, connection)
+        message.ack()
+
+    consumer = Consumer(connection, Queue(unique), callbacks=[receive], prefetch_count=1)
+    consumer.consume()
+    send(other, unique, 1, 2, 3)
+    while len(got) < 6:
+        with suppress(*connection.connection_errors):
+            connection.drain_events(timeout=SOON)
+    assert got == [(1, False), (1, True), (2, False), (2, True), (3, False), (3, True)]
+    connection.close()
+    assert left(other, unique) == 0
+
+
+def test_what_nobody_has_taken_comes_once(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    got: list[Any] = []
+    consumer = Consumer(connection, Queue(unique), on_message=got.append, prefetch_count=50)
+    consumer.consume()
+    send(other, unique, *range(50))
+    events = connection.session.life.link.events
+    until(lambda: len(events) == 50)
+    lose(relay, connection)
+    until(lambda: len(connection.session.life.link.events) == 50)
+    assert len(events) == 0
+    for _ in range(50):
+        connection.drain_events(timeout=SOON)
+    assert [message.payload for message in got] == list(range(50))
+    for message in got:
+        message.ack()
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.05)
+    connection.close()
+    assert left(other, unique) == 0
+
+
+def test_messages_that_need_no_ack(
+    relay: Relay,
+    connection: Connection,
+    other: Connection,
+    unique: str,
+    draining: list[BaseException],
+) -> None:
+    got: list[Any] = []
+    consumer = Consumer(connection, Queue(unique), on_message=got.append, no_ack=True)
+    consumer.consume()
+    send(other, unique, 1)
+    until(lambda: len(got) == 1)
+    lose(relay, connection)
+    settled(other, unique)
+    send(other, unique, 2)
+    until(lambda: len(got) == 2)
+    for message in got:
+        message.ack()  # nothing is sent
+    assert [message.payload for message in got] == [1, 2]
 
 
 # Who cannot come back
@@ -307,6 +475,22 @@ def test_a_queue_that_deletes_itself_while_it_is_restored(
     assert len(draining) == rounds
 
 
+def test_a_queue_that_deletes_itself_and_has_others(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    """Their consumers are not waited for more than a moment, all together."""
+    queues = [Queue(f"{unique}-{each}", auto_delete=True) for each in range(20)]
+    Consumer(other, queues).consume()
+    consumers = [Consumer(connection, queue) for queue in queues]
+    for consumer in consumers:
+        consumer.consume()
+    began = monotonic()
+    lose(relay, connection)
+    assert monotonic() - began < 15.0  # one after the other would take 20 s
+    for queue in queues:
+        settled(other, queue.name, 2)
+
+
 @pytest.mark.full
 def test_entities_that_delete_themselves_one_after_the_other(
     relay: Relay,
@@ -342,6 +526,26 @@ def test_entities_that_delete_themselves_one_after_the_other(
 
 
 # Cancelled by the broker
+
+
+def test_a_deleted_queue_is_reported_once_and_may_be_consumed_from_again(
+    connection: Connection, other: Connection, unique: str
+) -> None:
+    got = Receiver()
+    consumer = Consumer(connection, Queue(unique), callbacks=[got])
+    consumer.consume()
+    other.default_channel.queue_delete(unique)
+    with pytest.raises(ConsumerCancelled, match="consumer-"):
+        connection.drain_events(timeout=SOON)
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.05)
+    assert not exists(other, unique)  # nobody has declared it behind the owner's back
+    consumer.revive(connection.channel())
+    consumer.consume()
+    send(other, unique, "again")
+    connection.drain_events(timeout=SOON)
+    assert got == ["again"]
+    assert consumers_of(other, unique) == 1
 
 
 def test_a_consumer_cancelled_by_the_broker_comes_back_after_a_loss(
@@ -473,3 +677,25 @@ def test_lost_again_while_it_is_restored(
         settled(other, f"{unique}-{each}")
     send(other, "k", "x", exchange=unique)
     until(lambda: got == ["x"] * 5)
+
+
+def test_callbacks_run_while_others_are_restored(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    """Who comes back first works before the last one is there."""
+    got = Event()
+    first = Consumer(connection, Queue(unique), callbacks=[lambda body, message: got.set()])
+    first.consume()
+    rest = [Consumer(connection, Queue(f"{unique}-{each}", auto_delete=True)) for each in range(50)]
+    for consumer in rest:
+        consumer.consume()
+    drain: Callable[[], Any] = connection.drain_events
+    draining = gevent.spawn(drain)
+    with pytest.raises(connection.connection_errors):
+        relay.cut()
+        draining.get(timeout=SOON)
+    send(other, unique, "x")
+    connection.drain_events(timeout=SOON)
+    assert got.is_set()
+    for each in range(50):
+        settled(other, f"{unique}-{each}")

@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 from greenconn.connection import Connection
-from greenconn.entity import Exchange, Queue
+from greenconn.entity import Exchange, Queue, binding
 from tests.brokers.rabbitmq import RabbitMQ
 from tests.fix_relay import Relay, RelayFactory
 from tests.fix_wires import until
@@ -120,6 +120,34 @@ def test_a_restart_of_the_broker_with_what_does_not_outlive_it(
             connection.default_channel.queue_delete(f"{unique}-{each}")
 
 
+def test_bindings_of_a_queue_object(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    exchange = Exchange(unique, "headers", auto_delete=True)
+    queue = Queue(
+        unique,
+        bindings=[
+            binding(exchange, arguments={"x-match": "all", "a": 1}),
+            binding(exchange, arguments={"x-match": "any", "b": 2}),
+        ],
+        durable=False,
+        expires=60,
+    )
+    queue(connection).declare()
+    relay.server.stop()
+    until(lambda: not connection.connected)
+    other.channel().queue_delete(unique)
+    assert not exists(other, exchange=unique)
+    relay.server.start()
+    connection.ensure_connection(interval_start=0.1)
+    channel = other.channel()
+    for headers in ({"c": 3}, {"a": 1}, {"b": 2}):
+        message = channel.prepare_message("x", content_type="text/plain", headers=headers)
+        channel.basic_publish_confirm(message, unique, "", timeout=SOON)
+    assert left(other, unique) == 2
+    other.channel().queue_delete(unique)
+
+
 # What does not
 
 
@@ -154,7 +182,67 @@ def test_what_was_undone_does_not_come_back(
         theirs.exchange_delete(name)
 
 
+def test_what_others_deleted_is_there_again_and_what_they_declared_stays_theirs(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    connection.channel().queue_declare(unique, durable=False, auto_delete=False)
+    other.channel().queue_declare(f"{unique}-2", exclusive=True)
+    other.channel().queue_delete(unique)
+    cut(relay, connection)
+    assert exists(other, unique)
+    other.channel().queue_delete(f"{unique}-2")
+    cut(relay, connection)
+    assert not exists(other, f"{unique}-2")
+    other.channel().queue_delete(unique)
+
+
+def test_a_channel_that_was_closed_takes_nothing_along(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    """Entities belong to the broker, not to the channel over which they were declared."""
+    with connection.channel() as channel:
+        channel.queue_declare(unique, durable=False, auto_delete=False)
+    relay.server.stop()
+    until(lambda: not connection.connected)
+    other.channel().queue_delete(unique)
+    relay.server.start()
+    connection.ensure_connection(interval_start=0.1)
+    assert exists(other, unique)
+    other.channel().queue_delete(unique)
+
+
 # Many
+
+
+@pytest.mark.full
+def test_many_queues(
+    relay: Relay, connection: Connection, other: Connection, unique: str, long: bool
+) -> None:
+    names = [f"{unique}-{each}" for each in range(5000 if long else 200)]
+    channel = connection.channel()
+    channel.exchange_declare(unique, "direct", auto_delete=False)
+    for name in names:
+        channel.queue_declare(name, durable=False, auto_delete=False)
+        channel.queue_bind(name, unique, name)
+    relay.server.stop()
+    until(lambda: not connection.connected)
+    theirs = other.channel()
+    for name in names[::2]:
+        theirs.queue_delete(name)
+    for name in names[1::2]:
+        theirs.queue_unbind(name, unique, name)
+    relay.server.start()
+    connection.ensure_connection(interval_start=0.1)
+    theirs.confirm_select()
+    for name in names:
+        theirs.begin_publish(theirs.prepare_message("x"), unique, name)
+    theirs.basic_publish_confirm(theirs.prepare_message("x"), unique, names[-1], timeout=SOON)
+    theirs.queue_purge(names[-1])
+    names.pop()
+    assert all(theirs.queue_declare(name, passive=True).message_count == 1 for name in names)
+    for number in range(len(names) + 1):
+        theirs.queue_delete(f"{unique}-{number}")
+    theirs.exchange_delete(unique)
 
 
 @pytest.mark.full
@@ -190,6 +278,25 @@ def test_what_comes_and_goes_leaves_no_record(
 
 
 # Names that the broker gives
+
+
+@pytest.mark.full
+def test_names_of_the_broker_over_many_lives(
+    relay: Relay, connection: Connection, other: Connection, unique: str
+) -> None:
+    queue = Queue("", Exchange(unique, "fanout", auto_delete=True), exclusive=True)(connection)
+    queue.declare()
+    names = {queue.name}
+    for number in range(1, 6):
+        cut(relay, connection)
+        send(other, "", number, exchange=unique)
+        message = queue.get(no_ack=True)
+        assert message is not None
+        assert message.payload == number
+        names.add(queue.name)
+        assert len(names) == number + 1
+    queue.delete()
+    until(lambda: not exists(other, exchange=unique))
 
 
 def test_a_queue_that_is_used_before_its_consumer_is_back(

@@ -21,7 +21,7 @@ from greenlet import gettrace, settrace
 
 from greenconn.connection import Connection
 from greenconn.entity import Exchange, Queue
-from greenconn.exceptions import NotFound
+from greenconn.exceptions import AccessRefused, NotFound, PreconditionFailed
 from greenconn.green.hub import yield_to_hub
 from greenconn.options import Retry
 from greenconn.publishing import publish, publish_many
@@ -133,6 +133,40 @@ def test_messages_are_handled_and_gone(connection: Connection, broker: Broker, q
     assert consumer.get()["handled"] == 500
 
 
+def test_a_name_is_looked_up_before_it_is_declared(
+    connection: Connection, broker: Broker, unique: str
+) -> None:
+    odd = broker.queue(f"{unique}-odd", **{"x-max-length": 7})
+    new = broker.will_be(f"{unique}-new")
+    consumers = [
+        spawn_consumer(name, print, connection=connection) for name in (odd, new, odd, new)
+    ]
+    assert all(each.wait_ready(CAME) for each in consumers)
+    assert broker.counts(odd) == (0, 2)
+    broker.queue(new)  # with the same arguments, or it would be refused
+    assert stop_consumers(CAME)
+
+
+def test_refusals(connection: Connection, broker: Broker, unique: str) -> None:
+    q = broker.queue(unique, **{"x-max-length": 7})
+    neighbour = spawn_consumer(q, print, connection=connection)
+    assert neighbour.wait_ready(CAME)
+    absent = spawn_consumer(f"{unique}-absent", print, connection=connection, passive=True)
+    other = spawn_consumer(Queue(q, max_length=8), print, connection=connection)
+    with pytest.raises(NotFound):
+        absent.wait_ready(CAME)
+    with pytest.raises(PreconditionFailed, match="x-max-length"):
+        other.wait_ready(CAME)
+    exclusive = spawn_consumer(q, print, connection=connection, exclusive=True)
+    with pytest.raises(AccessRefused):
+        exclusive.wait_ready(CAME)
+    for each in (absent, other, exclusive):
+        with pytest.raises((NotFound, PreconditionFailed, AccessRefused)):
+            each.get(timeout=CAME)
+    assert neighbour.state is ConsumerState.RUNNING
+    assert broker.counts(q) == (0, 1)
+
+
 def test_a_handler_publishes_declares_gets_and_consumes(
     connection: Connection, broker: Broker, q: str, unique: str
 ) -> None:
@@ -171,6 +205,35 @@ def test_prefetch_over_several_queues_is_never_exceeded(
     assert [20 - broker.counts(name)[0] for name in names] == [3, 2, 2]
     gate.set()
     until(lambda: consumer.stats()["handled"] == 60)
+
+
+def test_failures_retries_and_the_dead_letter_queue(
+    connection: Connection, broker: Broker, unique: str
+) -> None:
+    dead = broker.queue(f"{unique}-dead")
+    q = broker.queue(unique, **{"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead})
+    calls: Counter[int] = Counter()
+
+    def handler(body: int, message: Any) -> None:
+        calls[body] += 1
+        if body % 2:
+            raise ValueError(body)
+
+    broker.publish(q, *range(20))
+    consumer = spawn_consumer(
+        q,
+        handler,
+        connection=connection,
+        retry=Retry(tries=3, delay=0.01),
+        on_error="reject",
+        concurrency=3,
+    )
+    until(lambda: broker.counts(dead)[0] == 10)
+    assert calls == {number: 3 if number % 2 else 1 for number in range(20)}
+    assert consumer.stop(CAME)
+    assert consumer.get()["retried"] == 20
+    assert sorted(broker.drained(dead)) == list(range(1, 20, 2))
+    assert broker.counts(q) == (0, 0)
 
 
 @pytest.mark.parametrize("how", ["stop", "stop_now", "pause", "kill", "killall"])
@@ -295,6 +358,29 @@ def test_random_lives(
     assert sorted([*done, *left]) == list(range(total))
     assert [broker.counts(name) for name in names] == [(0, 0)] * len(names)
     assert connection.session.generation == 1
+
+
+def test_pause_and_resume_under_load(connection: Connection, broker: Broker, q: str) -> None:
+    done: list[int] = []
+
+    def handler(body: int, message: Any) -> None:
+        yield_to_hub()
+        done.append(body)
+
+    consumer = spawn_consumer(q, handler, connection=connection, concurrency=2)
+    broker.publish(q, *range(300))
+    for round_ in range(6):
+        for _ in range(round_ * 4):
+            yield_to_hub()
+        assert consumer.pause(CAME)
+        number = len(done)
+        gevent.sleep(0.01)
+        assert len(done) <= number + 2
+        # One that the broker had not confirmed when it was paused is cancelled once that has come.
+        until(lambda: broker.counts(q)[1] == 0)
+        consumer.resume()
+    until(lambda: len(done) == 300)
+    assert sorted(done) == list(range(300))
 
 
 @pytest.mark.full
@@ -561,3 +647,20 @@ def test_a_channel_that_the_broker_closes_hits_only_its_own(amqp_url: str, uniqu
 
 def _channel_of(consumer: Any) -> Any:
     return consumer.lifecycle._subscriptions[0]._sink.channel
+
+
+@pytest.mark.full
+def test_a_broker_that_is_away_is_waited_for(own_rabbitmq: RabbitMQ, unique: str) -> None:
+    own_rabbitmq.stop_app()
+    done: list[Any] = []
+    with Connection(own_rabbitmq.url) as connection:
+        consumer = spawn_consumer(
+            unique, lambda body, message: done.append(body), connection=connection
+        )
+        assert consumer.wait_ready(0.5) is False
+        own_rabbitmq.start_app()
+        assert consumer.wait_ready(CAME) is True
+        publish(unique, "x", connection=connection)
+        until(lambda: done == ["x"])
+        assert consumer.stop(CAME)
+        connection.default_channel.queue_delete(unique)

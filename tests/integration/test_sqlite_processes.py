@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -26,6 +27,23 @@ pytestmark = [pytest.mark.full, pytest.mark.programs]
 #: Seconds; a process that a busy machine holds up for so long loses what it holds.
 LEASE = 4.0
 
+#: Consumes from a queue, slowly, and prints what it has handled.
+CONSUMER = """
+import sys
+import gevent
+import greenconn
+
+def handle(body, message):
+    gevent.sleep(float(sys.argv[2]))
+    print(body, flush=True)
+
+connection = greenconn.Connection(sys.argv[1])
+consumer = greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count=20,
+                                    concurrency=10)
+consumer.wait_ready()
+print("ready", flush=True)
+consumer.join()
+"""
 
 #: Publishes from many greenlets, and prints the number of each message that is stored.
 PUBLISHER = """
@@ -57,6 +75,29 @@ def programs() -> Iterator[list[Running]]:
     yield running
     for each in running:
         each.end()
+
+
+def consumer_of(url: str, programs: list[Running], pause: float = 0.0) -> Running:
+    """A consumer in a process of its own, which is ready."""
+    running = start("-c", CONSUMER, url, str(pause))
+    programs.append(running)
+    assert running.line() == "ready"
+    return running
+
+
+def test_consumer_of_another_process_is_woken(url: str, programs: list[Running]) -> None:
+    with Connection(url) as connection:
+        greenconn.publish("q", "made", connection=connection, declare=True)
+        consumers = [consumer_of(url, programs), consumer_of(url, programs)]
+        got: list[str] = []
+        readers = [gevent.spawn(_read_into_end, each, got) for each in consumers]
+        for number in range(20):
+            # In less than the ten minutes until a look.
+            until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
+            greenconn.publish("q", number, connection=connection, declare=True)
+        until(lambda: len(got) == 21)
+        gevent.killall(readers)
+        assert got == ["made", *map(str, range(20))]
 
 
 def _read_into_end(running: Running, lines: list[str]) -> None:
@@ -118,6 +159,41 @@ def test_queues_that_others_delete_end_their_consumers(url: str) -> None:
         connection.drain_events(timeout=SOON)
 
 
+def test_killed_consumer_loses_nothing(url: str, programs: list[Running], long: bool) -> None:
+    count = 2000 if long else 300
+    with Connection(url) as connection:
+        queue = Queue("q")(connection.default_channel)
+        queue.declare()
+        targets = [consumer_of(url, programs, 0.05) for _ in range(3)]
+        handled: list[str] = []
+        readers = [gevent.spawn(_read_into_end, each, handled) for each in targets]
+        for number in range(count):
+            greenconn.publish("q", number, connection=connection, declare=True)
+            if number % (count // 3) == count // 6:
+                target = targets.pop()
+                target.signal(signal.SIGKILL)
+        until(lambda: not targets or all(each.process.poll() is not None for each in targets))
+        killed_at = monotonic()
+        gevent.joinall(readers, timeout=SOON)
+        done = {int(each) for each in handled}
+        seen: Counter[int] = Counter()
+        redelivered: list[int] = []
+
+        def handle(body: int, message: Any) -> None:
+            seen[body] += 1
+            if message.delivery_info["redelivered"]:
+                redelivered.append(body)
+
+        consumer = greenconn.spawn_consumer("q", handle, connection=connection, prefetch_count=50)
+        until(lambda: done | set(seen) == set(range(count)), 30 * LEASE)
+        took = monotonic() - killed_at
+        # What a killed one had finished and not yet acked is handled once more; nothing else is.
+        assert all(seen[body] == 1 for body in seen)
+        assert len(redelivered) <= 3 * 20
+        assert consumer.stop(SOON)
+    print(f"{len(redelivered)} redelivered, all there {took:.2f} s after the last kill")
+
+
 def test_killed_publisher_loses_nothing_confirmed(
     url: str, programs: list[Running], long: bool
 ) -> None:
@@ -176,6 +252,48 @@ gevent.sleep(1000)
                 connection.channel().queue_declare(name, passive=True)
         assert consumer.stop(SOON)
     assert glob.glob(f"{path}-*.wake") == []
+
+
+def test_frozen_consumer_comes_too_late(url: str, programs: list[Running]) -> None:
+    program = """
+import logging, sys
+import greenconn
+from gevent.event import AsyncResult
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+connection = greenconn.Connection(sys.argv[1])
+channel = connection.default_channel
+lost = AsyncResult()
+channel.events["lease_lost"].add(lambda count: print("lost", count, flush=True))
+channel.events["lease_lost"].add(lost.set)
+message = channel.basic_get("q")
+print("holds", message.payload, flush=True)
+sys.stdin.readline()
+message.ack()
+lost.get(timeout=60)
+"""
+    with Connection(url) as connection:
+        greenconn.publish("q", 1, connection=connection, declare=True)
+        frozen = start("-c", program, url)
+        programs.append(frozen)
+        assert frozen.line() == "holds 1"
+        frozen.suspend(url)
+        got: list[Any] = []
+        may_end = gevent.event.Event()
+
+        def keep(body: int, message: Any) -> None:
+            got.append(body)
+            may_end.wait()
+
+        consumer = greenconn.spawn_consumer("q", keep, connection=connection)
+        until(lambda: got == [1], 15 * LEASE)
+        frozen.signal(signal.SIGCONT)
+        outcome = frozen.outcome(b"\n")
+        assert "lost 1" in outcome.output
+        assert "lease_lost" in outcome.output
+        may_end.set()
+        until(lambda: consumer.stats()["handled"] == 1)
+        assert got == [1]
+        assert consumer.stop(SOON)
 
 
 @pytest.mark.parametrize("times", [3])

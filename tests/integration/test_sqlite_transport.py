@@ -22,7 +22,7 @@ from greenconn.exceptions import (
     PublishRefused,
     RecoverableConnectionError,
 )
-from greenconn.transport.sqlite import SqliteStore, Transport
+from greenconn.transport.sqlite import SqliteStore, Transport, messages
 from greenconn.transport.sqlite.database import (
     LOG_LIMIT,
     RESERVE_SUFFIX,
@@ -89,6 +89,24 @@ def test_address_that_cannot_be(url: str, text: str) -> None:
         Connection(url).connect()
 
 
+def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Connection("sqlite:///relative.db") as connection:
+        greenconn.publish("q", 1, connection=connection, declare=True)
+        assert connection.as_uri() == "sqlite:///relative.db"
+    assert (tmp_path / "relative.db").exists()
+    assert sorted(os.listdir(tmp_path)) == [
+        "relative.db",
+        "relative.db-reserve",
+    ]  # the log is gone with the last link
+
+
+def test_path_with_blanks_and_signs(tmp_path: Path) -> None:
+    with Connection(f"sqlite:///{tmp_path}/a%20b%3F%23c%C3%A4.db") as connection:
+        greenconn.publish("q", 1, connection=connection, declare=True)
+    assert (tmp_path / "a b?#cä.db").exists()
+
+
 # -- files that cannot be used
 
 
@@ -106,8 +124,20 @@ def refusal(path: object) -> str:
     return str(caught.value)
 
 
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert f"directory {tmp_path}/absent does not exist; create it first" in refusal(
+        tmp_path / "absent/x.db"
+    )
+
+
 def test_folder(tmp_path: Path) -> None:
     assert f"SQLite file {tmp_path} must be a file, got a directory" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that takes no files")
+def test_folder_that_takes_no_files() -> None:
+    text = refusal("/proc/self/x.db")
+    assert "/proc/self/x.db" in text
 
 
 def test_file_that_is_no_database(tmp_path: Path) -> None:
@@ -124,6 +154,38 @@ def test_database_of_another_program(tmp_path: Path) -> None:
     other.commit()
     other.close()
     assert "it belongs to another program; name another file" in refusal(tmp_path / "other.db")
+
+
+def test_file_that_another_process_creates_meanwhile(
+    path: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, just before the first look at the tables."""
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+    created: list[sqlite3.Connection] = []
+
+    def racing(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        db = connect(*args, **kwargs)
+        db.set_trace_callback(create)
+        return db
+
+    def create(statement: str) -> None:
+        if "sqlite_master" not in statement or created:
+            return
+        other = connect(path, timeout=0.0, isolation_level=None)
+        created.append(other)
+        other.execute("BEGIN IMMEDIATE")
+        Database._create(other)
+        try:
+            other.execute("COMMIT")
+        except sqlite3.OperationalError:  # it is being read
+            other.execute("ROLLBACK")
+        other.close()
+
+    monkeypatch.setattr(sqlite3, "connect", racing)
+    with Connection(sqlite_url) as connection:
+        connection.connect()
+        greenconn.publish("q", "x", connection=connection, declare=True)
+    assert created
 
 
 def test_file_of_a_later_version(path: str, sqlite_url: str) -> None:
@@ -150,6 +212,24 @@ def rows_in(path: str, question: str) -> list[Any]:
 def owners_in(path: str) -> dict[str, float]:
     """The registered links, and when their leases end."""
     return dict(rows_in(path, "SELECT owner, until FROM owners"))
+
+
+@pytest.mark.parametrize("declare", [True, False])
+def test_link_without_its_row_registers_nothing(sqlite_url: str, path: str, declare: bool) -> None:
+    """Between the loss and the next renewal nothing is left behind in the name of the dead."""
+    with Connection(f"{sqlite_url}?lease=600") as connection:
+        channel = connection.default_channel
+        Queue("first", exclusive=True)(channel).declare()
+        Queue("durable")(channel).declare()
+        shared = database(path, lease=600.0)
+        (owner,) = owners_in(path)
+        shared.write(messages.leave, shared.queues, owner)
+        with pytest.raises(RecoverableConnectionError, match="no sign of life for longer"):
+            if declare:
+                channel.queue_declare("second", exclusive=True)
+            else:
+                channel.basic_consume("durable", callback=print)
+        assert owner not in owners_in(path)
 
 
 def test_clock_that_jumped_kills_nobody(sqlite_url: str, path: str) -> None:
@@ -387,6 +467,18 @@ def test_lock_that_never_ends_is_reported(sqlite_url: str, path: str) -> None:
 # -- messages
 
 
+def test_priorities_need_no_declaration(sqlite_url: str) -> None:
+    with Connection(sqlite_url) as connection:
+        channel = connection.default_channel
+        queue = Queue("q")(channel)
+        queue.declare()
+        for priority in (0, 9, 5, 9):
+            message = channel.prepare_message(str(priority), priority=priority)
+            channel.basic_publish(message, "", "q")
+        bodies = [channel.basic_get("q", no_ack=True).body for _ in range(4)]
+        assert bodies == ["9", "9", "5", "0"]
+
+
 def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_path: Path) -> None:
     """Who may write the file cannot have us write or remove what he may not."""
     (tmp_path / "precious").write_text("untouched")
@@ -404,6 +496,13 @@ def test_names_in_the_file_reach_nothing_else(sqlite_url: str, path: str, tmp_pa
         greenconn.publish("q", 1, connection=connection, declare=True)
     assert (tmp_path / "precious").read_text() == "untouched"
     assert (tmp_path / "broker.db-aa.wake").read_text() == "no pipe"
+
+
+def test_full_synchronous(sqlite_url: str, path: str) -> None:
+    with Connection(f"{sqlite_url}?synchronous=full") as connection:
+        greenconn.publish("q", 1, connection=connection, declare=True)
+        shared = database(path, synchronous="full")
+        assert shared.read(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
 
 
 def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
@@ -429,7 +528,61 @@ def test_greenlets_commit_together(sqlite_url: str, path: str) -> None:
         assert transactions < 20
 
 
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        "no JSON",
+        "[" * 100_000,
+        "[]",
+        "5",
+        '{"properties": 5}',
+        '{"properties": {}, "headers": [1]}',
+    ],
+    ids=["text", "deep", "list", "number", "properties", "headers"],
+)
+def test_unreadable_message_is_rejected(sqlite_url: str, path: str, envelope: str) -> None:
+    with Connection(sqlite_url) as connection:
+        greenconn.publish("q", "good", connection=connection, declare=True)
+        database(path).write(
+            lambda db: db.execute(
+                "INSERT INTO messages (queue, state, priority, envelope, body) "
+                "SELECT id, 0, 9, ?, x'00ff' FROM queues",
+                (envelope,),
+            )
+        )
+        got: list[str] = []
+        consumer = greenconn.spawn_consumer(
+            "q", lambda body, message: got.append(body), connection=connection
+        )
+        until(lambda: got == ["good"])
+        assert consumer.stats()["rejected"] == 1
+        assert consumer.stop(SOON)
+
+
 # -- the command line
+
+
+@pytest.mark.programs
+def test_commands_work_and_say_what_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
+    def command(*arguments: str) -> tuple[int, str]:
+        outcome = run("-m", "greenconn", *arguments)
+        return outcome.code, outcome.output + outcome.errors
+
+    assert command("publish", "--declare", "--url", sqlite_url, "mail", "hello") == (
+        0,
+        "published 1 message to mail\n",
+    )
+    code, text = command("consume", "--url", sqlite_url, "mail", "--count", "1")
+    assert (code, text.splitlines()[0]) == (0, "hello")
+    code, text = command("ping", sqlite_url)
+    assert code == 0
+    assert f"{sqlite_url}: sqlite" in text
+    code, text = command("ping", f"sqlite:///{tmp_path}/absent/x.db")
+    assert code == 1
+    assert text == (
+        f"greenconn: SQLite file {tmp_path}/absent/x.db: directory {tmp_path}/absent does not "
+        "exist; create it first\n"
+    )
 
 
 # -- claims that nobody waits for

@@ -47,6 +47,12 @@ def test_policy_of_a_queue_names_all_its_topics(sqs_connect: Connect, unique: st
         connection.default_channel.exchange_delete(exchange.name)
 
 
+def test_no_fanout(sqs_connect: Connect, unique: str) -> None:
+    connection = sqs_connect(supports_fanout=False)
+    with pytest.raises(NotAllowed, match="supports_fanout=True"):
+        Exchange(unique, "fanout")(connection.default_channel).declare()
+
+
 def test_fanout_where_the_account_does_not_allow_topics(
     sqs_connect: Connect, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from greenconn.exceptions import (
     OperationalError,
     PreconditionFailed,
 )
-from greenconn.transport.SQS import UndefinedQueueException
+from greenconn.transport.SQS import Transport, UndefinedQueueException
 from tests.fix_sqs import Connect
 from tests.integration.contract import SOON
 from tests.integration.sqs_clients import attributes_of, declared, store_of
@@ -235,3 +235,12 @@ def test_empty_queue_is_left_when_the_consumer_goes(sqs_connect: Connect, unique
         while not got:
             connection.drain_events(timeout=SOON)
     queue.delete()
+
+
+def test_where_it_connects() -> None:
+    options = Transport.Options(client_config={"read_timeout": 3})
+    assert options.client_config == {"read_timeout": 3}
+    with pytest.raises(ValueError, match="at most 20 s"):
+        Transport.Options(wait_time_seconds=21)
+    with pytest.raises(ValueError, match=r"\.fifo"):
+        Transport.Options(predefined_queues={"a.fifo": {"url": "https://sqs/1/a"}})

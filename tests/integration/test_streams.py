@@ -13,7 +13,8 @@ import pytest
 import greenconn
 from greenconn.connection import Connection
 from greenconn.entity import Queue, SuperStream
-from greenconn.exceptions import NotFound
+from greenconn.exceptions import AMQPNotImplementedError, NotFound, PreconditionFailed
+from greenconn.options import Retry
 from greenconn.publishing import publish
 from greenconn.service.offsets import FileOffsets, QueueOffsets
 from greenconn.streams import OffsetStore
@@ -104,6 +105,13 @@ def test_next_is_what_comes_from_now_on(
     reader.stop()
 
 
+@pytest.mark.full
+def test_last_is_the_last_piece(connection: Connection, stream: Queue) -> None:
+    reader = Reader(stream, connection, offset="last")
+    until(lambda: reader.handled and reader.handled[-1] == 9)
+    reader.stop()
+
+
 @pytest.mark.parametrize(
     "offset", ["bogus", "1", "1w", "-1h", "", -1, 1.5, True, [1], timedelta(hours=1)]
 )
@@ -118,6 +126,20 @@ def test_what_is_no_offset_never_reaches_the_broker(
     with pytest.raises(ValueError, match="offset must be"):
         channel.basic_consume(stream.name, arguments={"x-stream-offset": offset})
     assert connection.session.generation == 1
+
+
+@pytest.mark.full
+def test_two_read_the_same(connection: Connection, stream: Queue) -> None:
+    readers = [Reader(stream, connection, offset="first") for _ in range(2)]
+    for reader in readers:
+        assert reader.wait(10) == list(range(10))
+        reader.stop()
+
+
+def test_an_ack_asks_for_more(connection: Connection, stream: Queue) -> None:
+    reader = Reader(stream, connection, offset="first", prefetch_count=2)
+    assert reader.wait(10) == list(range(10))
+    reader.stop()
 
 
 def test_what_fails_is_gone_on_behind(connection: Connection, stream: Queue) -> None:
@@ -141,6 +163,21 @@ def test_what_fails_is_gone_on_behind(connection: Connection, stream: Queue) -> 
     assert {letter.message.payload for letter in kept.look()} == {0, 3, 6, 9}
     connection.default_channel.queue_delete(kept.name)
     assert connection.session.generation == 1
+
+
+@pytest.mark.full
+def test_what_fails_may_be_tried_again(connection: Connection, stream: Queue) -> None:
+    seen: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        if body == 3 and seen.count(3) < 3:
+            raise OSError("try me again")
+
+    retry = Retry(tries=3, delay=0.01)
+    reader = Reader(stream, connection, offset="first", handler=handle, retry=retry)
+    until(lambda: sorted(seen) == sorted([*range(10), 3, 3]))
+    reader.stop()
 
 
 @pytest.mark.full
@@ -170,6 +207,25 @@ def test_an_end_amid_messages_costs_no_connection(
         reader.stop()
     # A reject would have ended it.
     connection.default_channel.queue_declare(stream.name, passive=True)
+    assert connection.session.generation == 1
+
+
+def test_a_stream_demands_acks_and_a_prefetch(connection: Connection, stream: Queue) -> None:
+    unbounded: list[dict[str, Any]] = [{"no_ack": True}, {"prefetch_count": 0}]
+    offsets: list[dict[str, Any]] = [{}, {"offset": "first"}]
+    for options in unbounded:
+        for offset in offsets:
+            with pytest.raises(ValueError, match="acks and a prefetch_count"):
+                spawn_consumer(stream, print, connection=connection, **options, **offset)
+    with pytest.raises(ValueError, match="cannot requeue"):
+        spawn_consumer(stream, print, connection=connection, on_error="requeue")
+    channel = connection.channel()
+    with pytest.raises(AMQPNotImplementedError, match="no_ack must be False"):
+        channel.basic_consume(stream.name, no_ack=True)
+    with pytest.raises(AMQPNotImplementedError, match="can only be consumed"):
+        channel.basic_get(stream.name)
+    with pytest.raises(PreconditionFailed, match="prefetch"):
+        channel.basic_consume(stream.name)
     assert connection.session.generation == 1
 
 
@@ -289,6 +345,27 @@ def test_a_stream_that_is_not_there_is_not_made_a_queue(
         channel.queue_declare(unique, passive=True)
 
 
+def test_what_was_not_handled_comes_again_after_a_loss(
+    connection: Connection, stream: Queue
+) -> None:
+    hold = gevent.event.Event()
+    seen: list[int] = []
+
+    def handle(body: int, message: Any) -> None:
+        seen.append(body)
+        if body == 4 and seen.count(4) == 1:
+            hold.wait(CAME)
+
+    reader = Reader(stream, connection, offset="first", handler=handle, concurrency=2)
+    until(lambda: len(seen) == 10)
+    connection.session.life.link.end(ConnectionResetError("cut"))  # as a network does
+    until(lambda: seen.count(4) == 2)
+    until(lambda: seen[-1] == 9)
+    assert seen[10:] == list(range(4, 10))
+    hold.set()
+    reader.stop()
+
+
 MakeStore = Callable[[], OffsetStore]
 
 
@@ -318,6 +395,22 @@ def test_a_reader_goes_on_in_its_next_program(
     assert read == list(range(22))
 
 
+def test_an_offset_is_stored_while_its_reader_runs(
+    connection: Connection, stream: Queue, make_store: MakeStore
+) -> None:
+    options = {"name": "reader", "store_every": 4, "store_interval": 3600}
+    reader = Reader(stream, connection, offsets=make_store(), **options)
+    fill(connection, stream.name, range(10, 50))
+    reader.wait(50)
+    # To load it here could put an older one in place of that which is just stored.
+    (subscription,) = reader.consumer.lifecycle._subscriptions
+    until(
+        lambda: subscription._recorder is not None and (subscription._recorder._stored or 0) >= 20
+    )
+    reader.stop()
+    assert make_store().load(stream.name, "reader") == 50
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 def test_what_was_not_handled_is_read_by_the_next_program(
     connection: Connection, stream: Queue, make_store: MakeStore, end: str
@@ -345,6 +438,21 @@ def test_what_was_not_handled_is_read_by_the_next_program(
     reader.stop()
 
 
+def test_an_offset_may_be_loaded_any_number_of_times(
+    connection: Connection, stream: Queue, make_store: MakeStore
+) -> None:
+    # RabbitMQ 4 drops what was delivered 20 times.
+    store = make_store()
+    assert store.load(stream.name, "reader") is None
+    store.store(stream.name, "reader", 7)
+    assert [make_store().load(stream.name, "reader") for _ in range(30)] == [7] * 30
+    store.store(stream.name, "reader", 8)
+    assert store.load(stream.name, "reader") == 8
+    assert store.load(stream.name, "another") is None
+    if isinstance(store, QueueOffsets):
+        connection.default_channel.queue_delete(store.queue(stream.name, "another").name)
+
+
 def test_a_store_that_is_away_is_waited_for(
     relay: Relay, connection: Connection, stream: Queue
 ) -> None:
@@ -363,6 +471,16 @@ def test_a_store_that_is_away_is_waited_for(
         # With the timeouts of every day: a server that has just started may be slow.
         assert QueueOffsets(connection).load(stream.name, "reader") == 15
         connection.default_channel.queue_delete(offsets.queue(stream.name, "reader").name)
+
+
+def test_what_is_no_offset_ends_the_reader(
+    connection: Connection, stream: Queue, tmp_path: Path
+) -> None:
+    offsets = FileOffsets(tmp_path)
+    Path(offsets.path(stream.name, "reader")).write_text("seven")
+    consumer = spawn_consumer(stream, print, connection=connection, offsets=offsets, name="reader")
+    with pytest.raises(ValueError, match="must have an offset"):
+        consumer.get(timeout=CAME)
 
 
 def test_a_replay_from_a_time_on(connection: Connection, unique: str) -> None:
@@ -411,3 +529,17 @@ def test_a_super_stream_keeps_the_order_of_each_key(
         came = [(tag, body[1]) for tag, body in seen if body[0] == key]
         assert len({tag for tag, _ in came}) == 1
         assert [number for _, number in came] == sorted(number for _, number in came)
+
+
+def test_a_super_stream_is_bound_as_rabbitmq_binds_it(
+    connection: Connection, super_stream: SuperStream
+) -> None:
+    # Clients of the stream protocol publish through the exchange, by the number of a partition.
+    super_stream.declare(connection.default_channel)  # again: nothing differs
+    producer = connection.Producer()
+    for number in range(3):
+        producer.publish(0, exchange=super_stream.name, routing_key=str(number))
+    for stream in super_stream.streams:
+        reader = Reader(stream.name, connection, offset="first")
+        assert reader.wait(1) == [0]
+        reader.stop()
