@@ -105,15 +105,16 @@ class Calls:
         self._program = program
         self._arguments = (url, name, str(period), json.dumps(options))
         self._readers: list[Any] = []
-        for _ in range(count):
-            self.add()
+        self.add(count)
 
-    def add(self) -> None:
-        """Start one more."""
-        running = start("-c", self._program, *self._arguments, env={"PYTHONPATH": str(ROOT)})
-        self.processes[running.pid] = running
-        assert running.line(CAME).startswith("started")
-        self._readers.append(gevent.spawn(self._read, running))
+    def add(self, count: int = 1) -> None:
+        """Start so many more, side by side."""
+        env = {"PYTHONPATH": str(ROOT)}
+        added = [start("-c", self._program, *self._arguments, env=env) for _ in range(count)]
+        self.processes.update((running.pid, running) for running in added)
+        for running in added:
+            assert running.line(CAME).startswith("started")
+            self._readers.append(gevent.spawn(self._read, running))
 
     def _read(self, running: Running) -> None:
         try:
