@@ -134,10 +134,10 @@ def test_settlements(beanstalk_url: str, unique: str) -> None:
         assert [each.deliveries for each in (a, b, c, d)] == [0] * 4
         store.settle(
             [
-                done(a.handle),
-                SettleRequest(b.handle, Settlement.REQUEUE),
-                SettleRequest(c.handle, Settlement.REJECT),
-                SettleRequest(d.handle, Settlement.REQUEUE, delay=2.0),
+                done(a),
+                SettleRequest(b, Settlement.REQUEUE),
+                SettleRequest(c, Settlement.REJECT),
+                SettleRequest(d, Settlement.REQUEUE, delay=2.0),
             ]
         )
         counts = raw.counts(unique)
@@ -149,7 +149,7 @@ def test_settlements(beanstalk_url: str, unique: str) -> None:
         assert store.kick(unique, 10) == 1  # where none is buried, the delayed
         assert store.size(unique) == 1
         # One that is settled already is passed over.
-        store.settle([done(a.handle), *(done(each.handle) for each in again)])
+        store.settle([done(a), *(done(each) for each in again)])
         assert store.renew([a.handle]) == [a.handle]
         assert store.drop_queue(unique) == 1
 
@@ -159,7 +159,7 @@ def test_what_is_rejected_may_be_deleted(beanstalk_url: str, unique: str) -> Non
         store.make_queue(unique, PLAIN)
         store.put([entry(unique)])
         (claimed,) = store.claim({unique: 1}, 0)
-        store.settle([SettleRequest(claimed.handle, Settlement.REJECT)])
+        store.settle([SettleRequest(claimed, Settlement.REJECT)])
         assert store.kick(unique, 10) == 0
         store.drop_queue(unique)
 
@@ -172,7 +172,7 @@ def test_too_old_ones_are_dead(beanstalk_url: str, unique: str) -> None:
         claimed = store.claim({unique: 10}, 0)
         assert [each.dead for each in claimed] == ["expired", None, None]
         assert all("expires_at" not in (each.envelope or {}) for each in claimed)
-        store.settle([SettleRequest(each.handle, Settlement.REJECT) for each in claimed])
+        store.settle([SettleRequest(each, Settlement.REJECT) for each in claimed])
         assert store.kick(unique, 10) == 2  # the dead one is not buried
         store.drop_queue(unique)
 
@@ -200,7 +200,7 @@ def test_jobs_of_other_programs(beanstalk_url: str, unique: str) -> None:
         malformed = {"properties": 1, "body": 2}
         assert [each.envelope for each in others] == [*[None] * 4, malformed, None]
         assert others[-1].raw == b"\xff"
-        store.settle([done(each.handle) for each in (first, *others)])
+        store.settle([done(each) for each in (first, *others)])
 
 
 def test_job_too_big(beanstalk_with: BeanstalkFactory, unique: str) -> None:
@@ -361,7 +361,7 @@ def test_hundred_tubes_over_one_link(beanstalk_url: str, unique: str) -> None:
             while sum(got.values()) < 1000:
                 claimed = consumer.claim(dict.fromkeys(names, 3), 20.0)
                 got.update(each.queue for each in claimed)
-                consumer.settle([done(each.handle) for each in claimed])
+                consumer.settle([done(each) for each in claimed])
 
         connections = raw("stats").body
         consuming = gevent.spawn(consume)

@@ -101,7 +101,7 @@ def test_nobody_has_seen_it(stores: Stores) -> None:
     store = stores()
     store.put([entry()])
     (claimed,) = store.claim({QUEUE: 1}, 0)
-    store.settle([SettleRequest(claimed.handle, Settlement.REQUEUE, is_unseen=True)])
+    store.settle([SettleRequest(claimed, Settlement.REQUEUE, is_unseen=True)])
     (claimed,) = store.claim({QUEUE: 1}, 0)
     assert claimed.deliveries == 0
 
@@ -129,7 +129,7 @@ def test_message_that_came_back_to_the_same(stores: Stores, mongodb_database: Da
     (first,) = store.claim({QUEUE: 1}, 0)
     second: list[Claimed] = []
     until(lambda: claim_into(second, store))
-    store.settle([SettleRequest(first.handle, Settlement.ACK)])
+    store.settle([SettleRequest(first, Settlement.ACK)])
     assert mongodb_database["messages"].count_documents({}) == 1
     store.settle(done(second))
     assert mongodb_database["messages"].count_documents({}) == 0
@@ -224,7 +224,7 @@ def test_delayed_copy_that_is_refused(
     copies = [entry("x" * (16 * 1024 * 1024), delay=0.1), entry("again", delay=0.1)]
     store.settle(
         [
-            SettleRequest(each.handle, Settlement.ACK, entries=[copy])
+            SettleRequest(each, Settlement.ACK, entries=[copy])
             for each, copy in zip((large, fine), copies, strict=True)
         ]
     )
@@ -257,7 +257,7 @@ def test_server_that_removes_what_is_old(stores: Stores, mongodb_database: Datab
     # What somebody works on is not removed under his hands.
     (left,) = mongodb_database["messages"].find({"claimed": QUEUE, "claim": held.handle.claim})
     assert "expire_at" not in left
-    store.settle([SettleRequest(held.handle, Settlement.REQUEUE)])
+    store.settle([SettleRequest(held, Settlement.REQUEUE)])
     until(lambda: not list(mongodb_database["messages"].find({"queue": QUEUE})))
 
 
