@@ -25,16 +25,6 @@ from greenconn.session.session import Session, SessionState, sessions_in_use
 from greenconn.worker.consumer import ConsumerGreenlet, failures, running_consumers
 from greenconn.worker.lifecycle import ConsumerLifecycle, ConsumerState, Stall
 
-__all__ = [
-    "ConnectionHealth",
-    "ConsumerHealth",
-    "Health",
-    "Probes",
-    "Reason",
-    "Watchdog",
-    "check",
-]
-
 logger = logging.getLogger("greenconn.worker")
 
 #: Checks of a queue before its consumer is reported as stalled.  One is not enough: a message may have

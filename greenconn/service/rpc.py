@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from greenconn.transport.base import Link
     from greenconn.worker.options import ServerArguments
 
-__all__ = ["call", "spawn_server"]
 
 T = TypeVar("T")
 
