@@ -334,7 +334,8 @@ class PublishOptions:
         if type(target) is str:
             name, which = target, None
         elif isinstance(target, Queue) and target.declared_as is not None and not target.is_bound:
-            name, which = target.name, id(target)  # which what is kept holds: nothing else gets it
+            # The kept options refer to the queue, so that no other object gets its number.
+            name, which = target.name, id(target)
         else:
             return cls(target, options, delivery_mode)
         if not OPTIONS.issuperset(options):

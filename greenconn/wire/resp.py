@@ -37,7 +37,7 @@ LINE_FEED: Final = 10
 _HEAD: Final = 32
 #: Bytes of its input that hiredis keeps when it has read them, at most.
 _KEPT: Final = 1024
-#: Bytes that are searched at once.
+#: Bytes from which on a scan by marks is quicker than the pattern.
 _SHORT: Final = 256
 #: Such characters that are looked at one by one.
 _LOOKS: Final = 16
@@ -100,7 +100,7 @@ class RespParser:
         try:
             if self._held or not data.endswith(b"\n"):
                 data = self._with_whole_heads(data)
-            if len(data) < _SHORT:  # costs less than the scan by marks
+            if len(data) < _SHORT:
                 is_long = _LONG_HEAD.search(data) is not None
             else:
                 is_long = _may_announce_much(data)
