@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import gevent
 import pytest
 
 import greenconn
@@ -30,6 +31,8 @@ from greenconn.transport.SQS.service import NewQueues
 from greenconn.url import BrokerURL, maybe_sanitize_url
 
 SECRET: Final = "SeKret-99x"
+#: Seconds for an attempt to connect: nobody answers, and its error is what counts.
+SOON: Final = 0.1
 CERTS: Final = Path(__file__).parent.parent / "certs"
 #: In the scheme, behind the plus sign.
 INNER: Final = (
@@ -80,6 +83,7 @@ class Seen(logging.Handler):
     def __init__(self) -> None:
         super().__init__(0)
         self._texts: list[str] = []
+        self._begun: list[gevent.Greenlet[..., None]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self._texts += [self.format(record), repr(vars(record))]
@@ -108,8 +112,13 @@ class Seen(logging.Handler):
         self.show(result)
         return result
 
+    def begin(self, function: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Call *function* beside the others that were begun: most of them wait."""
+        self._begun.append(gevent.spawn(function, *arguments, **options))
+
     def check(self) -> None:
-        """Fail if one of them had the secret."""
+        """Fail if one of them had the secret, when all have ended."""
+        gevent.joinall(self._begun, raise_error=True)
         shown = [text for text in self._texts if SECRET in text]
         assert not shown, shown[0].replace(SECRET, "<SECRET>")
 
@@ -129,8 +138,12 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Seen]:
 
 
 def use(seen: Seen, *arguments: Any, **options: Any) -> None:
-    """Make a connection, look at it and try to open it."""
-    options = {"connect_timeout": 0.5, **options}
+    """Make a connection, look at it and try to open it, beside others."""
+    seen.begin(_use, seen, *arguments, **options)
+
+
+def _use(seen: Seen, *arguments: Any, **options: Any) -> None:
+    options = {"connect_timeout": SOON, **options}
     connection = seen.call(Connection, *arguments, **options)
     if connection is None:
         return
@@ -139,7 +152,7 @@ def use(seen: Seen, *arguments: Any, **options: Any) -> None:
     for look in (connection.as_uri, connection.clone, lambda: connection.transport):
         seen.call(look)
     seen.call(lambda: connection.transport.options)
-    seen.call(connection.ensure_connection, max_retries=1, interval_start=0.01, timeout=0.5)
+    seen.call(connection.ensure_connection, max_retries=1, interval_start=0.01, timeout=SOON)
     seen.call(lambda: connection.connection)
     seen.call(connection.release)
 
@@ -192,9 +205,9 @@ def test_each_way_to_give_a_url(
 @pytest.mark.parametrize("scheme", sorted(TRANSPORT_ALIASES))
 def test_a_url_in_place_of_a_host(scheme: str, seen: Seen) -> None:
     for url in (f"tls://u:{SECRET}@h", f"{scheme}://u:{SECRET}@127.0.0.1:1/0"):
-        connection = Connection(f"{scheme}://127.0.0.1:1/0", connect_timeout=0.5)
+        connection = Connection(f"{scheme}://127.0.0.1:1/0", connect_timeout=SOON)
         seen.call(setattr, connection, "hostname", url)
-        seen.call(connection.ensure_connection, max_retries=1, timeout=0.2)
+        seen.call(connection.ensure_connection, max_retries=1, timeout=SOON)
         seen.show(connection, connection.as_uri(), connection.session)
     options = {"manager_hostname": f"http://u:{SECRET}@h"}
     with Connection("amqp://127.0.0.1:1//", transport_options=options) as connection:
