@@ -57,7 +57,6 @@ from tests.shares import (
     is_core,
     known_costs,
     note_costs,
-    runs_once,
     seconds_of,
 )
 
@@ -72,7 +71,7 @@ INTERRUPT_TIMEOUT = 10.0
 STEP = 0.1
 #: Processes of each kind, were they equally busy.  The tests wait more than they compute, so there are
 #: more than cores.
-PROCESSES = 3
+PROCESSES = 4
 #: Seconds that are worth a process.
 WORTH = 60.0
 COMMANDS = {
@@ -257,13 +256,12 @@ class Run:
         self._began_at = time.monotonic()
         self._seed = random.randrange(2**32) if options.seed is None else options.seed
         kinds = [kind for kind in COMMANDS if not getattr(options, f"{other_of(kind)}_only")]
-        # The patched processes repeat the core of what the plain ones run.
+        # The patched processes run some of the core in place of the plain ones, or repeat it all.
         is_full = options.full or options.full_once
-        repeats_core = not is_full and len(kinds) > 1
-        # ... but for the unit tests, unless asked for: each file of them runs in one kind of process.
-        self._is_once = repeats_core and not options.core and not options.long
+        has_core_in_both = not is_full and len(kinds) > 1
+        self._is_once = has_core_in_both and not options.core and not options.long
         files = {
-            kind: self._files(kind, options.core or (repeats_core and kind == "patched"))
+            kind: self._files(kind, options.core or (has_core_in_both and kind == "patched"))
             for kind in kinds
         }
         costs = {kind: self._known_costs(kind, files[kind]) for kind in kinds}
@@ -290,7 +288,7 @@ class Run:
 
     def _is_left_out(self, kind: str, file: str) -> bool:
         """Return whether the processes of the other kind run a file."""
-        return self._is_once and runs_once(file) and chosen_kind(file, self._seed) != kind
+        return self._is_once and is_core(file) and chosen_kind(file, self._seed) != kind
 
     def _known_costs(self, kind: str, files: list[str]) -> Costs:
         """Return what the files take in processes of a kind."""
@@ -481,7 +479,7 @@ class Run:
                 total[kind] += outcome.numbers[kind]
         self._report_durations(outcomes)
         if not (self._options.full or self._options.full_once):
-            print("--full runs what only the nightly run needs, too, and all unit tests in both")
+            print("--full runs what only the nightly run needs, too, and the core in both")
         print(f"seed {self._seed}, {time.monotonic() - self._began_at:.0f} s")
         print(in_words(total), flush=True)
         return code if code >= 0 else 128 - code

@@ -17,7 +17,7 @@ from gevent import monkey
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import newer
-from tests.shares import Share, chosen_kind, runs_once
+from tests.shares import Share, chosen_kind, is_core
 
 pytest_plugins = [
     "tests.fix_brokers",
@@ -78,7 +78,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--once",
         action="store_true",
-        help="leave out the unit tests that the other kind of process runs, as the seed has it",
+        help="leave out of the core what the other kind of process runs, as the seed has it",
     )
 
 
@@ -143,7 +143,7 @@ def _is_due(config: pytest.Config, item: pytest.Item) -> bool:
     is_full = item.get_closest_marker("full") is not None
     if is_full and not config.getoption("--full-once"):
         return False
-    if not is_full and not (config.getoption("--once") and runs_once(file)):
+    if not is_full and not (config.getoption("--once") and is_core(file)):
         return True
     if item.get_closest_marker("programs") or item.get_closest_marker("pure"):
         return True  # it runs in no patched process

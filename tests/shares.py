@@ -39,8 +39,6 @@ CORE = (
         )
     ),
 )
-#: Of the core, what a run that is short has in one of the two kinds of process, as the seed has it.
-ONCE = ("tests/unit/*",)
 #: What may depend on the version of a server...
 SERVED = ("tests/integration/*",)
 #: ... but for programs over whatever is below them: it is tested by itself.
@@ -88,11 +86,6 @@ def depends_on_server(file: str) -> bool:
     return any(fnmatch(file, pattern) for pattern in SERVED) and not any(
         fnmatch(file, pattern) for pattern in OVER_IT
     )
-
-
-def runs_once(file: str) -> bool:
-    """Return whether a run that is short has a file, as a path from the root, in one kind of process."""
-    return any(fnmatch(file, pattern) for pattern in ONCE)
 
 
 def chosen_kind(file: str, seed: int) -> str:

@@ -9,13 +9,11 @@ import pytest
 
 from tests.shares import (
     CORE,
-    ONCE,
     OVER_IT,
     chosen_files,
     chosen_kind,
     depends_on_server,
     is_core,
-    runs_once,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,13 +27,11 @@ def test_each_file_runs_in_full_in_one_kind_of_process_and_after_some_runs_in_bo
 
 def test_each_pattern_of_the_core_names_files() -> None:
     files = chosen_files([])
-    for pattern in (*CORE, *ONCE):
+    for pattern in CORE:
         assert any(fnmatch(file, pattern) for file in files), pattern
     assert is_core("tests/unit/wire/test_body.py")
     assert is_core("tests/integration/test_routing_contract.py")
     assert not is_core("tests/integration/test_benchmarks.py")
-    assert runs_once("tests/unit/wire/test_body.py")
-    assert not runs_once("tests/integration/test_routing_contract.py")
 
 
 def test_what_depends_on_a_server_is_neither_a_unit_nor_a_program_over_it() -> None:
