@@ -496,7 +496,7 @@ class StoreLink(LeasedLink):
     def open(self, deadline: Deadline) -> None:
         """Open the store.  May switch.  Whatever goes wrong, nothing stays open."""
         try:
-            self.ask("connecting", self.store.open, deadline, deadline=deadline)
+            self.ask("connecting", self._open_store, deadline, deadline=deadline)
             self.topology = self.store.topology
             self.leases.start()
             self._after_fork = ForkHandler(self)
@@ -508,6 +508,15 @@ class StoreLink(LeasedLink):
                 )
                 self.end(lost, closed=True)
             raise
+
+    def _open_store(self, deadline: Deadline) -> None:
+        try:
+            self.store.open(deadline)
+        finally:
+            # The link may have ended, and the kill that follows may come too late: when the reply that
+            # the store waited for is there, it goes on, and makes what it was to let go of.
+            if self.lost is not None:
+                self.store.drop()
 
     # -- calls to the store
 

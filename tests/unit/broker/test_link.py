@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 from gevent.event import Event
 
 from greenconn.broker.link import StoreLink
@@ -66,6 +68,24 @@ def test_an_opening_that_fails_leaves_nothing(connect: Opener, fake_broker: Fake
     transport = FakeTransport(TinyClient("fake:///late"), fake_broker)
     with pytest.raises(TimeoutError, match=r"no reply within 0\.02 s \(connecting\)"):
         transport.establish_connection(Deadline(0.02))
+    assert not transport.made[0].is_open
+    assert fake_broker.stores == []
+
+
+def test_a_store_that_opens_when_its_link_has_ended_is_dropped(fake_broker: FakeBroker) -> None:
+    opening = Event()
+
+    def open_late(method: str, argument: Any) -> None:
+        if method == "open":
+            with suppress(GreenletExit):  # the reply is there before the kill
+                Event().wait()
+            opening.set()
+
+    fake_broker.before = open_late
+    transport = FakeTransport(TinyClient("fake:///late"), fake_broker)
+    with pytest.raises(TimeoutError):
+        transport.establish_connection(Deadline(0.02))
+    assert opening.wait(10)
     assert not transport.made[0].is_open
     assert fake_broker.stores == []
 
