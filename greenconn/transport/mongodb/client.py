@@ -12,6 +12,7 @@ pymongo's errors are raised as greenconn's, which are of pymongo's classes, too.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from time import monotonic
@@ -115,6 +116,11 @@ def _text(exc: BaseException) -> str:
     return mask_secrets(str(exc).partition(", Timeout:")[0].partition(", full error:")[0])
 
 
+def _problem(exc: Exception) -> str:
+    # A password without a host behind it is taken as a port, which pymongo quotes before 4.9.
+    return re.sub(r"(^Port must be [^:]*):.*", r"\1", mask_secrets(str(exc)), flags=re.DOTALL)
+
+
 #: Sockets that all greenlets of one process may use at once.
 _LARGEST_POOL = 100
 #: What says that any certificate will do; the first is ssl.CERT_NONE.
@@ -145,7 +151,7 @@ def address_of(client: Any, options: MongoOptions) -> Address:
         if _is_plain(uri):
             parsed = uri_parser.parse_uri(uri, port, validate=False, warn=True)
     except (errors.InvalidURI, errors.ConfigurationError, ValueError) as exc:
-        problem = mask_secrets(str(exc))
+        problem = _problem(exc)
     if problem is not None:  # not with that error as its context, which may have the password
         raise ValueError(f"{mask_secrets(uri)!r}: {problem}")
     database = parsed.get("database") or _database_in(uri) or _virtual_host(client)
@@ -280,7 +286,7 @@ class Client:
             self._mongo: Any = self._threads.call(_made, address)
         except (errors.InvalidURI, errors.ConfigurationError, ValueError, TypeError) as exc:
             self._threads.close()
-            raise ValueError(f"{where}: {mask_secrets(str(exc))}") from None
+            raise ValueError(f"{where}: {_problem(exc)}") from None
         except BaseException:
             self._threads.close()
             raise
