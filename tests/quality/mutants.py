@@ -326,7 +326,7 @@ def run(files: Sequence[Path], mutant: Mutant | None, timeout: float | None) -> 
 
 
 def main() -> int:
-    """Try a sample; return 1 if too many survive."""
+    """Try a sample; return 1 if too many survive, or if a module has no tests of its own."""
     parser = argparse.ArgumentParser(prog="python -m tests.quality.mutants", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the sample")
@@ -341,6 +341,8 @@ def main() -> int:
     known = [each for path in modules if own_tests(path) for each in mutants_of(path)]
     chosen = random.Random(options.seed).sample(known, min(options.count, len(known)))
     print(f"{len(chosen)} of {len(known):,} changes, seed {options.seed}")
+    if not chosen:  # without a file, pytest would run all tests
+        return 1
     files = {file: None for each in chosen for file in own_tests(each.path)}
     if run(list(files), None, None):
         print("The tests fail without any change.")

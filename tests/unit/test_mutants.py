@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.quality import mutants
 from tests.quality.mutants import ROOT, main, mutants_of
 
 pytestmark = pytest.mark.programs
@@ -32,10 +33,22 @@ def test_a_change_is_in_the_process_that_tests() -> None:
     assert (done.stdout, done.stderr) == ("None\n", "")
 
 
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["mutants", *arguments])
+    return main()
+
+
 @pytest.mark.full
 def test_a_sample(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(
-        sys, "argv", ["mutants", "--seed", "1", "--count", "1", "greenconn/green/state.py"]
-    )
-    assert main() == 0
+    arguments = ("--seed", "1", "--count", "1", "greenconn/green/deadline.py")
+    assert run_main(monkeypatch, *arguments) == 0
     assert "1 of 1 were noticed (100%)" in capsys.readouterr().out
+
+
+def test_a_module_without_tests_has_no_others_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mutants, "own_tests", lambda path: [])
+    monkeypatch.setattr(mutants, "run", lambda *arguments: pytest.fail("tests were run"))
+    assert run_main(monkeypatch, "greenconn/green/deadline.py") == 1
+    assert "greenconn/green/deadline.py has no tests of its own" in capsys.readouterr().out
