@@ -59,7 +59,7 @@ def test_wrong_password_stops_everybody_at_once(redis_with: RedisFactory) -> Non
         (
             ("ACL", "SETUSER", "mailer", "-@all"),
             ("ACL", "SETUSER", "mailer", "+@all"),
-            "LoginRefused",
+            "CommandRefused",
         ),
         (
             ("ACL", "SETUSER", "mailer", "-evalsha", "-eval"),
