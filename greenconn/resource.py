@@ -338,12 +338,11 @@ class Resource:
             LimitExceeded, RuntimeError, WrongHub: as :meth:`acquire`.
         """
         entry = self._take(block, deadline)
-        since = entry.since
         try:
             self._sub_pools.add(sub_pool)
             self._pool.sub_pools.assign(entry.item, sub_pool._pool)
         except BaseException:
-            self._put_back(entry, since)
+            self._pool.put_back(entry)  # perhaps of the sub-pool already, which knows nothing of it
             raise
         return entry.item
 

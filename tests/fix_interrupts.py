@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -144,13 +145,26 @@ class SignalAt:
     Arguments:
         number: of the bytecode.
         within: parts of the paths of the files that are meant, of which one is enough.
+        between_calls: whether to count all bytecodes, also those before which Python runs no handler.
+            False leaves the first of each function, and those behind a call of what is not written in
+            Python.
     """
 
-    def __init__(self, number: int, within: tuple[str, ...] = ("/greenconn/",)) -> None:
+    def __init__(
+        self,
+        number: int,
+        within: tuple[str, ...] = ("/greenconn/",),
+        between_calls: bool = True,
+    ) -> None:
         #: Bytecodes until the signal; above 0 behind the run: it has not come to that.
         self.left = number
         self._within = within
+        self._between_calls = between_calls
         self._greenlet = getcurrent()
+        #: The latest bytecode of each function that runs.
+        self._latest: dict[FrameType, str] = {}
+        #: To which a function has just returned.
+        self._returned_to: FrameType | None = None
 
     def run(self, function: Callable[[], Any]) -> BaseException | None:
         """Run *function*, and return what it raised."""
@@ -162,6 +176,8 @@ class SignalAt:
             return exc
         finally:
             sys.settrace(former)
+            self._latest.clear()
+            self._returned_to = None
         return None
 
     def _begin(self, frame: FrameType, event: str, arg: object) -> Any:
@@ -175,11 +191,23 @@ class SignalAt:
         return self._each
 
     def _each(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "opcode" and getcurrent() is self._greenlet:
+        if getcurrent() is not self._greenlet:
+            return self._each
+        if event == "return":
+            self._latest.pop(frame, None)
+            self._returned_to = frame.f_back
+        elif event == "opcode" and (self._between_calls or self._is_checked(frame)):
             self.left -= 1
             if self.left == 0:
                 raise Signal  # which ends the tracing, too
         return self._each
+
+    def _is_checked(self, frame: FrameType) -> bool:
+        """Return whether Python looks for signals before the next bytecode of *frame*."""
+        before = self._latest.get(frame)
+        self._latest[frame] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        has_returned, self._returned_to = self._returned_to is frame, None
+        return before is None or (before.startswith("CALL") and not has_returned)
 
 
 def signals(
@@ -188,6 +216,7 @@ def signals(
     first: int = 1,
     step: int = 1,
     within: tuple[str, ...] = ("/greenconn/",),
+    between_calls: bool = True,
 ) -> Iterator[BaseException | None]:
     """Run *function* again and again, with a :class:`Signal` before another bytecode each time.
 
@@ -195,7 +224,7 @@ def signals(
 
     Arguments:
         first, step: which bytecodes.
-        within: of which files, see :class:`SignalAt`.
+        within, between_calls: see :class:`SignalAt`.
 
     Yields:
         What the run raised; it ends behind the run that came to its end before the signal.
@@ -205,7 +234,7 @@ def signals(
         SignalAt(sys.maxsize, within).run(function)
     number = first
     while True:
-        run = SignalAt(number, within)
+        run = SignalAt(number, within, between_calls)
         yield run.run(function)
         if run.left > 0:
             return

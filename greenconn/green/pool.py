@@ -264,9 +264,11 @@ class WaitQueue(Generic[T]):
             is_endless: it waits without a timeout.
         """
         slot: Slot[T] = Slot()
-        self.waiters[slot] = (weakref.ref(getcurrent()), monotonic() if is_endless else None)
+        waiter = weakref.ref(getcurrent()), monotonic() if is_endless else None
         if is_endless and self._timer is None and not self._has_warned:
             self._start(self._warn_after)
+        # No call from here on, since a signal can interrupt after each.
+        self.waiters[slot] = waiter
         return slot
 
     def leave(self, slot: Slot[T]) -> None:
@@ -691,8 +693,8 @@ class FairPool(Generic[T]):
             return self._open(deadline)
         if not block or (deadline.at is not None and deadline.has_ended):
             return self._take_now(deadline, block)
-        queue = self._queue
-        slot, began_at = queue.enter(deadline.at is None), monotonic()
+        queue, began_at = self._queue, monotonic()
+        slot = queue.enter(deadline.at is None)
         try:
             given = slot.wait(deadline)
             self._notify_wait(began_at, None)
@@ -743,27 +745,26 @@ class FairPool(Generic[T]):
 
     def _open(self, deadline: Deadline) -> Entry[T]:
         """Reserve a slot, create a resource in it, and hold it.  May switch."""
-        queue = self._queue
+        queue, item = self._queue, None
         self._reserved += 1
         try:
             item = self._create(deadline)
+            self._created += 1
+            entry, key = Entry(item).hold(), id(item)
         except BaseException:
             if queue is self._queue:
                 self._reserved -= 1
-                self._serve()
+                try:
+                    if item is not None:
+                        self._discard(Entry(item))
+                finally:
+                    self._serve()
             raise
         if queue is not self._queue:
             raise self._forked_error()
-        self._reserved -= 1
-        self._created += 1
-        entry = Entry(item)
-        try:
-            entry.hold()
-        except BaseException:
-            self._mend(entry)
-            raise
         # No call from here on, since a signal can interrupt after each.
-        self._entries[id(item)] = entry
+        self._entries[key] = entry
+        self._reserved -= 1
         if self._state is _CLOSED:
             self._discard(entry)
             raise self._closed_error()

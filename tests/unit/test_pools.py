@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -26,6 +26,7 @@ from greenconn.green.hub import yield_to_hub
 from greenconn.messaging import Producer
 from greenconn.resource import ConnectionPool
 from greenconn.transport import memory
+from tests.fix_interrupts import Signal, signals
 from tests.scripted import PlainTransport
 
 URL = "memory://me:secret@localhost/pools"
@@ -660,3 +661,76 @@ def test_each_thread_has_its_own_pools(connection: Connection, thread: ThreadPoo
         thread.apply(mine.acquire)
     thread.apply(pools.reset)
     assert pools.connections[connection] is mine
+
+
+# Signals
+
+Make = Callable[[Connection], Any]
+POOL_FILES = ("/greenconn/green/pool.py", "/greenconn/resource.py", "/greenconn/pools.py")
+
+
+@pytest.fixture(params=["connections", "producers"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes a pool with two places."""
+
+    def make(connection: Connection) -> Any:
+        pool = connection.Pool(2)
+        return pool if request.param == "connections" else pools.ProducerPool(pool, limit=2)
+
+    return make
+
+
+def use(pool: Any, timeout: float | None = None) -> None:
+    borrowed = pool.acquire(block=True, timeout=timeout)
+    try:
+        yield_to_hub()
+    finally:
+        pool.release(borrowed)
+
+
+def check_places(pool: Any, raised: BaseException | None) -> None:
+    """Check that all places of *pool* are free after *raised*, and close it."""
+    if raised is not None:
+        assert type(raised) is Signal
+        raised.__traceback__ = None
+        gc.collect()  # what was borrowed, and had no name yet
+    borrowed = [pool.acquire(block=True, timeout=0.001) for _ in range(2)]
+    assert pool.stats()["in_use"] == 2
+    for each in borrowed:
+        pool.release(each)
+    below = getattr(pool, "connections", pool)
+    pool.force_close_all()
+    assert below.stats()["in_use"] == 0
+    below.force_close_all()
+
+
+def test_a_signal_costs_no_place(connection: Connection, make: Make) -> None:
+    def uses() -> None:
+        for _ in range(3):
+            use(pool)
+        with pool.acquire(block=True):
+            pass
+
+    pool = make(connection)
+    for raised in signals(uses, within=POOL_FILES, between_calls=False):
+        check_places(pool, raised)
+        pool = make(connection)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_signal_in_a_wait_costs_no_place(
+    connection: Connection, make: Make, timeout: float | None
+) -> None:
+    def waits() -> None:
+        others[:] = [gevent.spawn(use, pool) for _ in range(3)]
+        gevent.sleep(0)
+        others.append(gevent.spawn(use, pool))
+        use(pool, timeout)
+
+    pool = make(connection)
+    others: list[gevent.Greenlet[..., None]] = []
+    for raised in signals(waits, within=POOL_FILES, between_calls=False):
+        gevent.joinall(others, timeout=60, raise_error=True)
+        assert all(other.successful() for other in others)
+        check_places(pool, raised)
+        pool = make(connection)
