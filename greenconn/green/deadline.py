@@ -138,8 +138,9 @@ class TimeLimit:
 
     def __del__(self) -> None:
         # A signal may have raised before the end of the block: its timer must not strike later.
-        if self._timer is not None:
-            self._timer.close()
+        timer = getattr(self, "_timer", None)  # or before it had one
+        if timer is not None:
+            timer.close()
 
     def __exit__(
         self,

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from greenconn.green.deadline import LEAST_SHARE, Deadline, TimeLimit, is_seconds
+from tests.fix_leaks import noted_unraisable
 
 
 def test_no_deadline_never_ends() -> None:
@@ -174,3 +175,9 @@ def test_it_is_entered_again_with_what_is_left() -> None:
         pass
     with pytest.raises(TimeoutError), limit:
         gevent.sleep(5.0)
+
+
+def test_a_signal_before_its_first_line_leaves_no_error() -> None:
+    with noted_unraisable() as errors:
+        TimeLimit.__new__(TimeLimit)
+    assert errors == []
