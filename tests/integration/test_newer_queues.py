@@ -12,7 +12,7 @@ from gevent.queue import Queue as GreenQueue
 
 from greenconn import Connection, Queue, publish, spawn_consumer
 from greenconn.exceptions import PreconditionFailed
-from greenconn.worker import ConsumerGreenlet
+from greenconn.worker import ConsumerGreenlet, handling
 
 CAME = 30.0
 #: Milliseconds: a message that is held back so long does not come in the time of a test.
@@ -68,8 +68,10 @@ def start(connection: Connection) -> Start:
 
 
 def test_a_quorum_queue_without_a_limit_has_one_of_20(
-    connection: Connection, make_queue: MakeQueue, start: Start
+    connection: Connection, make_queue: MakeQueue, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Else 21 deliveries of one message take a minute.
+    monkeypatch.setattr(handling, "LONGEST_PAUSE", handling.FIRST_PAUSE)
     dead = make_queue("-dead")
     queue = make_queue(
         queue_type="quorum", dead_letter_exchange="", dead_letter_routing_key=dead.name
