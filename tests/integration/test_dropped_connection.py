@@ -103,6 +103,14 @@ def with_publish(url: str, queue: str) -> None:
     greenconn.publish(Queue(queue), {"n": 1}, connection=Connection(url))
 
 
+def with_delay(url: str, queue: str) -> None:
+    with_get(url, queue)
+    connection = Connection(url)
+    greenconn.publish(Queue(queue), {"n": 2}, connection=connection, delay=3600)
+    with Consumer(connection.channel(), [Queue(queue)], callbacks=[lambda body, message: None]):
+        gevent.sleep(0)
+
+
 SHAPES = [
     only_open,
     with_channel,
@@ -111,6 +119,7 @@ SHAPES = [
     with_pools,
     with_get,
     with_publish,
+    with_delay,
 ]
 
 

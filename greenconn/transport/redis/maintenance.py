@@ -66,11 +66,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import ref
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, get_hub
 from gevent.event import Event
 from redis.exceptions import ResponseError
 
 from greenconn.broker.queues import is_lost, new_owner
+from greenconn.green.hub import weakly
 from greenconn.green.supervisor import OnDemand, spawn
 from greenconn.transport.redis.envelope import Delivery
 from greenconn.transport.redis.errors import PASSING, CommandRefused
@@ -665,25 +666,14 @@ class Delays:
         commands: of the link.
     """
 
-    __slots__ = (
-        "_commands",
-        "_due_at",
-        "_has_failed",
-        "_is_consuming",
-        "_is_sooner",
-        "_keys",
-        "_looked_at",
-        "_moving",
-        "_own_until",
-    )
-
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._moving = OnDemand("redis-delays", self._move)
         #: When it looks next, looked last, and when the last is due that this link has stored, by the
         #: monotonic clock.
         self._due_at = self._looked_at = self._own_until = 0.0
-        self._is_sooner = Event()
+        #: Runs until then.  A greenlet that waited would keep a link that its program has dropped.
+        self._timer: Any = None
         self._is_consuming = False
         self._has_failed = False
         #: The lists and declarations of what was due last.
@@ -707,14 +697,14 @@ class Delays:
         """Look after a message that was stored, and is due in so long.  Never switches."""
         due_at = monotonic() + seconds
         self._own_until = max(self._own_until, due_at)
-        if self._moving.greenlet is None:  # others may have stored earlier ones
+        if not self._is_looking:  # others may have stored earlier ones
             due_at = min(due_at, self._looked_at + OTHERS_PAUSE)
         self._look_at(due_at)
 
     def find(self) -> None:
         """Look after what others store from now on, and what they have left behind.  Never switches."""
         self._is_consuming = True
-        if self._moving.greenlet is None:
+        if not self._is_looking:
             self._commands.pipeline.post(pack(b"EXISTS", self._commands.keys.delayed), self._found)
 
     def _found(self, reply: Any) -> None:
@@ -724,36 +714,55 @@ class Delays:
 
     def changed(self) -> None:
         """Look again soon, as others may have stored an earlier message.  Never switches."""
-        if self._moving.greenlet is None:
+        if not self._is_looking:
             if not self._is_consuming:
                 return
         elif self._has_failed:
             return
         self._look_at(self._looked_at + OTHERS_PAUSE)
 
+    @property
+    def _is_looking(self) -> bool:
+        """Whether it looks, or will."""
+        return self._timer is not None or self._moving.greenlet is not None
+
     def _look_at(self, at: float) -> None:
-        if self._moving.greenlet is None:
-            self._due_at = at
+        if self._moving.greenlet is not None:
+            self._due_at = min(self._due_at, at)
+        elif self._timer is None or at < self._due_at:
+            self._wait_until(at)
+
+    def _wait_until(self, at: float) -> None:
+        self._due_at = at
+        self._stop_timer()
+        left = at - monotonic()
+        if left <= 0:
             self._moving.start()
-        elif at < self._due_at:
-            self._due_at = at
-            self._is_sooner.set()
+            return
+        self._timer = get_hub().loop.timer(left, ref=False)
+        self._timer.start(weakly(self._on_time), update=True)
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+
+    def _on_time(self) -> None:
+        # In the hub.
+        self._moving.start()
+        self._stop_timer()
 
     def stop(self) -> None:
         """End.  Never switches."""
+        self._stop_timer()
         self._moving.end()
 
     def _move(self) -> None:
-        commands = self._commands
-        while commands.lost is None:
-            left = self._due_at - monotonic()
-            self._is_sooner.clear()
-            if left > 0 and self._is_sooner.wait(left):
-                continue
-            seconds = self._promote()
-            if seconds is None:
-                return
-            self._due_at = monotonic() + max(seconds, LEAST_WAIT)
+        if self._commands.lost is not None:
+            return
+        seconds = self._promote()
+        if seconds is not None and self._commands.lost is None:
+            self._wait_until(monotonic() + max(seconds, LEAST_WAIT))
 
     def _promote(self) -> float | None:
         """Move what is due, and return the seconds until there is more; None: none is left."""
